@@ -1,0 +1,39 @@
+# Two commands do everything: `make search` and `make test`. Both set up .venv first, on any machine with Python 3.11.
+PYTHON ?= python3.11
+CONFIG ?= configs/digits.yaml
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: search test check bench constraints clean
+
+search: $(INSTALLED)
+	$(BIN)/slimfront search $(CONFIG)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
+# Remade when what is installed changes. The stamp comes last, so that a broken install is tried again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "slimfront needs Python 3.11; set PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The versions of a fresh install of pyproject.toml's ranges, without local build tags such as +cpu.
+constraints:
+	rm -rf .venv-fresh && $(PYTHON) -m venv .venv-fresh
+	.venv-fresh/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" && .venv-fresh/bin/python -m pip install --quiet -e '.[dev]'
+	{ echo "# What everything is tested with; the Makefile installs with it. Remade by: make constraints"; \
+	  .venv-fresh/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.txt
+	rm -rf .venv-fresh
+
+clean:
+	rm -rf .venv .venv-fresh *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

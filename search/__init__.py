@@ -1,0 +1,1 @@
+"""Proposes, schedules and records candidates: the only place that knows Optuna and MLflow."""

@@ -1,0 +1,102 @@
+"""The `slimfront` command: parses, calls, prints; no logic."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from trainables.errors import UserError
+
+app = typer.Typer(
+    help="Finds the Pareto front between accuracy and compactness for a PyTorch network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_errors = Console(stderr=True)
+
+ConfigArgument = Annotated[Path, typer.Argument(help="YAML file of the search.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override one value, such as training.epochs=5.")
+]
+
+
+@app.command()
+def search(
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")] = False,
+) -> None:
+    """Run a search and print its front."""
+    from search.config import load
+
+    loaded = load(config, overrides or [])
+    # The heavy imports come after the check, so that a mistake in the config is answered at once.
+    with contextlib.redirect_stdout(sys.stderr):
+        from search.progress import ProgressDisplay
+        from search.runner import run_search
+
+        with ProgressDisplay(loaded.search.trials, _errors) as progress:
+            result = run_search(loaded, progress)
+    from search import report
+
+    if as_json:
+        print(json.dumps(report.as_json(result)))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        console.print(report.as_table(result))
+        console.print(report.summary(result), highlight=False, soft_wrap=True)
+    if result.interrupted:
+        raise typer.Exit(130)
+    if result.all_failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(config: ConfigArgument, overrides: SetOption = None) -> None:
+    """Check a config and print it with all defaults filled in."""
+    from search.config import dump, load
+
+    print(dump(load(config, overrides or [])), end="")
+
+
+@app.command()
+def ui(
+    search: Annotated[str | None, typer.Argument(help="Name of a search; left out: the latest.")] = None,
+    tracking_uri: Annotated[str, typer.Option(help="The store, as tracking.uri in the config.")] = "sqlite:///slimfront.db",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+) -> None:
+    """Open MLflow at a search."""
+    from search.ui import open_ui
+
+    open_ui(tracking_uri, search, port, browser=browser, say=lambda text: print(text, flush=True))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(installed_version("slimfront"))
+
+
+def main() -> None:
+    """Entry point: a mistake of the user ends with one sentence on stderr and exit code 2."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=_errors, show_time=False, show_path=False)]
+    )
+    try:
+        app()
+    except UserError as error:
+        _errors.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        os._exit(130)  # the second Ctrl-C: at once, without waiting for threads; Ray's processes end with their driver

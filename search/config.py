@@ -1,0 +1,239 @@
+"""The typed schema of a config; loads it, checks it, and explains in one sentence what is wrong."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from optuna.distributions import BaseDistribution
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from search.objectives import OBJECTIVES, Objective
+from search.samplers import SAMPLERS
+from search.space import Parameter, set_path, set_paths
+from trainables.candidate import Candidate
+from trainables.errors import UserError
+from trainables.options import Options, suggest
+
+
+class SearchOptions(Options):
+    """How the space is searched.
+
+    `trials` candidates are trained, `concurrency` of them at a time (auto: as many as the resources allow).
+    The `sampler` proposes them; with `concurrency: 1` the same `seed` gives the same proposals.
+    Checkpoints and the study go to `storage_path`.
+    """
+
+    trials: int = Field(32, ge=1)
+    concurrency: int | Literal["auto"] = "auto"
+    sampler: str = "tpe"
+    seed: int = Field(0, ge=0)
+    storage_path: str = "runs"
+
+    @field_validator("sampler")
+    @classmethod
+    def _known_sampler(cls, sampler: str) -> str:
+        if sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler '{sampler}'; {suggest(sampler, SAMPLERS)}")
+        return sampler
+
+    @field_validator("concurrency")
+    @classmethod
+    def _at_least_one(cls, concurrency: int | str) -> int | str:
+        if isinstance(concurrency, int) and concurrency < 1:
+            raise ValueError(f"it must be at least 1, and it is {concurrency}")
+        return concurrency
+
+
+class Resources(Options):
+    """What one trial takes: `cpu` cores and `gpu`s; fractions share one."""
+
+    cpu: float = Field(1.0, gt=0)
+    gpu: float = Field(0.0, ge=0)
+
+
+class Tracking(Options):
+    """Where MLflow records: any tracking URI, and an experiment (left out: the config's name)."""
+
+    uri: str = "sqlite:///slimfront.db"
+    experiment: str | None = None
+
+
+class Config(Candidate):
+    """A search: a candidate, what varies in it, what is judged, and how the search is run."""
+
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    space: dict[str, Parameter] = Field(min_length=1)
+    objectives: tuple[str, ...]
+    search: SearchOptions = SearchOptions()
+    resources: Resources = Resources()
+    tracking: Tracking = Tracking()
+
+    @field_validator("objectives")
+    @classmethod
+    def _known_objectives(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in OBJECTIVES:
+                raise ValueError(f"unknown objective '{name}'; {suggest(name, OBJECTIVES)}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"an objective is named twice in {list(names)}")
+        if len(names) < 2:
+            raise ValueError(f"a front needs two or more objectives, and there is {len(names)}; known: {', '.join(OBJECTIVES)}")
+        return names
+
+    @model_validator(mode="after")
+    def _space_fits_the_candidate(self) -> Self:
+        for path, parameter in self.space.items():
+            for value in parameter.ends():
+                try:
+                    self.candidate({path: value})
+                except KeyError as error:
+                    raise _space_error(path, f"names nothing: {error.args[0]}") from None
+                except ValidationError as error:
+                    raise _space_error(path, _explain_first(error, inside=path)) from None
+        for path, parameter in self.space.items():
+            kind = self._field_type(path)
+            if parameter.choices is None and kind not in (int, float):
+                raise _space_error(path, "is not a number, so it cannot have a range; give 'choices'")
+            if parameter.choices is None and kind is int and any(v != int(v or 0) for v in (parameter.low, parameter.step or 1)):
+                raise _space_error(path, "is a whole number, so 'low', 'high' and 'step' must be whole too")
+        return self
+
+    def candidate(self, values: Mapping[str, object]) -> Candidate:
+        """The candidate with these values by dotted path put in.
+
+        Raises:
+            KeyError: a path leads through something without parts.
+            ValidationError: a path names nothing, or its value is out of range.
+        """
+        base = {name: getattr(self, name) for name in Candidate.model_fields}
+        plain = Candidate.model_construct(**base).model_dump(mode="json")
+        for path in values:
+            if path.partition(".")[0] not in Candidate.model_fields:
+                raise KeyError(f"it is not part of the candidate; {suggest(path.partition('.')[0], Candidate.model_fields)}")
+        return Candidate.model_validate(set_paths(plain, values))
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna's distributions of the space, by dotted path."""
+        return {path: p.distribution(integer=self._field_type(path) is int) for path, p in self.space.items()}
+
+    def chosen_objectives(self) -> list[Objective]:
+        """The objectives, in the order of the config."""
+        return [OBJECTIVES[name] for name in self.objectives]
+
+    def _field_type(self, path: str) -> object:
+        """The type of the field at a dotted path, as annotated; None where values are not a plain type."""
+        target: Any = self.candidate({path: self.space[path].ends()[0]})
+        *parents, last = path.split(".")
+        for name in parents:
+            target = target[name] if isinstance(target, Mapping) else getattr(target, name)
+        annotation = type(target).model_fields[last].annotation if isinstance(target, Options) else None
+        options = getattr(annotation, "__args__", (annotation,))  # int | None counts as int
+        return next((kind for kind in (int, float) if kind in options), None)
+
+
+def _space_error(path: str, problem: str) -> PydanticCustomError:
+    return PydanticCustomError("space", "space '{path}': {problem}", {"path": path, "problem": problem})
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 where it matters: 1e-3 is a number, and a key may not stand twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)$"),
+    list("-+0123456789."),
+)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads and checks a config.
+
+    Args:
+        path: a YAML file.
+        overrides: `dotted.path=value` each, the value as YAML; they replace what the file says.
+
+    Raises:
+        UserError: one sentence that says what is wrong, where, and what would be right.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"cannot read the config {path}: {reason}") from None
+    raw = _parse_yaml(text, str(path))
+    if not isinstance(raw, Mapping):
+        raise UserError(f"{path}: a config is a mapping of keys to values, and this is {type(raw).__name__}")
+    tree: dict[str, Any] = dict(raw)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {override}: it needs the form path=value, such as training.epochs=5")
+        try:
+            tree = set_path(tree, key, _parse_yaml(value, f"--set {override}"))
+        except KeyError as error:
+            raise UserError(f"--set {override}: {error.args[0]}") from None
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML that `load` reads back to an equal config."""
+    plain = config.model_dump(mode="json")
+    plain["space"] = {path: p.model_dump(mode="json", exclude_unset=True) for path, p in config.space.items()}
+    order = ["name", *Candidate.model_fields, "space", "objectives", "search", "resources", "tracking"]
+    return yaml.safe_dump({key: plain[key] for key in order}, sort_keys=False, allow_unicode=True)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{where}{line}: this is not YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    more = error.error_count() - 1
+    return _explain_first(error) + (f" (and {more} more)" if more else "")
+
+
+def _explain_first(error: ValidationError, inside: str = "") -> str:
+    """The first problem as a clause: where, what, and what would be right. Where is left out if it is `inside`."""
+    first = error.errors(include_url=False)[0]
+    parts = [str(part) for part in first["loc"]]
+    if len(parts) > 1 and (parts[-1] in _UNION_TAGS or parts[-1].startswith("literal[")):
+        parts.pop()
+    where = ".".join(parts)
+    message = first["msg"].removeprefix("Value error, ").replace("valid dictionary", "mapping of keys to values")
+    message = re.sub(r" or instance of \w+", "", message)
+    message = message[:1].lower() + message[1:]
+    if first["type"] == "missing":
+        return f"'{where}' is missing"
+    if first["type"] not in _COMPLETE:
+        message = re.sub("^input should", "it should", message)
+        got = first["input"]
+        message += f", and it is {got!r}" if isinstance(got, str | int | float | bool | None) else ""
+    if where in ("", inside) or first["type"] == "space":
+        return message
+    return f"in '{where}': {message}" if first["type"] == "unknown_key" else f"'{where}': {message}"
+
+
+_UNION_TAGS = ("int", "float", "bool", "str")
+"""What pydantic adds to the location of a value that fits no member of a union."""
+
+_COMPLETE = ("unknown_key", "unknown_name", "no_name", "space", "value_error")
+"""Our own messages, which name the value where that helps."""

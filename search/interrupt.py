@@ -1,0 +1,48 @@
+"""Ctrl-C: the first ends a search gracefully, the second at once."""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from ray import tune
+
+log = logging.getLogger(__name__)
+
+
+class Interrupt(tune.Stopper):
+    """Ends the search at the first Ctrl-C (or SIGTERM), gracefully; a second one raises KeyboardInterrupt at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No single trial is stopped."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Asked by Tune in every round of its loop."""
+        return self.requested
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Listens while the block runs; in the main thread only, since signals reach no other."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(_number: int, _frame: FrameType | None) -> None:
+            if self.requested:
+                raise KeyboardInterrupt
+            self.requested = True
+            log.warning("Stopping: running trials end, and the front of the finished ones follows. Ctrl-C again to quit at once.")
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,60 @@
+"""Shows how a search goes: a live bar in a terminal, a line now and then elsewhere; always on stderr."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from search.records import Ledger
+
+_LINE_EVERY_S = 5.0
+
+
+class ProgressDisplay:
+    """Trials done, front size, hypervolume and time left. A context manager."""
+
+    def __init__(self, trials: int, console: Console) -> None:
+        self.trials = trials
+        self.console = console
+        self.started = time.monotonic()
+        self.last_line = self.started
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=console,
+        )
+        self.task = self.bar.add_task("starting", total=trials, state="")
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def update(self, ledger: Ledger) -> None:
+        """Shows the present state; without a terminal, at most one line every few seconds."""
+        done = sum(trial.status != "running" for trial in ledger.trials)
+        if self.console.is_terminal:
+            self.bar.update(self.task, completed=done, description="searching", state=self._state(ledger, done))
+        elif time.monotonic() - self.last_line >= _LINE_EVERY_S or done == self.trials:
+            if done or self.last_line == self.started:
+                self.console.print(self._state(ledger, done), highlight=False)
+            self.last_line = time.monotonic()
+
+    def _state(self, ledger: Ledger, done: int) -> str:
+        failed = len(ledger.with_status("failed"))
+        parts = [f"{done}/{self.trials} trials"]
+        if failed:
+            parts.append(f"{failed} failed")
+        parts.append(f"front {len(ledger.front())}")
+        parts.append(f"hypervolume {ledger.hypervolume():.4f}")
+        if done:
+            left = (time.monotonic() - self.started) / done * (self.trials - done)
+            parts.append(f"about {left:.0f} s left")
+        return ", ".join(parts)

@@ -1,0 +1,73 @@
+"""What a search prints: its front as a table for people, or as one JSON object for programs."""
+
+from typing import Any
+
+from rich.table import Table
+
+from search.records import SearchResult, TrialRecord
+
+
+def as_json(result: SearchResult) -> dict[str, Any]:
+    """The result as plain data. In a front member `params` are the searched values, as in MLflow and Optuna.
+
+    The measure of that name, the number of parameters, is therefore `total_params` there and in `dense`.
+    """
+    ledger = result.ledger
+    return {
+        "search": result.search,
+        "trials": {status: len(ledger.with_status(status)) for status in ("completed", "stopped", "failed")},
+        "dense": _measures(ledger.dense) if ledger.dense else {},
+        "front": [
+            {"trial": record.label, "run_id": record.run_id, "params": record.values, **_measures(record)}
+            for record in result.front
+        ],
+        "hypervolume": ledger.hypervolume(),
+        "wall_seconds": round(result.wall_seconds, 2),
+        "tracking_uri": result.tracking_uri,
+    }
+
+
+def _measures(record: TrialRecord) -> dict[str, Any]:
+    renamed = {"total_params" if name == "params" else name: value for name, value in record.measures.items()}
+    accuracy = {"val_accuracy": renamed.pop("val_accuracy", None), "test_accuracy": record.test_accuracy}
+    return accuracy | renamed
+
+
+def as_table(result: SearchResult) -> Table:
+    """The front, most accurate first, with the dense network above it."""
+    table = Table(title=f"Front of {result.search}", title_justify="left")
+    paths = sorted({path for record in result.front for path in record.values})
+    numbers = ("val acc", "test acc", "non-zero", "of dense", "params", "layers", "FLOPs")
+    for name in ("trial", *numbers, *paths):
+        table.add_column(name, justify="left" if name == "trial" else "right", overflow="fold")
+    dense = result.ledger.dense
+    dense_nonzero = dense.measures.get("nonzero_params") if dense else None
+    if dense and dense.status == "completed":
+        table.add_row(*_row(dense, dense_nonzero, paths), end_section=True)
+    for record in result.front:
+        table.add_row(*_row(record, dense_nonzero, paths))
+    return table
+
+
+def _row(record: TrialRecord, dense_nonzero: float | None, paths: list[str]) -> list[str]:
+    m = record.measures
+    share = f"{m['nonzero_params'] / dense_nonzero:.1%}" if dense_nonzero else "-"
+    test = "-" if record.test_accuracy is None else f"{record.test_accuracy:.4f}"
+    sizes = [f"{m['nonzero_params']:,.0f}", share, f"{m['params']:,.0f}", f"{m['layers']:.0f}", f"{m['flops']:,.0f}"]
+    return [record.label, f"{m['val_accuracy']:.4f}", test, *sizes, *(_show(record.values.get(path, "")) for path in paths)]
+
+
+def _show(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def summary(result: SearchResult) -> str:
+    """What happened in two lines, and the next command to type."""
+    ledger = result.ledger
+    counts = {status: len(ledger.with_status(status)) for status in ("completed", "stopped", "failed")}
+    trials = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
+    store = "" if result.tracking_uri == "sqlite:///slimfront.db" else f" --tracking-uri {result.tracking_uri}"
+    return (
+        f"Trials: {trials}; front {len(result.front)}, hypervolume {ledger.hypervolume():.4f}, {result.wall_seconds:.0f} s.\n"
+        f"Review it in MLflow: slimfront ui {result.search}{store}"
+    )

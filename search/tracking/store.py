@@ -1,0 +1,86 @@
+"""Where MLflow keeps things: connecting to a store, and refusing one that does not answer."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, Run
+
+from trainables.errors import UserError
+
+# The tag that makes the UI open an experiment in its model-training mode, not the GenAI mode.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+_PROBE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the tracking store at `uri`; an SQLite file is created if it is missing.
+
+    Raises:
+        UserError: if the store does not answer within a few seconds.
+    """
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    client: MlflowClient
+    try:
+        with _environment(_PROBE):
+            client = MlflowClient(uri)
+            client.search_experiments(max_results=1)
+    except Exception as error:  # every store raises its own kinds
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError(
+            f"the tracking server at {_without_password(uri)} does not answer; start it, or set tracking.uri ({reason})"
+        ) from None
+    return client
+
+
+def open_experiment(client: MlflowClient, name: str, artifacts: Path, uri: str) -> str:
+    """The id of the experiment called `name`, made if it is missing; an embedded store keeps its artifacts under `artifacts`."""
+    experiment: Experiment | None = client.get_experiment_by_name(name)
+    if experiment is None:
+        location = None if uri.startswith(("http:", "https:", "databricks")) else artifacts.resolve().as_uri()
+        return str(client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
+    if experiment.lifecycle_stage == "deleted":
+        raise UserError(f"the MLflow experiment '{name}' is deleted; restore it, or set tracking.experiment to another name")
+    return str(experiment.experiment_id)
+
+
+def find_search(client: MlflowClient, search: str | None) -> Run:
+    """The parent run of the search called `search`, or of the latest one if None.
+
+    Raises:
+        UserError: if there is none.
+    """
+    wanted = "tags.`slimfront.role` = 'search'" + (f" AND tags.`slimfront.search` = '{search}'" if search else "")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    runs = client.search_runs(experiments, wanted, max_results=1, order_by=["attributes.start_time DESC"])
+    if not runs:
+        raise UserError(
+            f"there is no search called '{search}' in this store"
+            if search
+            else "there is no search in this store yet; run `slimfront search CONFIG` first"
+        )
+    return runs[0]
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _without_password(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}{host}" if at and credentials else uri

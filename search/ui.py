@@ -1,0 +1,70 @@
+"""Opens MLflow's UI on the store of a search."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from collections.abc import Callable
+
+from search.tracking.store import connect, find_search
+from trainables.errors import UserError
+
+_START_TIMEOUT_S = 60.0
+
+
+def open_ui(uri: str, search: str | None, port: int, *, browser: bool, say: Callable[[str], None]) -> None:
+    """Opens the page of `search` (None: the latest). For a store without a server it runs one until Ctrl-C.
+
+    Raises:
+        UserError: if there is no such search, the store does not answer, or the port is taken.
+    """
+    run = find_search(connect(uri), search)
+    page = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    if uri.startswith(("http:", "https:")):
+        _announce(uri.rstrip("/") + page, browser, say)
+        return
+    _refuse_taken_port(port)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as server:
+        try:
+            _wait_until_up(server, f"http://127.0.0.1:{port}")
+            _announce(f"http://127.0.0.1:{port}{page}", browser, say)
+            say("Ctrl-C ends it.")
+            server.communicate()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            server.terminate()
+
+
+def _announce(url: str, browser: bool, say: Callable[[str], None]) -> None:
+    say(url)
+    if browser:
+        webbrowser.open(url)
+
+
+def _refuse_taken_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise UserError(f"port {port} is taken; choose another one with --port") from None
+
+
+def _wait_until_up(server: "subprocess.Popen[bytes]", url: str) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            said = (server.stderr.read() if server.stderr else b"").decode(errors="replace").strip().splitlines()
+            raise UserError(f"the MLflow server ended at once: {said[-1] if said else 'it did not say why'}")
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2):  # noqa: S310 (our own loopback server)
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise UserError(f"the MLflow server did not answer within {_START_TIMEOUT_S:.0f} s")

@@ -1,0 +1,49 @@
+"""One candidate: everything that decides how one network is trained, and nothing about searching."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from trainables.compaction import Compaction
+from trainables.data import DATA, Data, Digits
+from trainables.models import MLP, MODELS, Model
+from trainables.options import Options
+from trainables.penalties import PENALTIES, Penalty
+from trainables.sparsifiers import SPARSIFIERS, Sparsifier
+
+
+class TrainingOptions(Options):
+    """How the weights are trained: cross-entropy loss, shuffled batches.
+
+    `lr` is the learning rate, constant or with `schedule: cosine` falling to 0 at the end; `momentum` is for sgd;
+    `weight_decay` as the optimiser defines it. `seed` decides initial weights and the order of batches; left out, a
+    search gives every trial its own. `report_every`: epochs between two reports to the search.
+    """
+
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(64, ge=1)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(1e-3, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    seed: int | None = Field(None, ge=0)
+    report_every: int = Field(5, ge=1)
+
+
+class Candidate(Options):
+    """A candidate network and its training: data → model → training under penalties and a sparsifier → compaction."""
+
+    data: SerializeAsAny[Annotated[Data, BeforeValidator(DATA.parse_named)]] = Digits()
+    model: SerializeAsAny[Annotated[Model, BeforeValidator(MODELS.parse_named)]] = MLP()
+    training: TrainingOptions = TrainingOptions()
+    penalties: Annotated[dict[str, SerializeAsAny[Penalty]], BeforeValidator(PENALTIES.parse_mapping)] = Field(
+        default_factory=dict
+    )
+    sparsifier: SerializeAsAny[Annotated[Sparsifier, BeforeValidator(SPARSIFIERS.parse_named)]] | None = None
+    compaction: Compaction = Compaction()
+
+    def dense(self) -> "Candidate":
+        """The same network and training without penalties, sparsifier and compaction: what compact ones compare with."""
+        plain: dict[str, object] = {"penalties": {}, "sparsifier": None, "compaction": Compaction(enabled=False)}
+        return self.model_copy(update=plain)

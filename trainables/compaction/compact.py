@@ -1,0 +1,106 @@
+"""Compaction: merging and removal, checked on real inputs, with a report of what was done."""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, fx, nn
+
+from trainables.compaction.merge import MergePolicy, drop_inactive_relus, merge_linears
+from trainables.compaction.units import remove_dead_units, skip_empty_layers
+from trainables.errors import TrialFailure
+from trainables.graph import trace
+from trainables.options import Options
+
+Action = Literal["inactive", "merged", "kept apart", "units removed", "removed"]
+
+
+class Compaction(Options):
+    """How a trained network is made smaller.
+
+    `merge: always` merges every inactive layer into the next one, for the fewest layers; `smaller` only where that
+    does not add non-zero weights, since the product of sparse matrices is denser than they are; `never` does not merge.
+    `tolerance` is the largest relative difference of outputs that counts as equal.
+    """
+
+    enabled: bool = True
+    merge: MergePolicy = "always"
+    tolerance: float = Field(1e-4, gt=0)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What compaction did: (layer, action, detail) in the order of doing, and the largest relative output difference."""
+
+    steps: tuple[tuple[str, Action, str], ...]
+    difference: float
+
+    def count(self, action: Action) -> int:
+        """How many steps were of this kind."""
+        return sum(step[1] == action for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """A compact network and how it came about."""
+
+    network: fx.GraphModule
+    report: Report
+
+
+def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None) -> Compacted:
+    """A smaller network with the same outputs in evaluation mode; `model` is left as it is.
+
+    Args:
+        model: a trained network that torch.fx can trace.
+        inputs: (N, *input_shape) real inputs, on which the two networks' outputs are compared.
+        options: the defaults if None.
+
+    Raises:
+        TrialFailure: if the outputs differ by more than the tolerance, relative to the largest output.
+        UserError: if the network cannot be traced.
+    """
+    options = options or Compaction()
+    training = model.training
+    model.eval()
+    try:
+        network = copy.deepcopy(trace(model)).eval()
+        steps = _transform(network, options) if options.enabled else []
+        network.graph.lint()
+        network.recompile()
+        network.delete_all_unused_submodules()
+        difference = relative_difference(model, network, inputs)
+    finally:
+        model.train(training)
+    if not difference <= options.tolerance:  # NaN too
+        raise TrialFailure(
+            f"compaction changed the outputs by {difference:.2e} of their size; the tolerance is {options.tolerance:.0e}"
+        )
+    return Compacted(network, Report(tuple(steps), difference))
+
+
+def _transform(network: fx.GraphModule, options: Compaction) -> list[tuple[str, Action, str]]:
+    """All exact steps, repeated until none applies; each removes something, so this ends."""
+    steps: list[tuple[str, Action, str]] = []
+    apart: list[str] = []
+    while True:
+        found: list[tuple[str, Action, str]] = []
+        for name, count in remove_dead_units(network).items():
+            found.append((name, "units removed", f"{count} constant or unread"))
+        found += [(name, "removed", "no units left") for name in skip_empty_layers(network)]
+        found += [(name, "inactive", "no negative entry: ReLU dropped") for name in drop_inactive_relus(network)]
+        merged, apart = merge_linears(network, options.merge)
+        found += [(name, "merged", "into the next layer") for name in merged]
+        steps += found
+        if not found:
+            return steps + [(name, "kept apart", "merging would add non-zero weights") for name in apart]
+
+
+@torch.no_grad()
+def relative_difference(expected: nn.Module, actual: nn.Module, inputs: Tensor) -> float:
+    """max |actual − expected| / max |expected| of the outputs on `inputs`; NaN if an output is NaN."""
+    wanted, got = expected(inputs), actual(inputs)
+    size = wanted.abs().max().clamp_min(torch.finfo(wanted.dtype).tiny)
+    return float((got - wanted).abs().max() / size)

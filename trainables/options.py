@@ -1,0 +1,98 @@
+"""Typed options, and registries that find them by the name in a config."""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Ends a message about an unknown `word`: the nearest known one if there is one, else all of them."""
+    choices = sorted(known)
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(choices) or 'none'}"
+
+
+class Options(BaseModel):
+    """Base of every part of a config: immutable, and refuses keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for key in data:
+                if key not in cls.model_fields:
+                    hint = suggest(str(key), cls.model_fields)
+                    raise PydanticCustomError("unknown_key", "unknown key '{key}'; {hint}", {"key": str(key), "hint": hint})
+        return data
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+class Registry(dict[str, type[OptionsT]]):
+    """Options classes by the name that a config calls them: `name: mlp` finds `models["mlp"]`.
+
+    Adding a model, data set, penalty or sparsifier is one file with one decorated class.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def register(self, name: str) -> Callable[[type[OptionsT]], type[OptionsT]]:
+        """Class decorator. Raises ValueError if the name is taken."""
+
+        def add(cls: type[OptionsT]) -> type[OptionsT]:
+            if name in self:
+                raise ValueError(f"{self.what} '{name}' is registered twice: {self[name]} and {cls}")
+            self[name] = cls
+            return cls
+
+        return add
+
+    def find(self, name: Any) -> type[OptionsT]:
+        """The options class called `name`. Raises PydanticCustomError, with a suggestion, if there is none."""
+        if not isinstance(name, str) or name not in self:
+            hint = suggest(str(name), self)
+            raise PydanticCustomError(
+                "unknown_name", "unknown {what} '{name}'; {hint}", {"what": self.what, "name": str(name), "hint": hint}
+            )
+        return self[name]
+
+    def parse_named(self, value: Any) -> Any:
+        """`{name: mlp, depth: 4}` or just `mlp`, to the options of that name; other values pass through."""
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, Mapping):
+            return value
+        if "name" not in value:
+            raise PydanticCustomError(
+                "no_name", "the {what} has no 'name'; known: {known}", {"what": self.what, "known": ", ".join(sorted(self))}
+            )
+        return self.find(value["name"]).model_validate(value)
+
+    def parse_mapping(self, value: Any) -> Any:
+        """`{layer: {strength: 1}, …}` to options by name; other values pass through."""
+        if not isinstance(value, Mapping):
+            return value
+        parsed: dict[Any, Any] = {}
+        for name, options in value.items():
+            cls = self.find(name)
+            try:
+                parsed[name] = cls.model_validate({} if options is None else options)
+            except ValidationError as error:
+                lines = [
+                    InitErrorDetails(
+                        type=PydanticCustomError(e["type"], e["msg"].replace("{", "{{").replace("}", "}}")),
+                        loc=(name, *e["loc"]),
+                        input=e["input"],
+                    )
+                    for e in error.errors()
+                ]
+                raise ValidationError.from_exception_data(self.what, lines) from None
+        return parsed

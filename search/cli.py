@@ -53,7 +53,8 @@ def search(
         print(json.dumps(report.as_json(result)))
     else:
         console = Console(width=None if sys.stdout.isatty() else 160)
-        console.print(report.as_table(result))
+        if result.front:
+            console.print(report.as_table(result))
         console.print(report.summary(result), highlight=False, soft_wrap=True)
     if result.interrupted:
         raise typer.Exit(130)

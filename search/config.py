@@ -64,12 +64,26 @@ class Tracking(Options):
 class Config(Candidate):
     """A search: a candidate, what varies in it, what is judged, and how the search is run."""
 
-    name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    space: dict[str, Parameter] = Field(min_length=1)
+    name: str
+    space: dict[str, Parameter]
     objectives: tuple[str, ...]
     search: SearchOptions = SearchOptions()
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
+
+    @field_validator("name")
+    @classmethod
+    def _name_fits_a_directory(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise ValueError(f"'{name}' cannot name a directory; use up to 100 letters, digits, '.', '_' and '-'")
+        return name
+
+    @field_validator("space")
+    @classmethod
+    def _something_varies(cls, space: dict[str, Parameter]) -> dict[str, Parameter]:
+        if not space:
+            raise ValueError("nothing varies; give at least one path with 'low' and 'high', or 'choices'")
+        return space
 
     @field_validator("objectives")
     @classmethod
@@ -229,7 +243,7 @@ def _explain_first(error: ValidationError, inside: str = "") -> str:
         message += f", and it is {got!r}" if isinstance(got, str | int | float | bool | None) else ""
     if where in ("", inside) or first["type"] == "space":
         return message
-    return f"in '{where}': {message}" if first["type"] == "unknown_key" else f"'{where}': {message}"
+    return f"in '{where}': {message}" if first["type"].startswith("unknown_") else f"'{where}': {message}"
 
 
 _UNION_TAGS = ("int", "float", "bool", "str")

@@ -18,8 +18,9 @@ class ProgressDisplay:
     def __init__(self, trials: int, console: Console) -> None:
         self.trials = trials
         self.console = console
-        self.started = time.monotonic()
-        self.last_line = self.started
+        self.first_end: float | None = None
+        self.first_done = 0
+        self.last_line = time.monotonic()
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -35,7 +36,8 @@ class ProgressDisplay:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.bar.stop()
+        if self.console.is_terminal:
+            self.bar.stop()
 
     def update(self, ledger: Ledger) -> None:
         """Shows the present state; without a terminal, at most one line every few seconds."""
@@ -43,8 +45,7 @@ class ProgressDisplay:
         if self.console.is_terminal:
             self.bar.update(self.task, completed=done, description="searching", state=self._state(ledger, done))
         elif time.monotonic() - self.last_line >= _LINE_EVERY_S or done == self.trials:
-            if done or self.last_line == self.started:
-                self.console.print(self._state(ledger, done), highlight=False)
+            self.console.print(self._state(ledger, done), highlight=False)
             self.last_line = time.monotonic()
 
     def _state(self, ledger: Ledger, done: int) -> str:
@@ -54,7 +55,10 @@ class ProgressDisplay:
             parts.append(f"{failed} failed")
         parts.append(f"front {len(ledger.front())}")
         parts.append(f"hypervolume {ledger.hypervolume():.4f}")
-        if done:
-            left = (time.monotonic() - self.started) / done * (self.trials - done)
-            parts.append(f"about {left:.0f} s left")
+        # The first trials wait for processes to start, so the rate counts from the first end of a trial.
+        if done and self.first_end is None:
+            self.first_end, self.first_done = time.monotonic(), done
+        elif self.first_end is not None and done > self.first_done:
+            per_trial = (time.monotonic() - self.first_end) / (done - self.first_done)
+            parts.append(f"about {per_trial * (self.trials - done):.0f} s left")
         return ", ".join(parts)

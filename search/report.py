@@ -1,5 +1,6 @@
 """What a search prints: its front as a table for people, or as one JSON object for programs."""
 
+from collections import Counter
 from typing import Any
 
 from rich.table import Table
@@ -8,9 +9,10 @@ from search.records import SearchResult, TrialRecord
 
 
 def as_json(result: SearchResult) -> dict[str, Any]:
-    """The result as plain data. In a front member `params` are the searched values, as in MLflow and Optuna.
+    """The result as plain data.
 
-    The measure of that name, the number of parameters, is therefore `total_params` there and in `dense`.
+    In a front member `params` are the searched values, as in MLflow and Optuna; the measure of that name, the number
+    of parameters, is `total_params` there.
     """
     ledger = result.ledger
     return {
@@ -18,7 +20,7 @@ def as_json(result: SearchResult) -> dict[str, Any]:
         "trials": {status: len(ledger.with_status(status)) for status in ("completed", "stopped", "failed")},
         "dense": _measures(ledger.dense) if ledger.dense else {},
         "front": [
-            {"trial": record.label, "run_id": record.run_id, "params": record.values, **_measures(record)}
+            {"trial": record.label, "run_id": record.run_id, **_measures(record), "params": record.values}
             for record in result.front
         ],
         "hypervolume": ledger.hypervolume(),
@@ -28,9 +30,9 @@ def as_json(result: SearchResult) -> dict[str, Any]:
 
 
 def _measures(record: TrialRecord) -> dict[str, Any]:
-    renamed = {"total_params" if name == "params" else name: value for name, value in record.measures.items()}
-    accuracy = {"val_accuracy": renamed.pop("val_accuracy", None), "test_accuracy": record.test_accuracy}
-    return accuracy | renamed
+    first = {"val_accuracy": record.measures.get("val_accuracy"), "test_accuracy": record.test_accuracy}
+    measures = first | record.measures
+    return measures | {"total_params": measures["params"]} if "params" in measures else measures
 
 
 def as_table(result: SearchResult) -> Table:
@@ -67,6 +69,9 @@ def summary(result: SearchResult) -> str:
     counts = {status: len(ledger.with_status(status)) for status in ("completed", "stopped", "failed")}
     trials = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
     store = "" if result.tracking_uri == "sqlite:///slimfront.db" else f" --tracking-uri {result.tracking_uri}"
+    if not result.front:
+        reasons = Counter(trial.reason for trial in ledger.trials if trial.reason).most_common(1)
+        trials += f" (most often: {reasons[0][0]})" if reasons else ""
     return (
         f"Trials: {trials}; front {len(result.front)}, hypervolume {ledger.hypervolume():.4f}, {result.wall_seconds:.0f} s.\n"
         f"Review it in MLflow: slimfront ui {result.search}{store}"

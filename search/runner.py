@@ -88,16 +88,21 @@ def _dense_sizes(base: Candidate) -> dict[str, float]:
 @contextmanager
 def _ray_session() -> Iterator[None]:
     """A Ray cluster: the one that is there (a running session, or RAY_ADDRESS), or a local one for the time of the block."""
-    os.environ.update(_TUNE_ENVIRONMENT)
     if ray.is_initialized():
         yield
         return
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    start_local_ray()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def start_local_ray(num_cpus: int | None = None) -> None:
+    """Starts Ray quietly: its own chatter stays in its log files."""
+    os.environ.update(_TUNE_ENVIRONMENT)
+    ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)
 
 
 def _concurrency(config: Config) -> int:

@@ -1,8 +1,13 @@
 """Optuna's samplers by the name in a config."""
 
+import warnings
 from collections.abc import Callable
 
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
+
+# Optuna calls these two experimental at every use; one line in the docs says it better.
+warnings.filterwarnings("ignore", category=ExperimentalWarning, message="(NSGAIIISampler|QMCSampler)")
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed, multivariate=True, constant_liar=True),

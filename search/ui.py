@@ -1,5 +1,6 @@
 """Opens MLflow's UI on the store of a search."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +30,7 @@ def open_ui(uri: str, search: str | None, port: int, *, browser: bool, say: Call
     _refuse_taken_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server ends with us, however we are ended
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as server:
         try:
             _wait_until_up(server, f"http://127.0.0.1:{port}")
@@ -36,7 +38,7 @@ def open_ui(uri: str, search: str | None, port: int, *, browser: bool, say: Call
             say("Ctrl-C ends it.")
             server.communicate()
         except KeyboardInterrupt:
-            pass
+            say("Ended.")
         finally:
             server.terminate()
 

@@ -30,8 +30,14 @@ def front_png(ledger: Ledger, objectives: list[Objective], title: str) -> Figure
         axes = figure.add_subplot(1, len(pairs), index + 1)
         axes.scatter(*_values(ledger.with_status("completed"), size, accuracy), s=18, color="0.7", label="trials")
         members = sorted(front, key=lambda t: t.measures[size.name])
-        style = "-" if len(objectives) == 2 else ""
-        axes.plot(*_values(members, size, accuracy), marker="o", linestyle=style, color="tab:blue", label="front")
+        axes.plot(
+            *_values(members, size, accuracy),
+            marker="o",
+            linestyle="-" if len(objectives) == 2 else "",
+            drawstyle="steps-post",  # between two members the smaller one is the best there is
+            color="tab:blue",
+            label="front",
+        )
         if ledger.dense and ledger.dense.status == "completed":
             axes.scatter(*_values([ledger.dense], size, accuracy), marker="*", s=140, color="tab:red", label="dense network")
         if size.name != "layers":
@@ -56,7 +62,14 @@ def front_html(ledger: Ledger, objectives: list[Objective], title: str) -> str:
     for name, trials, mode, color in layers:
         x, y = _values(trials, size, accuracy)
         figure.add_scatter(
-            x=x, y=y, mode=mode, name=name, marker_color=color, text=[_describe(t) for t in trials], hoverinfo="text"
+            x=x,
+            y=y,
+            mode=mode,
+            name=name,
+            marker_color=color,
+            line_shape="hv",
+            text=[_describe(t) for t in trials],
+            hoverinfo="text",
         )
     figure.update_layout(title=title, xaxis_title=_LABELS[size.name], yaxis_title=_LABELS[accuracy.name], template="plotly_white")
     if size.name != "layers":

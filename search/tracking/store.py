@@ -30,9 +30,9 @@ def connect(uri: str) -> MlflowClient:
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
     except Exception as error:  # every store raises its own kinds
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(
-            f"the tracking server at {_without_password(uri)} does not answer; start it, or set tracking.uri ({reason})"
+            f"the tracking store at {_without_password(uri)} does not answer ({_deepest(error)}); "
+            "start it, or set tracking.uri to one that runs"
         ) from None
     return client
 
@@ -78,6 +78,14 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _deepest(error: BaseException) -> str:
+    """The first line of the error at the bottom of a chain: `Connection refused` rather than four layers around it."""
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def _without_password(uri: str) -> str:

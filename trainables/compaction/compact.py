@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, fx, nn
 
 from trainables.compaction.merge import MergePolicy, drop_inactive_relus, merge_linears
-from trainables.compaction.units import remove_dead_units, skip_empty_layers
+from trainables.compaction.units import remove_dead_units
 from trainables.errors import TrialFailure
 from trainables.graph import trace
 from trainables.options import Options
@@ -87,9 +87,9 @@ def _transform(network: fx.GraphModule, options: Compaction) -> list[tuple[str, 
     apart: list[str] = []
     while True:
         found: list[tuple[str, Action, str]] = []
-        for name, count in remove_dead_units(network).items():
-            found.append((name, "units removed", f"{count} constant or unread"))
-        found += [(name, "removed", "no units left") for name in skip_empty_layers(network)]
+        for gone in remove_dead_units(network):
+            action: Action = "removed" if gone.whole else "units removed"
+            found.append((gone.layer, action, f"{gone.units} units, constant or unread"))
         found += [(name, "inactive", "no negative entry: ReLU dropped") for name in drop_inactive_relus(network)]
         merged, apart = merge_linears(network, options.merge)
         found += [(name, "merged", "into the next layer") for name in merged]

@@ -1,0 +1,79 @@
+"""What several tests share: small candidates, a small config, and one Ray session."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from search.config import Config
+from trainables import Candidate
+
+SMALL_CANDIDATE: dict[str, Any] = {
+    "model": {"name": "mlp", "depth": 3, "width": 16},
+    "training": {"epochs": 3, "batch_size": 128, "lr": 0.01, "seed": 7},
+    "penalties": {"layer": {"strength": 5.0}, "cka": {"strength": 1e-3, "every": 2}},
+    "sparsifier": {"name": "magnitude", "sparsity": 0.5},
+}
+
+SMALL_CONFIG: dict[str, Any] = {
+    "name": "small",
+    "model": {"name": "mlp", "depth": 2, "width": 16},
+    "training": {"epochs": 2, "batch_size": 256, "lr": 0.01, "report_every": 1},
+    "penalties": {"layer": {"strength": 1.0}},
+    "sparsifier": {"name": "magnitude"},
+    "space": {
+        "penalties.layer.strength": {"low": 0.1, "high": 100.0, "log": True},
+        "sparsifier.sparsity": {"low": 0.1, "high": 0.9},
+    },
+    "objectives": ["val_accuracy", "nonzero_params"],
+    "search": {"trials": 4},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Small networks train fastest on one thread, and results do not depend on the machine's cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def candidate() -> Candidate:
+    return Candidate.model_validate(SMALL_CANDIDATE)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The small config as a file, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL_CONFIG))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """The small config, with everything it writes below `tmp_path`."""
+    return small_config(tmp_path)
+
+
+def small_config(directory: Path, **changes: Any) -> Config:
+    """SMALL_CONFIG with whole sections replaced, recording below `directory`."""
+    tree = SMALL_CONFIG | changes
+    tree["search"] = tree["search"] | {"storage_path": str(directory / "runs")}
+    tree["tracking"] = {"uri": f"sqlite:///{directory}/slimfront.db"}
+    return Config.model_validate(tree)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A local Ray cluster of two cores, shared by the tests that run searches."""
+    import ray
+
+    from search.runner import start_local_ray
+
+    start_local_ray(num_cpus=2)
+    yield
+    ray.shutdown()

@@ -1,0 +1,172 @@
+"""Every mistake in a config gets one sentence that says what, where and what would be right."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from optuna.distributions import FloatDistribution, IntDistribution
+
+from search.config import Config, dump, load
+from search.space import set_path
+from tests.conftest import SMALL_CONFIG
+from trainables.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+BAD_VALUES = [
+    ("trainings", {}, "unknown key 'trainings'; did you mean 'training'?"),
+    ("training.epoch", 3, "in 'training': unknown key 'epoch'; did you mean 'epochs'?"),
+    ("penalties.layer.strenght", 3, "in 'penalties.layer': unknown key 'strenght'; did you mean 'strength'?"),
+    ("training.epochs", "many", "'training.epochs': it should be a valid integer"),
+    ("training.epochs", 0, "'training.epochs': it should be greater than or equal to 1, and it is 0"),
+    ("training", 5, "'training': it should be a mapping of keys to values, and it is 5"),
+    ("model", {"name": "mpl"}, "in 'model': unknown model 'mpl'; did you mean 'mlp'?"),
+    ("model", {"depth": 3}, "'model': the model has no 'name'; known: mlp"),
+    ("data", "digit", "in 'data': unknown data set 'digit'; did you mean 'digits'?"),
+    ("sparsifier", "magnitud", "in 'sparsifier': unknown sparsifier 'magnitud'; did you mean 'magnitude'?"),
+    ("penalties", {"layr": {}}, "in 'penalties': unknown penalty 'layr'; did you mean 'layer'?"),
+    ("penalties.layer.strength", -1, "'penalties.layer.strength': it should be greater than or equal to 0, and it is -1"),
+    ("penalties.layer.strength", float("inf"), "'penalties.layer.strength': it should be a finite number"),
+    ("penalties.cka", {"samples": 2}, "'penalties.cka.samples': the unbiased HSIC needs at least 4 samples"),
+    ("sparsifier.sparsity", 1.0, "'sparsifier.sparsity': it should be less than 1, and it is 1.0"),
+    ("sparsifier.sparsity", -0.5, "'sparsifier.sparsity': it should be greater than or equal to 0, and it is -0.5"),
+    ("search.sampler", "tep", "'search.sampler': unknown sampler 'tep'; did you mean 'tpe'?"),
+    ("search.trials", 0, "'search.trials': it should be greater than or equal to 1, and it is 0"),
+    ("search.concurrency", 0, "'search.concurrency': it must be at least 1, and it is 0"),
+    ("search.concurrency", "some", "'search.concurrency': it should be a valid integer"),
+    ("resources.cpu", 0, "'resources.cpu': it should be greater than 0, and it is 0"),
+    ("objectives", ["val_accuracy"], "'objectives': a front needs two or more objectives, and there is 1"),
+    ("objectives", ["val_accuracy", "layer"], "'objectives': unknown objective 'layer'; did you mean 'layers'?"),
+    ("objectives", ["layers", "layers"], "'objectives': an objective is named twice"),
+    ("name", "no spaces please", "'name': 'no spaces please' cannot name a directory"),
+    ("space", {}, "'space': nothing varies"),
+]
+
+BAD_SPACES = [
+    ("training.lr", {"low": 3, "high": 1}, "'space.training.lr': low (3) is greater than high (1)"),
+    ("training.lr", {"low": 0, "high": 1, "log": True}, "'space.training.lr': with log: true, low must be above 0, and it is 0"),
+    ("training.lr", {"lo": 1, "high": 2}, "in 'space.training.lr': unknown key 'lo'; did you mean 'low'?"),
+    ("training.lr", 5, "'space.training.lr': it should be a mapping of keys to values"),
+    ("penalties.layr.strength", {"low": 1, "high": 2}, "space 'penalties.layr.strength': in 'penalties': unknown penalty 'layr'"),
+    ("training.epoch", {"low": 1, "high": 2}, "space 'training.epoch': in 'training': unknown key 'epoch'; did you mean 'epochs'?"),
+    ("training.epochs.x", {"low": 1, "high": 2}, "space 'training.epochs.x': names nothing: 'epochs' is 2, which has no 'x'"),
+    ("search.trials", {"low": 1, "high": 2}, "space 'search.trials': names nothing: it is not part of the candidate"),
+    ("penalties.layer.strength", {"low": -1, "high": 2}, "it should be greater than or equal to 0, and it is -1"),
+    ("sparsifier.sparsity", {"low": 0, "high": 1}, "space 'sparsifier.sparsity': it should be less than 1, and it is 1"),
+    ("model.depth", {"low": 1.5, "high": 4}, "space 'model.depth': it should be a valid integer"),
+    ("model.depth", {"low": 1, "high": 4, "step": 0.5}, "space 'model.depth': is a whole number, so"),
+    ("model", {"low": 1, "high": 4}, "space 'model': "),
+    ("training.optimizer", {"choices": ["adam", "admw"]}, "space 'training.optimizer': it should be 'adam', 'adamw' or 'sgd'"),
+    ("training.lr", {"choices": ["fast"]}, "space 'training.lr': it should be a valid number"),
+]
+
+
+def refusal(tmp_path: Path, tree: dict[str, Any]) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{path}: ")
+    return message.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize(("path", "value", "expected"), BAD_VALUES)
+def test_a_bad_value_is_explained(tmp_path: Path, path: str, value: object, expected: str) -> None:
+    assert refusal(tmp_path, set_path(SMALL_CONFIG, path, value)).startswith(expected)
+
+
+@pytest.mark.parametrize(("path", "parameter", "expected"), BAD_SPACES)
+def test_a_bad_space_is_explained(tmp_path: Path, path: str, parameter: object, expected: str) -> None:
+    assert expected in refusal(tmp_path, SMALL_CONFIG | {"space": {path: parameter}})
+
+
+@pytest.mark.parametrize("key", ["name", "space", "objectives"])
+def test_a_missing_section_is_named(tmp_path: Path, key: str) -> None:
+    tree = copy.deepcopy(SMALL_CONFIG)
+    del tree[key]
+    assert refusal(tmp_path, tree) == f"'{key}' is missing"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: [", "line 1: this is not YAML"),
+        ("a: 1\na: 2", "line 1: this is not YAML: the key 'a' stands twice"),
+        ("- 1", "a config is a mapping of keys to values, and this is list"),
+        ("", "a config is a mapping of keys to values, and this is NoneType"),
+    ],
+)
+def test_text_that_is_no_config_is_explained(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(path)
+    assert expected in str(caught.value)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read the config .*none\.yaml: No such file"):
+        load(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="Is a directory"):
+        load(tmp_path)
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not UTF-8"):
+        load(binary)
+
+
+def test_overrides_replace_single_values(config_file: Path) -> None:
+    loaded = load(config_file, ["training.epochs=5", "objectives=[layers, flops]", "training.lr=1e-2"])
+    assert loaded.training.epochs == 5
+    assert loaded.training.lr == 0.01
+    assert loaded.objectives == ("layers", "flops")
+    assert loaded.training.batch_size == SMALL_CONFIG["training"]["batch_size"]
+
+
+@pytest.mark.parametrize("override", ["training.epochs", "=5", "training.epochs=[", "name.first=x"])
+def test_overrides_that_make_no_sense_are_refused(config_file: Path, override: str) -> None:
+    with pytest.raises(UserError, match="--set"):
+        load(config_file, [override])
+
+
+def test_the_resolved_config_reads_back_as_itself(config_file: Path, tmp_path: Path) -> None:
+    loaded = load(config_file)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump(loaded))
+    assert load(again) == loaded
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_that_we_ship_is_valid(path: Path) -> None:
+    assert load(path).search.trials > 0
+
+
+def test_numbers_without_a_point_before_the_exponent_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(SMALL_CONFIG | {"space": {"training.lr": {"choices": []}}}).replace("[]", "[1e-3, 2E+1]"))
+    assert load(path).space["training.lr"].choices == (1e-3, 20.0)
+
+
+def test_ranges_take_the_type_of_what_they_vary() -> None:
+    tree = SMALL_CONFIG | {"space": {"model.depth": {"low": 1, "high": 3}, "training.lr": {"low": 1, "high": 3}}}
+    assert Config.model_validate(tree).distributions() == {
+        "model.depth": IntDistribution(1, 3),
+        "training.lr": FloatDistribution(1, 3),
+    }
+
+
+def test_the_space_may_switch_on_a_penalty_that_the_config_leaves_out() -> None:
+    tree = SMALL_CONFIG | {"penalties": {}, "space": {"penalties.cka.strength": {"low": 0.0, "high": 1.0}}}
+    candidate = Config.model_validate(tree).candidate({"penalties.cka.strength": 0.5})
+    assert candidate.penalties["cka"].strength == 0.5
+
+
+def test_a_candidate_has_the_values_put_in(config: Config) -> None:
+    candidate = config.candidate({"sparsifier.sparsity": 0.25, "model.depth": 5})
+    assert candidate.sparsifier is not None
+    assert candidate.sparsifier.sparsity == 0.25
+    assert candidate.model.model_dump()["depth"] == 5

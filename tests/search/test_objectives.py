@@ -1,0 +1,28 @@
+import math
+
+import numpy as np
+import pytest
+
+from search.objectives import OBJECTIVES, Direction, losses
+
+
+def test_accuracies_are_maximised_and_sizes_minimised() -> None:
+    assert OBJECTIVES["val_accuracy"].direction is Direction.MAXIMIZE
+    assert {o.direction for n, o in OBJECTIVES.items() if n != "val_accuracy"} == {Direction.MINIMIZE}
+
+
+def test_losses_are_one_at_the_reference_and_smaller_is_better() -> None:
+    accuracy, size = OBJECTIVES["val_accuracy"], OBJECTIVES["params"]
+    assert accuracy.loss(0.0, math.nan) == 1
+    assert accuracy.loss(0.9, math.nan) == pytest.approx(0.1)
+    assert size.loss(1000, 1000) == 1
+    assert size.loss(100, 1000) == pytest.approx(math.log(101) / math.log(1001))
+    assert size.loss(0, 1000) == 0
+
+
+def test_a_missing_measure_becomes_nan() -> None:
+    chosen = [OBJECTIVES["val_accuracy"], OBJECTIVES["layers"]]
+    table = losses([{"val_accuracy": 0.5, "layers": 4}, {"val_accuracy": 0.5}], chosen, {"layers": 4})
+    assert table.shape == (2, 2)
+    assert table[0].tolist() == [0.5, 1.0]
+    assert np.isnan(table[1, 1])

@@ -1,0 +1,302 @@
+"""Real searches on a real Ray cluster, recorded in a real MLflow store."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from search.config import Config
+from search.records import Ledger, SearchResult
+from search.report import as_json
+from search.runner import run_search
+from tests.conftest import SMALL_CONFIG, small_config
+from trainables import measure, train
+from trainables.compaction import from_plain
+from trainables.data import load_once
+from trainables.errors import UserError
+from trainables.measures import accuracy
+
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(180)]
+
+
+def study_of(directory: Path, result: SearchResult) -> optuna.Study:
+    journal = JournalFileBackend(str(directory / "runs" / result.search / "study.journal"))
+    return optuna.load_study(study_name=result.search, storage=JournalStorage(journal))
+
+
+def runs_of(directory: Path, result: SearchResult) -> tuple[Run, dict[str, Run]]:
+    """The parent run of a search, and its child runs by name."""
+    client = MlflowClient(f"sqlite:///{directory}/slimfront.db")
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], f"tags.`slimfront.search` = '{result.search}'")
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+    assert len(children) + 1 == len(runs)
+    return parents[0], {str(run.info.run_name): run for run in children}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Path, SearchResult]:
+    """One search of six trials, looked at by several tests."""
+    directory = tmp_path_factory.mktemp("finished")
+    return directory, run_search(small_config(directory, search={"trials": 6}))
+
+
+def test_every_trial_completes_and_the_front_is_not_dominated(finished: tuple[Path, SearchResult]) -> None:
+    _, result = finished
+    assert len(result.ledger.with_status("completed")) == 6
+    assert result.front
+    points = [(-t.measures["val_accuracy"], t.measures["nonzero_params"]) for t in result.front]
+    assert points == sorted(points)
+    assert [size for _, size in points] == sorted((size for _, size in points), reverse=True)
+    assert result.ledger.hypervolume() > 0
+
+
+def test_optuna_has_every_trial_with_its_values(finished: tuple[Path, SearchResult]) -> None:
+    directory, result = finished
+    told = {trial.number: trial for trial in study_of(directory, result).trials}
+    assert len(told) == 6
+    for record in result.ledger.trials:
+        assert record.number is not None
+        assert told[record.number].values == [record.measures["val_accuracy"], record.measures["nonzero_params"]]
+        assert told[record.number].params == record.values
+
+
+def test_mlflow_has_the_search_with_a_child_for_every_trial(finished: tuple[Path, SearchResult]) -> None:
+    directory, result = finished
+    parent, children = runs_of(directory, result)
+    assert set(children) == {"dense", *(f"trial-{n:03d}" for n in range(6))}
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["hypervolume"] == pytest.approx(result.ledger.hypervolume())
+    assert parent.data.metrics["front_size"] == len(result.front)
+    assert parent.data.metrics["trials_completed"] == 6
+    for record in result.ledger.trials:
+        run = children[record.label]
+        assert run.info.status == "FINISHED"
+        assert run.data.params == {path: str(value) for path, value in (record.values | {"seed": record.seed}).items()}
+        assert {name: run.data.metrics[name] for name in record.measures} == pytest.approx(record.measures)
+    tagged = {name for name, run in children.items() if run.data.tags.get("slimfront.front") == "true"}
+    assert tagged == {record.label for record in result.front}
+
+
+def test_metrics_of_every_epoch_are_there_once(finished: tuple[Path, SearchResult]) -> None:
+    directory, result = finished
+    _, children = runs_of(directory, result)
+    client = MlflowClient(f"sqlite:///{directory}/slimfront.db")
+    for run in children.values():
+        for name in ("epoch/train_loss", "epoch/val_accuracy", "epoch/sparsity"):
+            assert [point.step for point in client.get_metric_history(run.info.run_id, name)] == [1, 2]
+
+
+def test_the_experiment_opens_in_model_training_mode(finished: tuple[Path, SearchResult]) -> None:
+    directory, _ = finished
+    experiment = MlflowClient(f"sqlite:///{directory}/slimfront.db").get_experiment_by_name("small")
+    assert experiment is not None
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_the_parent_has_the_front_as_png_as_offline_html_and_as_json(finished: tuple[Path, SearchResult], tmp_path: Path) -> None:
+    directory, result = finished
+    parent, _ = runs_of(directory, result)
+    client = MlflowClient(f"sqlite:///{directory}/slimfront.db")
+    files = {
+        name: Path(client.download_artifacts(parent.info.run_id, name, str(tmp_path)))
+        for name in ("front.png", "front.html", "front.json", "config.yaml")
+    }
+    assert files["front.png"].read_bytes().startswith(b"\x89PNG")
+    page = files["front.html"].read_text()
+    assert "Plotly.newPlot" in page
+    assert "<script src=" not in page  # nothing is loaded from the network
+    assert json.loads(files["front.json"].read_text()) == json.loads(json.dumps(as_json(result)))
+    assert "sparsifier.sparsity" in files["config.yaml"].read_text()
+
+
+def test_the_json_has_what_programs_need(finished: tuple[Path, SearchResult]) -> None:
+    directory, result = finished
+    plain = as_json(result)
+    assert list(plain) == ["search", "trials", "dense", "front", "hypervolume", "wall_seconds", "tracking_uri"]
+    assert plain["trials"] == {"completed": 6, "stopped": 0, "failed": 0}
+    assert plain["dense"]["nonzero_params"] == plain["dense"]["params"] == 64 * 16 + 16 + 16 * 16 + 16 + 16 * 10 + 10
+    _, children = runs_of(directory, result)
+    for member in plain["front"]:
+        assert children[member["trial"]].info.run_id == member["run_id"]
+        assert set(member["params"]) == set(SMALL_CONFIG["space"])
+        for name in ("val_accuracy", "test_accuracy", "nonzero_params", "total_params", "layers", "flops", "bytes"):
+            assert isinstance(member[name], int | float), name
+
+
+def test_the_stored_network_of_a_front_member_has_its_measures_and_test_accuracy(finished: tuple[Path, SearchResult]) -> None:
+    _, result = finished
+    data = load_once(small_config(Path("unused")).candidate({}).data, torch.device("cpu"))
+    for record in result.front:
+        assert record.checkpoint is not None
+        network = from_plain(torch.load(Path(record.checkpoint, "network.pt"), weights_only=True))
+        assert accuracy(network, *data.validation) == record.measures["val_accuracy"]
+        assert accuracy(network, *data.test) == record.test_accuracy
+        found = measure(network, data.test.inputs)
+        assert {name: found[name] for name in ("params", "nonzero_params", "layers", "flops")} == {
+            name: record.measures[name] for name in ("params", "nonzero_params", "layers", "flops")
+        }
+        torch.load(Path(record.checkpoint, "training.pt"), weights_only=True)
+
+
+def test_the_test_set_is_touched_for_front_members_and_the_dense_network_only(finished: tuple[Path, SearchResult]) -> None:
+    _, result = finished
+    touched = {record.label for record in result.ledger.trials if record.test_accuracy is not None}
+    assert touched == {record.label for record in result.front}
+    assert result.ledger.dense is not None
+    assert result.ledger.dense.test_accuracy is not None
+
+
+def test_a_trial_can_be_repeated_alone_from_its_values_and_seed(finished: tuple[Path, SearchResult], tmp_path: Path) -> None:
+    _, result = finished
+    record = result.front[0]
+    values = record.values | {"training.seed": record.seed}
+    alone = train(small_config(tmp_path).candidate(values))
+    # The size of the stored state depends on the names of modules, the rest must be the same to the bit.
+    assert alone.measures == record.measures
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_with_one_trial_at_a_time_a_seed_repeats_suggestions_and_results(tmp_path: Path, sampler: str) -> None:
+    def run(name: str, seed: int) -> list[tuple[dict[str, Any], dict[str, float]]]:
+        options = {"trials": 4, "concurrency": 1, "sampler": sampler, "seed": seed}
+        training = {"epochs": 1, "batch_size": 512, "seed": 3}
+        result = run_search(small_config(tmp_path / name, search=options, training=training))
+        return [(record.values, record.measures) for record in result.ledger.trials]
+
+    for name in ("first", "again", "other"):
+        (tmp_path / name).mkdir()
+    assert run("first", seed=1) == run("again", seed=1)
+    assert run("first", seed=1)[0] != run("other", seed=2)[0]
+
+
+def test_a_diverging_trial_is_failed_everywhere_and_the_search_goes_on(tmp_path: Path) -> None:
+    space = {"training.lr": {"choices": [1e-3, 1e30]}, "sparsifier.sparsity": {"low": 0.1, "high": 0.9}}
+    result = run_search(small_config(tmp_path, space=space, search={"trials": 8, "sampler": "random"}))
+    failed = result.ledger.with_status("failed")
+    assert failed
+    assert result.front
+    assert not result.all_failed
+    _, children = runs_of(tmp_path, result)
+    states = {trial.number: trial for trial in study_of(tmp_path, result).trials}
+    for record in result.ledger.trials:
+        assert record.number is not None
+        diverged = record.values["training.lr"] == 1e30
+        assert record.status == ("failed" if diverged else "completed")
+        assert states[record.number].state == (TrialState.FAIL if diverged else TrialState.COMPLETE)
+        assert children[record.label].info.status == ("FAILED" if diverged else "FINISHED")
+        if diverged:
+            assert "diverged: the training loss is" in children[record.label].data.tags["slimfront.reason"]
+            assert "diverged: the training loss is" in states[record.number].user_attrs["failure"]
+
+
+def test_a_trial_that_raises_is_failed_with_its_reason(tmp_path: Path) -> None:
+    # A network of a million units by a million does not fit into any memory: torch raises in the trial's process.
+    space = {"model.width": {"choices": [8, 1_000_000]}, "sparsifier.sparsity": {"low": 0.1, "high": 0.9}}
+    result = run_search(small_config(tmp_path, space=space, search={"trials": 4, "sampler": "random", "seed": 1}))
+    assert len(result.ledger.trials) == 4
+    failed = [record for record in result.ledger.trials if record.values["model.width"] == 1_000_000]
+    assert failed
+    assert {record.label for record in failed} == {record.label for record in result.ledger.with_status("failed")}
+    _, children = runs_of(tmp_path, result)
+    states = {trial.number: trial.state for trial in study_of(tmp_path, result).trials}
+    for record in failed:
+        assert "alloc" in str(record.reason)
+        assert "alloc" in children[record.label].data.tags["slimfront.reason"]
+        assert record.number is not None
+        assert states[record.number] == TrialState.FAIL
+
+
+def test_a_killed_worker_costs_its_trial_only(tmp_path: Path) -> None:
+    class KillsOnce:
+        """Kills the process of a trial when the first one has ended."""
+
+        def __init__(self) -> None:
+            self.killed = False
+
+        def update(self, ledger: Ledger) -> None:
+            if ledger.with_status("completed") and not self.killed:
+                workers = [p for p in psutil.process_iter(["cmdline"]) if "CandidateTrainable" in " ".join(p.info["cmdline"] or [])]
+                busy = [worker for worker in workers if worker.is_running()]
+                os.kill(busy[0].pid, signal.SIGKILL)
+                self.killed = True
+
+    killer = KillsOnce()
+    training = SMALL_CONFIG["training"] | {"epochs": 40}
+    result = run_search(small_config(tmp_path, training=training, search={"trials": 5}), killer)
+    assert killer.killed
+    assert len(result.ledger.with_status("failed")) <= 1
+    assert len(result.ledger.with_status("completed")) >= 4
+    assert {trial.state for trial in study_of(tmp_path, result).trials} <= {TrialState.COMPLETE, TrialState.FAIL}
+
+
+def test_when_all_trials_fail_there_is_no_front(tmp_path: Path) -> None:
+    training = SMALL_CONFIG["training"] | {"lr": 1e30}
+    result = run_search(small_config(tmp_path, training=training, search={"trials": 2}))
+    assert result.all_failed
+    assert result.front == []
+    parent, _ = runs_of(tmp_path, result)
+    assert parent.info.status == "FAILED"
+
+
+def test_ctrl_c_ends_the_trials_and_keeps_the_finished_ones(tmp_path: Path) -> None:
+    class InterruptsAfterTwo:
+        """Sends this process a SIGINT, as a terminal does, when two trials have ended."""
+
+        def __init__(self) -> None:
+            self.sent = False
+
+        def update(self, ledger: Ledger) -> None:
+            if len(ledger.with_status("completed")) >= 2 and not self.sent:
+                self.sent = True
+                threading.Timer(0.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+
+    before = signal.getsignal(signal.SIGINT)
+    started = time.monotonic()
+    training = SMALL_CONFIG["training"] | {"epochs": 30}
+    result = run_search(small_config(tmp_path, training=training, search={"trials": 500}), InterruptsAfterTwo())
+    assert time.monotonic() - started < 100
+    assert signal.getsignal(signal.SIGINT) is before
+    assert result.interrupted
+    assert len(result.ledger.with_status("completed")) >= 2
+    assert result.front
+    assert all(record.status in ("completed", "stopped") for record in result.ledger.trials)
+    parent, children = runs_of(tmp_path, result)
+    assert parent.info.status == "KILLED"
+    for record in result.ledger.trials:
+        assert children[record.label].info.status == ("FINISHED" if record.status == "completed" else "KILLED")
+    assert TrialState.RUNNING not in {trial.state for trial in study_of(tmp_path, result).trials}
+
+
+@pytest.mark.parametrize("resource", ["gpu", "cpu"])
+def test_more_than_the_cluster_has_is_refused_before_any_trial(tmp_path: Path, resource: str) -> None:
+    with pytest.raises(UserError, match=rf"resources\.{resource}: a trial asks for 64 {resource.upper()}, and there is"):
+        run_search(small_config(tmp_path, resources={resource: 64}))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_storage_path_that_cannot_be_written_is_refused(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file in the way")
+    with pytest.raises(UserError, match=r"search\.storage_path: cannot write to"):
+        run_search(config)
+
+
+def test_a_network_that_does_not_fit_is_refused_before_any_trial(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the model 'mlp' does not work on the data set 'digits'"):
+        run_search(small_config(tmp_path, model={"name": "mlp", "width": 1_000_000}))

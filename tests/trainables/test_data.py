@@ -1,0 +1,46 @@
+import pytest
+import torch
+from pydantic import ValidationError
+
+from trainables.data import Digits, load_once
+
+
+def test_digits_are_split_into_three_disjoint_parts_of_all_1797_images() -> None:
+    data = Digits().load()
+    sizes = [len(split.labels) for split in (data.train, data.validation, data.test)]
+    assert sum(sizes) == 1797
+    assert sizes[1:] == [360, 360] or sizes[1:] == [359, 360]
+    rows = torch.cat([split.inputs for split in (data.train, data.validation, data.test)]).flatten(1)
+    assert len(rows.unique(dim=0)) == 1797  # every digit image is unlike every other, so none is in two splits
+
+
+def test_the_split_depends_on_its_seed_only() -> None:
+    first, again, other = Digits(seed=0).load(), Digits(seed=0).load(), Digits(seed=1).load()
+    assert torch.equal(first.train.inputs, again.train.inputs)
+    assert not torch.equal(first.train.labels, other.train.labels)
+
+
+def test_every_split_has_all_classes_in_equal_shares() -> None:
+    data = Digits().load()
+    for split in (data.train, data.validation, data.test):
+        shares = split.labels.bincount(minlength=10) / len(split.labels)
+        assert float(shares.max() - shares.min()) < 0.03
+
+
+def test_inputs_are_standardised_by_the_training_split() -> None:
+    train = Digits().load().train.inputs
+    assert float(train.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(train.std()) == pytest.approx(1, abs=1e-5)
+    assert train.shape[1:] == (1, 8, 8)
+    assert train.dtype == torch.float32
+
+
+def test_a_process_loads_a_data_set_once() -> None:
+    device = torch.device("cpu")
+    assert load_once(Digits(), device) is load_once(Digits(), device)
+    assert load_once(Digits(), device) is not load_once(Digits(seed=1), device)
+
+
+def test_a_split_without_training_examples_is_refused() -> None:
+    with pytest.raises(ValidationError, match="leave no training examples"):
+        Digits(validation=0.5, test=0.5)

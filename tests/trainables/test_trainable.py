@@ -1,0 +1,98 @@
+"""The Ray class trainable: the same results in a reused process, a fresh one, and after a checkpoint."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from tests.conftest import SMALL_CANDIDATE
+from trainables import Candidate, train
+from trainables.trainable import CandidateTrainable
+
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(120)]
+
+VOLATILE = {"time_this_iter_s", "time_total_s", "time_since_restore", "date", "timestamp", "pid", "hostname", "node_ip"}
+VOLATILE |= {"trial_id", "iterations_since_restore", "training_iteration", "config"}
+
+
+def config_of(**changes: Any) -> dict[str, Any]:
+    tree = copy.deepcopy(SMALL_CANDIDATE) | changes
+    tree["training"] = tree["training"] | {"report_every": 2}
+    return {"candidate": Candidate.model_validate(tree).model_dump(mode="json")}
+
+
+FIRST = config_of(model={"name": "mlp", "depth": 2, "width": 24}, sparsifier={"name": "magnitude", "sparsity": 0.9})
+SECOND = config_of()
+DIVERGING = config_of(training=SMALL_CANDIDATE["training"] | {"lr": 1e30})
+
+
+@ray.remote(num_cpus=1)
+class Process:
+    """A trainable in a process of its own, as Tune runs it."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.trainable = CandidateTrainable(config)
+
+    def run(self) -> list[dict[str, Any]]:
+        results: list[dict[str, Any]] = []
+        while not results or not results[-1]["done"]:
+            results.append(self.trainable.train())
+        return [{key: value for key, value in result.items() if key not in VOLATILE} for result in results]
+
+    def reset(self, config: dict[str, Any]) -> bool:
+        return bool(self.trainable.reset(config))
+
+
+def run_in_turn(*configs: dict[str, Any]) -> list[dict[str, Any]]:
+    """The results of the last of several trials that one process runs after another."""
+    process = Process.remote(configs[0])
+    try:
+        results = ray.get(process.run.remote())
+        for config in configs[1:]:
+            assert ray.get(process.reset.remote(config))
+            results = ray.get(process.run.remote())
+    finally:
+        ray.kill(process)
+    return list(results)
+
+
+@pytest.mark.parametrize("earlier", [[FIRST], [DIVERGING], [FIRST, SECOND]], ids=["another", "diverged", "two"])
+def test_a_reused_process_and_a_fresh_one_give_bit_identical_results(earlier: list[dict[str, Any]]) -> None:
+    assert run_in_turn(*earlier, SECOND) == run_in_turn(SECOND)
+
+
+def test_the_trainable_reports_what_training_alone_gives() -> None:
+    results = run_in_turn(SECOND)
+    alone = train(Candidate.model_validate(SECOND["candidate"]))
+    assert [epoch for result in results for epoch in result["history"]] == alone.history
+    assert {name: results[-1][name] for name in alone.measures} == alone.measures
+    assert [len(result["history"]) for result in results] == [2, 1]
+
+
+def test_divergence_is_a_result_and_the_process_lives_on() -> None:
+    last = run_in_turn(DIVERGING)[-1]
+    assert last["done"]
+    assert "diverged" in last["failure"]
+    assert "val_accuracy" not in last
+
+
+def test_a_checkpoint_is_plain_and_continues_bit_exactly(tmp_path: Path) -> None:
+    whole = CandidateTrainable(SECOND)
+    results = [whole.train(), whole.train()]
+    interrupted = CandidateTrainable(SECOND)
+    interrupted.train()
+    interrupted.save_checkpoint(str(tmp_path))
+    continued = CandidateTrainable(SECOND)
+    continued.load_checkpoint(str(tmp_path))
+    last = continued.train()
+    for name in ("history", "val_accuracy", "nonzero_params", "compaction"):
+        assert last[name] == results[-1][name]
+    state = torch.load(tmp_path / "training.pt", weights_only=True)
+    assert state["epoch"] == 2
+    assert state["candidate"] == SECOND["candidate"]
+    assert not (tmp_path / "network.pt").exists()  # only a finished trial has a compact network
+    continued.save_checkpoint(str(tmp_path))
+    assert torch.load(tmp_path / "network.pt", weights_only=True)["layers"]

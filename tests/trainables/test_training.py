@@ -1,0 +1,106 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import SMALL_CANDIDATE
+from trainables import Candidate, train
+from trainables.errors import TrialFailure
+from trainables.training import Training
+
+
+def with_changes(**changes: Any) -> Candidate:
+    return Candidate.model_validate(SMALL_CANDIDATE | changes)
+
+
+def test_training_learns_the_digits() -> None:
+    trained = train(with_changes(training={"epochs": 8, "lr": 0.01, "seed": 0}, penalties={}, sparsifier=None))
+    assert trained.measures["val_accuracy"] > 0.9
+    assert [epoch["epoch"] for epoch in trained.history] == list(range(1, 9))
+    assert trained.history[-1]["train_loss"] < trained.history[0]["train_loss"] / 2
+
+
+def test_a_seed_decides_everything(candidate: Candidate) -> None:
+    torch.manual_seed(1)
+    first = train(candidate)
+    torch.manual_seed(2)  # the global generator has no part in it
+    second = train(candidate)
+    assert first.history == second.history
+    assert first.measures == second.measures
+    other = train(with_changes(training=SMALL_CANDIDATE["training"] | {"seed": 8}))
+    assert other.history != first.history
+
+
+def test_training_leaves_the_global_random_state_alone(candidate: Candidate) -> None:
+    before = torch.random.get_rng_state()
+    train(candidate)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_saved_training_continues_bit_exactly(optimizer: str, tmp_path: Any) -> None:
+    options = with_changes(training={"epochs": 4, "batch_size": 128, "lr": 0.01, "seed": 1, "optimizer": optimizer})
+    whole = train(options)
+    first = Training(options)
+    history = [first.run_epoch(), first.run_epoch()]
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second = Training(options)
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    history += [second.run_epoch(), second.run_epoch()]
+    assert history == whole.history
+    assert second.finish()[1] == whole.measures
+
+
+def test_the_sparsity_target_is_met_and_measured_on_the_compact_network() -> None:
+    trained = train(with_changes(penalties={}, sparsifier={"name": "magnitude", "sparsity": 0.9}))
+    weights = 64 * 16 + 2 * 16 * 16 + 16 * 10
+    assert trained.history[-1]["sparsity"] == pytest.approx(0.9, abs=1 / weights)
+    assert trained.measures["nonzero_params"] <= math.ceil(0.1 * weights) + 3 * 16 + 10
+
+
+def test_a_strong_layer_penalty_leaves_two_weight_layers_with_the_same_accuracy() -> None:
+    trained = train(with_changes(penalties={"layer": {"strength": 1000.0}}, sparsifier=None))
+    assert trained.history[-1]["active_layers"] == 0
+    assert trained.measures["layers"] == 2
+    assert trained.measures["layers_merged"] == 2
+    assert trained.measures["val_accuracy"] == trained.history[-1]["val_accuracy"]
+
+
+def test_the_cka_penalty_is_part_of_the_loss_and_changes_the_weights() -> None:
+    plain = train(with_changes(penalties={}, sparsifier=None))
+    pushed = train(with_changes(penalties={"cka": {"strength": 0.1, "every": 1, "samples": -1}}, sparsifier=None))
+    assert all(epoch["penalty_loss"] == 0 for epoch in plain.history)
+    assert all(epoch["penalty_loss"] > 0 for epoch in pushed.history)
+    assert pushed.history[-1]["train_loss"] != plain.history[-1]["train_loss"]
+
+
+def test_strength_zero_is_the_same_as_no_penalty() -> None:
+    off = train(with_changes(penalties={"layer": {"strength": 0}, "cka": {"strength": 0}}))
+    none = train(with_changes(penalties={}))
+    assert off.history == none.history
+
+
+def test_a_diverging_training_fails_with_its_reason() -> None:
+    with pytest.raises(TrialFailure, match=r"diverged: the training loss is (inf|nan) in epoch 1"):
+        train(with_changes(training={"epochs": 3, "lr": 1e30, "seed": 0}))
+
+
+def test_no_hook_is_left_after_training(candidate: Candidate) -> None:
+    training = Training(candidate)
+    training.run_epoch()
+    assert any(module._forward_hooks for module in training.model.modules())
+    training.close()
+    assert not any(module._forward_hooks for module in training.model.modules())
+
+
+def test_the_cosine_schedule_falls_from_lr_to_zero() -> None:
+    options = with_changes(training={"epochs": 4, "batch_size": 128, "lr": 0.01, "seed": 1, "schedule": "cosine"})
+    rates = [epoch["lr"] for epoch in train(options).history]
+    assert rates == pytest.approx([0.01 * (1 + math.cos(math.pi * e / 4)) / 2 for e in (1, 2, 3, 4)])
+
+
+def test_the_dense_candidate_has_the_full_network(candidate: Candidate) -> None:
+    measures = train(candidate.dense()).measures
+    assert measures["params"] == 64 * 16 + 16 + 2 * (16 * 16 + 16) + 16 * 10 + 10
+    assert measures["layers"] == 4

@@ -78,9 +78,10 @@ def ui(
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
 ) -> None:
     """Open MLflow at a search."""
+    from search.config import Tracking
     from search.ui import open_ui
 
-    open_ui(tracking_uri, search, port, browser=browser, say=lambda text: print(text, flush=True))
+    open_ui(Tracking(uri=tracking_uri).absolute_uri(), search, port, browser=browser, say=lambda text: print(text, flush=True))
 
 
 @app.command()

@@ -53,12 +53,21 @@ class Resources(Options):
     cpu: float = Field(1.0, gt=0)
     gpu: float = Field(0.0, ge=0)
 
+    def for_ray(self) -> dict[str, float]:
+        """The resources by Ray's names, without those that a trial does not need."""
+        return {"CPU": self.cpu} | ({"GPU": self.gpu} if self.gpu else {})
+
 
 class Tracking(Options):
     """Where MLflow records: any tracking URI, and an experiment (left out: the config's name)."""
 
     uri: str = "sqlite:///slimfront.db"
     experiment: str | None = None
+
+    def absolute_uri(self) -> str:
+        """The URI with the path of an SQLite file made absolute, so that it means the same from every directory."""
+        scheme, file = "sqlite:///", self.uri.removeprefix("sqlite:///")
+        return f"{scheme}{Path(file).absolute()}" if self.uri.startswith(scheme) and file else self.uri
 
 
 class Config(Candidate):

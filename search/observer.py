@@ -1,6 +1,7 @@
 """Turns Ray Tune's events into records, and passes them on to the recorder and the progress display."""
 
 import logging
+from pathlib import Path
 from typing import Any, Protocol
 
 from ray import tune
@@ -78,7 +79,8 @@ class Observer(DriverOnly, tune.Callback):
 
 
 def _reason(trial: Trial) -> str:
-    """The last line of the error of a trial that raised, such as `ValueError: …`."""
-    error = trial.get_error()
-    lines = [line for line in str(error or "").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "the trial's process ended without saying why"
+    """The last line of the error of a trial that raised, such as `ValueError: …`, or why its process died."""
+    # trial.get_error() reads the synced copy, which is not there yet when Tune calls back; this is the driver's own.
+    file = Path(trial.error_file or "")
+    lines = [line.strip() for line in file.read_text().splitlines() if line.strip()] if file.is_file() else []
+    return lines[-1] if lines else "the trial's process ended without saying why"

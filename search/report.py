@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from search.config import Tracking
 from search.records import SearchResult, TrialRecord
 
 
@@ -68,7 +69,7 @@ def summary(result: SearchResult) -> str:
     ledger = result.ledger
     counts = {status: len(ledger.with_status(status)) for status in ("completed", "stopped", "failed")}
     trials = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
-    store = "" if result.tracking_uri == "sqlite:///slimfront.db" else f" --tracking-uri {result.tracking_uri}"
+    store = "" if result.tracking_uri == Tracking().absolute_uri() else f" --tracking-uri {result.tracking_uri}"
     if not result.front:
         reasons = Counter(trial.reason for trial in ledger.trials if trial.reason).most_common(1)
         trials += f" (most often: {reasons[0][0]})" if reasons else ""

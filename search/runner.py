@@ -52,7 +52,8 @@ def run_search(config: Config, progress: Progress | None = None) -> SearchResult
     begun = time.monotonic()
     base = config.candidate({})
     dense_sizes = _dense_sizes(base)
-    client = connect(config.tracking.uri)
+    tracking_uri = config.tracking.absolute_uri()
+    client = connect(tracking_uri)
     with _ray_session():
         concurrency = _concurrency(config)
         search, directory = _new_directory(config)
@@ -66,9 +67,7 @@ def run_search(config: Config, progress: Progress | None = None) -> SearchResult
         _end_unfinished(ledger, recorder)
         front = ledger.front()
         _touch_test_set(base, [*front, *([ledger.dense] if ledger.dense else [])])
-        result = SearchResult(
-            search, ledger, front, time.monotonic() - begun, config.tracking.uri, interrupted=interrupt.requested
-        )
+        result = SearchResult(search, ledger, front, time.monotonic() - begun, tracking_uri, interrupted=interrupt.requested)
         recorder.finish(result)
     return result
 
@@ -103,6 +102,7 @@ def start_local_ray(num_cpus: int | None = None) -> None:
     os.environ.update(_TUNE_ENVIRONMENT)
     ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # it lists failed trials, which we report with reasons
 
 
 def _concurrency(config: Config) -> int:
@@ -162,7 +162,8 @@ def _config_maker(config: Config) -> Callable[[int | None, dict[str, Any] | None
         if candidate.training.seed is None:
             seed = 1_000_003 * config.search.seed + (0 if number is None else number + 1)
             candidate = candidate.model_copy(update={"training": candidate.training.model_copy(update={"seed": seed})})
-        return {"number": number, "values": values or {}, "candidate": candidate.model_dump(mode="json")}
+        plain = candidate.model_dump(mode="json")
+        return {"number": number, "values": values or {}, "candidate": plain, "resources": config.resources.for_ray()}
 
     return make
 
@@ -170,9 +171,8 @@ def _config_maker(config: Config) -> Callable[[int | None, dict[str, Any] | None
 def _run_trials(
     config: Config, searcher: StudySearcher, observer: Observer, interrupt: Interrupt, directory: Path, concurrency: int
 ) -> None:
-    resources = {"cpu": config.resources.cpu, "gpu": config.resources.gpu}
     tuner = tune.Tuner(
-        tune.with_resources(CandidateTrainable, resources),
+        CandidateTrainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             num_samples=config.search.trials + 1,  # and the dense reference

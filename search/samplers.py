@@ -7,7 +7,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
 
 # Optuna calls these two experimental at every use; one line in the docs says it better.
-warnings.filterwarnings("ignore", category=ExperimentalWarning, message="(NSGAIIISampler|QMCSampler)")
+warnings.filterwarnings("ignore", category=ExperimentalWarning, message=".*(NSGAIIISampler|QMCSampler)")
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed, multivariate=True, constant_liar=True),

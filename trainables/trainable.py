@@ -16,12 +16,17 @@ NETWORK_FILE = "network.pt"
 
 
 class CandidateTrainable(tune.Trainable):
-    """Trains the candidate in `config["candidate"]` on the GPU that Ray assigned, or else on the CPU.
+    """Trains the candidate in `config["candidate"]` with `config["resources"]`: on the GPU that Ray assigned, if any.
 
     A step trains `training.report_every` epochs and reports their metrics as `history`, a list of one dictionary per
     epoch. The last step also compacts and measures, and adds the measures. A trial that cannot go on ends with a
     `failure`, the reason, instead of an exception, so that its process can take the next trial.
     """
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """What Ray sets aside for a trial: `config["resources"]`, such as {"CPU": 1, "GPU": 0.5}."""
+        return tune.PlacementGroupFactory([config["resources"]])
 
     def setup(self, config: dict[str, Any]) -> None:
         """Only remembers the config: what can go wrong goes wrong in `step`, where it becomes this trial's failure."""
@@ -35,14 +40,13 @@ class CandidateTrainable(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self.cleanup()
         self.candidate = config["candidate"]
+        self.resources = config["resources"]
         self.training: Training | None = None
         self.network: dict[str, Any] | None = None
 
     def _start(self) -> Training:
-        resources = self.trial_resources
-        required = resources.required_resources if resources else {}
-        torch.set_num_threads(max(1, int(required.get("CPU", 1))))
-        device = "cuda" if required.get("GPU", 0) > 0 and torch.cuda.is_available() else "cpu"
+        torch.set_num_threads(max(1, int(self.resources["CPU"])))
+        device = "cuda" if self.resources.get("GPU", 0) > 0 else "cpu"
         return Training(Candidate.model_validate(self.candidate), device)
 
     def step(self) -> dict[str, Any]:

@@ -50,7 +50,11 @@ BAD_SPACES = [
     ("training.lr", {"lo": 1, "high": 2}, "in 'space.training.lr': unknown key 'lo'; did you mean 'low'?"),
     ("training.lr", 5, "'space.training.lr': it should be a mapping of keys to values"),
     ("penalties.layr.strength", {"low": 1, "high": 2}, "space 'penalties.layr.strength': in 'penalties': unknown penalty 'layr'"),
-    ("training.epoch", {"low": 1, "high": 2}, "space 'training.epoch': in 'training': unknown key 'epoch'; did you mean 'epochs'?"),
+    (
+        "training.epoch",
+        {"low": 1, "high": 2},
+        "space 'training.epoch': in 'training': unknown key 'epoch'; did you mean 'epochs'?",
+    ),
     ("training.epochs.x", {"low": 1, "high": 2}, "space 'training.epochs.x': names nothing: 'epochs' is 2, which has no 'x'"),
     ("search.trials", {"low": 1, "high": 2}, "space 'search.trials': names nothing: it is not part of the candidate"),
     ("penalties.layer.strength", {"low": -1, "high": 2}, "it should be greater than or equal to 0, and it is -1"),

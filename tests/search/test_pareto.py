@@ -6,7 +6,9 @@ from hypothesis.extra.numpy import arrays
 
 from search.pareto import hypervolume, non_dominated
 
-clouds = st.integers(1, 3).flatmap(lambda m: arrays(np.float64, st.tuples(st.integers(0, 12), st.just(m)), elements=st.integers(0, 5)))
+clouds = st.integers(1, 3).flatmap(
+    lambda m: arrays(np.float64, st.tuples(st.integers(0, 12), st.just(m)), elements=st.integers(0, 5))
+)
 
 
 def slow_non_dominated(points: np.ndarray) -> list[bool]:

@@ -172,18 +172,14 @@ def test_a_trial_can_be_repeated_alone_from_its_values_and_seed(finished: tuple[
     assert alone.measures == record.measures
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
-def test_with_one_trial_at_a_time_a_seed_repeats_suggestions_and_results(tmp_path: Path, sampler: str) -> None:
-    def run(name: str, seed: int) -> list[tuple[dict[str, Any], dict[str, float]]]:
-        options = {"trials": 4, "concurrency": 1, "sampler": sampler, "seed": seed}
-        training = {"epochs": 1, "batch_size": 512, "seed": 3}
-        result = run_search(small_config(tmp_path / name, search=options, training=training))
+def test_with_one_trial_at_a_time_a_seed_repeats_suggestions_and_results(tmp_path: Path) -> None:
+    def run(name: str) -> list[tuple[dict[str, Any], dict[str, float]]]:
+        options = {"trials": 14, "concurrency": 1, "sampler": "tpe", "seed": 1}  # TPE looks at results after 10 trials
+        (tmp_path / name).mkdir()
+        result = run_search(small_config(tmp_path / name, search=options, training={"epochs": 1, "batch_size": 512}))
         return [(record.values, record.measures) for record in result.ledger.trials]
 
-    for name in ("first", "again", "other"):
-        (tmp_path / name).mkdir()
-    assert run("first", seed=1) == run("again", seed=1)
-    assert run("first", seed=1)[0] != run("other", seed=2)[0]
+    assert run("first") == run("again")
 
 
 def test_a_diverging_trial_is_failed_everywhere_and_the_search_goes_on(tmp_path: Path) -> None:
@@ -232,16 +228,19 @@ def test_a_killed_worker_costs_its_trial_only(tmp_path: Path) -> None:
 
         def update(self, ledger: Ledger) -> None:
             if ledger.with_status("completed") and not self.killed:
-                workers = [p for p in psutil.process_iter(["cmdline"]) if "CandidateTrainable" in " ".join(p.info["cmdline"] or [])]
-                busy = [worker for worker in workers if worker.is_running()]
-                os.kill(busy[0].pid, signal.SIGKILL)
-                self.killed = True
+                # Ray names a process that is busy with a step: ray::CandidateTrainable.train
+                busy = [p for p in psutil.process_iter(["cmdline"]) if "CandidateTrainable.train" in str(p.info["cmdline"])]
+                if busy:
+                    os.kill(busy[0].pid, signal.SIGKILL)
+                    self.killed = True
 
     killer = KillsOnce()
     training = SMALL_CONFIG["training"] | {"epochs": 40}
     result = run_search(small_config(tmp_path, training=training, search={"trials": 5}), killer)
     assert killer.killed
-    assert len(result.ledger.with_status("failed")) <= 1
+    failed = [r for r in [*result.ledger.trials, result.ledger.dense] if r is not None and r.status == "failed"]
+    assert len(failed) == 1
+    assert "died" in str(failed[0].reason) or "exit" in str(failed[0].reason)
     assert len(result.ledger.with_status("completed")) >= 4
     assert {trial.state for trial in study_of(tmp_path, result).trials} <= {TrialState.COMPLETE, TrialState.FAIL}
 

@@ -21,7 +21,7 @@ VOLATILE |= {"trial_id", "iterations_since_restore", "training_iteration", "conf
 def config_of(**changes: Any) -> dict[str, Any]:
     tree = copy.deepcopy(SMALL_CANDIDATE) | changes
     tree["training"] = tree["training"] | {"report_every": 2}
-    return {"candidate": Candidate.model_validate(tree).model_dump(mode="json")}
+    return {"candidate": Candidate.model_validate(tree).model_dump(mode="json"), "resources": {"CPU": 1}}
 
 
 FIRST = config_of(model={"name": "mlp", "depth": 2, "width": 24}, sparsifier={"name": "magnitude", "sparsity": 0.9})
@@ -59,13 +59,21 @@ def run_in_turn(*configs: dict[str, Any]) -> list[dict[str, Any]]:
     return list(results)
 
 
-@pytest.mark.parametrize("earlier", [[FIRST], [DIVERGING], [FIRST, SECOND]], ids=["another", "diverged", "two"])
-def test_a_reused_process_and_a_fresh_one_give_bit_identical_results(earlier: list[dict[str, Any]]) -> None:
-    assert run_in_turn(*earlier, SECOND) == run_in_turn(SECOND)
+@pytest.fixture(scope="module")
+def fresh(ray_session: None) -> list[dict[str, Any]]:
+    """The results of SECOND in a fresh process."""
+    return run_in_turn(SECOND)
 
 
-def test_the_trainable_reports_what_training_alone_gives() -> None:
-    results = run_in_turn(SECOND)
+@pytest.mark.parametrize("earlier", [[FIRST], [DIVERGING, SECOND]], ids=["another", "diverged and the same"])
+def test_a_reused_process_and_a_fresh_one_give_bit_identical_results(
+    fresh: list[dict[str, Any]], earlier: list[dict[str, Any]]
+) -> None:
+    assert run_in_turn(*earlier, SECOND) == fresh
+
+
+def test_the_trainable_reports_what_training_alone_gives(fresh: list[dict[str, Any]]) -> None:
+    results = fresh
     alone = train(Candidate.model_validate(SECOND["candidate"]))
     assert [epoch for result in results for epoch in result["history"]] == alone.history
     assert {name: results[-1][name] for name in alone.measures} == alone.measures

@@ -1,0 +1,148 @@
+"""The command as a user types it: what goes to stdout, what to stderr, and the exit codes."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from search.cli import main
+from search.config import load
+
+
+def slimfront(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command, in this process."""
+    monkeypatch.setattr(sys, "argv", ["slimfront", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("search.trials=0", "'search.trials'"),
+        ("penalties.layer.strength=-1", "'penalties.layer.strength'"),
+        ("training.epoch=1", "did you mean 'epochs'?"),
+        ("tracking.uri=http://127.0.0.1:9", "the tracking store at http://127.0.0.1:9 does not answer"),
+        ("tracking.uri=http://me:secret@127.0.0.1:9", "the tracking store at http://127.0.0.1:9 does not answer"),
+        ("tracking.uri=nonsense://x", "the tracking store at nonsense://x does not answer"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_exit_code_2(
+    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, override: str, expected: str
+) -> None:
+    code, out, err = slimfront(capsys, monkeypatch, "search", str(config_file), "--set", override)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+    assert expected in err
+    assert "secret" not in err
+    assert "Traceback" not in err
+    assert not Path("runs").exists()  # before any trial starts
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_gpu_that_is_not_there_gets_one_sentence_and_exit_code_2(
+    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = slimfront(capsys, monkeypatch, "search", str(config_file), "--set", "resources.gpu=64")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"Error: resources\.gpu: a trial asks for 64 GPU, and there is \d+ here; set .* or less\n", err)
+
+
+def test_a_missing_file_gets_one_sentence_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = slimfront(capsys, monkeypatch, "search", "nowhere.yaml")
+    assert (code, out) == (2, "")
+    assert err == "Error: cannot read the config nowhere.yaml: No such file or directory\n"
+
+
+def test_check_prints_the_resolved_config(
+    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = slimfront(capsys, monkeypatch, "check", str(config_file), "--set", "training.epochs=5")
+    assert code == 0
+    resolved = yaml.safe_load(out)
+    assert resolved["training"]["epochs"] == 5
+    assert resolved["search"]["sampler"] == "tpe"
+    Path("resolved.yaml").write_text(out)
+    assert load(Path("resolved.yaml")) == load(config_file, ["training.epochs=5"])
+
+
+def test_ui_without_a_search_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = slimfront(capsys, monkeypatch, "ui", "--no-browser")
+    assert code == 2
+    assert "run `slimfront search CONFIG` first" in err
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_search_prints_its_front_as_a_table_and_the_next_command(
+    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = slimfront(capsys, monkeypatch, "search", str(config_file), "--set", "search.trials=2")
+    assert code == 0
+    assert "dense" in out
+    assert "trial-00" in out
+    search = re.search(r"slimfront ui (small-\d{8}-\d{6})", out)
+    assert search is not None
+    assert "2/2 trials, front" in err
+    assert Path("slimfront.db").exists()
+    assert Path("runs", search[1]).is_dir()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_exit_code_1_if_all_trials_failed(
+    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = slimfront(
+        capsys, monkeypatch, "search", str(config_file), "--set", "search.trials=2", "--set", "training.lr=1e30", "--json"
+    )
+    assert code == 1
+    assert json.loads(out)["trials"] == {"completed": 0, "stopped": 0, "failed": 2}
+
+
+@pytest.mark.timeout(150)
+def test_json_in_a_process_of_its_own_is_the_only_line_on_stdout(config_file: Path) -> None:
+    command = [str(Path(sys.executable).with_name("slimfront")), "search", str(config_file), "--json", "--set", "search.trials=2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=140)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert json.loads(done.stdout)["trials"]["completed"] == 2
+    # Ray's chatter does not drown ours: all that is on stderr is our progress.
+    assert all(re.match(r"\d+/2 trials", line) for line in done.stderr.splitlines() if line.strip()), done.stderr
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+def test_ctrl_c_exits_130_with_the_front_so_far_and_a_second_one_at_once(config_file: Path, twice: bool) -> None:
+    command = [str(Path(sys.executable).with_name("slimfront")), "search", str(config_file), "--json"]
+    command += ["--set", "search.trials=500", "--set", "training.epochs=20"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        seen = ""
+        while not re.match(r"[1-9]\d*/500 trials", seen):
+            seen = running.stderr.readline()
+            assert seen, "the search ended by itself"
+        running.send_signal(signal.SIGINT)
+        if twice:
+            while "Ctrl-C again to quit at once" not in seen:
+                seen += running.stderr.readline()
+            running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "Traceback" not in err
+    if not twice:
+        result = json.loads(out)
+        assert result["trials"]["completed"] >= 1
+        assert result["front"]

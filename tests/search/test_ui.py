@@ -1,0 +1,65 @@
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from search.config import Config
+from search.objectives import OBJECTIVES
+from search.records import Ledger, SearchResult
+from search.tracking import Recorder, connect
+from search.ui import open_ui
+from trainables.errors import UserError
+
+
+@pytest.fixture
+def recorded(config: Config, tmp_path: Path) -> str:
+    """The tracking URI of a store with one search, called `one`, that has no trials."""
+    uri = config.tracking.uri
+    recorder = Recorder(connect(uri), config, "one", tmp_path / "artifacts")
+    ledger = Ledger([OBJECTIVES["val_accuracy"], OBJECTIVES["layers"]], {"layers": 3})
+    recorder.finish(SearchResult("one", ledger, [], 1.0, uri, interrupted=False))
+    return uri
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.timeout(120)
+def test_ui_serves_mlflow_and_prints_the_page_of_the_search(recorded: str) -> None:
+    port = free_port()
+    command = [str(Path(sys.executable).with_name("slimfront")), "ui", "--tracking-uri", recorded, "--port", str(port)]
+    with subprocess.Popen([*command, "--no-browser"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ui:
+        try:
+            assert ui.stdout is not None
+            line = ui.stdout.readline()
+            page = re.fullmatch(rf"(http://127\.0\.0\.1:{port})/#/experiments/\d+/runs/(\w+)\n", line)
+            assert page is not None, line
+            api = f"{page[1]}/api/2.0/mlflow/runs/get?run_id={page[2]}"
+            assert '"one"' in urllib.request.urlopen(api, timeout=10).read().decode()
+        finally:
+            ui.send_signal(signal.SIGTERM)
+            ui.wait(timeout=30)
+    with pytest.raises(OSError, match="refused"):  # the server has ended too
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+
+
+def test_a_taken_port_is_refused(recorded: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} is taken; choose another one with --port"):
+            open_ui(recorded, None, port, browser=False, say=print)
+
+
+def test_an_unknown_search_is_refused(recorded: str) -> None:
+    with pytest.raises(UserError, match="there is no search called 'two' in this store"):
+        open_ui(recorded, "two", free_port(), browser=False, say=print)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -55,7 +56,7 @@ def search(
         console = Console(width=None if sys.stdout.isatty() else 160)
         if result.front:
             console.print(report.as_table(result))
-        console.print(report.summary(result), highlight=False, soft_wrap=True)
+        console.print(report.summary(result, _command()), highlight=False, soft_wrap=True)
     if result.interrupted:
         raise typer.Exit(130)
     if result.all_failed:
@@ -88,6 +89,12 @@ def ui(
 def version() -> None:
     """Print the version."""
     print(installed_version("slimfront"))
+
+
+def _command() -> str:
+    """How the user called this command, so that the next one to type works in the same shell."""
+    on_path = shutil.which("slimfront")
+    return "slimfront" if on_path and Path(on_path).samefile(sys.argv[0]) else sys.argv[0]
 
 
 def main() -> None:

@@ -41,8 +41,8 @@ def as_table(result: SearchResult) -> Table:
     table = Table(title=f"Front of {result.search}", title_justify="left")
     paths = sorted({path for record in result.front for path in record.values})
     numbers = ("val acc", "test acc", "non-zero", "of dense", "params", "layers", "FLOPs")
-    for name in ("trial", *numbers, *paths):
-        table.add_column(name, justify="left" if name == "trial" else "right", overflow="fold")
+    for name in ("trial", *numbers, *(path.replace(".", ".\n") for path in paths)):
+        table.add_column(name, justify="left" if name == "trial" else "right", overflow="fold", vertical="bottom")
     dense = result.ledger.dense
     dense_nonzero = dense.measures.get("nonzero_params") if dense else None
     if dense and dense.status == "completed":
@@ -64,8 +64,8 @@ def _show(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def summary(result: SearchResult) -> str:
-    """What happened in two lines, and the next command to type."""
+def summary(result: SearchResult, command: str) -> str:
+    """What happened, and the next command to type; `command` is how this shell calls slimfront."""
     ledger = result.ledger
     counts = {status: len(ledger.with_status(status)) for status in ("completed", "stopped", "failed")}
     trials = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
@@ -75,5 +75,5 @@ def summary(result: SearchResult) -> str:
         trials += f" (most often: {reasons[0][0]})" if reasons else ""
     return (
         f"Trials: {trials}; front {len(result.front)}, hypervolume {ledger.hypervolume():.4f}, {result.wall_seconds:.0f} s.\n"
-        f"Review it in MLflow: slimfront ui {result.search}{store}"
+        f"Review it in MLflow: {command} ui {result.search}{store}"
     )

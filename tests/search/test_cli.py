@@ -16,7 +16,7 @@ from search.config import load
 
 def slimfront(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command, in this process."""
-    monkeypatch.setattr(sys, "argv", ["slimfront", *arguments])
+    monkeypatch.setattr(sys, "argv", [str(Path(sys.executable).with_name("slimfront")), *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
     out, err = capsys.readouterr()

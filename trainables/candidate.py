@@ -1,14 +1,16 @@
 """One candidate: everything that decides how one network is trained, and nothing about searching."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from trainables.compaction import Compaction
 from trainables.data import DATA, Data, Digits
 from trainables.models import MLP, MODELS, Model
+from trainables.optimizers import OptimizerName, Schedule
 from trainables.options import Options
 from trainables.penalties import PENALTIES, Penalty
+from trainables.refit import Refit
 from trainables.sparsifiers import SPARSIFIERS, Sparsifier
 
 
@@ -22,17 +24,17 @@ class TrainingOptions(Options):
 
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(64, ge=1)
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: OptimizerName = "adam"
     lr: float = Field(1e-3, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     seed: int | None = Field(None, ge=0)
     report_every: int = Field(5, ge=1)
 
 
 class Candidate(Options):
-    """A candidate network and its training: data → model → training under penalties and a sparsifier → compaction."""
+    """A candidate network and its training: data → model → training under penalties and a sparsifier → compaction → refit."""
 
     data: SerializeAsAny[Annotated[Data, BeforeValidator(DATA.parse_named)]] = Digits()
     model: SerializeAsAny[Annotated[Model, BeforeValidator(MODELS.parse_named)]] = MLP()
@@ -42,8 +44,14 @@ class Candidate(Options):
     )
     sparsifier: SerializeAsAny[Annotated[Sparsifier, BeforeValidator(SPARSIFIERS.parse_named)]] | None = None
     compaction: Compaction = Compaction()
+    refit: Refit = Refit()
 
     def dense(self) -> "Candidate":
-        """The same network and training without penalties, sparsifier and compaction: what compact ones compare with."""
-        plain: dict[str, object] = {"penalties": {}, "sparsifier": None, "compaction": Compaction(enabled=False)}
+        """The same network and training without penalties, sparsifier, compaction and refit: what compact ones compare with."""
+        plain: dict[str, object] = {
+            "penalties": {},
+            "sparsifier": None,
+            "compaction": Compaction(enabled=False),
+            "refit": Refit(),
+        }
         return self.model_copy(update=plain)

@@ -1,20 +1,39 @@
 """What is known about a network's structure, found by tracing it with torch.fx."""
 
+import operator
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from trainables.errors import UserError
 
-_RELU_MODULES = (nn.ReLU,)
-_RELU_FUNCTIONS = (torch.relu, F.relu)
-_RELU_METHODS = ("relu", "relu_")
-_SHAPE_MODULES = (nn.Flatten, nn.Identity, nn.Dropout)  # dropout: its outputs are its inputs, zeroed or scaled up
-_SHAPE_FUNCTIONS = (torch.flatten, F.dropout)
-_SHAPE_METHODS = ("flatten", "view", "reshape", "contiguous")
+WeightLayer = nn.Linear | nn.Conv2d
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+
+_RELUS: tuple[object, ...] = (nn.ReLU, torch.relu, F.relu, "relu", "relu_")
+_ADDITIONS: tuple[object, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
+_SHAPES: tuple[object, ...] = (nn.Flatten, torch.flatten, "flatten", "view", "reshape", "contiguous")
+# Dropout's outputs are its inputs, zeroed or scaled up; pooling takes means and maxima. All of them keep a sign.
+_SIGN_KEEPERS: tuple[object, ...] = (
+    *_SHAPES,
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout2d,
+    F.dropout,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    F.max_pool2d,
+    F.avg_pool2d,
+    F.adaptive_avg_pool2d,
+)
+
+ROUNDING = 1e-6
+"""Negative entries of a folded layer down to this share of its largest entry are rounding errors of folding."""
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -30,85 +49,234 @@ def trace(model: nn.Module) -> fx.GraphModule:
     except Exception as error:
         raise UserError(
             f"{type(model).__name__}.forward cannot be traced ({error}); "
-            "layer penalties and compaction need a forward without data-dependent control flow"
+            "layer, node and block penalties and compaction need a forward without data-dependent control flow"
         ) from error
 
 
-def module_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+def module_of(graph: fx.GraphModule, node: object) -> nn.Module | None:
     """The module that a node calls, or None if it does not call one."""
-    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if not isinstance(node, fx.Node) or node.op != "call_module":
+        return None
+    return graph.get_submodule(str(node.target))
 
 
-def is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
+def calls(graph: fx.GraphModule, node: object, kinds: tuple[object, ...]) -> bool:
+    """Whether a node calls one of `kinds`: module classes, functions, or names of tensor methods."""
+    if not isinstance(node, fx.Node):
+        return False
+    if node.op == "call_module":
+        return isinstance(module_of(graph, node), tuple(kind for kind in kinds if isinstance(kind, type)))
+    return node.op in ("call_function", "call_method") and node.target in kinds
+
+
+def is_relu(graph: fx.GraphModule, node: object) -> bool:
     """Whether the node applies a ReLU."""
-    return _calls(graph, node, _RELU_MODULES, _RELU_FUNCTIONS, _RELU_METHODS)
+    return calls(graph, node, _RELUS)
 
 
-def is_shape_only(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node only reshapes its input, or passes it on, so that signs are kept."""
-    return _calls(graph, node, _SHAPE_MODULES, _SHAPE_FUNCTIONS, _SHAPE_METHODS)
+def is_addition(graph: fx.GraphModule, node: object) -> bool:
+    """Whether the node adds two outputs of the network."""
+    return calls(graph, node, _ADDITIONS) and sum(isinstance(a, fx.Node) for a in _args(node)) == 2
 
 
-def is_linear(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node calls an `nn.Linear`."""
-    return isinstance(module_of(graph, node), nn.Linear)
+def is_flatten(graph: fx.GraphModule, node: object) -> bool:
+    """Whether the node only changes the shape."""
+    return calls(graph, node, _SHAPES)
 
 
-def has_negative_entry(layer: nn.Linear) -> bool:
-    """Whether [W | b] has a negative entry, that is, whether the layer is active (arXiv 2006.15604, section 2)."""
-    bias_negative = layer.bias is not None and bool((layer.bias < 0).any())
-    return bias_negative or bool((layer.weight < 0).any())
+def weight_layer(graph: fx.GraphModule, node: object) -> WeightLayer | None:
+    """The linear or (ungrouped) 2-d convolutional layer that the node calls, if it does."""
+    module = module_of(graph, node)
+    if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+        return module
+    return None
 
 
-def nonnegative_nodes(graph: fx.GraphModule, *, trained: bool = False) -> set[fx.Node]:
+def batch_norm(graph: fx.GraphModule, node: object) -> BatchNorm | None:
+    """The batch norm with running statistics that the node calls, if it does."""
+    module = module_of(graph, node)
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
+        return module
+    return None
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The one node that reads this node's output, or None if there are more or none."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def call_counts(graph: fx.GraphModule) -> Counter[object]:
+    """How often each module is called, by name: one that is called twice cannot be changed for one place only."""
+    return Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight layer, with the batch norm behind it if there is one: what would be one layer once folded."""
+
+    name: str
+    layer: WeightLayer
+    norm: BatchNorm | None
+    node: fx.Node
+    last: fx.Node
+    """The node of the batch norm, or of the layer itself."""
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight (out, in, …) and bias (out) as if the batch norm were folded in, differentiable."""
+        weight = self.layer.weight
+        bias = self.layer.bias if self.layer.bias is not None else weight.new_zeros(weight.shape[0])
+        if self.norm is None:
+            return weight, bias
+        scale, shift = self._scale_and_shift()
+        return weight * rows(scale, weight), bias * scale + shift
+
+    @torch.no_grad()
+    def write_folded(self, weight: Tensor, bias: Tensor) -> None:
+        """Sets the parameters so that `folded` gives these; zeros of `weight` stay exactly zero.
+
+        A row whose batch norm scales by 0 is left alone. Without a bias or a batch norm, `bias` is not written.
+        """
+        if self.norm is None:
+            self.layer.weight.copy_(weight)
+            if self.layer.bias is not None:
+                self.layer.bias.copy_(bias)
+            return
+        scale, shift = self._scale_and_shift()
+        alive = scale != 0
+        unscaled = weight / rows(torch.where(alive, scale, 1), weight)
+        self.layer.weight.copy_(torch.where(rows(alive, weight), unscaled, self.layer.weight))
+        old = self.layer.bias * scale + shift if self.layer.bias is not None else shift
+        self.norm.bias.add_(torch.where(alive, bias - old, 0))
+
+    @torch.no_grad()
+    def scale_rows(self, factors: Tensor) -> None:
+        """Multiplies the folded rows [W | b] by `factors` (out), through the batch norm's affine part if there is one.
+
+        Scaling the weights in front of a batch norm would do nothing: it normalises them again in the next batch.
+        """
+        if self.norm is not None:
+            self.norm.weight.mul_(factors)
+            self.norm.bias.mul_(factors)
+            return
+        self.layer.weight.mul_(rows(factors, self.layer.weight))
+        if self.layer.bias is not None:
+            self.layer.bias.mul_(factors)
+
+    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        norm = self.norm
+        assert norm is not None and norm.running_var is not None and norm.running_mean is not None
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        return scale, norm.bias - norm.running_mean * scale
+
+    def active(self) -> bool:
+        """Whether the folded [W | b] has a negative entry beyond rounding (arXiv 2006.15604, section 2)."""
+        with torch.no_grad():
+            weight, bias = self.folded()
+        return has_negative_entry(weight, bias, exact=self.norm is None)
+
+
+def rows(per_row: Tensor, weight: Tensor) -> Tensor:
+    """(out) reshaped so that it broadcasts over the rows of a weight (out, in, …)."""
+    return per_row.view(-1, *[1] * (weight.dim() - 1))
+
+
+def has_negative_entry(weight: Tensor, bias: Tensor, *, exact: bool = True) -> bool:
+    """Whether [W | b] has a negative entry; without `exact`, one beyond `ROUNDING`."""
+    lowest = torch.minimum(weight.min(), bias.min())
+    largest = torch.maximum(weight.abs().max(), bias.abs().max())
+    return bool(lowest < (0 if exact else -ROUNDING * largest))
+
+
+def layers_of(graph: fx.GraphModule) -> list[Layer]:
+    """The weight layers of a network that are called once, in order of execution, each with its batch norm if any."""
+    counts = call_counts(graph)
+    found = []
+    for node in graph.graph.nodes:
+        layer = weight_layer(graph, node)
+        if layer is None or counts[node.target] > 1:
+            continue
+        after = only_user(node)
+        norm = batch_norm(graph, after) if after is not None and counts[after.target] == 1 else None
+        if norm is not None and not norm.affine:
+            norm = None
+        last = after if norm is not None and after is not None else node
+        found.append(Layer(str(node.target), layer, norm, node, last))
+    return found
+
+
+def nonnegative_nodes(graph: fx.GraphModule, inactive: Callable[[fx.Node], bool] = lambda _: False) -> set[fx.Node]:
     """Nodes whose output is non-negative for every input of the network.
 
-    With `trained`, the present weights count too: a layer without a negative entry keeps its input non-negative.
-    Without it, only the structure counts, so the answer holds for any weights.
+    Only the structure counts, so that the answer holds for any weights, unless `inactive` says of a node that it calls a
+    layer whose present weights keep a non-negative input non-negative.
     """
     found: set[fx.Node] = set()
     for node in graph.graph.nodes:
-        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        keeps_sign = is_shape_only(graph, node)
-        if trained and is_linear(graph, node):
-            keeps_sign = not has_negative_entry(graph.get_submodule(node.target))  # type: ignore[arg-type]
-        if is_relu(graph, node) or (keeps_sign and source in found):
+        sources = [arg for arg in _args(node) if isinstance(arg, fx.Node)]
+        keeps_sign = calls(graph, node, _SIGN_KEEPERS) or is_addition(graph, node) or inactive(node)
+        if is_relu(graph, node) or (keeps_sign and bool(sources) and all(source in found for source in sources)):
             found.add(node)
     return found
 
 
+def inner_layers(graph: fx.GraphModule) -> list[Layer]:
+    """Layers that layer sparsity can make inactive: non-negative input, and an output that goes only into a ReLU."""
+    nonnegative = nonnegative_nodes(graph)
+    return [x for x in layers_of(graph) if x.node.args[0] in nonnegative and is_relu(graph, only_user(x.last))]
+
+
+def hidden_layers(graph: fx.GraphModule) -> list[Layer]:
+    """Layers whose units can be removed one by one: their output goes only into a ReLU."""
+    return [x for x in layers_of(graph) if is_relu(graph, only_user(x.last))]
+
+
 @dataclass(frozen=True)
-class InnerLayer:
-    """A layer that layer sparsity can make inactive: non-negative input, and output only into a ReLU."""
+class Branch:
+    """A residual branch: `addition` adds it to `shortcut`; it is zero if `last`, its last layer, is."""
 
-    name: str
-    layer: nn.Linear
-    node: fx.Node
-    relu: fx.Node
+    addition: fx.Node
+    shortcut: fx.Node
+    last: Layer
 
 
-def inner_layers(graph: fx.GraphModule, *, trained: bool = False) -> list[InnerLayer]:
-    """The inner layers of a network, in order of execution. `trained` as in `nonnegative_nodes`."""
-    nonnegative = nonnegative_nodes(graph, trained=trained)
-    calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
+def residual_branches(graph: fx.GraphModule) -> list[Branch]:
+    """The branches of additions whose two sides come from one node, in order of execution.
+
+    The branch is the side with more weight layers; the other one is the shortcut. A branch must end in a weight layer
+    (or its batch norm) that nothing else reads.
+    """
+    by_last = {layer.last: layer for layer in layers_of(graph)}
     found = []
     for node in graph.graph.nodes:
-        once = calls[node.target] == 1 and len(node.users) == 1  # a layer used twice cannot merge in one place
-        if once and is_linear(graph, node) and node.args[0] in nonnegative:
-            relu = next(iter(node.users))
-            if is_relu(graph, relu):
-                layer = graph.get_submodule(node.target)
-                found.append(InnerLayer(str(node.target), layer, node, relu))  # type: ignore[arg-type]
+        if not is_addition(graph, node):
+            continue
+        left, right = node.all_input_nodes if len(node.all_input_nodes) == 2 else (None, None)
+        if left is None or right is None:  # x + x
+            continue
+        above_left, above_right = _ancestors(left), _ancestors(right)
+        if not above_left & above_right:
+            continue
+        depth = {
+            side: sum(weight_layer(graph, n) is not None for n in mine - others)
+            for side, mine, others in ((left, above_left, above_right), (right, above_right, above_left))
+        }
+        branch, shortcut = (left, right) if depth[left] > depth[right] else (right, left)
+        last = by_last.get(branch)
+        if last is not None and depth[branch] > depth[shortcut] and list(branch.users) == [node]:
+            found.append(Branch(node, shortcut, last))
     return found
 
 
-def _calls(
-    graph: fx.GraphModule,
-    node: fx.Node,
-    modules: tuple[type[nn.Module], ...],
-    functions: tuple[object, ...],
-    methods: tuple[str, ...],
-) -> bool:
-    if node.op == "call_module":
-        return isinstance(module_of(graph, node), modules)
-    return (node.op == "call_function" and node.target in functions) or (node.op == "call_method" and node.target in methods)
+def _args(node: object) -> tuple[object, ...]:
+    return (*node.args, *node.kwargs.values()) if isinstance(node, fx.Node) else ()
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    """The node and all that it depends on."""
+    found, waiting = {node}, [node]
+    while waiting:
+        for source in waiting.pop().all_input_nodes:
+            if source not in found:
+                found.add(source)
+                waiting.append(source)
+    return found

@@ -44,13 +44,14 @@ class Registry(dict[str, type[OptionsT]]):
         super().__init__()
         self.what = what
 
-    def register(self, name: str) -> Callable[[type[OptionsT]], type[OptionsT]]:
-        """Class decorator. Raises ValueError if the name is taken."""
+    def register(self, *names: str) -> Callable[[type[OptionsT]], type[OptionsT]]:
+        """Class decorator; one class may have several names. Raises ValueError if a name is taken."""
 
         def add(cls: type[OptionsT]) -> type[OptionsT]:
-            if name in self:
-                raise ValueError(f"{self.what} '{name}' is registered twice: {self[name]} and {cls}")
-            self[name] = cls
+            for name in names:
+                if name in self:
+                    raise ValueError(f"{self.what} '{name}' is registered twice: {self[name]} and {cls}")
+                self[name] = cls
             return cls
 
         return add

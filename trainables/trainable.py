@@ -60,12 +60,12 @@ class CandidateTrainable(tune.Trainable):
                     break
             if not training.done:
                 return {"history": history, "epoch": training.epoch}
-            compacted, measures = training.finish()
+            finished = training.finish()
         except (TrialFailure, UserError) as failure:
             return {"history": history, "failure": str(failure), "done": True}
-        self.network = to_plain(compacted.network)
-        report = [list(step) for step in compacted.report.steps]
-        return {"history": history, "epoch": training.epoch, "compaction": report, "done": True, **measures}
+        self.network = to_plain(finished.compacted.network)
+        last = {"history": history + finished.history, "epoch": training.epoch, "done": True}
+        return last | {"compaction": [list(step) for step in finished.compacted.report.steps]} | finished.measures
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes the state of training and, once there is one, the compact network: tensors and plain data only."""

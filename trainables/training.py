@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from trainables.candidate import Candidate
 from trainables.compaction import Compacted, compact
 from trainables.data import Dataset, load_once
 from trainables.errors import TrialFailure
-from trainables.graph import has_negative_entry, inner_layers, trace
+from trainables.graph import inner_layers, trace
 from trainables.measures import accuracy, measure
+from trainables.optimizers import build_optimizer, scheduled, set_lr
+from trainables.refit import refit
 from trainables.sparsifiers.base import prunable_weights
 
 Number = int | float
@@ -49,10 +51,14 @@ class Training:
             torch.manual_seed(seed)  # torch's initialisers know only the global generator
             self.model = candidate.model.build(self.data.input_shape, self.data.classes)
         self.model.to(self.device)
-        self.optimizer = self._build_optimizer()
+        options = self.options
+        self.optimizer = build_optimizer(
+            options.optimizer, self.model.parameters(), options.lr, options.momentum, options.weight_decay
+        )
         self.inner = inner_layers(trace(self.model))
         sample = self.data.train.inputs[:8]
-        self.penalties = [p.attach(self.model, sample) for p in candidate.penalties.values() if p.strength > 0]
+        self.penalty_options = [p for p in candidate.penalties.values() if p.strength > 0]
+        self.penalties = [options.attach(self.model, sample) for options in self.penalty_options]
         self.sparsifier = candidate.sparsifier and candidate.sparsifier.attach(self.model, self._total_steps())
 
     def _steps_per_epoch(self) -> int:
@@ -60,16 +66,6 @@ class Training:
 
     def _total_steps(self) -> int:
         return self._steps_per_epoch() * self.options.epochs
-
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        options = self.options
-        parameters = list(self.model.parameters())
-        if options.optimizer == "sgd":
-            return torch.optim.SGD(
-                parameters, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
-            )
-        adam = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
-        return adam(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=True)
 
     @property
     def done(self) -> bool:
@@ -107,22 +103,24 @@ class Training:
             "penalty_loss": extra_loss,
             "val_accuracy": accuracy(self.model, *self.data.validation),
             "sparsity": zeros / max(sum(w.numel() for w in weights), 1),
-            "active_layers": sum(has_negative_entry(inner.layer) for inner in self.inner),
+            "active_layers": sum(layer.active() for layer in self.inner),
             "lr": self._learning_rate(),
         }
 
     def _learning_rate(self) -> float:
-        if self.options.schedule == "constant":
-            return self.options.lr
-        return self.options.lr * 0.5 * (1 + math.cos(math.pi * self.step / self._total_steps()))
+        return scheduled(self.options.lr, self.options.schedule, self.step / self._total_steps())
+
+    def _proximal_step(self, lr: float) -> float:
+        """The step size of proximal steps: lr, and lr / (1 − momentum) for SGD, whose gradients act that much longer."""
+        return lr / (1 - self.options.momentum) if self.options.optimizer == "sgd" else lr
 
     def _train_batch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """One step on the examples at the indices `batch` (N,); returns task loss and penalty loss, scalars."""
         lr = self._learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        for penalty in self.penalties:
-            penalty.before_batch(self.step)
+        set_lr(self.optimizer, lr)
+        epoch = self.step / self._steps_per_epoch()
+        for penalty, options in zip(self.penalties, self.penalty_options, strict=True):
+            penalty.before_batch(self.step, options.scale(epoch))
         inputs, labels = self.data.train.inputs[batch], self.data.train.labels[batch]
         task_loss = nn.functional.cross_entropy(self.model(inputs), labels)
         extra = [value for value in (penalty.loss() for penalty in self.penalties) if value is not None]
@@ -133,26 +131,36 @@ class Training:
             self.sparsifier.before_step()
         self.optimizer.step()
         for penalty in self.penalties:
-            penalty.proximal(lr)
+            penalty.proximal(self._proximal_step(lr))
         if self.sparsifier:
             self.sparsifier.after_step(self.step)
         self.step += 1
         return task_loss.detach(), penalty_loss.detach()
 
-    def finish(self) -> tuple[Compacted, dict[str, Number]]:
-        """Compacts the network and measures it; `self.model` stays as it is.
+    def finish(self) -> Trained:
+        """Compacts the network, refits it if asked to, and measures it; `self.model` stays as it is.
 
         Returns:
-            The compact network, and its measures with `val_accuracy` and `layers_merged`.
+            The compact network, its measures with `val_accuracy` and `layers_merged`, and the metrics of the refit, as
+            epochs that go on counting from those of training.
 
         Raises:
-            TrialFailure: if compaction changed the outputs on the validation inputs.
+            TrialFailure: if compaction changed the outputs on the validation inputs, or refit diverges.
         """
         inputs = self.data.validation.inputs
         compacted = compact(self.model, inputs, self.candidate.compaction)
+        metrics = refit(
+            compacted.network,
+            self.data,
+            self.candidate.refit,
+            optimizer=self.options.optimizer,
+            batch_size=self.options.batch_size,
+            shuffler=self.shuffler,
+        )
+        history: list[dict[str, Number]] = [{"epoch": self.epoch + 1 + n, **metric} for n, metric in enumerate(metrics)]
         measures: dict[str, Number] = {"val_accuracy": accuracy(compacted.network, *self.data.validation)}
-        measures |= measure(compacted.network, inputs)
-        return compacted, measures | {"layers_merged": compacted.report.count("merged")}
+        measures |= measure(compacted.network, inputs) if metrics else compacted.report.after
+        return Trained(history, compacted, measures | {"layers_merged": compacted.report.count("merged")})
 
     def close(self) -> None:
         """Takes the penalties' hooks off the network."""
@@ -200,7 +208,7 @@ def train(
             history.append(training.run_epoch())
             if on_epoch:
                 on_epoch(history[-1])
-        compacted, measures = training.finish()
+        finished = training.finish()
     finally:
         training.close()
-    return Trained(history, compacted, measures)
+    return replace(finished, history=history + finished.history)

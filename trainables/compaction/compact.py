@@ -8,13 +8,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, fx, nn
 
-from trainables.compaction.merge import MergePolicy, drop_inactive_relus, merge_linears
+from trainables.compaction.blocks import drop_empty_branches
+from trainables.compaction.layers import fold_batch_norms
+from trainables.compaction.merge import MergePolicy, drop_idle_relus, merge_layers
 from trainables.compaction.units import remove_dead_units
 from trainables.errors import TrialFailure
 from trainables.graph import trace
+from trainables.measures import measure
 from trainables.options import Options
 
-Action = Literal["inactive", "merged", "kept apart", "units removed", "removed"]
+Action = Literal["folded", "inactive", "merged", "kept apart", "units removed", "removed", "block removed"]
 
 
 class Compaction(Options):
@@ -32,10 +35,16 @@ class Compaction(Options):
 
 @dataclass(frozen=True)
 class Report:
-    """What compaction did: (layer, action, detail) in the order of doing, and the largest relative output difference."""
+    """What compaction did.
+
+    `steps` are (layer, action, detail) in the order of doing; `difference` is the largest relative difference of outputs;
+    `before` and `after` are the measures of the two networks (see `measures.measure`).
+    """
 
     steps: tuple[tuple[str, Action, str], ...]
     difference: float
+    before: dict[str, int]
+    after: dict[str, int]
 
     def count(self, action: Action) -> int:
         """How many steps were of this kind."""
@@ -78,24 +87,25 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
         raise TrialFailure(
             f"compaction changed the outputs by {difference:.2e} of their size; the tolerance is {options.tolerance:.0e}"
         )
-    return Compacted(network, Report(tuple(steps), difference))
+    return Compacted(network, Report(tuple(steps), difference, measure(model, inputs), measure(network, inputs)))
 
 
 def _transform(network: fx.GraphModule, options: Compaction) -> list[tuple[str, Action, str]]:
     """All exact steps, repeated until none applies; each removes something, so this ends."""
-    steps: list[tuple[str, Action, str]] = []
+    steps: list[tuple[str, Action, str]] = [(name, "folded", "batch norm") for name in fold_batch_norms(network)]
     apart: list[str] = []
     while True:
         found: list[tuple[str, Action, str]] = []
         for gone in remove_dead_units(network):
             action: Action = "removed" if gone.whole else "units removed"
             found.append((gone.layer, action, f"{gone.units} units, constant or unread"))
-        found += [(name, "inactive", "no negative entry: ReLU dropped") for name in drop_inactive_relus(network)]
-        merged, apart = merge_linears(network, options.merge)
+        found += [(name, "block removed", "its residual branch is zero") for name in drop_empty_branches(network)]
+        found += [(name, "inactive", "its output is non-negative: ReLU dropped") for name in drop_idle_relus(network)]
+        merged, apart = merge_layers(network, options.merge)
         found += [(name, "merged", "into the next layer") for name in merged]
         steps += found
         if not found:
-            return steps + [(name, "kept apart", "merging would add non-zero weights") for name in apart]
+            return steps + [(name, "kept apart", "merging would add weights") for name in apart]
 
 
 @torch.no_grad()

@@ -5,24 +5,29 @@ from typing import Literal
 import torch
 from torch import Tensor, fx, nn
 
-from trainables.graph import has_negative_entry, inner_layers, is_linear, module_of
+from trainables.compaction.layers import bypass, count_nonzeros, nonnegative_when_trained, set_module, with_weights
+from trainables.graph import WeightLayer, call_counts, is_relu, module_of, weight_layer
 
 MergePolicy = Literal["always", "smaller", "never"]
 
 
-def drop_inactive_relus(graph: fx.GraphModule) -> list[str]:
-    """Takes out the ReLU behind every inactive inner layer; outputs stay equal. Returns the names of those layers."""
+def drop_idle_relus(graph: fx.GraphModule) -> list[str]:
+    """Takes out every ReLU whose input is non-negative for every input of the network. Returns what fed them, by name."""
+    nonnegative = nonnegative_when_trained(graph)
     dropped = []
-    for inner in inner_layers(graph, trained=True):
-        if not has_negative_entry(inner.layer):
-            inner.relu.replace_all_uses_with(inner.node)
-            graph.graph.erase_node(inner.relu)
-            dropped.append(inner.name)
+    for node in list(graph.graph.nodes):
+        if is_relu(graph, node) and node.args[0] in nonnegative:
+            dropped.append(str(node.args[0].target if node.args[0].op == "call_module" else node.args[0].name))
+            bypass(graph, node)
     return dropped
 
 
-def merge_linears(graph: fx.GraphModule, policy: MergePolicy) -> tuple[list[str], list[str]]:
-    """Replaces a linear layer that feeds only another linear layer by their product, as the policy says.
+def merge_layers(graph: fx.GraphModule, policy: MergePolicy) -> tuple[list[str], list[str]]:
+    """Replaces a layer that feeds only another layer by their product, where that is exact, as the policy says.
+
+    Linear layers always merge exactly. Convolutions do if one of the two is 1×1 and no padding lies between them (see
+    `product`). A merged convolution can cost more operations than the two, so convolutions merge only where the product
+    has at most as many weights as the two layers, whatever the policy.
 
     Args:
         policy: "always"; "smaller", only where the product has at most as many non-zero weights as the two layers (the
@@ -36,66 +41,76 @@ def merge_linears(graph: fx.GraphModule, policy: MergePolicy) -> tuple[list[str]
     if policy == "never":
         return merged, kept
     for node in list(graph.graph.nodes):
-        following = _next_linear(graph, node)
-        if following is None:
+        following = _next_layer(graph, node)
+        first = weight_layer(graph, node)
+        second = weight_layer(graph, following)
+        if following is None or first is None or second is None:
             continue
-        first = graph.get_submodule(str(node.target))
-        second = graph.get_submodule(str(following.target))
-        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)  # _next_linear looked
-        product = multiply(first, second)
-        if policy == "smaller" and _nonzeros(product) > _nonzeros(first) + _nonzeros(second):
+        combined = product(first, second)
+        if combined is None:
+            continue
+        grows = count_nonzeros(combined) > count_nonzeros(first) + count_nonzeros(second)
+        larger = combined.weight.numel() > first.weight.numel() + second.weight.numel()
+        if (policy == "smaller" and grows) or (larger and isinstance(combined, nn.Conv2d)):
             kept.append(str(node.target))
             continue
-        set_module(graph, str(following.target), product)
-        node.replace_all_uses_with(node.args[0])
-        graph.graph.erase_node(node)
+        set_module(graph, str(following.target), combined)
+        bypass(graph, node)
         merged.append(str(node.target))
     return merged, kept
 
 
 @torch.no_grad()
-def multiply(first: nn.Linear, second: nn.Linear) -> nn.Linear:
-    """The layer x ↦ second(first(x)), multiplied in float64: W = W₂W₁ (out₂, in₁), b = W₂b₁ + b₂ (out₂)."""
-    weight = second.weight.double() @ first.weight.double()
-    bias: Tensor | None = second.bias
-    if first.bias is not None:
-        bias = second.weight.double() @ first.bias.double() + (0 if bias is None else bias.double())
-    return linear_from(weight, bias, like=second)
+def product(first: WeightLayer, second: WeightLayer) -> WeightLayer | None:
+    """The layer x ↦ second(first(x)), multiplied in float64; None where no single layer does that exactly.
+
+    Linear: W = W₂W₁ (out₂, in₁), b = W₂b₁ + b₂. Convolution followed by a 1×1 without padding: the same over channels at
+    each position of the kernel, with the strides multiplied. A 1×1 of stride 1 without padding, followed by a convolution:
+    the same, if that one has no padding or the first no bias; its zero padding would stand where the first layer's bias
+    belongs.
+    """
+    if isinstance(first, nn.Linear) and isinstance(second, nn.Linear):
+        weight = second.weight.double() @ first.weight.double()
+        return with_weights(second, weight, _combined_bias(first, second.weight.double(), second.bias))
+    if not isinstance(first, nn.Conv2d) or not isinstance(second, nn.Conv2d):
+        return None
+    if (
+        "zeros" not in (first.padding_mode, second.padding_mode)
+        or isinstance(first.padding, str)
+        or isinstance(second.padding, str)
+    ):
+        return None
+    if second.kernel_size == (1, 1) and second.padding == (0, 0):
+        weight = torch.einsum("om,mikl->oikl", second.weight.double()[:, :, 0, 0], first.weight.double())
+        combined = with_weights(first, weight, _combined_bias(first, second.weight.double()[:, :, 0, 0], second.bias))
+        assert isinstance(combined, nn.Conv2d)
+        combined.stride = (first.stride[0] * second.stride[0], first.stride[1] * second.stride[1])
+        return combined
+    plain = first.kernel_size == (1, 1) and first.padding == (0, 0) and first.stride == (1, 1)
+    if plain and (second.padding == (0, 0) or first.bias is None or not first.bias.any()):
+        weight = torch.einsum("omkl,mi->oikl", second.weight.double(), first.weight.double()[:, :, 0, 0])
+        return with_weights(second, weight, _combined_bias(first, second.weight.double().sum((2, 3)), second.bias))
+    return None
 
 
-def linear_from(weight: Tensor, bias: Tensor | None, like: nn.Linear) -> nn.Linear:
-    """A linear layer of the given weight (out, in) and bias (out), with the type and device of `like`."""
-    outputs, inputs = weight.shape
-    layer = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach().to(like.weight))
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().to(like.weight))
-    return layer
+def _combined_bias(first: WeightLayer, matrix: Tensor, bias: Tensor | None) -> Tensor | None:
+    """`matrix` (out₂, out₁) times the first bias plus the second; None if there is neither."""
+    if first.bias is None:
+        return bias
+    moved: Tensor = matrix @ first.bias.double()
+    return moved if bias is None else moved + bias.double()
 
 
-def set_module(graph: fx.GraphModule, name: str, module: nn.Module) -> None:
-    """Puts `module` in the place of the submodule called `name`."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(graph.get_submodule(parent), leaf, module)
-
-
-def _next_linear(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """The linear node that is the only user of this linear node's output, seen through nodes that pass it on unchanged."""
-    if not is_linear(graph, node) or _calls_of(graph, node) > 1:
+def _next_layer(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """The layer node that alone reads this layer node's output, seen through nodes that pass it on unchanged."""
+    counts = call_counts(graph)
+    if weight_layer(graph, node) is None or counts[node.target] > 1:
         return None
     current = node
     while len(current.users) == 1:
         current = next(iter(current.users))
-        if is_linear(graph, current):
-            return current if _calls_of(graph, current) == 1 else None
-        if not isinstance(module_of(graph, current), nn.Identity):
+        if weight_layer(graph, current) is not None:
+            return current if counts[current.target] == 1 else None
+        if not isinstance(module_of(graph, current), nn.Identity | nn.Dropout):
             return None
     return None
-
-
-def _calls_of(graph: fx.GraphModule, node: fx.Node) -> int:
-    return sum(other.op == "call_module" and other.target == node.target for other in graph.graph.nodes)
-
-
-def _nonzeros(layer: nn.Linear) -> int:
-    return sum(int(p.count_nonzero()) for p in layer.parameters())

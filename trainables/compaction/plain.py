@@ -1,54 +1,151 @@
 """A compact network as plain data and tensors, so that a checkpoint loads with `weights_only=True` and no pickled code."""
 
+import operator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+import torch.nn.functional as F
+from torch import fx, nn
+
+FORMAT = 2
 
 # The modules that may appear in a compact network, with the constructor arguments that rebuild them.
 _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "linear": (nn.Linear, ("in_features", "out_features")),
+    "conv2d": (
+        nn.Conv2d,
+        ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    ),
+    "batch_norm1d": (nn.BatchNorm1d, ("num_features", "eps", "momentum", "affine", "track_running_stats")),
+    "batch_norm2d": (nn.BatchNorm2d, ("num_features", "eps", "momentum", "affine", "track_running_stats")),
+    "layer_norm": (nn.LayerNorm, ("normalized_shape", "eps", "elementwise_affine")),
     "relu": (nn.ReLU, ()),
+    "gelu": (nn.GELU, ("approximate",)),
+    "sigmoid": (nn.Sigmoid, ()),
+    "tanh": (nn.Tanh, ()),
     "flatten": (nn.Flatten, ("start_dim", "end_dim")),
     "identity": (nn.Identity, ()),
     "dropout": (nn.Dropout, ("p",)),
+    "dropout2d": (nn.Dropout2d, ("p",)),
+    "max_pool2d": (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode")),
+    "avg_pool2d": (nn.AvgPool2d, ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")),
+    "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
 }
 _KINDS = {cls: kind for kind, (cls, _) in _MODULES.items()}
 
+_FUNCTIONS: dict[str, Any] = {
+    "add": operator.add,
+    "iadd": operator.iadd,
+    "torch.add": torch.add,
+    "mul": operator.mul,
+    "torch.flatten": torch.flatten,
+    "torch.cat": torch.cat,
+    "torch.relu": torch.relu,
+    "relu": F.relu,
+    "max_pool2d": F.max_pool2d,
+    "avg_pool2d": F.avg_pool2d,
+    "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
+    "dropout": F.dropout,
+}
+_FUNCTION_NAMES = {function: name for name, function in _FUNCTIONS.items()}
+_METHODS = ("relu", "relu_", "flatten", "view", "reshape", "contiguous", "size", "mean", "add", "add_")
+
 
 def to_plain(network: fx.GraphModule) -> dict[str, Any]:
-    """A network whose graph is a sequence of modules, as a dictionary of plain data and tensors.
+    """A traced network as a dictionary of plain data and tensors.
 
     Raises:
-        ValueError: if the network holds a module of another kind, or is not a sequence.
+        ValueError: if the network holds a module or an operation that is not in the tables above.
     """
-    layers = []
-    previous: fx.Node | None = None
+    modules: dict[str, Any] = {}
+    nodes = []
     for node in network.graph.nodes:
-        if node.op == "call_module" and list(node.args) == [previous]:
-            module = network.get_submodule(str(node.target))
-            if type(module) not in _KINDS:
-                raise ValueError(f"cannot store a {type(module).__name__} ('{node.target}') as plain data")
-            kind = _KINDS[type(module)]
-            arguments = {name: getattr(module, name) for name in _MODULES[kind][1]}
-            if isinstance(module, nn.Linear):
-                arguments["bias"] = module.bias is not None
-            state = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
-            layers.append({"kind": kind, "name": str(node.target), "arguments": arguments, "state": state})
+        target = str(node.target)
+        if node.op == "call_module":
+            modules[target] = _module_to_plain(network.get_submodule(target), target)
+        elif node.op == "call_function":
+            if node.target not in _FUNCTION_NAMES:
+                raise ValueError(f"cannot store the operation '{node.name}' ({target}) as plain data")
+            target = _FUNCTION_NAMES[node.target]
+        elif node.op == "call_method":
+            if target not in _METHODS:
+                raise ValueError(f"cannot store the operation '{node.name}' (.{target}) as plain data")
         elif node.op not in ("placeholder", "output"):
-            raise ValueError(f"cannot store '{node.name}' ({node.op} {node.target}) as plain data: not a sequence of modules")
-        previous = node
-    return {"format": 1, "layers": layers}
+            raise ValueError(f"cannot store '{node.name}' ({node.op} {target}) as plain data")
+        arguments = [_argument_to_plain(value) for value in node.args]
+        keywords = {key: _argument_to_plain(value) for key, value in node.kwargs.items()}
+        nodes.append({"name": node.name, "op": node.op, "target": target, "args": arguments, "kwargs": keywords})
+    return {"format": FORMAT, "modules": modules, "nodes": nodes}
 
 
-def from_plain(plain: dict[str, Any]) -> nn.Sequential:
-    """The network that `to_plain` stored, in evaluation mode on the CPU, with bit-identical weights."""
-    modules: list[nn.Module] = []
-    for layer in plain["layers"]:
-        cls, _ = _MODULES[layer["kind"]]
-        state: dict[str, Tensor] = layer["state"]
-        with torch.device("meta"):
-            module = cls(**layer["arguments"])
-        module.load_state_dict(state, assign=True)
-        modules.append(module)
-    return nn.Sequential(*modules).eval()
+def from_plain(plain: dict[str, Any]) -> fx.GraphModule:
+    """The network that `to_plain` stored, in evaluation mode on the CPU, with bit-identical weights.
+
+    Raises:
+        ValueError: if the data is of another format.
+    """
+    if plain.get("format") != FORMAT:
+        raise ValueError(f"this network is stored in format {plain.get('format')}, and this version reads format {FORMAT}")
+    root = nn.Module()
+    for name, stored in plain["modules"].items():
+        parent, _, leaf = name.rpartition(".")
+        _submodule(root, parent).add_module(leaf, _module_from_plain(stored))
+    graph = fx.Graph()
+    made: dict[str, fx.Node] = {}
+    for node in plain["nodes"]:
+        target = _FUNCTIONS[node["target"]] if node["op"] == "call_function" else node["target"]
+        arguments = tuple(_argument_from_plain(value, made) for value in node["args"])
+        keywords = {key: _argument_from_plain(value, made) for key, value in node["kwargs"].items()}
+        made[node["name"]] = graph.create_node(node["op"], target, arguments, keywords, node["name"])
+    return fx.GraphModule(root, graph).eval()
+
+
+def _module_to_plain(module: nn.Module, name: str) -> dict[str, Any]:
+    if type(module) not in _KINDS:
+        raise ValueError(f"cannot store a {type(module).__name__} ('{name}') as plain data")
+    kind = _KINDS[type(module)]
+    arguments = {argument: _argument_to_plain(getattr(module, argument)) for argument in _MODULES[kind][1]}
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        arguments["bias"] = module.bias is not None
+    state = {key: tensor.detach().cpu().clone() for key, tensor in module.state_dict().items()}
+    return {"kind": kind, "arguments": arguments, "state": state}
+
+
+def _module_from_plain(stored: dict[str, Any]) -> nn.Module:
+    cls, _ = _MODULES[stored["kind"]]
+    arguments = {key: _argument_from_plain(value, {}) for key, value in stored["arguments"].items()}
+    with torch.device("meta"):
+        module = cls(**arguments)
+    module.load_state_dict(stored["state"], assign=True)
+    return module
+
+
+def _submodule(root: nn.Module, path: str) -> nn.Module:
+    for part in path.split(".") if path else []:
+        if not hasattr(root, part):
+            root.add_module(part, nn.Module())
+        root = getattr(root, part)
+    return root
+
+
+def _argument_to_plain(value: Any) -> Any:
+    """Nodes become {"node": name}, tuples {"tuple": […]}; numbers, strings, None and lists stay."""
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, tuple):
+        return {"tuple": [_argument_to_plain(item) for item in value]}
+    if isinstance(value, list):
+        return [_argument_to_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"cannot store the argument {value!r} as plain data")
+
+
+def _argument_from_plain(value: Any, made: dict[str, fx.Node]) -> Any:
+    if isinstance(value, dict):
+        if "node" in value:
+            return made[value["node"]]
+        return tuple(_argument_from_plain(item, made) for item in value["tuple"])
+    if isinstance(value, list):
+        return [_argument_from_plain(item, made) for item in value]
+    return value

@@ -1,12 +1,15 @@
-"""Dead units: removed, with the constants that they output moved into the next layer's bias."""
+"""Dead units and channels: removed, with the constants that they output moved into the next layer's bias."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
-from trainables.compaction.merge import linear_from, set_module
-from trainables.graph import is_linear, is_relu, nonnegative_nodes
+from trainables.compaction.layers import bypass, nonnegative_when_trained, set_module, with_weights
+from trainables.graph import WeightLayer, call_counts, calls, is_flatten, is_relu, only_user, weight_layer
+
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_UNCHANGED = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 @dataclass(frozen=True)
@@ -18,23 +21,48 @@ class Removed:
     whole: bool
 
 
+@dataclass(frozen=True)
+class _Path:
+    """A layer, its only reader, and what lies between them."""
+
+    node: fx.Node
+    reader: fx.Node
+    layer: WeightLayer
+    following: WeightLayer
+    between: tuple[fx.Node, ...]
+    modules: tuple[nn.Module | None, ...]
+    """The modules that the nodes in between call."""
+    relu: bool
+
+    def read_weights(self) -> Tensor:
+        """The reader's weights by unit read: (out, units, positions); a flatten gives a unit several positions."""
+        weight = self.following.weight
+        return weight.reshape(weight.shape[0], self.layer.weight.shape[0], -1)
+
+    def padded(self) -> bool:
+        """Whether zeros are padded in between, where a constant unit would not be constant."""
+        if any(isinstance(m, nn.AvgPool2d) and m.padding not in (0, (0, 0)) for m in self.modules):
+            return True
+        return isinstance(self.following, nn.Conv2d) and self.following.padding not in ((0, 0), "valid")
+
+
 @torch.no_grad()
 def remove_dead_units(graph: fx.GraphModule) -> list[Removed]:
-    """Removes hidden units that are constant, or that nothing reads, until there are none; outputs stay equal.
+    """Removes hidden units and channels that are constant, or that nothing reads, until there are none; outputs stay equal.
 
     A unit is constant if its incoming weights are all zero (output b, or ReLU(b)), or if its input is non-negative,
     its incoming weights and bias are all ≤ 0, and a ReLU follows (output 0). It is unread if its outgoing weights are
-    zero. A layer that would keep no unit goes as a whole: its reader keeps the bias, and reads the layer's input with
-    weight 0.
+    zero. A constant other than 0 stays where padding lies behind it. A layer that would keep no unit goes as a whole if
+    its reader can read the layer's input instead, with weight 0; else it keeps one unit.
     """
     removed: list[Removed] = []
     while True:
-        nonnegative = nonnegative_nodes(graph, trained=True)
+        nonnegative = nonnegative_when_trained(graph)
         found = None
         for node in graph.graph.nodes:
-            reader, relu = _reader(graph, node)
-            if reader is not None:
-                found = _remove(graph, node, reader, relu, input_nonnegative=node.args[0] in nonnegative)
+            path = _path(graph, node)
+            if path is not None:
+                found = _remove(graph, path, input_nonnegative=node.args[0] in nonnegative)
                 if found:
                     break  # what is dead may have changed everywhere
         if not found:
@@ -42,52 +70,70 @@ def remove_dead_units(graph: fx.GraphModule) -> list[Removed]:
         removed.append(found)
 
 
-def _reader(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, bool]:
-    """The linear node that alone reads this linear node, directly or through one ReLU; and whether there is a ReLU."""
-    if not is_linear(graph, node) or len(node.users) != 1:
-        return None, False
-    following = next(iter(node.users))
-    relu = is_relu(graph, following)
-    if relu:
-        if len(following.users) != 1:
-            return None, False
-        following = next(iter(following.users))
-    calls = [n.target for n in graph.graph.nodes if n.op == "call_module"]
-    once = calls.count(node.target) == 1 and calls.count(following.target) == 1
-    return (following if once and is_linear(graph, following) else None), relu
+def _path(graph: fx.GraphModule, node: fx.Node) -> _Path | None:
+    """The way from this layer node to the layer that alone reads it, through ReLU, pooling and flatten; None if another."""
+    layer = weight_layer(graph, node)
+    counts = call_counts(graph)
+    if layer is None or counts[node.target] > 1:
+        return None
+    between: list[fx.Node] = []
+    relu = False
+    current = only_user(node)
+    while current is not None:
+        following = weight_layer(graph, current)
+        if following is not None:
+            flattened = any(is_flatten(graph, n) for n in between)
+            same_kind = type(layer) is type(following) or flattened
+            if not same_kind or counts[current.target] > 1 or following.weight.shape[1] % layer.weight.shape[0]:
+                return None
+            modules = tuple(graph.get_submodule(str(n.target)) if n.op == "call_module" else None for n in between)
+            return _Path(node, current, layer, following, tuple(between), modules, relu)
+        if is_relu(graph, current):
+            relu = True
+        elif not (calls(graph, current, (*_POOLS, *_UNCHANGED)) or is_flatten(graph, current)):
+            return None
+        between.append(current)
+        current = only_user(current)
+    return None
 
 
-def _remove(graph: fx.GraphModule, node: fx.Node, reader: fx.Node, relu: bool, *, input_nonnegative: bool) -> Removed | None:
-    layer, source = graph.get_submodule(str(node.target)), node.args[0]
-    following = graph.get_submodule(str(reader.target))
-    assert isinstance(layer, nn.Linear) and isinstance(following, nn.Linear) and isinstance(source, fx.Node)  # _reader looked
-    bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
-    constant, value = _constants(layer.weight, bias, relu=relu, input_nonnegative=input_nonnegative)
-    unread = (following.weight == 0).all(0)
+def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> Removed | None:
+    layer, following = path.layer, path.following
+    bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.weight.shape[0])
+    constant, value = _constants(layer.weight.flatten(1), bias, relu=path.relu, input_nonnegative=input_nonnegative)
+    if path.padded():
+        constant = constant & (value == 0)
+    read = path.read_weights()
+    unread = (read == 0).flatten(2).all(2).all(0)
     keep = ~(constant | unread)
+    whole = not bool(keep.any())
+    spans_space = isinstance(layer, nn.Conv2d) or isinstance(following, nn.Conv2d)
+    if whole and spans_space:
+        keep[0] = True  # the shape of what the reader reads would change
+        constant = constant & ~keep
+        whole = False
     count = int((~keep).sum())
     if count == 0:
         return None
-    moved = following.weight.double() @ torch.where(constant, value, 0).double()  # (out of following)
+    moved = read.double().sum(2) @ torch.where(constant, value, 0).double()  # (out of following)
     new_bias: Tensor | None = following.bias
     if bool((moved != 0).any()):
         new_bias = moved + (0 if following.bias is None else following.bias.double())
-    whole = count == layer.out_features
     if whole:
-        weight = following.weight.new_zeros(following.out_features, layer.in_features)
-        for gone in ([next(iter(node.users))] if relu else []) + [node]:
-            gone.replace_all_uses_with(source)
-            graph.graph.erase_node(gone)
+        weight = following.weight.new_zeros(following.weight.shape[0], layer.weight.shape[1])
+        for node in reversed((path.node, *path.between)):
+            bypass(graph, node)
     else:
-        weight = following.weight[:, keep]
+        outputs, _, *kernel = following.weight.shape
+        weight = read[:, keep].reshape(outputs, -1, *kernel)
         kept_bias = None if layer.bias is None else bias[keep]
-        set_module(graph, str(node.target), linear_from(layer.weight[keep], kept_bias, layer))
-    set_module(graph, str(reader.target), linear_from(weight, new_bias, following))
-    return Removed(str(node.target), count, whole)
+        set_module(graph, str(path.node.target), with_weights(layer, layer.weight[keep], kept_bias))
+    set_module(graph, str(path.reader.target), with_weights(following, weight, new_bias))
+    return Removed(str(path.node.target), count, whole)
 
 
 def _constants(weight: Tensor, bias: Tensor, *, relu: bool, input_nonnegative: bool) -> tuple[Tensor, Tensor]:
-    """Which units are constant, (units,) bool, and their output, (units,)."""
+    """Which units are constant, (units,) bool, and their output, (units,); `weight` (units, in), `bias` (units,)."""
     unfed = (weight == 0).all(1)
     value = bias.clamp(min=0) if relu else bias
     if not (relu and input_nonnegative):

@@ -1,7 +1,19 @@
 """Penalties by name. A new one is one file here with a class under `@PENALTIES.register`."""
 
 from trainables.penalties.base import PENALTIES, ActivePenalty, Penalty
+from trainables.penalties.block import BlockSparsity
 from trainables.penalties.cka import CKA
+from trainables.penalties.connection import ConnectionSparsity
 from trainables.penalties.layer import LayerSparsity
+from trainables.penalties.node import NodeSparsity
 
-__all__ = ["CKA", "PENALTIES", "ActivePenalty", "LayerSparsity", "Penalty"]
+__all__ = [
+    "CKA",
+    "PENALTIES",
+    "ActivePenalty",
+    "BlockSparsity",
+    "ConnectionSparsity",
+    "LayerSparsity",
+    "NodeSparsity",
+    "Penalty",
+]

@@ -1,42 +1,120 @@
 """What every penalty offers to the training loop."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Generic, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trainables.options import Options, Registry
+from trainables.errors import UserError
+from trainables.options import Options, Registry, suggest
 
 
 class ActivePenalty(Protocol):
     """A penalty at work on one network."""
 
-    def before_batch(self, step: int) -> None:
-        """Called before the forward pass of training step `step` (from 0)."""
+    def before_batch(self, step: int, scale: float) -> None:
+        """Called before the forward pass of training step `step` (from 0); `scale` is the share of the full strength now."""
 
     def loss(self) -> Tensor | None:
         """Called after the forward pass: a scalar to add to the task loss, or None."""
 
     def proximal(self, step_size: float) -> None:
-        """Called after the optimiser's step of size `step_size` (the learning rate): the exact step of the penalty."""
+        """Called after the optimiser's step of size `step_size`: the exact step of the penalty."""
 
     def close(self) -> None:
         """Takes away whatever was attached to the network."""
 
 
 class Penalty(Options):
-    """Options of a penalty. `strength` is its factor (λ or β); 0 switches it off."""
+    """Options of a penalty. `strength` is its factor (λ or β); 0 switches it off.
+
+    It is 0 for the first `warmup` epochs, and rises linearly to the full strength over the next `ramp` epochs.
+    """
 
     strength: float = Field(0.0, ge=0)
+    warmup: float = Field(0.0, ge=0)
+    ramp: float = Field(0.0, ge=0)
+
+    def scale(self, epoch: float) -> float:
+        """The share of the full strength at an epoch (from 0, fractional within an epoch)."""
+        if epoch < self.warmup:
+            return 0.0
+        return 1.0 if self.ramp == 0 else min((epoch - self.warmup) / self.ramp, 1.0)
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActivePenalty:
-        """The penalty on `model`; `sample` (N, *input_shape) is a batch of real inputs to look at shapes with."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it is attached")
+        """The penalty on `model`; `sample` (N, *input_shape) is a batch of real inputs to look at shapes with.
 
-    def tensor(self, like: Tensor) -> Tensor:
-        """The strength as a scalar tensor of the type and device of `like`."""
-        return torch.as_tensor(self.strength, dtype=like.dtype, device=like.device)
+        Raises:
+            UserError: if the penalty must trace the network, and that fails.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is attached")
 
 
 PENALTIES: Registry[Penalty] = Registry("penalty")
+
+GroupT = TypeVar("GroupT")
+
+
+class GroupPenalty(Penalty):
+    """A penalty on groups of weights, by its closed-form proximal step (`form: proximal`) or its gradient.
+
+    `layers` gives single groups a strength of their own, by the name of the layer.
+    """
+
+    form: Literal["proximal", "gradient"] = "proximal"
+    layers: dict[str, float] = Field(default_factory=dict)
+
+
+class ActiveGroups(Generic[GroupT]):
+    """A group penalty at work: `norm` gives the penalty of a group, `shrink` takes its proximal step in place."""
+
+    def __init__(
+        self,
+        options: GroupPenalty,
+        groups: dict[str, GroupT],
+        norm: Callable[[GroupT], Tensor],
+        shrink: Callable[[GroupT, Tensor], None],
+    ) -> None:
+        """`groups` are by the name of their layer; raises UserError if `options.layers` names none of them."""
+        check_names(options, groups)
+        self.options = options
+        self.groups = groups
+        self.norm = norm
+        self.shrink = shrink
+        self.scale = 1.0
+
+    def strength(self, name: str) -> float:
+        """The present strength for a group."""
+        return self.scale * self.options.layers.get(name, self.options.strength)
+
+    def before_batch(self, step: int, scale: float) -> None:
+        """Takes the share of the full strength."""
+        self.scale = scale
+
+    def loss(self) -> Tensor | None:
+        """Σ strength · norm over the groups in the gradient form; None in the proximal form."""
+        if self.options.form == "proximal" or not self.groups or self.scale == 0:
+            return None
+        return torch.stack([self.strength(name) * self.norm(group) for name, group in self.groups.items()]).sum()
+
+    @torch.no_grad()
+    def proximal(self, step_size: float) -> None:
+        """One proximal step with threshold `step_size` · strength on each group, in place; nothing in the gradient form."""
+        if self.options.form == "gradient":
+            return
+        for name, group in self.groups.items():
+            threshold = step_size * self.strength(name)
+            if threshold > 0:
+                self.shrink(group, torch.tensor(threshold))
+
+    def close(self) -> None:
+        """Nothing was attached."""
+
+
+def check_names(options: GroupPenalty, groups: dict[str, GroupT]) -> None:
+    """Raises UserError if `options.layers` names a layer that the penalty does not act on."""
+    for name in options.layers:
+        if name not in groups:
+            raise UserError(f"penalties: '{name}' is not a layer that {type(options).__name__} acts on; {suggest(name, groups)}")

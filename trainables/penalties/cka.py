@@ -121,6 +121,7 @@ class ActiveCKA:
         self.options = options
         self.stages = stages
         self.watching = False
+        self.strength = options.strength
         self.features: dict[str, Tensor] = {}
         self.handles: list[RemovableHandle] = [
             model.get_submodule(name).register_forward_hook(lambda _module, _inputs, output, name=name: self._keep(name, output))
@@ -132,10 +133,11 @@ class ActiveCKA:
         if self.watching:
             self.features[name] = output if self.options.samples == -1 else output[: self.options.samples]
 
-    def before_batch(self, step: int) -> None:
-        """Watches the coming forward pass if this batch is an `every`-th one."""
+    def before_batch(self, step: int, scale: float) -> None:
+        """Watches the coming forward pass if this batch is an `every`-th one and the penalty is on."""
         self.features.clear()
-        self.watching = self.options.strength > 0 and step % self.options.every == 0
+        self.strength = scale * self.options.strength
+        self.watching = self.strength > 0 and step % self.options.every == 0
 
     def loss(self) -> Tensor | None:
         """β · L_C of the batch just seen, or None if it was not watched or was too small (n < 4)."""
@@ -143,7 +145,7 @@ class ActiveCKA:
         if not features or len(next(iter(features.values()))) < 4:
             return None
         value = cka_loss([[features[name] for name in names] for names in self.stages])
-        return self.options.tensor(value) * value
+        return self.strength * value
 
     def proximal(self, step_size: float) -> None:
         """Nothing: CKA-SR works through its gradient."""

@@ -1,7 +1,8 @@
 """Layer sparsity: pushes whole layers to have no negative entry, so that they merge into the next one.
 
 Hebiri, Lederer: Layer Sparsity in Neural Networks, arXiv 2006.15604: Σ_j r_j ‖neg(W^j)‖_F with neg(a) = min(a, 0).
-With biases a layer is inactive only if its bias is non-negative too, so [W | b] is one group here.
+With biases a layer is inactive only if its bias is non-negative too, so [W | b] is one group here, as it would be with
+the batch norm folded in.
 """
 
 from collections.abc import Sequence
@@ -9,13 +10,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trainables.graph import inner_layers, trace
-from trainables.penalties.base import PENALTIES, Penalty
+from trainables.graph import Layer, inner_layers, trace
+from trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty
 
 
 def negative_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """‖neg(·)‖ of several tensors taken as one group: the square root of the sum of squared negative entries; a scalar."""
-    return torch.stack([t.clamp(max=0).square().sum() for t in tensors]).sum().sqrt()
+    """‖neg(·)‖ of several tensors taken as one group: the square root of the sum of squared negative entries; a scalar.
+
+    Its gradient is 0 where there is no negative entry.
+    """
+    squares = torch.stack([t.clamp(max=0).square().sum() for t in tensors]).sum()
+    return torch.where(squares > 0, squares, 1).sqrt() * (squares > 0)
 
 
 def shrink_negative(tensors: Sequence[Tensor], threshold: Tensor) -> list[Tensor]:
@@ -37,41 +42,17 @@ def shrink_negative(tensors: Sequence[Tensor], threshold: Tensor) -> list[Tensor
 
 
 @PENALTIES.register("layer")
-class LayerSparsity(Penalty):
-    """Layer sparsity by its proximal operator after each optimiser step; `strength` is λ, the step size is η.
+class LayerSparsity(GroupPenalty):
+    """Layer sparsity; `strength` is λ.
 
-    It acts on the inner layers: linear layers with a non-negative input and an output that goes only into a ReLU.
+    It acts on the inner layers, found by tracing: linear and convolutional layers with a non-negative input and an output
+    that goes only into a ReLU, through a batch norm or not.
     """
 
-    def attach(self, model: nn.Module, sample: Tensor) -> "ActiveLayerSparsity":
-        groups = [
-            [layer.layer.weight] if layer.layer.bias is None else [layer.layer.weight, layer.layer.bias]
-            for layer in inner_layers(trace(model))
-        ]
-        return ActiveLayerSparsity(groups, self)
+    def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Layer]:
+        groups = {layer.name: layer for layer in inner_layers(trace(model))}
 
+        def shrink(layer: Layer, threshold: Tensor) -> None:
+            layer.write_folded(*shrink_negative(layer.folded(), threshold))
 
-class ActiveLayerSparsity:
-    """Layer sparsity on the groups [W | b] of one network."""
-
-    def __init__(self, groups: list[list[Tensor]], options: LayerSparsity) -> None:
-        self.groups = groups
-        self.options = options
-
-    def before_batch(self, step: int) -> None:
-        """Nothing to prepare."""
-
-    def loss(self) -> Tensor | None:
-        """None: the proximal step does the work."""
-        return None
-
-    @torch.no_grad()
-    def proximal(self, step_size: float) -> None:
-        """One proximal step with threshold `step_size` · strength on each group, in place."""
-        for group in self.groups:
-            threshold = step_size * self.options.tensor(group[0])
-            for parameter, shrunk in zip(group, shrink_negative(group, threshold), strict=True):
-                parameter.copy_(shrunk)
-
-    def close(self) -> None:
-        """Nothing was attached."""
+        return ActiveGroups(self, groups, lambda layer: negative_norm(layer.folded()), shrink)

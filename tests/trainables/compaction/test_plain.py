@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from trainables.compaction import to_plain
+from trainables.compaction import from_plain, to_plain
+from trainables.models.resnet import BasicBlock
 
 
 def network() -> nn.Sequential:
@@ -35,18 +36,26 @@ assert torch.equal(network(expected["inputs"]), expected["outputs"])
 
 
 def test_an_unknown_kind_of_module_is_named() -> None:
-    with pytest.raises(ValueError, match="cannot store a Tanh"):
-        to_plain(fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), nn.Tanh())))
+    with pytest.raises(ValueError, match="cannot store a Softmax"):
+        to_plain(fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), nn.Softmax(1))))
 
 
-def test_a_network_that_is_not_a_sequence_is_refused() -> None:
-    class Skip(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(2, 2)
-
+def test_an_unknown_operation_is_named() -> None:
+    class Odd(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x) + x
+            return torch.linalg.pinv(x)
 
-    with pytest.raises(ValueError, match="not a sequence of modules"):
-        to_plain(fx.symbolic_trace(Skip()))
+    with pytest.raises(ValueError, match="cannot store the operation 'linalg_pinv'"):
+        to_plain(fx.symbolic_trace(Odd()))
+
+
+def test_a_network_with_branches_and_nested_modules_comes_back_bit_identical() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), BasicBlock(4, 8, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    inputs = torch.randn(3, 1, 8, 8)
+    assert torch.equal(from_plain(to_plain(fx.symbolic_trace(model)))(inputs), model(inputs))
+
+
+def test_another_format_is_refused() -> None:
+    with pytest.raises(ValueError, match="stored in format 99, and this version reads format"):
+        from_plain({"format": 99})

@@ -100,7 +100,7 @@ def test_only_every_mth_batch_is_looked_at_and_only_n_samples() -> None:
     active = CKA(strength=0.5, samples=6, every=3).attach(model, batch)
     losses = []
     for step in range(4):
-        active.before_batch(step)
+        active.before_batch(step, 1.0)
         model(batch)
         losses.append(active.loss())
     assert [loss is not None for loss in losses] == [True, False, False, True]
@@ -113,7 +113,7 @@ def test_only_every_mth_batch_is_looked_at_and_only_n_samples() -> None:
 def test_a_batch_of_fewer_than_four_is_passed_over() -> None:
     model = network()
     active = CKA(strength=1.0, samples=-1, every=1).attach(model, torch.zeros(8, 4))
-    active.before_batch(0)
+    active.before_batch(0, 1.0)
     model(torch.randn(3, 4))
     assert active.loss() is None
     active.close()
@@ -122,7 +122,7 @@ def test_a_batch_of_fewer_than_four_is_passed_over() -> None:
 def test_features_are_let_go_of_after_the_batch() -> None:
     model = network()
     active = CKA(strength=1.0, every=1).attach(model, torch.zeros(8, 4))
-    active.before_batch(0)
+    active.before_batch(0, 1.0)
     model(torch.randn(8, 4))
     active.loss()
     assert not active.features

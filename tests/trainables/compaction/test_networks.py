@@ -1,0 +1,180 @@
+"""What compaction must do to every network that we ship: outputs equal, counts exact, idempotent, and it survives storage."""
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from trainables.compaction import Compaction, compact, from_plain, to_plain
+from trainables.data import Digits
+from trainables.graph import hidden_layers, inner_layers, residual_branches, trace
+from trainables.measures import measure
+from trainables.models import MODELS
+from trainables.sparsifiers.base import prunable_weights
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "mlp": {"depth": 4, "width": 8},
+    "lenet": {"width": 0.5},
+    "vgg": {"depth": 11, "width": 4},
+    "resnet20": {"depth": 14, "width": 4},
+    "resnet18": {"depth": 1, "width": 4},
+}
+NAMES = sorted(NETWORKS)
+SHAPE = (1, 8, 8)
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    """A network in float64 whose batch norms have seen data, and have scales and shifts of all signs."""
+    torch.manual_seed(seed)
+    model = MODELS[name](name=name, **NETWORKS[name]).build(SHAPE, classes=5).double().train()
+    for _ in range(2):
+        model(torch.randn(16, *SHAPE, dtype=torch.float64))
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.normal_()
+                module.bias.normal_()
+    return model.eval()
+
+
+def damage(model: nn.Module, seed: int, *, sparsity: float, inactive: float, empty: float, dead: float) -> dict[str, int]:
+    """Makes the network sparse, some layers inactive, some branches zero, some channels dead; how many of each."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def chosen(share: float) -> bool:
+        return float(torch.rand((), generator=generator)) < share
+
+    graph = trace(model)
+    counts = {"inactive": 0, "empty": 0, "dead": 0}
+    with torch.no_grad():
+        for weight in prunable_weights(model).values():
+            weight.mul_(torch.rand(weight.shape, generator=generator, dtype=weight.dtype) >= sparsity)
+        for layer in hidden_layers(graph):
+            factors = (torch.rand(layer.layer.weight.shape[0], generator=generator) >= dead).to(layer.layer.weight)
+            counts["dead"] += int((factors == 0).sum())
+            layer.scale_rows(factors)
+        for layer in inner_layers(graph):
+            if chosen(inactive):
+                layer.write_folded(*(t.clamp(min=0) for t in layer.folded()))
+                counts["inactive"] += 1
+        for branch in residual_branches(graph):
+            if chosen(empty):
+                branch.last.scale_rows(torch.zeros(branch.last.layer.weight.shape[0], dtype=torch.float64))
+                counts["empty"] += 1
+    return counts
+
+
+def relative(expected: Tensor, actual: Tensor) -> float:
+    return float((expected - actual).abs().max() / expected.abs().max())
+
+
+def real_and_random_inputs() -> Tensor:
+    real = Digits().load().test.inputs[:20].double()
+    return torch.cat([real, torch.randn(20, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(3))])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 10_000),
+    sparsity=st.sampled_from([0.0, 0.5, 0.9]),
+    shares=st.tuples(*[st.sampled_from([0.0, 0.5, 1.0])] * 3),
+    merge=st.sampled_from(["always", "smaller"]),
+)
+def test_outputs_stay_equal_and_compaction_is_idempotent(
+    name: str, seed: int, sparsity: float, shares: tuple[float, float, float], merge: str
+) -> None:
+    model = build(name, seed)
+    inactive, empty, dead = shares
+    damage(model, seed, sparsity=sparsity, inactive=inactive, empty=empty, dead=0.3 * dead)
+    inputs = real_and_random_inputs()
+    options = Compaction.model_validate({"merge": merge, "tolerance": 1e-10})
+    result = compact(model, inputs, options)
+    assert result.report.difference <= 1e-10
+    before, after = measure(model, inputs), measure(result.network, inputs)
+    assert after["params"] <= before["params"] or name == "mlp"
+    assert after["layers"] <= before["layers"]
+    again = compact(result.network, inputs, options)
+    assert measure(again.network, inputs) == after
+    assert not [step for step in again.report.steps if step[1] != "kept apart"]
+    single = compact(model.float(), inputs.float())
+    assert single.report.difference <= 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_batch_norms_are_folded(name: str) -> None:
+    result = compact(build(name), real_and_random_inputs())
+    assert not [m for m in result.network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18"])
+def test_every_empty_block_is_removed_with_its_layers(name: str) -> None:
+    model = build(name)
+    layers = measure(model, torch.zeros(1, *SHAPE, dtype=torch.float64))["layers"]
+    counts = damage(model, 1, sparsity=0, inactive=0, empty=0.6, dead=0)
+    assert 0 < counts["empty"] < len(residual_branches(trace(model)))
+    result = compact(model, real_and_random_inputs())
+    assert result.report.count("block removed") == counts["empty"]
+    assert result.report.after["layers"] == layers - 2 * counts["empty"] - result.report.count("merged")
+
+
+@pytest.mark.parametrize("name", ["lenet", "vgg", "resnet20", "resnet18"])
+def test_dead_channels_are_removed_for_real(name: str) -> None:
+    model = build(name)
+    counts = damage(model, 2, sparsity=0, inactive=0, empty=0, dead=0.4)
+    assert counts["dead"] > 0
+    result = compact(model, real_and_random_inputs())
+    removed = sum(int(detail.split()[0]) for _, action, detail in result.report.steps if action == "units removed")
+    stem = 1 if name.startswith("resnet") else 0  # the stem's channels are also read by the first shortcut
+    assert removed >= counts["dead"] - stem * NETWORKS[name]["width"]
+    assert result.report.after["params"] < 0.8 * result.report.before["params"]
+
+
+def test_a_pointwise_convolution_merges_where_that_is_exact() -> None:
+    torch.manual_seed(0)
+
+    def inactive(*convolutions: nn.Conv2d) -> nn.Sequential:
+        layers: list[nn.Module] = [nn.Conv2d(2, 4, 3), nn.ReLU()]
+        for convolution in convolutions:
+            with torch.no_grad():
+                for parameter in convolution.parameters():
+                    parameter.abs_()
+            layers += [convolution, nn.ReLU()]
+        return nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3)).double()
+
+    def layers_after(model: nn.Module) -> int:
+        inputs = torch.randn(4, 2, 12, 12, dtype=torch.float64)
+        model(inputs)
+        result = compact(model, inputs, Compaction(tolerance=1e-10))
+        return result.report.after["layers"]
+
+    wide, point = {"kernel_size": 3}, {"kernel_size": 1}
+    assert layers_after(inactive(nn.Conv2d(4, 8, **wide, padding=1), nn.Conv2d(8, 4, **point, stride=2))) == 3
+    assert layers_after(inactive(nn.Conv2d(4, 8, **point), nn.Conv2d(8, 4, **wide, stride=2))) == 3
+    assert layers_after(inactive(nn.Conv2d(4, 8, **point, bias=False), nn.Conv2d(8, 4, **wide, padding=1))) == 3
+    assert layers_after(inactive(nn.Conv2d(4, 8, **point), nn.Conv2d(8, 4, **wide, padding=1))) == 4  # padded bias
+    assert layers_after(inactive(nn.Conv2d(4, 8, **wide), nn.Conv2d(8, 4, **wide))) == 4  # no 1×1
+    assert layers_after(inactive(nn.Conv2d(4, 64, **point), nn.Conv2d(64, 64, **point))) == 3
+    assert layers_after(inactive(nn.Conv2d(4, 1, **point), nn.Conv2d(1, 64, **wide))) == 4  # the product costs more
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_result_survives_plain_data_state_dict_and_export(name: str) -> None:
+    model = build(name)
+    damage(model, 4, sparsity=0.5, inactive=0.5, empty=0.3, dead=0.2)
+    inputs = real_and_random_inputs()
+    network = compact(model, inputs).network
+    expected = network(inputs)
+    stored = io.BytesIO()
+    torch.save(to_plain(network), stored)
+    stored.seek(0)
+    loaded = from_plain(torch.load(stored, weights_only=True))
+    assert torch.equal(loaded(inputs), expected)
+    loaded.load_state_dict(network.state_dict())
+    assert torch.equal(loaded(inputs), expected)
+    exported = torch.export.export(network, (inputs,)).module()
+    torch.testing.assert_close(exported(inputs), expected, rtol=1e-10, atol=1e-12)

@@ -1,0 +1,84 @@
+"""Changing the layers of a traced network."""
+
+import torch
+from torch import Tensor, fx, nn
+
+from trainables.graph import ROUNDING, Layer, WeightLayer, layers_of, nonnegative_nodes
+
+
+def with_weights(like: WeightLayer, weight: Tensor, bias: Tensor | None) -> WeightLayer:
+    """A layer of the kind, type and device of `like`, with its stride and padding, of `weight` (out, in, …) and `bias` (out)."""
+    outputs, inputs = weight.shape[:2]
+    layer: WeightLayer
+    if isinstance(like, nn.Linear):
+        layer = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
+    else:
+        kernel = (int(weight.shape[2]), int(weight.shape[3]))
+        layer = nn.Conv2d(
+            inputs,
+            outputs,
+            kernel,
+            stride=like.stride,  # type: ignore[arg-type]
+            padding=like.padding,  # type: ignore[arg-type]
+            dilation=like.dilation,  # type: ignore[arg-type]
+            bias=bias is not None,
+            padding_mode=like.padding_mode,
+            device="meta",
+        )
+    layer.weight = nn.Parameter(weight.detach().to(like.weight))
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().to(like.weight))
+    return layer.eval()
+
+
+def set_module(graph: fx.GraphModule, name: str, module: nn.Module) -> None:
+    """Puts `module` in the place of the submodule called `name`."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(graph.get_submodule(parent), leaf, module)
+
+
+def bypass(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Takes out a node that passes its first input on unchanged."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    node.replace_all_uses_with(source)
+    graph.graph.erase_node(node)
+
+
+def count_nonzeros(layer: nn.Module) -> int:
+    """How many entries of a layer's parameters are not zero."""
+    return sum(int(p.count_nonzero()) for p in layer.parameters())
+
+
+@torch.no_grad()
+def fold_batch_norms(graph: fx.GraphModule) -> list[str]:
+    """Folds every batch norm that follows a layer into it, in float64; returns the names of the layers.
+
+    Negative entries that folding's rounding left where training had made a zero are set to zero.
+    """
+    folded = []
+    for layer in layers_of(graph):
+        norm = layer.norm
+        if norm is None:
+            continue
+        exact = _in_float64(layer)
+        weight, bias = exact.folded()
+        rounding = ROUNDING * torch.maximum(weight.abs().max(), bias.abs().max())
+        weight, bias = (torch.where((t < 0) & (t >= -rounding), 0, t) for t in (weight, bias))
+        set_module(graph, layer.name, with_weights(layer.layer, weight, bias))
+        bypass(graph, layer.last)
+        folded.append(layer.name)
+    return folded
+
+
+def _in_float64(layer: Layer) -> Layer:
+    import copy
+
+    norm = copy.deepcopy(layer.norm).double() if layer.norm is not None else None
+    return Layer(layer.name, copy.deepcopy(layer.layer).double(), norm, layer.node, layer.last)
+
+
+def nonnegative_when_trained(graph: fx.GraphModule) -> set[fx.Node]:
+    """Nodes whose output is non-negative with the present weights (batch norms folded)."""
+    inactive = {layer.node for layer in layers_of(graph) if layer.norm is None and not layer.active()}
+    return nonnegative_nodes(graph, lambda node: node in inactive)

@@ -1,0 +1,61 @@
+"""Refit: a short training of the compact network without penalties, zeros kept zero (arXiv 2006.15604, section 2)."""
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from trainables.data import Dataset
+from trainables.errors import TrialFailure
+from trainables.measures import accuracy
+from trainables.optimizers import OptimizerName, build_optimizer, scheduled, set_lr
+from trainables.options import Options
+
+
+class Refit(Options):
+    """How the compact network is trained further: `epochs` (0: not at all), from learning rate `lr` down to 0 on a cosine."""
+
+    epochs: int = Field(0, ge=0)
+    lr: float = Field(1e-3, gt=0)
+
+
+def refit(
+    network: nn.Module, data: Dataset, options: Refit, *, optimizer: OptimizerName, batch_size: int, shuffler: torch.Generator
+) -> list[dict[str, float]]:
+    """Trains `network` in place by the task loss alone; parameters that are exactly zero stay zero.
+
+    Args:
+        shuffler: gives the order of the batches.
+
+    Returns:
+        Per epoch: `train_loss`, `val_accuracy` and `lr`.
+
+    Raises:
+        TrialFailure: if the loss is not finite.
+    """
+    parameters = list(network.parameters())
+    alive = [p.detach() != 0 for p in parameters]
+    steps = build_optimizer(optimizer, parameters, options.lr, momentum=0.9, weight_decay=0.0)
+    history = []
+    for epoch in range(options.epochs):
+        network.train()
+        losses: list[Tensor] = []
+        batches = torch.randperm(len(data.train.labels), generator=shuffler).to(data.train.labels.device).split(batch_size)
+        for index, batch in enumerate(batches):
+            lr = scheduled(options.lr, "cosine", (epoch + index / len(batches)) / options.epochs)
+            set_lr(steps, lr)
+            loss = nn.functional.cross_entropy(network(data.train.inputs[batch]), data.train.labels[batch])
+            steps.zero_grad()
+            loss.backward()
+            steps.step()
+            with torch.no_grad():
+                for parameter, mask in zip(parameters, alive, strict=True):
+                    parameter.mul_(mask)
+            losses.append(loss.detach() * len(batch))
+        train_loss = float(torch.stack(losses).sum() / len(data.train.labels))
+        if not math.isfinite(train_loss):
+            raise TrialFailure(f"diverged: the loss of refit is {train_loss} in its epoch {epoch + 1}")
+        history.append({"train_loss": train_loss, "val_accuracy": accuracy(network, *data.validation), "lr": lr})
+    network.eval()
+    return history

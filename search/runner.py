@@ -24,10 +24,10 @@ from search.samplers import SAMPLERS
 from search.searcher import StudySearcher
 from search.tracking import Recorder, connect
 from trainables.candidate import Candidate
-from trainables.compaction import from_plain
 from trainables.data import load_once
 from trainables.errors import UserError
 from trainables.measures import accuracy, measure
+from trainables.storage import check_storable, restore
 from trainables.trainable import NETWORK_FILE, CandidateTrainable
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,10 @@ def _dense_sizes(base: Candidate) -> dict[str, float]:
     try:
         data = load_once(base.data, torch.device("cpu"))
         network = base.model.build(data.input_shape, data.classes)
-        return {name: float(value) for name, value in measure(network, data.validation.inputs).items()}
+        sizes = {name: float(value) for name, value in measure(network, data.validation.inputs).items()}
+        if base.compaction.enabled:
+            check_storable(network)
+        return sizes
     except UserError:
         raise
     except Exception as error:
@@ -206,4 +209,4 @@ def _touch_test_set(base: Candidate, records: list[TrialRecord]) -> None:
     for record in records:
         if record.status == "completed" and record.checkpoint:
             stored = torch.load(Path(record.checkpoint, NETWORK_FILE), weights_only=True)
-            record.test_accuracy = accuracy(from_plain(stored), *data.test)
+            record.test_accuracy = accuracy(restore(stored), *data.test)

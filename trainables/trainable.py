@@ -7,8 +7,8 @@ import torch
 from ray import tune
 
 from trainables.candidate import Candidate
-from trainables.compaction import to_plain
 from trainables.errors import TrialFailure, UserError
+from trainables.storage import store
 from trainables.training import Training
 
 TRAINING_FILE = "training.pt"
@@ -63,7 +63,8 @@ class CandidateTrainable(tune.Trainable):
             finished = training.finish()
         except (TrialFailure, UserError) as failure:
             return {"history": history, "failure": str(failure), "done": True}
-        self.network = to_plain(finished.compacted.network)
+        data = training.data
+        self.network = store(finished.compacted.network, training.candidate.model, data.input_shape, data.classes)
         last = {"history": history + finished.history, "epoch": training.epoch, "done": True}
         return last | {"compaction": [list(step) for step in finished.compacted.report.steps]} | finished.measures
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from trainables.candidate import Candidate
 from trainables.compaction import Compacted, compact
 from trainables.data import Dataset, load_once
-from trainables.errors import TrialFailure
-from trainables.graph import inner_layers, trace
+from trainables.errors import TrialFailure, UserError
+from trainables.graph import Layer, inner_layers, trace
 from trainables.measures import accuracy, measure
 from trainables.optimizers import build_optimizer, scheduled, set_lr
 from trainables.refit import refit
@@ -55,7 +55,7 @@ class Training:
         self.optimizer = build_optimizer(
             options.optimizer, self.model.parameters(), options.lr, options.momentum, options.weight_decay
         )
-        self.inner = inner_layers(trace(self.model))
+        self.inner = _inner_layers(self.model)
         sample = self.data.train.inputs[:8]
         self.penalty_options = [p for p in candidate.penalties.values() if p.strength > 0]
         self.penalties = [options.attach(self.model, sample) for options in self.penalty_options]
@@ -186,6 +186,14 @@ class Training:
         if self.sparsifier:
             self.sparsifier.load_state_dict(state["sparsifier"])
         self.shuffler.set_state(state["shuffler"].cpu())
+
+
+def _inner_layers(model: nn.Module) -> list[Layer]:
+    """The layers whose activity is reported; none for a network that cannot be traced, which may train all the same."""
+    try:
+        return inner_layers(trace(model))
+    except UserError:
+        return []
 
 
 def train(

@@ -24,10 +24,10 @@ from search.report import as_json
 from search.runner import run_search
 from tests.conftest import SMALL_CONFIG, small_config
 from trainables import measure, train
-from trainables.compaction import from_plain
 from trainables.data import load_once
 from trainables.errors import UserError
 from trainables.measures import accuracy
+from trainables.storage import restore
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(180)]
 
@@ -145,7 +145,7 @@ def test_the_stored_network_of_a_front_member_has_its_measures_and_test_accuracy
     data = load_once(small_config(Path("unused")).candidate({}).data, torch.device("cpu"))
     for record in result.front:
         assert record.checkpoint is not None
-        network = from_plain(torch.load(Path(record.checkpoint, "network.pt"), weights_only=True))
+        network = restore(torch.load(Path(record.checkpoint, "network.pt"), weights_only=True))
         assert accuracy(network, *data.validation) == record.measures["val_accuracy"]
         assert accuracy(network, *data.test) == record.test_accuracy
         found = measure(network, data.test.inputs)

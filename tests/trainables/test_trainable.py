@@ -103,4 +103,4 @@ def test_a_checkpoint_is_plain_and_continues_bit_exactly(tmp_path: Path) -> None
     assert state["candidate"] == SECOND["candidate"]
     assert not (tmp_path / "network.pt").exists()  # only a finished trial has a compact network
     continued.save_checkpoint(str(tmp_path))
-    assert torch.load(tmp_path / "network.pt", weights_only=True)["layers"]
+    assert torch.load(tmp_path / "network.pt", weights_only=True)["nodes"]

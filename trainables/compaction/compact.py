@@ -55,7 +55,8 @@ class Report:
 class Compacted:
     """A compact network and how it came about."""
 
-    network: fx.GraphModule
+    network: nn.Module
+    """A traced graph (`torch.fx.GraphModule`), or a copy of the model as it was if compaction is off."""
     report: Report
 
 
@@ -75,11 +76,13 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
     training = model.training
     model.eval()
     try:
-        network = copy.deepcopy(trace(model)).eval()
-        steps = _transform(network, options) if options.enabled else []
-        network.graph.lint()
-        network.recompile()
-        network.delete_all_unused_submodules()
+        network = copy.deepcopy(trace(model) if options.enabled else model).eval()
+        steps: list[tuple[str, Action, str]] = []
+        if isinstance(network, fx.GraphModule) and options.enabled:
+            steps = _transform(network, options)
+            network.graph.lint()
+            network.recompile()
+            network.delete_all_unused_submodules()
         difference = relative_difference(model, network, inputs)
     finally:
         model.train(training)

@@ -1,0 +1,60 @@
+import copy
+
+import pytest
+import torch
+
+from tests.conftest import SMALL_CANDIDATE
+from trainables import Candidate, train
+from trainables.data import Dataset, Digits, load_once
+from trainables.errors import TrialFailure
+from trainables.models import MLP
+from trainables.refit import Refit, refit
+
+
+@pytest.fixture
+def data() -> Dataset:
+    return load_once(Digits(), torch.device("cpu"))
+
+
+def fitted(data: Dataset, options: Refit) -> tuple[torch.nn.Module, torch.nn.Module, list[dict[str, float]]]:
+    """A sparse network, the same after refit, and the metrics of refit."""
+    torch.manual_seed(0)
+    network = MLP(depth=2, width=16).build(data.input_shape, data.classes)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(torch.rand_like(parameter) > 0.5)
+    before = copy.deepcopy(network)
+    shuffler = torch.Generator().manual_seed(0)
+    return before, network, refit(network, data, options, optimizer="adam", batch_size=64, shuffler=shuffler)
+
+
+def test_refit_learns_and_zeros_stay_zero(data: Dataset) -> None:
+    before, after, history = fitted(data, Refit(epochs=5, lr=0.01))
+    assert len(history) == 5
+    assert history[-1]["train_loss"] < history[0]["train_loss"] / 2
+    for old, new in zip(before.parameters(), after.parameters(), strict=True):
+        assert torch.equal(old == 0, new == 0)
+        assert not torch.equal(old, new)
+
+
+def test_no_epochs_change_nothing(data: Dataset) -> None:
+    before, after, history = fitted(data, Refit(epochs=0))
+    assert history == []
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+
+
+def test_a_refit_that_diverges_fails(data: Dataset) -> None:
+    with pytest.raises(TrialFailure, match="the loss of refit is"):
+        fitted(data, Refit(epochs=3, lr=1e30))
+
+
+def test_a_candidate_is_refitted_after_compaction_and_measured_after_that() -> None:
+    tree = SMALL_CANDIDATE | {"penalties": {"layer": {"strength": 1000.0}}}
+    plain = train(Candidate.model_validate(tree))
+    trained = train(Candidate.model_validate(tree | {"refit": {"epochs": 4, "lr": 0.01}}))
+    assert trained.history[:3] == plain.history
+    assert [epoch["epoch"] for epoch in trained.history] == [1, 2, 3, 4, 5, 6, 7]
+    assert trained.measures["val_accuracy"] == trained.history[-1]["val_accuracy"]
+    assert trained.measures["layers"] == plain.measures["layers"] == 2
+    assert trained.measures["val_accuracy"] > plain.measures["val_accuracy"]
+    assert trained.measures["nonzero_params"] <= plain.measures["nonzero_params"]

@@ -1,0 +1,45 @@
+"""How a finished network is kept: as a graph of plain data where it was compacted, else as the state of the model it is."""
+
+from typing import Any
+
+from torch import fx, nn
+
+from trainables.compaction.plain import FORMAT, from_plain, to_plain
+from trainables.errors import UserError
+from trainables.graph import trace
+from trainables.models import MODELS, Model
+
+
+def store(network: nn.Module, model: Model, input_shape: tuple[int, ...], classes: int) -> dict[str, Any]:
+    """Plain data and tensors, loadable with `weights_only=True`, that `restore` turns into the network again.
+
+    A network that is not a traced graph must be one that `model` builds.
+    """
+    if isinstance(network, fx.GraphModule):
+        return to_plain(network)
+    state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    built = {"options": model.model_dump(mode="json"), "input_shape": list(input_shape), "classes": classes}
+    return {"format": FORMAT, "model": built, "state": state}
+
+
+def restore(stored: dict[str, Any]) -> nn.Module:
+    """The network that `store` kept, in evaluation mode on the CPU, with bit-identical weights."""
+    if "model" not in stored:
+        return from_plain(stored)
+    built = stored["model"]
+    model = MODELS.parse_named(built["options"])
+    network: nn.Module = model.build(tuple(built["input_shape"]), built["classes"])
+    network.load_state_dict(stored["state"])
+    return network.eval()
+
+
+def check_storable(network: nn.Module) -> None:
+    """Finds out before training if a network can be compacted and kept.
+
+    Raises:
+        UserError: if it cannot be traced, or holds a module that cannot be kept as plain data; compaction must be off then.
+    """
+    try:
+        to_plain(trace(network))
+    except (UserError, ValueError) as error:
+        raise UserError(f"the network cannot be compacted: {error}; set compaction.enabled: false to train it as it is") from None

@@ -1,15 +1,22 @@
 """What several tests share: small candidates, a small config, and one Ray session."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 import yaml
 
 from search.config import Config
 from trainables import Candidate
+
+# In CI the same examples each time, elsewhere new ones: a change is not blamed for what luck finds.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 SMALL_CANDIDATE: dict[str, Any] = {
     "model": {"name": "mlp", "depth": 3, "width": 16},

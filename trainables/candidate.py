@@ -1,8 +1,8 @@
 """One candidate: everything that decides how one network is trained, and nothing about searching."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from trainables.compaction import Compaction
 from trainables.data import DATA, Data, Digits
@@ -45,6 +45,12 @@ class Candidate(Options):
     sparsifier: SerializeAsAny[Annotated[Sparsifier, BeforeValidator(SPARSIFIERS.parse_named)]] | None = None
     compaction: Compaction = Compaction()
     refit: Refit = Refit()
+
+    @model_validator(mode="after")
+    def _approximate_merging_is_refitted(self) -> Self:
+        if self.compaction.approximate and self.refit.epochs == 0:
+            raise ValueError("compaction.approximate changes the outputs, so it needs a refit; set refit.epochs to 1 or more")
+        return self
 
     def dense(self) -> "Candidate":
         """The same network and training without penalties, sparsifier, compaction and refit: what compact ones compare with."""

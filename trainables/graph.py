@@ -32,8 +32,8 @@ _SIGN_KEEPERS: tuple[object, ...] = (
     F.adaptive_avg_pool2d,
 )
 
-ROUNDING = 1e-6
-"""Negative entries of a folded layer down to this share of its largest entry are rounding errors of folding."""
+_ROUNDING_EPS = 16
+"""Negative entries of a folded layer down to this many machine epsilons of its largest entry are rounding errors of folding."""
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -181,10 +181,14 @@ def rows(per_row: Tensor, weight: Tensor) -> Tensor:
 
 
 def has_negative_entry(weight: Tensor, bias: Tensor, *, exact: bool = True) -> bool:
-    """Whether [W | b] has a negative entry; without `exact`, one beyond `ROUNDING`."""
+    """Whether [W | b] has a negative entry; without `exact`, one beyond `rounding`."""
     lowest = torch.minimum(weight.min(), bias.min())
-    largest = torch.maximum(weight.abs().max(), bias.abs().max())
-    return bool(lowest < (0 if exact else -ROUNDING * largest))
+    return bool(lowest < (0 if exact else -rounding(weight, bias, weight.dtype)))
+
+
+def rounding(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far folding in `dtype` may be off in an entry of this [W | b]; a scalar."""
+    return _ROUNDING_EPS * torch.finfo(dtype).eps * torch.maximum(weight.abs().max(), bias.abs().max())
 
 
 def layers_of(graph: fx.GraphModule) -> list[Layer]:

@@ -15,7 +15,7 @@ from trainables.errors import TrialFailure, UserError
 from trainables.graph import Layer, inner_layers, trace
 from trainables.measures import accuracy, measure
 from trainables.optimizers import build_optimizer, scheduled, set_lr
-from trainables.refit import refit
+from trainables.refit import Refit, refit
 from trainables.sparsifiers.base import prunable_weights
 
 Number = int | float
@@ -137,8 +137,11 @@ class Training:
         self.step += 1
         return task_loss.detach(), penalty_loss.detach()
 
-    def finish(self) -> Trained:
+    def finish(self, refit_options: Refit | None = None) -> Trained:
         """Compacts the network, refits it if asked to, and measures it; `self.model` stays as it is.
+
+        Args:
+            refit_options: the candidate's if None.
 
         Returns:
             The compact network, its measures with `val_accuracy` and `layers_merged`, and the metrics of the refit, as
@@ -152,7 +155,7 @@ class Training:
         metrics = refit(
             compacted.network,
             self.data,
-            self.candidate.refit,
+            refit_options or self.candidate.refit,
             optimizer=self.options.optimizer,
             batch_size=self.options.batch_size,
             shuffler=self.shuffler,

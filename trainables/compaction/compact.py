@@ -17,7 +17,9 @@ from trainables.graph import trace
 from trainables.measures import measure
 from trainables.options import Options
 
-Action = Literal["folded", "inactive", "merged", "kept apart", "units removed", "removed", "block removed"]
+Action = Literal[
+    "folded", "inactive", "merged", "merged approximately", "kept apart", "units removed", "removed", "block removed"
+]
 
 
 class Compaction(Options):
@@ -25,12 +27,14 @@ class Compaction(Options):
 
     `merge: always` merges every inactive layer into the next one, for the fewest layers; `smaller` only where that
     does not add non-zero weights, since the product of sparse matrices is denser than they are; `never` does not merge.
-    `tolerance` is the largest relative difference of outputs that counts as equal.
+    `tolerance` is the largest relative difference of outputs that counts as equal. `approximate` also merges padded
+    convolutions where only the border of the image comes out differently, after that check; it needs a refit.
     """
 
     enabled: bool = True
     merge: MergePolicy = "always"
     tolerance: float = Field(1e-4, gt=0)
+    approximate: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,11 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
         steps: list[tuple[str, Action, str]] = []
         if isinstance(network, fx.GraphModule) and options.enabled:
             steps = _transform(network, options)
-            network.graph.lint()
-            network.recompile()
-            network.delete_all_unused_submodules()
+            _tidy(network)
         difference = relative_difference(model, network, inputs)
+        if isinstance(network, fx.GraphModule) and options.approximate:
+            steps += _merge_approximately(network, options)
+            _tidy(network)
     finally:
         model.train(training)
     if not difference <= options.tolerance:  # NaN too
@@ -109,6 +114,17 @@ def _transform(network: fx.GraphModule, options: Compaction) -> list[tuple[str, 
         steps += found
         if not found:
             return steps + [(name, "kept apart", "merging would add weights") for name in apart]
+
+
+def _merge_approximately(network: fx.GraphModule, options: Compaction) -> list[tuple[str, Action, str]]:
+    merged, _ = merge_layers(network, options.merge, approximate=True)
+    return [(name, "merged approximately", "into the next layer, but for the border") for name in merged]
+
+
+def _tidy(network: fx.GraphModule) -> None:
+    network.graph.lint()
+    network.recompile()
+    network.delete_all_unused_submodules()
 
 
 @torch.no_grad()

@@ -1,9 +1,11 @@
 """Changing the layers of a traced network."""
 
+import copy
+
 import torch
 from torch import Tensor, fx, nn
 
-from trainables.graph import ROUNDING, Layer, WeightLayer, layers_of, nonnegative_nodes
+from trainables.graph import Layer, WeightLayer, layers_of, nonnegative_nodes, rounding
 
 
 def with_weights(like: WeightLayer, weight: Tensor, bias: Tensor | None) -> WeightLayer:
@@ -63,8 +65,8 @@ def fold_batch_norms(graph: fx.GraphModule) -> list[str]:
             continue
         exact = _in_float64(layer)
         weight, bias = exact.folded()
-        rounding = ROUNDING * torch.maximum(weight.abs().max(), bias.abs().max())
-        weight, bias = (torch.where((t < 0) & (t >= -rounding), 0, t) for t in (weight, bias))
+        error = rounding(weight, bias, layer.layer.weight.dtype)
+        weight, bias = (torch.where((t < 0) & (t >= -error), 0, t) for t in (weight, bias))
         set_module(graph, layer.name, with_weights(layer.layer, weight, bias))
         bypass(graph, layer.last)
         folded.append(layer.name)
@@ -72,8 +74,6 @@ def fold_batch_norms(graph: fx.GraphModule) -> list[str]:
 
 
 def _in_float64(layer: Layer) -> Layer:
-    import copy
-
     norm = copy.deepcopy(layer.norm).double() if layer.norm is not None else None
     return Layer(layer.name, copy.deepcopy(layer.layer).double(), norm, layer.node, layer.last)
 

@@ -22,7 +22,7 @@ def drop_idle_relus(graph: fx.GraphModule) -> list[str]:
     return dropped
 
 
-def merge_layers(graph: fx.GraphModule, policy: MergePolicy) -> tuple[list[str], list[str]]:
+def merge_layers(graph: fx.GraphModule, policy: MergePolicy, *, approximate: bool = False) -> tuple[list[str], list[str]]:
     """Replaces a layer that feeds only another layer by their product, where that is exact, as the policy says.
 
     Linear layers always merge exactly. Convolutions do if one of the two is 1×1 and no padding lies between them (see
@@ -32,6 +32,7 @@ def merge_layers(graph: fx.GraphModule, policy: MergePolicy) -> tuple[list[str],
     Args:
         policy: "always"; "smaller", only where the product has at most as many non-zero weights as the two layers (the
             product of sparse matrices is denser than they are); or "never".
+        approximate: whether convolutions also merge where only the border of the image comes out differently.
 
     Returns:
         Names of the layers that went into the next one, and of those that could have, but would have cost more.
@@ -47,6 +48,8 @@ def merge_layers(graph: fx.GraphModule, policy: MergePolicy) -> tuple[list[str],
         if following is None or first is None or second is None:
             continue
         combined = product(first, second)
+        if combined is None and approximate:
+            combined = product_but_for_the_border(first, second)
         if combined is None:
             continue
         grows = count_nonzeros(combined) > count_nonzeros(first) + count_nonzeros(second)
@@ -74,11 +77,8 @@ def product(first: WeightLayer, second: WeightLayer) -> WeightLayer | None:
         return with_weights(second, weight, _combined_bias(first, second.weight.double(), second.bias))
     if not isinstance(first, nn.Conv2d) or not isinstance(second, nn.Conv2d):
         return None
-    if (
-        "zeros" not in (first.padding_mode, second.padding_mode)
-        or isinstance(first.padding, str)
-        or isinstance(second.padding, str)
-    ):
+    zero_padded = first.padding_mode == second.padding_mode == "zeros"
+    if not zero_padded or isinstance(first.padding, str) or isinstance(second.padding, str):
         return None
     if second.kernel_size == (1, 1) and second.padding == (0, 0):
         weight = torch.einsum("om,mikl->oikl", second.weight.double()[:, :, 0, 0], first.weight.double())
@@ -91,6 +91,29 @@ def product(first: WeightLayer, second: WeightLayer) -> WeightLayer | None:
         weight = torch.einsum("omkl,mi->oikl", second.weight.double(), first.weight.double()[:, :, 0, 0])
         return with_weights(second, weight, _combined_bias(first, second.weight.double().sum((2, 3)), second.bias))
     return None
+
+
+@torch.no_grad()
+def product_but_for_the_border(first: WeightLayer, second: WeightLayer) -> nn.Conv2d | None:
+    """Two convolutions as one of kernel k₁ + k₂ − 1 and padding p₁ + p₂; None where that is not even nearly so.
+
+    In the interior it is exact; at the border the second one's padding stood for zeros where the product sees what the
+    first one makes of its own padding. The first must have stride 1, and neither a dilation.
+    """
+    if not isinstance(first, nn.Conv2d) or not isinstance(second, nn.Conv2d):
+        return None
+    plain = first.stride == (1, 1) and first.dilation == second.dilation == (1, 1)
+    zero_padded = first.padding_mode == second.padding_mode == "zeros"
+    if not (plain and zero_padded) or isinstance(first.padding, str) or isinstance(second.padding, str):
+        return None
+    # Correlating with W₁ and then with W₂ is correlating with the full convolution of the two kernels.
+    margin = [k - 1 for k in first.kernel_size]
+    flipped = first.weight.double().transpose(0, 1).flip(2, 3)
+    weight = nn.functional.conv2d(second.weight.double(), flipped, padding=margin)
+    combined = with_weights(second, weight, _combined_bias(first, second.weight.double().sum((2, 3)), second.bias))
+    assert isinstance(combined, nn.Conv2d)
+    combined.padding = tuple(a + b for a, b in zip(first.padding, second.padding, strict=True))
+    return combined
 
 
 def _combined_bias(first: WeightLayer, matrix: Tensor, bias: Tensor | None) -> Tensor | None:

@@ -1,0 +1,205 @@
+"""Layer sparsity on a deep MLP: how shallow does it get, what does that cost, and is it better than starting shallow?"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.common import Goal, Outcome, Spread, at_least, at_most, run, spread
+from trainables import Candidate
+from trainables.data import load_once
+from trainables.measures import accuracy
+from trainables.refit import Refit
+from trainables.storage import restore, store
+from trainables.training import Training
+
+MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
+MOST_LAYERS = 3
+STRENGTHS = (5.0, 7.0, 10.0, 15.0, 30.0)
+COMBINED = ((0.01, 0.001), (0.1, 0.01), (0.3, 0.03))
+"""Strengths of node and connection sparsity tried beside each strength of layer sparsity."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set with the training that suits it."""
+
+    data: dict[str, Any]
+    epochs: int
+    batch_size: int
+    refit_epochs: int
+
+
+TASKS = {
+    "digits": Task({"name": "digits"}, epochs=40, batch_size=64, refit_epochs=20),
+    "mnist": Task({"name": "huggingface", "path": str(MNIST)}, epochs=15, batch_size=256, refit_epochs=5),
+}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One trained network."""
+
+    variant: str
+    layers: int
+    nonzero: int
+    validation: float
+    test: float
+    network: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, which gives a network without and, where asked for, one with refit."""
+
+    task: Task
+    seed: int
+    variant: str
+    refitted: str | None
+    penalties: dict[str, Any]
+    depth: int = 10
+
+
+def fit(job: Job) -> list[Fit]:
+    """Trains one candidate; with a refit, both networks come from the same training."""
+    torch.set_num_threads(1)
+    candidate = Candidate.model_validate(
+        {
+            "data": job.task.data,
+            "model": {"name": "mlp", "depth": job.depth, "width": 50},
+            "training": {
+                "epochs": job.task.epochs,
+                "batch_size": job.task.batch_size,
+                "lr": 3e-3,
+                "schedule": "cosine",
+                "seed": job.seed,
+            },
+            "penalties": job.penalties,
+        }
+    )
+    training = Training(candidate)
+    while not training.done:
+        training.run_epoch()
+    fits = []
+    for variant, epochs in ((job.variant, 0), (job.refitted, job.task.refit_epochs)):
+        if variant is None:
+            continue
+        done = training.finish(Refit(epochs=epochs, lr=3e-3))
+        data = training.data
+        test = accuracy(done.compacted.network, data.prepare(data.test.inputs), data.test.labels)
+        network = store(done.compacted.network, candidate.model, data.input_shape, data.classes)
+        m = done.measures
+        fits.append(Fit(variant, int(m["layers"]), int(m["nonzero_params"]), m["val_accuracy"], test, network))
+    return fits
+
+
+def jobs(task: Task, seed: int, *, quick: bool) -> list[Job]:
+    """All trainings of one seed."""
+    strengths = STRENGTHS[1:3] if quick else STRENGTHS
+    combined = COMBINED[:1] if quick else COMBINED
+    found = [Job(task, seed, "dense", None, {}), Job(task, seed, "shallow from scratch", None, {}, depth=1)]
+    for strength in strengths:
+        layer = {"strength": strength}
+        found.append(Job(task, seed, "layer", "layer + refit", {"layer": layer}))
+        found.append(Job(task, seed, f"gradient form, λ = {strength:g}", None, {"layer": layer | {"form": "gradient"}}))
+        found.append(Job(task, seed, f"proximal form, λ = {strength:g}", None, {"layer": layer}))
+        for node, connection in combined:
+            penalties = {"layer": layer, "node": {"strength": node}, "connection": {"strength": connection}}
+            found.append(Job(task, seed, "", "layer + node + connection + refit", penalties))
+    return found
+
+
+def chosen(fits: list[Fit], variant: str) -> Fit:
+    """Of the strengths tried, the one with the best validation accuracy among those of at most 3 layers (if there are any)."""
+    tried = [f for f in fits if f.variant == variant]
+    shallow = [f for f in tried if f.layers <= MOST_LAYERS]
+    pool = tried if variant == "dense" else shallow or tried
+    return max(pool, key=lambda f: f.validation)
+
+
+def seconds_per_10000(networks: list[nn.Module], inputs: torch.Tensor, repeats: int = 9) -> list[float]:
+    """Median seconds of inference of each network on 10,000 inputs, on one thread, all of them interleaved."""
+    many = inputs.repeat(-(-10_000 // len(inputs)), *[1] * (inputs.dim() - 1))[:10_000]
+    times: list[list[float]] = [[] for _ in networks]
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        for _ in range(repeats + 2):
+            for network, measured in zip(networks, times, strict=True):
+                started = time.perf_counter()
+                network(many)
+                measured.append(time.perf_counter() - started)
+    return [statistics.median(measured[2:]) for measured in times]
+
+
+VARIANTS = ("dense", "layer", "layer + refit", "layer + node + connection + refit", "shallow from scratch")
+
+
+def layer_sparsity(arguments: argparse.Namespace) -> Outcome:
+    """Layer sparsity on an MLP with 10 hidden layers of 50 units, against the dense and the shallow network."""
+    task = TASKS[arguments.data]
+    if arguments.data == "mnist" and not MNIST.exists():
+        raise SystemExit("there is no MNIST beside the checkout; see docs/layer-sparsity.md")
+    seeds = 1 if arguments.quick else arguments.seeds or (5 if arguments.data == "digits" else 3)
+    work = [job for seed in range(seeds) for job in jobs(task, seed, quick=arguments.quick)]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        results = list(pool.map(fit, work))
+    by_seed = [[f for job, fits in zip(work, results, strict=True) if job.seed == s for f in fits] for s in range(seeds)]
+    table = {variant: [chosen(fits, variant) for fits in by_seed] for variant in VARIANTS}
+    data = load_once(Candidate.model_validate({"data": task.data}).data, torch.device("cpu"))
+    inputs = data.prepare(data.test.inputs)
+    times = [seconds_per_10000([restore(table[v][s].network) for v in VARIANTS], inputs) for s in range(seeds)]
+    rows = [
+        {
+            "network": f"{arguments.data}, {variant}",
+            "weight layers": _over(fits, lambda f: f.layers, 1),
+            "non-zero parameters": _over(fits, lambda f: f.nonzero, 0),
+            "test accuracy": _over(fits, lambda f: f.test, 4),
+            "seconds per 10,000": spread([times[s][index] for s in range(seeds)], 4),
+        }
+        for index, (variant, fits) in enumerate(table.items())
+    ]
+    forms = sorted({f.variant for f in by_seed[0] if " form, " in f.variant}, key=lambda v: (float(v.rsplit(" ", 1)[1]), v))
+    for variant in forms:
+        fits = [f for seed in by_seed for f in seed if f.variant == variant]
+        rows.append(
+            {
+                "network": f"{arguments.data}, {variant}",
+                "weight layers": _over(fits, lambda f: f.layers, 1),
+                "non-zero parameters": _over(fits, lambda f: f.nonzero, 0),
+                "test accuracy": _over(fits, lambda f: f.test, 4),
+                "seconds per 10,000": "",
+            }
+        )
+    return Outcome(seeds, rows, _goals(arguments.data, table))
+
+
+def _over(fits: list[Fit], value: Callable[[Fit], float], digits: int) -> Spread:
+    return spread([value(f) for f in fits], digits)
+
+
+def _goals(data: str, table: dict[str, list[Fit]]) -> list[Goal]:
+    best = "layer + refit"
+    gained = statistics.mean(f.test - d.test for f, d in zip(table[best], table["dense"], strict=True))
+    shallow = statistics.mean(f.test - d.test for f, d in zip(table[best], table["shallow from scratch"], strict=True))
+    return [
+        at_most(f"{data}: weight layers of {best} (most)", max(f.layers for f in table[best]), MOST_LAYERS),
+        at_least(f"{data}: mean test accuracy of {best} minus dense", gained, 0.0),
+        at_least(f"{data}: mean test accuracy of {best} minus shallow from scratch", shallow, 0.0),
+    ]
+
+
+if __name__ == "__main__":
+    run(
+        "layer_sparsity",
+        layer_sparsity,
+        ("--data", {"choices": sorted(TASKS), "default": "digits"}),
+        ("--seeds", {"type": int, "help": "5 on digits and 3 on MNIST if left out"}),
+    )

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from benchmarks.common import Goal, Outcome, Spread, at_least, at_most, run, spread
+from benchmarks.pictures import before_and_after
 from trainables import Candidate
 from trainables.data import load_once
 from trainables.measures import accuracy
@@ -49,6 +50,7 @@ class Fit:
     """One trained network."""
 
     variant: str
+    strength: float
     layers: int
     nonzero: int
     validation: float
@@ -68,8 +70,8 @@ class Job:
     depth: int = 10
 
 
-def fit(job: Job) -> list[Fit]:
-    """Trains one candidate; with a refit, both networks come from the same training."""
+def trained(job: Job) -> Training:
+    """The training of a job, at its end."""
     torch.set_num_threads(1)
     candidate = Candidate.model_validate(
         {
@@ -88,6 +90,12 @@ def fit(job: Job) -> list[Fit]:
     training = Training(candidate)
     while not training.done:
         training.run_epoch()
+    return training
+
+
+def fit(job: Job) -> list[Fit]:
+    """Trains one candidate; with a refit, both networks come from the same training."""
+    training = trained(job)
     fits = []
     for variant, epochs in ((job.variant, 0), (job.refitted, job.task.refit_epochs)):
         if variant is None:
@@ -95,9 +103,10 @@ def fit(job: Job) -> list[Fit]:
         done = training.finish(Refit(epochs=epochs, lr=3e-3))
         data = training.data
         test = accuracy(done.compacted.network, data.prepare(data.test.inputs), data.test.labels)
-        network = store(done.compacted.network, candidate.model, data.input_shape, data.classes)
+        network = store(done.compacted.network, training.candidate.model, data.input_shape, data.classes)
         m = done.measures
-        fits.append(Fit(variant, int(m["layers"]), int(m["nonzero_params"]), m["val_accuracy"], test, network))
+        strength = job.penalties.get("layer", {}).get("strength", 0.0)
+        fits.append(Fit(variant, strength, int(m["layers"]), int(m["nonzero_params"]), m["val_accuracy"], test, network))
     return fits
 
 
@@ -178,7 +187,15 @@ def layer_sparsity(arguments: argparse.Namespace) -> Outcome:
                 "seconds per 10,000": "",
             }
         )
+    if arguments.picture:
+        _draw(task, chosen(by_seed[0], "layer").strength, arguments.picture)
     return Outcome(seeds, rows, _goals(arguments.data, table))
+
+
+def _draw(task: Task, strength: float, path: Path) -> None:
+    """One network of seed 0 before and after compaction."""
+    training = trained(Job(task, 0, "layer", None, {"layer": {"strength": strength}}))
+    before_and_after(training.model, training.finish(Refit()).compacted.network, path)
 
 
 def _over(fits: list[Fit], value: Callable[[Fit], float], digits: int) -> Spread:
@@ -202,4 +219,5 @@ if __name__ == "__main__":
         layer_sparsity,
         ("--data", {"choices": sorted(TASKS), "default": "digits"}),
         ("--seeds", {"type": int, "help": "5 on digits and 3 on MNIST if left out"}),
+        ("--picture", {"type": Path, "help": "where to put one network before and after, as PNG"}),
     )

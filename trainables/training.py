@@ -18,6 +18,12 @@ from trainables.sparsifiers.base import prunable_weights
 
 Number = int | float
 
+CHECKED_INPUTS = 1024
+"""Compaction is checked on at most so many validation inputs: the features of all of them at once would fill a memory."""
+
+_AUGMENTATION_STREAM = 0x9E3779B97F4A7C15
+"""Added to a training's seed for its augmentation, which must not repeat the numbers that shuffle the batches."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -31,8 +37,8 @@ class Trained:
 class Training:
     """The training of one candidate, epoch by epoch; its state can be saved after each and continued bit-exactly.
 
-    Nothing of it is global: the seed decides the initial weights and the order of the batches, through generators of
-    its own, so a process can run one training after another with the same results as fresh processes.
+    Nothing of it is global: the seed decides the initial weights, the order of the batches and augmentation, through
+    generators of its own, so a process can run one training after another with the same results as fresh processes.
     """
 
     def __init__(self, candidate: Candidate, device: torch.device | str = "cpu") -> None:
@@ -45,13 +51,14 @@ class Training:
         self.step = 0
         seed = self.options.seed or 0
         self.shuffler = torch.Generator().manual_seed(seed)
+        self.augmenter = torch.Generator().manual_seed((seed + _AUGMENTATION_STREAM) % 2**63)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # torch's initialisers know only the global generator
             self.model = candidate.model.build(self.data.input_shape, self.data.classes)
         self.model.to(self.device)
         self.optimizer = self._build_optimizer()
         self.inner = inner_layers(trace(self.model))
-        sample = self.data.train.inputs[:8]
+        sample = self.data.prepare(self.data.train.inputs[:8])
         self.penalties = [p.attach(self.model, sample) for p in candidate.penalties.values() if p.strength > 0]
         self.sparsifier = candidate.sparsifier and candidate.sparsifier.attach(self.model, self._total_steps())
 
@@ -88,7 +95,7 @@ class Training:
             TrialFailure: if the loss is not finite.
         """
         self.model.train()
-        order = torch.randperm(len(self.data.train.labels), generator=self.shuffler).to(self.device)
+        order = torch.randperm(len(self.data.train.labels), generator=self.shuffler).to(self.data.train.labels.device)
         task_losses, penalty_losses = [], []
         for batch in order.split(self.options.batch_size):
             task_loss, penalty_loss = self._train_batch(batch)
@@ -105,7 +112,7 @@ class Training:
             "epoch": self.epoch,
             "train_loss": train_loss,
             "penalty_loss": extra_loss,
-            "val_accuracy": accuracy(self.model, *self.data.validation),
+            "val_accuracy": accuracy(self.model, *self.data.validation, prepare=self.data.prepare),
             "sparsity": zeros / max(sum(w.numel() for w in weights), 1),
             "active_layers": sum(has_negative_entry(inner.layer) for inner in self.inner),
             "lr": self._learning_rate(),
@@ -123,7 +130,8 @@ class Training:
             group["lr"] = lr
         for penalty in self.penalties:
             penalty.before_batch(self.step)
-        inputs, labels = self.data.train.inputs[batch], self.data.train.labels[batch]
+        inputs = self.data.augmented(self.data.train.inputs[batch], self.augmenter)
+        labels = self.data.train.labels[batch].to(self.device)
         task_loss = nn.functional.cross_entropy(self.model(inputs), labels)
         extra = [value for value in (penalty.loss() for penalty in self.penalties) if value is not None]
         penalty_loss = torch.stack(extra).sum() if extra else torch.zeros_like(task_loss)
@@ -148,9 +156,11 @@ class Training:
         Raises:
             TrialFailure: if compaction changed the outputs on the validation inputs.
         """
-        inputs = self.data.validation.inputs
+        inputs = self.data.prepare(self.data.validation.inputs[:CHECKED_INPUTS])
         compacted = compact(self.model, inputs, self.candidate.compaction)
-        measures: dict[str, Number] = {"val_accuracy": accuracy(compacted.network, *self.data.validation)}
+        measures: dict[str, Number] = {
+            "val_accuracy": accuracy(compacted.network, *self.data.validation, prepare=self.data.prepare)
+        }
         measures |= measure(compacted.network, inputs)
         return compacted, measures | {"layers_merged": compacted.report.count("merged")}
 
@@ -168,6 +178,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "sparsifier": self.sparsifier.state_dict() if self.sparsifier else {},
             "shuffler": self.shuffler.get_state(),
+            "augmenter": self.augmenter.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -178,6 +189,7 @@ class Training:
         if self.sparsifier:
             self.sparsifier.load_state_dict(state["sparsifier"])
         self.shuffler.set_state(state["shuffler"].cpu())
+        self.augmenter.set_state(state["augmenter"].cpu())
 
 
 def train(

@@ -77,7 +77,7 @@ def _dense_sizes(base: Candidate) -> dict[str, float]:
     try:
         data = load_once(base.data, torch.device("cpu"))
         network = base.model.build(data.input_shape, data.classes)
-        sizes = {name: float(value) for name, value in measure(network, data.validation.inputs).items()}
+        sizes = {name: float(value) for name, value in measure(network, data.prepare(data.validation.inputs[:1])).items()}
         if base.compaction.enabled:
             check_storable(network)
         return sizes
@@ -209,4 +209,4 @@ def _touch_test_set(base: Candidate, records: list[TrialRecord]) -> None:
     for record in records:
         if record.status == "completed" and record.checkpoint:
             stored = torch.load(Path(record.checkpoint, NETWORK_FILE), weights_only=True)
-            record.test_accuracy = accuracy(restore(stored), *data.test)
+            record.test_accuracy = accuracy(restore(stored), *data.test, prepare=data.prepare)

@@ -1,6 +1,7 @@
 """What is measured on a compact network: numbers of the network as it would ship."""
 
 import io
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -45,13 +46,22 @@ def measure(network: nn.Module, inputs: Tensor) -> dict[str, int]:
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, inputs: Tensor, labels: Tensor, batch_size: int = 4096) -> float:
-    """The share of examples whose largest logit is at the label, in evaluation mode; `inputs` (N, …), `labels` (N,)."""
+def accuracy(
+    network: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    batch_size: int = 4096,
+    prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
+) -> float:
+    """The share of examples whose largest logit is at the label, in evaluation mode; `inputs` (N, …), `labels` (N,).
+
+    `prepare` makes what the network sees of a batch of inputs: `Dataset.prepare`, for inputs as a data set stores them.
+    """
     training = network.training
     network.eval()
     try:
         correct = sum(
-            int((network(x).argmax(1) == y).sum())
+            int((network(prepare(x)).argmax(1).to(y.device) == y).sum())
             for x, y in zip(inputs.split(batch_size), labels.split(batch_size), strict=True)
         )
     finally:

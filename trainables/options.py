@@ -71,6 +71,8 @@ class Registry(dict[str, type[OptionsT]]):
             value = {"name": value}
         if not isinstance(value, Mapping):
             return value
+        if "name" not in value and "factory" in value and "factory" in self:
+            value = {"name": "factory", **value}
         if "name" not in value:
             raise PydanticCustomError(
                 "no_name", "the {what} has no 'name'; known: {known}", {"what": self.what, "known": ", ".join(sorted(self))}

@@ -21,12 +21,20 @@ class Refit(Options):
 
 
 def refit(
-    network: nn.Module, data: Dataset, options: Refit, *, optimizer: OptimizerName, batch_size: int, shuffler: torch.Generator
+    network: nn.Module,
+    data: Dataset,
+    options: Refit,
+    *,
+    optimizer: OptimizerName,
+    batch_size: int,
+    shuffler: torch.Generator,
+    augmenter: torch.Generator,
 ) -> list[dict[str, float]]:
     """Trains `network` in place by the task loss alone; parameters that are exactly zero stay zero.
 
     Args:
         shuffler: gives the order of the batches.
+        augmenter: varies the training images, where the data set says so.
 
     Returns:
         Per epoch: `train_loss`, `val_accuracy` and `lr`.
@@ -45,7 +53,8 @@ def refit(
         for index, batch in enumerate(batches):
             lr = scheduled(options.lr, "cosine", (epoch + index / len(batches)) / options.epochs)
             set_lr(steps, lr)
-            loss = nn.functional.cross_entropy(network(data.train.inputs[batch]), data.train.labels[batch])
+            inputs = data.augmented(data.train.inputs[batch], augmenter)
+            loss = nn.functional.cross_entropy(network(inputs), data.train.labels[batch].to(data.device))
             steps.zero_grad()
             loss.backward()
             steps.step()
@@ -56,6 +65,8 @@ def refit(
         train_loss = float(torch.stack(losses).sum() / len(data.train.labels))
         if not math.isfinite(train_loss):
             raise TrialFailure(f"diverged: the loss of refit is {train_loss} in its epoch {epoch + 1}")
-        history.append({"train_loss": train_loss, "val_accuracy": accuracy(network, *data.validation), "lr": lr})
+        history.append(
+            {"train_loss": train_loss, "val_accuracy": accuracy(network, *data.validation, prepare=data.prepare), "lr": lr}
+        )
     network.eval()
     return history

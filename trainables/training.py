@@ -20,6 +20,12 @@ from trainables.sparsifiers.base import prunable_weights
 
 Number = int | float
 
+CHECKED_INPUTS = 1024
+"""Compaction is checked on at most so many validation inputs: the features of all of them at once would fill a memory."""
+
+_AUGMENTATION_STREAM = 0x9E3779B97F4A7C15
+"""Added to a training's seed for its augmentation, which must not repeat the numbers that shuffle the batches."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -33,8 +39,8 @@ class Trained:
 class Training:
     """The training of one candidate, epoch by epoch; its state can be saved after each and continued bit-exactly.
 
-    Nothing of it is global: the seed decides the initial weights and the order of the batches, through generators of
-    its own, so a process can run one training after another with the same results as fresh processes.
+    Nothing of it is global: the seed decides the initial weights, the order of the batches and augmentation, through
+    generators of its own, so a process can run one training after another with the same results as fresh processes.
     """
 
     def __init__(self, candidate: Candidate, device: torch.device | str = "cpu") -> None:
@@ -47,6 +53,7 @@ class Training:
         self.step = 0
         seed = self.options.seed or 0
         self.shuffler = torch.Generator().manual_seed(seed)
+        self.augmenter = torch.Generator().manual_seed((seed + _AUGMENTATION_STREAM) % 2**63)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # torch's initialisers know only the global generator
             self.model = candidate.model.build(self.data.input_shape, self.data.classes)
@@ -56,7 +63,7 @@ class Training:
             options.optimizer, self.model.parameters(), options.lr, options.momentum, options.weight_decay
         )
         self.inner = _inner_layers(self.model)
-        sample = self.data.train.inputs[:8]
+        sample = self.data.prepare(self.data.train.inputs[:8])
         self.penalty_options = [p for p in candidate.penalties.values() if p.strength > 0]
         self.penalties = [options.attach(self.model, sample) for options in self.penalty_options]
         self.sparsifier = candidate.sparsifier and candidate.sparsifier.attach(self.model, self._total_steps())
@@ -84,7 +91,7 @@ class Training:
             TrialFailure: if the loss is not finite.
         """
         self.model.train()
-        order = torch.randperm(len(self.data.train.labels), generator=self.shuffler).to(self.device)
+        order = torch.randperm(len(self.data.train.labels), generator=self.shuffler).to(self.data.train.labels.device)
         task_losses, penalty_losses = [], []
         for batch in order.split(self.options.batch_size):
             task_loss, penalty_loss = self._train_batch(batch)
@@ -101,7 +108,7 @@ class Training:
             "epoch": self.epoch,
             "train_loss": train_loss,
             "penalty_loss": extra_loss,
-            "val_accuracy": accuracy(self.model, *self.data.validation),
+            "val_accuracy": accuracy(self.model, *self.data.validation, prepare=self.data.prepare),
             "sparsity": zeros / max(sum(w.numel() for w in weights), 1),
             "active_layers": sum(layer.active() for layer in self.inner),
             "lr": self._learning_rate(),
@@ -121,7 +128,8 @@ class Training:
         epoch = self.step / self._steps_per_epoch()
         for penalty, options in zip(self.penalties, self.penalty_options, strict=True):
             penalty.before_batch(self.step, options.scale(epoch))
-        inputs, labels = self.data.train.inputs[batch], self.data.train.labels[batch]
+        inputs = self.data.augmented(self.data.train.inputs[batch], self.augmenter)
+        labels = self.data.train.labels[batch].to(self.device)
         task_loss = nn.functional.cross_entropy(self.model(inputs), labels)
         extra = [value for value in (penalty.loss() for penalty in self.penalties) if value is not None]
         penalty_loss = torch.stack(extra).sum() if extra else torch.zeros_like(task_loss)
@@ -150,7 +158,7 @@ class Training:
         Raises:
             TrialFailure: if compaction changed the outputs on the validation inputs, or refit diverges.
         """
-        inputs = self.data.validation.inputs
+        inputs = self.data.prepare(self.data.validation.inputs[:CHECKED_INPUTS])
         compacted = compact(self.model, inputs, self.candidate.compaction)
         metrics = refit(
             compacted.network,
@@ -159,9 +167,11 @@ class Training:
             optimizer=self.options.optimizer,
             batch_size=self.options.batch_size,
             shuffler=self.shuffler,
+            augmenter=self.augmenter,
         )
         history: list[dict[str, Number]] = [{"epoch": self.epoch + 1 + n, **metric} for n, metric in enumerate(metrics)]
-        measures: dict[str, Number] = {"val_accuracy": accuracy(compacted.network, *self.data.validation)}
+        val_accuracy = accuracy(compacted.network, *self.data.validation, prepare=self.data.prepare)
+        measures: dict[str, Number] = {"val_accuracy": val_accuracy}
         measures |= measure(compacted.network, inputs) if metrics else compacted.report.after
         return Trained(history, compacted, measures | {"layers_merged": compacted.report.count("merged")})
 
@@ -179,6 +189,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "sparsifier": self.sparsifier.state_dict() if self.sparsifier else {},
             "shuffler": self.shuffler.get_state(),
+            "augmenter": self.augmenter.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -189,6 +200,7 @@ class Training:
         if self.sparsifier:
             self.sparsifier.load_state_dict(state["sparsifier"])
         self.shuffler.set_state(state["shuffler"].cpu())
+        self.augmenter.set_state(state["augmenter"].cpu())
 
 
 def _inner_layers(model: nn.Module) -> list[Layer]:

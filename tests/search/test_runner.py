@@ -146,9 +146,9 @@ def test_the_stored_network_of_a_front_member_has_its_measures_and_test_accuracy
     for record in result.front:
         assert record.checkpoint is not None
         network = restore(torch.load(Path(record.checkpoint, "network.pt"), weights_only=True))
-        assert accuracy(network, *data.validation) == record.measures["val_accuracy"]
-        assert accuracy(network, *data.test) == record.test_accuracy
-        found = measure(network, data.test.inputs)
+        assert accuracy(network, *data.validation, prepare=data.prepare) == record.measures["val_accuracy"]
+        assert accuracy(network, *data.test, prepare=data.prepare) == record.test_accuracy
+        found = measure(network, data.prepare(data.test.inputs))
         assert {name: found[name] for name in ("params", "nonzero_params", "layers", "flops")} == {
             name: record.measures[name] for name in ("params", "nonzero_params", "layers", "flops")
         }

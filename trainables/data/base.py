@@ -1,0 +1,174 @@
+"""Data sets as tensors: stored as compactly as they come, split with a fixed seed, loaded once per process."""
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import NamedTuple, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from trainables.data.transforms import Augment, augment, channel_statistics
+from trainables.errors import UserError
+from trainables.options import Options, Registry
+
+
+class Split(NamedTuple):
+    """Examples of one split, as stored: `inputs` (N, *input_shape) uint8 or float32, `labels` (N,) int64."""
+
+    inputs: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The three splits of a classification data set.
+
+    The search trains on `train` and judges by `validation`; `test` is touched once per front member, at the end.
+
+    Images are stored as uint8 (N, C, H, W), a quarter of their size as float32; `mean` and `std` (C, 1, 1) of the
+    training split normalise them. Other inputs are stored as float32, as networks see them, without `mean` and `std`.
+    Networks get what `prepare` or `augmented` makes of stored inputs, always float32 on `device`.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    classes: int
+    mean: Tensor | None = None
+    std: Tensor | None = None
+    augment: Augment = field(default_factory=Augment)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        if self.augment.active and len(self.input_shape) != 3:
+            raise UserError(
+                "data.augment needs images of the shape (channels, height, width), and this data set's inputs have the shape "
+                f"{self.input_shape}; leave 'augment' out"
+            )
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch."""
+        return tuple(self.train.inputs.shape[1:])
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """What a network sees of stored `inputs` (N, *input_shape): float32 on `device`, normalised."""
+        inputs = inputs.to(self.device)
+        if self.mean is None or self.std is None:
+            return inputs
+        return inputs.float().sub_(self.mean).div_(self.std)
+
+    def augmented(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """`prepare` with the data set's augmentation, for training; without one, nothing is drawn from `generator`."""
+        if not self.augment.active:
+            return self.prepare(inputs)
+        return self.prepare(augment(inputs.to(self.device), self.augment, generator))
+
+    def to(self, device: torch.device) -> "Dataset":
+        """The data set for networks on `device`: stored there if it takes at most half of the memory that is free.
+
+        Otherwise it stays where it is, and its batches move one by one.
+        """
+        mean, std = (None if constant is None else constant.to(device) for constant in (self.mean, self.std))
+        moved = replace(self, mean=mean, std=std, device=device)
+        splits = (self.train, self.validation, self.test)
+        if device.type == "cuda" and 2 * sum(t.nbytes for s in splits for t in s) > torch.cuda.mem_get_info(device)[0]:
+            return moved
+        train, validation, test = (Split(s.inputs.to(device), s.labels.to(device)) for s in splits)
+        return replace(moved, train=train, validation=validation, test=test)
+
+
+class Data(Options):
+    """Options of a data set, and its loader. Options are hashable, so that a process loads each set once.
+
+    `validation` and `test` are the fractions of all examples held out; `seed` fixes the split. `augment` varies the
+    training images.
+    """
+
+    name: str
+    validation: float = Field(0.2, gt=0, lt=1)
+    test: float = Field(0.2, gt=0, lt=1)
+    seed: int = Field(0, ge=0)
+    augment: Augment = Augment()
+
+    @model_validator(mode="after")
+    def _leave_some_to_train_on(self) -> Self:
+        if self.validation + (self.test or 0) >= 1:
+            raise ValueError(f"validation ({self.validation}) and test ({self.test}) leave no training examples")
+        return self
+
+    def load(self) -> Dataset:
+        """Reads and splits the data, on the CPU, without augmentation.
+
+        Raises:
+            UserError: if it is not there, or is not what the options say.
+        """
+        raise NotImplementedError(f"the data set '{self.name}' does not say how it is loaded")
+
+
+DATA: Registry[Data] = Registry("data set")
+
+
+def split(options: Data, inputs: Tensor, labels: Tensor, classes: int) -> Dataset:
+    """Splits examples into training, validation and test, with equal class shares in each (stratified).
+
+    Args:
+        inputs: (N, *input_shape) float32, or (N, C, H, W) uint8; see `normalised`.
+        labels: (N,) int64 in [0, classes).
+
+    Raises:
+        UserError: if there are too few examples of a class.
+    """
+    everything = torch.arange(len(labels))
+    held_out = options.validation + options.test
+    train, rest = hold_out(options, everything, labels, held_out)
+    validation, test = hold_out(options, rest, labels, options.test / held_out)
+    train_split, validation_split, test_split = (Split(inputs[i], labels[i]) for i in (train, validation, test))
+    return normalised(train_split, validation_split, test_split, classes)
+
+
+def hold_out(options: Data, indices: Tensor, labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Splits `indices` (n,) into what is left and the held-out `fraction`, with equal shares of `labels` (N,) in both.
+
+    Raises:
+        UserError: if there are too few examples of a class.
+    """
+    from sklearn.model_selection import train_test_split
+
+    try:
+        left, held = train_test_split(
+            indices.numpy(), test_size=fraction, random_state=options.seed, stratify=labels[indices].numpy()
+        )
+    except ValueError as error:
+        raise UserError(
+            f"the data set '{options.name}' has too few examples to hold out a share of {fraction:.3g} of every class: {error}"
+        ) from None
+    return torch.from_numpy(left), torch.from_numpy(held)
+
+
+def normalised(train: Split, validation: Split, test: Split, classes: int) -> Dataset:
+    """The data set of three splits, normalised by the training split.
+
+    uint8 images stay as they are, beside the mean and standard deviation of each channel. float32 inputs are standardised
+    here, by the mean and standard deviation of all training inputs together.
+    """
+    if train.inputs.dtype == torch.uint8:
+        return Dataset(train, validation, test, classes, *channel_statistics(train.inputs))
+    mean, std = train.inputs.mean(), train.inputs.std()
+    std = torch.where(std > 0, std, 1.0)  # constant inputs become zeros, not NaN
+    train, validation, test = (Split((s.inputs - mean) / std, s.labels) for s in (train, validation, test))
+    return Dataset(train, validation, test, classes)
+
+
+@lru_cache(maxsize=4)
+def load_once(options: Data, device: torch.device) -> Dataset:
+    """The data set of these options for networks on `device`, loaded at most once per process."""
+    plain = _load_plain(options.model_copy(update={"augment": Augment()}), device)
+    return replace(plain, augment=options.augment) if options.augment.active else plain
+
+
+@lru_cache(maxsize=4)
+def _load_plain(options: Data, device: torch.device) -> Dataset:
+    """Cached apart from augmentation, so that a search over it shares one set of tensors."""
+    return options.load().to(device)

@@ -1,0 +1,21 @@
+"""scikit-learn's digits."""
+
+from typing import Literal
+
+import torch
+
+from trainables.data.base import DATA, Data, Dataset, split
+
+
+@DATA.register("digits")
+class Digits(Data):
+    """scikit-learn's digits: 1,797 real 8×8 grey images of handwritten digits."""
+
+    name: Literal["digits"] = "digits"
+
+    def load(self) -> Dataset:
+        from sklearn.datasets import load_digits
+
+        raw = load_digits()
+        inputs = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1)  # (1797, 1, 8, 8)
+        return split(self, inputs, torch.tensor(raw.target, dtype=torch.int64), classes=10)

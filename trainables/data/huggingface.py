@@ -1,0 +1,230 @@
+"""Image classification data through Hugging Face `datasets`: from the hub, from parquet files, from folders of images."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+
+from trainables.data.base import DATA, Data, Dataset, Split, hold_out, normalised, split
+from trainables.data.images import Array, check_sizes, decode_all, stack
+from trainables.errors import UserError
+from trainables.options import Options, suggest
+
+if TYPE_CHECKING:  # imported where data is loaded: it takes a second that other data need not pay
+    import datasets
+
+_IMAGE_NAMES = ("image", "img")
+_LABEL_NAMES = ("label", "fine_label")
+_TEST_SHARE = 0.2  # where the data has no test split and the config does not say
+
+
+def _absolute(path: str) -> str:
+    """The path of a file or folder that is there, made absolute: the processes of a search work in other directories."""
+    local = Path(path).expanduser()
+    return str(local.absolute()) if local.exists() else path
+
+
+class DataFiles(Options):
+    """Local parquet files of the splits; without `test`, the test set is split off the training rows."""
+
+    train: str
+    test: str | None = None
+
+    @field_validator("train", "test")
+    @classmethod
+    def _from_anywhere(cls, path: str | None) -> str | None:
+        return path and _absolute(path)
+
+
+@DATA.register("huggingface")
+class HuggingFace(Data):
+    """Images with class labels: `path` is a name on the hub (its subset: `config`), or a local folder.
+
+    A folder holds parquet files named after their splits (`train.parquet`, `test.parquet`), or images as
+    `train/CLASS/x.png`; `data_files` names parquet files instead. Relative paths count from the working directory.
+
+    `image` and `label` name the columns, where they are not found: the only Image and the only ClassLabel column, or the
+    usual names. `train_split` and `test_split` name the splits. A split `test` is the test set if there is one, and
+    `validation` is a fraction of the training rows; otherwise all three are split off the training rows, and `test` is
+    the fraction (left out: 0.2). `limit` uses only the first so many training rows; `size` resizes all images to a square
+    of so many pixels.
+    """
+
+    name: Literal["huggingface"] = "huggingface"
+    path: str | None = None
+    config: str | None = None
+    data_files: DataFiles | None = None
+    image: str | None = None
+    label: str | None = None
+    train_split: str = "train"
+    test_split: str | None = None
+    test: float | None = Field(None, gt=0, lt=1)  # type: ignore[assignment] # wider than the base's; None: see the class
+    size: int | None = Field(None, ge=1)
+    limit: int | None = Field(None, ge=1)
+
+    @field_validator("path")
+    @classmethod
+    def _from_anywhere(cls, path: str | None) -> str | None:
+        return path and _absolute(path)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.data_files is None):
+            raise ValueError("give either 'path' (a name on the Hugging Face hub, or a folder) or 'data_files'")
+        if self.config is not None and self.data_files is not None:
+            raise ValueError("'config' names a subset on the Hugging Face hub, so it does not go together with 'data_files'")
+        return self
+
+    @property
+    def _where(self) -> str:
+        return f"the data set '{self.path or (self.data_files and self.data_files.train)}'"
+
+    def load(self) -> Dataset:
+        train, test = self._splits()
+        label = self._column(train.features, "label", _LABEL_NAMES)
+        image = self._column(train.features, "image", _IMAGE_NAMES)
+        classes = self._classes(train, label)
+        labels = self._labels(train, label, classes, "training")
+        if self.limit is not None:
+            train, labels = self._limited(train, labels)
+        test_labels = self._labels(test, label, classes, "test") if test is not None else labels[:0]
+        images = self._decode(train, image, "training")
+        test_images = self._decode(test, image, "test") if test is not None else []
+        check_sizes([*images, *test_images])
+        channels = max(pixels.shape[2] for pixels in [*images, *test_images])
+        inputs = stack(images, channels)
+        if test is None:
+            return split(self.model_copy(update={"test": self.test or _TEST_SHARE}), inputs, labels, len(classes))
+        left, held = hold_out(self, torch.arange(len(labels)), labels, self.validation)
+        test_split = Split(stack(test_images, channels), test_labels)
+        return normalised(Split(inputs[left], labels[left]), Split(inputs[held], labels[held]), test_split, len(classes))
+
+    def _splits(self) -> "tuple[datasets.Dataset, datasets.Dataset | None]":
+        """The training rows, and the test rows if the data has some of its own."""
+        found = _read(self)
+        for name in (self.train_split, self.test_split):
+            if name is not None and name not in found:
+                raise UserError(f"{self._where} has no split '{name}'; {suggest(name, found)}")
+        test_name = self.test_split or "test"
+        test = found[test_name] if test_name in found and test_name != self.train_split else None
+        for name, rows in ((self.train_split, found[self.train_split]), (test_name, test)):
+            if rows is not None and not len(rows):
+                raise UserError(f"the split '{name}' of {self._where} has no rows")
+        if test is not None and self.test is not None:
+            raise UserError(f"{self._where} has a test split of its own, '{test_name}', so leave out 'test: {self.test}'")
+        return found[self.train_split], test
+
+    def _column(self, features: Mapping[str, object], key: Literal["image", "label"], usual: Sequence[str]) -> str:
+        """The name of the image or label column."""
+        import datasets
+
+        chosen = getattr(self, key)
+        if chosen is not None:
+            if chosen not in features:
+                raise UserError(f"{self._where} has no column '{chosen}' ('{key}'); {suggest(chosen, features)}")
+            return str(chosen)
+        kind = datasets.Image if key == "image" else datasets.ClassLabel
+        candidates = [name for name, feature in features.items() if isinstance(feature, kind)]
+        named = [name for name in usual if name in (candidates or features)]
+        if len(candidates) == 1 or len(named) == 1:
+            return candidates[0] if len(candidates) == 1 else named[0]
+        problem = f"{len(candidates)} {key} columns" if candidates else f"no {key} column that can be recognised"
+        choices = ", ".join(candidates or features)
+        raise UserError(f"{self._where} has {problem}; set '{key}' to the name of one of its columns: {choices}")
+
+    def _classes(self, train: "datasets.Dataset", column: str) -> dict[int | str, int]:
+        """The number of each value in the label column: of a ClassLabel itself, of others their order."""
+        import datasets
+
+        feature = train.features[column]
+        if isinstance(feature, datasets.ClassLabel):
+            return {value: value for value in range(feature.num_classes)}
+        values = train.select_columns([column])[:][column]
+        if not (all(isinstance(value, int) for value in values) or all(isinstance(value, str) for value in values)):
+            raise UserError(f"the label column '{column}' of {self._where} is {feature}; labels are whole numbers or names")
+        return {value: number for number, value in enumerate(sorted(set(values)))}
+
+    def _labels(self, rows: "datasets.Dataset", column: str, classes: dict[int | str, int], which: str) -> Tensor:
+        """The class numbers (N,) of these rows."""
+        if column not in rows.features:
+            raise UserError(f"the {which} rows of {self._where} have no column '{column}'; {suggest(column, rows.features)}")
+        values = rows.select_columns([column])[:][column]
+        for value in set(values):
+            if value not in classes:
+                raise UserError(
+                    f"{self._where} has {which} rows with the label {value!r} in '{column}', which is no class; "
+                    "use a split whose rows are all labelled"
+                )
+        return torch.tensor([classes[value] for value in values], dtype=torch.int64)
+
+    def _limited(self, train: "datasets.Dataset", labels: Tensor) -> "tuple[datasets.Dataset, Tensor]":
+        """The first `limit` rows."""
+        assert self.limit is not None
+        first, classes = labels[: self.limit], len(labels.unique())
+        if len(first.unique()) < classes:
+            raise UserError(
+                f"the first {self.limit} training rows of {self._where} hold {len(first.unique())} of its {classes} classes; "
+                "make 'limit' larger, or leave it out where the rows are in the order of their classes"
+            )
+        return train.select(range(len(first))), first
+
+    def _decode(self, rows: "datasets.Dataset", column: str, which: str) -> list[Array]:
+        """The images of these rows, in order."""
+        import datasets
+
+        if column not in rows.features:
+            raise UserError(f"the {which} rows of {self._where} have no column '{column}'; {suggest(column, rows.features)}")
+        try:
+            encoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise UserError(f"the column '{column}' of {self._where} does not hold images: {error}") from None
+        items = (item for batch in encoded.iter(batch_size=1000) for item in batch[column])
+        return decode_all(items, datasets.Image().decode_example, self.size, f"the {which} rows of {self._where}")
+
+
+def _read(options: HuggingFace) -> "Mapping[str, datasets.Dataset]":
+    """The splits by name.
+
+    Raises:
+        UserError: if the data is not there, or `datasets` cannot read it.
+    """
+    import datasets
+
+    files, path = options.data_files, options.path or ""
+    if files is not None:
+        for file in (files.train, files.test):
+            if file is not None and not Path(file).is_file():
+                raise UserError(f"data_files: there is no file {file}; its folder is counted from {Path.cwd()}")
+    elif Path(path).is_file():
+        raise UserError(f"data.path: {path} is a file; give its folder, or 'data_files: {{train: {path}}}'")
+    elif not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise UserError(f"data.path: there is no folder {path}; relative paths count from {Path.cwd()}")
+    try:
+        with _quiet():
+            if files is not None:
+                return datasets.load_dataset("parquet", data_files=files.model_dump(exclude_none=True))  # type: ignore[no-any-return]
+            return datasets.load_dataset(path, options.config)  # type: ignore[no-any-return]
+    except Exception as error:  # of many kinds, from the hub, the network, and readers of files
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"{options._where} cannot be loaded: {reason}; 'path' is a name on the Hugging Face hub that can be reached from "
+            "here, or a folder with parquet files or images"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without progress bars, which several processes would write over each other."""
+    import datasets
+
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

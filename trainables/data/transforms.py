@@ -1,0 +1,78 @@
+"""Normalisation and augmentation of whole batches, on the device that holds them."""
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from trainables.options import Options
+
+
+class Augment(Options):
+    """How training images are varied; the defaults leave them as they are.
+
+    `crop: p` pads each side with p pixels of zeros (black; the mean, where the images are float32) and cuts the old size
+    out at a random place; `flip` mirrors every second image, drawn at random, left to right.
+    """
+
+    crop: int = Field(0, ge=0)
+    flip: bool = False
+
+    @property
+    def active(self) -> bool:
+        """Whether it changes anything."""
+        return self.crop > 0 or self.flip
+
+
+def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel.
+
+    Args:
+        images: (N, C, H, W) uint8.
+
+    Returns:
+        Two (C, 1, 1) float32 tensors in units of 0 … 255. The deviation of a constant channel is given as 1, so that
+        normalising it gives zeros instead of NaN.
+    """
+    # From the counts of the 256 values: exact, and without a float copy of the images, four times their size.
+    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)]).double()  # (C, 256)
+    share = counts / counts.sum(1, keepdim=True)
+    values = torch.arange(256, dtype=torch.float64, device=images.device)
+    mean = (share * values).sum(1)  # (C,)
+    std = (share * (values - mean[:, None]).square()).sum(1).sqrt()
+    std = torch.where(std > 0, std, 1.0)
+    return mean.float()[:, None, None], std.float()[:, None, None]
+
+
+def augment(images: Tensor, options: Augment, generator: torch.Generator) -> Tensor:
+    """Each image cropped at its own random place and mirrored by its own coin.
+
+    The draws come from `generator` on its own device, so a CPU generator gives the same images on every device.
+
+    Args:
+        images: (N, C, H, W), any type.
+        options: what is varied; nothing is drawn for what is off.
+        generator: the only source of randomness.
+
+    Returns:
+        (N, C, H, W), of the type and on the device of `images`.
+    """
+    n, channels, height, width = images.shape
+    rows = torch.arange(height, device=images.device).expand(n, height)
+    columns = torch.arange(width, device=images.device).expand(n, width)
+    if options.flip:
+        mirrored = _draw(2, (n, 1), generator, images.device).bool()
+        columns = torch.where(mirrored, width - 1 - columns, columns)
+    if options.crop:
+        top, left = _draw(2 * options.crop + 1, (2, n, 1), generator, images.device)
+        rows, columns = rows + top, columns + left
+        images = F.pad(images, (options.crop,) * 4)
+    # One gather of flat positions: two to five times as fast on a CPU as indexing or as windows made by unfold.
+    positions = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).flatten(1)  # (N, H·W)
+    taken = images.flatten(2).gather(2, positions[:, None].expand(n, channels, height * width))
+    return taken.view(n, channels, height, width)
+
+
+def _draw(high: int, shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Whole numbers in [0, high)."""
+    return torch.randint(high, shape, generator=generator, device=generator.device).to(device)

@@ -7,15 +7,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-BENCHMARKS = {"main_job": ["--picture", "docs/images/front.png"]}
-"""The benchmarks by name, with their options; their tables go between `<!-- NAME -->` and `<!-- /NAME -->`."""
+BENCHMARKS = {
+    "main_job": ["main_job", "--picture", "docs/images/front.png"],
+    "layer_sparsity_digits": ["layer_sparsity", "--picture", "docs/images/layers.png"],
+    "layer_sparsity_mnist": ["layer_sparsity", "--data", "mnist"],
+    "block_sparsity": ["block_sparsity"],
+    "penalty_steps": ["penalty_steps"],
+}
+"""What to run, by the name of the table: the benchmark and its options. It goes between `<!-- NAME -->` and `<!-- /NAME -->`."""
 
 
 def main() -> None:
     """Runs all, or those named on the command line."""
     for name in sys.argv[1:] or BENCHMARKS:
         print(f"== {name}", flush=True)
-        command = [sys.executable, "-m", f"benchmarks.{name}", *BENCHMARKS[name]]
+        benchmark, *options = BENCHMARKS[name]
+        command = [sys.executable, "-m", f"benchmarks.{benchmark}", *options]
         table = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
         print(table, flush=True)
         for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 import statistics
 from collections.abc import Callable, Sequence
@@ -60,8 +61,8 @@ def spread(values: Sequence[float], digits: int = 3) -> Spread:
 
 
 def device() -> str:
-    """The GPU's name, or the CPU architecture with torch's number of threads."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {torch.get_num_threads()} cores"
+    """The GPU's name, or the CPU architecture with the number of cores."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores"
 
 
 def as_markdown(outcome: Outcome) -> str:

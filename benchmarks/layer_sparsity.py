@@ -24,6 +24,7 @@ from trainables.training import Training
 
 MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 MOST_LAYERS = 3
+WEAK = (0.01, 0.1, 1.0)
 STRENGTHS = (5.0, 7.0, 10.0, 15.0, 30.0)
 COMBINED = ((0.01, 0.001), (0.1, 0.01), (0.3, 0.03))
 """Strengths of node and connection sparsity tried beside each strength of layer sparsity."""
@@ -115,11 +116,13 @@ def jobs(task: Task, seed: int, *, quick: bool) -> list[Job]:
     strengths = STRENGTHS[1:3] if quick else STRENGTHS
     combined = COMBINED[:1] if quick else COMBINED
     found = [Job(task, seed, "dense", None, {}), Job(task, seed, "shallow from scratch", None, {}, depth=1)]
+    for strength in WEAK[:1] if quick else WEAK:  # where the gradient form has its range
+        for form, variant in (("proximal", "layer"), ("gradient", "gradient")):
+            found.append(Job(task, seed, variant, None, {"layer": {"strength": strength, "form": form}}))
     for strength in strengths:
         layer = {"strength": strength}
         found.append(Job(task, seed, "layer", "layer + refit", {"layer": layer}))
-        found.append(Job(task, seed, f"gradient form, λ = {strength:g}", None, {"layer": layer | {"form": "gradient"}}))
-        found.append(Job(task, seed, f"proximal form, λ = {strength:g}", None, {"layer": layer}))
+        found.append(Job(task, seed, "gradient", None, {"layer": layer | {"form": "gradient"}}))
         for node, connection in combined:
             penalties = {"layer": layer, "node": {"strength": node}, "connection": {"strength": connection}}
             found.append(Job(task, seed, "", "layer + node + connection + refit", penalties))
@@ -165,28 +168,12 @@ def layer_sparsity(arguments: argparse.Namespace) -> Outcome:
     data = load_once(Candidate.model_validate({"data": task.data}).data, torch.device("cpu"))
     inputs = data.prepare(data.test.inputs)
     times = [seconds_per_10000([restore(table[v][s].network) for v in VARIANTS], inputs) for s in range(seeds)]
-    rows = [
-        {
-            "network": f"{arguments.data}, {variant}",
-            "weight layers": _over(fits, lambda f: f.layers, 1),
-            "non-zero parameters": _over(fits, lambda f: f.nonzero, 0),
-            "test accuracy": _over(fits, lambda f: f.test, 4),
-            "seconds per 10,000": spread([times[s][index] for s in range(seeds)], 4),
-        }
-        for index, (variant, fits) in enumerate(table.items())
-    ]
-    forms = sorted({f.variant for f in by_seed[0] if " form, " in f.variant}, key=lambda v: (float(v.rsplit(" ", 1)[1]), v))
-    for variant in forms:
-        fits = [f for seed in by_seed for f in seed if f.variant == variant]
-        rows.append(
-            {
-                "network": f"{arguments.data}, {variant}",
-                "weight layers": _over(fits, lambda f: f.layers, 1),
-                "non-zero parameters": _over(fits, lambda f: f.nonzero, 0),
-                "test accuracy": _over(fits, lambda f: f.test, 4),
-                "seconds per 10,000": "",
-            }
-        )
+    rows = [_row(f"{arguments.data}, {v}", table[v], spread([t[i] for t in times], 4)) for i, v in enumerate(VARIANTS)]
+    every = [f for fits in by_seed for f in fits]
+    for strength in sorted({f.strength for f in every if f.variant == "gradient"}):
+        for form, variant in (("proximal", "layer"), ("gradient", "gradient")):
+            fits = [f for f in every if f.variant == variant and f.strength == strength]
+            rows.append(_row(f"{arguments.data}, {form} form, λ = {strength:g}", fits, ""))
     if arguments.picture:
         _draw(task, chosen(by_seed[0], "layer").strength, arguments.picture)
     return Outcome(seeds, rows, _goals(arguments.data, table))
@@ -198,8 +185,17 @@ def _draw(task: Task, strength: float, path: Path) -> None:
     before_and_after(training.model, training.finish(Refit()).compacted.network, path)
 
 
-def _over(fits: list[Fit], value: Callable[[Fit], float], digits: int) -> Spread:
-    return spread([value(f) for f in fits], digits)
+def _row(network: str, fits: list[Fit], seconds: Spread | str) -> dict[str, Any]:
+    def over(value: Callable[[Fit], float], digits: int) -> Spread:
+        return spread([value(f) for f in fits], digits)
+
+    return {
+        "network": network,
+        "weight layers": over(lambda f: f.layers, 1),
+        "non-zero parameters": over(lambda f: f.nonzero, 0),
+        "test accuracy": over(lambda f: f.test, 4),
+        "seconds per 10,000": seconds,
+    }
 
 
 def _goals(data: str, table: dict[str, list[Fit]]) -> list[Goal]:

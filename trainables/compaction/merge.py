@@ -1,5 +1,6 @@
 """Layer merging: an inactive layer's ReLU does nothing, so the layer becomes part of the next one (arXiv 2006.15604)."""
 
+from collections import Counter
 from typing import Literal
 
 import torch
@@ -41,8 +42,9 @@ def merge_layers(graph: fx.GraphModule, policy: MergePolicy, *, approximate: boo
     kept: list[str] = []
     if policy == "never":
         return merged, kept
+    counts = call_counts(graph)
     for node in list(graph.graph.nodes):
-        following = _next_layer(graph, node)
+        following = _next_layer(graph, node, counts)
         first = weight_layer(graph, node)
         second = weight_layer(graph, following)
         if following is None or first is None or second is None:
@@ -124,9 +126,8 @@ def _combined_bias(first: WeightLayer, matrix: Tensor, bias: Tensor | None) -> T
     return moved if bias is None else moved + bias.double()
 
 
-def _next_layer(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+def _next_layer(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> fx.Node | None:
     """The layer node that alone reads this layer node's output, seen through nodes that pass it on unchanged."""
-    counts = call_counts(graph)
     if weight_layer(graph, node) is None or counts[node.target] > 1:
         return None
     current = node

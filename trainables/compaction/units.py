@@ -1,5 +1,6 @@
 """Dead units and channels: removed, with the constants that they output moved into the next layer's bias."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -56,24 +57,22 @@ def remove_dead_units(graph: fx.GraphModule) -> list[Removed]:
     its reader can read the layer's input instead, with weight 0; else it keeps one unit.
     """
     removed: list[Removed] = []
-    while True:
+    while True:  # what goes in one pass can leave more dead for the next
         nonnegative = nonnegative_when_trained(graph)
-        found = None
-        for node in graph.graph.nodes:
-            path = _path(graph, node)
+        counts = call_counts(graph)
+        before = len(removed)
+        for node in list(graph.graph.nodes):
+            path = _path(graph, node, counts)
             if path is not None:
-                found = _remove(graph, path, input_nonnegative=node.args[0] in nonnegative)
-                if found:
-                    break  # what is dead may have changed everywhere
-        if not found:
+                gone = _remove(graph, path, input_nonnegative=node.args[0] in nonnegative)
+                removed += [gone] if gone else []
+        if len(removed) == before:
             return removed
-        removed.append(found)
 
 
-def _path(graph: fx.GraphModule, node: fx.Node) -> _Path | None:
+def _path(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> _Path | None:
     """The way from this layer node to the layer that alone reads it, through ReLU, pooling and flatten; None if another."""
     layer = weight_layer(graph, node)
-    counts = call_counts(graph)
     if layer is None or counts[node.target] > 1:
         return None
     between: list[fx.Node] = []

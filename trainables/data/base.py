@@ -121,7 +121,7 @@ def split(options: Data, inputs: Tensor, labels: Tensor, classes: int) -> Datase
         UserError: if there are too few examples of a class.
     """
     everything = torch.arange(len(labels))
-    held_out = options.validation + options.test
+    held_out = round(options.validation + options.test, 12)  # 0.2 + 0.4 is 0.6, not the next float: no row more
     train, rest = hold_out(options, everything, labels, held_out)
     validation, test = hold_out(options, rest, labels, options.test / held_out)
     train_split, validation_split, test_split = (Split(inputs[i], labels[i]) for i in (train, validation, test))

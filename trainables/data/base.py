@@ -1,5 +1,6 @@
 """Data sets as tensors: stored as compactly as they come, split with a fixed seed, loaded once per process."""
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple, Self
@@ -121,7 +122,7 @@ def split(options: Data, inputs: Tensor, labels: Tensor, classes: int) -> Datase
         UserError: if there are too few examples of a class.
     """
     everything = torch.arange(len(labels))
-    held_out = round(options.validation + options.test, 12)  # 0.2 + 0.4 is 0.6, not the next float: no row more
+    held_out = options.validation + options.test
     train, rest = hold_out(options, everything, labels, held_out)
     validation, test = hold_out(options, rest, labels, options.test / held_out)
     train_split, validation_split, test_split = (Split(inputs[i], labels[i]) for i in (train, validation, test))
@@ -136,9 +137,10 @@ def hold_out(options: Data, indices: Tensor, labels: Tensor, fraction: float) ->
     """
     from sklearn.model_selection import train_test_split
 
+    count = math.ceil(round(fraction * len(indices), 6))  # rounded, so that 0.2 + 0.4 of 60 rows are 36 of them, not 37
     try:
         left, held = train_test_split(
-            indices.numpy(), test_size=fraction, random_state=options.seed, stratify=labels[indices].numpy()
+            indices.numpy(), test_size=count, random_state=options.seed, stratify=labels[indices].numpy()
         )
     except ValueError as error:
         raise UserError(

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,20 @@ def test_options_of_every_data_set_are_hashable_and_come_back_from_plain_data(tm
 
 def test_a_data_set_can_be_just_a_name() -> None:
     assert Candidate.model_validate({"data": "digits"}).data == Digits()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("fits", [True, False])
+def test_data_that_does_not_fit_a_gpu_stays_outside_and_networks_see_the_same(
+    fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = replace(IMAGES.load(), augment=Augment(crop=2, flip=True))
+    if not fits:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 10**9))
+    there = here.to(torch.device("cuda"))
+    assert there.train.inputs.is_cuda == there.test.labels.is_cuda == fits
+    wanted = here.augmented(here.train.inputs, torch.Generator().manual_seed(0))
+    found = there.augmented(there.train.inputs, torch.Generator().manual_seed(0))
+    assert found.is_cuda
+    assert torch.allclose(found.cpu(), wanted, atol=1e-6)

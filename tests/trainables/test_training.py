@@ -38,9 +38,19 @@ def test_training_leaves_the_global_random_state_alone(candidate: Candidate) -> 
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+AUGMENTED = {
+    "name": "factory",
+    "factory": "tests.trainables.data.made:image_tensors",
+    "args": {"count": 300},
+    "augment": {"crop": 2, "flip": True},
+}
+
+
+@pytest.mark.parametrize("data", ["digits", AUGMENTED], ids=["digits", "augmented images"])
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_a_saved_training_continues_bit_exactly(optimizer: str, tmp_path: Any) -> None:
-    options = with_changes(training={"epochs": 4, "batch_size": 128, "lr": 0.01, "seed": 1, "optimizer": optimizer})
+def test_a_saved_training_continues_bit_exactly(optimizer: str, data: Any, tmp_path: Any) -> None:
+    training = {"epochs": 4, "batch_size": 128, "lr": 0.01, "seed": 1, "optimizer": optimizer}
+    options = with_changes(training=training, data=data)
     whole = train(options)
     first = Training(options)
     history = [first.run_epoch(), first.run_epoch()]
@@ -104,3 +114,22 @@ def test_the_dense_candidate_has_the_full_network(candidate: Candidate) -> None:
     measures = train(candidate.dense()).measures
     assert measures["params"] == 64 * 16 + 16 + 2 * (16 * 16 + 16) + 16 * 10 + 10
     assert measures["layers"] == 4
+
+
+def test_augmentation_changes_what_is_trained_on_and_nothing_else() -> None:
+    plain = {key: value for key, value in AUGMENTED.items() if key != "augment"}
+    training = {"epochs": 4, "batch_size": 32, "lr": 0.01, "seed": 1}
+    varied, same = (Training(with_changes(data=data, training=training)) for data in (AUGMENTED, plain))
+    assert torch.equal(varied.model[1].weight, same.model[1].weight)
+    before = varied.augmenter.get_state(), same.augmenter.get_state()
+    assert varied.run_epoch()["train_loss"] != same.run_epoch()["train_loss"]
+    assert torch.equal(varied.shuffler.get_state(), same.shuffler.get_state())
+    assert not torch.equal(varied.augmenter.get_state(), before[0])
+    assert torch.equal(same.augmenter.get_state(), before[1])  # nothing is drawn where nothing is varied
+
+
+def test_training_learns_from_uint8_images_and_compacts_on_what_the_network_sees() -> None:
+    training = {"epochs": 10, "batch_size": 32, "lr": 0.01, "seed": 1}
+    trained = train(with_changes(data=AUGMENTED, training=training, penalties={}, sparsifier=None))
+    assert trained.measures["val_accuracy"] > 0.9
+    assert trained.measures["val_accuracy"] == trained.history[-1]["val_accuracy"]

@@ -1,5 +1,6 @@
 """Data sets as tensors: stored as compactly as they come, split with a fixed seed, loaded once per process."""
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple, Self
@@ -136,9 +137,10 @@ def hold_out(options: Data, indices: Tensor, labels: Tensor, fraction: float) ->
     """
     from sklearn.model_selection import train_test_split
 
+    count = math.ceil(round(fraction * len(indices), 6))  # rounded, so that 0.2 + 0.4 of 60 rows are 36 of them, not 37
     try:
         left, held = train_test_split(
-            indices.numpy(), test_size=fraction, random_state=options.seed, stratify=labels[indices].numpy()
+            indices.numpy(), test_size=count, random_state=options.seed, stratify=labels[indices].numpy()
         )
     except ValueError as error:
         raise UserError(

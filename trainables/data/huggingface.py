@@ -205,8 +205,9 @@ def _read(options: HuggingFace) -> "Mapping[str, datasets.Dataset]":
         raise UserError(f"data.path: there is no folder {path}; relative paths count from {Path.cwd()}")
     try:
         with _quiet():
-            if files is not None:
-                return datasets.load_dataset("parquet", data_files=files.model_dump(exclude_none=True))  # type: ignore[no-any-return]
+            named = files.model_dump(exclude_none=True) if files is not None else _parquet_files(options)
+            if named:
+                return datasets.load_dataset("parquet", data_files=named)  # type: ignore[no-any-return]
             return datasets.load_dataset(path, options.config)  # type: ignore[no-any-return]
     except Exception as error:  # of many kinds, from the hub, the network, and readers of files
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -214,6 +215,16 @@ def _read(options: HuggingFace) -> "Mapping[str, datasets.Dataset]":
             f"{options._where} cannot be loaded: {reason}; 'path' is a name on the Hugging Face hub that can be reached from "
             "here, or a folder with parquet files or images"
         ) from error
+
+
+def _parquet_files(options: HuggingFace) -> dict[str, str]:
+    """The files by split in a folder with `train.parquet`; none if it is another kind of folder.
+
+    Named here, since `datasets` would take whatever else lies in the folder, and below, to be part of the data.
+    """
+    names = (options.train_split, options.test_split or "test")
+    files = {name: Path(options.path or "", f"{name}.parquet") for name in names}
+    return {name: str(file) for name, file in files.items() if file.is_file()} if files[names[0]].is_file() else {}
 
 
 @contextmanager

@@ -1,8 +1,7 @@
 import pytest
 import torch
-from pydantic import ValidationError
 
-from trainables.data import Digits, load_once
+from trainables.data import Digits
 
 
 def test_digits_are_split_into_three_disjoint_parts_of_all_1797_images() -> None:
@@ -33,14 +32,3 @@ def test_inputs_are_standardised_by_the_training_split() -> None:
     assert float(train.std()) == pytest.approx(1, abs=1e-5)
     assert train.shape[1:] == (1, 8, 8)
     assert train.dtype == torch.float32
-
-
-def test_a_process_loads_a_data_set_once() -> None:
-    device = torch.device("cpu")
-    assert load_once(Digits(), device) is load_once(Digits(), device)
-    assert load_once(Digits(), device) is not load_once(Digits(seed=1), device)
-
-
-def test_a_split_without_training_examples_is_refused() -> None:
-    with pytest.raises(ValidationError, match="leave no training examples"):
-        Digits(validation=0.5, test=0.5)

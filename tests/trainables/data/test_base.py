@@ -1,0 +1,126 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tests.trainables.data.made import image_tensors
+from trainables import Candidate
+from trainables.data import Augment, Data, Digits, Factory, load_once, split
+from trainables.errors import UserError
+
+CPU = torch.device("cpu")
+IMAGES = Factory(factory="tests.trainables.data.made:image_tensors")
+
+
+def test_a_process_loads_a_data_set_once() -> None:
+    assert load_once(Digits(), CPU) is load_once(Digits(), CPU)
+    assert load_once(Digits(), CPU) is not load_once(Digits(seed=1), CPU)
+
+
+def test_augmentation_shares_the_tensors_of_the_data_set_without_it() -> None:
+    plain = load_once(IMAGES, CPU)
+    varied = load_once(IMAGES.model_copy(update={"augment": Augment(crop=2, flip=True)}), CPU)
+    assert varied.train.inputs is plain.train.inputs
+    assert varied.augment.crop == 2 and not plain.augment.active
+
+
+def test_images_stay_uint8_in_memory_and_networks_see_normalised_float32() -> None:
+    data = IMAGES.load()
+    for part in (data.train, data.validation, data.test):
+        assert part.inputs.dtype == torch.uint8
+        assert part.labels.dtype == torch.int64
+    seen = data.prepare(data.train.inputs)
+    assert seen.dtype == torch.float32
+    assert seen.mean((0, 2, 3)).tolist() == pytest.approx([0, 0, 0], abs=1e-5)
+    assert seen.std((0, 2, 3)).tolist() == pytest.approx([1, 1, 1], abs=1e-3)
+
+
+def test_preparing_leaves_the_stored_inputs_as_they_are() -> None:
+    for data in (IMAGES.load(), Digits().load()):
+        before = data.train.inputs.clone()
+        data.prepare(data.train.inputs)
+        assert torch.equal(data.train.inputs, before)
+
+
+def test_without_augmentation_the_generator_is_not_used() -> None:
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    data = IMAGES.load()
+    assert torch.equal(data.augmented(data.train.inputs, generator), data.prepare(data.train.inputs))
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_augmented_inputs_are_normalised_float32_and_differ_from_the_stored_ones() -> None:
+    data = load_once(IMAGES.model_copy(update={"augment": Augment(crop=2, flip=True)}), CPU)
+    varied = data.augmented(data.train.inputs, torch.Generator().manual_seed(0))
+    assert varied.dtype == torch.float32
+    assert varied.shape == data.train.inputs.shape
+    assert not torch.equal(varied, data.prepare(data.train.inputs))
+
+
+def test_augmentation_of_what_is_not_an_image_is_refused() -> None:
+    rows = Factory(factory="tests.trainables.data.made:image_arrays", augment=Augment(flip=True))
+    with pytest.raises(UserError, match=r"data.augment needs images .* have the shape \(64,\)"):
+        load_once(rows, CPU)
+
+
+def test_every_data_set_can_be_augmented_by_its_config() -> None:
+    made = Candidate.model_validate({"data": {"name": "digits", "augment": {"crop": 1, "flip": False}}})
+    assert made.data.augment == Augment(crop=1)
+    assert load_once(made.data, CPU).augment.crop == 1
+    with pytest.raises(ValidationError, match="unknown key 'crops'"):
+        Candidate.model_validate({"data": {"name": "digits", "augment": {"crops": 1}}})
+
+
+def test_constant_inputs_are_normalised_to_zeros_instead_of_nan() -> None:
+    labels = torch.arange(30) % 3
+    for inputs in (torch.full((30, 1, 4, 4), 9, dtype=torch.uint8), torch.ones(30, 5)):
+        data = split(Digits(), inputs, labels, 3)
+        assert data.prepare(data.train.inputs).count_nonzero() == 0
+
+
+def test_too_few_examples_of_a_class_are_refused_with_a_sentence() -> None:
+    inputs, labels = image_tensors(9)
+    with pytest.raises(UserError, match=r"the data set 'digits' has too few examples to hold out"):
+        split(Digits(), inputs, labels, 3)
+
+
+def test_a_split_without_training_examples_is_refused() -> None:
+    with pytest.raises(ValidationError, match="leave no training examples"):
+        Digits(validation=0.5, test=0.5)
+
+
+def test_options_of_every_data_set_are_hashable_and_come_back_from_plain_data(tmp_path: Path) -> None:
+    every: list[dict[str, object]] = [
+        {"name": "digits", "augment": {"crop": 2, "flip": True}},
+        {"name": "huggingface", "path": str(tmp_path), "limit": 5},
+        {"name": "huggingface", "data_files": {"train": "a.parquet"}},
+        {"name": "factory", "factory": "a:b", "args": {"x": [1, {"y": None}]}},
+    ]
+    for plain in every:
+        first, second = (Candidate.model_validate({"data": plain}).data for _ in range(2))
+        assert isinstance(first, Data) and first == second and hash(first) == hash(second)
+        assert Candidate.model_validate({"data": first.model_dump(mode="json")}).data == first
+
+
+def test_a_data_set_can_be_just_a_name() -> None:
+    assert Candidate.model_validate({"data": "digits"}).data == Digits()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("fits", [True, False])
+def test_data_that_does_not_fit_a_gpu_stays_outside_and_networks_see_the_same(
+    fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = replace(IMAGES.load(), augment=Augment(crop=2, flip=True))
+    if not fits:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 10**9))
+    there = here.to(torch.device("cuda"))
+    assert there.train.inputs.is_cuda == there.test.labels.is_cuda == fits
+    wanted = here.augmented(here.train.inputs, torch.Generator().manual_seed(0))
+    found = there.augmented(there.train.inputs, torch.Generator().manual_seed(0))
+    assert found.is_cuda
+    assert torch.allclose(found.cpu(), wanted, atol=1e-6)

@@ -23,7 +23,7 @@ BAD_VALUES = [
     ("training.epochs", 0, "'training.epochs': it should be greater than or equal to 1, and it is 0"),
     ("training", 5, "'training': it should be a mapping of keys to values, and it is 5"),
     ("model", {"name": "mpl"}, "in 'model': unknown model 'mpl'; did you mean 'mlp'?"),
-    ("model", {"depth": 3}, "'model': the model has no 'name'; known: mlp"),
+    ("model", {"depth": 3}, "'model': the model has no 'name'; known: factory, lenet, mlp"),
     ("data", "digit", "in 'data': unknown data set 'digit'; did you mean 'digits'?"),
     ("sparsifier", "magnitud", "in 'sparsifier': unknown sparsifier 'magnitud'; did you mean 'magnitude'?"),
     ("penalties", {"layr": {}}, "in 'penalties': unknown penalty 'layr'; did you mean 'layer'?"),

@@ -147,12 +147,17 @@ class Config(Candidate):
         return [OBJECTIVES[name] for name in self.objectives]
 
     def _field_type(self, path: str) -> object:
-        """The type of the field at a dotted path, as annotated; None where values are not a plain type."""
+        """int or float for the field at a dotted path, None for another type.
+
+        As the field is annotated, or, among the free arguments of a factory, as the ends of its range are written.
+        """
         target: Any = self.candidate({path: self.space[path].ends()[0]})
         *parents, last = path.split(".")
         for name in parents:
             target = target[name] if isinstance(target, Mapping) else getattr(target, name)
-        annotation = type(target).model_fields[last].annotation if isinstance(target, Options) else None
+        if not isinstance(target, Options):
+            return int if all(isinstance(end, int) for end in self.space[path].ends()) else float
+        annotation = type(target).model_fields[last].annotation
         options = getattr(annotation, "__args__", (annotation,))  # int | None counts as int
         return next((kind for kind in (int, float) if kind in options), None)
 

@@ -27,6 +27,7 @@ from trainables.candidate import Candidate
 from trainables.data import load_once
 from trainables.errors import UserError
 from trainables.measures import accuracy, measure
+from trainables.penalties.base import check_penalties
 from trainables.storage import check_storable, restore
 from trainables.trainable import NETWORK_FILE, CandidateTrainable
 
@@ -74,11 +75,13 @@ def run_search(config: Config, progress: Progress | None = None) -> SearchResult
 
 
 def _dense_sizes(base: Candidate) -> dict[str, float]:
-    """The sizes of the dense network, untrained: the scale of the hypervolume. Finds out if network and data fit."""
+    """The sizes of the dense network, untrained: the scale of the hypervolume. Finds out if the parts fit."""
     try:
         data = load_once(base.data, torch.device("cpu"))
         network = base.model.build(data.input_shape, data.classes)
-        sizes = {name: float(value) for name, value in measure(network, data.prepare(data.validation.inputs[:1])).items()}
+        sample = data.prepare(data.validation.inputs[:8])
+        sizes = {name: float(value) for name, value in measure(network, sample).items()}
+        check_penalties(base.penalties, network, sample)
         if base.compaction.enabled:
             check_storable(network)
         return sizes
@@ -205,9 +208,16 @@ def _end_unfinished(ledger: Ledger, recorder: Recorder) -> None:
 
 
 def _touch_test_set(base: Candidate, records: list[TrialRecord]) -> None:
-    """Measures the test accuracy of finished trials, on their compact networks as stored."""
+    """Measures the test accuracy of finished trials, on their compact networks as stored.
+
+    A network that cannot be read any more costs a warning and its test accuracy, not the front.
+    """
     data = load_once(base.data, torch.device("cpu"))
     for record in records:
-        if record.status == "completed" and record.checkpoint:
-            stored = torch.load(Path(record.checkpoint, NETWORK_FILE), weights_only=True)
+        if record.status != "completed":
+            continue
+        try:
+            stored = torch.load(Path(record.checkpoint or "", NETWORK_FILE), weights_only=True)
             record.test_accuracy = accuracy(restore(stored), *data.test, prepare=data.prepare)
+        except (OSError, RuntimeError, ValueError) as error:
+            log.warning("%s has no test accuracy, since its network cannot be read: %s", record.label, error)

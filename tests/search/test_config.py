@@ -163,6 +163,15 @@ def test_ranges_take_the_type_of_what_they_vary() -> None:
     }
 
 
+def test_arguments_of_a_factory_can_have_a_range() -> None:
+    model = {"factory": "some.module:network", "args": {"width": 3}}
+    space = {"model.args.width": {"low": 1, "high": 4}, "model.args.dropout": {"low": 0, "high": 0.5}}
+    assert Config.model_validate(SMALL_CONFIG | {"model": model, "space": space}).distributions() == {
+        "model.args.width": IntDistribution(1, 4),
+        "model.args.dropout": FloatDistribution(0, 0.5),
+    }
+
+
 def test_the_space_may_switch_on_a_penalty_that_the_config_leaves_out() -> None:
     tree = SMALL_CONFIG | {"penalties": {}, "space": {"penalties.cka.strength": {"low": 0.0, "high": 1.0}}}
     candidate = Config.model_validate(tree).candidate({"penalties.cka.strength": 0.5})

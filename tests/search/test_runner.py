@@ -1,5 +1,6 @@
 """Real searches on a real Ray cluster, recorded in a real MLflow store."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from optuna.trial import TrialState
 from search.config import Config
 from search.records import Ledger, SearchResult
 from search.report import as_json
-from search.runner import run_search
+from search.runner import _touch_test_set, run_search
 from tests.conftest import SMALL_CONFIG, small_config
 from trainables import measure, train
 from trainables.data import load_once
@@ -281,6 +282,18 @@ def test_ctrl_c_ends_the_trials_and_keeps_the_finished_ones(tmp_path: Path) -> N
     for record in result.ledger.trials:
         assert children[record.label].info.status == ("FINISHED" if record.status == "completed" else "KILLED")
     assert TrialState.RUNNING not in {trial.state for trial in study_of(tmp_path, result).trials}
+
+
+def test_a_front_member_whose_network_is_lost_stays_on_the_front(
+    finished: tuple[Path, SearchResult], caplog: pytest.LogCaptureFixture
+) -> None:
+    directory, result = finished
+    lost = dataclasses.replace(result.front[0], checkpoint=str(directory / "nowhere"), test_accuracy=None)
+    kept = dataclasses.replace(result.front[0], test_accuracy=None)
+    _touch_test_set(small_config(directory).candidate({}), [lost, kept])
+    assert lost.test_accuracy is None
+    assert kept.test_accuracy == result.front[0].test_accuracy
+    assert "has no test accuracy" in caplog.text
 
 
 @pytest.mark.parametrize("resource", ["gpu", "cpu"])

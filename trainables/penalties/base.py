@@ -1,7 +1,7 @@
 """What every penalty offers to the training loop."""
 
-from collections.abc import Callable
-from typing import Generic, Literal, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import Field
@@ -13,6 +13,10 @@ from trainables.options import Options, Registry, suggest
 
 class ActivePenalty(Protocol):
     """A penalty at work on one network."""
+
+    @property
+    def targets(self) -> int:
+        """How many groups of weights, or stages of layers, it acts on."""
 
     def before_batch(self, step: int, scale: float) -> None:
         """Called before the forward pass of training step `step` (from 0); `scale` is the share of the full strength now."""
@@ -32,6 +36,8 @@ class Penalty(Options):
 
     It is 0 for the first `warmup` epochs, and rises linearly to the full strength over the next `ramp` epochs.
     """
+
+    nothing_to_do: ClassVar[str] = "there is no layer in this network that it acts on"
 
     strength: float = Field(0.0, ge=0)
     warmup: float = Field(0.0, ge=0)
@@ -85,6 +91,11 @@ class ActiveGroups(Generic[GroupT]):
         self.shrink = shrink
         self.scale = 1.0
 
+    @property
+    def targets(self) -> int:
+        """The number of groups."""
+        return len(self.groups)
+
     def strength(self, name: str) -> float:
         """The present strength for a group."""
         return self.scale * self.options.layers.get(name, self.options.strength)
@@ -111,6 +122,19 @@ class ActiveGroups(Generic[GroupT]):
 
     def close(self) -> None:
         """Nothing was attached."""
+
+
+def check_penalties(penalties: Mapping[str, Penalty], model: nn.Module, sample: Tensor) -> None:
+    """Finds out before training if every penalty has something to act on; `sample` as in `Penalty.attach`.
+
+    Raises:
+        UserError: if one has not, cannot trace the network, or names a layer that is not there.
+    """
+    for name, options in penalties.items():
+        active = options.attach(model, sample)
+        active.close()
+        if active.targets == 0:
+            raise UserError(f"penalties.{name}: {options.nothing_to_do}; leave it out, or choose another model")
 
 
 def check_names(options: GroupPenalty, groups: dict[str, GroupT]) -> None:

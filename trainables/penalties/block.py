@@ -28,6 +28,8 @@ def shrink_group(tensors: list[Tensor], threshold: Tensor) -> list[Tensor]:
 class BlockSparsity(GroupPenalty):
     """Block sparsity; `strength` is λ. It acts on residual branches, found by tracing, named by their last weight layer."""
 
+    nothing_to_do = "there is no residual branch in this network"
+
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[list[Tensor]]:
         groups = {branch.last.name: _scale_of(branch.last) for branch in residual_branches(trace(model))}
 

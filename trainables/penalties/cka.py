@@ -100,6 +100,8 @@ class CKA(Penalty):
     `every`-th batch only.
     """
 
+    nothing_to_do = "there are no two activations of one shape in this network to compare"
+
     samples: int = Field(8)
     every: int = Field(5, ge=1)
 
@@ -128,6 +130,11 @@ class ActiveCKA:
             for names in stages
             for name in names
         ]
+
+    @property
+    def targets(self) -> int:
+        """The number of stages."""
+        return len(self.stages)
 
     def _keep(self, name: str, output: Tensor) -> None:
         if self.watching:

@@ -49,6 +49,8 @@ class LayerSparsity(GroupPenalty):
     that goes only into a ReLU, through a batch norm or not.
     """
 
+    nothing_to_do = "there is no layer in this network that stands between two ReLUs"
+
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Layer]:
         groups = {layer.name: layer for layer in inner_layers(trace(model))}
 

@@ -33,6 +33,8 @@ def shrink_rows(weight: Tensor, bias: Tensor, threshold: Tensor) -> tuple[Tensor
 class NodeSparsity(GroupPenalty):
     """Node sparsity; `strength` is λ. It acts on layers whose output goes only into a ReLU, as if batch norms were folded."""
 
+    nothing_to_do = "there is no layer in this network that feeds only a ReLU"
+
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Layer]:
         groups = {layer.name: layer for layer in hidden_layers(trace(model))}
 

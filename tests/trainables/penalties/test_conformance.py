@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trainables.errors import UserError
 from trainables.models.resnet import BasicBlock
 from trainables.penalties import PENALTIES
-from trainables.penalties.base import GroupPenalty
+from trainables.penalties.base import GroupPenalty, check_penalties
 from trainables.penalties.block import group_norm, shrink_group
 from trainables.penalties.connection import soft_threshold
 from trainables.penalties.layer import negative_norm, shrink_negative
@@ -198,3 +198,13 @@ def test_penalties_that_need_no_tracing_work_on_a_network_that_cannot_be_traced(
     for name in ("layer", "node", "block"):
         with pytest.raises(UserError, match=r"Moody\.forward cannot be traced"):
             PENALTIES[name](strength=1.0).attach(Moody(), torch.ones(2, 4))
+
+
+def test_a_penalty_with_nothing_to_act_on_is_refused_before_training() -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    sample = torch.zeros(4, 4)
+    for name, message in (("layer", "between two ReLUs"), ("block", "no residual branch"), ("cka", "no two activations")):
+        with pytest.raises(UserError, match=rf"penalties\.{name}: there (is|are) no .*{message.split(' ')[-1]}"):
+            check_penalties({name: PENALTIES[name](strength=1.0)}, flat, sample)
+    check_penalties({name: PENALTIES[name](strength=1.0) for name in ("node", "connection")}, flat, sample)
+    check_penalties({name: PENALTIES[name](strength=1.0) for name in NAMES}, network(), INPUTS)

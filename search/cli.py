@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import shutil
 import sys
 from importlib.metadata import version as installed_version
@@ -56,7 +55,7 @@ def search(
         console = Console(width=None if sys.stdout.isatty() else 160)
         if result.front:
             console.print(report.as_table(result))
-        console.print(report.summary(result, _command()), highlight=False, soft_wrap=True)
+        console.print(report.summary(result, _command()), highlight=False, markup=False, soft_wrap=True)
     if result.interrupted:
         raise typer.Exit(130)
     if result.all_failed:
@@ -107,5 +106,3 @@ def main() -> None:
     except UserError as error:
         _errors.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        os._exit(130)  # the second Ctrl-C: at once, without waiting for threads; Ray's processes end with their driver

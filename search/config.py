@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any, Literal, Self
 
 import yaml
@@ -16,6 +17,10 @@ from search.space import Parameter, set_path, set_paths
 from trainables.candidate import Candidate
 from trainables.errors import UserError
 from trainables.options import Options, suggest
+from trainables.penalties import Penalty
+
+_COMBINATIONS = 100
+"""How many combinations of a space are checked before a search."""
 
 
 class SearchOptions(Options):
@@ -29,7 +34,7 @@ class SearchOptions(Options):
     trials: int = Field(32, ge=1)
     concurrency: int | Literal["auto"] = "auto"
     sampler: str = "tpe"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     storage_path: str = "runs"
 
     @field_validator("sampler")
@@ -63,6 +68,11 @@ class Tracking(Options):
 
     uri: str = "sqlite:///slimfront.db"
     experiment: str | None = None
+
+    def shown_uri(self) -> str:
+        """The absolute URI without user and password: what may be recorded and printed."""
+        scheme, separator, rest = self.absolute_uri().partition("://")
+        return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
     def absolute_uri(self) -> str:
         """The URI with the path of an SQLite file made absolute, so that it means the same from every directory."""
@@ -109,20 +119,40 @@ class Config(Candidate):
     @model_validator(mode="after")
     def _space_fits_the_candidate(self) -> Self:
         for path, parameter in self.space.items():
+            if path.startswith("data") and not path.startswith("data.augment."):
+                raise _space_error(path, "would give trials data that cannot be compared; of 'data' only 'data.augment' may vary")
+            inside = next((other for other in self.space if other.startswith(f"{path}.")), None)
+            if inside:
+                raise _space_error(path, f"also holds '{inside}', which varies too; vary one of the two")
             for value in parameter.ends():
                 try:
                     self.candidate({path: value})
                 except KeyError as error:
                     raise _space_error(path, f"names nothing: {error.args[0]}") from None
                 except ValidationError as error:
-                    raise _space_error(path, _explain_first(error, inside=path)) from None
+                    raise _space_error(path, explain_first(error, inside=path)) from None
         for path, parameter in self.space.items():
             kind = self._field_type(path)
             if parameter.choices is None and kind not in (int, float):
                 raise _space_error(path, "is not a number, so it cannot have a range; give 'choices'")
             if parameter.choices is None and kind is int and any(v != int(v or 0) for v in (parameter.low, parameter.step or 1)):
                 raise _space_error(path, "is a whole number, so 'low', 'high' and 'step' must be whole too")
+        self._refuse_invalid_combinations()
         return self
+
+    def _refuse_invalid_combinations(self) -> None:
+        """Draws combinations of values from anywhere in the space: each value alone may be right and two of them not."""
+        random = Random(0)  # noqa: S311 (nothing secret)
+        integer = {path: self._field_type(path) is int for path in self.space}
+        for _ in range(_COMBINATIONS):
+            values = {path: p.draw(random, integer=integer[path]) for path, p in self.space.items()}
+            try:
+                self.candidate(values)
+            except KeyError as error:
+                raise _space_error(", ".join(values), f"do not go together: {error.args[0]}") from None
+            except ValidationError as error:
+                shown = ", ".join(f"{path} = {value}" for path, value in values.items())
+                raise _space_error(shown, f"is not a valid combination: {explain_first(error)}") from None
 
     def candidate(self, values: Mapping[str, object]) -> Candidate:
         """The candidate with these values by dotted path put in.
@@ -137,6 +167,14 @@ class Config(Candidate):
             if path.partition(".")[0] not in Candidate.model_fields:
                 raise KeyError(f"it is not part of the candidate; {suggest(path.partition('.')[0], Candidate.model_fields)}")
         return Candidate.model_validate(set_paths(plain, values))
+
+    def varied_penalties(self) -> dict[str, Penalty]:
+        """The penalties of the candidate and those that the space switches on."""
+        found: dict[str, Penalty] = {}
+        for path, parameter in self.space.items():
+            if path.startswith("penalties."):
+                found |= self.candidate({path: parameter.ends()[-1]}).penalties
+        return found | self.penalties
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distributions of the space, by dotted path."""
@@ -208,7 +246,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         if not equals or not key:
             raise UserError(f"--set {override}: it needs the form path=value, such as training.epochs=5")
         try:
-            tree = set_path(tree, key, _parse_yaml(value, f"--set {override}"))
+            tree = _override(tree, key, _parse_yaml(value, f"--set {override}"))
         except KeyError as error:
             raise UserError(f"--set {override}: {error.args[0]}") from None
     try:
@@ -217,9 +255,24 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: {_explain(error)}") from None
 
 
+def _override(tree: dict[str, Any], key: str, value: object) -> dict[str, Any]:
+    """`set_path`, where what follows `space.` is first looked for among the paths that the space already has."""
+    space = tree.get("space")
+    if key.startswith("space.") and isinstance(space, Mapping):
+        for path in space:
+            if key == f"space.{path}":
+                return tree | {"space": {**space, path: value}}
+            if key.startswith(f"space.{path}."):
+                return tree | {"space": {**space, path: set_path(space[path], key.removeprefix(f"space.{path}."), value)}}
+        return tree | {"space": {**space, key.removeprefix("space."): value}}
+    return set_path(tree, key, value)
+
+
 def dump(config: Config) -> str:
-    """The resolved config as YAML that `load` reads back to an equal config."""
+    """The resolved config as YAML that `load` reads back to an equal config, but for a password in the tracking URI."""
     plain = config.model_dump(mode="json")
+    if "@" in config.tracking.uri:
+        plain["tracking"]["uri"] = config.tracking.shown_uri()
     plain["space"] = {path: p.model_dump(mode="json", exclude_unset=True) for path, p in config.space.items()}
     order = ["name", *Candidate.model_fields, "space", "objectives", "search", "resources", "tracking"]
     return yaml.safe_dump({key: plain[key] for key in order}, sort_keys=False, allow_unicode=True)
@@ -236,11 +289,13 @@ def _parse_yaml(text: str, where: str) -> Any:
 
 def _explain(error: ValidationError) -> str:
     more = error.error_count() - 1
-    return _explain_first(error) + (f" (and {more} more)" if more else "")
+    return explain_first(error) + (f" (and {more} more)" if more else "")
 
 
-def _explain_first(error: ValidationError, inside: str = "") -> str:
+def explain_first(error: ValidationError | KeyError, inside: str = "") -> str:
     """The first problem as a clause: where, what, and what would be right. Where is left out if it is `inside`."""
+    if isinstance(error, KeyError):
+        return str(error.args[0])
     first = error.errors(include_url=False)[0]
     parts = [str(part) for part in first["loc"]]
     if len(parts) > 1 and (parts[-1] in _UNION_TAGS or parts[-1].startswith("literal[")):

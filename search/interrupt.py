@@ -1,6 +1,7 @@
 """Ctrl-C: the first ends a search gracefully, the second at once."""
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Interrupt(tune.Stopper):
-    """Ends the search at the first Ctrl-C (or SIGTERM), gracefully; a second one raises KeyboardInterrupt at once."""
+    """Ends the search at the first Ctrl-C (or SIGTERM), gracefully; a second one ends the process at once."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -36,7 +37,8 @@ class Interrupt(tune.Stopper):
 
         def handle(_number: int, _frame: FrameType | None) -> None:
             if self.requested:
-                raise KeyboardInterrupt
+                # At once: without waiting for threads that write to MLflow. Ray's processes end when their driver does.
+                os._exit(130)
             self.requested = True
             log.warning("Stopping: running trials end, and the front of the finished ones follows. Ctrl-C again to quit at once.")
 

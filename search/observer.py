@@ -57,6 +57,13 @@ class Observer(DriverOnly, tune.Callback):
         record.status, record.reason = "failed", _reason(trial)
         self._end(record)
 
+    def reject(self, number: int, values: dict[str, Any], reason: str) -> None:
+        """A trial was proposed whose values make no candidate: it has failed before it could start."""
+        record = TrialRecord(number, values, seed=0, status="failed", reason=reason)
+        self.ledger.add(record)
+        self.recorder.start_trial(record)
+        self._end(record)
+
     def _record(self, trial: Trial) -> TrialRecord:
         """The record of a trial, made when it is first heard of: a process can die before the trial starts."""
         if trial.trial_id not in self.records:

@@ -14,14 +14,15 @@ import ray
 import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from pydantic import ValidationError
 from ray import tune
 
-from search.config import Config
+from search.config import Config, explain_first
 from search.interrupt import Interrupt
 from search.observer import Observer, Progress
 from search.records import Ledger, SearchResult, TrialRecord, label
 from search.samplers import SAMPLERS
-from search.searcher import StudySearcher
+from search.searcher import InvalidCandidate, StudySearcher
 from search.tracking import Recorder, connect
 from trainables.candidate import Candidate
 from trainables.data import load_once
@@ -53,37 +54,44 @@ def run_search(config: Config, progress: Progress | None = None) -> SearchResult
     """
     begun = time.monotonic()
     base = config.candidate({})
-    dense_sizes = _dense_sizes(base)
+    dense_sizes = _dense_sizes(config)
     tracking_uri = config.tracking.absolute_uri()
     client = connect(tracking_uri)
     with _ray_session():
         concurrency = _concurrency(config)
         search, directory = _new_directory(config)
         ledger = Ledger(config.chosen_objectives(), dense_sizes)
-        recorder = Recorder(client, config, search, directory.parent / "artifacts")
         interrupt = Interrupt()
-        searcher = _searcher(config, directory)
+        recorder = Recorder(client, config, search, directory.parent / "artifacts")
+        observer = Observer(ledger, recorder, progress)
+
+        # From here on trials may have finished: whatever happens, they are recorded and the front is told.
         with interrupt.on_signals():
-            _run_trials(config, searcher, Observer(ledger, recorder, progress), interrupt, directory, concurrency)
-        searcher.close()
-        _end_unfinished(ledger, recorder)
-        front = ledger.front()
-        _touch_test_set(base, [*front, *([ledger.dense] if ledger.dense else [])])
-        result = SearchResult(search, ledger, front, time.monotonic() - begun, tracking_uri, interrupted=interrupt.requested)
-        recorder.finish(result)
+            try:
+                searcher = _searcher(config, directory, observer)
+                _run_trials(config, searcher, observer, interrupt, directory, concurrency)
+                searcher.close()
+            finally:
+                _end_unfinished(ledger, recorder)
+                _touch_test_set(base, [*ledger.front(), *([ledger.dense] if ledger.dense else [])])
+                seconds = time.monotonic() - begun
+                shown_uri = config.tracking.shown_uri()
+                result = SearchResult(search, ledger, ledger.front(), seconds, shown_uri, interrupted=interrupt.requested)
+                recorder.finish(result)
     return result
 
 
-def _dense_sizes(base: Candidate) -> dict[str, float]:
+def _dense_sizes(config: Config) -> dict[str, float]:
     """The sizes of the dense network, untrained: the scale of the hypervolume. Finds out if the parts fit."""
+    base = config.candidate({})
     try:
         data = load_once(base.data, torch.device("cpu"))
         network = base.model.build(data.input_shape, data.classes)
         sample = data.prepare(data.validation.inputs[:8])
         sizes = {name: float(value) for name, value in measure(network, sample).items()}
-        check_penalties(base.penalties, network, sample)
+        check_penalties(config.varied_penalties(), network, sample)
         if base.compaction.enabled:
-            check_storable(network)
+            check_storable(network, sample)
         return sizes
     except UserError:
         raise
@@ -149,7 +157,7 @@ def _new_directory(config: Config) -> tuple[str, Path]:
     raise UserError(f"search.storage_path: {root} has a hundred searches of this second")
 
 
-def _searcher(config: Config, directory: Path) -> StudySearcher:
+def _searcher(config: Config, directory: Path, observer: Observer) -> StudySearcher:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     objectives = config.chosen_objectives()
     study = optuna.create_study(
@@ -158,14 +166,24 @@ def _searcher(config: Config, directory: Path) -> StudySearcher:
         sampler=SAMPLERS[config.search.sampler](config.search.seed),
         directions=[o.direction.value for o in objectives],
     )
-    return StudySearcher(study, config.distributions(), [o.name for o in objectives], _config_maker(config), config.search.trials)
+    return StudySearcher(
+        study,
+        config.distributions(),
+        [o.name for o in objectives],
+        _config_maker(config),
+        config.search.trials,
+        observer.reject,
+    )
 
 
 def _config_maker(config: Config) -> Callable[[int | None, dict[str, Any] | None], dict[str, Any]]:
     """Makes the Tune config of a trial. Without `training.seed`, trial n of search seed s trains with 1,000,003 s + n + 1."""
 
     def make(number: int | None, values: dict[str, Any] | None) -> dict[str, Any]:
-        candidate = config.candidate({}).dense() if number is None else config.candidate(values or {})
+        try:
+            candidate = config.candidate({}).dense() if number is None else config.candidate(values or {})
+        except (KeyError, ValidationError) as error:
+            raise InvalidCandidate(f"these values make no candidate: {explain_first(error)}") from error
         if candidate.training.seed is None:
             seed = 1_000_003 * config.search.seed + (0 if number is None else number + 1)
             candidate = candidate.model_copy(update={"training": candidate.training.model_copy(update={"seed": seed})})

@@ -18,12 +18,17 @@ DENSE = "dense"
 """The role of the reference trial: the dense network, trained first and never told to Optuna."""
 
 
+class InvalidCandidate(Exception):
+    """A combination of values that makes no candidate; the message says why."""
+
+
 class StudySearcher(DriverOnly, Searcher):
     """Asks `study` for every trial; the first suggestion is the dense reference.
 
-    A suggestion is `make_config(number, values)`, where number is Optuna's and values are by dotted path; for the
-    dense reference both are None. A trial ends with a result that has every name of `objectives` (told as complete) or
-    a `failure` (told as failed, with the reason as an attribute), or in an error (told as failed).
+    A suggestion is `make_config(number, values)`, where number is Optuna's and values are by dotted path; for the dense
+    reference both are None. If it raises `InvalidCandidate`, the trial is told as failed, `on_invalid(number, values,
+    reason)` is called, and the next one is asked for. A trial ends with a result that has every name of `objectives` (told
+    as complete) or a `failure` (told as failed, with the reason as an attribute), or in an error (told as failed).
     """
 
     def __init__(
@@ -33,6 +38,7 @@ class StudySearcher(DriverOnly, Searcher):
         objectives: list[str],
         make_config: Callable[[int | None, dict[str, Any] | None], dict[str, Any]],
         trials: int,
+        on_invalid: Callable[[int, dict[str, Any], str], None] | None = None,
     ) -> None:
         super().__init__()
         self.study = study
@@ -40,6 +46,7 @@ class StudySearcher(DriverOnly, Searcher):
         self.objectives = objectives
         self.make_config = make_config
         self.remaining = trials
+        self.on_invalid = on_invalid
         self.dense_suggested = False
         self.asked: dict[str, optuna.Trial] = {}
 
@@ -52,12 +59,19 @@ class StudySearcher(DriverOnly, Searcher):
         if not self.dense_suggested:
             self.dense_suggested = True
             return self.make_config(None, None)
-        if self.remaining == 0:
-            return str(Searcher.FINISHED)
-        self.remaining -= 1
-        trial = self.study.ask(self.distributions)
-        self.asked[trial_id] = trial
-        return self.make_config(trial.number, trial.params)
+        while self.remaining > 0:
+            self.remaining -= 1
+            trial = self.study.ask(self.distributions)
+            try:
+                config = self.make_config(trial.number, trial.params)
+            except InvalidCandidate as error:
+                self._fail(trial, str(error))
+                if self.on_invalid:
+                    self.on_invalid(trial.number, trial.params, str(error))
+                continue
+            self.asked[trial_id] = trial
+            return config
+        return str(Searcher.FINISHED)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells the study; every trial that was asked for ends COMPLETE or FAIL, never RUNNING."""
@@ -69,14 +83,16 @@ class StudySearcher(DriverOnly, Searcher):
             self.study.tell(trial, values)
             return
         reason = (result or {}).get("failure") or ("the trial raised" if error else "an objective is missing or not finite")
-        trial.set_user_attr("failure", str(reason))
+        self._fail(trial, str(reason))
+
+    def _fail(self, trial: optuna.Trial, reason: str) -> None:
+        trial.set_user_attr("failure", reason)
         self.study.tell(trial, state=TrialState.FAIL)
 
     def close(self) -> None:
         """Tells trials that never ended (the search was interrupted) as failed."""
         for trial in self.asked.values():
-            trial.set_user_attr("failure", "interrupted")
-            self.study.tell(trial, state=TrialState.FAIL)
+            self._fail(trial, "interrupted")
         self.asked.clear()
 
     def save(self, checkpoint_path: str) -> None:

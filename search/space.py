@@ -1,6 +1,8 @@
 """What may vary: parameters by dotted path, and their translation to Optuna's distributions."""
 
+import math
 from collections.abc import Mapping
+from random import Random
 from typing import Any, Self
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -38,11 +40,27 @@ class Parameter(Options):
             raise ValueError("'log' and 'step' do not go together")
         if self.step is not None and self.step <= 0:
             raise ValueError(f"step must be above 0, and it is {self.step}")
+        if self.step is not None and not math.isclose((steps := (self.high - self.low) / self.step), round(steps), abs_tol=1e-9):
+            raise ValueError(f"steps of {self.step} from low ({self.low}) do not end at high ({self.high})")
         return self
 
     def ends(self) -> tuple[Scalar | None, ...]:
         """The values to check against the config's schema: both ends of a range, or all choices."""
         return self.choices if self.choices is not None else (self.low, self.high)
+
+    def draw(self, random: Random, *, integer: bool) -> Scalar | None:
+        """A value from anywhere in the parameter, for checking."""
+        if self.choices is not None:
+            return random.choice(self.choices)
+        assert self.low is not None and self.high is not None  # _consistent checked
+        if self.log:
+            value = math.exp(random.uniform(math.log(self.low), math.log(self.high)))
+            return round(value) if integer else min(max(value, self.low), self.high)
+        if integer or self.step is not None:
+            step = self.step or 1
+            value = self.low + step * random.randint(0, int((self.high - self.low) / step + 1e-9))
+            return int(value) if integer else value
+        return random.uniform(self.low, self.high)
 
     def distribution(self, *, integer: bool) -> BaseDistribution:
         """Optuna's distribution; `integer` says that the value lands in an integer field."""

@@ -9,7 +9,7 @@ from trainables.data import DATA, Data, Digits
 from trainables.models import MLP, MODELS, Model
 from trainables.optimizers import OptimizerName, Schedule
 from trainables.options import Options
-from trainables.penalties import PENALTIES, Penalty
+from trainables.penalties import CKA, PENALTIES, Penalty
 from trainables.refit import Refit
 from trainables.sparsifiers import SPARSIFIERS, Sparsifier
 
@@ -29,7 +29,7 @@ class TrainingOptions(Options):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     schedule: Schedule = "constant"
-    seed: int | None = Field(None, ge=0)
+    seed: int | None = Field(None, ge=0, lt=2**63)
     report_every: int = Field(5, ge=1)
 
 
@@ -50,6 +50,18 @@ class Candidate(Options):
     def _approximate_merging_is_refitted(self) -> Self:
         if self.compaction.approximate and self.refit.epochs == 0:
             raise ValueError("compaction.approximate changes the outputs, so it needs a refit; set refit.epochs to 1 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _penalties_can_act(self) -> Self:
+        for name, options in self.penalties.items():
+            if options.on and options.warmup >= self.training.epochs:
+                raise ValueError(
+                    f"penalties.{name}.warmup ({options.warmup:g}) is not shorter than training.epochs "
+                    f"({self.training.epochs}), so it would never act"
+                )
+            if isinstance(options, CKA) and options.on and self.training.batch_size < 4:
+                raise ValueError("penalties.cka compares at least 4 samples of a batch; set training.batch_size to 4 or more")
         return self
 
     def dense(self) -> "Candidate":

@@ -76,7 +76,8 @@ def is_relu(graph: fx.GraphModule, node: object) -> bool:
 
 def is_addition(graph: fx.GraphModule, node: object) -> bool:
     """Whether the node adds two outputs of the network."""
-    return calls(graph, node, _ADDITIONS) and sum(isinstance(a, fx.Node) for a in _args(node)) == 2
+    plain = isinstance(node, fx.Node) and not node.kwargs  # torch.add has a factor, `alpha`
+    return plain and calls(graph, node, _ADDITIONS) and sum(isinstance(a, fx.Node) for a in _args(node)) == 2
 
 
 def is_flatten(graph: fx.GraphModule, node: object) -> bool:

@@ -26,6 +26,7 @@ def refit(
     options: Refit,
     *,
     optimizer: OptimizerName,
+    momentum: float,
     batch_size: int,
     shuffler: torch.Generator,
     augmenter: torch.Generator,
@@ -33,6 +34,7 @@ def refit(
     """Trains `network` in place by the task loss alone; parameters that are exactly zero stay zero.
 
     Args:
+        momentum: for sgd.
         shuffler: gives the order of the batches.
         augmenter: varies the training images, where the data set says so.
 
@@ -44,7 +46,7 @@ def refit(
     """
     parameters = list(network.parameters())
     alive = [p.detach() != 0 for p in parameters]
-    steps = build_optimizer(optimizer, parameters, options.lr, momentum=0.9, weight_decay=0.0)
+    steps = build_optimizer(optimizer, parameters, options.lr, momentum=momentum, weight_decay=0.0)
     history = []
     for epoch in range(options.epochs):
         network.train()

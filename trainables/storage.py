@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from trainables.compaction.plain import FORMAT, from_plain, to_plain
 from trainables.errors import UserError
@@ -33,13 +34,20 @@ def restore(stored: dict[str, Any]) -> nn.Module:
     return network.eval()
 
 
-def check_storable(network: nn.Module) -> None:
-    """Finds out before training if a network can be compacted and kept.
+def check_storable(network: nn.Module, sample: Tensor) -> None:
+    """Finds out before training if a network can be compacted and kept; `sample` (N, *input_shape) are real inputs.
 
     Raises:
-        UserError: if it cannot be traced, or holds a module that cannot be kept as plain data; compaction must be off then.
+        UserError: if it cannot be traced, or does not come back from plain data as it was; compaction must be off then.
     """
+    training = network.training
+    network.eval()
     try:
-        to_plain(trace(network))
-    except (UserError, ValueError) as error:
+        restored = from_plain(to_plain(trace(network)))
+        with torch.no_grad():
+            if not torch.equal(restored(sample), network(sample)):
+                raise ValueError("its stored form does not compute the same")
+    except (UserError, ValueError, RuntimeError) as error:
         raise UserError(f"the network cannot be compacted: {error}; set compaction.enabled: false to train it as it is") from None
+    finally:
+        network.train(training)

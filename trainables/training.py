@@ -1,7 +1,8 @@
 """Trains one candidate with torch alone: epochs under penalties and a sparsifier, then compaction and measures."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,6 +58,7 @@ class Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # torch's initialisers know only the global generator
             self.model = candidate.model.build(self.data.input_shape, self.data.classes)
+            self.noise = self._noise()
         self.model.to(self.device)
         options = self.options
         self.optimizer = build_optimizer(
@@ -64,9 +66,24 @@ class Training:
         )
         self.inner = _inner_layers(self.model)
         sample = self.data.prepare(self.data.train.inputs[:8])
-        self.penalty_options = [p for p in candidate.penalties.values() if p.strength > 0]
+        self.penalty_options = [p for p in candidate.penalties.values() if p.on]
         self.penalties = [options.attach(self.model, sample) for options in self.penalty_options]
         self.sparsifier = candidate.sparsifier and candidate.sparsifier.attach(self.model, self._total_steps())
+
+    def _noise(self) -> dict[str, Tensor]:
+        """The state of torch's global generators, by kind of device."""
+        state = {"cpu": torch.get_rng_state()}
+        return state | ({"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {})
+
+    @contextmanager
+    def _own_noise(self) -> Iterator[None]:
+        """Lends torch's global generators the state of this training: dropout knows no other. They get theirs back."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.set_rng_state(self.noise["cpu"])
+            if "cuda" in self.noise:
+                torch.cuda.set_rng_state(self.noise["cuda"], self.device)
+            yield
+            self.noise = self._noise()
 
     def _steps_per_epoch(self) -> int:
         return math.ceil(len(self.data.train.labels) / self.options.batch_size)
@@ -93,10 +110,11 @@ class Training:
         self.model.train()
         order = torch.randperm(len(self.data.train.labels), generator=self.shuffler).to(self.data.train.labels.device)
         task_losses, penalty_losses = [], []
-        for batch in order.split(self.options.batch_size):
-            task_loss, penalty_loss = self._train_batch(batch)
-            task_losses.append(task_loss * len(batch))
-            penalty_losses.append(penalty_loss)
+        with self._own_noise():
+            for batch in order.split(self.options.batch_size):
+                task_loss, penalty_loss = self._train_batch(batch)
+                task_losses.append(task_loss * len(batch))
+                penalty_losses.append(penalty_loss)
         self.epoch += 1
         train_loss = float(torch.stack(task_losses).sum() / len(order))
         extra_loss = float(torch.stack(penalty_losses).mean())
@@ -158,17 +176,20 @@ class Training:
         Raises:
             TrialFailure: if compaction changed the outputs on the validation inputs, or refit diverges.
         """
+        self.close()  # hooks must not be copied into the compact network
         inputs = self.data.prepare(self.data.validation.inputs[:CHECKED_INPUTS])
         compacted = compact(self.model, inputs, self.candidate.compaction)
-        metrics = refit(
-            compacted.network,
-            self.data,
-            refit_options or self.candidate.refit,
-            optimizer=self.options.optimizer,
-            batch_size=self.options.batch_size,
-            shuffler=self.shuffler,
-            augmenter=self.augmenter,
-        )
+        with self._own_noise():
+            metrics = refit(
+                compacted.network,
+                self.data,
+                refit_options or self.candidate.refit,
+                optimizer=self.options.optimizer,
+                momentum=self.options.momentum,
+                batch_size=self.options.batch_size,
+                shuffler=self.shuffler,
+                augmenter=self.augmenter,
+            )
         history: list[dict[str, Number]] = [{"epoch": self.epoch + 1 + n, **metric} for n, metric in enumerate(metrics)]
         val_accuracy = accuracy(compacted.network, *self.data.validation, prepare=self.data.prepare)
         measures: dict[str, Number] = {"val_accuracy": val_accuracy}
@@ -190,6 +211,7 @@ class Training:
             "sparsifier": self.sparsifier.state_dict() if self.sparsifier else {},
             "shuffler": self.shuffler.get_state(),
             "augmenter": self.augmenter.get_state(),
+            "noise": self.noise,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -201,6 +223,7 @@ class Training:
             self.sparsifier.load_state_dict(state["sparsifier"])
         self.shuffler.set_state(state["shuffler"].cpu())
         self.augmenter.set_state(state["augmenter"].cpu())
+        self.noise = {kind: noise.cpu() for kind, noise in state["noise"].items()}
 
 
 def _inner_layers(model: nn.Module) -> list[Layer]:

@@ -20,13 +20,17 @@ from search.tracking.store import open_experiment
 
 log = logging.getLogger(__name__)
 
+_GIVE_UP_AFTER = 3
+"""Writes that fail in a row before a search stops trying."""
+
 _MLFLOW_STATUS = {"completed": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "running": "KILLED"}
 
 
 class Recorder:
     """Writes one search to MLflow, in a thread of its own so that the search does not wait.
 
-    A write that fails costs a warning, never a trial: the search goes on, and its results stay in the study.
+    A write that fails costs a warning, never a trial: the search goes on, and its results stay in the study. After several
+    failures in a row nothing more is written, so that a dead server does not hold up the end of a search.
     """
 
     def __init__(self, client: MlflowClient, config: Config, search: str, artifacts: Path) -> None:
@@ -38,7 +42,9 @@ class Recorder:
         self.parent = client.create_run(self.experiment_id, run_name=search, tags=tags).info.run_id
         self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
         self.failed_writes = 0
+        self.failed_in_a_row = 0
         params = {key: value for key, value in flatten(config.model_dump(mode="json")).items() if value is not None}
+        params["tracking.uri"] = config.tracking.shown_uri()
         self._write(client.log_batch, self.parent, params=_params(params))
         self._write(client.log_text, self.parent, dump(config), "config.yaml")
 
@@ -126,9 +132,13 @@ class Recorder:
 
     def _write(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         def attempt() -> None:
+            if self.failed_in_a_row >= _GIVE_UP_AFTER:
+                return
             try:
                 call(*args, **kwargs)
+                self.failed_in_a_row = 0
             except Exception as error:
+                self.failed_in_a_row += 1
                 self.failed_writes += 1
                 if self.failed_writes == 1:
                     log.warning(

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from trainables.errors import UserError
 # The tag that makes the UI open an experiment in its model-training mode, not the GenAI mode.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _PROBE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+# MLflow's own are 7 retries that double their wait and 120 s: one write to a dead server would take minutes.
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 def connect(uri: str) -> MlflowClient:
@@ -24,6 +27,8 @@ def connect(uri: str) -> MlflowClient:
     """
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
     client: MlflowClient
     try:
         with _environment(_PROBE):
@@ -54,6 +59,8 @@ def find_search(client: MlflowClient, search: str | None) -> Run:
     Raises:
         UserError: if there is none.
     """
+    if search is not None and not re.fullmatch(r"[\w.-]+", search):
+        raise UserError(f"there is no search called '{search}' in this store")
     wanted = "tags.`slimfront.role` = 'search'" + (f" AND tags.`slimfront.search` = '{search}'" if search else "")
     experiments = [e.experiment_id for e in client.search_experiments()]
     runs = client.search_runs(experiments, wanted, max_results=1, order_by=["attributes.start_time DESC"])

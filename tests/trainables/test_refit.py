@@ -25,7 +25,7 @@ def fitted(data: Dataset, options: Refit) -> tuple[torch.nn.Module, torch.nn.Mod
             parameter.mul_(torch.rand_like(parameter) > 0.5)
     before = copy.deepcopy(network)
     generators = {name: torch.Generator().manual_seed(0) for name in ("shuffler", "augmenter")}
-    return before, network, refit(network, data, options, optimizer="adam", batch_size=64, **generators)
+    return before, network, refit(network, data, options, optimizer="adam", momentum=0.9, batch_size=64, **generators)
 
 
 def test_refit_learns_and_zeros_stay_zero(data: Dataset) -> None:

@@ -12,12 +12,17 @@ def drop_empty_branches(graph: fx.GraphModule) -> list[str]:
 
     Returns the names of those last layers; what fed them is dead code then, and goes with the next clean-up.
     """
-    dropped = []
-    for branch in residual_branches(graph):
-        if branch.last.norm is not None or any(p.any() for p in branch.last.layer.parameters()):
-            continue
+    dropped: list[str] = []
+    while True:
+        empty = (
+            branch
+            for branch in residual_branches(graph)
+            if branch.last.norm is None and not any(p.any() for p in branch.last.layer.parameters())
+        )
+        branch = next(empty, None)  # one at a time: the next branch's shortcut may be the addition that goes
+        if branch is None:
+            return dropped
         branch.addition.replace_all_uses_with(branch.shortcut)
         graph.graph.erase_node(branch.addition)
         graph.graph.eliminate_dead_code()
         dropped.append(branch.last.name)
-    return dropped

@@ -27,8 +27,8 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "identity": (nn.Identity, ()),
     "dropout": (nn.Dropout, ("p",)),
     "dropout2d": (nn.Dropout2d, ("p",)),
-    "max_pool2d": (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode")),
-    "avg_pool2d": (nn.AvgPool2d, ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")),
+    "max_pool2d": (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")),
+    "avg_pool2d": (nn.AvgPool2d, ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")),
     "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
 }
 _KINDS = {cls: kind for kind, (cls, _) in _MODULES.items()}
@@ -105,7 +105,7 @@ def _module_to_plain(module: nn.Module, name: str) -> dict[str, Any]:
         raise ValueError(f"cannot store a {type(module).__name__} ('{name}') as plain data")
     kind = _KINDS[type(module)]
     arguments = {argument: _argument_to_plain(getattr(module, argument)) for argument in _MODULES[kind][1]}
-    if isinstance(module, nn.Linear | nn.Conv2d):
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
         arguments["bias"] = module.bias is not None
     state = {key: tensor.detach().cpu().clone() for key, tensor in module.state_dict().items()}
     return {"kind": kind, "arguments": arguments, "state": state}

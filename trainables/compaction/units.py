@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from trainables.compaction.layers import bypass, nonnegative_when_trained, set_module, with_weights
-from trainables.graph import WeightLayer, call_counts, calls, is_flatten, is_relu, only_user, weight_layer
+from trainables.graph import WeightLayer, call_counts, calls, is_flatten, is_relu, module_of, only_user, weight_layer
 
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _UNCHANGED = (nn.Identity, nn.Dropout, nn.Dropout2d)
@@ -81,9 +81,7 @@ def _path(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> _Pat
     while current is not None:
         following = weight_layer(graph, current)
         if following is not None:
-            flattened = any(is_flatten(graph, n) for n in between)
-            same_kind = type(layer) is type(following) or flattened
-            if not same_kind or counts[current.target] > 1 or following.weight.shape[1] % layer.weight.shape[0]:
+            if counts[current.target] > 1 or not _reads_units_in_order(graph, layer, following, between):
                 return None
             modules = tuple(graph.get_submodule(str(n.target)) if n.op == "call_module" else None for n in between)
             return _Path(node, current, layer, following, tuple(between), modules, relu)
@@ -94,6 +92,20 @@ def _path(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> _Pat
         between.append(current)
         current = only_user(current)
     return None
+
+
+def _reads_units_in_order(graph: fx.GraphModule, layer: WeightLayer, following: WeightLayer, between: list[fx.Node]) -> bool:
+    """Whether the reader's inputs are the layer's units one after another, each with all its positions."""
+    shapes = [node for node in between if is_flatten(graph, node)]
+    units, inputs = layer.weight.shape[0], following.weight.shape[1]
+    if type(layer) is type(following):
+        return units == inputs and not shapes
+    if not isinstance(layer, nn.Conv2d) or len(shapes) != 1 or inputs % units:
+        return False
+    module = module_of(graph, shapes[0])
+    if isinstance(module, nn.Flatten):
+        return (module.start_dim, module.end_dim) == (1, -1)
+    return shapes[0].target in (torch.flatten, "flatten") and shapes[0].args[1:] == (1,) and not shapes[0].kwargs
 
 
 def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> Removed | None:

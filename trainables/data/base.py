@@ -58,7 +58,7 @@ class Dataset:
         inputs = inputs.to(self.device)
         if self.mean is None or self.std is None:
             return inputs
-        return inputs.float().sub_(self.mean).div_(self.std)
+        return (inputs.float() - self.mean) / self.std
 
     def augmented(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """`prepare` with the data set's augmentation, for training; without one, nothing is drawn from `generator`."""
@@ -90,7 +90,7 @@ class Data(Options):
     name: str
     validation: float = Field(0.2, gt=0, lt=1)
     test: float = Field(0.2, gt=0, lt=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     augment: Augment = Augment()
 
     @model_validator(mode="after")

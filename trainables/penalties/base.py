@@ -1,7 +1,7 @@
 """What every penalty offers to the training loop."""
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import Field
@@ -43,6 +43,11 @@ class Penalty(Options):
     warmup: float = Field(0.0, ge=0)
     ramp: float = Field(0.0, ge=0)
 
+    @property
+    def on(self) -> bool:
+        """Whether the strength is above 0."""
+        return self.strength > 0
+
     def scale(self, epoch: float) -> float:
         """The share of the full strength at an epoch (from 0, fractional within an epoch)."""
         if epoch < self.warmup:
@@ -70,7 +75,12 @@ class GroupPenalty(Penalty):
     """
 
     form: Literal["proximal", "gradient"] = "proximal"
-    layers: dict[str, float] = Field(default_factory=dict)
+    layers: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+
+    @property
+    def on(self) -> bool:
+        """Whether any strength is above 0."""
+        return self.strength > 0 or any(strength > 0 for strength in self.layers.values())
 
 
 class ActiveGroups(Generic[GroupT]):

@@ -6,7 +6,7 @@ leave out i = j, which adds a constant with zero gradient. Each Gram matrix is f
 come from one matrix product.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -74,7 +74,11 @@ def cka_loss(stages: Sequence[Sequence[Tensor]]) -> Tensor:
 
 
 def find_stages(model: nn.Module, sample: Tensor) -> list[list[str]]:
-    """Names of the activation modules (ReLU) with features of equal shape, in order; each group of two or more is a stage."""
+    """Names of the activation modules (ReLU) with features of equal shape, in order; each group of two or more is a stage.
+
+    In a residual network that is every ReLU of a stage, inside blocks too, not only the blocks' outputs as in the paper.
+    An activation module that is called more than once is left out.
+    """
     by_shape: dict[tuple[int, ...], list[str]] = defaultdict(list)
     handles = [
         module.register_forward_hook(lambda _m, _i, output, name=name: by_shape[tuple(output.shape)].append(name))
@@ -89,7 +93,9 @@ def find_stages(model: nn.Module, sample: Tensor) -> list[list[str]]:
         model.train(training)
         for handle in handles:
             handle.remove()
-    return [names for names in by_shape.values() if len(names) > 1]
+    calls = Counter(name for names in by_shape.values() for name in names)
+    once = [[name for name in names if calls[name] == 1] for names in by_shape.values()]  # a hook sees one call of a shared one
+    return [names for names in once if len(names) > 1]
 
 
 @PENALTIES.register("cka")

@@ -37,12 +37,19 @@ class Task:
     data: dict[str, Any]
     epochs: int
     batch_size: int
-    refit_epochs: int
+    refit: Refit
+    compare_forms: bool
 
 
 TASKS = {
-    "digits": Task({"name": "digits"}, epochs=40, batch_size=64, refit_epochs=20),
-    "mnist": Task({"name": "huggingface", "path": str(MNIST)}, epochs=15, batch_size=256, refit_epochs=5),
+    "digits": Task({"name": "digits"}, epochs=40, batch_size=64, refit=Refit(epochs=20, lr=3e-3), compare_forms=True),
+    "mnist": Task(
+        {"name": "huggingface", "path": str(MNIST)},
+        epochs=15,
+        batch_size=256,
+        refit=Refit(epochs=15, lr=1e-2),
+        compare_forms=False,
+    ),
 }
 
 
@@ -98,10 +105,10 @@ def fit(job: Job) -> list[Fit]:
     """Trains one candidate; with a refit, both networks come from the same training."""
     training = trained(job)
     fits = []
-    for variant, epochs in ((job.variant, 0), (job.refitted, job.task.refit_epochs)):
+    for variant, options in ((job.variant, Refit()), (job.refitted, job.task.refit)):
         if variant is None:
             continue
-        done = training.finish(Refit(epochs=epochs, lr=3e-3))
+        done = training.finish(options)
         data = training.data
         test = accuracy(done.compacted.network, data.prepare(data.test.inputs), data.test.labels)
         network = store(done.compacted.network, training.candidate.model, data.input_shape, data.classes)
@@ -116,13 +123,15 @@ def jobs(task: Task, seed: int, *, quick: bool) -> list[Job]:
     strengths = STRENGTHS[1:3] if quick else STRENGTHS
     combined = COMBINED[:1] if quick else COMBINED
     found = [Job(task, seed, "dense", None, {}), Job(task, seed, "shallow from scratch", None, {}, depth=1)]
-    for strength in WEAK[:1] if quick else WEAK:  # where the gradient form has its range
+    weak = (WEAK[:1] if quick else WEAK) if task.compare_forms else ()
+    for strength in weak:  # where the gradient form has its range
         for form, variant in (("proximal", "layer"), ("gradient", "gradient")):
             found.append(Job(task, seed, variant, None, {"layer": {"strength": strength, "form": form}}))
     for strength in strengths:
         layer = {"strength": strength}
         found.append(Job(task, seed, "layer", "layer + refit", {"layer": layer}))
-        found.append(Job(task, seed, "gradient", None, {"layer": layer | {"form": "gradient"}}))
+        if task.compare_forms:
+            found.append(Job(task, seed, "gradient", None, {"layer": layer | {"form": "gradient"}}))
         for node, connection in combined:
             penalties = {"layer": layer, "node": {"strength": node}, "connection": {"strength": connection}}
             found.append(Job(task, seed, "", "layer + node + connection + refit", penalties))

@@ -183,3 +183,32 @@ def test_a_candidate_has_the_values_put_in(config: Config) -> None:
     assert candidate.sparsifier is not None
     assert candidate.sparsifier.sparsity == 0.25
     assert candidate.model.model_dump()["depth"] == 5
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"sparsifier.start": {"low": 0.0, "high": 0.7}, "sparsifier.end": {"low": 0.0, "high": 1.0}}, "is after end"),
+        ({"penalties.cka.samples": {"low": -1, "high": 8}}, "at least 4 samples"),
+        ({"sparsifier": {"choices": ["magnitude"]}, "sparsifier.sparsity": {"low": 0.1, "high": 0.5}}, "vary one of the two"),
+        ({"data.seed": {"choices": [0, 1]}}, "data that cannot be compared"),
+        ({"model.depth": {"low": 1, "high": 10, "step": 4}}, "do not end at high"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused_before_a_search(tmp_path: Path, space: dict[str, Any], message: str) -> None:
+    tree = SMALL_CONFIG | {"sparsifier": {"name": "magnitude", "start": 0.0, "end": 1.0}, "space": space}
+    assert message in refusal(tmp_path, tree)
+
+
+def test_a_password_in_the_tracking_uri_is_neither_dumped_nor_shown(config_file: Path) -> None:
+    loaded = load(config_file, ["tracking.uri=http://me:secret@host:1/x"])
+    assert loaded.tracking.absolute_uri() == "http://me:secret@host:1/x"
+    assert loaded.tracking.shown_uri() == "http://host:1/x"
+    assert "secret" not in dump(loaded)
+
+
+def test_one_value_of_the_space_can_be_overridden(config_file: Path) -> None:
+    loaded = load(config_file, ["space.penalties.layer.strength.high=7", "space.model.depth={low: 1, high: 2}"])
+    assert loaded.space["penalties.layer.strength"].high == 7
+    assert loaded.space["penalties.layer.strength"].low == 0.1
+    assert loaded.space["model.depth"].high == 2

@@ -23,6 +23,7 @@ from search.config import Config
 from search.records import Ledger, SearchResult
 from search.report import as_json
 from search.runner import _touch_test_set, run_search
+from search.searcher import StudySearcher
 from tests.conftest import SMALL_CONFIG, small_config
 from trainables import measure, train
 from trainables.data import load_once
@@ -294,6 +295,23 @@ def test_a_front_member_whose_network_is_lost_stays_on_the_front(
     assert lost.test_accuracy is None
     assert kept.test_accuracy == result.front[0].test_accuracy
     assert "has no test accuracy" in caplog.text
+
+
+def test_an_error_after_the_trials_still_records_the_front_and_ends_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_self: StudySearcher) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(StudySearcher, "close", broken)
+    with pytest.raises(OSError, match="the disk is full"):
+        run_search(small_config(tmp_path, search={"trials": 2}))
+    client = MlflowClient(f"sqlite:///{tmp_path}/slimfront.db")
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert any(run.data.tags.get("slimfront.front") == "true" for run in runs)
 
 
 @pytest.mark.parametrize("resource", ["gpu", "cpu"])

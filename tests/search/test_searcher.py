@@ -6,7 +6,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from search.samplers import SAMPLERS
-from search.searcher import StudySearcher
+from search.searcher import InvalidCandidate, StudySearcher
 
 GOOD = {"a": 1.0, "b": 2.0}
 
@@ -88,3 +88,19 @@ def test_every_sampler_takes_several_objectives_and_repeats_itself_with_the_same
 
     assert run(1) == run(1)
     assert run(1) != run(2)
+
+
+def test_values_that_make_no_candidate_fail_their_trial_and_the_next_one_is_asked_for() -> None:
+    rejected: list[tuple[int, str]] = []
+
+    def make(number: int | None, values: dict[str, Any] | None) -> dict[str, Any]:
+        if number in (0, 2):
+            raise InvalidCandidate(f"number {number}")
+        return {"number": number}
+
+    s = searcher(trials=3)
+    s.make_config = make
+    s.on_invalid = lambda number, values, reason: rejected.append((number, reason))
+    assert [s.suggest(str(i)) for i in range(3)] == [{"number": None}, {"number": 1}, StudySearcher.FINISHED]
+    assert rejected == [(0, "number 0"), (2, "number 2")]
+    assert [t.state for t in s.study.trials] == [TrialState.FAIL, TrialState.RUNNING, TrialState.FAIL]

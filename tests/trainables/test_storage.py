@@ -35,3 +35,9 @@ def test_what_cannot_be_kept_is_found_before_training() -> None:
         check_storable(Moody(), torch.ones(1, 2))
     with pytest.raises(UserError, match=r"cannot store a Softmax.*set compaction\.enabled: false"):
         check_storable(nn.Sequential(nn.Linear(2, 2), nn.Softmax(1)), torch.ones(1, 2))
+
+
+def test_options_of_modules_come_back() -> None:
+    sample = torch.randn(2, 1, 4, 4)
+    for module in (nn.AvgPool2d(2, divisor_override=1), nn.LayerNorm(4, bias=False)):
+        check_storable(nn.Sequential(module, nn.ReLU()), sample)

@@ -133,3 +133,51 @@ def test_training_learns_from_uint8_images_and_compacts_on_what_the_network_sees
     trained = train(with_changes(data=AUGMENTED, training=training, penalties={}, sparsifier=None))
     assert trained.measures["val_accuracy"] > 0.9
     assert trained.measures["val_accuracy"] == trained.history[-1]["val_accuracy"]
+
+
+def test_dropout_is_repeatable_and_continues_bit_exactly() -> None:
+    def training() -> Training:
+        options = {"epochs": 2, "batch_size": 128, "lr": 0.01, "seed": 5}
+        return Training(with_changes(model={"factory": "tests.trainables.test_training:with_dropout"}, training=options))
+
+    torch.manual_seed(1)
+    first = training()
+    whole = [first.run_epoch(), first.run_epoch()]
+    torch.manual_seed(2)
+    second = training()
+    again = [second.run_epoch()]
+    saved = second.state_dict()
+    torch.manual_seed(3)
+    third = training()
+    third.load_state_dict(saved)
+    assert [*again, third.run_epoch()] == whole
+
+
+def with_dropout() -> torch.nn.Module:
+    """A network whose training is random."""
+    layers = [torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Dropout(0.5), torch.nn.Linear(16, 16)]
+    return torch.nn.Sequential(*layers, torch.nn.ReLU(), torch.nn.Linear(16, 10))
+
+
+def test_a_strength_for_one_layer_alone_acts() -> None:
+    tree = {"layer": {"layers": {"3": 1000.0}}}
+    assert train(with_changes(penalties=tree, sparsifier=None)).measures["layers_merged"] == 1
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        with_changes(penalties={"layer": {"layers": {"3": -1.0}}})
+
+
+def test_a_compact_network_carries_no_hooks(candidate: Candidate) -> None:
+    network = train(candidate).compacted.network
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"penalties": {"layer": {"strength": 1.0, "warmup": 3}}}, "is not shorter than training.epochs"),
+        ({"training": {"epochs": 1, "batch_size": 3}}, "set training.batch_size to 4 or more"),
+    ],
+)
+def test_penalties_that_could_never_act_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        with_changes(**changes)

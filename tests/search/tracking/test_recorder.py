@@ -84,3 +84,24 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="file is not a database"):
         connect(f"sqlite:///{tmp_path}/broken.db")
     assert isinstance(connect(f"sqlite:///{tmp_path}/fine.db"), MlflowClient)
+
+
+def test_a_dead_server_is_given_up_on_so_that_the_end_does_not_wait(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect(config.tracking.uri)
+    recorder = Recorder(client, config, "search-1", tmp_path / "artifacts")
+    recorder.writer.submit(lambda: None).result()
+    attempts: list[int] = []
+
+    def dead(*_args: Any, **_kwargs: Any) -> None:
+        attempts.append(1)
+        raise ConnectionError("the server is gone")
+
+    for name in ("create_run", "log_batch"):
+        monkeypatch.setattr(client, name, dead)
+    for _ in range(50):
+        recorder.start_trial(finished_record())
+    recorder.close()
+    assert len(attempts) == 3
+    assert recorder.failed_writes == 3

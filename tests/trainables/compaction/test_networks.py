@@ -204,3 +204,50 @@ def test_approximate_merging_without_a_refit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"set refit\.epochs to 1 or more"):
         Candidate.model_validate({"compaction": {"approximate": True}})
     assert Candidate.model_validate({"compaction": {"approximate": True}, "refit": {"epochs": 1}}).compaction.approximate
+
+
+class PreActivation(nn.Module):
+    """Residual blocks one right after another, without a ReLU behind the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)) for _ in range(4))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for branch in self.branches:
+            x = x + branch(x)
+        out: Tensor = self.head(x)
+        return out
+
+
+@pytest.mark.parametrize("empty", [(0,), (1, 2), (0, 1, 2, 3)])
+def test_empty_blocks_right_after_another_are_all_removed(empty: tuple[int, ...]) -> None:
+    model = PreActivation().double()
+    with torch.no_grad():
+        for index in empty:
+            for parameter in model.branches[index][2].parameters():
+                parameter.zero_()
+    result = compact(model, torch.randn(9, 6, dtype=torch.float64), Compaction(tolerance=1e-10))
+    assert result.report.count("block removed") == len(empty)
+    assert result.report.after["layers"] == 9 - 2 * len(empty)
+
+
+def test_layers_on_the_last_dimension_are_left_alone_by_a_flatten() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(15, 2)).double()
+    with torch.no_grad():
+        model[0].weight[1] = 0
+        model[0].bias[1] = 1
+    assert compact(model, torch.randn(6, 3, 4, dtype=torch.float64)).report.difference < 1e-10
+
+
+def test_a_weighted_sum_keeps_no_sign() -> None:
+    class Difference(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(torch.add(torch.relu(self.a(x)), torch.relu(self.b(x)), alpha=-1))
+
+    assert compact(Difference(), torch.randn(20, 3)).report.count("inactive") == 0

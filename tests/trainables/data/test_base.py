@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from tests.trainables.data.made import image_tensors
 from trainables import Candidate
-from trainables.data import Augment, Data, Digits, Factory, load_once, split
+from trainables.data import Augment, Data, Dataset, Digits, Factory, Split, load_once, split
 from trainables.errors import UserError
 
 CPU = torch.device("cpu")
@@ -124,3 +124,10 @@ def test_data_that_does_not_fit_a_gpu_stays_outside_and_networks_see_the_same(
     found = there.augmented(there.train.inputs, torch.Generator().manual_seed(0))
     assert found.is_cuda
     assert torch.allclose(found.cpu(), wanted, atol=1e-6)
+
+
+def test_preparing_does_not_change_what_is_stored() -> None:
+    split = Split(torch.full((4, 2), 5.0), torch.zeros(4, dtype=torch.int64))
+    data = Dataset(split, split, split, classes=1, mean=torch.tensor(3.0), std=torch.tensor(2.0))
+    assert torch.equal(data.prepare(split.inputs), torch.ones(4, 2))
+    assert torch.equal(split.inputs, torch.full((4, 2), 5.0))

@@ -135,3 +135,9 @@ def test_features_are_let_go_of_after_the_batch() -> None:
 def test_too_few_samples_are_refused(samples: int) -> None:
     with pytest.raises(ValueError, match="at least 4 samples"):
         CKA(samples=samples)
+
+
+def test_an_activation_that_is_called_twice_is_left_out() -> None:
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 4), nn.ReLU())
+    assert find_stages(model, torch.zeros(2, 4)) == []

@@ -20,6 +20,7 @@ PENALTY_OPTIONS: dict[str, dict[str, Any]] = {
     "connection": {"strength": 1e-4},
     "block": {"strength": 0.1},
     "cka": {"strength": 1e-4, "samples": 8, "every": 5},
+    "aug_cka": {"strength": 1e-4, "samples": 8, "every": 5},
 }
 GOAL = 1.05
 
@@ -75,8 +76,8 @@ def penalty_steps(arguments: argparse.Namespace) -> Outcome:
         # The ratio of each step to the plain step of the same round: what the machine does besides hits both alike.
         ratios = [mine / plain for mine, plain in zip(times[name], times[""], strict=True)]
         median = statistics.median(ratios)
-        # CKA-SR works in one batch of five, so that its cost is in the mean over rounds, not in the median step.
-        cost = sum(times[name]) / sum(times[""]) if name == "cka" else median
+        # CKA-SR and AugCKA-SR work in one batch of five, so that its cost is in the mean over rounds, not in the median step.
+        cost = sum(times[name]) / sum(times[""]) if "every" in PENALTY_OPTIONS[name] else median
         quartiles = statistics.quantiles(ratios, n=4)
         rows.append(
             {

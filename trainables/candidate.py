@@ -9,7 +9,7 @@ from trainables.data import DATA, Data, Digits
 from trainables.models import MLP, MODELS, Model
 from trainables.optimizers import OptimizerName, Schedule
 from trainables.options import Options
-from trainables.penalties import CKA, PENALTIES, Penalty
+from trainables.penalties import PENALTIES, Penalty
 from trainables.refit import Refit
 from trainables.sparsifiers import SPARSIFIERS, Sparsifier
 
@@ -60,8 +60,11 @@ class Candidate(Options):
                     f"penalties.{name}.warmup ({options.warmup:g}) is not shorter than training.epochs "
                     f"({self.training.epochs}), so it would never act"
                 )
-            if isinstance(options, CKA) and options.on and self.training.batch_size < 4:
-                raise ValueError("penalties.cka compares at least 4 samples of a batch; set training.batch_size to 4 or more")
+            if options.on and self.training.batch_size < options.least_batch:
+                raise ValueError(
+                    f"penalties.{name} looks at {options.least_batch} samples of a batch or more; set training.batch_size to "
+                    f"{options.least_batch} or more"
+                )
         return self
 
     def dense(self) -> "Candidate":

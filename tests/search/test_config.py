@@ -29,7 +29,7 @@ BAD_VALUES = [
     ("penalties", {"layr": {}}, "in 'penalties': unknown penalty 'layr'; did you mean 'layer'?"),
     ("penalties.layer.strength", -1, "'penalties.layer.strength': it should be greater than or equal to 0, and it is -1"),
     ("penalties.layer.strength", float("inf"), "'penalties.layer.strength': it should be a finite number"),
-    ("penalties.cka", {"samples": 2}, "'penalties.cka.samples': the unbiased HSIC needs at least 4 samples"),
+    ("penalties.cka", {"samples": 2}, "'penalties.cka.samples': it needs at least 4 samples"),
     ("sparsifier.sparsity", 1.0, "'sparsifier.sparsity': it should be less than 1, and it is 1.0"),
     ("sparsifier.sparsity", -0.5, "'sparsifier.sparsity': it should be greater than or equal to 0, and it is -0.5"),
     ("search.sampler", "tep", "'search.sampler': unknown sampler 'tep'; did you mean 'tpe'?"),

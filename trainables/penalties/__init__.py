@@ -1,5 +1,6 @@
 """Penalties by name. A new one is one file here with a class under `@PENALTIES.register`."""
 
+from trainables.penalties.aug_cka import AugCKA
 from trainables.penalties.base import PENALTIES, ActivePenalty, Penalty
 from trainables.penalties.block import BlockSparsity
 from trainables.penalties.cka import CKA
@@ -11,6 +12,7 @@ __all__ = [
     "CKA",
     "PENALTIES",
     "ActivePenalty",
+    "AugCKA",
     "BlockSparsity",
     "ConnectionSparsity",
     "LayerSparsity",

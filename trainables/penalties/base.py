@@ -38,6 +38,8 @@ class Penalty(Options):
     """
 
     nothing_to_do: ClassVar[str] = "there is no layer in this network that it acts on"
+    least_batch: ClassVar[int] = 1
+    """The smallest batch that it can look at."""
 
     strength: float = Field(0.0, ge=0)
     warmup: float = Field(0.0, ge=0)

@@ -1,20 +1,24 @@
 """CKA-SR: pushes the layers of a stage to have dissimilar features.
 
-Ni et al. 2023, arXiv 2307.07389: β · L_C is added to the loss, with L_C the sum of linear CKA over the pairs of block
-outputs of each stage, and CKA from the unbiased minibatch HSIC. We sum ordered pairs as the authors' code does, but
-leave out i = j, which adds a constant with zero gradient. Each Gram matrix is formed once, and all pairs of a stage
+Ni et al. 2023, arXiv 2307.07389: β · L_C is added to the loss, with L_C the sum of w_ij · CKA(X_i, X_j) over the pairs of
+block outputs of each stage, and linear CKA from the unbiased minibatch HSIC. We sum ordered pairs as the authors' code does,
+but leave out i = j, which adds a constant with zero gradient. Each Gram matrix is formed once, and all pairs of a stage
 come from one matrix product.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from trainables.errors import UserError
+from trainables.options import suggest
 from trainables.penalties.base import PENALTIES, Penalty
+from trainables.penalties.features import Features, by_shape, check_layers, find_layers, output_shapes
+
+PairWeights = Mapping[str, Mapping[str, float]]
 
 
 def unbiased_centring(gram: Tensor) -> Tensor:
@@ -31,140 +35,155 @@ def unbiased_centring(gram: Tensor) -> Tensor:
     return (zeroed - rows - rows.transpose(-2, -1) + total) * off_diagonal
 
 
-def pairwise_cka(features: Sequence[Tensor]) -> Tensor:
-    """Linear CKA of all pairs of layers, from the unbiased HSIC.
+def pairwise_cka(features: Sequence[Tensor], *, unbiased: bool = True) -> Tensor:
+    """Linear CKA of all pairs of layers, from the unbiased or the biased HSIC.
 
     Args:
-        features: L tensors (n, …), one per layer, of the same n ≥ 4 samples; flattened per sample here.
+        features: L tensors (n, …), one per layer, of the same n samples; flattened per sample here. The unbiased HSIC needs
+            n ≥ 4, the biased one (centred Gram matrices) n ≥ 2.
 
     Returns:
-        (L, L), symmetric, entries in [−1, 1], float32 or wider. A layer whose features are constant over the samples
-        has similarity 0 with every layer, itself too, and a zero gradient. NaN in, NaN out.
+        (L, L), symmetric, entries in [−1, 1] (biased: [0, 1]), float32 or wider, under autocast too. A layer whose features
+        are constant over the samples has similarity 0 with every layer, itself too, and a zero gradient. NaN in, NaN out.
     """
-    grams = []
-    for layer in features:
-        flat = layer.flatten(1)
-        if flat.dtype in (torch.float16, torch.bfloat16):
-            flat = flat.float()
-        flat = flat - flat.mean(0, keepdim=True)  # changes nothing in exact arithmetic; keeps float32 accurate
-        grams.append(flat @ flat.T)
-    gram = torch.stack(grams)  # (L, n, n)
-    # Scale first: the size of the features cancels in CKA, but its squares could overflow or underflow.
-    largest = gram.detach().abs().amax((-2, -1), keepdim=True)
-    gram = gram / torch.where(largest > 0, largest, 1)
-    centred = unbiased_centring(gram).flatten(1)  # (L, n²)
-    squared = centred.square().sum(1, keepdim=True)
-    alive = squared > torch.finfo(squared.dtype).eps
-    norm = torch.where(alive, squared, 1).sqrt()
-    unit = torch.where(alive, centred / norm, 0)
-    return unit @ unit.T
+    with torch.autocast(features[0].device.type, enabled=False):
+        grams = []
+        for layer in features:
+            flat = layer.flatten(1)
+            if flat.dtype in (torch.float16, torch.bfloat16):
+                flat = flat.float()
+            flat = flat - flat.mean(0, keepdim=True)  # centres the biased form; keeps the unbiased one accurate in float32
+            grams.append(flat @ flat.T)
+        gram = torch.stack(grams)  # (L, n, n)
+        # Scale first: the size of the features cancels in CKA, but its squares could overflow or underflow.
+        largest = gram.detach().abs().amax((-2, -1), keepdim=True)
+        gram = gram / torch.where(largest > 0, largest, 1)
+        centred = (unbiased_centring(gram) if unbiased else gram).flatten(1)  # (L, n²)
+        squared = centred.square().sum(1, keepdim=True)
+        alive = squared > torch.finfo(squared.dtype).eps
+        norm = torch.where(alive, squared, 1).sqrt()
+        unit = torch.where(alive, centred / norm, 0)
+        return unit @ unit.T
 
 
-def cka_loss(stages: Sequence[Sequence[Tensor]]) -> Tensor:
-    """L_C of CKA-SR (arXiv 2307.07389): the sum of CKA over ordered pairs i ≠ j of layers, over the stages; a scalar.
+def pair_weights(layers: Sequence[str], weights: PairWeights) -> Tensor:
+    """(L, L), symmetric: the weights given for pairs of layers in either order, 1 for all others, 0 on the diagonal."""
+    matrix = torch.ones(len(layers), len(layers)).fill_diagonal_(0)
+    for i, first in enumerate(layers):
+        for j, second in enumerate(layers):
+            if i != j and second in weights.get(first, {}):
+                matrix[i, j] = matrix[j, i] = weights[first][second]
+    return matrix
+
+
+def cka_loss(stages: Sequence[Sequence[Tensor]], weights: Sequence[Tensor] | None = None) -> Tensor:
+    """L_C of CKA-SR (arXiv 2307.07389): Σ over the stages of Σ over ordered pairs i ≠ j of w_ij · CKA; a scalar.
 
     Args:
         stages: for each stage, the features (n, …) of its layers, two layers or more.
+        weights: for each stage, w (layers, layers), as `pair_weights` gives it; 1 if left out.
     """
     sums = []
-    for features in stages:
+    for number, features in enumerate(stages):
         cka = pairwise_cka(features)
-        sums.append(cka.sum() - cka.diagonal().sum())
+        pairs = torch.ones_like(cka).fill_diagonal_(0) if weights is None else weights[number].to(cka)
+        sums.append((pairs * cka).sum())
     return torch.stack(sums).sum()
 
 
-def find_stages(model: nn.Module, sample: Tensor) -> list[list[str]]:
-    """Names of the activation modules (ReLU) with features of equal shape, in order; each group of two or more is a stage.
-
-    In a residual network that is every ReLU of a stage, inside blocks too, not only the blocks' outputs as in the paper.
-    An activation module that is called more than once is left out.
-    """
-    by_shape: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    handles = [
-        module.register_forward_hook(lambda _m, _i, output, name=name: by_shape[tuple(output.shape)].append(name))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ReLU)
-    ]
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(sample[:2])
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    calls = Counter(name for names in by_shape.values() for name in names)
-    once = [[name for name in names if calls[name] == 1] for names in by_shape.values()]  # a hook sees one call of a shared one
-    return [names for names in once if len(names) > 1]
-
-
-@PENALTIES.register("cka")
-class CKA(Penalty):
-    """CKA-SR on the stages of a network, found as blocks with equal output shapes.
+class FeaturePenalty(Penalty):
+    """What CKA-SR and AugCKA-SR share.
 
     `strength` is β (the authors use 1e-5 to 1e-2); `samples` of each batch are looked at (−1: all of them), in every
-    `every`-th batch only.
+    `every`-th batch only. `pair_weights: {layer: {layer: weight}}` weighs single pairs, in either order; all others weigh 1.
     """
 
-    nothing_to_do = "there are no two activations of one shape in this network to compare"
+    least_batch: ClassVar[int] = 2
 
     samples: int = Field(8)
     every: int = Field(5, ge=1)
+    pair_weights: dict[str, dict[str, Annotated[float, Field(ge=0)]]] = Field(default_factory=dict)
 
     @field_validator("samples")
     @classmethod
     def _enough_samples(cls, samples: int) -> int:
-        if samples != -1 and samples < 4:
-            raise ValueError("the unbiased HSIC needs at least 4 samples of a batch (or -1 for the whole batch)")
+        if samples != -1 and samples < cls.least_batch:
+            raise ValueError(f"it needs at least {cls.least_batch} samples of a batch (or -1 for the whole batch)")
         return samples
 
-    def attach(self, model: nn.Module, sample: Tensor) -> "ActiveCKA":
-        return ActiveCKA(model, find_stages(model, sample), self)
+    def value(self, features: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Tensor:
+        """L_C of the features (n, …) of the layers of each stage, under the pair weights (layers, layers) of each; a scalar."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it is")
 
 
-class ActiveCKA:
-    """CKA-SR on one network: forward hooks keep the features of one batch, and let go of them in `loss`."""
+@PENALTIES.register("cka")
+class CKA(FeaturePenalty):
+    """CKA-SR: the sum of CKA over the pairs of each stage.
 
-    def __init__(self, model: nn.Module, stages: list[list[str]], options: CKA) -> None:
+    The stages are found as blocks with equal output shapes, or named: `stages: [[layer1.0, layer1.1], …]`.
+    """
+
+    nothing_to_do: ClassVar[str] = "there are no two layers of one output shape in this network to compare"
+    least_batch: ClassVar[int] = 4
+
+    stages: tuple[tuple[str, ...], ...] | None = None
+
+    @field_validator("stages")
+    @classmethod
+    def _two_layers_each(cls, stages: tuple[tuple[str, ...], ...] | None) -> tuple[tuple[str, ...], ...] | None:
+        if stages is not None and (not stages or any(len(set(stage)) < 2 or len(set(stage)) < len(stage) for stage in stages)):
+            raise ValueError("a stage is a list of two or more different layers")
+        return stages
+
+    def attach(self, model: nn.Module, sample: Tensor) -> "ActiveFeatures":
+        shapes = output_shapes(model, sample)
+        stages = [list(stage) for stage in self.stages] if self.stages else by_shape(find_layers(model, shapes), shapes)
+        return ActiveFeatures(self, model, stages, shapes)
+
+    def value(self, features: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Tensor:
+        return cka_loss(features, weights)
+
+
+class ActiveFeatures:
+    """CKA-SR or AugCKA-SR on one network: forward hooks keep the features of one batch, and let go of them in `loss`."""
+
+    def __init__(
+        self, options: FeaturePenalty, model: nn.Module, stages: Sequence[Sequence[str]], shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        """Raises UserError for a layer that has no features, and for a pair with a weight that is in no stage."""
         self.options = options
         self.stages = stages
-        self.watching = False
         self.strength = options.strength
-        self.features: dict[str, Tensor] = {}
-        self.handles: list[RemovableHandle] = [
-            model.get_submodule(name).register_forward_hook(lambda _module, _inputs, output, name=name: self._keep(name, output))
-            for names in stages
-            for name in names
-        ]
+        names = list(dict.fromkeys(name for stage in stages for name in stage))
+        check_layers(names, dict(shapes))
+        for first, others in options.pair_weights.items():
+            for second in others:
+                if not any(first in stage and second in stage and first != second for stage in stages):
+                    hint = suggest(first if first not in names else second, names)
+                    raise UserError(f"penalties: pair_weights: '{first}' and '{second}' are not a pair that is compared; {hint}")
+        self.weights = [pair_weights(stage, options.pair_weights).to(next(model.parameters()).device) for stage in stages]
+        self.features = Features(model, names, options.samples)
 
     @property
     def targets(self) -> int:
         """The number of stages."""
         return len(self.stages)
 
-    def _keep(self, name: str, output: Tensor) -> None:
-        if self.watching:
-            self.features[name] = output if self.options.samples == -1 else output[: self.options.samples]
-
     def before_batch(self, step: int, scale: float) -> None:
         """Watches the coming forward pass if this batch is an `every`-th one and the penalty is on."""
-        self.features.clear()
         self.strength = scale * self.options.strength
-        self.watching = self.strength > 0 and step % self.options.every == 0
+        self.features.watch(self.strength > 0 and step % self.options.every == 0)
 
     def loss(self) -> Tensor | None:
-        """β · L_C of the batch just seen, or None if it was not watched or was too small (n < 4)."""
-        features, self.features, self.watching = self.features, {}, False
-        if not features or len(next(iter(features.values()))) < 4:
+        """β · L_C of the batch just seen, or None if it was not watched or was too small."""
+        kept = self.features.take()
+        if not kept or len(next(iter(kept.values()))) < self.options.least_batch:
             return None
-        value = cka_loss([[features[name] for name in names] for names in self.stages])
-        return self.strength * value
+        return self.strength * self.options.value([[kept[name] for name in stage] for stage in self.stages], self.weights)
 
     def proximal(self, step_size: float) -> None:
-        """Nothing: CKA-SR works through its gradient."""
+        """Nothing: it works through its gradient."""
 
     def close(self) -> None:
         """Removes the hooks and the kept features."""
-        for handle in self.handles:
-            handle.remove()
-        self.features.clear()
+        self.features.close()

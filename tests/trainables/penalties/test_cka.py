@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainables.penalties.cka import CKA, cka_loss, find_stages, pairwise_cka
+from trainables.penalties.cka import CKA, cka_loss, pair_weights, pairwise_cka
 
 
 def slow_hsic(x: Tensor, y: Tensor) -> Tensor:
@@ -82,11 +82,13 @@ def test_half_precision_features_are_accumulated_in_float32(dtype: torch.dtype) 
     assert pairwise_cka([x.to(dtype) for x in features()]).dtype == torch.float32
 
 
-def test_stages_are_the_activations_of_equal_shape() -> None:
-    model = nn.Sequential(
-        nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 8), nn.ReLU()
-    )
-    assert find_stages(model, torch.zeros(2, 4)) == [["1", "3", "7"]]
+def test_pairs_are_weighed_and_the_gradients_agree_with_the_slow_formula() -> None:
+    layers = [x.requires_grad_() for x in features()]
+    weights = pair_weights(["a", "b", "c"], {"c": {"a": 2.5}})
+    grads = torch.autograd.grad(cka_loss([layers], [weights]), layers)
+    slow = 2 * slow_cka(layers[0], layers[1]) + 5 * slow_cka(layers[0], layers[2]) + 2 * slow_cka(layers[1], layers[2])
+    for fast, expected in zip(grads, torch.autograd.grad(slow, layers), strict=True):
+        torch.testing.assert_close(fast, expected, rtol=1e-9, atol=1e-9)
 
 
 def network() -> nn.Module:
@@ -125,9 +127,9 @@ def test_features_are_let_go_of_after_the_batch() -> None:
     active.before_batch(0, 1.0)
     model(torch.randn(8, 4))
     active.loss()
-    assert not active.features
+    assert not active.features.kept
     model(torch.randn(8, 4))  # evaluation between two batches is not watched
-    assert not active.features
+    assert not active.features.kept
     active.close()
 
 
@@ -135,9 +137,3 @@ def test_features_are_let_go_of_after_the_batch() -> None:
 def test_too_few_samples_are_refused(samples: int) -> None:
     with pytest.raises(ValueError, match="at least 4 samples"):
         CKA(samples=samples)
-
-
-def test_an_activation_that_is_called_twice_is_left_out() -> None:
-    relu = nn.ReLU()
-    model = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 4), nn.ReLU())
-    assert find_stages(model, torch.zeros(2, 4)) == []

@@ -193,7 +193,7 @@ def test_penalties_that_need_no_tracing_work_on_a_network_that_cannot_be_traced(
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x) if x.sum() > 0 else -self.layer(x)
 
-    for name in ("connection", "cka"):
+    for name in ("connection", "cka", "aug_cka"):
         PENALTIES[name](strength=1.0).attach(Moody(), torch.ones(2, 4)).proximal(0.1)
     for name in ("layer", "node", "block"):
         with pytest.raises(UserError, match=r"Moody\.forward cannot be traced"):
@@ -203,7 +203,7 @@ def test_penalties_that_need_no_tracing_work_on_a_network_that_cannot_be_traced(
 def test_a_penalty_with_nothing_to_act_on_is_refused_before_training() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     sample = torch.zeros(4, 4)
-    for name, message in (("layer", "between two ReLUs"), ("block", "no residual branch"), ("cka", "no two activations")):
+    for name, message in (("layer", "between two ReLUs"), ("block", "no residual branch"), ("cka", "no two layers")):
         with pytest.raises(UserError, match=rf"penalties\.{name}: there (is|are) no .*{message.split(' ')[-1]}"):
             check_penalties({name: PENALTIES[name](strength=1.0)}, flat, sample)
     check_penalties({name: PENALTIES[name](strength=1.0) for name in ("node", "connection")}, flat, sample)

@@ -1,0 +1,52 @@
+"""AugCKA-SR: pushes all layers of a network to have dissimilar features, whatever their shapes.
+
+Ni et al. 2023, arXiv 2307.07389: β · L_C with L_C = 2 / (N (N − 1)) · Σ_{i<j} w_ij · CKA(X_i, X_j) over all N layers, from
+the biased HSIC (centred Gram matrices).
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import field_validator
+from torch import Tensor, nn
+
+from trainables.penalties.base import PENALTIES
+from trainables.penalties.cka import ActiveFeatures, FeaturePenalty, pairwise_cka
+from trainables.penalties.features import find_layers, output_shapes
+
+
+def aug_cka_loss(features: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
+    """L_C of AugCKA-SR: the mean of w_ij · CKA over the pairs of different layers, in [0, 1] with weights 1; a scalar.
+
+    Args:
+        features: N tensors (n, …), one per layer, of the same n ≥ 2 samples.
+        weights: w (N, N), as `cka.pair_weights` gives it; 1 if left out.
+    """
+    cka = pairwise_cka(features, unbiased=False)
+    count = len(features)
+    pairs = cka.triu(1) if weights is None else (weights.to(cka) * cka).triu(1)
+    return 2 / (count * (count - 1)) * pairs.sum()
+
+
+@PENALTIES.register("aug_cka")
+class AugCKA(FeaturePenalty):
+    """AugCKA-SR: the mean CKA over all pairs of layers: those that `find_layers` finds, or `layers: [conv1, layer1.0, …]`."""
+
+    nothing_to_do: ClassVar[str] = "there are no two layers in this network to compare"
+
+    layers: tuple[str, ...] | None = None
+
+    @field_validator("layers")
+    @classmethod
+    def _two_layers(cls, layers: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if layers is not None and (len(set(layers)) < 2 or len(set(layers)) < len(layers)):
+            raise ValueError("it needs two or more different layers")
+        return layers
+
+    def attach(self, model: nn.Module, sample: Tensor) -> ActiveFeatures:
+        shapes = output_shapes(model, sample)
+        layers = list(self.layers or find_layers(model, shapes))
+        return ActiveFeatures(self, model, [layers] if len(layers) > 1 else [], shapes)
+
+    def value(self, features: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Tensor:
+        return aug_cka_loss(features[0], weights[0])

@@ -1,0 +1,127 @@
+"""The features of layers, for penalties that compare them: which layers, and their outputs caught by forward hooks."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from trainables.errors import UserError
+from trainables.options import suggest
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid)
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+Shape = tuple[int, ...]
+
+
+class Features:
+    """Forward hooks on named modules, which keep outputs while `watching`, the first `samples` of a batch (−1: all)."""
+
+    def __init__(self, model: nn.Module, names: Iterable[str], samples: int = -1) -> None:
+        self.samples = samples
+        self.watching = False
+        self.kept: dict[str, Tensor] = {}
+        self.handles: list[RemovableHandle] = [
+            model.get_submodule(name).register_forward_hook(lambda _module, _inputs, output, name=name: self._keep(name, output))
+            for name in names
+        ]
+
+    def _keep(self, name: str, output: Tensor) -> None:
+        if self.watching:
+            self.kept[name] = output if self.samples == -1 else output[: self.samples]
+
+    def watch(self, watching: bool) -> None:
+        """Forgets what was kept, and keeps the coming batch or does not."""
+        self.kept.clear()
+        self.watching = watching
+
+    def take(self) -> dict[str, Tensor]:
+        """What was kept of the batch, by name; nothing is kept any longer."""
+        taken = dict(self.kept)
+        self.watch(False)
+        return taken
+
+    def close(self) -> None:
+        """Removes the hooks and what was kept."""
+        for handle in self.handles:
+            handle.remove()
+        self.watch(False)
+
+
+@contextmanager
+def _in_evaluation(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def output_shapes(model: nn.Module, sample: Tensor) -> dict[str, Shape]:
+    """Shapes per sample of the modules that give one tensor once in a forward pass of `sample` (N, …), in order of calls."""
+    calls: dict[str, list[object]] = defaultdict(list)
+    handles = [
+        module.register_forward_hook(lambda _m, _i, output, name=name: calls[name].append(output))
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        with _in_evaluation(model):
+            model(sample[:2])
+    finally:
+        for handle in handles:
+            handle.remove()
+    once = {name: outputs[0] for name, outputs in calls.items() if len(outputs) == 1}
+    return {name: tuple(o.shape[1:]) for name, o in once.items() if isinstance(o, Tensor) and o.dim() > 1}
+
+
+def by_shape(names: Iterable[str], shapes: dict[str, Shape]) -> list[list[str]]:
+    """The stages: two or more of the layers with outputs of one shape, in order."""
+    groups: dict[Shape, list[str]] = defaultdict(list)
+    for name in names:
+        groups[shapes[name]].append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def find_layers(model: nn.Module, shapes: dict[str, Shape]) -> list[str]:
+    """The layers whose features are compared: blocks if the network is made of them, else activations, else weight layers.
+
+    Blocks are modules of a user's class (not `nn.Sequential` and the like) that hold weights and at least two of which have
+    outputs of one shape; of blocks within blocks, the outermost. In a residual network these are the residual blocks.
+
+    Args:
+        shapes: as `output_shapes` gives them.
+    """
+    modules = {name: model.get_submodule(name) for name in shapes}
+    composite = {
+        name: module
+        for name, module in modules.items()
+        if next(module.children(), None) is not None
+        and not isinstance(module, CONTAINERS)
+        and any(isinstance(inner, WEIGHTED) for inner in module.modules())
+    }
+    kinds: dict[type, list[str]] = defaultdict(list)
+    for name, module in composite.items():
+        kinds[type(module)].append(name)
+    repeated = [name for names in kinds.values() if by_shape(names, shapes) for name in names]
+    blocks = [name for name in shapes if name in repeated and not any(name.startswith(f"{outer}.") for outer in repeated)]
+    for layers in (blocks, [name for name, module in modules.items() if isinstance(module, ACTIVATIONS)]):
+        if len(layers) > 1:
+            return layers
+    return [name for name, module in modules.items() if isinstance(module, WEIGHTED)]
+
+
+def check_layers(names: Sequence[str], shapes: dict[str, Shape]) -> None:
+    """Raises UserError if a named layer has no features: it is not there, or does not give one tensor once."""
+    for name in names:
+        if name not in shapes:
+            raise UserError(
+                f"penalties: '{name}' is not a module that gives one tensor once in a forward pass; {suggest(name, shapes)}"
+            )

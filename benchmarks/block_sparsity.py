@@ -12,7 +12,7 @@ from trainables.measures import accuracy
 from trainables.training import Training
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
-STRENGTHS = (0.0, 0.03, 0.1, 0.2, 0.4)
+STRENGTHS = (0.0, 0.03, 0.05, 0.08, 0.1, 0.2)
 
 
 def train_one(strength: float, seed: int, *, epochs: int, limit: int | None, device: str) -> dict[str, float]:
@@ -32,7 +32,7 @@ def train_one(strength: float, seed: int, *, epochs: int, limit: int | None, dev
                 "seed": seed,
             },
             "penalties": {"block": {"strength": strength}} if strength else {},
-            "refit": {"epochs": max(1, epochs // 5), "lr": 0.01},
+            "refit": {"epochs": max(1, epochs // 2), "lr": 0.05},
         }
     )
     training = Training(candidate, device)
@@ -54,7 +54,7 @@ def block_sparsity(arguments: argparse.Namespace) -> Outcome:
     epochs, limit, seeds = (160, None, 3) if full else (6, 6000, 1)
     strengths = STRENGTHS
     if arguments.quick:
-        epochs, limit, seeds, strengths = 1, 1000, 1, STRENGTHS[::4]
+        epochs, limit, seeds, strengths = 1, 1000, 1, STRENGTHS[::5]
     rows, most = [], 0.0
     for strength in strengths:
         fits = [train_one(strength, seed, epochs=epochs, limit=limit, device=device) for seed in range(seeds)]

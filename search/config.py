@@ -176,6 +176,13 @@ class Config(Candidate):
                 found |= self.candidate({path: parameter.ends()[-1]}).penalties
         return found | self.penalties
 
+    def varied_sparsifiers(self) -> list[Candidate]:
+        """The candidate, and it with each end of the range of each value of its sparsifier."""
+        varied = [
+            self.candidate({path: end}) for path, p in self.space.items() if path.startswith("sparsifier.") for end in p.ends()
+        ]
+        return [self.candidate({}), *varied]
+
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distributions of the space, by dotted path."""
         return {path: p.distribution(integer=self._field_type(path) is int) for path, p in self.space.items()}

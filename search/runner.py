@@ -31,6 +31,7 @@ from trainables.measures import accuracy, measure
 from trainables.penalties.base import check_penalties
 from trainables.storage import check_storable, restore
 from trainables.trainable import NETWORK_FILE, CandidateTrainable
+from trainables.training import Training
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ def _dense_sizes(config: Config) -> dict[str, float]:
         sample = data.prepare(data.validation.inputs[:8])
         sizes = {name: float(value) for name, value in measure(network, sample).items()}
         check_penalties(config.varied_penalties(), network, sample)
+        for candidate in config.varied_sparsifiers():
+            Training(candidate).close()
         if base.compaction.enabled:
             check_storable(network, sample)
         return sizes

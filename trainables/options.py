@@ -77,7 +77,22 @@ class Registry(dict[str, type[OptionsT]]):
             raise PydanticCustomError(
                 "no_name", "the {what} has no 'name'; known: {known}", {"what": self.what, "known": ", ".join(sorted(self))}
             )
-        return self.find(value["name"]).model_validate(value)
+        cls = self.find(value["name"])
+        for key in value:
+            owners = sorted(name for name, other in self.items() if key in other.model_fields)
+            if key not in cls.model_fields and owners:
+                raise PydanticCustomError(
+                    "not_an_option",
+                    "'{key}' is not an option of the {what} '{name}', only of {owners}; '{name}' has: {known}",
+                    {
+                        "key": key,
+                        "what": self.what,
+                        "name": value["name"],
+                        "owners": ", ".join(owners),
+                        "known": ", ".join(sorted(cls.model_fields)),
+                    },
+                )
+        return cls.model_validate(value)
 
     def parse_mapping(self, value: Any) -> Any:
         """`{layer: {strength: 1}, …}` to options by name; other values pass through."""

@@ -17,6 +17,7 @@ from trainables.graph import Layer, inner_layers, trace
 from trainables.measures import accuracy, measure
 from trainables.optimizers import build_optimizer, scheduled, set_lr
 from trainables.refit import Refit, refit
+from trainables.sparsifiers import ActiveSparsifier, Setting
 from trainables.sparsifiers.base import prunable_weights
 
 Number = int | float
@@ -26,6 +27,9 @@ CHECKED_INPUTS = 1024
 
 _AUGMENTATION_STREAM = 0x9E3779B97F4A7C15
 """Added to a training's seed for its augmentation, which must not repeat the numbers that shuffle the batches."""
+
+_EXAMPLES_STREAM = 0xBB67AE8584CAA73B
+"""The same for the examples that a sparsifier looks at before training."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,17 @@ class Training:
         sample = self.data.prepare(self.data.train.inputs[:8])
         self.penalty_options = [p for p in candidate.penalties.values() if p.on]
         self.penalties = [options.attach(self.model, sample) for options in self.penalty_options]
-        self.sparsifier = candidate.sparsifier and candidate.sparsifier.attach(self.model, self._total_steps())
+        self.sparsifier: ActiveSparsifier | None = None
+        if candidate.sparsifier and candidate.sparsifier.on:
+            setting = Setting(self.model, self.optimizer, self._total_steps(), seed, self._examples)
+            self.sparsifier = candidate.sparsifier.attach(setting)
+
+    def _examples(self, count: int) -> tuple[Tensor, Tensor]:
+        """So many training examples, as they are without augmentation, drawn by the seed."""
+        generator = torch.Generator().manual_seed(((self.options.seed or 0) + _EXAMPLES_STREAM) % 2**63)
+        train = self.data.train
+        drawn = torch.randperm(len(train.labels), generator=generator)[:count].to(train.labels.device)
+        return self.data.prepare(train.inputs[drawn]), train.labels[drawn].to(self.device)
 
     def _noise(self) -> dict[str, Tensor]:
         """The state of torch's global generators, by kind of device."""
@@ -133,7 +147,8 @@ class Training:
         }
 
     def _learning_rate(self) -> float:
-        return scheduled(self.options.lr, self.options.schedule, self.step / self._total_steps())
+        progress = self.sparsifier.progress(self.step) if self.sparsifier else self.step / self._total_steps()
+        return scheduled(self.options.lr, self.options.schedule, progress)
 
     def _proximal_step(self, lr: float) -> float:
         """The step size of proximal steps: lr, and lr / (1 − momentum) for SGD, whose gradients act that much longer."""
@@ -154,7 +169,7 @@ class Training:
         self.optimizer.zero_grad()
         (task_loss + penalty_loss if extra else task_loss).backward()
         if self.sparsifier:
-            self.sparsifier.before_step()
+            self.sparsifier.before_step(self.step)
         self.optimizer.step()
         for penalty in self.penalties:
             penalty.proximal(self._proximal_step(lr))

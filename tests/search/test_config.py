@@ -12,6 +12,7 @@ from search.config import Config, dump, load
 from search.space import set_path
 from tests.conftest import SMALL_CONFIG
 from trainables.errors import UserError
+from trainables.sparsifiers import LotteryTicket
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +27,22 @@ BAD_VALUES = [
     ("model", {"depth": 3}, "'model': the model has no 'name'; known: factory, lenet, mlp"),
     ("data", "digit", "in 'data': unknown data set 'digit'; did you mean 'digits'?"),
     ("sparsifier", "magnitud", "in 'sparsifier': unknown sparsifier 'magnitud'; did you mean 'magnitude'?"),
+    (
+        "sparsifier",
+        {"name": "random", "every": 5},
+        "'sparsifier': 'every' is not an option of the sparsifier 'random', only of granet, magn",
+    ),
+    (
+        "sparsifier",
+        {"name": "nm", "sparsity": 0.5},
+        "'sparsifier': 'sparsity' is not an option of the sparsifier 'nm', only of granet,",
+    ),
+    ("sparsifier", {"name": "nm", "n": 4, "m": 4}, "'sparsifier': n (4) must be below m (4)"),
+    ("sparsifier", {"name": "rigl", "start": 0.9}, "'sparsifier': start (0.9) is after end (0.75)"),
+    ("sparsifier", {"name": "granet", "start": 0.75}, "'sparsifier': start and end are both 0.75"),
+    ("sparsifier", {"name": "set", "densities": "global"}, "'sparsifier.densities': it should be 'uniform' or 'erk'"),
+    ("penalties.cka", {"stages": [["0"]]}, "'penalties.cka.stages': a stage is a list of two or more different layers"),
+    ("penalties.aug_cka", {"stages": [["0"]]}, "in 'penalties.aug_cka': unknown key 'stages'"),
     ("penalties", {"layr": {}}, "in 'penalties': unknown penalty 'layr'; did you mean 'layer'?"),
     ("penalties.layer.strength", -1, "'penalties.layer.strength': it should be greater than or equal to 0, and it is -1"),
     ("penalties.layer.strength", float("inf"), "'penalties.layer.strength': it should be a finite number"),
@@ -183,6 +200,15 @@ def test_a_candidate_has_the_values_put_in(config: Config) -> None:
     assert candidate.sparsifier is not None
     assert candidate.sparsifier.sparsity == 0.25
     assert candidate.model.model_dump()["depth"] == 5
+
+
+def test_the_sparsifier_itself_can_vary_with_its_target(tmp_path: Path) -> None:
+    space = {"sparsifier.name": {"choices": ["random", "magnitude", "lottery"]}, "sparsifier.sparsity": {"low": 0.5, "high": 0.9}}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(SMALL_CONFIG | {"sparsifier": {"name": "random"}, "space": space}))
+    drawn = load(path).candidate({"sparsifier.name": "lottery", "sparsifier.sparsity": 0.7}).sparsifier
+    assert isinstance(drawn, LotteryTicket)
+    assert drawn.sparsity == 0.7
 
 
 @pytest.mark.parametrize(

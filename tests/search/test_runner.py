@@ -330,3 +330,24 @@ def test_a_storage_path_that_cannot_be_written_is_refused(config: Config, tmp_pa
 def test_a_network_that_does_not_fit_is_refused_before_any_trial(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the model 'mlp' does not work on the data set 'digits'"):
         run_search(small_config(tmp_path, model={"name": "mlp", "width": 1_000_000}))
+
+
+@pytest.mark.parametrize(
+    ("sparsifier", "space", "message"),
+    [
+        ({"name": "random", "exclude": ["head"]}, {}, r"sparsifier\.exclude: 'head' is not a linear or convolutional layer"),
+        ({"name": "rigl", "every": 2}, {"sparsifier.every": {"low": 2, "high": 9999}}, r"sparsifier\.every \(9999\) is longer"),
+        ({"name": "lottery", "rounds": 9999}, {}, r"sparsifier\.rounds \(9999\) needs 10000 trainings"),
+        (
+            {"name": "nm", "m": 5},
+            {"training.lr": {"low": 1e-4, "high": 1e-2}},
+            r"no layer of this network has a multiple of m \(5\)",
+        ),
+    ],
+)
+def test_a_sparsifier_that_cannot_work_on_the_network_is_refused_before_any_trial(
+    tmp_path: Path, sparsifier: dict[str, Any], space: dict[str, Any], message: str
+) -> None:
+    vary = {} if sparsifier["name"] == "nm" else {"sparsifier.sparsity": {"low": 0.5, "high": 0.9}}
+    with pytest.raises(UserError, match=message):
+        run_search(small_config(tmp_path, sparsifier=sparsifier, space=vary | space))

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
@@ -20,3 +22,14 @@ def test_the_dense_candidate_keeps_data_model_and_training_only(candidate: Candi
 def test_sparsity_must_be_in_zero_to_one(sparsity: float) -> None:
     with pytest.raises(ValidationError, match="sparsity"):
         Candidate.model_validate({"sparsifier": {"name": "magnitude", "sparsity": sparsity}})
+
+
+@pytest.mark.parametrize(("penalty", "least"), [("cka", 4), ("aug_cka", 2)])
+def test_a_batch_too_small_for_a_penalty_is_refused(penalty: str, least: int) -> None:
+    tree: dict[str, Any] = {"penalties": {penalty: {"strength": 1.0}}, "training": {"batch_size": least}}
+    Candidate.model_validate(tree)
+    tree["training"]["batch_size"] -= 1
+    with pytest.raises(
+        ValueError, match=rf"penalties\.{penalty} looks at {least} samples of a batch or more; set training\.batch_size"
+    ):
+        Candidate.model_validate(tree)

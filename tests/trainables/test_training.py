@@ -7,6 +7,7 @@ import torch
 from tests.conftest import SMALL_CANDIDATE
 from trainables import Candidate, train
 from trainables.errors import TrialFailure
+from trainables.sparsifiers import SPARSIFIERS
 from trainables.training import Training
 
 
@@ -89,6 +90,29 @@ def test_strength_zero_is_the_same_as_no_penalty() -> None:
     off = train(with_changes(penalties={"layer": {"strength": 0}, "cka": {"strength": 0}}))
     none = train(with_changes(penalties={}))
     assert off.history == none.history
+
+
+SPARSIFIER_OPTIONS: dict[str, dict[str, Any]] = {
+    name: {"name": name} | ({"every": 4} if "every" in cls.model_fields else {}) | ({} if name == "nm" else {"sparsity": 0.8})
+    for name, cls in SPARSIFIERS.items()
+}
+
+
+@pytest.mark.parametrize("penalty", ["none", "layer", "cka", "aug_cka"])
+@pytest.mark.parametrize("name", sorted(SPARSIFIERS))
+def test_every_sparsifier_trains_with_every_kind_of_penalty_and_continues_bit_exactly(name: str, penalty: str) -> None:
+    penalties = {} if penalty == "none" else {penalty: {"strength": 1.0 if penalty == "layer" else 0.001}}
+    training = {"epochs": 4, "batch_size": 128, "lr": 0.01, "seed": 1, "schedule": "cosine"}
+    options = with_changes(training=training, penalties=penalties, sparsifier=SPARSIFIER_OPTIONS[name])
+    whole = train(options)
+    assert whole.history[-1]["sparsity"] == pytest.approx(0.5 if name == "nm" else 0.8, abs=0.1)
+    assert whole.history[-1]["train_loss"] < whole.history[0]["train_loss"]
+    first, second = Training(options), Training(options)
+    history = [first.run_epoch(), first.run_epoch()]
+    second.load_state_dict(first.state_dict())
+    history += [second.run_epoch(), second.run_epoch()]
+    assert history == whole.history
+    assert second.finish().measures == whole.measures
 
 
 def test_a_diverging_training_fails_with_its_reason() -> None:

@@ -1,75 +1,150 @@
-"""What every sparsifier offers to the training loop."""
+"""What every sparsifier offers to the training loop: masks of the weights that may be non-zero, and when they change."""
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trainables.options import Options, Registry
+from trainables.errors import UserError
+from trainables.options import Options, Registry, suggest
+
+_MASK_STREAM = 0x6A09E667F3BCC909
+"""Added to a training's seed for its masks, which must not repeat the numbers of its initial weights."""
 
 
-class ActiveSparsifier(Protocol):
-    """A sparsifier at work on one network. Its masks are True where a weight may be non-zero."""
+@dataclass(frozen=True)
+class Setting:
+    """The training that a sparsifier is attached to.
 
-    def before_step(self) -> None:
-        """Called between the backward pass and the optimiser's step."""
+    `examples(n)` gives n training examples, inputs (n, …) and labels (n,), the same ones for the same seed.
+    """
 
-    def after_step(self, step: int) -> None:
-        """Called after training step `step` (from 0): updates the masks when due, and zeroes what they drop."""
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    total_steps: int
+    seed: int
+    examples: Callable[[int], tuple[Tensor, Tensor]]
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The masks, by parameter name."""
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores the masks bit-exactly."""
+def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that may be dropped: those of linear and convolutional layers, by parameter name, in order."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return {f"{name}.weight" if name else "weight": m.weight for name, m in model.named_modules() if isinstance(m, kinds)}
+
+
+def taking_part(model: nn.Module, exclude: tuple[str, ...]) -> dict[str, Tensor]:
+    """The prunable weights but for those excluded: by the name of the layer, or the `first` or the `last`.
+
+    Raises:
+        UserError: if a name is not that of a layer with prunable weights, or no layer is left.
+    """
+    weights = prunable_weights(model)
+    layers = [name.removesuffix(".weight") for name in weights]
+    shorthand = {"first": layers[:1], "last": layers[-1:]}
+    left = dict(zip(layers, weights.items(), strict=True))
+    for name in exclude:
+        for layer in shorthand.get(name, [name]):
+            if layer not in layers:
+                hint = suggest(name, [*layers, *shorthand])
+                raise UserError(f"sparsifier.exclude: '{name}' is not a linear or convolutional layer; {hint}")
+            left.pop(layer, None)
+    if not left:
+        raise UserError("sparsifier: there is no linear or convolutional layer in this network for it, or all are excluded")
+    return dict(left.values())
 
 
 class Sparsifier(Options):
-    """Options of a sparsifier. `sparsity` is the target share of exactly zero weights (biases are never dropped)."""
+    """Options of a sparsifier. `exclude` names layers that stay dense: `first`, `last`, or by name. Biases are never dropped."""
 
     name: str
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def on(self) -> bool:
+        """Whether it drops anything."""
+        return True
+
+    def attach(self, setting: Setting) -> "ActiveSparsifier":
+        """The sparsifier at work on a network that is about to be trained.
+
+        Raises:
+            UserError: if it cannot work on this network, or in a training of this length.
+        """
+        raise NotImplementedError(f"the sparsifier '{self.name}' does not say how it is attached")
+
+
+class TargetSparsifier(Sparsifier):
+    """A sparsifier with a free target: `sparsity` is the share of exactly zero weights in the layers that take part."""
+
     sparsity: float = Field(0.0, ge=0, lt=1)
 
-    def attach(self, model: nn.Module, total_steps: int) -> ActiveSparsifier:
-        """The sparsifier on `model`, which will train for `total_steps` optimiser steps."""
-        raise NotImplementedError(f"the sparsifier '{self.name}' does not say how it is attached")
+    @property
+    def on(self) -> bool:
+        """Whether the target is above 0."""
+        return self.sparsity > 0
 
 
 SPARSIFIERS: Registry[Sparsifier] = Registry("sparsifier")
 
 
-def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that a sparsifier may drop: those of linear and convolutional layers, by parameter name."""
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return {f"{name}.weight": module.weight for name, module in model.named_modules() if isinstance(module, kinds)}
+class ActiveSparsifier:
+    """A sparsifier at work on one network. Its `masks`, by parameter name, are True where a weight may be non-zero.
 
+    A kind of sparsifier overrides `update`, which sets the masks when they are due. Dropped weights are exactly 0 after every
+    step: their gradients are zeroed before the optimiser sees them, and the moments that it kept of them once they are dropped.
+    """
 
-class Masks:
-    """Boolean masks of the prunable weights of one network, and their application."""
+    def __init__(self, options: Sparsifier, setting: Setting) -> None:
+        self.setting = setting
+        self.weights = taking_part(setting.model, options.exclude)
+        self.masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.weights.items()}
+        self.generator = torch.Generator().manual_seed((setting.seed + _MASK_STREAM) % 2**63)
 
-    def __init__(self, model: nn.Module) -> None:
-        self.weights = prunable_weights(model)
-        self.masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in self.weights.items()}
+    def before_step(self, step: int) -> None:
+        """Called between the backward pass and the optimiser's step of training step `step` (from 0)."""
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                if weight.grad is not None:
+                    weight.grad.mul_(self.masks[name])
+
+    def after_step(self, step: int) -> None:
+        """Called after the optimiser's step: updates the masks when due, and zeroes what they drop."""
+        with torch.no_grad():
+            self.update(step)
+            for name, weight in self.weights.items():
+                weight.mul_(self.masks[name])
+
+    def update(self, step: int) -> None:
+        """Sets new masks by `set_masks` if they are due after `step`; called without gradients."""
 
     @torch.no_grad()
-    def zero_gradients(self) -> None:
-        """Zeroes the gradients of dropped weights, so that no optimiser builds momentum for them."""
-        for name, weight in self.weights.items():
-            if weight.grad is not None:
-                weight.grad.mul_(self.masks[name])
+    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Takes new masks: zeroes the weights that they drop, and what the optimiser remembers of them."""
+        for name, mask in masks.items():
+            weight = self.weights[name]
+            self.masks[name].copy_(mask)
+            weight.mul_(mask)
+            for moment in self.setting.optimizer.state.get(weight, {}).values():
+                if isinstance(moment, Tensor) and moment.shape == weight.shape:
+                    moment.mul_(mask)
 
-    @torch.no_grad()
-    def zero_weights(self) -> None:
-        """Sets dropped weights to exactly 0."""
-        for name, weight in self.weights.items():
-            weight.mul_(self.masks[name])
+    def random_scores(self) -> dict[str, Tensor]:
+        """Independent uniform numbers in the shape of each weight, the same for the same seed on any device."""
+        return {name: torch.rand(w.shape, generator=self.generator).to(w.device) for name, w in self.weights.items()}
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Copies of the masks by parameter name."""
-        return {name: mask.clone() for name, mask in self.masks.items()}
+    def progress(self, step: int) -> float:
+        """How far the schedule of the learning rate is at `step`, 0 to 1."""
+        return step / self.setting.total_steps
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores masks from `state_dict`."""
+    def state_dict(self) -> dict[str, Any]:
+        """All that continuing needs: copies of the masks and the state of the random numbers."""
+        return {"masks": {name: mask.clone() for name, mask in self.masks.items()}, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues bit-exactly where `state_dict` was taken."""
         for name, mask in self.masks.items():
-            mask.copy_(state[name])
+            mask.copy_(state["masks"][name])
+        self.generator.set_state(state["generator"].cpu())

@@ -2,25 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainables.sparsifiers.magnitude import Magnitude, cubic_sparsity, keep_largest
-
-
-def test_the_cubic_schedule_rises_from_zero_to_the_target() -> None:
-    values = [cubic_sparsity(p / 10, 0.8) for p in range(11)]
-    assert values[0] == 0
-    assert values[5] == pytest.approx(0.8 * (1 - 0.5**3))
-    assert values[10] == pytest.approx(0.8)
-    assert values == sorted(values)
-    assert cubic_sparsity(2.0, 0.8) == pytest.approx(0.8)
-    assert cubic_sparsity(-1.0, 0.8) == 0
-
-
-def test_the_lowest_scores_are_dropped_exactly_even_with_ties() -> None:
-    scores = torch.tensor([[3.0, 1.0, 1.0], [1.0, 2.0, 1.0]])
-    mask = keep_largest(scores, 0.5)
-    assert int((~mask).sum()) == 3
-    assert mask[0, 0]
-    assert mask[1, 1]
+from tests.trainables.sparsifiers.made import attach
+from trainables.sparsifiers.magnitude import Magnitude
 
 
 def network() -> nn.Module:
@@ -33,7 +16,7 @@ def network() -> nn.Module:
 
 def zeros_after(options: Magnitude, steps: int = 10) -> list[list[int]]:
     model = network()
-    active = options.attach(model, steps)
+    active = attach(options, model, steps=steps)
     history = []
     for step in range(steps):
         active.after_step(step)
@@ -41,9 +24,9 @@ def zeros_after(options: Magnitude, steps: int = 10) -> list[list[int]]:
     return history
 
 
-def test_the_global_scope_compares_all_layers_and_the_layer_scope_each_alone() -> None:
+def test_global_compares_all_layers_and_uniform_each_alone() -> None:
     assert zeros_after(Magnitude(sparsity=0.5, every=1))[-1] == [100, 0]
-    assert zeros_after(Magnitude(sparsity=0.5, every=1, scope="layer"))[-1] == [50, 50]
+    assert zeros_after(Magnitude(sparsity=0.5, every=1, densities="uniform"))[-1] == [50, 50]
 
 
 def test_the_schedule_starts_and_ends_where_it_is_told() -> None:

@@ -1,0 +1,88 @@
+"""Lottery tickets by iterative magnitude pruning with rewinding.
+
+Frankle, Carbin 2019, The lottery ticket hypothesis, arXiv 1803.03635, with late rewinding as in Frankle et al. 2020, Linear mode
+connectivity and the lottery ticket hypothesis, arXiv 1912.05671: train; drop the smallest weights; set the others back to
+what they were at the start (or a little later), and train again, round after round. We differ in that the rounds share
+the length of one training, so that a ticket costs as much as any other candidate, and that `sparsity` is met in `rounds`
+equal factors instead of 20 % a round.
+"""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from trainables.errors import UserError
+from trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier, Setting, TargetSparsifier
+from trainables.sparsifiers.magnitude import magnitudes
+from trainables.sparsifiers.masks import Densities, choose_masks
+
+
+@SPARSIFIERS.register("lottery")
+class LotteryTicket(TargetSparsifier):
+    """Prunes `rounds` times, so that there are `rounds` + 1 trainings of equal length within `training.epochs`.
+
+    `rewind` is the share of the first of them to whose end the weights are set back (0: the initial weights). The schedule of
+    the learning rate is gone through in each, from there on.
+    """
+
+    name: Literal["lottery"] = "lottery"
+    densities: Densities = "global"
+    rounds: int = Field(3, ge=1)
+    rewind: float = Field(0.0, ge=0, lt=1)
+
+    def attach(self, setting: Setting) -> "ActiveLotteryTicket":
+        return ActiveLotteryTicket(self, setting)
+
+
+class ActiveLotteryTicket(ActiveSparsifier):
+    """Iterative magnitude pruning with rewinding at work on one network."""
+
+    def __init__(self, options: LotteryTicket, setting: Setting) -> None:
+        super().__init__(options, setting)
+        self.options = options
+        self.length = setting.total_steps // (options.rounds + 1)
+        if self.length == 0:
+            raise UserError(
+                f"sparsifier.rounds ({options.rounds}) needs {options.rounds + 1} trainings, and there are only "
+                f"{setting.total_steps} steps; set it lower, or train longer"
+            )
+        self.rewind_to = int(options.rewind * self.length)
+        self.ticket: dict[str, Tensor] = {}
+        if self.rewind_to == 0:
+            self._keep_ticket()
+
+    def _keep_ticket(self) -> None:
+        self.ticket = {name: value.detach().clone() for name, value in self.setting.model.state_dict().items()}
+
+    def update(self, step: int) -> None:
+        """Keeps the weights to rewind to; at the end of each round but the last, prunes and rewinds."""
+        done = step + 1
+        if done == self.rewind_to:
+            self._keep_ticket()
+        number, rest = divmod(done, self.length)
+        if rest == 0 and 1 <= number <= self.options.rounds:
+            sparsity = 1 - (1 - self.options.sparsity) ** (number / self.options.rounds)
+            masks = choose_masks(magnitudes(self), sparsity, self.options.densities)
+            self.setting.model.load_state_dict(self.ticket)
+            self.setting.optimizer.state.clear()
+            self.set_masks(masks)
+
+    def progress(self, step: int) -> float:
+        """The first round goes from 0 to 1, the others from where the weights were rewound to."""
+        number = min(step // self.length, self.options.rounds)
+        begun = number * self.length
+        length = self.setting.total_steps - begun if number == self.options.rounds else self.length
+        start = self.rewind_to / self.length if number else 0.0
+        return start + (1 - start) * (step - begun) / length
+
+    def state_dict(self) -> dict[str, Any]:
+        """The masks and the weights to rewind to."""
+        return super().state_dict() | {"ticket": {name: value.clone() for name, value in self.ticket.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues bit-exactly."""
+        super().load_state_dict(state)
+        devices = {name: value.device for name, value in self.setting.model.state_dict().items()}
+        self.ticket = {name: torch.clone(value).to(devices[name]) for name, value in state["ticket"].items()}

@@ -1,0 +1,68 @@
+"""RigL: sparse training that grows weights where the gradient is large.
+
+Evci et al. 2020, Rigging the lottery, arXiv 1911.11134: a random sparse network; every ΔT steps until T_end, of each layer the
+share α / 2 · (1 + cos(π t / T_end)) of the weights that are smallest is dropped, and as many of those with the largest gradient
+are grown, from 0. A weight that is dropped and grown at once keeps its value, as in the authors' code. We differ in that
+the optimiser's step is taken in steps with an update too, and the batch whose gradient counts is the one just trained on.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from trainables.sparsifiers.base import SPARSIFIERS, Setting
+from trainables.sparsifiers.masks import LayerDensities, drop_and_grow
+from trainables.sparsifiers.random_mask import RandomStart
+from trainables.sparsifiers.schedules import Scheduled, Updates, cosine_decay
+
+
+class GradientGrowth(RandomStart):
+    """A sparsifier that grows weights by the size of their gradients (those of dropped weights too) in steps with an update."""
+
+    def __init__(self, options: Scheduled, setting: Setting, sparsity: float, densities: LayerDensities) -> None:
+        self.updates = Updates(options, setting.total_steps)
+        self.updates.check_several(options.name)
+        super().__init__(options, setting, sparsity, densities)
+        self.gradients: dict[str, Tensor] = {}
+
+    def before_step(self, step: int) -> None:
+        """Keeps the dense gradients if there is an update after this step, and then zeroes those of dropped weights."""
+        if self.updates.due(step):
+            self.gradients = {n: torch.zeros_like(w) if w.grad is None else w.grad.abs() for n, w in self.weights.items()}
+        super().before_step(step)
+
+    def move(self, share: float) -> None:
+        """Moves the `share` of each layer's smallest weights to the largest gradients; what grows starts from 0."""
+        moved = {}
+        for name, weight in self.weights.items():
+            count = int(share * int(self.masks[name].sum()))
+            moved[name] = drop_and_grow(self.masks[name], weight.abs(), self.gradients[name], count)
+        self.set_masks(moved)
+        self.gradients = {}
+
+
+@SPARSIFIERS.register("rigl")
+class RigL(Scheduled):
+    """RigL: every `every` steps (ΔT) until `end`, the share `drop` (α, decaying on a cosine) of each layer's weights moves."""
+
+    name: Literal["rigl"] = "rigl"
+    densities: LayerDensities = "erk"
+    drop: float = Field(0.3, gt=0, lt=1)
+
+    def attach(self, setting: Setting) -> "ActiveRigL":
+        return ActiveRigL(self, setting)
+
+
+class ActiveRigL(GradientGrowth):
+    """RigL at work on one network."""
+
+    def __init__(self, options: RigL, setting: Setting) -> None:
+        self.options = options
+        super().__init__(options, setting, options.sparsity, options.densities)
+
+    def update(self, step: int) -> None:
+        """Moves weights when it is time to; at T_end the share is 0."""
+        if self.updates.due(step):
+            self.move(cosine_decay(self.updates.progress(step), self.options.drop))

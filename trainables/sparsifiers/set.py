@@ -1,0 +1,69 @@
+"""Sparse evolutionary training (SET).
+
+Mocanu et al. 2018, Scalable training of artificial neural networks with adaptive sparse connectivity, arXiv 1707.04780: a
+random sparse network; every so often the share ζ of each layer's weights that is closest to zero is dropped, and as many
+others are grown at random, with new random values. We differ in that ζ is of the weights of both signs together, that
+Erdős–Rényi densities count kernels too, and that updates end before training does, so that the last grown weights are trained.
+"""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from trainables.sparsifiers.base import SPARSIFIERS, Setting
+from trainables.sparsifiers.masks import LayerDensities, drop_and_grow
+from trainables.sparsifiers.random_mask import RandomStart
+from trainables.sparsifiers.schedules import Scheduled, Updates
+
+
+@SPARSIFIERS.register("set")
+class SET(Scheduled):
+    """SET: every `every` steps the share `drop` (ζ) of each layer's weights moves elsewhere at random.
+
+    New weights are drawn normally, with the standard deviation of the layer's initial weights.
+    """
+
+    name: Literal["set"] = "set"
+    densities: LayerDensities = "erk"
+    drop: float = Field(0.3, gt=0, lt=1)
+
+    def attach(self, setting: Setting) -> "ActiveSET":
+        return ActiveSET(self, setting)
+
+
+class ActiveSET(RandomStart):
+    """SET at work on one network."""
+
+    def __init__(self, options: SET, setting: Setting) -> None:
+        self.options = options
+        self.updates = Updates(options, setting.total_steps)
+        self.updates.check_several("set")
+        super().__init__(options, setting, options.sparsity, options.densities)
+        self.deviations = {name: _deviation(w, self.masks[name]) for name, w in self.weights.items()}
+
+    def update(self, step: int) -> None:
+        """Moves weights when it is time to, but not at the very end: the last ones grown must be trained."""
+        if not self.updates.due(step) or step == self.updates.last:
+            return
+        growth = self.random_scores()
+        for name, weight in self.weights.items():
+            before = self.masks[name].clone()
+            count = int(self.options.drop * int(before.sum()))
+            self.set_masks({name: drop_and_grow(before, weight.abs(), growth[name], count)})
+            values = torch.randn(weight.shape, generator=self.generator).to(weight) * self.deviations[name]
+            weight.copy_(torch.where(self.masks[name] & ~before, values, weight))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The masks, the state of the random numbers, and the deviations of new weights."""
+        return super().state_dict() | {"deviations": self.deviations}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues bit-exactly."""
+        super().load_state_dict(state)
+        self.deviations = dict(state["deviations"])
+
+
+def _deviation(weight: torch.Tensor, mask: torch.Tensor) -> float:
+    """The root mean square of the weights under the mask: their standard deviation, since initial weights have mean 0."""
+    return float(weight.detach()[mask].square().mean().sqrt()) if mask.any() else 0.0

@@ -1,0 +1,44 @@
+"""SNIP: one-shot pruning at initialisation.
+
+Lee et al. 2019, SNIP: single-shot network pruning based on connection sensitivity, arXiv 1810.02340: before training, the
+weights with the largest |w · ∂loss/∂w| on one batch are kept, over all layers together, and the mask stays. We differ in that
+the sensitivity is taken at the initial weights as they are, without a variance-scaling initialisation of its own.
+"""
+
+import copy
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier, Setting, TargetSparsifier, prunable_weights
+from trainables.sparsifiers.masks import Densities, choose_masks
+
+
+def sensitivities(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """|w · ∂loss/∂w| of the prunable weights, on the cross-entropy of one batch; `model` and its gradients are left alone."""
+    twin = copy.deepcopy(model).train()
+    weights = prunable_weights(twin)
+    with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
+        loss = nn.functional.cross_entropy(twin(inputs), labels)
+    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(weight) if gradient is None else (weight * gradient).detach().abs()
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+    }
+
+
+@SPARSIFIERS.register("snip")
+class SNIP(TargetSparsifier):
+    """SNIP on a batch of `samples` training examples; `densities: global` ranks all layers together, as the paper does."""
+
+    name: Literal["snip"] = "snip"
+    densities: Densities = "global"
+    samples: int = Field(128, ge=2)
+
+    def attach(self, setting: Setting) -> ActiveSparsifier:
+        active = ActiveSparsifier(self, setting)
+        scores = sensitivities(setting.model, *setting.examples(self.samples))
+        active.set_masks(choose_masks({name: scores[name] for name in active.weights}, self.sparsity, self.densities))
+        return active

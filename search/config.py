@@ -177,11 +177,10 @@ class Config(Candidate):
         return found | self.penalties
 
     def varied_sparsifiers(self) -> list[Candidate]:
-        """The candidate, and it with each end of the range of each value of its sparsifier."""
-        varied = [
-            self.candidate({path: end}) for path, p in self.space.items() if path.startswith("sparsifier.") for end in p.ends()
-        ]
-        return [self.candidate({}), *varied]
+        """The candidate at its highest sparsity, and it with each end of the range of each other value of its sparsifier."""
+        ranges = {path: p.ends() for path, p in self.space.items() if path.startswith("sparsifier.")}
+        sparsest = {path: ends[-1] for path, ends in ranges.items() if path == "sparsifier.sparsity"}
+        return [self.candidate(sparsest)] + [self.candidate(sparsest | {p: end}) for p, ends in ranges.items() for end in ends]
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distributions of the space, by dotted path."""

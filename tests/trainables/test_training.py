@@ -96,6 +96,7 @@ SPARSIFIER_OPTIONS: dict[str, dict[str, Any]] = {
     name: {"name": name} | ({"every": 4} if "every" in cls.model_fields else {}) | ({} if name == "nm" else {"sparsity": 0.8})
     for name, cls in SPARSIFIERS.items()
 }
+SPARSIFIER_OPTIONS["lottery"]["rounds"] = 1
 
 
 @pytest.mark.parametrize("penalty", ["none", "layer", "cka", "aug_cka"])

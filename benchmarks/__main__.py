@@ -13,6 +13,8 @@ BENCHMARKS = {
     "layer_sparsity_mnist": ["layer_sparsity", "--data", "mnist"],
     "block_sparsity": ["block_sparsity"],
     "penalty_steps": ["penalty_steps"],
+    "cka": ["cka"],
+    "sparse_training": ["sparse_training"],
 }
 """What to run, by the name of the table: the benchmark and its options. It goes between `<!-- NAME -->` and `<!-- /NAME -->`."""
 

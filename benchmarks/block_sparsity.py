@@ -32,7 +32,7 @@ def train_one(strength: float, seed: int, *, epochs: int, limit: int | None, dev
                 "seed": seed,
             },
             "penalties": {"block": {"strength": strength}} if strength else {},
-            "refit": {"epochs": max(1, epochs // 2), "lr": 0.05},
+            "refit": {"epochs": max(1, epochs // 2), "lr": 2e-3},  # small: batch norms are folded by then
         }
     )
     training = Training(candidate, device)

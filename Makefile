@@ -4,7 +4,7 @@ CONFIG ?= configs/digits.yaml
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: search test check bench constraints clean
+.PHONY: search test check chaos bench constraints clean
 
 search: $(INSTALLED)
 	$(BIN)/slimfront search $(CONFIG)
@@ -16,6 +16,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# A search killed twenty times; CHAOS_SEED=1 makes it other moments.
+chaos: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow tests/search/test_resume.py
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks

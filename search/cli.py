@@ -7,13 +7,16 @@ import shutil
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
 from trainables.errors import UserError
+
+if TYPE_CHECKING:
+    from search.records import SearchResult
 
 app = typer.Typer(
     help="Finds the Pareto front between accuracy and compactness for a PyTorch network.",
@@ -30,23 +33,57 @@ SetOption = Annotated[
 ]
 
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
+StorageOption = Annotated[
+    str, typer.Option("--storage-path", help="Where searches are kept, as search.storage_path in the config.")
+]
+
+
 @app.command()
 def search(
     config: ConfigArgument,
     overrides: SetOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the search; left out: the config's name and the time.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Run a search and print its front."""
-    from search.config import load
+    from search.config import check_name, load
 
     loaded = load(config, overrides or [])
+    if name is not None:
+        check_name(name)
     # The heavy imports come after the check, so that a mistake in the config is answered at once.
     with contextlib.redirect_stdout(sys.stderr):
         from search.progress import ProgressDisplay
         from search.runner import run_search
 
-        with ProgressDisplay(loaded.search.trials, _errors) as progress:
-            result = run_search(loaded, progress)
+        with ProgressDisplay(_errors) as progress:
+            result = run_search(loaded, progress, name)
+    _print(result, as_json)
+
+
+@app.command()
+def resume(
+    search: Annotated[str, typer.Argument(help="Name of the search.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Override trials, time or resources, such as search.trials=64."),
+    ] = None,
+    storage_path: StorageOption = "runs",
+    as_json: JsonOption = False,
+) -> None:
+    """Continue a search that was cut off, or give it more trials or time."""
+    with contextlib.redirect_stdout(sys.stderr):
+        from search.progress import ProgressDisplay
+        from search.runner import resume_search
+
+        with ProgressDisplay(_errors) as progress:
+            result = resume_search(search, overrides or [], progress, storage_path)
+    _print(result, as_json)
+
+
+def _print(result: "SearchResult", as_json: bool) -> None:
+    """Prints the front and ends with the exit code that says how the search ended."""
     from search import report
 
     if as_json:
@@ -60,6 +97,20 @@ def search(
         raise typer.Exit(130)
     if result.all_failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def sync(
+    search: Annotated[str, typer.Argument(help="Name of the search.")],
+    storage_path: StorageOption = "runs",
+    tracking_uri: Annotated[str | None, typer.Option(help="The store, to give a password that the config does not keep.")] = None,
+) -> None:
+    """Deliver to MLflow what it did not take while a search ran."""
+    from search.runner import sync_search
+
+    if not sync_search(search, storage_path, tracking_uri):
+        raise UserError(f"the tracking store of {search} did not take everything; try again when it answers")
+    print(f"MLflow has all of {search}.")
 
 
 @app.command()
@@ -78,7 +129,7 @@ def ui(
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
 ) -> None:
     """Open MLflow at a search."""
-    from search.config import Tracking
+    from search.settings import Tracking
     from search.ui import open_ui
 
     open_ui(Tracking(uri=tracking_uri).absolute_uri(), search, port, browser=browser, say=lambda text: print(text, flush=True))

@@ -1,18 +1,19 @@
 """The typed schema of a config; loads it, checks it, and explains in one sentence what is wrong."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import yaml
 from optuna.distributions import BaseDistribution
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from search.objectives import OBJECTIVES, Objective
-from search.samplers import SAMPLERS
+from search.objectives import OBJECTIVES, Constraint, Objective
+from search.settings import Resources, SearchOptions, Tracking
 from search.space import Parameter, set_path, set_paths
 from trainables.candidate import Candidate
 from trainables.errors import UserError
@@ -23,69 +24,13 @@ _COMBINATIONS = 100
 """How many combinations of a space are checked before a search."""
 
 
-class SearchOptions(Options):
-    """How the space is searched.
-
-    `trials` candidates are trained, `concurrency` of them at a time (auto: as many as the resources allow).
-    The `sampler` proposes them; with `concurrency: 1` the same `seed` gives the same proposals.
-    Checkpoints and the study go to `storage_path`.
-    """
-
-    trials: int = Field(32, ge=1)
-    concurrency: int | Literal["auto"] = "auto"
-    sampler: str = "tpe"
-    seed: int = Field(0, ge=0, lt=2**32)
-    storage_path: str = "runs"
-
-    @field_validator("sampler")
-    @classmethod
-    def _known_sampler(cls, sampler: str) -> str:
-        if sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler '{sampler}'; {suggest(sampler, SAMPLERS)}")
-        return sampler
-
-    @field_validator("concurrency")
-    @classmethod
-    def _at_least_one(cls, concurrency: int | str) -> int | str:
-        if isinstance(concurrency, int) and concurrency < 1:
-            raise ValueError(f"it must be at least 1, and it is {concurrency}")
-        return concurrency
-
-
-class Resources(Options):
-    """What one trial takes: `cpu` cores and `gpu`s; fractions share one."""
-
-    cpu: float = Field(1.0, gt=0)
-    gpu: float = Field(0.0, ge=0)
-
-    def for_ray(self) -> dict[str, float]:
-        """The resources by Ray's names, without those that a trial does not need."""
-        return {"CPU": self.cpu} | ({"GPU": self.gpu} if self.gpu else {})
-
-
-class Tracking(Options):
-    """Where MLflow records: any tracking URI, and an experiment (left out: the config's name)."""
-
-    uri: str = "sqlite:///slimfront.db"
-    experiment: str | None = None
-
-    def shown_uri(self) -> str:
-        """The absolute URI without user and password: what may be recorded and printed."""
-        scheme, separator, rest = self.absolute_uri().partition("://")
-        return f"{scheme}{separator}{rest.rpartition('@')[2]}"
-
-    def absolute_uri(self) -> str:
-        """The URI with the path of an SQLite file made absolute, so that it means the same from every directory."""
-        scheme, file = "sqlite:///", self.uri.removeprefix("sqlite:///")
-        return f"{scheme}{Path(file).absolute()}" if self.uri.startswith(scheme) and file else self.uri
-
-
 class Config(Candidate):
     """A search: a candidate, what varies in it, what is judged, and how the search is run."""
 
     name: str
     space: dict[str, Parameter]
     objectives: tuple[str, ...]
+    constraints: dict[str, str] = Field(default_factory=dict)
     search: SearchOptions = SearchOptions()
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
@@ -93,8 +38,8 @@ class Config(Candidate):
     @field_validator("name")
     @classmethod
     def _name_fits_a_directory(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-            raise ValueError(f"'{name}' cannot name a directory; use up to 100 letters, digits, '.', '_' and '-'")
+        if not re.fullmatch(_NAME, name):
+            raise ValueError(_BAD_NAME.format(name=name))
         return name
 
     @field_validator("space")
@@ -115,6 +60,25 @@ class Config(Candidate):
         if len(names) < 2:
             raise ValueError(f"a front needs two or more objectives, and there is {len(names)}; known: {', '.join(OBJECTIVES)}")
         return names
+
+    @field_validator("constraints")
+    @classmethod
+    def _bounds_on_measures(cls, constraints: dict[str, str]) -> dict[str, str]:
+        for name, text in constraints.items():
+            Constraint.parse(name, text)
+        return constraints
+
+    @model_validator(mode="after")
+    def _starts_are_in_the_space(self) -> Self:
+        if isinstance(self.search.start_from, str):
+            return self
+        for number, values in enumerate(self.search.start_from):
+            for path, value in values.items():
+                if path not in self.space:
+                    raise ValueError(f"search.start_from[{number}]: '{path}' does not vary; {suggest(path, self.space)}")
+                if not self.distributions()[path]._contains(_internal(self.distributions()[path], value)):
+                    raise ValueError(f"search.start_from[{number}]: {value!r} is outside of what '{path}' varies in")
+        return self
 
     @model_validator(mode="after")
     def _space_fits_the_candidate(self) -> Self:
@@ -190,6 +154,15 @@ class Config(Candidate):
         """The objectives, in the order of the config."""
         return [OBJECTIVES[name] for name in self.objectives]
 
+    def chosen_constraints(self) -> list[Constraint]:
+        """The constraints, in the order of the config."""
+        return [Constraint.parse(name, text) for name, text in self.constraints.items()]
+
+    def grace(self) -> float:
+        """Epochs before the first rung."""
+        stopping = self.search.early_stopping
+        return max(self.training.epochs // 9, 1) if stopping is None or stopping.grace == "auto" else stopping.grace
+
     def _field_type(self, path: str) -> object:
         """int or float for the field at a dotted path, None for another type.
 
@@ -204,6 +177,23 @@ class Config(Candidate):
         annotation = type(target).model_fields[last].annotation
         options = getattr(annotation, "__args__", (annotation,))  # int | None counts as int
         return next((kind for kind in (int, float) if kind in options), None)
+
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+_BAD_NAME = "'{name}' cannot name a directory; use up to 100 letters, digits, '.', '_' and '-'"
+
+
+def check_name(name: str) -> None:
+    """Raises UserError if a search cannot be called so."""
+    if not re.fullmatch(_NAME, name):
+        raise UserError(f"--name: {_BAD_NAME.format(name=name)}")
+
+
+def _internal(distribution: BaseDistribution, value: Any) -> float:
+    try:
+        return float(distribution.to_internal_repr(value))
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _space_error(path: str, problem: str) -> PydanticCustomError:
@@ -280,7 +270,7 @@ def dump(config: Config) -> str:
     if "@" in config.tracking.uri:
         plain["tracking"]["uri"] = config.tracking.shown_uri()
     plain["space"] = {path: p.model_dump(mode="json", exclude_unset=True) for path, p in config.space.items()}
-    order = ["name", *Candidate.model_fields, "space", "objectives", "search", "resources", "tracking"]
+    order = ["name", *Candidate.model_fields, "space", "objectives", "constraints", "search", "resources", "tracking"]
     return yaml.safe_dump({key: plain[key] for key in order}, sort_keys=False, allow_unicode=True)
 
 

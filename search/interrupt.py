@@ -1,9 +1,10 @@
-"""Ctrl-C: the first ends a search gracefully, the second at once."""
+"""What ends a search before its last trial: Ctrl-C (the first gracefully, the second at once), or its time."""
 
 import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,10 +16,16 @@ log = logging.getLogger(__name__)
 
 
 class Interrupt(tune.Stopper):
-    """Ends the search at the first Ctrl-C (or SIGTERM), gracefully; a second one ends the process at once."""
+    """Ends the search at the first Ctrl-C (or SIGTERM), or after `seconds`, gracefully; a second Ctrl-C ends it at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float | None = None) -> None:
         self.requested = False
+        self.deadline = None if seconds is None else time.monotonic() + seconds
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the time is up."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """No single trial is stopped."""
@@ -26,7 +33,7 @@ class Interrupt(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Asked by Tune in every round of its loop."""
-        return self.requested
+        return self.requested or self.out_of_time
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:

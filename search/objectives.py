@@ -1,6 +1,7 @@
 """Objectives: their names, directions and scales. The one place where a sign is flipped."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -9,6 +10,7 @@ import numpy as np
 
 from search.pareto import Points
 from trainables.measures import MEASURES
+from trainables.options import suggest
 
 
 class Direction(Enum):
@@ -46,3 +48,32 @@ def losses(measures: Sequence[Mapping[str, float]], objectives: Sequence[Objecti
     """(N, M) losses of N trials' measures; `dense` holds the dense network's sizes. A missing measure becomes NaN."""
     rows = [[o.loss(m.get(o.name, math.nan), dense.get(o.name, math.nan)) for o in objectives] for m in measures]
     return np.array(rows, dtype=np.float64).reshape(len(measures), len(objectives))
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound that a network must keep to be on the front, such as val_accuracy >= 0.9."""
+
+    name: str
+    at_least: bool
+    bound: float
+
+    @classmethod
+    def parse(cls, name: str, text: object) -> "Constraint":
+        """From `">= 0.9"` or `"<= 3"`. Raises ValueError with one sentence if it is neither."""
+        match = re.fullmatch(r"\s*(>=|<=)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*", str(text))
+        if name not in OBJECTIVES:
+            raise ValueError(f"'{name}' is not a measure; {suggest(name, OBJECTIVES)}")
+        if match is None:
+            raise ValueError(f'the constraint on {name} is {text!r}; it needs the form ">= 0.9" or "<= 3"')
+        return cls(name, match[1] == ">=", float(match[2]))
+
+    def violation(self, measures: Mapping[str, float]) -> float:
+        """How far beyond the bound, in the measure's unit; 0 or less is kept, +inf if it was not measured."""
+        value = measures.get(self.name, math.nan)
+        violation = self.bound - value if self.at_least else value - self.bound
+        return math.inf if math.isnan(violation) else violation
+
+    def met_by(self, measures: Mapping[str, float]) -> bool:
+        """Whether the bound is kept."""
+        return self.violation(measures) <= 0

@@ -1,6 +1,9 @@
-"""Turns Ray Tune's events into records, and passes them on to the recorder and the progress display."""
+"""Turns Ray Tune's events into the journal, and passes each on to the records, the recorder, the study and the progress."""
 
 import logging
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,7 +11,9 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from search.driver_only import DriverOnly
-from search.records import Ledger, TrialRecord
+from search.interrupt import Interrupt
+from search.journal import Event, Journal
+from search.records import Ledger, Point, TrialRecord, label
 from search.tracking import Recorder
 from trainables.measures import MEASURES
 
@@ -23,13 +28,41 @@ class Progress(Protocol):
 
 
 class Observer(DriverOnly, tune.Callback):
-    """Turns Tune's events into records, and passes them to the recorder and to the progress display."""
+    """Writes down what happens in the journal first, and then tells everyone else.
 
-    def __init__(self, ledger: Ledger, recorder: Recorder, progress: Progress | None) -> None:
+    `tell(record)` tells the study how a trial ended. If the journal cannot be written any more (a full disk), nothing more is
+    believed to have happened: the search is asked to end, and `failure` says why.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        ledger: Ledger,
+        recorder: Recorder,
+        interrupt: Interrupt,
+        progress: Progress | None,
+    ) -> None:
+        self.journal = journal
         self.ledger = ledger
         self.recorder = recorder
+        self.interrupt = interrupt
         self.progress = progress
-        self.records: dict[str, TrialRecord] = {}
+        self.tell: Callable[[TrialRecord], None] = lambda _record: None
+        self.failure: OSError | None = None
+
+    def write(self, kind: str, **content: Any) -> Event | None:
+        """One event to the journal, the records and the recorder; None if the journal takes no more."""
+        if self.failure is not None:
+            return None
+        try:
+            event = self.journal.append(kind, **content)
+        except OSError as error:
+            self.failure = error
+            self.interrupt.requested = True
+            return None
+        self.ledger.apply(event)
+        self.recorder.take(event)
+        return event
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial got its process."""
@@ -37,48 +70,98 @@ class Observer(DriverOnly, tune.Callback):
         self._show()
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
-        """A trial reported some epochs."""
-        self.recorder.log_epochs(self._record(trial), result.get("history", []))
+        """A trial reported some epochs; those that it repeats after its process was lost are left out."""
+        record = self._record(trial)
+        history = [epoch for epoch in result.get("history", []) if record is None or epoch["epoch"] > record.epoch]
+        if history:
+            self.write("epochs", number=trial.config["number"], history=history)
         self._show()
 
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial ended by itself: completed, or failed with a reason."""
+    def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any) -> None:
+        """A trial's last report is safe in a checkpoint: its network can ship, and its training can go on from there."""
         result, record = trial.last_result or {}, self._record(trial)
-        record.measures = {name: result[name] for name in ("val_accuracy", *MEASURES, "layers_merged") if name in result}
-        record.compaction = result.get("compaction", [])
-        record.reason = result.get("failure")
-        record.status = "failed" if record.reason else "completed"
-        record.checkpoint = trial.checkpoint.path if trial.checkpoint else None
-        self._end(record)
+        if record is None or "val_accuracy" not in result:
+            return
+        if any(point.epoch == result["epoch"] for point in record.points):  # its process was lost before it went on from there
+            known = self.ledger.find(record, result["epoch"])
+            old = known.checkpoint
+            self.write("moved", number=record.number, epoch=known.epoch, checkpoint=str(checkpoint.path))
+            if old is not None and self.failure is None:
+                shutil.rmtree(old, ignore_errors=True)
+            return
+        before, front_before = record.last, self.ledger.front()
+        self.write(
+            "point",
+            number=record.number,
+            epoch=result["epoch"],
+            measures={name: result[name] for name in ("val_accuracy", *MEASURES, "layers_merged") if name in result},
+            compaction=result.get("compaction", []),
+            checkpoint=str(checkpoint.path),
+        )
+        self._clear([*front_before, *([before] if before else [])])
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial lost its process, and goes on in another from its last checkpoint."""
+        log.warning(
+            "%s lost its process (%s); it goes on from its last checkpoint", label(trial.config["number"]), _reason(trial)
+        )
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial ended by itself: completed, or failed with a reason; or it was stopped early."""
+        result = trial.last_result or {}
+        reason, status = result.get("failure"), "completed"
+        if reason:
+            status = "failed"
+        elif not result.get("finished"):
+            status, reason = "stopped", f"stopped early after {result.get('epoch', 0)} epochs"
+        self._end(trial, status, reason)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial raised, or lost its process."""
-        record = self._record(trial)
-        record.status, record.reason = "failed", _reason(trial)
-        self._end(record)
+        """A trial raised or lost its process, once too often."""
+        self._end(trial, "failed", _reason(trial))
 
     def reject(self, number: int, values: dict[str, Any], reason: str) -> None:
         """A trial was proposed whose values make no candidate: it has failed before it could start."""
-        record = TrialRecord(number, values, seed=0, status="failed", reason=reason)
-        self.ledger.add(record)
-        self.recorder.start_trial(record)
-        self._end(record)
+        if label(number) not in self.ledger.by_label:
+            self.write("trial", number=number, values=values, seed=0)
+        self._ended(number, "failed", reason)
 
-    def _record(self, trial: Trial) -> TrialRecord:
+    def _record(self, trial: Trial) -> TrialRecord | None:
         """The record of a trial, made when it is first heard of: a process can die before the trial starts."""
-        if trial.trial_id not in self.records:
-            config = trial.config
-            record = TrialRecord(config["number"], config["values"], config["candidate"]["training"]["seed"])
-            self.records[trial.trial_id] = record
-            self.ledger.add(record)
-            self.recorder.start_trial(record)
-        return self.records[trial.trial_id]
+        number = trial.config["number"]
+        record = self.ledger.by_label.get(label(number))
+        if record is None:
+            self.write("trial", number=number, values=trial.config["values"], seed=trial.config["candidate"]["training"]["seed"])
+            record = self.ledger.by_label.get(label(number))
+        elif record.status != "running" and record.interrupted:
+            self.write("continued", number=number)
+        return record
 
-    def _end(self, record: TrialRecord) -> None:
+    def _end(self, trial: Trial, status: str, reason: str | None) -> None:
+        if self._record(trial) is not None:
+            self._ended(trial.config["number"], status, reason)
+
+    def _ended(self, number: int | None, status: str, reason: str | None) -> None:
+        event = self.write("ended", number=number, status=status, reason=reason)
+        if event is None:
+            return
+        record = self.ledger.by_label[label(number)]
+        self.tell(record)
         if record.status == "failed":
             log.warning("%s failed: %s", record.label, record.reason)
-        self.recorder.end_trial(record, self.ledger)
+        self._clear(record.points)
         self._show()
+
+    def _clear(self, points: list[Point]) -> None:
+        """Deletes the checkpoints of those points that are neither on the front nor needed to continue a trial."""
+        kept = {id(point) for point in self.ledger.front()}
+        for point in points:
+            record = point.trial
+            needed = record.unfinished or record is self.ledger.dense
+            if point.checkpoint is None or id(point) in kept or (needed and point is record.last):
+                continue
+            shutil.rmtree(point.checkpoint, ignore_errors=True)
+            point.checkpoint = None
 
     def _show(self) -> None:
         if self.progress:
@@ -86,8 +169,8 @@ class Observer(DriverOnly, tune.Callback):
 
 
 def _reason(trial: Trial) -> str:
-    """The last line of the error of a trial that raised, such as `ValueError: …`, or why its process died."""
+    """The first sentence of the last line of the error of a trial that raised (`ValueError: …`), or why its process died."""
     # trial.get_error() reads the synced copy, which is not there yet when Tune calls back; this is the driver's own.
     file = Path(trial.error_file or "")
     lines = [line.strip() for line in file.read_text().splitlines() if line.strip()] if file.is_file() else []
-    return lines[-1] if lines else "the trial's process ended without saying why"
+    return re.split(r"[.] (?=[A-Z])", lines[-1])[0] if lines else "the trial's process ended without saying why"

@@ -15,8 +15,7 @@ _LINE_EVERY_S = 5.0
 class ProgressDisplay:
     """Trials done, front size, hypervolume and time left. A context manager."""
 
-    def __init__(self, trials: int, console: Console) -> None:
-        self.trials = trials
+    def __init__(self, console: Console) -> None:
         self.console = console
         self.first_end: float | None = None
         self.first_done = 0
@@ -28,7 +27,7 @@ class ProgressDisplay:
             TextColumn("{task.fields[state]}"),
             console=console,
         )
-        self.task = self.bar.add_task("starting", total=trials, state="")
+        self.task = self.bar.add_task("starting", total=None, state="")
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -43,14 +42,18 @@ class ProgressDisplay:
         """Shows the present state; without a terminal, at most one line every few seconds."""
         done = sum(trial.status != "running" for trial in ledger.trials)
         if self.console.is_terminal:
-            self.bar.update(self.task, completed=done, description="searching", state=self._state(ledger, done))
-        elif time.monotonic() - self.last_line >= _LINE_EVERY_S or done == self.trials:
+            self.bar.update(
+                self.task, completed=done, total=ledger.planned, description="searching", state=self._state(ledger, done)
+            )
+        elif time.monotonic() - self.last_line >= _LINE_EVERY_S or done == ledger.planned:
             self.console.print(self._state(ledger, done), highlight=False)
             self.last_line = time.monotonic()
 
     def _state(self, ledger: Ledger, done: int) -> str:
-        failed = len(ledger.with_status("failed"))
-        parts = [f"{done}/{self.trials} trials"]
+        stopped, failed = len(ledger.with_status("stopped")), len(ledger.with_status("failed"))
+        parts = [f"{done}/{ledger.planned} trials"]
+        if stopped:
+            parts.append(f"{stopped} stopped early")
         if failed:
             parts.append(f"{failed} failed")
         parts.append(f"front {len(ledger.front())}")
@@ -60,5 +63,5 @@ class ProgressDisplay:
             self.first_end, self.first_done = time.monotonic(), done
         elif self.first_end is not None and done > self.first_done:
             per_trial = (time.monotonic() - self.first_end) / (done - self.first_done)
-            parts.append(f"about {per_trial * (self.trials - done):.0f} s left")
+            parts.append(f"about {per_trial * (ledger.planned - done):.0f} s left")
         return ", ".join(parts)

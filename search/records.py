@@ -1,12 +1,14 @@
-"""What is known about the trials of a search while it runs, and the front of those that completed."""
+"""What is known about the trials of a search, as its journal tells it, and the front of the networks they passed through."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from search.objectives import Objective, losses
-from search.pareto import hypervolume, non_dominated
+from search.journal import Event
+from search.objectives import Constraint, Objective, losses
+from search.pareto import hypervolume
 
 Status = Literal["running", "completed", "stopped", "failed"]
 
@@ -16,7 +18,28 @@ def label(number: int | None) -> str:
     return "dense" if number is None else f"trial-{number:03d}"
 
 
-@dataclass
+@dataclass(eq=False)
+class Point:
+    """A network that a trial passed through: compact, measured, and kept in a checkpoint as it could ship."""
+
+    trial: "TrialRecord" = field(repr=False)
+    epoch: int
+    measures: dict[str, float]
+    compaction: list[list[str]]
+    checkpoint: str | None
+    test_accuracy: float | None = None
+
+    @property
+    def name(self) -> str:
+        """How people see it: trial-007, and the epoch where it is not the trial's last."""
+        return (
+            self.trial.label
+            if self is self.trial.last and self.trial.status == "completed"
+            else f"{self.trial.label}@{self.epoch}"
+        )
+
+
+@dataclass(eq=False)
 class TrialRecord:
     """One trial. `number` is Optuna's, and None for the dense reference; `values` are the searched ones by dotted path."""
 
@@ -25,65 +48,149 @@ class TrialRecord:
     seed: int
     status: Status = "running"
     reason: str | None = None
-    measures: dict[str, float] = field(default_factory=dict)
-    compaction: list[list[str]] = field(default_factory=list)
-    checkpoint: str | None = None
-    run_id: str | None = None
-    test_accuracy: float | None = None
+    points: list[Point] = field(default_factory=list)
+    epoch: int = 0
+    """The last epoch that was reported."""
+    interrupted: bool = False
 
     @property
     def label(self) -> str:
         """How people see it: trial-007, or dense."""
         return label(self.number)
 
+    @property
+    def last(self) -> Point | None:
+        """The last network that it was measured as."""
+        return self.points[-1] if self.points else None
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """The measures of its last network; empty if it has none."""
+        return self.last.measures if self.last else {}
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it would be continued by a resume."""
+        return self.status == "running" or self.interrupted
+
 
 class Ledger:
-    """The trials of one search, and its front and hypervolume; `dense_sizes` scale the losses (see `Objective.loss`)."""
+    """The trials of one search, and the front and hypervolume of their networks.
 
-    def __init__(self, objectives: list[Objective], dense_sizes: dict[str, float]) -> None:
+    The front is taken over every network that was measured, of whatever trial: one that was stopped early, or failed later, may
+    have passed through a good one. `dense_sizes` scale the losses (see `Objective.loss`).
+    """
+
+    def __init__(
+        self, objectives: list[Objective], dense_sizes: dict[str, float], constraints: Iterable[Constraint] = ()
+    ) -> None:
         self.objectives = objectives
         self.dense_sizes = dense_sizes
+        self.constraints = list(constraints)
+        self.planned = 0
+        """How many trials there are to be."""
         self.dense: TrialRecord | None = None
         self.trials: list[TrialRecord] = []
+        self.by_label: dict[str, TrialRecord] = {}
+        self._front: list[tuple[Point, np.ndarray[Any, np.dtype[np.float64]]]] = []
+        self._hypervolume = 0.0
+        self._hypervolume_at_gain = 0.0
+        self.since_gain = 0
+        """How many trials have ended since the hypervolume last rose."""
 
-    def add(self, record: TrialRecord) -> None:
-        """Takes in a trial that starts."""
+    def apply(self, event: Event) -> None:
+        """Takes in one event of the journal; kinds that are not about trials change nothing.
+
+        `trial` (number, values, seed): a trial begins. `epochs` (number, history): it reported. `point` (number, epoch, measures,
+        compaction, checkpoint): it was measured. `moved` (number, epoch, checkpoint): what was measured is kept elsewhere.
+        `ended` (number, status, reason). `interrupted` (number) and `continued` (number): cut off with the search, and taken up
+        again. `tested` (number, epoch, test_accuracy).
+        """
+        kind = event["event"]
+        if kind == "trial":
+            self._add(TrialRecord(event["number"], event["values"], event["seed"]))
+            return
+        if "number" not in event:
+            return
+        record = self.by_label[label(event["number"])]
+        if kind == "epochs":
+            record.epoch = max([record.epoch, *(int(epoch["epoch"]) for epoch in event["history"])])
+        elif kind == "point":
+            self._add_point(record, event)
+        elif kind == "moved":
+            self.find(record, event["epoch"]).checkpoint = event["checkpoint"]
+        elif kind == "ended":
+            record.status, record.reason, record.interrupted = event["status"], event["reason"], False
+            if record.number is not None:
+                gained = self._hypervolume > self._hypervolume_at_gain
+                self.since_gain = 0 if gained else self.since_gain + 1
+                self._hypervolume_at_gain = self._hypervolume
+        elif kind == "interrupted":
+            record.status, record.reason, record.interrupted = "stopped", "interrupted", True
+        elif kind == "continued":
+            record.status, record.reason, record.interrupted = "running", None, False
+        elif kind == "tested":
+            self.find(record, event["epoch"]).test_accuracy = event["test_accuracy"]
+
+    @staticmethod
+    def find(record: TrialRecord, epoch: int) -> Point:
+        """The network of a trial that was measured after so many epochs. Raises StopIteration if there is none."""
+        return next(point for point in record.points if point.epoch == epoch)
+
+    def _add(self, record: TrialRecord) -> None:
+        self.by_label[record.label] = record
         if record.number is None:
             self.dense = record
         else:
             self.trials.append(record)
 
+    def _add_point(self, record: TrialRecord, event: Event) -> None:
+        point = Point(record, event["epoch"], event["measures"], event["compaction"], event["checkpoint"])
+        record.points.append(point)
+        loss = losses([point.measures], self.objectives, self.dense_sizes)[0]
+        if record.number is None or not np.isfinite(loss).all() or not all(c.met_by(point.measures) for c in self.constraints):
+            return
+        others = [other for _, other in self._front]
+        if any((other <= loss).all() and ((other < loss).any() or kept.trial is record) for kept, other in self._front):
+            return  # dominated, or as good as an earlier network of the same trial
+        self._front = [pair for pair, other in zip(self._front, others, strict=True) if not _dominates(loss, other)]
+        self._front.append((point, loss))
+        self._hypervolume = hypervolume(np.array([other for _, other in self._front]), np.ones(len(self.objectives)))
+
     def with_status(self, status: Status) -> list[TrialRecord]:
         """The trials of that status; the dense reference is not among them."""
         return [trial for trial in self.trials if trial.status == status]
 
-    def front(self) -> list[TrialRecord]:
-        """The non-dominated completed trials, most accurate first."""
-        completed = self.with_status("completed")
-        on_front = non_dominated(self._losses(completed))
-        members = [trial for trial, keep in zip(completed, on_front, strict=True) if keep]
-        return sorted(members, key=lambda t: (-t.measures["val_accuracy"], t.measures["nonzero_params"], t.number or 0))
+    def front(self) -> list[Point]:
+        """The non-dominated networks that meet the constraints, most accurate first."""
+        members = [point for point, _ in self._front]
+        return sorted(members, key=lambda p: (-p.measures["val_accuracy"], p.measures["nonzero_params"], p.trial.number or 0))
 
     def hypervolume(self) -> float:
         """The front's hypervolume on the scale of `Objective.loss`, from 0 (no better than dense) to 1."""
-        return hypervolume(self._losses(self.with_status("completed")), np.ones(len(self.objectives)))
+        return self._hypervolume
 
-    def _losses(self, trials: list[TrialRecord]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return losses([trial.measures for trial in trials], self.objectives, self.dense_sizes)
+
+def _dominates(a: np.ndarray[Any, np.dtype[np.float64]], b: np.ndarray[Any, np.dtype[np.float64]]) -> bool:
+    return bool((a <= b).all() and (a < b).any())
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A search that has ended."""
+    """A search that has ended, or was cut off."""
 
     search: str
     ledger: Ledger
-    front: list[TrialRecord]
+    front: list[Point]
     wall_seconds: float
     tracking_uri: str
     interrupted: bool
+    run_ids: dict[str, str] = field(default_factory=dict)
+    """MLflow run ids by the trials' labels."""
+    undelivered: bool = False
+    """Whether the tracking store does not have everything yet."""
 
     @property
     def all_failed(self) -> bool:
-        """Whether no trial completed though none was stopped: the exit code of the command is then 1."""
-        return not self.ledger.with_status("completed") and not self.interrupted
+        """Whether no trial completed or was stopped early, though none was cut off: the exit code of the command is then 1."""
+        return all(trial.status == "failed" for trial in self.ledger.trials) and not self.interrupted

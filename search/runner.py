@@ -1,28 +1,29 @@
 """Assembles the Ray Tune experiment of a config and runs it: trials, records, the front, and the test set."""
 
+import dataclasses
 import logging
+import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import optuna
 import ray
 import torch
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from mlflow import MlflowClient
 from pydantic import ValidationError
 from ray import tune
 
 from search.config import Config, explain_first
 from search.interrupt import Interrupt
+from search.objectives import Direction
 from search.observer import Observer, Progress
-from search.records import Ledger, SearchResult, TrialRecord, label
-from search.samplers import SAMPLERS
-from search.searcher import InvalidCandidate, StudySearcher
+from search.records import Point, SearchResult, label
+from search.scheduler import MultiObjectiveASHA
+from search.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
+from search.session import Session, begin, open_study, starting_values, take_up
 from search.tracking import Recorder, connect
 from trainables.candidate import Candidate
 from trainables.data import load_once
@@ -46,40 +47,104 @@ _TUNE_ENVIRONMENT = {
 }
 
 
-def run_search(config: Config, progress: Progress | None = None) -> SearchResult:
+def run_search(config: Config, progress: Progress | None = None, name: str | None = None) -> SearchResult:
     """Runs one search to its end, or until Ctrl-C.
+
+    Args:
+        name: of the search; made from the config's name and the time if left out.
 
     Raises:
         UserError: before any trial starts, if the tracking store does not answer, the network does not fit the data,
-            or the resources of one trial are not there.
+            the resources of one trial are not there, or there is a search of that name.
     """
-    begun = time.monotonic()
-    base = config.candidate({})
     dense_sizes = _dense_sizes(config)
-    tracking_uri = config.tracking.absolute_uri()
-    client = connect(tracking_uri)
+    starts = starting_values(config)
+    client = connect(config.tracking.absolute_uri())
     with _ray_session():
-        concurrency = _concurrency(config)
-        search, directory = _new_directory(config)
-        ledger = Ledger(config.chosen_objectives(), dense_sizes)
-        interrupt = Interrupt()
-        recorder = Recorder(client, config, search, directory.parent / "artifacts")
-        observer = Observer(ledger, recorder, progress)
+        _concurrency(config)
+        return _run(begin(config, name, dense_sizes, starts), client, progress)
 
-        # From here on trials may have finished: whatever happens, they are recorded and the front is told.
-        with interrupt.on_signals():
-            try:
-                searcher = _searcher(config, directory, observer)
-                _run_trials(config, searcher, observer, interrupt, directory, concurrency)
-                searcher.close()
-            finally:
-                _end_unfinished(ledger, recorder)
-                _touch_test_set(base, [*ledger.front(), *([ledger.dense] if ledger.dense else [])])
-                seconds = time.monotonic() - begun
-                shown_uri = config.tracking.shown_uri()
-                result = SearchResult(search, ledger, ledger.front(), seconds, shown_uri, interrupted=interrupt.requested)
-                recorder.finish(result)
+
+def resume_search(
+    search: str, overrides: Sequence[str] = (), progress: Progress | None = None, storage_path: str = "runs"
+) -> SearchResult:
+    """Continues a search that was cut off, or has ended and may now take longer.
+
+    Finished trials stay as they are; others continue from their last checkpoint.
+
+    Args:
+        search: its name, in `storage_path`.
+        overrides: `path=value`; only what `RESUMABLE` names may change.
+
+    Raises:
+        UserError: if there is no such search, its state cannot be read, it is running, or it is asked to change.
+    """
+    session = take_up(search, storage_path, overrides)
+    try:
+        client = connect(session.config.tracking.absolute_uri())
+        with _ray_session():
+            _concurrency(session.config)
+            return _run(session, client, progress)
+    finally:
+        session.journal.close()
+
+
+def _run(session: Session, client: MlflowClient, progress: Progress | None) -> SearchResult:
+    begun = time.monotonic()
+    config, ledger, journal = session.config, session.ledger, session.journal
+    before, number, ledger.planned = session.seconds_before(), session.number, config.search.trials
+    study = open_study(session)
+    unfinished, untold = reconcile(study, config.distributions(), ledger)
+    left = None if config.search.time is None else max(float(config.search.time) - before, 0.0)
+    interrupt = Interrupt(left)
+    recorder = Recorder(client, config, session.directory.name, session.directory, session.earlier)
+    observer = Observer(journal, ledger, recorder, interrupt, progress)
+    patience = config.search.patience
+    searcher = StudySearcher(
+        study,
+        config.distributions(),
+        config.objectives,
+        _config_maker(config, scheduler := _scheduler(session)),
+        config.search.trials,
+        constraints=config.chosen_constraints(),
+        unfinished=unfinished,
+        on_invalid=observer.reject,
+        enough=lambda: patience is not None and ledger.since_gain >= patience,
+    )
+    observer.tell = searcher.tell
+    for record in untold:
+        searcher.tell(record)
+    # From here on trials may have finished: whatever happens, they are recorded and the front is told.
+    with interrupt.on_signals():
+        try:
+            observer.write("session", session=number)
+            if searcher.to_come:
+                _run_trials(session, searcher, scheduler, observer, number)
+        finally:
+            result = _finish(session, observer, recorder, before + time.monotonic() - begun)
+            journal.close()
+    if observer.failure is not None:
+        raise UserError(
+            f"the journal of {session.directory.name} cannot be written ({observer.failure.strerror}); what it has is safe: make "
+            f"room, then `slimfront resume {session.directory.name}`"
+        )
     return result
+
+
+def _finish(session: Session, observer: Observer, recorder: Recorder, seconds: float) -> SearchResult:
+    """Marks what was cut off, touches the test set, and ends the record of this session."""
+    ledger = session.ledger
+    for record in [*ledger.trials, *([ledger.dense] if ledger.dense else [])]:
+        if record.status == "running":
+            observer.write("interrupted", number=record.number)
+    dense = ledger.dense.last if ledger.dense and ledger.dense.status == "completed" else None
+    _touch_test_set(session.config.candidate({}), [*ledger.front(), *([dense] if dense else [])], observer)
+    cut_off = observer.interrupt.requested
+    result = SearchResult(session.directory.name, ledger, ledger.front(), seconds, session.config.tracking.shown_uri(), cut_off)
+    status = "interrupted" if cut_off else "failed" if result.all_failed else "completed"
+    observer.write("finished", status=status, seconds=round(seconds, 2))
+    delivered = recorder.close()
+    return dataclasses.replace(result, run_ids=dict(recorder.run_ids), undelivered=not delivered)
 
 
 def _dense_sizes(config: Config) -> dict[str, float]:
@@ -144,101 +209,104 @@ def _concurrency(config: Config) -> int:
     return min(fits) if asked_for == "auto" else asked_for
 
 
-def _new_directory(config: Config) -> tuple[str, Path]:
-    """The name of this search, unique in its storage path, and its new directory there."""
-    root = Path(config.search.storage_path).resolve()
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    names = [f"{config.name}-{stamp}", *(f"{config.name}-{stamp}-{n}" for n in range(2, 100))]
-    for name in names:
-        try:
-            (root / name).mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(f"search.storage_path: cannot write to {root}: {error.strerror}") from None
-        return name, root / name
-    raise UserError(f"search.storage_path: {root} has a hundred searches of this second")
-
-
-def _searcher(config: Config, directory: Path, observer: Observer) -> StudySearcher:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    objectives = config.chosen_objectives()
-    study = optuna.create_study(
-        study_name=directory.name,
-        storage=JournalStorage(JournalFileBackend(str(directory / "study.journal"))),
-        sampler=SAMPLERS[config.search.sampler](config.search.seed),
-        directions=[o.direction.value for o in objectives],
-    )
-    return StudySearcher(
-        study,
-        config.distributions(),
-        [o.name for o in objectives],
-        _config_maker(config),
-        config.search.trials,
-        observer.reject,
+def _scheduler(session: Session) -> MultiObjectiveASHA | None:
+    stopping = session.config.search.early_stopping
+    if stopping is None:
+        return None
+    return MultiObjectiveASHA(
+        {o.name: "max" if o.direction is Direction.MAXIMIZE else "min" for o in session.config.chosen_objectives()},
+        time_attr="epoch",
+        grace=session.config.grace(),
+        reduction=stopping.reduction,
+        max_time=session.config.training.epochs,
+        brackets=stopping.brackets,
+        tie_break=stopping.tie_break,
+        state=session.directory / "rungs.jsonl",
+        key=lambda trial: label(trial.config["number"]),
+        exempt=lambda trial: trial.config["number"] is None,  # the dense reference
     )
 
 
-def _config_maker(config: Config) -> Callable[[int | None, dict[str, Any] | None], dict[str, Any]]:
+def _config_maker(config: Config, scheduler: MultiObjectiveASHA | None) -> Callable[[Unfinished], dict[str, Any]]:
     """Makes the Tune config of a trial. Without `training.seed`, trial n of search seed s trains with 1,000,003 s + n + 1."""
+    rungs = sorted({math.ceil(time) for level in scheduler.levels for time in level}) if scheduler else []
 
-    def make(number: int | None, values: dict[str, Any] | None) -> dict[str, Any]:
+    def make(trial: Unfinished) -> dict[str, Any]:
+        number = trial.number
         try:
-            candidate = config.candidate({}).dense() if number is None else config.candidate(values or {})
+            candidate = config.candidate({}).dense() if number is None else config.candidate(trial.values)
         except (KeyError, ValidationError) as error:
             raise InvalidCandidate(f"these values make no candidate: {explain_first(error)}") from error
         if candidate.training.seed is None:
             seed = 1_000_003 * config.search.seed + (0 if number is None else number + 1)
             candidate = candidate.model_copy(update={"training": candidate.training.model_copy(update={"seed": seed})})
-        plain = candidate.model_dump(mode="json")
-        return {"number": number, "values": values or {}, "candidate": plain, "resources": config.resources.for_ray()}
+        return {
+            "number": number,
+            "values": trial.values,
+            "candidate": candidate.model_dump(mode="json"),
+            "resources": config.resources.for_ray(),
+            "report_at": [] if number is None else rungs,
+            "resume_from": trial.checkpoint,
+        }
 
     return make
 
 
 def _run_trials(
-    config: Config, searcher: StudySearcher, observer: Observer, interrupt: Interrupt, directory: Path, concurrency: int
+    session: Session, searcher: StudySearcher, scheduler: MultiObjectiveASHA | None, observer: Observer, number: int
 ) -> None:
+    config = session.config
     tuner = tune.Tuner(
         CandidateTrainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            num_samples=config.search.trials + 1,  # and the dense reference
-            max_concurrent_trials=concurrency,
+            scheduler=scheduler,
+            num_samples=searcher.to_come,
+            max_concurrent_trials=_concurrency(config),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: label(trial.config["number"]),
         ),
         run_config=tune.RunConfig(
-            name=directory.name,
-            storage_path=str(directory.parent),
+            name=f"session-{number}",  # Ray numbers checkpoints from 0 in each
+            storage_path=str(session.directory),
             callbacks=[observer],
-            stop=interrupt,
+            stop=observer.interrupt,
             verbose=0,
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True, num_to_keep=1),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, checkpoint_at_end=False),  # the observer deletes
+            failure_config=tune.FailureConfig(max_failures=config.search.retries),
         ),
     )
     tuner.fit()
 
 
-def _end_unfinished(ledger: Ledger, recorder: Recorder) -> None:
-    """Marks the trials that an interrupt cut off."""
-    for record in [*ledger.trials, *([ledger.dense] if ledger.dense else [])]:
-        if record.status == "running":
-            record.status, record.reason = "stopped", "interrupted"
-            recorder.end_trial(record, ledger)
-
-
-def _touch_test_set(base: Candidate, records: list[TrialRecord]) -> None:
-    """Measures the test accuracy of finished trials, on their compact networks as stored.
+def _touch_test_set(base: Candidate, points: list[Point], observer: Observer) -> None:
+    """Measures the test accuracy of networks that have none yet, on their compact form as stored.
 
     A network that cannot be read any more costs a warning and its test accuracy, not the front.
     """
     data = load_once(base.data, torch.device("cpu"))
-    for record in records:
-        if record.status != "completed":
+    for point in points:
+        if point.test_accuracy is not None:
             continue
         try:
-            stored = torch.load(Path(record.checkpoint or "", NETWORK_FILE), weights_only=True)
-            record.test_accuracy = accuracy(restore(stored), *data.test, prepare=data.prepare)
+            stored = torch.load(Path(point.checkpoint or "", NETWORK_FILE), weights_only=True)
+            measured = accuracy(restore(stored), *data.test, prepare=data.prepare)
         except (OSError, RuntimeError, ValueError) as error:
-            log.warning("%s has no test accuracy, since its network cannot be read: %s", record.label, error)
+            log.warning("%s has no test accuracy, since its network cannot be read: %s", point.name, error)
+            continue
+        observer.write("tested", number=point.trial.number, epoch=point.epoch, test_accuracy=measured)
+
+
+def sync_search(search: str, storage_path: str = "runs", tracking_uri: str | None = None) -> bool:
+    """Delivers to MLflow what it did not take while the search ran; whether all of it is there now.
+
+    Raises:
+        UserError: if there is no such search, it is running, or the store does not answer.
+    """
+    overrides = [f"tracking.uri={tracking_uri}"] if tracking_uri else []
+    session = take_up(search, storage_path, overrides)
+    try:
+        client = connect(session.config.tracking.absolute_uri())
+        return Recorder(client, session.config, search, session.directory, session.earlier).close()
+    finally:
+        session.journal.close()

@@ -1,102 +1,173 @@
-"""Optuna's suggestions for Ray Tune: asks the study for candidates and tells it how they ended.
+"""Optuna's suggestions for Ray Tune: asks the study for candidates, and tells it how they ended.
 
-Ray's own OptunaSearch leaves failed trials RUNNING in the study, merges searches that share a storage, and cannot say
-why a trial failed; hence ours.
+Ray's own OptunaSearch leaves failed trials RUNNING in the study, merges searches that share a storage, loses what it
+suggested when the driver dies, and cannot say why a trial failed; hence ours.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from search.driver_only import DriverOnly
-
-DENSE = "dense"
-"""The role of the reference trial: the dense network, trained first and never told to Optuna."""
+from search.objectives import Constraint
+from search.records import Ledger, TrialRecord, label
+from trainables.errors import UserError
 
 
 class InvalidCandidate(Exception):
     """A combination of values that makes no candidate; the message says why."""
 
 
-class StudySearcher(DriverOnly, Searcher):
-    """Asks `study` for every trial; the first suggestion is the dense reference.
+@dataclass(frozen=True)
+class Unfinished:
+    """A trial that an earlier session of the search left unfinished; it begins anew where there is no checkpoint."""
 
-    A suggestion is `make_config(number, values)`, where number is Optuna's and values are by dotted path; for the dense
-    reference both are None. If it raises `InvalidCandidate`, the trial is told as failed, `on_invalid(number, values,
-    reason)` is called, and the next one is asked for. A trial ends with a result that has every name of `objectives` (told
-    as complete) or a `failure` (told as failed, with the reason as an attribute), or in an error (told as failed).
+    number: int | None
+    values: dict[str, Any]
+    checkpoint: str | None = None
+
+
+class StudySearcher(DriverOnly, Searcher):
+    """Asks `study` for every trial, after what earlier sessions left unfinished; the first is the dense reference.
+
+    A suggestion is `make_config(unfinished)`. If it raises `InvalidCandidate`, `on_invalid(number, values, reason)` is called and
+    the next trial is asked for. Every trial that was asked for is told by `tell` when it has ended.
+
+    Args:
+        trials: in all, those of earlier sessions too.
+        enough: asked before each new trial: whether to ask for no more.
     """
 
     def __init__(
         self,
         study: optuna.Study,
-        distributions: dict[str, optuna.distributions.BaseDistribution],
-        objectives: list[str],
-        make_config: Callable[[int | None, dict[str, Any] | None], dict[str, Any]],
+        distributions: dict[str, BaseDistribution],
+        objectives: Sequence[str],
+        make_config: Callable[[Unfinished], dict[str, Any]],
         trials: int,
+        *,
+        constraints: Sequence[Constraint] = (),
+        unfinished: Sequence[Unfinished] = (Unfinished(None, {}),),
         on_invalid: Callable[[int, dict[str, Any], str], None] | None = None,
+        enough: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
         self.study = study
         self.distributions = distributions
-        self.objectives = objectives
+        self.objectives = list(objectives)
         self.make_config = make_config
-        self.remaining = trials
+        self.constraints = constraints
+        self.unfinished = list(unfinished)
         self.on_invalid = on_invalid
-        self.dense_suggested = False
-        self.asked: dict[str, optuna.Trial] = {}
+        self.enough = enough
+        self.asked = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False) if trial.state in _BEGUN}
+        self.remaining = max(trials - len(self.asked), 0)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Accepts what Tune passes on: the study knows its own objectives."""
         return True
 
+    @property
+    def to_come(self) -> int:
+        """At most so many suggestions are still to come."""
+        return len(self.unfinished) + self.remaining
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The config of the next trial, or FINISHED after the last."""
-        if not self.dense_suggested:
-            self.dense_suggested = True
-            return self.make_config(None, None)
-        while self.remaining > 0:
-            self.remaining -= 1
-            trial = self.study.ask(self.distributions)
+        while self.to_come and not (not self.unfinished and self.enough()):
+            next_one = self.unfinished.pop(0) if self.unfinished else self._ask()
             try:
-                config = self.make_config(trial.number, trial.params)
+                return self.make_config(next_one)
             except InvalidCandidate as error:
-                self._fail(trial, str(error))
-                if self.on_invalid:
-                    self.on_invalid(trial.number, trial.params, str(error))
-                continue
-            self.asked[trial_id] = trial
-            return config
+                if self.on_invalid and next_one.number is not None:
+                    self.on_invalid(next_one.number, next_one.values, str(error))
         return str(Searcher.FINISHED)
 
+    def _ask(self) -> Unfinished:
+        self.remaining -= 1
+        trial = self.study.ask(self.distributions)
+        self.asked[trial.number] = trial._trial_id
+        return Unfinished(trial.number, trial.params)
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tells the study; every trial that was asked for ends COMPLETE or FAIL, never RUNNING."""
-        trial = self.asked.pop(trial_id, None)
-        if trial is None:  # the dense reference
+        """Nothing: a trial is told by `tell`, once its end is in the journal."""
+
+    def tell(self, record: TrialRecord) -> None:
+        """Tells the study how a trial ended: COMPLETE with the objectives of its last network, or FAIL with the reason.
+
+        A trial that was stopped early is told like one that completed: what the study learns of it is better than nothing.
+        """
+        if record.number is None:
             return
-        values = [float((result or {}).get(name, math.nan)) for name in self.objectives]
-        if not error and all(math.isfinite(value) for value in values):
+        trial = optuna.Trial(self.study, self.asked[record.number])
+        values = [float(record.measures.get(name, math.nan)) for name in self.objectives]
+        if record.status != "failed" and all(math.isfinite(value) for value in values):
+            for constraint in self.constraints:
+                trial.set_constraint(constraint.name, constraint.violation(record.measures))
             self.study.tell(trial, values)
             return
-        reason = (result or {}).get("failure") or ("the trial raised" if error else "an objective is missing or not finite")
-        self._fail(trial, str(reason))
-
-    def _fail(self, trial: optuna.Trial, reason: str) -> None:
-        trial.set_user_attr("failure", reason)
+        trial.set_user_attr("failure", record.reason or "an objective is missing or not finite")
         self.study.tell(trial, state=TrialState.FAIL)
-
-    def close(self) -> None:
-        """Tells trials that never ended (the search was interrupted) as failed."""
-        for trial in self.asked.values():
-            self._fail(trial, "interrupted")
-        self.asked.clear()
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study's own storage holds the state."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: the study's own storage holds the state."""
+
+
+_BEGUN = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
+
+
+def reconcile(
+    study: optuna.Study, distributions: dict[str, BaseDistribution], ledger: Ledger
+) -> tuple[list[Unfinished], list[TrialRecord]]:
+    """What earlier sessions left open: trials to continue, the dense reference first, and ended ones that the study missed.
+
+    A trial that the study gave out, and whose process died before the journal heard of it, begins anew with its values.
+
+    Raises:
+        UserError: if the study lacks a trial that the journal has.
+    """
+    known = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
+    for record in ledger.trials:
+        if record.number not in known:
+            raise UserError(
+                f"Optuna's study '{study.study_name}' has no {record.label}, which the journal has; restore its storage"
+            )
+    dense = ledger.dense
+    unfinished = [_continued(dense)] if dense and dense.unfinished else [] if dense else [Unfinished(None, {})]
+    untold = []
+    for number, frozen in sorted(known.items()):
+        if frozen.state is not TrialState.RUNNING:
+            continue
+        heard = ledger.by_label.get(label(number))
+        if heard is None:
+            trial = optuna.Trial(study, frozen._trial_id)
+            unfinished.append(Unfinished(number, {path: _suggested(trial, path, d) for path, d in distributions.items()}))
+        elif heard.unfinished:
+            unfinished.append(_continued(heard))
+        else:
+            untold.append(heard)
+    return unfinished, untold
+
+
+def _continued(record: TrialRecord) -> Unfinished:
+    return Unfinished(record.number, record.values, record.last.checkpoint if record.last else None)
+
+
+def _suggested(trial: optuna.Trial, path: str, distribution: BaseDistribution) -> Any:
+    """The trial's value for a path: the one that it has, or one drawn now if its process died before it was."""
+    d = distribution
+    if isinstance(d, FloatDistribution):
+        return trial.suggest_float(path, d.low, d.high, log=d.log, step=d.step)
+    if isinstance(d, IntDistribution):
+        return trial.suggest_int(path, d.low, d.high, log=d.log, step=d.step)
+    assert isinstance(d, CategoricalDistribution)
+    return trial.suggest_categorical(path, d.choices)

@@ -8,6 +8,7 @@ from ray import tune
 
 from trainables.candidate import Candidate
 from trainables.errors import TrialFailure, UserError
+from trainables.refit import Refit
 from trainables.storage import store
 from trainables.training import Training
 
@@ -18,9 +19,11 @@ NETWORK_FILE = "network.pt"
 class CandidateTrainable(tune.Trainable):
     """Trains the candidate in `config["candidate"]` with `config["resources"]`: on the GPU that Ray assigned, if any.
 
-    A step trains `training.report_every` epochs and reports their metrics as `history`, a list of one dictionary per
-    epoch. The last step also compacts and measures, and adds the measures. A trial that cannot go on ends with a
-    `failure`, the reason, instead of an exception, so that its process can take the next trial.
+    A step trains `training.report_every` epochs, or up to the next of `config["report_at"]` (a list of epochs), and reports
+    their metrics as `history`, a list of one dictionary per epoch, with the measures of the compact network of that moment;
+    the last step also refits, and has `finished`. Every report can be saved as a checkpoint with that network in it. A trial
+    that cannot go on ends with a `failure`, the reason, instead of an exception, so that its process can take the next trial.
+    `config["resume_from"]`, a checkpoint's directory, continues an earlier training.
     """
 
     @classmethod
@@ -41,35 +44,41 @@ class CandidateTrainable(tune.Trainable):
         self.cleanup()
         self.candidate = config["candidate"]
         self.resources = config["resources"]
+        self.report_at = set(config.get("report_at", ()))
+        self.resume_from: str | None = config.get("resume_from")
         self.training: Training | None = None
         self.network: dict[str, Any] | None = None
 
     def _start(self) -> Training:
         torch.set_num_threads(max(1, int(self.resources["CPU"])))
         device = "cuda" if self.resources.get("GPU", 0) > 0 else "cpu"
-        return Training(Candidate.model_validate(self.candidate), device)
+        training = Training(Candidate.model_validate(self.candidate), device)
+        if self.resume_from is not None:
+            training.load_state_dict(torch.load(Path(self.resume_from, TRAINING_FILE), weights_only=True))
+            self.resume_from = None
+        return training
 
     def step(self) -> dict[str, Any]:
-        """Trains up to `report_every` epochs; see the class."""
+        """Trains up to the next report; see the class."""
         history: list[dict[str, Any]] = []
         try:
             training = self.training = self.training or self._start()
             while not training.done:
                 history.append(training.run_epoch())
-                if len(history) >= training.options.report_every:
+                if len(history) >= training.options.report_every or training.epoch in self.report_at:
                     break
-            if not training.done:
-                return {"history": history, "epoch": training.epoch}
-            finished = training.finish()
+            finished = training.finish(None if training.done else Refit())
         except (TrialFailure, UserError) as failure:
             return {"history": history, "failure": str(failure), "done": True}
         data = training.data
         self.network = store(finished.compacted.network, training.candidate.model, data.input_shape, data.classes)
-        last = {"history": history + finished.history, "epoch": training.epoch, "done": True}
-        return last | {"compaction": [list(step) for step in finished.compacted.report.steps]} | finished.measures
+        history += finished.history
+        compaction = [list(step) for step in finished.compacted.report.steps]
+        report = {"history": history, "epoch": training.epoch + len(finished.history), "compaction": compaction}
+        return report | {"finished": training.done, "done": training.done} | finished.measures
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes the state of training and, once there is one, the compact network: tensors and plain data only."""
+        """Writes the state of training and the compact network of the last report: tensors and plain data only."""
         state = self.training.state_dict() if self.training else {}
         torch.save(state | {"candidate": self.candidate}, Path(checkpoint_dir, TRAINING_FILE))
         if self.network is not None:
@@ -77,10 +86,8 @@ class CandidateTrainable(tune.Trainable):
 
     def load_checkpoint(self, checkpoint_dir: str | None) -> None:
         """Continues bit-exactly where `save_checkpoint` was called."""
-        state = torch.load(Path(checkpoint_dir or "", TRAINING_FILE), weights_only=True)
-        if "model" in state:
-            self.training = self._start()
-            self.training.load_state_dict(state)
+        self.resume_from = checkpoint_dir
+        self.training = self._start()
 
     def cleanup(self) -> None:
         """Takes the hooks off the last candidate's network."""

@@ -16,6 +16,7 @@ from trainables.errors import TrialFailure, UserError
 from trainables.graph import Layer, inner_layers, trace
 from trainables.measures import accuracy, measure
 from trainables.optimizers import build_optimizer, scheduled, set_lr
+from trainables.penalties.features import remove_hooks
 from trainables.refit import Refit, refit
 from trainables.sparsifiers import ActiveSparsifier, Setting
 from trainables.sparsifiers.base import prunable_weights
@@ -179,7 +180,9 @@ class Training:
         return task_loss.detach(), penalty_loss.detach()
 
     def finish(self, refit_options: Refit | None = None) -> Trained:
-        """Compacts the network, refits it if asked to, and measures it; `self.model` stays as it is.
+        """Compacts the network as it is now, refits it if asked to, and measures it; `self.model` stays as it is.
+
+        Training can go on afterwards: a network of any epoch can be measured as it would ship.
 
         Args:
             refit_options: the candidate's if None.
@@ -191,20 +194,23 @@ class Training:
         Raises:
             TrialFailure: if compaction changed the outputs on the validation inputs, or refit diverges.
         """
-        self.close()  # hooks must not be copied into the compact network
         inputs = self.data.prepare(self.data.validation.inputs[:CHECKED_INPUTS])
         compacted = compact(self.model, inputs, self.candidate.compaction)
-        with self._own_noise():
-            metrics = refit(
-                compacted.network,
-                self.data,
-                refit_options or self.candidate.refit,
-                optimizer=self.options.optimizer,
-                momentum=self.options.momentum,
-                batch_size=self.options.batch_size,
-                shuffler=self.shuffler,
-                augmenter=self.augmenter,
-            )
+        remove_hooks(compacted.network)
+        options = refit_options or self.candidate.refit
+        metrics: list[dict[str, float]] = []
+        if options.epochs:
+            with self._own_noise():
+                metrics = refit(
+                    compacted.network,
+                    self.data,
+                    options,
+                    optimizer=self.options.optimizer,
+                    momentum=self.options.momentum,
+                    batch_size=self.options.batch_size,
+                    shuffler=self.shuffler,
+                    augmenter=self.augmenter,
+                )
         history: list[dict[str, Number]] = [{"epoch": self.epoch + 1 + n, **metric} for n, metric in enumerate(metrics)]
         val_accuracy = accuracy(compacted.network, *self.data.validation, prepare=self.data.prepare)
         measures: dict[str, Number] = {"val_accuracy": val_accuracy}

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 from search.objectives import Direction, Objective
-from search.records import Ledger, TrialRecord
+from search.records import Ledger, Point
 
 _LABELS = {
     "val_accuracy": "validation accuracy",
@@ -21,14 +21,15 @@ _LABELS = {
 }
 
 
-def front_png(ledger: Ledger, objectives: list[Objective], title: str) -> Figure:
+def front_png(ledger: Ledger, title: str) -> Figure:
     """One panel for each pair of an accuracy (y) and a size (x): all trials, the front, and the dense network."""
+    objectives = ledger.objectives
     pairs = _pairs(objectives)
     figure = Figure(figsize=(6.4 * len(pairs), 4.8), layout="constrained")
     front = ledger.front()
     for index, (size, accuracy) in enumerate(pairs):
         axes = figure.add_subplot(1, len(pairs), index + 1)
-        axes.scatter(*_values(ledger.with_status("completed"), size, accuracy), s=18, color="0.7", label="trials")
+        axes.scatter(*_values(_ends(ledger), size, accuracy), s=18, color="0.7", label="trials")
         members = sorted(front, key=lambda t: t.measures[size.name])
         axes.plot(
             *_values(members, size, accuracy),
@@ -38,8 +39,8 @@ def front_png(ledger: Ledger, objectives: list[Objective], title: str) -> Figure
             color="tab:blue",
             label="front",
         )
-        if ledger.dense and ledger.dense.status == "completed":
-            axes.scatter(*_values([ledger.dense], size, accuracy), marker="*", s=140, color="tab:red", label="dense network")
+        if dense := _dense(ledger):
+            axes.scatter(*_values(dense, size, accuracy), marker="*", s=140, color="tab:red", label="dense network")
         if size.name != "layers":
             axes.set_xscale("log")
         axes.set(xlabel=_LABELS[size.name], ylabel=_LABELS[accuracy.name], title=title)
@@ -48,19 +49,20 @@ def front_png(ledger: Ledger, objectives: list[Objective], title: str) -> Figure
     return figure
 
 
-def front_html(ledger: Ledger, objectives: list[Objective], title: str) -> str:
+def front_html(ledger: Ledger, title: str) -> str:
     """An interactive page of the first size against accuracy, with plotly.js inside it."""
+    objectives = ledger.objectives
     size, accuracy = _pairs(objectives)[0]
     figure = go.Figure()
     front = sorted(ledger.front(), key=lambda t: t.measures[size.name])
-    dense = [ledger.dense] if ledger.dense and ledger.dense.status == "completed" else []
+    dense = _dense(ledger)
     layers = [
-        ("trials", ledger.with_status("completed"), "markers", "#bbbbbb"),
+        ("trials", _ends(ledger), "markers", "#bbbbbb"),
         ("front", front, "lines+markers" if len(objectives) == 2 else "markers", "#1f77b4"),
         ("dense network", dense, "markers", "#d62728"),
     ]
-    for name, trials, mode, color in layers:
-        x, y = _values(trials, size, accuracy)
+    for name, points, mode, color in layers:
+        x, y = _values(points, size, accuracy)
         figure.add_scatter(
             x=x,
             y=y,
@@ -68,7 +70,7 @@ def front_html(ledger: Ledger, objectives: list[Objective], title: str) -> str:
             name=name,
             marker_color=color,
             line_shape="hv",
-            text=[_describe(t) for t in trials],
+            text=[_describe(point) for point in points],
             hoverinfo="text",
         )
     figure.update_layout(title=title, xaxis_title=_LABELS[size.name], yaxis_title=_LABELS[accuracy.name], template="plotly_white")
@@ -84,14 +86,23 @@ def _pairs(objectives: list[Objective]) -> list[tuple[Objective, Objective]]:
     return [(size, a) for a in accuracies for size in sizes] or list(pairwise(sizes))
 
 
-def _values(trials: list[TrialRecord], size: Objective, accuracy: Objective) -> tuple[list[float], list[float]]:
-    return [t.measures[size.name] for t in trials], [t.measures[accuracy.name] for t in trials]
+def _ends(ledger: Ledger) -> list[Point]:
+    """The last networks of all trials but the dense reference."""
+    return [trial.last for trial in ledger.trials if trial.last]
 
 
-def _describe(trial: TrialRecord) -> str:
-    lines = [f"<b>{trial.label}</b>"]
-    lines += [f"{name}: {value:.4g}" for name, value in trial.measures.items()]
+def _dense(ledger: Ledger) -> list[Point]:
+    return [ledger.dense.last] if ledger.dense and ledger.dense.last else []
+
+
+def _values(points: list[Point], size: Objective, accuracy: Objective) -> tuple[list[float], list[float]]:
+    return [p.measures[size.name] for p in points], [p.measures[accuracy.name] for p in points]
+
+
+def _describe(point: Point) -> str:
+    lines = [f"<b>{point.trial.label}</b>, epoch {point.epoch}"]
+    lines += [f"{name}: {value:.4g}" for name, value in point.measures.items()]
     lines += [
-        f"{path} = {value:.4g}" if isinstance(value, float) else f"{path} = {value}" for path, value in trial.values.items()
+        f"{path} = {value:.4g}" if isinstance(value, float) else f"{path} = {value}" for path, value in point.trial.values.items()
     ]
     return "<br>".join(lines)

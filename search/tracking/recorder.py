@@ -1,18 +1,24 @@
-"""Records a search in MLflow: a parent run, a child run per trial, and the front. Only the driver writes."""
+"""Records a search in MLflow: a parent run, a child run per trial, and the front. Only the driver writes.
+
+What is written follows from the journal of the search alone, event by event, with the journal's times: so a write that is made
+twice (after a crash, or by `slimfront sync`) changes nothing, and one that failed can be made later.
+"""
 
 import logging
+import queue
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
 from search.config import Config, dump
-from search.objectives import Objective
-from search.records import Ledger, SearchResult, TrialRecord
+from search.journal import Event
+from search.records import Ledger, SearchResult, label
 from search.report import as_json
 from search.space import flatten
 from search.tracking import figures
@@ -20,137 +26,235 @@ from search.tracking.store import open_experiment
 
 log = logging.getLogger(__name__)
 
-_GIVE_UP_AFTER = 3
-"""Writes that fail in a row before a search stops trying."""
-
-_MLFLOW_STATUS = {"completed": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "running": "KILLED"}
+DELIVERED_FILE = "delivered"
+_PATIENCE_S = (1.0, 30.0)
+"""First and longest wait between two attempts of a write that failed."""
+_GRACE_S = 10.0
+"""How long the end of a search waits for a store that does not answer."""
+_PICTURE_EVERY_S = 30.0
+_BATCH = 1000
+_MLFLOW_STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_HOPELESS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
+"""MLflow's error codes of writes that would fail again: they are skipped with a warning."""
 
 
 class Recorder:
     """Writes one search to MLflow, in a thread of its own so that the search does not wait.
 
-    A write that fails costs a warning, never a trial: the search goes on, and its results stay in the study. After several
-    failures in a row nothing more is written, so that a dead server does not hold up the end of a search.
+    Events that the store does not take are tried again until it does. What is still missing at the end stays in the journal:
+    `slimfront sync` delivers it.
     """
 
-    def __init__(self, client: MlflowClient, config: Config, search: str, artifacts: Path) -> None:
-        """Makes the parent run at once; raises what MLflow raises if that fails."""
-        self.client = client
-        self.search = search
-        self.experiment_id = open_experiment(client, config.tracking.experiment or config.name, artifacts, config.tracking.uri)
-        tags = {"slimfront.role": "search", "slimfront.search": search}
-        self.parent = client.create_run(self.experiment_id, run_name=search, tags=tags).info.run_id
-        self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
-        self.failed_writes = 0
-        self.failed_in_a_row = 0
-        params = {key: value for key, value in flatten(config.model_dump(mode="json")).items() if value is not None}
-        params["tracking.uri"] = config.tracking.shown_uri()
-        self._write(client.log_batch, self.parent, params=_params(params))
-        self._write(client.log_text, self.parent, dump(config), "config.yaml")
+    def __init__(self, client: MlflowClient, config: Config, search: str, directory: Path, earlier: Iterable[Event] = ()) -> None:
+        """Makes the parent run at once, or finds it again; raises what MLflow raises if that fails.
 
-    def start_trial(self, record: TrialRecord) -> None:
-        """Makes the child run, with the searched values and the seed as params."""
+        Args:
+            directory: of the search; the number of events delivered is kept in it.
+            earlier: all events of the journal so far.
+        """
+        self.client = client
+        self.config = config
+        self.search = search
+        self.ledger: Ledger | None = None
+        artifacts = directory.parent / "artifacts"
+        self.experiment_id = open_experiment(client, config.tracking.experiment or config.name, artifacts, config.tracking.uri)
+        self.mark = directory / DELIVERED_FILE
+        self.delivered = int(self.mark.read_text() or 0) if self.mark.exists() else 0
+        self.run_ids = self._known_runs()
+        if "" not in self.run_ids:
+            tags = {"slimfront.role": "search", "slimfront.search": search}
+            self.run_ids[""] = client.create_run(self.experiment_id, run_name=search, tags=tags).info.run_id
+        self.warned = False
+        self.closing = threading.Event()
+        self.on_front: set[str] = set()
+        self.pictured = time.monotonic()
+        self.events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        for event in earlier:
+            self.events.put(event)
+        self.thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
+        self.thread.start()
+
+    @property
+    def parent(self) -> str:
+        """The id of the parent run."""
+        return self.run_ids[""]
+
+    def _known_runs(self) -> dict[str, str]:
+        """Ids of this search's runs in the store, by label; the parent is ''."""
+        found: dict[str, str] = {}
+        token = None
+        while True:
+            query = f"tags.`slimfront.search` = '{self.search}'"
+            page = self.client.search_runs([self.experiment_id], query, max_results=1000, page_token=token)
+            for run in page:
+                found[run.data.tags.get("slimfront.trial", "")] = run.info.run_id
+            token = page.token
+            if not token:
+                return found
+
+    def take(self, event: Event) -> None:
+        """Hands over the next event of the journal."""
+        self.events.put(event)
+
+    def close(self) -> bool:
+        """Waits until everything handed over is written, or the store has not answered for a while; whether all is written."""
+        self.closing.set()
+        self.events.put(None)
+        self.thread.join()
+        return self.events.empty()
+
+    def _deliver(self) -> None:
+        number = 0
+        while (event := self.events.get()) is not None:
+            number += 1
+            known = number <= self.delivered
+            if event["event"] == "begun":
+                self.ledger = Ledger(self.config.chosen_objectives(), event["dense_sizes"], self.config.chosen_constraints())
+            if self.ledger is not None:
+                self.ledger.apply(event)
+            if known:
+                self._remember_front(event)
+                continue
+            if not self._insist(event):
+                self.events.put(event)  # not empty: something is missing
+                return
+            self.delivered = number
+            self.mark.write_text(str(number))
+
+    def _insist(self, event: Event) -> bool:
+        """Writes one event, however often it takes; False if the search ends and the store does not answer."""
+        wait, gave_up_at = _PATIENCE_S[0], None
+        while True:
+            try:
+                self._write(event)
+                return True
+            except Exception as error:  # stores raise their own kinds
+                said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                if isinstance(error, MlflowException) and error.error_code in _HOPELESS:
+                    log.warning("MLflow refused a write (%s); the search goes on without it", said)
+                    return True
+                if not self.warned:
+                    self.warned = True
+                    log.warning(
+                        "MLflow did not take a write (%s); the search goes on, and it is written as soon as MLflow can", said
+                    )
+            if self.closing.is_set():
+                gave_up_at = gave_up_at or time.monotonic() + _GRACE_S
+                if time.monotonic() >= gave_up_at:
+                    return False
+                time.sleep(min(wait, 1.0))
+            else:
+                self.closing.wait(wait)
+            wait = min(2 * wait, _PATIENCE_S[1])
+
+    def _write(self, event: Event) -> None:
+        writer = getattr(self, f"_write_{event['event']}", None)
+        if writer:
+            writer(event)
+
+    def _write_begun(self, _event: Event) -> None:
+        plain = flatten(self.config.model_dump(mode="json"))
+        params = {key: value for key, value in plain.items() if value is not None}
+        params["tracking.uri"] = self.config.tracking.shown_uri()
+        for batch in _batches(_params(params), 100):
+            self.client.log_batch(self.parent, params=batch)
+        self.client.log_text(self.parent, dump(self.config), "config.yaml")
+
+    def _write_session(self, event: Event) -> None:
+        if event["session"] > 1:
+            self.client.update_run(self.parent, status="RUNNING")
+
+    def _write_trial(self, event: Event) -> None:
+        name = label(event["number"])
         tags = {
             "mlflow.parentRunId": self.parent,
-            "slimfront.role": "dense" if record.number is None else "trial",
+            "slimfront.role": "dense" if event["number"] is None else "trial",
             "slimfront.search": self.search,
-            "slimfront.trial": record.label,
-            "slimfront.seed": str(record.seed),
+            "slimfront.trial": name,
+            "slimfront.seed": str(event["seed"]),
         }
+        if name not in self.run_ids:
+            run = self.client.create_run(self.experiment_id, start_time=event["time"], run_name=name, tags=tags)
+            self.run_ids[name] = run.info.run_id
+        self.client.log_batch(self.run_ids[name], params=_params(event["values"] | {"seed": event["seed"]}))
 
-        def create() -> None:
-            run = self.client.create_run(self.experiment_id, run_name=record.label, tags=tags)
-            record.run_id = run.info.run_id
-            self.client.log_batch(record.run_id, params=_params(record.values | {"seed": record.seed}))
+    def _write_continued(self, event: Event) -> None:
+        self.client.update_run(self.run_ids[label(event["number"])], status="RUNNING")
 
-        self._write(create)
-
-    def log_epochs(self, record: TrialRecord, history: list[dict[str, Any]]) -> None:
-        """Writes the metrics of some epochs as `epoch/NAME`, with step = epoch; the plain names are for the compact network."""
-        now = _now()
+    def _write_epochs(self, event: Event) -> None:
+        """The metrics of some epochs as `epoch/NAME`, with step = epoch; the plain names are for the compact network."""
         metrics = [
-            Metric(f"epoch/{name}", float(value), now, int(epoch["epoch"]))
-            for epoch in history
+            Metric(f"epoch/{name}", float(value), event["time"], int(epoch["epoch"]))
+            for epoch in event["history"]
             for name, value in epoch.items()
             if name != "epoch"
         ]
-        self._write(lambda: record.run_id and self.client.log_batch(record.run_id, metrics=metrics))
+        for batch in _batches(metrics, _BATCH):
+            self.client.log_batch(self.run_ids[label(event["number"])], metrics=batch)
 
-    def end_trial(self, record: TrialRecord, ledger: Ledger) -> None:
-        """Writes the measures and the end of a trial, and the live state of the search on the parent."""
-        now = _now()
-        measures = [Metric(name, float(value), now, 0) for name, value in record.measures.items()]
-        tags = [RunTag("slimfront.status", record.status)]
-        if record.reason:
-            tags.append(RunTag("slimfront.reason", record.reason[:5000]))
+    def _write_point(self, event: Event) -> None:
+        """The measures of the compact network, with step = epoch."""
+        metrics = [Metric(name, float(value), event["time"], event["epoch"]) for name, value in event["measures"].items()]
+        self.client.log_batch(self.run_ids[label(event["number"])], metrics=metrics)
 
-        def end() -> None:
-            if record.run_id:
-                self.client.log_batch(record.run_id, metrics=measures, tags=tags)
-                self.client.set_terminated(record.run_id, _MLFLOW_STATUS[record.status])
+    def _write_ended(self, event: Event) -> None:
+        self._end(event, event["status"], event["reason"])
 
-        self._write(end)
-        done = {status: len(ledger.with_status(status)) for status in ("completed", "stopped", "failed")}
-        live = {"hypervolume": ledger.hypervolume(), "front_size": len(ledger.front())}
-        live |= {f"trials_{status}": count for status, count in done.items()}
+    def _write_interrupted(self, event: Event) -> None:
+        self._end(event, "interrupted", "interrupted; `slimfront resume` continues it")
+
+    def _end(self, event: Event, status: str, reason: str | None) -> None:
+        run_id = self.run_ids[label(event["number"])]
+        tags = [RunTag("slimfront.status", status)] + ([RunTag("slimfront.reason", reason[:5000])] if reason else [])
+        self.client.log_batch(run_id, tags=tags)
+        self.client.set_terminated(run_id, _MLFLOW_STATUS[status], end_time=event["time"])
+        self._write_live(event)
+
+    def _write_live(self, event: Event) -> None:
+        """The state of the search on the parent, with step = trials that have ended; its picture now and then."""
+        assert self.ledger is not None
+        done = {status: len(self.ledger.with_status(status)) for status in ("completed", "stopped", "failed")}
+        live = {"hypervolume": self.ledger.hypervolume(), "front_size": float(len(self.ledger.front()))}
+        live |= {f"trials_{status}": float(count) for status, count in done.items()}
         step = sum(done.values())
-        self._write(self.client.log_batch, self.parent, metrics=[Metric(k, float(v), now, step) for k, v in live.items()])
+        self.client.log_batch(self.parent, metrics=[Metric(name, value, event["time"], step) for name, value in live.items()])
+        if time.monotonic() - self.pictured > _PICTURE_EVERY_S and self.ledger.front():
+            self.pictured = time.monotonic()
+            self.client.log_figure(self.parent, figures.front_png(self.ledger, self.search), "front.png")
 
-    def finish(self, result: SearchResult) -> None:
-        """Tags the front, writes its figures and its table, ends the parent run, and waits until all is written."""
-        ledger, front = result.ledger, result.front
-        for record in front:
-            self._write(self._tag_front_member, record)
-        if ledger.dense and ledger.dense.test_accuracy is not None:
-            self._write(self._log_test_accuracy, ledger.dense)
-        self._write(lambda: self.client.log_dict(self.parent, as_json(result), "front.json"))
+    def _write_tested(self, event: Event) -> None:
+        metric = Metric("test_accuracy", event["test_accuracy"], event["time"], event["epoch"])
+        self.client.log_batch(self.run_ids[label(event["number"])], metrics=[metric])
+
+    def _write_finished(self, event: Event) -> None:
+        """Tags the front, writes its figures and its table, and ends the parent run."""
+        assert self.ledger is not None
+        before = set(self.on_front)
+        self._remember_front(event)
+        for name in sorted(before - self.on_front):
+            self.client.delete_tag(self.run_ids[name], "slimfront.front")
+        for name in sorted(self.on_front):
+            self.client.set_tag(self.run_ids[name], "slimfront.front", "true")
+        uri = self.config.tracking.shown_uri()
+        front = self.ledger.front()
+        interrupted = event["status"] == "interrupted"
+        result = SearchResult(self.search, self.ledger, front, event["seconds"], uri, interrupted, dict(self.run_ids))
+        self.client.log_dict(self.parent, as_json(result), "front.json")
         if front:
-            self._write(self._log_figures, ledger, ledger.objectives)
-        status, word = ("FINISHED", "completed") if front else ("FAILED", "failed")
-        if result.interrupted:
-            status, word = "KILLED", "interrupted"
-        self._write(self.client.set_tag, self.parent, "slimfront.status", word)
-        self._write(self.client.set_terminated, self.parent, status)
-        self.close()
+            self.client.log_figure(self.parent, figures.front_png(self.ledger, self.search), "front.png")
+            self.client.log_text(self.parent, figures.front_html(self.ledger, self.search), "front.html")
+        self.client.set_tag(self.parent, "slimfront.status", event["status"])
+        ends = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+        self.client.set_terminated(self.parent, ends[event["status"]], end_time=event["time"])
 
-    def close(self) -> None:
-        """Waits until everything handed over is written."""
-        self.writer.shutdown(wait=True)
+    def _remember_front(self, event: Event) -> None:
+        if event["event"] == "finished" and self.ledger is not None:
+            self.on_front = {point.trial.label for point in self.ledger.front()}
 
-    def _tag_front_member(self, record: TrialRecord) -> None:
-        if record.run_id:
-            self.client.set_tag(record.run_id, "slimfront.front", "true")
-            self._log_test_accuracy(record)
 
-    def _log_test_accuracy(self, record: TrialRecord) -> None:
-        if record.run_id and record.test_accuracy is not None:
-            self.client.log_metric(record.run_id, "test_accuracy", record.test_accuracy, step=0)
-
-    def _log_figures(self, ledger: Ledger, objectives: list[Objective]) -> None:
-        self.client.log_figure(self.parent, figures.front_png(ledger, objectives, self.search), "front.png")
-        self.client.log_text(self.parent, figures.front_html(ledger, objectives, self.search), "front.html")
-
-    def _write(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        def attempt() -> None:
-            if self.failed_in_a_row >= _GIVE_UP_AFTER:
-                return
-            try:
-                call(*args, **kwargs)
-                self.failed_in_a_row = 0
-            except Exception as error:
-                self.failed_in_a_row += 1
-                self.failed_writes += 1
-                if self.failed_writes == 1:
-                    log.warning(
-                        "MLflow did not take a write (%s); the search goes on without it", str(error).splitlines()[0][:200]
-                    )
-
-        self.writer.submit(attempt)
+def _batches(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _params(values: dict[str, Any]) -> list[Param]:
     return [Param(key, str(value)) for key, value in values.items()]
-
-
-def _now() -> int:
-    return int(time.time() * 1000)

@@ -1,42 +1,126 @@
-from search.objectives import OBJECTIVES
-from search.records import Ledger, Status, TrialRecord
+from typing import Any
+
+import pytest
+
+from search.objectives import OBJECTIVES, Constraint
+from search.records import Ledger, label
 
 
-def record(number: int | None, accuracy: float, size: float, status: Status = "completed") -> TrialRecord:
-    return TrialRecord(number, {}, 0, status, measures={"val_accuracy": accuracy, "nonzero_params": size})
+def ledger(*constraints: Constraint) -> Ledger:
+    objectives = [OBJECTIVES["val_accuracy"], OBJECTIVES["nonzero_params"]]
+    return Ledger(objectives, {"nonzero_params": 1000}, constraints)
 
 
-def ledger(*records: TrialRecord) -> Ledger:
-    book = Ledger([OBJECTIVES["val_accuracy"], OBJECTIVES["nonzero_params"]], {"nonzero_params": 1000})
-    for item in records:
-        book.add(item)
-    return book
+def begin(book: Ledger, number: int | None) -> None:
+    book.apply({"event": "trial", "number": number, "values": {}, "seed": 0})
 
 
-def test_the_front_is_of_completed_trials_only_most_accurate_first() -> None:
-    book = ledger(
-        record(None, 1.0, 1),  # the dense reference is not a member, however good
-        record(0, 0.8, 100),
-        record(1, 0.9, 200),
-        record(2, 0.7, 150),
-        record(3, 0.99, 1, "stopped"),
-        record(4, 0.99, 1, "failed"),
-    )
-    assert [trial.number for trial in book.front()] == [1, 0]
+def point(book: Ledger, number: int | None, epoch: int, accuracy: float, size: float, checkpoint: str = "") -> None:
+    measures = {"val_accuracy": accuracy, "nonzero_params": size}
+    content: dict[str, Any] = {"epoch": epoch, "measures": measures, "compaction": [], "checkpoint": checkpoint}
+    book.apply({"event": "point", "number": number, **content})
 
 
-def test_a_trial_without_measures_is_not_on_the_front() -> None:
-    assert ledger(TrialRecord(0, {}, 0, "completed")).front() == []
+def end(book: Ledger, number: int | None, status: str = "completed", reason: str | None = None) -> None:
+    book.apply({"event": "ended", "number": number, "status": status, "reason": reason})
 
 
-def test_hypervolume_grows_with_the_front_and_not_with_dominated_trials() -> None:
-    book = ledger(record(0, 0.8, 100))
+def names(book: Ledger) -> list[str]:
+    return [p.name for p in book.front()]
+
+
+def test_the_front_is_over_the_networks_that_all_trials_passed_through_most_accurate_first() -> None:
+    book = ledger()
+    for number in (None, 0, 1, 2, 3):
+        begin(book, number)
+    point(book, None, 1, 1.0, 1)  # the dense reference is not a member, however good
+    point(book, 0, 1, 0.80, 100)
+    point(book, 0, 2, 0.90, 300)  # the trial grew: both of its networks can ship
+    point(book, 1, 1, 0.85, 200)
+    point(book, 1, 2, 0.70, 200)  # it got worse and then failed: its first network stays
+    point(book, 2, 1, 0.79, 150)
+    for number, status in ((None, "completed"), (0, "completed"), (1, "failed"), (2, "stopped")):
+        end(book, number, status)
+    assert names(book) == ["trial-000", "trial-001@1", "trial-000@1"]
+
+
+def test_a_network_as_good_as_an_earlier_one_of_the_same_trial_is_left_out_and_one_of_another_trial_is_not() -> None:
+    book = ledger()
+    for number in (0, 1):
+        begin(book, number)
+        for epoch in (1, 2):
+            point(book, number, epoch, 0.8, 100)
+    assert sorted(names(book)) == ["trial-000@1", "trial-001@1"]
+
+
+def test_a_network_with_nan_or_that_breaks_a_constraint_is_not_on_the_front() -> None:
+    book = ledger(Constraint.parse("val_accuracy", ">= 0.7"), Constraint.parse("nonzero_params", "<= 500"))
+    begin(book, 0)
+    point(book, 0, 1, float("nan"), 10)
+    point(book, 0, 2, 0.69, 10)
+    point(book, 0, 3, 0.99, 501)
+    assert names(book) == []
+    assert book.hypervolume() == 0
+    point(book, 0, 4, 0.7, 500)
+    assert names(book) == ["trial-000@4"]
+
+
+def test_hypervolume_grows_with_the_front_and_not_with_dominated_networks() -> None:
+    book = ledger()
+    begin(book, 0)
+    point(book, 0, 1, 0.8, 100)
     alone = book.hypervolume()
-    book.add(record(1, 0.7, 150))
+    point(book, 0, 2, 0.7, 150)
     assert book.hypervolume() == alone > 0
-    book.add(record(2, 0.9, 200))
+    point(book, 0, 3, 0.9, 200)
     assert book.hypervolume() > alone
 
 
+def test_a_network_that_is_kept_elsewhere_counts_once() -> None:
+    book = ledger()
+    begin(book, 0)
+    point(book, 0, 5, 0.8, 100, "first")
+    book.apply({"event": "moved", "number": 0, "epoch": 5, "checkpoint": "second"})
+    assert [p.checkpoint for p in book.trials[0].points] == ["second"]
+    assert len(book.front()) == 1
+
+
+def test_an_interrupted_trial_is_unfinished_until_it_has_ended() -> None:
+    book = ledger()
+    begin(book, 0)
+    trial = book.trials[0]
+    assert trial.unfinished
+    book.apply({"event": "interrupted", "number": 0})
+    assert trial.unfinished
+    assert (trial.status, trial.reason) == ("stopped", "interrupted")
+    book.apply({"event": "continued", "number": 0})
+    assert (trial.status, trial.reason) == ("running", None)
+    end(book, 0, "stopped", "stopped early after 3 epochs")
+    assert not trial.unfinished
+
+
+def test_the_last_reported_epoch_is_remembered() -> None:
+    book = ledger()
+    begin(book, 0)
+    book.apply({"event": "epochs", "number": 0, "history": [{"epoch": 1}, {"epoch": 2}]})
+    book.apply({"event": "epochs", "number": 0, "history": [{"epoch": 1}]})
+    assert book.trials[0].epoch == 2
+
+
 def test_labels_are_sortable() -> None:
-    assert [record(n, 0, 0).label for n in (None, 7, 1234)] == ["dense", "trial-007", "trial-1234"]
+    assert [label(n) for n in (None, 7, 1234)] == ["dense", "trial-007", "trial-1234"]
+
+
+@pytest.mark.parametrize("text", ["0.9", "> 0.9", ">= much", "== 1", ""])
+def test_a_constraint_in_another_form_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r'it needs the form ">= 0\.9" or "<= 3"'):
+        Constraint.parse("layers", text)
+
+
+def test_a_constraint_on_something_else_is_refused_and_a_missing_measure_breaks_it() -> None:
+    with pytest.raises(ValueError, match="'layer' is not a measure; did you mean 'layers'"):
+        Constraint.parse("layer", "<= 3")
+    bound = Constraint.parse("layers", "<=3e0")
+    assert bound.met_by({"layers": 3})
+    assert bound.violation({"layers": 5}) == 2
+    assert not bound.met_by({})

@@ -1,6 +1,6 @@
 """Real searches on a real Ray cluster, recorded in a real MLflow store."""
 
-import dataclasses
+import errno
 import json
 import os
 import signal
@@ -20,10 +20,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from search.config import Config
+from search.journal import Journal
 from search.records import Ledger, SearchResult
 from search.report import as_json
-from search.runner import _touch_test_set, run_search
-from search.searcher import StudySearcher
+from search.runner import resume_search, run_search
 from tests.conftest import SMALL_CONFIG, small_config
 from trainables import measure, train
 from trainables.data import load_once
@@ -63,7 +63,7 @@ def test_every_trial_completes_and_the_front_is_not_dominated(finished: tuple[Pa
     _, result = finished
     assert len(result.ledger.with_status("completed")) == 6
     assert result.front
-    points = [(-t.measures["val_accuracy"], t.measures["nonzero_params"]) for t in result.front]
+    points = [(-p.measures["val_accuracy"], p.measures["nonzero_params"]) for p in result.front]
     assert points == sorted(points)
     assert [size for _, size in points] == sorted((size for _, size in points), reverse=True)
     assert result.ledger.hypervolume() > 0
@@ -92,8 +92,10 @@ def test_mlflow_has_the_search_with_a_child_for_every_trial(finished: tuple[Path
         assert run.info.status == "FINISHED"
         assert run.data.params == {path: str(value) for path, value in (record.values | {"seed": record.seed}).items()}
         assert {name: run.data.metrics[name] for name in record.measures} == pytest.approx(record.measures)
+        history = MlflowClient(f"sqlite:///{directory}/slimfront.db").get_metric_history(run.info.run_id, "nonzero_params")
+        assert [m.step for m in history] == [point.epoch for point in record.points] == [1, 2]
     tagged = {name for name, run in children.items() if run.data.tags.get("slimfront.front") == "true"}
-    assert tagged == {record.label for record in result.front}
+    assert tagged == {point.trial.label for point in result.front}
 
 
 def test_metrics_of_every_epoch_are_there_once(finished: tuple[Path, SearchResult]) -> None:
@@ -145,29 +147,37 @@ def test_the_json_has_what_programs_need(finished: tuple[Path, SearchResult]) ->
 def test_the_stored_network_of_a_front_member_has_its_measures_and_test_accuracy(finished: tuple[Path, SearchResult]) -> None:
     _, result = finished
     data = load_once(small_config(Path("unused")).candidate({}).data, torch.device("cpu"))
-    for record in result.front:
-        assert record.checkpoint is not None
-        network = restore(torch.load(Path(record.checkpoint, "network.pt"), weights_only=True))
-        assert accuracy(network, *data.validation, prepare=data.prepare) == record.measures["val_accuracy"]
-        assert accuracy(network, *data.test, prepare=data.prepare) == record.test_accuracy
+    for point in result.front:
+        assert point.checkpoint is not None
+        network = restore(torch.load(Path(point.checkpoint, "network.pt"), weights_only=True))
+        assert accuracy(network, *data.validation, prepare=data.prepare) == point.measures["val_accuracy"]
+        assert accuracy(network, *data.test, prepare=data.prepare) == point.test_accuracy
         found = measure(network, data.prepare(data.test.inputs))
         assert {name: found[name] for name in ("params", "nonzero_params", "layers", "flops")} == {
-            name: record.measures[name] for name in ("params", "nonzero_params", "layers", "flops")
+            name: point.measures[name] for name in ("params", "nonzero_params", "layers", "flops")
         }
-        torch.load(Path(record.checkpoint, "training.pt"), weights_only=True)
+        torch.load(Path(point.checkpoint, "training.pt"), weights_only=True)
+
+
+def test_checkpoints_are_kept_of_the_front_and_the_dense_network_only(finished: tuple[Path, SearchResult]) -> None:
+    directory, result = finished
+    kept = {str(file.parent) for file in (directory / "runs").glob("*/session-1/*/*/network.pt")}
+    assert result.ledger.dense is not None
+    assert result.ledger.dense.last is not None
+    assert kept == {point.checkpoint for point in [*result.front, result.ledger.dense.last]}
 
 
 def test_the_test_set_is_touched_for_front_members_and_the_dense_network_only(finished: tuple[Path, SearchResult]) -> None:
     _, result = finished
-    touched = {record.label for record in result.ledger.trials if record.test_accuracy is not None}
-    assert touched == {record.label for record in result.front}
+    touched = {id(p) for record in result.ledger.trials for p in record.points if p.test_accuracy is not None}
+    assert touched == {id(p) for p in result.front}
     assert result.ledger.dense is not None
-    assert result.ledger.dense.test_accuracy is not None
+    assert [p.test_accuracy is not None for p in result.ledger.dense.points] == [False, True]
 
 
 def test_a_trial_can_be_repeated_alone_from_its_values_and_seed(finished: tuple[Path, SearchResult], tmp_path: Path) -> None:
     _, result = finished
-    record = result.front[0]
+    record = next(p.trial for p in result.front)
     values = record.values | {"training.seed": record.seed}
     alone = train(small_config(tmp_path).candidate(values))
     # The size of the stored state depends on the names of modules, the rest must be the same to the bit.
@@ -221,29 +231,59 @@ def test_a_trial_that_raises_is_failed_with_its_reason(tmp_path: Path) -> None:
         assert states[record.number] == TrialState.FAIL
 
 
-def test_a_killed_worker_costs_its_trial_only(tmp_path: Path) -> None:
-    class KillsOnce:
-        """Kills the process of a trial when the first one has ended."""
+class Kills:
+    """Kills the process of a trial, `times` times, each when another trial has ended or reported since."""
 
-        def __init__(self) -> None:
-            self.killed = False
+    def __init__(self, times: int) -> None:
+        self.left = times
+        self.seen = 0
 
-        def update(self, ledger: Ledger) -> None:
-            if ledger.with_status("completed") and not self.killed:
-                # Ray names a process that is busy with a step: ray::CandidateTrainable.train
-                busy = [p for p in psutil.process_iter(["cmdline"]) if "CandidateTrainable.train" in str(p.info["cmdline"])]
-                if busy:
-                    os.kill(busy[0].pid, signal.SIGKILL)
-                    self.killed = True
+    def update(self, ledger: Ledger) -> None:
+        reports = sum(len(record.points) for record in ledger.trials)
+        if reports > self.seen and self.left:
+            # Ray names a process after what it is busy with: ray::CandidateTrainable.train, ray::CandidateTrainable.save
+            busy = [p for p in psutil.process_iter(["cmdline"]) if "ray::CandidateTrainable" in str(p.info["cmdline"])]
+            if busy:
+                os.kill(busy[0].pid, signal.SIGKILL)
+                self.left -= 1
+                self.seen = reports
 
-    killer = KillsOnce()
-    training = SMALL_CONFIG["training"] | {"epochs": 40}
-    result = run_search(small_config(tmp_path, training=training, search={"trials": 5}), killer)
-    assert killer.killed
+
+def check_histories(directory: Path, result: SearchResult, epochs: int) -> None:
+    """Every finished trial has every epoch once in MLflow, and each network that was measured once."""
+    client = MlflowClient(f"sqlite:///{directory}/slimfront.db")
+    for name, run in runs_of(directory, result)[1].items():
+        record = result.ledger.by_label[name]
+        if record.status == "completed":
+            history = client.get_metric_history(run.info.run_id, "epoch/train_loss")
+            assert [point.step for point in history] == list(range(1, epochs + 1)), name
+            measured = [point.step for point in client.get_metric_history(run.info.run_id, "nonzero_params")]
+            assert measured == [point.epoch for point in record.points]
+            assert len(set(measured)) == len(measured)
+
+
+def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
+    training = SMALL_CONFIG["training"] | {"epochs": 30}
+    killer = Kills(2)
+    result = run_search(small_config(tmp_path, training=training, search={"trials": 4}), killer)
+    assert killer.left == 0
+    assert len(result.ledger.with_status("completed")) == 4
+    check_histories(tmp_path, result, epochs=30)
+    assert {trial.state for trial in study_of(tmp_path, result).trials} == {TrialState.COMPLETE}
+    # What was continued is what an undisturbed training gives, to the bit.
+    for record in result.ledger.trials:
+        alone = train(small_config(tmp_path, training=training).candidate(record.values | {"training.seed": record.seed}))
+        assert alone.measures == record.measures
+
+
+def test_a_worker_killed_more_often_than_is_retried_fails_its_trial_only(tmp_path: Path) -> None:
+    training = SMALL_CONFIG["training"] | {"epochs": 30}
+    killer = Kills(1)
+    result = run_search(small_config(tmp_path, training=training, search={"trials": 4, "retries": 0}), killer)
     failed = [r for r in [*result.ledger.trials, result.ledger.dense] if r is not None and r.status == "failed"]
     assert len(failed) == 1
     assert "died" in str(failed[0].reason) or "exit" in str(failed[0].reason)
-    assert len(result.ledger.with_status("completed")) >= 4
+    assert len(result.ledger.with_status("completed")) >= 3
     assert {trial.state for trial in study_of(tmp_path, result).trials} <= {TrialState.COMPLETE, TrialState.FAIL}
 
 
@@ -282,36 +322,51 @@ def test_ctrl_c_ends_the_trials_and_keeps_the_finished_ones(tmp_path: Path) -> N
     assert parent.info.status == "KILLED"
     for record in result.ledger.trials:
         assert children[record.label].info.status == ("FINISHED" if record.status == "completed" else "KILLED")
-    assert TrialState.RUNNING not in {trial.state for trial in study_of(tmp_path, result).trials}
+    # What was cut off waits in the study for a resume.
+    waiting = {trial.number for trial in study_of(tmp_path, result).trials if trial.state == TrialState.RUNNING}
+    assert waiting == {record.number for record in result.ledger.with_status("stopped")}
+    done = len(result.ledger.with_status("completed"))
+    again = resume_search(result.search, [f"search.trials={done + 2}"], storage_path=str(tmp_path / "runs"))
+    assert not again.interrupted
+    assert {trial.state for trial in study_of(tmp_path, again).trials} == {TrialState.COMPLETE}
+    assert len(again.ledger.trials) == len(again.ledger.with_status("completed")) == done + 2
+    check_histories(tmp_path, again, epochs=30)
+    parent, children = runs_of(tmp_path, again)
+    assert {run.info.status for run in [parent, *children.values()]} == {"FINISHED"}
 
 
-def test_a_front_member_whose_network_is_lost_stays_on_the_front(
-    finished: tuple[Path, SearchResult], caplog: pytest.LogCaptureFixture
-) -> None:
-    directory, result = finished
-    lost = dataclasses.replace(result.front[0], checkpoint=str(directory / "nowhere"), test_accuracy=None)
-    kept = dataclasses.replace(result.front[0], test_accuracy=None)
-    _touch_test_set(small_config(directory).candidate({}), [lost, kept])
-    assert lost.test_accuracy is None
-    assert kept.test_accuracy == result.front[0].test_accuracy
+def test_a_front_member_whose_network_is_lost_stays_on_the_front(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Loses:
+        """Deletes the network of the first front member while the search goes on."""
+
+        def update(self, ledger: Ledger) -> None:
+            for point in ledger.front()[:1]:
+                Path(str(point.checkpoint), "network.pt").unlink(missing_ok=True)
+
+    result = run_search(small_config(tmp_path, search={"trials": 2}), Loses())
+    assert result.front[0].test_accuracy is None
     assert "has no test accuracy" in caplog.text
 
 
-def test_an_error_after_the_trials_still_records_the_front_and_ends_the_runs(
+def test_a_full_disk_ends_the_search_in_one_sentence_and_loses_nothing_that_was_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_self: StudySearcher) -> None:
-        raise OSError("the disk is full")
+    real = Journal.append
 
-    monkeypatch.setattr(StudySearcher, "close", broken)
-    with pytest.raises(OSError, match="the disk is full"):
-        run_search(small_config(tmp_path, search={"trials": 2}))
-    client = MlflowClient(f"sqlite:///{tmp_path}/slimfront.db")
-    experiment = client.get_experiment_by_name("small")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    assert any(run.data.tags.get("slimfront.front") == "true" for run in runs)
+    def append(self: Journal, kind: str, **content: Any) -> Any:
+        if kind == "ended" and content["number"] == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(self, kind, **content)
+
+    config = small_config(tmp_path, search={"trials": 4, "concurrency": 1})
+    monkeypatch.setattr(Journal, "append", append)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)") as caught:
+        run_search(config, name="full")
+    assert "make room, then `slimfront resume full`" in str(caught.value)
+    monkeypatch.undo()
+    result = resume_search("full", storage_path=str(tmp_path / "runs"))
+    assert len(result.ledger.with_status("completed")) == 4
+    check_histories(tmp_path, result, epochs=2)
 
 
 @pytest.mark.parametrize("resource", ["gpu", "cpu"])

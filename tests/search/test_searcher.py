@@ -2,105 +2,196 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from search.samplers import SAMPLERS
-from search.searcher import InvalidCandidate, StudySearcher
+from search.objectives import OBJECTIVES, Constraint
+from search.records import Ledger, TrialRecord
+from search.samplers import SAMPLERS, build_sampler, sampler_options
+from search.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
+from trainables.errors import UserError
 
-GOOD = {"a": 1.0, "b": 2.0}
+OBJECTIVE_NAMES = ["val_accuracy", "nonzero_params"]
+SPACE: dict[str, BaseDistribution] = {
+    "x": FloatDistribution(0, 1),
+    "n": IntDistribution(1, 9),
+    "c": CategoricalDistribution("ab"),
+}
 
 
-def searcher(sampler: str = "random", seed: int = 0, trials: int = 3) -> StudySearcher:
-    study = optuna.create_study(sampler=SAMPLERS[sampler](seed), directions=["maximize", "minimize"])
-    space: dict[str, Any] = {"x": FloatDistribution(0, 1), "y": FloatDistribution(1e-3, 1, log=True)}
-    return StudySearcher(study, space, ["a", "b"], lambda number, values: {"number": number, "values": values}, trials)
+def new_study(sampler: str = "random", seed: int = 0) -> optuna.Study:
+    return optuna.create_study(sampler=build_sampler(sampler, seed), directions=["maximize", "minimize"])
 
 
-def suggested(s: StudySearcher, trial_id: str) -> dict[str, Any]:
+def searcher(study: optuna.Study | None = None, trials: int = 3, **options: Any) -> StudySearcher:
+    def make(trial: Unfinished) -> dict[str, Any]:
+        return {"number": trial.number, "values": trial.values, "checkpoint": trial.checkpoint}
+
+    return StudySearcher(study or new_study(), SPACE, OBJECTIVE_NAMES, options.pop("make", make), trials, **options)
+
+
+def suggested(s: StudySearcher, trial_id: str = "any") -> dict[str, Any]:
     config = s.suggest(trial_id)
     assert isinstance(config, dict)
     return config
 
 
+def ledger_with(*events: dict[str, Any]) -> Ledger:
+    book = Ledger([OBJECTIVES[name] for name in OBJECTIVE_NAMES], {"nonzero_params": 1000.0})
+    for event in events:
+        book.apply(event)
+    return book
+
+
+def begun(number: int | None) -> dict[str, Any]:
+    return {"event": "trial", "number": number, "values": {"x": 0.5}, "seed": 0}
+
+
+def measured(number: int | None, accuracy: float = 0.9, size: float = 100, epoch: int = 1) -> dict[str, Any]:
+    measures = {"val_accuracy": accuracy, "nonzero_params": size}
+    checkpoint = f"checkpoint of {number} at {epoch}"
+    return {"event": "point", "number": number, "epoch": epoch, "measures": measures, "compaction": [], "checkpoint": checkpoint}
+
+
+def ended(number: int | None, status: str = "completed", reason: str | None = None) -> dict[str, Any]:
+    return {"event": "ended", "number": number, "status": status, "reason": reason}
+
+
+def record(*events: dict[str, Any]) -> TrialRecord:
+    return ledger_with(begun(0), *events).trials[0]
+
+
 def test_the_dense_reference_comes_first_and_is_never_told() -> None:
     s = searcher()
-    assert suggested(s, "ray0") == {"number": None, "values": None}
-    s.on_trial_complete("ray0", GOOD)
+    assert suggested(s) == {"number": None, "values": {}, "checkpoint": None}
+    dense = ledger_with(begun(None), measured(None), ended(None)).dense
+    assert dense is not None
+    s.tell(dense)
     assert s.study.trials == []
 
 
 def test_as_many_trials_as_asked_for_then_finished() -> None:
     s = searcher(trials=2)
-    numbers = [suggested(s, str(i))["number"] for i in range(3)]
-    assert numbers == [None, 0, 1]
-    assert s.suggest("3") == StudySearcher.FINISHED
+    assert [suggested(s)["number"] for _ in range(3)] == [None, 0, 1]
+    assert s.suggest("any") == StudySearcher.FINISHED
 
 
 @pytest.mark.parametrize(
-    ("result", "error", "reason"),
+    ("events", "reason"),
     [
-        ({"a": float("nan"), "b": 1.0}, False, "not finite"),
-        ({"a": float("inf"), "b": 1.0}, False, "not finite"),
-        ({"a": 1.0}, False, "missing"),
-        ({"failure": "diverged in epoch 3"}, False, "diverged in epoch 3"),
-        (None, True, "raised"),
-        (GOOD, True, "raised"),
+        ([measured(0, float("nan")), ended(0)], "not finite"),
+        ([measured(0, float("inf")), ended(0)], "not finite"),
+        ([ended(0)], "missing"),
+        ([measured(0), ended(0, "failed", "diverged in epoch 3")], "diverged in epoch 3"),
     ],
 )
-def test_a_trial_without_usable_objectives_is_told_as_failed_with_its_reason(
-    result: dict[str, Any] | None, error: bool, reason: str
-) -> None:
+def test_a_trial_without_usable_objectives_is_told_as_failed_with_its_reason(events: list[dict[str, Any]], reason: str) -> None:
     s = searcher()
-    s.suggest("dense")
-    s.suggest("one")
-    s.on_trial_complete("one", result, error=error)
+    suggested(s), suggested(s)
+    s.tell(record(*events))
     assert s.study.trials[0].state == TrialState.FAIL
     assert reason in s.study.trials[0].user_attrs["failure"]
 
 
-def test_a_completed_trial_is_told_with_its_values() -> None:
+@pytest.mark.parametrize("status", ["completed", "stopped"])
+def test_a_trial_that_ended_is_told_with_the_values_of_its_last_network(status: str) -> None:
     s = searcher()
-    s.suggest("dense")
-    s.suggest("one")
-    s.on_trial_complete("one", GOOD)
-    assert s.study.trials[0].values == [1.0, 2.0]
+    suggested(s), suggested(s)
+    s.tell(record(measured(0, 0.95, 90), measured(0, 0.8, 70, epoch=2), ended(0, status)))
+    assert s.study.trials[0].values == [0.8, 70]
 
 
-def test_an_interrupted_search_leaves_no_trial_running() -> None:
-    s = searcher()
-    for i in range(3):
-        s.suggest(str(i))
-    s.close()
-    assert [t.state for t in s.study.trials] == [TrialState.FAIL] * 2
+def test_constraints_are_told_and_the_sampler_knows_what_is_feasible() -> None:
+    s = searcher(constraints=[Constraint.parse("val_accuracy", ">= 0.85"), Constraint.parse("nonzero_params", "<= 100")])
+    suggested(s), suggested(s), suggested(s)
+    s.tell(record(measured(0, 0.8, 70), ended(0)))
+    good = ledger_with(begun(1), measured(1, 0.9, 90), ended(1)).trials[0]
+    s.tell(good)
+    assert [trial.number for trial in s.study.best_trials] == [1]
+
+
+def test_no_new_trials_once_it_is_enough_but_those_left_unfinished_are_continued() -> None:
+    s = searcher(unfinished=[Unfinished(None, {}), Unfinished(7, {"x": 1})], enough=lambda: True)
+    assert [suggested(s)["number"] for _ in range(2)] == [None, 7]
+    assert s.suggest("any") == StudySearcher.FINISHED
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-def test_every_sampler_takes_several_objectives_and_repeats_itself_with_the_same_seed(sampler: str) -> None:
+def test_every_sampler_takes_several_objectives_and_constraints_and_repeats_itself_with_the_same_seed(sampler: str) -> None:
     def run(seed: int) -> list[dict[str, Any]]:
-        s = searcher(sampler, seed, trials=14)
-        s.suggest("dense")
+        s = searcher(new_study(sampler, seed), trials=14, unfinished=[], constraints=[Constraint.parse("val_accuracy", ">= 0.2")])
         values = []
-        for i in range(14):
-            values.append(suggested(s, str(i))["values"])
-            s.on_trial_complete(str(i), {"a": values[-1]["x"], "b": values[-1]["x"] ** 2 + values[-1]["y"]})
+        for number in range(14):
+            values.append(suggested(s)["values"])
+            events = [begun(number), measured(number, values[-1]["x"], values[-1]["n"] + values[-1]["x"]), ended(number)]
+            s.tell(ledger_with(*events).trials[0])
         return values
 
     assert run(1) == run(1)
     assert run(1) != run(2)
 
 
-def test_values_that_make_no_candidate_fail_their_trial_and_the_next_one_is_asked_for() -> None:
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_a_sampler_refuses_options_that_it_does_not_have(sampler: str) -> None:
+    with pytest.raises(ValueError, match=f"the sampler '{sampler}' has no option 'trials'"):
+        build_sampler(sampler, 0, {"trials": 3})
+    assert "seed" not in sampler_options(sampler)
+
+
+def test_a_sampler_takes_its_options_and_says_what_it_does_not_take() -> None:
+    assert build_sampler("tpe", 0, {"n_startup_trials": 3})._n_startup_trials == 3  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="does not take these options"):
+        build_sampler("nsga2", 0, {"population_size": 1})
+    with pytest.raises(ValueError, match="unknown sampler 'tep'; did you mean 'tpe'"):
+        build_sampler("tep", 0)
+
+
+def test_values_that_make_no_candidate_are_rejected_and_the_next_one_is_asked_for() -> None:
     rejected: list[tuple[int, str]] = []
 
-    def make(number: int | None, values: dict[str, Any] | None) -> dict[str, Any]:
-        if number in (0, 2):
-            raise InvalidCandidate(f"number {number}")
-        return {"number": number}
+    def make(trial: Unfinished) -> dict[str, Any]:
+        if trial.number in (0, 2):
+            raise InvalidCandidate(f"number {trial.number}")
+        return {"number": trial.number}
 
-    s = searcher(trials=3)
-    s.make_config = make
-    s.on_invalid = lambda number, values, reason: rejected.append((number, reason))
+    s = searcher(make=make, on_invalid=lambda number, values, reason: rejected.append((number, reason)))
     assert [s.suggest(str(i)) for i in range(3)] == [{"number": None}, {"number": 1}, StudySearcher.FINISHED]
     assert rejected == [(0, "number 0"), (2, "number 2")]
-    assert [t.state for t in s.study.trials] == [TrialState.FAIL, TrialState.RUNNING, TrialState.FAIL]
+
+
+def test_after_a_crash_every_trial_that_was_given_out_is_found_again() -> None:
+    study = new_study()
+    s = searcher(study, trials=6)
+    for _ in range(6):
+        suggested(s)
+    s.tell(record(measured(0), ended(0)))
+    book = ledger_with(
+        *(event for number in (None, 0, 1, 2, 3) for event in [begun(number)]),
+        *(measured(0), ended(0), measured(1), ended(1), measured(2, epoch=5), measured(2, epoch=10), ended(3, "failed", "died")),
+        {"event": "interrupted", "number": None},
+    )
+    unfinished, untold = reconcile(study, SPACE, book)
+    assert [(u.number, u.checkpoint) for u in unfinished] == [(None, None), (2, "checkpoint of 2 at 10"), (4, None)]
+    assert unfinished[-1].values == study.trials[4].params  # the journal had not heard of it
+    assert [r.number for r in untold] == [1, 3]
+    again = searcher(study, trials=7, unfinished=unfinished)
+    for one in untold:
+        again.tell(one)
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "COMPLETE", "RUNNING", "FAIL", "RUNNING"]
+    assert [suggested(again)["number"] for _ in range(5)] == [None, 2, 4, 5, 6]
+    assert again.suggest("any") == StudySearcher.FINISHED
+
+
+def test_a_trial_whose_values_were_only_half_suggested_gets_the_rest() -> None:
+    study = new_study()
+    half = study.ask()
+    x = half.suggest_float("x", 0, 1)
+    (one,) = reconcile(study, SPACE, ledger_with(begun(None), measured(None), ended(None)))[0]
+    assert one.values["x"] == x
+    assert set(one.values) == set(SPACE)
+    assert study.trials[0].params == one.values
+
+
+def test_a_study_that_lost_a_trial_of_the_journal_is_refused() -> None:
+    with pytest.raises(UserError, match=r"has no trial-000, which the journal has; restore its storage"):
+        reconcile(new_study(), SPACE, ledger_with(begun(0)))

@@ -101,6 +101,25 @@ def test_a_checkpoint_is_plain_and_continues_bit_exactly(tmp_path: Path) -> None
     state = torch.load(tmp_path / "training.pt", weights_only=True)
     assert state["epoch"] == 2
     assert state["candidate"] == SECOND["candidate"]
-    assert not (tmp_path / "network.pt").exists()  # only a finished trial has a compact network
-    continued.save_checkpoint(str(tmp_path))
-    assert torch.load(tmp_path / "network.pt", weights_only=True)["nodes"]
+    assert torch.load(tmp_path / "network.pt", weights_only=True)["nodes"]  # the compact network of that moment
+    resumed = CandidateTrainable(SECOND | {"resume_from": str(tmp_path)})
+    assert resumed.train()["history"] == results[-1]["history"]
+
+
+def test_every_report_has_the_measures_of_the_compact_network_and_measuring_changes_no_training() -> None:
+    often, rarely = (CandidateTrainable(SECOND | {"report_at": at}) for at in ([1, 2, 3], []))
+    reports = [often.train(), often.train(), often.train()]
+    assert [report["epoch"] for report in reports] == [1, 2, 3]
+    assert [report["finished"] for report in reports] == [False, False, True]
+    assert all(report["nonzero_params"] > 0 and 0 <= report["val_accuracy"] <= 1 for report in reports)
+    seldom = [rarely.train(), rarely.train()]
+    assert [e for r in seldom for e in r["history"]] == [e for r in reports for e in r["history"]]
+    assert seldom[-1]["val_accuracy"] == reports[-1]["val_accuracy"]
+
+
+def test_refit_is_for_the_last_report_only() -> None:
+    trainable = CandidateTrainable(config_of(refit={"epochs": 2}))
+    first, last = trainable.train(), trainable.train()
+    assert [epoch["epoch"] for epoch in first["history"]] == [1, 2]
+    assert [epoch["epoch"] for epoch in last["history"]] == [3, 4, 5]
+    assert (first["epoch"], last["epoch"]) == (2, 5)

@@ -7,7 +7,7 @@ come from one matrix product.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, field_validator
@@ -35,8 +35,41 @@ def unbiased_centring(gram: Tensor) -> Tensor:
     return (zeroed - rows - rows.transpose(-2, -1) + total) * off_diagonal
 
 
+def double_centring(gram: Tensor) -> Tensor:
+    """H K H of Gram matrices (…, n, n), H = I − 11ᵀ / n: ⟨HKH, HLH⟩ / (n − 1)² is the biased HSIC (Gretton et al. 2005)."""
+    rows = gram.mean(-1, keepdim=True)
+    return gram - rows - rows.transpose(-2, -1) + gram.mean((-2, -1), keepdim=True)
+
+
+class _Gram(torch.autograd.Function):
+    """X Xᵀ of (n, d) features in float32 or wider: its backward pass is one product, (G + Gᵀ) X, where autograd makes two."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(flat: Tensor) -> Tensor:
+        wide = _wide(flat)
+        return wide @ wide.T
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (flat,) = ctx.saved_tensors
+        with torch.autocast(flat.device.type, enabled=False):
+            return ((gradient + gradient.T) @ _wide(flat)).to(flat.dtype)
+
+
+def _wide(flat: Tensor) -> Tensor:
+    return flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
+
+
 def pairwise_cka(features: Sequence[Tensor], *, unbiased: bool = True) -> Tensor:
     """Linear CKA of all pairs of layers, from the unbiased or the biased HSIC.
+
+    Features are never copied: each Gram matrix is one product, and centring is done on it, in float64.
 
     Args:
         features: L tensors (n, …), one per layer, of the same n samples; flattened per sample here. The unbiased HSIC needs
@@ -47,23 +80,18 @@ def pairwise_cka(features: Sequence[Tensor], *, unbiased: bool = True) -> Tensor
         are constant over the samples has similarity 0 with every layer, itself too, and a zero gradient. NaN in, NaN out.
     """
     with torch.autocast(features[0].device.type, enabled=False):
-        grams = []
-        for layer in features:
-            flat = layer.flatten(1)
-            if flat.dtype in (torch.float16, torch.bfloat16):
-                flat = flat.float()
-            flat = flat - flat.mean(0, keepdim=True)  # centres the biased form; keeps the unbiased one accurate in float32
-            grams.append(flat @ flat.T)
-        gram = torch.stack(grams)  # (L, n, n)
+        gram = torch.stack([_Gram.apply(layer.flatten(1)) for layer in features])  # (L, n, n)
+        precision = torch.finfo(gram.dtype).eps
         # Scale first: the size of the features cancels in CKA, but its squares could overflow or underflow.
         largest = gram.detach().abs().amax((-2, -1), keepdim=True)
-        gram = gram / torch.where(largest > 0, largest, 1)
-        centred = (unbiased_centring(gram) if unbiased else gram).flatten(1)  # (L, n²)
+        scaled = (gram / torch.where(largest > 0, largest, 1)).double()
+        centred = (unbiased_centring(scaled) if unbiased else double_centring(scaled)).flatten(1)  # (L, n²)
         squared = centred.square().sum(1, keepdim=True)
-        alive = squared > torch.finfo(squared.dtype).eps
+        # What is left of constant features is rounding: some eps in each entry of a matrix whose largest entry is 1.
+        alive = squared > (8 * precision) ** 2 * centred.shape[1]
         norm = torch.where(alive, squared, 1).sqrt()
         unit = torch.where(alive, centred / norm, 0)
-        return unit @ unit.T
+        return (unit @ unit.T).to(gram.dtype)
 
 
 def pair_weights(layers: Sequence[str], weights: PairWeights) -> Tensor:

@@ -1,7 +1,7 @@
 """The features of layers, for penalties that compare them: which layers, and their outputs caught by forward hooks."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +16,7 @@ WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 Shape = tuple[int, ...]
+_OURS = "keeps_features"
 
 
 class Features:
@@ -26,9 +27,15 @@ class Features:
         self.watching = False
         self.kept: dict[str, Tensor] = {}
         self.handles: list[RemovableHandle] = [
-            model.get_submodule(name).register_forward_hook(lambda _module, _inputs, output, name=name: self._keep(name, output))
-            for name in names
+            model.get_submodule(name).register_forward_hook(self._hook(name)) for name in names
         ]
+
+    def _hook(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            self._keep(name, output)
+
+        setattr(hook, _OURS, True)
+        return hook
 
     def _keep(self, name: str, output: Tensor) -> None:
         if self.watching:
@@ -50,6 +57,14 @@ class Features:
         for handle in self.handles:
             handle.remove()
         self.watch(False)
+
+
+def remove_hooks(copied: nn.Module) -> None:
+    """Takes the hooks of `Features` off a copy of a network in training, whose own hooks stay."""
+    for module in copied.modules():
+        for number, hook in list(module._forward_hooks.items()):
+            if hasattr(hook, _OURS):
+                del module._forward_hooks[number]
 
 
 @contextmanager

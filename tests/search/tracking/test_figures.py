@@ -4,7 +4,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from search.objectives import OBJECTIVES
-from search.records import Ledger, TrialRecord
+from search.records import Ledger
 from search.tracking.figures import front_html, front_png
 
 MEASURES = {"val_accuracy": 0.9, "params": 200, "nonzero_params": 100, "layers": 2, "flops": 400, "bytes": 900}
@@ -12,9 +12,11 @@ MEASURES = {"val_accuracy": 0.9, "params": 200, "nonzero_params": 100, "layers":
 
 def ledger(objectives: list[str], *, dense: bool = True) -> Ledger:
     book = Ledger([OBJECTIVES[name] for name in objectives], dict.fromkeys(MEASURES, 1000.0))
-    book.add(TrialRecord(0, {"sparsifier.sparsity": 0.5}, 0, "completed", measures=dict(MEASURES)))
-    book.add(TrialRecord(1, {}, 0, "failed", reason="diverged"))
-    book.add(TrialRecord(None, {}, 0, "completed" if dense else "failed", measures=dict(MEASURES) if dense else {}))
+    for number, values in ((0, {"sparsifier.sparsity": 0.5}), (1, {}), (None, {})):
+        book.apply({"event": "trial", "number": number, "values": values, "seed": 0})
+    for number in (0, None) if dense else (0,):
+        book.apply({"event": "point", "number": number, "epoch": 3, "measures": MEASURES, "compaction": [], "checkpoint": None})
+    book.apply({"event": "ended", "number": 1, "status": "failed", "reason": "diverged"})
     return book
 
 
@@ -24,10 +26,10 @@ def ledger(objectives: list[str], *, dense: bool = True) -> Ledger:
 )
 def test_every_choice_of_objectives_has_its_pictures(objectives: list[str], dense: bool) -> None:
     book = ledger(objectives, dense=dense)
-    figure = front_png(book, book.objectives, "a search")
+    figure = front_png(book, "a search")
     assert isinstance(figure, Figure)
     assert len(figure.axes) == max(1, sum(name != "val_accuracy" for name in objectives) - ("val_accuracy" not in objectives))
-    page = front_html(book, book.objectives, "a search")
+    page = front_html(book, "a search")
     assert "trial-000" in page
     assert "sparsifier.sparsity = 0.5" in page
     assert "<script src=" not in page

@@ -1,68 +1,196 @@
 """The recorder against a real SQLite store, and against one that breaks."""
 
+import itertools
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from search.config import Config
-from search.objectives import OBJECTIVES
-from search.records import Ledger, SearchResult, TrialRecord
-from search.tracking import Recorder, connect
+from search.journal import Event
+from search.tracking import Recorder, connect, recorder
 from search.tracking.store import open_experiment
 from trainables.errors import UserError
 
-
-def ledger_with(record: TrialRecord) -> Ledger:
-    ledger = Ledger([OBJECTIVES["val_accuracy"], OBJECTIVES["nonzero_params"]], {"nonzero_params": 1000})
-    ledger.add(record)
-    return ledger
+MEASURES = {"val_accuracy": 0.9, "nonzero_params": 100, "params": 200, "layers": 2, "flops": 400, "bytes": 900}
+_time = itertools.count(1_700_000_000_000)
 
 
-def finished_record() -> TrialRecord:
-    return TrialRecord(0, {"a.b": 0.5}, 7, "completed", measures={"val_accuracy": 0.9, "nonzero_params": 100, "params": 200})
+def event(kind: str, **content: Any) -> Event:
+    return {"event": kind, "time": next(_time), **content}
 
 
-def test_a_trial_is_recorded_with_params_metrics_tags_and_status(config: Config, tmp_path: Path) -> None:
+def story(trials: int = 1) -> list[Event]:
+    """The journal of a small search from its beginning to its end."""
+    sizes = dict.fromkeys(MEASURES, 1000.0)
+    events = [event("begun", search="search-1", dense_sizes=sizes), event("session", session=1)]
+    for number in range(trials):
+        events.append(event("trial", number=number, values={"a.b": 0.5}, seed=7))
+        history = [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.0}]
+        events.append(event("epochs", number=number, history=history))
+        events.append(event("point", number=number, epoch=2, measures=MEASURES, compaction=[], checkpoint="somewhere"))
+        events.append(event("ended", number=number, status="completed", reason=None))
+    events.append(event("tested", number=0, epoch=2, test_accuracy=0.8))
+    return [*events, event("finished", status="completed", seconds=1.0)]
+
+
+def record(client: MlflowClient, config: Config, directory: Path, events: list[Event], earlier: int = 0) -> Recorder:
+    """A recorder that was handed all events, the first `earlier` of them as those of an earlier session."""
+    directory.mkdir(exist_ok=True)
+    made = Recorder(client, config, "search-1", directory, events[:earlier])
+    for one in events[earlier:]:
+        made.take(one)
+    return made
+
+
+def runs(client: MlflowClient) -> dict[str, Run]:
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    by_label = {run.data.tags.get("slimfront.trial", ""): run for run in found}
+    assert len(by_label) == len(found), "a run is there twice"
+    return by_label
+
+
+def check_story(client: MlflowClient, trials: int = 1) -> None:
+    """Everything of `story` is in MLflow, once."""
+    found = runs(client)
+    assert set(found) == {"", *(f"trial-{n:03d}" for n in range(trials))}
+    assert found[""].info.status == "FINISHED"
+    assert found[""].data.metrics["trials_completed"] == trials
+    for number in range(trials):
+        run = found[f"trial-{number:03d}"]
+        assert run.data.params == {"a.b": "0.5", "seed": "7"}
+        assert run.data.metrics["val_accuracy"] == 0.9
+        assert run.data.tags["slimfront.status"] == "completed"
+        assert run.info.status == "FINISHED"
+        history = client.get_metric_history(run.info.run_id, "epoch/train_loss")
+        assert [(m.step, m.value) for m in history] == [(1, 2.0), (2, 1.0)]
+        assert len(client.get_metric_history(run.info.run_id, "val_accuracy")) == 1
+    assert found["trial-000"].data.tags["slimfront.front"] == "true"
+    assert found["trial-000"].data.metrics["test_accuracy"] == 0.8
+    assert len(client.get_metric_history(found[""].info.run_id, "hypervolume")) == trials
+    names = {file.path for file in client.list_artifacts(found[""].info.run_id)}
+    assert names == {"config.yaml", "front.json", "front.png", "front.html"}
+
+
+def test_a_search_is_recorded_with_params_metrics_tags_and_status(config: Config, tmp_path: Path) -> None:
     client = connect(config.tracking.uri)
-    recorder = Recorder(client, config, "search-1", tmp_path / "artifacts")
-    record = finished_record()
-    recorder.start_trial(record)
-    recorder.log_epochs(record, [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.0}])
-    recorder.end_trial(record, ledger_with(record))
-    recorder.close()
-    assert record.run_id is not None
-    run = client.get_run(record.run_id)
-    assert run.data.params == {"a.b": "0.5", "seed": "7"}
-    assert run.data.metrics["val_accuracy"] == 0.9
-    assert [(m.step, m.value) for m in client.get_metric_history(record.run_id, "epoch/train_loss")] == [(1, 2.0), (2, 1.0)]
-    assert run.data.tags["slimfront.trial"] == "trial-000"
-    assert run.data.tags["slimfront.status"] == "completed"
-    assert run.info.status == "FINISHED"
+    assert record(client, config, tmp_path / "search-1", story()).close()
+    check_story(client)
 
 
-def test_a_store_that_breaks_in_the_middle_costs_one_warning_and_no_trial(
+@pytest.mark.parametrize("earlier", range(9))
+def test_a_recorder_that_takes_over_after_any_event_doubles_nothing(config: Config, tmp_path: Path, earlier: int) -> None:
+    client, events, directory = connect(config.tracking.uri), story(), tmp_path / "search-1"
+    assert record(client, config, directory, events[:earlier]).close()
+    assert record(client, config, directory, events, earlier).close()
+    check_story(client)
+
+
+@pytest.mark.parametrize("lost", [1, 3, 9])
+def test_events_written_again_because_the_mark_was_lost_double_nothing(config: Config, tmp_path: Path, lost: int) -> None:
+    client, events, directory = connect(config.tracking.uri), story(), tmp_path / "search-1"
+    assert record(client, config, directory, events).close()
+    (directory / recorder.DELIVERED_FILE).write_text(str(len(events) - lost))
+    assert record(client, config, directory, events, len(events)).close()
+    check_story(client)
+
+
+def break_store(client: MlflowClient, monkeypatch: pytest.MonkeyPatch, error: Exception) -> threading.Event:
+    """Makes every write of the client fail until the event that it returns is set."""
+    well = threading.Event()
+    for name in ("create_run", "log_batch", "log_text", "log_dict", "log_figure", "set_tag", "set_terminated", "update_run"):
+        real = getattr(client, name)
+
+        def write(*args: Any, real: Any = real, **kwargs: Any) -> Any:
+            if not well.is_set():
+                raise error
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(client, name, write)
+    return well
+
+
+def test_a_store_that_is_dead_for_a_while_costs_one_warning_and_nothing_else(
     config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = connect(config.tracking.uri)
-    recorder = Recorder(client, config, "search-1", tmp_path / "artifacts")
-    recorder.writer.submit(lambda: None).result()
-
-    def dead(*_args: Any, **_kwargs: Any) -> None:
-        raise ConnectionError("the server is gone")
-
-    for name in ("create_run", "log_batch", "log_text", "set_terminated"):
-        monkeypatch.setattr(client, name, dead)
-    record = finished_record()
-    ledger = ledger_with(record)
-    recorder.start_trial(record)
-    recorder.log_epochs(record, [{"epoch": 1, "train_loss": 2.0}])
-    recorder.end_trial(record, ledger)
-    recorder.finish(SearchResult("search-1", ledger, ledger.front(), 1.0, config.tracking.uri, interrupted=False))
-    warnings = [r.getMessage() for r in caplog.records if "MLflow did not take a write" in r.getMessage()]
+    monkeypatch.setattr(recorder, "_PATIENCE_S", (0.02, 0.05))
+    client, events = connect(config.tracking.uri), story(trials=3)
+    made = record(client, config, tmp_path / "search-1", events[:4])
+    while made.delivered < 4:
+        time.sleep(0.01)
+    well = break_store(client, monkeypatch, ConnectionError("the server is gone"))
+    for one in events[4:]:
+        made.take(one)
+    time.sleep(0.3)
+    well.set()
+    assert made.close()
+    check_story(client, trials=3)
+    warnings = [r.getMessage() for r in caplog.records if "the server is gone" in r.getMessage()]
     assert len(warnings) == 1
-    assert "the server is gone" in warnings[0]
+    assert "as soon as MLflow can" in warnings[0]
+
+
+def test_a_store_that_never_comes_back_does_not_hold_up_the_end_and_is_filled_later(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "_PATIENCE_S", (0.02, 0.05))
+    monkeypatch.setattr(recorder, "_GRACE_S", 0.3)
+    client, events, directory = connect(config.tracking.uri), story(trials=2), tmp_path / "search-1"
+    made = record(client, config, directory, [])
+    with monkeypatch.context() as broken:
+        break_store(client, broken, ConnectionError("the server is gone"))
+        for one in events:
+            made.take(one)
+        started = time.monotonic()
+        assert not made.close()
+        assert time.monotonic() - started < 5
+    assert record(client, config, directory, events, len(events)).close()
+    check_story(client, trials=2)
+
+
+def test_a_write_that_mlflow_refuses_for_good_is_skipped_with_a_warning(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, events = connect(config.tracking.uri), story()
+    events.insert(3, event("epochs", number=0, history=[{"epoch": 3, "no*such*name": 1.0}]))
+    assert record(client, config, tmp_path / "search-1", events).close()
+    assert "MLflow refused a write" in caplog.text
+    check_story(client)
+
+
+def test_a_member_that_leaves_the_front_in_a_later_session_loses_its_tag(config: Config, tmp_path: Path) -> None:
+    client, events, directory = connect(config.tracking.uri), story(), tmp_path / "search-1"
+    assert record(client, config, directory, events).close()
+    better = MEASURES | {"val_accuracy": 0.95, "nonzero_params": 50}
+    later = [
+        event("session", session=2),
+        event("trial", number=1, values={"a.b": 0.7}, seed=8),
+        event("point", number=1, epoch=2, measures=better, compaction=[], checkpoint=None),
+        event("ended", number=1, status="completed", reason=None),
+        event("finished", status="completed", seconds=2.0),
+    ]
+    assert record(client, config, directory, events + later, len(events)).close()
+    found = runs(client)
+    assert "slimfront.front" not in found["trial-000"].data.tags
+    assert found["trial-001"].data.tags["slimfront.front"] == "true"
+
+
+def test_an_interrupted_trial_is_killed_and_runs_again_when_it_is_continued(config: Config, tmp_path: Path) -> None:
+    client, events = connect(config.tracking.uri), story()[:3]
+    events.append(event("interrupted", number=0))
+    events.append(event("finished", status="interrupted", seconds=1.0))
+    assert record(client, config, tmp_path / "search-1", events).close()
+    assert {run.info.status for run in runs(client).values()} == {"KILLED"}
+    later = [event("session", session=2), event("continued", number=0)]
+    assert record(client, config, tmp_path / "search-1", events + later, len(events)).close()
+    assert {run.info.status for run in runs(client).values()} == {"RUNNING"}
 
 
 def test_an_experiment_is_made_once_and_found_again(config: Config, tmp_path: Path) -> None:
@@ -86,22 +214,5 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     assert isinstance(connect(f"sqlite:///{tmp_path}/fine.db"), MlflowClient)
 
 
-def test_a_dead_server_is_given_up_on_so_that_the_end_does_not_wait(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = connect(config.tracking.uri)
-    recorder = Recorder(client, config, "search-1", tmp_path / "artifacts")
-    recorder.writer.submit(lambda: None).result()
-    attempts: list[int] = []
-
-    def dead(*_args: Any, **_kwargs: Any) -> None:
-        attempts.append(1)
-        raise ConnectionError("the server is gone")
-
-    for name in ("create_run", "log_batch"):
-        monkeypatch.setattr(client, name, dead)
-    for _ in range(50):
-        recorder.start_trial(finished_record())
-    recorder.close()
-    assert len(attempts) == 3
-    assert recorder.failed_writes == 3
+def test_errors_of_mlflow_that_are_hopeless_are_known_by_their_code() -> None:
+    assert MlflowException("x", error_code=1000).error_code in recorder._HOPELESS

@@ -137,3 +137,27 @@ def test_features_are_let_go_of_after_the_batch() -> None:
 def test_too_few_samples_are_refused(samples: int) -> None:
     with pytest.raises(ValueError, match="at least 4 samples"):
         CKA(samples=samples)
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_large_constant_features_are_seen_as_constant_in_float32_despite_rounding(unbiased: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    constant = torch.rand(1, 64, 32, 32, generator=generator).expand(128, -1, -1, -1)
+    alive = torch.rand(128, 64, 32, 32, generator=generator)
+    similarity = pairwise_cka([constant, alive], unbiased=unbiased)
+    assert similarity[0].abs().max() == 0
+    assert similarity[1, 1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_features_with_a_large_mean_agree_with_float64(unbiased: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layers = [10 + torch.randn(32, 500, generator=generator) for _ in range(3)]
+    expected = pairwise_cka([x.double() for x in layers], unbiased=unbiased)
+    torch.testing.assert_close(pairwise_cka(layers, unbiased=unbiased).double(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_half_precision_gradients_come_back_in_half_precision() -> None:
+    layers = [x.bfloat16().requires_grad_() for x in features()]
+    cka_loss([layers]).backward()
+    assert all(x.grad is not None and x.grad.dtype == torch.bfloat16 and x.grad.isfinite().all() for x in layers)

@@ -1,0 +1,130 @@
+"""The parts of a config that are about the search and not about its candidates."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from optuna.samplers import BaseSampler
+from pydantic import Field, field_validator
+
+from search.samplers import SAMPLERS, build_sampler
+from trainables.options import Options
+
+
+class EarlyStopping(Options):
+    """Multi-objective successive halving (see `scheduler.MultiObjectiveASHA`).
+
+    No trial is stopped before `grace` epochs (auto: a ninth of them); then, and at each `reduction`-fold of it, the top
+    1 / `reduction` of the trials that came so far go on.
+    """
+
+    grace: int | Literal["auto"] = "auto"
+    reduction: float = Field(3.0, gt=1)
+    brackets: int = Field(1, ge=1, le=10)
+    tie_break: Literal["epsilon_net", "crowding"] = "epsilon_net"
+
+    @field_validator("grace")
+    @classmethod
+    def _at_least_one(cls, grace: int | str) -> int | str:
+        if isinstance(grace, int) and grace < 1:
+            raise ValueError(f"it must be at least 1 epoch, and it is {grace}")
+        return grace
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class SearchOptions(Options):
+    """How the space is searched.
+
+    `trials` candidates are trained, `concurrency` of them at a time (auto: as many as the resources allow). The `sampler`, a
+    name or a mapping of its name and options, proposes them; with `concurrency: 1` the same `seed` gives the same proposals.
+    Checkpoints and the journal go to `storage_path`; Optuna's study there too, or to the database at `storage`.
+
+    `early_stopping` stops trials that fall behind. `time` ends the search (seconds, or such as 30m, 2h), and so do `patience`
+    trials in a row without a gain of hypervolume. `retries`: how often a trial whose process is lost goes on from its last
+    checkpoint.
+    `start_from`: what is tried first, a list of values by path, or the name of an earlier search for its front.
+    """
+
+    trials: int = Field(32, ge=1)
+    concurrency: int | Literal["auto"] = "auto"
+    sampler: str | dict[str, Any] = "tpe"
+    seed: int = Field(0, ge=0, lt=2**32)
+    storage_path: str = "runs"
+    storage: str | None = None
+    early_stopping: EarlyStopping | None = None
+    time: float | str | None = None
+    patience: int | None = Field(None, ge=1)
+    retries: int = Field(2, ge=0)
+    start_from: tuple[dict[str, Any], ...] | str = ()
+
+    @field_validator("sampler")
+    @classmethod
+    def _known_sampler(cls, sampler: str | dict[str, Any]) -> str | dict[str, Any]:
+        if isinstance(sampler, dict) and not isinstance(sampler.get("name"), str):
+            raise ValueError(f"the sampler has no 'name'; known: {', '.join(sorted(SAMPLERS))}")
+        build_sampler(*cls._name_and_options(sampler))
+        return sampler
+
+    @staticmethod
+    def _name_and_options(sampler: str | dict[str, Any]) -> tuple[str, int, dict[str, Any]]:
+        named = {"name": sampler} if isinstance(sampler, str) else sampler
+        return named["name"], 0, {key: value for key, value in named.items() if key != "name"}
+
+    def build_sampler(self) -> BaseSampler:
+        """Optuna's sampler."""
+        name, _, options = self._name_and_options(self.sampler)
+        return build_sampler(name, self.seed, options)
+
+    @field_validator("early_stopping", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: object) -> object:
+        return ({} if value else None) if isinstance(value, bool) else value
+
+    @field_validator("time")
+    @classmethod
+    def _a_duration(cls, value: float | str | None) -> float | None:
+        if isinstance(value, str):
+            match = re.fullmatch(r"([0-9.]+)\s*([smhd]?)", value.strip())
+            if match is None:
+                raise ValueError(f"{value!r} is not a time; it needs the form 90, 90s, 30m, 2h or 1d")
+            value = float(match[1]) * _UNITS[match[2] or "s"]
+        if value is not None and value <= 0:
+            raise ValueError("it must be above 0")
+        return value
+
+    @field_validator("concurrency")
+    @classmethod
+    def _at_least_one(cls, concurrency: int | str) -> int | str:
+        if isinstance(concurrency, int) and concurrency < 1:
+            raise ValueError(f"it must be at least 1, and it is {concurrency}")
+        return concurrency
+
+
+class Resources(Options):
+    """What one trial takes: `cpu` cores and `gpu`s; fractions share one."""
+
+    cpu: float = Field(1.0, gt=0)
+    gpu: float = Field(0.0, ge=0)
+
+    def for_ray(self) -> dict[str, float]:
+        """The resources by Ray's names, without those that a trial does not need."""
+        return {"CPU": self.cpu} | ({"GPU": self.gpu} if self.gpu else {})
+
+
+class Tracking(Options):
+    """Where MLflow records: any tracking URI, and an experiment (left out: the config's name)."""
+
+    uri: str = "sqlite:///slimfront.db"
+    experiment: str | None = None
+
+    def shown_uri(self) -> str:
+        """The absolute URI without user and password: what may be recorded and printed."""
+        scheme, separator, rest = self.absolute_uri().partition("://")
+        return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+    def absolute_uri(self) -> str:
+        """The URI with the path of an SQLite file made absolute, so that it means the same from every directory."""
+        scheme, file = "sqlite:///", self.uri.removeprefix("sqlite:///")
+        return f"{scheme}{Path(file).absolute()}" if self.uri.startswith(scheme) and file else self.uri

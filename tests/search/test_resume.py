@@ -1,0 +1,241 @@
+"""Searches that were cut off and go on: what must not be lost, done again or told twice."""
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from search.config import load
+from search.journal import JOURNAL_FILE, Journal, read_events
+from search.records import SearchResult
+from search.runner import resume_search, run_search, sync_search
+from tests.conftest import SMALL_CONFIG, small_config
+from tests.search.test_runner import check_histories, runs_of, study_of
+from trainables.errors import UserError
+
+pytestmark = pytest.mark.timeout(240)
+
+TRIALS = 24
+EPOCHS = 10
+
+
+def slimfront(*arguments: str, directory: Path) -> "subprocess.Popen[str]":
+    command = [str(Path(sys.executable).with_name("slimfront")), *arguments]
+    return subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def events(directory: Path, name: str = "chaos") -> list[dict[str, Any]]:
+    file = directory / "runs" / name / JOURNAL_FILE
+    return list(read_events(file)) if file.exists() else []
+
+
+def kill_at_random(driver: "subprocess.Popen[str]", directory: Path, luck: random.Random, *, worker: bool) -> None:
+    """Lets a few more events happen, then kills the driver, or one of its workers and a little later the driver."""
+    wanted = len(events(directory)) + luck.randint(4, 30)
+    while len(events(directory)) < wanted and driver.poll() is None:
+        time.sleep(0.02)
+    if worker:
+        ours = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
+        busy = [p for p in ours if "ray::CandidateTrainable" in " ".join(p.cmdline() or [""])]
+        if busy:
+            busy[0].kill()
+        time.sleep(luck.random())
+    family = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
+    driver.kill()
+    driver.communicate()
+    for process in family:  # Ray's processes end when their driver does, a little later; a reboot would end them at once
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def chaos(directory: Path, seed: int, rounds: int, workers: int) -> None:
+    """A search whose driver is killed `rounds` times, in `workers` of them after a worker, and resumed each time."""
+    luck = random.Random(seed)
+    training = SMALL_CONFIG["training"] | {"epochs": EPOCHS, "report_every": 2}
+    options = {"trials": TRIALS, "retries": 10, "early_stopping": {"reduction": 2, "grace": 2}}
+    (directory / "small.yaml").write_text(yaml.safe_dump(SMALL_CONFIG | {"training": training, "search": options}))
+    worker_rounds = set(luck.sample(range(rounds), workers))
+    driver = slimfront("search", "small.yaml", "--name", "chaos", directory=directory)
+    for number in range(rounds):
+        while not events(directory):
+            assert driver.poll() is None, driver.communicate()
+            time.sleep(0.1)
+        kill_at_random(driver, directory, luck, worker=number in worker_rounds)
+        driver = slimfront("resume", "chaos", "--json", directory=directory)
+    out, err = driver.communicate(timeout=200)
+    assert driver.returncode == 0, err
+    check_chaos(directory, json.loads(out))
+
+
+def check_chaos(directory: Path, result: dict[str, Any]) -> None:
+    """Exactly the trials that were asked for, in Optuna and in MLflow, each once, none running, every history complete."""
+    counted = Counter(event["number"] for event in events(directory) if event["event"] == "ended")
+    assert sorted(number for number in counted if number is not None) == list(range(TRIALS))
+    assert set(counted.values()) == {1}
+    assert sum(result["trials"].values()) == TRIALS
+    ledger = resume_ledger(directory)
+    told = study_of(directory, ledger).trials
+    assert [trial.number for trial in told] == list(range(TRIALS))
+    assert {trial.state for trial in told} == {TrialState.COMPLETE}
+    parent, children = runs_of(directory, ledger)
+    assert set(children) == {"dense", *(f"trial-{n:03d}" for n in range(TRIALS))}
+    assert {run.info.status for run in [parent, *children.values()]} == {"FINISHED"}
+    check_histories(directory, ledger, epochs=EPOCHS)
+
+
+def resume_ledger(directory: Path) -> SearchResult:
+    """What the journal tells, without running anything."""
+    from search.session import take_up
+
+    session = take_up("chaos", str(directory / "runs"))
+    session.journal.close()
+    return SearchResult("chaos", session.ledger, session.ledger.front(), 0.0, "", interrupted=False)
+
+
+def test_a_search_survives_three_kills_of_its_driver_and_two_of_its_workers(tmp_path: Path) -> None:
+    chaos(tmp_path, seed=1, rounds=3, workers=2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_search_survives_twenty_kills(tmp_path: Path) -> None:
+    chaos(tmp_path, seed=int(os.environ.get("CHAOS_SEED", "0")), rounds=20, workers=8)
+
+
+@pytest.fixture
+def finished(tmp_path: Path, ray_session: None) -> Path:
+    run_search(small_config(tmp_path, search={"trials": 2}), name="done")
+    return tmp_path
+
+
+def test_a_finished_search_can_be_given_more_trials_and_doubles_nothing(finished: Path) -> None:
+    again = resume_search("done", ["search.trials=3"], storage_path=str(finished / "runs"))
+    assert len(again.ledger.trials) == 3
+    check_histories(finished, again, epochs=2)
+    same = resume_search("done", storage_path=str(finished / "runs"))
+    assert len(same.ledger.trials) == 3
+    assert same.front[0].measures == again.front[0].measures
+    assert len(study_of(finished, same).trials) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("dome", "", "there is no search 'dome' in .*; did you mean 'done'"),
+        ("done", "training.epochs=9", r"a resumed search cannot change 'training\.epochs', only search\.trials, search\.time"),
+        ("done", "space.training.lr={low: 1, high: 2}", r"a resumed search cannot change 'space\.training\.lr'"),
+        ("done", "search.trials=0", "'search.trials': it should be greater than or equal to 1"),
+        ("done", "tracking.uri=sqlite:///other.db", r"tracking\.uri: done is recorded at sqlite:.*, and stays there"),
+        ("done", "resources.gpu=64", r"resources\.gpu: a trial asks for 64 GPU"),
+    ],
+)
+def test_what_a_resume_cannot_do_is_refused(finished: Path, name: str, override: str, message: str) -> None:
+    before = (finished / "runs" / "done" / JOURNAL_FILE).read_bytes()
+    with pytest.raises(UserError, match=message):
+        resume_search(name, [override] if override else [], storage_path=str(finished / "runs"))
+    assert (finished / "runs" / "done" / JOURNAL_FILE).read_bytes() == before
+
+
+def test_a_second_search_of_a_name_is_refused_and_so_is_resuming_one_that_runs(finished: Path) -> None:
+    with pytest.raises(UserError, match="there is a search 'done' already; continue it with `slimfront resume done`"):
+        run_search(small_config(finished), name="done")
+    journal = Journal(finished / "runs" / "done")
+    with pytest.raises(UserError, match="the search done is running in another process"):
+        resume_search("done", storage_path=str(finished / "runs"))
+    journal.close()
+
+
+def test_a_state_that_cannot_be_read_is_refused_and_never_begun_again(finished: Path) -> None:
+    directory = finished / "runs" / "done"
+    study = directory / "study.journal"
+    kept = study.read_bytes()
+    study.unlink()
+    with pytest.raises(UserError, match="Optuna's study 'done' has no trial-000, which the journal has; restore its storage"):
+        resume_search("done", storage_path=str(finished / "runs"))
+    study.write_bytes(kept)
+    journal = directory / JOURNAL_FILE
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(["nonsense\n", *lines[1:]]))
+    with pytest.raises(UserError, match="is damaged in line 1"):
+        resume_search("done", storage_path=str(finished / "runs"))
+
+
+def test_sync_delivers_what_the_store_does_not_have(finished: Path) -> None:
+    (finished / "slimfront.db").rename(finished / "gone.db")
+    (finished / "runs" / "done" / "delivered").unlink()
+    assert sync_search("done", str(finished / "runs"))
+    result = resume_search("done", storage_path=str(finished / "runs"))
+    assert set(runs_of(finished, result)[1]) == {"dense", "trial-000", "trial-001"}
+    check_histories(finished, result, epochs=2)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_front_of_an_earlier_search_and_given_values_are_tried_first(finished: Path) -> None:
+    given = {"penalties.layer.strength": 2.5, "sparsifier.sparsity": 0.25}
+    options: dict[str, Any] = {"trials": 1, "start_from": [given]}
+    first = run_search(small_config(finished, search=options), name="first")
+    assert first.ledger.trials[0].values == given
+    front = first.front[0].trial.values
+    second = run_search(small_config(finished, search={"trials": 1, "start_from": "first"}), name="second")
+    assert second.ledger.trials[0].values == front
+    with pytest.raises(UserError, match=r"search\.start_from: there is no search 'nowhere'"):
+        run_search(small_config(finished, search={"start_from": "nowhere"}))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_search_ends_after_its_time_and_after_trials_without_a_gain(tmp_path: Path) -> None:
+    started = time.monotonic()
+    timed = run_search(small_config(tmp_path, search={"trials": 1000, "time": "5s"}))
+    assert time.monotonic() - started < 60
+    assert 0 < len(timed.ledger.trials) < 1000
+    assert not timed.interrupted
+    still = {"sparsifier.sparsity": {"low": 0.5, "high": 0.5}}
+    training = SMALL_CONFIG["training"] | {"seed": 3}
+    options = {"trials": 1000, "patience": 3, "concurrency": 1}
+    patient = run_search(small_config(tmp_path, search=options, space=still, training=training))
+    assert len(patient.ledger.with_status("completed")) == 4
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_optuna_can_keep_its_study_in_a_database(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    run_search(small_config(tmp_path, search={"trials": 2, "storage": url}), name="stored")
+    result = resume_search("stored", ["search.trials=3"], storage_path=str(tmp_path / "runs"))
+    assert len(result.ledger.with_status("completed")) == 3
+    with pytest.raises(UserError, match=r"Optuna's storage of .* cannot be used"):
+        run_search(small_config(tmp_path, search={"trials": 1, "storage": "nonsense://x"}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("search.sampler", {"name": "tpe", "n_start": 3}, "the sampler 'tpe' has no option 'n_start'; did you mean"),
+        ("search.sampler", {"n_startup_trials": 3}, "the sampler has no 'name'; known: gp, nsga2"),
+        ("search.time", "soon", "'soon' is not a time; it needs the form 90, 90s, 30m, 2h or 1d"),
+        ("search.time", "0", "it must be above 0"),
+        ("search.early_stopping", {"grace": 0}, "it must be at least 1 epoch"),
+        ("search.early_stopping", {"eta": 3}, "unknown key 'eta'"),
+        ("search.start_from", [{"model.width": 3}], r"search.start_from\[0\]: 'model.width' does not vary"),
+        ("search.start_from", [{"sparsifier.sparsity": 0.95}], "0.95 is outside of what 'sparsifier.sparsity' varies in"),
+        ("constraints", {"layer": "<= 3"}, "'layer' is not a measure; did you mean 'layers'"),
+        ("constraints", {"layers": "3"}, "it needs the form"),
+    ],
+)
+def test_options_of_the_search_that_mean_nothing_are_refused(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    head, _, rest = key.partition(".")
+    tree = SMALL_CONFIG | {head: SMALL_CONFIG.get(head, {}) | {rest: value} if rest else value}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match=message):
+        load(path)

@@ -3,6 +3,7 @@
 import logging
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,8 +31,8 @@ class Progress(Protocol):
 class Observer(DriverOnly, tune.Callback):
     """Writes down what happens in the journal first, and then tells everyone else.
 
-    `tell(record)` tells the study how a trial ended. If the journal cannot be written any more (a full disk), nothing more is
-    believed to have happened: the search is asked to end, and `failure` says why.
+    `tell(record)` tells the study how a trial ended, `again(record)` has one suggested once more. If the journal cannot be written
+    any more (a full disk), nothing more is believed to have happened: the search is asked to end, and `failure` says why.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Observer(DriverOnly, tune.Callback):
         recorder: Recorder,
         interrupt: Interrupt,
         progress: Progress | None,
+        retries: int = 0,
     ) -> None:
         self.journal = journal
         self.ledger = ledger
@@ -48,6 +50,9 @@ class Observer(DriverOnly, tune.Callback):
         self.interrupt = interrupt
         self.progress = progress
         self.tell: Callable[[TrialRecord], None] = lambda _record: None
+        self.again: Callable[[TrialRecord], None] = lambda _record: None
+        self.retries = retries
+        self.lost: Counter[str] = Counter()
         self.failure: OSError | None = None
 
     def write(self, kind: str, **content: Any) -> Event | None:
@@ -117,8 +122,16 @@ class Observer(DriverOnly, tune.Callback):
         self._end(trial, status, reason)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial raised or lost its process, once too often."""
-        self._end(trial, "failed", _reason(trial))
+        """A trial raised or lost its process, once too often; or before it had begun, which Ray does not try again."""
+        record = self._record(trial)
+        if record is None:
+            return
+        self.lost[record.label] += max(trial.num_failures, 1)
+        if self.lost[record.label] <= self.retries:
+            log.warning("%s lost its process (%s); it begins again", record.label, _reason(trial))
+            self.again(record)
+            return
+        self._ended(record.number, "failed", _reason(trial))
 
     def reject(self, number: int, values: dict[str, Any], reason: str) -> None:
         """A trial was proposed whose values make no candidate: it has failed before it could start."""

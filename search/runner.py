@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 import torch
-from mlflow import MlflowClient
 from pydantic import ValidationError
 from ray import tune
 
@@ -24,7 +23,7 @@ from search.records import Point, SearchResult, label
 from search.scheduler import MultiObjectiveASHA
 from search.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
 from search.session import Session, begin, open_study, starting_values, take_up
-from search.tracking import Recorder, connect
+from search.tracking import Client, Recorder, connect
 from trainables.candidate import Candidate
 from trainables.data import load_once
 from trainables.errors import UserError
@@ -47,11 +46,17 @@ _TUNE_ENVIRONMENT = {
 }
 
 
-def run_search(config: Config, progress: Progress | None = None, name: str | None = None) -> SearchResult:
+def run_search(
+    config: Config,
+    progress: Progress | None = None,
+    name: str | None = None,
+    trainable: type[tune.Trainable] = CandidateTrainable,
+) -> SearchResult:
     """Runs one search to its end, or until Ctrl-C.
 
     Args:
         name: of the search; made from the config's name and the time if left out.
+        trainable: what trains a candidate.
 
     Raises:
         UserError: before any trial starts, if the tracking store does not answer, the network does not fit the data,
@@ -62,7 +67,7 @@ def run_search(config: Config, progress: Progress | None = None, name: str | Non
     client = connect(config.tracking.absolute_uri())
     with _ray_session():
         _concurrency(config)
-        return _run(begin(config, name, dense_sizes, starts), client, progress)
+        return _run(begin(config, name, dense_sizes, starts), client, progress, trainable)
 
 
 def resume_search(
@@ -89,7 +94,12 @@ def resume_search(
         session.journal.close()
 
 
-def _run(session: Session, client: MlflowClient, progress: Progress | None) -> SearchResult:
+def _run(
+    session: Session,
+    client: Client,
+    progress: Progress | None,
+    trainable: type[tune.Trainable] = CandidateTrainable,
+) -> SearchResult:
     begun = time.monotonic()
     config, ledger, journal = session.config, session.ledger, session.journal
     before, number, ledger.planned = session.seconds_before(), session.number, config.search.trials
@@ -98,7 +108,7 @@ def _run(session: Session, client: MlflowClient, progress: Progress | None) -> S
     left = None if config.search.time is None else max(float(config.search.time) - before, 0.0)
     interrupt = Interrupt(left)
     recorder = Recorder(client, config, session.directory.name, session.directory, session.earlier)
-    observer = Observer(journal, ledger, recorder, interrupt, progress)
+    observer = Observer(journal, ledger, recorder, interrupt, progress, config.search.retries)
     patience = config.search.patience
     searcher = StudySearcher(
         study,
@@ -111,7 +121,7 @@ def _run(session: Session, client: MlflowClient, progress: Progress | None) -> S
         on_invalid=observer.reject,
         enough=lambda: patience is not None and ledger.since_gain >= patience,
     )
-    observer.tell = searcher.tell
+    observer.tell, observer.again = searcher.tell, searcher.again
     for record in untold:
         searcher.tell(record)
     # From here on trials may have finished: whatever happens, they are recorded and the front is told.
@@ -119,7 +129,7 @@ def _run(session: Session, client: MlflowClient, progress: Progress | None) -> S
         try:
             observer.write("session", session=number)
             if searcher.to_come:
-                _run_trials(session, searcher, scheduler, observer, number)
+                _run_trials(session, searcher, scheduler, observer, trainable)
         finally:
             result = _finish(session, observer, recorder, before + time.monotonic() - begun)
             journal.close()
@@ -253,21 +263,25 @@ def _config_maker(config: Config, scheduler: MultiObjectiveASHA | None) -> Calla
 
 
 def _run_trials(
-    session: Session, searcher: StudySearcher, scheduler: MultiObjectiveASHA | None, observer: Observer, number: int
+    session: Session,
+    searcher: StudySearcher,
+    scheduler: MultiObjectiveASHA | None,
+    observer: Observer,
+    trainable: type[tune.Trainable],
 ) -> None:
     config = session.config
     tuner = tune.Tuner(
-        CandidateTrainable,
+        trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
-            num_samples=searcher.to_come,
+            num_samples=-1,  # the searcher says when it is over
             max_concurrent_trials=_concurrency(config),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: label(trial.config["number"]),
         ),
         run_config=tune.RunConfig(
-            name=f"session-{number}",  # Ray numbers checkpoints from 0 in each
+            name=f"session-{session.number}",  # Ray numbers checkpoints from 0 in each
             storage_path=str(session.directory),
             callbacks=[observer],
             stop=observer.interrupt,

@@ -68,6 +68,7 @@ class StudySearcher(DriverOnly, Searcher):
         self.enough = enough
         self.asked = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False) if trial.state in _BEGUN}
         self.remaining = max(trials - len(self.asked), 0)
+        self.running: set[str] = set()
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Accepts what Tune passes on: the study knows its own objectives."""
@@ -79,15 +80,18 @@ class StudySearcher(DriverOnly, Searcher):
         return len(self.unfinished) + self.remaining
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The config of the next trial, or FINISHED after the last."""
+        """The config of the next trial; None while others run, since one of them may have to begin again; then FINISHED."""
         while self.to_come and not (not self.unfinished and self.enough()):
             next_one = self.unfinished.pop(0) if self.unfinished else self._ask()
             try:
-                return self.make_config(next_one)
+                config = self.make_config(next_one)
             except InvalidCandidate as error:
                 if self.on_invalid and next_one.number is not None:
                     self.on_invalid(next_one.number, next_one.values, str(error))
-        return str(Searcher.FINISHED)
+                continue
+            self.running.add(trial_id)
+            return config
+        return None if self.running else str(Searcher.FINISHED)
 
     def _ask(self) -> Unfinished:
         self.remaining -= 1
@@ -96,7 +100,12 @@ class StudySearcher(DriverOnly, Searcher):
         return Unfinished(trial.number, trial.params)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: a trial is told by `tell`, once its end is in the journal."""
+        """The trial does not run any more; it is told by `tell`, once its end is in the journal."""
+        self.running.discard(trial_id)
+
+    def again(self, record: TrialRecord) -> None:
+        """Suggests a trial once more: its process was lost before it could begin."""
+        self.unfinished.append(continued(record))
 
     def tell(self, record: TrialRecord) -> None:
         """Tells the study how a trial ended: COMPLETE with the objectives of its last network, or FAIL with the reason.
@@ -142,7 +151,7 @@ def reconcile(
                 f"Optuna's study '{study.study_name}' has no {record.label}, which the journal has; restore its storage"
             )
     dense = ledger.dense
-    unfinished = [_continued(dense)] if dense and dense.unfinished else [] if dense else [Unfinished(None, {})]
+    unfinished = [continued(dense)] if dense and dense.unfinished else [] if dense else [Unfinished(None, {})]
     untold = []
     for number, frozen in sorted(known.items()):
         if frozen.state is not TrialState.RUNNING:
@@ -152,13 +161,14 @@ def reconcile(
             trial = optuna.Trial(study, frozen._trial_id)
             unfinished.append(Unfinished(number, {path: _suggested(trial, path, d) for path, d in distributions.items()}))
         elif heard.unfinished:
-            unfinished.append(_continued(heard))
+            unfinished.append(continued(heard))
         else:
             untold.append(heard)
     return unfinished, untold
 
 
-def _continued(record: TrialRecord) -> Unfinished:
+def continued(record: TrialRecord) -> Unfinished:
+    """The trial from its last checkpoint on."""
     return Unfinished(record.number, record.values, record.last.checkpoint if record.last else None)
 
 

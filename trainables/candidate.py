@@ -1,6 +1,6 @@
 """One candidate: everything that decides how one network is trained, and nothing about searching."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
@@ -20,6 +20,7 @@ class TrainingOptions(Options):
     `lr` is the learning rate, constant or with `schedule: cosine` falling to 0 at the end; `momentum` is for sgd;
     `weight_decay` as the optimiser defines it. `seed` decides initial weights and the order of batches; left out, a
     search gives every trial its own. `report_every`: epochs between two reports to the search.
+    `out_of_memory: halve` takes a batch in two halves, or more, where the GPU's memory is too small, and accumulates gradients.
     """
 
     epochs: int = Field(30, ge=1)
@@ -31,6 +32,7 @@ class TrainingOptions(Options):
     schedule: Schedule = "constant"
     seed: int | None = Field(None, ge=0, lt=2**63)
     report_every: int = Field(5, ge=1)
+    out_of_memory: Literal["fail", "halve"] = "fail"
 
 
 class Candidate(Options):

@@ -57,6 +57,7 @@ class Training:
         self.data: Dataset = load_once(candidate.data, self.device)
         self.epoch = 0
         self.step = 0
+        self.parts = 1
         seed = self.options.seed or 0
         self.shuffler = torch.Generator().manual_seed(seed)
         self.augmenter = torch.Generator().manual_seed((seed + _AUGMENTATION_STREAM) % 2**63)
@@ -159,16 +160,7 @@ class Training:
         """One step on the examples at the indices `batch` (N,); returns task loss and penalty loss, scalars."""
         lr = self._learning_rate()
         set_lr(self.optimizer, lr)
-        epoch = self.step / self._steps_per_epoch()
-        for penalty, options in zip(self.penalties, self.penalty_options, strict=True):
-            penalty.before_batch(self.step, options.scale(epoch))
-        inputs = self.data.augmented(self.data.train.inputs[batch], self.augmenter)
-        labels = self.data.train.labels[batch].to(self.device)
-        task_loss = nn.functional.cross_entropy(self.model(inputs), labels)
-        extra = [value for value in (penalty.loss() for penalty in self.penalties) if value is not None]
-        penalty_loss = torch.stack(extra).sum() if extra else torch.zeros_like(task_loss)
-        self.optimizer.zero_grad()
-        (task_loss + penalty_loss if extra else task_loss).backward()
+        task_loss, penalty_loss = self._gradients(batch)
         if self.sparsifier:
             self.sparsifier.before_step(self.step)
         self.optimizer.step()
@@ -177,7 +169,42 @@ class Training:
         if self.sparsifier:
             self.sparsifier.after_step(self.step)
         self.step += 1
-        return task_loss.detach(), penalty_loss.detach()
+        return task_loss, penalty_loss
+
+    def _gradients(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Accumulates the gradients of the examples at `batch` (N,), in `parts` parts; gives task and penalty loss, scalars.
+
+        Where memory runs out and `training.out_of_memory` is `halve`, the batch is taken in twice as many parts from then on. The
+        gradient is the same mean over the batch; batch norm and CKA-SR see the parts.
+        """
+        while True:
+            self.optimizer.zero_grad()
+            losses = [torch.zeros((), device=self.device), torch.zeros((), device=self.device)]
+            try:
+                for part in batch.tensor_split(min(self.parts, len(batch))):
+                    for total, loss in zip(losses, self._part_gradients(part, len(part) / len(batch)), strict=True):
+                        total += loss
+            except torch.OutOfMemoryError:
+                if self.options.out_of_memory == "fail" or self.parts >= len(batch):
+                    raise
+            else:
+                return losses[0], losses[1]
+            self.parts *= 2  # outside of the handler, whose traceback keeps the tensors of the failed pass alive
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _part_gradients(self, part: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        epoch = self.step / self._steps_per_epoch()
+        for penalty, options in zip(self.penalties, self.penalty_options, strict=True):
+            penalty.before_batch(self.step, options.scale(epoch))
+        inputs = self.data.augmented(self.data.train.inputs[part], self.augmenter)
+        labels = self.data.train.labels[part].to(self.device)
+        task_loss = nn.functional.cross_entropy(self.model(inputs), labels)
+        extra = [value for value in (penalty.loss() for penalty in self.penalties) if value is not None]
+        penalty_loss = torch.stack(extra).sum() if extra else torch.zeros_like(task_loss)
+        loss = task_loss + penalty_loss if extra else task_loss
+        (loss if share == 1 else loss * share).backward()
+        return task_loss.detach() * share, penalty_loss.detach() * share
 
     def finish(self, refit_options: Refit | None = None) -> Trained:
         """Compacts the network as it is now, refits it if asked to, and measures it; `self.model` stays as it is.
@@ -227,6 +254,7 @@ class Training:
         return {
             "epoch": self.epoch,
             "step": self.step,
+            "parts": self.parts,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sparsifier": self.sparsifier.state_dict() if self.sparsifier else {},
@@ -237,7 +265,7 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken, bit-exactly."""
-        self.epoch, self.step = state["epoch"], state["step"]
+        self.epoch, self.step, self.parts = state["epoch"], state["step"], state["parts"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.sparsifier:

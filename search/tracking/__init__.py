@@ -1,6 +1,8 @@
 """MLflow: the recorder of a search, its figures, and the UI."""
 
+from mlflow import MlflowClient as Client
+
 from search.tracking.recorder import Recorder
 from search.tracking.store import connect
 
-__all__ = ["Recorder", "connect"]
+__all__ = ["Client", "Recorder", "connect"]

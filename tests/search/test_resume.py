@@ -115,8 +115,17 @@ def test_a_search_survives_twenty_kills(tmp_path: Path) -> None:
 
 @pytest.fixture
 def finished(tmp_path: Path, ray_session: None) -> Path:
+    """A search of its own that has ended, called done."""
     run_search(small_config(tmp_path, search={"trials": 2}), name="done")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """The same, for tests that must not change it."""
+    directory = tmp_path_factory.mktemp("untouched")
+    run_search(small_config(directory, search={"trials": 2}), name="done")
+    return directory
 
 
 def test_a_finished_search_can_be_given_more_trials_and_doubles_nothing(finished: Path) -> None:
@@ -140,35 +149,36 @@ def test_a_finished_search_can_be_given_more_trials_and_doubles_nothing(finished
         ("done", "resources.gpu=64", r"resources\.gpu: a trial asks for 64 GPU"),
     ],
 )
-def test_what_a_resume_cannot_do_is_refused(finished: Path, name: str, override: str, message: str) -> None:
-    before = (finished / "runs" / "done" / JOURNAL_FILE).read_bytes()
+def test_what_a_resume_cannot_do_is_refused(untouched: Path, name: str, override: str, message: str) -> None:
+    before = (untouched / "runs" / "done" / JOURNAL_FILE).read_bytes()
     with pytest.raises(UserError, match=message):
-        resume_search(name, [override] if override else [], storage_path=str(finished / "runs"))
-    assert (finished / "runs" / "done" / JOURNAL_FILE).read_bytes() == before
+        resume_search(name, [override] if override else [], storage_path=str(untouched / "runs"))
+    assert (untouched / "runs" / "done" / JOURNAL_FILE).read_bytes() == before
 
 
-def test_a_second_search_of_a_name_is_refused_and_so_is_resuming_one_that_runs(finished: Path) -> None:
+def test_a_second_search_of_a_name_is_refused_and_so_is_resuming_one_that_runs(untouched: Path) -> None:
     with pytest.raises(UserError, match="there is a search 'done' already; continue it with `slimfront resume done`"):
-        run_search(small_config(finished), name="done")
-    journal = Journal(finished / "runs" / "done")
+        run_search(small_config(untouched), name="done")
+    journal = Journal(untouched / "runs" / "done")
     with pytest.raises(UserError, match="the search done is running in another process"):
-        resume_search("done", storage_path=str(finished / "runs"))
+        resume_search("done", storage_path=str(untouched / "runs"))
     journal.close()
 
 
-def test_a_state_that_cannot_be_read_is_refused_and_never_begun_again(finished: Path) -> None:
-    directory = finished / "runs" / "done"
+def test_a_state_that_cannot_be_read_is_refused_and_never_begun_again(untouched: Path) -> None:
+    directory = untouched / "runs" / "done"
     study = directory / "study.journal"
     kept = study.read_bytes()
     study.unlink()
     with pytest.raises(UserError, match="Optuna's study 'done' has no trial-000, which the journal has; restore its storage"):
-        resume_search("done", storage_path=str(finished / "runs"))
+        resume_search("done", storage_path=str(untouched / "runs"))
     study.write_bytes(kept)
     journal = directory / JOURNAL_FILE
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(["nonsense\n", *lines[1:]]))
     with pytest.raises(UserError, match="is damaged in line 1"):
-        resume_search("done", storage_path=str(finished / "runs"))
+        resume_search("done", storage_path=str(untouched / "runs"))
+    journal.write_text("".join(lines))
 
 
 def test_sync_delivers_what_the_store_does_not_have(finished: Path) -> None:

@@ -72,7 +72,21 @@ def test_the_dense_reference_comes_first_and_is_never_told() -> None:
 
 def test_as_many_trials_as_asked_for_then_finished() -> None:
     s = searcher(trials=2)
-    assert [suggested(s)["number"] for _ in range(3)] == [None, 0, 1]
+    assert [suggested(s, f"ray{i}")["number"] for i in range(3)] == [None, 0, 1]
+    for i in range(3):
+        assert s.suggest("any") is None  # one that runs may have to begin again
+        s.on_trial_complete(f"ray{i}")
+    assert s.suggest("any") == StudySearcher.FINISHED
+
+
+def test_a_trial_that_has_to_begin_again_is_suggested_again_from_its_last_checkpoint() -> None:
+    s = searcher(trials=1)
+    suggested(s, "dense"), suggested(s, "lost")
+    s.on_trial_complete("dense")
+    s.on_trial_complete("lost", error=True)
+    s.again(record(measured(0, epoch=4)))
+    assert suggested(s, "again") == {"number": 0, "values": {"x": 0.5}, "checkpoint": "checkpoint of 0 at 4"}
+    s.on_trial_complete("again")
     assert s.suggest("any") == StudySearcher.FINISHED
 
 
@@ -113,6 +127,7 @@ def test_constraints_are_told_and_the_sampler_knows_what_is_feasible() -> None:
 def test_no_new_trials_once_it_is_enough_but_those_left_unfinished_are_continued() -> None:
     s = searcher(unfinished=[Unfinished(None, {}), Unfinished(7, {"x": 1})], enough=lambda: True)
     assert [suggested(s)["number"] for _ in range(2)] == [None, 7]
+    s.on_trial_complete("any")
     assert s.suggest("any") == StudySearcher.FINISHED
 
 
@@ -155,7 +170,7 @@ def test_values_that_make_no_candidate_are_rejected_and_the_next_one_is_asked_fo
         return {"number": trial.number}
 
     s = searcher(make=make, on_invalid=lambda number, values, reason: rejected.append((number, reason)))
-    assert [s.suggest(str(i)) for i in range(3)] == [{"number": None}, {"number": 1}, StudySearcher.FINISHED]
+    assert [s.suggest(str(i)) for i in range(3)] == [{"number": None}, {"number": 1}, None]
     assert rejected == [(0, "number 0"), (2, "number 2")]
 
 
@@ -179,6 +194,7 @@ def test_after_a_crash_every_trial_that_was_given_out_is_found_again() -> None:
         again.tell(one)
     assert [t.state.name for t in study.trials] == ["COMPLETE", "COMPLETE", "RUNNING", "FAIL", "RUNNING"]
     assert [suggested(again)["number"] for _ in range(5)] == [None, 2, 4, 5, 6]
+    again.on_trial_complete("any")
     assert again.suggest("any") == StudySearcher.FINISHED
 
 

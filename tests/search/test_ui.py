@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from search.config import Config
-from search.objectives import OBJECTIVES
-from search.records import Ledger, SearchResult
 from search.tracking import Recorder, connect
 from search.ui import open_ui
 from trainables.errors import UserError
@@ -20,9 +18,11 @@ from trainables.errors import UserError
 def recorded(config: Config, tmp_path: Path) -> str:
     """The tracking URI of a store with one search, called `one`, that has no trials."""
     uri = config.tracking.uri
-    recorder = Recorder(connect(uri), config, "one", tmp_path / "artifacts")
-    ledger = Ledger([OBJECTIVES["val_accuracy"], OBJECTIVES["layers"]], {"layers": 3})
-    recorder.finish(SearchResult("one", ledger, [], 1.0, uri, interrupted=False))
+    (tmp_path / "one").mkdir()
+    recorder = Recorder(connect(uri), config, "one", tmp_path / "one")
+    recorder.take({"event": "begun", "time": 1, "search": "one", "dense_sizes": {"nonzero_params": 3}})
+    recorder.take({"event": "finished", "time": 2, "status": "completed", "seconds": 1.0})
+    assert recorder.close()
     return uri
 
 

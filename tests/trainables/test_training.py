@@ -206,3 +206,44 @@ def test_a_compact_network_carries_no_hooks(candidate: Candidate) -> None:
 def test_penalties_that_could_never_act_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         with_changes(**changes)
+
+
+def too_large(training: Training, most: int) -> list[int]:
+    """Makes the network of a training run out of memory on more than `most` examples; the sizes that it was given."""
+    seen: list[int] = []
+
+    def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if module.training:
+            seen.append(len(inputs[0]))
+            if len(inputs[0]) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    training.model.register_forward_pre_hook(hook)
+    return seen
+
+
+def test_out_of_memory_is_met_with_smaller_parts_of_the_batch_and_the_same_gradients() -> None:
+    options = {"epochs": 2, "batch_size": 128, "lr": 0.01, "seed": 1, "out_of_memory": "halve"}
+    penalties = {"layer": {"strength": 1.0, "form": "gradient"}}
+    whole, halved = (Training(with_changes(training=options, penalties=penalties)) for _ in range(2))
+    seen = too_large(halved, most=40)
+    for _ in range(2):
+        expected, got = whole.run_epoch(), halved.run_epoch()
+        assert got["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-3)
+        assert got["penalty_loss"] == pytest.approx(expected["penalty_loss"], rel=1e-3)
+    assert seen[:3] == [128, 64, 32]  # tried whole, tried in halves, and then in quarters
+    assert max(seen[3:]) == 32
+    for a, b in zip(whole.model.parameters(), halved.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+    continued = Training(with_changes(training=options, penalties=penalties))
+    continued.load_state_dict(halved.state_dict())
+    assert continued.parts == 4
+
+
+def test_out_of_memory_fails_the_trial_unless_it_may_halve_and_so_does_one_example_that_is_too_large() -> None:
+    for behaviour, most in (("fail", 40), ("halve", 0)):
+        options = {"epochs": 1, "batch_size": 128, "seed": 1, "out_of_memory": behaviour}
+        training = Training(with_changes(training=options))
+        too_large(training, most)
+        with pytest.raises(torch.OutOfMemoryError):
+            training.run_epoch()

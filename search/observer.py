@@ -31,8 +31,8 @@ class Progress(Protocol):
 class Observer(DriverOnly, tune.Callback):
     """Writes down what happens in the journal first, and then tells everyone else.
 
-    `tell(record)` tells the study how a trial ended, `again(record)` has one suggested once more. If the journal cannot be written
-    any more (a full disk), nothing more is believed to have happened: the search is asked to end, and `failure` says why.
+    `tell(record)` tells the study how a trial ended, `again(record)` has one suggested once more. If the journal cannot be
+    written any more (a full disk), nothing more is believed to have happened: the search is asked to end, and `failure` says why.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """Turns Ray Tune's events into the journal, and passes each on to the records, the recorder, the study and the progress."""
 
 import logging
+import os
 import re
 import shutil
 from collections import Counter
@@ -90,7 +91,7 @@ class Observer(DriverOnly, tune.Callback):
         if any(point.epoch == result["epoch"] for point in record.points):  # its process was lost before it went on from there
             known = self.ledger.find(record, result["epoch"])
             old = known.checkpoint
-            self.write("moved", number=record.number, epoch=known.epoch, checkpoint=str(checkpoint.path))
+            self.write("moved", number=record.number, epoch=known.epoch, checkpoint=self._relative(checkpoint.path))
             if old is not None and self.failure is None:
                 shutil.rmtree(old, ignore_errors=True)
             return
@@ -101,7 +102,7 @@ class Observer(DriverOnly, tune.Callback):
             epoch=result["epoch"],
             measures={name: result[name] for name in ("val_accuracy", *MEASURES, "layers_merged") if name in result},
             compaction=result.get("compaction", []),
-            checkpoint=str(checkpoint.path),
+            checkpoint=self._relative(checkpoint.path),
         )
         self._clear([*front_before, *([before] if before else [])])
 
@@ -175,6 +176,9 @@ class Observer(DriverOnly, tune.Callback):
                 continue
             shutil.rmtree(point.checkpoint, ignore_errors=True)
             point.checkpoint = None
+
+    def _relative(self, path: str) -> str:
+        return os.path.relpath(path, self.ledger.directory)
 
     def _show(self) -> None:
         if self.progress:

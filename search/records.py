@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -79,14 +80,20 @@ class Ledger:
 
     The front is taken over every network that was measured, of whatever trial: one that was stopped early, or failed later, may
     have passed through a good one. `dense_sizes` scale the losses (see `Objective.loss`).
+    Checkpoints are given relative to `directory`, so that a search can be moved.
     """
 
     def __init__(
-        self, objectives: list[Objective], dense_sizes: dict[str, float], constraints: Iterable[Constraint] = ()
+        self,
+        objectives: list[Objective],
+        dense_sizes: dict[str, float],
+        constraints: Iterable[Constraint] = (),
+        directory: str | Path = ".",
     ) -> None:
         self.objectives = objectives
         self.dense_sizes = dense_sizes
         self.constraints = list(constraints)
+        self.directory = Path(directory)
         self.planned = 0
         """How many trials there are to be."""
         self.dense: TrialRecord | None = None
@@ -118,7 +125,7 @@ class Ledger:
         elif kind == "point":
             self._add_point(record, event)
         elif kind == "moved":
-            self.find(record, event["epoch"]).checkpoint = event["checkpoint"]
+            self.find(record, event["epoch"]).checkpoint = self._path(event["checkpoint"])
         elif kind == "ended":
             record.status, record.reason, record.interrupted = event["status"], event["reason"], False
             if record.number is not None:
@@ -131,6 +138,9 @@ class Ledger:
             record.status, record.reason, record.interrupted = "running", None, False
         elif kind == "tested":
             self.find(record, event["epoch"]).test_accuracy = event["test_accuracy"]
+
+    def _path(self, checkpoint: str | None) -> str | None:
+        return None if checkpoint is None else str(self.directory / checkpoint)
 
     @staticmethod
     def find(record: TrialRecord, epoch: int) -> Point:
@@ -145,7 +155,7 @@ class Ledger:
             self.trials.append(record)
 
     def _add_point(self, record: TrialRecord, event: Event) -> None:
-        point = Point(record, event["epoch"], event["measures"], event["compaction"], event["checkpoint"])
+        point = Point(record, event["epoch"], event["measures"], event["compaction"], self._path(event["checkpoint"]))
         record.points.append(point)
         loss = losses([point.measures], self.objectives, self.dense_sizes)[0]
         if record.number is None or not np.isfinite(loss).all() or not all(c.met_by(point.measures) for c in self.constraints):

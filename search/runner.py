@@ -67,7 +67,11 @@ def run_search(
     client = connect(config.tracking.absolute_uri())
     with _ray_session():
         _concurrency(config)
-        return _run(begin(config, name, dense_sizes, starts), client, progress, trainable)
+        session = begin(config, name, dense_sizes, starts)
+        try:
+            return _run(session, client, progress, trainable)
+        finally:
+            session.journal.close()
 
 
 def resume_search(
@@ -101,14 +105,14 @@ def _run(
     trainable: type[tune.Trainable] = CandidateTrainable,
 ) -> SearchResult:
     begun = time.monotonic()
-    config, ledger, journal = session.config, session.ledger, session.journal
+    config, ledger = session.config, session.ledger
     before, number, ledger.planned = session.seconds_before(), session.number, config.search.trials
     study = open_study(session)
     unfinished, untold = reconcile(study, config.distributions(), ledger)
     left = None if config.search.time is None else max(float(config.search.time) - before, 0.0)
     interrupt = Interrupt(left)
     recorder = Recorder(client, config, session.directory.name, session.directory, session.earlier)
-    observer = Observer(journal, ledger, recorder, interrupt, progress, config.search.retries)
+    observer = Observer(session.journal, ledger, recorder, interrupt, progress, config.search.retries)
     patience = config.search.patience
     searcher = StudySearcher(
         study,
@@ -132,7 +136,6 @@ def _run(
                 _run_trials(session, searcher, scheduler, observer, trainable)
         finally:
             result = _finish(session, observer, recorder, before + time.monotonic() - begun)
-            journal.close()
     if observer.failure is not None:
         raise UserError(
             f"the journal of {session.directory.name} cannot be written ({observer.failure.strerror}); what it has is safe: make "

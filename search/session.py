@@ -28,6 +28,7 @@ class Session:
     journal: Journal
     earlier: list[Event]
     ledger: Ledger
+    resumed: bool
 
     @property
     def number(self) -> int:
@@ -50,7 +51,7 @@ def begin(config: Config, name: str | None, dense_sizes: dict[str, float], start
     directory = new_directory(config, name)
     journal = Journal(directory)
     begun = journal.append("begun", search=directory.name, config=dump(config), dense_sizes=dense_sizes, starts=starts)
-    return Session(config, directory, journal, [begun], _ledger(config, begun))
+    return Session(config, directory, journal, [begun], _ledger(config, begun, directory), resumed=False)
 
 
 def take_up(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Session:
@@ -71,17 +72,17 @@ def take_up(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Se
                 f"the journal of {search} does not say what was searched; restore it from a copy, or start a new search"
             )
         config = resumed_config(earlier[0]["config"], overrides, search)
-        ledger = _ledger(config, earlier[0])
+        ledger = _ledger(config, earlier[0], directory)
         for event in earlier:
             ledger.apply(event)
     except BaseException:
         journal.close()
         raise
-    return Session(config, directory, journal, earlier, ledger)
+    return Session(config, directory, journal, earlier, ledger, resumed=True)
 
 
-def _ledger(config: Config, begun: Event) -> Ledger:
-    return Ledger(config.chosen_objectives(), begun["dense_sizes"], config.chosen_constraints())
+def _ledger(config: Config, begun: Event, directory: Path) -> Ledger:
+    return Ledger(config.chosen_objectives(), begun["dense_sizes"], config.chosen_constraints(), directory)
 
 
 def new_directory(config: Config, name: str | None) -> Path:
@@ -149,7 +150,7 @@ def starting_values(config: Config) -> list[dict[str, Any]]:
     for event in read_events(file):
         if event["event"] == "begun":
             earlier = resumed_config(event["config"], (), wanted)
-            ledger = _ledger(earlier, event)
+            ledger = _ledger(earlier, event, file.parent)
         if ledger is not None:
             ledger.apply(event)
     front = ledger.front() if ledger is not None else []
@@ -174,7 +175,7 @@ def open_study(session: Session) -> optuna.Study:
             storage=storage,
             sampler=config.search.build_sampler(),
             directions=[o.direction.value for o in config.chosen_objectives()],
-            load_if_exists=session.number > 1,
+            load_if_exists=session.resumed,
         )
     except UserError:
         raise
@@ -182,7 +183,7 @@ def open_study(session: Session) -> optuna.Study:
         raise UserError(f"search.storage has a study '{directory.name}' already; choose another name for this search") from None
     except Exception as error:  # every database raises its own kinds
         raise UserError(f"Optuna's storage of {directory.name} cannot be used: {str(error).splitlines()[0]}") from None
-    if session.number == 1:
+    if not study.get_trials(deepcopy=False):
         for values in session.earlier[0]["starts"]:
             study.enqueue_trial(values)
     return study

@@ -128,6 +128,22 @@ def untouched(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Pa
     return directory
 
 
+def test_a_search_that_was_moved_and_died_before_its_first_session_goes_on(finished: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    (finished / "runs").rename(moved)
+    result = resume_search("done", ["search.trials=3"], storage_path=str(moved))
+    assert len(result.ledger.with_status("completed")) == 3
+    assert all(point.checkpoint and Path(point.checkpoint).is_dir() for point in result.front)
+    journal = moved / "done" / JOURNAL_FILE
+    journal.write_text(journal.read_text().splitlines(keepends=True)[0])  # it had begun, and no more
+    (moved / "done" / "study.journal").write_text("nonsense\nnonsense\n")
+    with pytest.raises(UserError, match="Optuna's storage of done cannot be used"):
+        resume_search("done", storage_path=str(moved))
+    (moved / "done" / "study.journal").unlink()
+    again = resume_search("done", storage_path=str(moved))
+    assert len(again.ledger.with_status("completed")) == 2
+
+
 def test_a_finished_search_can_be_given_more_trials_and_doubles_nothing(finished: Path) -> None:
     again = resume_search("done", ["search.trials=3"], storage_path=str(finished / "runs"))
     assert len(again.ledger.trials) == 3

@@ -15,7 +15,6 @@ BENCHMARKS = {
     "penalty_steps": ["penalty_steps"],
     "cka": ["cka"],
     "sparse_training": ["sparse_training"],
-    "search_quality": ["search_quality"],
 }
 """What to run, by the name of the table: the benchmark and its options. It goes between `<!-- NAME -->` and `<!-- /NAME -->`."""
 

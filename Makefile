@@ -17,9 +17,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# A search killed twenty times; CHAOS_SEED=1 makes it other moments.
+# A search killed twenty times.
 chaos: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow tests/search/test_resume.py
+	$(BIN)/python -m benchmarks chaos
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks

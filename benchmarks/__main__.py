@@ -15,6 +15,7 @@ BENCHMARKS = {
     "penalty_steps": ["penalty_steps"],
     "cka": ["cka"],
     "sparse_training": ["sparse_training"],
+    "chaos": ["chaos"],
 }
 """What to run, by the name of the table: the benchmark and its options. It goes between `<!-- NAME -->` and `<!-- /NAME -->`."""
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import random
 import subprocess
 import sys
@@ -40,9 +39,12 @@ def events(directory: Path, name: str = "chaos") -> list[dict[str, Any]]:
     return list(read_events(file)) if file.exists() else []
 
 
-def kill_at_random(driver: "subprocess.Popen[str]", directory: Path, luck: random.Random, *, worker: bool) -> None:
-    """Lets a few more events happen, then kills the driver, or one of its workers and a little later the driver."""
-    wanted = len(events(directory)) + luck.randint(4, 30)
+def kill_at_random(
+    driver: "subprocess.Popen[str]", directory: Path, luck: random.Random, most: int, *, worker: bool
+) -> Counter[str]:
+    """Lets 2 to `most` more events happen, then kills the driver, or a worker and a little later the driver: what was hit."""
+    hits: Counter[str] = Counter()
+    wanted = len(events(directory)) + luck.randint(2, most)
     while len(events(directory)) < wanted and driver.poll() is None:
         time.sleep(0.02)
     if worker:
@@ -50,18 +52,21 @@ def kill_at_random(driver: "subprocess.Popen[str]", directory: Path, luck: rando
         busy = [p for p in ours if "ray::CandidateTrainable" in " ".join(p.cmdline() or [""])]
         if busy:
             busy[0].kill()
+            hits["workers"] += 1
         time.sleep(luck.random())
+    hits["drivers"] += driver.poll() is None
     family = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
     driver.kill()
     driver.communicate()
     for process in family:  # Ray's processes end when their driver does, a little later; a reboot would end them at once
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+    return hits
 
 
-def chaos(directory: Path, seed: int, rounds: int, workers: int) -> None:
-    """A search whose driver is killed `rounds` times, in `workers` of them after a worker, and resumed each time."""
-    luck = random.Random(seed)
+def chaos(directory: Path, seed: int, rounds: int, workers: int, most: int) -> Counter[str]:
+    """A search whose driver is killed `rounds` times, in `workers` of them after a worker, and resumed: what was hit."""
+    luck, hits = random.Random(seed), Counter[str]()
     training = SMALL_CONFIG["training"] | {"epochs": EPOCHS, "report_every": 2}
     options = {"trials": TRIALS, "retries": 10, "early_stopping": {"reduction": 2, "grace": 2}}
     (directory / "small.yaml").write_text(yaml.safe_dump(SMALL_CONFIG | {"training": training, "search": options}))
@@ -71,11 +76,12 @@ def chaos(directory: Path, seed: int, rounds: int, workers: int) -> None:
         while not events(directory):
             assert driver.poll() is None, driver.communicate()
             time.sleep(0.1)
-        kill_at_random(driver, directory, luck, worker=number in worker_rounds)
+        hits += kill_at_random(driver, directory, luck, most, worker=number in worker_rounds)
         driver = slimfront("resume", "chaos", "--json", directory=directory)
     out, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, err
     check_chaos(directory, json.loads(out))
+    return hits
 
 
 def check_chaos(directory: Path, result: dict[str, Any]) -> None:
@@ -104,13 +110,7 @@ def resume_ledger(directory: Path) -> SearchResult:
 
 
 def test_a_search_survives_three_kills_of_its_driver_and_two_of_its_workers(tmp_path: Path) -> None:
-    chaos(tmp_path, seed=1, rounds=3, workers=2)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_a_search_survives_twenty_kills(tmp_path: Path) -> None:
-    chaos(tmp_path, seed=int(os.environ.get("CHAOS_SEED", "0")), rounds=20, workers=8)
+    assert chaos(tmp_path, seed=1, rounds=3, workers=2, most=30)["drivers"] == 3
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ class Clock:
 
 def scale(arguments: argparse.Namespace) -> Outcome:
     """Driver seconds and memory per trial of a long search."""
-    trials, window = (120, 20) if arguments.quick else (arguments.trials, 200)
+    trials, window = (60, 15) if arguments.quick else (arguments.trials, 200)
     logging.getLogger().setLevel(logging.ERROR)
     start_local_ray()
     clock = Clock()

@@ -1,7 +1,7 @@
 """The journal of a search: what happened, one JSON object a line, on disk before anything else hears of it.
 
-It is the one truth about a search. The records in memory, the runs in MLflow, the rungs of early stopping and Optuna's view
-of finished trials all follow from it, so any of them can be lost and made again.
+It is the one truth about a search. The records in memory, the runs in MLflow and what Optuna is told of trials that ended all
+follow from it. Beside it stand only Optuna's study, which knows what was proposed, and the rungs of early stopping.
 """
 
 import fcntl

@@ -137,7 +137,11 @@ class MultiObjectiveASHA(FIFOScheduler):
         self.rungs: dict[tuple[int, int], dict[str, Losses]] = {}
         self.state = state
         if state is not None and state.exists():
-            for line in state.read_text().splitlines():
+            text = state.read_text()
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text:  # a process that died while writing left half a line
+                state.write_text(whole)
+            for line in whole.splitlines():
                 self._take_up(json.loads(line))
 
     def _take_up(self, entry: dict[str, Any]) -> None:

@@ -80,12 +80,12 @@ def chaos(directory: Path, seed: int, rounds: int, workers: int, most: int) -> C
         driver = slimfront("resume", "chaos", "--json", directory=directory)
     out, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, err
-    check_chaos(directory, json.loads(out))
+    hits["trials"] = check_chaos(directory, json.loads(out))
     return hits
 
 
-def check_chaos(directory: Path, result: dict[str, Any]) -> None:
-    """Exactly the trials that were asked for, in Optuna and in MLflow, each once, none running, every history complete."""
+def check_chaos(directory: Path, result: dict[str, Any]) -> int:
+    """Exactly the trials that were asked for, in Optuna and in MLflow, each once, none running, every history whole: how many."""
     counted = Counter(event["number"] for event in events(directory) if event["event"] == "ended")
     assert sorted(number for number in counted if number is not None) == list(range(TRIALS))
     assert set(counted.values()) == {1}
@@ -98,6 +98,7 @@ def check_chaos(directory: Path, result: dict[str, Any]) -> None:
     assert set(children) == {"dense", *(f"trial-{n:03d}" for n in range(TRIALS))}
     assert {run.info.status for run in [parent, *children.values()]} == {"FINISHED"}
     check_histories(directory, ledger, epochs=EPOCHS)
+    return len(children) - 1  # without the dense reference
 
 
 def resume_ledger(directory: Path) -> SearchResult:

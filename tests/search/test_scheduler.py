@@ -159,6 +159,16 @@ def test_rungs_and_brackets_come_back_after_a_restart(tmp_path: Path) -> None:
     assert state.read_text() == before
 
 
+def test_half_a_line_that_a_dying_process_left_is_cut_off(tmp_path: Path) -> None:
+    state = tmp_path / "rungs.jsonl"
+    for name in ("x", "y"):
+        asha = MultiObjectiveASHA({"a": "min"}, time_attr="t", state=state)
+        asha.on_trial_add(None, trial(name))
+        with state.open("a") as file:
+            file.write('{"trial": "z", "brac')
+    assert MultiObjectiveASHA({"a": "min"}, state=state).brackets == {"x": 0, "y": 0}
+
+
 def test_exempt_trials_are_neither_judged_nor_counted() -> None:
     asha = MultiObjectiveASHA({"a": "min"}, time_attr="t", exempt=lambda one: one.trial_id == "reference")
     asha.on_trial_add(None, trial("reference"))

@@ -95,14 +95,15 @@ class Observer(DriverOnly, tune.Callback):
             if old is not None and self.failure is None:
                 shutil.rmtree(old, ignore_errors=True)
             return
-        before, front_before = record.last, self.ledger.front()
+        before, front_before = record.last, [point.origin for point in self.ledger.front()]
         self.write(
             "point",
             number=record.number,
             epoch=result["epoch"],
-            measures={name: result[name] for name in ("val_accuracy", *MEASURES, "layers_merged") if name in result},
+            measures=_measures(result),
             compaction=result.get("compaction", []),
             checkpoint=self._relative(checkpoint.path),
+            pruned=[_measures(network) for network in result.get("pruned", [])],
         )
         self._clear([*front_before, *([before] if before else [])])
 
@@ -168,7 +169,7 @@ class Observer(DriverOnly, tune.Callback):
 
     def _clear(self, points: list[Point]) -> None:
         """Deletes the checkpoints of those points that are neither on the front nor needed to continue a trial."""
-        kept = {id(point) for point in self.ledger.front()}
+        kept = {id(point.origin) for point in self.ledger.front()}
         for point in points:
             record = point.trial
             needed = record.unfinished or record is self.ledger.dense
@@ -183,6 +184,10 @@ class Observer(DriverOnly, tune.Callback):
     def _show(self) -> None:
         if self.progress:
             self.progress.update(self.ledger)
+
+
+def _measures(result: dict[str, Any]) -> dict[str, float]:
+    return {name: result[name] for name in ("val_accuracy", *MEASURES, "layers_merged") if name in result}
 
 
 def _reason(trial: Trial) -> str:

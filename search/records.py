@@ -10,6 +10,7 @@ import numpy as np
 from search.journal import Event
 from search.objectives import Constraint, Objective, losses
 from search.pareto import hypervolume
+from trainables.storage import network_file
 
 Status = Literal["running", "completed", "stopped", "failed"]
 
@@ -21,7 +22,10 @@ def label(number: int | None) -> str:
 
 @dataclass(eq=False)
 class Point:
-    """A network that a trial passed through: compact, measured, and kept in a checkpoint as it could ship."""
+    """A network that a trial passed through: compact, measured, and kept in a checkpoint as it could ship.
+
+    `pruned` are the networks that one-shot pruning made of it, `step` 1 and on, which share the checkpoint of their `source`.
+    """
 
     trial: "TrialRecord" = field(repr=False)
     epoch: int
@@ -29,15 +33,26 @@ class Point:
     compaction: list[list[str]]
     checkpoint: str | None
     test_accuracy: float | None = None
+    step: int = 0
+    pruned: list["Point"] = field(default_factory=list, repr=False)
+    source: "Point | None" = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
-        """How people see it: trial-007, and the epoch where it is not the trial's last."""
-        return (
-            self.trial.label
-            if self is self.trial.last and self.trial.status == "completed"
-            else f"{self.trial.label}@{self.epoch}"
-        )
+        """How people see it: trial-007, with @ and the epoch where it is not the trial's last, and / and the one-shot step."""
+        ended = self.origin is self.trial.last and self.trial.status == "completed"
+        return self.trial.label + ("" if ended else f"@{self.epoch}") + (f"/{self.step}" if self.step else "")
+
+    @property
+    def origin(self) -> "Point":
+        """The network that came out of training: itself, or the one that it was pruned from."""
+        return self.source or self
+
+    @property
+    def file(self) -> Path | None:
+        """Where its network is stored; None if it was deleted."""
+        checkpoint = self.origin.checkpoint
+        return None if checkpoint is None else Path(checkpoint, network_file(self.step))
 
 
 @dataclass(eq=False)
@@ -109,9 +124,9 @@ class Ledger:
         """Takes in one event of the journal; kinds that are not about trials change nothing.
 
         `trial` (number, values, seed): a trial begins. `epochs` (number, history): it reported. `point` (number, epoch, measures,
-        compaction, checkpoint): it was measured. `moved` (number, epoch, checkpoint): what was measured is kept elsewhere.
-        `ended` (number, status, reason). `interrupted` (number) and `continued` (number): cut off with the search, and taken up
-        again. `tested` (number, epoch, test_accuracy).
+        compaction, checkpoint, pruned): it was measured, and what one-shot pruning made of it. `moved` (number, epoch,
+        checkpoint): that is kept elsewhere. `ended` (number, status, reason). `interrupted` (number) and `continued` (number): it was
+        cut off with the search, and taken up again. `tested` (number, epoch, step, test_accuracy).
         """
         kind = event["event"]
         if kind == "trial":
@@ -137,15 +152,16 @@ class Ledger:
         elif kind == "continued":
             record.status, record.reason, record.interrupted = "running", None, False
         elif kind == "tested":
-            self.find(record, event["epoch"]).test_accuracy = event["test_accuracy"]
+            self.find(record, event["epoch"], event.get("step", 0)).test_accuracy = event["test_accuracy"]
 
     def _path(self, checkpoint: str | None) -> str | None:
         return None if checkpoint is None else str(self.directory / checkpoint)
 
     @staticmethod
-    def find(record: TrialRecord, epoch: int) -> Point:
-        """The network of a trial that was measured after so many epochs. Raises StopIteration if there is none."""
-        return next(point for point in record.points if point.epoch == epoch)
+    def find(record: TrialRecord, epoch: int, step: int = 0) -> Point:
+        """The network of a trial that was measured after so many epochs, or one pruned from it. Raises StopIteration if none."""
+        point = next(point for point in record.points if point.epoch == epoch)
+        return next(pruned for pruned in point.pruned if pruned.step == step) if step else point
 
     def _add(self, record: TrialRecord) -> None:
         self.by_label[record.label] = record
@@ -156,16 +172,23 @@ class Ledger:
 
     def _add_point(self, record: TrialRecord, event: Event) -> None:
         point = Point(record, event["epoch"], event["measures"], event["compaction"], self._path(event["checkpoint"]))
+        for step, measures in enumerate(event.get("pruned", []), start=1):
+            point.pruned.append(Point(record, point.epoch, measures, point.compaction, None, step=step, source=point))
         record.points.append(point)
+        entered = [self._enters_front(network) for network in (point, *point.pruned)] if record.number is not None else []
+        if any(entered):
+            self._hypervolume = hypervolume(np.array([other for _, other in self._front]), np.ones(len(self.objectives)))
+
+    def _enters_front(self, point: Point) -> bool:
         loss = losses([point.measures], self.objectives, self.dense_sizes)[0]
-        if record.number is None or not np.isfinite(loss).all() or not all(c.met_by(point.measures) for c in self.constraints):
-            return
+        if not np.isfinite(loss).all() or not all(c.met_by(point.measures) for c in self.constraints):
+            return False
         others = [other for _, other in self._front]
-        if any((other <= loss).all() and ((other < loss).any() or kept.trial is record) for kept, other in self._front):
-            return  # dominated, or as good as an earlier network of the same trial
+        if any((other <= loss).all() and ((other < loss).any() or kept.trial is point.trial) for kept, other in self._front):
+            return False  # dominated, or as good as an earlier network of the same trial
         self._front = [pair for pair, other in zip(self._front, others, strict=True) if not _dominates(loss, other)]
         self._front.append((point, loss))
-        self._hypervolume = hypervolume(np.array([other for _, other in self._front]), np.ones(len(self.objectives)))
+        return True
 
     def with_status(self, status: Status) -> list[TrialRecord]:
         """The trials of that status; the dense reference is not among them."""

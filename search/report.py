@@ -12,8 +12,8 @@ from search.settings import Tracking
 def as_json(result: SearchResult) -> dict[str, Any]:
     """The result as plain data.
 
-    A front member is a network that its trial was at `epoch`. In it `params` are the searched values, as in MLflow and
-    Optuna; the measure of that name, the number of parameters, is `total_params` there.
+    A front member is a network that its trial was at `epoch`, after `one_shot` steps of pruning. In it `params` are the searched
+    values, as in MLflow and Optuna; the measure of that name, the number of parameters, is `total_params` there.
     """
     ledger = result.ledger
     return {
@@ -24,6 +24,7 @@ def as_json(result: SearchResult) -> dict[str, Any]:
             {
                 "trial": point.trial.label,
                 "epoch": point.epoch,
+                "one_shot": point.step,
                 "run_id": result.run_ids.get(point.trial.label),
                 **_measures(point),
                 "params": point.trial.values,
@@ -46,7 +47,7 @@ def as_table(result: SearchResult) -> Table:
     """The front, most accurate first, with the dense network above it."""
     table = Table(title=f"Front of {result.search}", title_justify="left")
     paths = sorted({path for point in result.front for path in point.trial.values})
-    numbers = ("epoch", "val acc", "test acc", "non-zero", "of dense", "params", "layers", "FLOPs")
+    numbers = ("epoch", "one-\nshot", "val acc", "test acc", "non-zero", "of dense", "params", "layers", "FLOPs")
     for name in ("trial", *numbers, *(path.replace(".", ".\n") for path in paths)):
         table.add_column(name, justify="left" if name == "trial" else "right", overflow="fold", vertical="bottom")
     dense = result.ledger.dense.last if result.ledger.dense else None
@@ -64,7 +65,7 @@ def _row(point: Point, dense_nonzero: float | None, paths: list[str]) -> list[st
     test = "-" if point.test_accuracy is None else f"{point.test_accuracy:.4f}"
     sizes = [f"{m['nonzero_params']:,.0f}", share, f"{m['params']:,.0f}", f"{m['layers']:.0f}", f"{m['flops']:,.0f}"]
     shown = [_show(point.trial.values.get(path, "")) for path in paths]
-    return [point.trial.label, str(point.epoch), f"{m['val_accuracy']:.4f}", test, *sizes, *shown]
+    return [point.trial.label, str(point.epoch), str(point.step or ""), f"{m['val_accuracy']:.4f}", test, *sizes, *shown]
 
 
 def _show(value: object) -> str:

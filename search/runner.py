@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -30,7 +29,7 @@ from trainables.errors import UserError
 from trainables.measures import accuracy, measure
 from trainables.penalties.base import check_penalties
 from trainables.storage import check_storable, restore
-from trainables.trainable import NETWORK_FILE, CandidateTrainable
+from trainables.trainable import CandidateTrainable
 from trainables.training import Training
 
 log = logging.getLogger(__name__)
@@ -306,12 +305,12 @@ def _touch_test_set(base: Candidate, points: list[Point], observer: Observer) ->
         if point.test_accuracy is not None:
             continue
         try:
-            stored = torch.load(Path(point.checkpoint or "", NETWORK_FILE), weights_only=True)
+            stored = torch.load(point.file or "", weights_only=True)
             measured = accuracy(restore(stored), *data.test, prepare=data.prepare)
         except (OSError, RuntimeError, ValueError) as error:
             log.warning("%s has no test accuracy, since its network cannot be read: %s", point.name, error)
             continue
-        observer.write("tested", number=point.trial.number, epoch=point.epoch, test_accuracy=measured)
+        observer.write("tested", number=point.trial.number, epoch=point.epoch, step=point.step, test_accuracy=measured)
 
 
 def sync_search(search: str, storage_path: str = "runs", tracking_uri: str | None = None) -> bool:

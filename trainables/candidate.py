@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from trainables.compaction import Compaction
 from trainables.data import DATA, Data, Digits
 from trainables.models import MLP, MODELS, Model
+from trainables.one_shot import OneShot
 from trainables.optimizers import OptimizerName, Schedule
 from trainables.options import Options
 from trainables.penalties import PENALTIES, Penalty
@@ -36,7 +37,8 @@ class TrainingOptions(Options):
 
 
 class Candidate(Options):
-    """A candidate network and its training: data → model → training under penalties and a sparsifier → compaction → refit."""
+    """A candidate network and its training: data → model → training under penalties and a sparsifier → compaction → refit, and
+    one-shot pruning for further candidates."""
 
     data: SerializeAsAny[Annotated[Data, BeforeValidator(DATA.parse_named)]] = Digits()
     model: SerializeAsAny[Annotated[Model, BeforeValidator(MODELS.parse_named)]] = MLP()
@@ -47,6 +49,7 @@ class Candidate(Options):
     sparsifier: SerializeAsAny[Annotated[Sparsifier, BeforeValidator(SPARSIFIERS.parse_named)]] | None = None
     compaction: Compaction = Compaction()
     refit: Refit = Refit()
+    one_shot: OneShot = OneShot()
 
     @model_validator(mode="after")
     def _approximate_merging_is_refitted(self) -> Self:
@@ -70,11 +73,12 @@ class Candidate(Options):
         return self
 
     def dense(self) -> "Candidate":
-        """The same network and training without penalties, sparsifier, compaction and refit: what compact ones compare with."""
+        """The same network and training without penalties, sparsifier and what follows: what compact ones compare with."""
         plain: dict[str, object] = {
             "penalties": {},
             "sparsifier": None,
             "compaction": Compaction(enabled=False),
             "refit": Refit(),
+            "one_shot": OneShot(steps=0),
         }
         return self.model_copy(update=plain)

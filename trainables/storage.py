@@ -11,6 +11,11 @@ from trainables.graph import trace
 from trainables.models import MODELS, Model
 
 
+def network_file(step: int = 0) -> str:
+    """The file in a checkpoint that holds the compact network, after so many steps of one-shot pruning."""
+    return f"network-{step}.pt" if step else "network.pt"
+
+
 def store(network: nn.Module, model: Model, input_shape: tuple[int, ...], classes: int) -> dict[str, Any]:
     """Plain data and tensors, loadable with `weights_only=True`, that `restore` turns into the network again.
 

@@ -9,11 +9,10 @@ from ray import tune
 from trainables.candidate import Candidate
 from trainables.errors import TrialFailure, UserError
 from trainables.refit import Refit
-from trainables.storage import store
+from trainables.storage import network_file, store
 from trainables.training import Training
 
 TRAINING_FILE = "training.pt"
-NETWORK_FILE = "network.pt"
 
 
 class CandidateTrainable(tune.Trainable):
@@ -21,8 +20,9 @@ class CandidateTrainable(tune.Trainable):
 
     A step trains `training.report_every` epochs, or up to the next of `config["report_at"]` (a list of epochs), and reports
     their metrics as `history`, a list of one dictionary per epoch, with the measures of the compact network of that moment;
-    the last step also refits, and has `finished`. Every report can be saved as a checkpoint with that network in it. A trial
-    that cannot go on ends with a `failure`, the reason, instead of an exception, so that its process can take the next trial.
+    the last step also refits, and has `finished`. There and at `report_at`, `pruned` lists the
+    measures of the networks that one-shot pruning makes of it. Every report can be saved as a checkpoint with these networks.
+    A trial that cannot go on ends with a `failure`, the reason, instead of an exception, so that its process can take the next.
     `config["resume_from"]`, a checkpoint's directory, continues an earlier training.
     """
 
@@ -47,7 +47,7 @@ class CandidateTrainable(tune.Trainable):
         self.report_at = set(config.get("report_at", ()))
         self.resume_from: str | None = config.get("resume_from")
         self.training: Training | None = None
-        self.network: dict[str, Any] | None = None
+        self.networks: list[dict[str, Any]] = []
 
     def _start(self) -> Training:
         torch.set_num_threads(max(1, int(self.resources["CPU"])))
@@ -67,22 +67,27 @@ class CandidateTrainable(tune.Trainable):
                 history.append(training.run_epoch())
                 if len(history) >= training.options.report_every or training.epoch in self.report_at:
                     break
-            finished = training.finish(None if training.done else Refit())
+            one_shot = training.done or training.epoch in self.report_at
+            finished = training.finish(None if training.done else Refit(), one_shot=one_shot)
         except (TrialFailure, UserError) as failure:
             return {"history": history, "failure": str(failure), "done": True}
         data = training.data
-        self.network = store(finished.compacted.network, training.candidate.model, data.input_shape, data.classes)
+        self.networks = [
+            store(network.compacted.network, training.candidate.model, data.input_shape, data.classes)
+            for network in (finished, *finished.pruned)
+        ]
         history += finished.history
         compaction = [list(step) for step in finished.compacted.report.steps]
         report = {"history": history, "epoch": training.epoch + len(finished.history), "compaction": compaction}
+        report["pruned"] = [network.measures for network in finished.pruned]
         return report | {"finished": training.done, "done": training.done} | finished.measures
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes the state of training and the compact network of the last report: tensors and plain data only."""
+        """Writes the state of training and the compact networks of the last report: tensors and plain data only."""
         state = self.training.state_dict() if self.training else {}
         torch.save(state | {"candidate": self.candidate}, Path(checkpoint_dir, TRAINING_FILE))
-        if self.network is not None:
-            torch.save(self.network, Path(checkpoint_dir, NETWORK_FILE))
+        for step, network in enumerate(self.networks):
+            torch.save(network, Path(checkpoint_dir, network_file(step)))
 
     def load_checkpoint(self, checkpoint_dir: str | None) -> None:
         """Continues bit-exactly where `save_checkpoint` was called."""

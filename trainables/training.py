@@ -15,6 +15,7 @@ from trainables.data import Dataset, load_once
 from trainables.errors import TrialFailure, UserError
 from trainables.graph import Layer, inner_layers, trace
 from trainables.measures import accuracy, measure
+from trainables.one_shot import prune
 from trainables.optimizers import build_optimizer, scheduled, set_lr
 from trainables.penalties.features import remove_hooks
 from trainables.refit import Refit, refit
@@ -40,6 +41,8 @@ class Trained:
     history: list[dict[str, Number]]
     compacted: Compacted
     measures: dict[str, Number]
+    pruned: tuple["Trained", ...] = ()
+    """The same network pruned further and further in one shot, where the candidate asks for it; their histories are empty."""
 
 
 class Training:
@@ -206,13 +209,14 @@ class Training:
         (loss if share == 1 else loss * share).backward()
         return task_loss.detach() * share, penalty_loss.detach() * share
 
-    def finish(self, refit_options: Refit | None = None) -> Trained:
-        """Compacts the network as it is now, refits it if asked to, and measures it; `self.model` stays as it is.
+    def finish(self, refit_options: Refit | None = None, *, one_shot: bool = True) -> Trained:
+        """Compacts the network as it is now, refits it if asked to, measures it, prunes it further; `self.model` stays as it is.
 
         Training can go on afterwards: a network of any epoch can be measured as it would ship.
 
         Args:
             refit_options: the candidate's if None.
+            one_shot: whether to prune it further in one shot, as the candidate says.
 
         Returns:
             The compact network, its measures with `val_accuracy` and `layers_merged`, and the metrics of the refit, as
@@ -242,7 +246,25 @@ class Training:
         val_accuracy = accuracy(compacted.network, *self.data.validation, prepare=self.data.prepare)
         measures: dict[str, Number] = {"val_accuracy": val_accuracy}
         measures |= measure(compacted.network, inputs) if metrics else compacted.report.after
-        return Trained(history, compacted, measures | {"layers_merged": compacted.report.count("merged")})
+        trained = Trained(history, compacted, measures | {"layers_merged": compacted.report.count("merged")})
+        return replace(trained, pruned=tuple(self._pruned(trained))) if one_shot else trained
+
+    def _pruned(self, trained: Trained) -> Iterator[Trained]:
+        """The network pruned in one shot, each one compacted and measured, until it is not worth measuring any more."""
+        if self.candidate.one_shot.steps == 0:
+            return
+        seen = self.data.prepare(self.data.train.inputs[:CHECKED_INPUTS])
+        inputs = self.data.prepare(self.data.validation.inputs[:CHECKED_INPUTS])
+        for network in prune(trained.compacted.network, seen, self.candidate.one_shot):
+            try:
+                compacted = compact(network, inputs, self.candidate.compaction)
+            except TrialFailure:
+                return  # nearly nothing is left of its outputs
+            val_accuracy = accuracy(compacted.network, *self.data.validation, prepare=self.data.prepare)
+            if not val_accuracy >= trained.measures["val_accuracy"] / 2:
+                return
+            merged = trained.measures["layers_merged"] + compacted.report.count("merged")
+            yield Trained([], compacted, {"val_accuracy": val_accuracy, **compacted.report.after, "layers_merged": merged})
 
     def close(self) -> None:
         """Takes the penalties' hooks off the network."""

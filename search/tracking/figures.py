@@ -100,7 +100,8 @@ def _values(points: list[Point], size: Objective, accuracy: Objective) -> tuple[
 
 
 def _describe(point: Point) -> str:
-    lines = [f"<b>{point.trial.label}</b>, epoch {point.epoch}"]
+    pruned = f", one-shot pruning step {point.step}" if point.step else ""
+    lines = [f"<b>{point.trial.label}</b>, epoch {point.epoch}{pruned}"]
     lines += [f"{name}: {value:.4g}" for name, value in point.measures.items()]
     lines += [
         f"{path} = {value:.4g}" if isinstance(value, float) else f"{path} = {value}" for path, value in point.trial.values.items()

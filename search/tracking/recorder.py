@@ -223,8 +223,14 @@ class Recorder:
             self.client.log_figure(self.parent, figures.front_png(self.ledger, self.search), "front.png")
 
     def _write_tested(self, event: Event) -> None:
-        metric = Metric("test_accuracy", event["test_accuracy"], event["time"], event["epoch"])
-        self.client.log_batch(self.run_ids[label(event["number"])], metrics=[metric])
+        """The test accuracy of a front member; where it was pruned, with all its measures, as `one_shot_STEP/NAME`."""
+        assert self.ledger is not None
+        step, measures = event.get("step", 0), {"test_accuracy": event["test_accuracy"]}
+        if step:
+            measures |= self.ledger.find(self.ledger.by_label[label(event["number"])], event["epoch"], step).measures
+        prefix = f"one_shot_{step}/" if step else ""
+        metrics = [Metric(prefix + name, float(value), event["time"], event["epoch"]) for name, value in measures.items()]
+        self.client.log_batch(self.run_ids[label(event["number"])], metrics=metrics)
 
     def _write_finished(self, event: Event) -> None:
         """Tags the front, writes its figures and its table, and ends the parent run."""

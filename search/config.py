@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from search.objectives import OBJECTIVES, Constraint, Objective
-from search.settings import Resources, SearchOptions, Tracking
+from search.settings import Resources, SearchOptions, Tracking, without_password
 from search.space import Parameter, set_path, set_paths
 from trainables.candidate import Candidate
 from trainables.errors import UserError
@@ -264,11 +264,19 @@ def _override(tree: dict[str, Any], key: str, value: object) -> dict[str, Any]:
     return set_path(tree, key, value)
 
 
-def dump(config: Config) -> str:
-    """The resolved config as YAML that `load` reads back to an equal config, but for a password in the tracking URI."""
+def as_plain(config: Config) -> dict[str, Any]:
+    """The resolved config as plain data, without the passwords in its URIs: what may be recorded and printed."""
     plain = config.model_dump(mode="json")
-    if "@" in config.tracking.uri:
-        plain["tracking"]["uri"] = config.tracking.shown_uri()
+    for section, key in (("tracking", "uri"), ("search", "storage")):
+        uri = plain[section][key]
+        if uri and "@" in uri:
+            plain[section][key] = without_password(uri)
+    return plain
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML that `load` reads back to an equal config, but for passwords in URIs."""
+    plain = as_plain(config)
     plain["space"] = {path: p.model_dump(mode="json", exclude_unset=True) for path, p in config.space.items()}
     order = ["name", *Candidate.model_fields, "space", "objectives", "constraints", "search", "resources", "tracking"]
     return yaml.safe_dump({key: plain[key] for key in order}, sort_keys=False, allow_unicode=True)

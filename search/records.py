@@ -125,8 +125,8 @@ class Ledger:
 
         `trial` (number, values, seed): a trial begins. `epochs` (number, history): it reported. `point` (number, epoch, measures,
         compaction, checkpoint, pruned): it was measured, and what one-shot pruning made of it. `moved` (number, epoch,
-        checkpoint): that is kept elsewhere. `ended` (number, status, reason). `interrupted` (number) and `continued` (number): it was
-        cut off with the search, and taken up again. `tested` (number, epoch, step, test_accuracy).
+        checkpoint): that is kept elsewhere. `ended` (number, status, reason). `interrupted` (number) and `continued` (number): it
+        was cut off with the search, and taken up again. `tested` (number, epoch, step, test_accuracy).
         """
         kind = event["event"]
         if kind == "trial":

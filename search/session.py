@@ -15,6 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from search.config import Config, dump, load
 from search.journal import JOURNAL_FILE, Event, Journal, read_events
 from search.records import Ledger
+from search.settings import without_password
 from trainables.errors import UserError
 from trainables.options import suggest
 
@@ -109,10 +110,11 @@ RESUMABLE = (
     "search.patience",
     "search.concurrency",
     "search.retries",
+    "search.storage",
     "resources",
     "tracking.uri",
 )
-"""What may change when a search is resumed; `tracking.uri` only to give a password again."""
+"""What may change when a search is resumed; `search.storage` and `tracking.uri` only to give a password again."""
 
 
 def resumed_config(text: str, overrides: Sequence[str], search: str) -> Config:
@@ -133,6 +135,10 @@ def resumed_config(text: str, overrides: Sequence[str], search: str) -> Config:
                     f"with search.start_from={search}"
                 )
         config = load(Path(file.name), overrides)
+    if without_password(config.search.storage or "") != without_password(began.search.storage or ""):
+        raise UserError(
+            f"search.storage: the study of {search} is at {began.search.storage or 'its own directory'}, and stays there"
+        )
     if config.tracking.shown_uri() != began.tracking.shown_uri():
         raise UserError(f"tracking.uri: {search} is recorded at {began.tracking.shown_uri()}, and stays there")
     return config

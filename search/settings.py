@@ -113,6 +113,13 @@ class Resources(Options):
         return {"CPU": self.cpu} | ({"GPU": self.gpu} if self.gpu else {})
 
 
+def without_password(uri: str) -> str:
+    """A URI as it may be recorded and printed: `postgresql://anna:secret@host/db` becomes `postgresql://anna@host/db`."""
+    scheme, separator, rest = uri.partition("://")
+    login, at, place = rest.rpartition("@")
+    return f"{scheme}{separator}{login.partition(':')[0]}{at}{place}"
+
+
 class Tracking(Options):
     """Where MLflow records: any tracking URI, and an experiment (left out: the config's name)."""
 
@@ -120,9 +127,8 @@ class Tracking(Options):
     experiment: str | None = None
 
     def shown_uri(self) -> str:
-        """The absolute URI without user and password: what may be recorded and printed."""
-        scheme, separator, rest = self.absolute_uri().partition("://")
-        return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+        """The absolute URI without a password: what may be recorded and printed."""
+        return without_password(self.absolute_uri())
 
     def absolute_uri(self) -> str:
         """The URI with the path of an SQLite file made absolute, so that it means the same from every directory."""

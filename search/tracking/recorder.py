@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from search.config import Config, dump
+from search.config import Config, as_plain, dump
 from search.journal import Event
 from search.records import Ledger, SearchResult, label
 from search.report import as_json
@@ -153,7 +153,7 @@ class Recorder:
             writer(event)
 
     def _write_begun(self, _event: Event) -> None:
-        plain = flatten(self.config.model_dump(mode="json"))
+        plain = flatten(as_plain(self.config))
         params = {key: value for key, value in plain.items() if value is not None}
         params["tracking.uri"] = self.config.tracking.shown_uri()
         for batch in _batches(_params(params), 100):

@@ -10,6 +10,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 
+from search.settings import without_password
 from trainables.errors import UserError
 
 # The tag that makes the UI open an experiment in its model-training mode, not the GenAI mode.
@@ -36,7 +37,7 @@ def connect(uri: str) -> MlflowClient:
             client.search_experiments(max_results=1)
     except Exception as error:  # every store raises its own kinds
         raise UserError(
-            f"the tracking store at {_without_password(uri)} does not answer ({_deepest(error)}); "
+            f"the tracking store at {without_password(uri)} does not answer ({_deepest(error)}); "
             "start it, or set tracking.uri to one that runs"
         ) from None
     return client
@@ -93,9 +94,3 @@ def _deepest(error: BaseException) -> str:
         error = below
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
-
-
-def _without_password(uri: str) -> str:
-    scheme, separator, rest = uri.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    return f"{scheme}{separator}{host}" if at and credentials else uri

@@ -30,7 +30,7 @@ def slimfront(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         ("penalties.layer.strength=-1", "'penalties.layer.strength'"),
         ("training.epoch=1", "did you mean 'epochs'?"),
         ("tracking.uri=http://127.0.0.1:9", "the tracking store at http://127.0.0.1:9 does not answer"),
-        ("tracking.uri=http://me:secret@127.0.0.1:9", "the tracking store at http://127.0.0.1:9 does not answer"),
+        ("tracking.uri=http://me:secret@127.0.0.1:9", "the tracking store at http://me@127.0.0.1:9 does not answer"),
         ("tracking.uri=nonsense://x", "the tracking store at nonsense://x does not answer"),
     ],
 )

@@ -226,10 +226,10 @@ def test_values_that_do_not_go_together_are_refused_before_a_search(tmp_path: Pa
     assert message in refusal(tmp_path, tree)
 
 
-def test_a_password_in_the_tracking_uri_is_neither_dumped_nor_shown(config_file: Path) -> None:
-    loaded = load(config_file, ["tracking.uri=http://me:secret@host:1/x"])
+def test_a_password_in_a_uri_is_neither_dumped_nor_shown(config_file: Path) -> None:
+    loaded = load(config_file, ["tracking.uri=http://me:secret@host:1/x", "search.storage=postgresql://me:secret@host/y"])
     assert loaded.tracking.absolute_uri() == "http://me:secret@host:1/x"
-    assert loaded.tracking.shown_uri() == "http://host:1/x"
+    assert loaded.tracking.shown_uri() == "http://me@host:1/x"
     assert "secret" not in dump(loaded)
 
 

@@ -54,6 +54,23 @@ def test_a_network_as_good_as_an_earlier_one_of_the_same_trial_is_left_out_and_o
     assert sorted(names(book)) == ["trial-000@1", "trial-001@1"]
 
 
+def test_networks_pruned_in_one_shot_are_candidates_of_their_own_that_share_a_checkpoint() -> None:
+    book = ledger()
+    begin(book, 0)
+    pruned = [{"val_accuracy": 0.85, "nonzero_params": 50}, {"val_accuracy": 0.3, "nonzero_params": 60}]
+    measures = {"val_accuracy": 0.9, "nonzero_params": 100}
+    content = {"epoch": 4, "measures": measures, "compaction": [], "checkpoint": "here", "pruned": pruned}
+    book.apply({"event": "point", "number": 0, **content})
+    end(book, 0)
+    assert names(book) == ["trial-000", "trial-000/1"]
+    assert [str(p.file) for p in book.front()] == ["here/network.pt", "here/network-1.pt"]
+    assert book.trials[0].measures == measures  # the trial's own network is the one that was trained
+    book.apply({"event": "tested", "number": 0, "epoch": 4, "step": 1, "test_accuracy": 0.8})
+    assert [p.test_accuracy for p in book.front()] == [None, 0.8]
+    book.apply({"event": "moved", "number": 0, "epoch": 4, "checkpoint": "there"})
+    assert [str(p.file) for p in book.front()] == ["there/network.pt", "there/network-1.pt"]
+
+
 def test_a_network_with_nan_or_that_breaks_a_constraint_is_not_on_the_front() -> None:
     book = ledger(Constraint.parse("val_accuracy", ">= 0.7"), Constraint.parse("nonzero_params", "<= 500"))
     begin(book, 0)

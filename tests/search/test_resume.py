@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psutil
 import pytest
 import yaml
@@ -240,6 +241,27 @@ def test_optuna_can_keep_its_study_in_a_database(tmp_path: Path) -> None:
     run_search(small_config(tmp_path, search={"trials": 2, "storage": url}), name="stored")
     result = resume_search("stored", ["search.trials=3"], storage_path=str(tmp_path / "runs"))
     assert len(result.ledger.with_status("completed")) == 3
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_optuna_can_keep_its_study_in_postgresql_whose_password_is_written_nowhere(tmp_path: Path, postgres: str) -> None:
+    config = small_config(tmp_path, search={"trials": 2, "storage": postgres}, training={"epochs": 1, "batch_size": 512})
+    run_search(config, name="stored")
+    written = [file for file in tmp_path.rglob("*") if file.is_file() and b":secret@" in file.read_bytes()]
+    assert written == []
+    runs = str(tmp_path / "runs")
+    with pytest.raises(UserError, match=r"Optuna's storage of stored cannot be used: .*password"):
+        resume_search("stored", ["search.trials=3"], storage_path=runs)
+    with pytest.raises(UserError, match=r"search\.storage: the study of stored is at postgresql://anna@/slimfront"):
+        resume_search("stored", [f"search.storage=sqlite:///{tmp_path}/other.db"], storage_path=runs)
+    result = resume_search("stored", ["search.trials=3", f"search.storage={postgres}"], storage_path=runs)
+    assert len(result.ledger.with_status("completed")) == 3
+    study = optuna.load_study(study_name="stored", storage=postgres)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_storage_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Optuna's storage of .* cannot be used"):
         run_search(small_config(tmp_path, search={"trials": 1, "storage": "nonsense://x"}))
 

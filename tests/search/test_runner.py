@@ -62,7 +62,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tup
 def test_every_trial_completes_and_the_front_is_not_dominated(finished: tuple[Path, SearchResult]) -> None:
     _, result = finished
     assert len(result.ledger.with_status("completed")) == 6
-    assert result.front
+    assert any(point.step for point in result.front)  # one-shot pruning made some of its members
+    assert any(not point.step for point in result.front)
     points = [(-p.measures["val_accuracy"], p.measures["nonzero_params"]) for p in result.front]
     assert points == sorted(points)
     assert [size for _, size in points] == sorted((size for _, size in points), reverse=True)
@@ -140,6 +141,11 @@ def test_the_json_has_what_programs_need(finished: tuple[Path, SearchResult]) ->
     for member in plain["front"]:
         assert children[member["trial"]].info.run_id == member["run_id"]
         assert set(member["params"]) == set(SMALL_CONFIG["space"])
+        prefix = f"one_shot_{member['one_shot']}/" if member["one_shot"] else ""
+        assert children[member["trial"]].data.metrics[f"{prefix}test_accuracy"] == pytest.approx(member["test_accuracy"])
+        if prefix:
+            size = children[member["trial"]].data.metrics[f"{prefix}nonzero_params"]
+            assert size == member["nonzero_params"]
         for name in ("val_accuracy", "test_accuracy", "nonzero_params", "total_params", "layers", "flops", "bytes"):
             assert isinstance(member[name], int | float), name
 
@@ -148,15 +154,15 @@ def test_the_stored_network_of_a_front_member_has_its_measures_and_test_accuracy
     _, result = finished
     data = load_once(small_config(Path("unused")).candidate({}).data, torch.device("cpu"))
     for point in result.front:
-        assert point.checkpoint is not None
-        network = restore(torch.load(Path(point.checkpoint, "network.pt"), weights_only=True))
+        assert point.file is not None
+        network = restore(torch.load(point.file, weights_only=True))
         assert accuracy(network, *data.validation, prepare=data.prepare) == point.measures["val_accuracy"]
         assert accuracy(network, *data.test, prepare=data.prepare) == point.test_accuracy
         found = measure(network, data.prepare(data.test.inputs))
         assert {name: found[name] for name in ("params", "nonzero_params", "layers", "flops")} == {
             name: point.measures[name] for name in ("params", "nonzero_params", "layers", "flops")
         }
-        torch.load(Path(point.checkpoint, "training.pt"), weights_only=True)
+        torch.load(point.file.parent / "training.pt", weights_only=True)
 
 
 def test_checkpoints_are_kept_of_the_front_and_the_dense_network_only(finished: tuple[Path, SearchResult]) -> None:
@@ -164,13 +170,13 @@ def test_checkpoints_are_kept_of_the_front_and_the_dense_network_only(finished: 
     kept = {str(file.parent) for file in (directory / "runs").glob("*/session-1/*/*/network.pt")}
     assert result.ledger.dense is not None
     assert result.ledger.dense.last is not None
-    assert kept == {point.checkpoint for point in [*result.front, result.ledger.dense.last]}
+    assert kept == {point.origin.checkpoint for point in [*result.front, result.ledger.dense.last]}
 
 
 def test_the_test_set_is_touched_for_front_members_and_the_dense_network_only(finished: tuple[Path, SearchResult]) -> None:
     _, result = finished
-    touched = {id(p) for record in result.ledger.trials for p in record.points if p.test_accuracy is not None}
-    assert touched == {id(p) for p in result.front}
+    networks = [n for record in result.ledger.trials for point in record.points for n in (point, *point.pruned)]
+    assert {id(n) for n in networks if n.test_accuracy is not None} == {id(n) for n in result.front}
     assert result.ledger.dense is not None
     assert [p.test_accuracy is not None for p in result.ledger.dense.points] == [False, True]
 
@@ -341,7 +347,7 @@ def test_a_front_member_whose_network_is_lost_stays_on_the_front(tmp_path: Path,
 
         def update(self, ledger: Ledger) -> None:
             for point in ledger.front()[:1]:
-                Path(str(point.checkpoint), "network.pt").unlink(missing_ok=True)
+                Path(str(point.file)).unlink(missing_ok=True)
 
     result = run_search(small_config(tmp_path, search={"trials": 2}), Loses())
     assert result.front[0].test_accuracy is None

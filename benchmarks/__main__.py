@@ -15,6 +15,9 @@ BENCHMARKS = {
     "penalty_steps": ["penalty_steps"],
     "cka": ["cka"],
     "sparse_training": ["sparse_training"],
+    "search_quality": ["search_quality"],
+    "test_problems": ["test_problems"],
+    "scale": ["scale"],
     "chaos": ["chaos"],
 }
 """What to run, by the name of the table: the benchmark and its options. It goes between `<!-- NAME -->` and `<!-- /NAME -->`."""

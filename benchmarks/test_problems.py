@@ -71,9 +71,10 @@ PROBLEMS = {
 OURS, ASSEMBLED = "ours", "TPE as OptunaSearch has it, no stopping"
 VARIANTS: dict[str, tuple[Callable[[int], BaseSampler], bool]] = {
     ASSEMBLED: (lambda seed: TPESampler(seed=seed), False),
-    OURS: (lambda seed: build_sampler("tpe", seed), True),
+    OURS: (lambda seed: build_sampler("tpe", seed, {"n_startup_trials": 20}), True),
+    "ours, multivariate": (lambda seed: build_sampler("tpe", seed, {"n_startup_trials": 20, "multivariate": True}), True),
     "ours without early stopping": (lambda seed: build_sampler("tpe", seed), False),
-    "random, early stopping": (lambda seed: RandomSampler(seed=seed), True),
+    "ours with random": (lambda seed: RandomSampler(seed=seed), True),
     "random, no stopping": (lambda seed: RandomSampler(seed=seed), False),
 }
 
@@ -85,7 +86,7 @@ def search(problem: Problem, sampler: BaseSampler, *, stopping: bool, budget: in
     """
     study = optuna.create_study(directions=["minimize"] * len(problem.reference), sampler=sampler)
     names = [str(i) for i in range(len(problem.reference))]
-    scheduler = MultiObjectiveASHA(dict.fromkeys(names, "min"), time_attr="epoch", grace=EPOCHS / 9, max_time=EPOCHS)
+    scheduler = MultiObjectiveASHA(dict.fromkeys(names, "min"), time_attr="epoch", grace=1, max_time=EPOCHS)
     space: dict[str, Any] = {f"x{i}": FloatDistribution(0, 1) for i in range(problem.variables)}
     reference = np.array(problem.reference)
     curve, found, spent = Curve(), np.empty((0, len(reference))), 0

@@ -161,7 +161,7 @@ class Config(Candidate):
     def grace(self) -> float:
         """Epochs before the first rung."""
         stopping = self.search.early_stopping
-        return max(self.training.epochs // 9, 1) if stopping is None or stopping.grace == "auto" else stopping.grace
+        return max(3 * self.training.epochs // 10, 1) if stopping is None or stopping.grace == "auto" else stopping.grace
 
     def _field_type(self, path: str) -> object:
         """int or float for the field at a dotted path, None for another type.

@@ -16,7 +16,7 @@ warnings.filterwarnings(
 )
 
 SAMPLERS: dict[str, tuple[type[BaseSampler], dict[str, Any]]] = {
-    "tpe": (TPESampler, {"multivariate": True, "constant_liar": True}),
+    "tpe": (TPESampler, {"constant_liar": True}),
     "nsga2": (NSGAIISampler, {}),
     "nsga3": (NSGAIIISampler, {}),
     "gp": (GPSampler, {}),

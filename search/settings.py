@@ -14,7 +14,7 @@ from trainables.options import Options
 class EarlyStopping(Options):
     """Multi-objective successive halving (see `scheduler.MultiObjectiveASHA`).
 
-    No trial is stopped before `grace` epochs (auto: a ninth of them); then, and at each `reduction`-fold of it, the top
+    No trial is stopped before `grace` epochs (auto: three tenths of them); then, and at each `reduction`-fold of it, the top
     1 / `reduction` of the trials that came so far go on.
     """
 
@@ -73,8 +73,10 @@ class SearchOptions(Options):
         return named["name"], 0, {key: value for key, value in named.items() if key != "name"}
 
     def build_sampler(self) -> BaseSampler:
-        """Optuna's sampler."""
+        """Optuna's sampler; TPE begins later where trials are stopped early, since there are more of them."""
         name, _, options = self._name_and_options(self.sampler)
+        if name == "tpe" and self.early_stopping is not None:
+            options = {"n_startup_trials": 20} | options
         return build_sampler(name, self.seed, options)
 
     @field_validator("early_stopping", mode="before")

@@ -8,6 +8,7 @@ import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import ray
 from ray import tune
@@ -15,11 +16,13 @@ from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.common import Goal, Outcome, at_most, run
 from benchmarks.curves import THIRD, Curve, compare, shares
+from search import runner
 from search.config import Config, load
 from search.journal import JOURNAL_FILE, Event, read_events
-from search.records import Ledger
-from search.runner import run_search, start_local_ray
+from search.records import Ledger, TrialRecord
+from search.runner import start_local_ray
 from search.samplers import SAMPLERS
+from search.searcher import StudySearcher
 from trainables import train
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
@@ -35,6 +38,8 @@ class Variant:
     """Whether networks that one-shot pruning makes of a trained one are candidates too."""
     candidates: bool = True
     """Whether every checkpoint is a candidate, or a trial's last network only."""
+    told: bool = True
+    """Whether Optuna hears of the networks of trials that were stopped early."""
 
 
 OURS = "ours"
@@ -46,6 +51,7 @@ VARIANTS: dict[str, Variant] = {
     "ours without one-shot pruning": Variant(one_shot=False),
     "ours without any of the three": Variant(stopping=False, one_shot=False, candidates=False),
     "random, without any of the three": Variant("random", stopping=False, one_shot=False, candidates=False),
+    "ours, stopped trials not told": Variant(told=False),
     "ours with multivariate tpe": Variant("{name: tpe, multivariate: true}"),
     **{f"ours with {name}": Variant(name) for name in SAMPLERS if name != "tpe"},
 }
@@ -57,6 +63,15 @@ def config_of(variant: Variant, seed: int, trials: int, directory: Path) -> Conf
     wanted = [f"search.sampler={variant.sampler}", f"search.seed={seed}", f"search.trials={trials}"]
     wanted += [f"search.early_stopping={stopping}", f"search.storage_path={directory}", "training.report_every=3"]
     return load(CONFIG, [*wanted, f"tracking.uri=sqlite:///{directory}/mlflow.db"])
+
+
+class Untold(StudySearcher):
+    """Tells Optuna that trials which were stopped early have failed."""
+
+    def tell(self, record: TrialRecord) -> None:
+        """As the searcher does, but for those."""
+        failed = TrialRecord(record.number, record.values, record.seed, "failed", "stopped early")
+        super().tell(failed if record.status == "stopped" else record)
 
 
 def curve_of(events: list[Event], config: Config, variant: Variant) -> Curve:
@@ -142,7 +157,8 @@ def search_quality(arguments: argparse.Namespace) -> Outcome:
                 with tempfile.TemporaryDirectory() as directory:
                     # Stopped trials are short: twice as many of them cost about as much.
                     config = config_of(same, seed, trials * (2 if variant.stopping else 1), Path(directory))
-                    run_search(config, name="quality")
+                    with patch.object(runner, "StudySearcher", StudySearcher if variant.told else Untold):
+                        runner.run_search(config, name="quality")
                     runs[same, seed] = list(read_events(Path(directory, "quality", JOURNAL_FILE))), config
             events, config = runs[same, seed]
             curves[name].append(curve_of(events, config, variant))

@@ -15,6 +15,7 @@ import optuna
 from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 
 from benchmarks.common import Goal, Outcome, at_most, run
@@ -68,23 +69,37 @@ PROBLEMS = {
     "DTLZ2": Problem(dtlz2, 10, (2.0, 2.0, 2.0)),
 }
 
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to search; `told`: whether the sampler hears of trials that were stopped early."""
+
+    sampler: Callable[[int], BaseSampler] = lambda seed: build_sampler("tpe", seed, {"n_startup_trials": 20})
+    stopping: bool = True
+    told: bool = True
+
+
 OURS, ASSEMBLED = "ours", "TPE as OptunaSearch has it, no stopping"
-VARIANTS: dict[str, tuple[Callable[[int], BaseSampler], bool]] = {
-    ASSEMBLED: (lambda seed: TPESampler(seed=seed), False),
-    OURS: (lambda seed: build_sampler("tpe", seed, {"n_startup_trials": 20}), True),
-    "ours, multivariate": (lambda seed: build_sampler("tpe", seed, {"n_startup_trials": 20, "multivariate": True}), True),
-    "ours without early stopping": (lambda seed: build_sampler("tpe", seed), False),
-    "ours with random": (lambda seed: RandomSampler(seed=seed), True),
-    "random, no stopping": (lambda seed: RandomSampler(seed=seed), False),
+VARIANTS: dict[str, Variant] = {
+    ASSEMBLED: Variant(lambda seed: TPESampler(seed=seed), stopping=False),
+    OURS: Variant(),
+    "ours, stopped trials not told": Variant(told=False),
+    "ours with multivariate tpe": Variant(
+        lambda seed: build_sampler("tpe", seed, {"n_startup_trials": 20, "multivariate": True})
+    ),
+    "ours with random": Variant(lambda seed: RandomSampler(seed=seed)),
+    "ours without early stopping": Variant(lambda seed: build_sampler("tpe", seed), stopping=False),
+    "random, no stopping": Variant(lambda seed: RandomSampler(seed=seed), stopping=False),
 }
 
 
-def search(problem: Problem, sampler: BaseSampler, *, stopping: bool, budget: int) -> Curve:
+def search(problem: Problem, variant: Variant, seed: int, budget: int) -> Curve:
     """One search by several workers at once, an epoch after the other, until the budget of epochs is spent.
 
     With stopping, the networks of all epochs count, as in a search of ours; without, those of the last.
     """
-    study = optuna.create_study(directions=["minimize"] * len(problem.reference), sampler=sampler)
+    stopping = variant.stopping
+    study = optuna.create_study(directions=["minimize"] * len(problem.reference), sampler=variant.sampler(seed))
     names = [str(i) for i in range(len(problem.reference))]
     scheduler = MultiObjectiveASHA(dict.fromkeys(names, "min"), time_attr="epoch", grace=1, max_time=EPOCHS)
     space: dict[str, Any] = {f"x{i}": FloatDistribution(0, 1) for i in range(problem.variables)}
@@ -103,15 +118,18 @@ def search(problem: Problem, sampler: BaseSampler, *, stopping: bool, budget: in
         time, number, trial, epoch = heapq.heappop(queue)
         spent += 1
         values = problem.at_epoch(np.array(list(trial.params.values())), epoch)
-        last = epoch == EPOCHS
+        last, stopped = epoch == EPOCHS, False
         if stopping and not last:
             report = {"epoch": epoch, **dict(zip(names, values, strict=True))}
-            last = scheduler.on_trial_result(None, name(trial), report) == TrialScheduler.STOP
+            last = stopped = scheduler.on_trial_result(None, name(trial), report) == TrialScheduler.STOP
         if stopping or last:
             found = np.vstack([found, values])
             curve.append((spent, hypervolume(found, reference)))
         if last:
-            study.tell(trial, values)
+            if stopped and not variant.told:
+                study.tell(trial, state=TrialState.FAIL)
+            else:
+                study.tell(trial, values)
             begin(time)
         else:
             heapq.heappush(queue, (time + 1, number, trial, epoch + 1))
@@ -130,14 +148,11 @@ def test_problems(arguments: argparse.Namespace) -> Outcome:
     seeds, trials = (1, 12) if arguments.quick else (arguments.seeds, 60)
     budget = trials * EPOCHS
     rows, goals = [], list[Goal]()
-    for title, problem in PROBLEMS.items():
-        curves = {
-            variant: [search(problem, sampler(seed), stopping=stopping, budget=budget) for seed in range(seeds)]
-            for variant, (sampler, stopping) in VARIANTS.items()
-        }
-        rows += [{"problem": title, **row} for row in compare(curves, ASSEMBLED, budget)]
+    for problem_name, problem in PROBLEMS.items():
+        curves = {title: [search(problem, variant, seed, budget) for seed in range(seeds)] for title, variant in VARIANTS.items()}
+        rows += [{"problem": problem_name, **row} for row in compare(curves, ASSEMBLED, budget)]
         share = statistics.median(shares(curves[OURS], curves[ASSEMBLED], budget))
-        goals.append(at_most(f"{title}: share of the epochs that ours needs (median)", share, THIRD))
+        goals.append(at_most(f"{problem_name}: share of the epochs that ours needs (median)", share, THIRD))
     return Outcome(seeds, rows, goals)
 
 

@@ -80,7 +80,7 @@ def curve_of(events: list[Event], config: Config, variant: Variant) -> Curve:
     shown = Ledger(config.chosen_objectives(), events[0]["dense_sizes"])
     waiting: dict[int, Event] = {}
     for event in events:
-        if event.get("number", 0) is None:
+        if event.get("number", 0) is None or event["event"] in ("tested", "moved"):
             continue
         kind = event["event"]
         if kind == "epochs":

@@ -103,7 +103,7 @@ class Observer(DriverOnly, tune.Callback):
             measures=_measures(result),
             compaction=result.get("compaction", []),
             checkpoint=self._relative(checkpoint.path),
-            pruned=[_measures(network) for network in result.get("pruned", [])],
+            pruned=[{"measures": _measures(p["measures"]), "compaction": p["compaction"]} for p in result.get("pruned", [])],
         )
         self._clear([*front_before, *([before] if before else [])])
 

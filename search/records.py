@@ -9,7 +9,7 @@ import numpy as np
 
 from search.journal import Event
 from search.objectives import Constraint, Objective, losses
-from search.pareto import hypervolume
+from search.pareto import hypervolume, knee
 from trainables.storage import network_file
 
 Status = Literal["running", "completed", "stopped", "failed"]
@@ -172,8 +172,9 @@ class Ledger:
 
     def _add_point(self, record: TrialRecord, event: Event) -> None:
         point = Point(record, event["epoch"], event["measures"], event["compaction"], self._path(event["checkpoint"]))
-        for step, measures in enumerate(event.get("pruned", []), start=1):
-            point.pruned.append(Point(record, point.epoch, measures, point.compaction, None, step=step, source=point))
+        for step, pruned in enumerate(event.get("pruned", []), start=1):
+            done = [*point.compaction, *pruned["compaction"]]
+            point.pruned.append(Point(record, point.epoch, pruned["measures"], done, None, step=step, source=point))
         record.points.append(point)
         entered = [self._enters_front(network) for network in (point, *point.pruned)] if record.number is not None else []
         if any(entered):
@@ -198,6 +199,14 @@ class Ledger:
         """The non-dominated networks that meet the constraints, most accurate first."""
         members = [point for point, _ in self._front]
         return sorted(members, key=lambda p: (-p.measures["val_accuracy"], p.measures["nonzero_params"], p.trial.number or 0))
+
+    def knee(self) -> Point | None:
+        """The member of the front below which accuracy falls fastest (see `pareto.knee`); None without a front."""
+        if not self._front:
+            return None
+        members = self.front()
+        losses_of = {id(point): loss for point, loss in self._front}
+        return members[knee(np.array([losses_of[id(point)] for point in members]))]
 
     def hypervolume(self) -> float:
         """The front's hypervolume on the scale of `Objective.loss`, from 0 (no better than dense) to 1."""

@@ -18,6 +18,7 @@ def as_json(result: SearchResult) -> dict[str, Any]:
     ledger = result.ledger
     return {
         "search": result.search,
+        "objectives": [objective.name for objective in ledger.objectives],
         "trials": {status: len(ledger.with_status(status)) for status in ("completed", "stopped", "failed")},
         "dense": _measures(ledger.dense.last) if ledger.dense and ledger.dense.last else {},
         "front": [
@@ -25,6 +26,7 @@ def as_json(result: SearchResult) -> dict[str, Any]:
                 "trial": point.trial.label,
                 "epoch": point.epoch,
                 "one_shot": point.step,
+                "knee": point is ledger.knee(),
                 "run_id": result.run_ids.get(point.trial.label),
                 **_measures(point),
                 "params": point.trial.values,

@@ -20,8 +20,8 @@ class CandidateTrainable(tune.Trainable):
 
     A step trains `training.report_every` epochs, or up to the next of `config["report_at"]` (a list of epochs), and reports
     their metrics as `history`, a list of one dictionary per epoch, with the measures of the compact network of that moment;
-    the last step also refits, and has `finished`. There and at `report_at`, `pruned` lists the
-    measures of the networks that one-shot pruning makes of it. Every report can be saved as a checkpoint with these networks.
+    the last step also refits, and has `finished`. There and at `report_at`, `pruned` has the measures and compaction of the
+    networks that one-shot pruning makes of it. Every report can be saved as a checkpoint with these networks.
     A trial that cannot go on ends with a `failure`, the reason, instead of an exception, so that its process can take the next.
     `config["resume_from"]`, a checkpoint's directory, continues an earlier training.
     """
@@ -79,7 +79,10 @@ class CandidateTrainable(tune.Trainable):
         history += finished.history
         compaction = [list(step) for step in finished.compacted.report.steps]
         report = {"history": history, "epoch": training.epoch + len(finished.history), "compaction": compaction}
-        report["pruned"] = [network.measures for network in finished.pruned]
+        report["pruned"] = [
+            {"measures": network.measures, "compaction": [list(step) for step in network.compacted.report.steps]}
+            for network in finished.pruned
+        ]
         return report | {"finished": training.done, "done": training.done} | finished.measures
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

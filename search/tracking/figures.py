@@ -1,6 +1,9 @@
 """Pictures of the front: a PNG, and an HTML page that works offline."""
 
+import math
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 import matplotlib
 
@@ -39,6 +42,8 @@ def front_png(ledger: Ledger, title: str) -> Figure:
             color="tab:blue",
             label="front",
         )
+        if knee := ledger.knee():
+            axes.scatter(*_values([knee], size, accuracy), s=90, color="tab:orange", zorder=3, label="knee")
         if dense := _dense(ledger):
             axes.scatter(*_values(dense, size, accuracy), marker="*", s=140, color="tab:red", label="dense network")
         if size.name != "layers":
@@ -49,8 +54,14 @@ def front_png(ledger: Ledger, title: str) -> Figure:
     return figure
 
 
-def front_html(ledger: Ledger, title: str) -> str:
-    """An interactive page of the first size against accuracy, with plotly.js inside it."""
+def front_html(
+    ledger: Ledger, title: str, experiment_id: str = "", run_ids: Mapping[str, str] | None = None, base_url: str = ""
+) -> str:
+    """An interactive page with plotly.js inside it, so that it works offline: size against accuracy, and all values in parallel.
+
+    A click on a point opens the run of its trial, where `run_ids` has it, in the MLflow that shows the page; at `base_url` where
+    the page was opened from a file. MLflow's artifact viewer lets no page open another: there the click shows the run's link.
+    """
     objectives = ledger.objectives
     size, accuracy = _pairs(objectives)[0]
     figure = go.Figure()
@@ -59,6 +70,7 @@ def front_html(ledger: Ledger, title: str) -> str:
     layers = [
         ("trials", _ends(ledger), "markers", "#bbbbbb"),
         ("front", front, "lines+markers" if len(objectives) == 2 else "markers", "#1f77b4"),
+        ("knee", [knee] if (knee := ledger.knee()) else [], "markers", "#ff7f0e"),
         ("dense network", dense, "markers", "#d62728"),
     ]
     for name, points, mode, color in layers:
@@ -68,15 +80,73 @@ def front_html(ledger: Ledger, title: str) -> str:
             y=y,
             mode=mode,
             name=name,
-            marker_color=color,
+            marker={"color": color, "size": 11 if name in ("knee", "dense network") else 7},
             line_shape="hv",
             text=[_describe(point) for point in points],
+            customdata=[(run_ids or {}).get(point.trial.label, "") for point in points],
             hoverinfo="text",
         )
     figure.update_layout(title=title, xaxis_title=_LABELS[size.name], yaxis_title=_LABELS[accuracy.name], template="plotly_white")
     if size.name != "layers":
         figure.update_xaxes(type="log")
-    return str(figure.to_html(include_plotlyjs=True, full_html=True))
+    open_run = _OPEN_RUN.replace("EXPERIMENT", experiment_id).replace("BASE", base_url.rstrip("/")) if run_ids else ""
+    page = figure.to_html(include_plotlyjs=True, full_html=True, div_id="front", post_script=open_run)
+    parallel = _parallel(ledger, front).to_html(include_plotlyjs=False, full_html=False, div_id="values")
+    return str(page).replace("</body>", f"{parallel}</body>")
+
+
+_OPEN_RUN = """
+const front = document.getElementById("front");
+const said = front.parentNode.insertBefore(document.createElement("p"), front.nextSibling);
+said.id = "run";
+said.style.cssText = "font: 14px sans-serif; margin: 0 80px";
+said.textContent = "Click a point for the run of its trial.";
+const place = location.href.replace(/^blob:/, "");
+const base = place.startsWith("http") ? new URL(place).origin : "BASE";
+front.on("plotly_click", function (clicked) {
+    const run = clicked.points[0].customdata;
+    if (!run) { return; }
+    const url = base + "/#/experiments/EXPERIMENT/runs/" + run;
+    const link = document.createElement("a");
+    link.href = url;
+    link.target = "_blank";
+    link.textContent = url;
+    said.replaceChildren(clicked.points[0].text.split("<br>")[0].replace(/<[^>]*>/g, "") + ": ", link);
+    window.open(url, "_blank");  // MLflow's artifact viewer does not let pages open others: there the link is copied
+});
+"""
+
+
+def _parallel(ledger: Ledger, front: list[Point]) -> go.Figure:
+    """The objectives and the searched values of the front's members as parallel coordinates, coloured by accuracy."""
+    paths = list(dict.fromkeys(path for point in front for path in point.trial.values))
+    dimensions = []
+    for objective in ledger.objectives:
+        values = [point.measures[objective.name] for point in front]
+        scale = objective.name not in ("val_accuracy", "layers")
+        dimensions.append(
+            _axis(f"log₁₀ {objective.name}" if scale else objective.name, [_log10(v) if scale else v for v in values])
+        )
+    for path in paths:
+        dimensions.append(_axis(path, [point.trial.values.get(path) for point in front]))
+    color = [point.measures["val_accuracy"] for point in front]
+    line = {"color": color, "colorscale": "Viridis", "showscale": True, "colorbar": {"title": {"text": "val_accuracy"}}}
+    figure = go.Figure(go.Parcoords(line=line, dimensions=dimensions, labelangle=-12))
+    figure.update_layout(margin={"t": 120, "l": 90}, height=480)
+    return figure
+
+
+def _axis(label: str, values: list[Any]) -> dict[str, Any]:
+    """One axis; values that are not numbers become places on it."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return {"label": label, "values": values}
+    known = sorted({str(value) for value in values})
+    places = [known.index(str(value)) for value in values]
+    return {"label": label, "values": places, "tickvals": list(range(len(known))), "ticktext": known}
+
+
+def _log10(value: float) -> float:
+    return math.log10(max(value, 1.0))
 
 
 def _pairs(objectives: list[Objective]) -> list[tuple[Objective, Objective]]:

@@ -10,18 +10,15 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 
-from search.config import Config, as_plain, dump
+from search.config import Config
 from search.journal import Event
-from search.records import Ledger, SearchResult, label
-from search.report import as_json
-from search.space import flatten
-from search.tracking import figures
+from search.records import Ledger, label
+from search.tracking.page import Page, as_params, batches, live_metrics
 from search.tracking.store import open_experiment
 
 log = logging.getLogger(__name__)
@@ -31,7 +28,7 @@ _PATIENCE_S = (1.0, 30.0)
 """First and longest wait between two attempts of a write that failed."""
 _GRACE_S = 10.0
 """How long the end of a search waits for a store that does not answer."""
-_PICTURE_EVERY_S = 30.0
+_PAGE_EVERY_S = 30.0
 _BATCH = 1000
 _MLFLOW_STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _HOPELESS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
@@ -56,8 +53,10 @@ class Recorder:
         self.config = config
         self.search = search
         self.ledger: Ledger | None = None
+        self.begun = 0
         artifacts = directory.parent / "artifacts"
         self.experiment_id = open_experiment(client, config.tracking.experiment or config.name, artifacts, config.tracking.uri)
+        self.directory = directory
         self.mark = directory / DELIVERED_FILE
         self.delivered = int(self.mark.read_text() or 0) if self.mark.exists() else 0
         self.run_ids = self._known_runs()
@@ -66,7 +65,10 @@ class Recorder:
             self.run_ids[""] = client.create_run(self.experiment_id, run_name=search, tags=tags).info.run_id
         self.warned = False
         self.closing = threading.Event()
-        self.on_front: set[str] = set()
+        self.page = Page(client, config, search, self.experiment_id, self.run_ids)
+        self.history: list[tuple[float, int, float]] = []
+        """Minutes since the beginning, epochs trained, and hypervolume, at each end of a trial."""
+        self.epochs = 0
         self.pictured = time.monotonic()
         self.events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         for event in earlier:
@@ -109,17 +111,25 @@ class Recorder:
             number += 1
             known = number <= self.delivered
             if event["event"] == "begun":
-                self.ledger = Ledger(self.config.chosen_objectives(), event["dense_sizes"], self.config.chosen_constraints())
+                objectives, constraints = self.config.chosen_objectives(), self.config.chosen_constraints()
+                self.ledger = Ledger(objectives, event["dense_sizes"], constraints, self.directory)
+                self.begun = event["time"]
             if self.ledger is not None:
                 self.ledger.apply(event)
+                self._remember(event, self.ledger)
             if known:
-                self._remember_front(event)
                 continue
             if not self._insist(event):
                 self.events.put(event)  # not empty: something is missing
                 return
             self.delivered = number
             self.mark.write_text(str(number))
+
+    def _remember(self, event: Event, ledger: Ledger) -> None:
+        if event["event"] == "epochs":
+            self.epochs += len(event["history"])
+        elif event["event"] == "ended" and event["number"] is not None:
+            self.history.append(((event["time"] - self.begun) / 60_000, self.epochs, ledger.hypervolume()))
 
     def _insist(self, event: Event) -> bool:
         """Writes one event, however often it takes; False if the search ends and the store does not answer."""
@@ -153,12 +163,7 @@ class Recorder:
             writer(event)
 
     def _write_begun(self, _event: Event) -> None:
-        plain = flatten(as_plain(self.config))
-        params = {key: value for key, value in plain.items() if value is not None}
-        params["tracking.uri"] = self.config.tracking.shown_uri()
-        for batch in _batches(_params(params), 100):
-            self.client.log_batch(self.parent, params=batch)
-        self.client.log_text(self.parent, dump(self.config), "config.yaml")
+        self.page.begin()
 
     def _write_session(self, event: Event) -> None:
         if event["session"] > 1:
@@ -176,7 +181,7 @@ class Recorder:
         if name not in self.run_ids:
             run = self.client.create_run(self.experiment_id, start_time=event["time"], run_name=name, tags=tags)
             self.run_ids[name] = run.info.run_id
-        self.client.log_batch(self.run_ids[name], params=_params(event["values"] | {"seed": event["seed"]}))
+        self.client.log_batch(self.run_ids[name], params=as_params(event["values"] | {"seed": event["seed"]}))
 
     def _write_continued(self, event: Event) -> None:
         self.client.update_run(self.run_ids[label(event["number"])], status="RUNNING")
@@ -189,7 +194,7 @@ class Recorder:
             for name, value in epoch.items()
             if name != "epoch"
         ]
-        for batch in _batches(metrics, _BATCH):
+        for batch in batches(metrics, _BATCH):
             self.client.log_batch(self.run_ids[label(event["number"])], metrics=batch)
 
     def _write_point(self, event: Event) -> None:
@@ -211,16 +216,14 @@ class Recorder:
         self._write_live(event)
 
     def _write_live(self, event: Event) -> None:
-        """The state of the search on the parent, with step = trials that have ended; its picture now and then."""
+        """The state of the search on the parent, with step = trials that have ended; its page now and then."""
         assert self.ledger is not None
-        done = {status: len(self.ledger.with_status(status)) for status in ("completed", "stopped", "failed")}
-        live = {"hypervolume": self.ledger.hypervolume(), "front_size": float(len(self.ledger.front()))}
-        live |= {f"trials_{status}": float(count) for status, count in done.items()}
-        step = sum(done.values())
+        live = live_metrics(self.ledger)
+        step = int(sum(value for name, value in live.items() if name.startswith("trials_")))
         self.client.log_batch(self.parent, metrics=[Metric(name, value, event["time"], step) for name, value in live.items()])
-        if time.monotonic() - self.pictured > _PICTURE_EVERY_S and self.ledger.front():
+        if time.monotonic() - self.pictured > _PAGE_EVERY_S:
             self.pictured = time.monotonic()
-            self.client.log_figure(self.parent, figures.front_png(self.ledger, self.search), "front.png")
+            self.page.refresh(self.ledger, self.history)
 
     def _write_tested(self, event: Event) -> None:
         """The test accuracy of a front member; where it was pruned, with all its measures, as `one_shot_STEP/NAME`."""
@@ -233,34 +236,9 @@ class Recorder:
         self.client.log_batch(self.run_ids[label(event["number"])], metrics=metrics)
 
     def _write_finished(self, event: Event) -> None:
-        """Tags the front, writes its figures and its table, and ends the parent run."""
+        """Completes the page of the search, and ends the parent run."""
         assert self.ledger is not None
-        before = set(self.on_front)
-        self._remember_front(event)
-        for name in sorted(before - self.on_front):
-            self.client.delete_tag(self.run_ids[name], "slimfront.front")
-        for name in sorted(self.on_front):
-            self.client.set_tag(self.run_ids[name], "slimfront.front", "true")
-        uri = self.config.tracking.shown_uri()
-        front = self.ledger.front()
-        interrupted = event["status"] == "interrupted"
-        result = SearchResult(self.search, self.ledger, front, event["seconds"], uri, interrupted, dict(self.run_ids))
-        self.client.log_dict(self.parent, as_json(result), "front.json")
-        if front:
-            self.client.log_figure(self.parent, figures.front_png(self.ledger, self.search), "front.png")
-            self.client.log_text(self.parent, figures.front_html(self.ledger, self.search), "front.html")
+        self.page.finish(self.ledger, self.history, event["seconds"], interrupted=event["status"] == "interrupted")
         self.client.set_tag(self.parent, "slimfront.status", event["status"])
         ends = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
         self.client.set_terminated(self.parent, ends[event["status"]], end_time=event["time"])
-
-    def _remember_front(self, event: Event) -> None:
-        if event["event"] == "finished" and self.ledger is not None:
-            self.on_front = {point.trial.label for point in self.ledger.front()}
-
-
-def _batches(items: list[Any], size: int) -> list[list[Any]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _params(values: dict[str, Any]) -> list[Param]:
-    return [Param(key, str(value)) for key, value in values.items()]

@@ -59,7 +59,8 @@ def test_networks_pruned_in_one_shot_are_candidates_of_their_own_that_share_a_ch
     begin(book, 0)
     pruned = [{"val_accuracy": 0.85, "nonzero_params": 50}, {"val_accuracy": 0.3, "nonzero_params": 60}]
     measures = {"val_accuracy": 0.9, "nonzero_params": 100}
-    content = {"epoch": 4, "measures": measures, "compaction": [], "checkpoint": "here", "pruned": pruned}
+    content = {"epoch": 4, "measures": measures, "compaction": [], "checkpoint": "here"}
+    content["pruned"] = [{"measures": m, "compaction": []} for m in pruned]
     book.apply({"event": "point", "number": 0, **content})
     end(book, 0)
     assert names(book) == ["trial-000", "trial-000/1"]

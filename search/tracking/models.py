@@ -1,0 +1,103 @@
+"""Front members as MLflow models, which load on a machine without slimfront; and the model registry."""
+
+import logging
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow.pytorch
+import torch
+from mlflow import MlflowClient
+from mlflow.models import infer_signature
+from torch import Tensor, nn
+
+from search.records import Point
+from trainables.errors import UserError
+
+MODEL_TAG = "slimfront.model"
+"""On a trial's run, followed by / and the network's name: the id of its logged model."""
+
+
+def log_model(client: MlflowClient, experiment_id: str, run_id: str, point: Point, network: nn.Module, inputs: Tensor) -> str:
+    """Logs a front member's network as a model of its trial's run, once; returns the model's id.
+
+    The model is a `torch.export` program (`pt2`) with signature and input example: MLflow and torch are all that loading needs.
+
+    Args:
+        inputs: (2, *input_shape) real inputs as the network sees them. One would fix the size of the batch.
+    """
+    name = model_name(point)
+    known = client.get_run(run_id).data.tags.get(f"{MODEL_TAG}/{name}")
+    if known:
+        return known
+    inputs = inputs.cpu()
+    with torch.no_grad():
+        outputs = network(inputs)
+    measures = {key: float(value) for key, value in point.measures.items()}
+    if point.test_accuracy is not None:
+        measures["test_accuracy"] = point.test_accuracy
+    with tempfile.TemporaryDirectory() as folder, _quietly():
+        path = Path(folder, "model")
+        mlflow.pytorch.save_model(
+            network,
+            str(path),
+            signature=infer_signature(inputs.numpy(), outputs.numpy()),
+            input_example=inputs.numpy(),
+            pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in ("torch", "mlflow", "numpy")],
+            metadata={"slimfront": measures},
+            serialization_format="pt2",
+        )
+        tags = {"slimfront.trial": point.trial.label, "slimfront.epoch": str(point.epoch), "slimfront.one_shot": str(point.step)}
+        params = {key: f"{value:g}" for key, value in measures.items()}
+        made = client.create_logged_model(experiment_id, name, run_id, tags=tags, params=params, model_type="compact network")
+        client.log_model_artifacts(made.model_id, str(path))
+        client.finalize_logged_model(made.model_id, "READY")
+    client.set_tag(run_id, f"{MODEL_TAG}/{name}", made.model_id)
+    return str(made.model_id)
+
+
+def model_name(point: Point) -> str:
+    """What a front member's model is called: trial-007-epoch-30, and -one-shot-3 where it was pruned."""
+    return f"{point.trial.label}-epoch-{point.epoch}" + (f"-one-shot-{point.step}" if point.step else "")
+
+
+def register(client: MlflowClient, model_id: str, name: str, tags: dict[str, str]) -> int:
+    """Puts a logged model in the registry as the next version of `name`; returns that version.
+
+    Raises:
+        UserError: if the store has no registry, or does not take the name.
+    """
+    if not re.fullmatch(r"[^/:.%\"']+", name):
+        raise UserError(f"--name {name}: a registered model's name has none of / : . % and quotes")
+    try:
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        model = client.get_logged_model(model_id)
+        made = client.create_model_version(
+            name, f"models:/{model_id}", run_id=model.source_run_id, tags=tags, model_id=model_id, await_creation_for=60
+        )
+    except mlflow.MlflowException as error:
+        raise UserError(f"the model registry did not take it: {str(error).splitlines()[0]}") from None
+    return int(made.version)
+
+
+_LOUD = ("mlflow.pytorch", "mlflow.models.model", "mlflow.utils.environment", "mlflow.types.utils", "mlflow.models.signature")
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps MLflow and torch.export from talking about each model in the middle of a search's output."""
+    levels = {name: logging.getLogger(name).level for name in _LOUD}
+    for name in _LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

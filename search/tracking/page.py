@@ -1,0 +1,185 @@
+"""What a search's own run in MLflow shows: its description, pictures, tables and tags, as they are at one moment."""
+
+import hashlib
+import logging
+import platform
+from collections.abc import Sequence
+from importlib.metadata import distributions, version
+from typing import Any
+
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+
+from search.config import Config, as_plain, dump
+from search.objectives import Direction, losses
+from search.pareto import ranks
+from search.records import Ledger, Point, SearchResult
+from search.report import as_json
+from search.space import flatten
+from search.tracking import charts, figures
+from search.tracking.models import log_model
+from search.tracking.story import describe
+from trainables.data import load_once
+
+log = logging.getLogger(__name__)
+
+UI_URL = "http://127.0.0.1:5000"
+"""Where `slimfront ui` shows a store that has no server."""
+NEAR_DENSE = 0.01
+"""A network is about as accurate as the dense one if its validation accuracy is at most so much lower."""
+
+
+def live_metrics(ledger: Ledger) -> dict[str, float]:
+    """The state of a search in numbers.
+
+    `accuracy_threshold` is the bound of the constraint on validation accuracy, or else the dense network's accuracy less 0.01;
+    `smallest_NAME` is the smallest such size on the front at that accuracy.
+    """
+    found = {f"trials_{status}": float(len(ledger.with_status(status))) for status in ("completed", "stopped", "failed")}
+    front = ledger.front()
+    found |= {"hypervolume": ledger.hypervolume(), "front_size": float(len(front))}
+    if front:
+        found["best_val_accuracy"] = front[0].measures["val_accuracy"]
+    threshold = accuracy_threshold(ledger)
+    if threshold is not None:
+        found["accuracy_threshold"] = threshold
+        able = [point for point in front if point.measures["val_accuracy"] >= threshold]
+        sizes = [o.name for o in ledger.objectives if o.direction is Direction.MINIMIZE]
+        found |= {f"smallest_{name}": float(min(p.measures[name] for p in able)) for name in sizes if able}
+    return found
+
+
+def accuracy_threshold(ledger: Ledger) -> float | None:
+    """The validation accuracy that counts as good enough; see `live_metrics`. None while it is not known."""
+    for constraint in ledger.constraints:
+        if constraint.name == "val_accuracy" and constraint.at_least:
+            return constraint.bound
+    return ledger.dense.measures["val_accuracy"] - NEAR_DENSE if ledger.dense and ledger.dense.measures else None
+
+
+class Page:
+    """Writes the parent run of one search. Everything can be written again: the last writing counts.
+
+    `run_ids` are those of the search's runs by label, the parent's under ''; the recorder adds to them.
+    """
+
+    def __init__(self, client: MlflowClient, config: Config, search: str, experiment_id: str, run_ids: dict[str, str]) -> None:
+        self.client = client
+        self.config = config
+        self.search = search
+        self.experiment_id = experiment_id
+        self.run_ids = run_ids
+
+    @property
+    def parent(self) -> str:
+        """The run's id."""
+        return self.run_ids[""]
+
+    def begin(self) -> None:
+        """What is known before the first trial: config, environment, data set."""
+        params = {key: value for key, value in flatten(as_plain(self.config)).items() if value is not None}
+        params["tracking.uri"] = self.config.tracking.shown_uri()
+        for batch in batches(as_params(params), 100):
+            self.client.log_batch(self.parent, params=batch)
+        text = dump(self.config)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        tags = {"slimfront.version": version("slimfront"), "slimfront.config_digest": digest}
+        self.client.log_batch(self.parent, tags=[RunTag(key, value) for key, value in tags.items()])
+        self.client.log_text(self.parent, text, "config.yaml")
+        self.client.log_text(self.parent, environment(), "environment.txt")
+        self._log_data()
+
+    def _log_data(self) -> None:
+        """The data set with its splits, as an input of the run."""
+        options = self.config.candidate({}).data
+        data = load_once(options, torch.device("cpu"))
+        digest = hashlib.sha256(options.model_dump_json().encode())
+        for split in (data.train, data.validation, data.test):
+            digest.update(split.labels.cpu().numpy().tobytes())
+        sizes = ", ".join(
+            f'"{name}": {len(split.labels)}'
+            for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test))
+        )
+        logged = Dataset(
+            name=options.name,
+            digest=digest.hexdigest()[:16],
+            source_type="slimfront",
+            source=options.model_dump_json(),
+            profile=f'{{{sizes}, "classes": {data.classes}, "input_shape": {list(data.input_shape)}}}',
+        )
+        self.client.log_inputs(self.parent, [DatasetInput(logged, [InputTag("mlflow.data.context", "training")])])
+
+    def refresh(self, ledger: Ledger, history: Sequence[tuple[float, int, float]]) -> None:
+        """What people look at while the search runs."""
+        text = describe(self.search, self.config, ledger, self.experiment_id, self.run_ids)
+        self.client.set_tag(self.parent, "mlflow.note.content", text)
+        if ledger.front():
+            self.client.log_figure(self.parent, figures.front_png(ledger, self.search), "front.png")
+        if history:
+            self.client.log_figure(self.parent, charts.history_png(history, self.search), "history.png")
+        self._log_json(ledger, 0.0, interrupted=False)
+
+    def _log_json(self, ledger: Ledger, seconds: float, *, interrupted: bool) -> None:
+        uri = self.config.tracking.shown_uri()
+        result = SearchResult(self.search, ledger, ledger.front(), seconds, uri, interrupted, dict(self.run_ids))
+        self.client.log_dict(self.parent, as_json(result), "front.json")
+
+    def finish(self, ledger: Ledger, history: Sequence[tuple[float, int, float]], seconds: float, *, interrupted: bool) -> None:
+        """Everything, with the front's models, when a session has ended."""
+        front = ledger.front()
+        self._tag_trials(ledger, front)
+        self.refresh(ledger, history)
+        self._log_json(ledger, seconds, interrupted=interrupted)
+        shares = charts.importances(ledger, self.config.distributions())
+        if shares:
+            self.client.log_figure(self.parent, charts.importance_png(shares, self.search), "importance.png")
+        if front:
+            uri = self.config.tracking.shown_uri()
+            base_url = uri if uri.startswith("http") else UI_URL
+            html = figures.front_html(ledger, self.search, self.experiment_id, self.run_ids, base_url)
+            self.client.log_text(self.parent, html, "front.html")
+            self._log_networks(ledger, front)
+
+    def _log_networks(self, ledger: Ledger, front: list[Point]) -> None:
+        """Models of the front's networks, and which layers they kept; those whose file is lost are left out."""
+        stored = [(point, network) for point in front if (network := charts.load(point)) is not None]
+        dense = charts.load(ledger.dense.last) if ledger.dense and ledger.dense.last else None
+        if stored and dense is not None:
+            self.client.log_figure(self.parent, charts.layers_png(stored, dense, self.search), "layers.png")
+        data = load_once(self.config.candidate({}).data, torch.device("cpu"))
+        inputs = data.prepare(data.validation.inputs[:2])
+        for point, network in stored:
+            log_model(self.client, self.experiment_id, self.run_ids[point.trial.label], point, network, inputs)
+
+    def _tag_trials(self, ledger: Ledger, front: list[Point]) -> None:
+        """`front` and `knee` on the trials that are there, and `rank` by the networks that they ended with."""
+        knee = ledger.knee()
+        trials = [trial for trial in ledger.trials if trial.last]
+        on_front = {point.trial.label for point in front}
+        points = losses([trial.measures for trial in trials], ledger.objectives, ledger.dense_sizes)
+        for trial, rank in zip(trials, ranks(points), strict=True):
+            tags = {
+                "slimfront.front": "true" if trial.label in on_front else "false",
+                "slimfront.knee": "true" if knee is not None and trial is knee.trial else "false",
+                "slimfront.rank": str(rank),
+            }
+            self.client.log_batch(self.run_ids[trial.label], tags=[RunTag(key, value) for key, value in tags.items()])
+        if knee is not None:
+            self.client.set_tag(self.parent, "slimfront.knee", knee.name)
+
+
+def environment() -> str:
+    """Python, the machine, and every installed package with its version."""
+    packages = sorted({f"{d.metadata['Name']}=={d.version}" for d in distributions()}, key=str.lower)
+    return "\n".join([f"# Python {platform.python_version()} on {platform.platform()}", *packages, ""])
+
+
+def batches(items: list[Any], size: int) -> list[list[Any]]:
+    """The items in lists of at most so many."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def as_params(values: dict[str, Any]) -> list[Param]:
+    """MLflow's params of values by name."""
+    return [Param(key, str(value)) for key, value in values.items()]

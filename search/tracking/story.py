@@ -1,0 +1,107 @@
+"""The description of a search for its run in MLflow: what was searched, what to take, and the front with links to its trials."""
+
+from collections.abc import Callable, Mapping
+
+from search.config import Config
+from search.objectives import Direction
+from search.records import Ledger, Point
+
+Link = Callable[[Point], str]
+_ROWS = 40
+"""So many members of a front are listed; front.json has all of them."""
+
+
+def describe(search: str, config: Config, ledger: Ledger, experiment_id: str, run_ids: Mapping[str, str]) -> str:
+    """Markdown for the tag `mlflow.note.content`; links go to runs of the same MLflow UI."""
+    parts = [f"## {search}", _searched(config, ledger)]
+    dense = ledger.dense.last if ledger.dense else None
+
+    def link(point: Point) -> str:
+        run_id = run_ids.get(point.trial.label)
+        return f"[{point.name}](#/experiments/{experiment_id}/runs/{run_id})" if run_id else point.name
+
+    front = ledger.front()
+    knee = ledger.knee()
+    if knee is not None:
+        parts += [f"### Recommended: {link(knee)}", _recommended(knee, dense), _alternatives(front, knee, dense, link)]
+    if front:
+        parts += [f"### The front, {len(front)} networks", _table(front, knee, dense, link)]
+        if len(front) > _ROWS:
+            parts.append(f"The {_ROWS} most accurate; `front.json` has all {len(front)}.")
+    parts.append(
+        "Artifacts of this run: `front.html` (interactive, works offline), `front.png`, `front.json`, `history.png` (hypervolume "
+        "over time), `importance.png` (what drives each objective), `layers.png` (which layers survived), `config.yaml`, "
+        "`environment.txt`. The stored network of each front member is a logged model of its trial's run."
+    )
+    return "\n\n".join(part for part in parts if part)
+
+
+def _searched(config: Config, ledger: Ledger) -> str:
+    aims = [f"{'more' if o.direction is Direction.MAXIMIZE else 'less'} `{o.name}`" for o in ledger.objectives]
+    done = {status: len(ledger.with_status(status)) for status in ("completed", "stopped", "failed", "running")}
+    counts = ", ".join(f"{count} {status}" for status, count in done.items() if count) or "none yet"
+    lines = [
+        f"Searched for {' and '.join(aims)}: `{config.model.name}` on `{config.data.name}`, {config.training.epochs} epochs a "
+        f"trial, {len(config.space)} values varied.",
+        f"Trials: {counts}. Hypervolume {ledger.hypervolume():.4f}.",
+    ]
+    if config.constraints:
+        lines.append("Constraints: " + ", ".join(f"`{name} {bound}`" for name, bound in config.constraints.items()) + ".")
+    space = ["| varied | in |", "| --- | --- |"]
+    for path, parameter in config.space.items():
+        said = parameter.choices or f"{parameter.low:g} to {parameter.high:g}{' (log)' if parameter.log else ''}"
+        space.append(f"| `{path}` | {', '.join(map(str, said)) if isinstance(said, (list, tuple)) else said} |")
+    return "\n\n".join(["  \n".join(lines), "\n".join(space)])
+
+
+def _recommended(knee: Point, dense: Point | None) -> str:
+    text = f"The knee of the front: the network below which accuracy falls fastest for what is saved. {_compared(knee, dense)}"
+    values = ", ".join(f"`{path}` = {_short(value)}" for path, value in knee.trial.values.items())
+    pruned = f", then pruned in one shot, step {knee.step}" if knee.step else ""
+    return f"{text}  \nIt was trained with {values}, seed {knee.trial.seed}, for {knee.epoch} epochs{pruned}."
+
+
+def _alternatives(front: list[Point], knee: Point, dense: Point | None, link: Link) -> str:
+    """The most accurate, and the smallest that is within a point of the dense network."""
+    picks = [("most accurate", front[0])]
+    if dense:
+        near = [p for p in front if p.measures["val_accuracy"] >= dense.measures["val_accuracy"] - 0.01]
+        if near:
+            picks.append(("smallest within 0.01 of the dense accuracy", near[-1]))
+    lines = [f"- {what}: {link(point)}. {_compared(point, dense)}" for what, point in picks if point is not knee]
+    return "\n".join(lines)
+
+
+def _compared(point: Point, dense: Point | None) -> str:
+    m = point.measures
+    said = f"Validation accuracy {m['val_accuracy']:.4f}"
+    if dense is None:
+        return f"{said}, {m['nonzero_params']:,.0f} non-zero parameters in {m['layers']:.0f} layers."
+    d = dense.measures
+    return (
+        f"{said} (dense {d['val_accuracy']:.4f}) with {m['nonzero_params']:,.0f} non-zero parameters, "
+        f"{m['nonzero_params'] / d['nonzero_params']:.1%} of the dense network's {d['nonzero_params']:,.0f}, "
+        f"in {m['layers']:.0f} layers (dense {d['layers']:.0f})."
+    )
+
+
+def _table(front: list[Point], knee: Point | None, dense: Point | None, link: Link) -> str:
+    head = ("network", "val acc", "test acc", "non-zero", "of dense", "params", "layers", "FLOPs")
+    rows = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    if dense:
+        rows.append(_row(f"dense: {link(dense)}", dense, dense))
+    for point in front[:_ROWS]:
+        rows.append(_row(link(point) + (" **knee**" if point is knee else ""), point, dense))
+    return "\n".join(rows)
+
+
+def _row(name: str, point: Point, dense: Point | None) -> str:
+    m = point.measures
+    share = f"{m['nonzero_params'] / dense.measures['nonzero_params']:.1%}" if dense else ""
+    test = "" if point.test_accuracy is None else f"{point.test_accuracy:.4f}"
+    sizes = f"{m['nonzero_params']:,.0f} | {share} | {m['params']:,.0f} | {m['layers']:.0f} | {m['flops']:,.0f}"
+    return f"| {name} | {m['val_accuracy']:.4f} | {test} | {sizes} |"
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import sys
+from enum import StrEnum
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +32,15 @@ ConfigArgument = Annotated[Path, typer.Argument(help="YAML file of the search.")
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override one value, such as training.epochs=5.")
 ]
+
+
+class FrontFormat(StrEnum):
+    """What `slimfront front` prints."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+    png = "png"
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
@@ -129,10 +139,57 @@ def ui(
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
 ) -> None:
     """Open MLflow at a search."""
-    from search.settings import Tracking
     from search.ui import open_ui
 
-    open_ui(Tracking(uri=tracking_uri).absolute_uri(), search, port, browser=browser, say=lambda text: print(text, flush=True))
+    open_ui(_absolute(tracking_uri), search, port, browser=browser, say=lambda text: print(text, flush=True))
+
+
+UriOption = Annotated[str, typer.Option("--tracking-uri", help="The store, as tracking.uri in the config.")]
+
+
+@app.command()
+def front(
+    searches: Annotated[list[str], typer.Argument(metavar="SEARCH…", help="Names of searches in the store.")],
+    kind: Annotated[FrontFormat, typer.Option("--format", help="What to print; png needs --output.")] = FrontFormat.table,
+    output: Annotated[Path | None, typer.Option(help="A file to write to instead of stdout.")] = None,
+    tracking_uri: UriOption = "sqlite:///slimfront.db",
+) -> None:
+    """Show the fronts of searches, read from MLflow alone, with hypervolumes on one scale."""
+    from search.tracking import compare, connect
+
+    if kind is FrontFormat.png and output is None:
+        raise UserError("--format png needs --output FILE")
+    fronts = compare.read_fronts(connect(_absolute(tracking_uri)), searches)
+    try:
+        with output.open("wb") if output else contextlib.nullcontext(sys.stdout.buffer) as file:
+            file.write(compare.render(fronts, kind.value))
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.strerror}") from None
+
+
+@app.command()
+def register(
+    search: Annotated[str, typer.Argument(help="Name of a search in the store.")],
+    name: Annotated[str, typer.Option(help="Name of the registered model.")],
+    pick: Annotated[str, typer.Option(help="knee, smallest, most-accurate, or a trial of the front.")] = "knee",
+    min_accuracy: Annotated[float | None, typer.Option(help="Only networks with this validation accuracy or more.")] = None,
+    tracking_uri: UriOption = "sqlite:///slimfront.db",
+) -> None:
+    """Put a network of a front in MLflow's model registry."""
+    from search.picks import member_name
+    from search.picks import pick as pick_member
+    from search.tracking import compare, connect, models
+
+    client = connect(_absolute(tracking_uri))
+    member = pick_member(compare.read_front(client, search)["front"], pick, min_accuracy)
+    version = models.register(client, member, name, search)
+    print(f"{name}, version {version}: {member_name(member)} of {search}, validation accuracy {member['val_accuracy']:.4f}.")
+
+
+def _absolute(tracking_uri: str) -> str:
+    from search.settings import Tracking
+
+    return Tracking(uri=tracking_uri).absolute_uri()
 
 
 @app.command()

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from search.objectives import Direction, Objective
 from search.records import Ledger, Point
 
-_LABELS = {
+LABELS = {
     "val_accuracy": "validation accuracy",
     "params": "parameters",
     "nonzero_params": "non-zero parameters",
@@ -48,7 +48,7 @@ def front_png(ledger: Ledger, title: str) -> Figure:
             axes.scatter(*_values(dense, size, accuracy), marker="*", s=140, color="tab:red", label="dense network")
         if size.name != "layers":
             axes.set_xscale("log")
-        axes.set(xlabel=_LABELS[size.name], ylabel=_LABELS[accuracy.name], title=title)
+        axes.set(xlabel=LABELS[size.name], ylabel=LABELS[accuracy.name], title=title)
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
     return figure
@@ -86,7 +86,7 @@ def front_html(
             customdata=[(run_ids or {}).get(point.trial.label, "") for point in points],
             hoverinfo="text",
         )
-    figure.update_layout(title=title, xaxis_title=_LABELS[size.name], yaxis_title=_LABELS[accuracy.name], template="plotly_white")
+    figure.update_layout(title=title, xaxis_title=LABELS[size.name], yaxis_title=LABELS[accuracy.name], template="plotly_white")
     if size.name != "layers":
         figure.update_xaxes(type="log")
     open_run = _OPEN_RUN.replace("EXPERIMENT", experiment_id).replace("BASE", base_url.rstrip("/")) if run_ids else ""

@@ -12,9 +12,11 @@ from pathlib import Path
 import mlflow.pytorch
 import torch
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from torch import Tensor, nn
 
+from search.picks import Member, member_name
 from search.records import Point
 from trainables.errors import UserError
 
@@ -30,7 +32,7 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, point: Poin
     Args:
         inputs: (2, *input_shape) real inputs as the network sees them. One would fix the size of the batch.
     """
-    name = model_name(point)
+    name = model_name(point.trial.label, point.epoch, point.step)
     known = client.get_run(run_id).data.tags.get(f"{MODEL_TAG}/{name}")
     if known:
         return known
@@ -60,27 +62,31 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, point: Poin
     return str(made.model_id)
 
 
-def model_name(point: Point) -> str:
+def model_name(trial: str, epoch: int, step: int) -> str:
     """What a front member's model is called: trial-007-epoch-30, and -one-shot-3 where it was pruned."""
-    return f"{point.trial.label}-epoch-{point.epoch}" + (f"-one-shot-{point.step}" if point.step else "")
+    return f"{trial}-epoch-{epoch}" + (f"-one-shot-{step}" if step else "")
 
 
-def register(client: MlflowClient, model_id: str, name: str, tags: dict[str, str]) -> int:
-    """Puts a logged model in the registry as the next version of `name`; returns that version.
+def register(client: MlflowClient, member: Member, name: str, search: str) -> int:
+    """Puts a front member's model in the registry as the next version of `name`, with its measures as tags; returns that version.
 
     Raises:
-        UserError: if the store has no registry, or does not take the name.
+        UserError: if its model is not in MLflow, or the registry does not take it.
     """
-    if not re.fullmatch(r"[^/:.%\"']+", name):
-        raise UserError(f"--name {name}: a registered model's name has none of / : . % and quotes")
+    wanted = model_name(member["trial"], member["epoch"], member.get("one_shot", 0))
+    tags = {"slimfront.search": search, "slimfront.trial": member["trial"], "slimfront.network": member_name(member)}
+    tags |= {key: f"{value:g}" for key, value in member.items() if isinstance(value, float | int) and not isinstance(value, bool)}
+    if not re.fullmatch(r"[^/:.%\"'`]+", name):
+        raise UserError(f"--name {name}: the name of a registered model has none of / : . % and quotes")
     try:
+        model_id = client.get_run(member["run_id"]).data.tags.get(f"{MODEL_TAG}/{wanted}")
+        if model_id is None:
+            raise UserError(f"MLflow has no model of {member_name(member)}: its network was lost before it could be logged")
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
-        model = client.get_logged_model(model_id)
-        made = client.create_model_version(
-            name, f"models:/{model_id}", run_id=model.source_run_id, tags=tags, model_id=model_id, await_creation_for=60
-        )
-    except mlflow.MlflowException as error:
+        source = client.get_logged_model(model_id).artifact_location
+        made = client.create_model_version(name, source, run_id=member["run_id"], tags=tags, model_id=model_id)
+    except MlflowException as error:
         raise UserError(f"the model registry did not take it: {str(error).splitlines()[0]}") from None
     return int(made.version)
 

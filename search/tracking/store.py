@@ -28,6 +28,7 @@ def connect(uri: str) -> MlflowClient:
     """
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
     client: MlflowClient

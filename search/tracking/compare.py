@@ -1,0 +1,168 @@
+"""Fronts of finished searches, read from MLflow alone, side by side."""
+
+import csv
+import io
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from rich.console import Console
+from rich.table import Table
+
+from search.objectives import OBJECTIVES, Direction, losses
+from search.pareto import hypervolume
+from search.picks import Member, member_name
+from search.tracking.figures import LABELS
+from search.tracking.store import find_search
+from trainables.errors import UserError
+
+
+@dataclass(frozen=True)
+class Front:
+    """The front of a search, as MLflow has it; `hypervolume` is on the scale of all searches that were read together."""
+
+    search: str
+    objectives: list[str]
+    dense: Member
+    members: list[Member]
+    hypervolume: float
+
+
+def read_fronts(client: MlflowClient, searches: list[str]) -> list[Front]:
+    """The fronts of some searches with the same objectives.
+
+    Their hypervolumes are comparable: each size is scaled by the largest of the searches' dense networks (see `Objective.loss`).
+
+    Raises:
+        UserError: if there is no such search, it has no front yet, or the objectives differ.
+    """
+    read = [read_front(client, search) for search in searches]
+    first = read[0]
+    for other in read[1:]:
+        if other["objectives"] != first["objectives"]:
+            raise UserError(
+                f"{first['search']} has the objectives {', '.join(first['objectives'])} and {other['search']} has "
+                f"{', '.join(other['objectives'])}; only searches with the same can be compared"
+            )
+    objectives = [OBJECTIVES[name] for name in first["objectives"]]
+    dense = {o.name: max(_sizes(front["dense"]).get(o.name, 0.0) for front in read) for o in objectives}
+    fronts = []
+    for front in read:
+        points = losses([_sizes(member) for member in front["front"]], objectives, dense)
+        volume = hypervolume(points, np.ones(len(objectives))) if len(points) else 0.0
+        fronts.append(Front(front["search"], first["objectives"], front["dense"], front["front"], volume))
+    return fronts
+
+
+def read_front(client: MlflowClient, search: str) -> dict[str, Any]:
+    """front.json of a search's run. Raises UserError if there is no such search, or it has no front yet."""
+    run = find_search(client, search)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            file = client.download_artifacts(run.info.run_id, "front.json", folder)
+            return dict(json.loads(Path(file).read_text()))
+        except (MlflowException, OSError, ValueError) as error:
+            said = str(error).splitlines()[0]
+            raise UserError(f"the front of {search} cannot be read from MLflow: {said}") from None
+
+
+def _sizes(member: Member) -> dict[str, float]:
+    """The measures of a member; `params` there are the searched values, and the number of parameters is `total_params`."""
+    return member | {"params": member.get("total_params", float("nan"))}
+
+
+_COLUMNS = ("val_accuracy", "test_accuracy", "nonzero_params", "total_params", "layers", "flops", "bytes")
+
+
+def as_rows(fronts: list[Front]) -> list[dict[str, Any]]:
+    """A flat row per network, the dense ones too, with the searched values by path."""
+    rows = []
+    for front in fronts:
+        named = [("dense", front.dense), *((member_name(member), member) for member in front.members)]
+        for name, member in named:
+            row = {"search": front.search, "network": name, "knee": bool(member.get("knee"))}
+            row |= {column: member.get(column) for column in _COLUMNS}
+            values = member.get("params")
+            rows.append(row | (values if isinstance(values, dict) else {}))
+    return rows
+
+
+def as_csv(fronts: list[Front]) -> str:
+    """The rows as CSV with a header."""
+    rows = as_rows(fronts)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def as_json(fronts: list[Front]) -> str:
+    """All of it as one JSON array, an object per search."""
+    return json.dumps([vars(front) for front in fronts])
+
+
+def as_table(fronts: list[Front]) -> Table:
+    """For people: the networks of all searches, each search under its hypervolume."""
+    table = Table(title="Fronts", title_justify="left")
+    for name in ("network", "val acc", "test acc", "non-zero", "params", "layers", "FLOPs"):
+        table.add_column(name, justify="left" if name == "network" else "right")
+    for front in fronts:
+        table.add_row(f"[bold]{front.search}[/bold]  hypervolume {front.hypervolume:.4f}")
+        for row in as_rows([front]):
+            table.add_row(
+                f"  {row['network']}{'  (knee)' if row['knee'] else ''}", *(_shown(row, column) for column in _COLUMNS[:-1])
+            )
+        table.add_section()
+    return table
+
+
+def _shown(row: dict[str, Any], column: str) -> str:
+    value = row[column]
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if "accuracy" in column else f"{value:,.0f}"
+
+
+def as_png(fronts: list[Front]) -> Figure:
+    """The fronts over each other: the first size against the accuracy, or the first two objectives where there is none."""
+    objectives = [OBJECTIVES[name] for name in fronts[0].objectives]
+    sizes = [o for o in objectives if o.direction is Direction.MINIMIZE]
+    above = next((o for o in objectives if o.direction is Direction.MAXIMIZE), sizes[-1])
+    size = sizes[0]
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    for index, front in enumerate(fronts):
+        members = sorted((_sizes(member) for member in front.members), key=lambda m: m[size.name])
+        x, y = [m[size.name] for m in members], [m[above.name] for m in members]
+        axes.plot(x, y, marker="o", drawstyle="steps-post", color=f"C{index}", label=f"{front.search} ({front.hypervolume:.4f})")
+        dense = _sizes(front.dense)
+        if above.name in dense:
+            axes.scatter([dense[size.name]], [dense[above.name]], marker="*", s=120, color=f"C{index}")
+    if size.name != "layers":
+        axes.set_xscale("log")
+    axes.set(xlabel=LABELS[size.name], ylabel=LABELS[above.name], title="fronts (hypervolume); stars: dense networks")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def render(fronts: list[Front], kind: str) -> bytes:
+    """The fronts as a `table`, `json`, `csv` or `png` file."""
+    if kind == "png":
+        picture = io.BytesIO()
+        as_png(fronts).savefig(picture, format="png", dpi=120)
+        return picture.getvalue()
+    if kind == "table":
+        console = Console(file=io.StringIO(), width=120)
+        with console.capture() as capture:
+            console.print(as_table(fronts))
+        return capture.get().encode()
+    return (as_json(fronts) + "\n" if kind == "json" else as_csv(fronts)).encode()

@@ -4,13 +4,21 @@ CONFIG ?= configs/digits.yaml
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: search test check chaos bench constraints clean
+.PHONY: search test chromium check chaos bench constraints clean
 
 search: $(INSTALLED)
 	$(BIN)/slimfront search $(CONFIG)
 
-test: $(INSTALLED)
+test: $(INSTALLED) chromium
 	$(BIN)/python -m pytest
+
+# The tests in a browser are skipped where there is no Chromium and it cannot be installed without asking for a password.
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	  echo "Installing Chromium for the tests in a browser …"; \
+	  apt="$$([ "$$(id -u)" = 0 ] || echo sudo -n) env DEBIAN_FRONTEND=noninteractive apt-get"; \
+	  { $$apt install -y -q chromium || { $$apt update -q && $$apt install -y -q chromium; }; } >/dev/null 2>&1; } || \
+	  echo "Chromium could not be installed: the tests in a browser are skipped"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -10,7 +10,7 @@ import urllib.request
 import webbrowser
 from collections.abc import Callable
 
-from search.tracking.store import connect, find_search
+from search.tracking.store import connect, find_search, run_route
 from trainables.errors import UserError
 
 _START_TIMEOUT_S = 60.0
@@ -23,7 +23,7 @@ def open_ui(uri: str, search: str | None, port: int, *, browser: bool, say: Call
         UserError: if there is no such search, the store does not answer, or the port is taken.
     """
     run = find_search(connect(uri), search)
-    page = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    page = run_route(run.info.experiment_id, run.info.run_id)
     if uri.startswith(("http:", "https:")):
         _announce(uri.rstrip("/") + page, browser, say)
         return

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from search.objectives import Direction, Objective
 from search.records import Ledger, Point
+from search.tracking.store import run_route
 
 LABELS = {
     "val_accuracy": "validation accuracy",
@@ -89,7 +90,9 @@ def front_html(
     figure.update_layout(title=title, xaxis_title=LABELS[size.name], yaxis_title=LABELS[accuracy.name], template="plotly_white")
     if size.name != "layers":
         figure.update_xaxes(type="log")
-    open_run = _OPEN_RUN.replace("EXPERIMENT", experiment_id).replace("BASE", base_url.rstrip("/")) if run_ids else ""
+    open_run = (
+        _OPEN_RUN.replace("ROUTE", run_route(experiment_id, "RUN")).replace("BASE", base_url.rstrip("/")) if run_ids else ""
+    )
     page = figure.to_html(include_plotlyjs=True, full_html=True, div_id="front", post_script=open_run)
     parallel = _parallel(ledger, front).to_html(include_plotlyjs=False, full_html=False, div_id="values")
     return str(page).replace("</body>", f"{parallel}</body>")
@@ -106,7 +109,7 @@ const base = place.startsWith("http") ? new URL(place).origin : "BASE";
 front.on("plotly_click", function (clicked) {
     const run = clicked.points[0].customdata;
     if (!run) { return; }
-    const url = base + "/#/experiments/EXPERIMENT/runs/" + run;
+    const url = base + "ROUTE".replace("RUN", run);
     const link = document.createElement("a");
     link.href = url;
     link.target = "_blank";

@@ -75,6 +75,11 @@ def find_search(client: MlflowClient, search: str | None) -> Run:
     return runs[0]
 
 
+def run_route(experiment_id: str, run_id: str) -> str:
+    """The page of a run behind the address of an MLflow UI, in its model-training mode, whichever mode was used last."""
+    return f"/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}

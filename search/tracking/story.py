@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from search.config import Config
 from search.objectives import Direction
 from search.records import Ledger, Point
+from search.tracking.store import run_route
 
 Link = Callable[[Point], str]
 _ROWS = 40
@@ -18,7 +19,7 @@ def describe(search: str, config: Config, ledger: Ledger, experiment_id: str, ru
 
     def link(point: Point) -> str:
         run_id = run_ids.get(point.trial.label)
-        return f"[{point.name}](#/experiments/{experiment_id}/runs/{run_id})" if run_id else point.name
+        return f"[{point.name}]({run_route(experiment_id, run_id)[1:]})" if run_id else point.name
 
     front = ledger.front()
     knee = ledger.knee()

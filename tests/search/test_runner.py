@@ -52,13 +52,6 @@ def runs_of(directory: Path, result: SearchResult) -> tuple[Run, dict[str, Run]]
     return parents[0], {str(run.info.run_name): run for run in children}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Path, SearchResult]:
-    """One search of six trials, looked at by several tests."""
-    directory = tmp_path_factory.mktemp("finished")
-    return directory, run_search(small_config(directory, search={"trials": 6}))
-
-
 def test_every_trial_completes_and_the_front_is_not_dominated(finished: tuple[Path, SearchResult]) -> None:
     _, result = finished
     assert len(result.ledger.with_status("completed")) == 6

@@ -40,7 +40,9 @@ def test_ui_serves_mlflow_and_prints_the_page_of_the_search(recorded: str) -> No
         try:
             assert ui.stdout is not None
             line = ui.stdout.readline()
-            page = re.fullmatch(rf"(http://127\.0\.0\.1:{port})/#/experiments/\d+/runs/(\w+)\n", line)
+            page = re.fullmatch(
+                rf"(http://127\.0\.0\.1:{port})/#/experiments/\d+/runs/(\w+)\?workflowType=machine_learning\n", line
+            )
             assert page is not None, line
             api = f"{page[1]}/api/2.0/mlflow/runs/get?run_id={page[2]}"
             assert '"one"' in urllib.request.urlopen(api, timeout=10).read().decode()

@@ -1,0 +1,16 @@
+"""A search that tests of the engine, of MLflow and of the browser look at."""
+
+from pathlib import Path
+
+import pytest
+
+from search.records import SearchResult
+from search.runner import run_search
+from tests.conftest import small_config
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Path, SearchResult]:
+    """One search of six trials and where it is; nobody changes it."""
+    directory = tmp_path_factory.mktemp("finished")
+    return directory, run_search(small_config(directory, search={"trials": 6}))

@@ -213,7 +213,8 @@ class Recorder:
         tags = [RunTag("slimfront.status", status)] + ([RunTag("slimfront.reason", reason[:5000])] if reason else [])
         self.client.log_batch(run_id, tags=tags)
         self.client.set_terminated(run_id, _MLFLOW_STATUS[status], end_time=event["time"])
-        self._write_live(event)
+        if event["number"] is not None:
+            self._write_live(event)
 
     def _write_live(self, event: Event) -> None:
         """The state of the search on the parent, with step = trials that have ended; its page now and then."""

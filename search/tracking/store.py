@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
+from mlflow.exceptions import MlflowException
 
 from search.settings import without_password
 from trainables.errors import UserError
@@ -37,6 +38,11 @@ def connect(uri: str) -> MlflowClient:
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
     except Exception as error:  # every store raises its own kinds
+        if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
+            raise UserError(
+                f"the tracking store at {without_password(uri)} refuses the user or the password; set MLFLOW_TRACKING_USERNAME "
+                "and MLFLOW_TRACKING_PASSWORD"
+            ) from None
         raise UserError(
             f"the tracking store at {without_password(uri)} does not answer ({_deepest(error)}); "
             "start it, or set tracking.uri to one that runs"

@@ -1,0 +1,175 @@
+"""Searches recorded by real MLflow servers that die in the middle, on SQLite and PostgreSQL, and behind a password."""
+
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from search.records import Ledger
+from search.runner import run_search
+from search.tracking import compare, connect, recorder
+from tests.conftest import small_config
+from trainables.errors import UserError
+
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(240)]
+
+
+class Server:
+    """`mlflow server` on a port of its own, with artifacts through its proxy; it can be killed and started again."""
+
+    def __init__(self, directory: Path, store: str, *options: str, **environment: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+        ]
+        self.command += ["--backend-store-uri", store, "--artifacts-destination", str(directory / "artifacts"), *options]
+        self.environment = os.environ | environment
+        self.directory = directory
+
+    def start(self, *, wait: bool = True) -> None:
+        with (self.directory / "server.txt").open("a") as said:
+            self.process = subprocess.Popen(
+                self.command,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                cwd=self.directory,
+                start_new_session=True,
+            )
+        ends = time.monotonic() + 90
+        while wait and not self.answers():
+            assert time.monotonic() < ends, (self.directory / "server.txt").read_text()[-2000:]
+            time.sleep(0.2)
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=2):
+                return True
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, 9)
+        self.process.wait()
+
+
+class Kills:
+    """Kills the server when two trials have ended; it comes back once the search has noticed."""
+
+    def __init__(self, server: Server, noticed: Callable[[], bool]) -> None:
+        self.server = server
+        self.noticed = noticed
+        self.rescue: threading.Thread | None = None
+        self.over = threading.Event()
+
+    def update(self, ledger: Ledger) -> None:
+        if self.rescue is None and len(ledger.with_status("completed")) >= 2:
+            self.server.kill()
+            self.rescue = threading.Thread(target=self._restart, daemon=True)
+            self.rescue.start()
+
+    def _restart(self) -> None:
+        while not self.noticed():
+            time.sleep(0.1)
+        self.server.start(wait=False)
+        self.over.wait()  # MLflow's server ends with the thread that started it
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_server_that_is_killed_and_restarted_in_the_middle_costs_nothing(
+    tmp_path: Path,
+    kind: str,
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = request.getfixturevalue("postgres") if kind == "postgresql" else f"sqlite:///{tmp_path}/server.db"
+    server = Server(tmp_path, store)
+    server.start()
+    try:
+        config = small_config(tmp_path, search={"trials": 10}, training={"epochs": 6, "batch_size": 64, "report_every": 2})
+        config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": server.url})})
+        monkeypatch.setattr(recorder, "_GRACE_S", 120.0)  # the search may be over before the server is up again
+        caplog.set_level(logging.WARNING)
+        kills = Kills(server, lambda: "MLflow did not take a write" in caplog.text)
+        result = run_search(config, kills, "dies")
+        assert kills.rescue is not None  # it was killed
+        assert not result.undelivered
+        client = MlflowClient(server.url)
+        experiment = client.get_experiment_by_name("small")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id], max_results=100)
+        assert sorted(run.data.tags.get("slimfront.trial", "") for run in runs) == [
+            "",
+            "dense",
+            *(f"trial-{n:03d}" for n in range(10)),
+        ]
+        for run in runs:
+            assert run.info.status == "FINISHED"
+            if "slimfront.trial" in run.data.tags:
+                assert [m.step for m in client.get_metric_history(run.info.run_id, "epoch/train_loss")] == [1, 2, 3, 4, 5, 6]
+                assert [m.step for m in client.get_metric_history(run.info.run_id, "nonzero_params")] == [2, 4, 6]
+        (front,) = compare.read_fronts(client, ["dies"])
+        assert len(front.members) == len(result.front)
+        parent = result.run_ids[""]
+        assert [m.step for m in client.get_metric_history(parent, "hypervolume")] == list(range(1, 11))
+        names = {file.path for file in client.list_artifacts(parent)}
+        assert {"front.html", "front.png", "layers.png"} <= names
+        kills.over.set()
+    finally:
+        server.kill()
+
+
+def test_a_server_with_basic_auth_takes_the_password_from_the_environment_and_a_wrong_one_gets_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "auth.ini").write_text(
+        "[mlflow]\ndefault_permission = READ\n"
+        f"database_uri = sqlite:///{tmp_path}/auth.db\nadmin_username = anna\nadmin_password = {'x' * 16}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    secret = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32, "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini")}
+    server = Server(tmp_path, f"sqlite:///{tmp_path}/server.db", "--app-name", "basic-auth", **secret)
+    server.start()
+    try:
+        config = small_config(tmp_path, search={"trials": 1}, training={"epochs": 1, "batch_size": 512})
+        config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": server.url})})
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+        with pytest.raises(
+            UserError, match=r"the tracking store at http://127.* refuses the user or the password; set MLFLOW_TRACK"
+        ):
+            run_search(config, name="locked")
+        assert not (tmp_path / "runs").exists()
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "x" * 16)
+        result = run_search(config, name="locked")
+        assert not result.undelivered
+        assert len(connect(server.url).search_runs(["1"])) == 3
+        written = [f for f in (tmp_path / "runs").rglob("*") if f.is_file() and b"x" * 16 in f.read_bytes()]
+        assert written == []
+    finally:
+        server.kill()

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "search_quality": ["search_quality"],
     "test_problems": ["test_problems"],
     "scale": ["scale"],
+    "tracking": ["tracking"],
     "chaos": ["chaos"],
 }
 """What to run, by the name of the table: the benchmark and its options. It goes between `<!-- NAME -->` and `<!-- /NAME -->`."""

@@ -1,9 +1,12 @@
 """Two thousand trials that do nothing but report: what a trial costs the driver, early and late, in time and in memory."""
 
 import argparse
+import gc
 import logging
 import tempfile
 import time
+import tracemalloc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +74,47 @@ class Clock:
             self.ends.append((time.monotonic(), times.user + times.system, self.driver.memory_info().rss))
 
 
-def scale(arguments: argparse.Namespace) -> Outcome:
-    """Driver seconds and memory per trial of a long search."""
-    trials, window = (60, 15) if arguments.quick else (arguments.trials, 200)
-    logging.getLogger().setLevel(logging.ERROR)
-    start_local_ray()
-    clock = Clock()
+class Allocations:
+    """Snapshots of what Python has allocated, after a third of the trials and at the end."""
+
+    def __init__(self, trials: int) -> None:
+        self.at = [trials // 3, trials]
+        self.taken: list[tuple[int, tracemalloc.Snapshot]] = []
+
+    def update(self, ledger: Ledger) -> None:
+        """Takes one when it is time."""
+        done = sum(trial.status != "running" for trial in ledger.trials)
+        if self.at and done >= self.at[0]:
+            self.at.pop(0)
+            gc.collect()
+            self.taken.append((done, tracemalloc.take_snapshot()))
+
+    def by_package(self) -> dict[str, float]:
+        """kB per trial that each package's code allocated between the two and still held, the largest first."""
+        (first, before), (last, after) = self.taken
+        grown: Counter[str] = Counter()
+        for change in after.compare_to(before, "filename"):
+            parts = Path(change.traceback[0].filename).parts
+            inside = parts[parts.index("site-packages") + 1] if "site-packages" in parts else parts[-2]
+            grown[inside] += change.size_diff
+        return {package: size / (last - first) / 1e3 for package, size in grown.most_common(6)}
+
+
+def search_of_nothing(trials: int, progress: Clock | Allocations) -> None:
+    """A search whose trials only report."""
     with tempfile.TemporaryDirectory() as directory:
         wanted = [f"search.trials={trials}", "search.sampler=random", "resources.cpu=0.125", f"search.storage_path={directory}"]
         config = load(CONFIG, [*wanted, f"tracking.uri=sqlite:///{directory}/mlflow.db", "search.concurrency=16"])
-        run_search(config, clock, name="scale", trainable=Nothing)
-    ray.shutdown()
+        run_search(config, progress, name="scale", trainable=Nothing)
+
+
+def scale(arguments: argparse.Namespace) -> Outcome:
+    """Driver seconds and memory per trial of a long search."""
+    trials, window, traced = (45, 15, 30) if arguments.quick else (arguments.trials, 200, 300)
+    logging.getLogger().setLevel(logging.ERROR)
+    start_local_ray()
+    clock = Clock()
+    search_of_nothing(trials, clock)
     rows = []
     for name, part in (("first", clock.ends[: window + 1]), ("last", clock.ends[-window - 1 :])):
         count = len(part) - 1
@@ -95,6 +128,13 @@ def scale(arguments: argparse.Namespace) -> Outcome:
             }
         )
     ratio = float(rows[1]["wall seconds per trial"]) / float(rows[0]["wall seconds per trial"])
+    allocations = Allocations(traced)
+    tracemalloc.start()
+    search_of_nothing(traced, allocations)
+    ray.shutdown()
+    held = ", ".join(f"{package} {size:.1f}" for package, size in allocations.by_package().items())
+    what = f"allocated by Python code and held, kB per trial, in a search of {traced}: {held}"
+    rows.append(dict.fromkeys(rows[0], "") | {"trials": what})
     return Outcome(1, rows, [at_most("seconds per trial, last over first", ratio, 1.5)])
 
 

@@ -69,6 +69,15 @@ class Config(Candidate):
         return constraints
 
     @model_validator(mode="after")
+    def _databases_are_two(self) -> Self:
+        if self.search.storage is not None and without_password(self.search.storage) == self.tracking.shown_uri():
+            raise ValueError(
+                "search.storage and tracking.uri are the same database; give each one of its own, since Optuna and MLflow keep their "
+                "versions in a table of the same name"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _starts_are_in_the_space(self) -> Self:
         if isinstance(self.search.start_from, str):
             return self

@@ -111,6 +111,8 @@ def _run(
     left = None if config.search.time is None else max(float(config.search.time) - before, 0.0)
     interrupt = Interrupt(left)
     recorder = Recorder(client, config, session.directory.name, session.directory, session.earlier)
+    if config.tracking.system_metrics:
+        recorder.watch_system()
     observer = Observer(session.journal, ledger, recorder, interrupt, progress, config.search.retries)
     patience = config.search.patience
     searcher = StudySearcher(

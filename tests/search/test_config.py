@@ -226,6 +226,13 @@ def test_values_that_do_not_go_together_are_refused_before_a_search(tmp_path: Pa
     assert message in refusal(tmp_path, tree)
 
 
+def test_optuna_and_mlflow_cannot_share_a_database(config_file: Path) -> None:
+    wanted = ["tracking.uri=postgresql://anna:a@host/one", "search.storage=postgresql://anna:b@host/one"]
+    with pytest.raises(UserError, match=r"search\.storage and tracking\.uri are the same database; give each one of its own"):
+        load(config_file, wanted)
+    load(config_file, [wanted[0], "search.storage=postgresql://anna:b@host/two"])
+
+
 def test_a_password_in_a_uri_is_neither_dumped_nor_shown(config_file: Path) -> None:
     loaded = load(config_file, ["tracking.uri=http://me:secret@host:1/x", "search.storage=postgresql://me:secret@host/y"])
     assert loaded.tracking.absolute_uri() == "http://me:secret@host:1/x"

@@ -135,7 +135,7 @@ def test_a_search_that_was_moved_and_died_before_its_first_session_goes_on(finis
     (finished / "runs").rename(moved)
     result = resume_search("done", ["search.trials=3"], storage_path=str(moved))
     assert len(result.ledger.with_status("completed")) == 3
-    assert all(point.checkpoint and Path(point.checkpoint).is_dir() for point in result.front)
+    assert all(point.file and point.file.is_file() for point in result.front)
     journal = moved / "done" / JOURNAL_FILE
     journal.write_text(journal.read_text().splitlines(keepends=True)[0])  # it had begun, and no more
     (moved / "done" / "study.journal").write_text("nonsense\nnonsense\n")
@@ -252,7 +252,7 @@ def test_optuna_can_keep_its_study_in_postgresql_whose_password_is_written_nowhe
     runs = str(tmp_path / "runs")
     with pytest.raises(UserError, match=r"Optuna's storage of stored cannot be used: .*password"):
         resume_search("stored", ["search.trials=3"], storage_path=runs)
-    with pytest.raises(UserError, match=r"search\.storage: the study of stored is at postgresql://anna@/slimfront"):
+    with pytest.raises(UserError, match=r"search\.storage: the study of stored is at postgresql://anna@/test_"):
         resume_search("stored", [f"search.storage=sqlite:///{tmp_path}/other.db"], storage_path=runs)
     result = resume_search("stored", ["search.trials=3", f"search.storage={postgres}"], storage_path=runs)
     assert len(result.ledger.with_status("completed")) == 3

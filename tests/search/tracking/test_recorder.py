@@ -216,3 +216,17 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 def test_errors_of_mlflow_that_are_hopeless_are_known_by_their_code() -> None:
     assert MlflowException("x", error_code=1000).error_code in recorder._HOPELESS
+
+
+def test_the_use_of_the_machine_is_logged_on_the_parent_where_it_is_asked_for(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
+    client, events = connect(config.tracking.uri), story()
+    made = record(client, config, tmp_path / "search-1", events[:2])
+    made.watch_system()
+    ends = time.monotonic() + 20
+    while "system/cpu_utilization_percentage" not in runs(client)[""].data.metrics:
+        assert time.monotonic() < ends
+        time.sleep(0.2)
+    assert made.close()

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from search.config import Config
 from search.records import Ledger
 from search.runner import run_search
-from search.tracking import compare, connect, recorder
+from search.tracking import compare, recorder
 from tests.conftest import small_config
 from trainables.errors import UserError
 
@@ -46,7 +47,7 @@ class Server:
             "1",
         ]
         self.command += ["--backend-store-uri", store, "--artifacts-destination", str(directory / "artifacts"), *options]
-        self.environment = os.environ | environment
+        self.environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | environment
         self.directory = directory
 
     def start(self, *, wait: bool = True) -> None:
@@ -99,7 +100,30 @@ class Kills:
         self.over.wait()  # MLflow's server ends with the thread that started it
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+PASSWORD = "x" * 16
+
+
+def basic_auth(directory: Path) -> dict[str, str]:
+    """The environment of a server that asks for a user and a password."""
+    (directory / "auth.ini").write_text(
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{directory}/auth.db\n"
+        f"admin_username = anna\nadmin_password = {PASSWORD}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    return {"MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32, "MLFLOW_AUTH_CONFIG_PATH": str(directory / "auth.ini")}
+
+
+def log_in(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a wrong password, which is refused before any trial, and then with the right one."""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    with pytest.raises(UserError, match=r"the tracking store at http://127.* refuses the user or the password; set MLFLOW_TRACK"):
+        run_search(config, name="dies")
+    assert not Path(config.search.storage_path).exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql and a password"])
 def test_a_server_that_is_killed_and_restarted_in_the_middle_costs_nothing(
     tmp_path: Path,
     kind: str,
@@ -107,12 +131,16 @@ def test_a_server_that_is_killed_and_restarted_in_the_middle_costs_nothing(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store = request.getfixturevalue("postgres") if kind == "postgresql" else f"sqlite:///{tmp_path}/server.db"
-    server = Server(tmp_path, store)
+    if kind == "sqlite":
+        server = Server(tmp_path, f"sqlite:///{tmp_path}/server.db")
+    else:
+        server = Server(tmp_path, request.getfixturevalue("postgres"), "--app-name", "basic-auth", **basic_auth(tmp_path))
     server.start()
     try:
         config = small_config(tmp_path, search={"trials": 10}, training={"epochs": 6, "batch_size": 64, "report_every": 2})
         config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": server.url})})
+        if kind != "sqlite":
+            log_in(config, monkeypatch)
         monkeypatch.setattr(recorder, "_GRACE_S", 120.0)  # the search may be over before the server is up again
         caplog.set_level(logging.WARNING)
         kills = Kills(server, lambda: "MLflow did not take a write" in caplog.text)
@@ -139,37 +167,8 @@ def test_a_server_that_is_killed_and_restarted_in_the_middle_costs_nothing(
         assert [m.step for m in client.get_metric_history(parent, "hypervolume")] == list(range(1, 11))
         names = {file.path for file in client.list_artifacts(parent)}
         assert {"front.html", "front.png", "layers.png"} <= names
-        kills.over.set()
-    finally:
-        server.kill()
-
-
-def test_a_server_with_basic_auth_takes_the_password_from_the_environment_and_a_wrong_one_gets_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "auth.ini").write_text(
-        "[mlflow]\ndefault_permission = READ\n"
-        f"database_uri = sqlite:///{tmp_path}/auth.db\nadmin_username = anna\nadmin_password = {'x' * 16}\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-    )
-    secret = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32, "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini")}
-    server = Server(tmp_path, f"sqlite:///{tmp_path}/server.db", "--app-name", "basic-auth", **secret)
-    server.start()
-    try:
-        config = small_config(tmp_path, search={"trials": 1}, training={"epochs": 1, "batch_size": 512})
-        config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": server.url})})
-        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
-        with pytest.raises(
-            UserError, match=r"the tracking store at http://127.* refuses the user or the password; set MLFLOW_TRACK"
-        ):
-            run_search(config, name="locked")
-        assert not (tmp_path / "runs").exists()
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "x" * 16)
-        result = run_search(config, name="locked")
-        assert not result.undelivered
-        assert len(connect(server.url).search_runs(["1"])) == 3
-        written = [f for f in (tmp_path / "runs").rglob("*") if f.is_file() and b"x" * 16 in f.read_bytes()]
+        written = [f for f in (tmp_path / "runs").rglob("*") if f.is_file() and PASSWORD.encode() in f.read_bytes()]
         assert written == []
+        kills.over.set()
     finally:
         server.kill()

@@ -1,0 +1,238 @@
+"""What MLflow costs a search: time and calls per trial, ours and Ray's own callback, and how long a large search's page takes."""
+
+import argparse
+import logging
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import ray
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from ray import tune
+from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+from benchmarks.common import Outcome, at_most, run
+from benchmarks.scale import CONFIG, MEASURES
+from search import runner
+from search.config import load
+from search.runner import start_local_ray
+
+EPOCHS, METRICS, EPOCH_S = 20, 12, 0.02
+AT_ONCE = 4
+
+
+class Trains(tune.Trainable):
+    """Takes 0.02 s an epoch, and reports twelve metrics of each, five epochs at a time."""
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """As the real trainable asks for."""
+        return tune.PlacementGroupFactory([config["resources"]])
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Takes the values."""
+        self.number, self.epoch = config["number"] or 0, 0
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes the next trial's."""
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One report."""
+        history = []
+        for _ in range(5):
+            time.sleep(EPOCH_S)
+            self.epoch += 1
+            history.append({"epoch": self.epoch} | metrics_of(self.epoch))
+        measures = MEASURES | {"val_accuracy": (self.number * 7919 % 1000) / 1000}
+        done = self.epoch >= EPOCHS
+        return measures | {"history": history, "epoch": self.epoch, "finished": done, "done": done}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing but a file."""
+        Path(checkpoint_dir, "nothing").touch()
+
+    def load_checkpoint(self, checkpoint_dir: str | None) -> None:
+        """Nothing."""
+
+
+def metrics_of(epoch: int) -> dict[str, float]:
+    """Twelve numbers."""
+    return {f"metric_{n}": n / epoch for n in range(METRICS)}
+
+
+def trains(_values: dict[str, Any]) -> None:
+    """The same as a function for Ray, which reports every epoch, as its documentation does."""
+    for epoch in range(1, EPOCHS + 1):
+        time.sleep(EPOCH_S)
+        tune.report(metrics_of(epoch))
+
+
+class NoRecorder:
+    """Takes everything and writes nothing."""
+
+    run_ids: dict[str, str] = {}  # noqa: RUF012 (never changed)
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def take(self, event: Any) -> None:
+        """Nothing."""
+
+    def close(self) -> bool:
+        """Nothing."""
+        return True
+
+
+@dataclass
+class Server:
+    """A running `mlflow server`."""
+
+    url: str
+    said: Path
+
+    def calls(self) -> int:
+        """How many requests it has answered."""
+        return len(re.findall(r'"(?:GET|POST|PUT|PATCH|DELETE) ', self.said.read_text()))
+
+
+@contextmanager
+def local_server(directory: Path) -> Iterator[Server]:
+    """A server on SQLite, on loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{directory}/server.db",
+        "--artifacts-destination",
+        str(directory / "artifacts"),
+    ]
+    said = directory / "server.txt"
+    with said.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as process:
+        try:
+            while True:
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                        break
+                except OSError:
+                    time.sleep(0.2)
+            yield Server(f"http://127.0.0.1:{port}", said)
+        finally:
+            process.terminate()
+
+
+def ours(trials: int, directory: Path, uri: str) -> float:
+    """Seconds of a search of ours."""
+    wanted = [f"search.trials={trials}", "search.sampler=random", "resources.cpu=0.5", f"search.storage_path={directory}/runs"]
+    config = load(CONFIG, [*wanted, f"tracking.uri={uri}", f"search.concurrency={AT_ONCE}", "one_shot.steps=0"])
+    begun = time.monotonic()
+    runner.run_search(config, trainable=Trains)
+    return time.monotonic() - begun
+
+
+def rays(trials: int, directory: Path, callbacks: list[tune.Callback]) -> float:
+    """Seconds of the same with Ray alone."""
+    begun = time.monotonic()
+    tune.Tuner(
+        tune.with_resources(trains, {"cpu": 0.5}),
+        param_space={"value": tune.uniform(0, 1)},
+        tune_config=tune.TuneConfig(num_samples=trials, max_concurrent_trials=AT_ONCE),
+        run_config=tune.RunConfig(storage_path=str(directory / "ray"), verbose=0, callbacks=callbacks),
+    ).fit()
+    return time.monotonic() - begun
+
+
+def page_seconds(url: str, children: int) -> tuple[float, float]:
+    """Median seconds until a parent's page shows its description, with so many children and with one."""
+    import shutil
+
+    from playwright.sync_api import sync_playwright
+
+    client = MlflowClient(url)
+    seconds = []
+    for count in (children, 1):
+        experiment = client.create_experiment(f"page-{count}", tags={"mlflow.experimentKind": "custom_model_development"})
+        parent = client.create_run(experiment, run_name="parent", tags={"mlflow.note.content": "The story."}).info.run_id
+        for number in range(count):
+            child = client.create_run(experiment, run_name=f"trial-{number}", tags={"mlflow.parentRunId": parent}).info.run_id
+            client.log_batch(child, metrics=[Metric("nonzero_params", number, 1, 1)])
+        chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            taken = []
+            for _ in range(3):
+                page = browser.new_context().new_page()
+                begun = time.monotonic()
+                page.goto(f"{url}/#/experiments/{experiment}/runs/{parent}?workflowType=machine_learning")
+                page.get_by_text("The story.").wait_for(timeout=120_000)
+                taken.append(time.monotonic() - begun)
+            seconds.append(statistics.median(taken))
+            browser.close()
+    return seconds[0], seconds[1]
+
+
+def tracking(arguments: argparse.Namespace) -> Outcome:
+    """Ratios of search time with tracking to search time without, each taken next to the other."""
+    trials, rounds, children = (20, 1, 50) if arguments.quick else (200, 3, 1000)
+    logging.getLogger().setLevel(logging.ERROR)
+    start_local_ray()
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    rows, ratios = [], {}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        directory = Path(folder)
+        with local_server(directory) as server:
+
+            def untracked() -> float:
+                with patch.object(runner, "Recorder", NoRecorder):
+                    return ours(trials, directory, server.url)
+
+            def logged() -> float:
+                return rays(trials, directory, [MLflowLoggerCallback(tracking_uri=server.url, experiment_name="ray")])
+
+            contenders: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
+                "ours": (lambda: ours(trials, directory, server.url), untracked),
+                "Ray's MLflowLoggerCallback": (logged, lambda: rays(trials, directory, [])),
+            }
+            for name, (tracked, plain) in contenders.items():
+                found, calls = [], 0
+                for _ in range(rounds):
+                    before = server.calls()
+                    with_it = tracked()
+                    calls = server.calls() - before
+                    found.append((with_it, plain()))
+                ratios[name] = statistics.median(a / b for a, b in found)
+                rows.append(
+                    {
+                        "search": f"{name}, {trials} trials",
+                        "seconds": f"{statistics.median(a for a, _ in found):.1f}",
+                        "seconds without tracking": f"{statistics.median(b for _, b in found):.1f}",
+                        "ratio (median, range)": (
+                            f"{ratios[name]:.3f} ({min(a / b for a, b in found):.3f} to {max(a / b for a, b in found):.3f})"
+                        ),
+                        "calls per trial": f"{calls / trials:.1f}",
+                    }
+                )
+            large, small = page_seconds(server.url, children)
+            page = f"the page of a run with {children:,} children: {large:.1f} s; with one: {small:.1f} s"
+            rows.append(dict.fromkeys(rows[0], "") | {"search": page})
+    ray.shutdown()
+    return Outcome(rounds, rows, [at_most("time of a search with tracking over without", ratios["ours"], 1.05)])
+
+
+if __name__ == "__main__":
+    run("tracking", tracking)

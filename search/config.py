@@ -72,8 +72,8 @@ class Config(Candidate):
     def _databases_are_two(self) -> Self:
         if self.search.storage is not None and without_password(self.search.storage) == self.tracking.shown_uri():
             raise ValueError(
-                "search.storage and tracking.uri are the same database; give each one of its own, since Optuna and MLflow keep their "
-                "versions in a table of the same name"
+                "search.storage and tracking.uri are the same database; give each one of its own, since Optuna and MLflow keep "
+                "their versions in a table of the same name"
             )
         return self
 

@@ -84,7 +84,9 @@ def test_a_trial_whose_node_is_lost_goes_on_elsewhere_from_its_last_checkpoint(t
             finally:
                 driver.kill()
     assert driver.returncode == 0, err
-    assert re.search(r"trial-\d+ lost its process \(.*\); it goes on from its last checkpoint", " ".join(err.split())), err
+    assert re.search(r"(dense|trial-\d+) lost its process \(.*\); it goes on from its last checkpoint", " ".join(err.split())), (
+        err
+    )
     assert json.loads(out.splitlines()[-1])["trials"] == {"completed": 4, "stopped": 0, "failed": 0}
     for number in range(4):
         epochs = [e["epoch"] for event in kinds(tmp_path, "epochs") if event["number"] == number for e in event["history"]]

@@ -95,7 +95,7 @@ class Allocations:
         grown: Counter[str] = Counter()
         for change in after.compare_to(before, "filename"):
             parts = Path(change.traceback[0].filename).parts
-            inside = parts[parts.index("site-packages") + 1] if "site-packages" in parts else parts[-2]
+            inside = parts[parts.index("site-packages") + 1] if "site-packages" in parts else "/".join(parts[-2:-1]) or parts[0]
             grown[inside] += change.size_diff
         return {package: size / (last - first) / 1e3 for package, size in grown.most_common(6)}
 

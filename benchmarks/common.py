@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -63,6 +64,11 @@ def spread(values: Sequence[float], digits: int = 3) -> Spread:
 def device() -> str:
     """The GPU's name, or the CPU architecture with the number of cores."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+def chromium() -> str | None:
+    """The path of a Chromium for what is done in a browser; None if there is none (`make chromium` installs it)."""
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def as_markdown(outcome: Outcome) -> str:

@@ -1,7 +1,6 @@
 """Screenshots of a search in MLflow's UI for the docs, taken in Chromium: `python -m benchmarks.screenshots docs/images`."""
 
 import argparse
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
+from benchmarks.common import chromium
 from search.config import load
 from search.runner import run_search
 
@@ -45,7 +45,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.screenshots", description=__doc__)
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as directory:
         uri = f"sqlite:///{directory}/slimfront.db"
         run_search(load(CONFIG, [f"search.storage_path={directory}/runs", f"tracking.uri={uri}"]), name="digits-example")
@@ -55,7 +54,7 @@ def main() -> None:
                 assert server.stdout is not None
                 url = server.stdout.readline().strip()
                 with sync_playwright() as playwright:
-                    browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+                    browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
                     take(browser.new_context(viewport={"width": 1400, "height": 900}).new_page(), url, folder)
                     browser.close()
             finally:

@@ -24,8 +24,8 @@ from mlflow.entities import Metric
 from ray import tune
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-from benchmarks.common import Outcome, at_most, run
-from benchmarks.scale import CONFIG, MEASURES
+from benchmarks.common import Outcome, at_most, chromium, run
+from benchmarks.scale import CONFIG, MEASURES, Nothing
 from search import runner
 from search.config import load
 from search.runner import start_local_ray
@@ -34,40 +34,19 @@ EPOCHS, METRICS, EPOCH_S = 20, 12, 0.02
 AT_ONCE = 4
 
 
-class Trains(tune.Trainable):
+class Trains(Nothing):
     """Takes 0.02 s an epoch, and reports twelve metrics of each, five epochs at a time."""
-
-    @classmethod
-    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """As the real trainable asks for."""
-        return tune.PlacementGroupFactory([config["resources"]])
-
-    def setup(self, config: dict[str, Any]) -> None:
-        """Takes the values."""
-        self.number, self.epoch = config["number"] or 0, 0
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Takes the next trial's."""
-        self.setup(new_config)
-        return True
 
     def step(self) -> dict[str, Any]:
         """One report."""
         history = []
         for _ in range(5):
             time.sleep(EPOCH_S)
-            self.epoch += 1
-            history.append({"epoch": self.epoch} | metrics_of(self.epoch))
+            self.steps += 1
+            history.append({"epoch": self.steps} | metrics_of(self.steps))
         measures = MEASURES | {"val_accuracy": (self.number * 7919 % 1000) / 1000}
-        done = self.epoch >= EPOCHS
-        return measures | {"history": history, "epoch": self.epoch, "finished": done, "done": done}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing but a file."""
-        Path(checkpoint_dir, "nothing").touch()
-
-    def load_checkpoint(self, checkpoint_dir: str | None) -> None:
-        """Nothing."""
+        done = self.steps >= EPOCHS
+        return measures | {"history": history, "epoch": self.steps, "finished": done, "done": done}
 
 
 def metrics_of(epoch: int) -> dict[str, float]:
@@ -159,8 +138,6 @@ def rays(trials: int, directory: Path, callbacks: list[tune.Callback]) -> float:
 
 def page_seconds(url: str, children: int) -> tuple[float, float]:
     """Median seconds until a parent's page shows its description, with so many children and with one."""
-    import shutil
-
     from playwright.sync_api import sync_playwright
 
     client = MlflowClient(url)
@@ -171,9 +148,8 @@ def page_seconds(url: str, children: int) -> tuple[float, float]:
         for number in range(count):
             child = client.create_run(experiment, run_name=f"trial-{number}", tags={"mlflow.parentRunId": parent}).info.run_id
             client.log_batch(child, metrics=[Metric("nonzero_params", number, 1, 1)])
-        chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
             taken = []
             for _ in range(3):
                 page = browser.new_context().new_page()

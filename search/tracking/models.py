@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-import mlflow.pytorch
 import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -43,6 +42,8 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, point: Poin
     if point.test_accuracy is not None:
         measures["test_accuracy"] = point.test_accuracy
     with tempfile.TemporaryDirectory() as folder, _quietly():
+        import mlflow.pytorch
+
         path = Path(folder, "model")
         mlflow.pytorch.save_model(
             network,
@@ -96,7 +97,12 @@ _LOUD = ("mlflow.pytorch", "mlflow.models.model", "mlflow.utils.environment", "m
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keeps MLflow and torch.export from talking about each model in the middle of a search's output."""
+    """Keeps MLflow and torch.export from talking about each model in the middle of a search's output.
+
+    The first import of `mlflow.pytorch` sets the root logger to ERROR, which would hide our own warnings: that is undone too.
+    """
+    root = logging.getLogger()
+    root_level, root_handlers = root.level, root.handlers[:]
     levels = {name: logging.getLogger(name).level for name in _LOUD}
     for name in _LOUD:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -107,3 +113,5 @@ def _quietly() -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+        root.setLevel(root_level)
+        root.handlers[:] = root_handlers

@@ -129,6 +129,7 @@ def test_a_server_that_is_killed_and_restarted_in_the_middle_costs_nothing(
     kind: str,
     request: pytest.FixtureRequest,
     caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if kind == "sqlite":
@@ -147,6 +148,7 @@ def test_a_server_that_is_killed_and_restarted_in_the_middle_costs_nothing(
         result = run_search(config, kills, "dies")
         assert kills.rescue is not None  # it was killed
         assert not result.undelivered
+        assert "View run" not in capsys.readouterr().out
         client = MlflowClient(server.url)
         experiment = client.get_experiment_by_name("small")
         assert experiment is not None

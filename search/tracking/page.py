@@ -5,7 +5,6 @@ import logging
 import platform
 from collections.abc import Sequence
 from importlib.metadata import distributions, version
-from typing import Any
 
 import torch
 from mlflow import MlflowClient
@@ -80,12 +79,14 @@ class Page:
         """What is known before the first trial: config, environment, data set."""
         params = {key: value for key, value in flatten(as_plain(self.config)).items() if value is not None}
         params["tracking.uri"] = self.config.tracking.shown_uri()
-        for batch in batches(as_params(params), 100):
-            self.client.log_batch(self.parent, params=batch)
         text = dump(self.config)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         tags = {"slimfront.version": version("slimfront"), "slimfront.config_digest": digest}
-        self.client.log_batch(self.parent, tags=[RunTag(key, value) for key, value in tags.items()])
+        self.client.log_batch(
+            self.parent,
+            params=[Param(key, str(value)) for key, value in params.items()],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
         self.client.log_text(self.parent, text, "config.yaml")
         self.client.log_text(self.parent, environment(), "environment.txt")
         self._log_data()
@@ -173,13 +174,3 @@ def environment() -> str:
     """Python, the machine, and every installed package with its version."""
     packages = sorted({f"{d.metadata['Name']}=={d.version}" for d in distributions()}, key=str.lower)
     return "\n".join([f"# Python {platform.python_version()} on {platform.platform()}", *packages, ""])
-
-
-def batches(items: list[Any], size: int) -> list[list[Any]]:
-    """The items in lists of at most so many."""
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def as_params(values: dict[str, Any]) -> list[Param]:
-    """MLflow's params of values by name."""
-    return [Param(key, str(value)) for key, value in values.items()]

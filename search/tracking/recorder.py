@@ -4,22 +4,22 @@ What is written follows from the journal of the search alone, event by event, wi
 twice (after a crash, or by `slimfront sync`) changes nothing, and one that failed can be made later.
 """
 
+import functools
 import logging
 import queue
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, RunTag
-from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from search.config import Config
 from search.journal import Event
 from search.records import Ledger, label
-from search.tracking.page import Page, as_params, batches, live_metrics
+from search.tracking.outbox import Outbox, first_line, unless_refused
+from search.tracking.page import Page, live_metrics
 from search.tracking.store import open_experiment
 
 log = logging.getLogger(__name__)
@@ -30,17 +30,16 @@ _PATIENCE_S = (1.0, 30.0)
 _GRACE_S = 10.0
 """How long the end of a search waits for a store that does not answer."""
 _PAGE_EVERY_S = 30.0
-_BATCH = 1000
+_COLLECT_S = 3.0
+"""How long events are put together before they are written: most of what is said of a short trial takes three calls."""
 _MLFLOW_STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
-_HOPELESS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
-"""MLflow's error codes of writes that would fail again: they are skipped with a warning."""
 
 
 class Recorder:
     """Writes one search to MLflow, in a thread of its own so that the search does not wait.
 
-    Events that the store does not take are tried again until it does. What is still missing at the end stays in the journal:
-    `slimfront sync` delivers it.
+    Events are put together for a few seconds, and what the store does not take is tried again until it does. What is still
+    missing at the end stays in the journal: `slimfront sync` delivers it.
     """
 
     def __init__(self, client: MlflowClient, config: Config, search: str, directory: Path, earlier: Iterable[Event] = ()) -> None:
@@ -67,11 +66,15 @@ class Recorder:
         self.warned = False
         self.monitor: SystemMetricsMonitor | None = None
         self.closing = threading.Event()
+        self.outbox = Outbox(client, self.experiment_id, self.run_ids)
         self.page = Page(client, config, search, self.experiment_id, self.run_ids)
         self.history: list[tuple[float, int, float]] = []
         """Minutes since the beginning, epochs trained, and hypervolume, at each end of a trial."""
         self.epochs = 0
         self.pictured = time.monotonic()
+        self.page_work: dict[str, Callable[[], None]] = {}
+        """What is to be written on the page after the letters of the outbox, by kind."""
+        self.complete = True
         self.events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         for event in earlier:
             self.events.put(event)
@@ -113,27 +116,48 @@ class Recorder:
         self.closing.set()
         self.events.put(None)
         self.thread.join()
-        return self.events.empty()
+        return self.complete
 
     def _deliver(self) -> None:
         number = 0
-        while (event := self.events.get()) is not None:
-            number += 1
-            known = number <= self.delivered
-            if event["event"] == "begun":
-                objectives, constraints = self.config.chosen_objectives(), self.config.chosen_constraints()
-                self.ledger = Ledger(objectives, event["dense_sizes"], constraints, self.directory)
-                self.begun = event["time"]
-            if self.ledger is not None:
-                self.ledger.apply(event)
-                self._remember(event, self.ledger)
-            if known:
-                continue
-            if not self._insist(event):
-                self.events.put(event)  # not empty: something is missing
+        while True:
+            events = self._collect()
+            for event in events:
+                if event is not None:
+                    number += 1
+                    self._take_in(event, known=number <= self.delivered)
+            if number > self.delivered:
+                if not self._insist(self._write):
+                    self.complete = False
+                    return
+                self.delivered = number
+                self.mark.write_text(str(number))
+            if events[-1] is None:
                 return
-            self.delivered = number
-            self.mark.write_text(str(number))
+
+    def _collect(self) -> list[Event | None]:
+        """The next events, of a few seconds; None is the end."""
+        events = [self.events.get()]
+        until = time.monotonic() + _COLLECT_S
+        while events[-1] is not None and (left := until - time.monotonic()) > 0:
+            try:
+                events.append(self.events.get(timeout=left))
+            except queue.Empty:
+                break
+        return events
+
+    def _take_in(self, event: Event, *, known: bool) -> None:
+        """Brings the records up to date, and puts what is new into the outbox."""
+        if event["event"] == "begun":
+            objectives, constraints = self.config.chosen_objectives(), self.config.chosen_constraints()
+            self.ledger = Ledger(objectives, event["dense_sizes"], constraints, self.directory)
+            self.begun = event["time"]
+        if self.ledger is not None:
+            self.ledger.apply(event)
+            self._remember(event, self.ledger)
+        put = getattr(self, f"_put_{event['event']}", None)
+        if put and not known:
+            put(event)
 
     def _remember(self, event: Event, ledger: Ledger) -> None:
         if event["event"] == "epochs":
@@ -141,22 +165,26 @@ class Recorder:
         elif event["event"] == "ended" and event["number"] is not None:
             self.history.append(((event["time"] - self.begun) / 60_000, self.epochs, ledger.hypervolume()))
 
-    def _insist(self, event: Event) -> bool:
-        """Writes one event, however often it takes; False if the search ends and the store does not answer."""
+    def _write(self) -> None:
+        """Everything that waits."""
+        self.outbox.send()
+        for kind in list(self.page_work):
+            unless_refused(self.page_work[kind])
+            del self.page_work[kind]
+
+    def _insist(self, write: Callable[[], None]) -> bool:
+        """Writes, however often it takes; False if the search ends and the store does not answer."""
         wait, gave_up_at = _PATIENCE_S[0], None
         while True:
             try:
-                self._write(event)
+                write()
                 return True
             except Exception as error:  # stores raise their own kinds
-                said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                if isinstance(error, MlflowException) and error.error_code in _HOPELESS:
-                    log.warning("MLflow refused a write (%s); the search goes on without it", said)
-                    return True
                 if not self.warned:
                     self.warned = True
                     log.warning(
-                        "MLflow did not take a write (%s); the search goes on, and it is written as soon as MLflow can", said
+                        "MLflow did not take a write (%s); the search goes on, and it is written as soon as MLflow can",
+                        first_line(error),
                     )
             if self.closing.is_set():
                 gave_up_at = gave_up_at or time.monotonic() + _GRACE_S
@@ -167,19 +195,15 @@ class Recorder:
                 self.closing.wait(wait)
             wait = min(2 * wait, _PATIENCE_S[1])
 
-    def _write(self, event: Event) -> None:
-        writer = getattr(self, f"_write_{event['event']}", None)
-        if writer:
-            writer(event)
+    def _put_begun(self, _event: Event) -> None:
+        self.page_work["begin"] = self.page.begin
 
-    def _write_begun(self, _event: Event) -> None:
-        self.page.begin()
-
-    def _write_session(self, event: Event) -> None:
+    def _put_session(self, event: Event) -> None:
         if event["session"] > 1:
-            self.client.update_run(self.parent, status="RUNNING")
+            self.outbox.to("").status = "RUNNING"
+            self.page_work.pop("finish", None)  # of a session before, whose end could not be written
 
-    def _write_trial(self, event: Event) -> None:
+    def _put_trial(self, event: Event) -> None:
         name = label(event["number"])
         tags = {
             "mlflow.parentRunId": self.parent,
@@ -188,68 +212,66 @@ class Recorder:
             "slimfront.trial": name,
             "slimfront.seed": str(event["seed"]),
         }
-        if name not in self.run_ids:
-            run = self.client.create_run(self.experiment_id, start_time=event["time"], run_name=name, tags=tags)
-            self.run_ids[name] = run.info.run_id
-        self.client.log_batch(self.run_ids[name], params=as_params(event["values"] | {"seed": event["seed"]}))
+        letter = self.outbox.to(name)
+        letter.creation = {"start_time": event["time"], "run_name": name, "tags": tags}
+        letter.add_params(event["values"] | {"seed": event["seed"]})
 
-    def _write_continued(self, event: Event) -> None:
-        self.client.update_run(self.run_ids[label(event["number"])], status="RUNNING")
+    def _put_continued(self, event: Event) -> None:
+        letter = self.outbox.to(label(event["number"]))
+        letter.status, letter.ended = "RUNNING", None
 
-    def _write_epochs(self, event: Event) -> None:
+    def _put_epochs(self, event: Event) -> None:
         """The metrics of some epochs as `epoch/NAME`, with step = epoch; the plain names are for the compact network."""
-        metrics = [
-            Metric(f"epoch/{name}", float(value), event["time"], int(epoch["epoch"]))
-            for epoch in event["history"]
-            for name, value in epoch.items()
-            if name != "epoch"
-        ]
-        for batch in batches(metrics, _BATCH):
-            self.client.log_batch(self.run_ids[label(event["number"])], metrics=batch)
+        letter = self.outbox.to(label(event["number"]))
+        for epoch in event["history"]:
+            values = {f"epoch/{name}": value for name, value in epoch.items() if name != "epoch"}
+            letter.add_metrics(values, event["time"], int(epoch["epoch"]))
 
-    def _write_point(self, event: Event) -> None:
+    def _put_point(self, event: Event) -> None:
         """The measures of the compact network, with step = epoch."""
-        metrics = [Metric(name, float(value), event["time"], event["epoch"]) for name, value in event["measures"].items()]
-        self.client.log_batch(self.run_ids[label(event["number"])], metrics=metrics)
+        self.outbox.to(label(event["number"])).add_metrics(event["measures"], event["time"], event["epoch"])
 
-    def _write_ended(self, event: Event) -> None:
+    def _put_ended(self, event: Event) -> None:
         self._end(event, event["status"], event["reason"])
 
-    def _write_interrupted(self, event: Event) -> None:
+    def _put_interrupted(self, event: Event) -> None:
         self._end(event, "interrupted", "interrupted; `slimfront resume` continues it")
 
     def _end(self, event: Event, status: str, reason: str | None) -> None:
-        run_id = self.run_ids[label(event["number"])]
-        tags = [RunTag("slimfront.status", status)] + ([RunTag("slimfront.reason", reason[:5000])] if reason else [])
-        self.client.log_batch(run_id, tags=tags)
-        self.client.set_terminated(run_id, _MLFLOW_STATUS[status], end_time=event["time"])
+        letter = self.outbox.to(label(event["number"]))
+        letter.add_tags({"slimfront.status": status} | ({"slimfront.reason": reason[:5000]} if reason else {}))
+        letter.status, letter.ended = _MLFLOW_STATUS[status], event["time"]
         if event["number"] is not None:
-            self._write_live(event)
+            self._put_live(event)
 
-    def _write_live(self, event: Event) -> None:
+    def _put_live(self, event: Event) -> None:
         """The state of the search on the parent, with step = trials that have ended; its page now and then."""
         assert self.ledger is not None
         live = live_metrics(self.ledger)
         step = int(sum(value for name, value in live.items() if name.startswith("trials_")))
-        self.client.log_batch(self.parent, metrics=[Metric(name, value, event["time"], step) for name, value in live.items()])
+        self.outbox.to("").add_metrics(live, event["time"], step)
         if time.monotonic() - self.pictured > _PAGE_EVERY_S:
             self.pictured = time.monotonic()
-            self.page.refresh(self.ledger, self.history)
+            self.page_work["refresh"] = functools.partial(self.page.refresh, self.ledger, self.history)
 
-    def _write_tested(self, event: Event) -> None:
+    def _put_tested(self, event: Event) -> None:
         """The test accuracy of a front member; where it was pruned, with all its measures, as `one_shot_STEP/NAME`."""
         assert self.ledger is not None
         step, measures = event.get("step", 0), {"test_accuracy": event["test_accuracy"]}
         if step:
             measures |= self.ledger.find(self.ledger.by_label[label(event["number"])], event["epoch"], step).measures
         prefix = f"one_shot_{step}/" if step else ""
-        metrics = [Metric(prefix + name, float(value), event["time"], event["epoch"]) for name, value in measures.items()]
-        self.client.log_batch(self.run_ids[label(event["number"])], metrics=metrics)
+        values = {prefix + name: value for name, value in measures.items()}
+        self.outbox.to(label(event["number"])).add_metrics(values, event["time"], event["epoch"])
 
-    def _write_finished(self, event: Event) -> None:
-        """Completes the page of the search, and ends the parent run."""
-        assert self.ledger is not None
-        self.page.finish(self.ledger, self.history, event["seconds"], interrupted=event["status"] == "interrupted")
+    def _put_finished(self, event: Event) -> None:
+        self.page_work["finish"] = functools.partial(self._finish, event)
+
+    def _finish(self, event: Event) -> None:
+        """Completes the page of the search, and then ends the parent run."""
+        ledger, interrupted = self.ledger, event["status"] == "interrupted"
+        assert ledger is not None
+        unless_refused(lambda: self.page.finish(ledger, self.history, event["seconds"], interrupted=interrupted))
         self.client.set_tag(self.parent, "slimfront.status", event["status"])
         ends = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
         self.client.set_terminated(self.parent, ends[event["status"]], end_time=event["time"])

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from search.config import Config
 from search.journal import Event
-from search.tracking import Recorder, connect, recorder
+from search.tracking import Recorder, connect, outbox, recorder
 from search.tracking.store import open_experiment
 from trainables.errors import UserError
 
@@ -125,6 +125,7 @@ def test_a_store_that_is_dead_for_a_while_costs_one_warning_and_nothing_else(
     made = record(client, config, tmp_path / "search-1", events[:4])
     while made.delivered < 4:
         time.sleep(0.01)
+    monkeypatch.setattr(recorder, "_COLLECT_S", 0.0)
     well = break_store(client, monkeypatch, ConnectionError("the server is gone"))
     for one in events[4:]:
         made.take(one)
@@ -161,8 +162,50 @@ def test_a_write_that_mlflow_refuses_for_good_is_skipped_with_a_warning(
     client, events = connect(config.tracking.uri), story()
     events.insert(3, event("epochs", number=0, history=[{"epoch": 3, "no*such*name": 1.0}]))
     assert record(client, config, tmp_path / "search-1", events).close()
-    assert "MLflow refused a write" in caplog.text
+    assert "MLflow refused 1 values of trial-000" in caplog.text
     check_story(client)
+
+
+def test_only_what_mlflow_cannot_take_is_left_out_of_a_batch(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, events = connect(config.tracking.uri), story()[:3]
+    history = [{"epoch": epoch, "fine": 1.0, "no*such*name": 1.0} for epoch in range(1, 31)]
+    events.append(event("epochs", number=0, history=history))
+    assert record(client, config, tmp_path / "search-1", events).close()
+    found = runs(client)["trial-000"]
+    assert len(client.get_metric_history(found.info.run_id, "epoch/fine")) == 30
+    assert "refused 30 values of trial-000" in caplog.text
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_trial_that_was_interrupted_and_continued_before_mlflow_heard_of_it_runs(
+    config: Config, tmp_path: Path, lost: int
+) -> None:
+    client, directory = connect(config.tracking.uri), tmp_path / "search-1"
+    events = [*story()[:3], event("interrupted", number=0), event("finished", status="interrupted", seconds=1.0)]
+    assert record(client, config, directory, events[: len(events) - lost]).close()
+    later = [event("session", session=2), event("continued", number=0)]
+    assert record(client, config, directory, events + later, len(events)).close()
+    assert {run.info.status for run in runs(client).values()} == {"RUNNING"}
+
+
+def test_a_short_trial_takes_three_calls(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, called = connect(config.tracking.uri), []
+    made = record(client, config, tmp_path / "search-1", events := story(trials=3))
+    for name in ("create_run", "log_batch", "set_terminated"):
+        real = getattr(client, name)
+
+        def call(*args: Any, name: str = name, real: Any = real, **kwargs: Any) -> Any:
+            called.append((args[0], name))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(client, name, call)
+    while made.delivered < len(events):
+        time.sleep(0.01)
+    assert made.close()
+    of_a_trial = [name for run_id, name in called if run_id == made.run_ids["trial-002"]]
+    assert of_a_trial == ["log_batch", "set_terminated", "log_batch"]  # the last has the tags of front and rank
 
 
 def test_a_member_that_leaves_the_front_in_a_later_session_loses_its_tag(config: Config, tmp_path: Path) -> None:
@@ -215,7 +258,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 def test_errors_of_mlflow_that_are_hopeless_are_known_by_their_code() -> None:
-    assert MlflowException("x", error_code=1000).error_code in recorder._HOPELESS
+    assert MlflowException("x", error_code=1000).error_code in outbox._HOPELESS
 
 
 def test_the_use_of_the_machine_is_logged_on_the_parent_where_it_is_asked_for(

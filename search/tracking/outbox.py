@@ -1,7 +1,7 @@
 """What waits to be written to the runs of a search, put together so that MLflow is called as seldom as possible."""
 
 import logging
-from collections import defaultdict
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +14,17 @@ log = logging.getLogger(__name__)
 
 _HOPELESS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 """MLflow's error codes of writes that would fail again."""
+_COLLECT_S = 3.0
+"""How long a letter to a run that goes on waits for more."""
 
 
 @dataclass
 class Letter:
     """Everything that waits for one run."""
 
+    first_event: int
+    """The number of the first event that it tells of."""
+    begun: float = field(default_factory=time.monotonic)
     creation: dict[str, Any] | None = None
     """The arguments of `create_run`, where the run may be new."""
     entries: list[Metric | Param | RunTag] = field(default_factory=list)
@@ -51,21 +56,29 @@ class Outbox:
         self.client = client
         self.experiment_id = experiment_id
         self.run_ids = run_ids
-        self.letters: defaultdict[str, Letter] = defaultdict(Letter)
+        self.letters: dict[str, Letter] = {}
 
-    def to(self, label: str) -> Letter:
-        """The letter that waits for a run."""
-        return self.letters[label]
+    def to(self, label: str, event: int) -> Letter:
+        """The letter that waits for a run, to which something of the event of that number is added."""
+        return self.letters.setdefault(label, Letter(event))
 
-    def send(self) -> None:
-        """Writes every letter, in at most three calls each; what MLflow refuses for good is left out with a warning.
+    def done(self, event: int) -> int:
+        """The number of the last event of which, like of all before it, nothing waits, if `event` was the last of all."""
+        return min((letter.first_event - 1 for letter in self.letters.values()), default=event)
+
+    def send(self, *, everything: bool) -> None:
+        """Writes the letters of runs that ended and those that have waited for a while, or all, in at most three calls each.
+
+        What MLflow refuses for good is left out with a warning.
 
         Raises:
             Exception: what the store raises if it does not answer; what is not sent then still waits.
         """
-        for label in list(self.letters):
-            self._send(label, self.letters[label])
-            del self.letters[label]
+        ripe = time.monotonic() - _COLLECT_S
+        for label, letter in list(self.letters.items()):
+            if everything or letter.ended is not None or letter.begun <= ripe:
+                self._send(label, letter)
+                del self.letters[label]
 
     def _send(self, label: str, letter: Letter) -> None:
         creation = letter.creation
@@ -73,9 +86,10 @@ class Outbox:
             run = unless_refused(lambda: self.client.create_run(self.experiment_id, **creation))
             if run is not None:
                 self.run_ids[label] = run.info.run_id
-        if label not in self.run_ids:
-            return
-        run_id = self.run_ids[label]
+        if label in self.run_ids:
+            self._fill(label, self.run_ids[label], letter)
+
+    def _fill(self, label: str, run_id: str, letter: Letter) -> None:
         refused = self._log(run_id, letter.entries)
         if refused:
             log.warning("MLflow refused %d values of %s (%s); the search goes on without them", len(refused), label, refused[0])

@@ -129,7 +129,6 @@ class Page:
     def finish(self, ledger: Ledger, history: Sequence[tuple[float, int, float]], seconds: float, *, interrupted: bool) -> None:
         """Everything, with the front's models, when a session has ended."""
         front = ledger.front()
-        self._tag_trials(ledger, front)
         self.refresh(ledger, history)
         self._log_json(ledger, seconds, interrupted=interrupted)
         shares = charts.importances(ledger, self.config.distributions())
@@ -153,21 +152,21 @@ class Page:
         for point, network in stored:
             log_model(self.client, self.experiment_id, self.run_ids[point.trial.label], point, network, inputs)
 
-    def _tag_trials(self, ledger: Ledger, front: list[Point]) -> None:
-        """`front` and `knee` on the trials that are there, and `rank` by the networks that they ended with."""
-        knee = ledger.knee()
-        trials = [trial for trial in ledger.trials if trial.last]
-        on_front = {point.trial.label for point in front}
-        points = losses([trial.measures for trial in trials], ledger.objectives, ledger.dense_sizes)
-        for trial, rank in zip(trials, ranks(points), strict=True):
-            tags = {
-                "slimfront.front": "true" if trial.label in on_front else "false",
-                "slimfront.knee": "true" if knee is not None and trial is knee.trial else "false",
-                "slimfront.rank": str(rank),
-            }
-            self.client.log_batch(self.run_ids[trial.label], tags=[RunTag(key, value) for key, value in tags.items()])
-        if knee is not None:
-            self.client.set_tag(self.parent, "slimfront.knee", knee.name)
+
+def last_tags(ledger: Ledger) -> dict[str, dict[str, str]]:
+    """Tags by label: `front`, `knee` and `rank` (by the network that a trial ended with) of each trial; the parent's knee."""
+    front, knee = ledger.front(), ledger.knee()
+    trials = [trial for trial in ledger.trials if trial.last]
+    on_front = {point.trial.label for point in front}
+    points = losses([trial.measures for trial in trials], ledger.objectives, ledger.dense_sizes)
+    tags = {} if knee is None else {"": {"slimfront.knee": knee.name}}
+    for trial, rank in zip(trials, ranks(points), strict=True):
+        tags[trial.label] = {
+            "slimfront.front": "true" if trial.label in on_front else "false",
+            "slimfront.knee": "true" if knee is not None and trial is knee.trial else "false",
+            "slimfront.rank": str(rank),
+        }
+    return tags
 
 
 def environment() -> str:

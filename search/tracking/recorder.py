@@ -4,6 +4,7 @@ What is written follows from the journal of the search alone, event by event, wi
 twice (after a crash, or by `slimfront sync`) changes nothing, and one that failed can be made later.
 """
 
+import contextlib
 import functools
 import logging
 import queue
@@ -18,8 +19,8 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from search.config import Config
 from search.journal import Event
 from search.records import Ledger, label
-from search.tracking.outbox import Outbox, first_line, unless_refused
-from search.tracking.page import Page, live_metrics
+from search.tracking.outbox import Letter, Outbox, first_line, unless_refused
+from search.tracking.page import Page, last_tags, live_metrics
 from search.tracking.store import open_experiment
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ _PATIENCE_S = (1.0, 30.0)
 _GRACE_S = 10.0
 """How long the end of a search waits for a store that does not answer."""
 _PAGE_EVERY_S = 30.0
-_COLLECT_S = 3.0
-"""How long events are put together before they are written: most of what is said of a short trial takes three calls."""
+_LOOK_EVERY_S = 0.5
+"""How often is looked whether something has waited long enough to be written."""
 _MLFLOW_STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
@@ -75,6 +76,8 @@ class Recorder:
         self.page_work: dict[str, Callable[[], None]] = {}
         """What is to be written on the page after the letters of the outbox, by kind."""
         self.complete = True
+        self.number = 0
+        """Of the event that was taken in last."""
         self.events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         for event in earlier:
             self.events.put(event)
@@ -119,31 +122,29 @@ class Recorder:
         return self.complete
 
     def _deliver(self) -> None:
-        number = 0
-        while True:
-            events = self._collect()
-            for event in events:
-                if event is not None:
-                    number += 1
-                    self._take_in(event, known=number <= self.delivered)
-            if number > self.delivered:
-                if not self._insist(self._write):
-                    self.complete = False
-                    return
-                self.delivered = number
-                self.mark.write_text(str(number))
-            if events[-1] is None:
+        over = False
+        while not over:
+            for event in self._next():
+                if event is None:
+                    over = True
+                else:
+                    self.number += 1
+                    self._take_in(event, known=self.number <= self.delivered)
+            if not self._insist(functools.partial(self._write, everything=over)):
+                self.complete = False
                 return
+            done = self.outbox.done(self.number)
+            if done > self.delivered:
+                self.delivered = done
+                self.mark.write_text(str(done))
 
-    def _collect(self) -> list[Event | None]:
-        """The next events, of a few seconds; None is the end."""
-        events = [self.events.get()]
-        until = time.monotonic() + _COLLECT_S
-        while events[-1] is not None and (left := until - time.monotonic()) > 0:
-            try:
-                events.append(self.events.get(timeout=left))
-            except queue.Empty:
-                break
+    def _next(self) -> list[Event | None]:
+        """The events that have come, at least one unless something waits to be written; None is the end."""
+        events = []
+        with contextlib.suppress(queue.Empty):
+            events.append(self.events.get(timeout=_LOOK_EVERY_S if self.outbox.letters else None))
+            while True:
+                events.append(self.events.get_nowait())
         return events
 
     def _take_in(self, event: Event, *, known: bool) -> None:
@@ -165,9 +166,9 @@ class Recorder:
         elif event["event"] == "ended" and event["number"] is not None:
             self.history.append(((event["time"] - self.begun) / 60_000, self.epochs, ledger.hypervolume()))
 
-    def _write(self) -> None:
-        """Everything that waits."""
-        self.outbox.send()
+    def _write(self, *, everything: bool) -> None:
+        """What has waited long enough, or everything."""
+        self.outbox.send(everything=everything or "finish" in self.page_work)
         for kind in list(self.page_work):
             unless_refused(self.page_work[kind])
             del self.page_work[kind]
@@ -195,12 +196,15 @@ class Recorder:
                 self.closing.wait(wait)
             wait = min(2 * wait, _PATIENCE_S[1])
 
+    def _to(self, name: str) -> Letter:
+        return self.outbox.to(name, self.number)
+
     def _put_begun(self, _event: Event) -> None:
         self.page_work["begin"] = self.page.begin
 
     def _put_session(self, event: Event) -> None:
         if event["session"] > 1:
-            self.outbox.to("").status = "RUNNING"
+            self._to("").status = "RUNNING"
             self.page_work.pop("finish", None)  # of a session before, whose end could not be written
 
     def _put_trial(self, event: Event) -> None:
@@ -212,24 +216,24 @@ class Recorder:
             "slimfront.trial": name,
             "slimfront.seed": str(event["seed"]),
         }
-        letter = self.outbox.to(name)
+        letter = self._to(name)
         letter.creation = {"start_time": event["time"], "run_name": name, "tags": tags}
         letter.add_params(event["values"] | {"seed": event["seed"]})
 
     def _put_continued(self, event: Event) -> None:
-        letter = self.outbox.to(label(event["number"]))
+        letter = self._to(label(event["number"]))
         letter.status, letter.ended = "RUNNING", None
 
     def _put_epochs(self, event: Event) -> None:
         """The metrics of some epochs as `epoch/NAME`, with step = epoch; the plain names are for the compact network."""
-        letter = self.outbox.to(label(event["number"]))
+        letter = self._to(label(event["number"]))
         for epoch in event["history"]:
             values = {f"epoch/{name}": value for name, value in epoch.items() if name != "epoch"}
             letter.add_metrics(values, event["time"], int(epoch["epoch"]))
 
     def _put_point(self, event: Event) -> None:
         """The measures of the compact network, with step = epoch."""
-        self.outbox.to(label(event["number"])).add_metrics(event["measures"], event["time"], event["epoch"])
+        self._to(label(event["number"])).add_metrics(event["measures"], event["time"], event["epoch"])
 
     def _put_ended(self, event: Event) -> None:
         self._end(event, event["status"], event["reason"])
@@ -238,7 +242,7 @@ class Recorder:
         self._end(event, "interrupted", "interrupted; `slimfront resume` continues it")
 
     def _end(self, event: Event, status: str, reason: str | None) -> None:
-        letter = self.outbox.to(label(event["number"]))
+        letter = self._to(label(event["number"]))
         letter.add_tags({"slimfront.status": status} | ({"slimfront.reason": reason[:5000]} if reason else {}))
         letter.status, letter.ended = _MLFLOW_STATUS[status], event["time"]
         if event["number"] is not None:
@@ -249,7 +253,7 @@ class Recorder:
         assert self.ledger is not None
         live = live_metrics(self.ledger)
         step = int(sum(value for name, value in live.items() if name.startswith("trials_")))
-        self.outbox.to("").add_metrics(live, event["time"], step)
+        self._to("").add_metrics(live, event["time"], step)
         if time.monotonic() - self.pictured > _PAGE_EVERY_S:
             self.pictured = time.monotonic()
             self.page_work["refresh"] = functools.partial(self.page.refresh, self.ledger, self.history)
@@ -262,15 +266,18 @@ class Recorder:
             measures |= self.ledger.find(self.ledger.by_label[label(event["number"])], event["epoch"], step).measures
         prefix = f"one_shot_{step}/" if step else ""
         values = {prefix + name: value for name, value in measures.items()}
-        self.outbox.to(label(event["number"])).add_metrics(values, event["time"], event["epoch"])
+        self._to(label(event["number"])).add_metrics(values, event["time"], event["epoch"])
 
     def _put_finished(self, event: Event) -> None:
         self.page_work["finish"] = functools.partial(self._finish, event)
 
     def _finish(self, event: Event) -> None:
-        """Completes the page of the search, and then ends the parent run."""
+        """Completes the trials' tags and the page of the search, and then ends the parent run."""
         ledger, interrupted = self.ledger, event["status"] == "interrupted"
         assert ledger is not None
+        for name, tags in last_tags(ledger).items():
+            self._to(name).add_tags(tags)
+        self.outbox.send(everything=True)
         unless_refused(lambda: self.page.finish(ledger, self.history, event["seconds"], interrupted=interrupted))
         self.client.set_tag(self.parent, "slimfront.status", event["status"])
         ends = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}

@@ -125,7 +125,6 @@ def test_a_store_that_is_dead_for_a_while_costs_one_warning_and_nothing_else(
     made = record(client, config, tmp_path / "search-1", events[:4])
     while made.delivered < 4:
         time.sleep(0.01)
-    monkeypatch.setattr(recorder, "_COLLECT_S", 0.0)
     well = break_store(client, monkeypatch, ConnectionError("the server is gone"))
     for one in events[4:]:
         made.take(one)

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, fx, nn
 
 from trainables.compaction.blocks import drop_empty_branches
+from trainables.compaction.coupled import remove_coupled_channels
 from trainables.compaction.layers import fold_batch_norms
 from trainables.compaction.merge import MergePolicy, drop_idle_relus, merge_layers
 from trainables.compaction.units import remove_dead_units
@@ -83,7 +84,7 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
         network = copy.deepcopy(trace(model) if options.enabled else model).eval()
         steps: list[tuple[str, Action, str]] = []
         if isinstance(network, fx.GraphModule) and options.enabled:
-            steps = _transform(network, options)
+            steps = _transform(network, inputs, options)
             _tidy(network)
         difference = relative_difference(model, network, inputs)
         if isinstance(network, fx.GraphModule) and options.approximate:
@@ -98,7 +99,7 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
     return Compacted(network, Report(tuple(steps), difference, measure(model, inputs), measure(network, inputs)))
 
 
-def _transform(network: fx.GraphModule, options: Compaction) -> list[tuple[str, Action, str]]:
+def _transform(network: fx.GraphModule, inputs: Tensor, options: Compaction) -> list[tuple[str, Action, str]]:
     """All exact steps, repeated until none applies; each removes something, so this ends."""
     steps: list[tuple[str, Action, str]] = [(name, "folded", "batch norm") for name in fold_batch_norms(network)]
     apart: list[str] = []
@@ -111,6 +112,13 @@ def _transform(network: fx.GraphModule, options: Compaction) -> list[tuple[str, 
         found += [(name, "inactive", "its output is non-negative: ReLU dropped") for name in drop_idle_relus(network)]
         merged, apart = merge_layers(network, options.merge)
         found += [(name, "merged", "into the next layer") for name in merged]
+        if not found:
+            network.recompile()
+            gone_together = remove_coupled_channels(network, inputs, options.tolerance)
+            found += [
+                (gone.layer, "units removed", f"{gone.units} channels, dead in each layer coupled to it")
+                for gone in gone_together
+            ]
         steps += found
         if not found:
             return steps + [(name, "kept apart", "merging would add weights") for name in apart]

@@ -1,6 +1,7 @@
 """Sparsifiers by name. A new one is one file here with a class under `@SPARSIFIERS.register`."""
 
 from trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier, Setting, Sparsifier
+from trainables.sparsifiers.channels import Channels
 from trainables.sparsifiers.granet import GraNet
 from trainables.sparsifiers.lottery import LotteryTicket
 from trainables.sparsifiers.magnitude import Magnitude
@@ -16,6 +17,7 @@ __all__ = [
     "SNIP",
     "SPARSIFIERS",
     "ActiveSparsifier",
+    "Channels",
     "GraNet",
     "LotteryTicket",
     "Magnitude",

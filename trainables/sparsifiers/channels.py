@@ -1,0 +1,85 @@
+"""Structured sparsity: whole channels and units are zeroed while training, so that compaction removes them.
+
+The channels that layers share, by residual additions and the like, go together (Fang et al. 2023, DepGraph, arXiv 2301.12900),
+on the cubic schedule of Zhu, Gupta 2017, arXiv 1710.01878, eq. 1. A channel that was zeroed stays 0.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch_pruning.pruner.importance import BNScaleImportance, GroupMagnitudeImportance, GroupTaylorImportance
+
+from trainables.channels import ChannelGroup, channel_groups
+from trainables.errors import UserError
+from trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier, Setting, prunable_weights, taking_part
+from trainables.sparsifiers.masks import choose_masks
+from trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
+
+_IMPORTANCES = {"norm": GroupMagnitudeImportance, "batch-norm": BNScaleImportance, "taylor": GroupTaylorImportance}
+
+
+@SPARSIFIERS.register("channels")
+class Channels(Scheduled):
+    """Zeroes channels to `sparsity`, the share of channels, on a cubic schedule between `start` and `end`, in steps of `every`.
+
+    `importance` of a channel, over all layers that share it: `norm`, the mean squared L2 norm of what makes and reads it (Li
+    et al. 2017, arXiv 1608.08710); `batch-norm`, its |γ| (Liu et al. 2017, arXiv 1708.06519); `taylor`, |w · ∂loss/∂w| on the
+    batch of the update (Molchanov et al. 2019, arXiv 1906.10771). `compare: global` ranks all channels together, relative to
+    the mean of their group; `group` drops the same share of each. The outputs of the network stay, and one channel of each group.
+    """
+
+    name: Literal["channels"] = "channels"
+    start: float = Field(0.1, ge=0, le=1)
+    end: float = Field(0.7, ge=0, le=1)
+    every: int = Field(10, ge=1)
+    importance: Literal["norm", "batch-norm", "taylor"] = "norm"
+    compare: Literal["global", "group"] = "global"
+
+    def attach(self, setting: Setting) -> "ActiveChannels":
+        return ActiveChannels(self, setting)
+
+
+class ActiveChannels(ActiveSparsifier):
+    """Channel sparsity at work on one network; its masks cover whole rows of weights and biases, batch norms included."""
+
+    def __init__(self, options: Channels, setting: Setting) -> None:
+        super().__init__(options, setting)
+        self.options = options
+        self.updates = Updates(options, setting.total_steps)
+        self.importance = _IMPORTANCES[options.importance]()
+        inputs, _ = setting.examples(2)
+        excluded = prunable_weights(setting.model).keys() - taking_part(setting.model, options.exclude).keys()
+        self.groups = [group for group in channel_groups(setting.model, inputs) if not excluded & set(group.writers)]
+        if not self.groups:
+            raise UserError("sparsifier: there is no channel in this network that can be removed, or all are excluded")
+        if options.importance == "batch-norm" and any(self.importance(group.dependencies) is None for group in self.groups):
+            raise UserError("sparsifier.importance: batch-norm needs a batch norm behind each layer; take norm or taylor")
+        parameters = dict(setting.model.named_parameters())
+        covered = [name for group in self.groups for name in group.writers]
+        self.weights = {name: parameters[name] for name in covered}
+        self.masks = {name: torch.ones_like(parameters[name], dtype=torch.bool) for name in covered}
+
+    def update(self, step: int) -> None:
+        """Zeroes the least important channels when it is time to."""
+        if not self.updates.due(step):
+            return
+        sparsity = cubic_sparsity(self.updates.progress(step), self.options.sparsity)
+        scores = {group.name: self._scores(group) for group in self.groups}
+        kept = choose_masks(scores, sparsity, "global" if self.options.compare == "global" else "uniform")
+        masks = {name: mask.clone() for name, mask in self.masks.items()}
+        for group in self.groups:
+            alive = kept[group.name]
+            if not alive.any():
+                alive[scores[group.name].argmax()] = True
+            for name, owners in group.writers.items():
+                rows = torch.where(owners >= 0, alive.cpu()[owners.clamp(min=0)], True)
+                masks[name] &= rows.to(masks[name].device).view(-1, *[1] * (masks[name].dim() - 1))
+        self.set_masks(masks)
+
+    def _scores(self, group: ChannelGroup) -> Tensor:
+        """Importance of each unit, (units,); −1 of those that are gone, so that they stay gone."""
+        scores = group.per_unit(self.importance(group.dependencies))
+        alive = group.alive(self.weights).to(scores.device)
+        return torch.where(alive, scores, -1.0)

@@ -43,6 +43,16 @@ class FrontFormat(StrEnum):
     png = "png"
 
 
+class ShippedFormat(StrEnum):
+    """What `slimfront export` writes."""
+
+    pt2 = "pt2"
+    onnx = "onnx"
+    safetensors = "safetensors"
+
+
+PickOption = Annotated[str, typer.Option(help="knee, smallest, most-accurate, or a trial of the front.")]
+MinAccuracyOption = Annotated[float | None, typer.Option(help="Only networks with this validation accuracy or more.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
 StorageOption = Annotated[
     str, typer.Option("--storage-path", help="Where searches are kept, as search.storage_path in the config.")
@@ -171,8 +181,8 @@ def front(
 def register(
     search: Annotated[str, typer.Argument(help="Name of a search in the store.")],
     name: Annotated[str, typer.Option(help="Name of the registered model.")],
-    pick: Annotated[str, typer.Option(help="knee, smallest, most-accurate, or a trial of the front.")] = "knee",
-    min_accuracy: Annotated[float | None, typer.Option(help="Only networks with this validation accuracy or more.")] = None,
+    pick: PickOption = "knee",
+    min_accuracy: MinAccuracyOption = None,
     tracking_uri: UriOption = "sqlite:///slimfront.db",
 ) -> None:
     """Put a network of a front in MLflow's model registry."""
@@ -184,6 +194,25 @@ def register(
     member = pick_member(compare.read_front(client, search)["front"], pick, min_accuracy)
     version = models.register(client, member, name, search)
     print(f"{name}, version {version}: {member_name(member)} of {search}, validation accuracy {member['val_accuracy']:.4f}.")
+
+
+@app.command()
+def export(
+    search: Annotated[str, typer.Argument(help="Name of the search.")],
+    output: Annotated[Path, typer.Option(help="The file to write; its card is written beside it, with the suffix .md.")],
+    pick: PickOption = "knee",
+    min_accuracy: MinAccuracyOption = None,
+    kind: Annotated[ShippedFormat | None, typer.Option("--format", help="Left out: what the suffix of --output says.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise the network after training; for onnx.")] = False,
+    storage_path: StorageOption = "runs",
+) -> None:
+    """Write a network of a front to a file that is checked in a fresh process, and print its card."""
+    from search.shipping import export as export_network
+
+    chosen = kind.value if kind else None
+    exported = export_network(search, storage_path, pick, output, chosen, min_accuracy=min_accuracy, int8=int8)
+    print(exported.card)
+    print(f"Written to {exported.shipment.path}; this card is {exported.card_path}.")
 
 
 def _absolute(tracking_uri: str) -> str:

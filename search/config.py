@@ -17,6 +17,7 @@ from search.settings import Resources, SearchOptions, Tracking, without_password
 from search.space import Parameter, set_path, set_paths
 from trainables.candidate import Candidate
 from trainables.errors import UserError
+from trainables.measures import EXTRA_MEASURES
 from trainables.options import Options, suggest
 from trainables.penalties import Penalty
 
@@ -139,6 +140,9 @@ class Config(Candidate):
         for path in values:
             if path.partition(".")[0] not in Candidate.model_fields:
                 raise KeyError(f"it is not part of the candidate; {suggest(path.partition('.')[0], Candidate.model_fields)}")
+        plain["measures"] = [name for name in EXTRA_MEASURES if name in {*self.measures, *self.objectives, *self.constraints}]
+        if any(path.partition(".")[0] == "model" for path in self.space) and plain["latency"]["against"] is None:
+            plain["latency"]["against"] = plain["model"]  # every trial's speed-up is against the same network
         return Candidate.model_validate(set_paths(plain, values))
 
     def varied_penalties(self) -> dict[str, Penalty]:

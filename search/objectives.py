@@ -9,7 +9,7 @@ from enum import Enum
 import numpy as np
 
 from search.pareto import Points
-from trainables.measures import MEASURES
+from trainables.measures import EXTRA_MEASURES, MEASURES
 from trainables.options import suggest
 
 
@@ -31,15 +31,20 @@ class Objective:
         """The value on a scale for hypervolumes, where less is better and 1 is the reference point.
 
         An accuracy a becomes 1 − a. A size v becomes log(1 + v) / log(1 + dense), so that each halving counts alike,
-        and a network as large as the dense one is at the reference.
+        and a network as large as the dense one is at the reference. A time becomes its ratio to the dense network's.
         """
+        if self.name == "speedup":
+            return 1 / value if value > 0 else math.inf
+        if self.name == "latency_ms":
+            return value / dense
         if self.direction is Direction.MAXIMIZE:
             return 1 - value
         return math.log1p(value) / math.log1p(max(dense, 1.0))
 
 
-OBJECTIVES = {"val_accuracy": Objective("val_accuracy", Direction.MAXIMIZE)} | {
-    name: Objective(name, Direction.MINIMIZE) for name in MEASURES
+OBJECTIVES = {
+    name: Objective(name, Direction.MAXIMIZE if name in ("val_accuracy", "speedup") else Direction.MINIMIZE)
+    for name in ("val_accuracy", *MEASURES, *EXTRA_MEASURES)
 }
 """What a config may name under `objectives`."""
 

@@ -17,7 +17,7 @@ from search.interrupt import Interrupt
 from search.journal import Event, Journal
 from search.records import Ledger, Point, TrialRecord, label
 from search.tracking import Recorder
-from trainables.measures import MEASURES
+from trainables.measures import EXTRA_MEASURES, MEASURES
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ class Observer(DriverOnly, tune.Callback):
 
 
 def _measures(result: dict[str, Any]) -> dict[str, float]:
-    return {name: result[name] for name in ("val_accuracy", *MEASURES, "layers_merged") if name in result}
+    return {name: result[name] for name in ("val_accuracy", *MEASURES, *EXTRA_MEASURES, "layers_merged") if name in result}
 
 
 def _reason(trial: Trial) -> str:

@@ -45,27 +45,39 @@ def _measures(point: Point) -> dict[str, Any]:
     return measures | {"total_params": measures["params"]} if "params" in measures else measures
 
 
+_SHOWN = ("val_accuracy", "nonzero_params", "params", "layers", "flops")
+"""What the table always has a column for."""
+
+
 def as_table(result: SearchResult) -> Table:
     """The front, most accurate first, with the dense network above it."""
     table = Table(title=f"Front of {result.search}", title_justify="left")
     paths = sorted({path for point in result.front for path in point.trial.values})
+    aims = [*(o.name for o in result.ledger.objectives), *(c.name for c in result.ledger.constraints)]
+    others = [name for name in dict.fromkeys(aims) if name not in _SHOWN]
     numbers = ("epoch", "one-\nshot", "val acc", "test acc", "non-zero", "of dense", "params", "layers", "FLOPs")
-    for name in ("trial", *numbers, *(path.replace(".", ".\n") for path in paths)):
+    for name in (
+        "trial",
+        *numbers,
+        *(other.replace("_", "\n") for other in others),
+        *(path.replace(".", ".\n") for path in paths),
+    ):
         table.add_column(name, justify="left" if name == "trial" else "right", overflow="fold", vertical="bottom")
     dense = result.ledger.dense.last if result.ledger.dense else None
     dense_nonzero = dense.measures["nonzero_params"] if dense else None
     if dense:
-        table.add_row(*_row(dense, dense_nonzero, paths), end_section=True)
+        table.add_row(*_row(dense, dense_nonzero, others, paths), end_section=True)
     for point in result.front:
-        table.add_row(*_row(point, dense_nonzero, paths))
+        table.add_row(*_row(point, dense_nonzero, others, paths))
     return table
 
 
-def _row(point: Point, dense_nonzero: float | None, paths: list[str]) -> list[str]:
+def _row(point: Point, dense_nonzero: float | None, others: list[str], paths: list[str]) -> list[str]:
     m = point.measures
     share = f"{m['nonzero_params'] / dense_nonzero:.1%}" if dense_nonzero else "-"
     test = "-" if point.test_accuracy is None else f"{point.test_accuracy:.4f}"
     sizes = [f"{m['nonzero_params']:,.0f}", share, f"{m['params']:,.0f}", f"{m['layers']:.0f}", f"{m['flops']:,.0f}"]
+    sizes += [f"{m[name]:,.3g}" if name in m else "-" for name in others]
     shown = [_show(point.trial.values.get(path, "")) for path in paths]
     return [point.trial.label, str(point.epoch), str(point.step or ""), f"{m['val_accuracy']:.4f}", test, *sizes, *shown]
 

@@ -26,7 +26,7 @@ from search.tracking import Client, Recorder, connect
 from trainables.candidate import Candidate
 from trainables.data import load_once
 from trainables.errors import UserError
-from trainables.measures import accuracy, measure
+from trainables.measures import accuracy, measure, measure_extra
 from trainables.penalties.base import check_penalties
 from trainables.storage import check_storable, restore
 from trainables.trainable import CandidateTrainable
@@ -168,13 +168,13 @@ def _dense_sizes(config: Config) -> dict[str, float]:
         data = load_once(base.data, torch.device("cpu"))
         network = base.model.build(data.input_shape, data.classes)
         sample = data.prepare(data.validation.inputs[:8])
-        sizes = {name: float(value) for name, value in measure(network, sample).items()}
+        sizes = measure(network, sample) | measure_extra(network, sample, base.measures, latency=base.latency)
         check_penalties(config.varied_penalties(), network, sample)
         for candidate in config.varied_sparsifiers():
             Training(candidate).close()
         if base.compaction.enabled:
             check_storable(network, sample)
-        return sizes
+        return {name: float(value) for name, value in sizes.items()}
     except UserError:
         raise
     except Exception as error:

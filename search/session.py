@@ -61,17 +61,12 @@ def take_up(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Se
     Raises:
         UserError: if there is no such search, it is running, its journal cannot be read, or `overrides` change what may not.
     """
-    directory = Path(storage_path).resolve() / search
-    if not (directory / JOURNAL_FILE).is_file():
-        known = sorted(file.parent.name for file in Path(storage_path).resolve().glob(f"*/{JOURNAL_FILE}"))
-        raise UserError(f"there is no search '{search}' in {storage_path}; {suggest(search, known)}")
+    directory = _directory(search, storage_path)
     journal = Journal(directory)
     try:
         earlier = list(read_events(directory / JOURNAL_FILE))
         if not earlier or earlier[0]["event"] != "begun":
-            raise UserError(
-                f"the journal of {search} does not say what was searched; restore it from a copy, or start a new search"
-            )
+            raise UserError(_UNREADABLE.format(search=search))
         config = resumed_config(earlier[0]["config"], overrides, search)
         ledger = _ledger(config, earlier[0], directory)
         for event in earlier:
@@ -80,6 +75,9 @@ def take_up(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Se
         journal.close()
         raise
     return Session(config, directory, journal, earlier, ledger, resumed=True)
+
+
+_UNREADABLE = "the journal of {search} does not say what was searched; restore it from a copy, or start a new search"
 
 
 def _ledger(config: Config, begun: Event, directory: Path) -> Ledger:
@@ -144,22 +142,42 @@ def resumed_config(text: str, overrides: Sequence[str], search: str) -> Config:
     return config
 
 
+def read_search(search: str, storage_path: str) -> tuple[Config, Ledger]:
+    """The config of a search and what is known about its trials, as its journal tells it now; it may be running.
+
+    Raises:
+        UserError: if there is no such search, or its journal cannot be read.
+    """
+    directory = _directory(search, storage_path)
+    events = read_events(directory / JOURNAL_FILE)
+    begun = next(iter(events), None)
+    if begun is None or begun["event"] != "begun":
+        raise UserError(_UNREADABLE.format(search=search))
+    config = resumed_config(begun["config"], (), search)
+    ledger = _ledger(config, begun, directory)
+    for event in events:
+        ledger.apply(event)
+    return config, ledger
+
+
+def _directory(search: str, storage_path: str) -> Path:
+    directory = Path(storage_path).resolve() / search
+    if not (directory / JOURNAL_FILE).is_file():
+        known = sorted(file.parent.name for file in Path(storage_path).resolve().glob(f"*/{JOURNAL_FILE}"))
+        raise UserError(f"there is no search '{search}' in {storage_path}; {suggest(search, known)}")
+    return directory
+
+
 def starting_values(config: Config) -> list[dict[str, Any]]:
     """The values to try first: those of the config, or of the front of an earlier search as far as they vary here."""
     wanted = config.search.start_from
     if not isinstance(wanted, str):
         return [dict(values) for values in wanted]
-    file = Path(config.search.storage_path).resolve() / wanted / JOURNAL_FILE
-    if not file.is_file():
-        raise UserError(f"search.start_from: there is no search '{wanted}' in {config.search.storage_path}")
-    ledger: Ledger | None = None
-    for event in read_events(file):
-        if event["event"] == "begun":
-            earlier = resumed_config(event["config"], (), wanted)
-            ledger = _ledger(earlier, event, file.parent)
-        if ledger is not None:
-            ledger.apply(event)
-    front = ledger.front() if ledger is not None else []
+    try:
+        _, ledger = read_search(wanted, config.search.storage_path)
+    except UserError as error:
+        raise UserError(f"search.start_from: {error}") from None
+    front = ledger.front()
     values = [{path: value for path, value in point.trial.values.items() if path in config.space} for point in front]
     return [v for number, v in enumerate(values) if v and v not in values[:number]]
 

@@ -2,17 +2,25 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from trainables.compaction import Compaction
 from trainables.data import DATA, Data, Digits
+from trainables.latency import Latency
+from trainables.measures import EXTRA_MEASURES
 from trainables.models import MLP, MODELS, Model
 from trainables.one_shot import OneShot
 from trainables.optimizers import OptimizerName, Schedule
-from trainables.options import Options
+from trainables.options import Options, suggest
 from trainables.penalties import PENALTIES, Penalty
 from trainables.refit import Refit
 from trainables.sparsifiers import SPARSIFIERS, Sparsifier
+
+
+class LatencyOptions(Latency):
+    """How latency is measured, and against which model; left out: the candidate's own, before it was made compact."""
+
+    against: SerializeAsAny[Annotated[Model, BeforeValidator(MODELS.parse_named)]] | None = None
 
 
 class TrainingOptions(Options):
@@ -38,7 +46,8 @@ class TrainingOptions(Options):
 
 class Candidate(Options):
     """A candidate network and its training: data → model → training under penalties and a sparsifier → compaction → refit, and
-    one-shot pruning for further candidates."""
+    one-shot pruning for further candidates. `measures` names what is measured beyond what always is: bytes_compressed,
+    latency_ms, speedup."""
 
     data: SerializeAsAny[Annotated[Data, BeforeValidator(DATA.parse_named)]] = Digits()
     model: SerializeAsAny[Annotated[Model, BeforeValidator(MODELS.parse_named)]] = MLP()
@@ -50,6 +59,16 @@ class Candidate(Options):
     compaction: Compaction = Compaction()
     refit: Refit = Refit()
     one_shot: OneShot = OneShot()
+    measures: tuple[str, ...] = ()
+    latency: LatencyOptions = LatencyOptions()
+
+    @field_validator("measures")
+    @classmethod
+    def _known_measures(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in EXTRA_MEASURES:
+                raise ValueError(f"unknown extra measure '{name}'; {suggest(name, EXTRA_MEASURES)}")
+        return names
 
     @model_validator(mode="after")
     def _approximate_merging_is_refitted(self) -> Self:

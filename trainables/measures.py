@@ -1,20 +1,30 @@
 """What is measured on a compact network: numbers of the network as it would ship."""
 
 import io
-from collections.abc import Callable
+import math
+import zlib
+from collections.abc import Callable, Collection
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from trainables.errors import UserError
+from trainables.graph import trace
+from trainables.latency import Latency, time_networks
 
 _WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-MEASURES = ("params", "nonzero_params", "layers", "flops", "bytes")
-"""The names of the measures, all of them better when smaller."""
+MEASURES = ("params", "nonzero_params", "layers", "flops", "bytes", "bytes_sparse", "peak_activation_bytes")
+"""The names of the measures that are always taken, all of them better when smaller."""
+EXTRA_MEASURES = ("bytes_compressed", "latency_ms", "speedup")
+"""Those that are taken where they are asked for; of them only the speed-up is better when larger."""
 
 
 @torch.no_grad()
-def measure(network: nn.Module, inputs: Tensor) -> dict[str, int]:
+def measure(network: nn.Module, inputs: Tensor) -> dict[str, float]:
     """The measures of a network.
 
     Args:
@@ -24,7 +34,10 @@ def measure(network: nn.Module, inputs: Tensor) -> dict[str, int]:
     Returns:
         `params`: entries of all parameters; `nonzero_params`: those that are not exactly 0; `layers`: linear and
         convolutional layers; `flops`: floating-point operations for one input (a multiply-add is two, zeros count),
-        by torch's counter; `bytes`: size of the saved state dict, dense, uncompressed.
+        by torch's counter; `bytes`: size of the saved state dict, dense, uncompressed; `bytes_sparse`: size of parameters and
+        buffers, each dense, or as a bitmap and its non-zero entries where that is smaller; `peak_activation_bytes`: the largest
+        sum of what must be kept between two operations for one input, the input included; not there where the network cannot
+        be traced.
     """
     parameters = list(network.parameters())
     training = network.training
@@ -32,17 +45,83 @@ def measure(network: nn.Module, inputs: Tensor) -> dict[str, int]:
     try:
         with FlopCounterMode(display=False) as counter:
             network(inputs[:1])
+        peak = _peak_activation_bytes(network, inputs[:1])
     finally:
         network.train(training)
     saved = io.BytesIO()
     torch.save(network.state_dict(), saved)
-    return {
+    found: dict[str, float] = {
         "params": sum(p.numel() for p in parameters),
         "nonzero_params": sum(int(p.count_nonzero()) for p in parameters),
         "layers": sum(isinstance(module, _WEIGHT_LAYERS) for module in network.modules()),
         "flops": counter.get_total_flops(),
         "bytes": saved.tell(),
+        "bytes_sparse": sum(_sparse_bytes(tensor) for tensor in network.state_dict().values()),
     }
+    if peak is not None:
+        found["peak_activation_bytes"] = peak
+    return found
+
+
+@torch.no_grad()
+def measure_extra(
+    network: nn.Module, inputs: Tensor, names: Collection[str], dense: nn.Module | None = None, latency: Latency | None = None
+) -> dict[str, float]:
+    """Those of `EXTRA_MEASURES` that are in `names`.
+
+    Args:
+        inputs: (N, *input_shape), at least one real input.
+        dense: the network that the speed-up is against; the network itself if None.
+        latency: how times are taken.
+
+    Returns:
+        `bytes_compressed`: `bytes_sparse` after zlib; `latency_ms`: median time of a batch; `speedup`: how many times faster than
+        `dense` the network is, the median of interleaved runs.
+    """
+    found: dict[str, float] = {}
+    if "bytes_compressed" in names:
+        found["bytes_compressed"] = len(zlib.compress(b"".join(_encoded(tensor) for tensor in network.state_dict().values())))
+    if "latency_ms" in names or "speedup" in names:
+        timing = time_networks([dense or network, network], inputs, latency)[1]
+        times = {"latency_ms": timing.latency_ms, "speedup": timing.speedup}
+        found |= {name: times[name] for name in times if name in names}
+    return found
+
+
+def _sparse_bytes(tensor: Tensor) -> int:
+    """Size of a tensor, dense, or as one bit per entry and the entries that are not 0."""
+    return min(tensor.nbytes, math.ceil(tensor.numel() / 8) + int(tensor.count_nonzero()) * tensor.element_size())
+
+
+def _encoded(tensor: Tensor) -> bytes:
+    """What `_sparse_bytes` is the size of."""
+    flat = tensor.detach().cpu().flatten()
+    if _sparse_bytes(tensor) == tensor.nbytes:
+        return flat.numpy().tobytes()
+    return np.packbits(flat.numpy() != 0).tobytes() + flat[flat != 0].numpy().tobytes()
+
+
+class _Watch(fx.Interpreter):
+    """Runs a graph and remembers the largest sum of the tensors that were alive at once; views count once."""
+
+    peak = 0
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Runs one operation; what is not used after it is dropped afterwards."""
+        made = super().run_node(n)
+        alive = [value for value in (*self.env.values(), made) if isinstance(value, Tensor)]
+        sizes = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in alive}
+        self.peak = max(self.peak, sum(sizes.values()))
+        return made
+
+
+def _peak_activation_bytes(network: nn.Module, one_input: Tensor) -> int | None:
+    try:
+        watch = _Watch(network if isinstance(network, fx.GraphModule) else trace(network))
+    except UserError:
+        return None
+    watch.run(one_input.clone())
+    return watch.peak
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from trainables.compaction import Compacted, compact
 from trainables.data import Dataset, load_once
 from trainables.errors import TrialFailure, UserError
 from trainables.graph import Layer, inner_layers, trace
-from trainables.measures import accuracy, measure
+from trainables.measures import accuracy, measure, measure_extra
 from trainables.one_shot import prune
 from trainables.optimizers import build_optimizer, scheduled, set_lr
 from trainables.penalties.features import remove_hooks
@@ -61,6 +61,8 @@ class Training:
         self.epoch = 0
         self.step = 0
         self.parts = 1
+        self.dense: nn.Module | None = None
+        """What speed-ups are against, once it is asked for: its weights do not matter."""
         seed = self.options.seed or 0
         self.shuffler = torch.Generator().manual_seed(seed)
         self.augmenter = torch.Generator().manual_seed((seed + _AUGMENTATION_STREAM) % 2**63)
@@ -246,6 +248,7 @@ class Training:
         val_accuracy = accuracy(compacted.network, *self.data.validation, prepare=self.data.prepare)
         measures: dict[str, Number] = {"val_accuracy": val_accuracy}
         measures |= measure(compacted.network, inputs) if metrics else compacted.report.after
+        measures |= self._extra_measures(compacted.network, inputs)
         trained = Trained(history, compacted, measures | {"layers_merged": compacted.report.count("merged")})
         return replace(trained, pruned=tuple(self._pruned(trained))) if one_shot else trained
 
@@ -264,7 +267,17 @@ class Training:
             if not val_accuracy >= trained.measures["val_accuracy"] / 2:
                 return
             merged = trained.measures["layers_merged"] + compacted.report.count("merged")
-            yield Trained([], compacted, {"val_accuracy": val_accuracy, **compacted.report.after, "layers_merged": merged})
+            measures = {"val_accuracy": val_accuracy, **compacted.report.after, **self._extra_measures(compacted.network, inputs)}
+            yield Trained([], compacted, measures | {"layers_merged": merged})
+
+    def _extra_measures(self, network: nn.Module, inputs: Tensor) -> dict[str, Number]:
+        """The measures that the candidate asks for beyond those that are always taken; `inputs` (N, *input_shape)."""
+        names, latency = self.candidate.measures, self.candidate.latency
+        if "speedup" in names and self.dense is None:
+            dense = latency.against or self.candidate.model
+            with torch.random.fork_rng(devices=[]):
+                self.dense = dense.build(self.data.input_shape, self.data.classes).to(self.device)
+        return measure_extra(network, inputs, names, self.dense, latency)
 
     def close(self) -> None:
         """Takes the penalties' hooks off the network."""

@@ -15,12 +15,13 @@ from mlflow.exceptions import MlflowException
 from rich.console import Console
 from rich.table import Table
 
-from search.objectives import OBJECTIVES, Direction, losses
+from search.objectives import OBJECTIVES, losses
 from search.pareto import hypervolume
 from search.picks import Member, member_name
-from search.tracking.figures import LABELS
+from search.tracking.figures import LABELS, pairs, steps
 from search.tracking.store import find_search
 from trainables.errors import UserError
+from trainables.measures import EXTRA_MEASURES
 
 
 @dataclass(frozen=True)
@@ -128,21 +129,19 @@ def _shown(row: dict[str, Any], column: str) -> str:
     value = row[column]
     if value is None:
         return "-"
-    return f"{value:.4f}" if "accuracy" in column else f"{value:,.0f}"
+    return f"{value:.4f}" if "accuracy" in column else f"{value:,.3g}" if column in EXTRA_MEASURES else f"{value:,.0f}"
 
 
 def as_png(fronts: list[Front]) -> Figure:
-    """The fronts over each other: the first size against the accuracy, or the first two objectives where there is none."""
+    """The fronts over each other: the first other objective against the accuracy, or the first two where it is none."""
     objectives = [OBJECTIVES[name] for name in fronts[0].objectives]
-    sizes = [o for o in objectives if o.direction is Direction.MINIMIZE]
-    above = next((o for o in objectives if o.direction is Direction.MAXIMIZE), sizes[-1])
-    size = sizes[0]
+    size, above = pairs(objectives)[0]
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     axes = figure.add_subplot()
     for index, front in enumerate(fronts):
         members = sorted((_sizes(member) for member in front.members), key=lambda m: m[size.name])
         x, y = [m[size.name] for m in members], [m[above.name] for m in members]
-        axes.plot(x, y, marker="o", drawstyle="steps-post", color=f"C{index}", label=f"{front.search} ({front.hypervolume:.4f})")
+        axes.plot(x, y, marker="o", drawstyle=steps(size), color=f"C{index}", label=f"{front.search} ({front.hypervolume:.4f})")
         dense = _sizes(front.dense)
         if above.name in dense:
             axes.scatter([dense[size.name]], [dense[above.name]], marker="*", s=120, color=f"C{index}")

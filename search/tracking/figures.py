@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 
@@ -22,24 +22,29 @@ LABELS = {
     "layers": "weight layers",
     "flops": "FLOPs per input",
     "bytes": "bytes",
+    "bytes_sparse": "bytes, sparse-encoded",
+    "bytes_compressed": "bytes, sparse-encoded and compressed",
+    "peak_activation_bytes": "bytes of activations at most",
+    "latency_ms": "latency, ms per batch",
+    "speedup": "times faster than the dense network",
 }
 
 
 def front_png(ledger: Ledger, title: str) -> Figure:
-    """One panel for each pair of an accuracy (y) and a size (x): all trials, the front, and the dense network."""
+    """One panel for each pair of the accuracy (y) and another objective (x): all trials, the front, and the dense network."""
     objectives = ledger.objectives
-    pairs = _pairs(objectives)
-    figure = Figure(figsize=(6.4 * len(pairs), 4.8), layout="constrained")
+    panels = pairs(objectives)
+    figure = Figure(figsize=(6.4 * len(panels), 4.8), layout="constrained")
     front = ledger.front()
-    for index, (size, accuracy) in enumerate(pairs):
-        axes = figure.add_subplot(1, len(pairs), index + 1)
+    for index, (size, accuracy) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), index + 1)
         axes.scatter(*_values(_ends(ledger), size, accuracy), s=18, color="0.7", label="trials")
         members = sorted(front, key=lambda t: t.measures[size.name])
         axes.plot(
             *_values(members, size, accuracy),
             marker="o",
             linestyle="-" if len(objectives) == 2 else "",
-            drawstyle="steps-post",  # between two members the smaller one is the best there is
+            drawstyle=steps(size),
             color="tab:blue",
             label="front",
         )
@@ -64,7 +69,7 @@ def front_html(
     the page was opened from a file. MLflow's artifact viewer lets no page open another: there the click shows the run's link.
     """
     objectives = ledger.objectives
-    size, accuracy = _pairs(objectives)[0]
+    size, accuracy = pairs(objectives)[0]
     figure = go.Figure()
     front = sorted(ledger.front(), key=lambda t: t.measures[size.name])
     dense = _dense(ledger)
@@ -82,7 +87,7 @@ def front_html(
             mode=mode,
             name=name,
             marker={"color": color, "size": 11 if name in ("knee", "dense network") else 7},
-            line_shape="hv",
+            line_shape="hv" if steps(size) == "steps-post" else "vh",
             text=[_describe(point) for point in points],
             customdata=[(run_ids or {}).get(point.trial.label, "") for point in points],
             hoverinfo="text",
@@ -126,7 +131,7 @@ def _parallel(ledger: Ledger, front: list[Point]) -> go.Figure:
     dimensions = []
     for objective in ledger.objectives:
         values = [point.measures[objective.name] for point in front]
-        scale = objective.name not in ("val_accuracy", "layers")
+        scale = objective.name not in ("val_accuracy", "layers", "speedup")
         dimensions.append(
             _axis(f"log₁₀ {objective.name}" if scale else objective.name, [_log10(v) if scale else v for v in values])
         )
@@ -149,14 +154,19 @@ def _axis(label: str, values: list[Any]) -> dict[str, Any]:
 
 
 def _log10(value: float) -> float:
-    return math.log10(max(value, 1.0))
+    return math.log10(max(value, 1e-9))
 
 
-def _pairs(objectives: list[Objective]) -> list[tuple[Objective, Objective]]:
-    """(x, y) of each panel: sizes against the accuracy, or sizes against each other where no accuracy is an objective."""
-    sizes = [o for o in objectives if o.direction is Direction.MINIMIZE]
-    accuracies = [o for o in objectives if o.direction is Direction.MAXIMIZE]
+def pairs(objectives: list[Objective]) -> list[tuple[Objective, Objective]]:
+    """(x, y) of each panel: every other objective with the accuracy, or one with the next where it is not an objective."""
+    sizes = [o for o in objectives if o.name != "val_accuracy"]
+    accuracies = [o for o in objectives if o.name == "val_accuracy"]
     return [(size, a) for a in accuracies for size in sizes] or list(pairwise(sizes))
+
+
+def steps(objective: Objective) -> Literal["steps-post", "steps-pre"]:
+    """How a front is drawn along an objective: between two members, the one on its better side is the best there is."""
+    return "steps-post" if objective.direction is Direction.MINIMIZE else "steps-pre"
 
 
 def _ends(ledger: Ledger) -> list[Point]:

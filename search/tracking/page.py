@@ -3,10 +3,13 @@
 import hashlib
 import logging
 import platform
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from importlib.metadata import distributions, version
+from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
@@ -116,10 +119,21 @@ class Page:
         text = describe(self.search, self.config, ledger, self.experiment_id, self.run_ids)
         self.client.set_tag(self.parent, "mlflow.note.content", text)
         if ledger.front():
-            self.client.log_figure(self.parent, figures.front_png(ledger, self.search), "front.png")
+            self._draw("front.png", lambda: figures.front_png(ledger, self.search))
         if history:
-            self.client.log_figure(self.parent, charts.history_png(history, self.search), "history.png")
+            self._draw("history.png", lambda: charts.history_png(history, self.search))
         self._log_json(ledger, 0.0, interrupted=False)
+
+    def _draw(self, name: str, make: Callable[[], Figure]) -> None:
+        """Logs a picture; what cannot be drawn is left out with a warning, since the rest of the page does not depend on it."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            try:
+                make().savefig(path)
+            except Exception as error:
+                log.warning("%s cannot be drawn (%s)", name, error)
+                return
+            self.client.log_artifact(self.parent, str(path))
 
     def _log_json(self, ledger: Ledger, seconds: float, *, interrupted: bool) -> None:
         uri = self.config.tracking.shown_uri()
@@ -133,7 +147,7 @@ class Page:
         self._log_json(ledger, seconds, interrupted=interrupted)
         shares = charts.importances(ledger, self.config.distributions())
         if shares:
-            self.client.log_figure(self.parent, charts.importance_png(shares, self.search), "importance.png")
+            self._draw("importance.png", lambda: charts.importance_png(shares, self.search))
         if front:
             uri = self.config.tracking.shown_uri()
             base_url = uri if uri.startswith("http") else UI_URL
@@ -146,7 +160,7 @@ class Page:
         stored = [(point, network) for point in front if (network := charts.load(point)) is not None]
         dense = charts.load(ledger.dense.last) if ledger.dense and ledger.dense.last else None
         if stored and dense is not None:
-            self.client.log_figure(self.parent, charts.layers_png(stored, dense, self.search), "layers.png")
+            self._draw("layers.png", lambda: charts.layers_png(stored, dense, self.search))
         data = load_once(self.config.candidate({}).data, torch.device("cpu"))
         inputs = data.prepare(data.validation.inputs[:2])
         for point, network in stored:

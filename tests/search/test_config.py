@@ -30,12 +30,12 @@ BAD_VALUES = [
     (
         "sparsifier",
         {"name": "random", "every": 5},
-        "'sparsifier': 'every' is not an option of the sparsifier 'random', only of granet, magn",
+        "'sparsifier': 'every' is not an option of the sparsifier 'random', only of channels, granet, magn",
     ),
     (
         "sparsifier",
         {"name": "nm", "sparsity": 0.5},
-        "'sparsifier': 'sparsity' is not an option of the sparsifier 'nm', only of granet,",
+        "'sparsifier': 'sparsity' is not an option of the sparsifier 'nm', only of channels, granet,",
     ),
     ("sparsifier", {"name": "nm", "n": 4, "m": 4}, "'sparsifier': n (4) must be below m (4)"),
     ("sparsifier", {"name": "rigl", "start": 0.9}, "'sparsifier': start (0.9) is after end (0.75)"),
@@ -245,3 +245,16 @@ def test_one_value_of_the_space_can_be_overridden(config_file: Path) -> None:
     assert loaded.space["penalties.layer.strength"].high == 7
     assert loaded.space["penalties.layer.strength"].low == 0.1
     assert loaded.space["model.depth"].high == 2
+
+
+def test_objectives_and_constraints_say_which_extra_measures_trials_take() -> None:
+    tree = SMALL_CONFIG | {"objectives": ["val_accuracy", "speedup"], "constraints": {"latency_ms": "<= 5"}}
+    tree |= {"space": {"model.width": {"low": 8, "high": 16}}}
+    config = Config.model_validate(tree)
+    candidate = config.candidate({"model.width": 9})
+    assert candidate.measures == ("latency_ms", "speedup")
+    assert candidate.latency.against == config.model  # not the trial's own network, which is narrower
+    assert config.candidate({}).measures == candidate.measures
+    plain = Config.model_validate(SMALL_CONFIG).candidate({})
+    assert plain.measures == ()
+    assert plain.latency.against is None

@@ -7,8 +7,8 @@ from search.objectives import OBJECTIVES, Direction, losses
 
 
 def test_accuracies_are_maximised_and_sizes_minimised() -> None:
-    assert OBJECTIVES["val_accuracy"].direction is Direction.MAXIMIZE
-    assert {o.direction for n, o in OBJECTIVES.items() if n != "val_accuracy"} == {Direction.MINIMIZE}
+    maximised = {name for name, objective in OBJECTIVES.items() if objective.direction is Direction.MAXIMIZE}
+    assert maximised == {"val_accuracy", "speedup"}
 
 
 def test_losses_are_one_at_the_reference_and_smaller_is_better() -> None:
@@ -18,6 +18,13 @@ def test_losses_are_one_at_the_reference_and_smaller_is_better() -> None:
     assert size.loss(1000, 1000) == 1
     assert size.loss(100, 1000) == pytest.approx(math.log(101) / math.log(1001))
     assert size.loss(0, 1000) == 0
+
+
+def test_times_are_ratios_to_the_dense_network() -> None:
+    speedup, latency = OBJECTIVES["speedup"], OBJECTIVES["latency_ms"]
+    assert [speedup.loss(x, 1.0) for x in (1.0, 4.0, 0.5)] == [1.0, 0.25, 2.0]
+    assert latency.loss(0.2, 0.8) == pytest.approx(0.25)
+    assert speedup.loss(0.0, 1.0) == math.inf
 
 
 def test_a_missing_measure_becomes_nan() -> None:

@@ -1,7 +1,10 @@
+import pytest
 import torch
 from torch import nn
 
-from trainables.measures import MEASURES, accuracy, measure
+from trainables.errors import UserError
+from trainables.graph import trace
+from trainables.measures import EXTRA_MEASURES, MEASURES, accuracy, measure, measure_extra
 
 
 def test_measures_of_a_known_network_are_exact() -> None:
@@ -24,3 +27,53 @@ def test_accuracy_is_the_share_of_right_labels_and_leaves_the_mode_alone() -> No
     model = nn.Sequential(nn.Identity(), nn.Dropout(0.9)).train()
     assert accuracy(model, logits, torch.tensor([0, 1, 0]), batch_size=2) == 2 / 3
     assert model.training
+
+
+def test_sparse_bytes_are_a_bitmap_and_the_entries_that_are_not_zero_where_that_is_smaller() -> None:
+    model = nn.Sequential(nn.Linear(100, 40, bias=False), nn.Linear(40, 3))
+    with torch.no_grad():
+        model[0].weight.fill_(1)
+        model[0].weight.view(-1)[:3900] = 0
+        model[1].weight.fill_(1)
+        model[1].bias.fill_(1)
+    assert measure(model, torch.zeros(1, 100))["bytes_sparse"] == 4000 / 8 + 100 * 4 + 4 * (120 + 3)
+
+
+def test_compressed_bytes_unpack_to_the_bitmap_and_the_entries() -> None:
+    model = nn.Linear(1000, 10)
+    with torch.no_grad():
+        model.weight.mul_(torch.rand_like(model.weight) > 0.95)
+    size = measure_extra(model, torch.zeros(1, 1000), ["bytes_compressed"])["bytes_compressed"]
+    plain = measure(model, torch.zeros(1, 1000))["bytes_sparse"]
+    assert 0.5 * plain < size < plain  # random values hardly compress, a bitmap of one in twenty does
+
+
+def test_the_peak_of_activations_counts_what_is_alive_at_once() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide = nn.Linear(10, 100)
+            self.narrow = nn.Linear(100, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.flatten(x + self.narrow(self.wide(x)), 1)
+
+    # x (10) stays alive for the addition; the most is while the narrow layer works: x, its input (100) and its output (10).
+    assert measure(Residual(), torch.zeros(7, 10))["peak_activation_bytes"] == 4 * (10 + 100 + 10)
+    assert measure(trace(Residual()), torch.zeros(7, 10))["peak_activation_bytes"] == 4 * (10 + 100 + 10)
+
+
+def test_a_network_that_cannot_be_traced_has_no_peak_of_activations() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(UserError):
+        trace(Branching())
+    assert "peak_activation_bytes" not in measure(Branching(), torch.ones(1, 3))
+
+
+def test_extra_measures_are_those_that_are_asked_for() -> None:
+    model, inputs = nn.Linear(4, 2), torch.zeros(3, 4)
+    assert measure_extra(model, inputs, []) == {}
+    assert set(measure_extra(model, inputs, EXTRA_MEASURES, nn.Linear(4, 2))) == set(EXTRA_MEASURES)

@@ -48,8 +48,8 @@ class Report:
 
     steps: tuple[tuple[str, Action, str], ...]
     difference: float
-    before: dict[str, int]
-    after: dict[str, int]
+    before: dict[str, float]
+    after: dict[str, float]
 
     def count(self, action: Action) -> int:
         """How many steps were of this kind."""

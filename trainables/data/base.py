@@ -28,7 +28,8 @@ class Dataset:
     The search trains on `train` and judges by `validation`; `test` is touched once per front member, at the end.
 
     Images are stored as uint8 (N, C, H, W), a quarter of their size as float32; `mean` and `std` (C, 1, 1) of the
-    training split normalise them. Other inputs are stored as float32, as networks see them, without `mean` and `std`.
+    training split normalise them. Other inputs are stored as float32, as networks see them, without `mean` and `std`;
+    `standardised_by` has the mean and standard deviation that made them so.
     Networks get what `prepare` or `augmented` makes of stored inputs, always float32 on `device`.
     """
 
@@ -38,6 +39,7 @@ class Dataset:
     classes: int
     mean: Tensor | None = None
     std: Tensor | None = None
+    standardised_by: tuple[float, float] = (0.0, 1.0)
     augment: Augment = field(default_factory=Augment)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -59,6 +61,18 @@ class Dataset:
         if self.mean is None or self.std is None:
             return inputs
         return (inputs.float() - self.mean) / self.std
+
+    def raw(self, inputs: Tensor) -> Tensor:
+        """Stored `inputs` (N, *input_shape) as they were before any normalisation: what a shipped network takes."""
+        mean, std = self.standardised_by
+        return inputs if self.mean is not None else inputs * std + mean
+
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, on the CPU, that turn raw inputs x into what a network sees: (x − mean) / std."""
+        if self.mean is not None and self.std is not None:
+            return self.mean.cpu(), self.std.cpu()
+        mean, std = self.standardised_by
+        return torch.tensor(mean), torch.tensor(std)
 
     def augmented(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """`prepare` with the data set's augmentation, for training; without one, nothing is drawn from `generator`."""
@@ -160,7 +174,7 @@ def normalised(train: Split, validation: Split, test: Split, classes: int) -> Da
     mean, std = train.inputs.mean(), train.inputs.std()
     std = torch.where(std > 0, std, 1.0)  # constant inputs become zeros, not NaN
     train, validation, test = (Split((s.inputs - mean) / std, s.labels) for s in (train, validation, test))
-    return Dataset(train, validation, test, classes)
+    return Dataset(train, validation, test, classes, standardised_by=(float(mean), float(std)))
 
 
 @lru_cache(maxsize=4)

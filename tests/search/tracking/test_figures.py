@@ -1,3 +1,4 @@
+import io
 from itertools import product
 
 import pytest
@@ -8,6 +9,7 @@ from search.records import Ledger
 from search.tracking.figures import front_html, front_png
 
 MEASURES = {"val_accuracy": 0.9, "params": 200, "nonzero_params": 100, "layers": 2, "flops": 400, "bytes": 900}
+MEASURES |= {"speedup": 2.0, "latency_ms": 0.01, "bytes_compressed": 300.0}
 
 
 def ledger(objectives: list[str], *, dense: bool = True) -> Ledger:
@@ -22,12 +24,25 @@ def ledger(objectives: list[str], *, dense: bool = True) -> Ledger:
 
 @pytest.mark.parametrize(
     ("objectives", "dense"),
-    list(product([["val_accuracy", "nonzero_params"], ["layers", "flops"], ["val_accuracy", "layers", "bytes"]], [True, False])),
+    list(
+        product(
+            [
+                ["val_accuracy", "nonzero_params"],
+                ["layers", "flops"],
+                ["val_accuracy", "layers", "bytes"],
+                ["speedup", "val_accuracy"],
+                ["latency_ms", "bytes_compressed", "val_accuracy"],
+                ["speedup", "params"],
+            ],
+            [True, False],
+        )
+    ),
 )
 def test_every_choice_of_objectives_has_its_pictures(objectives: list[str], dense: bool) -> None:
     book = ledger(objectives, dense=dense)
     figure = front_png(book, "a search")
     assert isinstance(figure, Figure)
+    figure.savefig(io.BytesIO())
     assert len(figure.axes) == max(1, sum(name != "val_accuracy" for name in objectives) - ("val_accuracy" not in objectives))
     page = front_html(book, "a search")
     assert "trial-000" in page

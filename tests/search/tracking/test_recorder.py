@@ -105,7 +105,7 @@ def test_events_written_again_because_the_mark_was_lost_double_nothing(config: C
 def break_store(client: MlflowClient, monkeypatch: pytest.MonkeyPatch, error: Exception) -> threading.Event:
     """Makes every write of the client fail until the event that it returns is set."""
     well = threading.Event()
-    for name in ("create_run", "log_batch", "log_text", "log_dict", "log_figure", "set_tag", "set_terminated", "update_run"):
+    for name in ("create_run", "log_batch", "log_text", "log_dict", "log_artifact", "set_tag", "set_terminated", "update_run"):
         real = getattr(client, name)
 
         def write(*args: Any, real: Any = real, **kwargs: Any) -> Any:
@@ -163,6 +163,21 @@ def test_a_write_that_mlflow_refuses_for_good_is_skipped_with_a_warning(
     assert record(client, config, tmp_path / "search-1", events).close()
     assert "MLflow refused 1 values of trial-000" in caplog.text
     check_story(client)
+
+
+def test_a_picture_that_cannot_be_drawn_is_left_out_with_a_warning(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("cannot write empty image")
+
+    monkeypatch.setattr("search.tracking.page.charts.history_png", fails)
+    client = connect(config.tracking.uri)
+    assert record(client, config, tmp_path / "search-1", story()).close()
+    assert "history.png cannot be drawn (cannot write empty image)" in caplog.text
+    parent = runs(client)[""]
+    assert parent.info.status == "FINISHED"
+    assert "front.png" in {file.path for file in client.list_artifacts(parent.info.run_id)}
 
 
 def test_only_what_mlflow_cannot_take_is_left_out_of_a_batch(

@@ -1,0 +1,98 @@
+"""Exports a network of a search's front: picks it, ships it, and writes its card beside it."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from search.config import Config
+from search.picks import Member, member_name, pick
+from search.records import Ledger, Point, SearchResult
+from search.report import as_json
+from search.session import read_search
+from trainables.data import load_once
+from trainables.errors import UserError
+from trainables.shipping import FORMATS, Format, Shipment, ship
+from trainables.shipping.card import card
+from trainables.shipping.shipment import check_output
+from trainables.storage import restore
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A shipped network and its card, which is at `card_path`."""
+
+    shipment: Shipment
+    card: str
+    card_path: Path
+
+
+def export(
+    search: str,
+    storage_path: str,
+    wanted: str,
+    output: Path,
+    kind: str | None = None,
+    *,
+    min_accuracy: float | None = None,
+    int8: bool = False,
+) -> Exported:
+    """Writes the network that `wanted` names (see `picks.pick`) to `output`, and its card to the same name with .md.
+
+    Args:
+        kind: one of `FORMATS`; what `output`'s suffix says if None.
+
+    Raises:
+        UserError: if there is no such search or network, its file is lost, or it cannot be written.
+    """
+    chosen = _format(output, kind)
+    card_path = output.with_suffix(".md")
+    for path in (output, card_path):
+        check_output(path)
+    config, ledger = read_search(search, storage_path)
+    point, member = _picked(search, config, ledger, wanted, min_accuracy)
+    try:
+        network = restore(torch.load(point.file or "", weights_only=True))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"the network of {member_name(member)} cannot be read any more: {error}") from None
+    base = config.candidate({})
+    data = load_once(base.data, torch.device("cpu"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        dense = base.model.build(data.input_shape, data.classes).eval()
+    shipment = ship(network, dense, data, output, chosen, int8=int8, latency=base.latency)
+    text = card(shipment, f"{member_name(member)} of {search}", data, base.data.name, _trained(config, point), point.compaction)
+    card_path.write_text(text, encoding="utf-8")
+    return Exported(shipment, text, card_path)
+
+
+def _format(output: Path, kind: str | None) -> Format:
+    by_suffix: Mapping[str, Format] = {f".{name}": name for name in FORMATS}
+    found = by_suffix.get(output.suffix)
+    if kind is not None and found != kind:
+        raise UserError(f"--output {output}: a file of the format {kind} ends in .{kind}")
+    if found is None:
+        raise UserError(f"--output {output}: it ends in none of {', '.join(by_suffix)}")
+    return found
+
+
+def _picked(search: str, config: Config, ledger: Ledger, wanted: str, min_accuracy: float | None) -> tuple[Point, Member]:
+    front = ledger.front()
+    result = SearchResult(search, ledger, front, 0.0, config.tracking.shown_uri(), interrupted=False)
+    members: list[Member] = as_json(result)["front"]
+    member = pick(members, wanted, min_accuracy)
+    return front[members.index(member)], member
+
+
+def _trained(config: Config, point: Point) -> dict[str, Any]:
+    values = {f"`{path}`": f"{value:.4g}" if isinstance(value, float) else value for path, value in point.trial.values.items()}
+    penalties = ", ".join(f"`{name}`" for name in config.varied_penalties()) or "none"
+    sparsifier = "none" if config.sparsifier is None else f"`{config.sparsifier.name}`"
+    pruned = {"one-shot pruning": f"step {point.step}"} if point.step else {}
+    how = {"network": f"`{config.model.name}`", "penalties": penalties, "sparsifier": sparsifier}
+    return how | {"epochs": point.epoch, "seed": point.trial.seed} | pruned | values

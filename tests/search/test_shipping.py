@@ -1,0 +1,95 @@
+"""`slimfront export` on a finished search, as a user types it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from search.cli import main
+from search.records import SearchResult
+from trainables.data import Digits
+from trainables.shipping import load
+
+Finished = tuple[Path, SearchResult]
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def export(finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Exit code, stdout and stderr of `slimfront export SEARCH …` in an empty directory."""
+    directory, result = finished
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, search: str = result.search) -> tuple[int, str, str]:
+        storage = ["--storage-path", str(directory / "runs")]
+        monkeypatch.setattr(sys, "argv", ["slimfront", "export", search, *storage, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+def test_the_knee_is_written_with_its_card_beside_it(export, finished: Finished, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    _, result = finished
+    knee = result.ledger.knee()
+    assert knee is not None
+    code, out, err = export("--output", "knee.pt2")
+    assert (code, err) == (0, "")
+    card = Path("knee.md").read_text()
+    assert out.startswith(card)
+    assert out.endswith("Written to knee.pt2; this card is knee.md.\n")
+    assert card.startswith(f"# {knee.trial.label}@{knee.epoch}")
+    assert f"| the trained network | {knee.measures['val_accuracy']:.4f} | {knee.test_accuracy:.4f} |" in card
+    assert f"| parameters | {knee.measures['params']:,.0f} |" in card
+    for path, value in knee.trial.values.items():
+        assert f"- `{path}`: {value:.4g}" in card
+    data = Digits().load()
+    with torch.no_grad():
+        right = load(tmp_path / "knee.pt2")(data.raw(data.validation.inputs)).argmax(1) == data.validation.labels
+    assert float(right.float().mean()) == pytest.approx(knee.measures["val_accuracy"], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "safetensors"])
+def test_other_formats_by_suffix_and_other_picks(export, finished: Finished, kind: str) -> None:  # type: ignore[no-untyped-def]
+    smallest = min(finished[1].front, key=lambda p: (p.measures["nonzero_params"], -p.measures["val_accuracy"]))
+    code, out, _ = export("--output", f"small.{kind}", "--pick", "smallest")
+    assert code == 0
+    assert f"| non-zero parameters | {smallest.measures['nonzero_params']:,.0f} |" in out
+    assert load(Path(f"small.{kind}"))(Digits().load().test.inputs[:2]).shape == (2, 10)
+
+
+def test_a_trial_by_name_and_int8(export, finished: Finished) -> None:  # type: ignore[no-untyped-def]
+    member = finished[1].front[0]
+    code, out, _ = export("--output", "network.onnx", "--pick", member.trial.label, "--int8")
+    assert code == 0
+    assert out.startswith(f"# {member.trial.label}@")
+    assert "int8" in out
+
+
+def test_mistakes_get_one_sentence_exit_code_2_and_leave_nothing(export, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    Path("there.pt2").write_text("mine")
+    Path("taken.md").write_text("mine")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for arguments, expected in [
+        (("--output", "x.pt2", "--pick", "trial-999"), "--pick trial-999: it is not on the front; choose knee"),
+        (("--output", "x.pt2", "--min-accuracy", "1.5"), "no network of the front has validation accuracy 1.5; the best has"),
+        (("--output", "there.pt2"), "there.pt2 is there already; choose another name"),
+        (("--output", "taken.pt2"), "taken.md is there already"),
+        (("--output", "nowhere/x.pt2"), "there is no directory nowhere"),
+        (("--output", "x.pkl"), "--output x.pkl: it ends in none of .pt2, .onnx, .safetensors"),
+        (("--output", "x.pt2", "--format", "onnx"), "--output x.pt2: a file of the format onnx ends in .onnx"),
+        (("--output", "x.pt2", "--int8"), "int8 networks ship as onnx, and this is to be pt2"),
+    ]:
+        code, out, err = export(*arguments)
+        assert (code, out) == (2, ""), arguments
+        assert err.startswith(f"Error: {expected}")
+        assert err.count("\n") == 1
+    code, _, err = export("--output", "x.pt2", search="nonsense")
+    assert code == 2
+    assert err.startswith("Error: there is no search 'nonsense' in ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert Path("there.pt2").read_text() == "mine"

@@ -1,0 +1,149 @@
+"""What is shipped was checked in a fresh process; what is not right leaves nothing behind."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from trainables.compaction import compact
+from trainables.data import Dataset, Digits
+from trainables.errors import UserError
+from trainables.latency import Latency
+from trainables.measures import accuracy, measure
+from trainables.shipping import Shipped, load, ship
+from trainables.shipping.card import card
+from trainables.shipping.kernels import with_sparse_kernels
+
+FEW = Latency(runs=3, warm_up=0)
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return Digits().load()
+
+
+@pytest.fixture(scope="module")
+def trained(data: Dataset) -> nn.Module:
+    """A small network that knows digits."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(data.train.inputs), data.train.labels).backward()
+        optimizer.step()
+    with torch.no_grad():
+        model[1].weight[:16] = 0
+        model[1].bias[:16] = 0
+    return compact(model, data.validation.inputs).network
+
+
+@pytest.fixture
+def dense() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx", "safetensors"])
+def test_a_shipped_file_takes_raw_inputs_and_has_the_accuracies_of_the_network(
+    tmp_path: Path, data: Dataset, trained: nn.Module, dense: nn.Module, kind: str
+) -> None:
+    path = tmp_path / f"network.{kind}"
+    shipment = ship(trained, dense, data, path, kind, latency=FEW)  # type: ignore[arg-type]
+    assert shipment.difference < 1e-5
+    assert shipment.checked == len(data.validation.labels) + len(data.test.labels)
+    assert shipment.accuracies == shipment.trained_accuracies
+    assert shipment.accuracies["test_accuracy"] == pytest.approx(accuracy(trained, *data.test), abs=1e-6)
+    from sklearn.datasets import load_digits
+
+    pixels = torch.tensor(load_digits().images, dtype=torch.float32)[:, None]  # 0 … 16, as they come
+    right = load(path)(pixels).argmax(1) == torch.tensor(load_digits().target)
+    assert right.float().mean() > 0.9
+    assert shipment.measures["file_bytes"] == path.stat().st_size
+    assert shipment.measures["params"] == measure(trained, data.validation.inputs)["params"] == 48 * 64 + 48 + 480 + 10
+    assert set(shipment.timings) == {1, 64}
+    assert [file.name for file in tmp_path.iterdir()] == [path.name], "something was left beside the file"
+
+
+def test_int8_is_smaller_and_its_accuracy_is_its_own(tmp_path: Path, data: Dataset, trained: nn.Module, dense: nn.Module) -> None:
+    whole = ship(trained, dense, data, tmp_path / "whole.onnx", "onnx", latency=FEW)
+    int8 = ship(trained, dense, data, tmp_path / "int8.onnx", "onnx", int8=True, latency=FEW)
+    assert int8.measures["file_bytes"] < 0.75 * whole.measures["file_bytes"]
+    assert int8.difference > 1e-4
+    assert int8.accuracies["test_accuracy"] > whole.accuracies["test_accuracy"] - 0.03
+    with pytest.raises(UserError, match="int8 networks ship as onnx"):
+        ship(trained, dense, data, tmp_path / "int8.pt2", "pt2", int8=True)
+
+
+def test_a_file_that_computes_something_else_is_not_kept(
+    tmp_path: Path, data: Dataset, trained: nn.Module, dense: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def writes_another(network: Shipped, inputs: torch.Tensor, path: Path, kind: str) -> None:
+        from trainables.shipping import formats
+
+        with torch.no_grad():
+            other = Shipped(compact(dense, data.validation.inputs).network, network.mean, network.std)
+            formats.save(other, inputs, path, kind)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("trainables.shipping.shipment.save", writes_another)
+    with pytest.raises(UserError, match="the pt2 file computes something else: its outputs are off by"):
+        ship(trained, dense, data, tmp_path / "network.pt2", "pt2", latency=FEW)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_a_fresh_process_cannot_load_is_not_kept(
+    tmp_path: Path, data: Dataset, trained: nn.Module, dense: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainables.shipping.shipment.save", lambda _n, _i, path, _k: path.write_bytes(b"nothing"))
+    with pytest.raises(UserError, match="the pt2 file could not be loaded in a fresh process: ") as caught:
+        ship(trained, dense, data, tmp_path / "network.pt2", "pt2", latency=FEW)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_cannot_be_written_to_are_refused_before_any_work(
+    tmp_path: Path, data: Dataset, trained: nn.Module, dense: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there.pt2").write_text("mine")
+    with pytest.raises(UserError, match=r"there\.pt2 is there already"):
+        ship(trained, dense, data, tmp_path / "there.pt2")
+    assert (tmp_path / "there.pt2").read_text() == "mine"
+    with pytest.raises(UserError, match="there is no directory"):
+        ship(trained, dense, data, tmp_path / "nowhere" / "network.pt2")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root, who may write anywhere
+    with pytest.raises(UserError, match="permission denied"):
+        ship(trained, dense, data, tmp_path / "network.pt2")
+
+
+def test_sparse_kernels_compute_the_same_and_are_tried_only_where_half_is_zero() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(50, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 5)).eval()
+    assert with_sparse_kernels(network) is None
+    with torch.no_grad():
+        network[2].weight.mul_(torch.rand(30, 40) > 0.9)
+    sparse = with_sparse_kernels(network)
+    assert sparse is not None
+    assert sparse[0].__class__ is nn.Linear  # type: ignore[index]
+    inputs = torch.randn(7, 50)
+    with torch.no_grad():
+        assert torch.allclose(sparse(inputs), network(inputs), atol=1e-6)
+        assert torch.allclose(sparse(inputs[:1]), network(inputs[:1]), atol=1e-6)
+
+
+def test_the_card_has_what_was_measured_and_runs(
+    tmp_path: Path, data: Dataset, trained: nn.Module, dense: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipment = ship(trained, dense, data, tmp_path / "network.pt2", latency=FEW)
+    text = card(shipment, "one of mine", data, "digits", {"epochs": 60}, [["1", "units removed", "16 units"]])
+    assert f"| this file | {shipment.accuracies['val_accuracy']:.4f} | {shipment.accuracies['test_accuracy']:.4f} |" in text
+    assert f"| parameters | {3610:,} | {4810:,} | 75.1% |" in text
+    assert "- units removed: `1`" in text
+    assert "- epochs: 60" in text
+    monkeypatch.chdir(tmp_path)
+    code = text.split("```python\n")[1].split("```")[0]
+    names: dict[str, object] = {"inputs": data.raw(data.test.inputs[:3])}
+    exec(code, names)
+    logits = names["logits"]
+    assert isinstance(logits, torch.Tensor)
+    assert logits.shape == (3, 10)

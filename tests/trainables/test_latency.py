@@ -1,0 +1,53 @@
+"""Latency: ratios of interleaved runs. No test here depends on how fast this machine is, only on clear differences."""
+
+import torch
+from torch import Tensor, nn
+
+from trainables.latency import Latency, time_networks
+
+
+class Counts(nn.Module):
+    """Remembers the batches that it saw and who else was called."""
+
+    def __init__(self, name: str, calls: list[str]) -> None:
+        super().__init__()
+        self.name, self.calls = name, calls
+        self.threads: set[int] = set()
+        self.sizes: set[int] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append(self.name)
+        self.threads.add(torch.get_num_threads())
+        self.sizes.add(len(x))
+        return x @ torch.ones(x.shape[1], 2000) @ torch.ones(2000, 1)
+
+
+def test_a_network_of_much_less_work_is_faster_and_the_first_is_as_fast_as_itself() -> None:
+    torch.manual_seed(0)
+    large = nn.Sequential(*[nn.Linear(1000, 1000) for _ in range(6)])
+    small = nn.Linear(1000, 10)
+    of_large, of_small = time_networks([large, small], torch.randn(4, 1000), Latency(runs=9))
+    assert of_large.speedup == 1
+    assert of_small.speedup > 5
+    assert of_small.latency_ms < of_large.latency_ms
+    first, third = of_small.spread
+    assert first <= of_small.speedup <= third
+
+
+def test_runs_are_interleaved_with_the_batch_size_and_threads_that_are_asked_for() -> None:
+    calls: list[str] = []
+    networks = [Counts("a", calls), Counts("b", calls)]
+    before = torch.get_num_threads()
+    timings = time_networks(networks, torch.randn(3, 8), Latency(batch_size=7, threads=2, runs=4, warm_up=1))
+    assert torch.get_num_threads() == before
+    assert all(network.sizes == {7} and network.threads == {2} for network in networks)
+    assert all(len(timing.times) == 4 for timing in timings)
+    blocks = [name for place, name in enumerate(calls) if place == 0 or calls[place - 1] != name]
+    # Warm-up a b, a look at how often to repeat a b, and rounds a b, b a, a b, b a, where neighbours of one name are one block.
+    assert "".join(blocks) == "ababababa"
+
+
+def test_the_mode_of_the_networks_is_as_it_was() -> None:
+    network = nn.Dropout(0.5).train()
+    time_networks([network], torch.ones(1, 3), Latency(runs=3))
+    assert network.training

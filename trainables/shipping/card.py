@@ -1,0 +1,115 @@
+"""The model card of a shipped network, in Markdown: what it is, how good, how small, how fast, and how to load it."""
+
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+
+import torch
+
+from trainables.data import Dataset
+from trainables.shipping.shipment import Shipment
+
+_SIZES = {
+    "params": "parameters",
+    "nonzero_params": "non-zero parameters",
+    "layers": "weight layers",
+    "flops": "FLOPs per input",
+    "bytes": "bytes of the weights",
+    "bytes_sparse": "bytes, sparse-encoded",
+    "bytes_compressed": "bytes, sparse-encoded and compressed",
+    "peak_activation_bytes": "bytes of activations at most, one input",
+}
+_LOADING = {
+    "pt2": "import torch\n\nnetwork = torch.export.load({path!r}).module()\nlogits = network(inputs)",
+    "onnx": (
+        "import onnxruntime\n\nsession = onnxruntime.InferenceSession({path!r})\n"
+        'logits = session.run(None, {{"input": inputs}})[0]  # inputs: a NumPy array'
+    ),
+    "safetensors": (
+        "from pathlib import Path\n\nfrom trainables.shipping import load\n\n"
+        "network = load(Path({path!r}))\nlogits = network(inputs)"
+    ),
+}
+
+
+def card(
+    shipment: Shipment,
+    title: str,
+    data: Dataset,
+    data_name: str,
+    trained: Mapping[str, object],
+    compaction: Sequence[Sequence[str]],
+) -> str:
+    """The card of a shipped file.
+
+    Args:
+        trained: what is to be said of its training, by name.
+        compaction: the (layer, action, detail) of each step.
+    """
+    shape = ", ".join(map(str, data.input_shape))
+    dtype = str(data.train.inputs.dtype).removeprefix("torch.")
+    parts = [
+        f"# {title}",
+        f"A network for the data set `{data_name}`: {dtype} inputs (N, {shape}) as they come, logits (N, {data.classes}). "
+        "Normalisation is its first step.",
+        "## Accuracy\n\n" + _accuracies(shipment),
+        "## Size\n\n" + _sizes(shipment),
+        "## Speed\n\n" + speed(shipment),
+        "## How it came about\n\n" + "\n".join(f"- {name}: {value}" for name, value in trained.items()),
+        "## What compaction did\n\n" + did(compaction),
+        f"## Loading\n\n```python\n{_LOADING[shipment.kind].format(path=shipment.path.name)}\n```",
+        f"Written with torch {version('torch')}, Python {platform.python_version()}, slimfront {version('slimfront')}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _accuracies(shipment: Shipment) -> str:
+    rows = ["| | validation | test |", "| --- | ---: | ---: |"]
+    for name, of in (("the trained network", shipment.trained_accuracies), ("this file", shipment.accuracies)):
+        rows.append(f"| {name} | {of['val_accuracy']:.4f} | {of['test_accuracy']:.4f} |")
+    checked = (
+        f"The file was loaded in a fresh process and run on the {shipment.checked:,} inputs of both splits: its outputs differ "
+        f"from the trained network's by at most {shipment.difference:.1e} of the largest."
+    )
+    return "\n".join(rows) + f"\n\n{checked}"
+
+
+def _sizes(shipment: Shipment) -> str:
+    rows = ["| | this network | dense | ratio |", "| --- | ---: | ---: | ---: |"]
+    for key, name in _SIZES.items():
+        if key in shipment.measures and key in shipment.dense_measures:
+            mine, dense = shipment.measures[key], shipment.dense_measures[key]
+            rows.append(f"| {name} | {mine:,.0f} | {dense:,.0f} | {mine / dense:.1%} |")
+    kept = (
+        " Its weights and activations are int8 in the file; the sizes above are of the network before that."
+        if shipment.int8
+        else ""
+    )
+    return "\n".join(rows) + f"\n\nThe file has {shipment.measures['file_bytes']:,.0f} bytes.{kept}"
+
+
+def speed(shipment: Shipment) -> str:
+    """Times and speed-ups that were measured, with their quartiles."""
+    runtime = "ONNX Runtime" if shipment.kind == "onnx" else f"torch {torch.__version__}, eager"
+    rows = ["| batch | this network, ms | dense, ms | speed-up | quartiles |", "| ---: | ---: | ---: | ---: | --- |"]
+    for size, (dense, mine) in shipment.timings.items():
+        low, high = mine.spread
+        rows.append(f"| {size} | {mine.latency_ms:.3f} | {dense.latency_ms:.3f} | {mine.speedup:.2f} | {low:.2f} to {high:.2f} |")
+    lines = [f"Medians of interleaved runs on one thread of this CPU ({platform.machine()}), in {runtime}.", "\n".join(rows)]
+    for size, timing in shipment.sparse_speedup.items():
+        low, high = timing.spread
+        lines.append(
+            f"With sparse (CSR) kernels in its linear layers, in torch, batch {size}: {timing.speedup:.2f} times the speed of "
+            f"the same network without ({low:.2f} to {high:.2f})."
+        )
+    return "\n\n".join(lines)
+
+
+def did(compaction: Sequence[Sequence[str]]) -> str:
+    """The steps of compaction, counted by kind, with the layers."""
+    if not compaction:
+        return "Nothing: compaction was off, or found nothing to do."
+    counts = Counter(step[1] for step in compaction)
+    layers = {action: list(dict.fromkeys(step[0] for step in compaction if step[1] == action)) for action in counts}
+    return "\n".join(f"- {action}: {', '.join(f'`{layer}`' for layer in layers[action])}" for action in counts)

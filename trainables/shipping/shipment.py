@@ -1,0 +1,178 @@
+"""Ships a network: writes the file, checks it in a fresh process on real inputs, measures it, and writes its card."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainables.data import Dataset
+from trainables.errors import UserError
+from trainables.latency import Latency, Timing, time_networks
+from trainables.measures import measure, measure_extra
+from trainables.shipping import reload
+from trainables.shipping.formats import Format, OnnxNetwork, Shipped, need_onnx, save
+from trainables.shipping.int8 import quantise
+from trainables.shipping.kernels import with_sparse_kernels
+
+_TOLERANCE = 1e-4
+_CALIBRATION = 512
+_BATCHES = (1, 64)
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """A file that was written and checked."""
+
+    path: Path
+    kind: Format
+    int8: bool
+    difference: float
+    """The largest difference of its outputs to the network's, relative to the largest output; seen in a fresh process."""
+    checked: int
+    """On how many inputs."""
+    accuracies: Mapping[str, float]
+    """`val_accuracy` and `test_accuracy` of the file, from the same outputs."""
+    trained_accuracies: Mapping[str, float]
+    """Those of the network before it was written."""
+    measures: Mapping[str, float]
+    """Of the network (see `measure`), and `file_bytes`."""
+    dense_measures: Mapping[str, float]
+    timings: Mapping[int, tuple[Timing, Timing]]
+    """By batch size: of the dense network and of this one, in the same format."""
+    sparse_speedup: Mapping[int, Timing]
+    """By batch size: the network with CSR kernels against itself without; empty where it has no sparse linear layer."""
+
+
+def ship(
+    network: nn.Module,
+    dense: nn.Module,
+    data: Dataset,
+    path: Path,
+    kind: Format = "pt2",
+    *,
+    int8: bool = False,
+    latency: Latency | None = None,
+) -> Shipment:
+    """Writes a network to `path`, and returns what was seen of the file; nothing is left at `path` if it is not right.
+
+    Args:
+        network: a compact network in evaluation mode on the CPU, which takes what `data.prepare` makes.
+        dense: the network that it is compared with; its weights do not matter.
+        int8: whether to quantise it after training; for ONNX.
+        latency: how times are taken, but for the size of the batch.
+
+    Raises:
+        UserError: if the file cannot be written, exists already, or does not compute what the network computes.
+    """
+    check_output(path)
+    if int8 and kind != "onnx":
+        raise UserError(f"int8 networks ship as onnx, and this is to be {kind}")
+    shipped, dense_shipped = Shipped(network, *data.normalisation()).eval(), Shipped(dense, *data.normalisation()).eval()
+    held_out = torch.cat([data.validation.inputs, data.test.inputs]).cpu()
+    raw = data.raw(held_out)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".slimfront-") as folder:
+        written = Path(folder, path.name)
+        _write(shipped, data, written, kind, int8=int8)
+        logits = _in_a_fresh_process(written, kind, raw)
+        wanted = _outputs(shipped, raw)
+        difference = float((logits - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+        if not int8 and not difference <= _TOLERANCE:
+            raise UserError(f"the {kind} file computes something else: its outputs are off by {difference:.1e} of their size")
+        timings = _time(shipped, dense_shipped, raw, written, kind, latency or Latency())
+        sample = data.prepare(data.validation.inputs[:8])
+        measures = measure(network, sample) | measure_extra(network, sample, ["bytes_compressed"])
+        measures["file_bytes"] = written.stat().st_size
+        written.replace(path)
+    return Shipment(
+        path,
+        kind,
+        int8,
+        difference,
+        len(raw),
+        _accuracies(logits, data),
+        _accuracies(wanted, data),
+        measures,
+        measure(dense, sample) | measure_extra(dense, sample, ["bytes_compressed"]),
+        timings,
+        _time_sparse(shipped, raw, latency or Latency()),
+    )
+
+
+def check_output(path: Path) -> None:
+    """Raises UserError if a file cannot be written there, or is there already."""
+    if path.exists():
+        raise UserError(f"{path} is there already; choose another name, or take it away first")
+    folder = path.parent
+    if not folder.is_dir():
+        raise UserError(f"there is no directory {folder} to write {path.name} to")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write to {folder}: permission denied")
+
+
+def _write(network: Shipped, data: Dataset, path: Path, kind: Format, *, int8: bool) -> None:
+    inputs = data.raw(data.train.inputs[:_CALIBRATION].cpu())
+    if not int8:
+        save(network, inputs, path, kind)
+        return
+    need_onnx()
+    with tempfile.TemporaryDirectory() as folder:
+        exact = Path(folder, "exact.onnx")
+        save(network, inputs, exact, kind)
+        quantise(exact, path, inputs)
+
+
+@torch.no_grad()
+def _outputs(network: nn.Module, inputs: Tensor) -> Tensor:
+    return torch.cat([network(part) for part in inputs.split(reload.BATCH)])
+
+
+def _in_a_fresh_process(path: Path, kind: Format, inputs: Tensor) -> Tensor:
+    with tempfile.TemporaryDirectory() as folder:
+        seen, said = Path(folder, "inputs.npy"), Path(folder, "outputs.npy")
+        np.save(seen, inputs.numpy())
+        # -P: the directory of reload.py is no place to import from.
+        command = [sys.executable, "-P", str(reload.__file__), kind, str(path), str(seen), str(said)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise UserError(f"the {kind} file could not be loaded in a fresh process: {why}")
+        return torch.from_numpy(np.load(said))
+
+
+def _accuracies(logits: Tensor, data: Dataset) -> dict[str, float]:
+    """Of outputs (validation and then test inputs, classes)."""
+    right = logits.argmax(1) == torch.cat([data.validation.labels, data.test.labels]).cpu()
+    count = len(data.validation.labels)
+    return {"val_accuracy": float(right[:count].float().mean()), "test_accuracy": float(right[count:].float().mean())}
+
+
+def _time(
+    network: Shipped, dense: Shipped, inputs: Tensor, path: Path, kind: Format, latency: Latency
+) -> dict[int, tuple[Timing, Timing]]:
+    """Both networks in the runtime of the format: ONNX Runtime, or torch."""
+    pair: Sequence[nn.Module] = (dense, network)
+    with tempfile.TemporaryDirectory() as folder:
+        if kind == "onnx":
+            reference = Path(folder, "dense.onnx")
+            save(dense, inputs, reference, kind)
+            pair = (OnnxNetwork(reference, latency.threads), OnnxNetwork(path, latency.threads))
+        found = {}
+        for batch_size in _BATCHES:
+            one, other = time_networks(pair, inputs, latency.model_copy(update={"batch_size": batch_size}))
+            found[batch_size] = (one, other)
+        return found
+
+
+def _time_sparse(network: Shipped, inputs: Tensor, latency: Latency) -> dict[int, Timing]:
+    sparse = with_sparse_kernels(network)
+    if sparse is None:
+        return {}
+    options = {size: latency.model_copy(update={"batch_size": size}) for size in _BATCHES}
+    return {size: time_networks([network, sparse], inputs, chosen)[1] for size, chosen in options.items()}

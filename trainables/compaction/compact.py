@@ -12,6 +12,7 @@ from trainables.compaction.blocks import drop_empty_branches
 from trainables.compaction.coupled import remove_coupled_channels
 from trainables.compaction.layers import fold_batch_norms
 from trainables.compaction.merge import MergePolicy, drop_idle_relus, merge_layers
+from trainables.compaction.quick import make_quick
 from trainables.compaction.units import remove_dead_units
 from trainables.errors import TrialFailure
 from trainables.graph import trace
@@ -90,6 +91,8 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
         if isinstance(network, fx.GraphModule) and options.approximate:
             steps += _merge_approximately(network, options)
             _tidy(network)
+        if isinstance(network, fx.GraphModule) and options.enabled:
+            make_quick(network)
     finally:
         model.train(training)
     if not difference <= options.tolerance:  # NaN too

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from trainables.compaction.quick import make_quick
+
 FORMAT = 2
 
 # The modules that may appear in a compact network, with the constructor arguments that rebuild them.
@@ -97,7 +99,7 @@ def from_plain(plain: dict[str, Any]) -> fx.GraphModule:
         arguments = tuple(_argument_from_plain(value, made) for value in node["args"])
         keywords = {key: _argument_from_plain(value, made) for key, value in node["kwargs"].items()}
         made[node["name"]] = graph.create_node(node["op"], target, arguments, keywords, node["name"])
-    return fx.GraphModule(root, graph).eval()
+    return make_quick(fx.GraphModule(root, graph)).eval()
 
 
 def _module_to_plain(module: nn.Module, name: str) -> dict[str, Any]:

@@ -1,0 +1,200 @@
+"""Networks that are really smaller: ours (merging and removal while training) against Torch-Pruning's recipe (prune, fine-tune).
+
+Both train the same number of epochs from the same initial weights, on digits: a deep perceptron, ResNet-20 and VGG-11.
+"""
+
+import argparse
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import nn
+from torch_pruning.pruner.importance import GroupMagnitudeImportance, GroupTaylorImportance
+
+from benchmarks.common import Outcome, at_least, at_most, run, spread
+from trainables import Candidate, train
+from trainables.data import Dataset
+from trainables.latency import Latency, time_networks
+from trainables.measures import accuracy, measure
+from trainables.refit import Refit, refit
+from trainables.training import Training
+
+MODELS: dict[str, dict[str, Any]] = {
+    "MLP": {"name": "mlp", "depth": 8, "width": 128},
+    "ResNet-20": {"name": "resnet20", "width": 16},
+    "VGG-11": {"name": "vgg", "depth": 11, "width": 32},
+}
+SIZES = (0.5, 0.7, 0.85)
+"""Shares of the channels that are removed."""
+STRENGTHS = {"MLP": 3.0}
+"""Of the layer penalty, where there are layers to merge."""
+METHODS = ("ours", "Torch-Pruning, magnitude", "Torch-Pruning, Taylor")
+ITERATIONS = 5
+"""Torch-Pruning removes channels in so many steps, with fine-tuning in between, as its examples do."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training."""
+
+    model: str
+    method: str
+    size: float
+    seed: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compact network's accuracy on the test set, sizes, and speed-ups against the dense network by batch size."""
+
+    accuracy: float
+    measures: dict[str, float]
+    speedups: dict[int, float]
+
+
+def candidate(job: Job, **parts: Any) -> Candidate:
+    """What both train."""
+    training = {"epochs": job.epochs, "batch_size": 64, "lr": 2e-3, "schedule": "cosine", "seed": job.seed}
+    return Candidate.model_validate(
+        {"data": {"name": "digits"}, "model": MODELS[job.model], "training": training, "one_shot": {"steps": 0}} | parts
+    )
+
+
+def ours(job: Job) -> nn.Module:
+    """Channels zeroed while training, layers made inactive by the layer penalty where they can merge; then a refit."""
+    refit_epochs = job.epochs // 4
+    strength = STRENGTHS.get(job.model)
+    options = candidate(
+        job,
+        training={"epochs": job.epochs - refit_epochs, "batch_size": 64, "lr": 2e-3, "schedule": "cosine", "seed": job.seed},
+        sparsifier={"name": "channels", "sparsity": job.size, "importance": "taylor"},
+        penalties={"layer": {"strength": strength}} if strength else {},
+        refit={"epochs": refit_epochs, "lr": 1e-3},
+    )
+    return train(options).compacted.network
+
+
+def torch_prunings(job: Job) -> nn.Module:
+    """Half of the epochs dense; then channels removed over all layers in steps, each followed by fine-tuning."""
+    dense_epochs = job.epochs // 2
+    options = candidate(job).model_copy(update={"training": candidate(job).training.model_copy(update={"epochs": dense_epochs})})
+    training = Training(options)
+    while not training.done:
+        training.run_epoch()
+    model, data = training.model, training.data
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    taylor = job.method.endswith("Taylor")
+    pruner = torch_pruning.pruner.BasePruner(
+        model,
+        data.prepare(data.validation.inputs[:2]),
+        importance=GroupTaylorImportance() if taylor else GroupMagnitudeImportance(),
+        pruning_ratio=job.size,
+        max_pruning_ratio=0.95,
+        global_pruning=True,
+        iterative_steps=ITERATIONS,
+        ignored_layers=[head],
+    )
+    left = job.epochs - dense_epochs
+    generator = torch.Generator().manual_seed(job.seed)
+    for iteration in range(ITERATIONS):
+        if taylor:
+            model.zero_grad()
+            nn.functional.cross_entropy(model(data.prepare(data.train.inputs)), data.train.labels).backward()
+        pruner.step()
+        epochs = left // (2 * ITERATIONS) if iteration < ITERATIONS - 1 else left - (ITERATIONS - 1) * (left // (2 * ITERATIONS))
+        refit(
+            model,
+            data,
+            Refit(epochs=epochs, lr=1e-3),
+            optimizer="adam",
+            momentum=0.9,
+            batch_size=64,
+            shuffler=generator,
+            augmenter=generator,
+        )
+    return model.eval()
+
+
+def fit(job: Job) -> Result:
+    """Trains, and measures on the test set and beside the dense network."""
+    torch.set_num_threads(1)
+    network = ours(job) if job.method == "ours" else torch_prunings(job)
+    data: Dataset = Training(candidate(job)).data
+    torch.manual_seed(0)
+    dense = candidate(job).model.build(data.input_shape, data.classes).eval()
+    inputs = data.prepare(data.test.inputs)
+    speedups = {size: time_networks([dense, network], inputs, Latency(batch_size=size))[1].speedup for size in (1, 64)}
+    return Result(accuracy(network, *data.test, prepare=data.prepare), measure(network, inputs), speedups)
+
+
+def compact(arguments: argparse.Namespace) -> Outcome:
+    """Accuracy, size and speed of each network at three sizes, and what ours needs at Torch-Pruning's accuracy."""
+    seeds, epochs, sizes = (1, 8, SIZES[:1]) if arguments.quick else (arguments.seeds or 3, 32, SIZES)
+    models = list(MODELS)[:1] if arguments.quick else list(MODELS)
+    cells = [(model, method, size) for model in models for size in sizes for method in METHODS]
+    work = [Job(*cell, seed, epochs) for cell in cells for seed in range(seeds)]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        results = dict(zip(work, pool.map(fit, work), strict=True))
+
+    def of(cell: tuple[str, str, float]) -> list[Result]:
+        return [results[Job(*cell, seed, epochs)] for seed in range(seeds)]
+
+    rows = [row(cell, of(cell)) for cell in cells]
+    goals = []
+    for model in models:
+        params, speed = [], []
+        for size in sizes:
+            for method in METHODS[1:]:
+                theirs = of((model, method, size))
+                able = [of((model, "ours", s)) for s in sizes]
+                wanted = statistics.mean(r.accuracy for r in theirs)
+                able = [mine for mine in able if statistics.mean(r.accuracy for r in mine) >= wanted]
+                if able:
+                    smallest = min(able, key=lambda mine: mean(mine, "params"))
+                    params.append(mean(smallest, "params") / mean(theirs, "params"))
+                    speed.append(speedup(smallest, 1) / speedup(theirs, 1))
+                else:
+                    params.append(float("inf"))
+                    speed.append(0.0)
+        goals.append(at_most(f"{model}: parameters at equal accuracy, ours over Torch-Pruning's, at worst", max(params), 1.0))
+        wanted_speed = 1.3 if model == "MLP" else 1.0
+        goals.append(
+            at_least(f"{model}: speed at equal accuracy, batch 1, ours over Torch-Pruning's, at worst", min(speed), wanted_speed)
+        )
+    return Outcome(seeds, rows, goals)
+
+
+def mean(results: list[Result], name: str) -> float:
+    """Of a measure over seeds."""
+    return statistics.mean(result.measures[name] for result in results)
+
+
+def speedup(results: list[Result], batch_size: int) -> float:
+    """The mean over seeds."""
+    return statistics.mean(result.speedups[batch_size] for result in results)
+
+
+def row(cell: tuple[str, str, float], results: list[Result]) -> dict[str, Any]:
+    """One line of the table."""
+    model, method, size = cell
+    return {
+        "network": model,
+        "method": method,
+        "channels removed": f"{size:.0%}",
+        "test accuracy": spread([r.accuracy for r in results], 4),
+        "parameters": spread([r.measures["params"] for r in results], 0),
+        "layers": spread([r.measures["layers"] for r in results], 1),
+        "FLOPs": spread([r.measures["flops"] for r in results], 0),
+        "bytes": spread([r.measures["bytes"] for r in results], 0),
+        "speed-up, batch 1": spread([r.speedups[1] for r in results], 2),
+        "speed-up, batch 64": spread([r.speedups[64] for r in results], 2),
+    }
+
+
+if __name__ == "__main__":
+    run("compact", compact)

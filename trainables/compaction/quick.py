@@ -1,0 +1,38 @@
+"""Code of a traced network that finds its modules quickly: through attributes, torch takes about a microsecond for each."""
+
+from collections.abc import Callable
+
+from torch import fx
+
+
+def make_quick(network: fx.GraphModule) -> fx.GraphModule:
+    """Has the network's code look modules up in dictionaries, and returns it; what it computes stays bit-identical.
+
+    A tenth to a fifth of the time that a small network takes for one input is spent on finding its modules otherwise.
+    """
+
+    def quicker(_before: object) -> Callable[[list[str]], list[str]]:
+        return lambda code: [_replaced(line, network) for line in code]
+
+    network.graph.on_generate_code(quicker)
+    network.recompile()
+    return network
+
+
+def _replaced(line: str, network: fx.GraphModule) -> str:
+    for node in network.graph.nodes:
+        if node.op == "call_module":
+            line = line.replace(f"{_by_attributes(str(node.target))}(", f"{_by_dictionaries(str(node.target))}(")
+    return line
+
+
+def _by_attributes(target: str) -> str:
+    """As torch.fx writes it."""
+    path = "self"
+    for name in target.split("."):
+        path = f"{path}.{name}" if name.isidentifier() else f'getattr({path}, "{name}")'
+    return path
+
+
+def _by_dictionaries(target: str) -> str:
+    return "self" + "".join(f'._modules["{name}"]' for name in target.split("."))

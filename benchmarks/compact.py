@@ -37,7 +37,7 @@ STRENGTHS = {"MLP": 30.0}
 """Of the layer penalty, where there are layers to merge."""
 LR, REFIT_LR = 4e-3, 1e-3
 """Learning rates of training, and of refit or fine-tuning, for both."""
-METHODS = ("ours", "Torch-Pruning, magnitude", "Torch-Pruning, Taylor")
+METHODS = ("ours", "ours, importance: norm", "Torch-Pruning, magnitude", "Torch-Pruning, Taylor")
 ITERATIONS = 5
 """Torch-Pruning removes channels in so many steps, with fine-tuning in between, as its examples do."""
 
@@ -77,7 +77,7 @@ def ours(job: Job) -> nn.Module:
     options = candidate(
         job,
         training={"epochs": job.epochs - refit_epochs, "batch_size": 64, "lr": LR, "schedule": "cosine", "seed": job.seed},
-        sparsifier={"name": "channels", "sparsity": job.size, "importance": "taylor"},
+        sparsifier={"name": "channels", "sparsity": job.size, "importance": "norm" if job.method.endswith("norm") else "taylor"},
         penalties={"layer": {"strength": strength}} if strength else {},
         refit={"epochs": refit_epochs, "lr": REFIT_LR},
     )
@@ -128,7 +128,7 @@ def torch_prunings(job: Job) -> nn.Module:
 def fit(job: Job) -> Result:
     """Trains, and measures on the test set and beside the dense network."""
     torch.set_num_threads(1)
-    network = ours(job) if job.method == "ours" else torch_prunings(job)
+    network = ours(job) if job.method.startswith("ours") else torch_prunings(job)
     data: Dataset = Training(candidate(job)).data
     torch.manual_seed(0)
     dense = candidate(job).model.build(data.input_shape, data.classes).eval()
@@ -139,7 +139,7 @@ def fit(job: Job) -> Result:
 
 def sizes(model: str, method: str) -> tuple[float, ...]:
     """What a method is asked to remove."""
-    return OUR_SIZES.get(model, SIZES) if method == "ours" else SIZES
+    return OUR_SIZES.get(model, SIZES) if method.startswith("ours") else SIZES
 
 
 def compact(arguments: argparse.Namespace) -> Outcome:
@@ -154,7 +154,11 @@ def compact(arguments: argparse.Namespace) -> Outcome:
     goals = []
     for model in models:
         mine = [of for (name, method, _), of in found.items() if name == model and method == "ours"]
-        pairs = [at_their_accuracy(mine, of) for (name, method, _), of in found.items() if name == model and method != "ours"]
+        pairs = [
+            at_their_accuracy(mine, of)
+            for (name, method, _), of in found.items()
+            if name == model and not method.startswith("ours")
+        ]
         params, speed = max(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
         goals.append(at_most(f"{model}: parameters at equal accuracy, ours over Torch-Pruning's, at worst", params, 1.0))
         wanted = 1.3 if model == "MLP" else 1.0

@@ -15,6 +15,7 @@ BENCHMARKS = {
     "penalty_steps": ["penalty_steps"],
     "cka": ["cka"],
     "sparse_training": ["sparse_training"],
+    "compact": ["compact"],
     "search_quality": ["search_quality"],
     "test_problems": ["test_problems"],
     "scale": ["scale"],

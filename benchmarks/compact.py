@@ -144,7 +144,7 @@ def sizes(model: str, method: str) -> tuple[float, ...]:
 
 def compact(arguments: argparse.Namespace) -> Outcome:
     """Accuracy, size and speed of each network at three sizes, and what ours needs at Torch-Pruning's accuracy."""
-    seeds, epochs, count = (1, 8, 1) if arguments.quick else (arguments.seeds or 3, 32, 3)
+    seeds, epochs, count = (1, 8, 1) if arguments.quick else (arguments.seeds, 32, 3)
     models = list(MODELS)[:1] if arguments.quick else list(MODELS)
     cells = [(model, method, size) for model in models for method in METHODS for size in sizes(model, method)[:count]]
     work = [Job(*cell, seed, epochs) for cell in cells for seed in range(seeds)]
@@ -207,4 +207,4 @@ def row(cell: tuple[str, str, float], results: list[Result]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run("compact", compact)
+    run("compact", compact, ("--seeds", {"type": int, "default": 3}))

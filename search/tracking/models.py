@@ -29,7 +29,8 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, point: Poin
     The model is a `torch.export` program (`pt2`) with signature and input example: MLflow and torch are all that loading needs.
 
     Args:
-        inputs: (2, *input_shape) real inputs as the network sees them. One would fix the size of the batch.
+        network: takes inputs as they come (see `trainables.shipping.Shipped`).
+        inputs: (2, *input_shape) real inputs. One would fix the size of the batch.
     """
     name = model_name(point.trial.label, point.epoch, point.step)
     known = client.get_run(run_id).data.tags.get(f"{MODEL_TAG}/{name}")

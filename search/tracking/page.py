@@ -23,6 +23,7 @@ from search.tracking import charts, figures
 from search.tracking.models import log_model
 from search.tracking.story import describe
 from trainables.data import load_once
+from trainables.shipping import Shipped
 
 log = logging.getLogger(__name__)
 
@@ -162,9 +163,10 @@ class Page:
         if stored and dense is not None:
             self._draw("layers.png", lambda: charts.layers_png(stored, dense, self.search))
         data = load_once(self.config.candidate({}).data, torch.device("cpu"))
-        inputs = data.prepare(data.validation.inputs[:2])
+        inputs = data.raw(data.validation.inputs[:2])
         for point, network in stored:
-            log_model(self.client, self.experiment_id, self.run_ids[point.trial.label], point, network, inputs)
+            shipped = Shipped(network, *data.normalisation()).eval()
+            log_model(self.client, self.experiment_id, self.run_ids[point.trial.label], point, shipped, inputs)
 
 
 def last_tags(ledger: Ledger) -> dict[str, dict[str, str]]:

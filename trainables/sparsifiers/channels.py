@@ -34,7 +34,7 @@ class Channels(Scheduled):
     start: float = Field(0.1, ge=0, le=1)
     end: float = Field(0.7, ge=0, le=1)
     every: int = Field(10, ge=1)
-    importance: Literal["norm", "batch-norm", "taylor"] = "norm"
+    importance: Literal["taylor", "norm", "batch-norm"] = "taylor"
     compare: Literal["global", "group"] = "global"
 
     def attach(self, setting: Setting) -> "ActiveChannels":

@@ -100,7 +100,7 @@ def test_the_smallest_units_by_norm_go_first() -> None:
         model[0].weight[7] *= 1e-3
         model[0].bias[7] = 0
         model[2].weight[:, 7] *= 1e-3
-    active = with_sparsity("channels", 1 / 60, start=0.0, end=0.0).attach(
+    active = with_sparsity("channels", 1 / 60, start=0.0, end=0.0, importance="norm").attach(
         Setting(model, sgd(model), STEPS, 0, lambda count: (torch.randn(count, 20), torch.zeros(count)))
     )
     train(active, (0, 2))

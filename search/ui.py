@@ -29,11 +29,11 @@ def open_ui(uri: str, search: str | None, port: int, *, browser: bool, say: Call
         _announce(uri.rstrip("/") + page, browser, say)
         return
     _refuse_taken_port(port)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server ends with us, however we are ended
     # Four processes for jobs of MLflow's that a search has none of would make the start twice as long.
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | os.environ
+    environment["MLFLOW_BACKEND_STORE_URI"] = uri  # not on the command line, where everyone could read its password
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as server:
         try:
             _wait_until_up(server, f"http://127.0.0.1:{port}")

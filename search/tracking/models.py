@@ -4,7 +4,7 @@ import logging
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -62,6 +62,21 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, point: Poin
         client.finalize_logged_model(made.model_id, "READY")
     client.set_tag(run_id, f"{MODEL_TAG}/{name}", made.model_id)
     return str(made.model_id)
+
+
+def mark_front(client: MlflowClient, experiment_id: str, run_ids: set[str], front: Sequence[Point]) -> None:
+    """Tags the models of these runs with `slimfront.front`; those of networks that left the front in a later session stay."""
+    members = {model_name(point.trial.label, point.epoch, point.step) for point in front}
+    token = None
+    while True:
+        page = client.search_logged_models([experiment_id], max_results=100, page_token=token)
+        for model in page:
+            now = "true" if model.name in members else "false"
+            if model.source_run_id in run_ids and model.tags.get("slimfront.front") != now:
+                client.set_logged_model_tags(model.model_id, {"slimfront.front": now})
+        token = page.token
+        if not token:
+            return
 
 
 def model_name(trial: str, epoch: int, step: int) -> str:

@@ -20,7 +20,7 @@ from search.records import Ledger, Point, SearchResult
 from search.report import as_json
 from search.space import flatten
 from search.tracking import charts, figures
-from search.tracking.models import log_model
+from search.tracking.models import log_model, mark_front
 from search.tracking.story import describe
 from trainables.data import load_once
 from trainables.shipping import Shipped
@@ -167,6 +167,7 @@ class Page:
         for point, network in stored:
             shipped = Shipped(network, *data.normalisation()).eval()
             log_model(self.client, self.experiment_id, self.run_ids[point.trial.label], point, shipped, inputs)
+        mark_front(self.client, self.experiment_id, set(self.run_ids.values()), front)
 
 
 def last_tags(ledger: Ledger) -> dict[str, dict[str, str]]:

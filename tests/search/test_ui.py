@@ -6,6 +6,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from search.config import Config
@@ -17,7 +18,11 @@ from trainables.errors import UserError
 @pytest.fixture
 def recorded(config: Config, tmp_path: Path) -> str:
     """The tracking URI of a store with one search, called `one`, that has no trials."""
-    uri = config.tracking.uri
+    return record_one(config, config.tracking.uri, tmp_path)
+
+
+def record_one(config: Config, uri: str, tmp_path: Path) -> str:
+    """Records the search `one` there."""
     (tmp_path / "one").mkdir()
     recorder = Recorder(connect(uri), config, "one", tmp_path / "one")
     recorder.take({"event": "begun", "time": 1, "search": "one", "dense_sizes": {"nonzero_params": 3}})
@@ -32,10 +37,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.timeout(120)
-def test_ui_serves_mlflow_and_prints_the_page_of_the_search(recorded: str) -> None:
+def check_page(uri: str) -> None:
+    """`slimfront ui` serves MLflow at the search, shows no password, and takes the server with it."""
     port = free_port()
-    command = [str(Path(sys.executable).with_name("slimfront")), "ui", "--tracking-uri", recorded, "--port", str(port)]
+    command = [str(Path(sys.executable).with_name("slimfront")), "ui", "--tracking-uri", uri, "--port", str(port)]
     with subprocess.Popen([*command, "--no-browser"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ui:
         try:
             assert ui.stdout is not None
@@ -46,11 +51,26 @@ def test_ui_serves_mlflow_and_prints_the_page_of_the_search(recorded: str) -> No
             assert page is not None, line
             api = f"{page[1]}/api/2.0/mlflow/runs/get?run_id={page[2]}"
             assert '"one"' in urllib.request.urlopen(api, timeout=10).read().decode()
+            servers = psutil.Process(ui.pid).children(recursive=True)
+            assert servers
+            assert not any("secret" in word for server in servers for word in server.cmdline())
         finally:
             ui.send_signal(signal.SIGTERM)
             ui.wait(timeout=30)
     with pytest.raises(OSError, match="refused"):  # the server has ended too
         urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+
+
+@pytest.mark.timeout(120)
+def test_ui_serves_mlflow_and_prints_the_page_of_the_search(recorded: str) -> None:
+    check_page(recorded)
+
+
+@pytest.mark.timeout(120)
+def test_ui_serves_a_postgresql_store_and_keeps_its_password_off_command_lines(
+    config: Config, postgres: str, tmp_path: Path
+) -> None:
+    check_page(record_one(config, postgres, tmp_path))
 
 
 def test_a_taken_port_is_refused(recorded: str) -> None:

@@ -117,7 +117,9 @@ def test_every_front_member_is_a_model_that_loads_without_slimfront_and_the_regi
     for member in members:
         name = models.model_name(member["trial"], member["epoch"], member["one_shot"])
         model_id = client.get_run(member["run_id"]).data.tags[f"{models.MODEL_TAG}/{name}"]
-        assert client.get_logged_model(model_id).params["val_accuracy"] == f"{member['val_accuracy']:g}"
+        model = client.get_logged_model(model_id)
+        assert model.params["val_accuracy"] == f"{member['val_accuracy']:g}"
+        assert model.tags["slimfront.front"] == "true"
         uris.append(f"models:/{model_id}")
     assert models.register(client, members[0], "tiny", result.search) == 1
     assert models.register(client, members[-1], "tiny", result.search) == 2
@@ -139,6 +141,22 @@ def test_every_front_member_is_a_model_that_loads_without_slimfront_and_the_regi
         torch.testing.assert_close(
             torch.tensor([float(v) for v in line.split()]), network((x - mean) / std).detach().flatten(), atol=1e-5, rtol=0
         )
+
+
+def test_models_of_networks_that_left_the_front_say_so(finished: Finished, client: MlflowClient, parent: Run) -> None:
+    _, result = finished
+    experiment, runs = parent.info.experiment_id, set(result.run_ids.values())
+
+    def on_front() -> list[str]:
+        found = client.search_logged_models([experiment])
+        return sorted(model.name for model in found if model.tags["slimfront.front"] == "true")
+
+    everyone = on_front()
+    left = [models.model_name(point.trial.label, point.epoch, point.step) for point in result.front[1:]]
+    models.mark_front(client, experiment, runs, result.front[1:])
+    assert on_front() == sorted(left)
+    models.mark_front(client, experiment, runs, result.front)
+    assert on_front() == everyone
 
 
 @pytest.mark.parametrize("name", ["a/b", 'a"b', "a:b"])

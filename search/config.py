@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 from optuna.distributions import BaseDistribution
@@ -20,6 +20,9 @@ from trainables.errors import UserError
 from trainables.measures import EXTRA_MEASURES
 from trainables.options import Options, suggest
 from trainables.penalties import Penalty
+
+if TYPE_CHECKING:
+    from search.records import TrialRecord
 
 _COMBINATIONS = 100
 """How many combinations of a space are checked before a search."""
@@ -170,6 +173,10 @@ class Config(Candidate):
     def chosen_constraints(self) -> list[Constraint]:
         """The constraints, in the order of the config."""
         return [Constraint.parse(name, text) for name, text in self.constraints.items()]
+
+    def ships_int8(self, trial: "TrialRecord") -> bool:
+        """Whether a trial's networks ship, and were measured, as int8; the dense reference never does."""
+        return trial.number is not None and bool(trial.values.get("int8", self.int8))
 
     def grace(self) -> float:
         """Epochs before the first rung."""

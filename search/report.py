@@ -77,9 +77,13 @@ def _row(point: Point, dense_nonzero: float | None, others: list[str], paths: li
     share = f"{m['nonzero_params'] / dense_nonzero:.1%}" if dense_nonzero else "-"
     test = "-" if point.test_accuracy is None else f"{point.test_accuracy:.4f}"
     sizes = [f"{m['nonzero_params']:,.0f}", share, f"{m['params']:,.0f}", f"{m['layers']:.0f}", f"{m['flops']:,.0f}"]
-    sizes += [f"{m[name]:,.3g}" if name in m else "-" for name in others]
+    sizes += [_show_measure(m.get(name)) for name in others]
     shown = [_show(point.trial.values.get(path, "")) for path in paths]
     return [point.trial.label, str(point.epoch), str(point.step or ""), f"{m['val_accuracy']:.4f}", test, *sizes, *shown]
+
+
+def _show_measure(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _show(value: object) -> str:

@@ -23,11 +23,12 @@ from search.scheduler import MultiObjectiveASHA
 from search.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
 from search.session import Session, begin, open_study, starting_values, take_up
 from search.tracking import Client, Recorder, connect
-from trainables.candidate import Candidate
 from trainables.data import load_once
 from trainables.errors import UserError
 from trainables.measures import accuracy, measure, measure_extra
 from trainables.penalties.base import check_penalties
+from trainables.shipping.formats import need_onnx
+from trainables.shipping.int8 import as_int8
 from trainables.storage import check_storable, restore
 from trainables.trainable import CandidateTrainable
 from trainables.training import Training
@@ -152,7 +153,7 @@ def _finish(session: Session, observer: Observer, recorder: Recorder, seconds: f
         if record.status == "running":
             observer.write("interrupted", number=record.number)
     dense = ledger.dense.last if ledger.dense and ledger.dense.status == "completed" else None
-    _touch_test_set(session.config.candidate({}), [*ledger.front(), *([dense] if dense else [])], observer)
+    _touch_test_set(session.config, [*ledger.front(), *([dense] if dense else [])], observer)
     cut_off = observer.interrupt.requested
     result = SearchResult(session.directory.name, ledger, ledger.front(), seconds, session.config.tracking.shown_uri(), cut_off)
     status = "interrupted" if cut_off else "failed" if result.all_failed else "completed"
@@ -168,6 +169,8 @@ def _dense_sizes(config: Config) -> dict[str, float]:
         data = load_once(base.data, torch.device("cpu"))
         network = base.model.build(data.input_shape, data.classes)
         sample = data.prepare(data.validation.inputs[:8])
+        if base.int8 or "int8" in config.space:
+            need_onnx()
         sizes = measure(network, sample) | measure_extra(network, sample, base.measures, latency=base.latency)
         check_penalties(config.varied_penalties(), network, sample)
         for candidate in config.varied_sparsifiers():
@@ -297,18 +300,21 @@ def _run_trials(
     tuner.fit()
 
 
-def _touch_test_set(base: Candidate, points: list[Point], observer: Observer) -> None:
+def _touch_test_set(config: Config, points: list[Point], observer: Observer) -> None:
     """Measures the test accuracy of networks that have none yet, on their compact form as stored.
 
     A network that cannot be read any more costs a warning and its test accuracy, not the front.
     """
-    data = load_once(base.data, torch.device("cpu"))
+    data = load_once(config.data, torch.device("cpu"))
     for point in points:
         if point.test_accuracy is not None:
             continue
         try:
-            stored = torch.load(point.file or "", weights_only=True)
-            measured = accuracy(restore(stored), *data.test, prepare=data.prepare)
+            network = restore(torch.load(point.file or "", weights_only=True))
+            if config.ships_int8(point.trial):
+                measured = as_int8(network, data).test_accuracy(data)
+            else:
+                measured = accuracy(network, *data.test, prepare=data.prepare)
         except (OSError, RuntimeError, ValueError) as error:
             log.warning("%s has no test accuracy, since its network cannot be read: %s", point.name, error)
             continue

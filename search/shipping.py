@@ -65,7 +65,10 @@ def export(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         dense = base.model.build(data.input_shape, data.classes).eval()
-    shipment = ship(network, dense, data, output, chosen, int8=int8, latency=base.latency)
+    searched = config.ships_int8(point.trial)
+    if searched and chosen != "onnx":
+        raise UserError(f"--output {output}: {member_name(member)} was measured as an int8 network, and those ship as onnx")
+    shipment = ship(network, dense, data, output, chosen, int8=int8 or searched, latency=base.latency)
     text = card(shipment, f"{member_name(member)} of {search}", data, base.data.name, _trained(config, point), point.compaction)
     card_path.write_text(text, encoding="utf-8")
     return Exported(shipment, text, card_path)

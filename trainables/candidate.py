@@ -46,8 +46,9 @@ class TrainingOptions(Options):
 
 class Candidate(Options):
     """A candidate network and its training: data → model → training under penalties and a sparsifier → compaction → refit, and
-    one-shot pruning for further candidates. `measures` names what is measured beyond what always is: bytes_compressed,
-    latency_ms, speedup."""
+    one-shot pruning for further candidates; with `int8`, each is quantised and measured as such. `measures` names what is
+    measured beyond what always is: bytes_compressed, latency_ms, speedup.
+    """
 
     data: SerializeAsAny[Annotated[Data, BeforeValidator(DATA.parse_named)]] = Digits()
     model: SerializeAsAny[Annotated[Model, BeforeValidator(MODELS.parse_named)]] = MLP()
@@ -59,6 +60,7 @@ class Candidate(Options):
     compaction: Compaction = Compaction()
     refit: Refit = Refit()
     one_shot: OneShot = OneShot()
+    int8: bool = False
     measures: tuple[str, ...] = ()
     latency: LatencyOptions = LatencyOptions()
 
@@ -74,6 +76,12 @@ class Candidate(Options):
     def _approximate_merging_is_refitted(self) -> Self:
         if self.compaction.approximate and self.refit.epochs == 0:
             raise ValueError("compaction.approximate changes the outputs, so it needs a refit; set refit.epochs to 1 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _int8_is_not_timed(self) -> Self:
+        if self.int8 and {"latency_ms", "speedup"} & set(self.measures):
+            raise ValueError("int8: times of int8 networks are not measured in trials; leave out latency_ms and speedup, or int8")
         return self
 
     @model_validator(mode="after")
@@ -99,5 +107,6 @@ class Candidate(Options):
             "compaction": Compaction(enabled=False),
             "refit": Refit(),
             "one_shot": OneShot(steps=0),
+            "int8": False,
         }
         return self.model_copy(update=plain)

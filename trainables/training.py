@@ -1,7 +1,8 @@
 """Trains one candidate with torch alone: epochs under penalties and a sparsifier, then compaction and measures."""
 
+import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from trainables.one_shot import prune
 from trainables.optimizers import build_optimizer, scheduled, set_lr
 from trainables.penalties.features import remove_hooks
 from trainables.refit import Refit, refit
+from trainables.shipping.int8 import as_int8
 from trainables.sparsifiers import ActiveSparsifier, Setting
 from trainables.sparsifiers.base import prunable_weights
 
@@ -245,10 +247,8 @@ class Training:
                     augmenter=self.augmenter,
                 )
         history: list[dict[str, Number]] = [{"epoch": self.epoch + 1 + n, **metric} for n, metric in enumerate(metrics)]
-        val_accuracy = accuracy(compacted.network, *self.data.validation, prepare=self.data.prepare)
-        measures: dict[str, Number] = {"val_accuracy": val_accuracy}
-        measures |= measure(compacted.network, inputs) if metrics else compacted.report.after
-        measures |= self._extra_measures(compacted.network, inputs)
+        sizes = measure(compacted.network, inputs) if metrics else compacted.report.after
+        measures = self._measures(compacted.network, inputs, sizes)
         trained = Trained(history, compacted, measures | {"layers_merged": compacted.report.count("merged")})
         return replace(trained, pruned=tuple(self._pruned(trained))) if one_shot else trained
 
@@ -263,12 +263,19 @@ class Training:
                 compacted = compact(network, inputs, self.candidate.compaction)
             except TrialFailure:
                 return  # nearly nothing is left of its outputs
-            val_accuracy = accuracy(compacted.network, *self.data.validation, prepare=self.data.prepare)
-            if not val_accuracy >= trained.measures["val_accuracy"] / 2:
+            measures = self._measures(compacted.network, inputs, compacted.report.after)
+            if not measures["val_accuracy"] >= trained.measures["val_accuracy"] / 2:
                 return
             merged = trained.measures["layers_merged"] + compacted.report.count("merged")
-            measures = {"val_accuracy": val_accuracy, **compacted.report.after, **self._extra_measures(compacted.network, inputs)}
             yield Trained([], compacted, measures | {"layers_merged": merged})
+
+    def _measures(self, network: nn.Module, inputs: Tensor, sizes: Mapping[str, float]) -> dict[str, Number]:
+        """`val_accuracy`, `sizes`, and what else the candidate asks for; of the int8 network, where that is to ship."""
+        if self.candidate.int8:
+            int8 = as_int8(copy.deepcopy(network).cpu(), self.data)
+            return {"val_accuracy": int8.val_accuracy(self.data), **sizes, **int8.sizes()}
+        val_accuracy = accuracy(network, *self.data.validation, prepare=self.data.prepare)
+        return {"val_accuracy": val_accuracy, **sizes, **self._extra_measures(network, inputs)}
 
     def _extra_measures(self, network: nn.Module, inputs: Tensor) -> dict[str, Number]:
         """The measures that the candidate asks for beyond those that are always taken; `inputs` (N, *input_shape)."""

@@ -23,14 +23,24 @@ MODEL_TAG = "slimfront.model"
 """On a trial's run, followed by / and the network's name: the id of its logged model."""
 
 
-def log_model(client: MlflowClient, experiment_id: str, run_id: str, point: Point, network: nn.Module, inputs: Tensor) -> str:
+def log_model(
+    client: MlflowClient,
+    experiment_id: str,
+    run_id: str,
+    point: Point,
+    network: nn.Module,
+    inputs: Tensor,
+    int8: bytes | None = None,
+) -> str:
     """Logs a front member's network as a model of its trial's run, once; returns the model's id.
 
     The model is a `torch.export` program (`pt2`) with signature and input example: MLflow and torch are all that loading needs.
+    An int8 network is an ONNX file, which `mlflow.pyfunc` runs in ONNX Runtime.
 
     Args:
         network: takes inputs as they come (see `trainables.shipping.Shipped`).
         inputs: (2, *input_shape) real inputs. One would fix the size of the batch.
+        int8: the ONNX file of the network after quantisation, where that is what ships.
     """
     name = model_name(point.trial.label, point.epoch, point.step)
     known = client.get_run(run_id).data.tags.get(f"{MODEL_TAG}/{name}")
@@ -43,18 +53,18 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, point: Poin
     if point.test_accuracy is not None:
         measures["test_accuracy"] = point.test_accuracy
     with tempfile.TemporaryDirectory() as folder, _quietly():
-        import mlflow.pytorch
-
         path = Path(folder, "model")
-        mlflow.pytorch.save_model(
-            network,
-            str(path),
-            signature=infer_signature(inputs.numpy(), outputs.numpy()),
-            input_example=inputs.numpy(),
-            pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in ("torch", "mlflow", "numpy")],
-            metadata={"slimfront": measures},
-            serialization_format="pt2",
-        )
+        described = {"signature": infer_signature(inputs.numpy(), outputs.numpy()), "metadata": {"slimfront": measures}}
+        described |= {"pip_requirements": _requirements("torch" if int8 is None else "onnxruntime", "mlflow", "numpy")}
+        if int8 is None:
+            import mlflow.pytorch
+
+            mlflow.pytorch.save_model(network, str(path), input_example=inputs.numpy(), serialization_format="pt2", **described)
+        else:
+            import mlflow.onnx
+            import onnx
+
+            mlflow.onnx.save_model(onnx.load_from_string(int8), str(path), input_example=inputs.numpy(), **described)
         tags = {"slimfront.trial": point.trial.label, "slimfront.epoch": str(point.epoch), "slimfront.one_shot": str(point.step)}
         params = {key: f"{value:g}" for key, value in measures.items()}
         made = client.create_logged_model(experiment_id, name, run_id, tags=tags, params=params, model_type="compact network")
@@ -62,6 +72,10 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, point: Poin
         client.finalize_logged_model(made.model_id, "READY")
     client.set_tag(run_id, f"{MODEL_TAG}/{name}", made.model_id)
     return str(made.model_id)
+
+
+def _requirements(*packages: str) -> list[str]:
+    return [f"{package}=={version(package).partition('+')[0]}" for package in packages]
 
 
 def mark_front(client: MlflowClient, experiment_id: str, run_ids: set[str], front: Sequence[Point]) -> None:

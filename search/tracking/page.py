@@ -24,6 +24,7 @@ from search.tracking.models import log_model, mark_front
 from search.tracking.story import describe
 from trainables.data import load_once
 from trainables.shipping import Shipped
+from trainables.shipping.int8 import as_int8
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +167,8 @@ class Page:
         inputs = data.raw(data.validation.inputs[:2])
         for point, network in stored:
             shipped = Shipped(network, *data.normalisation()).eval()
-            log_model(self.client, self.experiment_id, self.run_ids[point.trial.label], point, shipped, inputs)
+            int8 = as_int8(network, data).file if self.config.ships_int8(point.trial) else None
+            log_model(self.client, self.experiment_id, self.run_ids[point.trial.label], point, shipped, inputs, int8)
         mark_front(self.client, self.experiment_id, set(self.run_ids.values()), front)
 
 

@@ -2,13 +2,64 @@
 
 import logging
 import tempfile
+import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from trainables.data import Dataset
+from trainables.measures import accuracy
+from trainables.shipping.formats import OnnxNetwork, Shipped, need_onnx, save
 
 _BATCH = 64
+_CALIBRATION = 512
+"""Ranges of activations are taken on so many training inputs."""
+
+
+@dataclass(frozen=True)
+class Int8:
+    """A network after quantisation, in ONNX Runtime; it takes raw inputs."""
+
+    network: OnnxNetwork
+    file: bytes
+
+    def sizes(self) -> dict[str, float]:
+        """The sizes of its file, by the names of measures."""
+        size = float(len(self.file))
+        return {"bytes": size, "bytes_sparse": size, "bytes_compressed": float(len(zlib.compress(self.file)))}
+
+    def val_accuracy(self, data: Dataset) -> float:
+        """On the validation split."""
+        return accuracy(self.network, *data.validation, prepare=lambda inputs: data.raw(inputs).cpu())
+
+    def test_accuracy(self, data: Dataset) -> float:
+        """On the test split."""
+        return accuracy(self.network, *data.test, prepare=lambda inputs: data.raw(inputs).cpu())
+
+
+def as_int8(network: nn.Module, data: Dataset, threads: int = 1) -> Int8:
+    """A compact network that was quantised after training; `network` is left as it is.
+
+    Raises:
+        UserError: if the network cannot be exported, or what ONNX needs is not installed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "int8.onnx")
+        write_int8(Shipped(network, *data.normalisation()), data, path)
+        return Int8(OnnxNetwork(path, threads), path.read_bytes())
+
+
+def write_int8(network: Shipped, data: Dataset, path: Path) -> None:
+    """Writes the network to an ONNX file with int8 weights and activations; ranges come from the first training inputs."""
+    need_onnx()
+    inputs = data.raw(data.train.inputs[:_CALIBRATION]).cpu()
+    with tempfile.TemporaryDirectory() as folder:
+        exact = Path(folder, "exact.onnx")
+        save(network, inputs, exact, "onnx")
+        quantise(exact, path, inputs)
 
 
 def quantise(source: Path, target: Path, inputs: Tensor) -> None:

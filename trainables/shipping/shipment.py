@@ -17,12 +17,11 @@ from trainables.errors import UserError
 from trainables.latency import Latency, Timing, time_networks
 from trainables.measures import measure, measure_extra
 from trainables.shipping import reload
-from trainables.shipping.formats import Format, OnnxNetwork, Shipped, need_onnx, save
-from trainables.shipping.int8 import quantise
+from trainables.shipping.formats import Format, OnnxNetwork, Shipped, save
+from trainables.shipping.int8 import write_int8
 from trainables.shipping.kernels import with_sparse_kernels
 
 _TOLERANCE = 1e-4
-_CALIBRATION = 512
 _BATCHES = (1, 64)
 
 
@@ -79,7 +78,10 @@ def ship(
     raw = data.raw(held_out)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".slimfront-") as folder:
         written = Path(folder, path.name)
-        _write(shipped, data, written, kind, int8=int8)
+        if int8:
+            write_int8(shipped, data, written)
+        else:
+            save(shipped, data.raw(data.train.inputs[:2].cpu()), written, kind)
         logits = _in_a_fresh_process(written, kind, raw)
         wanted = _outputs(shipped, raw)
         difference = float((logits - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
@@ -114,18 +116,6 @@ def check_output(path: Path) -> None:
         raise UserError(f"there is no directory {folder} to write {path.name} to")
     if not os.access(folder, os.W_OK):
         raise UserError(f"cannot write to {folder}: permission denied")
-
-
-def _write(network: Shipped, data: Dataset, path: Path, kind: Format, *, int8: bool) -> None:
-    inputs = data.raw(data.train.inputs[:_CALIBRATION].cpu())
-    if not int8:
-        save(network, inputs, path, kind)
-        return
-    need_onnx()
-    with tempfile.TemporaryDirectory() as folder:
-        exact = Path(folder, "exact.onnx")
-        save(network, inputs, exact, kind)
-        quantise(exact, path, inputs)
 
 
 @torch.no_grad()

@@ -3,11 +3,15 @@
 import sys
 from pathlib import Path
 
+import mlflow
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from search.cli import main
 from search.records import SearchResult
+from search.runner import run_search
+from tests.conftest import small_config
 from trainables.data import Digits
 from trainables.shipping import load
 
@@ -68,6 +72,39 @@ def test_a_trial_by_name_and_int8(export, finished: Finished) -> None:  # type: 
     assert code == 0
     assert out.startswith(f"# {member.trial.label}@")
     assert "int8" in out
+
+
+def test_an_int8_network_of_a_search_is_measured_recorded_and_shipped_as_int8(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(
+        tmp_path,
+        space={"int8": {"choices": [True]}},
+        objectives=["val_accuracy", "bytes"],
+        one_shot={"steps": 0},
+        search={"trials": 1},
+    )
+    result = run_search(config)
+    [point, *_] = result.front
+    client = MlflowClient(config.tracking.uri)
+    model_id = next(
+        value
+        for key, value in client.get_run(result.run_ids["trial-000"]).data.tags.items()
+        if key == f"slimfront.model/trial-000-epoch-{point.epoch}"
+    )
+    mlflow.set_tracking_uri(config.tracking.uri)
+    data = Digits().load()
+    logits = mlflow.pyfunc.load_model(f"models:/{model_id}").predict(data.raw(data.test.inputs).numpy())["logits"]
+    assert float((torch.tensor(logits).argmax(1) == data.test.labels).float().mean()) == point.test_accuracy
+    monkeypatch.chdir(tmp_path)
+    for name, code in (("network.pt2", 2), ("network.onnx", 0)):
+        monkeypatch.setattr(sys, "argv", ["slimfront", "export", result.search, "--pick", "trial-000", "--output", name])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert int(ended.value.code or 0) == code
+    assert "was measured as an int8 network, and those ship as onnx" in capsys.readouterr().err
+    assert Path("network.onnx").stat().st_size == point.measures["bytes"]
+    assert f"| this file | {point.measures['val_accuracy']:.4f} | {point.test_accuracy:.4f} |" in Path("network.md").read_text()
 
 
 def test_mistakes_get_one_sentence_exit_code_2_and_leave_nothing(export, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -3,10 +3,12 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.conftest import SMALL_CANDIDATE
 from trainables import Candidate, train
 from trainables.errors import TrialFailure
+from trainables.shipping.int8 import as_int8
 from trainables.sparsifiers import SPARSIFIERS
 from trainables.training import Training
 
@@ -249,3 +251,34 @@ def test_out_of_memory_fails_the_trial_unless_it_may_halve_and_so_does_one_examp
         too_large(training, most)
         with pytest.raises(torch.OutOfMemoryError):
             training.run_epoch()
+
+
+def test_an_int8_candidate_is_measured_as_its_quantised_file() -> None:
+    wide = {
+        "model": {"name": "mlp", "depth": 2, "width": 128},
+        "training": {"epochs": 2, "batch_size": 64, "lr": 0.01, "seed": 1},
+    }
+    plain = train(with_changes(**wide))
+    int8 = train(with_changes(**wide, int8=True))
+    assert int8.measures["bytes"] < plain.measures["bytes"]
+    assert int8.measures["bytes_sparse"] == int8.measures["bytes"] > int8.measures["bytes_compressed"]
+    assert int8.measures["params"] == plain.measures["params"]
+    data = Training(with_changes()).data
+    quantised = as_int8(int8.compacted.network, data)
+    assert int8.measures["val_accuracy"] == quantised.val_accuracy(data)
+    assert int8.measures["bytes"] == len(quantised.file)
+    assert int8.measures["val_accuracy"] == pytest.approx(plain.measures["val_accuracy"], abs=0.05)
+
+
+def test_times_of_int8_candidates_are_refused() -> None:
+    with pytest.raises(ValidationError, match="times of int8 networks are not measured in trials"):
+        with_changes(int8=True, measures=["speedup"])
+
+
+def test_extra_measures_are_taken_of_a_network_and_of_those_pruned_from_it() -> None:
+    trained = train(with_changes(measures=["speedup", "bytes_compressed"], one_shot={"steps": 1, "keep": 0.9}))
+    assert trained.pruned
+    for network in (trained, *trained.pruned):
+        assert network.measures["speedup"] > 0
+        assert 0 < network.measures["bytes_compressed"] <= network.measures["bytes"]
+        assert "latency_ms" not in network.measures

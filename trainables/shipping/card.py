@@ -103,6 +103,8 @@ def speed(shipment: Shipment) -> str:
             f"With sparse (CSR) kernels in its linear layers, in torch, batch {size}: {timing.speedup:.2f} times the speed of "
             f"the same network without ({low:.2f} to {high:.2f})."
         )
+    if shipment.sparse_kernels:
+        lines.append("They were faster, so `load` gives this file CSR kernels; the table is without them.")
     return "\n\n".join(lines)
 
 

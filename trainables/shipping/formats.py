@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from trainables.compaction import from_plain, to_plain
 from trainables.errors import UserError
+from trainables.shipping.kernels import with_sparse_kernels
 
 Format = Literal["pt2", "onnx", "safetensors"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -41,19 +42,23 @@ class Shipped(nn.Module):
         return logits
 
 
-def save(network: Shipped, inputs: Tensor, path: Path, kind: Format) -> None:
+def save(network: Shipped, inputs: Tensor, path: Path, kind: Format, *, sparse_kernels: bool = False) -> None:
     """Writes a network in evaluation mode, for batches of any size.
 
     `pt2` needs torch to be loaded, `onnx` any ONNX runtime, `safetensors` slimfront.
 
     Args:
         inputs: (N, *input_shape), N ≥ 2, raw inputs of the type that the file is to take.
+        sparse_kernels: whether `load` is to give sparse linear layers CSR kernels; for safetensors.
 
     Raises:
         UserError: if the format cannot hold this network, or what it needs is not installed.
     """
     network = network.eval()
-    _WRITERS[kind](network, inputs[:2], path)
+    if kind == "safetensors":
+        _save_safetensors(network, inputs, path, sparse_kernels=sparse_kernels)
+    else:
+        {"pt2": _save_pt2, "onnx": _save_onnx}[kind](network, inputs[:2], path)
 
 
 def load(path: Path) -> nn.Module:
@@ -135,14 +140,15 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(self.session.run(None, {self.input: inputs.numpy()})[0])
 
 
-def _save_safetensors(network: Shipped, inputs: Tensor, path: Path) -> None:
+def _save_safetensors(network: Shipped, inputs: Tensor, path: Path, *, sparse_kernels: bool) -> None:
     if not isinstance(network.network, fx.GraphModule):
         raise UserError("the format safetensors holds networks that were compacted; this one was trained with compaction off")
     plain = to_plain(network.network)
     tensors = {"mean": network.mean, "std": network.std}
     for name, module in plain["modules"].items():
         tensors |= {f"{name}/{key}": tensor.contiguous() for key, tensor in module.pop("state").items()}
-    description = {"dtype": str(inputs.dtype).removeprefix("torch."), "input_shape": list(inputs.shape[1:]), **plain}
+    dtype = str(inputs.dtype).removeprefix("torch.")
+    description = {"dtype": dtype, "input_shape": list(inputs.shape[1:]), "sparse_kernels": sparse_kernels, **plain}
     safetensors.torch.save_file(tensors, path, metadata={_GRAPH: json.dumps(description)})
 
 
@@ -159,14 +165,12 @@ def _load_safetensors(path: Path) -> nn.Module:
         module, slash, key = name.rpartition("/")
         if slash:
             plain["modules"][module]["state"][key] = tensor
-    return Shipped(from_plain(plain), tensors["mean"], tensors["std"]).eval()
+    network: nn.Module = from_plain(plain)
+    if plain["sparse_kernels"]:
+        network = with_sparse_kernels(network) or network
+    return Shipped(network, tensors["mean"], tensors["std"]).eval()
 
 
-_WRITERS: dict[Format, Callable[[Shipped, Tensor, Path], None]] = {
-    "pt2": _save_pt2,
-    "onnx": _save_onnx,
-    "safetensors": _save_safetensors,
-}
 _READERS: dict[Format, Callable[[Path], nn.Module]] = {"pt2": _load_pt2, "onnx": OnnxNetwork, "safetensors": _load_safetensors}
 
 

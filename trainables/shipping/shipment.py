@@ -47,6 +47,8 @@ class Shipment:
     """By batch size: of the dense network and of this one, in the same format."""
     sparse_speedup: Mapping[int, Timing]
     """By batch size: the network with CSR kernels against itself without; empty where it has no sparse linear layer."""
+    sparse_kernels: bool
+    """Whether the file asks for CSR kernels: it is a safetensors file, and they were faster at every batch size."""
 
 
 def ship(
@@ -78,10 +80,12 @@ def ship(
     raw = data.raw(held_out)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".slimfront-") as folder:
         written = Path(folder, path.name)
+        sparse = _time_sparse(shipped, raw, latency or Latency())
+        faster = kind == "safetensors" and bool(sparse) and all(timing.spread[0] > 1 for timing in sparse.values())
         if int8:
             write_int8(shipped, data, written)
         else:
-            save(shipped, data.raw(data.train.inputs[:2].cpu()), written, kind)
+            save(shipped, data.raw(data.train.inputs[:2].cpu()), written, kind, sparse_kernels=faster)
         logits = _in_a_fresh_process(written, kind, raw)
         wanted = _outputs(shipped, raw)
         difference = float((logits - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
@@ -103,7 +107,8 @@ def ship(
         measures,
         measure(dense, sample) | measure_extra(dense, sample, ["bytes_compressed"]),
         timings,
-        _time_sparse(shipped, raw, latency or Latency()),
+        sparse,
+        faster,
     )
 
 

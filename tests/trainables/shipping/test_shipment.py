@@ -14,7 +14,7 @@ from trainables.latency import Latency
 from trainables.measures import accuracy, measure
 from trainables.shipping import Shipped, load, ship
 from trainables.shipping.card import card
-from trainables.shipping.kernels import with_sparse_kernels
+from trainables.shipping.kernels import CsrLinear, with_sparse_kernels
 
 FEW = Latency(runs=3, warm_up=0)
 
@@ -129,6 +129,22 @@ def test_sparse_kernels_compute_the_same_and_are_tried_only_where_half_is_zero()
     with torch.no_grad():
         assert torch.allclose(sparse(inputs), network(inputs), atol=1e-6)
         assert torch.allclose(sparse(inputs[:1]), network(inputs[:1]), atol=1e-6)
+
+
+def test_a_safetensors_file_gets_sparse_kernels_where_they_are_faster(tmp_path: Path, data: Dataset) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3000), nn.ReLU(), nn.Linear(3000, 3000), nn.ReLU(), nn.Linear(3000, 10))
+    with torch.no_grad():
+        model[3].weight.mul_(torch.rand(3000, 3000) > 0.999)  # nine thousand of nine million: faster on any machine
+    network = compact(model.eval(), data.validation.inputs[:64]).network
+    for name, uses in (("sparse.safetensors", True), ("dense.pt2", False)):
+        path = tmp_path / name
+        shipment = ship(network, model, data, path, "safetensors" if uses else "pt2", latency=FEW)
+        assert shipment.sparse_kernels is uses
+        assert shipment.sparse_speedup[1].speedup > 1
+        kinds = {type(module) for module in load(path).modules()}
+        assert (CsrLinear in kinds) is uses
+        assert shipment.difference < 1e-4
 
 
 def test_the_card_has_what_was_measured_and_runs(

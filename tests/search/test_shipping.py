@@ -95,7 +95,8 @@ def test_an_int8_network_of_a_search_is_measured_recorded_and_shipped_as_int8(
     mlflow.set_tracking_uri(config.tracking.uri)
     data = Digits().load()
     logits = mlflow.pyfunc.load_model(f"models:/{model_id}").predict(data.raw(data.test.inputs).numpy())["logits"]
-    assert float((torch.tensor(logits).argmax(1) == data.test.labels).float().mean()) == point.test_accuracy
+    right = torch.tensor(logits).argmax(1) == data.test.labels
+    assert float(right.float().mean()) == pytest.approx(point.test_accuracy, abs=1e-6)
     monkeypatch.chdir(tmp_path)
     for name, code in (("network.pt2", 2), ("network.onnx", 0)):
         monkeypatch.setattr(sys, "argv", ["slimfront", "export", result.search, "--pick", "trial-000", "--output", name])

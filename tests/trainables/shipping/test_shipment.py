@@ -79,7 +79,7 @@ def test_int8_is_smaller_and_its_accuracy_is_its_own(tmp_path: Path, data: Datas
 def test_a_file_that_computes_something_else_is_not_kept(
     tmp_path: Path, data: Dataset, trained: nn.Module, dense: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def writes_another(network: Shipped, inputs: torch.Tensor, path: Path, kind: str) -> None:
+    def writes_another(network: Shipped, inputs: torch.Tensor, path: Path, kind: str, **_: object) -> None:
         from trainables.shipping import formats
 
         with torch.no_grad():
@@ -95,7 +95,7 @@ def test_a_file_that_computes_something_else_is_not_kept(
 def test_a_file_that_a_fresh_process_cannot_load_is_not_kept(
     tmp_path: Path, data: Dataset, trained: nn.Module, dense: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainables.shipping.shipment.save", lambda _n, _i, path, _k: path.write_bytes(b"nothing"))
+    monkeypatch.setattr("trainables.shipping.shipment.save", lambda _n, _i, path, _k, **_: path.write_bytes(b"nothing"))
     with pytest.raises(UserError, match="the pt2 file could not be loaded in a fresh process: ") as caught:
         ship(trained, dense, data, tmp_path / "network.pt2", "pt2", latency=FEW)
     assert "\n" not in str(caught.value)

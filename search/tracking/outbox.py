@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,9 @@ class Letter:
     begun: float = field(default_factory=time.monotonic)
     creation: dict[str, Any] | None = None
     """The arguments of `create_run`, where the run may be new."""
-    entries: list[Metric | Param | RunTag] = field(default_factory=list)
+    entries: list[Metric | Param] = field(default_factory=list)
+    """All but tags."""
+    tags: dict[str, str] = field(default_factory=dict)
     status: str | None = None
     ended: int | None = None
     """When the run ended, in milliseconds; None while it runs."""
@@ -42,7 +44,7 @@ class Letter:
 
     def add_tags(self, values: Mapping[str, str]) -> None:
         """Tags; the last of a name counts."""
-        self.entries += [RunTag(name, value) for name, value in values.items()]
+        self.tags |= values
 
 
 class Outbox:
@@ -90,7 +92,8 @@ class Outbox:
             self._fill(label, self.run_ids[label], letter)
 
     def _fill(self, label: str, run_id: str, letter: Letter) -> None:
-        refused = self._log(run_id, letter.entries)
+        tags = [RunTag(name, value) for name, value in letter.tags.items()]
+        refused = self._log(run_id, [*letter.entries, *tags])
         if refused:
             log.warning("MLflow refused %d values of %s (%s); the search goes on without them", len(refused), label, refused[0])
         if letter.status is not None and letter.ended is None:
@@ -98,7 +101,7 @@ class Outbox:
         elif letter.status is not None:
             unless_refused(lambda: self.client.set_terminated(run_id, letter.status, end_time=letter.ended))
 
-    def _log(self, run_id: str, entries: list[Metric | Param | RunTag]) -> list[str]:
+    def _log(self, run_id: str, entries: Sequence[Metric | Param | RunTag]) -> list[str]:
         """Writes a batch; if it is refused, its halves, until only what MLflow cannot take is left. What MLflow said of each."""
         if not entries:
             return []

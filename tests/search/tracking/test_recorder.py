@@ -204,6 +204,17 @@ def test_a_trial_that_was_interrupted_and_continued_before_mlflow_heard_of_it_ru
     assert {run.info.status for run in runs(client).values()} == {"RUNNING"}
 
 
+def test_the_last_of_several_states_of_a_trial_counts_where_mlflow_hears_of_all_at_once(config: Config, tmp_path: Path) -> None:
+    client = connect(config.tracking.uri)
+    events = [*story()[:3], event("interrupted", number=0), event("finished", status="interrupted", seconds=1.0)]
+    events += [event("session", session=2), event("continued", number=0)]
+    events += [event("ended", number=0, status="completed", reason=None), event("finished", status="completed", seconds=2.0)]
+    assert record(client, config, tmp_path / "search-1", events, len(events)).close()
+    found = runs(client)
+    assert found["trial-000"].data.tags["slimfront.status"] == "completed"
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+
+
 def test_a_short_trial_takes_three_calls(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client, called = connect(config.tracking.uri), []
     made = record(client, config, tmp_path / "search-1", events := story(trials=3))

@@ -20,6 +20,8 @@ from search.config import Config
 from search.records import Ledger
 from search.runner import run_search
 from search.tracking import compare, recorder
+from search.tracking.store import run_route
+from search.ui import open_ui
 from tests.conftest import small_config
 from trainables.errors import UserError
 
@@ -167,6 +169,9 @@ def test_a_server_that_is_killed_and_restarted_in_the_middle_costs_nothing(
         assert len(front.members) == len(result.front)
         parent = result.run_ids[""]
         assert [m.step for m in client.get_metric_history(parent, "hypervolume")] == list(range(1, 11))
+        said: list[str] = []
+        open_ui(server.url, "dies", 5000, browser=False, say=said.append)
+        assert said == [server.url + run_route(experiment.experiment_id, parent)]
         names = {file.path for file in client.list_artifacts(parent)}
         assert {"front.html", "front.png", "layers.png"} <= names
         written = [f for f in (tmp_path / "runs").rglob("*") if f.is_file() and PASSWORD.encode() in f.read_bytes()]

@@ -239,8 +239,9 @@ class Kills:
     def update(self, ledger: Ledger) -> None:
         reports = sum(len(record.points) for record in ledger.trials)
         if reports > self.seen and self.left:
-            # Ray names a process after what it is busy with: ray::CandidateTrainable.train, ray::CandidateTrainable.save
-            busy = [p for p in psutil.process_iter(["cmdline"]) if "ray::CandidateTrainable" in str(p.info["cmdline"])]
+            # Ray names a process after what it does, ray::CandidateTrainable.train; one without a method may wait for no trial.
+            actors = [p for p in psutil.process_iter(["cmdline"]) if "ray::CandidateTrainable" in str(p.info["cmdline"])]
+            busy = sorted(actors, key=lambda p: "ray::CandidateTrainable." not in str(p.info["cmdline"]))
             if busy:
                 os.kill(busy[0].pid, signal.SIGKILL)
                 self.left -= 1

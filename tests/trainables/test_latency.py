@@ -1,5 +1,6 @@
-"""Latency: ratios of interleaved runs. No test here depends on how fast this machine is, only on clear differences."""
+"""Latency: ratios of interleaved runs. No test here depends on how fast this machine is."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -22,14 +23,36 @@ class Counts(nn.Module):
         return x @ torch.ones(x.shape[1], 2000) @ torch.ones(2000, 1)
 
 
-def test_a_network_of_much_less_work_is_faster_and_the_first_is_as_fast_as_itself() -> None:
-    torch.manual_seed(0)
-    large = nn.Sequential(*[nn.Linear(1000, 1000) for _ in range(6)])
-    small = nn.Linear(1000, 10)
-    of_large, of_small = time_networks([large, small], torch.randn(4, 1000), Latency(runs=9))
+class Clock:
+    """A clock that only networks move."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Takes(nn.Module):
+    """Takes so many seconds, and more each time by the drift of the machine."""
+
+    def __init__(self, seconds: float, clock: Clock) -> None:
+        super().__init__()
+        self.seconds, self.clock = seconds, clock
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.clock.now += self.seconds * (1 + self.clock.now / 10)
+        return x
+
+
+def test_times_are_medians_and_speedups_are_ratios_of_one_round_so_that_drift_cancels(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("trainables.latency.time", clock)
+    large, small = Takes(0.02, clock), Takes(0.005, clock)
+    of_large, of_small = time_networks([large, small], torch.randn(4, 3), Latency(runs=9))
     assert of_large.speedup == 1
-    assert of_small.speedup > 5
-    assert of_small.latency_ms < of_large.latency_ms
+    assert of_small.speedup == pytest.approx(4, rel=0.02)
+    assert of_large.times[-1] > 1.02 * of_large.times[0]  # the machine did drift
+    assert of_small.latency_ms == sorted(of_small.times)[4]
     first, third = of_small.spread
     assert first <= of_small.speedup <= third
 

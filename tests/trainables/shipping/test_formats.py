@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.trainables.compaction.test_networks import NETWORKS as OURS
 from tests.trainables.networks import Mixed, damage_batch_norms
 from trainables.compaction import compact
 from trainables.errors import UserError
@@ -16,14 +17,7 @@ from trainables.graph import hidden_layers, trace
 from trainables.models import MODELS
 from trainables.shipping import FORMATS, Format, Shipped, load, save
 
-NETWORKS: dict[str, dict[str, Any]] = {
-    "mlp": {"depth": 4, "width": 12},
-    "lenet": {"width": 0.5},
-    "vgg": {"depth": 11, "width": 4},
-    "resnet20": {"depth": 14, "width": 4},
-    "resnet18": {"depth": 1, "width": 4},
-    "mixed": {},
-}
+NETWORKS: dict[str, dict[str, Any]] = OURS | {"mixed": {}}
 SHAPE = (3, 8, 8)
 IMAGES = torch.randint(0, 256, (5, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

@@ -29,7 +29,7 @@ from trainables.measures import accuracy, measure, measure_extra
 from trainables.penalties.base import check_penalties
 from trainables.shipping.formats import need_onnx
 from trainables.shipping.int8 import as_int8
-from trainables.storage import check_storable, restore
+from trainables.storage import check_storable, read
 from trainables.trainable import CandidateTrainable
 from trainables.training import Training
 
@@ -310,12 +310,12 @@ def _touch_test_set(config: Config, points: list[Point], observer: Observer) -> 
         if point.test_accuracy is not None:
             continue
         try:
-            network = restore(torch.load(point.file or "", weights_only=True))
+            network = read(point.file)
             if config.ships_int8(point.trial):
                 measured = as_int8(network, data).test_accuracy(data)
             else:
                 measured = accuracy(network, *data.test, prepare=data.prepare)
-        except (OSError, RuntimeError, ValueError) as error:
+        except UserError as error:
             log.warning("%s has no test accuracy, since its network cannot be read: %s", point.name, error)
             continue
         observer.write("tested", number=point.trial.number, epoch=point.epoch, step=point.step, test_accuracy=measured)

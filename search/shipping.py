@@ -18,7 +18,7 @@ from trainables.errors import UserError
 from trainables.shipping import FORMATS, Format, Shipment, ship
 from trainables.shipping.card import card
 from trainables.shipping.shipment import check_output
-from trainables.storage import restore
+from trainables.storage import read
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ def export(
     config, ledger = read_search(search, storage_path)
     point, member = _picked(search, config, ledger, wanted, min_accuracy)
     try:
-        network = restore(torch.load(point.file or "", weights_only=True))
-    except (OSError, RuntimeError, ValueError) as error:
+        network = read(point.file)
+    except UserError as error:
         raise UserError(f"the network of {member_name(member)} cannot be read any more: {error}") from None
     base = config.candidate({})
     data = load_once(base.data, torch.device("cpu"))

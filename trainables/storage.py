@@ -1,5 +1,6 @@
 """How a finished network is kept: as a graph of plain data where it was compacted, else as the state of the model it is."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,18 @@ def restore(stored: dict[str, Any]) -> nn.Module:
     network: nn.Module = model.build(tuple(built["input_shape"]), built["classes"])
     network.load_state_dict(stored["state"])
     return network.eval()
+
+
+def read(file: Path | None) -> nn.Module:
+    """The network in a file of a checkpoint, as `restore` gives it; None is a file that was deleted.
+
+    Raises:
+        UserError: why it cannot be read.
+    """
+    try:
+        return restore(torch.load(file or "", weights_only=True))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(str(error)) from None
 
 
 def check_storable(network: nn.Module, sample: Tensor) -> None:

@@ -5,14 +5,14 @@ from functools import partial
 
 import numpy as np
 import optuna
-import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution
 from torch import nn
 
 from search.records import Ledger, Point
-from trainables.storage import restore
+from trainables.errors import UserError
+from trainables.storage import read
 
 _FEWEST = 6
 """Importances are not estimated on fewer trials."""
@@ -105,11 +105,9 @@ def layers_png(networks: Sequence[tuple[Point, nn.Module]], dense: nn.Module, ti
 
 def load(point: Point) -> nn.Module | None:
     """The network of a point as it is stored; None if its file cannot be read."""
-    if point.file is None:
-        return None
     try:
-        return restore(torch.load(point.file, weights_only=True))
-    except (OSError, RuntimeError, ValueError):
+        return read(point.file)
+    except UserError:
         return None
 
 

@@ -16,8 +16,9 @@ from ray import tune
 
 from benchmarks.common import Outcome, at_most, run
 from search.config import load
+from search.nodes import start_local_ray
 from search.records import Ledger
-from search.runner import run_search, start_local_ray
+from search.runner import run_search
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
 MEASURES = {"val_accuracy": 0.5, "params": 100, "nonzero_params": 50, "layers": 2, "flops": 200, "bytes": 400}

@@ -19,8 +19,8 @@ from benchmarks.curves import THIRD, Curve, compare, shares
 from search import runner
 from search.config import Config, load
 from search.journal import JOURNAL_FILE, Event, read_events
+from search.nodes import start_local_ray
 from search.records import Ledger, TrialRecord
-from search.runner import start_local_ray
 from search.samplers import SAMPLERS
 from search.searcher import StudySearcher
 from trainables import train

@@ -28,7 +28,7 @@ from benchmarks.common import Outcome, at_most, chromium, run
 from benchmarks.scale import CONFIG, MEASURES, Nothing
 from search import runner
 from search.config import load
-from search.runner import start_local_ray
+from search.nodes import start_local_ray
 from search.tracking import Recorder
 
 EPOCHS, METRICS = 20, 12

@@ -14,9 +14,13 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from search import cluster_cli
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from search.config import Config
     from search.records import SearchResult
 
 app = typer.Typer(
@@ -26,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(cluster_cli.app)
 _errors = Console(stderr=True)
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML file of the search.")]
@@ -57,6 +62,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object,
 StorageOption = Annotated[
     str, typer.Option("--storage-path", help="Where searches are kept, as search.storage_path in the config.")
 ]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A Ray cluster: auto or HOST:PORT on one of its nodes, ray://HOST:10001 from elsewhere. Left out: this machine."
+    ),
+]
 
 
 @app.command()
@@ -64,6 +75,8 @@ def search(
     config: ConfigArgument,
     overrides: SetOption = None,
     name: Annotated[str | None, typer.Option(help="Name of the search; left out: the config's name and the time.")] = None,
+    address: AddressOption = None,
+    working_dir: cluster_cli.WorkingDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a search and print its front."""
@@ -72,13 +85,19 @@ def search(
     loaded = load(config, overrides or [])
     if name is not None:
         check_name(name)
+    if address and address.startswith("ray://"):
+        from search.client import search_remotely
+
+        remote = search_remotely(address, config, overrides or [], name, working_dir, _errors)
+        print(json.dumps(remote["json"]) if as_json else remote["text"], end="\n" if as_json else "")
+        raise typer.Exit(remote["code"])
     # The heavy imports come after the check, so that a mistake in the config is answered at once.
     with contextlib.redirect_stdout(sys.stderr):
         from search.progress import ProgressDisplay
         from search.runner import run_search
 
-        with ProgressDisplay(_errors) as progress:
-            result = run_search(loaded, progress, name)
+        with ProgressDisplay(_errors) as progress, _sent(address, loaded, working_dir) as sent:
+            result = run_search(loaded, progress, name, address=address, working_dir=sent)
     _print(result, as_json)
 
 
@@ -90,6 +109,7 @@ def resume(
         typer.Option("--set", metavar="PATH=VALUE", help="Override trials, time or resources, such as search.trials=64."),
     ] = None,
     storage_path: StorageOption = "runs",
+    address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Continue a search that was cut off, or give it more trials or time."""
@@ -98,8 +118,21 @@ def resume(
         from search.runner import resume_search
 
         with ProgressDisplay(_errors) as progress:
-            result = resume_search(search, overrides or [], progress, storage_path)
+            result = resume_search(search, overrides or [], progress, storage_path, address=address)
     _print(result, as_json)
+
+
+@contextlib.contextmanager
+def _sent(address: str | None, config: "Config", working_dir: Path | None) -> "Iterator[str | None]":
+    """The code that the nodes of a cluster are sent, if any, in a directory for the time of the block."""
+    from search.cluster import directory_of_factories, staged
+
+    code = working_dir or (directory_of_factories(config) if address else None)
+    if code is None:
+        yield None
+        return
+    with staged(code, {}) as directory:
+        yield str(directory)
 
 
 def _print(result: "SearchResult", as_json: bool) -> None:
@@ -109,14 +142,10 @@ def _print(result: "SearchResult", as_json: bool) -> None:
     if as_json:
         print(json.dumps(report.as_json(result)))
     else:
-        console = Console(width=None if sys.stdout.isatty() else 160)
-        if result.front:
-            console.print(report.as_table(result))
-        console.print(report.summary(result, _command()), highlight=False, markup=False, soft_wrap=True)
-    if result.interrupted:
-        raise typer.Exit(130)
-    if result.all_failed:
-        raise typer.Exit(1)
+        print(report.as_text(result, _command(), None if sys.stdout.isatty() else 160), end="")
+    code = report.exit_code(result)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -230,6 +259,8 @@ def version() -> None:
 def _command() -> str:
     """How the user called this command, so that the next one to type works in the same shell."""
     on_path = shutil.which("slimfront")
+    if sys.argv[0].endswith("__main__.py"):
+        return "slimfront"
     return "slimfront" if on_path and Path(on_path).samefile(sys.argv[0]) else sys.argv[0]
 
 

@@ -16,10 +16,14 @@ log = logging.getLogger(__name__)
 
 
 class Interrupt(tune.Stopper):
-    """Ends the search at the first Ctrl-C (or SIGTERM), or after `seconds`, gracefully; a second Ctrl-C ends it at once."""
+    """Ends the search at the first Ctrl-C (or SIGTERM), or when its time is up, gracefully; a second Ctrl-C ends it at once."""
 
-    def __init__(self, seconds: float | None = None) -> None:
+    def __init__(self) -> None:
         self.requested = False
+        self.deadline: float | None = None
+
+    def end_after(self, seconds: float | None) -> None:
+        """Sets the time, from now on; None is no end."""
         self.deadline = None if seconds is None else time.monotonic() + seconds
 
     @property

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from search.driver_only import DriverOnly
 from search.interrupt import Interrupt
 from search.journal import Event, Journal
 from search.records import Ledger, Point, TrialRecord, label
+from search.storage import delete
 from search.tracking import Recorder
 from trainables.measures import EXTRA_MEASURES, MEASURES
 
@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 class Progress(Protocol):
     """Whoever shows how the search goes."""
+
+    def begun(self, search: str, page: str | None) -> None:
+        """Called before the first trial, with the page of the search in an MLflow server, if there is one."""
 
     def update(self, ledger: Ledger) -> None:
         """Called when a trial starts, reports or ends."""
@@ -44,7 +47,10 @@ class Observer(DriverOnly, tune.Callback):
         interrupt: Interrupt,
         progress: Progress | None,
         retries: int = 0,
+        relative: Callable[[str], str] = os.path.relpath,
     ) -> None:
+        """`relative` makes the path of a checkpoint, as Ray names it, relative to the search's folder."""
+        self.relative = relative
         self.journal = journal
         self.ledger = ledger
         self.recorder = recorder
@@ -91,9 +97,9 @@ class Observer(DriverOnly, tune.Callback):
         if any(point.epoch == result["epoch"] for point in record.points):  # its process was lost before it went on from there
             known = self.ledger.find(record, result["epoch"])
             old = known.checkpoint
-            self.write("moved", number=record.number, epoch=known.epoch, checkpoint=self._relative(checkpoint.path))
+            self.write("moved", number=record.number, epoch=known.epoch, checkpoint=self.relative(checkpoint.path))
             if old is not None and self.failure is None:
-                shutil.rmtree(old, ignore_errors=True)
+                delete(old)
             return
         before, front_before = record.last, [point.origin for point in self.ledger.front()]
         self.write(
@@ -102,7 +108,7 @@ class Observer(DriverOnly, tune.Callback):
             epoch=result["epoch"],
             measures=_measures(result),
             compaction=result.get("compaction", []),
-            checkpoint=self._relative(checkpoint.path),
+            checkpoint=self.relative(checkpoint.path),
             pruned=[{"measures": _measures(p["measures"]), "compaction": p["compaction"]} for p in result.get("pruned", [])],
         )
         self._clear([*front_before, *([before] if before else [])])
@@ -175,11 +181,8 @@ class Observer(DriverOnly, tune.Callback):
             needed = record.unfinished or record is self.ledger.dense
             if point.checkpoint is None or id(point) in kept or (needed and point is record.last):
                 continue
-            shutil.rmtree(point.checkpoint, ignore_errors=True)
+            delete(point.checkpoint)
             point.checkpoint = None
-
-    def _relative(self, path: str) -> str:
-        return os.path.relpath(path, self.ledger.directory)
 
     def _show(self) -> None:
         if self.progress:

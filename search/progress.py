@@ -11,6 +11,9 @@ from search.records import Ledger
 
 _LINE_EVERY_S = 5.0
 
+BEGUN = "The search {search} has begun"
+"""How the line begins that says so."""
+
 
 class ProgressDisplay:
     """Trials done, front size, hypervolume and time left. A context manager."""
@@ -37,6 +40,11 @@ class ProgressDisplay:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.console.is_terminal:
             self.bar.stop()
+
+    def begun(self, search: str, page: str | None) -> None:
+        """Says that a search has begun, and where it can be watched, if anywhere."""
+        watch = f"; watch it at {page}" if page else ""
+        self.console.print(f"{BEGUN.format(search=search)}{watch}", markup=False, highlight=False, soft_wrap=True)
 
     def update(self, ledger: Ledger) -> None:
         """Shows the present state; without a terminal, at most one line every few seconds."""

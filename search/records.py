@@ -10,6 +10,7 @@ import numpy as np
 from search.journal import Event
 from search.objectives import Constraint, Objective, losses
 from search.pareto import hypervolume, knee
+from search.storage import fetch, join
 from trainables.storage import network_file
 
 Status = Literal["running", "completed", "stopped", "failed"]
@@ -50,9 +51,9 @@ class Point:
 
     @property
     def file(self) -> Path | None:
-        """Where its network is stored; None if it was deleted."""
+        """Where its network is stored, or a copy from a bucket; None if it was deleted. Raises UserError without a copy."""
         checkpoint = self.origin.checkpoint
-        return None if checkpoint is None else Path(checkpoint, network_file(self.step))
+        return None if checkpoint is None else fetch(checkpoint, network_file(self.step))
 
 
 @dataclass(eq=False)
@@ -95,7 +96,7 @@ class Ledger:
 
     The front is taken over every network that was measured, of whatever trial: one that was stopped early, or failed later, may
     have passed through a good one. `dense_sizes` scale the losses (see `Objective.loss`).
-    Checkpoints are given relative to `directory`, so that a search can be moved.
+    Checkpoints are given relative to `place`, a directory or a URI, so that a search can be moved.
     """
 
     def __init__(
@@ -103,12 +104,12 @@ class Ledger:
         objectives: list[Objective],
         dense_sizes: dict[str, float],
         constraints: Iterable[Constraint] = (),
-        directory: str | Path = ".",
+        place: str = ".",
     ) -> None:
         self.objectives = objectives
         self.dense_sizes = dense_sizes
         self.constraints = list(constraints)
-        self.directory = Path(directory)
+        self.place = place
         self.planned = 0
         """How many trials there are to be."""
         self.dense: TrialRecord | None = None
@@ -155,7 +156,7 @@ class Ledger:
             self.find(record, event["epoch"], event.get("step", 0)).test_accuracy = event["test_accuracy"]
 
     def _path(self, checkpoint: str | None) -> str | None:
-        return None if checkpoint is None else str(self.directory / checkpoint)
+        return None if checkpoint is None else join(self.place, checkpoint)
 
     @staticmethod
     def find(record: TrialRecord, epoch: int, step: int = 0) -> Point:

@@ -1,8 +1,10 @@
 """What a search prints: its front as a table for people, or as one JSON object for programs."""
 
+import io
 from collections import Counter
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from search.records import Point, SearchResult
@@ -47,6 +49,20 @@ def _measures(point: Point) -> dict[str, Any]:
 
 _SHOWN = ("val_accuracy", "nonzero_params", "params", "layers", "flops")
 """What the table always has a column for."""
+
+
+def as_text(result: SearchResult, command: str, width: int | None = 160) -> str:
+    """The table of the front and the summary, `width` characters wide (None: as wide as the terminal)."""
+    console = Console(file=io.StringIO(), width=width)
+    if result.front:
+        console.print(as_table(result))
+    console.print(summary(result, command), highlight=False, markup=False, soft_wrap=True)
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def exit_code(result: SearchResult) -> int:
+    """What a command that ran a search ends with: 130 if it was cut off, 1 if every trial failed."""
+    return 130 if result.interrupted else int(result.all_failed)
 
 
 def as_table(result: SearchResult) -> Table:

@@ -3,19 +3,17 @@
 import dataclasses
 import logging
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import ray
 import torch
 from pydantic import ValidationError
 from ray import tune
 
 from search.config import Config, explain_first
 from search.interrupt import Interrupt
+from search.nodes import check_fits, ray_session, room
 from search.objectives import Direction
 from search.observer import Observer, Progress
 from search.records import Point, SearchResult, label
@@ -35,28 +33,24 @@ from trainables.training import Training
 
 log = logging.getLogger(__name__)
 
-# Read by Ray Tune: no CSV, JSON and TensorBoard files per trial (MLflow has it all), and Ctrl-C is ours to handle.
-_TUNE_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a config mean the same in a trial as in the driver
-}
-
 
 def run_search(
     config: Config,
     progress: Progress | None = None,
     name: str | None = None,
     trainable: type[tune.Trainable] = CandidateTrainable,
+    *,
+    address: str | None = None,
+    working_dir: str | None = None,
+    interrupt: Interrupt | None = None,
 ) -> SearchResult:
     """Runs one search to its end, or until Ctrl-C.
 
     Args:
         name: of the search; made from the config's name and the time if left out.
         trainable: what trains a candidate.
+        address: of a Ray cluster, and `working_dir`, what its nodes are sent: see `nodes.ray_session`.
+        interrupt: what ends the search early, beside signals.
 
     Raises:
         UserError: before any trial starts, if the tracking store does not answer, the network does not fit the data,
@@ -65,17 +59,23 @@ def run_search(
     dense_sizes = _dense_sizes(config)
     starts = starting_values(config)
     client = connect(config.tracking.absolute_uri())
-    with _ray_session():
-        _concurrency(config)
+    with ray_session(address, working_dir):
+        check_fits(config)
         session = begin(config, name, dense_sizes, starts)
         try:
-            return _run(session, client, progress, trainable)
+            return _run(session, client, progress, trainable, interrupt)
         finally:
             session.journal.close()
 
 
 def resume_search(
-    search: str, overrides: Sequence[str] = (), progress: Progress | None = None, storage_path: str = "runs"
+    search: str,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+    storage_path: str = "runs",
+    *,
+    address: str | None = None,
+    working_dir: str | None = None,
 ) -> SearchResult:
     """Continues a search that was cut off, or has ended and may now take longer.
 
@@ -84,6 +84,7 @@ def resume_search(
     Args:
         search: its name, in `storage_path`.
         overrides: `path=value`; only what `RESUMABLE` names may change.
+        address: of a Ray cluster, and `working_dir`, what its nodes are sent: see `nodes.ray_session`.
 
     Raises:
         UserError: if there is no such search, its state cannot be read, it is running, or it is asked to change.
@@ -91,8 +92,8 @@ def resume_search(
     session = take_up(search, storage_path, overrides)
     try:
         client = connect(session.config.tracking.absolute_uri())
-        with _ray_session():
-            _concurrency(session.config)
+        with ray_session(address, working_dir):
+            check_fits(session.config)
             return _run(session, client, progress)
     finally:
         session.journal.close()
@@ -103,6 +104,7 @@ def _run(
     client: Client,
     progress: Progress | None,
     trainable: type[tune.Trainable] = CandidateTrainable,
+    interrupt: Interrupt | None = None,
 ) -> SearchResult:
     begun = time.monotonic()
     config, ledger = session.config, session.ledger
@@ -110,22 +112,25 @@ def _run(
     study = open_study(session)
     unfinished, untold = reconcile(study, config.distributions(), ledger)
     left = None if config.search.time is None else max(float(config.search.time) - before, 0.0)
-    interrupt = Interrupt(left)
-    recorder = Recorder(client, config, session.directory.name, session.directory, session.earlier)
+    interrupt = interrupt or Interrupt()
+    interrupt.end_after(left)
+    folder = session.folder
+    recorder = Recorder(client, config, folder.search, folder.local, session.earlier, folder.place)
     if config.tracking.system_metrics:
         recorder.watch_system()
-    observer = Observer(session.journal, ledger, recorder, interrupt, progress, config.search.retries)
+    observer = Observer(session.journal, ledger, recorder, interrupt, progress, config.search.retries, folder.relative)
     patience = config.search.patience
     searcher = StudySearcher(
         study,
         config.distributions(),
         config.objectives,
-        _config_maker(config, scheduler := _scheduler(session)),
+        _config_maker(config, scheduler := _scheduler(session, observer)),
         config.search.trials,
         constraints=config.chosen_constraints(),
         unfinished=unfinished,
         on_invalid=observer.reject,
         enough=lambda: patience is not None and ledger.since_gain >= patience,
+        room=room(config),
     )
     observer.tell, observer.again = searcher.tell, searcher.again
     for record in untold:
@@ -134,16 +139,22 @@ def _run(
     with interrupt.on_signals():
         try:
             observer.write("session", session=number)
+            if progress is not None:
+                progress.begun(folder.search, recorder.page_address)
             if searcher.to_come:
                 _run_trials(session, searcher, scheduler, observer, trainable)
         finally:
             result = _finish(session, observer, recorder, before + time.monotonic() - begun)
     if observer.failure is not None:
         raise UserError(
-            f"the journal of {session.directory.name} cannot be written ({observer.failure.strerror}); what it has is safe: make "
+            f"the journal of {session.directory.name} cannot be written ({_reason(observer.failure)}); what it has is safe: make "
             f"room, then `slimfront resume {session.directory.name}`"
         )
     return result
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error).splitlines()[0]
 
 
 def _finish(session: Session, observer: Observer, recorder: Recorder, seconds: float) -> SearchResult:
@@ -184,49 +195,7 @@ def _dense_sizes(config: Config) -> dict[str, float]:
         raise UserError(f"the model '{base.model.name}' does not work on the data set '{base.data.name}': {error}") from error
 
 
-@contextmanager
-def _ray_session() -> Iterator[None]:
-    """A Ray cluster: the one that is there (a running session, or RAY_ADDRESS), or a local one for the time of the block."""
-    if ray.is_initialized():
-        yield
-        return
-    start_local_ray()
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def start_local_ray(num_cpus: int | None = None) -> None:
-    """Starts Ray quietly: its own chatter stays in its log files."""
-    os.environ.update(_TUNE_ENVIRONMENT)
-    ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # it lists failed trials, which we report with reasons
-
-
-def _concurrency(config: Config) -> int:
-    """How many trials run at a time.
-
-    Raises:
-        UserError: if the cluster has not even the resources of one trial.
-    """
-    available = ray.cluster_resources()
-    fits = []
-    for resource, key, asked in (("GPU", "gpu", config.resources.gpu), ("CPU", "cpu", config.resources.cpu)):
-        there = available.get(resource, 0.0)
-        if asked > there:
-            raise UserError(
-                f"resources.{key}: a trial asks for {asked:g} {resource}, and there is {there:g} here; "
-                f"set resources.{key} to {there:g} or less"
-            )
-        if asked > 0:
-            fits.append(int(there / asked))
-    asked_for = config.search.concurrency
-    return min(fits) if asked_for == "auto" else asked_for
-
-
-def _scheduler(session: Session) -> MultiObjectiveASHA | None:
+def _scheduler(session: Session, observer: Observer) -> MultiObjectiveASHA | None:
     stopping = session.config.search.early_stopping
     if stopping is None:
         return None
@@ -238,7 +207,8 @@ def _scheduler(session: Session) -> MultiObjectiveASHA | None:
         max_time=session.config.training.epochs,
         brackets=stopping.brackets,
         tie_break=stopping.tie_break,
-        state=session.directory / "rungs.jsonl",
+        earlier=[event["entry"] for event in session.earlier if event["event"] == "rung"],
+        record=lambda entry: observer.write("rung", entry=entry),
         key=lambda trial: label(trial.config["number"]),
         exempt=lambda trial: trial.config["number"] is None,  # the dense reference
     )
@@ -283,13 +253,13 @@ def _run_trials(
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=-1,  # the searcher says when it is over
-            max_concurrent_trials=_concurrency(config),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: label(trial.config["number"]),
         ),
         run_config=tune.RunConfig(
             name=f"session-{session.number}",  # Ray numbers checkpoints from 0 in each
-            storage_path=str(session.directory),
+            storage_path=session.folder.root,
+            storage_filesystem=session.folder.bucket,
             callbacks=[observer],
             stop=observer.interrupt,
             verbose=0,
@@ -331,6 +301,7 @@ def sync_search(search: str, storage_path: str = "runs", tracking_uri: str | Non
     session = take_up(search, storage_path, overrides)
     try:
         client = connect(session.config.tracking.absolute_uri())
-        return Recorder(client, session.config, search, session.directory, session.earlier).close()
+        folder = session.folder
+        return Recorder(client, session.config, search, folder.local, session.earlier, folder.place).close()
     finally:
         session.journal.close()

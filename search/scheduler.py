@@ -13,10 +13,8 @@ waits for another.
 Leave `metric` and `mode` of `TuneConfig` out: the objectives are named here.
 """
 
-import json
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import moocore
@@ -101,9 +99,10 @@ class MultiObjectiveASHA(FIFOScheduler):
         max_time: no rung is at this time or later (a trial ends by itself then).
         brackets: trials are dealt out in turn to so many brackets; bracket s has its first rung at grace · ηˢ.
         tie_break: `epsilon_net` or `crowding`.
-        state: a file that every rung is written to, one JSON object a line; if it is there, the rungs in it are taken up
-            again. Ray never saves a scheduler's state itself.
-        key: what a trial is called in that file, the same after a restart; Ray's trial id if left out.
+        record: called with what must be remembered for a restart, plain data that JSON can hold: Ray never saves a scheduler's
+            state itself.
+        earlier: what `record` was called with before the restart, in order.
+        key: what a trial is called there, the same after a restart; Ray's trial id if left out.
         exempt: trials that are neither judged nor counted, such as a reference.
     """
 
@@ -117,7 +116,8 @@ class MultiObjectiveASHA(FIFOScheduler):
         max_time: float = math.inf,
         brackets: int = 1,
         tie_break: TieBreak = "epsilon_net",
-        state: Path | None = None,
+        record: Callable[[dict[str, Any]], object] = lambda _entry: None,
+        earlier: Iterable[dict[str, Any]] = (),
         key: Callable[[Trial], str] | None = None,
         exempt: Callable[[Trial], bool] = lambda _trial: False,
     ) -> None:
@@ -135,14 +135,9 @@ class MultiObjectiveASHA(FIFOScheduler):
         self.levels = [rung_times(grace * reduction**bracket, reduction, max_time) for bracket in range(brackets)]
         self.brackets: dict[str, int] = {}
         self.rungs: dict[tuple[int, int], dict[str, Losses]] = {}
-        self.state = state
-        if state is not None and state.exists():
-            text = state.read_text()
-            whole = text[: text.rfind("\n") + 1]
-            if whole != text:  # a process that died while writing left half a line
-                state.write_text(whole)
-            for line in whole.splitlines():
-                self._take_up(json.loads(line))
+        self.record = record
+        for entry in earlier:
+            self._take_up(entry)
 
     def _take_up(self, entry: dict[str, Any]) -> None:
         self.brackets[entry["trial"]] = entry["bracket"]
@@ -152,9 +147,7 @@ class MultiObjectiveASHA(FIFOScheduler):
 
     def _record(self, entry: dict[str, Any]) -> None:
         self._take_up(entry)
-        if self.state is not None:
-            with self.state.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+        self.record(entry)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Deals the trial out to a bracket; one that comes back after a restart keeps its own."""

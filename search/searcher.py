@@ -5,6 +5,7 @@ suggested when the driver dies, and cannot say why a trial failed; hence ours.
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,7 @@ class StudySearcher(DriverOnly, Searcher):
     Args:
         trials: in all, those of earlier sessions too.
         enough: asked before each new trial: whether to ask for no more.
+        room: asked likewise: how many trials may be under way.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class StudySearcher(DriverOnly, Searcher):
         unfinished: Sequence[Unfinished] = (Unfinished(None, {}),),
         on_invalid: Callable[[int, dict[str, Any], str], None] | None = None,
         enough: Callable[[], bool] = lambda: False,
+        room: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
         super().__init__()
         self.study = study
@@ -66,6 +69,7 @@ class StudySearcher(DriverOnly, Searcher):
         self.unfinished = list(unfinished)
         self.on_invalid = on_invalid
         self.enough = enough
+        self.room = room
         self.asked = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False) if trial.state in _BEGUN}
         self.remaining = max(trials - len(self.asked), 0)
         self.running: set[str] = set()
@@ -80,7 +84,9 @@ class StudySearcher(DriverOnly, Searcher):
         return len(self.unfinished) + self.remaining
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The config of the next trial; None while others run, since one of them may have to begin again; then FINISHED."""
+        """The config of the next trial; None while there is no room, or others run and may have to begin again; then FINISHED."""
+        if len(self.running) >= self.room():
+            return None
         while self.to_come and not (not self.unfinished and self.enough()):
             next_one = self.unfinished.pop(0) if self.unfinished else self._ask()
             try:

@@ -13,9 +13,10 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from search.config import Config, dump, load
-from search.journal import JOURNAL_FILE, Event, Journal, read_events
+from search.journal import JOURNAL_FILE, Event, Journal, present, read_events
 from search.records import Ledger
 from search.settings import without_password
+from search.storage import Folder, Storage
 from trainables.errors import UserError
 from trainables.options import suggest
 
@@ -25,11 +26,16 @@ class Session:
     """One run of the driver on a search: the first, or one that resumes it."""
 
     config: Config
-    directory: Path
+    folder: Folder
     journal: Journal
     earlier: list[Event]
     ledger: Ledger
     resumed: bool
+
+    @property
+    def directory(self) -> Path:
+        """Where its journal and its study are, on this machine; its name is the search's."""
+        return self.folder.local
 
     @property
     def number(self) -> int:
@@ -49,10 +55,10 @@ class Session:
 
 def begin(config: Config, name: str | None, dense_sizes: dict[str, float], starts: list[dict[str, Any]]) -> Session:
     """A new search, in a new directory. Raises UserError if there is one of that name, or the directory cannot be made."""
-    directory = new_directory(config, name)
-    journal = Journal(directory)
-    begun = journal.append("begun", search=directory.name, config=dump(config), dense_sizes=dense_sizes, starts=starts)
-    return Session(config, directory, journal, [begun], _ledger(config, begun, directory), resumed=False)
+    folder = new_folder(config, name)
+    journal = Journal(folder.local, folder.mirror())
+    begun = journal.append("begun", search=folder.search, config=dump(config), dense_sizes=dense_sizes, starts=starts)
+    return Session(config, folder, journal, [begun], _ledger(config, begun, folder), resumed=False)
 
 
 def take_up(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Session:
@@ -61,45 +67,49 @@ def take_up(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Se
     Raises:
         UserError: if there is no such search, it is running, its journal cannot be read, or `overrides` change what may not.
     """
-    directory = _directory(search, storage_path)
-    journal = Journal(directory)
+    folder = _folder(search, storage_path)
+    journal = Journal(folder.local, folder.mirror())
     try:
-        earlier = list(read_events(directory / JOURNAL_FILE))
+        earlier = list(read_events(folder.local / JOURNAL_FILE))
         if not earlier or earlier[0]["event"] != "begun":
             raise UserError(_UNREADABLE.format(search=search))
         config = resumed_config(earlier[0]["config"], overrides, search)
-        ledger = _ledger(config, earlier[0], directory)
+        ledger = _ledger(config, earlier[0], folder)
         for event in earlier:
             ledger.apply(event)
     except BaseException:
         journal.close()
         raise
-    return Session(config, directory, journal, earlier, ledger, resumed=True)
+    return Session(config, folder, journal, earlier, ledger, resumed=True)
 
 
 _UNREADABLE = "the journal of {search} does not say what was searched; restore it from a copy, or start a new search"
 
 
-def _ledger(config: Config, begun: Event, directory: Path) -> Ledger:
-    return Ledger(config.chosen_objectives(), begun["dense_sizes"], config.chosen_constraints(), directory)
+def _ledger(config: Config, begun: Event, folder: Folder) -> Ledger:
+    return Ledger(config.chosen_objectives(), begun["dense_sizes"], config.chosen_constraints(), folder.place)
 
 
-def new_directory(config: Config, name: str | None) -> Path:
-    """The new directory of this search in its storage path; its name is the search's."""
-    root = Path(config.search.storage_path).resolve()
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    names = [name] if name else [f"{config.name}-{stamp}", *(f"{config.name}-{stamp}-{n}" for n in range(2, 100))]
-    for candidate in names:
+def new_folder(config: Config, name: str | None) -> Folder:
+    """The new folder of this search in its storage path; its name is the search's."""
+    storage = Storage(config.search.storage_path)
+    for candidate in [name] if name else new_names(config.name):
         try:
-            (root / candidate).mkdir(parents=True)
+            return storage.make(candidate)
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(f"search.storage_path: cannot write to {root}: {error.strerror}") from None
-        return root / candidate
+            reason = error.strerror or error
+            raise UserError(f"search.storage_path: cannot write to {storage.shown}: {reason}") from None
     if name:
         raise UserError(f"there is a search '{name}' already; continue it with `slimfront resume {name}`, or choose another name")
-    raise UserError(f"search.storage_path: {root} has a hundred searches of this second")
+    raise UserError(f"search.storage_path: {storage.shown} has a hundred searches of this second")
+
+
+def new_names(config_name: str) -> list[str]:
+    """Names for a search that was given none, the first to be tried first: that of its config, and the time."""
+    stamped = f"{config_name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    return [stamped, *(f"{stamped}-{n}" for n in range(2, 100))]
 
 
 RESUMABLE = (
@@ -148,24 +158,25 @@ def read_search(search: str, storage_path: str) -> tuple[Config, Ledger]:
     Raises:
         UserError: if there is no such search, or its journal cannot be read.
     """
-    directory = _directory(search, storage_path)
-    events = read_events(directory / JOURNAL_FILE)
+    folder = _folder(search, storage_path)
+    events = read_events(folder.local / JOURNAL_FILE)
     begun = next(iter(events), None)
     if begun is None or begun["event"] != "begun":
         raise UserError(_UNREADABLE.format(search=search))
     config = resumed_config(begun["config"], (), search)
-    ledger = _ledger(config, begun, directory)
+    ledger = _ledger(config, begun, folder)
     for event in events:
         ledger.apply(event)
     return config, ledger
 
 
-def _directory(search: str, storage_path: str) -> Path:
-    directory = Path(storage_path).resolve() / search
-    if not (directory / JOURNAL_FILE).is_file():
-        known = sorted(file.parent.name for file in Path(storage_path).resolve().glob(f"*/{JOURNAL_FILE}"))
-        raise UserError(f"there is no search '{search}' in {storage_path}; {suggest(search, known)}")
-    return directory
+def _folder(search: str, storage_path: str) -> Folder:
+    storage = Storage(storage_path)
+    folder = storage.folder(search)
+    if not present(folder):
+        known = storage.searches(JOURNAL_FILE)
+        raise UserError(f"there is no search '{search}' in {storage.shown}; {suggest(search, known)}")
+    return folder
 
 
 def starting_values(config: Config) -> list[dict[str, Any]]:

@@ -103,7 +103,7 @@ def ray_session() -> Iterator[None]:
     """A local Ray cluster of two cores, shared by the tests that run searches."""
     import ray
 
-    from search.runner import start_local_ray
+    from search.nodes import start_local_ray
 
     start_local_ray(num_cpus=2)
     yield

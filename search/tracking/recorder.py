@@ -21,7 +21,7 @@ from search.journal import Event
 from search.records import Ledger, label
 from search.tracking.outbox import Letter, Outbox, first_line, unless_refused
 from search.tracking.page import Page, last_tags, live_metrics
-from search.tracking.store import open_experiment
+from search.tracking.store import open_experiment, run_route
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +43,21 @@ class Recorder:
     missing at the end stays in the journal: `slimfront sync` delivers it.
     """
 
-    def __init__(self, client: MlflowClient, config: Config, search: str, directory: Path, earlier: Iterable[Event] = ()) -> None:
+    def __init__(
+        self,
+        client: MlflowClient,
+        config: Config,
+        search: str,
+        directory: Path,
+        earlier: Iterable[Event] = (),
+        place: str | None = None,
+    ) -> None:
         """Makes the parent run at once, or finds it again; raises what MLflow raises if that fails.
 
         Args:
             directory: of the search; the number of events delivered is kept in it.
             earlier: all events of the journal so far.
+            place: where its checkpoints are, if not there.
         """
         self.client = client
         self.config = config
@@ -57,7 +66,7 @@ class Recorder:
         self.begun = 0
         artifacts = directory.parent / "artifacts"
         self.experiment_id = open_experiment(client, config.tracking.experiment or config.name, artifacts, config.tracking.uri)
-        self.directory = directory
+        self.place = place or str(directory)
         self.mark = directory / DELIVERED_FILE
         self.delivered = int(self.mark.read_text() or 0) if self.mark.exists() else 0
         self.run_ids = self._known_runs()
@@ -88,6 +97,12 @@ class Recorder:
     def parent(self) -> str:
         """The id of the parent run."""
         return self.run_ids[""]
+
+    @property
+    def page_address(self) -> str | None:
+        """The address of the search's page; None if its store has no server."""
+        uri = self.config.tracking.shown_uri().rstrip("/")
+        return uri + run_route(self.experiment_id, self.parent) if uri.startswith(("http:", "https:")) else None
 
     def _known_runs(self) -> dict[str, str]:
         """Ids of this search's runs in the store, by label; the parent is ''."""
@@ -151,7 +166,7 @@ class Recorder:
         """Brings the records up to date, and puts what is new into the outbox."""
         if event["event"] == "begun":
             objectives, constraints = self.config.chosen_objectives(), self.config.chosen_constraints()
-            self.ledger = Ledger(objectives, event["dense_sizes"], constraints, self.directory)
+            self.ledger = Ledger(objectives, event["dense_sizes"], constraints, self.place)
             self.begun = event["time"]
         if self.ledger is not None:
             self.ledger.apply(event)

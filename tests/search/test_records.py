@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,7 +99,7 @@ def test_a_network_that_is_kept_elsewhere_counts_once() -> None:
     begin(book, 0)
     point(book, 0, 5, 0.8, 100, "first")
     assert book.trials[0].points[0].checkpoint == "first"
-    book.directory = Path("/moved")
+    book.place = "/moved"
     book.apply({"event": "moved", "number": 0, "epoch": 5, "checkpoint": "second"})
     assert [p.checkpoint for p in book.trials[0].points] == ["/moved/second"]
     assert len(book.front()) == 1

@@ -76,7 +76,7 @@ def search_remotely(
     with staged(working_dir or directory_of_factories(loaded), {}) as directory:
         try:
             ray.init(address, runtime_env={"working_dir": str(directory)}, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"no Ray cluster answers at {address} ({reason})") from None
         try:

@@ -70,9 +70,10 @@ class Cluster:
         except (urllib.error.URLError, OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise UserError(f"no Ray cluster answers at {address} ({reason}); is its head running, and its dashboard?") from None
-        logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of each upload
         with self._answers():
             self.client = JobSubmissionClient(address)
+        for name in ("dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging", "dashboard.modules.job.sdk"):
+            logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # they tell of every upload
 
     @contextmanager
     def _answers(self) -> Iterator[None]:
@@ -99,12 +100,9 @@ class Cluster:
             working_dir: code that travels too; if None, the present directory where the config names factories in it.
 
         Raises:
-            UserError: if the config is wrong, or would keep its results where the cluster deletes them.
+            UserError: as `checked`.
         """
-        loaded = load(config, overrides)
-        if name is not None:
-            check_name(name)
-        _refuse_lost_results(loaded)
+        loaded = checked(config, overrides, name)
         search = name or new_names(loaded.name)[0]
         options = ["search", _CONFIG_FILE, "--name", search, *_sets(overrides)]
         with staged(
@@ -249,8 +247,15 @@ def _sets(overrides: Sequence[str]) -> list[str]:
     return [word for override in overrides for word in ("--set", override)]
 
 
-def _refuse_lost_results(config: Config) -> None:
-    """Raises UserError if a search would be kept in the directory of its job, which goes with the job."""
+def checked(file: Path, overrides: Sequence[str] = (), name: str | None = None) -> Config:
+    """The config of a search that is to be a job, called `name` if not None.
+
+    Raises:
+        UserError: if it is wrong, or would keep results in the directory of the job, which the cluster deletes.
+    """
+    config = load(file, overrides)
+    if name is not None:
+        check_name(name)
     path = config.search.storage_path
     if not is_bucket(path) and not Path(path).is_absolute():
         raise UserError(
@@ -263,6 +268,7 @@ def _refuse_lost_results(config: Config) -> None:
             f"tracking.uri: '{uri}' would lie in the directory of the job, which the cluster deletes; set it to an MLflow "
             "server, such as http://HOST:5000"
         )
+    return config
 
 
 def directory_of_factories(config: Config) -> Path | None:
@@ -274,6 +280,11 @@ def directory_of_factories(config: Config) -> Path | None:
     return None
 
 
+def _not_code(folder: str, names: list[str]) -> set[str]:
+    special = {name for name in names if not (Path(folder, name).is_file() or Path(folder, name).is_dir())}  # sockets, say
+    return special | set(shutil.ignore_patterns(".*", *_LEFT_OUT)(folder, names))
+
+
 @contextmanager
 def staged(working_dir: Path | None, files: dict[str, str]) -> Iterator[Path]:
     """A directory for the time of the block, with a copy of `working_dir`'s code and `files`, content by name."""
@@ -282,7 +293,7 @@ def staged(working_dir: Path | None, files: dict[str, str]) -> Iterator[Path]:
         if working_dir is not None:
             if not working_dir.is_dir():
                 raise UserError(f"--working-dir {working_dir}: there is no such directory")
-            shutil.copytree(working_dir, target, ignore=shutil.ignore_patterns(".*", *_LEFT_OUT))
+            shutil.copytree(working_dir, target, ignore=_not_code, ignore_dangling_symlinks=True)
         target.mkdir(exist_ok=True)
         for name, content in files.items():
             (target / name).write_text(content, encoding="utf-8")

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from search.objectives import OBJECTIVES, Constraint, Objective
 from search.settings import Resources, SearchOptions, Tracking, without_password
 from search.space import Parameter, set_path, set_paths
+from search.storage import is_bucket
 from trainables.candidate import Candidate
 from trainables.errors import UserError
 from trainables.measures import EXTRA_MEASURES
@@ -78,6 +79,15 @@ class Config(Candidate):
             raise ValueError(
                 "search.storage and tracking.uri are the same database; give each one of its own, since Optuna and MLflow keep "
                 "their versions in a table of the same name"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_bucket_needs_a_database(self) -> Self:
+        if is_bucket(self.search.storage_path) and self.search.storage is None:
+            raise ValueError(
+                "search.storage_path is a bucket, which cannot keep Optuna's study; set search.storage to a database, such as "
+                "postgresql+psycopg://USER@HOST/optuna"
             )
         return self
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -65,14 +66,22 @@ def _join(address: str | None, working_dir: str | None) -> None:
     shown = address or os.environ["RAY_ADDRESS"]
     environment: dict[str, Any] = {"working_dir": working_dir} if working_dir else {}
     try:
+        _knock(shown)
         ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(
             f"no Ray cluster can be joined at {shown} from this machine ({reason}); it must be a node of the cluster: start one "
             "with `ray start`, or use `slimfront submit`"
         ) from None
     _quieten()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError if nothing listens at HOST:PORT: Ray itself would try for many minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _quieten() -> None:
@@ -85,9 +94,14 @@ def slots(nodes: list[dict[str, Any]], trial: Mapping[str, float]) -> int:
     fit = 0
     for node in nodes:
         if node["Alive"]:
-            there = node["Resources"]
-            fit += min(math.floor(there.get(name, 0.0) / asked + 1e-9) for name, asked in trial.items())
+            fit += min(_fit(name, node["Resources"].get(name, 0.0), asked) for name, asked in trial.items())
     return fit
+
+
+def _fit(resource: str, there: float, asked: float) -> int:
+    if resource == "GPU" and asked < 1:  # a share is of one GPU, not of two
+        return int(there) * math.floor(1 / asked + 1e-9)
+    return math.floor(there / asked + 1e-9)
 
 
 def check_fits(config: Config) -> None:

@@ -2,13 +2,15 @@
 
 import io
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from search.records import Point, SearchResult
-from search.settings import Tracking
+from search.settings import SearchOptions, Tracking
+from search.storage import parent
 
 
 def as_json(result: SearchResult) -> dict[str, Any]:
@@ -112,13 +114,15 @@ def summary(result: SearchResult, command: str) -> str:
     counts = {status: len(ledger.with_status(status)) for status in ("completed", "stopped", "failed")}
     trials = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
     store = "" if result.tracking_uri == Tracking().absolute_uri() else f" --tracking-uri {result.tracking_uri}"
+    path = parent(ledger.place)
+    kept = "" if path == str(Path(SearchOptions().storage_path).resolve()) else f" --storage-path {path}"
     if not result.front:
         reasons = Counter(trial.reason for trial in ledger.trials if trial.reason).most_common(1)
         trials += f" (most often: {reasons[0][0]})" if reasons else ""
     ends = [f"Review it in MLflow: {command} ui {result.search}{store}"]
     if result.interrupted:
-        ends.append(f"Continue it: {command} resume {result.search}")
+        ends.append(f"Continue it: {command} resume {result.search}{kept}")
     if result.undelivered:
-        ends.append(f"MLflow does not have all of it yet; when it answers again: {command} sync {result.search}")
+        ends.append(f"MLflow does not have all of it yet; when it answers again: {command} sync {result.search}{kept}")
     head = f"Trials: {trials}; front {len(result.front)}, hypervolume {ledger.hypervolume():.4f}, {result.wall_seconds:.0f} s."
     return "\n".join([head, *ends])

@@ -38,6 +38,12 @@ def join(place: str, relative: str) -> str:
     return f"{base.rstrip('/')}/{relative}{mark}{query}"
 
 
+def parent(place: str) -> str:
+    """The storage path in which a search's folder is: `join` undone."""
+    base, mark, query = place.partition("?") if is_bucket(place) else (place, "", "")
+    return f"{base.rstrip('/').rpartition('/')[0] or '/'}{mark}{query}"
+
+
 def fetch(folder: str, name: str) -> Path:
     """A file of a checkpoint, on this machine: where it lies, or a copy of what lies in a bucket.
 
@@ -224,14 +230,14 @@ class Mirror:
 
     def _lease(self) -> dict[str, Any]:
         try:
-            found = json.loads(_read(self.bucket, f"{self.root}/lease.json"))
-        except (OSError, ValueError):
+            return dict(json.loads(_read(self.bucket, f"{self.root}/lease.json")))
+        except FileNotFoundError:
             return {}
-        return found if isinstance(found, dict) else {}
 
     def _renew(self) -> None:
         content = json.dumps({"owner": self.owner, "until": time.time() + LEASE_S})
-        _write(self.bucket, f"{self.root}/lease.json", content.encode())
+        # Always as long: who reads while it is written anew gets the one or the other, and not the beginning of one.
+        _write(self.bucket, f"{self.root}/lease.json", content.ljust(400).encode())
 
     def _keep(self) -> None:
         while not self.closing.wait(LEASE_S / 3):

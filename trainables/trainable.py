@@ -54,7 +54,8 @@ class CandidateTrainable(tune.Trainable):
         device = "cuda" if self.resources.get("GPU", 0) > 0 else "cpu"
         training = Training(Candidate.model_validate(self.candidate), device)
         if self.resume_from is not None:
-            training.load_state_dict(torch.load(Path(self.resume_from, TRAINING_FILE), weights_only=True))
+            with tune.Checkpoint(self.resume_from).as_directory() as directory:  # copied here where it lies in a bucket
+                training.load_state_dict(torch.load(Path(directory, TRAINING_FILE), weights_only=True))
             self.resume_from = None
         return training
 

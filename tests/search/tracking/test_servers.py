@@ -1,15 +1,8 @@
 """Searches recorded by real MLflow servers that die in the middle, on SQLite and PostgreSQL, and behind a password."""
 
-import contextlib
 import logging
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,61 +16,10 @@ from search.tracking import compare, recorder
 from search.tracking.store import run_route
 from search.ui import open_ui
 from tests.conftest import small_config
+from tests.search.servers import PASSWORD, Server, basic_auth
 from trainables.errors import UserError
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(240)]
-
-
-class Server:
-    """`mlflow server` on a port of its own, with artifacts through its proxy; it can be killed and started again."""
-
-    def __init__(self, directory: Path, store: str, *options: str, **environment: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            "--workers",
-            "1",
-        ]
-        self.command += ["--backend-store-uri", store, "--artifacts-destination", str(directory / "artifacts"), *options]
-        self.environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | environment
-        self.directory = directory
-
-    def start(self, *, wait: bool = True) -> None:
-        with (self.directory / "server.txt").open("a") as said:
-            self.process = subprocess.Popen(
-                self.command,
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-                cwd=self.directory,
-                start_new_session=True,
-            )
-        ends = time.monotonic() + 90
-        while wait and not self.answers():
-            assert time.monotonic() < ends, (self.directory / "server.txt").read_text()[-2000:]
-            time.sleep(0.2)
-
-    def answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=2):
-                return True
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, 9)
-        self.process.wait()
 
 
 class Kills:
@@ -88,6 +30,9 @@ class Kills:
         self.noticed = noticed
         self.rescue: threading.Thread | None = None
         self.over = threading.Event()
+
+    def begun(self, search: str, page: str | None) -> None:
+        assert page is not None and page.startswith(self.server.url)
 
     def update(self, ledger: Ledger) -> None:
         if self.rescue is None and len(ledger.with_status("completed")) >= 2:
@@ -100,19 +45,6 @@ class Kills:
             time.sleep(0.1)
         self.server.start(wait=False)
         self.over.wait()  # MLflow's server ends with the thread that started it
-
-
-PASSWORD = "x" * 16
-
-
-def basic_auth(directory: Path) -> dict[str, str]:
-    """The environment of a server that asks for a user and a password."""
-    (directory / "auth.ini").write_text(
-        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{directory}/auth.db\n"
-        f"admin_username = anna\nadmin_password = {PASSWORD}\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-    )
-    return {"MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32, "MLFLOW_AUTH_CONFIG_PATH": str(directory / "auth.ini")}
 
 
 def log_in(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

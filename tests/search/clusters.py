@@ -1,0 +1,100 @@
+"""Real Ray clusters for tests: nodes on this machine that can be added and killed."""
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+BIN = Path(sys.executable).parent
+
+
+class RayCluster:
+    """Nodes of one core each, with token authentication, and what talks to them. A context manager."""
+
+    def __init__(self, **environment: str) -> None:
+        """`environment` is that of every node, beside this process's."""
+        ports = free_ports(3)
+        self.port, self.dashboard, self.client = ports
+        token = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+        inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        self.environment = inherited | token | {"PATH": path} | environment
+        self.jobs = f"http://127.0.0.1:{self.dashboard}"
+        self.stack = contextlib.ExitStack()
+        self.nodes: list[subprocess.Popen[str]] = []
+
+    def __enter__(self) -> Self:
+        # Paths of sockets must be short.
+        self.directory = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)))
+        self.work = self.directory / "work"
+        """The directory that commands are run in."""
+        self.work.mkdir()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.nodes:
+            kill_group(node)
+        self.stack.close()
+
+    def add_head(self) -> subprocess.Popen[str]:
+        """Starts the head, with dashboard and Ray Client's server, and waits until it is there."""
+        ports = [f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={self.client}"]
+        where = Path(self.directory, str(len(self.nodes)))
+        return self._start("--head", *ports, f"--temp-dir={where}")
+
+    def add_node(self) -> subprocess.Popen[str]:
+        """Starts another node, and waits until it has joined."""
+        return self._start(f"--address=127.0.0.1:{self.port}")
+
+    def _start(self, *options: str) -> subprocess.Popen[str]:
+        said = self.directory / f"node{len(self.nodes)}.txt"
+        command = [BIN / "ray", "start", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1", *options]
+        with said.open("w") as out:
+            node = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=self.environment
+            )
+        self.nodes.append(node)
+        wait_for(lambda: "Ray runtime started" in said.read_text() or node.poll() is not None, 90)
+        assert node.poll() is None, said.read_text()
+        return node
+
+    def run(self, *command: str, seconds: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Runs `slimfront` with these words, as a user of the cluster who has its token."""
+        words = [str(BIN / "slimfront"), *command]
+        return subprocess.run(
+            words, env=self.environment | environment, cwd=self.work, capture_output=True, text=True, timeout=seconds
+        )
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """Everything of a node dies at once, as when its power goes."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_for(condition: Callable[[], object], seconds: float) -> object:
+    """What `condition` gives as soon as it is true."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"it did not happen within {seconds} s")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nothing listens on."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]

@@ -1,0 +1,174 @@
+"""Searches kept in the bucket of a real S3-compatible server."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+from pyarrow import fs
+
+from search import storage
+from search.journal import JOURNAL_FILE, Journal, present, read_events
+from search.runner import resume_search, run_search
+from search.shipping import export
+from search.storage import Mirror, Storage, delete, fetch, join, parent
+from tests.conftest import small_config
+from tests.search.clusters import wait_for
+from trainables.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """An S3 server without buckets; HOST:PORT."""
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    yield f"{host}:{port}"
+    moto.stop()
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The URI of a folder in a new bucket, with this machine's copies in a directory of the test's."""
+    for name, value in (("ACCESS_KEY_ID", "anna"), ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "machine"))
+    (tmp_path / "machine").mkdir()
+    boto3.client("s3", endpoint_url=f"http://{server}").create_bucket(Bucket=f"b{time.monotonic_ns()}")
+    name = boto3.client("s3", endpoint_url=f"http://{server}").list_buckets()["Buckets"][-1]["Name"]
+    return f"s3://{name}/searches?endpoint_override={server}&scheme=http"
+
+
+def another_machine(tmp_path: Path) -> None:
+    """From here on nothing is left of what this machine kept."""
+    shutil.rmtree(tmp_path / "machine")
+    (tmp_path / "machine").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("place", "joined"),
+    [
+        ("/runs", "/runs/one/checkpoint_1"),
+        ("s3://b/runs", "s3://b/runs/one/checkpoint_1"),
+        ("s3://b/runs/?scheme=http", "s3://b/runs/one/checkpoint_1?scheme=http"),
+    ],
+)
+def test_paths_are_joined_before_the_query_of_a_uri(place: str, joined: str) -> None:
+    assert join(place, "one/checkpoint_1") == joined
+    assert parent(parent(joined)) == place.replace("/?", "?")
+
+
+def journal_of(uri: str) -> Journal:
+    folder = Storage(uri).make("one")
+    return Journal(folder.local, folder.mirror())
+
+
+def test_a_journal_in_a_bucket_is_read_on_another_machine(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "SEGMENT_BYTES", 200)
+    journal = journal_of(bucket)
+    written = [journal.append("point", number=number) for number in range(20)]
+    journal.append("epochs", number=20)  # waits for the next event, and is lost with the machine
+    another_machine(tmp_path)
+    folder = Storage(bucket).folder("one")
+    assert present(folder)
+    assert list(read_events(folder.local / JOURNAL_FILE)) == written
+    files, root = fs.FileSystem.from_uri(bucket)
+    assert len(files.get_file_info(fs.FileSelector(f"{root}/one/journal"))) > 3
+    journal.close()
+    again = Journal(folder.local, folder.mirror())
+    written += [again.append("epochs", number=21), again.append("ended", number=21)]
+    another_machine(tmp_path)
+    assert present(folder)
+    assert list(read_events(folder.local / JOURNAL_FILE)) == written
+    again.close()
+
+
+def test_one_driver_at_a_time_and_another_when_it_is_lost(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal_of(bucket)
+    another_machine(tmp_path)
+    folder = Storage(bucket).folder("one")
+    folder.local.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"is running in another process \(.*process \d+.*\), or was until it was lost; wait"):
+        Journal(folder.local, folder.mirror())
+    now = time.time
+    monkeypatch.setattr(storage.time, "time", lambda: now() + storage.LEASE_S + 1)
+    second = Journal(folder.local, folder.mirror())
+    second.close()
+    Journal(folder.local, folder.mirror()).close()  # one that was closed lets go at once
+
+
+def test_a_driver_keeps_its_search(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "LEASE_S", 0.3)
+    folder = Storage(bucket).make("one")
+    mirror = folder.mirror()
+    assert mirror is not None
+    mirror.take()
+    first = mirror._lease()["until"]
+    wait_for(lambda: mirror._lease()["until"] > first, 30)
+    mirror.release()
+    assert mirror._lease() == {}
+
+
+def test_checkpoints_are_fetched_once_and_deleted(bucket: str) -> None:
+    files, root = fs.FileSystem.from_uri(bucket)
+    with files.open_output_stream(f"{root}/one/c/network.pt") as stream:
+        stream.write(b"tensors")
+    folder = join(bucket, "one/c")
+    assert fetch(folder, "network.pt").read_bytes() == b"tensors"
+    files.delete_file(f"{root}/one/c/network.pt")
+    assert fetch(folder, "network.pt").read_bytes() == b"tensors"
+    delete(folder)
+    with pytest.raises(UserError, match=r"network\.pt of s3://b\d+/searches/one/c cannot be read"):
+        fetch(folder, "network.pt")
+    delete(folder)  # gone already
+
+
+def test_a_place_that_is_none_is_refused(bucket: str) -> None:
+    with pytest.raises(
+        UserError, match=r"search\.storage_path: ftp://x is not a directory, and not a bucket such as s3://NAME/s"
+    ):
+        Storage("ftp://x")
+    away = Storage("s3://nowhere/searches?" + bucket.partition("?")[2])
+    with pytest.raises(OSError, match=r"(?i)bucket"):
+        Mirror(away.bucket, f"{away.root}/one", "one").push(b"x")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="the journal of one cannot be kept in its bucket: "):
+        journal_of("s3://nowhere/searches?" + bucket.partition("?")[2])
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.timeout(180)
+def test_a_search_in_a_bucket_is_resumed_and_exported_on_another_machine(bucket: str, tmp_path: Path, postgres: str) -> None:
+    config = small_config(tmp_path, search={"trials": 3, "storage": postgres, "early_stopping": {"grace": 1}})
+    search = config.search.model_copy(update={"storage_path": bucket})
+    first = run_search(config.model_copy(update={"search": search}), name="away")
+    assert len(first.ledger.with_status("completed")) + len(first.ledger.with_status("stopped")) == 3
+    assert all(point.test_accuracy is not None for point in first.front)
+    another_machine(tmp_path)
+    with pytest.raises(UserError, match=r"there is no search 'awy' in s3://b\d+/searches; did you mean 'away'\?"):
+        resume_search("awy", storage_path=bucket)
+    again = resume_search("away", ["search.trials=5", f"search.storage={postgres}"], storage_path=bucket)
+    assert len(again.ledger.trials) == 5
+    assert [trial.label for trial in again.ledger.trials[:3]] == [trial.label for trial in first.ledger.trials]
+    another_machine(tmp_path)
+    shipped = export("away", bucket, "knee", tmp_path / "knee.safetensors")
+    assert shipped.shipment.path.exists()
+    files, root = fs.FileSystem.from_uri(bucket)
+    infos = files.get_file_info(fs.FileSelector(f"{root}/away", recursive=True))
+    kept = {info.path.rsplit("/", 1)[0] for info in infos if info.path.endswith("/network.pt")}
+    assert len(kept) == len({point.origin.checkpoint for point in again.front} | {again.ledger.dense.last.checkpoint})  # type: ignore[union-attr]
+    everything = b"".join(files.open_input_stream(info.path).read() for info in infos if info.is_file)
+    assert b"secret@" not in everything
+
+
+def test_a_bucket_needs_a_database(tmp_path: Path) -> None:
+    from pydantic import ValidationError
+
+    with pytest.raises(
+        ValidationError, match=r"search\.storage_path is a bucket, which cannot keep Optuna's study; set search\.st"
+    ):
+        small_config(tmp_path, search={"trials": 1}).model_validate(
+            {**small_config(tmp_path).model_dump(mode="json"), "search": {"storage_path": "s3://b/x"}}
+        )

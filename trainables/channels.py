@@ -13,6 +13,8 @@ import torch_pruning
 from torch import Tensor, nn
 from torch_pruning import ops
 
+from trainables.errors import UserError
+
 _WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _PLAIN = (ops._ConcatOp, ops._SplitOp, ops._ReshapeOp, ops._SliceOp, ops._ElementWiseOp, ops._ExpandOp)
@@ -59,8 +61,15 @@ def channel_groups(network: nn.Module, inputs: Tensor) -> list[ChannelGroup]:
     Args:
         network: with parameters that have gradients; it is run once on `inputs`, in evaluation mode.
         inputs: (N, *input_shape), N ≥ 1.
+
+    Raises:
+        UserError: if Torch-Pruning cannot analyse the network.
     """
-    return list(_groups(network, _graph(network, inputs)))
+    try:
+        return list(_groups(network, _graph(network, inputs)))
+    except Exception as error:  # Torch-Pruning raises many kinds on a network that it does not know
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"Torch-Pruning cannot analyse the network, to find which channels go together ({said})") from error
 
 
 def remove_units(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor]) -> None:
@@ -75,10 +84,11 @@ def remove_units(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor]) ->
 
 def _graph(network: nn.Module, inputs: Tensor) -> torch_pruning.DependencyGraph:
     training = network.training
-    with torch.enable_grad():
-        graph = torch_pruning.DependencyGraph().build_dependency(network.eval(), example_inputs=inputs[:1], verbose=False)
-    network.train(training)
-    return graph
+    try:
+        with torch.enable_grad():
+            return torch_pruning.DependencyGraph().build_dependency(network.eval(), example_inputs=inputs[:1], verbose=False)
+    finally:
+        network.train(training)
 
 
 def _out(graph: torch_pruning.DependencyGraph, layer: nn.Module) -> Any:

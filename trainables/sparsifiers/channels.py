@@ -51,7 +51,11 @@ class ActiveChannels(ActiveSparsifier):
         self.importance = _IMPORTANCES[options.importance]()
         inputs, _ = setting.examples(2)
         excluded = prunable_weights(setting.model).keys() - taking_part(setting.model, options.exclude).keys()
-        self.groups = [group for group in channel_groups(setting.model, inputs) if not excluded & set(group.writers)]
+        try:
+            groups = channel_groups(setting.model, inputs)
+        except UserError as error:
+            raise UserError(f"sparsifier: {error}; take another one than channels") from error
+        self.groups = [group for group in groups if not excluded & set(group.writers)]
         if not self.groups:
             raise UserError("sparsifier: there is no channel in this network that can be removed, or all are excluded")
         if options.importance == "batch-norm" and any(self.importance(group.dependencies) is None for group in self.groups):

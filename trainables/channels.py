@@ -13,6 +13,7 @@ import torch_pruning
 from torch import Tensor, nn
 from torch_pruning import ops
 
+from trainables.attention import projections
 from trainables.errors import UserError
 
 _WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -99,7 +100,10 @@ def _groups(network: nn.Module, graph: torch_pruning.DependencyGraph) -> Iterato
     names = {id(module): name for name, module in network.named_modules()}
     order = {name: position for position, name in enumerate(names.values())}
     found = []
+    within_heads = projections(network)  # heads go whole, by `compaction.heads`
     for dependencies in graph.get_all_groups(root_module_types=list(_WEIGHT_LAYERS)):
+        if dependencies[0].dep.layer in within_heads:
+            continue
         group = _group(graph, dependencies, names)
         if group is not None:
             found.append(group)

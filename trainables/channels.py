@@ -22,28 +22,22 @@ _PLAIN = (ops._ConcatOp, ops._SplitOp, ops._ReshapeOp, ops._SliceOp, ops._Elemen
 
 
 @dataclass(frozen=True)
-class ChannelGroup:
-    """Units of channels that can be removed one by one, each from every layer that writes or reads it.
-
-    A unit is one channel; where a grouped convolution ties them together, one channel of each of its groups.
-    """
+class UnitGroup:
+    """Units of layers that can be removed one by one."""
 
     name: str
-    """Of the first layer that writes the channels."""
+    """Of the first layer that writes the units."""
     units: int
     writers: dict[str, Tensor]
     """What makes the channels, by parameter name: the unit of each row (rows,) of that parameter; −1: none of this group.
 
     Weights and biases of linear and convolutional layers, and of batch norms: a unit whose rows are all 0 is 0.
     """
-    root: nn.Module
-    channels: int
-    dependencies: torch_pruning.Group
-    """What Torch-Pruning's importances are taken of: (channels,) each, see `per_unit`."""
 
-    def per_unit(self, of_channels: Tensor) -> Tensor:
-        """The mean over the channels of each unit: (channels,) to (units,)."""
-        return of_channels.view(-1, self.units).mean(0)
+    @property
+    def parameters(self) -> set[str]:
+        """The names of all parameters that make its units."""
+        return set(self.writers)
 
     def alive(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Which units have a row that is not all 0: (units,) bool."""
@@ -52,6 +46,23 @@ class ChannelGroup:
             parameter = parameters[name].detach().cpu()
             alive[owners[parameter.view(len(parameter), -1).any(1) & (owners >= 0)]] = True
         return alive
+
+
+@dataclass(frozen=True)
+class ChannelGroup(UnitGroup):
+    """Units of channels, each of which can be removed from every layer that writes or reads it.
+
+    A unit is one channel; where a grouped convolution ties them together, one channel of each of its groups.
+    """
+
+    root: nn.Module
+    channels: int
+    dependencies: torch_pruning.Group
+    """What Torch-Pruning's importances are taken of: (channels,) each, see `per_unit`."""
+
+    def per_unit(self, of_channels: Tensor) -> Tensor:
+        """The mean over the channels of each unit: (channels,) to (units,)."""
+        return of_channels.view(-1, self.units).mean(0)
 
 
 def channel_groups(network: nn.Module, inputs: Tensor) -> list[ChannelGroup]:

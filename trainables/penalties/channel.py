@@ -1,12 +1,13 @@
-"""Channel sparsity: pushes whole channels to zero in all layers that share them, so that compaction removes them from each.
+"""Channel sparsity: pushes channels to zero in all layers that share them, and heads of attention; compaction removes them.
 
 Group lasso (Yuan, Lin 2006, Model selection and estimation in regression with grouped variables, eq. 2.1) with one group per
-unit of `channels.channel_groups`: its rows in every layer that writes it, biases and batch norms included. They become 0 in the
-same step or not at all, whatever share of the unit's norm they have: the weights in front of a batch norm have no size.
+unit of `channels.channel_groups` and `heads.head_groups`: its rows in every layer that writes it, biases and batch norms too.
+They become 0 in the same step or not at all, whatever share of the unit's norm they have: weights in front of a batch norm have
+no size of their own.
 
-Yuan and Lin weigh a group by the root of its size, so that one strength suits small and large groups. Size is counted in layers
-here, not in entries: initialisation makes a row of any fan-in about as long (He et al. 2015, arXiv 1502.01852), so the norm of
-a unit grows with the root of the number of layers that write it. With entries, rows of the largest fan-in would go first.
+Yuan and Lin weigh a group by the root of its size, so that one strength suits small and large groups. Size is counted in rows
+of weights here, not in entries: initialisation makes a row of any fan-in about as long (He et al. 2015, arXiv 1502.01852), so a
+unit's norm grows with the root of the number of its rows. With entries, rows of the largest fan-in would go first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainables.channels import ChannelGroup, channel_groups
+from trainables.channels import UnitGroup, channel_groups
 from trainables.errors import UserError
 from trainables.graph import rows
+from trainables.heads import head_groups
 from trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty
 
 
@@ -29,7 +31,7 @@ class Units:
     owners: tuple[Tensor, ...]
     units: int
     weight: Tensor
-    """√(layers that write a unit), a scalar."""
+    """√(rows of weights that write a unit), a scalar."""
 
 
 def unit_norms(tensors: Sequence[Tensor], owners: Sequence[Tensor], units: int) -> Tensor:
@@ -57,19 +59,20 @@ def shrink_units(tensors: Sequence[Tensor], owners: Sequence[Tensor], units: int
 
 @PENALTIES.register("channel")
 class ChannelSparsity(GroupPenalty):
-    """Channel sparsity; `strength` is λ. It acts on the channels that Torch-Pruning finds, by their first layer's name.
+    """Channel sparsity; `strength` is λ. It acts on channels that Torch-Pruning finds, named by their first layer, and on heads.
 
     Take it, and not `node`, where layers share channels by residual additions, concatenations, grouped or depthwise convolutions.
     """
 
-    nothing_to_do = "there is no channel in this network that can be removed"
+    nothing_to_do = "there is no channel and no head in this network that can be removed"
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Units]:
         parameters = dict(model.named_parameters())
         try:
-            groups = {group.name: _units(group, parameters) for group in channel_groups(model, sample)}
+            found: list[UnitGroup] = [*channel_groups(model, sample), *head_groups(model)]
         except UserError as error:
             raise UserError(f"penalties.channel: {error}; leave it out, or take node") from error
+        groups = {group.name: _units(group, parameters) for group in found}
 
         def norm(group: Units) -> Tensor:
             return group.weight * unit_norms(group.tensors, group.owners, group.units).sum()
@@ -82,8 +85,8 @@ class ChannelSparsity(GroupPenalty):
         return ActiveGroups(self, groups, norm, shrink)
 
 
-def _units(group: ChannelGroup, parameters: Mapping[str, Tensor]) -> Units:
+def _units(group: UnitGroup, parameters: Mapping[str, Tensor]) -> Units:
     tensors = tuple(parameters[name] for name in group.writers)
     owners = tuple(owners.to(tensor.device) for owners, tensor in zip(group.writers.values(), tensors, strict=True))
-    layers = sum(int((owners >= 0).sum()) for name, owners in group.writers.items() if name.endswith("weight")) / group.units
-    return Units(tensors, owners, group.units, tensors[0].new_tensor(layers).sqrt())
+    count = sum(int((owners >= 0).sum()) for name, owners in group.writers.items() if name.endswith("weight")) / group.units
+    return Units(tensors, owners, group.units, tensors[0].new_tensor(count).sqrt())

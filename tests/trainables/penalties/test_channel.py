@@ -1,25 +1,30 @@
 """Channel sparsity: what layers share goes from all of them in the same step, and compaction removes it."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.trainables.networks import Mixed, damage_batch_norms
-from trainables.channels import channel_groups
+from tests.trainables.networks import Mixed, Transformer, damage_batch_norms
+from trainables.channels import UnitGroup, channel_groups
 from trainables.compaction import compact
 from trainables.errors import UserError
+from trainables.heads import head_groups
 from trainables.models import MODELS
 from trainables.optimizers import build_optimizer
 from trainables.penalties.base import check_penalties
 from trainables.penalties.channel import ChannelSparsity, shrink_units, unit_norms
 
-SHAPES = {"mixed": (3, 8, 8), "resnet20": (1, 8, 8)}
+SHAPES = {"mixed": (3, 8, 8), "resnet20": (1, 8, 8), "transformer": (1, 8, 8)}
 
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
+    if name == "transformer":
+        return Transformer()
     return Mixed() if name == "mixed" else MODELS[name](name=name, depth=20, width=8).build(SHAPES[name], classes=5)
 
 
@@ -66,7 +71,9 @@ def test_one_strength_shrinks_groups_of_few_and_of_many_layers_at_about_the_same
     assert paces.max() < 1.5 * paces.min()
 
 
-@pytest.mark.parametrize(("name", "optimizer"), [("resnet20", "sgd"), ("resnet20", "adam"), ("mixed", "adam")])
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [("resnet20", "sgd"), ("resnet20", "adam"), ("mixed", "adam"), ("transformer", "adam")]
+)
 def test_training_leaves_units_that_are_zero_in_every_writer_and_that_compaction_removes(name: str, optimizer: str) -> None:
     model = build(name)
     if name == "mixed":
@@ -76,11 +83,12 @@ def test_training_leaves_units_that_are_zero_in_every_writer_and_that_compaction
     active = ChannelSparsity(strength=10.0).attach(model, inputs)
     step_size = 0.005
     stepper = build_optimizer(optimizer, model.parameters(), step_size, 0.0, 0.0)  # type: ignore[arg-type]
-    groups = channel_groups(model, inputs)
+    heads = head_groups(model)
+    groups = [*channel_groups(model, inputs), *heads]
     parameters = dict(model.named_parameters())
     units = sum(group.units for group in groups)
 
-    def dead() -> int:
+    def dead(groups: Sequence[UnitGroup]) -> int:
         return sum(int((~group.alive(parameters)).sum()) for group in groups)
 
     for step in range(60):
@@ -89,15 +97,16 @@ def test_training_leaves_units_that_are_zero_in_every_writer_and_that_compaction
         nn.functional.cross_entropy(model(inputs), labels).backward()
         stepper.step()
         active.proximal(step_size)
-        if dead() > units / 4:
+        if dead(groups) > units / 4 and (not heads or dead(heads)):
             break
-    assert units / 4 < dead() < units
+    assert units / 4 < dead(groups) < units
     for group in groups:
         alive = group.alive(parameters)
         for parameter, owners in group.writers.items():
             assert not parameters[parameter][owners >= 0][~alive[owners[owners >= 0]]].any()
     compacted = compact(model, inputs)  # raises if the outputs differ
     assert compacted.report.count("units removed")
+    assert bool(compacted.report.count("heads removed")) == bool(heads)
     assert compacted.report.after["params"] < compacted.report.before["params"]
     left = channel_groups(compacted.network, inputs)
     now = dict(compacted.network.named_parameters())
@@ -122,7 +131,7 @@ def test_the_gradient_form_pushes_in_the_same_direction() -> None:
 def test_what_it_cannot_act_on_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     one_layer, sample = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), torch.randn(2, 1, 8, 8)
     with pytest.raises(
-        UserError, match=r"penalties\.channel: there is no channel in this network that can be removed; leave it out"
+        UserError, match=r"penalties\.channel: there is no channel and no head in this network that can be removed; leave it out"
     ):
         check_penalties({"channel": ChannelSparsity(strength=1.0)}, one_layer, sample)
     with pytest.raises(UserError, match=r"'3\.conv' is not a layer that ChannelSparsity acts on; did you mean '3\.conv1'"):

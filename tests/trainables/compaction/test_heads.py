@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.trainables.networks import Transformer
@@ -112,3 +114,37 @@ def test_channels_that_are_zero_in_all_projections_do_not_go_from_within_a_head(
     assert difference(model, compacted) < 1e-5
     assert compacted.report.after["params"] == compacted.report.before["params"]
     assert [group.name for group in channel_groups(compacted.network, INPUTS)] == ["blocks.0.up", "blocks.1.up"]
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10_000))
+@torch.no_grad()
+def test_whatever_heads_are_dead_go_and_outputs_stay_equal(seed: int) -> None:
+    model, generator = transformer(), torch.Generator().manual_seed(seed)
+    left = {}
+    for index, block in enumerate(model.blocks):
+        attention: nn.MultiheadAttention = block.attention  # type: ignore[assignment]
+        kinds = torch.randint(0, 4, (4,), generator=generator).tolist()  # alive, constant, zero, unread
+        for head, kind in enumerate(kinds):
+            rows = slice(4 * head, 4 * head + 4)
+            if kind in (1, 2):
+                attention.in_proj_weight[32:][rows] = 0
+            if kind == 2:
+                attention.in_proj_bias[32:][rows] = 0
+            if kind == 3:
+                attention.out_proj.weight[:, rows] = 0
+        if kinds.count(0):
+            left[f"blocks.{index}.attention.heads"] = kinds.count(0)
+    compacted = compact(model, INPUTS)
+    assert difference(model, compacted) < 1e-5
+    assert heads(compacted) == left
+
+
+@torch.no_grad()
+def test_an_attention_that_is_called_twice_keeps_its_heads() -> None:
+    model = transformer()
+    model.blocks[1].attention = model.blocks[0].attention
+    first(model).in_proj_weight[36:40] = 0
+    compacted = compact(model, INPUTS)
+    assert difference(model, compacted) < 1e-5
+    assert set(heads(compacted).values()) == {4}

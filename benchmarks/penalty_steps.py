@@ -15,6 +15,7 @@ PENALTY_OPTIONS: dict[str, dict[str, Any]] = {
     "node": {"strength": 0.1},
     "connection": {"strength": 1e-4},
     "block": {"strength": 0.1},
+    "channel": {"strength": 0.1},
     "cka": {"strength": 1e-4, "samples": 8, "every": 5},
     "aug_cka": {"strength": 1e-4, "samples": 8, "every": 5},
 }

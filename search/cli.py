@@ -220,7 +220,7 @@ def register(
     from search.tracking import compare, connect, models
 
     client = connect(_absolute(tracking_uri))
-    member = pick_member(compare.read_front(client, search)["front"], pick, min_accuracy)
+    member = pick_member(compare.read_front(client, search), pick, min_accuracy)
     version = models.register(client, member, name, search)
     print(f"{name}, version {version}: {member_name(member)} of {search}, validation accuracy {member['val_accuracy']:.4f}.")
 

@@ -87,9 +87,9 @@ def _format(output: Path, kind: str | None) -> Format:
 def _picked(search: str, config: Config, ledger: Ledger, wanted: str, min_accuracy: float | None) -> tuple[Point, Member]:
     front = ledger.front()
     result = SearchResult(search, ledger, front, 0.0, config.tracking.shown_uri(), interrupted=False)
-    members: list[Member] = as_json(result)["front"]
-    member = pick(members, wanted, min_accuracy)
-    return front[members.index(member)], member
+    report = as_json(result)
+    member = pick(report, wanted, min_accuracy)
+    return front[report["front"].index(member)], member
 
 
 def _trained(config: Config, point: Point) -> dict[str, Any]:

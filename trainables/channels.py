@@ -13,34 +13,31 @@ import torch_pruning
 from torch import Tensor, nn
 from torch_pruning import ops
 
+from trainables.attention import projections
+from trainables.errors import UserError
+
 _WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _PLAIN = (ops._ConcatOp, ops._SplitOp, ops._ReshapeOp, ops._SliceOp, ops._ElementWiseOp, ops._ExpandOp)
 
 
 @dataclass(frozen=True)
-class ChannelGroup:
-    """Units of channels that can be removed one by one, each from every layer that writes or reads it.
-
-    A unit is one channel; where a grouped convolution ties them together, one channel of each of its groups.
-    """
+class UnitGroup:
+    """Units of layers that can be removed one by one."""
 
     name: str
-    """Of the first layer that writes the channels."""
+    """Of the first layer that writes the units."""
     units: int
     writers: dict[str, Tensor]
     """What makes the channels, by parameter name: the unit of each row (rows,) of that parameter; −1: none of this group.
 
     Weights and biases of linear and convolutional layers, and of batch norms: a unit whose rows are all 0 is 0.
     """
-    root: nn.Module
-    channels: int
-    dependencies: torch_pruning.Group
-    """What Torch-Pruning's importances are taken of: (channels,) each, see `per_unit`."""
 
-    def per_unit(self, of_channels: Tensor) -> Tensor:
-        """The mean over the channels of each unit: (channels,) to (units,)."""
-        return of_channels.view(-1, self.units).mean(0)
+    @property
+    def parameters(self) -> set[str]:
+        """The names of all parameters that make its units."""
+        return set(self.writers)
 
     def alive(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Which units have a row that is not all 0: (units,) bool."""
@@ -51,6 +48,23 @@ class ChannelGroup:
         return alive
 
 
+@dataclass(frozen=True)
+class ChannelGroup(UnitGroup):
+    """Units of channels, each of which can be removed from every layer that writes or reads it.
+
+    A unit is one channel; where a grouped convolution ties them together, one channel of each of its groups.
+    """
+
+    root: nn.Module
+    channels: int
+    dependencies: torch_pruning.Group
+    """What Torch-Pruning's importances are taken of: (channels,) each, see `per_unit`."""
+
+    def per_unit(self, of_channels: Tensor) -> Tensor:
+        """The mean over the channels of each unit: (channels,) to (units,)."""
+        return of_channels.view(-1, self.units).mean(0)
+
+
 def channel_groups(network: nn.Module, inputs: Tensor) -> list[ChannelGroup]:
     """The groups whose units can be removed without changing the shape of the network's output, in order of execution.
 
@@ -59,8 +73,15 @@ def channel_groups(network: nn.Module, inputs: Tensor) -> list[ChannelGroup]:
     Args:
         network: with parameters that have gradients; it is run once on `inputs`, in evaluation mode.
         inputs: (N, *input_shape), N ≥ 1.
+
+    Raises:
+        UserError: if Torch-Pruning cannot analyse the network.
     """
-    return list(_groups(network, _graph(network, inputs)))
+    try:
+        return list(_groups(network, _graph(network, inputs)))
+    except Exception as error:  # Torch-Pruning raises many kinds on a network that it does not know
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"Torch-Pruning cannot analyse the network, to find which channels go together ({said})") from error
 
 
 def remove_units(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor]) -> None:
@@ -75,10 +96,11 @@ def remove_units(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor]) ->
 
 def _graph(network: nn.Module, inputs: Tensor) -> torch_pruning.DependencyGraph:
     training = network.training
-    with torch.enable_grad():
-        graph = torch_pruning.DependencyGraph().build_dependency(network.eval(), example_inputs=inputs[:1], verbose=False)
-    network.train(training)
-    return graph
+    try:
+        with torch.enable_grad():
+            return torch_pruning.DependencyGraph().build_dependency(network.eval(), example_inputs=inputs[:1], verbose=False)
+    finally:
+        network.train(training)
 
 
 def _out(graph: torch_pruning.DependencyGraph, layer: nn.Module) -> Any:
@@ -89,7 +111,10 @@ def _groups(network: nn.Module, graph: torch_pruning.DependencyGraph) -> Iterato
     names = {id(module): name for name, module in network.named_modules()}
     order = {name: position for position, name in enumerate(names.values())}
     found = []
+    within_heads = projections(network)  # heads go whole, by `compaction.heads`
     for dependencies in graph.get_all_groups(root_module_types=list(_WEIGHT_LAYERS)):
+        if dependencies[0].dep.layer in within_heads:
+            continue
         group = _group(graph, dependencies, names)
         if group is not None:
             found.append(group)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from trainables.encoders import Tracer
 from trainables.errors import UserError
 
 WeightLayer = nn.Linear | nn.Conv2d
@@ -45,7 +46,9 @@ def trace(model: nn.Module) -> fx.GraphModule:
     if isinstance(model, fx.GraphModule):
         return model
     try:
-        return fx.symbolic_trace(model)
+        tracer = Tracer()
+        graph = tracer.trace(model)
+        return fx.GraphModule(tracer.root, graph, type(model).__name__)
     except Exception as error:
         raise UserError(
             f"{type(model).__name__}.forward cannot be traced ({error}); "

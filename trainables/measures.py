@@ -1,16 +1,20 @@
 """What is measured on a compact network: numbers of the network as it would ship."""
 
+import copy
 import io
 import math
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from trainables.attention import split_attention
 from trainables.errors import UserError
 from trainables.graph import trace
 from trainables.latency import Latency, time_networks
@@ -33,17 +37,17 @@ def measure(network: nn.Module, inputs: Tensor) -> dict[str, float]:
 
     Returns:
         `params`: entries of all parameters; `nonzero_params`: those that are not exactly 0; `layers`: linear and
-        convolutional layers; `flops`: floating-point operations for one input (a multiply-add is two, zeros count),
-        by torch's counter; `bytes`: size of the saved state dict, dense, uncompressed; `bytes_sparse`: size of parameters and
-        buffers, each dense, or as a bitmap and its non-zero entries where that is smaller; `peak_activation_bytes`: the largest
-        sum of what must be kept between two operations for one input, the input included; not there where the network cannot
-        be traced.
+        convolutional layers, the four projections of attention among them; `flops`: floating-point operations for one input (a
+        multiply-add is two, zeros count), by torch's counter; `bytes`: size of the saved state dict, dense, uncompressed;
+        `bytes_sparse`: size of parameters and buffers, each dense, or as a bitmap and its non-zero entries where that is smaller;
+        `peak_activation_bytes`: the largest sum of what must be kept between two operations for one input, the input included,
+        but not the weights of attention, which fused kernels do not keep; not there where the network cannot be traced.
     """
     parameters = list(network.parameters())
     training = network.training
     network.eval()
     try:
-        with FlopCounterMode(display=False) as counter:
+        with _counted_kernels(), FlopCounterMode(display=False) as counter:
             network(inputs[:1])
         peak = _peak_activation_bytes(network, inputs[:1])
     finally:
@@ -53,7 +57,7 @@ def measure(network: nn.Module, inputs: Tensor) -> dict[str, float]:
     found: dict[str, float] = {
         "params": sum(p.numel() for p in parameters),
         "nonzero_params": sum(int(p.count_nonzero()) for p in parameters),
-        "layers": sum(isinstance(module, _WEIGHT_LAYERS) for module in network.modules()),
+        "layers": sum(_count_layers(module) for module in network.modules()),
         "flops": counter.get_total_flops(),
         "bytes": saved.tell(),
         "bytes_sparse": sum(_sparse_bytes(tensor) for tensor in network.state_dict().values()),
@@ -101,6 +105,23 @@ def _encoded(tensor: Tensor) -> bytes:
     return np.packbits(flat.numpy() != 0).tobytes() + flat[flat != 0].numpy().tobytes()
 
 
+def _count_layers(module: nn.Module) -> int:
+    """The layers that a module is, without those within it: query, key and value of attention are parameters of its own."""
+    return 3 if isinstance(module, nn.MultiheadAttention) else int(isinstance(module, _WEIGHT_LAYERS))
+
+
+@contextmanager
+def _counted_kernels() -> Iterator[None]:
+    """Has attention computed by matrix products: torch's counter does not see into all of its fused kernels."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 class _Watch(fx.Interpreter):
     """Runs a graph and remembers the largest sum of the tensors that were alive at once; views count once."""
 
@@ -117,7 +138,11 @@ class _Watch(fx.Interpreter):
 
 def _peak_activation_bytes(network: nn.Module, one_input: Tensor) -> int | None:
     try:
-        watch = _Watch(network if isinstance(network, fx.GraphModule) else trace(network))
+        traced = trace(network)
+        if any(isinstance(module, nn.MultiheadAttention) for module in traced.modules()):
+            traced = copy.deepcopy(traced)
+            split_attention(traced)
+        watch = _Watch(traced)
     except UserError:
         return None
     watch.run(one_input.clone())

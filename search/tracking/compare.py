@@ -17,7 +17,7 @@ from rich.table import Table
 
 from search.objectives import OBJECTIVES, losses
 from search.pareto import hypervolume
-from search.picks import Member, member_name
+from search.picks import Member, member_name, sizes
 from search.tracking.figures import LABELS, pairs, steps
 from search.tracking.store import find_search
 from trainables.errors import UserError
@@ -52,10 +52,10 @@ def read_fronts(client: MlflowClient, searches: list[str]) -> list[Front]:
                 f"{', '.join(other['objectives'])}; only searches with the same can be compared"
             )
     objectives = [OBJECTIVES[name] for name in first["objectives"]]
-    dense = {o.name: max(_sizes(front["dense"]).get(o.name, 0.0) for front in read) for o in objectives}
+    dense = {o.name: max(sizes(front["dense"]).get(o.name, 0.0) for front in read) for o in objectives}
     fronts = []
     for front in read:
-        points = losses([_sizes(member) for member in front["front"]], objectives, dense)
+        points = losses([sizes(member) for member in front["front"]], objectives, dense)
         volume = hypervolume(points, np.ones(len(objectives))) if len(points) else 0.0
         fronts.append(Front(front["search"], first["objectives"], front["dense"], front["front"], volume))
     return fronts
@@ -71,11 +71,6 @@ def read_front(client: MlflowClient, search: str) -> dict[str, Any]:
         except (MlflowException, OSError, ValueError) as error:
             said = str(error).splitlines()[0]
             raise UserError(f"the front of {search} cannot be read from MLflow: {said}") from None
-
-
-def _sizes(member: Member) -> dict[str, float]:
-    """The measures of a member; `params` there are the searched values, and the number of parameters is `total_params`."""
-    return member | {"params": member.get("total_params", float("nan"))}
 
 
 _COLUMNS = ("val_accuracy", "test_accuracy", "nonzero_params", "total_params", "layers", "flops", "bytes")
@@ -139,10 +134,10 @@ def as_png(fronts: list[Front]) -> Figure:
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     axes = figure.add_subplot()
     for index, front in enumerate(fronts):
-        members = sorted((_sizes(member) for member in front.members), key=lambda m: m[size.name])
+        members = sorted((sizes(member) for member in front.members), key=lambda m: m[size.name])
         x, y = [m[size.name] for m in members], [m[above.name] for m in members]
         axes.plot(x, y, marker="o", drawstyle=steps(size), color=f"C{index}", label=f"{front.search} ({front.hypervolume:.4f})")
-        dense = _sizes(front.dense)
+        dense = sizes(front.dense)
         if above.name in dense:
             axes.scatter([dense[size.name]], [dense[above.name]], marker="*", s=120, color=f"C{index}")
     if size.name != "layers":

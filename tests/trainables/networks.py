@@ -41,3 +41,45 @@ def damage_batch_norms(model: nn.Module) -> None:
                 module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr, operator]
                 module.weight.normal_()
                 module.bias.normal_()
+
+
+class Block(nn.Module):
+    """Attention and a perceptron, each added to what comes in."""
+
+    def __init__(self, width: int, heads: int, *, batch_first: bool = True) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, dropout=0.1, batch_first=batch_first)
+        self.norm2 = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, L, width) to the same, or (L, N, width)."""
+        normed = self.norm1(x)
+        attended, _ = self.attention(normed, normed, normed, need_weights=False)
+        x = x + attended
+        out: Tensor = x + self.down(torch.relu(self.up(self.norm2(x))))
+        return out
+
+
+class Transformer(nn.Module):
+    """A classifier of 8×8 images by their rows, with a token for the class and an embedding of positions."""
+
+    def __init__(self, width: int = 16, heads: int = 4, *, batch_first: bool = True) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+        self.embed = nn.Linear(8, width)
+        self.token = nn.Parameter(0.1 * torch.randn(1, 1, width))
+        self.positions = nn.Parameter(0.1 * torch.randn(1, 9, width))
+        self.blocks = nn.Sequential(*(Block(width, heads, batch_first=batch_first) for _ in range(2)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 1, 8, 8) to (N, 10)."""
+        x = self.embed(x.flatten(1).view(-1, 8, 8))
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1) + self.positions
+        x = self.blocks(x) if self.batch_first else self.blocks(x.transpose(0, 1)).transpose(0, 1)
+        out: Tensor = self.head(self.norm(x[:, 0]))
+        return out

@@ -2,6 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.trainables.networks import Transformer
+from trainables.compaction import compact
 from trainables.errors import UserError
 from trainables.graph import trace
 from trainables.measures import EXTRA_MEASURES, MEASURES, accuracy, measure, measure_extra
@@ -77,3 +79,29 @@ def test_extra_measures_are_those_that_are_asked_for() -> None:
     model, inputs = nn.Linear(4, 2), torch.zeros(3, 4)
     assert measure_extra(model, inputs, []) == {}
     assert set(measure_extra(model, inputs, EXTRA_MEASURES, nn.Linear(4, 2))) == set(EXTRA_MEASURES)
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_measures_count_what_is_within_attention_and_leave_the_choice_of_kernels_alone(need_weights: bool) -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.attention(x, x, x, need_weights=need_weights)[0]
+            return out
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    found = measure(Attending(), torch.zeros(5, 7, 12))
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+    assert found["layers"] == 4
+    assert found["flops"] == 2 * 7 * 12 * (4 * 12) + 2 * (2 * 7 * 7 * 12)  # projections; with keys, with values
+    assert found["peak_activation_bytes"] == 4 * 7 * 12 * 4  # queries, keys, values and what comes of them
+
+
+def test_a_transformer_and_its_compact_form_measure_the_same_where_nothing_is_removed() -> None:
+    torch.manual_seed(0)
+    report = compact(Transformer().eval(), torch.randn(3, 1, 8, 8)).report
+    same = set(MEASURES) - {"bytes"}  # a file has a header for each tensor, and there are more of them
+    assert {name: report.before[name] for name in same} == {name: report.after[name] for name in same}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.trainables.networks import Transformer
 from trainables.compaction import compact
 from trainables.errors import UserError
 from trainables.models import MLP
@@ -41,3 +42,49 @@ def test_options_of_modules_come_back() -> None:
     sample = torch.randn(2, 1, 4, 4)
     for module in (nn.AvgPool2d(2, divisor_override=1), nn.LayerNorm(4, bias=False)):
         check_storable(nn.Sequential(module, nn.ReLU()), sample)
+
+
+class Positioned(nn.Module):
+    """Reads parameters, buffers, a shape and slices in its own code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.register_buffer("shift", torch.arange(3.0))
+        self.register_buffer("mask", torch.tensor([True, False, True]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 4) to (N, 1, 3)."""
+        x = (x[:, 1:] * self.scale + self.shift) * self.mask
+        return x.view(x.shape[0], 1, -1)
+
+
+def test_parameters_and_buffers_that_the_code_reads_come_back(tmp_path: Path) -> None:
+    network, sample = Positioned().eval(), torch.randn(2, 4)
+    check_storable(network, sample)
+    kept = compact(network, sample).network
+    torch.save(store(kept, MLP(), (4,), 3), tmp_path / "network.pt")
+    restored = restore(torch.load(tmp_path / "network.pt", weights_only=True))
+    assert torch.equal(restored(sample), network(sample))
+    assert restored.state_dict().keys() == kept.state_dict().keys()
+    assert [name for name, _ in restored.named_parameters()] == ["scale"]
+    assert [name for name, _ in restored.named_buffers()] == ["shift", "mask"]
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_transformer_can_be_kept_and_one_with_a_padding_mask_is_refused_before_training(batch_first: bool) -> None:
+    sample = torch.randn(3, 1, 8, 8)
+    model = Transformer(batch_first=batch_first)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    check_storable(model, sample)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+
+    class Padded(Transformer):
+        def forward(self, x: Tensor) -> Tensor:
+            rows = x.flatten(1).view(-1, 8, 8)
+            rows = self.embed(rows)
+            out: Tensor = self.blocks[0].attention(rows, rows, rows, rows[:, :, 0])[0][:, 0]  # type: ignore[operator, union-attr]
+            return out
+
+    with pytest.raises(UserError, match=r"'blocks\.0\.attention' has a key_padding_mask.*set compaction\.enabled: false"):
+        check_storable(Padded(), sample)

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from tests.conftest import SMALL_CANDIDATE
 from trainables import Candidate, train
+from trainables.attention import Attention
 from trainables.errors import TrialFailure
 from trainables.shipping.int8 import as_int8
 from trainables.sparsifiers import SPARSIFIERS
@@ -282,3 +283,29 @@ def test_extra_measures_are_taken_of_a_network_and_of_those_pruned_from_it() -> 
         assert network.measures["speedup"] > 0
         assert 0 < network.measures["bytes_compressed"] <= network.measures["bytes"]
         assert "latency_ms" not in network.measures
+
+
+def test_a_transformer_loses_heads_under_penalty_and_sparsifier_continues_bit_exactly_and_ships_them_removed(
+    tmp_path: Any,
+) -> None:
+    candidate = with_changes(
+        model={"factory": "tests.trainables.networks:Transformer"},
+        training={"epochs": 4, "batch_size": 128, "lr": 0.01, "seed": 1},
+        penalties={"channel": {"strength": 0.02}},
+        sparsifier={"name": "channels", "sparsity": 0.5, "compare": "group", "every": 2},
+        refit={"epochs": 1},
+    )
+    whole = train(candidate)
+    first = Training(candidate)
+    history = [first.run_epoch(), first.run_epoch()]
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second = Training(candidate)
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    history += [second.run_epoch(), second.run_epoch()]
+    finished = second.finish()
+    assert [*history, *finished.history] == whole.history
+    assert finished.measures == whole.measures
+    assert whole.measures["val_accuracy"] > 0.5
+    heads = [module.heads for module in whole.compacted.network.modules() if isinstance(module, Attention)]
+    assert heads == [2, 2]
+    assert whole.compacted.report.count("heads removed") == 2

@@ -8,8 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, fx, nn
 
+from trainables.attention import split_attention
 from trainables.compaction.blocks import drop_empty_branches
 from trainables.compaction.coupled import remove_coupled_channels
+from trainables.compaction.heads import remove_dead_heads
 from trainables.compaction.layers import fold_batch_norms
 from trainables.compaction.merge import MergePolicy, drop_idle_relus, merge_layers
 from trainables.compaction.quick import make_quick
@@ -20,7 +22,15 @@ from trainables.measures import measure
 from trainables.options import Options
 
 Action = Literal[
-    "folded", "inactive", "merged", "merged approximately", "kept apart", "units removed", "removed", "block removed"
+    "folded",
+    "inactive",
+    "merged",
+    "merged approximately",
+    "kept apart",
+    "units removed",
+    "heads removed",
+    "removed",
+    "block removed",
 ]
 
 
@@ -76,7 +86,7 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
 
     Raises:
         TrialFailure: if the outputs differ by more than the tolerance, relative to the largest output.
-        UserError: if the network cannot be traced.
+        UserError: if the network cannot be traced, or has attention that cannot be taken apart.
     """
     options = options or Compaction()
     training = model.training
@@ -105,12 +115,15 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
 def _transform(network: fx.GraphModule, inputs: Tensor, options: Compaction) -> list[tuple[str, Action, str]]:
     """All exact steps, repeated until none applies; each removes something, so this ends."""
     steps: list[tuple[str, Action, str]] = [(name, "folded", "batch norm") for name in fold_batch_norms(network)]
+    split_attention(network)
     apart: list[str] = []
     while True:
         found: list[tuple[str, Action, str]] = []
         for gone in remove_dead_units(network):
             action: Action = "removed" if gone.whole else "units removed"
             found.append((gone.layer, action, f"{gone.units} units, constant or unread"))
+        for gone in remove_dead_heads(network):
+            found.append((gone.layer, "removed" if gone.whole else "heads removed", f"{gone.units} heads, constant or unread"))
         found += [(name, "block removed", "its residual branch is zero") for name in drop_empty_branches(network)]
         found += [(name, "inactive", "its output is non-negative: ReLU dropped") for name in drop_idle_relus(network)]
         merged, apart = merge_layers(network, options.merge)

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from trainables.channels import channel_groups, remove_units
 from trainables.compaction.units import Removed
+from trainables.errors import UserError
 from trainables.graph import WeightLayer
 
 log = logging.getLogger(__name__)
@@ -23,8 +24,8 @@ def remove_coupled_channels(network: fx.GraphModule, inputs: Tensor, tolerance: 
         return []
     try:
         groups = channel_groups(network, inputs)
-    except Exception as error:  # Torch-Pruning raises many kinds on a graph that it does not know
-        log.warning("channels shared by several layers stay: Torch-Pruning cannot analyse the network (%s)", error)
+    except UserError as error:
+        log.warning("channels shared by several layers stay: %s", error)
         return []
     parameters = dict(network.named_parameters())
     dead: dict[str, Tensor] = {}

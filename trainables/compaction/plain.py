@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from trainables.attention import Attention
 from trainables.compaction.quick import make_quick
 
 FORMAT = 2
@@ -21,6 +22,7 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "batch_norm1d": (nn.BatchNorm1d, ("num_features", "eps", "momentum", "affine", "track_running_stats")),
     "batch_norm2d": (nn.BatchNorm2d, ("num_features", "eps", "momentum", "affine", "track_running_stats")),
     "layer_norm": (nn.LayerNorm, ("normalized_shape", "eps", "elementwise_affine")),
+    "attention": (Attention, ("heads", "batch_first", "dropout")),
     "relu": (nn.ReLU, ()),
     "gelu": (nn.GELU, ("approximate",)),
     "sigmoid": (nn.Sigmoid, ()),
@@ -33,7 +35,14 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "avg_pool2d": (nn.AvgPool2d, ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")),
     "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
 }
+_TENSORS = ("parameter", "buffer")
 _KINDS = {cls: kind for kind, (cls, _) in _MODULES.items()}
+
+
+def _shape(x: torch.Tensor) -> torch.Size:
+    """What `x.shape` is traced as: any other attribute stays out of stored networks."""
+    return x.shape
+
 
 _FUNCTIONS: dict[str, Any] = {
     "add": operator.add,
@@ -48,9 +57,15 @@ _FUNCTIONS: dict[str, Any] = {
     "avg_pool2d": F.avg_pool2d,
     "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
     "dropout": F.dropout,
+    "gelu": F.gelu,
+    "getitem": operator.getitem,
+    "shape": _shape,
 }
 _FUNCTION_NAMES = {function: name for name, function in _FUNCTIONS.items()}
-_METHODS = ("relu", "relu_", "flatten", "view", "reshape", "contiguous", "size", "mean", "add", "add_")
+_METHODS = (
+    *("relu", "relu_", "flatten", "view", "reshape", "contiguous", "size", "mean", "add", "add_"),
+    *("transpose", "permute", "unsqueeze", "squeeze", "expand"),
+)
 
 
 def to_plain(network: fx.GraphModule) -> dict[str, Any]:
@@ -62,9 +77,13 @@ def to_plain(network: fx.GraphModule) -> dict[str, Any]:
     modules: dict[str, Any] = {}
     nodes = []
     for node in network.graph.nodes:
-        target = str(node.target)
+        target, values = str(node.target), node.args
         if node.op == "call_module":
             modules[target] = _module_to_plain(network.get_submodule(target), target)
+        elif node.op == "get_attr":
+            modules[target] = _tensor_to_plain(network, target)
+        elif node.op == "call_function" and node.target is getattr and node.args[1:] == ("shape",):
+            target, values = "shape", node.args[:1]
         elif node.op == "call_function":
             if node.target not in _FUNCTION_NAMES:
                 raise ValueError(f"cannot store the operation '{node.name}' ({target}) as plain data")
@@ -74,7 +93,7 @@ def to_plain(network: fx.GraphModule) -> dict[str, Any]:
                 raise ValueError(f"cannot store the operation '{node.name}' (.{target}) as plain data")
         elif node.op not in ("placeholder", "output"):
             raise ValueError(f"cannot store '{node.name}' ({node.op} {target}) as plain data")
-        arguments = [_argument_to_plain(value) for value in node.args]
+        arguments = [_argument_to_plain(value) for value in values]
         keywords = {key: _argument_to_plain(value) for key, value in node.kwargs.items()}
         nodes.append({"name": node.name, "op": node.op, "target": target, "args": arguments, "kwargs": keywords})
     return {"format": FORMAT, "modules": modules, "nodes": nodes}
@@ -91,7 +110,10 @@ def from_plain(plain: dict[str, Any]) -> fx.GraphModule:
     root = nn.Module()
     for name, stored in plain["modules"].items():
         parent, _, leaf = name.rpartition(".")
-        _submodule(root, parent).add_module(leaf, _module_from_plain(stored))
+        if stored["kind"] in _TENSORS:
+            _tensor_from_plain(_submodule(root, parent), leaf, stored)
+        else:
+            _submodule(root, parent).add_module(leaf, _module_from_plain(stored))
     graph = fx.Graph()
     made: dict[str, fx.Node] = {}
     for node in plain["nodes"]:
@@ -113,6 +135,24 @@ def _module_to_plain(module: nn.Module, name: str) -> dict[str, Any]:
     return {"kind": kind, "arguments": arguments, "state": state}
 
 
+def _tensor_to_plain(network: fx.GraphModule, name: str) -> dict[str, Any]:
+    """A parameter or buffer that the network's own code reads, such as an embedding of positions."""
+    parent, _, leaf = name.rpartition(".")
+    tensor = getattr(network.get_submodule(parent), leaf)
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(f"cannot store '{name}' ({type(tensor).__name__}) as plain data")
+    kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+    return {"kind": kind, "arguments": {}, "state": {"value": tensor.detach().cpu().clone()}}
+
+
+def _tensor_from_plain(owner: nn.Module, leaf: str, stored: dict[str, Any]) -> None:
+    tensor: torch.Tensor = stored["state"]["value"]
+    if stored["kind"] == "parameter":
+        owner.register_parameter(leaf, nn.Parameter(tensor))
+    else:
+        owner.register_buffer(leaf, tensor)
+
+
 def _module_from_plain(stored: dict[str, Any]) -> nn.Module:
     cls, _ = _MODULES[stored["kind"]]
     arguments = {key: _argument_from_plain(value, {}) for key, value in stored["arguments"].items()}
@@ -131,11 +171,13 @@ def _submodule(root: nn.Module, path: str) -> nn.Module:
 
 
 def _argument_to_plain(value: Any) -> Any:
-    """Nodes become {"node": name}, tuples {"tuple": […]}; numbers, strings, None and lists stay."""
+    """Nodes become {"node": name}, tuples {"tuple": […]}, slices {"slice": […]}; numbers, strings, None and lists stay."""
     if isinstance(value, fx.Node):
         return {"node": value.name}
     if isinstance(value, tuple):
         return {"tuple": [_argument_to_plain(item) for item in value]}
+    if isinstance(value, slice):
+        return {"slice": [_argument_to_plain(item) for item in (value.start, value.stop, value.step)]}
     if isinstance(value, list):
         return [_argument_to_plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
@@ -147,6 +189,8 @@ def _argument_from_plain(value: Any, made: dict[str, fx.Node]) -> Any:
     if isinstance(value, dict):
         if "node" in value:
             return made[value["node"]]
+        if "slice" in value:
+            return slice(*(_argument_from_plain(item, made) for item in value["slice"]))
         return tuple(_argument_from_plain(item, made) for item in value["tuple"])
     if isinstance(value, list):
         return [_argument_from_plain(item, made) for item in value]

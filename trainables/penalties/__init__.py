@@ -3,6 +3,7 @@
 from trainables.penalties.aug_cka import AugCKA
 from trainables.penalties.base import PENALTIES, ActivePenalty, Penalty
 from trainables.penalties.block import BlockSparsity
+from trainables.penalties.channel import ChannelSparsity
 from trainables.penalties.cka import CKA
 from trainables.penalties.connection import ConnectionSparsity
 from trainables.penalties.layer import LayerSparsity
@@ -14,6 +15,7 @@ __all__ = [
     "ActivePenalty",
     "AugCKA",
     "BlockSparsity",
+    "ChannelSparsity",
     "ConnectionSparsity",
     "LayerSparsity",
     "NodeSparsity",

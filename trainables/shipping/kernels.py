@@ -20,8 +20,8 @@ class CsrLinear(nn.Module):
         self.bias = layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in) to (N, out)."""
-        out: Tensor = (self.weight @ x.T).T
+        """(…, in) to (…, out)."""
+        out: Tensor = (self.weight @ x.flatten(0, -2).T).T.unflatten(0, x.shape[:-1])
         return out if self.bias is None else out + self.bias
 
 

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from trainables.errors import UserError
 from trainables.options import Options, Registry, suggest
 
+_WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
+    **dict.fromkeys((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d), ("weight",)),
+    nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
+}
 _MASK_STREAM = 0x6A09E667F3BCC909
 """Added to a training's seed for its masks, which must not repeat the numbers of its initial weights."""
 
@@ -30,9 +34,15 @@ class Setting:
 
 
 def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that may be dropped: those of linear and convolutional layers, by parameter name, in order."""
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return {f"{name}.weight" if name else "weight": m.weight for name, m in model.named_modules() if isinstance(m, kinds)}
+    """The weights that may be dropped, by parameter name, in order.
+
+    Those of linear and convolutional layers, and the projections of attention, which are linear layers in all but name.
+    """
+    found: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        kinds = next((kinds for layer, kinds in _WEIGHTS.items() if isinstance(module, layer)), ())
+        found |= {f"{name}.{kind}" if name else kind: w for kind in kinds if (w := getattr(module, kind)) is not None}
+    return found
 
 
 def taking_part(model: nn.Module, exclude: tuple[str, ...]) -> dict[str, Tensor]:

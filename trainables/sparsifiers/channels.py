@@ -1,9 +1,10 @@
-"""Structured sparsity: whole channels and units are zeroed while training, so that compaction removes them.
+"""Structured sparsity: whole channels, units and heads of attention are zeroed while training, so that compaction removes them.
 
 The channels that layers share, by residual additions and the like, go together (Fang et al. 2023, DepGraph, arXiv 2301.12900),
 on the cubic schedule of Zhu, Gupta 2017, arXiv 1710.01878, eq. 1. A channel that was zeroed stays 0.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,21 +14,28 @@ from torch_pruning.pruner.importance import BNScaleImportance, GroupMagnitudeImp
 
 from trainables.channels import ChannelGroup, channel_groups
 from trainables.errors import UserError
+from trainables.heads import HeadGroup, head_groups
 from trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier, Setting, prunable_weights, taking_part
 from trainables.sparsifiers.masks import choose_masks
 from trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
 
 _IMPORTANCES = {"norm": GroupMagnitudeImportance, "batch-norm": BNScaleImportance, "taylor": GroupTaylorImportance}
+# The same, of an entry of what makes and reads a head, which Torch-Pruning does not know. Without a gradient it was not used.
+_OF_ENTRIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "norm": torch.square,
+    "taylor": lambda weight: (weight * (0 if weight.grad is None else weight.grad)).abs(),
+}
 
 
 @SPARSIFIERS.register("channels")
 class Channels(Scheduled):
-    """Zeroes channels to `sparsity`, the share of channels, on a cubic schedule between `start` and `end`, in steps of `every`.
+    """Zeroes channels and heads to `sparsity`, the share of both, on a cubic schedule from `start` to `end`, in steps of `every`.
 
     `importance` of a channel, over all layers that share it: `norm`, the mean squared L2 norm of what makes and reads it (Li
     et al. 2017, arXiv 1608.08710); `batch-norm`, its |γ| (Liu et al. 2017, arXiv 1708.06519); `taylor`, |w · ∂loss/∂w| on the
     batch of the update (Molchanov et al. 2019, arXiv 1906.10771). `compare: global` ranks all channels together, relative to
     the mean of their group; `group` drops the same share of each. The outputs of the network stay, and one channel of each group.
+    A head counts like a channel, and `norm` and `taylor` are sums over its queries, keys, values and what reads it.
     """
 
     name: Literal["channels"] = "channels"
@@ -51,15 +59,19 @@ class ActiveChannels(ActiveSparsifier):
         self.importance = _IMPORTANCES[options.importance]()
         inputs, _ = setting.examples(2)
         excluded = prunable_weights(setting.model).keys() - taking_part(setting.model, options.exclude).keys()
-        self.groups = [group for group in channel_groups(setting.model, inputs) if not excluded & set(group.writers)]
+        try:
+            groups: list[ChannelGroup | HeadGroup] = [*channel_groups(setting.model, inputs), *head_groups(setting.model)]
+        except UserError as error:
+            raise UserError(f"sparsifier: {error}; take another one than channels") from error
+        self.groups = [group for group in groups if not excluded & group.parameters]
         if not self.groups:
             raise UserError("sparsifier: there is no channel in this network that can be removed, or all are excluded")
-        if options.importance == "batch-norm" and any(self.importance(group.dependencies) is None for group in self.groups):
+        if options.importance == "batch-norm" and not all(self._has_batch_norm(group) for group in self.groups):
             raise UserError("sparsifier.importance: batch-norm needs a batch norm behind each layer; take norm or taylor")
-        parameters = dict(setting.model.named_parameters())
+        self.parameters = dict(setting.model.named_parameters())
         covered = [name for group in self.groups for name in group.writers]
-        self.weights = {name: parameters[name] for name in covered}
-        self.masks = {name: torch.ones_like(parameters[name], dtype=torch.bool) for name in covered}
+        self.weights = {name: self.parameters[name] for name in covered}
+        self.masks = {name: torch.ones_like(self.parameters[name], dtype=torch.bool) for name in covered}
 
     def update(self, step: int) -> None:
         """Zeroes the least important channels when it is time to."""
@@ -78,8 +90,14 @@ class ActiveChannels(ActiveSparsifier):
                 masks[name] &= rows.to(masks[name].device).view(-1, *[1] * (masks[name].dim() - 1))
         self.set_masks(masks)
 
-    def _scores(self, group: ChannelGroup) -> Tensor:
+    def _has_batch_norm(self, group: ChannelGroup | HeadGroup) -> bool:
+        return isinstance(group, ChannelGroup) and self.importance(group.dependencies) is not None
+
+    def _scores(self, group: ChannelGroup | HeadGroup) -> Tensor:
         """Importance of each unit, (units,); −1 of those that are gone, so that they stay gone."""
-        scores = group.per_unit(self.importance(group.dependencies))
+        if isinstance(group, HeadGroup):
+            scores = group.importance(_OF_ENTRIES[self.options.importance], self.parameters)
+        else:
+            scores = group.per_unit(self.importance(group.dependencies))
         alive = group.alive(self.weights).to(scores.device)
         return torch.where(alive, scores, -1.0)

@@ -121,10 +121,10 @@ def test_a_network_that_torch_pruning_cannot_analyse_keeps_its_channels_and_says
     def fails(*_: object) -> None:
         raise KeyError("strange")
 
-    monkeypatch.setattr("trainables.compaction.coupled.channel_groups", fails)
     torch.manual_seed(0)
     model = Coupled(nn.ReLU()).eval()
     kill(model, 3)
+    monkeypatch.setattr("trainables.channels._graph", fails)
     with caplog.at_level(logging.WARNING):
         compacted = compact(model, INPUTS)
     assert "Torch-Pruning cannot analyse the network" in caplog.text

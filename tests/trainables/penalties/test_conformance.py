@@ -14,6 +14,7 @@ from trainables.models.resnet import BasicBlock
 from trainables.penalties import PENALTIES
 from trainables.penalties.base import GroupPenalty, check_penalties
 from trainables.penalties.block import group_norm, shrink_group
+from trainables.penalties.channel import shrink_units, unit_norms
 from trainables.penalties.connection import soft_threshold
 from trainables.penalties.layer import negative_norm, shrink_negative
 from trainables.penalties.node import row_norms, shrink_rows
@@ -29,7 +30,9 @@ GROUP_PENALTIES: dict[str, tuple[Callable[[Group], Tensor], Callable[[Group, Ten
         lambda g, t: [soft_threshold(x, t) for x in g],
     ),
     "block": (group_norm, shrink_group),
+    "channel": (lambda g: unit_norms(g, _OWNERS, 2).sum(), lambda g, t: shrink_units(g, _OWNERS, 2, t)),
 }
+_OWNERS = [torch.tensor([0, 1, 1]), torch.tensor([1, 0, -1])]  # rows that units share, and one of no unit
 INPUTS = torch.randn(12, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 NAMES = sorted(PENALTIES)
 GROUP_NAMES = sorted(GROUP_PENALTIES)

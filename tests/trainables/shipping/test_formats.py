@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.trainables.compaction.test_networks import NETWORKS as OURS
-from tests.trainables.networks import Mixed, damage_batch_norms
+from tests.trainables.networks import Mixed, Transformer, damage_batch_norms
 from trainables.compaction import compact
 from trainables.errors import UserError
 from trainables.graph import hidden_layers, trace
 from trainables.models import MODELS
 from trainables.shipping import FORMATS, Format, Shipped, load, save
+from trainables.shipping.kernels import with_sparse_kernels
 
 NETWORKS: dict[str, dict[str, Any]] = OURS | {"mixed": {}}
 SHAPE = (3, 8, 8)
@@ -48,6 +49,40 @@ def test_every_network_comes_back_from_every_format_for_batches_of_any_size(tmp_
         got = back(IMAGES[:size])
         assert got.shape == wanted.shape
         assert float((got - wanted).abs().max() / wanted.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("batch_first", [True, False])
+@torch.no_grad()
+def test_a_transformer_without_some_of_its_heads_comes_back_from_every_format(
+    tmp_path: Path, batch_first: bool, kind: Format
+) -> None:
+    torch.manual_seed(0)
+    model, path = Transformer(batch_first=batch_first).eval(), tmp_path / f"network.{kind}"
+    model.blocks[0].attention.in_proj_weight[36:40] = 0  # type: ignore[union-attr, operator, index]
+    images = torch.randint(0, 17, (5, 1, 8, 8), dtype=torch.uint8)
+    mean, std = torch.full((1, 1, 1), 5.0), torch.full((1, 1, 1), 6.0)
+    compacted = compact(model, (images - mean) / std)
+    assert compacted.report.count("heads removed") == 1
+    network = Shipped(compacted.network, mean, std).eval()
+    save(network, images, path, kind)
+    back = load(path)
+    for size in (1, 5):
+        wanted, got = network(images[:size]), back(images[:size])
+        assert got.shape == wanted.shape
+        assert float((got - wanted).abs().max() / wanted.abs().max()) < 1e-5
+
+
+@torch.no_grad()
+def test_sparse_kernels_take_inputs_with_more_than_two_dimensions() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 4)
+    layer.weight.mul_(torch.rand(4, 6) < 0.3)
+    sparse = with_sparse_kernels(nn.Sequential(layer))
+    assert sparse is not None
+    for shape in ((3, 6), (2, 5, 6)):
+        inputs = torch.randn(shape)
+        torch.testing.assert_close(sparse(inputs), layer(inputs))
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -6,20 +6,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trainables.networks import Mixed, damage_batch_norms
+from tests.trainables.networks import Mixed, Transformer, damage_batch_norms
 from tests.trainables.sparsifiers.made import STEPS, network, sgd, train, with_sparsity
+from trainables.attention import Attention
 from trainables.compaction import compact
 from trainables.errors import UserError
+from trainables.heads import HeadGroup
 from trainables.models import MODELS
 from trainables.sparsifiers import ActiveSparsifier, Setting
 
-SHAPES = {"mixed": (3, 8, 8), "resnet20": (1, 8, 8), "vgg": (1, 8, 8), "mlp": (1, 8, 8)}
+SHAPES = {"mixed": (3, 8, 8), "resnet20": (1, 8, 8), "vgg": (1, 8, 8), "mlp": (1, 8, 8), "transformer": (1, 8, 8)}
 
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     if name == "mixed":
         return Mixed()
+    if name == "transformer":
+        return Transformer()
     options: dict[str, Any] = {
         "resnet20": {"depth": 14, "width": 8},
         "vgg": {"depth": 11, "width": 8},
@@ -50,7 +54,9 @@ def trained(name: str, model: nn.Module, sparsity: float = 0.5, **options: Any) 
 
 @pytest.mark.parametrize(
     ("name", "importance"),
-    [(n, i) for n in SHAPES for i in ("norm", "batch-norm", "taylor") if (n, i) != ("mlp", "batch-norm")],  # it has none
+    [
+        (n, i) for n in list(SHAPES)[:4] for i in ("norm", "batch-norm", "taylor") if (n, i) != ("mlp", "batch-norm")
+    ],  # it has none
 )
 @pytest.mark.parametrize("compare", ["global", "group"])
 def test_half_of_the_channels_are_zeroed_and_compaction_removes_them_for_real(name: str, importance: str, compare: str) -> None:
@@ -116,3 +122,37 @@ def test_batch_norms_that_have_seen_data_do_not_keep_a_zeroed_channel_alive() ->
     compacted = compact(model, torch.randn(16, 1, 8, 8))
     assert compacted.report.count("units removed")
     assert active.masks
+
+
+@pytest.mark.parametrize("importance", ["norm", "taylor"])
+@pytest.mark.parametrize("compare", ["global", "group"])
+def test_whole_heads_of_attention_are_zeroed_and_compaction_removes_them_for_real(importance: str, compare: str) -> None:
+    model = build("transformer")
+    active = trained("transformer", model, importance=importance, compare=compare)
+    parameters = dict(model.named_parameters())
+    dead = {g.name: int((~g.alive(parameters)).sum()) for g in active.groups if isinstance(g, HeadGroup)}  # type: ignore[attr-defined]
+    assert set(dead) == {"blocks.0.attention", "blocks.1.attention"}
+    assert compare == "global" or dead == {"blocks.0.attention": 2, "blocks.1.attention": 2}
+    inputs = torch.randn(16, *SHAPES["transformer"])
+    compacted = compact(model, inputs)
+    left = {name.removesuffix(".heads"): m.heads for name, m in compacted.network.named_modules() if isinstance(m, Attention)}
+    assert left == {name: 4 - count for name, count in dead.items()}
+    assert compacted.report.after["flops"] < 0.8 * compacted.report.before["flops"]
+
+
+def test_the_least_important_head_goes_first_and_an_excluded_attention_keeps_its_heads() -> None:
+    model = build("transformer")
+    with torch.no_grad():
+        for start in (0, 16, 32):
+            model.blocks[1].attention.in_proj_weight[start + 8 : start + 12] *= 1e-3  # type: ignore[union-attr, operator, index]
+        model.blocks[1].attention.out_proj.weight[:, 8:12] *= 1e-3  # type: ignore[union-attr, operator, index]
+    only = ("blocks.0.up", "blocks.1.up", "blocks.0.attention.out_proj")
+    active = trained("transformer", model, 0.25, importance="norm", exclude=only)
+    assert [group.name for group in active.groups] == ["blocks.1.attention"]  # type: ignore[attr-defined]
+    gone = (~active.masks["blocks.1.attention.in_proj_weight"].any(1)).nonzero().flatten()
+    assert gone.tolist() == [start + row for start in (0, 16, 32) for row in range(8, 12)]
+
+
+def test_importance_by_batch_norm_is_refused_for_heads() -> None:
+    with pytest.raises(UserError, match="batch-norm needs a batch norm behind each layer; take norm or taylor"):
+        attached("transformer", build("transformer"), importance="batch-norm", exclude=("blocks.0.up", "blocks.1.up"))

@@ -5,11 +5,12 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tests.trainables.networks import Transformer
 from tests.trainables.sparsifiers.made import STEPS, attach, network, sgd, train, with_sparsity
 from trainables.errors import UserError
-from trainables.sparsifiers import SPARSIFIERS, ActiveSparsifier
+from trainables.sparsifiers import SPARSIFIERS, ActiveSparsifier, Setting
 from trainables.sparsifiers.base import prunable_weights
 from trainables.sparsifiers.masks import layer_densities
 
@@ -161,3 +162,17 @@ def test_progress_runs_from_zero_to_one(name: str) -> None:
     assert active.progress(0) == 0
     assert active.progress(STEPS) == 1
     assert all(0 <= active.progress(step) < 1 for step in range(STEPS))
+
+
+@pytest.mark.parametrize("name", OF_WEIGHTS)
+def test_the_projections_of_attention_take_part_and_can_be_left_out(name: str) -> None:
+    model = Transformer()
+    within, left_out = (f"blocks.{n}.attention.in_proj_weight" for n in (0, 1))
+
+    def images(count: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(count, 1, 8, 8), torch.zeros(count, dtype=torch.long)
+
+    options = with_sparsity(name, 0.5, exclude=[left_out])
+    active = options.attach(Setting(model, sgd(model), STEPS, 0, images))
+    assert active.masks.keys() == prunable_weights(model).keys() - {left_out}
+    assert within in active.masks

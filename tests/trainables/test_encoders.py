@@ -1,0 +1,60 @@
+"""torch's transformer encoders are traced into their layers."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainables.compaction import compact, from_plain, to_plain
+from trainables.graph import hidden_layers, trace
+from trainables.storage import check_storable
+
+
+class Encoded(nn.Module):
+    """torch's encoder, and a classifier."""
+
+    def __init__(self, mask: Tensor | None = None, norm: nn.Module | None = None, **options: Any) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(12, 3, 20, **options)
+        self.encoder = nn.TransformerEncoder(layer, 2, norm=norm, enable_nested_tensor=False)
+        self.head = nn.Linear(12, 4)
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, L, 12) to (N, L, 4)."""
+        out: Tensor = self.head(self.encoder(x, mask=self.mask))
+        return out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_first": True},
+        {"norm_first": True, "batch_first": True, "norm": nn.LayerNorm(12)},
+        {"activation": "gelu"},
+        {"activation": nn.ReLU(), "bias": False},
+        {"mask": nn.Transformer.generate_square_subsequent_mask(5), "batch_first": True},
+    ],
+)
+@torch.no_grad()
+def test_encoders_are_traced_stored_and_compacted_with_equal_outputs(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    network, inputs = Encoded(**options).eval(), torch.randn(5, 5, 12)
+    check_storable(network, inputs)
+    traced = trace(network)
+    torch.testing.assert_close(traced(inputs), network(inputs), rtol=1e-4, atol=1e-5)
+    kinds = {type(traced.get_submodule(str(node.target))) for node in traced.graph.nodes if node.op == "call_module"}
+    assert kinds - {nn.ReLU} == {nn.Linear, nn.LayerNorm, nn.Dropout, nn.MultiheadAttention}
+    compacted = compact(network, inputs).network
+    assert torch.equal(from_plain(to_plain(compacted))(inputs), compacted(inputs))  # type: ignore[arg-type]
+
+
+def test_the_units_of_a_perceptron_in_an_encoder_can_be_removed() -> None:
+    torch.manual_seed(0)
+    network, inputs = Encoded(batch_first=True).eval(), torch.randn(5, 5, 12)
+    assert [layer.name for layer in hidden_layers(trace(network))] == [f"encoder.layers.{n}.linear1" for n in (0, 1)]
+    with torch.no_grad():
+        network.encoder.layers[0].linear1.weight[:7] = 0
+    compacted = compact(network, inputs)
+    assert dict(compacted.network.named_modules())["encoder.layers.0.linear1"].out_features == 13  # type: ignore[union-attr]

@@ -1,0 +1,92 @@
+"""Channel sparsity: pushes channels to zero in all layers that share them, and heads of attention; compaction removes them.
+
+Group lasso (Yuan, Lin 2006, Model selection and estimation in regression with grouped variables, eq. 2.1) with one group per
+unit of `channels.channel_groups` and `heads.head_groups`: its rows in every layer that writes it, biases and batch norms too.
+They become 0 in the same step or not at all, whatever share of the unit's norm they have: weights in front of a batch norm have
+no size of their own.
+
+Yuan and Lin weigh a group by the root of its size, so that one strength suits small and large groups. Size is counted in rows
+of weights here, not in entries: initialisation makes a row of any fan-in about as long (He et al. 2015, arXiv 1502.01852), so a
+unit's norm grows with the root of the number of its rows. With entries, rows of the largest fan-in would go first.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainables.channels import UnitGroup, channel_groups
+from trainables.errors import UserError
+from trainables.graph import rows
+from trainables.heads import head_groups
+from trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty
+
+
+@dataclass(frozen=True)
+class Units:
+    """The parameters that write the units of one group, each with the unit of each row; −1: none of this group."""
+
+    tensors: tuple[Tensor, ...]
+    owners: tuple[Tensor, ...]
+    units: int
+    weight: Tensor
+    """√(rows of weights that write a unit), a scalar."""
+
+
+def unit_norms(tensors: Sequence[Tensor], owners: Sequence[Tensor], units: int) -> Tensor:
+    """ℓ2 norms of units over their rows in several tensors: (rows, …) each, with owners (rows,), to (units,).
+
+    The gradient of a unit that is 0 is 0.
+    """
+    squares = tensors[0].new_zeros(units + 1)  # the last one takes what has no owner: −1
+    for tensor, owner in zip(tensors, owners, strict=True):
+        squares = squares.index_add(0, owner % (units + 1), tensor.flatten(1).square().sum(1) if tensor.dim() > 1 else tensor**2)
+    squares = squares[:units]
+    return torch.where(squares > 0, squares, 1).sqrt() * (squares > 0)
+
+
+def shrink_units(tensors: Sequence[Tensor], owners: Sequence[Tensor], units: int, threshold: Tensor) -> list[Tensor]:
+    """Proximal operator of `threshold` · Σ ‖unit‖₂: every row of a unit times max(0, 1 − threshold / ‖unit‖).
+
+    Shapes as in `unit_norms`; `threshold` is η·λ·weight, a scalar ≥ 0. Rows without an owner stay. NaN in, NaN out.
+    """
+    norms = unit_norms(tensors, owners, units)
+    factors = (1 - threshold / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(min=0)
+    factors = torch.cat([factors, factors.new_ones(1)])
+    return [tensor * rows(factors[owner % (units + 1)], tensor) for tensor, owner in zip(tensors, owners, strict=True)]
+
+
+@PENALTIES.register("channel")
+class ChannelSparsity(GroupPenalty):
+    """Channel sparsity; `strength` is λ. It acts on channels that Torch-Pruning finds, named by their first layer, and on heads.
+
+    Take it, and not `node`, where layers share channels by residual additions, concatenations, grouped or depthwise convolutions.
+    """
+
+    nothing_to_do = "there is no channel and no head in this network that can be removed"
+
+    def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Units]:
+        parameters = dict(model.named_parameters())
+        try:
+            found: list[UnitGroup] = [*channel_groups(model, sample), *head_groups(model)]
+        except UserError as error:
+            raise UserError(f"penalties.channel: {error}; leave it out, or take node") from error
+        groups = {group.name: _units(group, parameters) for group in found}
+
+        def norm(group: Units) -> Tensor:
+            return group.weight * unit_norms(group.tensors, group.owners, group.units).sum()
+
+        def shrink(group: Units, threshold: Tensor) -> None:
+            shrunk = shrink_units(group.tensors, group.owners, group.units, threshold.to(group.weight) * group.weight)
+            for tensor, smaller in zip(group.tensors, shrunk, strict=True):
+                tensor.copy_(smaller)
+
+        return ActiveGroups(self, groups, norm, shrink)
+
+
+def _units(group: UnitGroup, parameters: Mapping[str, Tensor]) -> Units:
+    tensors = tuple(parameters[name] for name in group.writers)
+    owners = tuple(owners.to(tensor.device) for owners, tensor in zip(group.writers.values(), tensors, strict=True))
+    count = sum(int((owners >= 0).sum()) for name, owners in group.writers.items() if name.endswith("weight")) / group.units
+    return Units(tensors, owners, group.units, tensors[0].new_tensor(count).sqrt())

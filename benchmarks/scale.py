@@ -17,6 +17,7 @@ from ray import tune
 from benchmarks.common import Outcome, at_most, run
 from search.config import load
 from search.nodes import start_local_ray
+from search.observer import Progress
 from search.records import Ledger
 from search.runner import run_search
 
@@ -60,7 +61,7 @@ class Nothing(tune.Trainable):
         """Nothing."""
 
 
-class Clock:
+class Clock(Progress):
     """The driver's CPU seconds and memory at the end of each trial."""
 
     def __init__(self) -> None:
@@ -75,7 +76,7 @@ class Clock:
             self.ends.append((time.monotonic(), times.user + times.system, self.driver.memory_info().rss))
 
 
-class Allocations:
+class Allocations(Progress):
     """Snapshots of what Python has allocated, after a third of the trials and at the end."""
 
     def __init__(self, trials: int) -> None:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial
@@ -22,8 +22,8 @@ from trainables.measures import EXTRA_MEASURES, MEASURES
 log = logging.getLogger(__name__)
 
 
-class Progress(Protocol):
-    """Whoever shows how the search goes."""
+class Progress:
+    """Whoever shows how the search goes; this one shows nothing."""
 
     def begun(self, search: str, page: str | None) -> None:
         """Called before the first trial, with the page of the search in an MLflow server, if there is one."""

@@ -4,9 +4,11 @@ import time
 from types import TracebackType
 from typing import Self
 
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
+from search.observer import Progress
 from search.records import Ledger
 
 _LINE_EVERY_S = 5.0
@@ -15,7 +17,7 @@ BEGUN = "The search {search} has begun"
 """How the line begins that says so."""
 
 
-class ProgressDisplay:
+class ProgressDisplay(Progress):
     """Trials done, front size, hypervolume and time left. A context manager."""
 
     def __init__(self, console: Console) -> None:
@@ -23,7 +25,7 @@ class ProgressDisplay:
         self.first_end: float | None = None
         self.first_done = 0
         self.last_line = time.monotonic()
-        self.bar = Progress(
+        self.bar = rich.progress.Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TimeElapsedColumn(),

@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 
 from search.config import Config
 from search.journal import Journal
+from search.observer import Progress
 from search.records import Ledger, SearchResult
 from search.report import as_json
 from search.runner import resume_search, run_search
@@ -229,7 +230,7 @@ def test_a_trial_that_raises_is_failed_with_its_reason(tmp_path: Path) -> None:
         assert states[record.number] == TrialState.FAIL
 
 
-class Kills:
+class Kills(Progress):
     """Kills the process of a trial, `times` times, each when another trial has ended or reported since."""
 
     def __init__(self, times: int) -> None:
@@ -296,7 +297,7 @@ def test_when_all_trials_fail_there_is_no_front(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_the_trials_and_keeps_the_finished_ones(tmp_path: Path) -> None:
-    class InterruptsAfterTwo:
+    class InterruptsAfterTwo(Progress):
         """Sends this process a SIGINT, as a terminal does, when two trials have ended."""
 
         def __init__(self) -> None:
@@ -335,7 +336,7 @@ def test_ctrl_c_ends_the_trials_and_keeps_the_finished_ones(tmp_path: Path) -> N
 
 
 def test_a_front_member_whose_network_is_lost_stays_on_the_front(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    class Loses:
+    class Loses(Progress):
         """Deletes the network of the first front member while the search goes on."""
 
         def update(self, ledger: Ledger) -> None:

@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from search.config import Config
+from search.observer import Progress
 from search.records import Ledger
 from search.runner import run_search
 from search.tracking import compare, recorder
@@ -22,7 +23,7 @@ from trainables.errors import UserError
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(240)]
 
 
-class Kills:
+class Kills(Progress):
     """Kills the server when two trials have ended; it comes back once the search has noticed."""
 
     def __init__(self, server: Server, noticed: Callable[[], bool]) -> None:

@@ -6,8 +6,12 @@ set -euo pipefail
 
 # \getenv keeps the passwords off command lines, where every process could read them.
 psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --dbname postgres <<'SQL'
+\getenv own_password POSTGRES_PASSWORD
 \getenv optuna_password OPTUNA_PASSWORD
 \getenv mlflow_password MLFLOW_DATABASE_PASSWORD
+\if :{?own_password}
+alter role current_user password :'own_password';
+\endif
 select format('create role %I login', name) from (values ('slimfront'), ('mlflow')) as wanted (name)
   where name not in (select rolname from pg_roles) \gexec
 alter role slimfront password :'optuna_password';

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a container runs: a role (head, worker, mlflow, postgres, submit, healthy) with further options, or any command.
+# What a container runs: a role (head, worker, mlflow, mlflow-password, postgres, submit, healthy) with further options, or any command.
 # A secret NAME comes from the environment, or from the file that NAME_FILE names. Without one that a role needs, or with a
 # placeholder for it, the role does not start: one sentence, exit code 2.
 set -euo pipefail
@@ -46,6 +46,10 @@ token() {
   export RAY_AUTH_MODE=token
 }
 
+database_of_users() {
+  [[ -n "${MLFLOW_AUTH_DATABASE_URI:-}" ]] || refuse "MLFLOW_AUTH_DATABASE_URI is not set; it names the database of MLflow's users"
+}
+
 role="${1:-}"
 case "$role" in
   head)
@@ -63,7 +67,7 @@ case "$role" in
     ;;
   mlflow)
     needed PGPASSWORD MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY
-    [[ -n "${MLFLOW_AUTH_DATABASE_URI:-}" ]] || refuse "MLFLOW_AUTH_DATABASE_URI is not set; it names the database of MLflow's users"
+    database_of_users
     MLFLOW_AUTH_CONFIG_PATH="$(mktemp)"
     export MLFLOW_AUTH_CONFIG_PATH
     # Without a secret: the password of the database is PGPASSWORD, that of the administrator MLFLOW_AUTH_ADMIN_PASSWORD.
@@ -72,6 +76,15 @@ case "$role" in
       'authorization_function = mlflow.server.auth:authenticate_request_basic_auth' >"$MLFLOW_AUTH_CONFIG_PATH"
     export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false # processes for jobs that a search has none of
     exec mlflow server --app-name basic-auth --serve-artifacts "${@:2}"
+    ;;
+  mlflow-password) # of the administrator: the server takes it from the environment only when it first makes that user
+    needed PGPASSWORD MLFLOW_AUTH_ADMIN_PASSWORD
+    database_of_users
+    exec python -c 'import os
+from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
+store = SqlAlchemyStore()
+store.init_db(os.environ["MLFLOW_AUTH_DATABASE_URI"])
+store.update_user(os.environ["MLFLOW_AUTH_ADMIN_USERNAME"], password=os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"])'
     ;;
   postgres)
     needed POSTGRES_PASSWORD OPTUNA_PASSWORD MLFLOW_DATABASE_PASSWORD

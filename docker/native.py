@@ -1,9 +1,9 @@
 """The stack of compose.yaml without containers: the same entry points, commands, environment and health checks on free ports.
 
-    python docker/native.py --workers 2                          until Ctrl-C
-    python docker/native.py -- slimfront submit configs/cluster.yaml    until that command ends
+    python docker/native.py --workers 2                  until Ctrl-C
+    python docker/native.py -- sh -c 'slimfront submit configs/cluster.yaml --address $SLIMFRONT_ADDRESS $SLIMFRONT_SET'
 
-Names of services become 127.0.0.1, ports free ones, volumes folders of a temporary directory; what Linux would isolate is not.
+Names of services become 127.0.0.1, ports free ones, volumes folders of a temporary directory; what containers keep apart is not.
 Settings come from the environment as they would from docker/.env; secrets that are not there are made.
 """
 
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -73,7 +73,6 @@ class Process:
     name: str
     service: dict[str, Any]
     ports: dict[str, int]
-    environment: dict[str, str] = field(default_factory=dict)
     popen: "subprocess.Popen[bytes] | None" = None
 
 
@@ -123,9 +122,12 @@ class Stack:
         """What a person, or a test, sets to use the stack from this machine."""
         head = next(p for p in self.processes if p.name == "head")
         names = ("RAY_AUTH_TOKEN", "PGPASSWORD", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-        return {"RAY_AUTH_MODE": "token", "MLFLOW_TRACKING_URI": self.url("mlflow", 5000)} | {
-            name: self._environment(head)[name] for name in names
+        places = {
+            "MLFLOW_TRACKING_URI": self.url("mlflow", 5000),
+            "SLIMFRONT_ADDRESS": self.url("head", 8265),
+            "SLIMFRONT_SET": " ".join(f"--set {value}" for value in self.overrides()),
         }
+        return {"RAY_AUTH_MODE": "token"} | places | {name: self.environment_of(head)[name] for name in names}
 
     def overrides(self) -> list[str]:
         """`--set` values with which a config for compose.yaml, such as configs/cluster.yaml, finds this stack."""
@@ -147,11 +149,15 @@ class Stack:
             for process in self.processes:
                 self._await(process.name)
         except BaseException:
-            self.__exit__()
+            self.stop()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends every service; a second time changes nothing."""
         running = [p for p in reversed(self.processes) if p.popen is not None]
         for process in running:
             assert process.popen is not None
@@ -204,10 +210,11 @@ class Stack:
         command = [*self._localised([*entrypoint, *service["command"]], process), *options]
         with (self.directory / f"{process.name}.log").open("wb") as out:
             process.popen = subprocess.Popen(
-                command, cwd=here, env=self._environment(process), stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                command, cwd=here, env=self.environment_of(process), stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
 
-    def _environment(self, process: Process) -> dict[str, str]:
+    def environment_of(self, process: Process) -> dict[str, str]:
+        """What a service sees, as `docker compose exec` would."""
         path = [
             str(DOCKER),
             str(self.directory / "bin"),
@@ -242,7 +249,7 @@ class Stack:
         """Returns once the health check that compose.yaml declares for this service passes."""
         for process in [p for p in self.processes if name in (p.name, p.name.rpartition("-")[0])]:
             check = self._localised(process.service["healthcheck"]["test"][1:], process)
-            environment = self._environment(process)
+            environment = self.environment_of(process)
             ends = time.monotonic() + _START_S
             while not self._passes(check, environment):
                 assert process.popen is not None
@@ -273,8 +280,8 @@ def _postgres_binaries() -> str:
 
 
 def _free_ports(count: int) -> Iterator[int]:
-    """Ports above those of Ray's workers and below those that the system gives to clients, which nobody else takes."""
-    start = 20000 + 16 * (os.getpid() % 600)
+    """Ports above those of Ray's workers and Ray Client, below those that the system gives to clients: nobody else takes them."""
+    start = 24000 + 16 * (os.getpid() % 450)
     for port in range(start, 32000):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
@@ -297,9 +304,8 @@ def main() -> int:
             if asked.command:
                 return subprocess.run(asked.command, env=os.environ | environment, check=False).returncode
             print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.items()))
-            sets = " ".join(f"--set {shlex.quote(value)}" for value in stack.overrides())
             print(
-                f"slimfront submit configs/cluster.yaml --address {stack.url('head', 8265)} {sets}\nCtrl-C ends it.", flush=True
+                "slimfront submit configs/cluster.yaml --address $SLIMFRONT_ADDRESS $SLIMFRONT_SET\nCtrl-C ends it.", flush=True
             )
             stack.wait()
     except StackError as error:

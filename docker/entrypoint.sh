@@ -3,6 +3,7 @@
 # A secret NAME comes from the environment, or from the file that NAME_FILE names. Without one that a role needs, or with a
 # placeholder for it, the role does not start: one sentence, exit code 2.
 set -euo pipefail
+export MLFLOW_DISABLE_TELEMETRY=true RAY_USAGE_STATS_ENABLED=0
 
 refuse() {
   echo "slimfront: $*" >&2
@@ -55,11 +56,11 @@ case "$role" in
   head)
     token
     given PGPASSWORD MLFLOW_TRACKING_PASSWORD
-    exec ray start --head --block --disable-usage-stats "${@:2}"
+    exec ray start --head --block "${@:2}"
     ;;
   worker)
     token
-    exec ray start --block --disable-usage-stats "${@:2}"
+    exec ray start --block "${@:2}"
     ;;
   submit)
     token

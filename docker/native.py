@@ -222,10 +222,14 @@ class Stack:
             str(Path(sys.executable).parent),
             os.environ["PATH"],
         ]
-        kept = {name: os.environ[name] for name in ("HOME", "LANG", "PYTHONPATH") if name in os.environ}
+        kept = {name: os.environ[name] for name in ("LANG", "PYTHONPATH") if name in os.environ}
         secret = {self.settings[name] for name in needed_secrets()}
         own = {k: v if v in secret else self._localised([v], process)[0] for k, v in process.service["environment"].items()}
-        directories = {"INITDB": str(self.directory / "initdb"), "XDG_RUNTIME_DIR": str(self.directory)}
+        directories = {
+            "HOME": str(self.directory / "cwd" / process.name),
+            "INITDB": str(self.directory / "initdb"),
+            "XDG_RUNTIME_DIR": str(self.directory),
+        }
         return kept | own | directories | {_MARK: self.mark, "PATH": ":".join(path)}
 
     def _volumes(self, process: Process) -> list[tuple[Path, str]]:

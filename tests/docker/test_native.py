@@ -128,7 +128,8 @@ def test_no_secret_is_on_a_command_line_or_in_what_is_printed(stack: Any) -> Non
 
 
 def test_nothing_is_written_where_a_container_is_read_only(stack: Any) -> None:
-    assert [file for file in (stack.directory / "cwd").rglob("*") if not file.is_dir()] == []
+    for name in ("postgres", "mlflow"):  # Ray's nodes have a home of their own in memory
+        assert list((stack.directory / "cwd" / name).rglob("*")) == []
 
 
 def test_secrets_are_rotated_as_the_docs_say(stack: Any) -> None:
@@ -137,14 +138,14 @@ def test_secrets_are_rotated_as_the_docs_say(stack: Any) -> None:
     here = stack.environment_of(postgres)
     local = {"PGHOST": here["PGDATA"], "PGPORT": str(stack.port("postgres", 5432))}  # in a container these are the defaults
     changed = {name: new for name in here if name.endswith("_PASSWORD")}
-    subprocess.run([ROOT / "docker" / "databases.sh"], env=here | local | changed, check=True, timeout=30)
+    subprocess.run([ROOT / "docker" / "databases.sh"], env=here | local | changed, check=True, timeout=120)
     for user, database in (("slimfront", "optuna"), ("mlflow", "mlflow"), ("postgres", "postgres")):
         assert in_database(stack, user, database, new)
     assert not in_database(stack, "slimfront", "optuna", stack.settings["OPTUNA_PASSWORD"])
 
     url = stack.url("mlflow", 5000) + "/api/2.0/mlflow/experiments/search?max_results=1"
     here = stack.environment_of(mlflow) | {"MLFLOW_AUTH_ADMIN_PASSWORD": new, "PGPASSWORD": new}
-    subprocess.run([ROOT / "docker" / "entrypoint.sh", "mlflow-password"], env=here, check=True, timeout=60)
+    subprocess.run([ROOT / "docker" / "entrypoint.sh", "mlflow-password"], env=here, check=True, timeout=120)
     assert status(url, **basic("slimfront", stack.settings["MLFLOW_ADMIN_PASSWORD"])) == 401
     assert status(url, **basic("slimfront", new)) == 200
 

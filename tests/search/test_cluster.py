@@ -24,7 +24,7 @@ from trainables.models.factory import Factory
 
 pytestmark = pytest.mark.timeout(300)
 
-TRIALS, EPOCHS = 16, 40
+TRIALS, EPOCHS = 16, 100
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_search_survives_lost_nodes_a_stop_and_a_new_head(
     try:
         config = write_config(
             tmp_path,
-            training={"epochs": EPOCHS, "batch_size": 32, "report_every": 4},
+            training={"epochs": EPOCHS, "batch_size": 16, "report_every": 10},
             search={"trials": TRIALS, "storage": postgres.replace(":secret@", "@")},
             tracking={"uri": server.url},
         )
@@ -147,7 +147,7 @@ def test_a_search_survives_lost_nodes_a_stop_and_a_new_head(
         link = re.search(r"The search e2e has begun; watch it at (\S+)", submitted.stdout)
         assert link is not None and link[1].startswith(f"{server.url}/#/experiments/")
 
-        wait_for(lambda: len(events(tmp_path, "point")) >= 25, 120)
+        wait_for(lambda: len(events(tmp_path, "ended")) >= 2, 120)
         kill_group(second)  # a node is lost in the middle
         third = cluster.add_node()
         wait_for(lambda: trains(third), 120)
@@ -163,8 +163,8 @@ def test_a_search_survives_lost_nodes_a_stop_and_a_new_head(
         assert status["job"] == "e2e-2" and f"/{TRIALS} trials, " in status["progress"]
 
         ended = len(events(tmp_path, "ended"))
-        wait_for(lambda: len(events(tmp_path, "ended")) >= min(ended + 2, TRIALS), 120)
-        assert len(events(tmp_path, "ended")) < TRIALS  # there is something left to do
+        wait_for(lambda: len(events(tmp_path, "ended")) > ended, 120)
+        assert len(events(tmp_path, "ended")) <= TRIALS - 2  # there is something left to do, since the dense reference ends too
         for node in (cluster.nodes[0], third):
             kill_group(node)
         cluster.add_head()

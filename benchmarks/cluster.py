@@ -46,9 +46,9 @@ class SimulatedActors:
 
     slots = 512
 
-    def __init__(self, resource_manager: Any) -> None:
+    def __init__(self, resource_manager: Any) -> None:  # noqa: ARG002 (as Ray calls it)
         self.numbers = itertools.count()
-        self.luck = random.Random(0)
+        self.luck = random.Random(0)  # noqa: S311 (nothing secret)
         self.waiting: deque[tuple[TrackedActor, Any, dict[str, Any], Callable[..., None]]] = deque()
         self.due: list[tuple[float, int, TrackedActor | None, Callable[[], None]]] = []
         self._live_actors_to_ray_actors_resources: dict[TrackedActor, tuple[Any, None]] = {}
@@ -62,7 +62,7 @@ class SimulatedActors:
     def add_actor(
         self,
         cls: Any,
-        resource_request: Any,
+        resource_request: Any,  # noqa: ARG002
         kwargs: dict[str, Any],
         on_start: Callable[..., None],
         on_stop: Callable[..., None],
@@ -85,7 +85,7 @@ class SimulatedActors:
         """Whether it has a slot."""
         return tracked_actor in self._live_actors_to_ray_actors_resources
 
-    def is_actor_failed(self, tracked_actor: TrackedActor) -> bool:
+    def is_actor_failed(self, tracked_actor: TrackedActor) -> bool:  # noqa: ARG002
         """Never."""
         return False
 
@@ -101,7 +101,7 @@ class SimulatedActors:
         args: tuple[Any, ...] | None = None,
         kwargs: dict[str, Any] | None = None,
         on_result: Callable[..., None] | None = None,
-        on_error: Callable[..., None] | None = None,
+        on_error: Callable[..., None] | None = None,  # noqa: ARG002
         _return_future: bool = False,
     ) -> None:
         """Calls a method when its time has come."""
@@ -205,7 +205,6 @@ def search_on(slots: int, trials: int) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as name, servers(Path(name)) as (optuna, mlflow, processes):
         wanted = [f"search.trials={trials}", "search.sampler=random", f"search.storage={optuna}", f"tracking.uri={mlflow}"]
         meter = Meter(processes, trials)
-        began = time.monotonic()
         run_search(
             load(CONFIG, [*wanted, f"search.storage_path={name}/runs", f"search.concurrency={slots}"]), meter, "many", Nothing
         )

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -28,6 +29,8 @@ _SEARCH, _STORAGE = "slimfront.search", "slimfront.storage_path"
 
 _STOP_S = 90
 """What Ray waits after SIGTERM before it kills a driver, which measures the test accuracy of its front in this time."""
+
+_READY_S = 60
 
 _CONFIG_FILE = "slimfront-search.yaml"
 _LEFT_OUT = ("__pycache__", "node_modules", "mlruns", "runs", "venv", "*.db", "*.pt", "*.log")
@@ -136,7 +139,7 @@ class Cluster:
         earlier = len(self.jobs(search))
         job_id = f"{search}-{earlier + 1}" if earlier else search
         with self._answers():
-            self.client.submit_job(
+            self._submit_when_ready(
                 entrypoint="exec python -m search " + shlex.join([*options, "--address", "auto"]),
                 submission_id=job_id,
                 metadata={_SEARCH: search, _STORAGE: storage_path},
@@ -146,6 +149,18 @@ class Cluster:
                 },
             )
         return self.job(search)
+
+    def _submit_when_ready(self, **job: Any) -> None:
+        """Submits a job; a head that has just started has no agent for it yet."""
+        ends = time.monotonic() + _READY_S
+        while True:
+            try:
+                self.client.submit_job(**job)
+                return
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > ends:
+                    raise
+                time.sleep(0.5)
 
     def jobs(self, search: str | None = None) -> list[Job]:
         """The jobs of a search, or of all searches, the earliest first."""

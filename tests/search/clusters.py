@@ -56,7 +56,9 @@ class RayCluster:
 
     def _start(self, *options: str) -> subprocess.Popen[str]:
         said = self.directory / f"node{len(self.nodes)}.txt"
-        command = [BIN / "ray", "start", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1", *options]
+        (agent,) = free_ports(1)  # its own is the same for every node of a machine, and the second would have none
+        own = ["--num-cpus=1", "--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agent}"]
+        command = [BIN / "ray", "start", "--block", *own, *options]
         with said.open("w") as out:
             node = subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=self.environment

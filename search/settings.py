@@ -136,7 +136,7 @@ class Resources(Options):
     gpu: float = Field(0.0, ge=0)
     memory: Annotated[int, BeforeValidator(_bytes), Field(gt=0)] | None = None
     custom: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    processes: int | Literal["auto"] = "auto"
 
     @field_validator("gpu")
     @classmethod
@@ -160,6 +160,8 @@ class Resources(Options):
         asked = self.processes
         if asked == "auto":
             return self
+        if asked < 1:
+            raise ValueError(f"processes must be at least 1, and it is {asked}")
         if self.gpu and asked != max(1, self.gpu):
             raise ValueError(f"processes ({asked}) must be the number of GPUs ({max(1, self.gpu):g}), one each; leave it out")
         if not self.gpu and asked > max(1, self.cpu):

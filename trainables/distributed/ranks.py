@@ -84,7 +84,7 @@ class Group(Solo):
     def wrap(self, losses: Losses, sample: Tensor, *, overlap: bool) -> nn.Module:
         """In DistributedDataParallel, unless gradients must wait for `reduce`."""
         self.met = True
-        self.level(losses.state_dict().values())
+        self.level([*losses.parameters(), *losses.buffers()])
         if not overlap:
             return losses
         with warnings.catch_warnings():

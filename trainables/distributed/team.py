@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 
 from trainables.candidate import Candidate
 from trainables.distributed.child import Reply, Welcome, packed, unpacked
@@ -105,18 +106,20 @@ class Team:
         except (TrialFailure, UserError) as error:
             failure = error
         except Exception as error:
-            # A call that joins the ranks fails if one is lost; which one is known a moment later.
-            if isinstance(error, (RuntimeError, OSError)) and not isinstance(error, torch.OutOfMemoryError):
+            waited = isinstance(error, dist.DistError) or "gloo" in str(error) or not dist.is_initialized()
+            if waited:  # for one that is lost; which one is known a moment later
                 replies.trouble.wait(_GRACE_S)
             self.close()
-            replies.raise_trouble(error)
+            if waited:
+                replies.raise_trouble(error)
+                raise self._no_answer() from error
             raise
         except BaseException:
             self.close()
             raise
         if not replies.complete(self.timeout_s):
             self.close()
-            raise failure or LostProcess(f"a process of the training did not answer for {self.timeout_s:g} s")
+            raise failure or self._no_answer()
         others = [reply.error for reply in replies.by_rank.values() if reply.error is not None]
         if replies.trouble.is_set() or bool(others) != (failure is not None):
             self.close()
@@ -126,6 +129,9 @@ class Team:
         if others:
             raise others[0]
         answers |= {rank: reply.value for rank, reply in replies.by_rank.items() if reply.value is not None}
+
+    def _no_answer(self) -> LostProcess:
+        return LostProcess(f"one of the {self.size} processes of a training did not answer for {self.timeout_s:g} s")
 
     def close(self) -> None:
         """Ends the other processes."""

@@ -57,3 +57,12 @@ class Troubled(Doubled):
                 os.kill(os.getpid(), signal.SIGKILL)
             raise torch.OutOfMemoryError("out of memory") if self.trouble == "memory" else ValueError("the network is moody")
         return super().forward(x)
+
+
+class Drifting(Doubled):
+    """Computes something else on each rank, as devices that round differently do; much more than they."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 64) to (N, 10)."""
+        noise = torch.randn(64, generator=torch.Generator().manual_seed(dist.get_rank()), dtype=torch.float64)
+        return super().forward(x.flatten(1) + noise.to(x.device))

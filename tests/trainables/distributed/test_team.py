@@ -1,6 +1,7 @@
 """Trainings on two processes: what they hold is the same on both, bit by bit, and the same as on one, but for rounding."""
 
 import math
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trainables import Candidate
+from trainables.distributed.ranks import LEAST_SHARE
 from trainables.distributed.team import LedTraining, LostProcess, Team
 from trainables.errors import TrialFailure, UserError
 from trainables.penalties import PENALTIES
@@ -142,7 +144,7 @@ def test_ranks_stay_the_same_through_batch_norms_dropout_and_augmentation(team: 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_a_last_batch_too_small_to_share_and_an_unused_layer_change_nothing(team: Team, optimizer: str) -> None:
-    training = {"epochs": EPOCHS, "batch_size": 215, "lr": 0.01, "seed": 7, "optimizer": optimizer}  # 5 of 215, and 3
+    training = {"epochs": EPOCHS, "batch_size": 359, "lr": 0.01, "seed": 7, "optimizer": optimizer}  # 3 of 359, and 1
     check_as_alone(team, candidate(model={"factory": f"{MADE}:LeavesOut"}, training=training))
 
 
@@ -172,6 +174,16 @@ def test_a_training_continues_on_another_number_of_processes(team: Team, ranks: 
     second.load_state_dict(first.state_dict())
     run(second, EPOCHS - 1)
     check_close(second, alone)
+
+
+def test_a_share_of_a_batch_is_enough_for_every_penalty() -> None:
+    assert max(cls.least_batch for cls in PENALTIES.values()) <= LEAST_SHARE
+
+
+def test_masks_are_those_of_rank_0_where_ranks_do_not_compute_the_same(team: Team) -> None:
+    training = led(team, candidate(model={"factory": f"{MADE}:Drifting"}, sparsifier=SPARSE["snip"]))
+    run(training)
+    check_ranks(training)
 
 
 def test_refit_on_rank_0_does_not_put_the_ranks_out_of_step(team: Team) -> None:
@@ -223,3 +235,26 @@ def test_a_process_that_is_lost_is_named_and_the_next_training_gets_new_ones(
     healthy = led(team, candidate())
     run(healthy, 1)
     check_ranks(healthy)
+
+
+def test_a_process_that_hangs_is_given_up(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    team.close()
+    monkeypatch.setattr(team, "timeout_s", 5)
+    training = led(team, candidate())
+    (child,) = team.children.values()
+    child.send_signal(signal.SIGSTOP)
+    with pytest.raises(LostProcess, match="one of the 2 processes of a training did not answer for 5 s"):
+        training.run_epoch()
+    assert child.poll() is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs here")
+@pytest.mark.parametrize("name", sorted(SPARSIFIERS))
+def test_ranks_stay_the_same_on_gpus(name: str) -> None:
+    with Team(2, "cuda", timeout_s=60) as team:
+        training = led(team, candidate(**NOISY, sparsifier=SPARSE[name], penalties=penalties("node") | penalties("cka", None)))
+        assert training.device == torch.device("cuda", 0)
+        history = run(training, 4)
+        assert history[-1]["train_loss"] < history[0]["train_loss"]
+        check_ranks(training)

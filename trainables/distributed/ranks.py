@@ -7,6 +7,7 @@ weights, because gradients are averaged; the statistics of batch norms, which ar
 import copy
 import os
 import socket
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ LEAST_SHARE = 4
 
 _RANK_STREAM, _EPOCH_STREAM = 0x3C6EF372FE94F82B, 0xA54FF53A5F1D36F1
 """Factors of rank and epoch in the seeds of augmentation and dropout."""
+
+
+_leaving = threading.Lock()
 
 
 class Solo:
@@ -197,8 +201,9 @@ def join(rank: int, size: int, device: torch.device, port: int, timeout_s: float
 
 def leave() -> None:
     """Ends what `join` began, whatever state the others are in; calls that wait for them raise."""
-    if dist.is_initialized():
-        dist.distributed_c10d._abort_process_group()  # destroy_process_group may wait for ranks that are gone
+    with _leaving:
+        if dist.is_initialized():
+            dist.distributed_c10d._abort_process_group()  # destroy_process_group may wait for ranks that are gone
 
 
 @contextmanager

@@ -57,12 +57,16 @@ class Team:
         """The training of a candidate on all ranks: to be used as a `Training` in this process.
 
         Raises:
-            UserError: as `Training`.
+            UserError: as `Training`; or if another team is at work in this process.
             LostProcess: if a process cannot be started.
         """
         if any(child.poll() is not None for child in self.children.values()):
             self.close()
         if not self.children:
+            if dist.is_initialized():
+                raise UserError(
+                    "this process is in a group of torch.distributed already, such as another team's; close that first"
+                )
             self._start()
         return LedTraining(candidate, self)
 
@@ -77,6 +81,8 @@ class Team:
             theirs.close()
         try:
             for connection in self.children:
+                if not connection.poll(self.timeout_s):
+                    raise TimeoutError(f"one did not begin for {self.timeout_s:g} s")
                 connection.recv()  # that it is there: what can fail before ranks wait for each other has not failed
             listener = listen()
             port = listener.getsockname()[1]
@@ -135,7 +141,8 @@ class Team:
 
     def close(self) -> None:
         """Ends the other processes."""
-        leave()
+        if self.children:  # else the group is another's
+            leave()
         for connection in self.children:
             connection.close()
         for child in self.children.values():

@@ -237,6 +237,13 @@ def test_a_process_that_is_lost_is_named_and_the_next_training_gets_new_ones(
     check_ranks(healthy)
 
 
+def test_a_second_team_in_a_process_is_refused(team: Team) -> None:
+    training = led(team, candidate())
+    with pytest.raises(UserError, match="another team's; close that first"), Team(2) as second:
+        second.training(candidate())
+    training.run_epoch()
+
+
 def test_a_process_that_hangs_is_given_up(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
     team.close()
     monkeypatch.setattr(team, "timeout_s", 5)

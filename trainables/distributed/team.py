@@ -52,6 +52,7 @@ class Team:
         self.size, self.threads, self.timeout_s = size, threads, timeout_s
         self.devices = [torch.device("cuda", rank) if device == "cuda" else torch.device(device) for rank in range(size)]
         self.children: dict[Connection, subprocess.Popen[bytes]] = {}
+        self.replies: _Replies | None = None
 
     def training(self, candidate: Candidate) -> Training:
         """The training of a candidate on all ranks: to be used as a `Training` in this process.
@@ -89,11 +90,12 @@ class Team:
             for rank, connection in enumerate(self.children, 1):
                 connection.send(Welcome(rank, self.size, self.devices[rank], self.threads, port, self.timeout_s))
             join(0, self.size, self.devices[0], port, self.timeout_s, listener)
-        except Exception as error:
+        except BaseException as error:
             self.close()
-            raise LostProcess(
-                f"the {self.size} processes of a training cannot be started: {error or 'one ended at once'}"
-            ) from error
+            if not isinstance(error, Exception):
+                raise
+            reason = str(error) or "one ended at once"
+            raise LostProcess(f"the {self.size} processes of a training cannot be started: {reason}") from error
 
     @contextmanager
     def along(self, command: str, argument: Any = None) -> Iterator[dict[int, bytes]]:
@@ -104,7 +106,7 @@ class Team:
             LostProcess: if one is lost. The team starts anew for the next training, as after any other exception.
         """
         answers: dict[int, bytes] = {}
-        replies = _Replies(self.children, self.devices[0].type == "cuda")
+        replies = self.replies = _Replies(self.children, self.devices[0].type == "cuda")
         failure: Exception | None = None
         try:
             replies.ask(command, argument)
@@ -115,10 +117,10 @@ class Team:
             waited = isinstance(error, dist.DistError) or "gloo" in str(error) or not dist.is_initialized()
             if waited:  # for one that is lost; which one is known a moment later
                 replies.trouble.wait(_GRACE_S)
+            lost = replies.lost() or self._no_answer()
             self.close()
             if waited:
-                replies.raise_trouble(error)
-                raise self._no_answer() from error
+                raise lost from error
             raise
         except BaseException:
             self.close()
@@ -127,13 +129,11 @@ class Team:
             self.close()
             raise failure or self._no_answer()
         others = [reply.error for reply in replies.by_rank.values() if reply.error is not None]
-        if replies.trouble.is_set() or bool(others) != (failure is not None):
+        broken = replies.lost()
+        if broken or bool(others) != (failure is not None):
             self.close()
-        if failure is not None:
+        if failure := failure or broken or next(iter(others), None):
             raise failure
-        replies.raise_trouble(None)
-        if others:
-            raise others[0]
         answers |= {rank: reply.value for rank, reply in replies.by_rank.items() if reply.value is not None}
 
     def _no_answer(self) -> LostProcess:
@@ -143,12 +143,14 @@ class Team:
         """Ends the other processes."""
         if self.children:  # else the group is another's
             leave()
-        for connection in self.children:
-            connection.close()
         for child in self.children.values():
             child.kill()
             child.wait()
-        self.children = {}
+        if self.replies is not None:
+            self.replies.complete(_GRACE_S)  # it sees them end; later it might meddle with those that come next
+        for connection in self.children:
+            connection.close()
+        self.children, self.replies = {}, None
 
     def __enter__(self) -> Self:
         return self
@@ -201,17 +203,20 @@ class _Replies:
         self.thread.join(timeout_s)
         return not self.thread.is_alive()
 
-    def raise_trouble(self, cause: Exception | None) -> None:
-        """Raises LostProcess for the rank that broke, if one did; one that only missed another is not named."""
+    def lost(self) -> LostProcess | None:
+        """Names the rank that broke, if one did, and not one that only missed another."""
         if not self.trouble.is_set():
-            return
+            return None
         broken = {rank: reply.broke for rank, reply in sorted(self.by_rank.items()) if reply.broke is not None}
         rank = next((rank for rank, why in broken.items() if "gloo" not in why and "NCCL" not in why), min(broken))
-        raise LostProcess(f"process {rank} of the {len(self.children) + 1} of a training is lost: {broken[rank]}") from cause
+        return LostProcess(f"process {rank} of the {len(self.children) + 1} of a training is lost: {broken[rank]}")
 
 
 def _how(child: subprocess.Popen[bytes]) -> str:
-    code = child.wait(_GRACE_S)
+    try:
+        code = child.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        return "and cannot be reached"
     return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
 

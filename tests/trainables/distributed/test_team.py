@@ -247,6 +247,7 @@ def test_a_second_team_in_a_process_is_refused(team: Team) -> None:
 def test_a_process_that_hangs_is_given_up(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
     team.close()
     monkeypatch.setattr(team, "timeout_s", 5)
+    monkeypatch.setattr("trainables.distributed.team._GRACE_S", 0.5)
     training = led(team, candidate())
     (child,) = team.children.values()
     child.send_signal(signal.SIGSTOP)

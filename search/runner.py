@@ -232,6 +232,7 @@ def _config_maker(config: Config, scheduler: MultiObjectiveASHA | None) -> Calla
             "values": trial.values,
             "candidate": candidate.model_dump(mode="json"),
             "resources": config.resources.for_ray(),
+            "processes": config.resources.processes_of_a_trial(),
             "report_at": [] if number is None else rungs,
             "resume_from": trial.checkpoint,
         }

@@ -2,10 +2,10 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from optuna.samplers import BaseSampler
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from search.samplers import SAMPLERS, build_sampler
 from trainables.options import Options
@@ -104,15 +104,78 @@ class SearchOptions(Options):
         return concurrency
 
 
+_BYTES = {"": 1, "B": 1} | {
+    prefix + suffix: base**power
+    for power, prefix in enumerate("KMGT", 1)
+    for suffix, base in (("", 1000), ("B", 1000), ("iB", 1024))
+}
+
+
+def _bytes(amount: object) -> object:
+    """`4GB` as a whole number of bytes; what is not text is left to pydantic."""
+    if not isinstance(amount, str):
+        return amount
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?i?B?)", amount.strip())
+    if match is None or match[2] not in _BYTES:
+        raise ValueError(f"{amount!r} is not an amount of memory; it needs the form 4000000000, 4GB or 1.5GiB")
+    return int(float(match[1]) * _BYTES[match[2]])
+
+
+_NAMED_OTHERWISE = {"CPU": "cpu", "GPU": "gpu", "memory": "memory"}
+
+
 class Resources(Options):
-    """What one trial takes: `cpu` cores and `gpu`s; fractions share one."""
+    """What one trial takes, all of it on one node: `cpu` cores and `gpu`s, where a fraction shares one with other trials.
+
+    `memory` (bytes, or such as 4GB, 1.5GiB) and `custom`, amounts by the names that nodes were started with, decide on which
+    nodes trials run. A trial on several GPUs trains in a process for each; `processes` has trials without GPUs train in several,
+    which share their cores.
+    """
 
     cpu: float = Field(1.0, gt=0)
     gpu: float = Field(0.0, ge=0)
+    memory: Annotated[int, BeforeValidator(_bytes), Field(gt=0)] | None = None
+    custom: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    processes: int | Literal["auto"] = "auto"
+
+    @field_validator("gpu")
+    @classmethod
+    def _whole_if_several(cls, gpu: float) -> float:
+        if gpu > 1 and gpu != int(gpu):
+            raise ValueError(f"several GPUs must be a whole number, and it is {gpu:g}; only one GPU can be shared, by a fraction")
+        return gpu
+
+    @field_validator("custom")
+    @classmethod
+    def _not_known_to_ray(cls, custom: dict[str, float]) -> dict[str, float]:
+        for name in custom:
+            if name in _NAMED_OTHERWISE:
+                raise ValueError(f"'{name}' is not a resource of yours; set resources.{_NAMED_OTHERWISE[name]}")
+            if name == "object_store_memory" or not name:
+                raise ValueError(f"'{name}' cannot name a resource of yours; Ray has it for itself")
+        return custom
+
+    @model_validator(mode="after")
+    def _a_process_per_gpu(self) -> Self:
+        asked = self.processes
+        if asked == "auto":
+            return self
+        if asked < 1:
+            raise ValueError(f"processes must be at least 1, and it is {asked}")
+        if self.gpu and asked != max(1, self.gpu):
+            raise ValueError(f"processes ({asked}) must be the number of GPUs ({max(1, self.gpu):g}), one each; leave it out")
+        if not self.gpu and asked > max(1, self.cpu):
+            raise ValueError(f"processes ({asked}) must not be more than the cores of a trial; set cpu to {asked} or more")
+        return self
+
+    def processes_of_a_trial(self) -> int:
+        """In how many processes a trial trains."""
+        return max(1, int(self.gpu)) if self.processes == "auto" else self.processes
 
     def for_ray(self) -> dict[str, float]:
         """The resources by Ray's names, without those that a trial does not need."""
-        return {"CPU": self.cpu} | ({"GPU": self.gpu} if self.gpu else {})
+        named = {"CPU": self.cpu, "GPU": self.gpu, "memory": self.memory or 0}
+        return {name: amount for name, amount in named.items() if amount} | self.custom
 
 
 def without_password(uri: str) -> str:

@@ -7,6 +7,7 @@ import torch
 from ray import tune
 
 from trainables.candidate import Candidate
+from trainables.distributed.team import Team
 from trainables.errors import TrialFailure, UserError
 from trainables.refit import Refit
 from trainables.storage import network_file, store
@@ -17,6 +18,8 @@ TRAINING_FILE = "training.pt"
 
 class CandidateTrainable(tune.Trainable):
     """Trains the candidate in `config["candidate"]` with `config["resources"]`: on the GPU that Ray assigned, if any.
+
+    With `config["processes"]` above 1 it trains in so many processes, on a GPU each if there are any; they share the cores.
 
     A step trains `training.report_every` epochs, or up to the next of `config["report_at"]` (a list of epochs), and reports
     their metrics as `history`, a list of one dictionary per epoch, with the measures of the compact network of that moment;
@@ -33,6 +36,7 @@ class CandidateTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Only remembers the config: what can go wrong goes wrong in `step`, where it becomes this trial's failure."""
+        self.team: Team | None = None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -41,23 +45,35 @@ class CandidateTrainable(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self.cleanup()
+        self._end_training()
         self.candidate = config["candidate"]
         self.resources = config["resources"]
+        self.processes: int = config.get("processes", 1)
         self.report_at = set(config.get("report_at", ()))
         self.resume_from: str | None = config.get("resume_from")
         self.training: Training | None = None
         self.networks: list[dict[str, Any]] = []
 
     def _start(self) -> Training:
-        torch.set_num_threads(max(1, int(self.resources["CPU"])))
-        device = "cuda" if self.resources.get("GPU", 0) > 0 else "cpu"
-        training = Training(Candidate.model_validate(self.candidate), device)
+        training = self._new_training(Candidate.model_validate(self.candidate))
         if self.resume_from is not None:
             with tune.Checkpoint(self.resume_from).as_directory() as directory:  # copied here where it lies in a bucket
                 training.load_state_dict(torch.load(Path(directory, TRAINING_FILE), weights_only=True))
             self.resume_from = None
         return training
+
+    def _new_training(self, candidate: Candidate) -> Training:
+        gpus, threads = self.resources.get("GPU", 0), max(1, int(self.resources["CPU"] / self.processes))
+        device = "cuda" if gpus else "cpu"
+        torch.set_num_threads(threads)
+        if 0 < gpus < 1:  # so that no trial takes the memory of those that it shares the GPU with
+            torch.cuda.set_per_process_memory_fraction(gpus)
+        if self.processes == 1:
+            return Training(candidate, device)
+        if self.team is None or self.team.size != self.processes:
+            self._end_team()
+            self.team = Team(self.processes, device, threads)
+        return self.team.training(candidate)
 
     def step(self) -> dict[str, Any]:
         """Trains up to the next report; see the class."""
@@ -99,6 +115,15 @@ class CandidateTrainable(tune.Trainable):
         self.training = self._start()
 
     def cleanup(self) -> None:
-        """Takes the hooks off the last candidate's network."""
+        """Takes the hooks off the last candidate's network, and ends the other processes."""
+        self._end_training()
+        self._end_team()
+
+    def _end_training(self) -> None:
         if getattr(self, "training", None) is not None:
             self.training.close()  # type: ignore[union-attr]
+
+    def _end_team(self) -> None:
+        if self.team is not None:
+            self.team.close()
+            self.team = None

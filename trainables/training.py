@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from trainables.candidate import Candidate
 from trainables.compaction import Compacted, compact
 from trainables.data import Dataset, load_once
+from trainables.distributed.ranks import Solo
 from trainables.errors import TrialFailure, UserError
 from trainables.graph import Layer, inner_layers, trace
+from trainables.losses import Losses
 from trainables.measures import accuracy, measure, measure_extra
 from trainables.one_shot import prune
 from trainables.optimizers import build_optimizer, scheduled, set_lr
@@ -54,11 +56,15 @@ class Training:
     generators of its own, so a process can run one training after another with the same results as fresh processes.
     """
 
-    def __init__(self, candidate: Candidate, device: torch.device | str = "cpu") -> None:
-        """Raises UserError if the candidate asks for what its network cannot do (a layer penalty on an untraceable one)."""
+    def __init__(self, candidate: Candidate, device: torch.device | str = "cpu", ranks: Solo | None = None) -> None:
+        """`ranks` are the processes that share the training, this one alone if None.
+
+        Raises UserError if the candidate asks for what its network cannot do (a layer penalty on an untraceable one).
+        """
         self.candidate = candidate
         self.options = candidate.training
         self.device = torch.device(device)
+        self.ranks = ranks or Solo()
         self.data: Dataset = load_once(candidate.data, self.device)
         self.epoch = 0
         self.step = 0
@@ -83,8 +89,10 @@ class Training:
         self.penalties = [options.attach(self.model, sample) for options in self.penalty_options]
         self.sparsifier: ActiveSparsifier | None = None
         if candidate.sparsifier and candidate.sparsifier.on:
-            setting = Setting(self.model, self.optimizer, self._total_steps(), seed, self._examples)
+            setting = Setting(self.model, self.optimizer, self._total_steps(), seed, self._examples, self.ranks.level)
             self.sparsifier = candidate.sparsifier.attach(setting)
+        self.losses: nn.Module | None = None
+        self.statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
 
     def _examples(self, count: int) -> tuple[Tensor, Tensor]:
         """So many training examples, as they are without augmentation, drawn by the seed."""
@@ -133,14 +141,17 @@ class Training:
         self.model.train()
         order = torch.randperm(len(self.data.train.labels), generator=self.shuffler).to(self.data.train.labels.device)
         task_losses, penalty_losses = [], []
+        self.losses = self.losses or self._shared_losses()
         with self._own_noise():
+            self.ranks.stir(self.options.seed or 0, self.epoch, self.augmenter)
             for batch in order.split(self.options.batch_size):
                 task_loss, penalty_loss = self._train_batch(batch)
                 task_losses.append(task_loss * len(batch))
                 penalty_losses.append(penalty_loss)
         self.epoch += 1
-        train_loss = float(torch.stack(task_losses).sum() / len(order))
-        extra_loss = float(torch.stack(penalty_losses).mean())
+        means = [torch.stack(task_losses).sum() / len(order), torch.stack(penalty_losses).mean()]
+        self.ranks.average(means)
+        train_loss, extra_loss = (float(mean) for mean in means)
         if not math.isfinite(train_loss + extra_loss):
             raise TrialFailure(f"diverged: the training loss is {train_loss + extra_loss} in epoch {self.epoch}")
         weights = list(prunable_weights(self.model).values())
@@ -149,11 +160,20 @@ class Training:
             "epoch": self.epoch,
             "train_loss": train_loss,
             "penalty_loss": extra_loss,
-            "val_accuracy": accuracy(self.model, *self.data.validation, prepare=self.data.prepare),
+            "val_accuracy": self.ranks.accuracy(self.model, self.data),
             "sparsity": zeros / max(sum(w.numel() for w in weights), 1),
             "active_layers": sum(layer.active() for layer in self.inner),
             "lr": self._learning_rate(),
         }
+
+    def _shared_losses(self) -> nn.Module:
+        """The losses, wrapped so that all ranks step alike; made late, when the state of training is loaded."""
+        # Where memory may run out on one rank alone, the others must not wait for its gradients in their backward pass.
+        overlap = self.options.out_of_memory == "fail"
+        sample = self.data.prepare(self.data.train.inputs[:8])
+        losses = self.ranks.wrap(Losses(self.model, self.penalties), sample, overlap=overlap)
+        self.ranks.level(self.sparsifier.masks.values() if self.sparsifier else ())
+        return losses
 
     def _learning_rate(self) -> float:
         progress = self.sparsifier.progress(self.step) if self.sparsifier else self.step / self._total_steps()
@@ -167,7 +187,8 @@ class Training:
         """One step on the examples at the indices `batch` (N,); returns task loss and penalty loss, scalars."""
         lr = self._learning_rate()
         set_lr(self.optimizer, lr)
-        task_loss, penalty_loss = self._gradients(batch)
+        task_loss, penalty_loss = self._gradients(*self.ranks.share(batch))
+        self.ranks.average(self.statistics)
         if self.sparsifier:
             self.sparsifier.before_step(self.step)
         self.optimizer.step()
@@ -178,23 +199,26 @@ class Training:
         self.step += 1
         return task_loss, penalty_loss
 
-    def _gradients(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradients(self, batch: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         """Accumulates the gradients of the examples at `batch` (N,), in `parts` parts; gives task and penalty loss, scalars.
 
-        Where memory runs out and `training.out_of_memory` is `halve`, the batch is taken in twice as many parts from then on. The
-        gradient is the same mean over the batch; batch norm and CKA-SR see the parts.
+        Where memory runs out and `training.out_of_memory` is `halve`, the batch is taken in twice as many parts from then on, by
+        all ranks. The gradient is the same mean over the batch; batch norm and CKA-SR see the parts.
         """
+        halve = self.options.out_of_memory == "halve"
         while True:
             self.optimizer.zero_grad()
+            short = False
             losses = [torch.zeros((), device=self.device), torch.zeros((), device=self.device)]
             try:
                 for part in batch.tensor_split(min(self.parts, len(batch))):
-                    for total, loss in zip(losses, self._part_gradients(part, len(part) / len(batch)), strict=True):
+                    for total, loss in zip(losses, self._part_gradients(part, weight * (len(part) / len(batch))), strict=True):
                         total += loss
             except torch.OutOfMemoryError:
-                if self.options.out_of_memory == "fail" or self.parts >= len(batch):
+                if not halve or self.parts >= len(batch):
                     raise
-            else:
+                short = True
+            if not (halve and self.ranks.reduce(self.model.parameters(), short)):
                 return losses[0], losses[1]
             self.parts *= 2  # outside of the handler, whose traceback keeps the tensors of the failed pass alive
             if self.device.type == "cuda":
@@ -206,10 +230,9 @@ class Training:
             penalty.before_batch(self.step, options.scale(epoch))
         inputs = self.data.augmented(self.data.train.inputs[part], self.augmenter)
         labels = self.data.train.labels[part].to(self.device)
-        task_loss = nn.functional.cross_entropy(self.model(inputs), labels)
-        extra = [value for value in (penalty.loss() for penalty in self.penalties) if value is not None]
-        penalty_loss = torch.stack(extra).sum() if extra else torch.zeros_like(task_loss)
-        loss = task_loss + penalty_loss if extra else task_loss
+        assert self.losses is not None
+        task_loss, penalty_loss = self.losses(inputs, labels)
+        loss = task_loss + penalty_loss if penalty_loss.requires_grad else task_loss
         (loss if share == 1 else loss * share).backward()
         return task_loss.detach() * share, penalty_loss.detach() * share
 

@@ -54,6 +54,24 @@ BAD_VALUES = [
     ("search.concurrency", 0, "'search.concurrency': it must be at least 1, and it is 0"),
     ("search.concurrency", "some", "'search.concurrency': it should be a valid integer"),
     ("resources.cpu", 0, "'resources.cpu': it should be greater than 0, and it is 0"),
+    ("resources.gpu", 1.5, "'resources.gpu': several GPUs must be a whole number, and it is 1.5"),
+    (
+        "resources",
+        {"gpu": 2, "processes": 4},
+        "'resources': processes (4) must be the number of GPUs (2), one each; leave it out",
+    ),
+    (
+        "resources",
+        {"gpu": 0.5, "processes": 2},
+        "'resources': processes (2) must be the number of GPUs (1), one each; leave it out",
+    ),
+    ("resources.processes", 2, "'resources': processes (2) must not be more than the cores of a trial; set cpu to 2 or more"),
+    ("resources.processes", 0, "'resources': processes must be at least 1, and it is 0"),
+    ("resources.memory", "4 gigs", "'resources.memory': '4 gigs' is not an amount of memory; it needs the form 4000000000"),
+    ("resources.memory", 0, "'resources.memory': it should be greater than 0, and it is 0"),
+    ("resources.custom", {"big": 0}, "'resources.custom.big': it should be greater than 0, and it is 0"),
+    ("resources.custom", {"GPU": 1}, "'resources.custom': 'GPU' is not a resource of yours; set resources.gpu"),
+    ("resources.custom", {"object_store_memory": 1}, "'resources.custom': 'object_store_memory' cannot name a resource of yours"),
     ("objectives", ["val_accuracy"], "'objectives': a front needs two or more objectives, and there is 1"),
     ("objectives", ["val_accuracy", "layer"], "'objectives': unknown objective 'layer'; did you mean 'layers'?"),
     ("objectives", ["layers", "layers"], "'objectives': an objective is named twice"),
@@ -258,3 +276,21 @@ def test_objectives_and_constraints_say_which_extra_measures_trials_take() -> No
     plain = Config.model_validate(SMALL_CONFIG).candidate({})
     assert plain.measures == ()
     assert plain.latency.against is None
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected", "processes"),
+    [
+        ({}, {"CPU": 1}, 1),
+        ({"cpu": 0.5, "gpu": 0.25}, {"CPU": 0.5, "GPU": 0.25}, 1),
+        ({"cpu": 8, "gpu": 2}, {"CPU": 8, "GPU": 2}, 2),
+        ({"cpu": 4, "processes": 4}, {"CPU": 4}, 4),
+        ({"memory": "4GB", "custom": {"big": 0.5}}, {"CPU": 1, "memory": 4 * 10**9, "big": 0.5}, 1),
+        ({"memory": "1.5GiB"}, {"CPU": 1, "memory": 3 * 2**29}, 1),
+        ({"memory": 1000}, {"CPU": 1, "memory": 1000}, 1),
+    ],
+)
+def test_resources_are_told_to_ray_by_its_names(resources: dict[str, Any], expected: dict[str, float], processes: int) -> None:
+    config = Config.model_validate(SMALL_CONFIG | {"resources": resources})
+    assert config.resources.for_ray() == expected
+    assert config.resources.processes_of_a_trial() == processes

@@ -276,6 +276,29 @@ def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(tmp_path
         assert alone.measures == record.measures
 
 
+def test_a_trial_of_two_processes_goes_on_after_one_of_them_is_killed(tmp_path: Path) -> None:
+    resources = {"cpu": 2, "processes": 2}
+    training = SMALL_CONFIG["training"] | {"epochs": 12}
+
+    class KillsOne:
+        """Kills a process that a trial started, once it has reported."""
+
+        done = False
+
+        def update(self, ledger: Ledger) -> None:
+            if not self.done and ledger.trials and ledger.trials[0].points:
+                for process in psutil.Process().children(recursive=True):
+                    if "trainables.distributed" in str(process.cmdline()):
+                        process.kill()
+                        self.done = True
+
+    killer = KillsOne()
+    result = run_search(small_config(tmp_path, training=training, resources=resources, search={"trials": 1}), killer)
+    assert killer.done
+    assert len(result.ledger.with_status("completed")) == 1
+    check_histories(tmp_path, result, epochs=12)
+
+
 def test_a_worker_killed_more_often_than_is_retried_fails_its_trial_only(tmp_path: Path) -> None:
     training = SMALL_CONFIG["training"] | {"epochs": 30}
     killer = Kills(1)

@@ -1,9 +1,12 @@
 """The Ray class trainable: the same results in a reused process, a fresh one, and after a checkpoint."""
 
 import copy
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import torch
@@ -11,6 +14,7 @@ import torch
 from tests.conftest import SMALL_CANDIDATE
 from trainables import Candidate, train
 from trainables.trainable import CandidateTrainable
+from trainables.training import Training
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(120)]
 
@@ -44,6 +48,10 @@ class Process:
 
     def reset(self, config: dict[str, Any]) -> bool:
         return bool(self.trainable.reset(config))
+
+    def pids(self) -> list[int]:
+        """Of this process, and of those that train with it."""
+        return [os.getpid(), *(child.pid for child in self.trainable.team.children.values())]
 
 
 def run_in_turn(*configs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -123,3 +131,50 @@ def test_refit_is_for_the_last_report_only() -> None:
     assert [epoch["epoch"] for epoch in first["history"]] == [1, 2]
     assert [epoch["epoch"] for epoch in last["history"]] == [3, 4, 5]
     assert (first["epoch"], last["epoch"]) == (2, 5)
+
+
+def test_two_processes_share_a_trial_and_the_next_and_end_with_the_one_that_ray_started() -> None:
+    shared = SECOND | {"resources": {"CPU": 2}, "processes": 2}
+    process = Process.options(num_cpus=2).remote(shared)
+    first, pids = ray.get([process.run.remote(), process.pids.remote()])
+    assert ray.get(process.reset.remote(shared))
+    assert ray.get(process.run.remote()) == first  # rounding is the same, too
+    assert ray.get(process.pids.remote()) == pids
+    alone = train(Candidate.model_validate(SECOND["candidate"]))
+    losses = [epoch["train_loss"] for result in first for epoch in result["history"]]
+    assert losses == pytest.approx([epoch["train_loss"] for epoch in alone.history], rel=0.05)  # CKA-SR sees halves
+    others = [psutil.Process(pid) for pid in pids[1:]]
+    assert len(others) == 1
+    os.kill(pids[0], signal.SIGKILL)
+    gone, alive = psutil.wait_procs(others, timeout=60)
+    assert gone
+    assert not alive
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(0.25, [0.25]), (1, []), (0, [])])
+def test_a_trial_on_a_share_of_a_gpu_may_take_that_share_of_its_memory(
+    gpus: float, expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+    devices: list[str] = []
+
+    def training(candidate: Candidate, device: str) -> Training:
+        devices.append(device)
+        return Training(candidate)
+
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", shares.append)
+    monkeypatch.setattr("trainables.trainable.Training", training)
+    CandidateTrainable(SECOND | {"resources": {"CPU": 1, "GPU": gpus}}).train()
+    assert shares == expected
+    assert devices == ["cuda" if gpus else "cpu"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_share_of_a_gpu_is_a_limit_that_batches_can_be_halved_at() -> None:
+    try:
+        CandidateTrainable(SECOND | {"resources": {"CPU": 1, "GPU": 0.01}}).train()
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(torch.cuda.get_device_properties(0).total_memory // 50, dtype=torch.uint8, device="cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

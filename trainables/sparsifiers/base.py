@@ -1,6 +1,6 @@
 """What every sparsifier offers to the training loop: masks of the weights that may be non-zero, and when they change."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ _MASK_STREAM = 0x6A09E667F3BCC909
 class Setting:
     """The training that a sparsifier is attached to.
 
-    `examples(n)` gives n training examples, inputs (n, …) and labels (n,), the same ones for the same seed.
+    `examples(n)` gives n training examples, inputs (n, …) and labels (n,), the same ones for the same seed. `level` makes tensors
+    the same, in place, in all processes that share the training.
     """
 
     model: nn.Module
@@ -31,6 +32,7 @@ class Setting:
     total_steps: int
     seed: int
     examples: Callable[[int], tuple[Tensor, Tensor]]
+    level: Callable[[Iterable[Tensor]], None] = lambda _tensors: None
 
 
 def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -133,6 +135,7 @@ class ActiveSparsifier:
     @torch.no_grad()
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Takes new masks: zeroes the weights that they drop, and what the optimiser remembers of them."""
+        self.setting.level(masks.values())
         for name, mask in masks.items():
             weight = self.weights[name]
             self.masks[name].copy_(mask)

@@ -1,0 +1,4 @@
+"""A training on several processes of one machine, a GPU each: what they share (`ranks`), and who starts and leads them (`team`).
+
+This file imports nothing: `trainables.training` needs `ranks`, and `team` needs `trainables.training`.
+"""

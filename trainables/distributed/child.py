@@ -1,0 +1,125 @@
+"""A process that is led by rank 0 of a training, over a pipe: it gets `Welcome`, then commands, and answers each with `Reply`.
+
+It ends when the pipe is closed, however that came.
+"""
+
+import io
+import os
+import queue
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from trainables.candidate import Candidate
+from trainables.distributed.ranks import Group, join
+from trainables.errors import TrialFailure, UserError
+from trainables.training import Training
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What a process is told first."""
+
+    rank: int
+    size: int
+    device: torch.device
+    threads: int
+    port: int
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The answer to a command: an `error` that any process of the training would have, or what `broke` in this one alone."""
+
+    value: bytes | None = None
+    error: TrialFailure | UserError | None = None
+    broke: str | None = None
+
+
+def packed(state: dict[str, Any]) -> bytes:
+    """Tensors and plain data as bytes."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+def unpacked(content: bytes, device: torch.device) -> dict[str, Any]:
+    """What `packed` made bytes of, its tensors on `device`: it may come from the device of another process."""
+    state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True, map_location=device)
+    return state
+
+
+class Child:
+    """The training in a process that is not rank 0."""
+
+    def __init__(self, welcome: Welcome) -> None:
+        self.welcome = welcome
+        self.training: Training | None = None
+
+    def begin(self, candidate: dict[str, Any]) -> None:
+        """Takes the next training; nothing of the last one stays."""
+        if self.training is not None:
+            self.training.close()
+        self.training = None
+        welcome = self.welcome
+        group = Group(welcome.rank, welcome.size, welcome.device)
+        self.training = Training(Candidate.model_validate(candidate), welcome.device, group)
+
+    def load(self, state: bytes) -> None:
+        """Continues from the state that rank 0 continues from."""
+        self._training().load_state_dict(unpacked(state, self.welcome.device))
+
+    def run_epoch(self, shuffler: bytes) -> None:
+        """Trains one epoch on the batches that rank 0 draws."""
+        self._training().shuffler.set_state(unpacked(shuffler, torch.device("cpu"))["shuffler"])
+        self._training().run_epoch()
+
+    def state(self, _: None) -> bytes:
+        """The state of the training here."""
+        return packed(self._training().state_dict())
+
+    def _training(self) -> Training:
+        assert self.training is not None, "begin comes first"
+        return self.training
+
+
+def serve(connection: Connection) -> None:
+    """Does what it is told, until the connection is closed."""
+    connection.send("here")
+    welcome: Welcome = connection.recv()
+    commands: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, commands), daemon=True).start()
+    torch.set_num_threads(welcome.threads)
+    join(welcome.rank, welcome.size, welcome.device, welcome.port, welcome.timeout_s)
+    child = Child(welcome)
+    while True:
+        command, argument = commands.get()
+        try:
+            reply = Reply(value=getattr(child, command)(argument))
+        except (TrialFailure, UserError) as error:
+            reply = Reply(error=error)
+        except Exception as error:
+            # The others may wait for this rank: leaving tells them that they wait in vain.
+            connection.send(Reply(broke=f"{type(error).__name__}: {error}"))
+            raise
+        connection.send(reply)
+
+
+def _listen(connection: Connection, commands: "queue.SimpleQueue[tuple[str, Any]]") -> None:
+    while True:
+        try:
+            commands.put(connection.recv())
+        except (EOFError, OSError):
+            os._exit(0)  # rank 0 is gone; the main thread may be waiting for it
+
+
+def main() -> None:
+    """Serves the pipe whose file descriptor is the first argument of this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; rank 0 decides
+    serve(Connection(int(sys.argv[1])))

@@ -1,6 +1,7 @@
 """Real Ray clusters for tests: nodes on this machine that can be added and killed."""
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -44,11 +45,26 @@ class RayCluster:
             kill_group(node)
         self.stack.close()
 
-    def add_head(self) -> subprocess.Popen[str]:
+    def add_head(self, *options: str) -> subprocess.Popen[str]:
         """Starts the head, with dashboard and Ray Client's server, and waits until it is there."""
         ports = [f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={self.client}"]
-        where = Path(self.directory, str(len(self.nodes)))
-        return self._start("--head", *ports, f"--temp-dir={where}")
+        return self._start("--head", *ports, *options)
+
+    def add_autoscaling_head(self, most: int) -> subprocess.Popen[str]:
+        """Starts a head without cores whose autoscaler, Ray's own, adds up to `most` nodes of one core."""
+        types = {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": most},
+        }
+        provider = {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{self.port}", "disable_node_updaters": True}
+        commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+        scaling: dict[str, object] = {f"{name}_commands": [] for name in commands}
+        scaling |= {"auth": {}, "docker": {}, "file_mounts": {}, "cluster_synced_files": []}
+        scaling |= {"cluster_name": "test", "max_workers": most, "upscaling_speed": 10.0, "idle_timeout_minutes": 10}
+        scaling |= {"provider": provider, "available_node_types": types, "head_node_type": "ray.head.default"}
+        file = self.directory / "scaling.json"
+        file.write_text(json.dumps(scaling | {"file_mounts_sync_continuously": False}))
+        return self.add_head(f"--autoscaling-config={file}", "--num-cpus=0")
 
     def add_node(self) -> subprocess.Popen[str]:
         """Starts another node, and waits until it has joined."""
@@ -57,7 +73,8 @@ class RayCluster:
     def _start(self, *options: str) -> subprocess.Popen[str]:
         said = self.directory / f"node{len(self.nodes)}.txt"
         (agent,) = free_ports(1)  # its own is the same for every node of a machine, and the second would have none
-        own = ["--num-cpus=1", "--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agent}"]
+        where = self.directory / str(len(self.nodes))  # nodes that share a directory delete what others need of it
+        own = ["--num-cpus=1", "--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agent}", f"--temp-dir={where}"]
         command = [BIN / "ray", "start", "--block", *own, *options]
         with said.open("w") as out:
             node = subprocess.Popen(

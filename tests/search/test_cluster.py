@@ -124,6 +124,19 @@ def test_ray_client_runs_the_driver_on_the_head_with_code_from_here(cluster: Ray
     assert "there is a search 'remote' already" in taken.stderr
 
 
+def test_an_autoscaler_makes_room_for_the_trials_that_are_asked_for(tmp_path: Path) -> None:
+    with RayCluster(RAY_FAKE_CLUSTER="1", AUTOSCALER_UPDATE_INTERVAL_S="1") as cluster:
+        head = cluster.add_autoscaling_head(most=2)
+        at = ["--address", f"127.0.0.1:{cluster.port}", "--json"]
+        config = write_config(tmp_path, search={"trials": 4, "concurrency": 2})
+        done = cluster.run("search", config, *at)
+        assert done.returncode == 0, done.stderr
+        assert "no node has the resources of a trial (1 CPU) yet; trials wait for one" in " ".join(done.stderr.split())
+        assert json.loads(done.stdout)["trials"]["completed"] == 4
+        processes = psutil.Process(head.pid).children(recursive=True)
+        assert sum(Path(process.exe()).name == "raylet" for process in processes) == 3
+
+
 def test_a_search_survives_lost_nodes_a_stop_and_a_new_head(
     cluster: RayCluster, tmp_path: Path, postgres: str, postgres_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

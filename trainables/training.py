@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainables.candidate import Candidate
 from trainables.compaction import Compacted, compact
-from trainables.data import Dataset, load_once
+from trainables.data import Dataset, Split, load_once
 from trainables.errors import TrialFailure, UserError
 from trainables.graph import Layer, inner_layers, trace
 from trainables.measures import accuracy, measure, measure_extra
@@ -133,10 +133,10 @@ class Training:
         self.model.train()
         order = torch.randperm(len(self.data.train.labels), generator=self.shuffler).to(self.data.train.labels.device)
         task_losses, penalty_losses = [], []
-        with self._own_noise():
-            for batch in order.split(self.options.batch_size):
+        with self._own_noise(), closing(self.data.batches(order.split(self.options.batch_size))) as batches:
+            for batch in batches:
                 task_loss, penalty_loss = self._train_batch(batch)
-                task_losses.append(task_loss * len(batch))
+                task_losses.append(task_loss * len(batch.labels))
                 penalty_losses.append(penalty_loss)
         self.epoch += 1
         train_loss = float(torch.stack(task_losses).sum() / len(order))
@@ -163,8 +163,8 @@ class Training:
         """The step size of proximal steps: lr, and lr / (1 − momentum) for SGD, whose gradients act that much longer."""
         return lr / (1 - self.options.momentum) if self.options.optimizer == "sgd" else lr
 
-    def _train_batch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """One step on the examples at the indices `batch` (N,); returns task loss and penalty loss, scalars."""
+    def _train_batch(self, batch: Split) -> tuple[Tensor, Tensor]:
+        """One step on the examples of `batch`, as they are stored; returns task loss and penalty loss, scalars."""
         lr = self._learning_rate()
         set_lr(self.optimizer, lr)
         task_loss, penalty_loss = self._gradients(batch)
@@ -178,8 +178,8 @@ class Training:
         self.step += 1
         return task_loss, penalty_loss
 
-    def _gradients(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Accumulates the gradients of the examples at `batch` (N,), in `parts` parts; gives task and penalty loss, scalars.
+    def _gradients(self, batch: Split) -> tuple[Tensor, Tensor]:
+        """Accumulates the gradients of the examples of `batch`, in `parts` parts; gives task and penalty loss, scalars.
 
         Where memory runs out and `training.out_of_memory` is `halve`, the batch is taken in twice as many parts from then on. The
         gradient is the same mean over the batch; batch norm and CKA-SR see the parts.
@@ -188,11 +188,12 @@ class Training:
             self.optimizer.zero_grad()
             losses = [torch.zeros((), device=self.device), torch.zeros((), device=self.device)]
             try:
-                for part in batch.tensor_split(min(self.parts, len(batch))):
-                    for total, loss in zip(losses, self._part_gradients(part, len(part) / len(batch)), strict=True):
+                count = len(batch.labels)
+                for part in map(Split, *(tensor.tensor_split(min(self.parts, count)) for tensor in batch)):
+                    for total, loss in zip(losses, self._part_gradients(part, len(part.labels) / count), strict=True):
                         total += loss
             except torch.OutOfMemoryError:
-                if self.options.out_of_memory == "fail" or self.parts >= len(batch):
+                if self.options.out_of_memory == "fail" or self.parts >= len(batch.labels):
                     raise
             else:
                 return losses[0], losses[1]
@@ -200,12 +201,12 @@ class Training:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _part_gradients(self, part: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    def _part_gradients(self, part: Split, share: float) -> tuple[Tensor, Tensor]:
         epoch = self.step / self._steps_per_epoch()
         for penalty, options in zip(self.penalties, self.penalty_options, strict=True):
             penalty.before_batch(self.step, options.scale(epoch))
-        inputs = self.data.augmented(self.data.train.inputs[part], self.augmenter)
-        labels = self.data.train.labels[part].to(self.device)
+        inputs = self.data.augmented(part.inputs, self.augmenter)
+        labels = part.labels.to(self.device)
         task_loss = nn.functional.cross_entropy(self.model(inputs), labels)
         extra = [value for value in (penalty.loss() for penalty in self.penalties) if value is not None]
         penalty_loss = torch.stack(extra).sum() if extra else torch.zeros_like(task_loss)

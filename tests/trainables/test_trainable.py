@@ -123,3 +123,16 @@ def test_refit_is_for_the_last_report_only() -> None:
     assert [epoch["epoch"] for epoch in first["history"]] == [1, 2]
     assert [epoch["epoch"] for epoch in last["history"]] == [3, 4, 5]
     assert (first["epoch"], last["epoch"]) == (2, 5)
+
+
+def test_two_processes_of_a_node_share_what_a_factory_returns(tmp_path: Path) -> None:
+    data = {"name": "factory", "factory": "tests.trainables.data.made:counted", "args": {"log": str(tmp_path / "log")}}
+    config = config_of(data=data, model={"name": "mlp", "depth": 1, "width": 4}, penalties={}, sparsifier=None)
+    processes = [Process.remote(config) for _ in range(2)]
+    try:
+        results = ray.get([process.run.remote() for process in processes])
+    finally:
+        for process in processes:
+            ray.kill(process)
+    assert results[0] == results[1]
+    assert len((tmp_path / "log").read_text().split()) == 1

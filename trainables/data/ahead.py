@@ -1,10 +1,10 @@
-"""Work done ahead in background threads, in order and no further ahead than memory allows."""
+"""Work done ahead in the background, in order and no further ahead than memory allows."""
 
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -13,14 +13,23 @@ Made = TypeVar("Made")
 log = logging.getLogger(__name__)
 
 
-def ahead(make: Callable[[Item], Made], items: Iterable[Item], depth: int, workers: int = 1) -> Generator[Made]:
-    """`make(item)` of each item, in the order of the items, made by `workers` threads while the caller is busy with earlier ones.
+def _thread() -> Executor:
+    return ThreadPoolExecutor(1, thread_name_prefix="slimfront-ahead")
 
-    What is made but not yet asked for never exceeds `depth`: a slow caller holds the threads back. Items are drawn in the
+
+def ahead(
+    make: Callable[[Item], Made], items: Iterable[Item], depth: int, start: Callable[[], Executor] = _thread
+) -> Generator[Made]:
+    """`make(item)` of each item, in the order of the items, made in the background while the caller is busy with earlier ones.
+
+    What is made but not yet asked for never exceeds `depth`: a slow caller holds the makers back. Items are drawn in the
     caller's thread. What `make` raises is raised here, in its turn. Closing the iterator (`contextlib.closing`), as an
-    exception or its end does, waits for the threads: none outlives it.
+    exception or its end does, waits for the makers: none outlives it.
+
+    Args:
+        start: starts the makers, one thread if left out.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="slimfront-ahead")
+    pool = start()
     waiting: deque[Future[Made]] = deque()
     try:
         for item in items:
@@ -30,7 +39,9 @@ def ahead(make: Callable[[Item], Made], items: Iterable[Item], depth: int, worke
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for future in waiting:
+            future.cancel()
+        pool.shutdown(wait=True)
 
 
 class Progress:

@@ -1,13 +1,17 @@
 """Decodes images into uint8 tensors, chunk by chunk: only the room for the result grows with their number."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky.process_executor import BrokenProcessPool
 from PIL import Image
 from torch import Tensor
 
@@ -19,7 +23,10 @@ _GREY = ("1", "L", "LA", "La")
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "F")
 
 CHUNK = 64
-"""Images that a thread decodes at a time."""
+"""Images that are decoded at a time."""
+
+LONG = 20.0
+"""Seconds of decoding that are worth starting processes for: each takes some to start."""
 
 Array = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -35,13 +42,17 @@ class Rows:
     parts: Sequence[Tensor]
     """Row numbers (n,) int64; each row is in one of them."""
 
+    def count(self) -> int:
+        """How many there are."""
+        return sum(len(part) for part in self.parts)
+
 
 class _Coloured(Exception):
     """A coloured image came where all before were grey."""
 
 
 def decode_into(sources: Sequence[Rows], decode: Callable[[Any], Image.Image], size: int | None, empty: Empty) -> list[Tensor]:
-    """Decodes all images of all sources, a few chunks at a time in as many threads as there are cores.
+    """Decodes all images of all sources, a few chunks at a time, in processes if it takes long.
 
     Args:
         sources: what to decode.
@@ -65,20 +76,14 @@ def _decode_into(
     sources: Sequence[Rows], decode: Callable[[Any], Image.Image], size: int | None, empty: Empty, channels: int | None
 ) -> list[Tensor]:
     made: list[list[Tensor]] = []
-    threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
-    progress = Progress(f"decoding {sources[0].where}", sum(len(part) for rows in sources for part in rows.parts))
+    progress = Progress(f"decoding {sources[0].where}", sum(rows.count() for rows in sources))
     for number, rows in enumerate(sources):
-        count = sum(len(part) for part in rows.parts)
-        part_of, place = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.int64)
+        part_of, place = np.empty(rows.count(), dtype=np.int64), np.empty(rows.count(), dtype=np.int64)
         for index, part in enumerate(rows.parts):
-            part_of[part], place[part] = index, torch.arange(len(part))
+            part_of[part.numpy()], place[part.numpy()] = index, np.arange(len(part))
         first = 0
-
-        def decoded(item: tuple[int, list[Any]], where: str = rows.where) -> list[Array]:
-            return _decode(item[1], decode, size, where, item[0])
-
-        numbered = ((CHUNK * index, chunk) for index, chunk in enumerate(rows.chunks()))
-        with closing(ahead(decoded, numbered, depth=threads + 2, workers=threads)) as chunks:
+        make = partial(_decode, decode=decode, size=size, where=rows.where)
+        with closing(_decoded(make, rows)) as chunks:
             for images in chunks:
                 coloured = any(image.shape[2] == 3 for image in images)
                 if not made:
@@ -89,18 +94,43 @@ def _decode_into(
                 if coloured and channels == 1:
                     raise _Coloured
                 _check_sizes(images, (height, width))
-                stacked = _stack(images, shape)
-                here = slice(first, first + len(images))
-                for index, out in enumerate(made[number]):
-                    mine = part_of[here] == index
-                    out[place[here][mine]] = stacked[mine]
+                outs = [out.numpy() for out in made[number]]  # torch would start threads for each image
+                for row, image in enumerate(images, first):
+                    outs[part_of[row]][place[row]] = image.transpose(2, 0, 1)  # grey becomes RGB where there are 3 channels
                 first += len(images)
                 progress.advance(len(images))
     return [out for outs in made for out in outs]
 
 
-def _decode(encoded: list[Any], decode: Callable[[Any], Image.Image], size: int | None, where: str, first: int) -> list[Array]:
-    """Arrays (H, W, 1) for grey images and (H, W, 3) for all others; `first` is the row number of the first, for messages."""
+def _decoded(make: Callable[[tuple[int, list[Any]]], list[Array]], rows: Rows) -> Generator[list[Array]]:
+    """The decoded chunks in order, made in this thread; in processes, once it is seen that it would take long.
+
+    Not in threads: they take turns for all that Python does, which is most of the work on small images.
+    """
+    numbered = ((CHUNK * index, chunk) for index, chunk in enumerate(rows.chunks()))
+    started, done = time.monotonic(), 0
+    for item in numbered:
+        yield make(item)
+        done += len(item[1])
+        spent = time.monotonic() - started
+        left = spent / done * (rows.count() - done)
+        if spent > LONG / 20 and left > LONG and (cores := usable_cores()) > 1:  # the very first images take longer
+            try:
+                # The caller's thread keeps reading and writing.
+                yield from ahead(make, numbered, 2 * cores, lambda: ProcessPoolExecutor(cores, timeout=60))
+            except BrokenProcessPool as error:
+                raise UserError(f"a process that decoded {rows.where} died; was there too little memory?") from error
+            return
+
+
+def usable_cores() -> int:
+    """Those that this process may use, eight at most: each process takes some 200 MB."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _decode(item: tuple[int, list[Any]], decode: Callable[[Any], Image.Image], size: int | None, where: str) -> list[Array]:
+    """Arrays (H, W, 1) for grey images and (H, W, 3) for all others; `item` is the first row's number and the encoded images."""
+    first, encoded = item
     images = []
     for row, item in enumerate(encoded, first):
         try:
@@ -116,14 +146,6 @@ def _decode(encoded: list[Any], decode: Callable[[Any], Image.Image], size: int 
         pixels = np.asarray(image, dtype=np.uint8)
         images.append(pixels[:, :, None] if pixels.ndim == 2 else pixels)
     return images
-
-
-def _stack(images: list[Array], shape: tuple[int, int, int]) -> Tensor:
-    """Arrays (H, W, 1 or 3) as one tensor (N, *shape) uint8, with shape (C, H, W); grey becomes RGB where C is 3."""
-    out = np.empty((len(images), *shape), dtype=np.uint8)
-    for row, image in enumerate(images):
-        out[row] = image.transpose(2, 0, 1)
-    return torch.from_numpy(out)
 
 
 def _check_sizes(images: list[Array], size: tuple[int, int]) -> None:

@@ -1,11 +1,13 @@
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from trainables.data.cache import memory_bytes
 from trainables.data.room import TensorFile, read_tensors
 
 TENSORS = {
@@ -112,3 +114,13 @@ def test_room_is_taken_from_the_disk_at_once(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OSError, match="No space left"):
         file.empty((10,), torch.uint8)
     file.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others may refuse it")
+def test_a_file_that_is_larger_than_memory_is_mapped(tmp_path: Path) -> None:
+    file = TensorFile(tmp_path / "a")
+    file.end += 2 * memory_bytes() // 2**16 * 2**16  # a hole, which takes no room on the disk
+    file.finish({"labels": TENSORS["labels"]}, {})
+    file.close()
+    found = read_tensors(tmp_path / "a")
+    assert found is not None and torch.equal(found[0]["labels"], TENSORS["labels"])

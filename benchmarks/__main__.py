@@ -19,6 +19,7 @@ BENCHMARKS = {
     "search_quality": ["search_quality"],
     "test_problems": ["test_problems"],
     "scale": ["scale"],
+    "data": ["data"],
     "tracking": ["tracking"],
     "chaos": ["chaos"],
 }

@@ -269,6 +269,7 @@ def main() -> None:
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=_errors, show_time=False, show_path=False)]
     )
+    logging.getLogger("trainables.data").setLevel(logging.INFO)  # how far long decoding is
     try:
         app()
     except UserError as error:

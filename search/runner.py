@@ -124,7 +124,7 @@ def _run(
         study,
         config.distributions(),
         config.objectives,
-        _config_maker(config, scheduler := _scheduler(session, observer)),
+        _config_maker(session, scheduler := _scheduler(session, observer)),
         config.search.trials,
         constraints=config.chosen_constraints(),
         unfinished=unfinished,
@@ -214,8 +214,9 @@ def _scheduler(session: Session, observer: Observer) -> MultiObjectiveASHA | Non
     )
 
 
-def _config_maker(config: Config, scheduler: MultiObjectiveASHA | None) -> Callable[[Unfinished], dict[str, Any]]:
+def _config_maker(session: Session, scheduler: MultiObjectiveASHA | None) -> Callable[[Unfinished], dict[str, Any]]:
     """Makes the Tune config of a trial. Without `training.seed`, trial n of search seed s trains with 1,000,003 s + n + 1."""
+    config = session.config
     rungs = sorted({math.ceil(time) for level in scheduler.levels for time in level}) if scheduler else []
 
     def make(trial: Unfinished) -> dict[str, Any]:
@@ -235,6 +236,7 @@ def _config_maker(config: Config, scheduler: MultiObjectiveASHA | None) -> Calla
             "processes": config.resources.processes_of_a_trial(),
             "report_at": [] if number is None else rungs,
             "resume_from": trial.checkpoint,
+            "session": f"{session.folder.search}-{session.number}",
         }
 
     return make

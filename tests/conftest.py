@@ -13,6 +13,7 @@ import yaml
 
 from search.config import Config
 from trainables import Candidate
+from trainables.data.cache import FOLDER
 
 # In CI the same examples each time, elsewhere new ones: a change is not blamed for what luck finds.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
@@ -39,6 +40,12 @@ SMALL_CONFIG: dict[str, Any] = {
     "objectives": ["val_accuracy", "nonzero_params"],
     "search": {"trials": 4},
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_data_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The processes that tests start share decoded data with each other, and with nothing else on this machine."""
+    os.environ[FOLDER] = str(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True)

@@ -154,13 +154,15 @@ def accuracy(
     network: nn.Module,
     inputs: Tensor,
     labels: Tensor,
-    batch_size: int = 4096,
+    batch_size: int | None = None,
     prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
 ) -> float:
     """The share of examples whose largest logit is at the label, in evaluation mode; `inputs` (N, …), `labels` (N,).
 
     `prepare` makes what the network sees of a batch of inputs: `Dataset.prepare`, for inputs as a data set stores them.
+    `batch_size` is 4096 if None, or what makes batches of 64 MiB of float32 if that is less.
     """
+    batch_size = batch_size or max(1, min(4096, 2**24 // max(inputs[0].numel(), 1)))
     training = network.training
     network.eval()
     try:

@@ -1,6 +1,7 @@
 """Refit: a short training of the compact network without penalties, zeros kept zero (arXiv 2006.15604, section 2)."""
 
 import math
+from contextlib import closing
 
 import torch
 from pydantic import Field
@@ -51,19 +52,21 @@ def refit(
     for epoch in range(options.epochs):
         network.train()
         losses: list[Tensor] = []
-        batches = torch.randperm(len(data.train.labels), generator=shuffler).to(data.train.labels.device).split(batch_size)
-        for index, batch in enumerate(batches):
-            lr = scheduled(options.lr, "cosine", (epoch + index / len(batches)) / options.epochs)
-            set_lr(steps, lr)
-            inputs = data.augmented(data.train.inputs[batch], augmenter)
-            loss = nn.functional.cross_entropy(network(inputs), data.train.labels[batch].to(data.device))
-            steps.zero_grad()
-            loss.backward()
-            steps.step()
-            with torch.no_grad():
-                for parameter, mask in zip(parameters, alive, strict=True):
-                    parameter.mul_(mask)
-            losses.append(loss.detach() * len(batch))
+        order = torch.randperm(len(data.train.labels), generator=shuffler).to(data.train.labels.device)
+        chosen = order.split(batch_size)
+        with closing(data.batches(chosen)) as batches:
+            for index, (stored, labels) in enumerate(batches):
+                lr = scheduled(options.lr, "cosine", (epoch + index / len(chosen)) / options.epochs)
+                set_lr(steps, lr)
+                inputs = data.augmented(stored, augmenter)
+                loss = nn.functional.cross_entropy(network(inputs), labels.to(data.device))
+                steps.zero_grad()
+                loss.backward()
+                steps.step()
+                with torch.no_grad():
+                    for parameter, mask in zip(parameters, alive, strict=True):
+                        parameter.mul_(mask)
+                losses.append(loss.detach() * len(labels))
         train_loss = float(torch.stack(losses).sum() / len(data.train.labels))
         if not math.isfinite(train_loss):
             raise TrialFailure(f"diverged: the loss of refit is {train_loss} in its epoch {epoch + 1}")

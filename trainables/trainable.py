@@ -1,12 +1,15 @@
 """The Ray Tune class trainable around `Training`: the only file of this package that imports ray."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 
 from trainables.candidate import Candidate
+from trainables.data.factory import SESSION
 from trainables.distributed.team import Team
 from trainables.errors import TrialFailure, UserError
 from trainables.refit import Refit
@@ -37,6 +40,9 @@ class CandidateTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Only remembers the config: what can go wrong goes wrong in `step`, where it becomes this trial's failure."""
         self.team: Team | None = None
+        if ray.is_initialized():
+            here = ray.get_runtime_context()
+            os.environ[SESSION] = f"{here.get_node_id()}-{here.get_job_id()}-{config.get('session', '')}"
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainables.candidate import Candidate
 from trainables.compaction import Compacted, compact
-from trainables.data import Dataset, load_once
+from trainables.data import Dataset, Split, load_once
 from trainables.distributed.ranks import Solo
 from trainables.errors import TrialFailure, UserError
 from trainables.graph import Layer, inner_layers, trace
@@ -142,11 +142,12 @@ class Training:
         order = torch.randperm(len(self.data.train.labels), generator=self.shuffler).to(self.data.train.labels.device)
         task_losses, penalty_losses = [], []
         self.losses = self.losses or self._shared_losses()
-        with self._own_noise():
+        shares = [(len(batch), *self.ranks.share(batch)) for batch in order.split(self.options.batch_size)]
+        with self._own_noise(), closing(self.data.batches([mine for _, mine, _ in shares])) as batches:
             self.ranks.stir(self.options.seed or 0, self.epoch, self.augmenter)
-            for batch in order.split(self.options.batch_size):
-                task_loss, penalty_loss = self._train_batch(batch)
-                task_losses.append(task_loss * len(batch))
+            for (count, _, weight), batch in zip(shares, batches, strict=True):
+                task_loss, penalty_loss = self._train_batch(batch, weight)
+                task_losses.append(task_loss * count)
                 penalty_losses.append(penalty_loss)
         self.epoch += 1
         means = [torch.stack(task_losses).sum() / len(order), torch.stack(penalty_losses).mean()]
@@ -183,11 +184,11 @@ class Training:
         """The step size of proximal steps: lr, and lr / (1 − momentum) for SGD, whose gradients act that much longer."""
         return lr / (1 - self.options.momentum) if self.options.optimizer == "sgd" else lr
 
-    def _train_batch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """One step on the examples at the indices `batch` (N,); returns task loss and penalty loss, scalars."""
+    def _train_batch(self, batch: Split, weight: float) -> tuple[Tensor, Tensor]:
+        """One step on the examples of `batch`, as they are stored; returns task and penalty loss, scalars, times `weight`."""
         lr = self._learning_rate()
         set_lr(self.optimizer, lr)
-        task_loss, penalty_loss = self._gradients(*self.ranks.share(batch))
+        task_loss, penalty_loss = self._gradients(batch, weight)
         self.ranks.average(self.statistics)
         if self.sparsifier:
             self.sparsifier.before_step(self.step)
@@ -199,8 +200,8 @@ class Training:
         self.step += 1
         return task_loss, penalty_loss
 
-    def _gradients(self, batch: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-        """Accumulates the gradients of the examples at `batch` (N,), in `parts` parts; gives task and penalty loss, scalars.
+    def _gradients(self, batch: Split, weight: float) -> tuple[Tensor, Tensor]:
+        """Accumulates the gradients of the examples of `batch`, in `parts` parts; gives task and penalty loss, scalars.
 
         Where memory runs out and `training.out_of_memory` is `halve`, the batch is taken in twice as many parts from then on, by
         all ranks. The gradient is the same mean over the batch; batch norm and CKA-SR see the parts.
@@ -211,11 +212,13 @@ class Training:
             short = False
             losses = [torch.zeros((), device=self.device), torch.zeros((), device=self.device)]
             try:
-                for part in batch.tensor_split(min(self.parts, len(batch))):
-                    for total, loss in zip(losses, self._part_gradients(part, weight * (len(part) / len(batch))), strict=True):
+                count = len(batch.labels)
+                for part in map(Split, *(tensor.tensor_split(min(self.parts, count)) for tensor in batch)):
+                    share = weight * (len(part.labels) / count)
+                    for total, loss in zip(losses, self._part_gradients(part, share), strict=True):
                         total += loss
             except torch.OutOfMemoryError:
-                if not halve or self.parts >= len(batch):
+                if not halve or self.parts >= len(batch.labels):
                     raise
                 short = True
             if not (halve and self.ranks.reduce(self.model.parameters(), short)):
@@ -224,12 +227,12 @@ class Training:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _part_gradients(self, part: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    def _part_gradients(self, part: Split, share: float) -> tuple[Tensor, Tensor]:
         epoch = self.step / self._steps_per_epoch()
         for penalty, options in zip(self.penalties, self.penalty_options, strict=True):
             penalty.before_batch(self.step, options.scale(epoch))
-        inputs = self.data.augmented(self.data.train.inputs[part], self.augmenter)
-        labels = self.data.train.labels[part].to(self.device)
+        inputs = self.data.augmented(part.inputs, self.augmenter)
+        labels = part.labels.to(self.device)
         assert self.losses is not None
         task_loss, penalty_loss = self.losses(inputs, labels)
         loss = task_loss + penalty_loss if penalty_loss.requires_grad else task_loss

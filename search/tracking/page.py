@@ -100,7 +100,7 @@ class Page:
         """The data set with its splits, as an input of the run."""
         options = self.config.candidate({}).data
         data = load_once(options, torch.device("cpu"))
-        digest = hashlib.sha256(options.model_dump_json().encode())
+        digest = hashlib.sha256(options.model_dump_json(exclude={"in_memory"}).encode())  # wherever it lies, it is the same
         for split in (data.train, data.validation, data.test):
             digest.update(split.labels.cpu().numpy().tobytes())
         sizes = ", ".join(

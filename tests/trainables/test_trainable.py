@@ -178,3 +178,16 @@ def test_a_share_of_a_gpu_is_a_limit_that_batches_can_be_halved_at() -> None:
             torch.empty(torch.cuda.get_device_properties(0).total_memory // 50, dtype=torch.uint8, device="cuda")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_two_processes_of_a_node_share_what_a_factory_returns(tmp_path: Path) -> None:
+    data = {"name": "factory", "factory": "tests.trainables.data.made:counted", "args": {"log": str(tmp_path / "log")}}
+    config = config_of(data=data, model={"name": "mlp", "depth": 1, "width": 4}, penalties={}, sparsifier=None)
+    processes = [Process.remote(config) for _ in range(2)]
+    try:
+        results = ray.get([process.run.remote() for process in processes])
+    finally:
+        for process in processes:
+            ray.kill(process)
+    assert results[0] == results[1]
+    assert len((tmp_path / "log").read_text().split()) == 1

@@ -1,17 +1,22 @@
-"""Data sets as tensors: stored as compactly as they come, split with a fixed seed, loaded once per process."""
+"""Data sets as tensors: stored as compactly as they come, and split with a fixed seed."""
 
 import math
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from trainables.data.ahead import ahead
+from trainables.data.room import Empty, in_process, pieces
 from trainables.data.transforms import Augment, augment, channel_statistics
 from trainables.errors import UserError
 from trainables.options import Options, Registry
+
+PREFETCH = 4
+"""Batches that are read ahead of training."""
 
 
 class Split(NamedTuple):
@@ -42,6 +47,8 @@ class Dataset:
     standardised_by: tuple[float, float] = (0.0, 1.0)
     augment: Augment = field(default_factory=Augment)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    streamed: bool = False
+    """Whether its examples are on disk, and may not all fit into memory."""
 
     def __post_init__(self) -> None:
         if self.augment.active and len(self.input_shape) != 3:
@@ -80,6 +87,19 @@ class Dataset:
             return self.prepare(inputs)
         return self.prepare(augment(inputs.to(self.device), self.augment, generator))
 
+    def batches(self, chosen: Iterable[Tensor]) -> Generator[Split]:
+        """The training examples at each of these indices (n,), as they are stored.
+
+        Those of a streamed data set are read ahead by a thread, at most `PREFETCH` batches; it ends when the iterator is
+        exhausted or closed (`contextlib.closing`). Nothing random happens there, so the same batches come either way.
+        """
+
+        def taken(indices: Tensor) -> Split:
+            return Split(self.train.inputs[indices], self.train.labels[indices])
+
+        on_disk = self.streamed and self.train.inputs.device.type == "cpu"
+        yield from ahead(taken, chosen, PREFETCH) if on_disk else map(taken, chosen)
+
     def to(self, device: torch.device) -> "Dataset":
         """The data set for networks on `device`: stored there if it takes at most half of the memory that is free.
 
@@ -98,7 +118,9 @@ class Data(Options):
     """Options of a data set, and its loader. Options are hashable, so that a process loads each set once.
 
     `validation` and `test` are the fractions of all examples held out; `seed` fixes the split. `augment` varies the
-    training images.
+    training images. `in_memory` says where the examples are: `true`, in the memory of each process; `false`, on disk, from
+    which batches are read ahead; `auto`, in the node's cache, which its processes share, and read ahead from there if they
+    take more than half of the memory.
     """
 
     name: str
@@ -106,6 +128,7 @@ class Data(Options):
     test: float = Field(0.2, gt=0, lt=1)
     seed: int = Field(0, ge=0, lt=2**32)
     augment: Augment = Augment()
+    in_memory: bool | Literal["auto"] = "auto"
 
     @model_validator(mode="after")
     def _leave_some_to_train_on(self) -> Self:
@@ -113,34 +136,62 @@ class Data(Options):
             raise ValueError(f"validation ({self.validation}) and test ({self.test}) leave no training examples")
         return self
 
-    def load(self) -> Dataset:
+    def load(self, empty: Empty = in_process) -> Dataset:
         """Reads and splits the data, on the CPU, without augmentation.
+
+        Args:
+            empty: gives the room for large tensors; a loader that uses it only in small steps handles more than memory holds.
 
         Raises:
             UserError: if it is not there, or is not what the options say.
         """
         raise NotImplementedError(f"the data set '{self.name}' does not say how it is loaded")
 
+    def fingerprint(self) -> str | None:
+        """Changes whenever `load` would give something else for the same options, such as when a file that it reads changes.
+
+        None: it cannot be told, or loading is faster than looking it up; then the data set is not kept in the node's cache.
+        """
+        return None
+
 
 DATA: Registry[Data] = Registry("data set")
 
 
-def split(options: Data, inputs: Tensor, labels: Tensor, classes: int) -> Dataset:
+def split(options: Data, inputs: Tensor, labels: Tensor, classes: int, empty: Empty = in_process) -> Dataset:
     """Splits examples into training, validation and test, with equal class shares in each (stratified).
 
     Args:
-        inputs: (N, *input_shape) float32, or (N, C, H, W) uint8; see `normalised`.
+        inputs: (N, *input_shape) real numbers, of which images (N, C, H, W) uint8 stay uint8, and all else becomes float32;
+            see `normalised`.
         labels: (N,) int64 in [0, classes).
+        empty: gives the room for the inputs of each split.
 
     Raises:
         UserError: if there are too few examples of a class.
     """
-    everything = torch.arange(len(labels))
+    dtype = torch.uint8 if inputs.dtype == torch.uint8 and inputs.dim() == 4 else torch.float32
+    splits = []
+    for chosen in split_indices(options, labels):
+        taken = empty((len(chosen), *inputs.shape[1:]), dtype)
+        steps = pieces(taken)
+        for part, indices in zip(steps, chosen.split(len(steps[0])), strict=True):
+            part.copy_(inputs[indices])
+        splits.append(Split(taken, labels[chosen]))
+    train, validation, test = splits
+    return normalised(train, validation, test, classes)
+
+
+def split_indices(options: Data, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The indices (n,) of the training, validation and test examples of all `labels` (N,), with equal class shares in each.
+
+    Raises:
+        UserError: if there are too few examples of a class.
+    """
     held_out = options.validation + options.test
-    train, rest = hold_out(options, everything, labels, held_out)
+    train, rest = hold_out(options, torch.arange(len(labels)), labels, held_out)
     validation, test = hold_out(options, rest, labels, options.test / held_out)
-    train_split, validation_split, test_split = (Split(inputs[i], labels[i]) for i in (train, validation, test))
-    return normalised(train_split, validation_split, test_split, classes)
+    return train, validation, test
 
 
 def hold_out(options: Data, indices: Tensor, labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
@@ -167,24 +218,13 @@ def normalised(train: Split, validation: Split, test: Split, classes: int) -> Da
     """The data set of three splits, normalised by the training split.
 
     uint8 images stay as they are, beside the mean and standard deviation of each channel. float32 inputs are standardised
-    here, by the mean and standard deviation of all training inputs together.
+    here, in place, by the mean and standard deviation of all training inputs together.
     """
     if train.inputs.dtype == torch.uint8:
         return Dataset(train, validation, test, classes, *channel_statistics(train.inputs))
     mean, std = train.inputs.mean(), train.inputs.std()
     std = torch.where(std > 0, std, 1.0)  # constant inputs become zeros, not NaN
-    train, validation, test = (Split((s.inputs - mean) / std, s.labels) for s in (train, validation, test))
+    for one in (train, validation, test):
+        for part in pieces(one.inputs):
+            part.sub_(mean).div_(std)
     return Dataset(train, validation, test, classes, standardised_by=(float(mean), float(std)))
-
-
-@lru_cache(maxsize=4)
-def load_once(options: Data, device: torch.device) -> Dataset:
-    """The data set of these options for networks on `device`, loaded at most once per process."""
-    plain = _load_plain(options.model_copy(update={"augment": Augment()}), device)
-    return replace(plain, augment=options.augment) if options.augment.active else plain
-
-
-@lru_cache(maxsize=4)
-def _load_plain(options: Data, device: torch.device) -> Dataset:
-    """Cached apart from augmentation, so that a search over it shares one set of tensors."""
-    return options.load().to(device)

@@ -1,7 +1,11 @@
 """Data from a function of the user's, by import path."""
 
 import copy
+import os
+import sys
+import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -10,9 +14,14 @@ from pydantic import Field, JsonValue
 from torch import Tensor
 
 from trainables.data.base import DATA, Data, Dataset, split
+from trainables.data.cache import files_state
+from trainables.data.room import Empty, in_process
 from trainables.data.transforms import channel_statistics
 from trainables.errors import UserError
 from trainables.importing import import_by_path
+
+SESSION = "SLIMFRONT_SESSION"
+"""The environment variable that the processes of one search share: what a factory returns is the same for all of them."""
 
 
 @DATA.register("factory")
@@ -31,7 +40,7 @@ class Factory(Data):
         # A dict has no hash. The values may stay out of it: what compares equal must only hash alike.
         return hash((self.factory, frozenset(self.args), self.validation, self.test, self.seed, self.augment))
 
-    def load(self) -> Dataset:
+    def load(self, empty: Empty = in_process) -> Dataset:
         function = import_by_path(self.factory, "data factory")
         try:
             made = function(**copy.deepcopy(self.args))  # what it does to them must not reach these options
@@ -45,16 +54,25 @@ class Factory(Data):
             inputs, labels = self._as_inputs(made[0]), self._as_labels(made[1])
             if len(inputs) != len(labels):
                 raise self._wrong(f"has {len(inputs)} inputs and {len(labels)} labels", "one label for each input")
-            return split(self, inputs, labels, classes=int(labels.max()) + 1)
+            return split(self, inputs, labels, classes=int(labels.max()) + 1, empty=empty)
         raise self._wrong(f"is {_describe(made)}", "a trainables.data.Dataset, or (inputs, labels) as tensors or arrays")
+
+    def fingerprint(self) -> str | None:
+        """Of the module's file, for the processes of one search: what else the function reads cannot be told.
+
+        None without a search, or where the function does not come from a file.
+        """
+        session = os.environ.get(SESSION)
+        import_by_path(self.factory, "data factory")
+        file = getattr(sys.modules[self.factory.partition(":")[0]], "__file__", None)
+        return f"{session} {files_state([Path(file)])}" if session and file and Path(file).is_file() else None
 
     def _as_inputs(self, given: Tensor | np.ndarray[Any, Any]) -> Tensor:
         inputs = self._tensor(given, "inputs")
         if inputs.ndim < 2 or inputs.is_complex() or not inputs.numel():
             shape = tuple(inputs.shape)
             raise self._wrong(f"has inputs of shape {shape} and type {inputs.dtype}", "real numbers of shape (examples, …)")
-        is_images = inputs.dtype == torch.uint8 and inputs.ndim == 4
-        return inputs if is_images else inputs.float()
+        return inputs
 
     def _as_labels(self, given: Tensor | np.ndarray[Any, Any]) -> Tensor:
         labels = self._tensor(given, "labels")
@@ -67,7 +85,9 @@ class Factory(Data):
 
     def _tensor(self, given: Tensor | np.ndarray[Any, Any], part: str) -> Tensor:
         try:
-            return torch.as_tensor(given).detach().cpu()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to it
+                return torch.as_tensor(given).detach().cpu()
         except TypeError:
             raise self._wrong(f"has {part} that are an array of {getattr(given, 'dtype', '?')}", "numbers") from None
 

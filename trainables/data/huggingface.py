@@ -1,16 +1,18 @@
 """Image classification data through Hugging Face `datasets`: from the hub, from parquet files, from folders of images."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from trainables.data.base import DATA, Data, Dataset, Split, hold_out, normalised, split
-from trainables.data.images import Array, check_sizes, decode_all, stack
+from trainables.data.base import DATA, Data, Dataset, Split, hold_out, normalised, split_indices
+from trainables.data.cache import files_state
+from trainables.data.images import CHUNK, Rows, decode_into
+from trainables.data.room import Empty, in_process
 from trainables.errors import UserError
 from trainables.options import Options, suggest
 
@@ -83,7 +85,7 @@ class HuggingFace(Data):
     def _where(self) -> str:
         return f"the data set '{self.path or (self.data_files and self.data_files.train)}'"
 
-    def load(self) -> Dataset:
+    def load(self, empty: Empty = in_process) -> Dataset:
         train, test = self._splits()
         label = self._column(train.features, "label", _LABEL_NAMES)
         image = self._column(train.features, "image", _IMAGE_NAMES)
@@ -91,17 +93,29 @@ class HuggingFace(Data):
         labels = self._labels(train, label, classes, "training")
         if self.limit is not None:
             train, labels = self._limited(train, labels)
-        test_labels = self._labels(test, label, classes, "test") if test is not None else labels[:0]
-        images = self._decode(train, image, "training")
-        test_images = self._decode(test, image, "test") if test is not None else []
-        check_sizes([*images, *test_images])
-        channels = max(pixels.shape[2] for pixels in [*images, *test_images])
-        inputs = stack(images, channels)
         if test is None:
-            return split(self.model_copy(update={"test": self.test or _TEST_SHARE}), inputs, labels, len(classes))
-        left, held = hold_out(self, torch.arange(len(labels)), labels, self.validation)
-        test_split = Split(stack(test_images, channels), test_labels)
-        return normalised(Split(inputs[left], labels[left]), Split(inputs[held], labels[held]), test_split, len(classes))
+            chosen = split_indices(self.model_copy(update={"test": self.test or _TEST_SHARE}), labels)
+            rows, wanted = [self._rows(train, image, "training", chosen)], [labels[indices] for indices in chosen]
+        else:
+            test_labels = self._labels(test, label, classes, "test")
+            held = hold_out(self, torch.arange(len(labels)), labels, self.validation)
+            everything = torch.arange(len(test_labels))
+            rows = [self._rows(train, image, "training", held), self._rows(test, image, "test", [everything])]
+            wanted = [*(labels[indices] for indices in held), test_labels]
+        inputs = decode_into(rows, _decoder(), self.size, empty)
+        train_split, validation, test_split = (Split(x, y) for x, y in zip(inputs, wanted, strict=True))
+        return normalised(train_split, validation, test_split, len(classes))
+
+    def fingerprint(self) -> str | None:
+        """Of the local files; of a name on the hub, of the files that `datasets` downloaded for its newest revision."""
+        if self.data_files is not None:
+            files = [Path(file) for file in (self.data_files.train, self.data_files.test) if file]
+        elif Path(self.path or "").is_dir():
+            named = [Path(file) for file in _parquet_files(self).values()]
+            files = named or [file for file in Path(self.path or "").rglob("*") if file.is_file()]
+        else:
+            files = [Path(part["filename"]) for rows in _read(self).values() for part in rows.cache_files]
+        return files_state(files) if all(file.is_file() for file in files) else None  # loading says what is missing
 
     def _splits(self) -> "tuple[datasets.Dataset, datasets.Dataset | None]":
         """The training rows, and the test rows if the data has some of its own."""
@@ -172,8 +186,8 @@ class HuggingFace(Data):
             )
         return train.select(range(len(first))), first
 
-    def _decode(self, rows: "datasets.Dataset", column: str, which: str) -> list[Array]:
-        """The images of these rows, in order."""
+    def _rows(self, rows: "datasets.Dataset", column: str, which: str, parts: Sequence[Tensor]) -> Rows:
+        """The encoded images of these rows."""
         import datasets
 
         if column not in rows.features:
@@ -182,8 +196,17 @@ class HuggingFace(Data):
             encoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         except (TypeError, ValueError, NotImplementedError) as error:
             raise UserError(f"the column '{column}' of {self._where} does not hold images: {error}") from None
-        items = (item for batch in encoded.iter(batch_size=1000) for item in batch[column])
-        return decode_all(items, datasets.Image().decode_example, self.size, f"the {which} rows of {self._where}")
+
+        def chunks() -> Iterable[list[Any]]:
+            return (batch[column] for batch in encoded.iter(batch_size=CHUNK))
+
+        return Rows(chunks, f"the {which} rows of {self._where}", parts)
+
+
+def _decoder() -> Any:
+    import datasets
+
+    return datasets.Image().decode_example
 
 
 def _read(options: HuggingFace) -> "Mapping[str, datasets.Dataset]":

@@ -1,37 +1,138 @@
-"""Decodes images, once, into uint8 tensors."""
+"""Decodes images into uint8 tensors, chunk by chunk: only the room for the result grows with their number."""
 
-from collections.abc import Callable, Iterable
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky.process_executor import BrokenProcessPool
 from PIL import Image
 from torch import Tensor
 
+from trainables.data.ahead import Progress, ahead
+from trainables.data.room import Empty
 from trainables.errors import UserError
 
 _GREY = ("1", "L", "LA", "La")
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "F")
 
+CHUNK = 64
+"""Images that are decoded at a time."""
+
+LONG = 20.0
+"""Seconds of decoding that are worth starting processes for: each takes some to start."""
+
 Array = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-def decode_all(encoded: Iterable[Any], decode: Callable[[Any], Image.Image], size: int | None, where: str) -> list[Array]:
-    """Decodes images one after the other. Threads were slower here on small images, whose cost is Python's.
+@dataclass(frozen=True)
+class Rows:
+    """Encoded images, and where they go: row `parts[p][k]` becomes image k of part p."""
+
+    chunks: Callable[[], Iterable[list[Any]]]
+    """Gives the encoded images in lists, in order; asked again if they have to be read twice."""
+    where: str
+    """The rows, for messages."""
+    parts: Sequence[Tensor]
+    """Row numbers (n,) int64; each row is in one of them."""
+
+    def count(self) -> int:
+        """How many there are."""
+        return sum(len(part) for part in self.parts)
+
+
+class _Coloured(Exception):
+    """A coloured image came where all before were grey."""
+
+
+def decode_into(sources: Sequence[Rows], decode: Callable[[Any], Image.Image], size: int | None, empty: Empty) -> list[Tensor]:
+    """Decodes all images of all sources, a few chunks at a time, in processes if it takes long.
 
     Args:
-        encoded: what `decode` makes an image of.
+        sources: what to decode.
+        decode: makes an image of an encoded one.
         size: width and height to resize to, bilinear; None leaves the images as they are.
-        where: the rows, for messages.
+        empty: gives the room for the result.
 
     Returns:
-        Arrays (H, W, 1) for grey images and (H, W, 3) for all others (palettes and transparency become RGB).
+        For each part of each source (n, C, H, W) uint8. C is 1 where all are grey, else 3: palettes and transparency become RGB.
 
     Raises:
-        UserError: if an image is missing, cannot be decoded, or has more than 8 bits per channel.
+        UserError: if an image is missing, cannot be decoded, has more than 8 bits per channel, or another size than the rest.
     """
+    try:
+        return _decode_into(sources, decode, size, empty, None)
+    except _Coloured:  # rare: the first coloured image is not among the first few
+        return _decode_into(sources, decode, size, empty, 3)
+
+
+def _decode_into(
+    sources: Sequence[Rows], decode: Callable[[Any], Image.Image], size: int | None, empty: Empty, channels: int | None
+) -> list[Tensor]:
+    made: list[list[Tensor]] = []
+    progress = Progress(f"decoding {sources[0].where}", sum(rows.count() for rows in sources))
+    for number, rows in enumerate(sources):
+        part_of, place = np.empty(rows.count(), dtype=np.int64), np.empty(rows.count(), dtype=np.int64)
+        for index, part in enumerate(rows.parts):
+            part_of[part.numpy()], place[part.numpy()] = index, np.arange(len(part))
+        first = 0
+        make = partial(_decode, decode=decode, size=size, where=rows.where)
+        with closing(_decoded(make, rows)) as chunks:
+            for images in chunks:
+                coloured = any(image.shape[2] == 3 for image in images)
+                if not made:
+                    channels = channels or (3 if coloured else 1)
+                    height, width = images[0].shape[:2]
+                    shape = (channels, height, width)
+                    made = [[empty((len(part), *shape), torch.uint8) for part in other.parts] for other in sources]
+                if coloured and channels == 1:
+                    raise _Coloured
+                _check_sizes(images, (height, width))
+                outs = [out.numpy() for out in made[number]]  # torch would start threads for each image
+                for row, image in enumerate(images, first):
+                    outs[part_of[row]][place[row]] = image.transpose(2, 0, 1)  # grey becomes RGB where there are 3 channels
+                first += len(images)
+                progress.advance(len(images))
+    return [out for outs in made for out in outs]
+
+
+def _decoded(make: Callable[[tuple[int, list[Any]]], list[Array]], rows: Rows) -> Generator[list[Array]]:
+    """The decoded chunks in order, made in this thread; in processes, once it is seen that it would take long.
+
+    Not in threads: they take turns for all that Python does, which is most of the work on small images.
+    """
+    numbered = ((CHUNK * index, chunk) for index, chunk in enumerate(rows.chunks()))
+    started, done = time.monotonic(), 0
+    for item in numbered:
+        yield make(item)
+        done += len(item[1])
+        spent = time.monotonic() - started
+        left = spent / done * (rows.count() - done)
+        if spent > LONG / 20 and left > LONG and (cores := usable_cores()) > 1:  # the very first images take longer
+            try:
+                # The caller's thread keeps reading and writing.
+                yield from ahead(make, numbered, 2 * cores, lambda: ProcessPoolExecutor(cores, timeout=60))
+            except BrokenProcessPool as error:
+                raise UserError(f"a process that decoded {rows.where} died; was there too little memory?") from error
+            return
+
+
+def usable_cores() -> int:
+    """Those that this process may use, eight at most: each process takes some 200 MB."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _decode(item: tuple[int, list[Any]], decode: Callable[[Any], Image.Image], size: int | None, where: str) -> list[Array]:
+    """Arrays (H, W, 1) for grey images and (H, W, 3) for all others; `item` is the first row's number and the encoded images."""
+    first, encoded = item
     images = []
-    for row, item in enumerate(encoded):
+    for row, item in enumerate(encoded, first):
         try:
             image = decode(item)
             image.load()
@@ -47,21 +148,12 @@ def decode_all(encoded: Iterable[Any], decode: Callable[[Any], Image.Image], siz
     return images
 
 
-def stack(images: list[Array], channels: int) -> Tensor:
-    """Arrays (H, W, 1 or 3) of one size as one tensor (N, channels, H, W) uint8; grey becomes RGB where 3 are asked for."""
-    height, width, _ = images[0].shape
-    out = np.empty((len(images), channels, height, width), dtype=np.uint8)
-    for row, image in enumerate(images):
-        out[row] = image.transpose(2, 0, 1)
-    return torch.from_numpy(out)
-
-
-def check_sizes(images: list[Array]) -> None:
-    """Raises UserError if the images (H, W, …) are not all of one size."""
-    sizes = {image.shape[:2] for image in images}
-    if len(sizes) > 1:
-        few = " and ".join(f"{width}×{height}" for height, width in sorted(sizes)[:2])
-        raise UserError(
-            f"the images have {len(sizes)} different sizes ({few}, say), and a network needs one; "
-            "add 'size: 32' to the data to resize all to 32×32 pixels"
-        )
+def _check_sizes(images: list[Array], size: tuple[int, int]) -> None:
+    """Raises UserError if an image (H, W, …) is not of this height and width."""
+    for image in images:
+        if image.shape[:2] != size:
+            few = " and ".join(f"{width}×{height}" for height, width in sorted([size, image.shape[:2]]))
+            raise UserError(
+                f"the images have different sizes ({few}, say), and a network needs one; "
+                "add 'size: 32' to the data to resize all to 32×32 pixels"
+            )

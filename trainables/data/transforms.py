@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from trainables.data.room import pieces
 from trainables.options import Options
 
 
@@ -34,9 +35,11 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
         Two (C, 1, 1) float32 tensors in units of 0 … 255. The deviation of a constant channel is given as 1, so that
         normalising it gives zeros instead of NaN.
     """
-    # From the counts of the 256 values: exact, and without a float copy of the images, four times their size.
-    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)]).double()  # (C, 256)
-    share = counts / counts.sum(1, keepdim=True)
+    # From the counts of the 256 values: exact however the images are cut, and without a float copy, four times their size.
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64, device=images.device)
+    for part in pieces(images):
+        counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in part.unbind(1)])
+    share = counts.double() / counts.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64, device=images.device)
     mean = (share * values).sum(1)  # (C,)
     std = (share * (values - mean[:, None]).square()).sum(1).sqrt()

@@ -1,6 +1,8 @@
 """Data that tests make: images in memory, as parquet files with encoded PNGs, and as folders of PNGs."""
 
 import io
+import os
+import time
 from pathlib import Path
 
 import datasets
@@ -39,6 +41,15 @@ def ready_dataset(dtype: str = "uint8", largest_label: int = 2) -> Dataset:
     labels[0] = largest_label
     parts = [Split(inputs[i::3], labels[i::3] if i else labels[::3]) for i in range(3)]
     return Dataset(*parts, classes=3)
+
+
+def counted(log: str, count: int = 120, wait_for: list[str] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """`image_tensors`, after the process wrote its number to the file `log`, and after the files `wait_for` are there."""
+    with Path(log).open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    while not all(Path(name).exists() for name in wait_for or []):
+        time.sleep(0.01)
+    return image_tensors(count)
 
 
 def a_list() -> list[int]:

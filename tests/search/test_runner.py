@@ -280,7 +280,7 @@ def test_a_trial_of_two_processes_goes_on_after_one_of_them_is_killed(tmp_path: 
     resources = {"cpu": 2, "processes": 2}
     training = SMALL_CONFIG["training"] | {"epochs": 12}
 
-    class KillsOne:
+    class KillsOne(Progress):
         """Kills a process that a trial started, once it has reported."""
 
         done = False

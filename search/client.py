@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import tempfile
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,27 @@ from search.config import check_name, load
 from trainables.errors import UserError
 
 
+class _Said(io.TextIOBase):
+    """Text that is written in one thread and taken away in another."""
+
+    def __init__(self) -> None:
+        self.parts: deque[str] = deque()
+
+    def write(self, text: str) -> int:
+        """Keeps it."""
+        self.parts.append(text)
+        return len(text)
+
+    def take(self) -> str:
+        """What was written since the last call."""
+        return "".join(self.parts.popleft() for _ in range(len(self.parts)))
+
+
 class _Driver:
     """Runs one search in a process on the head, and keeps what it says until it is asked."""
 
     def __init__(self) -> None:
-        self.said = io.StringIO()
-        self.taken = 0
+        self.said = _Said()
         self.interrupt: Any = None
 
     def run(self, text: str, overrides: list[str], name: str | None) -> dict[str, Any]:
@@ -32,7 +48,7 @@ class _Driver:
         from search.runner import run_search
 
         self.interrupt = Interrupt()
-        console = Console(file=self.said, width=160)
+        console = Console(file=self.said, width=160)  # type: ignore[arg-type]
         handler = logging.StreamHandler(self.said)
         handler.setLevel(logging.WARNING)
         logging.getLogger("search").addHandler(handler)
@@ -47,9 +63,7 @@ class _Driver:
 
     def news(self) -> str:
         """What was said since the last call."""
-        text = self.said.getvalue()[self.taken :]
-        self.taken += len(text)
-        return text
+        return self.said.take()
 
     def stop(self) -> None:
         """Ends the search gracefully."""

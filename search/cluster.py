@@ -20,6 +20,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from search.config import Config, check_name, load
 from search.progress import BEGUN
 from search.session import new_names
+from search.settings import without_password
 from search.storage import is_bucket
 from trainables.errors import UserError
 from trainables.options import suggest
@@ -131,6 +132,7 @@ class Cluster:
         if earlier and not earlier[-1].over:
             raise UserError(f"the search '{search}' is running, as job {earlier[-1].job_id}; stop it first, or wait for its end")
         place = storage_path or earlier[-1].storage_path
+        _refuse_passwords([place, *(override.partition("=")[2] for override in overrides)])
         options = ["resume", search, "--storage-path", place, *_sets(overrides)]
         with staged(working_dir, {}) as directory:
             return self._start(search, place, options, directory)
@@ -271,6 +273,7 @@ def checked(file: Path, overrides: Sequence[str] = (), name: str | None = None) 
     config = load(file, overrides)
     if name is not None:
         check_name(name)
+    _refuse_passwords([config.search.storage or "", config.search.storage_path, config.tracking.uri])
     path = config.search.storage_path
     if not is_bucket(path) and not Path(path).is_absolute():
         raise UserError(
@@ -284,6 +287,16 @@ def checked(file: Path, overrides: Sequence[str] = (), name: str | None = None) 
             "server, such as http://HOST:5000"
         )
     return config
+
+
+def _refuse_passwords(uris: Sequence[str]) -> None:
+    """Raises UserError if one holds a password: what travels with a job can be read in the cluster's dashboard."""
+    for uri in uris:
+        if is_bucket(uri) and without_password(uri) != uri:
+            raise UserError(
+                f"{without_password(uri)} is given with a password, which everyone who sees the cluster's jobs could read; leave it "
+                "out, and set it in the environment of the head (PGPASSWORD, MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)"
+            )
 
 
 def directory_of_factories(config: Config) -> Path | None:

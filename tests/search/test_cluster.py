@@ -51,12 +51,18 @@ def write_config(directory: Path, **changes: Any) -> str:
         (["tracking.uri=sqlite:///a.db"], None, "set it to an MLflow server, such as http://HOST:5000"),
         (["training.epochs=0"], None, "'training.epochs': it should be greater than or equal to 1"),
         ([], "a b", "'a b' cannot name a directory"),
+        (
+            ["search.storage=postgresql://anna:secret@db/optuna"],
+            None,
+            "postgresql://anna@db/optuna is given with a password, which everyone who sees the cluster's jobs could read",
+        ),
     ],
 )
 def test_a_search_that_cannot_be_a_job_is_refused(tmp_path: Path, overrides: list[str], name: str | None, problem: str) -> None:
     with pytest.raises(UserError) as refused:
         checked(Path(write_config(tmp_path)), overrides, name)
     assert problem in str(refused.value)
+    assert "secret" not in str(refused.value)
 
 
 def test_code_travels_without_what_is_not_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

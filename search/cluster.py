@@ -294,8 +294,8 @@ def _refuse_passwords(uris: Sequence[str]) -> None:
     for uri in uris:
         if is_bucket(uri) and without_password(uri) != uri:
             raise UserError(
-                f"{without_password(uri)} is given with a password, which everyone who sees the cluster's jobs could read; leave it "
-                "out, and set it in the environment of the head (PGPASSWORD, MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)"
+                f"{without_password(uri)} is given with a password, which everyone who sees the cluster's jobs could read; leave "
+                "it out, and set it in the environment of the head (PGPASSWORD, MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)"
             )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -23,6 +24,12 @@ SEGMENT_BYTES = 256 * 1024
 
 LEASE_S = 60.0
 """A search in a bucket is taken by a driver for so long, which renews it; when the driver is lost, others must wait as long."""
+
+
+PATIENCE_S = 600.0
+"""How long a write to a bucket that does not answer is tried again."""
+
+log = logging.getLogger(__name__)
 
 
 def is_bucket(path: str) -> bool:
@@ -199,11 +206,20 @@ class Mirror:
         self.segment, self.content = len(parts), b""
 
     def push(self, lines: bytes) -> None:
-        """Adds to the journal; when this returns, the bucket has it. Raises OSError."""
-        self.content += lines
-        _write(self.bucket, f"{self.root}/journal/{self.segment:08d}.jsonl", self.content)
-        if len(self.content) >= SEGMENT_BYTES:
-            self.segment, self.content = self.segment + 1, b""
+        """Adds to the journal; when this returns, the bucket has it. Raises OSError if it has not answered for long."""
+        content = self.content + lines
+        began = time.monotonic()
+        while True:
+            try:
+                _write(self.bucket, f"{self.root}/journal/{self.segment:08d}.jsonl", content)
+                break
+            except OSError as error:
+                if time.monotonic() - began > PATIENCE_S:
+                    raise
+                log.warning("the bucket of %s does not take a write; the search waits for it (%s)", self.search, error)
+                time.sleep(5)
+        full = len(content) >= SEGMENT_BYTES
+        self.segment, self.content = (self.segment + 1, b"") if full else (self.segment, content)
 
     def take(self) -> None:
         """Takes the search for this process, until `release`. Raises UserError if another has it."""

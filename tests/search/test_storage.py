@@ -1,5 +1,6 @@
 """Searches kept in the bucket of a real S3-compatible server."""
 
+import contextlib
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,29 +17,40 @@ from search.runner import resume_search, run_search
 from search.shipping import export
 from search.storage import Mirror, Storage, delete, fetch, join, parent
 from tests.conftest import small_config
-from tests.search.clusters import wait_for
+from tests.search.clusters import free_ports, wait_for
 from trainables.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """An S3 server without buckets; HOST:PORT."""
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+@contextlib.contextmanager
+def s3_server(port: int = 0) -> Iterator[str]:
+    """An S3 server; HOST:PORT. What it has stays in this process when it ends."""
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     moto.start()
     host, port = moto.get_host_and_port()
     yield f"{host}:{port}"
     moto.stop()
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """An S3 server for the module."""
+    with s3_server() as address:
+        yield address
+
+
 @pytest.fixture
 def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """The URI of a folder in a new bucket, with this machine's copies in a directory of the test's."""
+    return new_bucket(server, monkeypatch, tmp_path)
+
+
+def new_bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     for name, value in (("ACCESS_KEY_ID", "anna"), ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")):
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "machine"))
     (tmp_path / "machine").mkdir()
-    boto3.client("s3", endpoint_url=f"http://{server}").create_bucket(Bucket=f"b{time.monotonic_ns()}")
-    name = boto3.client("s3", endpoint_url=f"http://{server}").list_buckets()["Buckets"][-1]["Name"]
+    name = f"b{time.monotonic_ns()}"
+    boto3.client("s3", endpoint_url=f"http://{server}").create_bucket(Bucket=name)
     return f"s3://{name}/searches?endpoint_override={server}&scheme=http"
 
 
@@ -126,7 +138,30 @@ def test_checkpoints_are_fetched_once_and_deleted(bucket: str) -> None:
     delete(folder)  # gone already
 
 
-def test_a_place_that_is_none_is_refused(bucket: str) -> None:
+def test_a_bucket_that_is_away_for_a_while_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (port,) = free_ports(1)
+    with s3_server(port) as address:
+        uri = new_bucket(address, monkeypatch, tmp_path)
+        journal = journal_of(uri)
+        journal.append("begun")
+    monkeypatch.setattr(storage, "PATIENCE_S", 0.0)
+    with pytest.raises(OSError, match="Could not connect"):
+        journal.append("point", number=1)
+    monkeypatch.setattr(storage, "PATIENCE_S", 600.0)
+    with contextlib.ExitStack() as stack:
+        monkeypatch.setattr(storage.time, "sleep", lambda _seconds: stack.enter_context(s3_server(port)))
+        journal.append("point", number=2)
+        assert caplog.text.count("does not take a write; the search waits for it") == 1
+        folder = Storage(uri).folder("one")
+        assert present(folder)
+        assert [event["event"] for event in read_events(folder.local / JOURNAL_FILE)] == ["begun", "point", "point"]
+        journal.close()
+
+
+def test_a_place_that_is_none_is_refused(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PATIENCE_S", 0.0)
     with pytest.raises(
         UserError, match=r"search\.storage_path: ftp://x is not a directory, and not a bucket such as s3://NAME/s"
     ):

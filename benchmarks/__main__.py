@@ -20,6 +20,8 @@ BENCHMARKS = {
     "test_problems": ["test_problems"],
     "scale": ["scale"],
     "tracking": ["tracking"],
+    "throughput": ["throughput"],
+    "throughput_profile": ["throughput", "--profile"],
     "chaos": ["chaos"],
 }
 """What to run, by the name of the table: the benchmark and its options. It goes between `<!-- NAME -->` and `<!-- /NAME -->`."""

@@ -55,5 +55,5 @@ class Cores:
 
 
 def _kind(process: psutil.Process) -> str:
-    title = " ".join(process.cmdline()[:1])
-    return "trials" if title.startswith("ray::") else "Ray"
+    command = " ".join(process.cmdline())
+    return "trials" if command.startswith("ray::") or "default_worker.py" in command else "Ray"

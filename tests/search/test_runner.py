@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from search.config import Config
 from search.journal import Journal
 from search.observer import Progress
-from search.records import Ledger, SearchResult, label
+from search.records import Ledger, SearchResult
 from search.report import as_json
 from search.runner import resume_search, run_search
 from tests.conftest import SMALL_CONFIG, small_config
@@ -164,19 +164,6 @@ def test_checkpoints_are_kept_of_the_front_and_the_dense_network_only(finished: 
     assert result.ledger.dense is not None
     assert result.ledger.dense.last is not None
     assert kept == {point.origin.checkpoint for point in [*result.front, result.ledger.dense.last]}
-
-
-def test_a_trial_that_ends_without_a_network_for_the_front_writes_no_checkpoint(finished: tuple[Path, SearchResult]) -> None:
-    directory, result = finished
-    (journal,) = (directory / "runs").glob("*/journal.jsonl")
-    points = [event for event in map(json.loads, journal.read_text().splitlines()) if event["event"] == "point"]
-    assert any(point["checkpoint"] is None for point in points)
-    for point in points:
-        record = result.ledger.by_label[label(point["number"])]
-        last = result.ledger.find(record, point["epoch"])
-        if point["checkpoint"] is None:
-            assert last is record.last
-            assert not any(member.origin is last for member in result.front)
 
 
 def test_the_test_set_is_touched_for_front_members_and_the_dense_network_only(finished: tuple[Path, SearchResult]) -> None:

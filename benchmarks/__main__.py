@@ -21,6 +21,8 @@ BENCHMARKS = {
     "scale": ["scale"],
     "data": ["data"],
     "tracking": ["tracking"],
+    "throughput": ["throughput"],
+    "throughput_profile": ["throughput", "--profile"],
     "chaos": ["chaos"],
 }
 """What to run, by the name of the table: the benchmark and its options. It goes between `<!-- NAME -->` and `<!-- /NAME -->`."""

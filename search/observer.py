@@ -87,7 +87,21 @@ class Observer(DriverOnly, tune.Callback):
         history = [epoch for epoch in result.get("history", []) if record is None or epoch["epoch"] > record.epoch]
         if history:
             self.write("epochs", number=trial.config["number"], history=history)
+        if record is not None and self._matters(record, result):
+            result["should_checkpoint"] = True  # Ray looks at it next; the point follows in `on_checkpoint`
+        elif record is not None and not any(point.epoch == result.get("epoch") for point in record.points):
+            self._point(record, result, None)
         self._show()
+
+    def _matters(self, record: TrialRecord, result: dict[str, Any]) -> bool:
+        """Whether a report must be kept: the trial goes on from there, or a network of it would join the front.
+
+        One that would not join it now never will, since only what dominates a member of the front takes its place.
+        """
+        if not result.get("done") or record.number is None:
+            return not result.get("failure")
+        networks = [result, *result.get("pruned", [])] if "val_accuracy" in result else []
+        return any(self.ledger.would_enter_front(record, _measures(network.get("measures", network))) for network in networks)
 
     def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any) -> None:
         """A trial's last report is safe in a checkpoint: its network can ship, and its training can go on from there."""
@@ -101,17 +115,23 @@ class Observer(DriverOnly, tune.Callback):
             if old is not None and self.failure is None:
                 delete(old)
             return
-        before, front_before = record.last, [point.origin for point in self.ledger.front()]
+        before, front_before = record.resumable, [point.origin for point in self.ledger.front()]
+        self._point(record, result, self.relative(checkpoint.path))
+        self._clear([*front_before, *([before] if before else [])])
+
+    def _point(self, record: TrialRecord, result: dict[str, Any], checkpoint: str | None) -> None:
+        """A network was measured, and those pruned from it; they are kept in the checkpoint, or not at all."""
+        if "val_accuracy" not in result:
+            return
         self.write(
             "point",
             number=record.number,
             epoch=result["epoch"],
             measures=_measures(result),
             compaction=result.get("compaction", []),
-            checkpoint=self.relative(checkpoint.path),
+            checkpoint=checkpoint,
             pruned=[{"measures": _measures(p["measures"]), "compaction": p["compaction"]} for p in result.get("pruned", [])],
         )
-        self._clear([*front_before, *([before] if before else [])])
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial lost its process, and goes on in another from its last checkpoint."""
@@ -179,7 +199,7 @@ class Observer(DriverOnly, tune.Callback):
         for point in points:
             record = point.trial
             needed = record.unfinished or record is self.ledger.dense
-            if point.checkpoint is None or id(point) in kept or (needed and point is record.last):
+            if point.checkpoint is None or id(point) in kept or (needed and point is record.resumable):
                 continue
             delete(point.checkpoint)
             point.checkpoint = None

@@ -81,6 +81,11 @@ class TrialRecord:
         return self.points[-1] if self.points else None
 
     @property
+    def resumable(self) -> Point | None:
+        """The last network that was kept, with the training that can go on from there."""
+        return next((point for point in reversed(self.points) if point.checkpoint is not None), None)
+
+    @property
     def measures(self) -> dict[str, float]:
         """The measures of its last network; empty if it has none."""
         return self.last.measures if self.last else {}
@@ -181,14 +186,24 @@ class Ledger:
         if any(entered):
             self._hypervolume = hypervolume(np.array([other for _, other in self._front]), np.ones(len(self.objectives)))
 
+    def would_enter_front(self, record: TrialRecord, measures: dict[str, float]) -> bool:
+        """Whether a network of the trial with these measures would join the front; one that would not now never will."""
+        return record.number is not None and self._loss_on_front(record, measures) is not None
+
+    def _loss_on_front(self, record: TrialRecord, measures: dict[str, float]) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+        """The losses of a network that meets the constraints, and is not dominated or as good as an earlier one of its trial."""
+        loss: np.ndarray[Any, np.dtype[np.float64]] = losses([measures], self.objectives, self.dense_sizes)[0]
+        if not np.isfinite(loss).all() or not all(c.met_by(measures) for c in self.constraints):
+            return None
+        if any((other <= loss).all() and ((other < loss).any() or kept.trial is record) for kept, other in self._front):
+            return None
+        return loss
+
     def _enters_front(self, point: Point) -> bool:
-        loss = losses([point.measures], self.objectives, self.dense_sizes)[0]
-        if not np.isfinite(loss).all() or not all(c.met_by(point.measures) for c in self.constraints):
+        loss = self._loss_on_front(point.trial, point.measures)
+        if loss is None:
             return False
-        others = [other for _, other in self._front]
-        if any((other <= loss).all() and ((other < loss).any() or kept.trial is point.trial) for kept, other in self._front):
-            return False  # dominated, or as good as an earlier network of the same trial
-        self._front = [pair for pair, other in zip(self._front, others, strict=True) if not _dominates(loss, other)]
+        self._front = [pair for pair in self._front if not _dominates(loss, pair[1])]
         self._front.append((point, loss))
         return True
 

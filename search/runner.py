@@ -266,7 +266,9 @@ def _run_trials(
             callbacks=[observer],
             stop=observer.interrupt,
             verbose=0,
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, checkpoint_at_end=False),  # the observer deletes
+            checkpoint_config=tune.CheckpointConfig(
+                checkpoint_frequency=0, checkpoint_at_end=False
+            ),  # the observer asks for them
             failure_config=tune.FailureConfig(max_failures=config.search.retries),
         ),
     )

@@ -175,7 +175,7 @@ def reconcile(
 
 def continued(record: TrialRecord) -> Unfinished:
     """The trial from its last checkpoint on."""
-    return Unfinished(record.number, record.values, record.last.checkpoint if record.last else None)
+    return Unfinished(record.number, record.values, record.resumable.checkpoint if record.resumable else None)
 
 
 def _suggested(trial: optuna.Trial, path: str, distribution: BaseDistribution) -> Any:

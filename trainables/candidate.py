@@ -28,7 +28,8 @@ class TrainingOptions(Options):
 
     `lr` is the learning rate, constant or with `schedule: cosine` falling to 0 at the end; `momentum` is for sgd;
     `weight_decay` as the optimiser defines it. `seed` decides initial weights and the order of batches; left out, a
-    search gives every trial its own. `report_every`: epochs between two reports to the search.
+    search gives every trial its own. `report_every`: epochs between two reports to the search (auto: as many as have 2,000
+    steps), beside those at rungs and at the end.
     `out_of_memory: halve` takes a batch in two halves, or more, where the GPU's memory is too small, and accumulates gradients.
     """
 
@@ -40,8 +41,15 @@ class TrainingOptions(Options):
     weight_decay: float = Field(0.0, ge=0)
     schedule: Schedule = "constant"
     seed: int | None = Field(None, ge=0, lt=2**63)
-    report_every: int = Field(5, ge=1)
+    report_every: int | Literal["auto"] = "auto"
     out_of_memory: Literal["fail", "halve"] = "fail"
+
+    @field_validator("report_every")
+    @classmethod
+    def _at_least_one(cls, epochs: int | str) -> int | str:
+        if isinstance(epochs, int) and epochs < 1:
+            raise ValueError(f"it must be at least 1 epoch, and it is {epochs}")
+        return epochs
 
 
 class Candidate(Options):

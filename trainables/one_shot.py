@@ -21,7 +21,7 @@ class OneShot(Options):
 
 
 def prune(network: nn.Module, inputs: Tensor, options: OneShot) -> Iterator[nn.Module]:
-    """Copies of the network, sparser and sparser, without training; biases are kept.
+    """A copy of the network, sparser and sparser, without training; biases are kept.
 
     The weights with the smallest scores in the whole network are set to exactly 0. A weight's score is its magnitude times the
     norm of the inputs that it sees, |w| · ‖x‖₂ (Wanda: Sun et al. 2024, arXiv 2306.11695, eq. 1), for a convolution that of its
@@ -32,7 +32,7 @@ def prune(network: nn.Module, inputs: Tensor, options: OneShot) -> Iterator[nn.M
         inputs: (N, *input_shape), training inputs that the norms are taken on.
 
     Yields:
-        Networks in evaluation mode, none of them twice the same.
+        One and the same copy, in evaluation mode, with fewer weights each time.
     """
     scores = _scores(network, inputs)
     if not scores:
@@ -40,16 +40,16 @@ def prune(network: nn.Module, inputs: Tensor, options: OneShot) -> Iterator[nn.M
     ordered = torch.cat([score.flatten() for score in scores.values()]).sort(descending=True).values
     alive = int((ordered > 0).sum())
     kept = alive
+    sparser = copy.deepcopy(network)
+    pruned = [(scores[name], module) for name, module in sparser.named_modules() if name in scores]
     for step in range(1, options.steps + 1):
         fewer = int(alive * options.keep**step)
         if fewer < 1 or fewer == kept:
             return
         kept = fewer
-        sparser = copy.deepcopy(network)
         with torch.no_grad():
-            for name, module in sparser.named_modules():
-                if name in scores:
-                    module.weight.mul_(scores[name] >= ordered[kept - 1])
+            for score, module in pruned:
+                module.weight.mul_(score >= ordered[kept - 1])
         yield sparser
 
 

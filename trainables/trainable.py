@@ -27,7 +27,8 @@ class CandidateTrainable(tune.Trainable):
     A step trains `training.report_every` epochs, or up to the next of `config["report_at"]` (a list of epochs), and reports
     their metrics as `history`, a list of one dictionary per epoch, with the measures of the compact network of that moment;
     the last step also refits, and has `finished`. There and at `report_at`, `pruned` has the measures and compaction of the
-    networks that one-shot pruning makes of it. Every report can be saved as a checkpoint with these networks.
+    networks that one-shot pruning makes of it. Every report can be saved as a checkpoint with these networks, and is where
+    whoever takes it sets its `should_checkpoint`.
     A trial that cannot go on ends with a `failure`, the reason, instead of an exception, so that its process can take the next.
     `config["resume_from"]`, a checkpoint's directory, continues an earlier training.
     """
@@ -88,7 +89,7 @@ class CandidateTrainable(tune.Trainable):
             training = self.training = self.training or self._start()
             while not training.done:
                 history.append(training.run_epoch())
-                if len(history) >= training.options.report_every or training.epoch in self.report_at:
+                if len(history) >= training.report_every or training.epoch in self.report_at:
                     break
             one_shot = training.done or training.epoch in self.report_at
             finished = training.finish(None if training.done else Refit(), one_shot=one_shot)

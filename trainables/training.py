@@ -31,6 +31,10 @@ Number = int | float
 CHECKED_INPUTS = 1024
 """Compaction is checked on at most so many validation inputs: the features of all of them at once would fill a memory."""
 
+REPORT_STEPS = 2000
+"""With `training.report_every: auto`, a report comes after so many steps, at the end of an epoch: of work, not of time, so that
+the networks which a search measures are the same on any machine."""
+
 _AUGMENTATION_STREAM = 0x9E3779B97F4A7C15
 """Added to a training's seed for its augmentation, which must not repeat the numbers that shuffle the batches."""
 
@@ -80,9 +84,8 @@ class Training:
             self.noise = self._noise()
         self.model.to(self.device)
         options = self.options
-        self.optimizer = build_optimizer(
-            options.optimizer, self.model.parameters(), options.lr, options.momentum, options.weight_decay
-        )
+        self.parameters = list(self.model.parameters())
+        self.optimizer = build_optimizer(options.optimizer, self.parameters, options.lr, options.momentum, options.weight_decay)
         self.inner = _inner_layers(self.model)
         sample = self.data.prepare(self.data.train.inputs[:8])
         self.penalty_options = [p for p in candidate.penalties.values() if p.on]
@@ -92,6 +95,7 @@ class Training:
             setting = Setting(self.model, self.optimizer, self._total_steps(), seed, self._examples, self.ranks.level)
             self.sparsifier = candidate.sparsifier.attach(setting)
         self.losses: nn.Module | None = None
+        self.weights = list(prunable_weights(self.model).values())
         self.statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
 
     def _examples(self, count: int) -> tuple[Tensor, Tensor]:
@@ -123,6 +127,12 @@ class Training:
         return self._steps_per_epoch() * self.options.epochs
 
     @property
+    def report_every(self) -> int:
+        """Epochs between two reports."""
+        asked = self.options.report_every
+        return math.ceil(REPORT_STEPS / self._steps_per_epoch()) if asked == "auto" else asked
+
+    @property
     def done(self) -> bool:
         """Whether all epochs are over."""
         return self.epoch >= self.options.epochs
@@ -145,24 +155,25 @@ class Training:
         shares = [(len(batch), *self.ranks.share(batch)) for batch in order.split(self.options.batch_size)]
         with self._own_noise(), closing(self.data.batches([mine for _, mine, _ in shares])) as batches:
             self.ranks.stir(self.options.seed or 0, self.epoch, self.augmenter)
-            for (count, _, weight), batch in zip(shares, batches, strict=True):
+            for (_, _, weight), batch in zip(shares, batches, strict=True):
                 task_loss, penalty_loss = self._train_batch(batch, weight)
-                task_losses.append(task_loss * count)
+                task_losses.append(task_loss)
                 penalty_losses.append(penalty_loss)
         self.epoch += 1
-        means = [torch.stack(task_losses).sum() / len(order), torch.stack(penalty_losses).mean()]
+        sizes = torch.tensor([float(count) for count, _, _ in shares], device=self.device)
+        means = [(torch.stack(task_losses) * sizes).sum() / len(order), torch.stack(penalty_losses).mean()]
         self.ranks.average(means)
         train_loss, extra_loss = (float(mean) for mean in means)
         if not math.isfinite(train_loss + extra_loss):
             raise TrialFailure(f"diverged: the training loss is {train_loss + extra_loss} in epoch {self.epoch}")
-        weights = list(prunable_weights(self.model).values())
-        zeros = sum(int((w == 0).sum()) for w in weights)
+        entries = sum(weight.numel() for weight in self.weights)
+        zeros = entries - sum(int(weight.count_nonzero()) for weight in self.weights)
         return {
             "epoch": self.epoch,
             "train_loss": train_loss,
             "penalty_loss": extra_loss,
             "val_accuracy": self.ranks.accuracy(self.model, self.data),
-            "sparsity": zeros / max(sum(w.numel() for w in weights), 1),
+            "sparsity": zeros / max(entries, 1),
             "active_layers": sum(layer.active() for layer in self.inner),
             "lr": self._learning_rate(),
         }
@@ -208,7 +219,10 @@ class Training:
         """
         halve = self.options.out_of_memory == "halve"
         while True:
-            self.optimizer.zero_grad()
+            for parameter in self.parameters:
+                parameter.grad = None  # as the optimiser's `zero_grad` does, which takes longer than some backward passes
+            if not halve and self.parts == 1:
+                return self._part_gradients(batch, weight)
             short = False
             losses = [torch.zeros((), device=self.device), torch.zeros((), device=self.device)]
             try:
@@ -221,7 +235,7 @@ class Training:
                 if not halve or self.parts >= len(batch.labels):
                     raise
                 short = True
-            if not (halve and self.ranks.reduce(self.model.parameters(), short)):
+            if not (halve and self.ranks.reduce(self.parameters, short)):
                 return losses[0], losses[1]
             self.parts *= 2  # outside of the handler, whose traceback keeps the tensors of the failed pass alive
             if self.device.type == "cuda":
@@ -236,7 +250,10 @@ class Training:
         assert self.losses is not None
         task_loss, penalty_loss = self.losses(inputs, labels)
         loss = task_loss + penalty_loss if penalty_loss.requires_grad else task_loss
-        (loss if share == 1 else loss * share).backward()
+        if share == 1:
+            loss.backward()
+            return task_loss.detach(), penalty_loss.detach()
+        (loss * share).backward()
         return task_loss.detach() * share, penalty_loss.detach() * share
 
     def finish(self, refit_options: Refit | None = None, *, one_shot: bool = True) -> Trained:
@@ -284,13 +301,16 @@ class Training:
             return
         seen = self.data.prepare(self.data.train.inputs[:CHECKED_INPUTS])
         inputs = self.data.prepare(self.data.validation.inputs[:CHECKED_INPUTS])
+        least = trained.measures["val_accuracy"] / 2
         for network in prune(trained.compacted.network, seen, self.candidate.one_shot):
+            if not self.candidate.int8 and accuracy(network, *self.data.validation, prepare=self.data.prepare) < least:
+                return  # before the work of making it compact, which keeps what it computes
             try:
                 compacted = compact(network, inputs, self.candidate.compaction)
             except TrialFailure:
                 return  # nearly nothing is left of its outputs
             measures = self._measures(compacted.network, inputs, compacted.report.after)
-            if not measures["val_accuracy"] >= trained.measures["val_accuracy"] / 2:
+            if not measures["val_accuracy"] >= least:
                 return
             merged = trained.measures["layers_merged"] + compacted.report.count("merged")
             yield Trained([], compacted, measures | {"layers_merged": merged})

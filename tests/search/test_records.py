@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ def begin(book: Ledger, number: int | None) -> None:
     book.apply({"event": "trial", "number": number, "values": {}, "seed": 0})
 
 
-def point(book: Ledger, number: int | None, epoch: int, accuracy: float, size: float, checkpoint: str = "") -> None:
+def point(book: Ledger, number: int | None, epoch: int, accuracy: float, size: float, checkpoint: str | None = "") -> None:
     measures = {"val_accuracy": accuracy, "nonzero_params": size}
     content: dict[str, Any] = {"epoch": epoch, "measures": measures, "compaction": [], "checkpoint": checkpoint}
     book.apply({"event": "point", "number": number, **content})
@@ -144,3 +145,34 @@ def test_a_constraint_on_something_else_is_refused_and_a_missing_measure_breaks_
     assert bound.met_by({"layers": 3})
     assert bound.violation({"layers": 5}) == 2
     assert not bound.met_by({})
+
+
+def test_what_would_not_join_the_front_now_is_known_before_it_is_kept_and_never_joins_it() -> None:
+    book = ledger(Constraint.parse("val_accuracy", ">= 0.5"))
+    for number in (None, 0, 1):
+        begin(book, number)
+    point(book, 0, 1, 0.8, 100, "here")
+
+    def joins(number: int | None, accuracy: float, size: float) -> bool:
+        measures = {"val_accuracy": accuracy, "nonzero_params": size}
+        return book.would_enter_front(book.by_label[label(number)], measures)
+
+    assert [joins(1, 0.9, 200), joins(1, 0.6, 50), joins(1, 0.8, 100)] == [True, True, True]
+    assert [joins(1, 0.7, 100), joins(1, 0.4, 10), joins(0, 0.8, 100), joins(1, math.nan, 1)] == [False] * 4
+    assert not joins(None, 1.0, 1)  # the dense reference is not a member
+    before = names(book)
+    point(book, 1, 1, 0.7, 100)
+    assert names(book) == before
+    point(book, 1, 2, 0.9, 100)  # takes the place of the first, and dominates all that it dominated
+    assert not joins(0, 0.7, 100)
+
+
+def test_a_trial_goes_on_from_the_last_of_its_networks_that_was_kept() -> None:
+    book = ledger()
+    begin(book, 0)
+    assert book.trials[0].resumable is None
+    for epoch, kept in ((1, "first"), (2, "second"), (3, None)):
+        point(book, 0, epoch, 0.5, 100, kept)
+    assert book.trials[0].last is not None
+    assert book.trials[0].resumable is not None
+    assert (book.trials[0].last.epoch, book.trials[0].resumable.epoch) == (3, 2)

@@ -309,3 +309,14 @@ def test_a_transformer_loses_heads_under_penalty_and_sparsifier_continues_bit_ex
     heads = [module.heads for module in whole.compacted.network.modules() if isinstance(module, Attention)]
     assert heads == [2, 2]
     assert whole.compacted.report.count("heads removed") == 2
+
+
+@pytest.mark.parametrize(("asked", "batch_size", "epochs"), [(3, 64, 3), ("auto", 1078, 2000), ("auto", 64, 118), ("auto", 4, 8)])
+def test_reports_come_every_so_many_epochs_or_after_two_thousand_steps(asked: object, batch_size: int, epochs: int) -> None:
+    options = {"epochs": 4000, "batch_size": batch_size, "report_every": asked}
+    assert Training(with_changes(training=options)).report_every == epochs
+
+
+def test_a_report_comes_after_at_least_one_epoch() -> None:
+    with pytest.raises(ValidationError, match="at least 1 epoch, and it is 0"):
+        with_changes(training={"report_every": 0})

@@ -54,12 +54,11 @@ class Report:
     """What compaction did.
 
     `steps` are (layer, action, detail) in the order of doing; `difference` is the largest relative difference of outputs;
-    `before` and `after` are the measures of the two networks (see `measures.measure`).
+    `after` are the measures of the compact network (see `measures.measure`).
     """
 
     steps: tuple[tuple[str, Action, str], ...]
     difference: float
-    before: dict[str, float]
     after: dict[str, float]
 
     def count(self, action: Action) -> int:
@@ -97,19 +96,19 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
         if isinstance(network, fx.GraphModule) and options.enabled:
             steps = _transform(network, inputs, options)
             _tidy(network)
+            make_quick(network)
         difference = relative_difference(model, network, inputs)
         if isinstance(network, fx.GraphModule) and options.approximate:
             steps += _merge_approximately(network, options)
             _tidy(network)
-        if isinstance(network, fx.GraphModule) and options.enabled:
-            make_quick(network)
+            network.recompile()
     finally:
         model.train(training)
     if not difference <= options.tolerance:  # NaN too
         raise TrialFailure(
             f"compaction changed the outputs by {difference:.2e} of their size; the tolerance is {options.tolerance:.0e}"
         )
-    return Compacted(network, Report(tuple(steps), difference, measure(model, inputs), measure(network, inputs)))
+    return Compacted(network, Report(tuple(steps), difference, measure(network, inputs)))
 
 
 def _transform(network: fx.GraphModule, inputs: Tensor, options: Compaction) -> list[tuple[str, Action, str]]:
@@ -129,7 +128,6 @@ def _transform(network: fx.GraphModule, inputs: Tensor, options: Compaction) -> 
         merged, apart = merge_layers(network, options.merge)
         found += [(name, "merged", "into the next layer") for name in merged]
         if not found:
-            network.recompile()
             gone_together = remove_coupled_channels(network, inputs, options.tolerance)
             found += [
                 (gone.layer, "units removed", f"{gone.units} channels, dead in each layer coupled to it")
@@ -147,7 +145,6 @@ def _merge_approximately(network: fx.GraphModule, options: Compaction) -> list[t
 
 def _tidy(network: fx.GraphModule) -> None:
     network.graph.lint()
-    network.recompile()
     network.delete_all_unused_submodules()
 
 

@@ -22,6 +22,7 @@ def remove_coupled_channels(network: fx.GraphModule, inputs: Tensor, tolerance: 
     """
     if not any(_has_dead_row(layer) for layer in network.modules() if isinstance(layer, WeightLayer)):
         return []
+    network.recompile()  # its graph may have changed
     try:
         groups = channel_groups(network, inputs)
     except UserError as error:

@@ -12,18 +12,19 @@ def make_quick(network: fx.GraphModule) -> fx.GraphModule:
     """
 
     def quicker(_before: object) -> Callable[[list[str]], list[str]]:
-        return lambda code: [_replaced(line, network) for line in code]
+        return lambda code: _replaced(code, network)  # functions are not copied with a network, unlike partials
 
     network.graph.on_generate_code(quicker)
     network.recompile()
     return network
 
 
-def _replaced(line: str, network: fx.GraphModule) -> str:
-    for node in network.graph.nodes:
-        if node.op == "call_module":
-            line = line.replace(f"{_by_attributes(str(node.target))}(", f"{_by_dictionaries(str(node.target))}(")
-    return line
+def _replaced(code: list[str], network: fx.GraphModule) -> list[str]:
+    called = {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
+    quicker = [(f"{_by_attributes(target)}(", f"{_by_dictionaries(target)}(") for target in called]
+    for slow, quick in quicker:
+        code = [line.replace(slow, quick) for line in code]
+    return code
 
 
 def _by_attributes(target: str) -> str:

@@ -95,7 +95,7 @@ class Dataset:
         """
 
         def taken(indices: Tensor) -> Split:
-            return Split(self.train.inputs[indices], self.train.labels[indices])
+            return Split(self.train.inputs.index_select(0, indices), self.train.labels.index_select(0, indices))
 
         on_disk = self.streamed and self.train.inputs.device.type == "cpu"
         yield from ahead(taken, chosen, PREFETCH) if on_disk else map(taken, chosen)

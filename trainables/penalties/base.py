@@ -127,10 +127,13 @@ class ActiveGroups(Generic[GroupT]):
         """One proximal step with threshold `step_size` · strength on each group, in place; nothing in the gradient form."""
         if self.options.form == "gradient":
             return
+        thresholds: dict[float, Tensor] = {}
         for name, group in self.groups.items():
             threshold = step_size * self.strength(name)
             if threshold > 0:
-                self.shrink(group, torch.tensor(threshold))
+                if threshold not in thresholds:
+                    thresholds[threshold] = torch.tensor(threshold)
+                self.shrink(group, thresholds[threshold])
 
     def close(self) -> None:
         """Nothing was attached."""

@@ -3,8 +3,8 @@
 The lasso (arXiv 2006.15604, section 2, sets Σ_j r_j ‖W^j‖_1 beside layer sparsity). Biases are free.
 """
 
-import torch
 from torch import Tensor, nn
+from torch.nn.functional import softshrink
 
 from trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty
 from trainables.sparsifiers.base import prunable_weights
@@ -22,8 +22,7 @@ class ConnectionSparsity(GroupPenalty):
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Tensor]:
         groups = {name.removesuffix(".weight"): weight for name, weight in prunable_weights(model).items()}
 
-        @torch.no_grad()
         def shrink(weight: Tensor, threshold: Tensor) -> None:
-            weight.copy_(soft_threshold(weight, threshold))
+            weight.copy_(softshrink(weight, float(threshold)))  # `soft_threshold` in one operation, but for the sign of zeros
 
         return ActiveGroups(self, groups, lambda weight: weight.abs().sum(), shrink)

@@ -10,6 +10,7 @@ from tests.trainables.networks import Mixed, damage_batch_norms
 from trainables.channels import channel_groups
 from trainables.compaction import compact
 from trainables.graph import trace
+from trainables.measures import measure
 
 INPUTS = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -83,7 +84,7 @@ def test_a_channel_that_is_zero_in_one_of_the_layers_only_stays() -> None:
         model.branch.weight[3] = 0
         model.branch.bias[3] = 0
     compacted = compact(model, INPUTS)
-    assert compacted.report.after["params"] == compacted.report.before["params"]
+    assert compacted.report.after["params"] == measure(model, INPUTS)["params"]
 
 
 def test_a_channel_stays_where_what_follows_makes_something_of_zero() -> None:
@@ -91,7 +92,7 @@ def test_a_channel_stays_where_what_follows_makes_something_of_zero() -> None:
     model = Coupled(nn.Sigmoid()).eval()  # sigmoid(0) is 0.5
     kill(model, 3)
     compacted = compact(model, INPUTS)
-    assert compacted.report.after["params"] == compacted.report.before["params"]
+    assert compacted.report.after["params"] == measure(model, INPUTS)["params"]
     assert difference(model, compacted.network) == 0
 
 
@@ -100,7 +101,7 @@ def test_a_channel_stays_where_the_code_says_how_many_there_are() -> None:
     model = Coupled(nn.ReLU(), channels=8).eval()
     kill(model, 3)
     compacted = compact(model, INPUTS)
-    assert compacted.report.after["params"] == compacted.report.before["params"]
+    assert compacted.report.after["params"] == measure(model, INPUTS)["params"]
 
 
 def test_a_layer_norm_over_the_channels_keeps_them() -> None:
@@ -111,7 +112,7 @@ def test_a_layer_norm_over_the_channels_keeps_them() -> None:
             layer.weight[3] = 0
             layer.bias[3] = 0
     compacted = compact(model, INPUTS)
-    assert compacted.report.after["params"] == compacted.report.before["params"]
+    assert compacted.report.after["params"] == measure(model, INPUTS)["params"]
     assert difference(model, compacted.network) == 0
 
 
@@ -128,4 +129,4 @@ def test_a_network_that_torch_pruning_cannot_analyse_keeps_its_channels_and_says
     with caplog.at_level(logging.WARNING):
         compacted = compact(model, INPUTS)
     assert "Torch-Pruning cannot analyse the network" in caplog.text
-    assert compacted.report.after["params"] == compacted.report.before["params"]
+    assert compacted.report.after["params"] == measure(model, INPUTS)["params"]

@@ -10,6 +10,7 @@ from tests.trainables.networks import Transformer
 from trainables.attention import Attention
 from trainables.channels import channel_groups
 from trainables.compaction import Compacted, compact
+from trainables.measures import measure
 
 INPUTS = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -60,7 +61,7 @@ def test_a_dead_head_goes_from_all_projections(how: str, batch_first: bool) -> N
     assert {name: shape for name, shape in shapes.items() if "weight" in name} == projected | {
         "blocks.0.attention.out.weight": (16, 12)
     }
-    before, after = compacted.report.before, compacted.report.after
+    before, after = measure(model, INPUTS), compacted.report.after
     tokens, width, head = 9, 16, 4
     assert before["params"] - after["params"] == 3 * head * (width + 1) + width * head
     # Three projections and the output projection; products with keys and with values.
@@ -101,7 +102,7 @@ def test_a_head_that_is_zero_in_part_stays() -> None:
     compacted = compact(model, INPUTS)
     assert difference(model, compacted) < 1e-5
     assert heads(compacted) == {"blocks.0.attention.heads": 4, "blocks.1.attention.heads": 4}
-    assert compacted.report.after["params"] == compacted.report.before["params"]
+    assert compacted.report.after["params"] == measure(model, INPUTS)["params"]
 
 
 @torch.no_grad()
@@ -112,7 +113,7 @@ def test_channels_that_are_zero_in_all_projections_do_not_go_from_within_a_head(
         first(model).in_proj_bias[start + 5] = 0
     compacted = compact(model, INPUTS)
     assert difference(model, compacted) < 1e-5
-    assert compacted.report.after["params"] == compacted.report.before["params"]
+    assert compacted.report.after["params"] == measure(model, INPUTS)["params"]
     assert [group.name for group in channel_groups(compacted.network, INPUTS)] == ["blocks.0.up", "blocks.1.up"]
 
 

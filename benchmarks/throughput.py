@@ -1,0 +1,252 @@
+"""Trials per hour and core-seconds per trial: a user's own assembly, ours, and the bare training loop."""
+
+import argparse
+import functools
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.air.integrations.mlflow import MLflowLoggerCallback
+from ray.tune.search.optuna import OptunaSearch
+
+from benchmarks.common import Goal, Outcome, at_least, at_most, run
+from benchmarks.cores import Cores
+from benchmarks.layer_sparsity import MNIST
+from benchmarks.where import where
+from benchmarks.workloads import NETWORKS, Workload, assembled, epochs, splits
+from search.config import Config
+from search.driver_only import DriverOnly
+from search.nodes import start_local_ray
+from search.observer import Progress
+from search.records import Ledger
+from search.runner import run_search
+from trainables.data import HuggingFace
+
+LR, STRENGTH = (1e-3, 1e-2), (1e-5, 1e-3)
+WARM = 4
+"""At most so many trials, and half of them, are over before the rate of warm trials is taken."""
+
+
+@dataclass
+class Taken:
+    """What a search took: (wall seconds, core-seconds by kind of process) since its beginning, at each end of a trial."""
+
+    cores: Cores = field(default_factory=Cores)
+    ends: list[tuple[float, Counter[str]]] = field(default_factory=list)
+
+    def mark(self) -> None:
+        """Another trial has ended."""
+        self.ends.append((time.monotonic() - self.cores.begun, self.cores.look()))
+
+    def close(self) -> None:
+        """The search is over."""
+        self.cores.close()
+        self.wall = time.monotonic() - self.cores.begun
+
+    @property
+    def first(self) -> int:
+        """The last trial of the warm-up."""
+        return min(WARM, len(self.ends) // 2) - 1
+
+    def rate(self) -> float:
+        """Trials per hour once warm."""
+        return 3600 * (len(self.ends) - 1 - self.first) / (self.ends[-1][0] - self.ends[self.first][0])
+
+    def total_rate(self) -> float:
+        """Trials per hour of the whole: from before Ray is started until the search has returned."""
+        return 3600 * len(self.ends) / self.wall
+
+    def core_seconds(self) -> dict[str, float]:
+        """Per trial once warm, by kind of process."""
+        first, last = self.ends[self.first][1], self.ends[-1][1]
+        return {kind: (last[kind] - first[kind]) / (len(self.ends) - 1 - self.first) for kind in last}
+
+
+class Ends(Progress):
+    """Marks the ends of our trials; the dense reference is none of them."""
+
+    def __init__(self, taken: Taken) -> None:
+        self.taken = taken
+
+    def update(self, ledger: Ledger) -> None:
+        """Called at each event."""
+        if sum(trial.status != "running" for trial in ledger.trials) > len(self.taken.ends):
+            self.taken.mark()
+
+
+class Callback(DriverOnly, tune.Callback):
+    """Marks the ends of the assembled stack's trials."""
+
+    def __init__(self, taken: Taken) -> None:
+        self.taken = taken
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        """Called by Ray."""
+        self.taken.mark()
+
+
+def by_hand(workload: Workload, trials: int, directory: Path) -> Taken:
+    """Ray Tune with OptunaSearch and MLflowLoggerCallback on SQLite."""
+    taken = Taken()
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    tune.Tuner(
+        tune.with_resources(functools.partial(assembled, workload=workload), {"cpu": 1}),
+        param_space={"lr": tune.loguniform(*LR), "strength": tune.loguniform(*STRENGTH)},
+        tune_config=tune.TuneConfig(
+            search_alg=OptunaSearch(metric=["val_accuracy", "nonzero_params"], mode=["max", "min"], study_name=directory.name),
+            num_samples=trials,
+        ),
+        run_config=tune.RunConfig(
+            storage_path=str(directory / "ray"),
+            verbose=0,
+            callbacks=[
+                MLflowLoggerCallback(tracking_uri=f"sqlite:///{directory}/mlflow.db", experiment_name="assembled"),
+                Callback(taken),
+            ],
+        ),
+    ).fit()
+    taken.close()
+    ray.shutdown()
+    return taken
+
+
+def config_of(workload: Workload, trials: int, directory: Path) -> Config:
+    """The same search as a config of ours."""
+    factory = {"name": "factory", "factory": "benchmarks.workloads:examples", "args": {"file": workload.file}}
+    return Config.model_validate(
+        {
+            "name": "throughput",
+            "data": "digits" if workload.file is None else factory,
+            "model": {"factory": f"benchmarks.workloads:{workload.network}"},
+            "training": {"epochs": workload.epochs, "batch_size": workload.batch_size, "optimizer": "adam"},
+            "penalties": {"connection": {"strength": 1e-4}},
+            "space": {
+                "training.lr": {"low": LR[0], "high": LR[1], "log": True},
+                "penalties.connection.strength": {"low": STRENGTH[0], "high": STRENGTH[1], "log": True},
+            },
+            "objectives": ["val_accuracy", "nonzero_params"],
+            "search": {"trials": trials, "storage_path": str(directory / "runs")},
+            "tracking": {"uri": f"sqlite:///{directory}/mlflow.db"},
+        }
+    )
+
+
+def ours(workload: Workload, trials: int, directory: Path) -> Taken:
+    """A search of ours."""
+    taken = Taken()
+    start_local_ray()
+    run_search(config_of(workload, trials, directory), Ends(taken))
+    taken.close()
+    ray.shutdown()
+    return taken
+
+
+def bare(workload: Workload, *, fused: bool | None) -> float:
+    """Core-seconds of a plain training loop without any penalty, in this process, with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    data, model = splits(workload.file), NETWORKS[workload.network]()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=fused)
+    begun = time.process_time()
+    for _ in epochs(model, optimizer, data, workload, 0.0):
+        pass
+    spent = time.process_time() - begun
+    torch.set_num_threads(threads)
+    return spent
+
+
+Way = Callable[[Workload, int, Path], Taken]
+WAYS: dict[str, Way] = {"(a) assembled by hand": by_hand, "(b) ours": ours}
+
+
+def compare(workload: Workload, rounds: int, trials: dict[str, int]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The rows of a workload, and the medians over the rounds of what the goals are about; all ways in each round."""
+    found: dict[str, list[Taken]] = {name: [] for name in WAYS}
+    loops: dict[bool | None, list[float]] = {None: [], True: []}
+    for turn in range(rounds):
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            for name in list(WAYS) if turn % 2 == 0 else reversed(WAYS):
+                for fused, spent in loops.items():
+                    spent.append(min(bare(workload, fused=fused) for _ in range(2)))
+                directory = Path(folder, f"{turn}-{list(WAYS).index(name)}")
+                directory.mkdir()
+                found[name].append(WAYS[name](workload, trials[name], directory))
+    plain, fused_loop = statistics.median(loops[None]), statistics.median(loops[True])
+    first = found[next(iter(WAYS))]
+    rows, values = [], {}
+    for name, taken in found.items():
+        ratios = [mine.rate() / other.rate() for mine, other in zip(taken, first, strict=True)]
+        spent = [sum(t.core_seconds().values()) for t in taken]
+        kinds = {kind: statistics.median(t.core_seconds()[kind] for t in taken) for kind in ("trials", "driver", "Ray")}
+        rows.append(
+            {
+                "workload": workload.name,
+                "search": name,
+                "trials": str(trials[name]),
+                "trials per hour, warm": f"{statistics.median(t.rate() for t in taken):,.0f}",
+                "over (a): median (range)": f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                "trials per hour with Ray's start": f"{statistics.median(t.total_rate() for t in taken):,.0f}",
+                "core-seconds per trial (in trials, driver, Ray)": f"{statistics.median(spent):.3f} "
+                f"({', '.join(f'{seconds:.3f}' for seconds in kinds.values())})",
+                "over the bare loop": f"{statistics.median(spent) / plain:.2f}",
+                "over the fused one": f"{statistics.median(spent) / fused_loop:.2f}",
+            }
+        )
+        values[f"{name} rate"], values[f"{name} cores"] = statistics.median(ratios), statistics.median(spent) / plain
+    for name, seconds in (("bare loop, Adam as it comes", plain), ("bare loop, fused Adam", fused_loop)):
+        shown = {"workload": workload.name, "search": name, "core-seconds per trial (in trials, driver, Ray)": f"{seconds:.3f}"}
+        rows.append(dict.fromkeys(rows[0], "") | shown)
+    return rows, values
+
+
+def workloads(directory: Path, *, quick: bool) -> list[Workload]:
+    """Digits; beside it the MNIST MLP, and a small residual network on a subset."""
+    digits = Workload("digits MLP", "mlp", 20, 64)
+    if quick:
+        return [digits]
+    files = {"mnist.pt": None, "subset.pt": 4000}
+    data = HuggingFace(path=str(MNIST)).load()
+    for name, count in files.items():
+        torch.save((data.train.inputs[:count].float(), data.train.labels[:count]), directory / name)
+    return [
+        digits,
+        Workload("MNIST MLP", "deep_mlp", 3, 256, str(directory / "mnist.pt")),
+        Workload("small ResNet on 4,000 of MNIST", "resnet", 3, 64, str(directory / "subset.pt")),
+    ]
+
+
+def throughput(arguments: argparse.Namespace) -> Outcome:
+    """Trials per hour and core-seconds per trial, warm and in all; with `--profile`, where the time of a digits trial goes."""
+    logging.getLogger().setLevel(logging.ERROR)
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "0"
+    rounds = 1 if arguments.quick else 3
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        if arguments.profile:
+            digits = workloads(Path(), quick=True)[0]
+            plain = min(bare(digits, fused=None) for _ in range(4))
+            return where(functools.partial(config_of, digits), 16 if arguments.quick else 64, plain)
+        rows: list[dict[str, Any]] = []
+        goals: list[Goal] = []
+        for workload in workloads(Path(folder), quick=arguments.quick):
+            small = arguments.quick or workload.file is not None
+            trials = dict(zip(WAYS, (4, 12) if small else (12, 64), strict=True))
+            found, values = compare(workload, rounds, trials)
+            rows += found
+            if workload.file is None:
+                goals.append(at_least("trials per hour, (b) over (a), digits", values["(b) ours rate"], 10))
+                goals.append(at_most("core-seconds per trial, (b) over the bare loop, digits", values["(b) ours cores"], 1.25))
+    return Outcome(rounds, rows, goals)
+
+
+if __name__ == "__main__":
+    run("throughput", throughput, ("--profile", {"action": "store_true", "help": "where the time of a digits trial goes"}))

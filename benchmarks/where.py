@@ -1,0 +1,175 @@
+"""Where the core-seconds of a trial go: clocks around functions of the driver and of the processes that train."""
+
+import functools
+import importlib
+import json
+import os
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from benchmarks.common import Outcome
+from benchmarks.cores import Cores
+from search.config import Config
+from search.nodes import start_local_ray
+from search.observer import Progress
+from search.records import Ledger
+from search.runner import run_search
+from trainables.trainable import CandidateTrainable
+
+_FOLDER = "SLIMFRONT_CLOCKS"
+_WARM = 6
+
+_TRIAL = {
+    "trainables.training:Training.__init__": "network, optimiser and penalties are made",
+    "trainables.training:Training.run_epoch": "epochs: order of batches, metrics",
+    "trainables.training:Training._train_batch": "steps: batches, schedule, bookkeeping",
+    "trainables.losses:Losses.forward": "steps: forward",
+    "torch:Tensor.backward": "steps: backward",
+    "torch.optim:Adam.step": "steps: optimiser",
+    "trainables.penalties.base:ActiveGroups.proximal": "steps: penalties",
+    "trainables.sparsifiers.base:ActiveSparsifier.before_step": "steps: sparsifier",
+    "trainables.sparsifiers.base:ActiveSparsifier.after_step": "steps: sparsifier",
+    "trainables.distributed.ranks:accuracy": "accuracy",
+    "trainables.training:accuracy": "accuracy",
+    "trainables.training:Training.finish": "one-shot pruning",
+    "trainables.training:compact": "compaction",
+    "trainables.compaction.compact:measure": "measures",
+    "trainables.trainable:store": "networks to plain data",
+    "trainables.trainable:CandidateTrainable.step": "candidate read, report put together",
+    "trainables.trainable:CandidateTrainable._start": "candidate read, report put together",
+    "trainables.trainable:CandidateTrainable.save_checkpoint": "checkpoints written",
+    "ray.tune:Trainable.train": "Ray's part of a report",
+    "ray.tune:Trainable._report_class_trainable_checkpoint": "checkpoints copied by Ray",
+}
+_DRIVER = {
+    "ray.tune.execution.tune_controller:TuneController.step": "Tune's event loop",
+    "ray.tune.execution.tune_controller:TuneController.checkpoint": "Tune's snapshots of the experiment",
+    "ray.tune.execution.tune_controller:TuneController.on_step_end": "Tune's event loop",
+    "ray.air.execution._internal.actor_manager:RayActorManager.next": "Ray's messages",
+    "search.searcher:StudySearcher.suggest": "Optuna suggests",
+    "search.searcher:StudySearcher.tell": "Optuna is told",
+    "search.journal:Journal.append": "journal",
+    "search.observer:Observer.on_trial_start": "records",
+    "search.observer:Observer.on_trial_result": "records",
+    "search.observer:Observer.on_checkpoint": "records",
+    "search.observer:Observer.on_trial_complete": "records",
+    "search.tracking.recorder:Recorder._take_in": "MLflow",
+    "search.tracking.recorder:Recorder._write": "MLflow",
+}
+
+
+class Clocks:
+    """Core-seconds of functions by label, each without those that it calls and that have a clock of their own."""
+
+    def __init__(self, labels: dict[str, str]) -> None:
+        self.spent: Counter[str] = Counter()
+        self.inside = threading.local()
+        for place, label in labels.items():
+            module, _, path = place.partition(":")
+            *parents, name = path.split(".")
+            owner = functools.reduce(getattr, parents, importlib.import_module(module))
+            setattr(owner, name, self._timed(getattr(owner, name), label))
+
+    def _timed(self, function: Callable[..., Any], label: str) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed(*args: Any, **options: Any) -> Any:
+            outer, begun = getattr(self.inside, "spent", 0.0), time.thread_time()
+            self.inside.spent = 0.0
+            try:
+                return function(*args, **options)
+            finally:
+                taken = time.thread_time() - begun
+                self.spent[label] += taken - self.inside.spent
+                self.inside.spent = outer + taken
+
+        return timed
+
+
+class Clocked(CandidateTrainable):
+    """The trainable with clocks, which writes down what they show at the end of each trial but the first."""
+
+    clocks: Clocks | None = None
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Starts the clocks."""
+        if Clocked.clocks is None:
+            Clocked.clocks = Clocks(_TRIAL)
+        self.trials = -1
+        super().setup(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """A trial has ended."""
+        assert Clocked.clocks is not None
+        self.trials += 1
+        if self.trials == 0:
+            self.before = Counter(Clocked.clocks.spent)
+            self.began = time.process_time()
+        else:
+            spent = Clocked.clocks.spent - self.before
+            spent["Ray's worker: messages, threads"] = time.process_time() - self.began - sum(spent.values())
+            file = Path(os.environ[_FOLDER], f"{os.getpid()}.json")
+            file.write_text(json.dumps({"trials": self.trials, "spent": spent}))
+        return super().reset_config(new_config)
+
+
+class Marks(Progress):
+    """What the driver and Ray had spent when the last trial ended, since the warm-up."""
+
+    def __init__(self, cores: Cores, clocks: Clocks) -> None:
+        self.cores, self.clocks = cores, clocks
+        self.ends: list[tuple[Counter[str], Counter[str]]] = []
+
+    def update(self, ledger: Ledger) -> None:
+        """Called at each event."""
+        if sum(trial.status != "running" for trial in ledger.trials) > len(self.ends):
+            self.ends.append((Counter(self.clocks.spent), self.cores.look()))
+
+    def per_trial(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Core-seconds by clock, and by kind of process."""
+        (first, first_kinds), (last, last_kinds) = self.ends[_WARM - 1], self.ends[-1]
+        count = len(self.ends) - _WARM
+        return (
+            {name: (last[name] - first[name]) / count for name in last},
+            {kind: (last_kinds[kind] - first_kinds[kind]) / count for kind in last_kinds},
+        )
+
+
+def where(config: Callable[[int, Path], Config], trials: int, bare_seconds: float) -> Outcome:
+    """The table of one search of so many trials, each part also in units of the bare loop's core-seconds."""
+    clocks = Clocks(_DRIVER)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ[_FOLDER] = folder
+        cores = Cores()
+        start_local_ray()
+        marks = Marks(cores, clocks)
+        run_search(config(trials, Path(folder)), marks, trainable=Clocked)
+        cores.close()
+        ray.shutdown()
+        workers = [json.loads(file.read_text()) for file in Path(folder).glob("*.json")]
+    count = sum(worker["trials"] for worker in workers)
+    names = list(dict.fromkeys([*_TRIAL.values(), "Ray's worker: messages, threads"]))
+    in_trials = {name: sum(w["spent"].get(name, 0.0) for w in workers) / count for name in names}
+    in_driver, kinds = marks.per_trial()
+    in_driver["other threads of the driver"] = kinds["driver"] - sum(in_driver.values())
+    parts = [("trial", n, s) for n, s in in_trials.items()] + [("driver", n, s) for n, s in in_driver.items()]
+    parts.append(("Ray", "its own processes", kinds["Ray"]))
+    total = sum(seconds for _, _, seconds in parts)
+    rows = [_row(*part, total, bare_seconds) for part in sorted(parts, key=lambda part: -part[2]) if part[2] > 5e-5]
+    return Outcome(1, [*rows, _row("", "together", total, total, bare_seconds)], [])
+
+
+def _row(process: str, part: str, seconds: float, total: float, bare_seconds: float) -> dict[str, str]:
+    return {
+        "process": process,
+        "part": part,
+        "core-milliseconds per trial": f"{1000 * seconds:.1f}",
+        "share": f"{seconds / total:.1%}",
+        "of the bare loop": f"{seconds / bare_seconds:.3f}",
+    }

@@ -150,7 +150,7 @@ class Training:
                 penalty_losses.append(penalty_loss)
         means = [torch.stack(task_losses).sum() / len(order), torch.stack(penalty_losses).mean()]
         self.ranks.average(means)
-        return self.end_epoch(*(float(mean) for mean in means), lambda: self.ranks.accuracy(self.model, self.data))
+        return self.end_epoch(float(means[0]), float(means[1]), lambda: self.ranks.accuracy(self.model, self.data))
 
     def end_epoch(self, train_loss: float, extra_loss: float, val_accuracy: Callable[[], float]) -> dict[str, Number]:
         """Counts an epoch of steps that were taken, and gives its metrics as `run_epoch` does.

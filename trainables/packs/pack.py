@@ -1,5 +1,6 @@
 """Trains many candidates of one architecture at once, in one process."""
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -61,6 +62,7 @@ class Pack:
         self.members.remove(member)
         if self.stack and member in self.stack.members:
             self.stack.release(self.stack.members.index(member))
+            self.stack = self.stack if self.members else None
         return member
 
     @contextmanager
@@ -76,7 +78,7 @@ class Pack:
     def state_dict(self, member: Training) -> dict[str, Any]:
         """The state of a member, as `Training.state_dict` gives it; it does not change when training goes on."""
         with self.alone(member):
-            return member.state_dict()
+            return copy.deepcopy(member.state_dict())
 
     def finish(self, member: Training, refit_options: Refit | None = None, *, one_shot: bool = True) -> Trained:
         """`Training.finish` of a member, which stays."""
@@ -97,6 +99,8 @@ class Pack:
         members = list(self.members)
         if not members:
             return {}
+        if len(members) == 1:
+            return {members[0]: self._epoch_alone(members[0])}
         if self.stack is None or self.stack.members != members or not self.stack.whole:
             self.stack = Stack(members)
         self.step = self.step or self._new_step(members[0])
@@ -111,6 +115,17 @@ class Pack:
             if member.done or isinstance(results[member], TrialFailure):
                 self.leave(member)
         return results
+
+    def _epoch_alone(self, member: Training) -> dict[str, Number] | TrialFailure:
+        """The epoch of a member that has no company: it is faster without a stack."""
+        self.leave(member)
+        try:
+            metrics = member.run_epoch()
+        except TrialFailure as failure:
+            return failure
+        if not member.done:
+            self.members.append(member)
+        return metrics
 
     def _new_step(self, member: Training) -> Step:
         data = member.data

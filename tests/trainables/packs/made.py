@@ -13,6 +13,7 @@ from trainables.data import Data, Dataset, load_once
 from trainables.data.base import Split
 from trainables.models.resnet import BasicBlock
 from trainables.packs import Pack
+from trainables.sparsifiers import SPARSIFIERS
 from trainables.training import Training
 
 EXAMPLES, BATCH, EPOCHS = 74, 16, 10  # 50 steps, of which every fifth has a smaller batch
@@ -49,6 +50,14 @@ def candidates(
         tree["training"] = training | own.pop("training", {})
         made.append(Candidate.model_validate(tree | own))
     return made
+
+
+def with_target(name: str, number: int) -> dict[str, Any]:
+    """Options of the sparsifier `name`, another target for each number from 0 to 2."""
+    options: dict[str, Any] = {"name": name} | ({"every": 5} if "every" in SPARSIFIERS[name].model_fields else {})
+    if name == "nm":
+        return options | {"n": 1 + number, "start": 0.2 * number}
+    return options | {"sparsity": (0.5, 0.8, 0.3)[number]} | ({"rounds": 1 + number} if name == "lottery" else {})
 
 
 def trained_alone(candidate: Candidate, epochs: int | None = None) -> tuple[Training, list[dict[str, Any]]]:

@@ -12,6 +12,7 @@ from tests.trainables.packs.made import (
     candidates,
     trained_alone,
     trained_together,
+    with_target,
 )
 from trainables import Candidate
 from trainables.packs import Pack
@@ -41,15 +42,9 @@ def test_every_penalty_in_a_pack_is_as_alone(name: str, form: str) -> None:
     assert_pack_is_as_alone(candidates(model=CONVOLUTIONS, options=options))
 
 
-def with_target(name: str, number: int) -> dict[str, Any]:
-    options: dict[str, Any] = {"name": name} | ({"every": 5} if "every" in SPARSIFIERS[name].model_fields else {})
-    if name == "nm":
-        return options | {"n": 1 + number, "start": 0.2 * number}
-    return options | {"sparsity": (0.5, 0.8, 0.3)[number]} | ({"rounds": 1 + number} if name == "lottery" else {})
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("name", sorted(SPARSIFIERS))
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [*((name, "adam") for name in sorted(SPARSIFIERS)), ("lottery", "sgd"), ("rigl", "sgd")]
+)
 def test_every_sparsifier_in_a_pack_is_as_alone(name: str, optimizer: str) -> None:
     options = [{"sparsifier": with_target(name, number)} for number in range(3)]
     assert_pack_is_as_alone(candidates(model=CONVOLUTIONS, options=options, optimizer=optimizer, schedule="cosine"))

@@ -13,11 +13,14 @@ from tests.trainables.packs.made import (
     candidates,
     trained_alone,
     trained_together,
+    with_target,
 )
 from trainables import Candidate
 from trainables.errors import TrialFailure, UserError
 from trainables.packs import Pack, pack_key
+from trainables.penalties import PENALTIES
 from trainables.refit import Refit
+from trainables.sparsifiers import SPARSIFIERS
 from trainables.training import Training
 
 OPTIONS: list[dict[str, Any]] = [
@@ -53,6 +56,14 @@ def test_members_leave_and_others_join_in_the_middle(model: dict[str, Any]) -> N
             assert_histories_same(histories.get(member) or rest[member], expected)
 
 
+def test_the_last_of_a_pack_trains_on_as_alone() -> None:
+    first, second = candidates(2, options=[o | {"training": {"epochs": n}} for o, n in zip(OPTIONS[:2], (2, 4), strict=True)])
+    pack = Pack([first, second])
+    member = pack.members[1]
+    trained_together(pack)
+    assert_same(member, trained_alone(second)[0])
+
+
 def test_unequal_epochs_end_one_by_one() -> None:
     epochs = [2, EPOCHS, 4]
     made = candidates(options=[o | {"training": {"epochs": n}} for o, n in zip(OPTIONS, epochs, strict=True)])
@@ -68,8 +79,9 @@ def test_a_checkpoint_of_a_pack_continues_alone_and_one_from_alone_in_a_pack(opt
     pack = Pack(made)
     for _ in range(4):
         pack.run_epoch()
-    states = [saved(pack.state_dict(member)) for member in pack.members]
+    states = [pack.state_dict(member) for member in pack.members]
     pack.run_epoch()  # nothing of a state changes any more
+    states = [saved(state) for state in states]
     continued = Training(made[0])
     continued.load_state_dict(states[0])
     while not continued.done:
@@ -95,11 +107,14 @@ def test_a_checkpoint_of_a_member_holds_nothing_of_the_others() -> None:
     assert sizes[0] <= 1.02 * sizes[1]
 
 
-@pytest.mark.parametrize("model", [MLP, CONVOLUTIONS], ids=["mlp", "convolutions"])
-def test_one_that_diverges_fails_alone(model: dict[str, Any]) -> None:
-    made = candidates(
-        model=model, options=[o | {"training": {"lr": r}} for o, r in zip(OPTIONS, (0.01, 1e200, 0.002), strict=True)]
-    )
+DIVERGING = [("layer", name) for name in sorted(SPARSIFIERS)] + [(name, "magnitude") for name in sorted(PENALTIES)]
+
+
+@pytest.mark.parametrize(("penalty", "sparsifier"), DIVERGING)
+def test_one_that_diverges_fails_alone(penalty: str, sparsifier: str) -> None:
+    own = {"penalties": {penalty: {"strength": 0.01}}, "sparsifier": with_target(sparsifier, 0)}
+    rates = ((own | {"training": {"lr": rate}}) for rate in (0.01, 1e200, 0.002))
+    made = candidates(model=CONVOLUTIONS, options=list(rates), epochs=3 if sparsifier == "lottery" else 2)
     histories = list(trained_together(Pack(made)).items())
     failure = histories[1][1][-1]
     assert isinstance(failure, TrialFailure)

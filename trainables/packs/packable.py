@@ -10,12 +10,12 @@ from trainables.candidate import Candidate
 from trainables.distributed.ranks import Solo
 from trainables.errors import UserError
 from trainables.packs.step import Step
-from trainables.penalties.base import ActiveGroups, Penalty
+from trainables.penalties.base import ActiveGroups, GroupPenalty, Penalty
 from trainables.penalties.cka import ActiveFeatures
 from trainables.training import Training
 
-_OWN = {"strength", "warmup", "ramp", "layers"}
-"""The options of a penalty that each member of a pack may have its own of."""
+_OWN = {"strength", "warmup", "ramp"}
+"""The options of a penalty that each member of a pack may have its own of, and `layers`, if they are strengths too."""
 
 
 def pack_key(candidate: Candidate) -> str:
@@ -29,8 +29,13 @@ def _shared(candidate: Candidate) -> dict[str, object]:
         "data": candidate.data.model_dump(mode="json"),
         "model": candidate.model.model_dump(mode="json"),
         "training.batch_size": candidate.training.batch_size,
-        "penalties": [[name, options.model_dump(mode="json", exclude=_OWN)] for name, options in candidate.penalties.items()],
+        "penalties": [[name, _but_strengths(options)] for name, options in candidate.penalties.items()],
     }
+
+
+def _but_strengths(options: Penalty) -> dict[str, object]:
+    own = _OWN | {"layers"} if isinstance(options, GroupPenalty) else _OWN
+    return options.model_dump(mode="json", exclude=own)
 
 
 def check_together(first: Candidate, second: Candidate) -> None:
@@ -40,7 +45,7 @@ def check_together(first: Candidate, second: Candidate) -> None:
     if different:
         raise UserError(
             f"a pack trains candidates of one architecture, and these differ in {' and '.join(different)}; fix what differs, or "
-            "set pack to 1"
+            "set resources.pack to 1"
         )
 
 
@@ -52,9 +57,9 @@ def packable(candidate: Candidate, device: torch.device | str = "cpu") -> str | 
 def unpackable_setting(training: Training) -> str | None:
     """The same, as far as it may differ between trainings of one key."""
     if type(training.ranks) is not Solo:
-        return "a training of several processes cannot be in a pack; set processes to 1, or pack to 1"
+        return "a training of several processes cannot be in a pack; set processes to 1, or resources.pack to 1"
     if training.options.out_of_memory == "halve" or training.parts > 1:
-        return "training.out_of_memory: halve cannot be in a pack, whose memory is shared; set it to fail, or pack to 1"
+        return "training.out_of_memory: halve cannot be in a pack, whose memory is shared; set it to fail, or resources.pack to 1"
     return None
 
 
@@ -66,12 +71,12 @@ def packable_training(training: Training) -> str | None:
 def _of_network(model: nn.Module) -> str | None:
     for name, module in model.named_modules():
         if isinstance(module, (_DropoutNd, nn.MultiheadAttention)) and _rate(module) > 0:
-            return f"the model's '{name}' drops at random, which packs cannot repeat; set its rate to 0, or pack to 1"
+            return f"the model's '{name}' drops at random, which packs cannot repeat; set its rate to 0, or resources.pack to 1"
     parameters = list(model.parameters())
     if any(not parameter.requires_grad for parameter in parameters):
-        return "the model has parameters that are not trained, which packs do not leave out; set pack to 1"
+        return "the model has parameters that are not trained, which packs do not leave out; set resources.pack to 1"
     if len({parameter.dtype for parameter in parameters}) > 1:
-        return "the model has parameters of several types, which packs do not stack; set pack to 1"
+        return "the model has parameters of several types, which packs do not stack; set resources.pack to 1"
     return None
 
 
@@ -87,11 +92,14 @@ def _of_step(training: Training) -> str | None:
     count = max([2, *(options.least_batch for options in penalties.values())])
     inputs = data.prepare(data.train.inputs[:count])
     labels = data.train.labels[:count].to(training.device)
-    step = Step(training.model, penalties, inputs)
+    try:
+        step = Step(training.model, penalties, inputs)
+    except UserError as error:  # of a penalty that is off, and so was not attached before
+        return f"a pack needs all penalties of its candidates, even if their strength is 0: {error}"
     for name, penalty in step.penalties.items():
         if not isinstance(penalty, (ActiveGroups, ActiveFeatures)):
             kind = type(penalty).__name__
-            return f"penalties.{name} cannot be in a pack: {kind} acts on neither groups nor features; set pack to 1"
+            return f"penalties.{name} cannot be in a pack: {kind} acts on neither groups nor features; set resources.pack to 1"
     parameters = {n: p.detach().expand(2, *p.shape).clone().requires_grad_() for n, p in training.model.named_parameters()}
     buffers = {n: b.expand(2, *b.shape).clone() for n, b in training.model.named_buffers()}
     ones = {
@@ -102,10 +110,12 @@ def _of_step(training: Training) -> str | None:
     try:
         task, extra = step.losses(parameters, buffers, inputs.expand(2, *inputs.shape), labels.expand(2, -1), by_loss)
         gradients = torch.autograd.grad((task + extra).sum(), list(parameters.values()), allow_unused=True)
-        step.proximal({n: p.detach() for n, p in parameters.items()}, buffers, by_proximal)
+        detached = {n: p.detach() for n, p in parameters.items()}
+        step.proximal(detached, buffers, by_proximal)
+        step.outputs(detached, buffers, inputs)
     except UserError as error:
         return str(error)
     for name, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
-            return f"the model does not use its parameter '{name}', which packs do not leave out; set pack to 1"
+            return f"the model does not use its parameter '{name}', which packs do not leave out; set resources.pack to 1"
     return None

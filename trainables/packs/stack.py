@@ -109,7 +109,6 @@ class Stack:
         (gradients,) = torch.autograd.grad((task + extra).sum(), leaf)
         with torch.no_grad():
             due = [row for row, m in enumerate(self.members) if m.sparsifier and m.sparsifier.due(m.step)]
-            due = [row for row in due if self.weights[row].isfinite().all()]  # the others have failed, and know it soon
             for row in due:
                 self.lend_gradients(row, gradients)
                 self._sparsifier(row).before_step(self.members[row].step)

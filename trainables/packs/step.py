@@ -8,7 +8,7 @@ Replacing it by a functional one of ours was not needed. CKA-SR's hooks catch fe
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from trainables.errors import UserError
+from trainables.measures import plain_attention
 from trainables.penalties.base import ActiveGroups, ActivePenalty, Penalty
 from trainables.penalties.cka import ActiveFeatures
 from trainables.penalties.features import remove_hooks
@@ -32,6 +33,7 @@ class Step:
         remove_hooks(self.model)
         self.penalties = {name: options.attach(self.model, sample) for name, options in penalties.items()}
         self.model.train()
+        self.attends = any(isinstance(module, nn.MultiheadAttention) for module in self.model.modules())
         self.places = _places(self.model)
         for module in self.model.modules():
             if type(module) is nn.Linear:
@@ -93,7 +95,7 @@ class Step:
 
         own = [kept[leaf] for kept, leaf, _ in self.places]
         try:
-            with _told_plainly():
+            with _told_plainly(), plain_attention() if self.attends else nullcontext():
                 return vmap(of_one)({**parameters, **buffers}, *stacked)
         finally:
             for (kept, leaf, _), tensor in zip(self.places, own, strict=True):
@@ -152,5 +154,5 @@ def _told_plainly() -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError) or "vmap" not in str(error):
             raise
         raise UserError(
-            f"this network cannot be trained in a pack, because torch.func.vmap refuses it ({said}); set pack to 1"
+            f"this network cannot be trained in a pack, because torch.func.vmap refuses it ({said}); set resources.pack to 1"
         ) from error

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.trainables.networks import Transformer
 from trainables import Candidate
 from trainables.data import Data, Dataset, load_once
 from trainables.data.base import Split
@@ -19,6 +20,7 @@ from trainables.training import Training
 EXAMPLES, BATCH, EPOCHS = 74, 16, 10  # 50 steps, of which every fifth has a smaller batch
 MLP = {"name": "mlp", "depth": 3, "width": 12}
 CONVOLUTIONS = {"factory": "tests.trainables.packs.made:convolutions"}
+TRANSFORMER = {"factory": "tests.trainables.packs.made:transformer"}
 
 RATES = [0.003, 0.01, 0.002]
 SEEDS = [3, 1, 4]
@@ -28,6 +30,15 @@ def convolutions() -> nn.Module:
     """Convolutions, batch norms, a residual block and linear layers."""
     layers = [nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(), BasicBlock(4, 4, 1), nn.MaxPool2d(2)]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 10))
+
+
+def transformer() -> nn.Module:
+    """One that drops nothing at random."""
+    network = Transformer(width=8, heads=2)
+    for module in network.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+    return network
 
 
 @lru_cache

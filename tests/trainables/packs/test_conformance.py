@@ -7,6 +7,7 @@ import pytest
 from tests.trainables.packs.made import (
     CONVOLUTIONS,
     MLP,
+    TRANSFORMER,
     assert_histories_same,
     assert_same,
     candidates,
@@ -72,6 +73,12 @@ def test_members_may_have_different_sparsifiers_optimisers_and_several_penalties
 def test_a_single_layer_may_have_a_strength_of_its_own() -> None:
     own = [{"penalties": {"layer": {"layers": {"3": 5.0}}}}, {"penalties": {"layer": {"strength": 0.5, "layers": {"5": 0}}}}]
     assert_pack_is_as_alone(candidates(2, options=own))
+
+
+@pytest.mark.filterwarnings("error:There is a performance drop")
+def test_a_transformer_in_a_pack_is_as_alone() -> None:
+    options = [{"penalties": {"channel": {"strength": s}}, "sparsifier": with_target("channels", 0)} for s in (0.01, 0.1)]
+    assert_pack_is_as_alone(candidates(2, TRANSFORMER, options, epochs=2))
 
 
 def test_a_pack_of_one_is_as_alone() -> None:

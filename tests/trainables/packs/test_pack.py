@@ -173,14 +173,20 @@ DIFFERENT: dict[str, dict[str, Any]] = {
     "training.batch_size": {"training": {"batch_size": 8}},
     "penalties": {"penalties": {"node": {"strength": 1.0}}},
 }
+COMPARED = {"aug_cka": {"strength": 1.0, "layers": ["2", "4"]}}
 
 
 @pytest.mark.parametrize("what", sorted(DIFFERENT))
 def test_candidates_that_differ_in_more_than_numbers_are_refused(what: str) -> None:
     first, second = candidates(2, options=[{}, DIFFERENT[what]])
     assert pack_key(first) != pack_key(second)
-    with pytest.raises(UserError, match=rf"these differ in {what}; fix what differs, or set pack to 1"):
+    with pytest.raises(UserError, match=rf"these differ in {what}; fix what differs, or set resources.pack to 1"):
         Pack([first, second])
+
+
+def test_layers_that_are_compared_are_not_strengths() -> None:
+    first, second = candidates(2, options=[{"penalties": {"aug_cka": {"strength": 1.0}}}, {"penalties": COMPARED}])
+    assert pack_key(first) != pack_key(second)
 
 
 def test_candidates_that_differ_in_numbers_alone_have_one_key() -> None:

@@ -194,3 +194,15 @@ def test_candidates_that_differ_in_numbers_alone_have_one_key() -> None:
     first, second = candidates(2, options=own)
     assert pack_key(first) == pack_key(second)
     assert isinstance(first, Candidate)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_pack_on_a_gpu_is_as_alone_there(optimizer: str) -> None:
+    made = candidates(model=CONVOLUTIONS, options=OPTIONS, optimizer=optimizer)
+    for candidate, member in zip(made, trained_together(Pack(made, "cuda")), strict=True):
+        alone = Training(candidate, "cuda")
+        while not alone.done:
+            alone.run_epoch()
+        assert_same(member, alone)

@@ -13,6 +13,7 @@ BENCHMARKS = {
     "layer_sparsity_mnist": ["layer_sparsity", "--data", "mnist"],
     "block_sparsity": ["block_sparsity"],
     "penalty_steps": ["penalty_steps"],
+    "packs": ["packs"],
     "cka": ["cka"],
     "sparse_training": ["sparse_training"],
     "compact": ["compact"],

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/config.md", "docs/shipping.md"]
+PAGES = ["README.md", "docs/config.md", "docs/shipping.md", "docs/performance.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

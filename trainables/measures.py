@@ -47,7 +47,7 @@ def measure(network: nn.Module, inputs: Tensor) -> dict[str, float]:
     training = network.training
     network.eval()
     try:
-        with _counted_kernels(), FlopCounterMode(display=False) as counter:
+        with plain_attention(), FlopCounterMode(display=False) as counter:
             network(inputs[:1])
         peak = _peak_activation_bytes(network, inputs[:1])
     finally:
@@ -111,8 +111,8 @@ def _count_layers(module: nn.Module) -> int:
 
 
 @contextmanager
-def _counted_kernels() -> Iterator[None]:
-    """Has attention computed by matrix products: torch's counter does not see into all of its fused kernels."""
+def plain_attention() -> Iterator[None]:
+    """Has attention computed by matrix products: torch's counter and vmap do not see into all of its fused kernels."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

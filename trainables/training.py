@@ -159,11 +159,23 @@ class Training:
                 task_loss, penalty_loss = self._train_batch(batch, weight)
                 task_losses.append(task_loss)
                 penalty_losses.append(penalty_loss)
-        self.epoch += 1
         sizes = torch.tensor([float(count) for count, _, _ in shares], device=self.device)
         means = [(torch.stack(task_losses) * sizes).sum() / len(order), torch.stack(penalty_losses).mean()]
         self.ranks.average(means)
-        train_loss, extra_loss = (float(mean) for mean in means)
+        return self.end_epoch(float(means[0]), float(means[1]), lambda: self.ranks.accuracy(self.model, self.data))
+
+    def end_epoch(self, train_loss: float, extra_loss: float, val_accuracy: Callable[[], float]) -> dict[str, Number]:
+        """Counts an epoch of steps that were taken, and gives its metrics as `run_epoch` does.
+
+        Args:
+            train_loss: the mean task loss.
+            extra_loss: the mean of what penalties add to it.
+            val_accuracy: asked only if the losses are finite.
+
+        Raises:
+            TrialFailure: if they are not.
+        """
+        self.epoch += 1
         if not math.isfinite(train_loss + extra_loss):
             raise TrialFailure(f"diverged: the training loss is {train_loss + extra_loss} in epoch {self.epoch}")
         entries = sum(weight.numel() for weight in self.weights)
@@ -172,10 +184,10 @@ class Training:
             "epoch": self.epoch,
             "train_loss": train_loss,
             "penalty_loss": extra_loss,
-            "val_accuracy": self.ranks.accuracy(self.model, self.data),
+            "val_accuracy": val_accuracy(),
             "sparsity": zeros / max(entries, 1),
             "active_layers": sum(layer.active() for layer in self.inner),
-            "lr": self._learning_rate(),
+            "lr": self.learning_rate(self.step),
         }
 
     def _shared_losses(self) -> nn.Module:
@@ -187,17 +199,18 @@ class Training:
         self.ranks.level(self.sparsifier.masks.values() if self.sparsifier else ())
         return losses
 
-    def _learning_rate(self) -> float:
-        progress = self.sparsifier.progress(self.step) if self.sparsifier else self.step / self._total_steps()
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of training step `step` (from 0)."""
+        progress = self.sparsifier.progress(step) if self.sparsifier else step / self._total_steps()
         return scheduled(self.options.lr, self.options.schedule, progress)
 
-    def _proximal_step(self, lr: float) -> float:
+    def proximal_step(self, lr: float) -> float:
         """The step size of proximal steps: lr, and lr / (1 − momentum) for SGD, whose gradients act that much longer."""
         return lr / (1 - self.options.momentum) if self.options.optimizer == "sgd" else lr
 
     def _train_batch(self, batch: Split, weight: float) -> tuple[Tensor, Tensor]:
         """One step on the examples of `batch`, as they are stored; returns task and penalty loss, scalars, times `weight`."""
-        lr = self._learning_rate()
+        lr = self.learning_rate(self.step)
         set_lr(self.optimizer, lr)
         task_loss, penalty_loss = self._gradients(batch, weight)
         self.ranks.average(self.statistics)
@@ -205,7 +218,7 @@ class Training:
             self.sparsifier.before_step(self.step)
         self.optimizer.step()
         for penalty in self.penalties:
-            penalty.proximal(self._proximal_step(lr))
+            penalty.proximal(self.proximal_step(lr))
         if self.sparsifier:
             self.sparsifier.after_step(self.step)
         self.step += 1

@@ -1,6 +1,7 @@
 """What every penalty offers to the training loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
@@ -70,6 +71,26 @@ PENALTIES: Registry[Penalty] = Registry("penalty")
 GroupT = TypeVar("GroupT")
 
 
+@dataclass(frozen=True)
+class Held:
+    """A parameter by the module that holds it: what is held there changes where many candidates are trained at once."""
+
+    module: nn.Module
+    name: str
+
+    @property
+    def tensor(self) -> Tensor:
+        """The parameter, as it is now."""
+        tensor: Tensor = getattr(self.module, self.name)
+        return tensor
+
+
+def held(model: nn.Module, name: str) -> Held:
+    """The parameter of that name."""
+    module, _, leaf = name.rpartition(".")
+    return Held(model.get_submodule(module), leaf)
+
+
 class GroupPenalty(Penalty):
     """A penalty on groups of weights, by its closed-form proximal step (`form: proximal`) or its gradient.
 
@@ -108,6 +129,10 @@ class ActiveGroups(Generic[GroupT]):
         """The number of groups."""
         return len(self.groups)
 
+    def strengths(self, options: GroupPenalty) -> list[float]:
+        """The full strengths that `options` give its groups, 0 where they are off."""
+        return [options.layers.get(name, options.strength) for name in self.groups]
+
     def strength(self, name: str) -> float:
         """The present strength for a group."""
         return self.scale * self.options.layers.get(name, self.options.strength)
@@ -120,7 +145,12 @@ class ActiveGroups(Generic[GroupT]):
         """Σ strength · norm over the groups in the gradient form; None in the proximal form."""
         if self.options.form == "proximal" or not self.groups or self.scale == 0:
             return None
-        return torch.stack([self.strength(name) * self.norm(group) for name, group in self.groups.items()]).sum()
+        return self.weighted([self.strength(name) for name in self.groups])
+
+    def weighted(self, strengths: Sequence[float | Tensor]) -> Tensor:
+        """Σ strength · norm over the groups, of one strength (a scalar) each; a scalar."""
+        pairs = zip(strengths, self.groups.values(), strict=True)
+        return torch.stack([strength * self.norm(group) for strength, group in pairs]).sum()
 
     @torch.no_grad()
     def proximal(self, step_size: float) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.graph import Layer, residual_branches, trace
-from trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty
+from trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty, Held
 
 
 def group_norm(tensors: list[Tensor]) -> Tensor:
@@ -30,17 +30,18 @@ class BlockSparsity(GroupPenalty):
 
     nothing_to_do = "there is no residual branch in this network"
 
-    def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[list[Tensor]]:
+    def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[list[Held]]:
         groups = {branch.last.name: _scale_of(branch.last) for branch in residual_branches(trace(model))}
 
         @torch.no_grad()
-        def shrink(tensors: list[Tensor], threshold: Tensor) -> None:
+        def shrink(group: list[Held], threshold: Tensor) -> None:
+            tensors = [member.tensor for member in group]
             for tensor, shrunk in zip(tensors, shrink_group(tensors, threshold), strict=True):
                 tensor.copy_(shrunk)
 
-        return ActiveGroups(self, groups, group_norm, shrink)
+        return ActiveGroups(self, groups, lambda group: group_norm([member.tensor for member in group]), shrink)
 
 
-def _scale_of(layer: Layer) -> list[Tensor]:
+def _scale_of(layer: Layer) -> list[Held]:
     module = layer.layer if layer.norm is None else layer.norm
-    return [module.weight] if module.bias is None else [module.weight, module.bias]
+    return [Held(module, "weight")] if module.bias is None else [Held(module, "weight"), Held(module, "bias")]

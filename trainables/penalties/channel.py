@@ -10,7 +10,7 @@ of weights here, not in entries: initialisation makes a row of any fan-in about 
 unit's norm grows with the root of the number of its rows. With entries, rows of the largest fan-in would go first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,18 +20,23 @@ from trainables.channels import UnitGroup, channel_groups
 from trainables.errors import UserError
 from trainables.graph import rows
 from trainables.heads import head_groups
-from trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty
+from trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty, Held, held
 
 
 @dataclass(frozen=True)
 class Units:
     """The parameters that write the units of one group, each with the unit of each row; −1: none of this group."""
 
-    tensors: tuple[Tensor, ...]
+    parameters: tuple[Held, ...]
     owners: tuple[Tensor, ...]
     units: int
     weight: Tensor
     """√(rows of weights that write a unit), a scalar."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The parameters, as they are now."""
+        return tuple(parameter.tensor for parameter in self.parameters)
 
 
 def unit_norms(tensors: Sequence[Tensor], owners: Sequence[Tensor], units: int) -> Tensor:
@@ -67,26 +72,27 @@ class ChannelSparsity(GroupPenalty):
     nothing_to_do = "there is no channel and no head in this network that can be removed"
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Units]:
-        parameters = dict(model.named_parameters())
         try:
             found: list[UnitGroup] = [*channel_groups(model, sample), *head_groups(model)]
         except UserError as error:
             raise UserError(f"penalties.channel: {error}; leave it out, or take node") from error
-        groups = {group.name: _units(group, parameters) for group in found}
+        groups = {group.name: _units(group, model) for group in found}
 
         def norm(group: Units) -> Tensor:
             return group.weight * unit_norms(group.tensors, group.owners, group.units).sum()
 
         def shrink(group: Units, threshold: Tensor) -> None:
-            shrunk = shrink_units(group.tensors, group.owners, group.units, threshold.to(group.weight) * group.weight)
-            for tensor, smaller in zip(group.tensors, shrunk, strict=True):
+            tensors = group.tensors
+            shrunk = shrink_units(tensors, group.owners, group.units, threshold.to(group.weight) * group.weight)
+            for tensor, smaller in zip(tensors, shrunk, strict=True):
                 tensor.copy_(smaller)
 
         return ActiveGroups(self, groups, norm, shrink)
 
 
-def _units(group: UnitGroup, parameters: Mapping[str, Tensor]) -> Units:
-    tensors = tuple(parameters[name] for name in group.writers)
+def _units(group: UnitGroup, model: nn.Module) -> Units:
+    parameters = tuple(held(model, name) for name in group.writers)
+    tensors = [parameter.tensor for parameter in parameters]
     owners = tuple(owners.to(tensor.device) for owners, tensor in zip(group.writers.values(), tensors, strict=True))
     count = sum(int((owners >= 0).sum()) for name, owners in group.writers.items() if name.endswith("weight")) / group.units
-    return Units(tensors, owners, group.units, tensors[0].new_tensor(count).sqrt())
+    return Units(parameters, owners, group.units, tensors[0].new_tensor(count).sqrt())

@@ -204,10 +204,15 @@ class ActiveFeatures:
 
     def loss(self) -> Tensor | None:
         """β · L_C of the batch just seen, or None if it was not watched or was too small."""
+        value = self.value()
+        return None if value is None else self.strength * value
+
+    def value(self) -> Tensor | None:
+        """L_C of the batch just seen, or None if it was not watched or was too small; a scalar."""
         kept = self.features.take()
         if not kept or len(next(iter(kept.values()))) < self.options.least_batch:
             return None
-        return self.strength * self.options.value([[kept[name] for name in stage] for stage in self.stages], self.weights)
+        return self.options.value([[kept[name] for name in stage] for stage in self.stages], self.weights)
 
     def proximal(self, step_size: float) -> None:
         """Nothing: it works through its gradient."""

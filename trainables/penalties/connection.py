@@ -3,10 +3,10 @@
 The lasso (arXiv 2006.15604, section 2, sets Σ_j r_j ‖W^j‖_1 beside layer sparsity). Biases are free.
 """
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import softshrink
 
-from trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty
+from trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty, Held, held
 from trainables.sparsifiers.base import prunable_weights
 
 
@@ -19,10 +19,11 @@ def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
 class ConnectionSparsity(GroupPenalty):
     """Connection sparsity; `strength` is λ. It acts on the weights of all linear and convolutional layers; needs no tracing."""
 
-    def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Tensor]:
-        groups = {name.removesuffix(".weight"): weight for name, weight in prunable_weights(model).items()}
+    def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Held]:
+        groups = {name.removesuffix(".weight"): held(model, name) for name in prunable_weights(model)}
 
-        def shrink(weight: Tensor, threshold: Tensor) -> None:
-            weight.copy_(softshrink(weight, float(threshold)))  # `soft_threshold` in one operation, but for the sign of zeros
+        @torch.no_grad()
+        def shrink(weight: Held, threshold: Tensor) -> None:
+            weight.tensor.copy_(soft_threshold(weight.tensor, threshold))
 
-        return ActiveGroups(self, groups, lambda weight: weight.abs().sum(), shrink)
+        return ActiveGroups(self, groups, lambda weight: weight.tensor.abs().sum(), shrink)

@@ -6,6 +6,7 @@ the batch norm folded in.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,11 @@ def shrink_negative(tensors: Sequence[Tensor], threshold: Tensor) -> list[Tensor
     Returns:
         New tensors of the same shapes. NaN in, NaN out.
     """
-    norm = negative_norm(tensors)
+    negative = [t.clamp(max=0) for t in tensors]
+    norm = reduce(torch.hypot, [torch.linalg.vector_norm(part) for part in negative])
     scale = (1 - threshold / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp(min=0)
-    return [torch.where(t < 0, t * scale, t) for t in tensors]
+    # In few operations, which packs pay for: where the scale is 0, t − t is exactly 0, and without a negative part t stays.
+    return [torch.addcmul(t, part, scale - 1) for t, part in zip(tensors, negative, strict=True)]
 
 
 @PENALTIES.register("layer")

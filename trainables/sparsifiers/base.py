@@ -105,7 +105,7 @@ SPARSIFIERS: Registry[Sparsifier] = Registry("sparsifier")
 class ActiveSparsifier:
     """A sparsifier at work on one network. Its `masks`, by parameter name, are True where a weight may be non-zero.
 
-    A kind of sparsifier overrides `update`, which sets the masks when they are due. Dropped weights are exactly 0 after every
+    A kind of sparsifier overrides `due` and `update`, which sets the masks. Dropped weights are exactly 0 after every
     step: their gradients are zeroed before the optimiser sees them, and the moments that it kept of them once they are dropped.
     """
 
@@ -125,12 +125,17 @@ class ActiveSparsifier:
     def after_step(self, step: int) -> None:
         """Called after the optimiser's step: updates the masks when due, and zeroes what they drop."""
         with torch.no_grad():
-            self.update(step)
+            if self.due(step):
+                self.update(step)
             for name, weight in self.weights.items():
                 weight.mul_(self.masks[name])
 
+    def due(self, step: int) -> bool:
+        """Whether anything but masking happens in training step `step`."""
+        return False
+
     def update(self, step: int) -> None:
-        """Sets new masks by `set_masks` if they are due after `step`; called without gradients."""
+        """Sets new masks by `set_masks`; called after a step that is due, without gradients."""
 
     @torch.no_grad()
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:

@@ -73,10 +73,12 @@ class ActiveChannels(ActiveSparsifier):
         self.weights = {name: self.parameters[name] for name in covered}
         self.masks = {name: torch.ones_like(self.parameters[name], dtype=torch.bool) for name in covered}
 
+    def due(self, step: int) -> bool:
+        """Whether channels go."""
+        return self.updates.due(step)
+
     def update(self, step: int) -> None:
-        """Zeroes the least important channels when it is time to."""
-        if not self.updates.due(step):
-            return
+        """Zeroes the least important channels."""
         sparsity = cubic_sparsity(self.updates.progress(step), self.options.sparsity)
         scores = {group.name: self._scores(group) for group in self.groups}
         kept = choose_masks(scores, sparsity, "global" if self.options.compare == "global" else "uniform")

@@ -51,9 +51,8 @@ class ActiveGraNet(GradientGrowth):
         super().__init__(options, setting, self.initial, densities)
 
     def update(self, step: int) -> None:
-        """Prunes to the schedule and moves weights when it is time to; at the last update nothing moves any more."""
-        if self.updates.due(step):
-            progress = self.updates.progress(step)
-            sparsity = cubic_sparsity(progress, self.options.sparsity, self.initial)
-            self.set_masks(choose_masks(magnitudes(self), sparsity, self.options.densities))
-            self.move(cosine_decay(progress, self.options.regrow))
+        """Prunes to the schedule and moves weights; at the last update nothing moves any more."""
+        progress = self.updates.progress(step)
+        sparsity = cubic_sparsity(progress, self.options.sparsity, self.initial)
+        self.set_masks(choose_masks(magnitudes(self), sparsity, self.options.densities))
+        self.move(cosine_decay(progress, self.options.regrow))

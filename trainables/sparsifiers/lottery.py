@@ -56,6 +56,10 @@ class ActiveLotteryTicket(ActiveSparsifier):
     def _keep_ticket(self) -> None:
         self.ticket = {name: value.detach().clone() for name, value in self.setting.model.state_dict().items()}
 
+    def due(self, step: int) -> bool:
+        """Whether the weights to rewind to are kept, or a round may end."""
+        return step + 1 == self.rewind_to or (step + 1) % self.length == 0
+
     def update(self, step: int) -> None:
         """Keeps the weights to rewind to; at the end of each round but the last, prunes and rewinds."""
         done = step + 1

@@ -46,8 +46,11 @@ class ActiveMagnitude(ActiveSparsifier):
         self.options = options
         self.updates = Updates(options, setting.total_steps)
 
+    def due(self, step: int) -> bool:
+        """Whether weights are dropped."""
+        return self.updates.due(step)
+
     def update(self, step: int) -> None:
-        """Drops the smallest weights when it is time to."""
-        if self.updates.due(step):
-            sparsity = cubic_sparsity(self.updates.progress(step), self.options.sparsity)
-            self.set_masks(choose_masks(magnitudes(self), sparsity, self.options.densities))
+        """Drops the smallest weights."""
+        sparsity = cubic_sparsity(self.updates.progress(step), self.options.sparsity)
+        self.set_masks(choose_masks(magnitudes(self), sparsity, self.options.densities))

@@ -58,7 +58,10 @@ class ActiveNM(ActiveSparsifier):
         self.masks = {name: self.masks[name] for name in kept}
         self.begin = int(options.start * setting.total_steps)
 
+    def due(self, step: int) -> bool:
+        """Whether the masks are chosen, once."""
+        return step == self.begin
+
     def update(self, step: int) -> None:
-        """Chooses the masks once."""
-        if step == self.begin:
-            self.set_masks({name: nm_mask(weight, self.options.n, self.options.m) for name, weight in self.weights.items()})
+        """Chooses the masks."""
+        self.set_masks({name: nm_mask(weight, self.options.n, self.options.m) for name, weight in self.weights.items()})

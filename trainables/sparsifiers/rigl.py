@@ -27,9 +27,13 @@ class GradientGrowth(RandomStart):
         super().__init__(options, setting, sparsity, densities)
         self.gradients: dict[str, Tensor] = {}
 
+    def due(self, step: int) -> bool:
+        """Whether weights move after this step."""
+        return self.updates.due(step)
+
     def before_step(self, step: int) -> None:
         """Keeps the dense gradients if there is an update after this step, and then zeroes those of dropped weights."""
-        if self.updates.due(step):
+        if self.due(step):
             self.gradients = {n: torch.zeros_like(w) if w.grad is None else w.grad.abs() for n, w in self.weights.items()}
         super().before_step(step)
 
@@ -63,6 +67,5 @@ class ActiveRigL(GradientGrowth):
         super().__init__(options, setting, options.sparsity, options.densities)
 
     def update(self, step: int) -> None:
-        """Moves weights when it is time to; at T_end the share is 0."""
-        if self.updates.due(step):
-            self.move(cosine_decay(self.updates.progress(step), self.options.drop))
+        """Moves weights; at T_end the share is 0."""
+        self.move(cosine_decay(self.updates.progress(step), self.options.drop))

@@ -42,10 +42,12 @@ class ActiveSET(RandomStart):
         super().__init__(options, setting, options.sparsity, options.densities)
         self.deviations = {name: _deviation(w, self.masks[name]) for name, w in self.weights.items()}
 
+    def due(self, step: int) -> bool:
+        """Whether weights move: not at the very end, for the last ones grown must be trained."""
+        return self.updates.due(step) and step != self.updates.last
+
     def update(self, step: int) -> None:
-        """Moves weights when it is time to, but not at the very end: the last ones grown must be trained."""
-        if not self.updates.due(step) or step == self.updates.last:
-            return
+        """Moves weights."""
         growth = self.random_scores()
         for name, weight in self.weights.items():
             before = self.masks[name].clone()

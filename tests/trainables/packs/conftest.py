@@ -1,0 +1,15 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.trainables.packs.made import few_digits
+
+
+@pytest.fixture(autouse=True)
+def doubles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything in float64, on few examples."""
+    monkeypatch.setattr("trainables.training.load_once", few_digits)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

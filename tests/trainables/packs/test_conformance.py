@@ -1,0 +1,85 @@
+"""A candidate in a pack is the same candidate alone: for every penalty, in both forms, every sparsifier and optimiser."""
+
+from typing import Any
+
+import pytest
+
+from tests.trainables.packs.made import (
+    CONVOLUTIONS,
+    MLP,
+    TRANSFORMER,
+    assert_histories_same,
+    assert_same,
+    candidates,
+    trained_alone,
+    trained_together,
+    with_target,
+)
+from trainables import Candidate
+from trainables.packs import Pack
+from trainables.penalties import PENALTIES
+from trainables.penalties.base import GroupPenalty
+from trainables.sparsifiers import SPARSIFIERS
+
+FORMS = [
+    (name, form)
+    for name, cls in sorted(PENALTIES.items())
+    for form in (("proximal", "gradient") if issubclass(cls, GroupPenalty) else ("features",))
+]
+
+
+def assert_pack_is_as_alone(made: list[Candidate]) -> None:
+    for candidate, (member, history) in zip(made, trained_together(Pack(made)).items(), strict=True):
+        alone, expected = trained_alone(candidate)
+        assert_histories_same(history, expected)
+        assert_same(member, alone)
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_every_penalty_in_a_pack_is_as_alone(name: str, form: str) -> None:
+    same: dict[str, Any] = {"every": 2} if form == "features" else {"form": form}
+    strengths = [{"strength": 0.3, "warmup": 1}, {"strength": 0.05, "ramp": 4}, {"strength": 0.0}]
+    options = [{"penalties": {name: same | own}} for own in strengths]
+    assert_pack_is_as_alone(candidates(model=CONVOLUTIONS, options=options))
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [*((name, "adam") for name in sorted(SPARSIFIERS)), ("lottery", "sgd"), ("rigl", "sgd")]
+)
+def test_every_sparsifier_in_a_pack_is_as_alone(name: str, optimizer: str) -> None:
+    options = [{"sparsifier": with_target(name, number)} for number in range(3)]
+    assert_pack_is_as_alone(candidates(model=CONVOLUTIONS, options=options, optimizer=optimizer, schedule="cosine"))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("model", [MLP, {"name": "resnet20", "depth": 8, "width": 2}], ids=["mlp", "resnet"])
+def test_every_optimiser_in_a_pack_is_as_alone(optimizer: str, model: dict[str, Any]) -> None:
+    own = [{"weight_decay": 0.1, "schedule": "cosine"}, {"momentum": 0.0, "epochs": 7}, {"momentum": 0.5, "weight_decay": 1e-3}]
+    assert_pack_is_as_alone(candidates(model=model, options=[{"training": each} for each in own], optimizer=optimizer))
+
+
+def test_members_may_have_different_sparsifiers_optimisers_and_several_penalties() -> None:
+    penalties = [
+        {"layer": {"strength": s}, "connection": {"strength": s / 100}, "cka": {"strength": s / 10}} for s in (1.0, 0.1, 0.0)
+    ]
+    sparsifiers = [{"sparsifier": None}, {"sparsifier": with_target("rigl", 1)}, {"sparsifier": with_target("magnitude", 2)}]
+    own = [
+        {"penalties": p, "training": {"optimizer": o}} | s
+        for p, s, o in zip(penalties, sparsifiers, ("adam", "sgd", "adamw"), strict=True)
+    ]
+    assert_pack_is_as_alone(candidates(options=own))
+
+
+def test_a_single_layer_may_have_a_strength_of_its_own() -> None:
+    own = [{"penalties": {"layer": {"layers": {"3": 5.0}}}}, {"penalties": {"layer": {"strength": 0.5, "layers": {"5": 0}}}}]
+    assert_pack_is_as_alone(candidates(2, options=own))
+
+
+@pytest.mark.filterwarnings("error:There is a performance drop")
+def test_a_transformer_in_a_pack_is_as_alone() -> None:
+    options = [{"penalties": {"channel": {"strength": s}}, "sparsifier": with_target("channels", 0)} for s in (0.01, 0.1)]
+    assert_pack_is_as_alone(candidates(2, TRANSFORMER, options, epochs=2))
+
+
+def test_a_pack_of_one_is_as_alone() -> None:
+    assert_pack_is_as_alone(candidates(1))

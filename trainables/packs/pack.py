@@ -1,0 +1,169 @@
+"""Trains many candidates of one architecture at once, in one process."""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainables.candidate import Candidate
+from trainables.errors import TrialFailure, UserError
+from trainables.optimizers import set_lr
+from trainables.packs.packable import check_together, packable_training, unpackable_setting
+from trainables.packs.plan import Plan
+from trainables.packs.stack import Stack
+from trainables.packs.step import Step
+from trainables.refit import Refit
+from trainables.training import Number, Trained, Training
+
+_OUTPUTS = 16_384
+"""Validation examples times members that are taken at once: more would not be faster, and fill a memory."""
+
+
+class Pack:
+    """Candidates that are trained together: each result is that of `Training` alone, up to rounding.
+
+    They share data, architecture, batch size, and kinds of penalties; strengths, targets, sparsifiers, optimisers, learning
+    rates, schedules, seeds and epochs are each one's own. Members are `Training` objects, always up to date: their tensors are
+    views of the pack's. What is not done by the pack itself is done with `alone`.
+    """
+
+    def __init__(self, candidates: Iterable[Candidate | Training] = (), device: torch.device | str = "cpu") -> None:
+        """Raises UserError for a candidate that does not pack, or not with the others; see `packable` and `pack_key`."""
+        self.device = torch.device(device)
+        self.members: list[Training] = []
+        self.first: Candidate | None = None
+        self.stack: Stack | None = None
+        self.step: Step | None = None
+        for candidate in candidates:
+            self.join(candidate)
+
+    def join(self, candidate: Candidate | Training, state: dict[str, Any] | None = None) -> Training:
+        """Takes in a candidate, or a training in progress, from the next epoch on; `state` is what it continues from.
+
+        Raises:
+            UserError: if it does not pack, or not with the others.
+        """
+        training = candidate if isinstance(candidate, Training) else Training(candidate, self.device)
+        if state is not None:
+            training.load_state_dict(state)
+        if reason := unpackable_setting(training) if self.first else packable_training(training):
+            raise UserError(reason)
+        self.first = self.first or training.candidate
+        check_together(self.first, training.candidate)
+        self.members.append(training)
+        return training
+
+    def leave(self, member: Training) -> Training:
+        """Lets go of a member, which can go on alone or in another pack."""
+        self.members.remove(member)
+        if self.stack and member in self.stack.members:
+            self.stack.release(self.stack.members.index(member))
+            self.stack = self.stack if self.members else None
+        return member
+
+    @contextmanager
+    def alone(self, member: Training) -> Iterator[Training]:
+        """Within, the member has tensors of its own, as if it had left: what is made of them may be kept."""
+        place = self.members.index(member)
+        self.leave(member)
+        try:
+            yield member
+        finally:
+            self.members.insert(place, member)
+
+    def state_dict(self, member: Training) -> dict[str, Any]:
+        """The state of a member, as `Training.state_dict` gives it; it does not change when training goes on."""
+        with self.alone(member):
+            return copy.deepcopy(member.state_dict())
+
+    def finish(self, member: Training, refit_options: Refit | None = None, *, one_shot: bool = True) -> Trained:
+        """`Training.finish` of a member, which stays."""
+        with self.alone(member):
+            return member.finish(refit_options, one_shot=one_shot)
+
+    def close(self) -> None:
+        """Lets go of all members."""
+        for member in list(self.members):
+            self.leave(member).close()
+
+    def run_epoch(self) -> dict[Training, dict[str, Number] | TrialFailure]:
+        """Trains each member one epoch; those that are done then, and those that failed, leave.
+
+        Returns:
+            The metrics of each, as `Training.run_epoch` gives them, or why it cannot go on.
+        """
+        members = list(self.members)
+        if not members:
+            return {}
+        if len(members) == 1:
+            return {members[0]: self._epoch_alone(members[0])}
+        if self.stack is None or self.stack.members != members or not self.stack.whole:
+            self.stack = Stack(members)
+        self.step = self.step or self._new_step(members[0])
+        task_losses, penalty_losses = self._steps(self.stack, self.step)
+        accuracies = self._val_accuracies(self.stack, self.step)
+        results: dict[Training, dict[str, Number] | TrialFailure] = {}
+        for member, task_loss, penalty_loss, accuracy in zip(members, task_losses, penalty_losses, accuracies, strict=True):
+            try:
+                results[member] = member.end_epoch(task_loss, penalty_loss, partial(float, accuracy))
+            except TrialFailure as failure:
+                results[member] = failure
+            if member.done or isinstance(results[member], TrialFailure):
+                self.leave(member)
+        return results
+
+    def _epoch_alone(self, member: Training) -> dict[str, Number] | TrialFailure:
+        """The epoch of a member that has no company: it is faster without a stack."""
+        self.leave(member)
+        try:
+            metrics = member.run_epoch()
+        except TrialFailure as failure:
+            return failure
+        if not member.done:
+            self.members.append(member)
+        return metrics
+
+    def _new_step(self, member: Training) -> Step:
+        data = member.data
+        return Step(member.model, member.candidate.penalties, data.prepare(data.train.inputs[:8]))
+
+    def _steps(self, stack: Stack, step: Step) -> tuple[list[float], list[float]]:
+        """Trains an epoch; the mean task loss and the mean penalty loss of each member."""
+        members = stack.members
+        train, size = members[0].data.train, members[0].options.batch_size
+        count = len(train.labels)
+        orders = torch.stack([torch.randperm(count, generator=member.shuffler) for member in members])  # (K, N)
+        batches = orders.to(train.labels.device).split(size, 1)
+        plan = Plan(members, step, len(batches), stack.weights)
+        task_losses, penalty_losses = [], []
+        for number, batch in enumerate(batches):
+            inputs, labels = self._inputs(members, batch), train.labels[batch].to(self.device)
+            task_loss, penalty_loss = stack.train_step(step, inputs, labels, plan, number)
+            task_losses.append(task_loss * batch.shape[1])
+            penalty_losses.append(penalty_loss)
+        for member, lr in zip(members, plan.rates[-1], strict=True):
+            set_lr(member.optimizer, lr)
+        means = torch.stack(task_losses).sum(0) / count, torch.stack(penalty_losses).mean(0)
+        return means[0].tolist(), means[1].tolist()
+
+    def _inputs(self, members: Sequence[Training], batch: Tensor) -> Tensor:
+        """The examples at `batch` (K, B), each row augmented by its member's own generator: (K, B, *input_shape)."""
+        data = members[0].data
+        inputs = data.train.inputs[batch]
+        if not data.augment.active:
+            return data.prepare(inputs)
+        return torch.stack([data.augmented(own, m.augmenter) for own, m in zip(inputs.unbind(), members, strict=True)])
+
+    def _val_accuracies(self, stack: Stack, step: Step) -> list[float]:
+        inputs, labels = stack.members[0].data.validation
+        parameters = stack.named(stack.weights)
+        size = max(1, _OUTPUTS // len(stack.members))
+        correct = torch.zeros(len(stack.members), dtype=torch.long, device=self.device)
+        for some, wanted in zip(inputs.split(size), labels.split(size), strict=True):
+            outputs = step.outputs(parameters, stack.buffers, stack.members[0].data.prepare(some))
+            correct += (outputs.argmax(2) == wanted.to(self.device)).sum(1)
+        return [int(right) / len(labels) for right in correct]

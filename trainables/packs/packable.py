@@ -1,0 +1,121 @@
+"""What can be trained in packs, and what together: the one place that says so."""
+
+import json
+
+import torch
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from trainables.candidate import Candidate
+from trainables.distributed.ranks import Solo
+from trainables.errors import UserError
+from trainables.packs.step import Step
+from trainables.penalties.base import ActiveGroups, GroupPenalty, Penalty
+from trainables.penalties.cka import ActiveFeatures
+from trainables.training import Training
+
+_OWN = {"strength", "warmup", "ramp"}
+"""The options of a penalty that each member of a pack may have its own of, and `layers`, if they are strengths too."""
+
+
+def pack_key(candidate: Candidate) -> str:
+    """What candidates must have in common to be trained in one pack: those with equal keys can be."""
+    return json.dumps(_shared(candidate), sort_keys=True)
+
+
+def _shared(candidate: Candidate) -> dict[str, object]:
+    """By the key of the config: data, model, batch size, and of each penalty all but its strengths and their schedule."""
+    return {
+        "data": candidate.data.model_dump(mode="json"),
+        "model": candidate.model.model_dump(mode="json"),
+        "training.batch_size": candidate.training.batch_size,
+        "penalties": [[name, _but_strengths(options)] for name, options in candidate.penalties.items()],
+    }
+
+
+def _but_strengths(options: Penalty) -> dict[str, object]:
+    own = _OWN | {"layers"} if isinstance(options, GroupPenalty) else _OWN
+    return options.model_dump(mode="json", exclude=own)
+
+
+def check_together(first: Candidate, second: Candidate) -> None:
+    """Raises UserError if the two cannot be in one pack."""
+    one, other = _shared(first), _shared(second)
+    different = [key for key in one if one[key] != other[key]]
+    if different:
+        raise UserError(
+            f"a pack trains candidates of one architecture, and these differ in {' and '.join(different)}; fix what differs, or "
+            "set resources.pack to 1"
+        )
+
+
+def packable(candidate: Candidate, device: torch.device | str = "cpu") -> str | None:
+    """Why a candidate cannot be trained in a pack, in one sentence; None if it can. It is tried out on a few examples."""
+    return packable_training(Training(candidate, device))
+
+
+def unpackable_setting(training: Training) -> str | None:
+    """The same, as far as it may differ between trainings of one key."""
+    if type(training.ranks) is not Solo:
+        return "a training of several processes cannot be in a pack; set processes to 1, or resources.pack to 1"
+    if training.options.out_of_memory == "halve" or training.parts > 1:
+        return "training.out_of_memory: halve cannot be in a pack, whose memory is shared; set it to fail, or resources.pack to 1"
+    return None
+
+
+def packable_training(training: Training) -> str | None:
+    """The same of a training, of which nothing changes."""
+    return unpackable_setting(training) or _of_network(training.model) or _of_step(training)
+
+
+def _of_network(model: nn.Module) -> str | None:
+    for name, module in model.named_modules():
+        if isinstance(module, (_DropoutNd, nn.MultiheadAttention)) and _rate(module) > 0:
+            return f"the model's '{name}' drops at random, which packs cannot repeat; set its rate to 0, or resources.pack to 1"
+    parameters = list(model.parameters())
+    if any(not parameter.requires_grad for parameter in parameters):
+        return "the model has parameters that are not trained, which packs do not leave out; set resources.pack to 1"
+    if len({parameter.dtype for parameter in parameters}) > 1:
+        return "the model has parameters of several types, which packs do not stack; set resources.pack to 1"
+    return None
+
+
+def _rate(module: nn.Module) -> float:
+    rate: float = module.p if isinstance(module, _DropoutNd) else module.dropout  # type: ignore[assignment]
+    return rate
+
+
+def _of_step(training: Training) -> str | None:
+    """Tries one step of two of the same kind, on copies."""
+    penalties: dict[str, Penalty] = training.candidate.penalties
+    data = training.data
+    count = max([2, *(options.least_batch for options in penalties.values())])
+    inputs = data.prepare(data.train.inputs[:count])
+    labels = data.train.labels[:count].to(training.device)
+    try:
+        step = Step(training.model, penalties, inputs)
+    except UserError as error:  # of a penalty that is off, and so was not attached before
+        return f"a pack needs all penalties of its candidates, even if their strength is 0: {error}"
+    for name, penalty in step.penalties.items():
+        if not isinstance(penalty, (ActiveGroups, ActiveFeatures)):
+            kind = type(penalty).__name__
+            return f"penalties.{name} cannot be in a pack: {kind} acts on neither groups nor features; set resources.pack to 1"
+    parameters = {n: p.detach().expand(2, *p.shape).clone().requires_grad_() for n, p in training.model.named_parameters()}
+    buffers = {n: b.expand(2, *b.shape).clone() for n, b in training.model.named_buffers()}
+    ones = {
+        n: inputs.new_ones(2, len(step.strengths(n, options))) for n, options in penalties.items() if step.penalties[n].targets
+    }
+    by_loss = {n: one for n, one in ones.items() if not step.by_proximal(n)}
+    by_proximal = {n: one for n, one in ones.items() if step.by_proximal(n)}
+    try:
+        task, extra = step.losses(parameters, buffers, inputs.expand(2, *inputs.shape), labels.expand(2, -1), by_loss)
+        gradients = torch.autograd.grad((task + extra).sum(), list(parameters.values()), allow_unused=True)
+        detached = {n: p.detach() for n, p in parameters.items()}
+        step.proximal(detached, buffers, by_proximal)
+        step.outputs(detached, buffers, inputs)
+    except UserError as error:
+        return str(error)
+    for name, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            return f"the model does not use its parameter '{name}', which packs do not leave out; set resources.pack to 1"
+    return None

@@ -1,0 +1,134 @@
+"""What the members of a pack hold, as rows of stacked tensors, of which the members' own tensors become views.
+
+So all that happens rarely to one member (a sparsifier's update, compaction, saving) is done by its `Training` as ever, and all
+that happens in each step is done to the rows together. One row holds all parameters of a member, one behind the other: the
+optimiser, masks and zeroing then cost one operation each, however many layers there are.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainables.packs.optimizers import MOMENTS, Update
+from trainables.packs.plan import Plan
+from trainables.packs.step import Step
+from trainables.sparsifiers import ActiveSparsifier
+from trainables.training import Training
+
+
+class Stack:
+    """K trainings of one architecture as tensors; P is the number of entries of all parameters of one of them."""
+
+    def __init__(self, members: Sequence[Training]) -> None:
+        self.members = list(members)
+        self.whole = True
+        """Whether all members' tensors are still views of these."""
+        parameters = dict(members[0].model.named_parameters())
+        self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        self.sizes = [parameter.numel() for parameter in parameters.values()]
+        self.weights = torch.stack([torch.cat([p.detach().flatten() for p in m.model.parameters()]) for m in members])  # (K, P)
+        self.moments = self.weights.new_zeros(len(MOMENTS), *self.weights.shape)  # (moments, K, P)
+        self.steps = torch.zeros(
+            len(members), len(self.sizes), dtype=torch.float32, device=self.weights.device
+        )  # (K, parameters)
+        self.kept = torch.ones_like(self.weights) if any(m.sparsifier for m in members) else None
+        """(K, P), 0 where a sparsifier dropped a weight; None where there is no sparsifier."""
+        buffers = [dict(member.model.named_buffers()) for member in members]
+        self.buffers = {name: torch.stack([each[name] for each in buffers]) for name in buffers[0]}  # (K, …)
+        for row, member in enumerate(members):
+            for parameter, view in zip(member.model.parameters(), self._split(self.weights[row]), strict=True):
+                parameter.data = view
+                parameter.grad = None
+            for name, buffer in member.model.named_buffers():
+                buffer.data = self.buffers[name][row]
+            self._take_moments(row)
+            self.refresh(row)
+        self.updates = [
+            Update(member.optimizer, self.weights[row], self.moments[:, row], self.steps[row, 0])
+            for row, member in enumerate(members)
+        ]
+
+    def _split(self, row: Tensor) -> list[Tensor]:
+        """A row (P,) as the parameters of its member."""
+        parts = row.split(self.sizes)
+        return [part.view(shape) for part, shape in zip(parts, self.shapes.values(), strict=True)]
+
+    def named(self, weights: Tensor) -> dict[str, Tensor]:
+        """Rows (K, P) as the parameters by name, (K, …) each; differentiable."""
+        parts = weights.split(self.sizes, 1)
+        return {name: part.view(-1, *shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
+
+    def _take_moments(self, row: int) -> None:
+        """Takes over what the member's optimiser remembers, zeros where it is nothing yet, and makes that a view."""
+        optimizer = self.members[row].optimizer
+        remembered = Update.remembers(optimizer)
+        moments = [self._split(moment) for moment in self.moments[:, row]]
+        self.moments[:, row] = 0
+        self.steps[row] = 0
+        for number, parameter in enumerate(self.members[row].model.parameters() if remembered else ()):
+            state = optimizer.state[parameter]
+            views = {name: moment[number] for name, moment in zip(MOMENTS, moments, strict=True)}
+            views |= {"momentum_buffer": views["exp_avg"], "step": self.steps[row, number]}
+            for name in remembered:
+                old = state.get(name)
+                views[name].copy_(torch.zeros(()) if old is None else old)
+                state[name] = views[name]
+
+    def lend_gradients(self, row: int, gradients: Tensor) -> None:
+        """Gives the member its row of `gradients` (K, P) as the gradients of its parameters, until `refresh`."""
+        for parameter, view in zip(self.members[row].model.parameters(), self._split(gradients[row]), strict=True):
+            parameter.grad = view
+
+    def refresh(self, row: int) -> None:
+        """Takes over what the member's sparsifier changed: masks, and an optimiser that forgot everything."""
+        member = self.members[row]
+        for parameter in member.model.parameters():
+            parameter.grad = None
+        if not member.optimizer.state:
+            self._take_moments(row)
+        if self.kept is not None and member.sparsifier:
+            kept = dict(zip(self.shapes, self._split(self.kept[row]), strict=True))
+            for name, mask in member.sparsifier.masks.items():
+                kept[name].copy_(mask)
+
+    def release(self, row: int) -> None:
+        """Gives the member tensors of its own, with the values of its row; the stack no longer sees what becomes of them."""
+        self.whole = False
+        member = self.members[row]
+        for tensor in (*member.model.parameters(), *member.model.buffers()):
+            tensor.data = tensor.data.clone()
+        for state in member.optimizer.state.values():
+            for name, value in state.items():
+                state[name] = value.clone()
+
+    def train_step(self, step: Step, inputs: Tensor, labels: Tensor, plan: Plan, number: int) -> tuple[Tensor, Tensor]:
+        """Step `number` of the plan's epoch, on inputs (K, B, …) with labels (K, B); task and penalty losses (K,)."""
+        leaf = self.weights.detach().requires_grad_()
+        task, extra = step.losses(self.named(leaf), self.buffers, inputs, labels, plan.strengths[number])
+        (gradients,) = torch.autograd.grad((task + extra).sum(), leaf)
+        with torch.no_grad():
+            due = [row for row, m in enumerate(self.members) if m.sparsifier and m.sparsifier.due(m.step)]
+            for row in due:
+                self.lend_gradients(row, gradients)
+                self._sparsifier(row).before_step(self.members[row].step)
+            if self.kept is not None:
+                gradients *= self.kept
+            self.steps += 1
+            for update, gradient, lr in zip(self.updates, gradients.unbind(), plan.rates[number], strict=True):
+                update(gradient, lr)
+            if plan.thresholds[number]:
+                step.proximal(self.named(self.weights), self.buffers, plan.thresholds[number])
+            for row in due:
+                self._sparsifier(row).after_step(self.members[row].step)
+                self.refresh(row)
+            if self.kept is not None:
+                self.weights *= self.kept
+        for member in self.members:
+            member.step += 1
+        return task.detach(), extra.detach()
+
+    def _sparsifier(self, row: int) -> ActiveSparsifier:
+        sparsifier = self.members[row].sparsifier
+        assert sparsifier is not None
+        return sparsifier

@@ -1,0 +1,158 @@
+"""The step of a pack: losses, gradients and proximal steps of all members at once, by `torch.func.vmap`.
+
+A copy of the network runs under vmap with the stacked parameters in place of its own, so that any forward that vmap takes can
+be packed: linear layers become batched matrix products, and convolutions grouped ones. Batch norm in training, which writes its
+running statistics, is taken by vmap as soon as these are stacked too: it becomes one batch norm over K · C channels, in place.
+Replacing it by a functional one of ours was not needed. CKA-SR's hooks catch features within vmap, where its loss is computed.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from trainables.errors import UserError
+from trainables.measures import plain_attention
+from trainables.penalties.base import ActiveGroups, ActivePenalty, Penalty
+from trainables.penalties.cka import ActiveFeatures
+from trainables.penalties.features import remove_hooks
+
+Tensors = dict[str, Tensor]
+
+
+class Step:
+    """What the members of a pack compute together: on tensors with a row for each of the K of them."""
+
+    def __init__(self, model: nn.Module, penalties: dict[str, Penalty], sample: Tensor) -> None:
+        """`model` is copied; `penalties` act on the copy, their strengths are given in each step. `sample` as for `attach`."""
+        self.model = copy.deepcopy(model)
+        remove_hooks(self.model)
+        self.penalties = {name: options.attach(self.model, sample) for name, options in penalties.items()}
+        self.model.train()
+        self.attends = any(isinstance(module, nn.MultiheadAttention) for module in self.model.modules())
+        self.places = _places(self.model)
+        for module in self.model.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = _Linear  # after `attach`, which traces the network
+
+    def losses(
+        self, parameters: Tensors, buffers: Tensors, inputs: Tensor, labels: Tensor, strengths: Tensors
+    ) -> tuple[Tensor, ...]:
+        """Task and penalty losses (K,) of inputs (K, B, …) with labels (K, B); buffers are written in place.
+
+        Args:
+            strengths: (K, groups) by the name of the penalty, of those that add to the loss in this step.
+        """
+        for name, penalty in self.penalties.items():
+            if isinstance(penalty, ActiveFeatures):
+                penalty.features.watch(name in strengths)
+
+        def of_one(inputs: Tensor, strengths: Tensors) -> tuple[Tensor, list[Tensor]]:
+            outputs = self.model(inputs)
+            found = [_loss(self.penalties[name], strength) for name, strength in strengths.items()]
+            return outputs, [loss for loss in found if loss is not None]
+
+        outputs, extra = self._together(of_one, parameters, buffers, inputs, strengths)
+        # Outside of vmap, which takes cross entropy apart, and with the classes before the batch, which is four times as fast.
+        task_losses = nn.functional.cross_entropy(outputs.transpose(1, 2), labels, reduction="none").mean(1)
+        return task_losses, torch.stack(extra).sum(0) if extra else torch.zeros_like(task_losses)
+
+    def proximal(self, parameters: Tensors, buffers: Tensors, thresholds: Tensors) -> None:
+        """The proximal steps of the group penalties, in place; `thresholds` (K, groups) by the name of the penalty."""
+
+        def of_one(thresholds: Tensors) -> Tensors:
+            for name, threshold in thresholds.items():
+                penalty = self.penalties[name]
+                assert isinstance(penalty, ActiveGroups)
+                for group, own in zip(penalty.groups.values(), threshold.unbind(), strict=True):
+                    penalty.shrink(group, own)
+            return thresholds
+
+        with torch.no_grad():
+            self._together(of_one, parameters, buffers, thresholds)
+
+    @torch.no_grad()
+    def outputs(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
+        """What the members make of the same inputs (N, …), in evaluation mode: (K, N, classes)."""
+        self.model.eval()
+        try:
+            made: Tensor = self._together(lambda: self.model(inputs), parameters, buffers)
+        finally:
+            self.model.train()
+        return made
+
+    def _together(self, function: Callable[..., Any], parameters: Tensors, buffers: Tensors, *stacked: Any) -> Any:
+        """`function` of each row of `stacked`, with the same rows of parameters and buffers in the network."""
+
+        def of_one(tensors: Tensors, *rows: Any) -> Any:
+            for kept, leaf, name in self.places:
+                kept[leaf] = tensors[name]
+            return function(*rows)
+
+        own = [kept[leaf] for kept, leaf, _ in self.places]
+        try:
+            with _told_plainly(), plain_attention() if self.attends else nullcontext():
+                return vmap(of_one)({**parameters, **buffers}, *stacked)
+        finally:
+            for (kept, leaf, _), tensor in zip(self.places, own, strict=True):
+                kept[leaf] = tensor
+
+    def strengths(self, name: str, options: Penalty) -> list[float]:
+        """The full strengths that a member's options of the penalty give its groups; a features penalty is one group."""
+        penalty = self.penalties[name]
+        return penalty.strengths(options) if isinstance(penalty, ActiveGroups) else [options.strength]  # type: ignore[arg-type]
+
+    def by_proximal(self, name: str) -> bool:
+        """Whether the penalty acts by its proximal step, and not by the loss."""
+        penalty = self.penalties[name]
+        return isinstance(penalty, ActiveGroups) and penalty.options.form == "proximal"
+
+
+def _loss(penalty: ActivePenalty, strengths: Tensor) -> Tensor | None:
+    """strength · penalty of one member; None if it adds nothing in this step."""
+    if isinstance(penalty, ActiveGroups):
+        return penalty.weighted(strengths.unbind())
+    assert isinstance(penalty, ActiveFeatures)
+    value = penalty.value()
+    return None if value is None else strengths[0] * value
+
+
+def _places(model: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
+    """Where a network holds its parameters and buffers: a dictionary and a key, and the name of what belongs there.
+
+    `torch.func.functional_call` looks for them anew in each call, which takes longer than the layers of a small network.
+    """
+    names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    kept = [tensors for module in model.modules() for tensors in (module._parameters, module._buffers)]
+    return [(each, leaf, names[id(tensor)]) for each in kept for leaf, tensor in each.items() if tensor is not None]
+
+
+class _Linear(nn.Linear):
+    """A linear layer as a product from the left: autograd then makes the gradient of the weight as it lies.
+
+    The gradient of `F.linear` is transposed under vmap, and copying it costs as much as the product.
+    """
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(…, in) to (…, out)."""
+        if inputs.dim() != 2:
+            return super().forward(inputs)
+        outputs = torch.mm(self.weight, inputs.t()).t()
+        return outputs if self.bias is None else outputs + self.bias
+
+
+@contextmanager
+def _told_plainly() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, torch.OutOfMemoryError) or "vmap" not in str(error):
+            raise
+        raise UserError(
+            f"this network cannot be trained in a pack, because torch.func.vmap refuses it ({said}); set resources.pack to 1"
+        ) from error

@@ -207,7 +207,7 @@ def test_all_ranks_take_smaller_parts_where_one_is_short_of_memory(team: Team) -
 
 def test_a_loss_that_diverges_fails_the_trial_and_the_processes_take_the_next(team: Team) -> None:
     before = [child.pid for child in team.children.values()]
-    diverging = led(team, candidate(training={"epochs": 1, "lr": 1e30, "seed": 0}))
+    diverging = led(team, candidate(training={"epochs": 1, "lr": 1e200, "seed": 0}))
     with pytest.raises(TrialFailure, match=r"diverged: the training loss is (inf|nan) in epoch 1"):
         diverging.run_epoch()
     with pytest.raises(UserError, match="is not a layer that LayerSparsity acts on"):

@@ -10,7 +10,7 @@ search: $(INSTALLED)
 	$(BIN)/slimfront search $(CONFIG)
 
 test: $(INSTALLED) chromium
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 # The tests in a browser are skipped where there is no Chromium and it cannot be installed without asking for a password.
 chromium:

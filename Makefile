@@ -4,13 +4,17 @@ CONFIG ?= configs/digits.yaml
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: search test chromium check chaos bench constraints clean
+.PHONY: search test test-all chromium check chaos bench constraints clean
 
 search: $(INSTALLED)
 	$(BIN)/slimfront search $(CONFIG)
 
 test: $(INSTALLED) chromium
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# With the tests that take long.
+test-all: $(INSTALLED) chromium
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m ""
 
 # The tests in a browser are skipped where there is no Chromium and it cannot be installed without asking for a password.
 chromium:

@@ -183,6 +183,7 @@ def test_a_trial_can_be_repeated_alone_from_its_values_and_seed(finished: tuple[
     assert alone.measures == record.measures
 
 
+@pytest.mark.slow
 def test_with_one_trial_at_a_time_a_seed_repeats_suggestions_and_results(tmp_path: Path) -> None:
     def run(name: str) -> list[tuple[dict[str, Any], dict[str, float]]]:
         options = {"trials": 12, "concurrency": 1, "sampler": "tpe", "seed": 1}  # TPE looks at results after 10 trials
@@ -262,6 +263,7 @@ def check_histories(directory: Path, result: SearchResult, epochs: int) -> None:
             assert len(set(measured)) == len(measured)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
     training = SMALL_CONFIG["training"] | {"epochs": 30}
     killer = Kills(2)
@@ -299,6 +301,7 @@ def test_a_trial_of_two_processes_goes_on_after_one_of_them_is_killed(tmp_path: 
     check_histories(tmp_path, result, epochs=12)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_more_often_than_is_retried_fails_its_trial_only(tmp_path: Path) -> None:
     training = SMALL_CONFIG["training"] | {"epochs": 30}
     killer = Kills(1)
@@ -319,6 +322,7 @@ def test_when_all_trials_fail_there_is_no_front(tmp_path: Path) -> None:
     assert parent.info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_trials_and_keeps_the_finished_ones(tmp_path: Path) -> None:
     class InterruptsAfterTwo(Progress):
         """Sends this process a SIGINT, as a terminal does, when two trials have ended."""

@@ -67,6 +67,7 @@ def test_ui_serves_mlflow_and_prints_the_page_of_the_search(recorded: str) -> No
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_ui_serves_a_postgresql_store_and_keeps_its_password_off_command_lines(
     config: Config, postgres: str, tmp_path: Path
 ) -> None:

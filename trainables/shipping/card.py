@@ -97,14 +97,18 @@ def speed(shipment: Shipment) -> str:
         low, high = mine.spread
         rows.append(f"| {size} | {mine.latency_ms:.3f} | {dense.latency_ms:.3f} | {mine.speedup:.2f} | {low:.2f} to {high:.2f} |")
     lines = [f"Medians of interleaved runs on one thread of this CPU ({platform.machine()}), in {runtime}.", "\n".join(rows)]
-    for size, timing in shipment.sparse_speedup.items():
-        low, high = timing.spread
-        lines.append(
-            f"With sparse (CSR) kernels in its linear layers, in torch, batch {size}: {timing.speedup:.2f} times the speed of "
-            f"the same network without ({low:.2f} to {high:.2f})."
-        )
-    if shipment.sparse_kernels:
-        lines.append("They were faster, so `load` gives this file CSR kernels; the table is without them.")
+    for each in shipment.tried:
+        against = "these layers in half precision" if each.kernel == "2:4" else "the same network without"
+        for size, timing in each.timings.items():
+            low, high = timing.spread
+            lines.append(
+                f"Sparse ({each.kernel}) kernels in its linear layers, in torch on {each.device}, batch {size}: "
+                f"{timing.speedup:.2f} times the speed of {against} ({low:.2f} to {high:.2f}). "
+                f"Outputs off by {each.difference:.1e}."
+            )
+    for kernel in shipment.sparse_kernels:
+        where = "on a GPU" if kernel == "2:4" else "on the CPU"
+        lines.append(f"They were faster, so `load` gives this file {kernel} kernels {where}; the table is without them.")
     return "\n\n".join(lines)
 
 

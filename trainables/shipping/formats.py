@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from trainables.compaction import from_plain, to_plain
 from trainables.errors import UserError
-from trainables.shipping.kernels import with_sparse_kernels
+from trainables.shipping.kernels import Kernel, has_2_of_4, with_sparse_kernels
 
 Format = Literal["pt2", "onnx", "safetensors"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -42,14 +42,14 @@ class Shipped(nn.Module):
         return logits
 
 
-def save(network: Shipped, inputs: Tensor, path: Path, kind: Format, *, sparse_kernels: bool = False) -> None:
+def save(network: Shipped, inputs: Tensor, path: Path, kind: Format, *, sparse_kernels: Sequence[Kernel] = ()) -> None:
     """Writes a network in evaluation mode, for batches of any size.
 
     `pt2` needs torch to be loaded, `onnx` any ONNX runtime, `safetensors` slimfront.
 
     Args:
         inputs: (N, *input_shape), N ≥ 2, raw inputs of the type that the file is to take.
-        sparse_kernels: whether `load` is to give sparse linear layers CSR kernels; for safetensors.
+        sparse_kernels: those that `load` is to give the linear layers that suit them; for safetensors.
 
     Raises:
         UserError: if the format cannot hold this network, or what it needs is not installed.
@@ -61,8 +61,11 @@ def save(network: Shipped, inputs: Tensor, path: Path, kind: Format, *, sparse_k
         {"pt2": _save_pt2, "onnx": _save_onnx}[kind](network, inputs[:2], path)
 
 
-def load(path: Path) -> nn.Module:
+def load(path: Path, device: str = "cpu") -> nn.Module:
     """A network that was written by `save`, by the suffix of its file; it takes raw inputs (N, *input_shape).
+
+    Args:
+        device: where the network and its inputs are to be, such as "cuda"; files that are not safetensors are for "cpu".
 
     Raises:
         UserError: if there is no such file, its suffix is none of ours, or it cannot be read.
@@ -72,9 +75,11 @@ def load(path: Path) -> nn.Module:
         raise UserError(f"{path}: the suffix says no format; known: {', '.join(_SUFFIXES)}")
     if not path.is_file():
         raise UserError(f"there is no file {path}")
+    if device != "cpu" and kind != "safetensors":
+        raise UserError(f"{path} cannot be loaded on {device!r}: only safetensors files can, {kind} files load on 'cpu'")
     try:
         with _quietly():
-            return _READERS[kind](path)
+            return _with_kernels(*_load_safetensors(path), device) if kind == "safetensors" else _READERS[kind](path)
     except UserError:
         raise
     except Exception as error:  # every format raises its own kinds
@@ -140,7 +145,7 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(self.session.run(None, {self.input: inputs.numpy()})[0])
 
 
-def _save_safetensors(network: Shipped, inputs: Tensor, path: Path, *, sparse_kernels: bool) -> None:
+def _save_safetensors(network: Shipped, inputs: Tensor, path: Path, *, sparse_kernels: Sequence[Kernel]) -> None:
     if not isinstance(network.network, fx.GraphModule):
         raise UserError("the format safetensors holds networks that were compacted; this one was trained with compaction off")
     plain = to_plain(network.network)
@@ -148,11 +153,12 @@ def _save_safetensors(network: Shipped, inputs: Tensor, path: Path, *, sparse_ke
     for name, module in plain["modules"].items():
         tensors |= {f"{name}/{key}": tensor.contiguous() for key, tensor in module.pop("state").items()}
     dtype = str(inputs.dtype).removeprefix("torch.")
-    description = {"dtype": dtype, "input_shape": list(inputs.shape[1:]), "sparse_kernels": sparse_kernels, **plain}
+    description = {"dtype": dtype, "input_shape": list(inputs.shape[1:]), "sparse_kernels": list(sparse_kernels), **plain}
     safetensors.torch.save_file(tensors, path, metadata={_GRAPH: json.dumps(description)})
 
 
-def _load_safetensors(path: Path) -> nn.Module:
+def _load_safetensors(path: Path) -> tuple[Shipped, list[Kernel]]:
+    """The network on the CPU, and the sparse kernels that the file asks for."""
     with safetensors.safe_open(path, framework="pt") as file:
         described = (file.metadata() or {}).get(_GRAPH)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -166,12 +172,20 @@ def _load_safetensors(path: Path) -> nn.Module:
         if slash:
             plain["modules"][module]["state"][key] = tensor
     network: nn.Module = from_plain(plain)
-    if plain["sparse_kernels"]:
-        network = with_sparse_kernels(network) or network
-    return Shipped(network, tensors["mean"], tensors["std"]).eval()
+    return Shipped(network, tensors["mean"], tensors["std"]).eval(), plain["sparse_kernels"]
 
 
-_READERS: dict[Format, Callable[[Path], nn.Module]] = {"pt2": _load_pt2, "onnx": OnnxNetwork, "safetensors": _load_safetensors}
+def _with_kernels(network: nn.Module, kernels: Sequence[Kernel], device: str) -> nn.Module:
+    """The network on its device, with those sparse kernels of the file that the device has."""
+    network = network.to(device)
+    if "2:4" in kernels and torch.device(device).type == "cuda" and has_2_of_4():
+        return with_sparse_kernels(network, "2:4") or network
+    if "CSR" in kernels and device == "cpu":
+        return with_sparse_kernels(network, "CSR") or network
+    return network
+
+
+_READERS: dict[Format, Callable[[Path], nn.Module]] = {"pt2": _load_pt2, "onnx": OnnxNetwork}
 
 
 @contextmanager

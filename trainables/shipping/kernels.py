@@ -1,12 +1,33 @@
-"""Sparse kernels: whether they make an unstructured-sparse network faster here is measured, never assumed."""
+"""Sparse kernels: whether they make a network that has zeros inside its layers faster here is measured, never assumed.
+
+On the CPU compressed sparse rows (CSR). On GPUs 2:4: of every four weights in a row at most two are non-zero, in half precision
+(Mishra et al. 2021, Accelerating sparse deep neural networks, arXiv 2104.08378, section 3), as the N:M sparsifier leaves them.
+"""
 
 import copy
 import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.sparse import to_sparse_semi_structured
 
+from trainables.latency import Latency, Timing, time_networks
+
+Kernel = Literal["CSR", "2:4"]
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+
+BATCHES = (1, 64)
+"""The sizes of batch that networks are timed at."""
 _LEAST_SPARSITY = 0.5
 """Denser layers are left as they are: CSR has no chance there."""
+_ROWS, _COLUMNS = 32, 64
+"""What the sizes of a 2:4 weight in half precision must be multiples of."""
+_TOLERANCE = {"CSR": 1e-4, "2:4": 1e-2}
+"""How far, relative to the largest output, kernels may be off: 2:4 computes in half precision."""
 
 
 class CsrLinear(nn.Module):
@@ -25,12 +46,120 @@ class CsrLinear(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
-def with_sparse_kernels(network: nn.Module) -> nn.Module | None:
-    """A copy of the network with CSR kernels in its linear layers of which at least half is zero; None if it has none."""
+class HalfLinear(nn.Module):
+    """A linear layer that computes in half precision: what 2:4 kernels must be faster than."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight = layer.weight.detach().half()
+        self.bias = None if layer.bias is None else layer.bias.detach().half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) to (…, out), both in the type of x."""
+        out: Tensor = F.linear(x.flatten(0, -2).half(), self.weight, self.bias).to(x.dtype)
+        return out.unflatten(0, x.shape[:-1])
+
+
+class SemiStructuredLinear(HalfLinear):
+    """A linear layer with a 2:4 weight, in half precision, on a GPU."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The PyTorch API of SparseSemiStructuredTensor")
+            self.weight = to_sparse_semi_structured(self.weight.contiguous())
+
+
+def is_2_of_4(weight: Tensor) -> bool:
+    """Whether the kernels can hold a weight (out, in): two zeros in every four weights of a row, and sizes that they take."""
+    rows, columns = weight.shape
+    if rows % _ROWS or columns % _COLUMNS:
+        return False
+    return bool(((weight.reshape(rows, -1, 4) != 0).sum(-1) <= 2).all())
+
+
+def _is_sparse(weight: Tensor) -> bool:
+    return float((weight == 0).float().mean()) >= _LEAST_SPARSITY
+
+
+_SUITS: Mapping[Kernel, Callable[[Tensor], bool]] = {"CSR": _is_sparse, "2:4": is_2_of_4}
+_LAYERS: Mapping[Kernel, type[nn.Module]] = {"CSR": CsrLinear, "2:4": SemiStructuredLinear}
+
+
+def with_sparse_kernels(network: nn.Module, kernel: Kernel = "CSR", layer: type[nn.Module] | None = None) -> nn.Module | None:
+    """A copy of the network with sparse kernels in the linear layers that suit them; None if there are none.
+
+    For CSR layers of which at least half is zero, for 2:4 those where `is_2_of_4`. The network is on the device of the kernels.
+
+    Args:
+        layer: another class to put in the place of the same layers.
+    """
     made, changed = copy.deepcopy(network), False
     for name, module in list(made.named_modules()):
-        if isinstance(module, nn.Linear) and float((module.weight == 0).float().mean()) >= _LEAST_SPARSITY:
+        if isinstance(module, nn.Linear) and _SUITS[kernel](module.weight):
             parent, _, leaf = name.rpartition(".")
-            setattr(made.get_submodule(parent), leaf, CsrLinear(module))
+            setattr(made.get_submodule(parent), leaf, (layer or _LAYERS[kernel])(module))
             changed = True
     return made.eval() if changed else None
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What sparse kernels did to a network on the device that they are for."""
+
+    kernel: Kernel
+    device: str
+    """Such as "this CPU", or the name of the GPU."""
+    timings: Mapping[int, Timing]
+    """By batch size: with the kernels, against the same layers without them, for 2:4 in half precision too."""
+    difference: float
+    """The largest difference of the outputs to those without, relative to the largest output."""
+    faster: bool
+    """Whether they were faster at every batch size, and no further off than their precision explains."""
+
+
+def try_kernels(network: nn.Module, inputs: Tensor, latency: Latency | None = None) -> list[Tried]:
+    """Times a network on the CPU, in evaluation mode, with each sparse kernel that suits it and that this machine has.
+
+    Args:
+        inputs: (N, *input_shape), on the CPU.
+        latency: how times are taken, but for the size of the batch.
+    """
+    tried = [_try(network, inputs, "CSR", "this CPU", latency or Latency())]
+    if has_2_of_4():
+        tried.append(
+            _try(copy.deepcopy(network).cuda(), inputs.cuda(), "2:4", torch.cuda.get_device_name(), latency or Latency())
+        )
+    return [each for each in tried if each is not None]
+
+
+@torch.no_grad()
+def has_2_of_4() -> bool:
+    """Whether there is a GPU, and its kernels and this build of torch can multiply by a 2:4 weight."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+        return False
+    layer = nn.Linear(_COLUMNS, _ROWS, device="cuda")
+    layer.weight.view(_ROWS, -1, 4)[..., :2] = 0
+    try:
+        SemiStructuredLinear(layer)(torch.ones(8, _COLUMNS, device="cuda"))
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+def _try(network: nn.Module, inputs: Tensor, kernel: Kernel, device: str, latency: Latency) -> Tried | None:
+    sparse = with_sparse_kernels(network, kernel)
+    if sparse is None:
+        return None
+    others = [network]
+    if kernel == "2:4":  # half precision alone may be what is faster
+        others = [with_sparse_kernels(network, kernel, HalfLinear) or network, network]
+    timings, faster = {}, True
+    for size in BATCHES:
+        _, *rest, mine = time_networks([*others, sparse], inputs, latency.model_copy(update={"batch_size": size}))
+        faster &= mine.spread[0] > max([1.0, *(other.spread[1] for other in rest)])
+        timings[size] = mine
+    with torch.no_grad():
+        wanted = network(inputs)
+        difference = float((sparse(inputs) - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+    return Tried(kernel, device, timings, difference, faster and difference <= _TOLERANCE[kernel])

@@ -19,10 +19,9 @@ from trainables.measures import measure, measure_extra
 from trainables.shipping import reload
 from trainables.shipping.formats import Format, OnnxNetwork, Shipped, save
 from trainables.shipping.int8 import write_int8
-from trainables.shipping.kernels import with_sparse_kernels
+from trainables.shipping.kernels import BATCHES, Kernel, Tried, try_kernels
 
 _TOLERANCE = 1e-4
-_BATCHES = (1, 64)
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,10 @@ class Shipment:
     dense_measures: Mapping[str, float]
     timings: Mapping[int, tuple[Timing, Timing]]
     """By batch size: of the dense network and of this one, in the same format."""
-    sparse_speedup: Mapping[int, Timing]
-    """By batch size: the network with CSR kernels against itself without; empty where it has no sparse linear layer."""
-    sparse_kernels: bool
-    """Whether the file asks for CSR kernels: it is a safetensors file, and they were faster at every batch size."""
+    tried: Sequence[Tried]
+    """What sparse kernels did in torch; empty where the network has no layer that suits them."""
+    sparse_kernels: Sequence[Kernel]
+    """Those that the file asks for: it is a safetensors file, and they were faster at every batch size."""
 
 
 def ship(
@@ -80,8 +79,8 @@ def ship(
     raw = data.raw(held_out)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".slimfront-") as folder:
         written = Path(folder, path.name)
-        sparse = _time_sparse(shipped, raw, latency or Latency())
-        faster = kind == "safetensors" and bool(sparse) and all(timing.spread[0] > 1 for timing in sparse.values())
+        tried = try_kernels(shipped, raw, latency)
+        faster = [each.kernel for each in tried if each.faster and kind == "safetensors"]
         if int8:
             write_int8(shipped, data, written)
         else:
@@ -107,7 +106,7 @@ def ship(
         measures,
         measure(dense, sample) | measure_extra(dense, sample, ["bytes_compressed"]),
         timings,
-        sparse,
+        tried,
         faster,
     )
 
@@ -159,15 +158,7 @@ def _time(
             save(dense, inputs, reference, kind)
             pair = (OnnxNetwork(reference, latency.threads), OnnxNetwork(path, latency.threads))
         found = {}
-        for batch_size in _BATCHES:
+        for batch_size in BATCHES:
             one, other = time_networks(pair, inputs, latency.model_copy(update={"batch_size": batch_size}))
             found[batch_size] = (one, other)
         return found
-
-
-def _time_sparse(network: Shipped, inputs: Tensor, latency: Latency) -> dict[int, Timing]:
-    sparse = with_sparse_kernels(network)
-    if sparse is None:
-        return {}
-    options = {size: latency.model_copy(update={"batch_size": size}) for size in _BATCHES}
-    return {size: time_networks([network, sparse], inputs, chosen)[1] for size, chosen in options.items()}

@@ -16,7 +16,6 @@ from trainables.errors import UserError
 from trainables.graph import hidden_layers, trace
 from trainables.models import MODELS
 from trainables.shipping import FORMATS, Format, Shipped, load, save
-from trainables.shipping.kernels import with_sparse_kernels
 
 NETWORKS: dict[str, dict[str, Any]] = OURS | {"mixed": {}}
 SHAPE = (3, 8, 8)
@@ -71,18 +70,6 @@ def test_a_transformer_without_some_of_its_heads_comes_back_from_every_format(
         wanted, got = network(images[:size]), back(images[:size])
         assert got.shape == wanted.shape
         assert float((got - wanted).abs().max() / wanted.abs().max()) < 1e-5
-
-
-@torch.no_grad()
-def test_sparse_kernels_take_inputs_with_more_than_two_dimensions() -> None:
-    torch.manual_seed(0)
-    layer = nn.Linear(6, 4)
-    layer.weight.mul_(torch.rand(4, 6) < 0.3)
-    sparse = with_sparse_kernels(nn.Sequential(layer))
-    assert sparse is not None
-    for shape in ((3, 6), (2, 5, 6)):
-        inputs = torch.randn(shape)
-        torch.testing.assert_close(sparse(inputs), layer(inputs))
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

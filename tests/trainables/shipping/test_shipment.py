@@ -14,7 +14,7 @@ from trainables.latency import Latency, Timing
 from trainables.measures import accuracy, measure
 from trainables.shipping import Shipped, load, ship
 from trainables.shipping.card import card
-from trainables.shipping.kernels import CsrLinear, with_sparse_kernels
+from trainables.shipping.kernels import CsrLinear, Tried
 
 FEW = Latency(runs=3, warm_up=0)
 
@@ -116,36 +116,21 @@ def test_places_that_cannot_be_written_to_are_refused_before_any_work(
         ship(trained, dense, data, tmp_path / "network.pt2")
 
 
-def test_sparse_kernels_compute_the_same_and_are_tried_only_where_half_is_zero() -> None:
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(50, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 5)).eval()
-    assert with_sparse_kernels(network) is None
-    with torch.no_grad():
-        network[2].weight.mul_(torch.rand(30, 40) > 0.9)
-    sparse = with_sparse_kernels(network)
-    assert sparse is not None
-    assert sparse[0].__class__ is nn.Linear  # type: ignore[index]
-    inputs = torch.randn(7, 50)
-    with torch.no_grad():
-        assert torch.allclose(sparse(inputs), network(inputs), atol=1e-6)
-        assert torch.allclose(sparse(inputs[:1]), network(inputs[:1]), atol=1e-6)
-
-
 @pytest.mark.parametrize(
-    ("name", "speedup", "uses"), [("a.safetensors", 2.0, True), ("b.safetensors", 0.9, False), ("c.pt2", 2.0, False)]
+    ("name", "faster", "uses"), [("a.safetensors", True, ["CSR"]), ("b.safetensors", False, []), ("c.pt2", True, [])]
 )
 def test_a_safetensors_file_gets_sparse_kernels_where_they_were_faster(
-    tmp_path: Path, data: Dataset, dense: nn.Module, monkeypatch: pytest.MonkeyPatch, name: str, speedup: float, uses: bool
+    tmp_path: Path, data: Dataset, dense: nn.Module, monkeypatch: pytest.MonkeyPatch, name: str, faster: bool, uses: list[str]
 ) -> None:
-    times = {size: Timing((1.0,) * 3, (speedup,) * 3) for size in (1, 64)}
-    monkeypatch.setattr("trainables.shipping.shipment._time_sparse", lambda *_: times)
+    tried = Tried("CSR", "this CPU", {size: Timing((1.0,) * 3, (2.0,) * 3) for size in (1, 64)}, 1e-7, faster)
+    monkeypatch.setattr("trainables.shipping.shipment.try_kernels", lambda *_: [tried])
     with torch.no_grad():
         dense[1].weight.mul_(torch.rand(64, 64) > 0.8)  # type: ignore[index, union-attr, operator]
     network = compact(dense, data.validation.inputs[:64]).network
     path = tmp_path / name
     shipment = ship(network, dense, data, path, path.suffix[1:], latency=FEW)  # type: ignore[arg-type]
-    assert shipment.sparse_kernels is uses
-    assert (CsrLinear in {type(module) for module in load(path).modules()}) is uses
+    assert shipment.sparse_kernels == uses
+    assert (CsrLinear in {type(module) for module in load(path).modules()}) is bool(uses)
     assert shipment.difference < 1e-4
 
 

@@ -16,9 +16,11 @@ from search.interrupt import Interrupt
 from search.nodes import check_fits, ray_session, room
 from search.objectives import Direction
 from search.observer import Observer, Progress
+from search.packing import Packing, pack
 from search.records import Point, SearchResult, label
 from search.scheduler import MultiObjectiveASHA
 from search.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
+from search.seats import seats
 from search.session import Session, begin, open_study, starting_values, take_up
 from search.tracking import Client, Recorder, connect
 from trainables.data import load_once
@@ -107,6 +109,7 @@ def _run(
     interrupt: Interrupt | None = None,
 ) -> SearchResult:
     begun = time.monotonic()
+    packing = pack(session.config) if issubclass(trainable, CandidateTrainable) else Packing(1, room(session.config))
     config, ledger = session.config, session.ledger
     before, number, ledger.planned = session.seconds_before(), session.number, config.search.trials
     study = open_study(session)
@@ -130,7 +133,7 @@ def _run(
         unfinished=unfinished,
         on_invalid=observer.reject,
         enough=lambda: patience is not None and ledger.since_gain >= patience,
-        room=room(config),
+        room=packing.room,
     )
     observer.tell, observer.again = searcher.tell, searcher.again
     for record in untold:
@@ -142,7 +145,8 @@ def _run(
             if progress is not None:
                 progress.begun(folder.search, recorder.page_address)
             if searcher.to_come:
-                _run_trials(session, searcher, scheduler, observer, trainable)
+                with seats(packing.size, packing.processes):
+                    _run_trials(session, searcher, scheduler, observer, trainable)
         finally:
             result = _finish(session, observer, recorder, before + time.monotonic() - begun)
     if observer.failure is not None:

@@ -130,6 +130,9 @@ class Resources(Options):
     `memory` (bytes, or such as 4GB, 1.5GiB) and `custom`, amounts by the names that nodes were started with, decide on which
     nodes trials run. A trial on several GPUs trains in a process for each; `processes` has trials without GPUs train in several,
     which share their cores.
+
+    `pack` trials are trained together in one process, which then has these resources for all of them (auto: as many as a short
+    measurement finds fastest, but not so many that the search could learn little from one trial for the next).
     """
 
     cpu: float = Field(1.0, gt=0)
@@ -137,6 +140,7 @@ class Resources(Options):
     memory: Annotated[int, BeforeValidator(_bytes), Field(gt=0)] | None = None
     custom: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     processes: int | Literal["auto"] = "auto"
+    pack: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 
     @field_validator("gpu")
     @classmethod
@@ -154,6 +158,14 @@ class Resources(Options):
             if name == "object_store_memory" or not name:
                 raise ValueError(f"'{name}' cannot name a resource of yours; Ray has it for itself")
         return custom
+
+    @model_validator(mode="after")
+    def _pack_or_processes(self) -> Self:
+        if self.pack != "auto" and self.pack > 1 and self.processes_of_a_trial() > 1:
+            raise ValueError(
+                f"a trial in {self.processes_of_a_trial()} processes cannot be one of a pack of {self.pack}; set pack to 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_process_per_gpu(self) -> Self:

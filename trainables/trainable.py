@@ -12,6 +12,7 @@ from trainables.candidate import Candidate
 from trainables.data.factory import SESSION
 from trainables.distributed.team import Team
 from trainables.errors import TrialFailure, UserError
+from trainables.packs.together import Alone
 from trainables.refit import Refit
 from trainables.storage import network_file, store
 from trainables.training import Training
@@ -41,6 +42,7 @@ class CandidateTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Only remembers the config: what can go wrong goes wrong in `step`, where it becomes this trial's failure."""
         self.team: Team | None = None
+        self.company = Alone()
         if ray.is_initialized():
             here = ray.get_runtime_context()
             os.environ[SESSION] = f"{here.get_node_id()}-{here.get_job_id()}-{config.get('session', '')}"
@@ -88,9 +90,10 @@ class CandidateTrainable(tune.Trainable):
         try:
             training = self.training = self.training or self._start()
             while not training.done:
-                history.append(training.run_epoch())
+                history.append(self.company.run_epoch(training))
                 if len(history) >= training.report_every or training.epoch in self.report_at:
                     break
+            self.company.leave(training)
             one_shot = training.done or training.epoch in self.report_at
             finished = training.finish(None if training.done else Refit(), one_shot=one_shot)
         except (TrialFailure, UserError) as failure:
@@ -128,6 +131,7 @@ class CandidateTrainable(tune.Trainable):
 
     def _end_training(self) -> None:
         if getattr(self, "training", None) is not None:
+            self.company.leave(self.training)  # type: ignore[arg-type]
             self.training.close()  # type: ignore[union-attr]
 
     def _end_team(self) -> None:

@@ -56,8 +56,8 @@ class HalfLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out), both in the type of x."""
-        out: Tensor = F.linear(x.flatten(0, -2).half(), self.weight, self.bias).to(x.dtype)
-        return out.unflatten(0, x.shape[:-1])
+        out: Tensor = F.linear(x.flatten(0, -2).half(), self.weight, self.bias).to(x.dtype).unflatten(0, x.shape[:-1])
+        return out
 
 
 class SemiStructuredLinear(HalfLinear):

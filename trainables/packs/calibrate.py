@@ -1,0 +1,81 @@
+"""How many candidates to train in one pack: measured, on a few steps."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from trainables.candidate import Candidate
+from trainables.data import Split
+from trainables.packs.packable import packable_training
+from trainables.packs.plan import Plan
+from trainables.packs.stack import Stack
+from trainables.packs.step import Step
+from trainables.training import Training
+
+_LONG_S = 0.1
+"""Of steps that take longer alone so much is arithmetic that they are not tried in packs."""
+
+_GAIN = 1.1
+"""A pack of twice the size must train so many times more candidates in the same time."""
+
+_MEASURED_S, _STEPS = 0.05, 3
+"""Steps are taken for so long, and at least so many."""
+
+
+def best_size(candidate: Candidate, most: int, device: torch.device | str = "cpu") -> int:
+    """The size of pack (1, 2, 4, … up to `most`) that trains candidates like this one fastest; 1 if it does not pack."""
+    members = [Training(candidate, device)]
+    if packable_training(members[0]) is not None:
+        return 1
+    train, size = members[0].data.train, candidate.training.batch_size
+    batch = Split(train.inputs[:size], train.labels[:size])
+    best, seconds = 1, _alone(members[0], batch)
+    if seconds > _LONG_S:
+        return 1
+    while 2 * best <= most:
+        members += [Training(candidate, device) for _ in range(2 * best - len(members))]
+        each = _packed(members, batch) / len(members)
+        if seconds / each < _GAIN:
+            break
+        best, seconds = len(members), each
+    return best
+
+
+def _alone(training: Training, batch: Split) -> float:
+    training.model.train()
+    training.losses = training.losses or training._shared_losses()
+
+    def take() -> None:
+        training.step = 1
+        training._train_batch(batch, 1.0)
+
+    return _seconds(take, training.device)
+
+
+def _packed(members: list[Training], batch: Split) -> float:
+    first, count = members[0], len(members)
+    step, stack = Step(first.model, first.candidate.penalties, first.data.prepare(batch.inputs[:8])), Stack(members)
+    plan = Plan(members, step, 1, stack.weights)
+    inputs = first.data.prepare(batch.inputs)
+    inputs, labels = inputs.expand(count, *inputs.shape), batch.labels.to(first.device).expand(count, -1)
+
+    def take() -> None:
+        for member in members:
+            member.step = 1
+        stack.train_step(step, inputs, labels, plan, 0)
+
+    return _seconds(take, first.device)
+
+
+def _seconds(take: Callable[[], object], device: torch.device) -> float:
+    """Of one step."""
+    for _ in range(2):
+        take()
+    taken, begun = 0, time.perf_counter()
+    while taken < _STEPS or time.perf_counter() - begun < _MEASURED_S:
+        take()
+        taken += 1
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return (time.perf_counter() - begun) / taken

@@ -9,14 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import optuna
 import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
-from mlflow.entities import Run
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from search.config import Config
@@ -26,6 +22,7 @@ from search.records import Ledger, SearchResult
 from search.report import as_json
 from search.runner import resume_search, run_search
 from tests.conftest import SMALL_CONFIG, small_config
+from tests.search.searches import Kills, check_histories, runs_of, study_of
 from trainables import measure, train
 from trainables.data import load_once
 from trainables.errors import UserError
@@ -33,24 +30,6 @@ from trainables.measures import accuracy
 from trainables.storage import restore
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(180)]
-
-
-def study_of(directory: Path, result: SearchResult) -> optuna.Study:
-    journal = JournalFileBackend(str(directory / "runs" / result.search / "study.journal"))
-    return optuna.load_study(study_name=result.search, storage=JournalStorage(journal))
-
-
-def runs_of(directory: Path, result: SearchResult) -> tuple[Run, dict[str, Run]]:
-    """The parent run of a search, and its child runs by name."""
-    client = MlflowClient(f"sqlite:///{directory}/slimfront.db")
-    experiment = client.get_experiment_by_name("small")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], f"tags.`slimfront.search` = '{result.search}'")
-    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    assert len(parents) == 1
-    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
-    assert len(children) + 1 == len(runs)
-    return parents[0], {str(run.info.run_name): run for run in children}
 
 
 def test_every_trial_completes_and_the_front_is_not_dominated(finished: tuple[Path, SearchResult]) -> None:
@@ -229,38 +208,6 @@ def test_a_trial_that_raises_is_failed_with_its_reason(tmp_path: Path) -> None:
         assert "alloc" in children[record.label].data.tags["slimfront.reason"]
         assert record.number is not None
         assert states[record.number] == TrialState.FAIL
-
-
-class Kills(Progress):
-    """Kills the process of a trial, `times` times, each when another trial has ended or reported since."""
-
-    def __init__(self, times: int) -> None:
-        self.left = times
-        self.seen = 0
-
-    def update(self, ledger: Ledger) -> None:
-        reports = sum(len(record.points) for record in ledger.trials)
-        if reports > self.seen and self.left:
-            # Ray names a process after what it does, ray::CandidateTrainable.train; one without a method may wait for no trial.
-            actors = [p for p in psutil.process_iter(["cmdline"]) if "ray::CandidateTrainable" in str(p.info["cmdline"])]
-            busy = sorted(actors, key=lambda p: "ray::CandidateTrainable." not in str(p.info["cmdline"]))
-            if busy:
-                os.kill(busy[0].pid, signal.SIGKILL)
-                self.left -= 1
-                self.seen = reports
-
-
-def check_histories(directory: Path, result: SearchResult, epochs: int) -> None:
-    """Every finished trial has every epoch once in MLflow, and each network that was measured once."""
-    client = MlflowClient(f"sqlite:///{directory}/slimfront.db")
-    for name, run in runs_of(directory, result)[1].items():
-        record = result.ledger.by_label[name]
-        if record.status == "completed":
-            history = client.get_metric_history(run.info.run_id, "epoch/train_loss")
-            assert [point.step for point in history] == list(range(1, epochs + 1)), name
-            measured = [point.step for point in client.get_metric_history(run.info.run_id, "nonzero_params")]
-            assert measured == [point.epoch for point in record.points]
-            assert len(set(measured)) == len(measured)
 
 
 @pytest.mark.slow

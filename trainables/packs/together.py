@@ -1,6 +1,7 @@
 """Whom a training takes its epochs with: nobody, or the others of its process, in packs."""
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,8 +42,8 @@ class Together(Alone):
         self.waiting: list[Training] = []
         self.results: dict[Training, dict[str, Number] | Exception] = {}
         self.packs: dict[str, Pack] = {}
-        self.sizes: list[int] = []
-        """How many trained together in each of the last epochs."""
+        self.sizes: Counter[int] = Counter()
+        """How many epochs were trained by so many together."""
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -112,7 +113,7 @@ class Together(Alone):
         for training in group:
             if training not in pack.members and not _joins(pack, training):
                 alone.append(training)
-        self.sizes.append(len(pack.members))
+        self.sizes[len(pack.members)] += 1
         return {**pack.run_epoch(), **{training: _epoch_alone(training) for training in alone}}
 
 

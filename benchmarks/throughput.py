@@ -34,13 +34,16 @@ from trainables.data import HuggingFace
 
 LR, STRENGTH = (1e-3, 1e-2), (1e-5, 1e-3)
 WARM = 4
-"""At most so many trials, and half of them, are over before the rate of warm trials is taken."""
+"""So many trials, or all that can be under way at a time, are over before the rate of warm trials is taken, but at most half."""
+
+PACK = 16
 
 
 @dataclass
 class Taken:
     """What a search took: (wall seconds, core-seconds by kind of process) since its beginning, at each end of a trial."""
 
+    at_once: int = 0
     cores: Cores = field(default_factory=Cores)
     ends: list[tuple[float, Counter[str]]] = field(default_factory=list)
 
@@ -56,7 +59,7 @@ class Taken:
     @property
     def first(self) -> int:
         """The last trial of the warm-up."""
-        return min(WARM, len(self.ends) // 2) - 1
+        return min(max(WARM, self.at_once), len(self.ends) // 2) - 1
 
     def rate(self) -> float:
         """Trials per hour once warm."""
@@ -120,7 +123,7 @@ def by_hand(workload: Workload, trials: int, directory: Path) -> Taken:
     return taken
 
 
-def config_of(workload: Workload, trials: int, directory: Path) -> Config:
+def config_of(workload: Workload, trials: int, directory: Path, pack: int = 1) -> Config:
     """The same search as a config of ours."""
     factory = {"name": "factory", "factory": "benchmarks.workloads:examples", "args": {"file": workload.file}}
     return Config.model_validate(
@@ -136,16 +139,17 @@ def config_of(workload: Workload, trials: int, directory: Path) -> Config:
             },
             "objectives": ["val_accuracy", "nonzero_params"],
             "search": {"trials": trials, "storage_path": str(directory / "runs")},
+            "resources": {"pack": pack},
             "tracking": {"uri": f"sqlite:///{directory}/mlflow.db"},
         }
     )
 
 
-def ours(workload: Workload, trials: int, directory: Path) -> Taken:
+def ours(workload: Workload, trials: int, directory: Path, pack: int = 1) -> Taken:
     """A search of ours."""
-    taken = Taken()
+    taken = Taken(pack * (os.cpu_count() or 1) if pack > 1 else 0)
     start_local_ray()
-    run_search(config_of(workload, trials, directory), Ends(taken))
+    run_search(config_of(workload, trials, directory, pack), Ends(taken))
     taken.close()
     ray.shutdown()
     return taken
@@ -166,7 +170,11 @@ def bare(workload: Workload, *, fused: bool | None) -> float:
 
 
 Way = Callable[[Workload, int, Path], Taken]
-WAYS: dict[str, Way] = {"(a) assembled by hand": by_hand, "(b) ours": ours}
+WAYS: dict[str, Way] = {
+    "(a) assembled by hand": by_hand,
+    "(b) ours": ours,
+    f"(c) ours, packs of {PACK}": functools.partial(ours, pack=PACK),
+}
 
 
 def compare(workload: Workload, rounds: int, trials: dict[str, int]) -> tuple[list[dict[str, Any]], dict[str, float]]:
@@ -239,11 +247,12 @@ def throughput(arguments: argparse.Namespace) -> Outcome:
         goals: list[Goal] = []
         for workload in workloads(Path(folder), quick=arguments.quick):
             small = arguments.quick or workload.file is not None
-            trials = dict(zip(WAYS, (4, 12) if small else (12, 64), strict=True))
+            trials = dict(zip(WAYS, (4, 12, 64) if small else (12, 64, 192), strict=True))
             found, values = compare(workload, rounds, trials)
             rows += found
             if workload.file is None:
                 goals.append(at_least("trials per hour, (b) over (a), digits", values["(b) ours rate"], 10))
+                goals.append(at_least("trials per hour, (c) over (a), digits", values[f"(c) ours, packs of {PACK} rate"], 25))
                 goals.append(at_most("core-seconds per trial, (b) over the bare loop, digits", values["(b) ours cores"], 1.25))
     return Outcome(rounds, rows, goals)
 

@@ -12,7 +12,12 @@ from trainables.sparsifiers.base import prunable_weights
 
 def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
     """Proximal operator of `threshold` · ‖·‖₁: sign(w) · max(0, |w| − threshold), any shape. NaN in, NaN out."""
-    return weight.sign() * (weight.abs() - threshold).clamp(min=0)
+    return weight - _cut(weight, threshold)
+
+
+def _cut(weight: Tensor, threshold: Tensor) -> Tensor:
+    """What the operator takes away. `clamp` with tensors is slower."""
+    return torch.minimum(torch.maximum(weight, -threshold), threshold)
 
 
 @PENALTIES.register("connection")
@@ -24,6 +29,6 @@ class ConnectionSparsity(GroupPenalty):
 
         @torch.no_grad()
         def shrink(weight: Held, threshold: Tensor) -> None:
-            weight.tensor.copy_(soft_threshold(weight.tensor, threshold))
+            weight.tensor.sub_(_cut(weight.tensor, threshold))
 
         return ActiveGroups(self, groups, lambda weight: weight.tensor.abs().sum(), shrink)

@@ -14,6 +14,7 @@ BENCHMARKS = {
     "block_sparsity": ["block_sparsity"],
     "penalty_steps": ["penalty_steps"],
     "packs": ["packs"],
+    "mapping": ["mapping"],
     "cka": ["cka"],
     "sparse_training": ["sparse_training"],
     "compact": ["compact"],

@@ -15,6 +15,7 @@ BENCHMARKS = {
     "penalty_steps": ["penalty_steps"],
     "packs": ["packs"],
     "mapping": ["mapping"],
+    "packed_search": ["packed_search"],
     "cka": ["cka"],
     "sparse_training": ["sparse_training"],
     "compact": ["compact"],

@@ -132,8 +132,8 @@ def _epoch_alone(training: Training) -> dict[str, Number] | Exception:
         return failure
 
 
-_AT_ONCE = {"get_auto_filled_metrics", "get_current_ip_pid"}
-"""What Ray Tune asks of a trainable, and may wait for, that disturbs nobody."""
+_AT_ONCE = {"get_auto_filled_metrics", "get_current_ip_pid", "save"}
+"""What Ray Tune asks of a trainable that disturbs nobody: a training that is saved has left its pack when it reported."""
 
 
 class SharedProcess:

@@ -205,7 +205,9 @@ class Stack:
                 folder.mkdir(exist_ok=True)
                 (folder / source.name).write_bytes(source.read_bytes())
                 (folder / source.name).chmod(0o755)
-        options = [f"--temp-dir={self.directory / 'ray'}"] if process.name == "head" else []
+        # Ray's nodes that share a directory delete what others need of it, such as the code of a job.
+        is_node = process.name.partition("-")[0] in ("head", "worker")
+        options = [f"--temp-dir={self.directory / process.name}"] if is_node else []
         entrypoint = service.get("entrypoint", ["entrypoint.sh"])
         command = [*self._localised([*entrypoint, *service["command"]], process), *options]
         with (self.directory / f"{process.name}.log").open("wb") as out:

@@ -127,6 +127,11 @@ def test_no_secret_is_on_a_command_line_or_in_what_is_printed(stack: Any) -> Non
     assert not any(secret in text for secret in secrets for text in shown)
 
 
+def test_each_node_of_ray_has_a_directory_of_its_own(stack: Any) -> None:
+    for name in ("head", "worker"):
+        assert list((stack.directory / name).glob("session_*/sockets")), name
+
+
 def test_nothing_is_written_where_a_container_is_read_only(stack: Any) -> None:
     for name in ("postgres", "mlflow"):  # Ray's nodes have a home of their own in memory
         assert list((stack.directory / "cwd" / name).rglob("*")) == []

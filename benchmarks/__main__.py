@@ -22,6 +22,7 @@ BENCHMARKS = {
     "search_quality": ["search_quality"],
     "test_problems": ["test_problems"],
     "scale": ["scale"],
+    "cluster": ["cluster"],
     "data": ["data"],
     "tracking": ["tracking"],
     "throughput": ["throughput"],

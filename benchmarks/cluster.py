@@ -159,7 +159,7 @@ class Meter(Progress):
 
     def update(self, ledger: Ledger) -> None:
         """Takes the time."""
-        done = sum(trial.status != "running" for trial in ledger.trials)
+        done = len(ledger.trials) - ledger.counts["running"]
         self.busy.append(len(ledger.trials) - done)
         if self.marks and done >= self.marks[0]:
             self.marks.pop(0)
@@ -237,7 +237,7 @@ def cluster(arguments: argparse.Namespace) -> Outcome:
     logging.getLogger().setLevel(logging.ERROR)
     start_local_ray()
     tune_controller.RayActorManager = SimulatedActors
-    sizes = [(16, 60)] if arguments.quick else [(16, 500), (128, 1000), (512, arguments.trials)]
+    sizes = [(16, 60)] if arguments.quick else [(16, 300), (128, 1000), (512, arguments.trials)]
     rows = [search_on(slots, trials) for slots, trials in sizes]
     ray.shutdown()
     rate = float(rows[-1]["trials per second"])

@@ -50,7 +50,7 @@ class ProgressDisplay(Progress):
 
     def update(self, ledger: Ledger) -> None:
         """Shows the present state; without a terminal, at most one line every few seconds."""
-        done = sum(trial.status != "running" for trial in ledger.trials)
+        done = len(ledger.trials) - ledger.counts["running"]
         if self.console.is_terminal:
             self.bar.update(
                 self.task, completed=done, total=ledger.planned, description="searching", state=self._state(ledger, done)
@@ -60,7 +60,7 @@ class ProgressDisplay(Progress):
             self.last_line = time.monotonic()
 
     def _state(self, ledger: Ledger, done: int) -> str:
-        stopped, failed = len(ledger.with_status("stopped")), len(ledger.with_status("failed"))
+        stopped, failed = ledger.counts["stopped"], ledger.counts["failed"]
         parts = [f"{done}/{ledger.planned} trials"]
         if stopped:
             parts.append(f"{stopped} stopped early")

@@ -1,5 +1,6 @@
 """What is known about the trials of a search, as its journal tells it, and the front of the networks they passed through."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +120,8 @@ class Ledger:
         """How many trials there are to be."""
         self.dense: TrialRecord | None = None
         self.trials: list[TrialRecord] = []
+        self.counts: Counter[Status] = Counter()
+        """How many of them have each status: asked at every event, when they may be thousands."""
         self.by_label: dict[str, TrialRecord] = {}
         self._front: list[tuple[Point, np.ndarray[Any, np.dtype[np.float64]]]] = []
         self._hypervolume = 0.0
@@ -148,15 +151,15 @@ class Ledger:
         elif kind == "moved":
             self.find(record, event["epoch"]).checkpoint = self._path(event["checkpoint"])
         elif kind == "ended":
-            record.status, record.reason, record.interrupted = event["status"], event["reason"], False
+            self._becomes(record, event["status"], event["reason"])
             if record.number is not None:
                 gained = self._hypervolume > self._hypervolume_at_gain
                 self.since_gain = 0 if gained else self.since_gain + 1
                 self._hypervolume_at_gain = self._hypervolume
         elif kind == "interrupted":
-            record.status, record.reason, record.interrupted = "stopped", "interrupted", True
+            self._becomes(record, "stopped", "interrupted", interrupted=True)
         elif kind == "continued":
-            record.status, record.reason, record.interrupted = "running", None, False
+            self._becomes(record, "running")
         elif kind == "tested":
             self.find(record, event["epoch"], event.get("step", 0)).test_accuracy = event["test_accuracy"]
 
@@ -175,6 +178,13 @@ class Ledger:
             self.dense = record
         else:
             self.trials.append(record)
+            self.counts[record.status] += 1
+
+    def _becomes(self, record: TrialRecord, status: Status, reason: str | None = None, *, interrupted: bool = False) -> None:
+        if record.number is not None:
+            self.counts[record.status] -= 1
+            self.counts[status] += 1
+        record.status, record.reason, record.interrupted = status, reason, interrupted
 
     def _add_point(self, record: TrialRecord, event: Event) -> None:
         point = Point(record, event["epoch"], event["measures"], event["compaction"], self._path(event["checkpoint"]))

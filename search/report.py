@@ -23,7 +23,7 @@ def as_json(result: SearchResult) -> dict[str, Any]:
     return {
         "search": result.search,
         "objectives": [objective.name for objective in ledger.objectives],
-        "trials": {status: len(ledger.with_status(status)) for status in ("completed", "stopped", "failed")},
+        "trials": {status: ledger.counts[status] for status in ("completed", "stopped", "failed")},
         "dense": _measures(ledger.dense.last) if ledger.dense and ledger.dense.last else {},
         "front": [
             {
@@ -111,7 +111,7 @@ def _show(value: object) -> str:
 def summary(result: SearchResult, command: str) -> str:
     """What happened, and the next command to type; `command` is how this shell calls slimfront."""
     ledger = result.ledger
-    counts = {status: len(ledger.with_status(status)) for status in ("completed", "stopped", "failed")}
+    counts = {status: ledger.counts[status] for status in ("completed", "stopped", "failed")}
     trials = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
     store = "" if result.tracking_uri == Tracking().absolute_uri() else f" --tracking-uri {result.tracking_uri}"
     path = parent(ledger.place)

@@ -17,6 +17,7 @@ from search.journal import JOURNAL_FILE, Event, Journal, present, read_events
 from search.records import Ledger
 from search.settings import without_password
 from search.storage import Folder, Storage
+from search.study import OnlyWriter
 from trainables.errors import UserError
 from trainables.options import suggest
 
@@ -204,7 +205,7 @@ def open_study(session: Session) -> optuna.Study:
             _mend(file)
             storage = JournalStorage(JournalFileBackend(str(file)))
         else:
-            storage = RDBStorage(config.search.storage)
+            storage = OnlyWriter(RDBStorage(config.search.storage))
         study = optuna.create_study(
             study_name=directory.name,
             storage=storage,

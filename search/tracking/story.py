@@ -39,7 +39,7 @@ def describe(search: str, config: Config, ledger: Ledger, experiment_id: str, ru
 
 def _searched(config: Config, ledger: Ledger) -> str:
     aims = [f"{'more' if o.direction is Direction.MAXIMIZE else 'less'} `{o.name}`" for o in ledger.objectives]
-    done = {status: len(ledger.with_status(status)) for status in ("completed", "stopped", "failed", "running")}
+    done = {status: ledger.counts[status] for status in ("completed", "stopped", "failed", "running")}
     counts = ", ".join(f"{count} {status}" for status, count in done.items() if count) or "none yet"
     lines = [
         f"Searched for {' and '.join(aims)}: `{config.model.name}` on `{config.data.name}`, {config.training.epochs} epochs a "

@@ -120,6 +120,22 @@ def test_an_interrupted_trial_is_unfinished_until_it_has_ended() -> None:
     assert not trial.unfinished
 
 
+def test_the_counts_are_those_of_the_trials_with_each_status() -> None:
+    book = ledger()
+    for number in (0, 1, 2, None):
+        begin(book, number)
+    end(book, 0, "failed", "it broke")
+    end(book, None)
+    for event, counts in (
+        ("interrupted", {"running": 1, "stopped": 1, "failed": 1}),
+        ("continued", {"running": 2, "failed": 1}),
+        ("continued", {"running": 2, "failed": 1}),
+    ):
+        book.apply({"event": event, "number": 1})
+        assert {status: len(book.with_status(status)) for status in counts} == counts
+        assert +book.counts == counts
+
+
 def test_the_last_reported_epoch_is_remembered() -> None:
     book = ledger()
     begin(book, 0)

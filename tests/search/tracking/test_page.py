@@ -1,8 +1,11 @@
 """The run of a finished search in MLflow, as people and programs find it."""
 
+import cProfile
 import csv
 import io
 import json
+import pstats
+import random
 import re
 import subprocess
 import sys
@@ -217,3 +220,20 @@ def test_importances_name_what_drives_an_objective_and_need_some_trials() -> Non
     shares = charts.importances(book, space)
     assert set(shares) == {"val_accuracy"}
     assert shares["val_accuracy"]["drives"] > 0.8
+
+
+def test_the_work_of_importances_grows_no_faster_than_the_trials() -> None:
+    from optuna.distributions import FloatDistribution
+
+    def calls(trials: int) -> int:
+        chance, book = random.Random(0), Ledger([OBJECTIVES["val_accuracy"]], {})
+        for number in range(trials):
+            book.apply({"event": "trial", "number": number, "values": {"x": chance.random()}, "seed": 0})
+            point(book, number, 1, chance.random(), 100)
+            end(book, number)
+        profile = cProfile.Profile()
+        profile.runcall(charts.importances, book, {"x": FloatDistribution(0, 1)})
+        return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
+
+    calls(10)  # imports what it needs
+    assert calls(600) < 1.7 * calls(300)

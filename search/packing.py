@@ -15,7 +15,8 @@ from trainables.packs import best_size, packable
 _ROUNDS = 8
 """With `resources.pack: auto` so many rounds of trials at least follow one another: a search learns from one for the next."""
 
-_MOST = 64
+_LEAST, _MOST = 4, 64
+"""Packs of fewer gain too little to be measured for."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def _fastest(config: Config, candidate: Candidate, places: int) -> int:
     if config.search.concurrency != "auto" or resources.processes_of_a_trial() > 1:
         return 1
     most = min(config.search.trials // (_ROUNDS * places), _MOST)
-    if most < 2:
+    if most < _LEAST:
         return 1
     if not resources.gpu:
         return best_size(candidate, most)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -34,8 +35,13 @@ def runs_of(directory: Path, result: SearchResult) -> tuple[Run, dict[str, Run]]
 
 
 def actors(name: str) -> list[psutil.Process]:
-    """The processes of Ray's actors of a class."""
-    return [process for process in psutil.process_iter(["cmdline"]) if f"ray::{name}" in str(process.info["cmdline"])]
+    """The processes of this process's Ray that are actors of a class."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if f"ray::{name}" in str(process.cmdline()):
+                found.append(process)
+    return found
 
 
 class Kills(Progress):
@@ -50,7 +56,7 @@ class Kills(Progress):
         reports = sum(len(record.points) for record in ledger.trials)
         if reports > self.seen and self.left:
             # Ray names a process after what it does, ray::CandidateTrainable.train; one without a method may wait for no trial.
-            busy = sorted(actors(self.actor), key=lambda p: f"ray::{self.actor}." not in str(p.info["cmdline"]))
+            busy = actors(f"{self.actor}.") or actors(self.actor)
             if busy:
                 os.kill(busy[0].pid, signal.SIGKILL)
                 self.left -= 1

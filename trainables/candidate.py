@@ -31,6 +31,7 @@ class TrainingOptions(Options):
     search gives every trial its own. `report_every`: epochs between two reports to the search (auto: as many as have 2,000
     steps), beside those at rungs and at the end.
     `out_of_memory: halve` takes a batch in two halves, or more, where the GPU's memory is too small, and accumulates gradients.
+    `channels_last` lays images and the weights of convolutions out as many GPUs like them; nothing else changes.
     """
 
     epochs: int = Field(30, ge=1)
@@ -43,6 +44,7 @@ class TrainingOptions(Options):
     seed: int | None = Field(None, ge=0, lt=2**63)
     report_every: int | Literal["auto"] = "auto"
     out_of_memory: Literal["fail", "halve"] = "fail"
+    channels_last: bool = False
 
     @field_validator("report_every")
     @classmethod

@@ -15,6 +15,7 @@ from trainables.distributed.ranks import Solo
 from trainables.errors import TrialFailure, UserError
 from trainables.finishing import Finishing, Number, Trained
 from trainables.graph import Layer, inner_layers, trace
+from trainables.layout import align_gradients, align_state, channels_last, contiguous_copy, thin
 from trainables.losses import Losses
 from trainables.optimizers import build_optimizer, scheduled, set_lr
 from trainables.refit import Refit, refit
@@ -64,7 +65,10 @@ class Training:
             self.noise = self._noise()
         self.model.to(self.device)
         options = self.options
+        if options.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.parameters = list(self.model.parameters())
+        self.thin = thin(self.parameters) if options.channels_last else []
         self.optimizer = build_optimizer(options.optimizer, self.parameters, options.lr, options.momentum, options.weight_decay)
         self.inner = _inner_layers(self.model)
         sample = self.data.prepare(self.data.train.inputs[:8])
@@ -196,6 +200,7 @@ class Training:
         self.ranks.average(self.statistics)
         if self.sparsifier:
             self.sparsifier.before_step(self.step)
+        align_gradients(self.thin)
         self.optimizer.step()
         for penalty in self.penalties:
             penalty.proximal(self.proximal_step(lr))
@@ -239,6 +244,7 @@ class Training:
         for penalty, options in zip(self.penalties, self.penalty_options, strict=True):
             penalty.before_batch(self.step, options.scale(epoch))
         inputs = self.data.augmented(part.inputs, self.augmenter)
+        inputs = channels_last(inputs) if self.options.channels_last else inputs
         labels = part.labels.to(self.device)
         assert self.losses is not None
         task_loss, penalty_loss = self.losses(inputs, labels)
@@ -276,7 +282,8 @@ class Training:
                     augmenter=self.augmenter,
                 )
 
-        return self.finishing.finish(self.model, self.epoch, further if options.epochs else None, one_shot=one_shot)
+        model = contiguous_copy(self.model) if self.options.channels_last else self.model
+        return self.finishing.finish(model, self.epoch, further if options.epochs else None, one_shot=one_shot)
 
     def close(self) -> None:
         """Takes the penalties' hooks off the network."""
@@ -302,6 +309,7 @@ class Training:
         self.epoch, self.step, self.parts = state["epoch"], state["step"], state["parts"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        align_state(self.optimizer)
         if self.sparsifier:
             self.sparsifier.load_state_dict(state["sparsifier"])
         self.shuffler.set_state(state["shuffler"].cpu())

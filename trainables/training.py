@@ -18,6 +18,7 @@ from trainables.graph import Layer, inner_layers, trace
 from trainables.layout import align_gradients, align_state, channels_last, contiguous_copy, thin
 from trainables.losses import Losses
 from trainables.optimizers import build_optimizer, scheduled, set_lr
+from trainables.precision import check_bf16
 from trainables.refit import Refit, refit
 from trainables.sparsifiers import ActiveSparsifier, Setting
 from trainables.sparsifiers.base import prunable_weights
@@ -45,11 +46,14 @@ class Training:
     def __init__(self, candidate: Candidate, device: torch.device | str = "cpu", ranks: Solo | None = None) -> None:
         """`ranks` are the processes that share the training, this one alone if None.
 
-        Raises UserError if the candidate asks for what its network cannot do (a layer penalty on an untraceable one).
+        Raises UserError if the candidate asks for what its network cannot do (a layer penalty on an untraceable one), or the
+        device (bfloat16 on an old GPU).
         """
         self.candidate = candidate
         self.options = candidate.training
         self.device = torch.device(device)
+        if self.options.bf16:
+            check_bf16(self.device)
         self.ranks = ranks or Solo()
         self.data: Dataset = load_once(candidate.data, self.device)
         self.epoch = 0
@@ -179,7 +183,7 @@ class Training:
         # Where memory may run out on one rank alone, the others must not wait for its gradients in their backward pass.
         overlap = self.options.out_of_memory == "fail"
         sample = self.data.prepare(self.data.train.inputs[:8])
-        losses = self.ranks.wrap(Losses(self.model, self.penalties), sample, overlap=overlap)
+        losses = self.ranks.wrap(Losses(self.model, self.penalties, bf16=self.options.bf16), sample, overlap=overlap)
         self.ranks.level(self.sparsifier.masks.values() if self.sparsifier else ())
         return losses
 

@@ -129,7 +129,7 @@ class Pack:
 
     def _new_step(self, member: Training) -> Step:
         data = member.data
-        return Step(member.model, member.candidate.penalties, data.prepare(data.train.inputs[:8]))
+        return Step(member.model, member.candidate.penalties, data.prepare(data.train.inputs[:8]), bf16=member.options.bf16)
 
     def _steps(self, stack: Stack, step: Step) -> tuple[list[float], list[float]]:
         """Trains an epoch; the mean task loss and the mean penalty loss of each member."""

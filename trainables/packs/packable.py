@@ -24,11 +24,12 @@ def pack_key(candidate: Candidate) -> str:
 
 
 def _shared(candidate: Candidate) -> dict[str, object]:
-    """By the key of the config: data, model, batch size, and of each penalty all but its strengths and their schedule."""
+    """By key of the config: data, model, batch size, precision, and of each penalty all but its strengths and their schedule."""
     return {
         "data": candidate.data.model_dump(mode="json"),
         "model": candidate.model.model_dump(mode="json"),
         "training.batch_size": candidate.training.batch_size,
+        "training.precision": "bf16" if candidate.training.bf16 else "float32",
         "penalties": [[name, _but_strengths(options)] for name, options in candidate.penalties.items()],
     }
 
@@ -93,7 +94,7 @@ def _of_step(training: Training) -> str | None:
     inputs = data.prepare(data.train.inputs[:count])
     labels = data.train.labels[:count].to(training.device)
     try:
-        step = Step(training.model, penalties, inputs)
+        step = Step(training.model, penalties, inputs, bf16=training.options.bf16)
     except UserError as error:  # of a penalty that is off, and so was not attached before
         return f"a pack needs all penalties of its candidates, even if their strength is 0: {error}"
     for name, penalty in step.penalties.items():

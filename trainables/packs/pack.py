@@ -156,7 +156,8 @@ class Pack:
         inputs = data.train.inputs[batch]
         if not data.augment.active:
             return data.prepare(inputs)
-        return torch.stack([data.augmented(own, m.augmenter) for own, m in zip(inputs.unbind(), members, strict=True)])
+        varied = data.augmented(inputs.flatten(0, 1), *(member.augmenter for member in members))  # at once: it takes few kernels
+        return varied.view(*batch.shape, *varied.shape[1:])
 
     def _val_accuracies(self, stack: Stack, step: Step) -> list[float]:
         inputs, labels = stack.members[0].data.validation

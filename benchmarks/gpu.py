@@ -1,6 +1,7 @@
 """Training on a GPU: a residual network on images of CIFAR-10's shape, one candidate, packs and processes against a plain loop.
 
 Not among those of `make bench`, which runs on machines without a GPU; there, `--quick` shows on a small network that it works.
+On one with a GPU, `python -m benchmarks gpu` writes the table into the docs.
 """
 
 import argparse

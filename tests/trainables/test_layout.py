@@ -96,6 +96,25 @@ def test_convolutions_get_images_with_channels_last_and_gradients_have_the_strid
     assert all(v.stride() == p.stride() for p, s in training.optimizer.state.items() for v in s.values() if v.shape == p.shape)
 
 
+def test_gradients_that_autograd_lays_out_otherwise_are_aligned_before_the_optimizer_sees_them() -> None:
+    training = Training(pair(model=AMBIGUOUS)[1])
+    before, at_the_step = [], []
+
+    def otherwise(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        parameter.grad = torch.empty(parameter.shape).copy_(parameter.grad)
+        before.append(parameter.grad.stride() == parameter.stride())
+
+    for parameter in training.thin:
+        parameter.register_post_accumulate_grad_hook(otherwise)
+    training.optimizer.register_step_pre_hook(
+        lambda *_: at_the_step.append(all(p.grad is not None and p.grad.stride() == p.stride() for p in training.parameters))
+    )
+    training.run_epoch()
+    assert not any(before)
+    assert len(at_the_step) == 5 and all(at_the_step)
+
+
 def saved(training: Training, tmp_path: Any) -> dict[str, Any]:
     torch.save(training.state_dict(), tmp_path / "state.pt")
     loaded: dict[str, Any] = torch.load(tmp_path / "state.pt", weights_only=True)

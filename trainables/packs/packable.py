@@ -116,6 +116,11 @@ def _of_step(training: Training) -> str | None:
         step.outputs(detached, buffers, inputs)
     except UserError as error:
         return str(error)
+    except RuntimeError as error:  # vmap's rules for some functions want one type for all
+        if not training.options.bf16 or isinstance(error, torch.OutOfMemoryError):
+            raise
+        said = str(error).splitlines()[0]
+        return f"this network does not pack in bf16 ({said}); set training.precision to float32, or resources.pack to 1"
     for name, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             return f"the model does not use its parameter '{name}', which packs do not leave out; set resources.pack to 1"

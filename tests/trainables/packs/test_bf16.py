@@ -85,6 +85,32 @@ def test_a_pack_in_bf16_learns_as_its_members_do_alone(name: str) -> None:
         assert all(parameter.dtype == torch.float32 for parameter in member.parameters)
 
 
+class Functional(nn.Module):
+    """Batch norm as a function, whose rule for vmap does not take several types."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(64, 16, bias=False), nn.BatchNorm1d(16), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 8, 8) to (N, 10)."""
+        norm = self.norm
+        x = self.first(x.flatten(1))
+        x = nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training)
+        out: Tensor = self.last(x.relu())
+        return out
+
+
+def test_a_network_that_packs_in_float32_alone_is_refused_in_one_sentence() -> None:
+    model = {"factory": "tests.trainables.packs.test_bf16:Functional"}
+    plain, half = (candidates(1, model, precision=precision)[0] for precision in ("float32", "bf16"))
+    assert packable(plain) is None
+    said = packable(half)
+    assert said is not None and "does not pack in bf16 (" in said and "\n" not in said
+    assert said.endswith("set training.precision to float32, or resources.pack to 1")
+    assert best_size(half, 4) == 1
+
+
 def test_candidates_of_two_precisions_are_not_in_one_pack() -> None:
     auto, plain, half = (candidates(1, precision=precision)[0] for precision in ("auto", "float32", "bf16"))
     assert pack_key(auto) == pack_key(plain) != pack_key(half)

@@ -31,12 +31,15 @@ BENCHMARKS = {
 }
 """What to run, by the name of the table: the benchmark and its options. It goes between `<!-- NAME -->` and `<!-- /NAME -->`."""
 
+ON_A_GPU = {"gpu": ["gpu"]}
+"""The same, of what runs only where it is named: `python -m benchmarks gpu`."""
+
 
 def main() -> None:
     """Runs all, or those named on the command line."""
     for name in sys.argv[1:] or BENCHMARKS:
         print(f"== {name}", flush=True)
-        benchmark, *options = BENCHMARKS[name]
+        benchmark, *options = (BENCHMARKS | ON_A_GPU)[name]
         command = [sys.executable, "-m", f"benchmarks.{benchmark}", *options]
         table = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
         print(table, flush=True)

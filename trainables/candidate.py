@@ -13,6 +13,7 @@ from trainables.one_shot import OneShot
 from trainables.optimizers import OptimizerName, Schedule
 from trainables.options import Options, suggest
 from trainables.penalties import PENALTIES, Penalty
+from trainables.precision import Precision
 from trainables.refit import Refit
 from trainables.sparsifiers import SPARSIFIERS, Sparsifier
 
@@ -31,6 +32,8 @@ class TrainingOptions(Options):
     search gives every trial its own. `report_every`: epochs between two reports to the search (auto: as many as have 2,000
     steps), beside those at rungs and at the end.
     `out_of_memory: halve` takes a batch in two halves, or more, where the GPU's memory is too small, and accumulates gradients.
+    `precision: bf16` has the network compute in bfloat16 in training steps; auto is float32, so that results never change by
+    themselves. `channels_last` lays images and the weights of convolutions out as many GPUs like them; nothing else changes.
     """
 
     epochs: int = Field(30, ge=1)
@@ -43,6 +46,13 @@ class TrainingOptions(Options):
     seed: int | None = Field(None, ge=0, lt=2**63)
     report_every: int | Literal["auto"] = "auto"
     out_of_memory: Literal["fail", "halve"] = "fail"
+    precision: Precision = "auto"
+    channels_last: bool = False
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the forward pass of a step is in bfloat16."""
+        return self.precision == "bf16"
 
     @field_validator("report_every")
     @classmethod

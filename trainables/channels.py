@@ -44,7 +44,7 @@ class UnitGroup:
         alive = torch.zeros(self.units, dtype=torch.bool)
         for name, owners in self.writers.items():
             parameter = parameters[name].detach().cpu()
-            alive[owners[parameter.view(len(parameter), -1).any(1) & (owners >= 0)]] = True
+            alive[owners[parameter.reshape(len(parameter), -1).any(1) & (owners >= 0)]] = True
         return alive
 
 

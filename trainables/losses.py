@@ -6,18 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from trainables.penalties.base import ActivePenalty
+from trainables.precision import forward_pass, wide
 
 
 class Losses(nn.Module):
     """The task loss of some examples, and what the penalties add to it."""
 
-    def __init__(self, model: nn.Module, penalties: Sequence[ActivePenalty]) -> None:
+    def __init__(self, model: nn.Module, penalties: Sequence[ActivePenalty], *, bf16: bool = False) -> None:
+        """With `bf16` the network computes in bfloat16; both losses are taken in float32."""
         super().__init__()
         self.model = model
         self.penalties = penalties
+        self.bf16 = bf16
 
     def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of `inputs` (N, …) with `labels` (N,), and penalty loss; the latter without gradient where none acts."""
-        task_loss = nn.functional.cross_entropy(self.model(inputs), labels)
+        with forward_pass(inputs.device, self.bf16):
+            outputs = self.model(inputs)
+        task_loss = nn.functional.cross_entropy(wide(outputs), labels)
         extra = [value for value in (penalty.loss() for penalty in self.penalties) if value is not None]
         return task_loss, torch.stack(extra).sum() if extra else torch.zeros_like(task_loss)

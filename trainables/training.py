@@ -1,35 +1,29 @@
-"""Trains one candidate with torch alone: epochs under penalties and a sparsifier, then compaction and measures."""
+"""Trains one candidate with torch alone: epochs under penalties and a sparsifier, and then what `finishing` does."""
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainables.candidate import Candidate
-from trainables.compaction import Compacted, compact
 from trainables.data import Dataset, Split, load_once
 from trainables.distributed.ranks import Solo
 from trainables.errors import TrialFailure, UserError
+from trainables.finishing import Finishing, Number, Trained
 from trainables.graph import Layer, inner_layers, trace
+from trainables.layout import align_gradients, align_state, channels_last, contiguous_copy, thin
 from trainables.losses import Losses
-from trainables.measures import accuracy, measure, measure_extra
-from trainables.one_shot import prune
 from trainables.optimizers import build_optimizer, scheduled, set_lr
-from trainables.penalties.features import remove_hooks
+from trainables.precision import check_bf16
 from trainables.refit import Refit, refit
-from trainables.shipping.int8 import as_int8
 from trainables.sparsifiers import ActiveSparsifier, Setting
 from trainables.sparsifiers.base import prunable_weights
 
-Number = int | float
-
-CHECKED_INPUTS = 1024
-"""Compaction is checked on at most so many validation inputs: the features of all of them at once would fill a memory."""
+__all__ = ["Number", "Trained", "Training", "train"]
 
 REPORT_STEPS = 2000
 """With `training.report_every: auto`, a report comes after so many steps, at the end of an epoch: of work, not of time, so that
@@ -42,17 +36,6 @@ _EXAMPLES_STREAM = 0xBB67AE8584CAA73B
 """The same for the examples that a sparsifier looks at before training."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A finished candidate: metrics of each epoch, the compact network, and its measures with `val_accuracy`."""
-
-    history: list[dict[str, Number]]
-    compacted: Compacted
-    measures: dict[str, Number]
-    pruned: tuple["Trained", ...] = ()
-    """The same network pruned further and further in one shot, where the candidate asks for it; their histories are empty."""
-
-
 class Training:
     """The training of one candidate, epoch by epoch; its state can be saved after each and continued bit-exactly.
 
@@ -63,18 +46,20 @@ class Training:
     def __init__(self, candidate: Candidate, device: torch.device | str = "cpu", ranks: Solo | None = None) -> None:
         """`ranks` are the processes that share the training, this one alone if None.
 
-        Raises UserError if the candidate asks for what its network cannot do (a layer penalty on an untraceable one).
+        Raises UserError if the candidate asks for what its network cannot do (a layer penalty on an untraceable one), or the
+        device (bfloat16 on an old GPU).
         """
         self.candidate = candidate
         self.options = candidate.training
         self.device = torch.device(device)
+        if self.options.bf16:
+            check_bf16(self.device)
         self.ranks = ranks or Solo()
         self.data: Dataset = load_once(candidate.data, self.device)
         self.epoch = 0
         self.step = 0
         self.parts = 1
-        self.dense: nn.Module | None = None
-        """What speed-ups are against, once it is asked for: its weights do not matter."""
+        self.finishing = Finishing(candidate, self.data)
         seed = self.options.seed or 0
         self.shuffler = torch.Generator().manual_seed(seed)
         self.augmenter = torch.Generator().manual_seed((seed + _AUGMENTATION_STREAM) % 2**63)
@@ -84,7 +69,10 @@ class Training:
             self.noise = self._noise()
         self.model.to(self.device)
         options = self.options
+        if options.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.parameters = list(self.model.parameters())
+        self.thin = thin(self.parameters) if options.channels_last else []
         self.optimizer = build_optimizer(options.optimizer, self.parameters, options.lr, options.momentum, options.weight_decay)
         self.inner = _inner_layers(self.model)
         sample = self.data.prepare(self.data.train.inputs[:8])
@@ -195,7 +183,7 @@ class Training:
         # Where memory may run out on one rank alone, the others must not wait for its gradients in their backward pass.
         overlap = self.options.out_of_memory == "fail"
         sample = self.data.prepare(self.data.train.inputs[:8])
-        losses = self.ranks.wrap(Losses(self.model, self.penalties), sample, overlap=overlap)
+        losses = self.ranks.wrap(Losses(self.model, self.penalties, bf16=self.options.bf16), sample, overlap=overlap)
         self.ranks.level(self.sparsifier.masks.values() if self.sparsifier else ())
         return losses
 
@@ -216,6 +204,7 @@ class Training:
         self.ranks.average(self.statistics)
         if self.sparsifier:
             self.sparsifier.before_step(self.step)
+        align_gradients(self.thin)
         self.optimizer.step()
         for penalty in self.penalties:
             penalty.proximal(self.proximal_step(lr))
@@ -259,6 +248,7 @@ class Training:
         for penalty, options in zip(self.penalties, self.penalty_options, strict=True):
             penalty.before_batch(self.step, options.scale(epoch))
         inputs = self.data.augmented(part.inputs, self.augmenter)
+        inputs = channels_last(inputs) if self.options.channels_last else inputs
         labels = part.labels.to(self.device)
         assert self.losses is not None
         task_loss, penalty_loss = self.losses(inputs, labels)
@@ -279,21 +269,14 @@ class Training:
             one_shot: whether to prune it further in one shot, as the candidate says.
 
         Returns:
-            The compact network, its measures with `val_accuracy` and `layers_merged`, and the metrics of the refit, as
-            epochs that go on counting from those of training.
-
-        Raises:
-            TrialFailure: if compaction changed the outputs on the validation inputs, or refit diverges.
+            As `Finishing.finish`, and raises as it does.
         """
-        inputs = self.data.prepare(self.data.validation.inputs[:CHECKED_INPUTS])
-        compacted = compact(self.model, inputs, self.candidate.compaction)
-        remove_hooks(compacted.network)
         options = refit_options or self.candidate.refit
-        metrics: list[dict[str, float]] = []
-        if options.epochs:
+
+        def further(network: nn.Module) -> list[dict[str, float]]:
             with self._own_noise():
-                metrics = refit(
-                    compacted.network,
+                return refit(
+                    network,
                     self.data,
                     options,
                     optimizer=self.options.optimizer,
@@ -302,48 +285,9 @@ class Training:
                     shuffler=self.shuffler,
                     augmenter=self.augmenter,
                 )
-        history: list[dict[str, Number]] = [{"epoch": self.epoch + 1 + n, **metric} for n, metric in enumerate(metrics)]
-        sizes = measure(compacted.network, inputs) if metrics else compacted.report.after
-        measures = self._measures(compacted.network, inputs, sizes)
-        trained = Trained(history, compacted, measures | {"layers_merged": compacted.report.count("merged")})
-        return replace(trained, pruned=tuple(self._pruned(trained))) if one_shot else trained
 
-    def _pruned(self, trained: Trained) -> Iterator[Trained]:
-        """The network pruned in one shot, each one compacted and measured, until it is not worth measuring any more."""
-        if self.candidate.one_shot.steps == 0:
-            return
-        seen = self.data.prepare(self.data.train.inputs[:CHECKED_INPUTS])
-        inputs = self.data.prepare(self.data.validation.inputs[:CHECKED_INPUTS])
-        least = trained.measures["val_accuracy"] / 2
-        for network in prune(trained.compacted.network, seen, self.candidate.one_shot):
-            if not self.candidate.int8 and accuracy(network, *self.data.validation, prepare=self.data.prepare) < least:
-                return  # before the work of making it compact, which keeps what it computes
-            try:
-                compacted = compact(network, inputs, self.candidate.compaction)
-            except TrialFailure:
-                return  # nearly nothing is left of its outputs
-            measures = self._measures(compacted.network, inputs, compacted.report.after)
-            if not measures["val_accuracy"] >= least:
-                return
-            merged = trained.measures["layers_merged"] + compacted.report.count("merged")
-            yield Trained([], compacted, measures | {"layers_merged": merged})
-
-    def _measures(self, network: nn.Module, inputs: Tensor, sizes: Mapping[str, float]) -> dict[str, Number]:
-        """`val_accuracy`, `sizes`, and what else the candidate asks for; of the int8 network, where that is to ship."""
-        if self.candidate.int8:
-            int8 = as_int8(copy.deepcopy(network).cpu(), self.data)
-            return {"val_accuracy": int8.val_accuracy(self.data), **sizes, **int8.sizes()}
-        val_accuracy = accuracy(network, *self.data.validation, prepare=self.data.prepare)
-        return {"val_accuracy": val_accuracy, **sizes, **self._extra_measures(network, inputs)}
-
-    def _extra_measures(self, network: nn.Module, inputs: Tensor) -> dict[str, Number]:
-        """The measures that the candidate asks for beyond those that are always taken; `inputs` (N, *input_shape)."""
-        names, latency = self.candidate.measures, self.candidate.latency
-        if "speedup" in names and self.dense is None:
-            dense = latency.against or self.candidate.model
-            with torch.random.fork_rng(devices=[]):
-                self.dense = dense.build(self.data.input_shape, self.data.classes).to(self.device)
-        return measure_extra(network, inputs, names, self.dense, latency)
+        model = contiguous_copy(self.model) if self.options.channels_last else self.model
+        return self.finishing.finish(model, self.epoch, further if options.epochs else None, one_shot=one_shot)
 
     def close(self) -> None:
         """Takes the penalties' hooks off the network."""
@@ -369,6 +313,7 @@ class Training:
         self.epoch, self.step, self.parts = state["epoch"], state["step"], state["parts"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        align_state(self.optimizer)
         if self.sparsifier:
             self.sparsifier.load_state_dict(state["sparsifier"])
         self.shuffler.set_state(state["shuffler"].cpu())

@@ -81,11 +81,14 @@ class Dataset:
         mean, std = self.standardised_by
         return torch.tensor(mean), torch.tensor(std)
 
-    def augmented(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """`prepare` with the data set's augmentation, for training; without one, nothing is drawn from `generator`."""
+    def augmented(self, inputs: Tensor, *generators: torch.Generator) -> Tensor:
+        """`prepare` with the data set's augmentation, for training; without one, nothing is drawn.
+
+        Each generator varies an equal part of `inputs`, as it would by itself.
+        """
         if not self.augment.active:
             return self.prepare(inputs)
-        return self.prepare(augment(inputs.to(self.device), self.augment, generator))
+        return self.prepare(augment(inputs.to(self.device), self.augment, *generators))
 
     def batches(self, chosen: Iterable[Tensor]) -> Generator[Split]:
         """The training examples at each of these indices (n,), as they are stored.

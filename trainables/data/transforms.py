@@ -1,5 +1,7 @@
 """Normalisation and augmentation of whole batches, on the device that holds them."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -47,15 +49,15 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float()[:, None, None], std.float()[:, None, None]
 
 
-def augment(images: Tensor, options: Augment, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, options: Augment, *generators: torch.Generator) -> Tensor:
     """Each image cropped at its own random place and mirrored by its own coin.
 
-    The draws come from `generator` on its own device, so a CPU generator gives the same images on every device.
+    The draws come from generators on their own device, so a CPU generator gives the same images on every device.
 
     Args:
         images: (N, C, H, W), any type.
         options: what is varied; nothing is drawn for what is off.
-        generator: the only source of randomness.
+        generators: the only sources of randomness; each varies an equal part of the images, as it would by itself.
 
     Returns:
         (N, C, H, W), of the type and on the device of `images`.
@@ -64,10 +66,10 @@ def augment(images: Tensor, options: Augment, generator: torch.Generator) -> Ten
     rows = torch.arange(height, device=images.device).expand(n, height)
     columns = torch.arange(width, device=images.device).expand(n, width)
     if options.flip:
-        mirrored = _draw(2, (n, 1), generator, images.device).bool()
+        mirrored = _draw(2, (n, 1), generators, images.device).bool()
         columns = torch.where(mirrored, width - 1 - columns, columns)
     if options.crop:
-        top, left = _draw(2 * options.crop + 1, (2, n, 1), generator, images.device)
+        top, left = _draw(2 * options.crop + 1, (2, n, 1), generators, images.device)
         rows, columns = rows + top, columns + left
         images = F.pad(images, (options.crop,) * 4)
     # One gather of flat positions: two to five times as fast on a CPU as indexing or as windows made by unfold.
@@ -76,6 +78,9 @@ def augment(images: Tensor, options: Augment, generator: torch.Generator) -> Ten
     return taken.view(n, channels, height, width)
 
 
-def _draw(high: int, shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Whole numbers in [0, high)."""
-    return torch.randint(high, shape, generator=generator, device=generator.device).to(device)
+def _draw(high: int, shape: tuple[int, ...], generators: Sequence[torch.Generator], device: torch.device) -> Tensor:
+    """Whole numbers in [0, high), for shape (…, images, 1); one copy to a GPU, however many generators there are."""
+    *before, count, last = shape
+    part = (*before, count // len(generators), last)
+    drawn = [torch.randint(high, part, generator=generator, device=generator.device) for generator in generators]
+    return torch.cat(drawn, -2).to(device)

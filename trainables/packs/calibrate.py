@@ -55,7 +55,8 @@ def _alone(training: Training, batch: Split) -> float:
 
 def _packed(members: list[Training], batch: Split) -> float:
     first, count = members[0], len(members)
-    step, stack = Step(first.model, first.candidate.penalties, first.data.prepare(batch.inputs[:8])), Stack(members)
+    sample = first.data.prepare(batch.inputs[:8])
+    step, stack = Step(first.model, first.candidate.penalties, sample, bf16=first.options.bf16), Stack(members)
     plan = Plan(members, step, 1, stack.weights)
     inputs = first.data.prepare(batch.inputs)
     inputs, labels = inputs.expand(count, *inputs.shape), batch.labels.to(first.device).expand(count, -1)

@@ -129,7 +129,7 @@ class Pack:
 
     def _new_step(self, member: Training) -> Step:
         data = member.data
-        return Step(member.model, member.candidate.penalties, data.prepare(data.train.inputs[:8]))
+        return Step(member.model, member.candidate.penalties, data.prepare(data.train.inputs[:8]), bf16=member.options.bf16)
 
     def _steps(self, stack: Stack, step: Step) -> tuple[list[float], list[float]]:
         """Trains an epoch; the mean task loss and the mean penalty loss of each member."""
@@ -156,7 +156,8 @@ class Pack:
         inputs = data.train.inputs[batch]
         if not data.augment.active:
             return data.prepare(inputs)
-        return torch.stack([data.augmented(own, m.augmenter) for own, m in zip(inputs.unbind(), members, strict=True)])
+        varied = data.augmented(inputs.flatten(0, 1), *(member.augmenter for member in members))  # at once: it takes few kernels
+        return varied.view(*batch.shape, *varied.shape[1:])
 
     def _val_accuracies(self, stack: Stack, step: Step) -> list[float]:
         inputs, labels = stack.members[0].data.validation

@@ -24,11 +24,12 @@ def pack_key(candidate: Candidate) -> str:
 
 
 def _shared(candidate: Candidate) -> dict[str, object]:
-    """By the key of the config: data, model, batch size, and of each penalty all but its strengths and their schedule."""
+    """By key of the config: data, model, batch size, precision, and of each penalty all but its strengths and their schedule."""
     return {
         "data": candidate.data.model_dump(mode="json"),
         "model": candidate.model.model_dump(mode="json"),
         "training.batch_size": candidate.training.batch_size,
+        "training.precision": "bf16" if candidate.training.bf16 else "float32",
         "penalties": [[name, _but_strengths(options)] for name, options in candidate.penalties.items()],
     }
 
@@ -93,7 +94,7 @@ def _of_step(training: Training) -> str | None:
     inputs = data.prepare(data.train.inputs[:count])
     labels = data.train.labels[:count].to(training.device)
     try:
-        step = Step(training.model, penalties, inputs)
+        step = Step(training.model, penalties, inputs, bf16=training.options.bf16)
     except UserError as error:  # of a penalty that is off, and so was not attached before
         return f"a pack needs all penalties of its candidates, even if their strength is 0: {error}"
     for name, penalty in step.penalties.items():
@@ -115,6 +116,11 @@ def _of_step(training: Training) -> str | None:
         step.outputs(detached, buffers, inputs)
     except UserError as error:
         return str(error)
+    except RuntimeError as error:  # vmap's rules for some functions want one type for all
+        if not training.options.bf16 or isinstance(error, torch.OutOfMemoryError):
+            raise
+        said = str(error).splitlines()[0]
+        return f"this network does not pack in bf16 ({said}); set training.precision to float32, or resources.pack to 1"
     for name, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             return f"the model does not use its parameter '{name}', which packs do not leave out; set resources.pack to 1"

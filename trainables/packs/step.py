@@ -17,9 +17,11 @@ from torch.func import vmap
 
 from trainables.errors import UserError
 from trainables.measures import plain_attention
+from trainables.packs.modules import replace_layers
 from trainables.penalties.base import ActiveGroups, ActivePenalty, Penalty
 from trainables.penalties.cka import ActiveFeatures
 from trainables.penalties.features import remove_hooks
+from trainables.precision import forward_pass, wide
 
 Tensors = dict[str, Tensor]
 
@@ -27,17 +29,19 @@ Tensors = dict[str, Tensor]
 class Step:
     """What the members of a pack compute together: on tensors with a row for each of the K of them."""
 
-    def __init__(self, model: nn.Module, penalties: dict[str, Penalty], sample: Tensor) -> None:
-        """`model` is copied; `penalties` act on the copy, their strengths are given in each step. `sample` as for `attach`."""
+    def __init__(self, model: nn.Module, penalties: dict[str, Penalty], sample: Tensor, *, bf16: bool = False) -> None:
+        """`model` is copied; `penalties` act on the copy, their strengths are given in each step. `sample` as for `attach`.
+
+        With `bf16` the network computes in bfloat16 in `losses`.
+        """
+        self.bf16 = bf16
         self.model = copy.deepcopy(model)
         remove_hooks(self.model)
         self.penalties = {name: options.attach(self.model, sample) for name, options in penalties.items()}
         self.model.train()
         self.attends = any(isinstance(module, nn.MultiheadAttention) for module in self.model.modules())
         self.places = _places(self.model)
-        for module in self.model.modules():
-            if type(module) is nn.Linear:
-                module.__class__ = _Linear  # after `attach`, which traces the network
+        replace_layers(self.model, bf16=bf16)  # after `attach`, which traces the network
 
     def losses(
         self, parameters: Tensors, buffers: Tensors, inputs: Tensor, labels: Tensor, strengths: Tensors
@@ -52,13 +56,14 @@ class Step:
                 penalty.features.watch(name in strengths)
 
         def of_one(inputs: Tensor, strengths: Tensors) -> tuple[Tensor, list[Tensor]]:
-            outputs = self.model(inputs)
+            with forward_pass(inputs.device, self.bf16):
+                outputs = self.model(inputs)
             found = [_loss(self.penalties[name], strength) for name, strength in strengths.items()]
             return outputs, [loss for loss in found if loss is not None]
 
         outputs, extra = self._together(of_one, parameters, buffers, inputs, strengths)
         # Outside of vmap, which takes cross entropy apart, and with the classes before the batch, which is four times as fast.
-        task_losses = nn.functional.cross_entropy(outputs.transpose(1, 2), labels, reduction="none").mean(1)
+        task_losses = nn.functional.cross_entropy(wide(outputs).transpose(1, 2), labels, reduction="none").mean(1)
         return task_losses, torch.stack(extra).sum(0) if extra else torch.zeros_like(task_losses)
 
     def proximal(self, parameters: Tensors, buffers: Tensors, thresholds: Tensors) -> None:
@@ -129,20 +134,6 @@ def _places(model: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
     names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     kept = [tensors for module in model.modules() for tensors in (module._parameters, module._buffers)]
     return [(each, leaf, names[id(tensor)]) for each in kept for leaf, tensor in each.items() if tensor is not None]
-
-
-class _Linear(nn.Linear):
-    """A linear layer as a product from the left: autograd then makes the gradient of the weight as it lies.
-
-    The gradient of `F.linear` is transposed under vmap, and copying it costs as much as the product.
-    """
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(…, in) to (…, out)."""
-        if inputs.dim() != 2:
-            return super().forward(inputs)
-        outputs = torch.mm(self.weight, inputs.t()).t()
-        return outputs if self.bias is None else outputs + self.bias
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from trainables.errors import UserError
 from trainables.options import suggest
 from trainables.penalties.base import PENALTIES, Penalty
 from trainables.penalties.features import Features, by_shape, check_layers, find_layers, output_shapes
+from trainables.precision import wide
 
 PairWeights = Mapping[str, Mapping[str, float]]
 
@@ -48,8 +49,8 @@ class _Gram(torch.autograd.Function):
 
     @staticmethod
     def forward(flat: Tensor) -> Tensor:
-        wide = _wide(flat)
-        return wide @ wide.T
+        rows = wide(flat)
+        return rows @ rows.T
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG004
@@ -59,11 +60,7 @@ class _Gram(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (flat,) = ctx.saved_tensors
         with torch.autocast(flat.device.type, enabled=False):
-            return ((gradient + gradient.T) @ _wide(flat)).to(flat.dtype)
-
-
-def _wide(flat: Tensor) -> Tensor:
-    return flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
+            return ((gradient + gradient.T) @ wide(flat)).to(flat.dtype)
 
 
 def pairwise_cka(features: Sequence[Tensor], *, unbiased: bool = True) -> Tensor:

@@ -58,6 +58,12 @@ def test_randomness_comes_from_the_generator_only() -> None:
     assert not torch.equal(first, augment(stored, options, generator(6)))
 
 
+def test_several_generators_vary_a_part_each_as_they_would_by_themselves() -> None:
+    stored, options = images(), Augment(crop=2, flip=True)
+    parts = [augment(part, options, generator(n)) for n, part in enumerate(stored.split(50))]
+    assert torch.equal(augment(stored, options, *(generator(n) for n in range(4))), torch.cat(parts))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_a_gpu_gives_the_same_images_as_the_cpu() -> None:

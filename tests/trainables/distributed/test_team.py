@@ -237,6 +237,19 @@ def test_a_process_that_is_lost_is_named_and_the_next_training_gets_new_ones(
     check_ranks(healthy)
 
 
+def test_ranks_stay_the_same_in_bf16_and_with_channels_last(team: Team) -> None:
+    changes = NOISY | {"training": NOISY["training"] | {"precision": "bf16", "channels_last": True}}
+    training = led(team, candidate(**changes, penalties=penalties("cka", None)))
+    history = run(training, 4)
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    assert {parameter.dtype for parameter in training.parameters} == {torch.float32}
+    check_ranks(training)
+    plain = led(team, candidate(**NOISY, penalties=penalties("cka", None)))
+    first = plain.run_epoch()
+    assert history[0]["train_loss"] != first["train_loss"]
+    assert history[0]["train_loss"] == pytest.approx(first["train_loss"], rel=0.1)
+
+
 def test_a_second_team_in_a_process_is_refused(team: Team) -> None:
     training = led(team, candidate())
     with pytest.raises(UserError, match="another team's; close that first"), Team(2) as second:

@@ -1,0 +1,33 @@
+"""bfloat16 where a training asks for it: in the forward pass of its steps, by torch's autocast; all else stays as it is.
+
+It has the range of float32, so that no scaling of the loss is needed, and 8 bits of precision.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from trainables.errors import UserError
+
+Precision = Literal["auto", "float32", "bf16"]
+
+
+def forward_pass(device: torch.device, bf16: bool) -> AbstractContextManager[object]:
+    """Around the forward pass of a training step on `device`."""
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32, if it is of a type with fewer bits; itself if not."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def check_bf16(device: torch.device) -> None:
+    """Raises UserError if the device has no arithmetic for bfloat16; a CPU may be slow at it, but has it."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(
+            f"training.precision: bf16 needs a GPU that computes in bfloat16 (NVIDIA's since Ampere), and the "
+            f"{torch.cuda.get_device_name(device)} does not; set it to float32"
+        )

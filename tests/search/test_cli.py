@@ -128,7 +128,7 @@ def test_json_in_a_process_of_its_own_is_the_only_line_on_stdout(config_file: Pa
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize("twice", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["once", "twice"])
 def test_ctrl_c_exits_130_with_the_front_so_far_and_a_second_one_at_once(config_file: Path, twice: bool) -> None:
     command = [str(Path(sys.executable).with_name("slimfront")), "search", str(config_file), "--json"]
     command += ["--set", "search.trials=500", "--set", "training.epochs=20"]

@@ -260,6 +260,7 @@ def test_a_worker_killed_more_often_than_is_retried_fails_its_trial_only(tmp_pat
     assert {trial.state for trial in study_of(tmp_path, result).trials} <= {TrialState.COMPLETE, TrialState.FAIL}
 
 
+@pytest.mark.slow
 def test_when_all_trials_fail_there_is_no_front(tmp_path: Path) -> None:
     training = SMALL_CONFIG["training"] | {"lr": 1e30}
     result = run_search(small_config(tmp_path, training=training, search={"trials": 2}))

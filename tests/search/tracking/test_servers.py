@@ -68,7 +68,7 @@ def test_a_server_with_a_password_that_is_killed_and_restarted_in_the_middle_cos
     server = Server(tmp_path, postgres, "--app-name", "basic-auth", **basic_auth(tmp_path))
     server.start()
     try:
-        config = small_config(tmp_path, search={"trials": 10}, training={"epochs": 6, "batch_size": 64, "report_every": 2})
+        config = small_config(tmp_path, search={"trials": 6}, training={"epochs": 6, "batch_size": 64, "report_every": 2})
         config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": server.url})})
         log_in(config, monkeypatch)
         monkeypatch.setattr(recorder, "_GRACE_S", 300.0)  # the search may be over before the server is up again
@@ -85,7 +85,7 @@ def test_a_server_with_a_password_that_is_killed_and_restarted_in_the_middle_cos
         assert sorted(run.data.tags.get("slimfront.trial", "") for run in runs) == [
             "",
             "dense",
-            *(f"trial-{n:03d}" for n in range(10)),
+            *(f"trial-{n:03d}" for n in range(6)),
         ]
         for run in runs:
             assert run.info.status == "FINISHED"
@@ -95,7 +95,7 @@ def test_a_server_with_a_password_that_is_killed_and_restarted_in_the_middle_cos
         (front,) = compare.read_fronts(client, ["dies"])
         assert len(front.members) == len(result.front)
         parent = result.run_ids[""]
-        assert [m.step for m in client.get_metric_history(parent, "hypervolume")] == list(range(1, 11))
+        assert [m.step for m in client.get_metric_history(parent, "hypervolume")] == list(range(1, 7))
         said: list[str] = []
         open_ui(server.url, "dies", 5000, browser=False, say=said.append)
         assert said == [server.url + run_route(experiment.experiment_id, parent)]

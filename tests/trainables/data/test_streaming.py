@@ -197,7 +197,7 @@ print(json.dumps([peak(HuggingFace(path=sys.argv[1], in_memory=where)) for where
 
 
 def test_decoding_to_disk_takes_far_less_memory_than_the_data(tmp_path: Path) -> None:
-    labels = np.arange(500) % 3
+    labels = np.arange(700) % 3
     few = [made.png(np.full((256, 256, 3), 80 * label, dtype=np.uint8)) for label in range(3)]
     made.write_parquet(tmp_path / "data" / "train.parquet", [few[label] for label in labels], labels)
     command = [sys.executable, "-c", MEASURED, str(tmp_path / "data")]

@@ -10,11 +10,11 @@ search: $(INSTALLED)
 	$(BIN)/slimfront search $(CONFIG)
 
 test: $(INSTALLED) chromium
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # With the tests that take long.
 test-all: $(INSTALLED) chromium
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m ""
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m ""
 
 # The tests in a browser are skipped where there is no Chromium and it cannot be installed without asking for a password.
 chromium:

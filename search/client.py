@@ -16,6 +16,8 @@ from search.cluster import directory_of_factories, staged
 from search.config import check_name, load
 from trainables.errors import UserError
 
+_ATTEMPTS, _LATE = 3, "Starting Ray client server failed"
+
 
 class _Said(io.TextIOBase):
     """Text that is written in one thread and taken away in another."""
@@ -71,6 +73,19 @@ class _Driver:
             self.interrupt.requested = True
 
 
+def _connect(address: str, working_dir: str) -> None:
+    """Joins a cluster; a head with much to do may take longer to start a server for us than it waits for one itself."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            ray.init(address, runtime_env={"working_dir": working_dir}, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            late = any(_LATE in line for line in reason)
+            if not late or attempt == _ATTEMPTS - 1:
+                raise UserError(f"no Ray cluster answers at {address} ({reason[-1 if late else 0][:200]})") from None
+
+
 def search_remotely(
     address: str, config: Path, overrides: Sequence[str], name: str | None, working_dir: Path | None, said: Console
 ) -> dict[str, Any]:
@@ -88,11 +103,7 @@ def search_remotely(
     if name is not None:
         check_name(name)
     with staged(working_dir or directory_of_factories(loaded), {}) as directory:
-        try:
-            ray.init(address, runtime_env={"working_dir": str(directory)}, log_to_driver=False, logging_level=logging.ERROR)
-        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"no Ray cluster answers at {address} ({reason})") from None
+        _connect(address, str(directory))
         try:
             return _drive(config.read_text(encoding="utf-8"), list(overrides), name, said)
         finally:

@@ -168,6 +168,7 @@ def test_a_search_survives_lost_nodes_a_stop_and_a_new_head(
         assert link is not None and link[1].startswith(f"{server.url}/#/experiments/")
 
         wait_for(lambda: len(events(tmp_path, "ended")) >= 2, 120)
+        wait_for(lambda: trains(second), 120)
         kill_group(second)  # a node is lost in the middle
         third = cluster.add_node()
         wait_for(lambda: trains(third), 120)

@@ -81,6 +81,7 @@ def test_trials_of_a_pack_are_stopped_early_and_one_that_diverges_fails_alone(tm
     assert all("diverged" in str(record.reason) for record in result.ledger.with_status("failed"))
 
 
+@pytest.mark.slow
 def test_a_search_in_packs_is_interrupted_and_resumed(tmp_path: Path) -> None:
     class Stops(Progress):
         """Ends the search when trials have reported."""

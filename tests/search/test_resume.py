@@ -3,6 +3,8 @@
 import contextlib
 import json
 import random
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -23,7 +25,7 @@ from search.observer import Progress
 from search.records import Ledger, SearchResult
 from search.runner import resume_search, run_search, sync_search
 from tests.conftest import SMALL_CONFIG, small_config
-from tests.search.test_runner import check_histories, runs_of, study_of
+from tests.search.searches import check_histories, runs_of, study_of
 from trainables.errors import UserError
 
 pytestmark = pytest.mark.timeout(240)
@@ -118,19 +120,24 @@ def test_a_search_survives_three_kills_of_its_driver_and_two_of_its_workers(tmp_
     assert chaos(tmp_path, seed=1, rounds=3, workers=2, most=30)["drivers"] == 3
 
 
-@pytest.fixture
-def finished(tmp_path: Path, ray_session: None) -> Path:
-    """A search of its own that has ended, called done."""
-    run_search(small_config(tmp_path, search={"trials": 2}), name="done")
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
-    """The same, for tests that must not change it."""
+    """A search that has ended, called done, for tests that must not change it."""
     directory = tmp_path_factory.mktemp("untouched")
     run_search(small_config(directory, search={"trials": 2}), name="done")
     return directory
+
+
+@pytest.fixture
+def finished(untouched: Path, tmp_path: Path) -> Path:
+    """A copy of it that names no path of the original."""
+    shutil.copytree(untouched, tmp_path, dirs_exist_ok=True)
+    for file in (path for path in (tmp_path / "runs" / "done").iterdir() if path.is_file()):
+        file.write_text(file.read_text().replace(str(untouched), str(tmp_path)))
+    with contextlib.closing(sqlite3.connect(tmp_path / "slimfront.db")) as store, store:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            store.execute(f"update {table} set {column} = replace({column}, ?, ?)", (str(untouched), str(tmp_path)))
+    return tmp_path
 
 
 def test_a_search_that_was_moved_and_died_before_its_first_session_goes_on(finished: Path, tmp_path: Path) -> None:
@@ -257,6 +264,7 @@ def test_optuna_can_keep_its_study_in_a_database(tmp_path: Path) -> None:
     assert len(result.ledger.with_status("completed")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_optuna_can_keep_its_study_in_postgresql_whose_password_is_written_nowhere(tmp_path: Path, postgres: str) -> None:
     config = small_config(tmp_path, search={"trials": 2, "storage": postgres}, training={"epochs": 1, "batch_size": 512})

@@ -225,6 +225,7 @@ def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(tmp_path
         assert alone.measures == record.measures
 
 
+@pytest.mark.slow
 def test_a_trial_of_two_processes_goes_on_after_one_of_them_is_killed(tmp_path: Path) -> None:
     resources = {"cpu": 2, "processes": 2}
     training = SMALL_CONFIG["training"] | {"epochs": 12}

@@ -200,6 +200,7 @@ def test_it_needs_nothing_else_of_slimfront() -> None:
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_it_works_with_any_function_that_reports(tmp_path: Path) -> None:
     def trainable(config: dict[str, Any]) -> None:
         for step in range(1, 10):

@@ -74,6 +74,7 @@ def test_a_trial_by_name_and_int8(export, finished: Finished) -> None:  # type: 
     assert "int8" in out
 
 
+@pytest.mark.slow
 def test_an_int8_network_of_a_search_is_measured_recorded_and_shipped_as_int8(
     tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,9 +33,6 @@ from search.runner import run_search
 from trainables.data import HuggingFace
 
 LR, STRENGTH = (1e-3, 1e-2), (1e-5, 1e-3)
-WARM = 4
-"""So many trials, or all that can be under way at a time, are over before the rate of warm trials is taken, but at most half."""
-
 PACK = 16
 
 
@@ -43,36 +40,42 @@ PACK = 16
 class Taken:
     """What a search took: (wall seconds, core-seconds by kind of process) since its beginning, at each end of a trial."""
 
-    at_once: int = 0
     cores: Cores = field(default_factory=Cores)
+    start: tuple[float, Counter[str]] | None = None
+    """The same when the first trial began."""
     ends: list[tuple[float, Counter[str]]] = field(default_factory=list)
+
+    def look(self) -> tuple[float, Counter[str]]:
+        """What was taken so far."""
+        return time.monotonic() - self.cores.begun, self.cores.look()
+
+    def begin(self) -> None:
+        """A trial begins."""
+        self.start = self.start or self.look()
 
     def mark(self) -> None:
         """Another trial has ended."""
-        self.ends.append((time.monotonic() - self.cores.begun, self.cores.look()))
+        self.ends.append(self.look())
 
     def close(self) -> None:
         """The search is over."""
         self.cores.close()
         self.wall = time.monotonic() - self.cores.begun
 
-    @property
-    def first(self) -> int:
-        """The last trial of the warm-up."""
-        return min(max(WARM, self.at_once), len(self.ends) // 2) - 1
-
     def rate(self) -> float:
-        """Trials per hour once warm."""
-        return 3600 * (len(self.ends) - 1 - self.first) / (self.ends[-1][0] - self.ends[self.first][0])
+        """Trials per hour from the beginning of the first to the end of the last."""
+        assert self.start is not None
+        return 3600 * len(self.ends) / (self.ends[-1][0] - self.start[0])
 
     def total_rate(self) -> float:
         """Trials per hour of the whole: from before Ray is started until the search has returned."""
         return 3600 * len(self.ends) / self.wall
 
     def core_seconds(self) -> dict[str, float]:
-        """Per trial once warm, by kind of process."""
-        first, last = self.ends[self.first][1], self.ends[-1][1]
-        return {kind: (last[kind] - first[kind]) / (len(self.ends) - 1 - self.first) for kind in last}
+        """Per trial in the time of `rate`, by kind of process."""
+        assert self.start is not None
+        last = self.ends[-1][1]
+        return {kind: (last[kind] - self.start[1][kind]) / len(self.ends) for kind in last}
 
 
 class Ends(Progress):
@@ -83,7 +86,8 @@ class Ends(Progress):
 
     def update(self, ledger: Ledger) -> None:
         """Called at each event."""
-        if sum(trial.status != "running" for trial in ledger.trials) > len(self.taken.ends):
+        self.taken.begin()
+        if len(ledger.trials) - ledger.counts["running"] > len(self.taken.ends):
             self.taken.mark()
 
 
@@ -93,8 +97,12 @@ class Callback(DriverOnly, tune.Callback):
     def __init__(self, taken: Taken) -> None:
         self.taken = taken
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Called by Ray."""
+        self.taken.begin()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        """The same."""
         self.taken.mark()
 
 
@@ -147,7 +155,7 @@ def config_of(workload: Workload, trials: int, directory: Path, pack: int = 1) -
 
 def ours(workload: Workload, trials: int, directory: Path, pack: int = 1) -> Taken:
     """A search of ours."""
-    taken = Taken(pack * (os.cpu_count() or 1) if pack > 1 else 0)
+    taken = Taken()
     start_local_ray()
     run_search(config_of(workload, trials, directory, pack), Ends(taken))
     taken.close()
@@ -201,7 +209,7 @@ def compare(workload: Workload, rounds: int, trials: dict[str, int]) -> tuple[li
                 "workload": workload.name,
                 "search": name,
                 "trials": f"{rounds} × {trials[name]}",
-                "trials per hour, warm": f"{statistics.median(t.rate() for t in taken):,.0f}",
+                "trials per hour": f"{statistics.median(t.rate() for t in taken):,.0f}",
                 "over (a): median (range)": f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
                 "trials per hour with Ray's start": f"{statistics.median(t.total_rate() for t in taken):,.0f}",
                 "core-seconds per trial (in trials, driver, Ray)": f"{statistics.median(spent):.3f} "
@@ -234,7 +242,7 @@ def workloads(directory: Path, *, quick: bool) -> list[Workload]:
 
 
 def throughput(arguments: argparse.Namespace) -> Outcome:
-    """Trials per hour and core-seconds per trial, warm and in all; with `--profile`, where the time of a digits trial goes."""
+    """Trials per hour and core-seconds per trial, without and with Ray's start; `--profile`: where a digits trial's goes."""
     logging.getLogger().setLevel(logging.ERROR)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "0"
     rounds = 1 if arguments.quick else 3
@@ -247,7 +255,7 @@ def throughput(arguments: argparse.Namespace) -> Outcome:
         goals: list[Goal] = []
         for workload in workloads(Path(folder), quick=arguments.quick):
             small = arguments.quick or workload.file is not None
-            trials = dict(zip(WAYS, (4, 12, 64) if small else (12, 64, 192), strict=True))
+            trials = dict(zip(WAYS, (4, 12, 32) if small else (12, 64, 192), strict=True))
             found, values = compare(workload, 1 if small else rounds, trials)
             rows += found
             if workload.file is None:

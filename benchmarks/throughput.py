@@ -1,10 +1,12 @@
 """Trials per hour and core-seconds per trial: a user's own assembly, ours, and the bare training loop."""
 
 import argparse
+import contextlib
 import functools
 import logging
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -110,7 +112,7 @@ def by_hand(workload: Workload, trials: int, directory: Path) -> Taken:
     """Ray Tune with OptunaSearch and MLflowLoggerCallback on SQLite."""
     taken = Taken()
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(functools.partial(assembled, workload=workload), {"cpu": 1}),
         param_space={"lr": tune.loguniform(*LR), "strength": tune.loguniform(*STRENGTH)},
         tune_config=tune.TuneConfig(
@@ -125,7 +127,9 @@ def by_hand(workload: Workload, trials: int, directory: Path) -> Taken:
                 Callback(taken),
             ],
         ),
-    ).fit()
+    )
+    with contextlib.redirect_stdout(sys.stderr):  # where it says what it did; ours is the table's
+        tuner.fit()
     taken.close()
     ray.shutdown()
     return taken

@@ -17,7 +17,7 @@ _LONG_S = 0.1
 """Of steps that take longer alone so much is arithmetic that they are not tried in packs."""
 
 _GAIN = 1.1
-"""A pack of twice the size must train so many times more candidates in the same time."""
+"""The smallest pack is taken of those that take at most so many times as long as the fastest."""
 
 _MEASURED_S, _STEPS = 0.05, 3
 """Steps are taken for so long, and at least so many."""
@@ -30,16 +30,15 @@ def best_size(candidate: Candidate, most: int, device: torch.device | str = "cpu
         return 1
     train, size = members[0].data.train, candidate.training.batch_size
     batch = Split(train.inputs[:size], train.labels[:size])
-    best, seconds = 1, _alone(members[0], batch)
-    if seconds > _LONG_S:
+    seconds = {1: _alone(members[0], batch)}
+    """Of a step, for each member, by the size of the pack."""
+    if seconds[1] > _LONG_S:
         return 1
-    while 2 * best <= most:
-        members += [Training(candidate, device) for _ in range(2 * best - len(members))]
-        each = _packed(members, batch) / len(members)
-        if seconds / each < _GAIN:
-            break
-        best, seconds = len(members), each
-    return best
+    while 2 * len(members) <= most:  # a pack of two may gain nothing where larger ones do
+        members += [Training(candidate, device) for _ in range(len(members))]
+        seconds[len(members)] = _packed(members, batch) / len(members)
+    fastest = min(seconds.values())
+    return min(size for size, each in seconds.items() if each <= _GAIN * fastest)
 
 
 def _alone(training: Training, batch: Split) -> float:

@@ -58,6 +58,7 @@ def test_trials_in_packs_are_trials_like_others(tmp_path: Path) -> None:
         assert point.origin.checkpoint is not None
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_its_trials_only_the_steps_since_their_last_checkpoints(tmp_path: Path) -> None:
     training = SMALL_CONFIG["training"] | {"epochs": 12}
     killer = Kills(1, "SharedProcess")

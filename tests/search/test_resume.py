@@ -140,6 +140,7 @@ def finished(untouched: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_search_that_was_moved_and_died_before_its_first_session_goes_on(finished: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     (finished / "runs").rename(moved)

@@ -193,6 +193,7 @@ def test_a_diverging_trial_is_failed_everywhere_and_the_search_goes_on(tmp_path:
             assert "diverged: the training loss is" in states[record.number].user_attrs["failure"]
 
 
+@pytest.mark.slow
 def test_a_trial_that_raises_is_failed_with_its_reason(tmp_path: Path) -> None:
     # A network of a million units by a million does not fit into any memory: torch raises in the trial's process.
     space = {"model.width": {"choices": [8, 1_000_000]}, "sparsifier.sparsity": {"low": 0.1, "high": 0.9}}

@@ -270,9 +270,7 @@ def _run_trials(
             callbacks=[observer],
             stop=observer.interrupt,
             verbose=0,
-            checkpoint_config=tune.CheckpointConfig(
-                checkpoint_frequency=0, checkpoint_at_end=False
-            ),  # the observer asks for them
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),  # the observer asks
             failure_config=tune.FailureConfig(max_failures=config.search.retries),
         ),
     )

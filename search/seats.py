@@ -5,6 +5,7 @@ another, for the time of a search. Measured against one thin actor for each tria
 """
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,6 +56,9 @@ class Seat:
     process: Process
     number: int
     begun: bool = False
+    leaving: bool = False
+    lost: Exception | None = None
+    """Why its process is gone, while nobody has asked for anything since."""
     tasks: dict[int, Callback | None] = field(default_factory=dict)
     """What is to be told if they fail, by number."""
 
@@ -89,6 +93,8 @@ class Seats:
         self.seats: dict[TrackedActor, Seat] = {}
         self.failed: set[TrackedActor] = set()
         self.numbers = itertools.count()
+        self.late: deque[Callable[[], None]] = deque()
+        """What is to be told at the next event."""
         self._live_actors_to_ray_actors_resources: dict[TrackedActor, tuple[Handle, None]] = {}
 
     num_live_actors = property(lambda self: len(self._live_actors_to_ray_actors_resources))
@@ -103,6 +109,9 @@ class Seats:
 
     def next(self, timeout: float | None = None) -> bool:
         """Handles the next event, if there is one in time."""
+        if self.late:
+            self.late.popleft()()
+            return True
         happened: bool = self.inner.next(timeout)
         return happened
 
@@ -155,18 +164,31 @@ class Seats:
         return process
 
     def _lost(self, process: Process, error: Exception) -> None:
-        """The process died, or could not start."""
-        self.processes.remove(process)
+        """The process died, or could not start. Ray Tune hears of a seat that waits for a trial when it asks for it next."""
+        if process in self.processes:
+            self.processes.remove(process)
         for tracked in list(process.taken.values()):
-            seat = self.seats.pop(tracked)
-            self._live_actors_to_ray_actors_resources.pop(tracked, None)
-            self.failed.add(tracked)
-            tasks, seat.tasks = seat.tasks, {}
-            if tracked._on_error:
-                tracked._on_error(tracked, error)
-            for told in tasks.values() if seat.begun else ():
-                if told:
-                    told(error)
+            seat = self.seats.get(tracked)
+            if seat is None:  # Ray Tune took it away when it heard of another
+                continue
+            seat.lost = error
+            if seat.tasks or not seat.begun:
+                self._fail(tracked, error)
+
+    def _fail(self, tracked: TrackedActor, error: Exception) -> None:
+        seat = self.seats.pop(tracked)
+        self._live_actors_to_ray_actors_resources.pop(tracked, None)
+        tasks, seat.tasks = seat.tasks, {}
+        if seat.leaving:
+            if tracked._on_stop:
+                tracked._on_stop(tracked)
+            return
+        self.failed.add(tracked)
+        if tracked._on_error:
+            tracked._on_error(tracked, error)
+        for told in tasks.values() if seat.begun else ():
+            if told:
+                told(error)
 
     def remove_actor(self, tracked_actor: TrackedActor, kill: bool = False, stop_future: Any = None) -> bool:  # noqa: ARG002
         """Has a seat left, and then its process ended if it was the last; whether `on_stop` will be called."""
@@ -177,6 +199,8 @@ class Seats:
         if kill or not begun:
             self._forget(tracked_actor)
             return False
+
+        seat.leaving = True
 
         def gone(_: Any) -> None:
             self._forget(tracked_actor)
@@ -232,6 +256,10 @@ class Seats:
         """Asks the process of a seat for something; told of is what comes back while it is of interest."""
         number = next(self.numbers)
         seat.tasks[number] = on_error
+        tracked, lost = seat.process.taken[seat.number], seat.lost
+        if lost is not None:
+            self.late.append(lambda: self._fail(tracked, lost) if seat.tasks else None)
+            return
 
         def result(_: TrackedActor, value: Any) -> None:
             if number in seat.tasks:

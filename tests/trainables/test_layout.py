@@ -1,18 +1,17 @@
 """Channels last changes where numbers lie, and nothing else: in float64, where rounding does not decide."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.trainables.packs.conftest import doubles  # noqa: F401 (float64, on few examples)
 from tests.trainables.packs.made import (
     CONVOLUTIONS,
     assert_histories_same,
     assert_same,
     candidates,
-    few_digits,
     trained_alone,
     with_target,
 )
@@ -33,14 +32,6 @@ def ambiguous() -> nn.Module:
     """Weights with dimensions of size 1: a first layer of grey images, one by one, and one channel in each group."""
     layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4)]
     return nn.Sequential(*layers, nn.ReLU(), BasicBlock(4, 6, 2), nn.Flatten(), nn.Linear(24, 10))
-
-
-@pytest.fixture(autouse=True)
-def doubles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("trainables.training.load_once", few_digits)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def pair(**options: Any) -> tuple[Candidate, Candidate]:

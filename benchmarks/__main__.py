@@ -27,6 +27,7 @@ BENCHMARKS = {
     "tracking": ["tracking"],
     "throughput": ["throughput"],
     "throughput_profile": ["throughput", "--profile"],
+    "throughput_profile_packs": ["throughput", "--profile", "16"],
     "chaos": ["chaos"],
 }
 """What to run, by the name of the table: the benchmark and its options. It goes between `<!-- NAME -->` and `<!-- /NAME -->`."""

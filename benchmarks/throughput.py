@@ -246,7 +246,7 @@ def workloads(directory: Path, *, quick: bool) -> list[Workload]:
 
 
 def throughput(arguments: argparse.Namespace) -> Outcome:
-    """Trials per hour and core-seconds per trial, without and with Ray's start; `--profile`: where a digits trial's goes."""
+    """Trials per hour and core-seconds per trial, without and with Ray's start; `--profile [PACK]`: where a digits trial's goes."""
     logging.getLogger().setLevel(logging.ERROR)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "0"
     rounds = 1 if arguments.quick else 3
@@ -254,7 +254,8 @@ def throughput(arguments: argparse.Namespace) -> Outcome:
         if arguments.profile:
             digits = workloads(Path(), quick=True)[0]
             plain = min(bare(digits, fused=None) for _ in range(4))
-            return where(functools.partial(config_of, digits), 16 if arguments.quick else 64, plain)
+            trials = (16 if arguments.quick else 64) if arguments.profile == 1 else 12 * arguments.profile
+            return where(functools.partial(config_of, digits, pack=arguments.profile), trials, plain)
         rows: list[dict[str, Any]] = []
         goals: list[Goal] = []
         for workload in workloads(Path(folder), quick=arguments.quick):
@@ -270,4 +271,5 @@ def throughput(arguments: argparse.Namespace) -> Outcome:
 
 
 if __name__ == "__main__":
-    run("throughput", throughput, ("--profile", {"action": "store_true", "help": "where the time of a digits trial goes"}))
+    help = "where the time of a digits trial goes, one by one or in packs of so many"
+    run("throughput", throughput, ("--profile", {"nargs": "?", "const": 1, "type": int, "metavar": "PACK", "help": help}))

@@ -23,7 +23,7 @@ from search.records import Ledger
 from search.runner import run_search
 from trainables.trainable import CandidateTrainable
 
-_FOLDER = "SLIMFRONT_CLOCKS"
+_FOLDER, _SEATS = "SLIMFRONT_CLOCKS", "SLIMFRONT_SEATS"
 _WARM = 6
 
 _TRIAL = {
@@ -34,6 +34,14 @@ _TRIAL = {
     "torch:Tensor.backward": "steps: backward",
     "torch.optim:Adam.step": "steps: optimiser",
     "trainables.penalties.base:ActiveGroups.proximal": "steps: penalties",
+    "trainables.packs.pack:Pack.run_epoch": "epochs: order of batches, metrics",
+    "trainables.packs.pack:Pack._steps": "steps: batches, schedule, bookkeeping",
+    "trainables.packs.pack:Pack._val_accuracies": "accuracy",
+    "trainables.packs.pack:Stack": "packs are put together",
+    "trainables.packs.step:Step.losses": "steps: forward",
+    "torch.autograd:grad": "steps: backward",
+    "trainables.packs.optimizers:Update.__call__": "steps: optimiser",
+    "trainables.packs.step:Step.proximal": "steps: penalties",
     "trainables.sparsifiers.base:ActiveSparsifier.before_step": "steps: sparsifier",
     "trainables.sparsifiers.base:ActiveSparsifier.after_step": "steps: sparsifier",
     "trainables.distributed.ranks:accuracy": "accuracy",
@@ -93,37 +101,40 @@ class Clocks:
 
 
 class Clocked(CandidateTrainable):
-    """The trainable with clocks, which writes down what they show at the end of each trial but the first."""
+    """The trainable with clocks, which writes down what they show at the end of each trial but the first of each seat."""
 
     clocks: Clocks | None = None
+    ended = 0
+    """Trials of this process: a pack has many trainables in one."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Starts the clocks."""
         if Clocked.clocks is None:
             Clocked.clocks = Clocks(_TRIAL)
-        self.trials = -1
         super().setup(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """A trial has ended."""
         assert Clocked.clocks is not None
-        self.trials += 1
-        if self.trials == 0:
-            self.before = Counter(Clocked.clocks.spent)
-            self.began = time.process_time()
-        else:
-            spent = Clocked.clocks.spent - self.before
-            spent["Ray's worker: messages, threads"] = time.process_time() - self.began - sum(spent.values())
+        Clocked.ended += 1
+        first = int(os.environ[_SEATS])
+        if Clocked.ended == first:
+            Clocked.before = Counter(Clocked.clocks.spent)
+            Clocked.began = time.process_time()
+        elif Clocked.ended > first:
+            spent = Clocked.clocks.spent - Clocked.before
+            spent["Ray's worker: messages, threads"] = time.process_time() - Clocked.began - sum(spent.values())
             file = Path(os.environ[_FOLDER], f"{os.getpid()}.json")
-            file.write_text(json.dumps({"trials": self.trials, "spent": spent}))
+            file.write_text(json.dumps({"trials": Clocked.ended - first, "spent": spent}))
         return super().reset_config(new_config)
 
 
 class Marks(Progress):
     """What the driver and Ray had spent when the last trial ended, since the warm-up."""
 
-    def __init__(self, cores: Cores, clocks: Clocks) -> None:
-        self.cores, self.clocks = cores, clocks
+    def __init__(self, cores: Cores, clocks: Clocks, warm: int) -> None:
+        """The first `warm` trials to end are the warm-up."""
+        self.cores, self.clocks, self.warm = cores, clocks, warm
         self.ends: list[tuple[Counter[str], Counter[str]]] = []
 
     def update(self, ledger: Ledger) -> None:
@@ -133,8 +144,8 @@ class Marks(Progress):
 
     def per_trial(self) -> tuple[dict[str, float], dict[str, float]]:
         """Core-seconds by clock, and by kind of process."""
-        (first, first_kinds), (last, last_kinds) = self.ends[_WARM - 1], self.ends[-1]
-        count = len(self.ends) - _WARM
+        (first, first_kinds), (last, last_kinds) = self.ends[self.warm - 1], self.ends[-1]
+        count = len(self.ends) - self.warm
         return (
             {name: (last[name] - first[name]) / count for name in last},
             {kind: (last_kinds[kind] - first_kinds[kind]) / count for kind in last_kinds},
@@ -145,11 +156,13 @@ def where(config: Callable[[int, Path], Config], trials: int, bare_seconds: floa
     """The table of one search of so many trials, each part also in units of the bare loop's core-seconds."""
     clocks = Clocks(_DRIVER)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        os.environ[_FOLDER] = folder
+        planned = config(trials, Path(folder))
+        seats = planned.resources.pack if isinstance(planned.resources.pack, int) else 1
+        os.environ[_FOLDER], os.environ[_SEATS] = folder, str(seats)
         cores = Cores()
         start_local_ray()
-        marks = Marks(cores, clocks)
-        run_search(config(trials, Path(folder)), marks, trainable=Clocked)
+        marks = Marks(cores, clocks, warm=max(_WARM, 2 * seats))
+        run_search(planned, marks, trainable=Clocked)
         cores.close()
         ray.shutdown()
         workers = [json.loads(file.read_text()) for file in Path(folder).glob("*.json")]

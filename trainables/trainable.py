@@ -1,5 +1,6 @@
 """The Ray Tune class trainable around `Training`: the only file of this package that imports ray."""
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class CandidateTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Only remembers the config: what can go wrong goes wrong in `step`, where it becomes this trial's failure."""
+        gc.freeze()  # what is loaded stays: a collection that goes through all of it takes as long as an epoch
         self.team: Team | None = None
         self.company = Alone()
         if ray.is_initialized():

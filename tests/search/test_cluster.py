@@ -224,6 +224,6 @@ def events(directory: Path, kind: str) -> list[Event]:
 
 
 def trains(node: subprocess.Popen[str]) -> bool:
-    """Whether a trial is in one of a node's processes."""
+    """Whether a trial trains in one of a node's processes at this moment."""
     names = [" ".join(process.cmdline()) for process in psutil.Process(node.pid).children(recursive=True)]
-    return any("ray::CandidateTrainable" in name for name in names)
+    return any("ray::CandidateTrainable.train" in name for name in names)

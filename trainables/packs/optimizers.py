@@ -1,28 +1,37 @@
-"""The optimiser's step of one member of a pack: torch's own fused kernels, on all its parameters as one row.
+"""The optimiser's step of one member of a pack: torch's own fused kernels, on all its parameters in one call.
 
 One call per member is faster on a CPU than one formula over the stack with the learning rates as a column: the kernel reads each
 number once, the formula eight times. Members may so have different optimisers, too.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""The rows that are kept for an optimiser, by the names that Adam gives them; SGD's momentum is in the first."""
+"""What is kept for an optimiser, by the names that Adam gives them; SGD's momentum is in the first."""
 
 
 class Update:
-    """The step of torch's SGD, Adam or AdamW, with the hyperparameters of `optimizer`, on a row of parameters (P,).
+    """The step of torch's SGD, Adam or AdamW, with the hyperparameters of `optimizer`.
 
     Args:
-        moments: (2, P), see `MOMENTS`.
-        step: a scalar, the number of steps taken, which the caller counts before each.
+        weights: the parameters.
+        moments: tensors of their shapes, for each of `MOMENTS`.
+        steps: a scalar for each, the number of steps taken, which the caller counts before each.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, weights: Tensor, moments: Tensor, step: Tensor) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weights: Sequence[Tensor],
+        moments: Sequence[Sequence[Tensor]],
+        steps: Sequence[Tensor],
+    ) -> None:
         group = optimizer.param_groups[0]
-        self.weights, self.step = [weights], [step]
-        self.first, self.second = [moments[0]], [moments[1]]
+        self.weights, self.steps = list(weights), list(steps)
+        self.first, self.second = map(list, moments)
         self.sgd = isinstance(optimizer, torch.optim.SGD)
         self.momentum: float = group.get("momentum", 0.0)
         self.weight_decay: float = group["weight_decay"]
@@ -37,12 +46,12 @@ class Update:
             return ("momentum_buffer",) if optimizer.param_groups[0]["momentum"] else ()
         return ("step", *MOMENTS)
 
-    def __call__(self, gradients: Tensor, lr: float) -> None:
-        """One step along `gradients` (P,)."""
+    def __call__(self, gradients: Sequence[Tensor], lr: float) -> None:
+        """One step along the gradients of the parameters."""
         if self.sgd:
             torch._fused_sgd_(
                 self.weights,
-                [gradients],
+                gradients,
                 self.first if self.momentum else [],
                 weight_decay=self.weight_decay,
                 momentum=self.momentum,
@@ -55,11 +64,11 @@ class Update:
             return
         self.adam(
             self.weights,
-            [gradients],
+            gradients,
             self.first,
             self.second,
             [],
-            self.step,
+            self.steps,
             lr=lr,
             beta1=self.beta1,
             beta2=self.beta2,

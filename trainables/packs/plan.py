@@ -11,7 +11,10 @@ from trainables.training import Training
 
 
 class Plan:
-    """The coming epoch of K members: `rates` by step and member, and what `Step` takes of penalties, by step."""
+    """The coming epoch of K members: `rates` by step and member, and what `Step` takes of penalties, by step.
+
+    `entries` are the thresholds of the penalty `step.entries`, by step, member and parameter, where it acts.
+    """
 
     def __init__(self, members: Sequence[Training], step: Step, batches: int, like: Tensor) -> None:
         """`like` says where the tensors go, and of which kind they are."""
@@ -19,6 +22,7 @@ class Plan:
         self.rates = [[m.learning_rate(s) for m, s in zip(members, row, strict=True)] for row in zip(*numbers, strict=True)]
         self.strengths: list[Tensors] = [{} for _ in range(batches)]
         self.thresholds: list[Tensors] = [{} for _ in range(batches)]
+        self.entries: list[list[list[float]] | None] = [None for _ in range(batches)]
         sizes = [[m.proximal_step(lr) for m, lr in zip(members, row, strict=True)] for row in self.rates]
         for name in step.penalties:
             options = [member.candidate.penalties[name] for member in members]
@@ -31,7 +35,11 @@ class Plan:
             ).T  # (batches, K)
             by_proximal = step.by_proximal(name)
             scaled = scales * torch.tensor(sizes, dtype=torch.float64) if by_proximal else scales
-            values = (scaled[:, :, None] * full).to(like)  # (batches, K, groups)
+            values = scaled[:, :, None] * full  # (batches, K, groups)
+            if step.entries and name == step.entries[0]:
+                self.entries = values.tolist()
+                continue
+            values = values.to(like)
             for number in values.flatten(1).any(1).nonzero().flatten().tolist():
                 (self.thresholds if by_proximal else self.strengths)[number][name] = values[number]
 

@@ -1,8 +1,8 @@
 """What the members of a pack hold, as rows of stacked tensors, of which the members' own tensors become views.
 
 So all that happens rarely to one member (a sparsifier's update, compaction, saving) is done by its `Training` as ever, and all
-that happens in each step is done to the rows together. One row holds all parameters of a member, one behind the other: the
-optimiser, masks and zeroing then cost one operation each, however many layers there are.
+that happens in each step is done to the rows together. One row holds all parameters of a member, one behind the other: masks and zeroing then
+cost one operation each, however many layers there are.
 """
 
 from collections.abc import Sequence
@@ -44,8 +44,17 @@ class Stack:
                 buffer.data = self.buffers[name][row]
             self._take_moments(row)
             self.refresh(row)
+        self.leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.named(self.weights).items()}
+        """The weights as the parameters by name, (K, …) each: what a step is differentiated by, without putting it together."""
+        self.rows = [dict(zip(self.shapes, self._split(row), strict=True)) for row in self.weights]
+        """The same of each member alone."""
         self.updates = [
-            Update(member.optimizer, self.weights[row], self.moments[:, row], self.steps[row, 0])
+            Update(
+                member.optimizer,
+                list(self.rows[row].values()),
+                [self._split(moment) for moment in self.moments[:, row]],
+                self.steps[row].unbind(),
+            )
             for row, member in enumerate(members)
         ]
 
@@ -55,7 +64,7 @@ class Stack:
         return [part.view(shape) for part, shape in zip(parts, self.shapes.values(), strict=True)]
 
     def named(self, weights: Tensor) -> dict[str, Tensor]:
-        """Rows (K, P) as the parameters by name, (K, …) each; differentiable."""
+        """Rows (K, P) as the parameters by name, (K, …) each."""
         parts = weights.split(self.sizes, 1)
         return {name: part.view(-1, *shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
 
@@ -75,10 +84,10 @@ class Stack:
                 views[name].copy_(torch.zeros(()) if old is None else old)
                 state[name] = views[name]
 
-    def lend_gradients(self, row: int, gradients: Tensor) -> None:
-        """Gives the member its row of `gradients` (K, P) as the gradients of its parameters, until `refresh`."""
-        for parameter, view in zip(self.members[row].model.parameters(), self._split(gradients[row]), strict=True):
-            parameter.grad = view
+    def lend_gradients(self, row: int, gradients: Sequence[Tensor]) -> None:
+        """Gives the member its row of `gradients` (K, …) as the gradients of its parameters, until `refresh`."""
+        for parameter, gradient in zip(self.members[row].model.parameters(), gradients, strict=True):
+            parameter.grad = gradient[row]
 
     def refresh(self, row: int) -> None:
         """Takes over what the member's sparsifier changed: masks, and an optimiser that forgot everything."""
@@ -104,19 +113,24 @@ class Stack:
 
     def train_step(self, step: Step, inputs: Tensor, labels: Tensor, plan: Plan, number: int) -> tuple[Tensor, Tensor]:
         """Step `number` of the plan's epoch, on inputs (K, B, …) with labels (K, B); task and penalty losses (K,)."""
-        leaf = self.weights.detach().requires_grad_()
-        task, extra = step.losses(self.named(leaf), self.buffers, inputs, labels, plan.strengths[number])
-        (gradients,) = torch.autograd.grad((task + extra).sum(), leaf)
+        task, extra = step.losses(self.leaves, self.buffers, inputs, labels, plan.strengths[number])
+        # Contiguous, as the fused optimisers want them: vmap's rules give some transposed.
+        gradients = [g.contiguous() for g in torch.autograd.grad((task + extra).sum(), list(self.leaves.values()))]
         with torch.no_grad():
             due = [row for row, m in enumerate(self.members) if m.sparsifier and m.sparsifier.due(m.step)]
             for row in due:
                 self.lend_gradients(row, gradients)
                 self._sparsifier(row).before_step(self.members[row].step)
             if self.kept is not None:
-                gradients *= self.kept
+                for gradient, kept in zip(gradients, self.named(self.kept).values(), strict=True):
+                    gradient *= kept
             self.steps += 1
-            for update, gradient, lr in zip(self.updates, gradients.unbind(), plan.rates[number], strict=True):
-                update(gradient, lr)
+            of_members = zip(*(gradient.unbind() for gradient in gradients), strict=True)
+            entries = plan.entries[number]
+            for row, (update, own, lr) in enumerate(zip(self.updates, of_members, plan.rates[number], strict=True)):
+                update(own, lr)
+                if entries is not None:
+                    step.shrink_entries(self.rows[row], entries[row])
             if plan.thresholds[number]:
                 step.proximal(self.named(self.weights), self.buffers, plan.thresholds[number])
             for row in due:

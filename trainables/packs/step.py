@@ -7,7 +7,7 @@ Replacing it by a functional one of ours was not needed. CKA-SR's hooks catch fe
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -41,7 +41,31 @@ class Step:
         self.model.train()
         self.attends = any(isinstance(module, nn.MultiheadAttention) for module in self.model.modules())
         self.places = _places(self.model)
+        self.entries = self._entries()
         replace_layers(self.model, bf16=bf16)  # after `attach`, which traces the network
+
+    def _entries(self) -> tuple[str, list[str]] | None:
+        """The penalty whose proximal step comes first, and its parameters, if it takes each entry by itself.
+
+        On a CPU that step is taken for each member behind that of the optimiser, while the weights are at hand.
+        """
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        on_cpu = all(parameter.device.type == "cpu" for parameter in self.model.parameters())
+        first = next((name for name in self.penalties if self.by_proximal(name)), None)
+        penalty = self.penalties[first] if first is not None else None
+        if first is None or not on_cpu or not isinstance(penalty, ActiveGroups) or penalty.shrink_entries is None:
+            return None
+        return first, [names[id(group.tensor)] for group in penalty.groups.values()]
+
+    def shrink_entries(self, weights: Tensors, thresholds: Sequence[float]) -> None:
+        """The proximal step of `entries` on one member's weights, in place; a threshold for each of its parameters."""
+        assert self.entries is not None
+        name, parameters = self.entries
+        penalty = self.penalties[name]
+        assert isinstance(penalty, ActiveGroups) and penalty.shrink_entries is not None
+        for parameter, threshold in zip(parameters, thresholds, strict=True):
+            if threshold > 0:
+                penalty.shrink_entries(weights[parameter], threshold)
 
     def losses(
         self, parameters: Tensors, buffers: Tensors, inputs: Tensor, labels: Tensor, strengths: Tensors

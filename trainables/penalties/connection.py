@@ -12,12 +12,13 @@ from trainables.sparsifiers.base import prunable_weights
 
 def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
     """Proximal operator of `threshold` · ‖·‖₁: sign(w) · max(0, |w| − threshold), any shape. NaN in, NaN out."""
-    return weight - _cut(weight, threshold)
+    return weight - torch.minimum(torch.maximum(weight, -threshold), threshold)  # `clamp` with tensors is slower
 
 
-def _cut(weight: Tensor, threshold: Tensor) -> Tensor:
-    """What the operator takes away. `clamp` with tensors is slower."""
-    return torch.minimum(torch.maximum(weight, -threshold), threshold)
+@torch.no_grad()
+def soft_threshold_(weight: Tensor, threshold: float) -> None:
+    """The same in place, in one operation."""
+    nn.functional.softshrink(weight, threshold, out=weight)
 
 
 @PENALTIES.register("connection")
@@ -29,6 +30,6 @@ class ConnectionSparsity(GroupPenalty):
 
         @torch.no_grad()
         def shrink(weight: Held, threshold: Tensor) -> None:
-            weight.tensor.sub_(_cut(weight.tensor, threshold))
+            weight.tensor.copy_(soft_threshold(weight.tensor, threshold))
 
-        return ActiveGroups(self, groups, lambda weight: weight.tensor.abs().sum(), shrink)
+        return ActiveGroups(self, groups, lambda weight: weight.tensor.abs().sum(), shrink, soft_threshold_)

@@ -246,7 +246,7 @@ def workloads(directory: Path, *, quick: bool) -> list[Workload]:
 
 
 def throughput(arguments: argparse.Namespace) -> Outcome:
-    """Trials per hour and core-seconds per trial, without and with Ray's start; `--profile [PACK]`: where a digits trial's goes."""
+    """Trials per hour and core-seconds per trial, also with Ray's start; `--profile [PACK]`: where a digits trial's goes."""
     logging.getLogger().setLevel(logging.ERROR)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "0"
     rounds = 1 if arguments.quick else 3
@@ -271,5 +271,5 @@ def throughput(arguments: argparse.Namespace) -> Outcome:
 
 
 if __name__ == "__main__":
-    help = "where the time of a digits trial goes, one by one or in packs of so many"
-    run("throughput", throughput, ("--profile", {"nargs": "?", "const": 1, "type": int, "metavar": "PACK", "help": help}))
+    told = "where the time of a digits trial goes, one by one or in packs of so many"
+    run("throughput", throughput, ("--profile", {"nargs": "?", "const": 1, "type": int, "metavar": "PACK", "help": told}))

@@ -42,6 +42,7 @@ _TRIAL = {
     "torch.autograd:grad": "steps: backward",
     "trainables.packs.optimizers:Update.__call__": "steps: optimiser",
     "trainables.packs.step:Step.proximal": "steps: penalties",
+    "trainables.packs.step:Step.shrink_entries": "steps: penalties",
     "trainables.sparsifiers.base:ActiveSparsifier.before_step": "steps: sparsifier",
     "trainables.sparsifiers.base:ActiveSparsifier.after_step": "steps: sparsifier",
     "trainables.distributed.ranks:accuracy": "accuracy",

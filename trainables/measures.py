@@ -1,6 +1,5 @@
 """What is measured on a compact network: numbers of the network as it would ship."""
 
-import copy
 import io
 import math
 import zlib
@@ -16,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.attention import split_attention
 from trainables.errors import UserError
-from trainables.graph import trace
+from trainables.graph import copied, trace
 from trainables.latency import Latency, time_networks
 
 _WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -47,9 +46,7 @@ def measure(network: nn.Module, inputs: Tensor) -> dict[str, float]:
     training = network.training
     network.eval()
     try:
-        with plain_attention(), FlopCounterMode(display=False) as counter:
-            network(inputs[:1])
-        peak = _peak_activation_bytes(network, inputs[:1])
+        flops, peak = _watched(network, inputs[:1])
     finally:
         network.train(training)
     saved = io.BytesIO()
@@ -58,7 +55,7 @@ def measure(network: nn.Module, inputs: Tensor) -> dict[str, float]:
         "params": sum(p.numel() for p in parameters),
         "nonzero_params": sum(int(p.count_nonzero()) for p in parameters),
         "layers": sum(_count_layers(module) for module in network.modules()),
-        "flops": counter.get_total_flops(),
+        "flops": flops,
         "bytes": saved.tell(),
         "bytes_sparse": sum(_sparse_bytes(tensor) for tensor in network.state_dict().values()),
     }
@@ -136,17 +133,24 @@ class _Watch(fx.Interpreter):
         return made
 
 
-def _peak_activation_bytes(network: nn.Module, one_input: Tensor) -> int | None:
-    try:
-        traced = trace(network)
-        if any(isinstance(module, nn.MultiheadAttention) for module in traced.modules()):
-            traced = copy.deepcopy(traced)
-            split_attention(traced)
-        watch = _Watch(traced)
-    except UserError:
-        return None
-    watch.run(one_input.clone())
-    return watch.peak
+def _watched(network: nn.Module, one_input: Tensor) -> tuple[int, int | None]:
+    """The floating-point operations for one input, and the peak of activation bytes if the network can be traced."""
+    with plain_attention(), FlopCounterMode(display=False) as counter:
+        try:
+            watch = _Watch(_apart(trace(network)))
+        except UserError:
+            network(one_input)
+            return counter.get_total_flops(), None
+        watch.run(one_input.clone())
+    return counter.get_total_flops(), watch.peak
+
+
+def _apart(traced: fx.GraphModule) -> fx.GraphModule:
+    """The same with every attention split, so that what it keeps is seen."""
+    if any(isinstance(module, nn.MultiheadAttention) for module in traced.modules()):
+        traced = copied(traced)
+        split_attention(traced)
+    return traced
 
 
 @torch.no_grad()

@@ -1,12 +1,13 @@
 """One-shot pruning of a finished network: further, smaller candidates that cost no training."""
 
-import copy
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from trainables.graph import copied
 from trainables.options import Options
 
 
@@ -37,10 +38,13 @@ def prune(network: nn.Module, inputs: Tensor, options: OneShot) -> Iterator[nn.M
     scores = _scores(network, inputs)
     if not scores:
         return
-    ordered = torch.cat([score.flatten() for score in scores.values()]).sort(descending=True).values
+    together = torch.cat([score.flatten() for score in scores.values()])
+    ordered = torch.from_numpy(np.sort(together.double().cpu().numpy())).flip(
+        0
+    )  # ten times as fast as torch, which wants the places too
     alive = int((ordered > 0).sum())
     kept = alive
-    sparser = copy.deepcopy(network)
+    sparser = copied(network)
     pruned = [(scores[name], module) for name, module in sparser.named_modules() if name in scores]
     for step in range(1, options.steps + 1):
         fewer = int(alive * options.keep**step)
@@ -49,7 +53,7 @@ def prune(network: nn.Module, inputs: Tensor, options: OneShot) -> Iterator[nn.M
         kept = fewer
         with torch.no_grad():
             for score, module in pruned:
-                module.weight.mul_(score >= ordered[kept - 1])
+                module.weight.mul_(score >= float(ordered[kept - 1]))
         yield sparser
 
 

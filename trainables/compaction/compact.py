@@ -1,6 +1,5 @@
 """Compaction: merging and removal, checked on real inputs, with a report of what was done."""
 
-import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +16,7 @@ from trainables.compaction.merge import MergePolicy, drop_idle_relus, merge_laye
 from trainables.compaction.quick import make_quick
 from trainables.compaction.units import remove_dead_units
 from trainables.errors import TrialFailure
-from trainables.graph import trace
+from trainables.graph import copied, trace
 from trainables.measures import measure
 from trainables.options import Options
 
@@ -91,7 +90,7 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
     training = model.training
     model.eval()
     try:
-        network = copy.deepcopy(trace(model) if options.enabled else model).eval()
+        network = copied(trace(model) if options.enabled else model).eval()
         steps: list[tuple[str, Action, str]] = []
         if isinstance(network, fx.GraphModule) and options.enabled:
             steps = _transform(network, inputs, options)

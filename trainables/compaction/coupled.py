@@ -1,6 +1,5 @@
 """Dead channels that several layers share: removed from all of them, where residual additions and the like couple them."""
 
-import copy
 import logging
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, fx, nn
 from trainables.channels import channel_groups, remove_units
 from trainables.compaction.units import Removed
 from trainables.errors import UserError
-from trainables.graph import WeightLayer
+from trainables.graph import WeightLayer, copied
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ def _has_dead_row(layer: WeightLayer) -> bool:
 
 
 def _keeps_outputs(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor], tolerance: float) -> bool:
-    smaller = copy.deepcopy(network)
+    smaller = copied(network)
     try:
         remove_units(smaller, inputs, dead)
         with torch.no_grad():

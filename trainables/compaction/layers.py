@@ -8,15 +8,25 @@ from torch import Tensor, fx, nn
 from trainables.graph import Layer, WeightLayer, layers_of, nonnegative_nodes, rounding
 
 
+class _Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Leaves the weights as they are: to draw them takes longer than all else, even without memory."""
+
+
+class _Conv2d(nn.Conv2d):
+    def reset_parameters(self) -> None:
+        """The same."""
+
+
 def with_weights(like: WeightLayer, weight: Tensor, bias: Tensor | None) -> WeightLayer:
     """A layer of the kind, type and device of `like`, with its stride and padding, of `weight` (out, in, …) and `bias` (out)."""
     outputs, inputs = weight.shape[:2]
     layer: WeightLayer
     if isinstance(like, nn.Linear):
-        layer = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
+        layer = _Linear(inputs, outputs, bias=bias is not None, device="meta")
     else:
         kernel = (int(weight.shape[2]), int(weight.shape[3]))
-        layer = nn.Conv2d(
+        layer = _Conv2d(
             inputs,
             outputs,
             kernel,
@@ -27,6 +37,7 @@ def with_weights(like: WeightLayer, weight: Tensor, bias: Tensor | None) -> Weig
             padding_mode=like.padding_mode,
             device="meta",
         )
+    layer.__class__ = nn.Linear if isinstance(like, nn.Linear) else nn.Conv2d  # type: ignore[assignment]
     layer.weight = nn.Parameter(weight.detach().to(like.weight))
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().to(like.weight))

@@ -83,7 +83,7 @@ def _path(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> _Pat
         if following is not None:
             if counts[current.target] > 1 or not _reads_units_in_order(graph, layer, following, between):
                 return None
-            modules = tuple(graph.get_submodule(str(n.target)) if n.op == "call_module" else None for n in between)
+            modules = tuple(module_of(graph, n) for n in between)
             return _Path(node, current, layer, following, tuple(between), modules, relu)
         if is_relu(graph, current):
             relu = True
@@ -115,8 +115,10 @@ def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> R
     if path.padded():
         constant = constant & (value == 0)
     read = path.read_weights()
-    unread = (read == 0).flatten(2).all(2).all(0)
-    keep = ~(constant | unread)
+    read_at_all = read.any(2).any(0)
+    keep = read_at_all & ~constant
+    if bool(keep.all()):
+        return None
     whole = not bool(keep.any())
     spans_space = isinstance(layer, nn.Conv2d) or isinstance(following, nn.Conv2d)
     if whole and spans_space:
@@ -126,9 +128,10 @@ def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> R
     count = int((~keep).sum())
     if count == 0:
         return None
-    moved = read.double().sum(2) @ torch.where(constant, value, 0).double()  # (out of following)
     new_bias: Tensor | None = following.bias
-    if bool((moved != 0).any()):
+    output = torch.where(constant & read_at_all, value, 0)
+    if bool(output.any()):
+        moved = read.double().sum(2) @ output.double()  # (out of following)
         new_bias = moved + (0 if following.bias is None else following.bias.double())
     if whole:
         weight = following.weight.new_zeros(following.weight.shape[0], layer.weight.shape[1])
@@ -136,16 +139,17 @@ def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> R
             bypass(graph, node)
     else:
         outputs, _, *kernel = following.weight.shape
-        weight = read[:, keep].reshape(outputs, -1, *kernel)
-        kept_bias = None if layer.bias is None else bias[keep]
-        set_module(graph, str(path.node.target), with_weights(layer, layer.weight[keep], kept_bias))
+        kept = keep.nonzero().flatten()
+        weight = read[:, kept].reshape(outputs, -1, *kernel)
+        kept_bias = None if layer.bias is None else bias[kept]
+        set_module(graph, str(path.node.target), with_weights(layer, layer.weight[kept], kept_bias))
     set_module(graph, str(path.reader.target), with_weights(following, weight, new_bias))
     return Removed(str(path.node.target), count, whole)
 
 
 def _constants(weight: Tensor, bias: Tensor, *, relu: bool, input_nonnegative: bool) -> tuple[Tensor, Tensor]:
     """Which units are constant, (units,) bool, and their output, (units,); `weight` (units, in), `bias` (units,)."""
-    unfed = (weight == 0).all(1)
+    unfed = ~weight.any(1)
     value = bias.clamp(min=0) if relu else bias
     if not (relu and input_nonnegative):
         return unfed, value

@@ -46,7 +46,7 @@ class Update:
             return ("momentum_buffer",) if optimizer.param_groups[0]["momentum"] else ()
         return ("step", *MOMENTS)
 
-    def __call__(self, gradients: Sequence[Tensor], lr: float) -> None:
+    def __call__(self, gradients: tuple[Tensor, ...], lr: float) -> None:
         """One step along the gradients of the parameters."""
         if self.sgd:
             torch._fused_sgd_(

@@ -1,8 +1,7 @@
 """What the members of a pack hold, as rows of stacked tensors, of which the members' own tensors become views.
 
 So all that happens rarely to one member (a sparsifier's update, compaction, saving) is done by its `Training` as ever, and all
-that happens in each step is done to the rows together. One row holds all parameters of a member, one behind the other: masks and zeroing then
-cost one operation each, however many layers there are.
+that happens in each step is done to the rows together. One row holds all parameters of a member, one behind the other.
 """
 
 from collections.abc import Sequence

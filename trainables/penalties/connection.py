@@ -18,7 +18,7 @@ def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
 @torch.no_grad()
 def soft_threshold_(weight: Tensor, threshold: float) -> None:
     """The same in place, in one operation."""
-    nn.functional.softshrink(weight, threshold, out=weight)
+    nn.functional.softshrink(weight, threshold, out=weight)  # type: ignore[call-arg]
 
 
 @PENALTIES.register("connection")

@@ -32,7 +32,7 @@ _TRIAL = {
     "trainables.training:Training._train_batch": "steps: batches, schedule, bookkeeping",
     "trainables.losses:Losses.forward": "steps: forward",
     "torch:Tensor.backward": "steps: backward",
-    "torch.optim:Adam.step": "steps: optimiser",
+    "trainables.training:take_step": "steps: optimiser",
     "trainables.penalties.base:ActiveGroups.proximal": "steps: penalties",
     "trainables.packs.pack:Pack.run_epoch": "epochs: order of batches, metrics",
     "trainables.packs.pack:Pack._steps": "steps: batches, schedule, bookkeeping",

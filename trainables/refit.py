@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trainables.data import Dataset
 from trainables.errors import TrialFailure
 from trainables.measures import accuracy
-from trainables.optimizers import OptimizerName, build_optimizer, scheduled, set_lr
+from trainables.optimizers import OptimizerName, build_optimizer, scheduled, set_lr, take_step
 from trainables.options import Options
 
 
@@ -62,7 +62,7 @@ def refit(
                 loss = nn.functional.cross_entropy(network(inputs), labels.to(data.device))
                 steps.zero_grad()
                 loss.backward()
-                steps.step()
+                take_step(steps)
                 with torch.no_grad():
                     for parameter, mask in zip(parameters, alive, strict=True):
                         parameter.mul_(mask)

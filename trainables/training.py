@@ -17,7 +17,7 @@ from trainables.finishing import Finishing, Number, Trained
 from trainables.graph import Layer, inner_layers, trace
 from trainables.layout import align_gradients, align_state, channels_last, contiguous_copy, thin
 from trainables.losses import Losses
-from trainables.optimizers import build_optimizer, scheduled, set_lr
+from trainables.optimizers import build_optimizer, scheduled, set_lr, take_step
 from trainables.precision import check_bf16
 from trainables.refit import Refit, refit
 from trainables.sparsifiers import ActiveSparsifier, Setting
@@ -205,7 +205,7 @@ class Training:
         if self.sparsifier:
             self.sparsifier.before_step(self.step)
         align_gradients(self.thin)
-        self.optimizer.step()
+        take_step(self.optimizer)
         for penalty in self.penalties:
             penalty.proximal(self.proximal_step(lr))
         if self.sparsifier:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trainables.optimizers import adam_
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What is kept for an optimiser, by the names that Adam gives them; SGD's momentum is in the first."""
 
@@ -29,15 +31,10 @@ class Update:
         moments: Sequence[Sequence[Tensor]],
         steps: Sequence[Tensor],
     ) -> None:
-        group = optimizer.param_groups[0]
+        self.group = optimizer.param_groups[0]
         self.weights, self.steps = list(weights), list(steps)
         self.first, self.second = map(list, moments)
         self.sgd = isinstance(optimizer, torch.optim.SGD)
-        self.momentum: float = group.get("momentum", 0.0)
-        self.weight_decay: float = group["weight_decay"]
-        if not self.sgd:
-            self.adam = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-            (self.beta1, self.beta2), self.eps = group["betas"], group["eps"]
 
     @staticmethod
     def remembers(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
@@ -48,32 +45,18 @@ class Update:
 
     def __call__(self, gradients: tuple[Tensor, ...], lr: float) -> None:
         """One step along the gradients of the parameters."""
-        if self.sgd:
-            torch._fused_sgd_(
-                self.weights,
-                gradients,
-                self.first if self.momentum else [],
-                weight_decay=self.weight_decay,
-                momentum=self.momentum,
-                lr=lr,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-                is_first_step=False,  # the same with a momentum of zeros
-            )
+        if not self.sgd:
+            adam_(self.group, self.weights, gradients, self.first, self.second, self.steps, lr)
             return
-        self.adam(
+        torch._fused_sgd_(
             self.weights,
             gradients,
-            self.first,
-            self.second,
-            [],
-            self.steps,
+            self.first if self.group["momentum"] else [],
+            weight_decay=self.group["weight_decay"],
+            momentum=self.group["momentum"],
             lr=lr,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            weight_decay=self.weight_decay,
-            eps=self.eps,
-            amsgrad=False,
+            dampening=0.0,
+            nesterov=False,
             maximize=False,
+            is_first_step=False,  # the same with a momentum of zeros
         )

@@ -70,6 +70,13 @@ def test_members_may_have_different_sparsifiers_optimisers_and_several_penalties
     assert_pack_is_as_alone(candidates(options=own))
 
 
+@pytest.mark.parametrize("order", [("connection", "layer"), ("layer", "connection")], ids=" then ".join)
+def test_proximal_steps_are_taken_in_the_order_of_the_penalties(order: tuple[str, ...]) -> None:
+    full = {"connection": 0.03, "layer": 3.0}
+    options = [{"penalties": {name: {"strength": full[name] * share} for name in order}} for share in (1.0, 0.3)]
+    assert_pack_is_as_alone(candidates(2, options=options))
+
+
 def test_a_single_layer_may_have_a_strength_of_its_own() -> None:
     own = [{"penalties": {"layer": {"layers": {"3": 5.0}}}}, {"penalties": {"layer": {"strength": 0.5, "layers": {"5": 0}}}}]
     assert_pack_is_as_alone(candidates(2, options=own))

@@ -45,9 +45,9 @@ class Setting:
 OURS: dict[str, tuple[Setting, Setting, Setting]] = {
     "MLP": (Setting(0.4, 12.0, 8), Setting(0.4, 18.0, 8), Setting(0.7, 18.0, 8)),
     "ResNet-20": (Setting(0.6), Setting(0.75), Setting(0.9)),
-    "VGG-11": (Setting(0.6), Setting(0.75), Setting(0.9)),
+    "VGG-11": (Setting(0.6), Setting(0.73), Setting(0.9)),
 }
-"""Chosen on seeds 0 to 2; the table is of others."""
+"""Chosen on seeds 0 to 5; the table is of others."""
 FIRST_SEED = 100
 LR = 4e-3
 """The learning rate of training, for both."""
@@ -227,4 +227,4 @@ def row(cell: tuple[str, str, int], results: list[Result]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run("compact", compact, ("--seeds", {"type": int, "default": 3}))
+    run("compact", compact, ("--seeds", {"type": int, "default": 5}))

@@ -12,7 +12,7 @@ from trainables.candidate import Candidate
 from trainables.errors import UserError
 from trainables.packs import best_size, packable
 
-_ROUNDS = 8
+_ROUNDS = 5
 """With `resources.pack: auto` so many rounds of trials at least follow one another: a search learns from one for the next."""
 
 _LEAST, _MOST = 4, 64

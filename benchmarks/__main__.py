@@ -42,7 +42,8 @@ def main() -> None:
         print(f"== {name}", flush=True)
         benchmark, *options = (BENCHMARKS | ON_A_GPU)[name]
         command = [sys.executable, "-m", f"benchmarks.{benchmark}", *options]
-        table = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+        printed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+        table = re.sub(r"\A.*?(?=^\d+ seeds?;)", "", printed, flags=re.DOTALL | re.MULTILINE).strip()  # Ray may print before it
         print(table, flush=True)
         for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
             text = page.read_text()

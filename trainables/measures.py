@@ -135,14 +135,16 @@ class _Watch(fx.Interpreter):
 
 def _watched(network: nn.Module, one_input: Tensor) -> tuple[int, int | None]:
     """The floating-point operations for one input, and the peak of activation bytes if the network can be traced."""
+    try:
+        watch = _Watch(_apart(trace(network)))
+    except UserError:
+        watch = None
     with plain_attention(), FlopCounterMode(display=False) as counter:
-        try:
-            watch = _Watch(_apart(trace(network)))
-        except UserError:
+        if watch is None:
             network(one_input)
-            return counter.get_total_flops(), None
-        watch.run(one_input.clone())
-    return counter.get_total_flops(), watch.peak
+        else:
+            watch.run(one_input.clone())
+    return counter.get_total_flops(), watch.peak if watch else None
 
 
 def _apart(traced: fx.GraphModule) -> fx.GraphModule:

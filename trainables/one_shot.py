@@ -39,9 +39,8 @@ def prune(network: nn.Module, inputs: Tensor, options: OneShot) -> Iterator[nn.M
     if not scores:
         return
     together = torch.cat([score.flatten() for score in scores.values()])
-    ordered = torch.from_numpy(np.sort(together.double().cpu().numpy())).flip(
-        0
-    )  # ten times as fast as torch, which wants the places too
+    # By numpy, which is ten times as fast: torch wants to know the places too.
+    ordered = torch.from_numpy(np.sort(together.double().cpu().numpy())).flip(0)
     alive = int((ordered > 0).sum())
     kept = alive
     sparser = copied(network)

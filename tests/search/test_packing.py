@@ -121,7 +121,7 @@ def dropping() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("trials", "concurrency", "most"), [(63, "auto", None), (64, "auto", 4), (5000, "auto", 64), (5000, 4, None)]
+    ("trials", "concurrency", "most"), [(39, "auto", None), (40, "auto", 4), (5000, "auto", 64), (5000, 4, None)]
 )
 def test_a_pack_is_measured_and_leaves_the_search_rounds_to_learn_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trials: int, concurrency: int | str, most: int | None

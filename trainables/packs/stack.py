@@ -121,8 +121,8 @@ class Stack:
                 self.lend_gradients(row, gradients)
                 self._sparsifier(row).before_step(self.members[row].step)
             if self.kept is not None:
-                for gradient, kept in zip(gradients, self.named(self.kept).values(), strict=True):
-                    gradient *= kept
+                kept = self.named(self.kept).values()
+                gradients = [g * mask for g, mask in zip(gradients, kept, strict=True)]  # two may be one tensor
             self.steps += 1
             of_members = zip(*(gradient.unbind() for gradient in gradients), strict=True)
             entries = plan.entries[number]

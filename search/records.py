@@ -10,7 +10,7 @@ import numpy as np
 
 from search.journal import Event
 from search.objectives import Constraint, Objective, losses
-from search.pareto import hypervolume, knee
+from search.pareto import Points, hypervolume, knee
 from search.storage import fetch, join
 from trainables.storage import network_file
 
@@ -123,7 +123,9 @@ class Ledger:
         self.counts: Counter[Status] = Counter()
         """How many of them have each status: asked at every event, when they may be thousands."""
         self.by_label: dict[str, TrialRecord] = {}
-        self._front: list[tuple[Point, np.ndarray[Any, np.dtype[np.float64]]]] = []
+        self._front: list[Point] = []
+        self._losses: Points = np.empty((0, len(objectives)))
+        """Those of the front's members, (members, objectives)."""
         self._hypervolume = 0.0
         self._hypervolume_at_gain = 0.0
         self.since_gain = 0
@@ -194,27 +196,30 @@ class Ledger:
         record.points.append(point)
         entered = [self._enters_front(network) for network in (point, *point.pruned)] if record.number is not None else []
         if any(entered):
-            self._hypervolume = hypervolume(np.array([other for _, other in self._front]), np.ones(len(self.objectives)))
+            self._hypervolume = hypervolume(self._losses, np.ones(len(self.objectives)))
 
     def would_enter_front(self, record: TrialRecord, measures: dict[str, float]) -> bool:
         """Whether a network of the trial with these measures would join the front; one that would not now never will."""
         return record.number is not None and self._loss_on_front(record, measures) is not None
 
-    def _loss_on_front(self, record: TrialRecord, measures: dict[str, float]) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    def _loss_on_front(self, record: TrialRecord, measures: dict[str, float]) -> Points | None:
         """The losses of a network that meets the constraints, and is not dominated or as good as an earlier one of its trial."""
-        loss: np.ndarray[Any, np.dtype[np.float64]] = losses([measures], self.objectives, self.dense_sizes)[0]
+        loss: Points = losses([measures], self.objectives, self.dense_sizes)[0]
         if not np.isfinite(loss).all() or not all(c.met_by(measures) for c in self.constraints):
             return None
-        if any((other <= loss).all() and ((other < loss).any() or kept.trial is record) for kept, other in self._front):
-            return None
+        for member in np.flatnonzero((self._losses <= loss).all(axis=1)):
+            if (self._losses[member] < loss).any() or self._front[member].trial is record:
+                return None
         return loss
 
     def _enters_front(self, point: Point) -> bool:
         loss = self._loss_on_front(point.trial, point.measures)
         if loss is None:
             return False
-        self._front = [pair for pair in self._front if not _dominates(loss, pair[1])]
-        self._front.append((point, loss))
+        dominated = (loss <= self._losses).all(axis=1) & (loss < self._losses).any(axis=1)
+        stay = np.flatnonzero(~dominated)
+        self._front = [*(self._front[member] for member in stay), point]
+        self._losses = np.vstack([self._losses[stay], loss])
         return True
 
     def with_status(self, status: Status) -> list[TrialRecord]:
@@ -223,24 +228,23 @@ class Ledger:
 
     def front(self) -> list[Point]:
         """The non-dominated networks that meet the constraints, most accurate first."""
-        members = [point for point, _ in self._front]
-        return sorted(members, key=lambda p: (-p.measures["val_accuracy"], p.measures["nonzero_params"], p.trial.number or 0))
+        return [self._front[index] for index in self._order()]
+
+    def _order(self) -> list[int]:
+        def key(index: int) -> tuple[float, float, int]:
+            point = self._front[index]
+            return -point.measures["val_accuracy"], point.measures["nonzero_params"], point.trial.number or 0
+
+        return sorted(range(len(self._front)), key=key)
 
     def knee(self) -> Point | None:
         """The member of the front below which accuracy falls fastest (see `pareto.knee`); None without a front."""
-        if not self._front:
-            return None
-        members = self.front()
-        losses_of = {id(point): loss for point, loss in self._front}
-        return members[knee(np.array([losses_of[id(point)] for point in members]))]
+        order = self._order()
+        return self._front[order[knee(self._losses[order])]] if order else None
 
     def hypervolume(self) -> float:
         """The front's hypervolume on the scale of `Objective.loss`, from 0 (no better than dense) to 1."""
         return self._hypervolume
-
-
-def _dominates(a: np.ndarray[Any, np.dtype[np.float64]], b: np.ndarray[Any, np.dtype[np.float64]]) -> bool:
-    return bool((a <= b).all() and (a < b).any())
 
 
 @dataclass(frozen=True)

@@ -227,4 +227,4 @@ def row(cell: tuple[str, str, int], results: list[Result]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run("compact", compact, ("--seeds", {"type": int, "default": 5}))
+    run("compact", compact, ("--seeds", {"type": int, "default": 3}))

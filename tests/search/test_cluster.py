@@ -1,5 +1,6 @@
 """Searches as jobs of a real Ray cluster: nodes that come and go, PostgreSQL, and an MLflow server with a password."""
 
+import contextlib
 import json
 import re
 import subprocess
@@ -112,6 +113,7 @@ def test_an_address_where_no_cluster_is_is_refused_at_once(cluster: RayCluster, 
         assert problem in refused.stderr
 
 
+@pytest.mark.slow
 def test_ray_client_runs_the_driver_on_the_head_with_code_from_here(cluster: RayCluster, tmp_path: Path) -> None:
     (cluster.work / "my_nets.py").write_text(
         "from torch import nn\n\n\ndef small():\n"
@@ -121,7 +123,9 @@ def test_ray_client_runs_the_driver_on_the_head_with_code_from_here(cluster: Ray
     config_text = yaml.safe_load(Path(config).read_text())
     del config_text["penalties"], config_text["space"]["penalties.layer.strength"]
     Path(config).write_text(yaml.safe_dump(config_text))
-    done = cluster.run("search", config, "--address", f"ray://127.0.0.1:{cluster.client}", "--name", "remote", "--json")
+    done = cluster.run(
+        "search", config, "--address", f"ray://127.0.0.1:{cluster.client}", "--name", "remote", "--json", seconds=240
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["trials"] == {"completed": 2, "stopped": 0, "failed": 0}
     assert "The search remote has begun" in done.stderr
@@ -225,5 +229,8 @@ def events(directory: Path, kind: str) -> list[Event]:
 
 def trains(node: subprocess.Popen[str]) -> bool:
     """Whether a trial trains in one of a node's processes at this moment."""
-    names = [" ".join(process.cmdline()) for process in psutil.Process(node.pid).children(recursive=True)]
-    return any("ray::CandidateTrainable.train" in name for name in names)
+    for process in psutil.Process(node.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            if "ray::CandidateTrainable.train" in " ".join(process.cmdline()):
+                return True
+    return False

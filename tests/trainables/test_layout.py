@@ -18,6 +18,7 @@ from tests.trainables.packs.made import (
 from trainables import Candidate
 from trainables.layout import align_gradients, align_state, thin
 from trainables.models.resnet import BasicBlock
+from trainables.optimizers import take_step
 from trainables.packs import Pack
 from trainables.penalties import PENALTIES
 from trainables.penalties.base import GroupPenalty
@@ -87,7 +88,9 @@ def test_convolutions_get_images_with_channels_last_and_gradients_have_the_strid
     assert all(v.stride() == p.stride() for p, s in training.optimizer.state.items() for v in s.values() if v.shape == p.shape)
 
 
-def test_gradients_that_autograd_lays_out_otherwise_are_aligned_before_the_optimizer_sees_them() -> None:
+def test_gradients_that_autograd_lays_out_otherwise_are_aligned_before_the_optimizer_sees_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     training = Training(pair(model=AMBIGUOUS)[1])
     before, at_the_step = [], []
 
@@ -98,9 +101,12 @@ def test_gradients_that_autograd_lays_out_otherwise_are_aligned_before_the_optim
 
     for parameter in training.thin:
         parameter.register_post_accumulate_grad_hook(otherwise)
-    training.optimizer.register_step_pre_hook(
-        lambda *_: at_the_step.append(all(p.grad is not None and p.grad.stride() == p.stride() for p in training.parameters))
-    )
+
+    def watched(optimizer: torch.optim.Optimizer) -> None:
+        at_the_step.append(all(p.grad is not None and p.grad.stride() == p.stride() for p in training.parameters))
+        take_step(optimizer)
+
+    monkeypatch.setattr("trainables.training.take_step", watched)
     training.run_epoch()
     assert not any(before)
     assert len(at_the_step) == 5 and all(at_the_step)

@@ -25,7 +25,7 @@ from trainables.models.factory import Factory
 
 pytestmark = pytest.mark.timeout(500)
 
-TRIALS, EPOCHS = 16, 60
+TRIALS, EPOCHS = 16, 150
 
 
 @pytest.fixture(scope="module")

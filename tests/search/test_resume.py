@@ -246,7 +246,8 @@ def test_a_search_ends_after_its_time_and_after_trials_without_a_gain(tmp_path: 
             else:
                 assert 3000 < interrupt.deadline - time.monotonic() < 3600
 
-    timed = run_search(small_config(tmp_path, search={"trials": 1000, "time": "1h"}), EndsItsTime(), interrupt=interrupt)
+    many = small_config(tmp_path, search={"trials": 1000, "time": "1h"}, resources={"pack": 1})
+    timed = run_search(many, EndsItsTime(), interrupt=interrupt)
     assert 0 < len(timed.ledger.trials) < 100
     assert not timed.interrupted
     still = {"sparsifier.sparsity": {"low": 0.5, "high": 0.5}}

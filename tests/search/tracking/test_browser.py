@@ -96,7 +96,7 @@ def test_front_html_renders_offline_with_its_points_and_a_click_on_one_names_its
     page.get_by_text("front.html", exact=True).first.click()
     frame = page.frame_locator("iframe")
     front = frame.locator("#front .scatterlayer .trace").nth(1).locator("path.point")
-    expect(front).to_have_count(len(opened.result.front))
+    expect(front).to_have_count(len(opened.result.front), timeout=30_000)
     expect(frame.locator("#values .parcoords")).to_be_visible()
     smallest = min(opened.result.front, key=lambda point: point.measures["nonzero_params"])
     place = front.first.bounding_box()

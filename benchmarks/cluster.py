@@ -34,7 +34,7 @@ from benchmarks.common import Outcome, at_least, run
 from benchmarks.scale import CONFIG, Nothing
 from search.config import load
 from search.nodes import start_local_ray
-from search.observer import Progress
+from search.progress import Progress
 from search.records import Ledger
 from search.runner import run_search
 

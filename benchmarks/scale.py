@@ -17,7 +17,7 @@ from ray import tune
 from benchmarks.common import Outcome, at_most, run
 from search.config import load
 from search.nodes import start_local_ray
-from search.observer import Progress
+from search.progress import Progress
 from search.records import Ledger
 from search.runner import run_search
 

@@ -29,7 +29,7 @@ from benchmarks.workloads import NETWORKS, Workload, assembled, epochs, splits
 from search.config import Config
 from search.driver_only import DriverOnly
 from search.nodes import start_local_ray
-from search.observer import Progress
+from search.progress import Progress
 from search.records import Ledger
 from search.runner import run_search
 from trainables.data import HuggingFace

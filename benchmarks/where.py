@@ -18,7 +18,7 @@ from benchmarks.common import Outcome
 from benchmarks.cores import Cores
 from search.config import Config
 from search.nodes import start_local_ray
-from search.observer import Progress
+from search.progress import Progress
 from search.records import Ledger
 from search.runner import run_search
 from trainables.trainable import CandidateTrainable

@@ -125,7 +125,7 @@ def resume(
 @contextlib.contextmanager
 def _sent(address: str | None, config: "Config", working_dir: Path | None) -> "Iterator[str | None]":
     """The code that the nodes of a cluster are sent, if any, in a directory for the time of the block."""
-    from search.cluster import directory_of_factories, staged
+    from search.submission import directory_of_factories, staged
 
     code = working_dir or (directory_of_factories(config) if address else None)
     if code is None:

@@ -12,8 +12,8 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from search.cluster import directory_of_factories, staged
 from search.config import check_name, load
+from search.submission import directory_of_factories, staged
 from trainables.errors import UserError
 
 _ATTEMPTS, _LATE = 3, "Starting Ray client server failed"

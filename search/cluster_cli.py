@@ -41,16 +41,17 @@ def submit(
     wait: Annotated[bool, typer.Option(help="Wait until the search has begun, and print where to watch it.")] = True,
 ) -> None:
     """Run a search on a cluster as a job, which goes on when this machine goes away."""
+    from search import submission
     from search.cluster import Cluster
 
     if (config is None) == (resume is None):
         raise UserError("say what to submit: a config, or --resume SEARCH")
     cluster = Cluster(address)
     if resume is not None:
-        job = cluster.resume(resume, overrides or [], storage_path, working_dir)
+        job = submission.resume(cluster, resume, overrides or [], storage_path, working_dir)
     else:
         assert config is not None
-        job = cluster.submit(config, overrides or [], name, working_dir)
+        job = submission.submit(cluster, config, overrides or [], name, working_dir)
     # The name first: a wait that is cut off must not hide it.
     print(f"Submitted {job.search}, as job {job.job_id}.", flush=True)
     if wait:

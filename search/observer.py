@@ -14,22 +14,13 @@ from ray.tune.experiment import Trial
 from search.driver_only import DriverOnly
 from search.interrupt import Interrupt
 from search.journal import Event, Journal
+from search.progress import Progress
 from search.records import Ledger, Point, TrialRecord, label
 from search.storage import delete
 from search.tracking import Recorder
 from trainables.measures import EXTRA_MEASURES, MEASURES
 
 log = logging.getLogger(__name__)
-
-
-class Progress:
-    """Whoever shows how the search goes; this one shows nothing."""
-
-    def begun(self, search: str, page: str | None) -> None:
-        """Called before the first trial, with the page of the search in an MLflow server, if there is one."""
-
-    def update(self, ledger: Ledger) -> None:
-        """Called when a trial starts, reports or ends."""
 
 
 class Observer(DriverOnly, tune.Callback):

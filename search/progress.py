@@ -2,19 +2,29 @@
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import rich.progress
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
-from search.observer import Progress
-from search.records import Ledger
+if TYPE_CHECKING:
+    from search.records import Ledger
 
 _LINE_EVERY_S = 5.0
 
 BEGUN = "The search {search} has begun"
 """How the line begins that says so."""
+
+
+class Progress:
+    """Whoever shows how the search goes; this one shows nothing."""
+
+    def begun(self, search: str, page: str | None) -> None:
+        """Called before the first trial, with the page of the search in an MLflow server, if there is one."""
+
+    def update(self, ledger: "Ledger") -> None:
+        """Called when a trial starts, reports or ends."""
 
 
 class ProgressDisplay(Progress):
@@ -48,7 +58,7 @@ class ProgressDisplay(Progress):
         watch = f"; watch it at {page}" if page else ""
         self.console.print(f"{BEGUN.format(search=search)}{watch}", markup=False, highlight=False, soft_wrap=True)
 
-    def update(self, ledger: Ledger) -> None:
+    def update(self, ledger: "Ledger") -> None:
         """Shows the present state; without a terminal, at most one line every few seconds."""
         done = len(ledger.trials) - ledger.counts["running"]
         if self.console.is_terminal:
@@ -59,7 +69,7 @@ class ProgressDisplay(Progress):
             self.console.print(self._state(ledger, done), highlight=False)
             self.last_line = time.monotonic()
 
-    def _state(self, ledger: Ledger, done: int) -> str:
+    def _state(self, ledger: "Ledger", done: int) -> str:
         stopped, failed = ledger.counts["stopped"], ledger.counts["failed"]
         parts = [f"{done}/{ledger.planned} trials"]
         if stopped:

@@ -14,11 +14,13 @@ from pydantic import ValidationError
 from ray import tune
 
 from search.config import Config, explain_first
+from search.controller import starts_are_awaited
 from search.interrupt import Interrupt
 from search.nodes import check_fits, ray_session, room
 from search.objectives import Direction
-from search.observer import Observer, Progress
+from search.observer import Observer
 from search.packing import Packing, pack
+from search.progress import Progress
 from search.records import Point, SearchResult, label
 from search.scheduler import MultiObjectiveASHA
 from search.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
@@ -147,7 +149,7 @@ def _run(
             if progress is not None:
                 progress.begun(folder.search, recorder.page_address)
             if searcher.to_come:
-                with seats(packing.size, packing.processes):
+                with seats(packing.size, packing.processes), starts_are_awaited():
                     _run_trials(session, searcher, scheduler, observer, trainable)
         finally:
             result = _finish(session, observer, recorder, before + time.monotonic() - begun)

@@ -223,6 +223,11 @@ class Seats:
         """Whether the seat was taken, and is there."""
         return tracked_actor in self.seats and self.seats[tracked_actor].begun
 
+    def is_starting(self, tracked_actor: TrackedActor) -> bool:
+        """Whether its process has its resources, and the seat was not taken yet."""
+        seat = self.seats.get(tracked_actor)
+        return seat is not None and not seat.begun and seat.process.actor in self.inner._live_actors_to_ray_actors_resources
+
     def is_actor_failed(self, tracked_actor: TrackedActor) -> bool:
         """Whether it was lost."""
         return tracked_actor in self.failed

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 FORBIDDEN_IN_TRAINABLES = {"ray", "optuna", "mlflow", "search"}
 
@@ -46,3 +48,16 @@ def test_only_tracking_imports_mlflow() -> None:
     importers = {f.relative_to(ROOT / "search") for f in (ROOT / "search").rglob("*.py") if "mlflow" in imported_packages(f)}
     assert importers
     assert all(path.parts[0] == "tracking" for path in importers), importers
+
+
+@pytest.mark.parametrize(
+    ("module", "unneeded"),
+    [
+        ("search.cli", ("torch", "ray", "optuna", "mlflow", "pandas")),
+        ("search.cluster", ("torch", "optuna", "mlflow", "ray.tune")),
+    ],
+)
+def test_a_command_does_not_wait_for_imports_that_it_does_not_need(module: str, unneeded: tuple[str, ...]) -> None:
+    program = f"import sys, {module}\nprint([name for name in {unneeded} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=100, check=True)
+    assert done.stdout.strip() == "[]"

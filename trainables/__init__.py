@@ -3,9 +3,22 @@
 `from trainables import Candidate, train, compact, measure` is all that a notebook needs.
 """
 
-from trainables.candidate import Candidate
-from trainables.compaction import compact
-from trainables.measures import measure
-from trainables.training import train
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainables.candidate import Candidate
+    from trainables.compaction import compact
+    from trainables.measures import measure
+    from trainables.training import train
 
 __all__ = ["Candidate", "compact", "measure", "train"]
+
+_HOMES = {"Candidate": "candidate", "compact": "compaction", "measure": "measures", "train": "training"}
+"""Imported when they are asked for, since torch takes over a second, which a command that trains nothing need not wait for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'trainables' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"trainables.{_HOMES[name]}"), name)

@@ -12,7 +12,7 @@ from mlflow.entities import Run
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from search.observer import Progress
+from search.progress import Progress
 from search.records import Ledger, SearchResult
 
 

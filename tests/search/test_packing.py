@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from search import packing
 from search.config import Config
 from search.interrupt import Interrupt
-from search.observer import Progress
 from search.packing import pack
+from search.progress import Progress
 from search.records import Ledger
 from search.runner import resume_search, run_search
 from tests.conftest import SMALL_CONFIG, small_config

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from search.config import load
 from search.interrupt import Interrupt
 from search.journal import JOURNAL_FILE, Journal, read_events
-from search.observer import Progress
+from search.progress import Progress
 from search.records import Ledger, SearchResult
 from search.runner import resume_search, run_search, sync_search
 from tests.conftest import SMALL_CONFIG, small_config

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from search.config import Config
 from search.journal import Journal
-from search.observer import Progress
+from search.progress import Progress
 from search.records import Ledger, SearchResult
 from search.report import as_json
 from search.runner import resume_search, run_search

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from search.config import Config
-from search.observer import Progress
+from search.progress import Progress
 from search.records import Ledger
 from search.runner import run_search
 from search.tracking import compare, recorder

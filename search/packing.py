@@ -58,8 +58,9 @@ def _fastest(config: Config, candidate: Candidate, places: int) -> int:
     most = min(config.search.trials // (_ROUNDS * places), _MOST)
     if most < _LEAST:
         return 1
+    threads = max(1, int(resources.cpu))
     if not resources.gpu:
-        return best_size(candidate, most)
+        return best_size(candidate, most, threads=threads)
     where_trials_run = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu, resources=resources.custom)(best_size)
-    size: int = ray.get(where_trials_run.remote(candidate, most, "cuda"))
+    size: int = ray.get(where_trials_run.remote(candidate, most, "cuda", threads))
     return size

@@ -60,7 +60,7 @@ def time_networks(networks: Sequence[nn.Module], inputs: Tensor, options: Latenc
     batch = inputs[torch.arange(options.batch_size) % len(inputs)]
     modes = [network.training for network in networks]
     runs = [_run(network.eval(), batch) for network in networks]
-    with _threads(options.threads):
+    with threads_set(options.threads):
         for run in runs:
             for _ in range(options.warm_up):
                 run(1)
@@ -94,7 +94,8 @@ def _run(network: nn.Module, batch: Tensor) -> Callable[[int], float]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads_set(count: int) -> Iterator[None]:
+    """Within, torch computes on so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -127,7 +127,7 @@ def test_a_pack_is_measured_and_leaves_the_search_rounds_to_learn_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trials: int, concurrency: int | str, most: int | None
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(packing, "best_size", lambda _, most: asked.append(most) or 4)
+    monkeypatch.setattr(packing, "best_size", lambda _, most, threads: asked.append(most) or 4)
     monkeypatch.setattr(packing, "room", lambda _: lambda: 2 if concurrency == "auto" else concurrency)
     found = pack(packed(tmp_path, "auto", trials, search={"concurrency": concurrency}))
     assert asked == ([] if most is None else [most])

@@ -7,6 +7,7 @@ import torch
 
 from trainables.candidate import Candidate
 from trainables.data import Split
+from trainables.latency import threads_set
 from trainables.packs.packable import packable_training
 from trainables.packs.plan import Plan
 from trainables.packs.stack import Stack
@@ -19,26 +20,36 @@ _LONG_S = 0.1
 _GAIN = 1.1
 """The smallest pack is taken of those that take at most so many times as long as the fastest."""
 
-_MEASURED_S, _STEPS = 0.05, 3
-"""Steps are taken for so long, and at least so many."""
+_ROUNDS = 5
+"""So often each size is measured, in turn, and the fastest of its rounds counts: what else a machine does only adds time."""
+
+_MEASURED_S, _STEPS = 0.02, 3
+"""Of a round: steps are taken for so long, and at least so many."""
 
 
-def best_size(candidate: Candidate, most: int, device: torch.device | str = "cpu") -> int:
-    """The size of pack (1, 2, 4, … up to `most`) that trains candidates like this one fastest; 1 if it does not pack."""
-    members = [Training(candidate, device)]
-    if packable_training(members[0]) is not None:
+def best_size(candidate: Candidate, most: int, device: torch.device | str = "cpu", threads: int = 1) -> int:
+    """The size of pack (1, 2, 4, … up to `most`) that trains candidates like this one fastest; 1 if it does not pack.
+
+    Args:
+        candidate: whose architecture, data, batch size and penalties count.
+        most: members at most.
+        device: that they are to train on.
+        threads: of a trial, where that is the CPU.
+    """
+    first = Training(candidate, device)
+    if packable_training(first) is not None:
         return 1
-    train, size = members[0].data.train, candidate.training.batch_size
+    train, size = first.data.train, candidate.training.batch_size
     batch = Split(train.inputs[:size], train.labels[:size])
-    seconds = {1: _alone(members[0], batch)}
+    with threads_set(threads):
+        if _alone(first, batch) > _LONG_S:
+            return 1
+        sizes = [2**n for n in range(most.bit_length())]  # a pack of two may gain nothing where larger ones do
+        members = [first, *(Training(candidate, device) for _ in range(sizes[-1] - 1))]
+        rounds = [[_alone(first, batch), *(_packed(members[:size], batch) / size for size in sizes[1:])] for _ in range(_ROUNDS)]
+    seconds = [min(each) for each in zip(*rounds, strict=True)]
     """Of a step, for each member, by the size of the pack."""
-    if seconds[1] > _LONG_S:
-        return 1
-    while 2 * len(members) <= most:  # a pack of two may gain nothing where larger ones do
-        members += [Training(candidate, device) for _ in range(len(members))]
-        seconds[len(members)] = _packed(members, batch) / len(members)
-    fastest = min(seconds.values())
-    return min(size for size, each in seconds.items() if each <= _GAIN * fastest)
+    return next(size for size, each in zip(sizes, seconds, strict=True) if each <= _GAIN * min(seconds))
 
 
 def _alone(training: Training, batch: Split) -> float:
@@ -65,7 +76,10 @@ def _packed(members: list[Training], batch: Split) -> float:
             member.step = 1
         stack.train_step(step, inputs, labels, plan, 0)
 
-    return _seconds(take, first.device)
+    seconds = _seconds(take, first.device)
+    for row in range(count):
+        stack.release(row)
+    return seconds
 
 
 def _seconds(take: Callable[[], object], device: torch.device) -> float:

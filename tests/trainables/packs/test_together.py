@@ -1,5 +1,6 @@
 """Trainings in threads of one process: they take their epochs in packs, and none waits for what does not come."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from tests.trainables.packs.made import candidates, trained_alone
 from trainables.errors import TrialFailure
 from trainables.packs import best_size
+from trainables.packs.stack import Stack
 from trainables.packs.together import Left, SharedProcess, Together
 from trainables.training import Training
 
@@ -153,15 +155,22 @@ def test_the_best_size_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     candidate = candidates(1)[0]
     assert best_size(candidate, 1) == 1
     assert best_size(candidates(1, out_of_memory="halve")[0], 8) == 1
-    times = iter([1.0, 1.2, 1.6, 3.1, 99.0])  # of a step of 1, 2, 4 and 8: eight take twice as long as four
+    rounds = [[1.0, 1.2, 1.6, 3.1, 9.0] for _ in range(5)]  # of a step of 1 to 16: eight take twice as long as four
+    rounds[0][2] = rounds[1][3] = rounds[4][4] = 99.0  # something else kept the machine busy
+    times = iter([1.0, *itertools.chain(*rounds)])
     monkeypatch.setattr("trainables.packs.calibrate._LONG_S", 2.0)
     monkeypatch.setattr("trainables.packs.calibrate._seconds", lambda take, _: (take(), next(times))[1])
     assert best_size(candidate, 16) == 4
+    assert next(times, None) is None
     times = iter([3.0])
     assert best_size(candidate, 16) == 1  # its steps are long alone
 
 
-def test_measuring_the_best_size_takes_real_steps() -> None:
-    state = torch.get_rng_state()
-    assert best_size(candidates(1)[0], 4) in (1, 2, 4)
+def test_measuring_the_best_size_takes_real_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, threads = torch.get_rng_state(), []
+    train_step = Stack.train_step
+    monkeypatch.setattr(Stack, "train_step", lambda *a: (threads.append(torch.get_num_threads()), train_step(*a))[1])
+    assert best_size(candidates(1)[0], 4, threads=2) in (1, 2, 4)
+    assert set(threads) == {2}
+    assert torch.get_num_threads() == 1
     assert torch.equal(state, torch.get_rng_state())

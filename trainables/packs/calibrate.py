@@ -44,7 +44,7 @@ def best_size(candidate: Candidate, most: int, device: torch.device | str = "cpu
     with threads_set(threads):
         if _alone(first, batch) > _LONG_S:
             return 1
-        sizes = [2**n for n in range(most.bit_length())]  # a pack of two may gain nothing where larger ones do
+        sizes = [1 << n for n in range(most.bit_length())]  # a pack of two may gain nothing where larger ones do
         members = [first, *(Training(candidate, device) for _ in range(sizes[-1] - 1))]
         rounds = [[_alone(first, batch), *(_packed(members[:size], batch) / size for size in sizes[1:])] for _ in range(_ROUNDS)]
     seconds = [min(each) for each in zip(*rounds, strict=True)]

@@ -10,6 +10,7 @@ from search.config import Config
 from search.nodes import room
 from trainables.candidate import Candidate
 from trainables.errors import UserError
+from trainables.gpu import take_share
 from trainables.packs import best_size, packable
 
 _ROUNDS = 5
@@ -61,6 +62,11 @@ def _fastest(config: Config, candidate: Candidate, places: int) -> int:
     threads = max(1, int(resources.cpu))
     if not resources.gpu:
         return best_size(candidate, most, threads=threads)
-    where_trials_run = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu, resources=resources.custom)(best_size)
-    size: int = ray.get(where_trials_run.remote(candidate, most, "cuda", threads))
+    where_trials_run = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu, resources=resources.custom)(_fastest_on_a_gpu)
+    size: int = ray.get(where_trials_run.remote(candidate, most, resources.gpu, threads))
     return size
+
+
+def _fastest_on_a_gpu(candidate: Candidate, most: int, gpus: float, threads: int) -> int:
+    take_share(gpus)
+    return best_size(candidate, most, "cuda", threads)

@@ -27,7 +27,7 @@ def thin(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
 
 
 def align_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Gives gradients the strides of their parameters: fused optimisers on a GPU refuse others, even if they mean the same."""
+    """Gives gradients the strides of their parameters: fused optimisers on a GPU may refuse others that mean the same."""
     for parameter in parameters:
         gradient = parameter.grad
         if gradient is not None and gradient.stride() != parameter.stride():

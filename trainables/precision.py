@@ -1,9 +1,11 @@
-"""bfloat16 where a training asks for it: in the forward pass of its steps, by torch's autocast; all else stays as it is.
+"""How exactly networks compute: bfloat16 in the forward pass of training steps that ask for it, and all of float32 in checks.
 
-It has the range of float32, so that no scaling of the loss is needed, and 8 bits of precision.
+bfloat16 comes by torch's autocast; all else stays as it is. It has the range of float32, so that no scaling of the loss is
+needed, and 8 bits of precision.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -17,6 +19,24 @@ Precision = Literal["auto", "float32", "bf16"]
 def forward_pass(device: torch.device, bf16: bool) -> AbstractContextManager[object]:
     """Around the forward pass of a training step on `device`."""
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+@contextmanager
+def all_of_float32() -> Iterator[None]:
+    """Within, products and convolutions of float32 on a GPU have all its 24 bits of precision.
+
+    As torch has it by default, convolutions round what they multiply to TF32's 11 bits: two networks that are the same function,
+    one with its batch norms folded, then differ by 1e-3.
+    """
+    kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+        yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
 
 
 def wide(tensor: Tensor) -> Tensor:

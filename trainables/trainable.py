@@ -13,6 +13,7 @@ from trainables.candidate import Candidate
 from trainables.data.factory import SESSION
 from trainables.distributed.team import Team
 from trainables.errors import TrialFailure, UserError
+from trainables.gpu import take_share
 from trainables.packs.together import Alone
 from trainables.refit import Refit
 from trainables.storage import network_file, store
@@ -69,7 +70,7 @@ class CandidateTrainable(tune.Trainable):
         training = self._new_training(Candidate.model_validate(self.candidate))
         if self.resume_from is not None:
             with tune.Checkpoint(self.resume_from).as_directory() as directory:  # copied here where it lies in a bucket
-                training.load_state_dict(torch.load(Path(directory, TRAINING_FILE), weights_only=True))
+                training.load_state_dict(torch.load(Path(directory, TRAINING_FILE), weights_only=True, map_location="cpu"))
             self.resume_from = None
         return training
 
@@ -77,8 +78,7 @@ class CandidateTrainable(tune.Trainable):
         gpus, threads = self.resources.get("GPU", 0), max(1, int(self.resources["CPU"] / self.processes))
         device = "cuda" if gpus else "cpu"
         torch.set_num_threads(threads)
-        if 0 < gpus < 1:  # so that no trial takes the memory of those that it shares the GPU with
-            torch.cuda.set_per_process_memory_fraction(gpus)
+        take_share(gpus)  # no trial takes the memory of those that it shares the GPU with
         if self.processes == 1:
             return Training(candidate, device)
         if self.team is None or self.team.size != self.processes:

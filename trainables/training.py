@@ -63,7 +63,7 @@ class Training:
         seed = self.options.seed or 0
         self.shuffler = torch.Generator().manual_seed(seed)
         self.augmenter = torch.Generator().manual_seed((seed + _AUGMENTATION_STREAM) % 2**63)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=self._gpus()):
             torch.manual_seed(seed)  # torch's initialisers know only the global generator
             self.model = candidate.model.build(self.data.input_shape, self.data.classes)
             self.noise = self._noise()
@@ -93,6 +93,9 @@ class Training:
         drawn = torch.randperm(len(train.labels), generator=generator)[:count].to(train.labels.device)
         return self.data.prepare(train.inputs[drawn]), train.labels[drawn].to(self.device)
 
+    def _gpus(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []
+
     def _noise(self) -> dict[str, Tensor]:
         """The state of torch's global generators, by kind of device."""
         state = {"cpu": torch.get_rng_state()}
@@ -101,7 +104,7 @@ class Training:
     @contextmanager
     def _own_noise(self) -> Iterator[None]:
         """Lends torch's global generators the state of this training: dropout knows no other. They get theirs back."""
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=self._gpus()):
             torch.set_rng_state(self.noise["cpu"])
             if "cuda" in self.noise:
                 torch.cuda.set_rng_state(self.noise["cuda"], self.device)
@@ -318,7 +321,7 @@ class Training:
             self.sparsifier.load_state_dict(state["sparsifier"])
         self.shuffler.set_state(state["shuffler"].cpu())
         self.augmenter.set_state(state["augmenter"].cpu())
-        self.noise = {kind: noise.cpu() for kind, noise in state["noise"].items()}
+        self.noise |= {kind: noise.cpu() for kind, noise in state["noise"].items() if kind in self.noise}
 
 
 def _inner_layers(model: nn.Module) -> list[Layer]:

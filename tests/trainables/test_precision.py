@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from tests.conftest import SMALL_CANDIDATE
 from trainables import Candidate, train
-from trainables.errors import UserError
+from trainables.compaction import compact
+from trainables.errors import TrialFailure, UserError
 from trainables.measures import accuracy
 from trainables.precision import check_bf16
 from trainables.training import Training
@@ -115,3 +116,18 @@ def test_a_gpu_without_bf16_is_refused_in_one_sentence(monkeypatch: pytest.Monke
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ValidationError, match="'auto', 'float32' or 'bf16'"):
         small("half")
+
+
+def test_compaction_is_checked_in_all_of_float32() -> None:
+    kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [kind.fp32_precision for kind in kinds]
+    assert before[0] == "tf32"  # torch's default
+    seen: list[list[str]] = []
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    model.register_forward_pre_hook(lambda *_: seen.append([kind.fp32_precision for kind in kinds]))
+    compact(model, torch.rand(3, 4))
+    assert seen
+    assert all(precisions == ["ieee", "ieee"] for precisions in seen)
+    with pytest.raises(TrialFailure):
+        compact(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.full((3, 4), float("nan")))
+    assert [kind.fp32_precision for kind in kinds] == before

@@ -19,6 +19,7 @@ from trainables.errors import TrialFailure
 from trainables.graph import copied, trace
 from trainables.measures import measure
 from trainables.options import Options
+from trainables.precision import all_of_float32
 
 Action = Literal[
     "folded",
@@ -90,17 +91,18 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
     training = model.training
     model.eval()
     try:
-        network = copied(trace(model) if options.enabled else model).eval()
-        steps: list[tuple[str, Action, str]] = []
-        if isinstance(network, fx.GraphModule) and options.enabled:
-            steps = _transform(network, inputs, options)
-            _tidy(network)
-            make_quick(network)
-        difference = relative_difference(model, network, inputs)
-        if isinstance(network, fx.GraphModule) and options.approximate:
-            steps += _merge_approximately(network, options)
-            _tidy(network)
-            network.recompile()
+        with all_of_float32():
+            network = copied(trace(model) if options.enabled else model).eval()
+            steps: list[tuple[str, Action, str]] = []
+            if isinstance(network, fx.GraphModule) and options.enabled:
+                steps = _transform(network, inputs, options)
+                _tidy(network)
+                make_quick(network)
+            difference = relative_difference(model, network, inputs)
+            if isinstance(network, fx.GraphModule) and options.approximate:
+                steps += _merge_approximately(network, options)
+                _tidy(network)
+                network.recompile()
     finally:
         model.train(training)
     if not difference <= options.tolerance:  # NaN too

@@ -13,6 +13,7 @@ from trainables.data.ahead import ahead
 from trainables.data.room import Empty, in_process, pieces
 from trainables.data.transforms import Augment, augment, channel_statistics
 from trainables.errors import UserError
+from trainables.gpu import free_memory
 from trainables.options import Options, Registry
 
 PREFETCH = 4
@@ -111,7 +112,7 @@ class Dataset:
         mean, std = (None if constant is None else constant.to(device) for constant in (self.mean, self.std))
         moved = replace(self, mean=mean, std=std, device=device)
         splits = (self.train, self.validation, self.test)
-        if device.type == "cuda" and 2 * sum(t.nbytes for s in splits for t in s) > torch.cuda.mem_get_info(device)[0]:
+        if device.type == "cuda" and 2 * sum(t.nbytes for s in splits for t in s) > free_memory(device):
             return moved
         train, validation, test = (Split(s.inputs.to(device), s.labels.to(device)) for s in splits)
         return replace(moved, train=train, validation=validation, test=test)

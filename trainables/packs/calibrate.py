@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 
@@ -44,8 +45,12 @@ def best_size(candidate: Candidate, most: int, device: torch.device | str = "cpu
     with threads_set(threads):
         if _alone(first, batch) > _LONG_S:
             return 1
-        sizes = [1 << n for n in range(most.bit_length())]  # a pack of two may gain nothing where larger ones do
-        members = [first, *(Training(candidate, device) for _ in range(sizes[-1] - 1))]
+        members, sizes = [first], [1]
+        with suppress(torch.OutOfMemoryError):  # larger packs have no room
+            while 2 * len(members) <= most:  # a pack of two may gain nothing where larger ones do
+                members += [Training(candidate, device) for _ in range(len(members))]
+                _packed(members, batch)
+                sizes.append(len(members))
         rounds = [[_alone(first, batch), *(_packed(members[:size], batch) / size for size in sizes[1:])] for _ in range(_ROUNDS)]
     seconds = [min(each) for each in zip(*rounds, strict=True)]
     """Of a step, for each member, by the size of the pack."""
@@ -86,6 +91,8 @@ def _seconds(take: Callable[[], object], device: torch.device) -> float:
     """Of one step."""
     for _ in range(2):
         take()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     taken, begun = 0, time.perf_counter()
     while taken < _STEPS or time.perf_counter() - begun < _MEASURED_S:
         take()

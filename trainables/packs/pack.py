@@ -22,6 +22,9 @@ from trainables.training import Number, Trained, Training
 _OUTPUTS = {"cpu": 2_048, "cuda": 16_384}
 """Validation examples times members that are taken at once: more would not be faster, and fill a cache or a memory."""
 
+_NUMBERS = 2**24
+"""At most so many numbers of inputs are taken at once, times members."""
+
 
 class Pack:
     """Candidates that are trained together: each result is that of `Training` alone, up to rounding.
@@ -162,7 +165,8 @@ class Pack:
     def _val_accuracies(self, stack: Stack, step: Step) -> list[float]:
         inputs, labels = stack.members[0].data.validation
         parameters = stack.named(stack.weights)
-        size = max(1, _OUTPUTS[self.device.type] // len(stack.members))
+        at_once = min(_OUTPUTS[self.device.type], _NUMBERS // max(inputs[0].numel(), 1))
+        size = max(1, at_once // len(stack.members))
         correct = torch.zeros(len(stack.members), dtype=torch.long, device=self.device)
         for some, wanted in zip(inputs.split(size), labels.split(size), strict=True):
             outputs = step.outputs(parameters, stack.buffers, stack.members[0].data.prepare(some))

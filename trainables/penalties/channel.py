@@ -83,7 +83,7 @@ class ChannelSparsity(GroupPenalty):
 
         def shrink(group: Units, threshold: Tensor) -> None:
             tensors = group.tensors
-            shrunk = shrink_units(tensors, group.owners, group.units, threshold.to(group.weight) * group.weight)
+            shrunk = shrink_units(tensors, group.owners, group.units, threshold * group.weight)
             for tensor, smaller in zip(tensors, shrunk, strict=True):
                 tensor.copy_(smaller)
 

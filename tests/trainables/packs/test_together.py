@@ -157,13 +157,23 @@ def test_the_best_size_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert best_size(candidates(1, out_of_memory="halve")[0], 8) == 1
     rounds = [[1.0, 1.2, 1.6, 3.1, 9.0] for _ in range(5)]  # of a step of 1 to 16: eight take twice as long as four
     rounds[0][2] = rounds[1][3] = rounds[4][4] = 99.0  # something else kept the machine busy
-    times = iter([1.0, *itertools.chain(*rounds)])
+    tried = [9.0] * 4  # whether there is room
+    times = iter([1.0, *tried, *itertools.chain(*rounds)])
     monkeypatch.setattr("trainables.packs.calibrate._LONG_S", 2.0)
     monkeypatch.setattr("trainables.packs.calibrate._seconds", lambda take, _: (take(), next(times))[1])
     assert best_size(candidate, 16) == 4
     assert next(times, None) is None
     times = iter([3.0])
     assert best_size(candidate, 16) == 1  # its steps are long alone
+    times = iter([1.0, 1.2, 1.6, *[1.0, 1.2] * 5])
+
+    def packed(members: list[Training], _: object) -> float:
+        if len(members) > 2:
+            raise torch.OutOfMemoryError("a pack of four")
+        return next(times)
+
+    monkeypatch.setattr("trainables.packs.calibrate._packed", packed)
+    assert best_size(candidate, 16) == 2
 
 
 def test_measuring_the_best_size_takes_real_steps(monkeypatch: pytest.MonkeyPatch) -> None:

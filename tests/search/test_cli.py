@@ -131,7 +131,7 @@ def test_json_in_a_process_of_its_own_is_the_only_line_on_stdout(config_file: Pa
 @pytest.mark.parametrize("twice", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["once", "twice"])
 def test_ctrl_c_exits_130_with_the_front_so_far_and_a_second_one_at_once(config_file: Path, twice: bool) -> None:
     command = [str(Path(sys.executable).with_name("slimfront")), "search", str(config_file), "--json"]
-    command += ["--set", "search.trials=500", "--set", "training.epochs=20"]
+    command += ["--set", "search.trials=500", "--set", "training.epochs=20", "--set", "resources.pack=1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
         seen = ""

@@ -113,6 +113,7 @@ def test_an_address_where_no_cluster_is_is_refused_at_once(cluster: RayCluster, 
         assert problem in refused.stderr
 
 
+@pytest.mark.slow
 def test_ray_client_runs_the_driver_on_the_head_with_code_from_here(cluster: RayCluster, tmp_path: Path) -> None:
     (cluster.work / "my_nets.py").write_text(
         "from torch import nn\n\n\ndef small():\n"

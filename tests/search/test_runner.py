@@ -288,7 +288,9 @@ def test_ctrl_c_ends_the_trials_and_keeps_the_finished_ones(tmp_path: Path) -> N
     before = signal.getsignal(signal.SIGINT)
     started = time.monotonic()
     training = SMALL_CONFIG["training"] | {"epochs": 30}
-    result = run_search(small_config(tmp_path, training=training, search={"trials": 500}), InterruptsAfterTwo())
+    result = run_search(
+        small_config(tmp_path, training=training, search={"trials": 500}, resources={"pack": 1}), InterruptsAfterTwo()
+    )
     assert time.monotonic() - started < 100
     assert signal.getsignal(signal.SIGINT) is before
     assert result.interrupted

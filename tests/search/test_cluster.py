@@ -148,6 +148,7 @@ def test_an_autoscaler_makes_room_for_the_trials_that_are_asked_for(tmp_path: Pa
         assert sum(Path(process.exe()).name == "raylet" for process in processes) == 3
 
 
+@pytest.mark.slow
 def test_a_search_survives_lost_nodes_a_stop_and_a_new_head(
     cluster: RayCluster, tmp_path: Path, postgres: str, postgres_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Candidate", "compact", "measure", "train"]
 
 _HOMES = {"Candidate": "candidate", "compact": "compaction", "measure": "measures", "train": "training"}
-"""Imported when they are asked for, since torch takes over a second, which a command that trains nothing need not wait for."""
+"""Imported when they are asked for, since a command that trains nothing need not wait for torch."""
 
 
 def __getattr__(name: str) -> Any:

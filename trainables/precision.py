@@ -26,7 +26,7 @@ def all_of_float32() -> Iterator[None]:
     """Within, products and convolutions of float32 on a GPU have all its 24 bits of precision.
 
     As torch has it by default, convolutions round what they multiply to TF32's 11 bits: two networks that are the same function,
-    one with its batch norms folded, then differ by 1e-3.
+    one with its batch norms folded, then differ by more than compaction tolerates.
     """
     kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [kind.fp32_precision for kind in kinds]

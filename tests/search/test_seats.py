@@ -88,3 +88,16 @@ def test_a_seat_that_waits_in_a_dead_process_can_still_leave(monkeypatch: pytest
     assert manager.remove_actor(tracked)
     assert manager.next(0)
     assert said == ["left"]
+
+
+def test_a_seat_is_starting_from_when_its_process_has_resources_until_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seats, "RayActorManager", Inner)
+    manager = Seats(None, 4, lambda: 1)  # type: ignore[arg-type]
+    inner: Any = manager.inner
+    live, inner._live_actors_to_ray_actors_resources = inner._live_actors_to_ray_actors_resources, {}
+    tracked = manager.add_actor(Trainable, None, {}, lambda _: None, lambda _: None, lambda *_: None)  # type: ignore[arg-type]
+    assert not manager.is_starting(tracked)
+    inner._live_actors_to_ray_actors_resources = live
+    assert manager.is_starting(tracked)
+    inner.answer("sit")
+    assert not manager.is_starting(tracked)

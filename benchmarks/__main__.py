@@ -14,6 +14,7 @@ BENCHMARKS = {
     "block_sparsity": ["block_sparsity"],
     "penalty_steps": ["penalty_steps"],
     "packs": ["packs"],
+    "compiled": ["compiled"],
     "mapping": ["mapping"],
     "packed_search": ["packed_search"],
     "cka": ["cka"],

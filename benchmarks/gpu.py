@@ -34,6 +34,7 @@ WAIT_S = 600
 
 BF16 = {"precision": "bf16"}
 BF16_LAST = BF16 | {"channels_last": True}
+COMPILED = {"compile": True}
 AUGMENT = {"crop": 4, "flip": True}
 
 
@@ -165,6 +166,9 @@ def rivals(scale: Scale, device: torch.device) -> dict[str, Rival]:
         "one candidate, bf16, channels last": pack(1, training=BF16_LAST),
         "one candidate, augmented": pack(1, augment=AUGMENT),
     }
+    if device.type == "cuda":  # elsewhere it takes longer than all else, and shows nothing new: `benchmarks.compiled` is for that
+        made["one candidate, compiled"] = pack(1, training=COMPILED)
+        made["one candidate, bf16, channels last, compiled"] = pack(1, training=BF16_LAST | COMPILED)
     made |= {f"pack of {count}": pack(count) for count in scale.packs}
     made |= {f"pack of {count}, bf16": pack(count, training=BF16) for count in scale.packs}
     size = GOAL_SIZE if GOAL_SIZE in scale.packs else scale.packs[-1]

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from trainables.compaction import Compaction
+from trainables.compiled import Compile
 from trainables.data import DATA, Data, Digits
 from trainables.latency import Latency
 from trainables.measures import EXTRA_MEASURES
@@ -34,6 +35,7 @@ class TrainingOptions(Options):
     `out_of_memory: halve` takes a batch in two halves, or more, where the GPU's memory is too small, and accumulates gradients.
     `precision: bf16` has the network compute in bfloat16 in training steps; auto is float32, so that results never change by
     themselves. `channels_last` lays images and the weights of convolutions out as many GPUs like them; nothing else changes.
+    `compile: true` has `torch.compile` compile the network for training steps; `auto` does where that is measured to pay back.
     """
 
     epochs: int = Field(30, ge=1)
@@ -48,6 +50,7 @@ class TrainingOptions(Options):
     out_of_memory: Literal["fail", "halve"] = "fail"
     precision: Precision = "auto"
     channels_last: bool = False
+    compile: Compile = False
 
     @property
     def bf16(self) -> bool:

@@ -15,6 +15,9 @@ from trainables.options import Options
 _LEAST_S = 1e-3
 """A shorter time is not measured: a short network runs several times between two looks at the clock."""
 
+_MEASURED_S, _CALLS = 0.02, 3
+"""`seconds_of` calls for so long, and at least so often."""
+
 
 class Latency(Options):
     """How latency is measured: on batches of `batch_size`, with `threads` of the CPU, `runs` times after `warm_up` more."""
@@ -91,6 +94,21 @@ def _run(network: nn.Module, batch: Tensor) -> Callable[[int], float]:
         return (time.perf_counter() - begun) / repeats
 
     return run
+
+
+def seconds_of(take: Callable[[], object], device: torch.device) -> float:
+    """The time of one call of `take`, which computes on `device`: the mean of a few after two that warm up."""
+    for _ in range(2):
+        take()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    taken, begun = 0, time.perf_counter()
+    while taken < _CALLS or time.perf_counter() - begun < _MEASURED_S:
+        take()
+        taken += 1
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return (time.perf_counter() - begun) / taken
 
 
 @contextmanager

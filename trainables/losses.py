@@ -5,24 +5,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from trainables.compiled import Compiled
 from trainables.penalties.base import ActivePenalty
+from trainables.penalties.cka import ActiveFeatures
 from trainables.precision import forward_pass, wide
 
 
 class Losses(nn.Module):
     """The task loss of some examples, and what the penalties add to it."""
 
-    def __init__(self, model: nn.Module, penalties: Sequence[ActivePenalty], *, bf16: bool = False) -> None:
-        """With `bf16` the network computes in bfloat16; both losses are taken in float32."""
+    def __init__(
+        self, model: nn.Module, penalties: Sequence[ActivePenalty], *, bf16: bool = False, compiled: Compiled | None = None
+    ) -> None:
+        """With `bf16` the network computes in bfloat16; both losses are taken in float32. `compiled` is `model`."""
         super().__init__()
         self.model = model
         self.penalties = penalties
         self.bf16 = bf16
+        self.compiled = compiled
 
     def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of `inputs` (N, …) with `labels` (N,), and penalty loss; the latter without gradient where none acts."""
+        watched = any(isinstance(penalty, ActiveFeatures) and penalty.features.watching for penalty in self.penalties)
+        network = self.model if watched or self.compiled is None else self.compiled
         with forward_pass(inputs.device, self.bf16):
-            outputs = self.model(inputs)
+            outputs = network(inputs)
         task_loss = nn.functional.cross_entropy(wide(outputs), labels)
         extra = [value for value in (penalty.loss() for penalty in self.penalties) if value is not None]
         return task_loss, torch.stack(extra).sum() if extra else torch.zeros_like(task_loss)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.candidate import Candidate
+from trainables.compiled import Compiled, pays_back
 from trainables.data import Dataset, Split, load_once
 from trainables.distributed.ranks import Solo
 from trainables.errors import TrialFailure, UserError
@@ -83,6 +84,7 @@ class Training:
             setting = Setting(self.model, self.optimizer, self._total_steps(), seed, self._examples, self.ranks.level)
             self.sparsifier = candidate.sparsifier.attach(setting)
         self.losses: nn.Module | None = None
+        self.compiles = None if options.compile == "auto" else options.compile
         self.weights = list(prunable_weights(self.model).values())
         self.statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
 
@@ -186,9 +188,34 @@ class Training:
         # Where memory may run out on one rank alone, the others must not wait for its gradients in their backward pass.
         overlap = self.options.out_of_memory == "fail"
         sample = self.data.prepare(self.data.train.inputs[:8])
-        losses = self.ranks.wrap(Losses(self.model, self.penalties, bf16=self.options.bf16), sample, overlap=overlap)
+        compiled = Compiled(self.model, self._share_of_batch()) if self._compiles() else None
+        losses = Losses(self.model, self.penalties, bf16=self.options.bf16, compiled=compiled)
+        wrapped = self.ranks.wrap(losses, sample, overlap=overlap)
         self.ranks.level(self.sparsifier.masks.values() if self.sparsifier else ())
-        return losses
+        return wrapped
+
+    def _share_of_batch(self) -> int:
+        """How many examples of a full batch are this rank's."""
+        return len(self.ranks.share(torch.arange(self.options.batch_size))[0])
+
+    def _compiles(self) -> bool:
+        """Whether steps are compiled; decided once, so that a training which is resumed goes on as it was."""
+        if self.compiles is None:
+            self.compiles = self._pays_back()
+        return self.compiles
+
+    def _pays_back(self) -> bool:
+        """Whether most ranks find that it pays back to compile."""
+        count = self._share_of_batch()
+        if len(self.data.train.labels) < self.options.batch_size:
+            return False
+        inputs = self.data.prepare(self.data.train.inputs[:count])
+        inputs = channels_last(inputs) if self.options.channels_last else inputs
+        labels = self.data.train.labels[:count].to(self.device)
+        steps = self._total_steps() - self.step
+        found = [torch.tensor(float(pays_back(self.model, inputs, labels, steps, bf16=self.options.bf16)), device=self.device)]
+        self.ranks.average(found)
+        return bool(found[0] > 0.5)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of training step `step` (from 0)."""
@@ -303,6 +330,7 @@ class Training:
             "epoch": self.epoch,
             "step": self.step,
             "parts": self.parts,
+            "compiles": self.compiles,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sparsifier": self.sparsifier.state_dict() if self.sparsifier else {},
@@ -314,6 +342,7 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken, bit-exactly."""
         self.epoch, self.step, self.parts = state["epoch"], state["step"], state["parts"]
+        self.compiles = state["compiles"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         align_state(self.optimizer)

@@ -129,6 +129,8 @@ def test_a_diverging_training_fails_with_its_reason() -> None:
 def test_no_hook_is_left_after_training(candidate: Candidate) -> None:
     training = Training(candidate)
     training.run_epoch()
+    for penalty in training.penalties:
+        penalty.before_batch(0, 1.0)
     assert any(module._forward_hooks for module in training.model.modules())
     training.close()
     assert not any(module._forward_hooks for module in training.model.modules())

@@ -118,10 +118,11 @@ def _transform(network: fx.GraphModule, inputs: Tensor, options: Compaction) -> 
     split_attention(network)
     apart: list[str] = []
     while True:
-        found: list[tuple[str, Action, str]] = []
+        units: list[tuple[str, Action, str]] = []
         for gone in remove_dead_units(network):
             action: Action = "removed" if gone.whole else "units removed"
-            found.append((gone.layer, action, f"{gone.units} units, constant or unread"))
+            units.append((gone.layer, action, f"{gone.units} units, constant or unread"))
+        found: list[tuple[str, Action, str]] = []
         for gone in remove_dead_heads(network):
             found.append((gone.layer, "removed" if gone.whole else "heads removed", f"{gone.units} heads, constant or unread"))
         found += [(name, "block removed", "its residual branch is zero") for name in drop_empty_branches(network)]
@@ -134,8 +135,8 @@ def _transform(network: fx.GraphModule, inputs: Tensor, options: Compaction) -> 
                 (gone.layer, "units removed", f"{gone.units} channels, dead in each layer coupled to it")
                 for gone in gone_together
             ]
-        steps += found
-        if not found:
+        steps += [*units, *found]
+        if not found:  # units are removed until there are none
             return steps + [(name, "kept apart", "merging would add weights") for name in apart]
 
 

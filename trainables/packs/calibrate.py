@@ -1,14 +1,12 @@
 """How many candidates to train in one pack: measured, on a few steps."""
 
-import time
-from collections.abc import Callable
 from contextlib import suppress
 
 import torch
 
 from trainables.candidate import Candidate
 from trainables.data import Split
-from trainables.latency import threads_set
+from trainables.latency import seconds_of, threads_set
 from trainables.packs.packable import packable_training
 from trainables.packs.plan import Plan
 from trainables.packs.stack import Stack
@@ -23,9 +21,6 @@ _GAIN = 1.1
 
 _ROUNDS = 5
 """So often each size is measured, in turn, and the fastest of its rounds counts: what else a machine does only adds time."""
-
-_MEASURED_S, _STEPS = 0.02, 3
-"""Of a round: steps are taken for so long, and at least so many."""
 
 
 def best_size(candidate: Candidate, most: int, device: torch.device | str = "cpu", threads: int = 1) -> int:
@@ -65,7 +60,7 @@ def _alone(training: Training, batch: Split) -> float:
         training.step = 1
         training._train_batch(batch, 1.0)
 
-    return _seconds(take, training.device)
+    return seconds_of(take, training.device)
 
 
 def _packed(members: list[Training], batch: Split) -> float:
@@ -81,22 +76,7 @@ def _packed(members: list[Training], batch: Split) -> float:
             member.step = 1
         stack.train_step(step, inputs, labels, plan, 0)
 
-    seconds = _seconds(take, first.device)
+    seconds = seconds_of(take, first.device)
     for row in range(count):
         stack.release(row)
     return seconds
-
-
-def _seconds(take: Callable[[], object], device: torch.device) -> float:
-    """Of one step."""
-    for _ in range(2):
-        take()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    taken, begun = 0, time.perf_counter()
-    while taken < _STEPS or time.perf_counter() - begun < _MEASURED_S:
-        take()
-        taken += 1
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    return (time.perf_counter() - begun) / taken

@@ -20,31 +20,40 @@ _OURS = "keeps_features"
 
 
 class Features:
-    """Forward hooks on named modules, which keep outputs while `watching`, the first `samples` of a batch (−1: all)."""
+    """While `watching`, forward hooks on named modules keep outputs, the first `samples` of a batch (−1: all).
+
+    Else there are no hooks, so that `torch.compile` sees the network alone.
+    """
 
     def __init__(self, model: nn.Module, names: Iterable[str], samples: int = -1) -> None:
         self.samples = samples
-        self.watching = False
         self.kept: dict[str, Tensor] = {}
-        self.handles: list[RemovableHandle] = [
-            model.get_submodule(name).register_forward_hook(self._hook(name)) for name in names
-        ]
+        self.hooks = [(model.get_submodule(name), self._hook(name)) for name in names]
+        self.handles: list[RemovableHandle] = []
+
+    @property
+    def watching(self) -> bool:
+        """Whether the coming batch is kept."""
+        return bool(self.handles)
 
     def _hook(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            self._keep(name, output)
+            self.kept[name] = output if self.samples == -1 else output[: self.samples]
 
         setattr(hook, _OURS, True)
         return hook
 
-    def _keep(self, name: str, output: Tensor) -> None:
-        if self.watching:
-            self.kept[name] = output if self.samples == -1 else output[: self.samples]
-
     def watch(self, watching: bool) -> None:
         """Forgets what was kept, and keeps the coming batch or does not."""
         self.kept.clear()
-        self.watching = watching
+        if watching == self.watching:
+            return
+        if watching:
+            self.handles = [module.register_forward_hook(hook) for module, hook in self.hooks]
+        else:
+            for handle in self.handles:
+                handle.remove()
+            self.handles = []
 
     def take(self) -> dict[str, Tensor]:
         """What was kept of the batch, by name; nothing is kept any longer."""
@@ -54,8 +63,6 @@ class Features:
 
     def close(self) -> None:
         """Removes the hooks and what was kept."""
-        for handle in self.handles:
-            handle.remove()
         self.watch(False)
 
 

@@ -250,6 +250,18 @@ def test_ranks_stay_the_same_in_bf16_and_with_channels_last(team: Team) -> None:
     assert history[0]["train_loss"] == pytest.approx(first["train_loss"], rel=0.1)
 
 
+@pytest.mark.parametrize("compiles", [True, "auto"])
+def test_ranks_stay_the_same_compiled(team: Team, compiles: bool | str) -> None:
+    changes = NOISY | {"training": NOISY["training"] | {"compile": compiles}}
+    training = led(team, candidate(**changes, penalties=penalties("cka", None)))
+    history = run(training, 4)
+    assert training.compiles == (compiles is True)  # auto: too short
+    check_ranks(training)
+    plain = run(led(team, candidate(**NOISY, penalties=penalties("cka", None))), 4)
+    for one, other in zip(history, plain, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+
+
 def test_a_second_team_in_a_process_is_refused(team: Team) -> None:
     training = led(team, candidate())
     with pytest.raises(UserError, match="another team's; close that first"), Team(2) as second:

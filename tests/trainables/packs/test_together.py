@@ -160,7 +160,7 @@ def test_the_best_size_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = [9.0] * 4  # whether there is room
     times = iter([1.0, *tried, *itertools.chain(*rounds)])
     monkeypatch.setattr("trainables.packs.calibrate._LONG_S", 2.0)
-    monkeypatch.setattr("trainables.packs.calibrate._seconds", lambda take, _: (take(), next(times))[1])
+    monkeypatch.setattr("trainables.packs.calibrate.seconds_of", lambda take, _: (take(), next(times))[1])
     assert best_size(candidate, 16) == 4
     assert next(times, None) is None
     times = iter([3.0])

@@ -32,8 +32,11 @@ _ROUNDS = 3
 _ARCHITECTURES = 64
 """So many codes of one class of network are kept in a process; torch keeps eight, and computes others as they are."""
 
+_plain: dict[object, float] = {}
+"""Seconds of a step as it is, by what decides them; measured once in a process."""
+
 _found: dict[object, bool] = {}
-"""What was measured in this process, by what decides it."""
+"""The same: whether compiled ones are faster."""
 
 
 class Compiled:
@@ -85,7 +88,6 @@ def pays_back(model: nn.Module, inputs: Tensor, labels: Tensor, steps: int, *, b
     key = (type(model), repr(model), inputs.shape, inputs.dtype, inputs.stride(), inputs.device, torch.get_num_threads(), bf16)
     if key in _found:
         return _found[key]
-    twin = copy.deepcopy(model).train()
 
     def seconds(network: nn.Module | Compiled) -> float:
         def take() -> None:
@@ -96,13 +98,16 @@ def pays_back(model: nn.Module, inputs: Tensor, labels: Tensor, steps: int, *, b
         return seconds_of(take, inputs.device)
 
     with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
-        if steps * seconds(twin) < LONG_S:
-            return False
-        compiled = Compiled(twin, len(inputs))
         try:
+            if key not in _plain:
+                _plain[key] = seconds(copy.deepcopy(model).train())
+            if steps * _plain[key] < LONG_S:
+                return False
+            twin = copy.deepcopy(model).train()
+            compiled = Compiled(twin, len(inputs))
             rounds = [(seconds(twin), seconds(compiled)) for _ in range(_ROUNDS)]
-        except UserError as error:
-            log.warning("training.compile: auto: %s", error)
+        except (UserError, torch.OutOfMemoryError) as error:
+            log.warning("training.compile: auto: not compiled: %s", error)
             _found[key] = False
         else:
             plain, fast = (min(each) for each in zip(*rounds, strict=True))

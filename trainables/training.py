@@ -342,7 +342,7 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken, bit-exactly."""
         self.epoch, self.step, self.parts = state["epoch"], state["step"], state["parts"]
-        self.compiles = state["compiles"]
+        self.compiles = state.get("compiles", self.compiles)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         align_state(self.optimizer)

@@ -51,6 +51,7 @@ def other() -> nn.Module:
 @pytest.fixture(autouse=True)
 def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "_found", {})
+    monkeypatch.setattr(compiled, "_plain", {})
 
 
 def made(compile_: bool | str, model: dict[str, Any] = CONVOLUTIONS, **options: Any) -> Candidate:
@@ -154,6 +155,12 @@ def test_auto_measures_on_a_copy_and_once_for_an_architecture(monkeypatch: pytes
     assert history == its_history
     assert all(torch.equal(*pair) for pair in zip(plain.model.buffers(), training.model.buffers(), strict=True))
     assert training.compiles is False
+    monkeypatch.setattr(compiled, "seconds_of", None)  # would fail
+    assert trained_alone(made("auto"), epochs=1)[0].compiles is False
+
+
+def test_auto_measures_short_trainings_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trained_alone(made("auto"), epochs=1)[0].compiles is False
     monkeypatch.setattr(compiled, "seconds_of", None)  # would fail
     assert trained_alone(made("auto"), epochs=1)[0].compiles is False
 

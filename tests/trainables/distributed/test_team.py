@@ -250,7 +250,7 @@ def test_ranks_stay_the_same_in_bf16_and_with_channels_last(team: Team) -> None:
     assert history[0]["train_loss"] == pytest.approx(first["train_loss"], rel=0.1)
 
 
-@pytest.mark.parametrize("compiles", [True, "auto"])
+@pytest.mark.parametrize("compiles", [pytest.param(True, marks=pytest.mark.slow), "auto"])
 def test_ranks_stay_the_same_compiled(team: Team, compiles: bool | str) -> None:
     changes = NOISY | {"training": NOISY["training"] | {"compile": compiles}}
     training = led(team, candidate(**changes, penalties=penalties("cka", None)))

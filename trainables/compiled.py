@@ -21,7 +21,7 @@ Compile = bool | Literal["auto"]
 log = logging.getLogger(__name__)
 
 LONG_S = 600.0
-"""What takes less as it is stays so with `auto`: to compile takes half a minute or more where torch has no code on disk yet."""
+"""What takes less as it is stays so with `auto`: to compile takes up to a minute where torch has no code on disk yet."""
 
 _GAIN = 1.05
 """With `auto` a network stays compiled if its steps are so many times as fast."""
@@ -85,14 +85,15 @@ def pays_back(model: nn.Module, inputs: Tensor, labels: Tensor, steps: int, *, b
         inputs: (N, …), what the network sees of a batch.
         labels: (N,).
     """
-    key = (type(model), repr(model), inputs.shape, inputs.dtype, inputs.stride(), inputs.device, torch.get_num_threads(), bf16)
+    network = (type(model).__qualname__, repr(model))
+    key = (network, inputs.shape, inputs.dtype, inputs.stride(), inputs.device, torch.get_num_threads(), bf16)
     if key in _found:
         return _found[key]
 
-    def seconds(network: nn.Module | Compiled) -> float:
+    def seconds(way: nn.Module | Compiled) -> float:
         def take() -> None:
             with forward_pass(inputs.device, bf16):
-                outputs = network(inputs)
+                outputs = way(inputs)
             nn.functional.cross_entropy(wide(outputs), labels).backward()
 
         return seconds_of(take, inputs.device)

@@ -1,6 +1,8 @@
 """torch.compile changes how long a step takes, and nothing else: in float64, where rounding does not decide."""
 
 import logging
+import os
+import shutil
 from collections.abc import Callable
 from itertools import cycle
 from typing import Any
@@ -27,6 +29,8 @@ from trainables.penalties import PENALTIES
 from trainables.penalties.base import GroupPenalty
 from trainables.sparsifiers import SPARSIFIERS
 from trainables.training import Training
+
+pytestmark = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler here")
 
 FORMS = [
     (name, form)

@@ -33,7 +33,7 @@ GOAL = 1.2
 
 
 def training(tree: Mapping[str, Any], device: torch.device, *, compiled: bool) -> Training:
-    """One that has taken its first step, which compiles."""
+    """One that is ready for steps; with `compiled`, the first of them compiles."""
     options = {"epochs": 10**6, "batch_size": 64, "seed": 0} | tree.get("training", {}) | {"compile": compiled}
     made = Training(Candidate.model_validate({**tree, "training": options}), device)
     made.model.train()

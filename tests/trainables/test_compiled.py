@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 from tests.trainables.packs.conftest import doubles  # noqa: F401 (float64, on few examples)
 from tests.trainables.packs.made import (
     CONVOLUTIONS,
+    FORMS,
     assert_histories_same,
     assert_same,
     candidates,
@@ -25,18 +26,11 @@ from tests.trainables.packs.made import (
 from trainables import Candidate, compiled
 from trainables.errors import UserError
 from trainables.packs import Pack, packable
-from trainables.penalties import PENALTIES
-from trainables.penalties.base import GroupPenalty
 from trainables.sparsifiers import SPARSIFIERS
 from trainables.training import Training
 
 pytestmark = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler here")
 
-FORMS = [
-    (name, form)
-    for name, options in PENALTIES.items()
-    for form in (("proximal", "gradient") if issubclass(options, GroupPenalty) else (None,))
-]
 DROPPING = {"factory": "tests.trainables.test_compiled:dropping"}
 
 
@@ -62,7 +56,7 @@ def made(compile_: bool | str, model: dict[str, Any] = CONVOLUTIONS, **options: 
     return candidates(1, model=model, options=[options], epochs=3, compile=compile_)[0]
 
 
-def check_same(**options: Any) -> Training:
+def check_same(**options: Any) -> None:
     """Trains without and with, and compares all that a checkpoint holds and the compact networks."""
     (one, history), (fast, its_history) = trained_alone(made(False, **options)), trained_alone(made(True, **options))
     assert (one.losses.compiled, one.compiles, fast.compiles) == (None, False, True)  # type: ignore[union-attr]
@@ -71,7 +65,6 @@ def check_same(**options: Any) -> Training:
     assert_same(one, fast)
     finished, its_own = one.finish(), fast.finish()
     assert_histories_same([finished.measures], [its_own.measures])
-    return fast
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)

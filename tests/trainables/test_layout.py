@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tests.trainables.packs.conftest import doubles  # noqa: F401 (float64, on few examples)
 from tests.trainables.packs.made import (
     CONVOLUTIONS,
+    FORMS,
     assert_histories_same,
     assert_same,
     candidates,
@@ -20,8 +21,6 @@ from trainables.layout import align_gradients, align_state, thin
 from trainables.models.resnet import BasicBlock
 from trainables.optimizers import take_step
 from trainables.packs import Pack
-from trainables.penalties import PENALTIES
-from trainables.penalties.base import GroupPenalty
 from trainables.sparsifiers import SPARSIFIERS
 from trainables.storage import restore, store
 from trainables.training import Training
@@ -55,11 +54,6 @@ def check_same(plain: Candidate, last: Candidate) -> None:
     finished, its_own = one.finish(), other.finish()
     assert_histories_same([finished.measures, finished.history], [its_own.measures, its_own.history])
     assert [p.measures for p in finished.pruned] == [p.measures for p in its_own.pruned]
-
-
-FORMS = [
-    (n, form) for n, cls in PENALTIES.items() for form in (("proximal", "gradient") if issubclass(cls, GroupPenalty) else (None,))
-]
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.trainables.packs.made import FORMS
 from trainables import Candidate
 from trainables.distributed.ranks import LEAST_SHARE
 from trainables.distributed.team import LedTraining, LostProcess, Team
 from trainables.errors import TrialFailure, UserError
 from trainables.penalties import PENALTIES
-from trainables.penalties.base import GroupPenalty
 from trainables.sparsifiers import SPARSIFIERS
 from trainables.training import Training
 
@@ -35,11 +35,6 @@ SPARSE = {
     name: {"name": name} | ({"every": 2} if "every" in options.model_fields else {}) | ({} if name == "nm" else {"sparsity": 0.6})
     for name, options in SPARSIFIERS.items()
 }
-FORMS = [
-    (name, form)
-    for name, cls in PENALTIES.items()
-    for form in (("proximal", "gradient") if issubclass(cls, GroupPenalty) else (None,))
-]
 
 
 def candidate(**changes: Any) -> Candidate:

@@ -14,6 +14,8 @@ from trainables.data import Data, Dataset, load_once
 from trainables.data.base import Split
 from trainables.models.resnet import BasicBlock
 from trainables.packs import Pack
+from trainables.penalties import PENALTIES
+from trainables.penalties.base import GroupPenalty
 from trainables.sparsifiers import SPARSIFIERS
 from trainables.training import Training
 
@@ -21,6 +23,13 @@ EXAMPLES, BATCH, EPOCHS = 74, 16, 10  # 50 steps, of which every fifth has a sma
 MLP = {"name": "mlp", "depth": 3, "width": 12}
 CONVOLUTIONS = {"factory": "tests.trainables.packs.made:convolutions"}
 TRANSFORMER = {"factory": "tests.trainables.packs.made:transformer"}
+
+FORMS = [
+    (name, form)
+    for name, options in sorted(PENALTIES.items())
+    for form in (("proximal", "gradient") if issubclass(options, GroupPenalty) else (None,))
+]
+"""Every penalty in each of its forms; those that compare features have none."""
 
 RATES = [0.003, 0.01, 0.002]
 SEEDS = [3, 1, 4]

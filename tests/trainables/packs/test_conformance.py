@@ -6,6 +6,7 @@ import pytest
 
 from tests.trainables.packs.made import (
     CONVOLUTIONS,
+    FORMS,
     MLP,
     TRANSFORMER,
     assert_histories_same,
@@ -17,15 +18,7 @@ from tests.trainables.packs.made import (
 )
 from trainables import Candidate
 from trainables.packs import Pack
-from trainables.penalties import PENALTIES
-from trainables.penalties.base import GroupPenalty
 from trainables.sparsifiers import SPARSIFIERS
-
-FORMS = [
-    (name, form)
-    for name, cls in sorted(PENALTIES.items())
-    for form in (("proximal", "gradient") if issubclass(cls, GroupPenalty) else ("features",))
-]
 
 
 def assert_pack_is_as_alone(made: list[Candidate]) -> None:
@@ -36,8 +29,8 @@ def assert_pack_is_as_alone(made: list[Candidate]) -> None:
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
-def test_every_penalty_in_a_pack_is_as_alone(name: str, form: str) -> None:
-    same: dict[str, Any] = {"every": 2} if form == "features" else {"form": form}
+def test_every_penalty_in_a_pack_is_as_alone(name: str, form: str | None) -> None:
+    same: dict[str, Any] = {"form": form} if form else {"every": 2}
     strengths = [{"strength": 0.3, "warmup": 1}, {"strength": 0.05, "ramp": 4}, {"strength": 0.0}]
     options = [{"penalties": {name: same | own}} for own in strengths]
     assert_pack_is_as_alone(candidates(model=CONVOLUTIONS, options=options))

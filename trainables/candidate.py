@@ -17,6 +17,7 @@ from trainables.penalties import PENALTIES, Penalty
 from trainables.precision import Precision
 from trainables.refit import Refit
 from trainables.sparsifiers import SPARSIFIERS, Sparsifier
+from trainables.step_graphs import CudaGraphs
 
 
 class LatencyOptions(Latency):
@@ -36,6 +37,7 @@ class TrainingOptions(Options):
     `precision: bf16` has the network compute in bfloat16 in training steps; auto is float32, so that results never change by
     themselves. `channels_last` lays images and the weights of convolutions out as many GPUs like them; nothing else changes.
     `compile: true` has `torch.compile` compile the network for training steps; `auto` does where that is measured to pay back.
+    `cuda_graphs` records steps on a GPU and replays them, which saves the time of launching kernels: `auto` where it can be.
     """
 
     epochs: int = Field(30, ge=1)
@@ -51,6 +53,7 @@ class TrainingOptions(Options):
     precision: Precision = "auto"
     channels_last: bool = False
     compile: Compile = False
+    cuda_graphs: CudaGraphs = "auto"
 
     @property
     def bf16(self) -> bool:

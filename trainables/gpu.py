@@ -1,6 +1,7 @@
-"""The share of a GPU that a process has: what it may take of the memory."""
+"""What training needs to know of a GPU: the share of its memory that a process has, and copies to it that nobody waits for."""
 
 import torch
+from torch import Tensor
 
 
 def take_share(gpus: float) -> None:
@@ -13,3 +14,10 @@ def free_memory(device: torch.device) -> int:
     """Bytes of the GPU that are free, and no more than this process's share of it."""
     free, total = torch.cuda.mem_get_info(device)
     return min(free, int(torch.cuda.get_per_process_memory_fraction(device.index) * total))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`. A copy from a CPU to a GPU goes through pinned memory, and this process does not wait for it."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

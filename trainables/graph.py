@@ -197,11 +197,11 @@ class Layer:
         scale = norm.weight / (norm.running_var + norm.eps).sqrt()
         return scale, norm.bias - norm.running_mean * scale
 
-    def active(self) -> bool:
-        """Whether the folded [W | b] has a negative entry beyond rounding (arXiv 2006.15604, section 2)."""
+    def active(self) -> Tensor:
+        """Whether the folded [W | b] has a negative entry beyond rounding (arXiv 2006.15604, section 2); a boolean scalar."""
         with torch.no_grad():
             weight, bias = self.folded()
-        return has_negative_entry(weight, bias, exact=self.norm is None)
+            return has_negative_entry(weight, bias, exact=self.norm is None)
 
 
 def rows(per_row: Tensor, weight: Tensor) -> Tensor:
@@ -209,10 +209,10 @@ def rows(per_row: Tensor, weight: Tensor) -> Tensor:
     return per_row.view(-1, *[1] * (weight.dim() - 1))
 
 
-def has_negative_entry(weight: Tensor, bias: Tensor, *, exact: bool = True) -> bool:
-    """Whether [W | b] has a negative entry; without `exact`, one beyond `rounding`."""
+def has_negative_entry(weight: Tensor, bias: Tensor, *, exact: bool = True) -> Tensor:
+    """Whether [W | b] has a negative entry; without `exact`, one beyond `rounding`. A boolean scalar."""
     lowest = torch.minimum(weight.min(), bias.min())
-    return bool(lowest < (0 if exact else -rounding(weight, bias, weight.dtype)))
+    return lowest < (0 if exact else -rounding(weight, bias, weight.dtype))
 
 
 def rounding(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:

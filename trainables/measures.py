@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.attention import split_attention
 from trainables.errors import UserError
+from trainables.gpu import to_device
 from trainables.graph import copied, trace
 from trainables.latency import Latency, time_networks
 
@@ -155,7 +156,6 @@ def _apart(traced: fx.GraphModule) -> fx.GraphModule:
     return traced
 
 
-@torch.no_grad()
 def accuracy(
     network: nn.Module,
     inputs: Tensor,
@@ -163,19 +163,37 @@ def accuracy(
     batch_size: int | None = None,
     prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
 ) -> float:
-    """The share of examples whose largest logit is at the label, in evaluation mode; `inputs` (N, …), `labels` (N,).
+    """The share of examples whose largest logit is at the label, in evaluation mode; see `count_right`."""
+    return int(count_right(network, inputs, labels, batch_size, prepare)) / len(labels)
 
-    `prepare` makes what the network sees of a batch of inputs: `Dataset.prepare`, for inputs as a data set stores them.
-    `batch_size` is 4096 if None, or what makes batches of 64 MiB of float32 if that is less.
+
+@torch.no_grad()
+def count_right(
+    network: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    batch_size: int | None = None,
+    prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
+) -> Tensor:
+    """How many examples have their largest logit at the label, in evaluation mode; `inputs` (N, …), `labels` (N,).
+
+    Nothing here waits for a GPU.
+
+    Args:
+        batch_size: 4096 if None, or what makes batches of 64 MiB of float32 if that is less.
+        prepare: makes what the network sees of a batch of inputs: `Dataset.prepare`, for inputs as a data set stores them.
+
+    Returns:
+        An int64 scalar on the device of the network's outputs.
     """
     batch_size = batch_size or max(1, min(4096, 2**24 // max(inputs[0].numel(), 1)))
     training = network.training
     network.eval()
+    counts = []
     try:
-        correct = sum(
-            int((network(prepare(x)).argmax(1).to(y.device) == y).sum())
-            for x, y in zip(inputs.split(batch_size), labels.split(batch_size), strict=True)
-        )
+        for some, wanted in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
+            found = network(prepare(some)).argmax(1)
+            counts.append((found == to_device(wanted, found.device)).sum())
     finally:
         network.train(training)
-    return correct / len(labels)
+    return torch.stack(counts).sum()

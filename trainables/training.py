@@ -1,7 +1,7 @@
 """Trains one candidate with torch alone: epochs under penalties and a sparsifier, and then what `finishing` does."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,6 +15,7 @@ from trainables.data import Dataset, Split, load_once
 from trainables.distributed.ranks import Solo
 from trainables.errors import TrialFailure, UserError
 from trainables.finishing import Finishing, Number, Trained
+from trainables.gpu import to_device
 from trainables.graph import Layer, inner_layers, trace
 from trainables.layout import align_gradients, align_state, channels_last, contiguous_copy, thin
 from trainables.losses import Losses
@@ -23,6 +24,7 @@ from trainables.precision import check_bf16
 from trainables.refit import Refit, refit
 from trainables.sparsifiers import ActiveSparsifier, Setting
 from trainables.sparsifiers.base import prunable_weights
+from trainables.step_graphs import StepGraphs, step_graphs
 
 __all__ = ["Number", "Trained", "Training", "train"]
 
@@ -87,6 +89,9 @@ class Training:
         self.compiles = None if options.compile == "auto" else options.compile
         self.weights = list(prunable_weights(self.model).values())
         self.statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        self.means = torch.zeros(2, dtype=torch.float64, device=self.device)
+        """The mean task loss and the mean penalty loss of the epoch whose steps were taken last."""
+        self.graphs: StepGraphs | None = step_graphs(self)
 
     def _examples(self, count: int) -> tuple[Tensor, Tensor]:
         """So many training examples, as they are without augmentation, drawn by the seed."""
@@ -113,17 +118,18 @@ class Training:
             yield
             self.noise = self._noise()
 
-    def _steps_per_epoch(self) -> int:
+    def steps_per_epoch(self) -> int:
+        """How many steps an epoch has."""
         return math.ceil(len(self.data.train.labels) / self.options.batch_size)
 
     def _total_steps(self) -> int:
-        return self._steps_per_epoch() * self.options.epochs
+        return self.steps_per_epoch() * self.options.epochs
 
     @property
     def report_every(self) -> int:
         """Epochs between two reports."""
         asked = self.options.report_every
-        return math.ceil(REPORT_STEPS / self._steps_per_epoch()) if asked == "auto" else asked
+        return math.ceil(REPORT_STEPS / self.steps_per_epoch()) if asked == "auto" else asked
 
     @property
     def done(self) -> bool:
@@ -131,7 +137,7 @@ class Training:
         return self.epoch >= self.options.epochs
 
     def run_epoch(self) -> dict[str, Number]:
-        """Trains one epoch.
+        """Trains one epoch. On a GPU, this process waits for it once: for the metrics, at its end.
 
         Returns:
             `epoch` (from 1), `train_loss` (mean task loss), `penalty_loss` (mean of what penalties add to it),
@@ -141,45 +147,71 @@ class Training:
         Raises:
             TrialFailure: if the loss is not finite.
         """
+        with self._own_noise():
+            for _ in self.steps():
+                pass
+        return self.end_epoch(self.numbers().tolist())
+
+    def steps(self) -> Generator[None]:
+        """Takes the steps of an epoch, one for each item that is asked for; then `means` are known."""
         self.model.train()
-        order = torch.randperm(len(self.data.train.labels), generator=self.shuffler).to(self.data.train.labels.device)
-        task_losses, penalty_losses = [], []
+        order = torch.randperm(len(self.data.train.labels), generator=self.shuffler)
         self.losses = self.losses or self._shared_losses()
+        if self.graphs is not None:
+            self.graphs.check_addresses()
+            yield from self.graphs.steps(order)
+            self.means = self.graphs.means()
+        else:
+            yield from self._steps(to_device(order, self.data.train.labels.device))
+
+    def _steps(self, order: Tensor) -> Generator[None]:
+        task_losses, penalty_losses = [], []
         shares = [(len(batch), *self.ranks.share(batch)) for batch in order.split(self.options.batch_size)]
-        with self._own_noise(), closing(self.data.batches([mine for _, mine, _ in shares])) as batches:
+        with closing(self.data.batches([mine for _, mine, _ in shares])) as batches:
             self.ranks.stir(self.options.seed or 0, self.epoch, self.augmenter)
             for (_, _, weight), batch in zip(shares, batches, strict=True):
                 task_loss, penalty_loss = self._train_batch(batch, weight)
                 task_losses.append(task_loss)
                 penalty_losses.append(penalty_loss)
-        sizes = torch.tensor([float(count) for count, _, _ in shares], device=self.device)
+                yield
+        sizes = to_device(torch.tensor([float(count) for count, _, _ in shares]), self.device)
         means = [(torch.stack(task_losses) * sizes).sum() / len(order), torch.stack(penalty_losses).mean()]
         self.ranks.average(means)
-        return self.end_epoch(float(means[0]), float(means[1]), lambda: self.ranks.accuracy(self.model, self.data))
+        self.means = torch.stack(means).double()
 
-    def end_epoch(self, train_loss: float, extra_loss: float, val_accuracy: Callable[[], float]) -> dict[str, Number]:
-        """Counts an epoch of steps that were taken, and gives its metrics as `run_epoch` does.
+    def numbers(self) -> Tensor:
+        """What `end_epoch` is to know, (5,), float64, on the device: nothing waits for it yet."""
+        return torch.cat([self.means, self.counts(self.ranks.count_right(self.model, self.data))])
+
+    @torch.no_grad()
+    def counts(self, right: Tensor) -> Tensor:
+        """(3,), float64: the rightly classified validation examples, non-zero prunable weights, and active inner layers."""
+        none = right.new_zeros(())
+        alive = sum((weight.count_nonzero() for weight in self.weights), none)
+        active = sum((layer.active() for layer in self.inner), none)
+        return torch.stack([right, alive, active]).double()
+
+    def end_epoch(self, numbers: Sequence[float]) -> dict[str, Number]:
+        """Counts an epoch whose steps were taken, and gives its metrics as `run_epoch` does.
 
         Args:
-            train_loss: the mean task loss.
-            extra_loss: the mean of what penalties add to it.
-            val_accuracy: asked only if the losses are finite.
+            numbers: the mean task loss, the mean of what penalties add to it, and `counts`.
 
         Raises:
-            TrialFailure: if they are not.
+            TrialFailure: if the losses are not finite.
         """
+        train_loss, extra_loss, right, alive, active = numbers
         self.epoch += 1
         if not math.isfinite(train_loss + extra_loss):
             raise TrialFailure(f"diverged: the training loss is {train_loss + extra_loss} in epoch {self.epoch}")
         entries = sum(weight.numel() for weight in self.weights)
-        zeros = entries - sum(int(weight.count_nonzero()) for weight in self.weights)
         return {
             "epoch": self.epoch,
             "train_loss": train_loss,
             "penalty_loss": extra_loss,
-            "val_accuracy": val_accuracy(),
-            "sparsity": zeros / max(entries, 1),
-            "active_layers": sum(layer.active() for layer in self.inner),
+            "val_accuracy": int(right) / len(self.data.validation.labels),
+            "sparsity": (entries - int(alive)) / max(entries, 1),
+            "active_layers": int(active),
             "lr": self.learning_rate(self.step),
         }
 
@@ -232,16 +264,43 @@ class Training:
         set_lr(self.optimizer, lr)
         task_loss, penalty_loss = self._gradients(batch, weight)
         self.ranks.average(self.statistics)
+        self._update(None, self.proximal_step(lr))
+        self.step += 1
+        return task_loss, penalty_loss
+
+    def take_prepared_step(self, inputs: Tensor, labels: Tensor, lr: Tensor, step_size: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of a single process that reads nothing but tensors; `step` is not counted.
+
+        Args:
+            inputs: (N, *input_shape), what the network sees, on the device.
+            labels: (N,), there too.
+            lr: the learning rate, a float32 scalar there.
+            step_size: that of proximal steps, likewise.
+
+        Returns:
+            Task and penalty loss, scalars.
+        """
+        set_lr(self.optimizer, self.learning_rate(self.step))
+        self.clear_gradients()
+        losses = self._part_gradients(inputs, labels, 1.0)
+        self._update(lr, step_size)
+        return losses
+
+    def _update(self, lr: Tensor | None, step_size: float | Tensor) -> None:
+        """What follows the backward pass; `lr` is that of the optimiser if None."""
         if self.sparsifier:
             self.sparsifier.before_step(self.step)
         align_gradients(self.thin)
-        take_step(self.optimizer)
+        take_step(self.optimizer, lr)
         for penalty in self.penalties:
-            penalty.proximal(self.proximal_step(lr))
+            penalty.proximal(step_size)
         if self.sparsifier:
             self.sparsifier.after_step(self.step)
-        self.step += 1
-        return task_loss, penalty_loss
+
+    def clear_gradients(self) -> None:
+        """As the optimiser's `zero_grad`, which takes longer than some backward passes."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def _gradients(self, batch: Split, weight: float) -> tuple[Tensor, Tensor]:
         """Accumulates the gradients of the examples of `batch`, in `parts` parts; gives task and penalty loss, scalars.
@@ -251,17 +310,16 @@ class Training:
         """
         halve = self.options.out_of_memory == "halve"
         while True:
-            for parameter in self.parameters:
-                parameter.grad = None  # as the optimiser's `zero_grad` does, which takes longer than some backward passes
+            self.clear_gradients()
             if not halve and self.parts == 1:
-                return self._part_gradients(batch, weight)
+                return self._part_gradients(*self._prepared(batch), weight)
             short = False
             losses = [torch.zeros((), device=self.device), torch.zeros((), device=self.device)]
             try:
                 count = len(batch.labels)
                 for part in map(Split, *(tensor.tensor_split(min(self.parts, count)) for tensor in batch)):
                     share = weight * (len(part.labels) / count)
-                    for total, loss in zip(losses, self._part_gradients(part, share), strict=True):
+                    for total, loss in zip(losses, self._part_gradients(*self._prepared(part), share), strict=True):
                         total += loss
             except torch.OutOfMemoryError:
                 if not halve or self.parts >= len(batch.labels):
@@ -273,13 +331,15 @@ class Training:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _part_gradients(self, part: Split, share: float) -> tuple[Tensor, Tensor]:
-        epoch = self.step / self._steps_per_epoch()
+    def _prepared(self, part: Split) -> tuple[Tensor, Tensor]:
+        """What the network sees of some examples, and their labels on the device."""
+        return self.data.augmented(part.inputs, self.augmenter), to_device(part.labels, self.device)
+
+    def _part_gradients(self, inputs: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        epoch = self.step / self.steps_per_epoch()
         for penalty, options in zip(self.penalties, self.penalty_options, strict=True):
             penalty.before_batch(self.step, options.scale(epoch))
-        inputs = self.data.augmented(part.inputs, self.augmenter)
         inputs = channels_last(inputs) if self.options.channels_last else inputs
-        labels = part.labels.to(self.device)
         assert self.losses is not None
         task_loss, penalty_loss = self.losses(inputs, labels)
         loss = task_loss + penalty_loss if penalty_loss.requires_grad else task_loss

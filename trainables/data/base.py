@@ -11,9 +11,9 @@ from torch import Tensor
 
 from trainables.data.ahead import ahead
 from trainables.data.room import Empty, in_process, pieces
-from trainables.data.transforms import Augment, augment, channel_statistics
+from trainables.data.transforms import Augment, Draws, augment, channel_statistics, varied
 from trainables.errors import UserError
-from trainables.gpu import free_memory
+from trainables.gpu import free_memory, to_device
 from trainables.options import Options, Registry
 
 PREFETCH = 4
@@ -65,7 +65,7 @@ class Dataset:
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """What a network sees of stored `inputs` (N, *input_shape): float32 on `device`, normalised."""
-        inputs = inputs.to(self.device)
+        inputs = to_device(inputs, self.device)
         if self.mean is None or self.std is None:
             return inputs
         return (inputs.float() - self.mean) / self.std
@@ -89,7 +89,11 @@ class Dataset:
         """
         if not self.augment.active:
             return self.prepare(inputs)
-        return self.prepare(augment(inputs.to(self.device), self.augment, *generators))
+        return self.prepare(augment(to_device(inputs, self.device), self.augment, *generators))
+
+    def varied(self, inputs: Tensor, draws: Draws) -> Tensor:
+        """`prepare` of `inputs`, which are on `device`, with the augmentation that was drawn for them."""
+        return self.prepare(varied(inputs, self.augment, draws))
 
     def batches(self, chosen: Iterable[Tensor]) -> Generator[Split]:
         """The training examples at each of these indices (n,), as they are stored.

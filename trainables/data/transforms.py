@@ -1,6 +1,6 @@
 """Normalisation and augmentation of whole batches, on the device that holds them."""
 
-from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trainables.data.room import pieces
+from trainables.gpu import to_device
 from trainables.options import Options
 
 
@@ -49,10 +50,35 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float()[:, None, None], std.float()[:, None, None]
 
 
+class Draws(NamedTuple):
+    """What is drawn for each of n images: whether it is mirrored (n, 1), and its corner (2, n, 1); None for what is off."""
+
+    mirrored: Tensor | None
+    corner: Tensor | None
+
+    def to(self, device: torch.device) -> Self:
+        """The same on `device`, without waiting for the copy."""
+        mirrored, corner = (None if drawn is None else to_device(drawn, device) for drawn in self)
+        return self._replace(mirrored=mirrored, corner=corner)
+
+
+def draw(count: int, options: Augment, *generators: torch.Generator) -> Draws:
+    """The draws for `count` images; each generator, which is on a CPU, draws for an equal part, as it would by itself."""
+
+    def numbers(high: int, *before: int) -> Tensor:
+        """Whole numbers in [0, high), (*before, count, 1)."""
+        shape = (*before, count // len(generators), 1)
+        return torch.cat([torch.randint(high, shape, generator=generator) for generator in generators], -2)
+
+    mirrored = numbers(2).bool() if options.flip else None
+    corner = numbers(2 * options.crop + 1, 2) if options.crop else None
+    return Draws(mirrored, corner)
+
+
 def augment(images: Tensor, options: Augment, *generators: torch.Generator) -> Tensor:
     """Each image cropped at its own random place and mirrored by its own coin.
 
-    The draws come from generators on their own device, so a CPU generator gives the same images on every device.
+    The draws come from CPU generators, so that the same images come on every device.
 
     Args:
         images: (N, C, H, W), any type.
@@ -62,25 +88,21 @@ def augment(images: Tensor, options: Augment, *generators: torch.Generator) -> T
     Returns:
         (N, C, H, W), of the type and on the device of `images`.
     """
+    return varied(images, options, draw(len(images), options, *generators).to(images.device))
+
+
+def varied(images: Tensor, options: Augment, draws: Draws) -> Tensor:
+    """Images (N, C, H, W) varied by `draws` for N images, on their device."""
     n, channels, height, width = images.shape
     rows = torch.arange(height, device=images.device).expand(n, height)
     columns = torch.arange(width, device=images.device).expand(n, width)
-    if options.flip:
-        mirrored = _draw(2, (n, 1), generators, images.device).bool()
-        columns = torch.where(mirrored, width - 1 - columns, columns)
-    if options.crop:
-        top, left = _draw(2 * options.crop + 1, (2, n, 1), generators, images.device)
+    if draws.mirrored is not None:
+        columns = torch.where(draws.mirrored, width - 1 - columns, columns)
+    if draws.corner is not None:
+        top, left = draws.corner
         rows, columns = rows + top, columns + left
         images = F.pad(images, (options.crop,) * 4)
     # One gather of flat positions: two to five times as fast on a CPU as indexing or as windows made by unfold.
     positions = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).flatten(1)  # (N, H·W)
     taken = images.flatten(2).gather(2, positions[:, None].expand(n, channels, height * width))
     return taken.view(n, channels, height, width)
-
-
-def _draw(high: int, shape: tuple[int, ...], generators: Sequence[torch.Generator], device: torch.device) -> Tensor:
-    """Whole numbers in [0, high), for shape (…, images, 1); one copy to a GPU, however many generators there are."""
-    *before, count, last = shape
-    part = (*before, count // len(generators), last)
-    drawn = [torch.randint(high, part, generator=generator, device=generator.device) for generator in generators]
-    return torch.cat(drawn, -2).to(device)

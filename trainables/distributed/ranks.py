@@ -23,7 +23,7 @@ from trainables.data import Dataset
 from trainables.errors import UserError
 from trainables.graph import trace
 from trainables.losses import Losses
-from trainables.measures import accuracy
+from trainables.measures import count_right
 
 LEAST_SHARE = 4
 """A batch with fewer examples per rank is taken whole by all: batch norms need two examples, and CKA-SR needs four."""
@@ -66,9 +66,9 @@ class Solo:
     def stir(self, seed: int, epoch: int, augmenter: torch.Generator) -> None:
         """Gives each rank random numbers of its own in `epoch`; rank 0 goes on with those that a single process has."""
 
-    def accuracy(self, network: nn.Module, data: Dataset) -> float:
-        """The accuracy on the validation split."""
-        return accuracy(network, *data.validation, prepare=data.prepare)
+    def count_right(self, network: nn.Module, data: Dataset) -> Tensor:
+        """How many validation examples the network classifies rightly, an int64 scalar on its device."""
+        return count_right(network, *data.validation, prepare=data.prepare)
 
 
 class Group(Solo):
@@ -142,13 +142,13 @@ class Group(Solo):
             augmenter.manual_seed(mixed)
             torch.manual_seed(mixed + 1)
 
-    def accuracy(self, network: nn.Module, data: Dataset) -> float:
-        """Each rank counts the right answers in a share of the examples."""
+    def count_right(self, network: nn.Module, data: Dataset) -> Tensor:
+        """Each rank counts those in a share of the examples."""
         inputs, labels = (tensor[self.rank :: self.size] for tensor in data.validation)
-        right = accuracy(network, inputs, labels, prepare=data.prepare) * len(labels) if len(labels) else 0.0
-        counted = torch.tensor(round(right), device=self.device)
+        none = torch.zeros((), dtype=torch.int64, device=self.device)
+        counted = count_right(network, inputs, labels, prepare=data.prepare) if len(labels) else none
         dist.all_reduce(counted)
-        return int(counted) / len(data.validation.labels)
+        return counted
 
 
 def _may_leave_out(model: nn.Module, sample: Tensor) -> bool:

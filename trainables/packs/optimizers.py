@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainables.optimizers import adam_
+from trainables.optimizers import adam_, sgd_
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What is kept for an optimiser, by the names that Adam gives them; SGD's momentum is in the first."""
@@ -48,15 +48,4 @@ class Update:
         if not self.sgd:
             adam_(self.group, self.weights, gradients, self.first, self.second, self.steps, lr)
             return
-        torch._fused_sgd_(
-            self.weights,
-            gradients,
-            self.first if self.group["momentum"] else [],
-            weight_decay=self.group["weight_decay"],
-            momentum=self.group["momentum"],
-            lr=lr,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-            is_first_step=False,  # the same with a momentum of zeros
-        )
+        sgd_(self.group, self.weights, gradients, self.first if self.group["momentum"] else [], lr)

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from trainables.candidate import Candidate
 from trainables.errors import TrialFailure, UserError
 from trainables.optimizers import set_lr
+from trainables.packs import streams
 from trainables.packs.packable import check_together, packable_training, unpackable_setting
 from trainables.packs.plan import Plan
 from trainables.packs.stack import Stack
@@ -104,19 +104,26 @@ class Pack:
             return {}
         if len(members) == 1:
             return {members[0]: self._epoch_alone(members[0])}
+        results = streams.run_epoch(members) if streams.can_stream(members) else self._stacked_epoch(members)
+        for member, result in results.items():
+            if member.done or isinstance(result, TrialFailure):
+                self.leave(member)
+        return results
+
+    def _stacked_epoch(self, members: list[Training]) -> dict[Training, dict[str, Number] | TrialFailure]:
+        """The epoch as one vectorised step after the other."""
         if self.stack is None or self.stack.members != members or not self.stack.whole:
             self.stack = Stack(members)
         self.step = self.step or self._new_step(members[0])
         task_losses, penalty_losses = self._steps(self.stack, self.step)
-        accuracies = self._val_accuracies(self.stack, self.step)
+        right = self._count_right(self.stack, self.step)
+        counts = torch.stack([member.counts(count) for member, count in zip(members, right.unbind(), strict=True)]).tolist()
         results: dict[Training, dict[str, Number] | TrialFailure] = {}
-        for member, task_loss, penalty_loss, accuracy in zip(members, task_losses, penalty_losses, accuracies, strict=True):
+        for member, *numbers, counted in zip(members, task_losses, penalty_losses, counts, strict=True):
             try:
-                results[member] = member.end_epoch(task_loss, penalty_loss, partial(float, accuracy))
+                results[member] = member.end_epoch([*numbers, *counted])
             except TrialFailure as failure:
                 results[member] = failure
-            if member.done or isinstance(results[member], TrialFailure):
-                self.leave(member)
         return results
 
     def _epoch_alone(self, member: Training) -> dict[str, Number] | TrialFailure:
@@ -150,8 +157,9 @@ class Pack:
             penalty_losses.append(penalty_loss)
         for member, lr in zip(members, plan.rates[-1], strict=True):
             set_lr(member.optimizer, lr)
-        means = torch.stack(task_losses).sum(0) / count, torch.stack(penalty_losses).mean(0)
-        return means[0].tolist(), means[1].tolist()
+        means = torch.stack([torch.stack(task_losses).sum(0) / count, torch.stack(penalty_losses).mean(0)])
+        task_means, penalty_means = means.tolist()
+        return task_means, penalty_means
 
     def _inputs(self, members: Sequence[Training], batch: Tensor) -> Tensor:
         """The examples at `batch` (K, B), each row augmented by its member's own generator: (K, B, *input_shape)."""
@@ -162,7 +170,8 @@ class Pack:
         varied = data.augmented(inputs.flatten(0, 1), *(member.augmenter for member in members))  # at once: it takes few kernels
         return varied.view(*batch.shape, *varied.shape[1:])
 
-    def _val_accuracies(self, stack: Stack, step: Step) -> list[float]:
+    def _count_right(self, stack: Stack, step: Step) -> Tensor:
+        """How many validation examples each member classifies rightly, (K,)."""
         inputs, labels = stack.members[0].data.validation
         parameters = stack.named(stack.weights)
         at_once = min(_OUTPUTS[self.device.type], _NUMBERS // max(inputs[0].numel(), 1))
@@ -171,4 +180,4 @@ class Pack:
         for some, wanted in zip(inputs.split(size), labels.split(size), strict=True):
             outputs = step.outputs(parameters, stack.buffers, stack.members[0].data.prepare(some))
             correct += (outputs.max(2).indices == wanted.to(self.device)).sum(1)
-        return [int(right) / len(labels) for right in correct]
+        return correct

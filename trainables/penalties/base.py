@@ -1,6 +1,6 @@
 """What every penalty offers to the training loop."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -25,8 +25,8 @@ class ActivePenalty(Protocol):
     def loss(self) -> Tensor | None:
         """Called after the forward pass: a scalar to add to the task loss, or None."""
 
-    def proximal(self, step_size: float) -> None:
-        """Called after the optimiser's step of size `step_size`: the exact step of the penalty."""
+    def proximal(self, step_size: float | Tensor) -> None:
+        """Called after the optimiser's step of size `step_size`, a number or a scalar on the device: the penalty's exact step."""
 
     def close(self) -> None:
         """Takes away whatever was attached to the network."""
@@ -159,20 +159,26 @@ class ActiveGroups(Generic[GroupT]):
         return torch.stack([strength * self.norm(group) for strength, group in pairs]).sum()
 
     @torch.no_grad()
-    def proximal(self, step_size: float) -> None:
+    def proximal(self, step_size: float | Tensor) -> None:
         """One proximal step with threshold `step_size` · strength on each group, in place; nothing in the gradient form."""
         if self.options.form == "gradient":
             return
         thresholds: dict[float, Tensor] = {}
         for name, group in self.groups.items():
-            threshold = step_size * self.strength(name)
-            if threshold > 0 and self.shrink_entries is not None:
+            strength = self.strength(name)
+            if strength == 0 or (not isinstance(step_size, Tensor) and step_size * strength == 0):
+                continue
+            if self.shrink_entries is not None and not isinstance(step_size, Tensor):
                 assert isinstance(group, Held)
-                self.shrink_entries(group.tensor, threshold)
-            elif threshold > 0:
-                if threshold not in thresholds:
-                    thresholds[threshold] = torch.tensor(threshold)
-                self.shrink(group, thresholds[threshold])
+                self.shrink_entries(group.tensor, step_size * strength)
+                continue
+            if strength not in thresholds:
+                thresholds[strength] = torch.as_tensor(step_size * strength).float()
+            self.shrink(group, thresholds[strength])
+
+    def phase(self, step: int, scale: float) -> Hashable:
+        """Equal for two training steps in which it computes the same; see `graphs`."""
+        return scale
 
     def close(self) -> None:
         """Nothing was attached."""

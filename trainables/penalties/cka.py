@@ -6,7 +6,7 @@ but leave out i = j, which adds a constant with zero gradient. Each Gram matrix 
 come from one matrix product.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -211,8 +211,13 @@ class ActiveFeatures:
             return None
         return self.options.value([[kept[name] for name in stage] for stage in self.stages], self.weights)
 
-    def proximal(self, step_size: float) -> None:
+    def proximal(self, step_size: float | Tensor) -> None:
         """Nothing: it works through its gradient."""
+
+    def phase(self, step: int, scale: float) -> Hashable:
+        """Equal for two training steps in which it computes the same: whether it watches the batch, and how strong it is."""
+        watches = scale * self.options.strength > 0 and step % self.options.every == 0
+        return scale if watches else None
 
     def close(self) -> None:
         """Removes the hooks and the kept features."""

@@ -1,0 +1,35 @@
+"""Packs on a GPU: each member's recorded steps are replayed on a stream of its own, so that their kernels run beside each other.
+
+Nothing is stacked, and each member computes what it computes alone, bit by bit. One process launches a whole step of a member at
+once, so that sixteen members keep a GPU busy which one alone would leave idle most of the time.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from trainables.errors import TrialFailure
+from trainables.training import Number, Training
+
+
+def can_stream(members: Sequence[Training]) -> bool:
+    """Whether the steps of all members can be recorded, as far as is known."""
+    return all(member.graphs is not None and member.graphs.refusal is None for member in members)
+
+
+def run_epoch(members: Sequence[Training]) -> dict[Training, dict[str, Number] | TrialFailure]:
+    """Trains each member one epoch; they have batches of one size and train on the same data. This process waits once.
+
+    Returns:
+        The metrics of each, as `Training.run_epoch` gives them, or why it cannot go on.
+    """
+    for _ in zip(*(member.steps() for member in members), strict=True):
+        pass
+    numbers = torch.stack([member.numbers() for member in members]).tolist()
+    results: dict[Training, dict[str, Number] | TrialFailure] = {}
+    for member, own in zip(members, numbers, strict=True):
+        try:
+            results[member] = member.end_epoch(own)
+        except TrialFailure as failure:
+            results[member] = failure
+    return results

@@ -1,4 +1,7 @@
-"""Training on a GPU: a residual network on images of CIFAR-10's shape, one candidate, packs and processes against a plain loop.
+"""Training on a GPU: a residual network on images of CIFAR-10's shape, one candidate, packs and processes against plain loops.
+
+Each is compared with the plain loop that has the same switches, and step times with the least that the GPU could take: all
+operations at the rate of a large matrix product, and all bytes at the rate of a large copy, both measured here.
 
 Not among those of `make bench`, which runs on machines without a GPU; there, `--quick` shows on a small network that it works.
 On one with a GPU, `python -m benchmarks gpu` writes the table into the docs.
@@ -17,11 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import Outcome, at_least, run
+from benchmarks.common import Outcome, at_least, at_most, run
 from benchmarks.penalty_steps import PENALTY_OPTIONS
 from trainables import Candidate
 from trainables.data import Dataset
+from trainables.latency import seconds_of
 from trainables.packs import Pack
 from trainables.training import Training
 
@@ -35,6 +40,7 @@ WAIT_S = 600
 BF16 = {"precision": "bf16"}
 BF16_LAST = BF16 | {"channels_last": True}
 COMPILED = {"compile": True}
+NO_GRAPHS = {"cuda_graphs": False}
 AUGMENT = {"crop": 4, "flip": True}
 
 
@@ -55,8 +61,8 @@ class Scale:
         return self.images > 1000 and CIFAR.exists()
 
 
-FULL = Scale(16, 128, 20_000, 3, (2, 4, 8, 16, 32), (2, 4, 8, 16))
-LESS = Scale(16, 128, 4_000, 1, (2, 16), (2, 4))
+FULL = Scale(16, 128, 20_000, 3, (2, 4, 8, 16, 32, 64), (2, 4, 8))
+LESS = Scale(16, 128, 10_000, 3, (4, 16), ())
 TINY = Scale(8, 16, 80, 1, (2,), (2,))
 """Without a GPU: that it runs, and nothing about speed."""
 
@@ -94,11 +100,11 @@ def training(device: torch.device, *options: Any, **more: Any) -> Training:
 
 
 class Plain:
-    """The loop that a user would write: torch alone, normalised images on the device, and no data loader."""
+    """The loop that a user would write: torch alone, images on the device, and no data loader."""
 
     candidates = 1
 
-    def __init__(self, like: Training, bf16: bool = False, channels_last: bool = False) -> None:
+    def __init__(self, like: Training, bf16: bool = False, channels_last: bool = False, compiled: bool = False) -> None:
         """It trains what `like` trains."""
         data, self.batch, self.bf16 = like.data, like.options.batch_size, bf16
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -107,15 +113,17 @@ class Plain:
         self.labels, self.held_labels = data.train.labels, data.validation.labels
         self.model = like.candidate.model.build(data.input_shape, data.classes).to(data.device)
         self.model.to(memory_format=layout)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+        self.network = torch.compile(self.model, dynamic=False) if compiled else self.model
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, fused=True)
 
     def epoch(self) -> None:
         """Trains one, and takes the validation accuracy."""
         self.model.train()
         device = self.inputs.device
         for batch in torch.randperm(len(self.labels), device=device).split(self.batch):
+            network = self.network if len(batch) == self.batch else self.model
             with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-                outputs = self.model(self.inputs[batch])
+                outputs = network(self.inputs[batch])
             self.optimizer.zero_grad()
             nn.functional.cross_entropy(outputs.float(), self.labels[batch]).backward()
             self.optimizer.step()
@@ -151,30 +159,51 @@ def seconds(rival: Rival, device: torch.device) -> float:
     return time.perf_counter() - begun
 
 
-def rivals(scale: Scale, device: torch.device) -> dict[str, Rival]:
+SWITCHES: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bf16": BF16,
+    "bf16, channels last": BF16_LAST,
+    "bf16, channels last, compiled": BF16_LAST | COMPILED,
+}
+"""What trainings and plain loops are compared with, by name."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A rival, and the name of the plain loop that it is compared with."""
+
+    rival: Rival
+    switches: str
+
+
+def rivals(scale: Scale, device: torch.device) -> dict[str, Entry]:
     """All that take turns in one process, by name."""
 
     def pack(count: int, **options: Any) -> Together:
         return Together([training(device, scale, number, **options) for number in range(count)])
 
-    plain = training(device, scale)
-    made: dict[str, Rival] = {
-        "plain loop": Plain(plain),
-        "plain loop, bf16, channels last": Plain(plain, bf16=True, channels_last=True),
-        "one candidate": Together([plain]),
-        "one candidate, bf16": pack(1, training=BF16),
-        "one candidate, bf16, channels last": pack(1, training=BF16_LAST),
-        "one candidate, augmented": pack(1, augment=AUGMENT),
-    }
-    if device.type == "cuda":  # elsewhere it takes longer than all else, and shows nothing new: `benchmarks.compiled` is for that
-        made["one candidate, compiled"] = pack(1, training=COMPILED)
-        made["one candidate, bf16, channels last, compiled"] = pack(1, training=BF16_LAST | COMPILED)
-    made |= {f"pack of {count}": pack(count) for count in scale.packs}
-    made |= {f"pack of {count}, bf16": pack(count, training=BF16) for count in scale.packs}
+    on_gpu = device.type == "cuda"
+    like = training(device, scale)
+    made: dict[str, Entry] = {}
+    for name, switches in SWITCHES.items():
+        if "compile" in switches and not on_gpu:  # elsewhere it takes longer than all else: `benchmarks.compiled` is for that
+            continue
+        flags = {"bf16": "bf16" in name, "channels_last": "last" in name, "compiled": "compiled" in name}
+        made[f"plain loop, {name}"] = Entry(Plain(like, **flags), name)
+        made[f"one candidate, {name}, without graphs"] = Entry(pack(1, training=switches | NO_GRAPHS), name)
+        made[f"one candidate, {name}"] = Entry(pack(1, training=switches), name)
+    fast = "bf16, channels last"
+    for count in scale.packs:
+        made[f"pack of {count}, {fast}"] = Entry(pack(count, training=SWITCHES[fast]), fast)
     size = GOAL_SIZE if GOAL_SIZE in scale.packs else scale.packs[-1]
-    made[f"pack of {size}, augmented"] = pack(size, augment=AUGMENT)
+    made[f"pack of {size}, float32"] = Entry(pack(size), "float32")
+    made[f"pack of {size}, float32, stacked, without graphs"] = Entry(pack(size, training=NO_GRAPHS), "float32")
+    if on_gpu:
+        compiled = "bf16, channels last, compiled"
+        made[f"pack of {size}, {compiled}"] = Entry(pack(size, training=SWITCHES[compiled]), compiled)
+    made[f"one candidate, {fast}, augmented"] = Entry(pack(1, training=SWITCHES[fast], augment=AUGMENT), fast)
     for name, options in PENALTY_OPTIONS.items():
-        made[f"one candidate, penalty {name}"] = pack(1, penalties={name: options})
+        made[f"one candidate, {fast}, penalty {name}"] = Entry(pack(1, training=SWITCHES[fast], penalties={name: options}), fast)
     return made
 
 
@@ -205,32 +234,41 @@ def in_processes(scale: Scale, device: torch.device, count: int) -> float:
         return count * scale.rounds / max(task.result() for task in tasks)
 
 
-def rates(scale: Scale, device: torch.device) -> dict[str, list[float]]:
-    """Candidate-epochs per second by name: one value per round, in which all take turns; one alone of several processes."""
+def rates(scale: Scale, device: torch.device) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Candidate-epochs per second by name, one value per round, in which all take turns; one alone of several processes.
+
+    Also by name: the switches of the plain loop that it is compared with.
+    """
     made = rivals(scale, device)
-    for rival in made.values():  # memory, kernels, the choice of algorithms
-        seconds(rival, device)
+    for name, entry in made.items():  # memory, kernels, the choice of algorithms, recordings
+        first, second = seconds(entry.rival, device), seconds(entry.rival, device)
+        print(f"{name}: {first:.2f} s, then {second:.3f} s for an epoch", file=sys.stderr, flush=True)
     found: dict[str, list[float]] = {name: [] for name in made}
+    switches = {name: entry.switches for name, entry in made.items()}
     for _ in range(scale.rounds):
-        for name, rival in made.items():
-            found[name].append(rival.candidates / seconds(rival, device))
+        for name, entry in made.items():
+            found[name].append(entry.rival.candidates / seconds(entry.rival, device))
     made.clear()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     for count in scale.processes:
         shared = f", each with 1/{count} of the GPU" if device.type == "cuda" else ""
-        found[f"{count} processes{shared}"] = [in_processes(scale, device, count)]
-    return found
+        name = f"{count} processes{shared}"
+        found[name], switches[name] = [in_processes(scale, device, count)], "float32"
+    return found, switches
 
 
-def as_rows(found: dict[str, list[float]], title: str, per_epoch: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Rows of the table under `title`, and what each trains over the plain loop, by name."""
+def over(found: dict[str, list[float]], name: str, other: str) -> float:
+    """How many times as many candidate-epochs `name` trains as `other`: the median over rounds."""
+    if len(found[name]) != len(found[other]):
+        return found[name][0] / statistics.median(found[other])
+    return statistics.median(a / b for a, b in zip(found[name], found[other], strict=True))
 
-    def over(name: str, other: str) -> float:
-        if len(found[name]) != len(found[other]):
-            return found[name][0] / statistics.median(found[other])
-        return statistics.median(a / b for a, b in zip(found[name], found[other], strict=True))
 
+def as_rows(
+    found: dict[str, list[float]], switches: dict[str, str], title: str, per_epoch: int, batch: int
+) -> list[dict[str, Any]]:
+    """Rows of the table under `title`."""
     rows = []
     for name, values in found.items():
         rate = statistics.median(values)
@@ -239,11 +277,52 @@ def as_rows(found: dict[str, list[float]], title: str, per_epoch: int) -> tuple[
                 title: name,
                 "images per second": f"{rate * per_epoch:,.0f}",
                 "candidate-epochs per hour": f"{3600 * rate:,.0f}",
-                "times the plain loop": f"{over(name, 'plain loop'):.2f}",
-                "time over that without a penalty": f"{over('one candidate', name):.3f}" if "penalty" in name else "",
+                "ms per step of a candidate": f"{1e3 * batch / (rate * per_epoch):.3f}",
+                "times the plain loop with its switches": f"{over(found, name, f'plain loop, {switches[name]}'):.2f}",
+                "times the plain loop in float32": f"{over(found, name, 'plain loop, float32'):.2f}",
             }
         )
-    return rows, {name: over(name, "plain loop") for name in found}
+    return rows
+
+
+def _copied_per_second(count: int, device: torch.device) -> float:
+    """Bytes read and written per second by a copy of so many float32 numbers."""
+    source = torch.randn(count, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / seconds_of(lambda: target.copy_(source), device)
+
+
+@torch.no_grad()
+def floors(like: Training) -> list[dict[str, Any]]:
+    """The least time of a step: its operations and its bytes over the rates of a large matrix product and of a large copy.
+
+    Counted are convolutions and linear layers alone: two products in the backward pass for each in the forward pass, and for each
+    of the three its two inputs read once and its output written once, in bfloat16.
+    """
+    device = like.device
+    large = 8192 if device.type == "cuda" else 256
+    first, second = (torch.randn(large, large, device=device, dtype=torch.bfloat16) for _ in range(2))
+    flops_rate = 2 * large**3 / seconds_of(lambda: first @ second, device)
+    bytes_rate = _copied_per_second(2**29 if device.type == "cuda" else 2**20, device)
+    moved = []
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        moved.append(inputs[0].numel() + output.numel() + module.weight.numel())  # type: ignore[operator]
+
+    layers = [module for module in like.model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    handles = [layer.register_forward_hook(watch) for layer in layers]
+    batch = like.data.prepare(like.data.train.inputs[: like.options.batch_size])
+    with FlopCounterMode(display=False) as counter:
+        like.model(batch)
+    for handle in handles:
+        handle.remove()
+    flops, moved_bytes = 3 * counter.get_total_flops(), 3 * 2 * sum(moved)
+    return [
+        {"floor": "operations", "of a step": f"{flops / 1e9:.1f} GFLOP", "measured rate": f"{flops_rate / 1e12:.0f} TFLOP/s",
+         "ms": f"{1e3 * flops / flops_rate:.3f}"},
+        {"floor": "bytes", "of a step": f"{moved_bytes / 1e6:.0f} MB", "measured rate": f"{bytes_rate / 1e12:.2f} TB/s",
+         "ms": f"{1e3 * moved_bytes / bytes_rate:.3f}"},
+    ]  # fmt: skip
 
 
 def gpu(arguments: argparse.Namespace) -> Outcome:
@@ -256,12 +335,26 @@ def gpu(arguments: argparse.Namespace) -> Outcome:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
     scale = TINY if device.type == "cpu" else LESS if arguments.quick else FULL
-    data: Dataset = training(device, scale).data
+    like = training(device, scale)
+    data: Dataset = like.data
     what = "CIFAR-10" if scale.real else "random images of CIFAR-10's shape"
     where = "a GPU" if device.type == "cuda" else "a CPU, with a few images: no measurement"
-    rows, times = as_rows(rates(scale, device), f"ResNet-20, width {scale.width}, {what}, on {where}", len(data.train.labels))
-    goal = f"pack of {GOAL_SIZE}"
-    goals = [at_least(f"candidate-epochs per hour, {goal} over the plain loop", times[goal], GOAL)] if goal in times else []
+    for row in floors(like):
+        print(" | ".join(row.values()), flush=True)
+    found, switches = rates(scale, device)
+    title = f"ResNet-20, width {scale.width}, {what}, on {where}"
+    rows = as_rows(found, switches, title, len(data.train.labels), scale.batch)
+    fast = "bf16, channels last"
+    goals = []
+    if device.type == "cuda":
+        pack = f"pack of {GOAL_SIZE}, {fast}"
+        goals.append(at_least(f"{pack}, over the plain loop with its switches", over(found, pack, f"plain loop, {fast}"), GOAL))
+        for name in SWITCHES:
+            value = over(found, f"one candidate, {name}", f"plain loop, {name}")
+            goals.append(at_least(f"one candidate over the plain loop, {name}", value, 0.97))
+        for name in PENALTY_OPTIONS:
+            value = over(found, f"one candidate, {fast}", f"one candidate, {fast}, penalty {name}")
+            goals.append(at_most(f"time of an epoch with {name} over that without", value, 1.05))
     return Outcome(1, rows, goals)
 
 

@@ -1,7 +1,7 @@
 """CUDA graphs without CUDA: operations recorded with the numbers and the memory that they had, and carried out again.
 
-What a replay does not see is what a CUDA graph does not see: Python. A number that a step reads in Python stays as it was when the
-step was recorded, and so does the memory that it read from. Reading a number of a tensor while recording is an error, as there.
+What a replay does not see is what a CUDA graph does not see: Python. A number that a step reads in Python stays as it was when
+the step was recorded, and so does the memory that it read from. Reading a tensor's number while recording is an error, as there.
 """
 
 from collections.abc import Callable

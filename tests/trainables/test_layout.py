@@ -96,9 +96,9 @@ def test_gradients_that_autograd_lays_out_otherwise_are_aligned_before_the_optim
     for parameter in training.thin:
         parameter.register_post_accumulate_grad_hook(otherwise)
 
-    def watched(optimizer: torch.optim.Optimizer) -> None:
+    def watched(optimizer: torch.optim.Optimizer, lr: torch.Tensor | None) -> None:
         at_the_step.append(all(p.grad is not None and p.grad.stride() == p.stride() for p in training.parameters))
-        take_step(optimizer)
+        take_step(optimizer, lr)
 
     monkeypatch.setattr("trainables.training.take_step", watched)
     training.run_epoch()

@@ -86,7 +86,9 @@ def test_recorded_steps_give_what_steps_taken_one_by_one_give(name: str) -> None
     loose = {"rtol": 1e-3, "atol": 1e-5} if "bf16" not in name else {"rtol": 0.1, "atol": 1e-2}
     for one, other in zip(fast.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, **loose)
-    assert [one == 0 for one in fast.counts(torch.tensor(0)).tolist()] == [one == 0 for one in plain.counts(torch.tensor(0)).tolist()]
+    assert [one == 0 for one in fast.counts(torch.tensor(0)).tolist()] == [
+        one == 0 for one in plain.counts(torch.tensor(0)).tolist()
+    ]
 
 
 def test_a_replay_gives_bit_by_bit_what_its_step_gives() -> None:
@@ -201,7 +203,9 @@ def test_such_a_network_is_an_error_where_recording_is_asked_for() -> None:
     case = {"model": {"name": "factory", "factory": "tests.trainables.test_step_graphs:Reads"}}
     training = recorded(**case)
     training.options = training.options.model_copy(update={"cuda_graphs": True})
-    with pytest.raises(UserError, match=r"training\.cuda_graphs: true: steps of this network cannot be recorded .*set it to auto"):
+    with pytest.raises(
+        UserError, match=r"training\.cuda_graphs: true: steps of this network cannot be recorded .*set it to auto"
+    ):
         training.run_epoch()
 
 

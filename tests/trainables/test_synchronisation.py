@@ -28,9 +28,7 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
-        boolean = name == "aten::index" and any(
-            one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1]
-        )
+        boolean = name == "aten::index" and any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])
         if name in OPERATIONS or boolean:
             self.counts.append(name)
         return func(*args, **(kwargs or {}))

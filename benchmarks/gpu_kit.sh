@@ -47,7 +47,7 @@ for name in "${parts[@]}"; do
         part tests 600 "$python" -m pytest -q -p no:cacheprovider tests/trainables/test_gpu.py tests/trainables/test_step_graphs.py \
           tests/trainables/test_synchronisation.py tests/trainables/packs/test_pack.py tests/trainables/test_trainable.py
       else
-        part tests 150 "$python" -m pytest -q -p no:cacheprovider -n 8 -m gpu tests --durations 5
+        part tests 150 "$python" -m pytest -q -p no:cacheprovider -n 8 -m gpu tests/trainables --durations 5
       fi ;;
     bench) part bench 240 "$python" -m benchmarks.gpu --quick --json ;;
     bench-full) part bench-full 400 "$python" -m benchmarks.gpu --json ;;

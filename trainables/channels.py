@@ -78,7 +78,10 @@ def channel_groups(network: nn.Module, inputs: Tensor) -> list[ChannelGroup]:
         UserError: if Torch-Pruning cannot analyse the network.
     """
     try:
-        return list(_groups(network, _graph(network, inputs)))
+        graph = _graph(network, inputs)
+        groups = list(_groups(network, graph))
+        _let_go(graph)
+        return groups
     except Exception as error:  # Torch-Pruning raises many kinds on a network that it does not know
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"Torch-Pruning cannot analyse the network, to find which channels go together ({said})") from error
@@ -101,6 +104,17 @@ def _graph(network: nn.Module, inputs: Tensor) -> torch_pruning.DependencyGraph:
             return torch_pruning.DependencyGraph().build_dependency(network.eval(), example_inputs=inputs[:1], verbose=False)
     finally:
         network.train(training)
+
+
+def _let_go(graph: torch_pruning.DependencyGraph) -> None:
+    """Drops the operations of autograd that the graph was read from, which nothing needs any more.
+
+    They hold on to nodes that later backward passes would use too, bound to the stream of today: no other could be recorded.
+    """
+    for operation, node in graph.module2node.items():
+        for holder in (operation, node):
+            if getattr(holder, "grad_fn", None) is not None:
+                holder.grad_fn = None
 
 
 def _out(graph: torch_pruning.DependencyGraph, layer: nn.Module) -> Any:

@@ -91,8 +91,8 @@ class StepGraphs:
         self.order = torch.zeros(count, dtype=torch.int64, device=device)
         self.mirrored = torch.zeros(count, 1, dtype=torch.bool, device=device) if data.augment.flip else None
         self.corner = torch.zeros(2, count, 1, dtype=torch.int64, device=device) if data.augment.crop else None
-        self.rates = torch.zeros(batches, device=device)
-        self.step_sizes = torch.zeros(batches, device=device)
+        self.rates = torch.zeros(batches, dtype=torch.float32, device=device)  # what fused optimisers take
+        self.step_sizes = torch.zeros_like(self.rates)
         self.first = torch.zeros((), dtype=torch.int64, device=device)
         """The place in `order` where the coming batch begins."""
         self.number = torch.zeros(1, dtype=torch.int64, device=device)
@@ -182,6 +182,11 @@ class StepGraphs:
         return self.refusal is None and self.seen[phase] >= WARM_UP and len(self.recorded) < _PHASES
 
     def _take(self, size: int) -> None:
+        """One step that is not replayed, with the random numbers that this training has alone."""
+        with self.training.own_noise():
+            self._compute(size)
+
+    def _compute(self, size: int) -> None:
         """One step of this training, which reads its examples and numbers from the tables, at the counters."""
         training, data = self.training, self.training.data
         places = self.first + self.places[:size]
@@ -202,14 +207,16 @@ class StepGraphs:
         if self.refusal is not None or len(self.seen) > _PHASES:
             self._take(size)
             return
-        before = _outside(self.training.model, self.stream is not None)
-        self._take(size)
-        if _outside(self.training.model, self.stream is not None) != before:
+        with self.training.own_noise():
+            before = _outside(self.training.model, self.stream is not None)
+            self._compute(size)
+            changed = _outside(self.training.model, self.stream is not None) != before
+        if changed:
             self._refuse("the network draws random numbers, or counts something, in each step")
 
     def _take_recorded(self, phase: Hashable, size: int) -> None:
         try:
-            replay = self.record(lambda: self._take(size))
+            replay = self.record(lambda: self._compute(size))
         except (RuntimeError, torch.OutOfMemoryError) as error:  # nothing was computed
             message = str(error).strip().splitlines()
             self._refuse(f"{type(error).__name__}: {message[0] if message else ''}")

@@ -109,7 +109,7 @@ class Training:
         return state | ({"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {})
 
     @contextmanager
-    def _own_noise(self) -> Iterator[None]:
+    def own_noise(self) -> Iterator[None]:
         """Lends torch's global generators the state of this training: dropout knows no other. They get theirs back."""
         with torch.random.fork_rng(devices=self._gpus()):
             torch.set_rng_state(self.noise["cpu"])
@@ -147,13 +147,15 @@ class Training:
         Raises:
             TrialFailure: if the loss is not finite.
         """
-        with self._own_noise():
-            for _ in self.steps():
-                pass
+        for _ in self.steps():
+            pass
         return self.end_epoch(self.numbers().tolist())
 
     def steps(self) -> Generator[None]:
-        """Takes the steps of an epoch, one for each item that is asked for; then `means` are known."""
+        """Takes the steps of an epoch, one for each item that is asked for; then `means` are known.
+
+        Without recorded steps, torch's global random numbers are this training's until the last item was asked for.
+        """
         self.model.train()
         order = torch.randperm(len(self.data.train.labels), generator=self.shuffler)
         self.losses = self.losses or self._shared_losses()
@@ -167,7 +169,7 @@ class Training:
     def _steps(self, order: Tensor) -> Generator[None]:
         task_losses, penalty_losses = [], []
         shares = [(len(batch), *self.ranks.share(batch)) for batch in order.split(self.options.batch_size)]
-        with closing(self.data.batches([mine for _, mine, _ in shares])) as batches:
+        with self.own_noise(), closing(self.data.batches([mine for _, mine, _ in shares])) as batches:
             self.ranks.stir(self.options.seed or 0, self.epoch, self.augmenter)
             for (_, _, weight), batch in zip(shares, batches, strict=True):
                 task_loss, penalty_loss = self._train_batch(batch, weight)
@@ -364,7 +366,7 @@ class Training:
         options = refit_options or self.candidate.refit
 
         def further(network: nn.Module) -> list[dict[str, float]]:
-            with self._own_noise():
+            with self.own_noise():
                 return refit(
                     network,
                     self.data,

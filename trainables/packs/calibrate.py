@@ -1,5 +1,6 @@
 """How many candidates to train in one pack: measured, on a few steps."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 
 import torch
@@ -11,6 +12,7 @@ from trainables.packs.packable import packable_training
 from trainables.packs.plan import Plan
 from trainables.packs.stack import Stack
 from trainables.packs.step import Step
+from trainables.packs.streams import can_stream
 from trainables.training import Training
 
 _LONG_S = 0.1
@@ -18,6 +20,9 @@ _LONG_S = 0.1
 
 _GAIN = 1.1
 """The smallest pack is taken of those that take at most so many times as long as the fastest."""
+
+_RECORDED = 20
+"""After so many steps those of most trainings are recorded, where they can be."""
 
 _ROUNDS = 5
 """So often each size is measured, in turn, and the fastest of its rounds counts: what else a machine does only adds time."""
@@ -53,6 +58,8 @@ def best_size(candidate: Candidate, most: int, device: torch.device | str = "cpu
 
 
 def _alone(training: Training, batch: Split) -> float:
+    if can_stream([training]):
+        return _streamed([training])
     training.model.train()
     training.losses = training.losses or training._shared_losses()
 
@@ -64,6 +71,8 @@ def _alone(training: Training, batch: Split) -> float:
 
 
 def _packed(members: list[Training], batch: Split) -> float:
+    if can_stream(members):
+        return _streamed(members)
     first, count = members[0], len(members)
     sample = first.data.prepare(batch.inputs[:8])
     step, stack = Step(first.model, first.candidate.penalties, sample, bf16=first.options.bf16), Stack(members)
@@ -80,3 +89,22 @@ def _packed(members: list[Training], batch: Split) -> float:
     for row in range(count):
         stack.release(row)
     return seconds
+
+
+def _streamed(members: list[Training]) -> float:
+    """Seconds of a step of all members, each on a stream of its own, once all steps are recorded."""
+    steps = [_endless(member) for member in members]
+
+    def take() -> None:
+        for step in steps:
+            next(step)
+
+    for _ in range(_RECORDED):
+        take()
+    return seconds_of(take, members[0].device)
+
+
+def _endless(member: Training) -> Iterator[None]:
+    """Steps of one epoch after the other."""
+    while True:
+        yield from member.steps()

@@ -70,6 +70,8 @@ def unpackable_setting(training: Training) -> str | None:
 
 def packable_training(training: Training) -> str | None:
     """The same of a training, of which nothing changes."""
+    if training.graphs is not None:  # nothing is stacked
+        return unpackable_setting(training)
     return unpackable_setting(training) or _of_network(training.model) or _of_step(training)
 
 

@@ -1,6 +1,7 @@
 """Channels that several layers share go together, and only where that changes nothing."""
 
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -130,3 +131,16 @@ def test_a_network_that_torch_pruning_cannot_analyse_keeps_its_channels_and_says
         compacted = compact(model, INPUTS)
     assert "Torch-Pruning cannot analyse the network" in caplog.text
     assert compacted.report.after["params"] == measure(model, INPUTS)["params"]
+
+
+def test_what_autograd_made_for_the_analysis_is_let_go_of() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+
+    def node() -> Any:
+        """Where the gradient of the first weight is accumulated: made anew unless something holds on to it."""
+        return model[0].weight.view_as(model[0].weight).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+
+    groups = channel_groups(model, torch.rand(2, 1, 8, 8))
+    node().metadata["seen"] = True
+    assert "seen" not in node().metadata
+    assert len(groups) == 1

@@ -7,8 +7,9 @@ import platform
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -66,6 +67,15 @@ def device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores"
 
 
+def versions() -> dict[str, str]:
+    """What is installed of the libraries that results depend on, by name."""
+    found = {}
+    for name in ("torch", "ray", "optuna", "mlflow"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def chromium() -> str | None:
     """The path of a Chromium for what is done in a browser; None if there is none (`make chromium` installs it)."""
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -73,8 +83,8 @@ def chromium() -> str | None:
 
 def as_markdown(outcome: Outcome) -> str:
     """The rows and goals as Markdown tables, with the device, the versions and the seed count above them."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "optuna", "mlflow"))
-    lines = [f"{outcome.seeds} seed{'s' * (outcome.seeds != 1)}; {device()}; {versions}.", ""]
+    installed = ", ".join(f"{name} {number}" for name, number in versions().items())
+    lines = [f"{outcome.seeds} seed{'s' * (outcome.seeds != 1)}; {device()}; {installed}.", ""]
     lines += _table(outcome.rows)
     if outcome.goals:
         goals = [
@@ -101,5 +111,4 @@ def run(name: str, benchmark: Callable[[argparse.Namespace], Outcome], *options:
     outcome = benchmark(arguments)
     print(as_markdown(outcome))
     if arguments.json:
-        versions = {package: version(package) for package in ("torch", "ray", "optuna", "mlflow")}
-        print(json.dumps({"benchmark": name, "device": device(), "versions": versions, **asdict(outcome)}))
+        print(json.dumps({"benchmark": name, "device": device(), "versions": versions(), **asdict(outcome)}))

@@ -116,14 +116,14 @@ def candidate(scale: Scale, job: Job, compiled: bool) -> Candidate:
     )
 
 
-def jobs(scale: Scale, seeds: Sequence[int], sparsifiers: Sequence[str], sparsities: Sequence[float]) -> list[Job]:
+def jobs(seeds: Sequence[int], sparsifiers: Sequence[str], sparsities: Sequence[float], penalties: Sequence[str]) -> list[Job]:
     """All of them, seed by seed for each sparsifier and sparsity, so that what is there when a run ends is paired."""
     return [
         Job(sparsifier, sparsity, penalty, seed)
         for sparsity in sparsities
         for sparsifier in sparsifiers
         for seed in seeds
-        for penalty in scale.penalties
+        for penalty in penalties
     ]
 
 
@@ -253,7 +253,8 @@ def fidelity(arguments: argparse.Namespace) -> Outcome:
     sparsities = [float(one) for one in arguments.sparsities.split(",")] if arguments.sparsities else scale.sparsities
     sparsifiers = arguments.sparsifiers.split(",") if arguments.sparsifiers else scale.sparsifiers
     first, _, last = (arguments.seeds or ("0-0" if arguments.quick else "0-4")).partition("-")
-    wanted = jobs(scale, range(int(first), int(last or first) + 1), sparsifiers, sparsities)
+    penalties = scale.penalties[: arguments.penalties]
+    wanted = jobs(range(int(first), int(last or first) + 1), sparsifiers, sparsities, penalties)
     left = [] if arguments.table else [job for job in wanted if job not in done_in(file)]
     size = arguments.together or (len(scale.penalties) if device.type == "cuda" or arguments.quick else 1)
     for begin in range(0, len(left), size):
@@ -276,6 +277,7 @@ if __name__ == "__main__":
         ("--seeds", {"help": "such as 0-9; 0-4 if left out"}),
         ("--sparsifiers", {"help": "such as random,rigl"}),
         ("--sparsities", {"help": "such as 0.95,0.98"}),
+        ("--penalties", {"type": int, "help": "takes only so many, the first of which is none"}),
         ("--minutes", {"type": float, "default": 1e6, "help": "ends after so long, with what is there"}),
         ("--together", {"type": int, "help": "candidates that are trained at once"}),
         ("--compile", {"action": "store_true", "help": "compiles the network"}),

@@ -20,8 +20,12 @@ mkdir -p "$out"
 kept=${GPU_KIT_KEPT:-/tmp/slimfront-gpu-kit}   # stays on the machine between calls
 mkdir -p "$kept"
 
-if [ ! -d "$kept/site" ] && [ -f .gpu_kit/site.tar.xz ]; then
-  tar xJ -C "$kept" -f .gpu_kit/site.tar.xz || exit 1
+site=.gpu_kit/site.tar.xz
+[ -f "$site" ] || site=.gpu_kit/mini.tar.xz   # without Ray, Optuna and MLflow: enough for all parts but the tests and the search
+if [ -f "$site" ] && [ ! -f "$kept/$(basename "$site").done" ]; then
+  rm -rf "$kept/site"
+  tar xJ -C "$kept" -f "$site" || exit 1
+  touch "$kept/$(basename "$site").done"
   mkdir -p "$kept/site/slimfront-0.dist-info"
   printf 'Metadata-Version: 2.1\nName: slimfront\nVersion: 0\n' > "$kept/site/slimfront-0.dist-info/METADATA"
 fi

@@ -1,4 +1,7 @@
-"""A whole search on one GPU, in packs: 64 trials of configs/cifar10-resnet20.yaml, shortened, against as many plain trainings."""
+"""A whole search on one GPU: 64 trials of configs/cifar10-resnet20.yaml, shortened, against as many plain trainings.
+
+Several processes share the GPU, and each trains several trials at once.
+"""
 
 import argparse
 import json
@@ -29,8 +32,9 @@ def changes(arguments: argparse.Namespace, device: torch.device, folder: Path) -
         "search.trials": arguments.trials,
         "search.storage_path": folder / "runs",
         "tracking.uri": f"sqlite:///{folder}/slimfront.db",
+        "one_shot.steps": 0,
         "resources.cpu": 4 if gpu else 1,
-        "resources.gpu": gpu,
+        "resources.gpu": gpu * arguments.share,
         "resources.pack": arguments.pack,
     }
     if gpu:
@@ -86,5 +90,6 @@ if __name__ == "__main__":
         ("--trials", {"type": int, "default": 64}),
         ("--epochs", {"type": int, "default": 8}),
         ("--images", {"type": int, "default": 20_000}),
-        ("--pack", {"type": int, "default": 16}),
+        ("--pack", {"type": int, "default": 4, "help": "trials in one process"}),
+        ("--share", {"type": float, "default": 0.25, "help": "of the GPU, of each process"}),
     )

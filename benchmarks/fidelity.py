@@ -181,27 +181,40 @@ class Session:
     ends: float
 
 
+def run_epoch(trainings: list[Training], pack: Pack | None) -> dict[Training, Any]:
+    """One epoch of all that are left: metrics, or why a training cannot go on."""
+    if pack is not None:
+        return dict(pack.run_epoch())
+    (training,) = trainings
+    try:
+        return {training: training.run_epoch()}
+    except TrialFailure as failure:
+        return {training: failure}
+
+
 def train_group(scale: Scale, group: Sequence[Job], session: Session) -> Iterator[tuple[Job, float]]:
     """Trains jobs together; gives each with its test accuracy, or nothing if time was up (their states are kept)."""
     begun = time.perf_counter()
-    candidates = [candidate(scale, job, session.compiled) for job in group]
-    pack = Pack([Training(one, session.device) for one in candidates], session.device)
-    members = dict(zip(pack.members, group, strict=True))
-    session.states.load(group, list(members))
-    first = next(iter(members)).epoch
-    while pack.members:
-        for member, result in pack.run_epoch().items():
+    trainings = [Training(candidate(scale, job, session.compiled), session.device) for job in group]
+    session.states.load(group, trainings)
+    pack = Pack(trainings, session.device) if len(group) > 1 else None
+    jobs_of = dict(zip(trainings, group, strict=True))
+    first, left = trainings[0].epoch, list(trainings)
+    while left:
+        for training, result in run_epoch(left, pack).items():
             if isinstance(result, TrialFailure):
-                print(f"{members[member]}: {result}", file=sys.stderr, flush=True)
-            elif member.done:
-                data = member.data
-                yield members[member], accuracy(member.model, *data.test, prepare=data.prepare)
-        epoch = next(iter(members)).epoch
+                print(f"{jobs_of[training]}: {result}", file=sys.stderr, flush=True)
+                left.remove(training)
+            elif training.done:
+                data = training.data
+                left.remove(training)
+                yield jobs_of[training], accuracy(training.model, *data.test, prepare=data.prepare)
+        epoch = trainings[0].epoch
         if epoch % 10 == 0 or epoch - first <= 2:
             seconds = time.perf_counter() - begun
             print(f"{len(group)} candidates, epoch {epoch}, {seconds:.0f} s", file=sys.stderr, flush=True)
-        if pack.members and time.time() > session.ends:
-            session.states.keep(group, [pack.state_dict(member) for member in members])
+        if left and time.time() > session.ends:
+            session.states.keep(group, [pack.state_dict(one) if pack else one.state_dict() for one in trainings])
             print(f"time is up in epoch {epoch}", file=sys.stderr, flush=True)
             return
 

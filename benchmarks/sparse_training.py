@@ -6,7 +6,6 @@ import statistics
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from trainables.measures import accuracy
 from trainables.sparsifiers import SPARSIFIERS
 from trainables.training import Training
 
-CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
 SPARSITIES = (0.90, 0.95, 0.98, 0.99)
 PENALTIES: dict[str, dict[str, Any]] = {
     "none": {},
@@ -26,11 +24,6 @@ PENALTIES: dict[str, dict[str, Any]] = {
 }
 """CKA-SR at the authors' β. AugCKA-SR is a mean over pairs, so that its β is larger."""
 
-CIFAR_PENALTIES: dict[str, dict[str, Any]] = {
-    "none": {},
-    "CKA-SR, β 1e-4": {"cka": {"strength": 1e-4, "samples": -1, "every": 1}},
-    "CKA-SR, β 8e-4": {"cka": {"strength": 8e-4, "samples": -1, "every": 1}},
-}
 EVERY = {"set": 40, "rigl": 40, "granet": 20}
 """Steps between updates of the masks: trainings here are short."""
 
@@ -39,7 +32,6 @@ EVERY = {"set": 40, "rigl": 40, "granet": 20}
 class Job:
     """One training."""
 
-    data: str
     sparsifier: dict[str, Any] | None
     penalty: str
     seed: int
@@ -47,22 +39,14 @@ class Job:
 
 
 def candidate(job: Job) -> Candidate:
-    """ResNet-8 on scikit-learn's digits, or ResNet-20 on CIFAR-10 as the authors of CKA-SR train it."""
+    """ResNet-8 on scikit-learn's digits; `benchmarks.fidelity` is on CIFAR-10."""
     training = {"batch_size": 64, "optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "schedule": "cosine"}
-    data: dict[str, Any] = {"name": "digits"}
-    model: dict[str, Any] = {"name": "resnet20", "depth": 8, "width": 16}
-    penalties = PENALTIES
-    if job.data == "cifar10":
-        data = {"name": "huggingface", "path": str(CIFAR), "validation": 0.02, "augment": {"crop": 4, "flip": True}}
-        model = {"name": "resnet20"}
-        training |= {"batch_size": 128}
-        penalties = CIFAR_PENALTIES
     return Candidate.model_validate(
         {
-            "data": data,
-            "model": model,
+            "data": {"name": "digits"},
+            "model": {"name": "resnet20", "depth": 8, "width": 16},
             "training": training | {"epochs": job.epochs, "seed": job.seed},
-            "penalties": penalties[job.penalty],
+            "penalties": PENALTIES[job.penalty],
             "sparsifier": job.sparsifier,
         }
     )
@@ -97,23 +81,15 @@ def paired(values: list[float], baseline: list[float]) -> str:
 
 def sparse_training(arguments: argparse.Namespace) -> Outcome:
     """Test accuracy of every sparsifier with no penalty, CKA-SR and AugCKA-SR."""
-    digits = arguments.data == "digits"
-    penalties = PENALTIES if digits else CIFAR_PENALTIES
-    if digits:
-        seeds, epochs = (1, 4) if arguments.quick else (arguments.seeds or 5, 20)
-        methods = sparsifiers(SPARSITIES[:1] if arguments.quick else SPARSITIES)
-    else:
-        if not CIFAR.exists():
-            raise SystemExit("there is no CIFAR-10 beside the checkout; see docs/sparse-training.md")
-        seeds, epochs = (1, 1) if arguments.quick else (arguments.seeds or 3, 160)
-        methods = [{"name": "random", "sparsity": s} for s in (0.95, 0.98)]
-    cells: list[tuple[dict[str, Any] | None, str]] = [(None, "none"), *((m, p) for m in methods for p in penalties)]
-    work = [Job(arguments.data, method, penalty, seed, epochs) for method, penalty in cells for seed in range(seeds)]
+    seeds, epochs = (1, 4) if arguments.quick else (arguments.seeds or 5, 20)
+    methods = sparsifiers(SPARSITIES[:1] if arguments.quick else SPARSITIES)
+    cells: list[tuple[dict[str, Any] | None, str]] = [(None, "none"), *((m, p) for m in methods for p in PENALTIES)]
+    work = [Job(method, penalty, seed, epochs) for method, penalty in cells for seed in range(seeds)]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         results = dict(zip([str(job) for job in work], pool.map(fit, work), strict=True))
 
     def accuracies(method: dict[str, Any] | None, penalty: str) -> list[float]:
-        return [results[str(Job(arguments.data, method, penalty, seed, epochs))] for seed in range(seeds)]
+        return [results[str(Job(method, penalty, seed, epochs))] for seed in range(seeds)]
 
     rows = []
     for method in (None, *methods):
@@ -123,7 +99,7 @@ def sparse_training(arguments: argparse.Namespace) -> Outcome:
             "sparsity": (f"{method['sparsity']:.2f}" if "sparsity" in method else "0.50 (2:4)") if method else "0",
             "test accuracy": spread(plain, 4),
         }
-        for name in list(penalties)[1:]:
+        for name in list(PENALTIES)[1:]:
             row[f"with {name}, points"] = paired(accuracies(method, name), plain) if method else ""
         rows.append(row)
     return Outcome(seeds, rows, [])
@@ -133,6 +109,5 @@ if __name__ == "__main__":
     run(
         "sparse_training",
         sparse_training,
-        ("--data", {"choices": ["digits", "cifar10"], "default": "digits"}),
-        ("--seeds", {"type": int, "help": "5 on digits and 3 on CIFAR-10 if left out"}),
+        ("--seeds", {"type": int, "help": "5 if left out"}),
     )

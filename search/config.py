@@ -19,6 +19,7 @@ from search.storage import is_bucket
 from trainables.candidate import Candidate
 from trainables.errors import UserError
 from trainables.measures import EXTRA_MEASURES
+from trainables.models import Model
 from trainables.options import Options, suggest
 from trainables.penalties import Penalty
 
@@ -140,6 +141,10 @@ class Config(Candidate):
             except ValidationError as error:
                 shown = ", ".join(f"{path} = {value}" for path, value in values.items())
                 raise _space_error(shown, f"is not a valid combination: {explain_first(error)}") from None
+
+    def model_of(self, values: Mapping[str, object]) -> Model:
+        """The model of the candidate with these values, which builds networks that were stored as weights alone."""
+        return self.candidate(values).model
 
     def candidate(self, values: Mapping[str, object]) -> Candidate:
         """The candidate with these values by dotted path put in.

@@ -301,7 +301,7 @@ def _touch_test_set(config: Config, points: list[Point], observer: Observer) -> 
         if point.test_accuracy is not None:
             continue
         try:
-            network = read(point.file)
+            network = read(point.file, config.model_of(point.trial.values))
             if config.ships_int8(point.trial):
                 measured = as_int8(network, data).test_accuracy(data)
             else:

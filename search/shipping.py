@@ -57,7 +57,7 @@ def export(
     config, ledger = read_search(search, storage_path)
     point, member = _picked(search, config, ledger, wanted, min_accuracy)
     try:
-        network = read(point.file)
+        network = read(point.file, config.model_of(point.trial.values))
     except UserError as error:
         raise UserError(f"the network of {member_name(member)} cannot be read any more: {error}") from None
     base = config.candidate({})

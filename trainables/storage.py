@@ -1,6 +1,9 @@
 """How a finished network is kept: as a graph of plain data where it was compacted, else as the state of the model it is."""
 
 import copy
+import pickle
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,11 @@ from trainables.compaction.compact import Compaction, relative_difference
 from trainables.compaction.plain import FORMAT, from_plain, to_plain
 from trainables.errors import UserError
 from trainables.graph import trace
-from trainables.models import MODELS, Model
+from trainables.models import Model
+
+
+_DAMAGE = (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
+"""What is raised for a file that is not as `torch.save` left it."""
 
 
 def network_file(step: int = 0) -> str:
@@ -32,27 +39,65 @@ def store(network: nn.Module, model: Model, input_shape: tuple[int, ...], classe
     return {"format": FORMAT, "model": built, "state": state}
 
 
-def restore(stored: dict[str, Any]) -> nn.Module:
-    """The network that `store` kept, in evaluation mode on the CPU, with bit-identical weights."""
+def restore(stored: dict[str, Any], model: Model | None = None) -> nn.Module:
+    """The network that `store` kept, in evaluation mode on the CPU, with bit-identical weights.
+
+    Nothing that `stored` names is imported or called: where it is the state of a model, `model` builds it.
+
+    Args:
+        stored: what `store` gave.
+        model: the model by the config that the network was trained with; not needed for networks that were compacted.
+
+    Raises:
+        ValueError: if it is damaged, of another format, or of another model.
+    """
     if "model" not in stored:
         return from_plain(stored)
     built = stored["model"]
-    model = MODELS.parse_named(built["options"])
+    if model is None:
+        raise ValueError("it holds weights alone, and the config that says how its network is built is not there")
+    if built["options"] != model.model_dump(mode="json"):
+        raise ValueError("it is a network of another model than the config has")
     network: nn.Module = model.build(tuple(built["input_shape"]), built["classes"])
     network.load_state_dict(stored["state"])
     return network.eval()
 
 
-def read(file: Path | None) -> nn.Module:
+def read(file: Path | None, model: Model | None = None) -> nn.Module:
     """The network in a file of a checkpoint, as `restore` gives it; None is a file that was deleted.
 
     Raises:
         UserError: why it cannot be read.
     """
+    if file is None:
+        raise UserError("its file was deleted")
     try:
-        return restore(torch.load(file or "", weights_only=True))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(str(error)) from None
+        return restore(load_tensors(file), model)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:  # of data of another form
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{file} is damaged, or was not written by slimfront: {reason}") from None
+
+
+def load_tensors(file: Path) -> dict[str, Any]:
+    """The tensors and plain data in a file that `torch.save` wrote, on the CPU; nothing else is made of it.
+
+    Raises:
+        UserError: if it is not there, or is not as it was written: the file has a checksum of each of its parts.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise UserError(f"{file} is damaged: its part {damaged} is not as it was written; restore it from a copy")
+        loaded: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise UserError(f"there is no file {file}") from None
+    except _DAMAGE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{file} is damaged, or was not written by slimfront: {reason}") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{file} was not written by slimfront: it holds a {type(loaded).__name__}")
+    return loaded
 
 
 def check_storable(network: nn.Module, sample: Tensor) -> None:

@@ -16,7 +16,7 @@ from trainables.errors import TrialFailure, UserError
 from trainables.gpu import take_share
 from trainables.packs.together import Alone
 from trainables.refit import Refit
-from trainables.storage import network_file, store
+from trainables.storage import load_tensors, network_file, store
 from trainables.training import Training
 
 TRAINING_FILE = "training.pt"
@@ -70,7 +70,7 @@ class CandidateTrainable(tune.Trainable):
         training = self._new_training(Candidate.model_validate(self.candidate))
         if self.resume_from is not None:
             with tune.Checkpoint(self.resume_from).as_directory() as directory:  # copied here where it lies in a bucket
-                training.load_state_dict(torch.load(Path(directory, TRAINING_FILE), weights_only=True, map_location="cpu"))
+                training.load_state_dict(load_tensors(Path(directory, TRAINING_FILE)))
             self.resume_from = None
         return training
 

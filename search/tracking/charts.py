@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution
 from torch import nn
 
+from search.config import Config
 from search.records import Ledger, Point
 from trainables.errors import UserError
 from trainables.storage import read
@@ -105,10 +106,10 @@ def layers_png(networks: Sequence[tuple[Point, nn.Module]], dense: nn.Module, ti
     return figure
 
 
-def load(point: Point) -> nn.Module | None:
+def load(point: Point, config: Config) -> nn.Module | None:
     """The network of a point as it is stored; None if its file cannot be read."""
     try:
-        return read(point.file)
+        return read(point.file, config.model_of(point.trial.values))
     except UserError:
         return None
 

@@ -159,8 +159,8 @@ class Page:
 
     def _log_networks(self, ledger: Ledger, front: list[Point]) -> None:
         """Models of the front's networks, and which layers they kept; those whose file is lost are left out."""
-        stored = [(point, network) for point in front if (network := charts.load(point)) is not None]
-        dense = charts.load(ledger.dense.last) if ledger.dense and ledger.dense.last else None
+        stored = [(point, network) for point in front if (network := charts.load(point, self.config)) is not None]
+        dense = charts.load(ledger.dense.last, self.config) if ledger.dense and ledger.dense.last else None
         if stored and dense is not None:
             self._draw("layers.png", lambda: charts.layers_png(stored, dense, self.search))
         data = load_once(self.config.candidate({}).data, torch.device("cpu"))

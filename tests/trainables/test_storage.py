@@ -1,4 +1,6 @@
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,8 +9,8 @@ from torch import Tensor, nn
 from tests.trainables.networks import Transformer
 from trainables.compaction import compact
 from trainables.errors import UserError
-from trainables.models import MLP
-from trainables.storage import check_storable, restore, store
+from trainables.models import MLP, Factory
+from trainables.storage import check_storable, read, restore, store
 
 
 class Moody(nn.Module):
@@ -25,7 +27,7 @@ def test_a_network_comes_back_bit_identical_compacted_or_not(tmp_path: Path, com
     inputs = torch.randn(4, 1, 2, 2)
     kept = compact(network, inputs).network if compacted else network
     torch.save(store(kept, options, (1, 2, 2), 3), tmp_path / "network.pt")
-    restored = restore(torch.load(tmp_path / "network.pt", weights_only=True))
+    restored = restore(torch.load(tmp_path / "network.pt", weights_only=True), options)
     assert torch.equal(restored(inputs), kept(inputs))
     assert not restored.training
 
@@ -88,3 +90,98 @@ def test_a_transformer_can_be_kept_and_one_with_a_padding_mask_is_refused_before
 
     with pytest.raises(UserError, match=r"'blocks\.0\.attention' has a key_padding_mask.*set compaction\.enabled: false"):
         check_storable(Padded(), sample)
+
+
+def traced(tmp_path: Path) -> dict[str, Any]:
+    """What a small network is stored as."""
+    return store(compact(MLP(depth=1, width=3).build((4,), 2), torch.randn(3, 4)).network, MLP(), (4,), 2)
+
+
+RUNS = "__import__('pathlib').Path('ran').touch()"
+
+
+def damaged(stored: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The same, with code where a name should be."""
+    nodes = stored["nodes"]
+    first = next(node for node in nodes if node["op"] == "call_module")
+    if kind == "a default argument":
+        nodes[0]["target"] = f"x={RUNS}"
+    elif kind == "a module's name":
+        stored["modules"][f'a"),{RUNS},("'] = stored["modules"][first["target"]]
+        first["target"] = f'a"),{RUNS},("'
+    elif kind == "a keyword":
+        first["kwargs"] = {f"y={RUNS},z": 1}
+    elif kind == "a method":
+        first |= {"op": "call_method", "target": "numpy"}
+    elif kind == "a function":
+        first |= {"op": "call_function", "target": "os:system"}
+    elif kind == "a node's name":
+        first["name"] = f"x = {RUNS}"
+    elif kind == "a private attribute":
+        stored["modules"]["__class__.a"] = stored["modules"][first["target"]]
+    elif kind == "a kind of module":
+        stored["modules"][first["target"]]["kind"] = "os.system"
+    return stored
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("a default argument", "a module's name", "a keyword", "a method", "a function", "a node's name", "a private attribute"),
+        "a kind of module",
+    ],
+)
+def test_nothing_in_a_file_becomes_code(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(damaged(traced(tmp_path), kind), tmp_path / "network.pt")
+    with pytest.raises(UserError, match=r"network\.pt is damaged, or was not written by slimfront: "):
+        read(tmp_path / "network.pt", MLP()).forward(torch.ones(2, 4))
+    assert not Path("ran").exists()
+
+
+def ran() -> nn.Module:
+    Path("ran").touch()
+    return nn.Linear(4, 2)
+
+
+def test_a_factory_that_a_file_names_is_not_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = Factory(factory="tests.trainables.test_storage:ran")
+    torch.save(store(nn.Linear(4, 2), named, (4,), 2), tmp_path / "network.pt")
+    for model in (None, MLP(), Factory(factory="torch.nn:Linear")):
+        with pytest.raises(UserError, match="the config"):
+            read(tmp_path / "network.pt", model)
+    assert not Path("ran").exists()
+    assert read(tmp_path / "network.pt", named)(torch.ones(1, 4)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("compacted", [True, False])
+def test_a_flipped_byte_anywhere_in_a_file_is_noticed(tmp_path: Path, compacted: bool) -> None:
+    model = MLP(depth=1, width=3)
+    network = model.build((4,), 2).eval()
+    kept = compact(network, torch.randn(3, 4)).network if compacted else network
+    file = tmp_path / "network.pt"
+    torch.save(store(kept, model, (4,), 2), file)
+    whole = file.read_bytes()
+    expected = {name: tensor.clone() for name, tensor in read(file, model).state_dict().items()}
+    for place in range(0, len(whole), 37):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        with suppress(UserError):  # else it is in the padding between parts
+            found = read(file, model).state_dict()
+            assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"PK\x03\x04" + b"\0" * 50])
+def test_what_is_no_network_is_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "network.pt"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="damaged, or was not written by slimfront"):
+        read(file)
+    with pytest.raises(UserError, match="there is no file"):
+        read(tmp_path / "other.pt")
+    torch.save({"format": 2, "modules": [], "nodes": 3}, file)
+    with pytest.raises(UserError, match="damaged, or was not written by slimfront"):
+        read(file)
+    torch.save([1, 2], file)
+    with pytest.raises(UserError, match="it holds a list"):
+        read(file)

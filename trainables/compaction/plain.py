@@ -107,6 +107,7 @@ def from_plain(plain: dict[str, Any]) -> fx.GraphModule:
     """
     if plain.get("format") != FORMAT:
         raise ValueError(f"this network is stored in format {plain.get('format')}, and this version reads format {FORMAT}")
+    check_plain(plain)
     root = nn.Module()
     for name, stored in plain["modules"].items():
         parent, _, leaf = name.rpartition(".")
@@ -122,6 +123,44 @@ def from_plain(plain: dict[str, Any]) -> fx.GraphModule:
         keywords = {key: _argument_from_plain(value, made) for key, value in node["kwargs"].items()}
         made[node["name"]] = graph.create_node(node["op"], target, arguments, keywords, node["name"])
     return make_quick(fx.GraphModule(root, graph)).eval()
+
+
+_OPERATIONS = ("placeholder", "output", "call_module", "call_function", "call_method", "get_attr")
+
+
+def check_plain(plain: dict[str, Any]) -> None:
+    """Checks what would be looked up or become code when a network is made of plain data, before anything is made.
+
+    torch.fx writes names into code that it runs, and calls methods by their name: nothing but names of ours may get there.
+
+    Raises:
+        ValueError: if a name is none, or an operation, module or method is not one that `to_plain` stores.
+    """
+    for name, stored in plain["modules"].items():
+        _check_path(name)
+        if stored["kind"] not in _TENSORS and stored["kind"] not in _MODULES:
+            raise ValueError(f"it has a module of the unknown kind {_shown(stored['kind'])}")
+    modules = plain["modules"]
+    known = {"call_function": _FUNCTIONS, "call_method": _METHODS, "call_module": modules, "get_attr": modules}
+    for node in plain["nodes"]:
+        operation, target = node["op"], node["target"]
+        if operation not in _OPERATIONS or target not in known.get(operation, [target]):
+            raise ValueError(f"it has an unknown operation, {_shown(operation)} of {_shown(target)}")
+        for name in (node["name"], *node["kwargs"], *([target] if operation == "placeholder" else [])):
+            _check_path(name, parts=1)
+
+
+def _check_path(path: object, parts: int | None = None) -> None:
+    """Raises ValueError if `path` is not names with dots between them, each an identifier or a number."""
+    names = path.split(".") if isinstance(path, str) else []
+    plain = all(name.isidentifier() or name.isdecimal() for name in names)
+    if not names or not plain or any(name.startswith("__") for name in names) or parts not in (None, len(names)):
+        raise ValueError(f"{_shown(path)} is no name of a part of a network")
+
+
+def _shown(value: object) -> str:
+    """What is said of a value that should not be there."""
+    return repr(value)[:60]
 
 
 def _module_to_plain(module: nn.Module, name: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 from pyarrow import fs
 
 from trainables.errors import UserError
+from trainables.folders import own_folder
 
 SEGMENT_BYTES = 256 * 1024
 """An object that holds a part of a journal is written anew with each event until it has so many bytes; then comes the next."""
@@ -65,7 +66,9 @@ def fetch(folder: str, name: str) -> Path:
             files, path = fs.FileSystem.from_uri(folder)
             content = _read(files, f"{path}/{name}")
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(content)
+            part = copy.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+            part.write_bytes(content)
+            part.replace(copy)
         except OSError as error:
             raise UserError(f"{name} of {folder.partition('?')[0]} cannot be read: {error}") from None
     return copy
@@ -83,9 +86,19 @@ def delete(folder: str) -> None:
 
 
 def _local(folder: str) -> Path:
-    """Where this machine keeps what belongs to a folder of a bucket."""
+    """Where this machine keeps what belongs to a folder of a bucket.
+
+    Raises:
+        UserError: if that place is not this user's alone.
+    """
     digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir(), f"slimfront-{os.getuid()}", digest)
+    try:
+        return own_folder(Path(tempfile.gettempdir(), f"slimfront-{os.getuid()}")) / digest
+    except OSError as error:
+        raise UserError(
+            f"copies of what is in a bucket cannot be kept in {error.filename}: {error.strerror}; remove it, or set TMPDIR to a "
+            "folder of yours"
+        ) from None
 
 
 def _read(files: fs.FileSystem, path: str) -> bytes:

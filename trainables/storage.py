@@ -17,7 +17,6 @@ from trainables.errors import UserError
 from trainables.graph import trace
 from trainables.models import Model
 
-
 _DAMAGE = (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
 """What is raised for a file that is not as `torch.save` left it."""
 

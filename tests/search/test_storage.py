@@ -1,6 +1,7 @@
 """Searches kept in the bucket of a real S3-compatible server."""
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -207,3 +208,13 @@ def test_a_bucket_needs_a_database(tmp_path: Path) -> None:
         small_config(tmp_path, search={"trials": 1}).model_validate(
             {**small_config(tmp_path).model_dump(mode="json"), "search": {"storage_path": "s3://b/x"}}
         )
+
+
+def test_copies_are_not_kept_where_others_may_write(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "shared"))
+    (tmp_path / "shared").mkdir()
+    place = tmp_path / "shared" / f"slimfront-{os.getuid()}"
+    place.mkdir()
+    place.chmod(0o777)
+    with pytest.raises(UserError, match=r"copies of what is in a bucket cannot be kept .*others may write to it; .* set TMPDIR"):
+        Storage(bucket).folder("one")

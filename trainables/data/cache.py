@@ -10,10 +10,12 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache, lru_cache
 from importlib.metadata import version
@@ -26,6 +28,7 @@ from trainables.data.base import Data, Dataset, Split
 from trainables.data.room import TensorFile, in_process, read_tensors
 from trainables.data.transforms import Augment
 from trainables.errors import UserError
+from trainables.folders import own_folder
 
 FOLDER = "SLIMFRONT_CACHE"
 """The environment variable that names the folder of the cache."""
@@ -34,6 +37,8 @@ LIMIT = "SLIMFRONT_CACHE_GB"
 """The environment variable with its largest size, in 10⁹ bytes."""
 
 _SPLITS = ("train", "validation", "test")
+_ENTRY = re.compile(r"[0-9a-f]{32}\.(data|part)")
+"""The names of what is in the cache, beside locks."""
 
 log = logging.getLogger(__name__)
 
@@ -76,16 +81,13 @@ def cache_folder() -> Path:
     """The folder of the cache, made if it is not there.
 
     Raises:
-        OSError: if it cannot be made, or is not this user's own although its name says so.
+        OSError: if it cannot be made, or is not this user's alone.
     """
     named = os.environ.get(FOLDER)
     # Where memory holds /tmp, /var/tmp is on a disk; whoever sets TMPDIR knows better.
     usual = tempfile.gettempdir() if "TMPDIR" in os.environ or not os.access("/var/tmp", os.W_OK) else "/var/tmp"  # noqa: S108
     folder = Path(named) if named else Path(usual, f"slimfront-{os.getuid()}")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not named and folder.stat().st_uid != os.getuid():
-        raise PermissionError(errno.EPERM, "it belongs to another user", str(folder))
-    return folder
+    return own_folder(folder, named=bool(named))
 
 
 def files_state(files: Iterable[Path]) -> str:
@@ -202,7 +204,7 @@ def _make_room(folder: Path, needed: int) -> None:
     Raises:
         OSError: if that is not enough.
     """
-    files = {file: file.stat() for pattern in ("*.data", "*.part") for file in folder.glob(pattern) if file.exists()}
+    files = dict(_entries(folder))
     used = sum(state.st_blocks * 512 for state in files.values())
     named = os.environ.get(LIMIT)
     limit = float(named) * 1e9 if named else (used + shutil.disk_usage(folder).free) / 2
@@ -219,6 +221,16 @@ def _make_room(folder: Path, needed: int) -> None:
     if used + needed > limit:
         what = f"{needed / 1e9:.3g} GB do not fit beside {used / 1e9:.3g} GB into its limit of {limit / 1e9:.3g} GB"
         raise OSError(errno.ENOSPC, what, str(folder))
+
+
+def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """The files of the cache, finished or not, with their states; whatever else is in its folder is none of ours."""
+    for entry in os.scandir(folder):
+        if _ENTRY.fullmatch(entry.name):
+            with suppress(FileNotFoundError):
+                state = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(state.st_mode) and state.st_uid == os.getuid():
+                    yield Path(entry.path), state
 
 
 def _complain(options: Data, error: OSError) -> None:

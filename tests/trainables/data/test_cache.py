@@ -270,7 +270,7 @@ def test_what_was_not_used_for_longest_goes_when_the_cache_is_full(
     first, second = use(3000), use(3001)
     os.utime(first, (2, 2))
     os.utime(second, (1, 1))
-    orphan = folder / "dead.part"  # of a process that was killed, of a data set that nobody wants any more
+    orphan = folder / f"{0:032x}.part"  # of a process that was killed, of a data set that nobody wants any more
     orphan.write_bytes(bytes(100_000))
     os.utime(orphan, (0, 0))
     one = first.stat().st_blocks * 512
@@ -299,3 +299,36 @@ def test_nothing_of_the_cache_is_left_open_or_locked(tmp_path: Path, folder: Pat
         pass
     opened = {str(file.readlink()) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()}
     assert not any(name.endswith((".lock", ".part")) for name in opened)
+
+
+def test_a_folder_that_others_made_or_may_write_to_is_not_used(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv(cache.FOLDER)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    planted = tmp_path / "tmp" / f"slimfront-{os.getuid()}"
+    planted.mkdir()
+    planted.chmod(0o777)
+    monkeypatch.setattr("tempfile.tempdir", None)
+    load_shared(counted(tmp_path))
+    assert list(planted.iterdir()) == []
+    assert "others may write to it" in caplog.text
+
+
+def test_making_room_deletes_nothing_but_entries_of_the_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_shared(counted(tmp_path))
+    (own,) = folder.glob("*.data")
+    mine, outside = folder / "thesis.data", tmp_path / "other.data"
+    for file in (mine, outside):
+        file.write_bytes(b"x" * 100_000)
+        os.utime(file, (0, 0))
+    link = folder / f"{'0' * 32}.data"
+    link.symlink_to(outside)
+    monkeypatch.setenv(cache.LIMIT, "0.000001")
+    with pytest.raises(OSError, match="do not fit"):
+        cache._make_room(folder, 10**9)
+    assert mine.exists() and outside.exists() and link.is_symlink()
+    assert not own.exists()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from search.fencing import Fence
 from search.storage import Folder, Mirror
 from trainables.errors import UserError
 
@@ -66,14 +67,18 @@ class Journal:
     """Appends events to the journal of a search's folder, each one safe on disk before `append` returns.
 
     In a bucket it is safe there too, but for reports of epochs, which go with the event that follows. One process at a time: it
-    holds a lock on the folder, which the system releases however the process ends, and which a bucket forgets in a minute.
+    holds a lock on the folder, which the system releases however the process ends; one on a bucket is free after a minute.
     """
 
     def __init__(self, directory: Path, mirror: Mirror | None = None) -> None:
         """Opens it for writing, and cuts off a last line that a crash left unfinished.
 
+        Args:
+            directory: of the search, on this machine.
+            mirror: what keeps it in a bucket, with a fence.
+
         Raises:
-            UserError: if another process is running this search, or the bucket does not answer.
+            UserError: if another process is running this search, or the bucket or the database does not answer.
         """
         path = directory / JOURNAL_FILE
         self.mirror = mirror
@@ -97,6 +102,11 @@ class Journal:
         whole = path.read_bytes().rfind(b"\n") + 1
         if whole < self.file.tell():
             self.file.truncate(whole)
+
+    @property
+    def fence(self) -> Fence | None:
+        """What says whether this process may still write to a search in a bucket."""
+        return None if self.mirror is None else self.mirror.fence
 
     def append(self, kind: str, **content: Any) -> Event:
         """Writes one event; returns it with its time. Raises OSError if it could not be made safe."""

@@ -15,6 +15,7 @@ from ray import tune
 
 from search.config import Config, explain_first
 from search.controller import starts_are_awaited
+from search.fencing import Superseded
 from search.interrupt import Interrupt
 from search.nodes import check_fits, ray_session, room
 from search.objectives import Direction
@@ -151,9 +152,13 @@ def _run(
             if searcher.to_come:
                 with seats(packing.size, packing.processes), starts_are_awaited():
                     _run_trials(session, searcher, scheduler, observer, trainable)
+        except Superseded as error:  # by a write to the study, not to the journal
+            observer.failure = error
         finally:
             result = _finish(session, observer, recorder, before + time.monotonic() - begun)
     if observer.failure is not None:
+        if isinstance(observer.failure, Superseded):
+            raise UserError(f"{_reason(observer.failure)}; what this process did since then does not count") from None
         raise UserError(
             f"the journal of {session.directory.name} cannot be written ({_reason(observer.failure)}); what it has is safe: make "
             f"room, then `slimfront resume {session.directory.name}`"

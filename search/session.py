@@ -57,7 +57,10 @@ class Session:
 def begin(config: Config, name: str | None, dense_sizes: dict[str, float], starts: list[dict[str, Any]]) -> Session:
     """A new search, in a new directory. Raises UserError if there is one of that name, or the directory cannot be made."""
     folder = new_folder(config, name)
-    journal = Journal(folder.local, folder.mirror())
+    journal = Journal(folder.local, folder.mirror(config.search.storage))
+    if (folder.local / JOURNAL_FILE).stat().st_size:
+        journal.close()
+        raise UserError(_THERE.format(name=folder.search))
     begun = journal.append("begun", search=folder.search, config=dump(config), dense_sizes=dense_sizes, starts=starts)
     return Session(config, folder, journal, [begun], _ledger(config, begun, folder), resumed=False)
 
@@ -69,7 +72,7 @@ def take_up(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Se
         UserError: if there is no such search, it is running, its journal cannot be read, or `overrides` change what may not.
     """
     folder = _folder(search, storage_path)
-    journal = Journal(folder.local, folder.mirror())
+    journal = Journal(folder.local, folder.mirror(_database(folder, overrides)))
     try:
         earlier = list(read_events(folder.local / JOURNAL_FILE))
         if not earlier or earlier[0]["event"] != "begun":
@@ -82,6 +85,16 @@ def take_up(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Se
         journal.close()
         raise
     return Session(config, folder, journal, earlier, ledger, resumed=True)
+
+
+def _database(folder: Folder, overrides: Sequence[str]) -> str | None:
+    """The database that says which driver has a search in a bucket, as its config names it."""
+    if folder.bucket is None:
+        return None
+    begun = next(iter(read_events(folder.local / JOURNAL_FILE)), None)
+    if begun is None or begun["event"] != "begun":
+        raise UserError(_UNREADABLE.format(search=folder.search))
+    return resumed_config(begun["config"], overrides, folder.search).search.storage
 
 
 _UNREADABLE = "the journal of {search} does not say what was searched; restore it from a copy, or start a new search"
@@ -103,7 +116,7 @@ def new_folder(config: Config, name: str | None) -> Folder:
             reason = error.strerror or error
             raise UserError(f"search.storage_path: cannot write to {storage.shown}: {reason}") from None
     if name:
-        raise UserError(f"there is a search '{name}' already; continue it with `slimfront resume {name}`, or choose another name")
+        raise UserError(_THERE.format(name=name))
     raise UserError(f"search.storage_path: {storage.shown} has a hundred searches of this second")
 
 
@@ -112,6 +125,8 @@ def new_names(config_name: str) -> list[str]:
     stamped = f"{config_name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     return [stamped, *(f"{stamped}-{n}" for n in range(2, 100))]
 
+
+_THERE = "there is a search '{name}' already; continue it with `slimfront resume {name}`, or choose another name"
 
 RESUMABLE = (
     "search.trials",
@@ -205,7 +220,10 @@ def open_study(session: Session) -> optuna.Study:
             _mend(file)
             storage = JournalStorage(JournalFileBackend(str(file)))
         else:
-            storage = OnlyWriter(RDBStorage(config.search.storage))
+            database = RDBStorage(config.search.storage)
+            if session.journal.fence is not None:
+                session.journal.fence.guard(database.engine)
+            storage = OnlyWriter(database)
         study = optuna.create_study(
             study_name=directory.name,
             storage=storage,

@@ -13,19 +13,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pyarrow import fs
 
+from search.fencing import Fence, Superseded
 from trainables.errors import UserError
 from trainables.folders import own_folder
 
 SEGMENT_BYTES = 256 * 1024
 """An object that holds a part of a journal is written anew with each event until it has so many bytes; then comes the next."""
 
-LEASE_S = 60.0
-"""A search in a bucket is taken by a driver for so long, which renews it; when the driver is lost, others must wait as long."""
+_FIRST = "-00000000.jsonl"
+"""How the name of the first object of a driver ends."""
 
+_TAKEN = "taken"
+"""The key of what a driver found."""
 
 PATIENCE_S = 600.0
 """How long a write to a bucket that does not answer is tried again."""
@@ -185,47 +187,88 @@ class Folder:
         """What `absolute` makes the path of; as Ray names it, without the bucket's scheme."""
         return os.path.relpath(path, self.root)
 
-    def mirror(self) -> "Mirror | None":
-        """What keeps a journal in a bucket; None where it lies in a directory."""
-        return None if self.bucket is None else Mirror(self.bucket, self.root, self.search)
+    def mirror(self, database: str | None = None) -> "Mirror | None":
+        """What keeps a journal in a bucket; None where it lies in a directory.
+
+        Args:
+            database: of the study, which a driver needs; without it the mirror is for reading alone.
+        """
+        if self.bucket is None:
+            return None
+        owner = f"{socket.gethostname()}, process {os.getpid()}"
+        return Mirror(self.bucket, self.root, self.search, None if database is None else Fence(database, self.root[-250:], owner))
 
 
 class Mirror:
-    """Keeps the journal of a search in its bucket, as a row of objects, and the search to one driver at a time."""
+    """Keeps the journal of a search in its bucket, as a row of objects, for one driver at a time.
 
-    def __init__(self, bucket: fs.FileSystem, root: str, search: str) -> None:
-        self.bucket, self.root, self.search = bucket, root, search
-        self.owner = f"{socket.gethostname()}, process {os.getpid()}, {threading.get_ident()}-{time.monotonic_ns()}"
+    The objects of a driver have its number (`fencing.Fence`) in their names, and the first of them begins with what the driver
+    found: the objects that it goes on from, and how much of each. So what a superseded driver writes is never read.
+    """
+
+    def __init__(self, bucket: fs.FileSystem, root: str, search: str, fence: Fence | None = None) -> None:
+        """Without a `fence` it is for reading alone."""
+        self.bucket, self.root, self.search, self.fence = bucket, root, search, fence
+        self.history: dict[str, int] = {}
         self.segment, self.content = 0, b""
-        self.closing = threading.Event()
-        self.renewer: threading.Thread | None = None
 
-    def segments(self) -> Iterator[bytes]:
-        """The parts of the journal in order. Raises OSError if the bucket does not answer."""
+    def segments(self) -> Iterator[tuple[str, bytes]]:
+        """The parts of the journal in order, by the names of their objects. Raises OSError if the bucket does not answer."""
         selector = fs.FileSelector(f"{self.root}/journal", allow_not_found=True)
-        for info in sorted(self.bucket.get_file_info(selector), key=lambda info: str(info.base_name)):
-            yield _read(self.bucket, info.path)
+        names = sorted(str(info.base_name) for info in self.bucket.get_file_info(selector))
+        objects: dict[str, bytes] = {}
+        for first in reversed([name for name in names if name.endswith(_FIRST)]):  # of the last driver, of the one before it …
+            objects[first] = self._read(first)
+            history = _history(objects[first])
+            if history is None:
+                continue  # it was lost before it wrote anything
+            for name, length in history.items():
+                yield name, (objects.get(name) or self._read(name))[:length]
+            fence = first.removesuffix(_FIRST)
+            for name in names:
+                if name.startswith(f"{fence}-"):
+                    yield name, objects.get(name) or self._read(name)
+            return
+        for name in names:  # a journal of version 0.1, which no driver has taken since
+            if "-" not in name:
+                yield name, self._read(name)
+
+    def _read(self, name: str) -> bytes:
+        return _read(self.bucket, f"{self.root}/journal/{name}")
 
     def pull(self, file: Path) -> None:
         """Writes the journal to `file`, as the bucket has it; without one, no file is left. Raises OSError."""
-        parts = list(self.segments())
+        parts = dict(self.segments())
         file.parent.mkdir(parents=True, exist_ok=True)
-        if parts:
+        lines = b"".join(_events(part) for part in parts.values())
+        if lines:
             fresh = file.with_suffix(f".{os.getpid()}")
-            fresh.write_bytes(b"".join(parts))
+            fresh.write_bytes(lines)
             fresh.replace(file)
         else:
             file.unlink(missing_ok=True)
-        self.segment, self.content = len(parts), b""
+        self.history = {name: len(part) for name, part in parts.items()}
+        self.segment, self.content = 0, b""
 
     def push(self, lines: bytes) -> None:
-        """Adds to the journal; when this returns, the bucket has it. Raises OSError if it has not answered for long."""
+        """Adds to the journal; when this returns, the bucket has it, and this driver was not superseded.
+
+        Raises:
+            OSError: if the bucket or the database has not answered for long; Superseded if another driver has the search.
+        """
+        assert self.fence is not None
+        if not self.content and self.segment == 0:
+            self.content = json.dumps({_TAKEN: self.history}).encode() + b"\n"
         content = self.content + lines
         began = time.monotonic()
         while True:
             try:
-                _write(self.bucket, f"{self.root}/journal/{self.segment:08d}.jsonl", content)
+                self.fence.check()
+                _write(self.bucket, f"{self.root}/journal/{self.fence.number:08d}-{self.segment:08d}.jsonl", content)
+                self.fence.check()  # who took it meanwhile may not have seen this
                 break
+            except Superseded:
+                raise
             except OSError as error:
                 if time.monotonic() - began > PATIENCE_S:
                     raise
@@ -235,40 +278,36 @@ class Mirror:
         self.segment, self.content = (self.segment + 1, b"") if full else (self.segment, content)
 
     def take(self) -> None:
-        """Takes the search for this process, until `release`. Raises UserError if another has it."""
-        lease = self._lease()
-        left = float(lease.get("until", 0)) - time.time()
-        if left > 0:
-            raise UserError(
-                f"the search {self.search} is running in another process ({lease.get('owner')}), or was until it was lost; wait "
-                f"for its end, or {left:.0f} s"
-            )
-        self._renew()
-        self.renewer = threading.Thread(target=self._keep, name="lease", daemon=True)
-        self.renewer.start()
+        """Takes the search for this process, until `release`.
+
+        Raises:
+            UserError: if another has it, or the database cannot be used.
+            OSError: if the bucket takes no write.
+        """
+        assert self.fence is not None
+        self.fence.take()
+        try:
+            _write(self.bucket, f"{self.root}/driver.txt", f"{self.fence.number}: {self.fence.owner}".encode())
+        except OSError:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Lets go of the search."""
-        if self.renewer is None:
-            return
-        self.closing.set()
-        self.renewer.join()
-        self.renewer = None
-        with contextlib.suppress(OSError):
-            self.bucket.delete_file(f"{self.root}/lease.json")
+        if self.fence is not None:
+            self.fence.release()
 
-    def _lease(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads(_read(self.bucket, f"{self.root}/lease.json")))
-        except FileNotFoundError:
-            return {}
 
-    def _renew(self) -> None:
-        content = json.dumps({"owner": self.owner, "until": time.time() + LEASE_S})
-        # Always as long: who reads while it is written anew gets the one or the other, and not the beginning of one.
-        _write(self.bucket, f"{self.root}/lease.json", content.ljust(400).encode())
+def _history(first: bytes) -> dict[str, int] | None:
+    """What a driver found when it took the search, by its first object; None if that is not one."""
+    line, end, _ = first.partition(b"\n")
+    try:
+        taken = json.loads(line)[_TAKEN] if end else None
+        return None if taken is None else {str(name): int(length) for name, length in taken.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
-    def _keep(self) -> None:
-        while not self.closing.wait(LEASE_S / 3):
-            with contextlib.suppress(OSError):  # the next time it may work; the journal tells if the bucket is gone
-                self._renew()
+
+def _events(part: bytes) -> bytes:
+    """The lines of an object without what its driver found."""
+    return part if _history(part) is None else part.partition(b"\n")[2]

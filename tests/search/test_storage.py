@@ -12,13 +12,14 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from search import storage
+from search import fencing, storage
+from search.fencing import Fence, Superseded
 from search.journal import JOURNAL_FILE, Journal, present, read_events
 from search.runner import resume_search, run_search
 from search.shipping import export
 from search.storage import Mirror, Storage, delete, fetch, join, parent
 from tests.conftest import small_config
-from tests.search.clusters import free_ports, wait_for
+from tests.search.clusters import free_ports
 from trainables.errors import UserError
 
 
@@ -74,14 +75,22 @@ def test_paths_are_joined_before_the_query_of_a_uri(place: str, joined: str) -> 
     assert parent(parent(joined)) == place.replace("/?", "?")
 
 
-def journal_of(uri: str) -> Journal:
+@pytest.fixture
+def database(tmp_path: Path) -> str:
+    """A database that says who has a search."""
+    return f"sqlite:///{tmp_path}/drivers.db"
+
+
+def journal_of(uri: str, database: str) -> Journal:
     folder = Storage(uri).make("one")
-    return Journal(folder.local, folder.mirror())
+    return Journal(folder.local, folder.mirror(database))
 
 
-def test_a_journal_in_a_bucket_is_read_on_another_machine(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_in_a_bucket_is_read_on_another_machine(
+    bucket: str, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "SEGMENT_BYTES", 200)
-    journal = journal_of(bucket)
+    journal = journal_of(bucket, database)
     written = [journal.append("point", number=number) for number in range(20)]
     journal.append("epochs", number=20)  # waits for the next event, and is lost with the machine
     another_machine(tmp_path)
@@ -91,7 +100,7 @@ def test_a_journal_in_a_bucket_is_read_on_another_machine(bucket: str, tmp_path:
     files, root = fs.FileSystem.from_uri(bucket)
     assert len(files.get_file_info(fs.FileSelector(f"{root}/one/journal"))) > 3
     journal.close()
-    again = Journal(folder.local, folder.mirror())
+    again = Journal(folder.local, folder.mirror(database))
     written += [again.append("epochs", number=21), again.append("ended", number=21)]
     another_machine(tmp_path)
     assert present(folder)
@@ -99,30 +108,56 @@ def test_a_journal_in_a_bucket_is_read_on_another_machine(bucket: str, tmp_path:
     again.close()
 
 
-def test_one_driver_at_a_time_and_another_when_it_is_lost(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal_of(bucket)
+def test_one_driver_at_a_time_and_another_when_it_is_lost(
+    bucket: str, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fencing, "LEASE_S", 1.5)
+    first = journal_of(bucket, database)
+    first.append("begun")
     another_machine(tmp_path)
     folder = Storage(bucket).folder("one")
     folder.local.mkdir(parents=True)
-    with pytest.raises(UserError, match=r"is running in another process \(.*process \d+.*\), or was until it was lost; wait"):
-        Journal(folder.local, folder.mirror())
-    now = time.time
-    monkeypatch.setattr(storage.time, "time", lambda: now() + storage.LEASE_S + 1)
-    second = Journal(folder.local, folder.mirror())
+    with pytest.raises(UserError, match=r"is running in another process \(.*process \d+.*\); wait for its end, or end it"):
+        Journal(folder.local, folder.mirror(database))
+    assert first.fence is not None and first.fence.keeper is not None
+    first.fence.closing.set()  # it does nothing any more, as if its machine were gone
+    first.fence.keeper.join()
+    second = Journal(folder.local, folder.mirror(database))
+    second.append("session", number=2)
+    with pytest.raises(Superseded, match="another process has taken over one"):
+        first.append("point", number=3)
+    second.append("session", number=4)
+    assert present(folder)
+    assert [event.get("number") for event in read_events(folder.local / JOURNAL_FILE)] == [None, 2, 4]
     second.close()
-    Journal(folder.local, folder.mirror()).close()  # one that was closed lets go at once
+    Journal(folder.local, folder.mirror(database)).close()  # one that was closed lets go at once
 
 
-def test_a_driver_keeps_its_search(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "LEASE_S", 0.3)
-    folder = Storage(bucket).make("one")
-    mirror = folder.mirror()
-    assert mirror is not None
-    mirror.take()
-    first = mirror._lease()["until"]
-    wait_for(lambda: mirror._lease()["until"] > first, 30)
-    mirror.release()
-    assert mirror._lease() == {}
+def test_what_a_superseded_driver_writes_is_not_read_whatever_it_does(
+    bucket: str, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fencing, "LEASE_S", 0.5)
+    first = journal_of(bucket, database)
+    first.append("begun")
+    assert first.fence is not None and first.mirror is not None and first.fence.keeper is not None
+    first.fence.closing.set()
+    first.fence.keeper.join()
+    folder = Storage(bucket).folder("one")
+    second = folder.mirror(database)
+    assert second is not None
+    second.take()
+    second.pull(tmp_path / "there")
+    monkeypatch.setattr(first.fence, "check", lambda: None)  # it looked just before, and then stood still
+    first.mirror.push(b'{"event": "point", "number": 1}\n')
+    monkeypatch.setattr(storage, "SEGMENT_BYTES", 1)
+    first.mirror.push(b'{"event": "point", "number": 2}\n')
+    first.mirror.push(b'{"event": "point", "number": 3}\n')
+    second.push(b'{"event": "point", "number": 4}\n')
+    third = folder.mirror()
+    assert third is not None
+    third.pull(tmp_path / "read")
+    assert [event.get("number") for event in read_events(tmp_path / "read")] == [None, 4]
+    second.release()
 
 
 def test_checkpoints_are_fetched_once_and_deleted(bucket: str) -> None:
@@ -140,12 +175,12 @@ def test_checkpoints_are_fetched_once_and_deleted(bucket: str) -> None:
 
 
 def test_a_bucket_that_is_away_for_a_while_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (port,) = free_ports(1)
     with s3_server(port) as address:
         uri = new_bucket(address, monkeypatch, tmp_path)
-        journal = journal_of(uri)
+        journal = journal_of(uri, database)
         journal.append("begun")
     monkeypatch.setattr(storage, "PATIENCE_S", 0.0)
     with pytest.raises(OSError, match="Could not connect"):
@@ -161,17 +196,20 @@ def test_a_bucket_that_is_away_for_a_while_is_waited_for(
         journal.close()
 
 
-def test_a_place_that_is_none_is_refused(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_is_none_is_refused(bucket: str, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "PATIENCE_S", 0.0)
     with pytest.raises(
         UserError, match=r"search\.storage_path: ftp://x is not a directory, and not a bucket such as s3://NAME/s"
     ):
         Storage("ftp://x")
     away = Storage("s3://nowhere/searches?" + bucket.partition("?")[2])
+    fence = Fence(database, "one", "me")
+    fence.take()
     with pytest.raises(OSError, match=r"(?i)bucket"):
-        Mirror(away.bucket, f"{away.root}/one", "one").push(b"x")  # type: ignore[arg-type]
+        Mirror(away.bucket, f"{away.root}/one", "one", fence).push(b"x")  # type: ignore[arg-type]
+    fence.release()
     with pytest.raises(UserError, match="the journal of one cannot be kept in its bucket: "):
-        journal_of("s3://nowhere/searches?" + bucket.partition("?")[2])
+        journal_of("s3://nowhere/searches?" + bucket.partition("?")[2], database)
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -157,9 +157,10 @@ def sync(
     """Deliver to MLflow what it did not take while a search ran."""
     from search.runner import sync_search
 
-    if not sync_search(search, storage_path, tracking_uri):
+    complete, refused = sync_search(search, storage_path, tracking_uri)
+    if not complete:
         raise UserError(f"the tracking store of {search} did not take everything; try again when it answers")
-    print(f"MLflow has all of {search}.")
+    print(f"MLflow has all of {search}{', but for what it refused: ' + ', '.join(refused) if refused else ''}.")
 
 
 @app.command()

@@ -40,6 +40,7 @@ def as_json(result: SearchResult) -> dict[str, Any]:
         "hypervolume": ledger.hypervolume(),
         "wall_seconds": round(result.wall_seconds, 2),
         "tracking_uri": result.tracking_uri,
+        "undelivered": result.undelivered,
     }
 
 

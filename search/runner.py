@@ -317,8 +317,11 @@ def _touch_test_set(config: Config, points: list[Point], observer: Observer) -> 
         observer.write("tested", number=point.trial.number, epoch=point.epoch, step=point.step, test_accuracy=measured)
 
 
-def sync_search(search: str, storage_path: str = "runs", tracking_uri: str | None = None) -> bool:
-    """Delivers to MLflow what it did not take while the search ran; whether all of it is there now.
+def sync_search(search: str, storage_path: str = "runs", tracking_uri: str | None = None) -> tuple[bool, list[str]]:
+    """Delivers to MLflow what it did not take while the search ran.
+
+    Returns:
+        Whether all that MLflow takes is there now, and the names of what it refused for good.
 
     Raises:
         UserError: if there is no such search, it is running, or the store does not answer.
@@ -328,6 +331,7 @@ def sync_search(search: str, storage_path: str = "runs", tracking_uri: str | Non
     try:
         client = connect(session.config.tracking.absolute_uri())
         folder = session.folder
-        return Recorder(client, session.config, search, folder.local, session.earlier, folder.place).close()
+        recorder = Recorder(client, session.config, search, folder.local, session.earlier, folder.place)
+        return recorder.close(), recorder.refused
     finally:
         session.journal.close()

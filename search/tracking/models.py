@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from search.picks import Member, member_name
 from search.records import Point
+from search.tracking.outbox import making
 from trainables.errors import UserError
 
 MODEL_TAG = "slimfront.model"
@@ -46,25 +47,13 @@ def log_model(
     known = client.get_run(run_id).data.tags.get(f"{MODEL_TAG}/{name}")
     if known:
         return known
-    inputs = inputs.cpu()
-    with torch.no_grad():
-        outputs = network(inputs)
     measures = {key: float(value) for key, value in point.measures.items()}
     if point.test_accuracy is not None:
         measures["test_accuracy"] = point.test_accuracy
     with tempfile.TemporaryDirectory() as folder, _quietly():
         path = Path(folder, "model")
-        described = {"signature": infer_signature(inputs.numpy(), outputs.numpy()), "metadata": {"slimfront": measures}}
-        described |= {"pip_requirements": _requirements("torch" if int8 is None else "onnxruntime", "mlflow", "numpy")}
-        if int8 is None:
-            import mlflow.pytorch
-
-            mlflow.pytorch.save_model(network, str(path), input_example=inputs.numpy(), serialization_format="pt2", **described)
-        else:
-            import mlflow.onnx
-            import onnx
-
-            mlflow.onnx.save_model(onnx.load_from_string(int8), str(path), input_example=inputs.numpy(), **described)
+        with making(f"the model of {point.name}"):
+            _save_model(path, network, inputs.cpu(), int8, measures)
         tags = {"slimfront.trial": point.trial.label, "slimfront.epoch": str(point.epoch), "slimfront.one_shot": str(point.step)}
         params = {key: f"{value:g}" for key, value in measures.items()}
         made = client.create_logged_model(experiment_id, name, run_id, tags=tags, params=params, model_type="compact network")
@@ -72,6 +61,23 @@ def log_model(
         client.finalize_logged_model(made.model_id, "READY")
     client.set_tag(run_id, f"{MODEL_TAG}/{name}", made.model_id)
     return str(made.model_id)
+
+
+def _save_model(path: Path, network: nn.Module, inputs: Tensor, int8: bytes | None, measures: dict[str, float]) -> None:
+    """Writes an MLflow model to the folder `path`; arguments as for `log_model`."""
+    with torch.no_grad():
+        outputs = network(inputs)
+    described = {"signature": infer_signature(inputs.numpy(), outputs.numpy()), "metadata": {"slimfront": measures}}
+    described |= {"pip_requirements": _requirements("torch" if int8 is None else "onnxruntime", "mlflow", "numpy")}
+    if int8 is None:
+        import mlflow.pytorch
+
+        mlflow.pytorch.save_model(network, str(path), input_example=inputs.numpy(), serialization_format="pt2", **described)
+    else:
+        import mlflow.onnx
+        import onnx
+
+        mlflow.onnx.save_model(onnx.load_from_string(int8), str(path), input_example=inputs.numpy(), **described)
 
 
 def _requirements(*packages: str) -> list[str]:
@@ -122,7 +128,15 @@ def register(client: MlflowClient, member: Member, name: str, search: str) -> in
     return int(made.version)
 
 
-_LOUD = ("mlflow.pytorch", "mlflow.models.model", "mlflow.utils.environment", "mlflow.types.utils", "mlflow.models.signature")
+_LOUD = (
+    "torch.export",
+    "torch._dynamo",
+    "mlflow.pytorch",
+    "mlflow.models.model",
+    "mlflow.utils.environment",
+    "mlflow.types.utils",
+    "mlflow.models.signature",
+)
 
 
 @contextmanager

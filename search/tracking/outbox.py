@@ -2,18 +2,24 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 log = logging.getLogger(__name__)
 
 _HOPELESS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 """MLflow's error codes of writes that would fail again."""
+_CLIENTS = ("botocore", "boto3", "urllib3", "google", "azure")
+"""Libraries that MLflow reaches artifacts by, whose errors have no common base."""
+
 _COLLECT_S = 3.0
 """How long a letter to a run that goes on waits for more."""
 
@@ -59,6 +65,8 @@ class Outbox:
         self.experiment_id = experiment_id
         self.run_ids = run_ids
         self.letters: dict[str, Letter] = {}
+        self.refused: list[str] = []
+        """What MLflow refused for good, by the names of runs and of what they were to get."""
 
     def to(self, label: str, event: int) -> Letter:
         """The letter that waits for a run, to which something of the event of that number is added."""
@@ -85,7 +93,7 @@ class Outbox:
     def _send(self, label: str, letter: Letter) -> None:
         creation = letter.creation
         if creation is not None and label not in self.run_ids:
-            run = unless_refused(lambda: self.client.create_run(self.experiment_id, **creation))
+            run = self._unless_refused(f"the run {label}", lambda: self.client.create_run(self.experiment_id, **creation))
             if run is not None:
                 self.run_ids[label] = run.info.run_id
         if label in self.run_ids:
@@ -93,44 +101,94 @@ class Outbox:
 
     def _fill(self, label: str, run_id: str, letter: Letter) -> None:
         tags = [RunTag(name, value) for name, value in letter.tags.items()]
-        refused = self._log(run_id, [*letter.entries, *tags])
-        if refused:
-            log.warning("MLflow refused %d values of %s (%s); the search goes on without them", len(refused), label, refused[0])
+        self.log(label, run_id, [*letter.entries, *tags])
         if letter.status is not None and letter.ended is None:
-            unless_refused(lambda: self.client.update_run(run_id, status=letter.status))
+            self._unless_refused(f"the status of {label}", lambda: self.client.update_run(run_id, status=letter.status))
         elif letter.status is not None:
-            unless_refused(lambda: self.client.set_terminated(run_id, letter.status, end_time=letter.ended))
+            end = partial(self.client.set_terminated, run_id, letter.status, end_time=letter.ended)
+            self._unless_refused(f"the end of {label}", end)
 
-    def _log(self, run_id: str, entries: Sequence[Metric | Param | RunTag]) -> list[str]:
-        """Writes a batch; if it is refused, its halves, until only what MLflow cannot take is left. What MLflow said of each."""
-        if not entries:
-            return []
-        try:
-            self.client.log_batch(
-                run_id,
-                metrics=[entry for entry in entries if isinstance(entry, Metric)],
-                params=[entry for entry in entries if isinstance(entry, Param)],
-                tags=[entry for entry in entries if isinstance(entry, RunTag)],
-            )
-        except MlflowException as error:
-            if not _is_hopeless(error):
-                raise
-            if len(entries) == 1:
-                return [first_line(error)]
-            half = len(entries) // 2
-            return self._log(run_id, entries[:half]) + self._log(run_id, entries[half:])
+    def log(self, label: str, run_id: str, entries: Sequence[Metric | Param | RunTag]) -> None:
+        """Writes values to a run; those that MLflow refuses are left out, with one warning that names them."""
+        refused = _refused(self.client, run_id, entries)
+        if not refused:
+            return
+        names, whose = list(dict.fromkeys(name for name, _ in refused)), label or "the search"
+        self.refused += [f"{name} of {whose}" for name in names]
+        shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        why = refused[0][1]
+        log.warning("MLflow refused %d values of %s: %s (%s); the search goes on without them", len(refused), whose, shown, why)
+
+    def _unless_refused(self, what: str, write: Callable[[], Any]) -> Any:
+        return unless_refused(what, write, self.refused)
+
+
+def _refused(client: MlflowClient, run_id: str, entries: Sequence[Metric | Param | RunTag]) -> list[tuple[str, str]]:
+    """Writes a batch; if it is refused, its halves, until only what MLflow cannot take is left: its names, and why."""
+    if not entries:
         return []
+    try:
+        client.log_batch(
+            run_id,
+            metrics=[entry for entry in entries if isinstance(entry, Metric)],
+            params=[entry for entry in entries if isinstance(entry, Param)],
+            tags=[entry for entry in entries if isinstance(entry, RunTag)],
+        )
+    except MlflowException as error:
+        if not _is_hopeless(error):
+            raise
+        if len(entries) == 1:
+            return [(entries[0].key, first_line(error))]
+        half = len(entries) // 2
+        return _refused(client, run_id, entries[:half]) + _refused(client, run_id, entries[half:])
+    return []
 
 
-def unless_refused(write: Callable[[], Any]) -> Any:
-    """What the write returns; None, with a warning, if MLflow would refuse it again."""
+def unless_refused(what: str, write: Callable[[], Any], refused: list[str]) -> Any:
+    """What the write returns; None, with a warning, if MLflow would refuse it again: then `what` is added to `refused`."""
     try:
         return write()
     except MlflowException as error:
         if not _is_hopeless(error):
             raise
-        log.warning("MLflow refused a write (%s); the search goes on without it", first_line(error))
+        log.warning("MLflow refused %s (%s); the search goes on without it", what, first_line(error))
+        refused.append(what)
         return None
+
+
+class Impossible(Exception):
+    """Something that was to be written cannot be made here; MLflow has nothing to do with it, and trying again does not help."""
+
+
+@contextmanager
+def making(what: str) -> Iterator[None]:
+    """Around what is computed before it is written: whatever goes wrong there becomes `Impossible`."""
+    try:
+        yield
+    except Exception as error:  # pictures, exporters and compilers raise many kinds
+        raise Impossible(f"{what} cannot be made ({first_line(error)})") from error
+
+
+def unless_impossible(what: str, work: Callable[[], None]) -> None:
+    """Does it; what cannot be made is left out, with one warning that names it.
+
+    Raises:
+        Exception: what the store raises if it does not answer.
+    """
+    try:
+        work()
+    except Impossible as error:
+        log.warning("%s: it is not in MLflow", error)
+    except Exception as error:
+        if _is_of_a_store(error):
+            raise
+        log.warning("%s cannot be written (%s): it is not in MLflow", what, first_line(error))
+
+
+def _is_of_a_store(error: Exception) -> bool:
+    """Whether it may be the store that does not answer: what its clients and their libraries raise."""
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, (MlflowException, OSError, SQLAlchemyError)) or library in _CLIENTS
 
 
 def first_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ import logging
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import distributions, version
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+from torch import nn
 
 from search.config import Config, as_plain, dump
 from search.objectives import Direction, losses
@@ -21,6 +23,7 @@ from search.report import as_json
 from search.space import flatten
 from search.tracking import charts, figures
 from search.tracking.models import log_model, mark_front
+from search.tracking.outbox import Outbox, making, unless_impossible
 from search.tracking.story import describe
 from trainables.data import load_once
 from trainables.shipping import Shipped
@@ -68,8 +71,11 @@ class Page:
     `run_ids` are those of the search's runs by label, the parent's under ''; the recorder adds to them.
     """
 
-    def __init__(self, client: MlflowClient, config: Config, search: str, experiment_id: str, run_ids: dict[str, str]) -> None:
+    def __init__(
+        self, client: MlflowClient, config: Config, search: str, experiment_id: str, run_ids: dict[str, str], outbox: Outbox
+    ) -> None:
         self.client = client
+        self.outbox = outbox
         self.config = config
         self.search = search
         self.experiment_id = experiment_id
@@ -87,19 +93,17 @@ class Page:
         text = dump(self.config)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         tags = {"slimfront.version": version("slimfront"), "slimfront.config_digest": digest}
-        self.client.log_batch(
-            self.parent,
-            params=[Param(key, str(value)) for key, value in params.items()],
-            tags=[RunTag(key, value) for key, value in tags.items()],
-        )
+        entries = [Param(key, str(value)) for key, value in params.items()]
+        self.outbox.log("", self.parent, [*entries, *(RunTag(key, value) for key, value in tags.items())])
         self.client.log_text(self.parent, text, "config.yaml")
         self.client.log_text(self.parent, environment(), "environment.txt")
-        self._log_data()
+        unless_impossible("the data set", self._log_data)
 
     def _log_data(self) -> None:
         """The data set with its splits, as an input of the run."""
         options = self.config.candidate({}).data
-        data = load_once(options, torch.device("cpu"))
+        with making("the description of the data set"):
+            data = load_once(options, torch.device("cpu"))
         digest = hashlib.sha256(options.model_dump_json(exclude={"in_memory"}).encode())  # wherever it lies, it is the same
         for split in (data.train, data.validation, data.test):
             digest.update(split.labels.cpu().numpy().tobytes())
@@ -130,12 +134,13 @@ class Page:
         """Logs a picture; what cannot be drawn is left out with a warning, since the rest of the page does not depend on it."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, name)
-            try:
-                make().savefig(path)
-            except Exception as error:
-                log.warning("%s cannot be drawn (%s)", name, error)
-                return
-            self.client.log_artifact(self.parent, str(path))
+
+            def draw() -> None:
+                with making(f"the picture {name}"):
+                    make().savefig(path)
+                self.client.log_artifact(self.parent, str(path))
+
+            unless_impossible(name, draw)
 
     def _log_json(self, ledger: Ledger, seconds: float, *, interrupted: bool) -> None:
         uri = self.config.tracking.shown_uri()
@@ -147,15 +152,23 @@ class Page:
         front = ledger.front()
         self.refresh(ledger, history)
         self._log_json(ledger, seconds, interrupted=interrupted)
-        shares = charts.importances(ledger, self.config.distributions())
+        unless_impossible("importance.png", lambda: self._log_importances(ledger))
+        if front:
+            unless_impossible("front.html", lambda: self._log_front(ledger))
+            unless_impossible("models", lambda: self._log_networks(ledger, front))
+
+    def _log_importances(self, ledger: Ledger) -> None:
+        with making("the importance of what varies"):
+            shares = charts.importances(ledger, self.config.distributions())
         if shares:
             self._draw("importance.png", lambda: charts.importance_png(shares, self.search))
-        if front:
-            uri = self.config.tracking.shown_uri()
-            base_url = uri if uri.startswith("http") else UI_URL
+
+    def _log_front(self, ledger: Ledger) -> None:
+        uri = self.config.tracking.shown_uri()
+        base_url = uri if uri.startswith("http") else UI_URL
+        with making("the page front.html"):
             html = figures.front_html(ledger, self.search, self.experiment_id, self.run_ids, base_url)
-            self.client.log_text(self.parent, html, "front.html")
-            self._log_networks(ledger, front)
+        self.client.log_text(self.parent, html, "front.html")
 
     def _log_networks(self, ledger: Ledger, front: list[Point]) -> None:
         """Models of the front's networks, and which layers they kept; those whose file is lost are left out."""
@@ -163,12 +176,18 @@ class Page:
         dense = charts.load(ledger.dense.last, self.config) if ledger.dense and ledger.dense.last else None
         if stored and dense is not None:
             self._draw("layers.png", lambda: charts.layers_png(stored, dense, self.search))
-        data = load_once(self.config.candidate({}).data, torch.device("cpu"))
+        with making("models of the front"):
+            data = load_once(self.config.candidate({}).data, torch.device("cpu"))
         inputs = data.raw(data.validation.inputs[:2])
-        for point, network in stored:
-            shipped = Shipped(network, *data.normalisation()).eval()
-            int8 = as_int8(network, data).file if self.config.ships_int8(point.trial) else None
+
+        def log_network(point: Point, network: nn.Module) -> None:
+            with making(f"the model of {point.name}"):
+                shipped = Shipped(network, *data.normalisation()).eval()
+                int8 = as_int8(network, data).file if self.config.ships_int8(point.trial) else None
             log_model(self.client, self.experiment_id, self.run_ids[point.trial.label], point, shipped, inputs, int8)
+
+        for point, network in stored:
+            unless_impossible(f"the model of {point.name}", partial(log_network, point, network))
         mark_front(self.client, self.experiment_id, set(self.run_ids.values()), front)
 
 

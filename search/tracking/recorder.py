@@ -5,12 +5,12 @@ twice (after a crash, or by `slimfront sync`) changes nothing, and one that fail
 """
 
 import contextlib
-import functools
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -19,13 +19,15 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from search.config import Config
 from search.journal import Event
 from search.records import Ledger, label
-from search.tracking.outbox import Letter, Outbox, first_line, unless_refused
+from search.tracking.outbox import Letter, Outbox, first_line, unless_impossible, unless_refused
 from search.tracking.page import Page, last_tags, live_metrics
 from search.tracking.store import open_experiment, run_route
 
 log = logging.getLogger(__name__)
 
 DELIVERED_FILE = "delivered"
+REFUSED_FILE = "refused"
+"""Names what MLflow refused for good, one a line."""
 _PATIENCE_S = (1.0, 30.0)
 """First and longest wait between two attempts of a write that failed."""
 _GRACE_S = 10.0
@@ -68,7 +70,7 @@ class Recorder:
         self.experiment_id = open_experiment(client, config.tracking.experiment or config.name, artifacts, config.tracking.uri)
         self.place = place or str(directory)
         self.mark = directory / DELIVERED_FILE
-        self.delivered = int(self.mark.read_text() or 0) if self.mark.exists() else 0
+        self.delivered = _number_in(self.mark)
         self.run_ids = self._known_runs()
         if "" not in self.run_ids:
             tags = {"slimfront.role": "search", "slimfront.search": search}
@@ -77,7 +79,10 @@ class Recorder:
         self.monitor: SystemMetricsMonitor | None = None
         self.closing = threading.Event()
         self.outbox = Outbox(client, self.experiment_id, self.run_ids)
-        self.page = Page(client, config, search, self.experiment_id, self.run_ids)
+        self.refused_file = directory / REFUSED_FILE
+        if self.refused_file.exists():
+            self.outbox.refused += self.refused_file.read_text(encoding="utf-8").splitlines()
+        self.page = Page(client, config, search, self.experiment_id, self.run_ids, self.outbox)
         self.history: list[tuple[float, int, float]] = []
         """Minutes since the beginning, epochs trained, and hypervolume, at each end of a trial."""
         self.epochs = 0
@@ -145,13 +150,26 @@ class Recorder:
                 else:
                     self.number += 1
                     self._take_in(event, known=self.number <= self.delivered)
-            if not self._insist(functools.partial(self._write, everything=over)):
+            if not self._insist(partial(self._write, everything=over)):
                 self.complete = False
                 return
             done = self.outbox.done(self.number)
             if done > self.delivered:
                 self.delivered = done
-                self.mark.write_text(str(done))
+                self._keep(self.mark, str(done))
+                self._keep(self.refused_file, "".join(f"{name}\n" for name in self.refused))
+
+    @property
+    def refused(self) -> list[str]:
+        """What MLflow refused for good, by name, each once."""
+        return list(dict.fromkeys(self.outbox.refused))
+
+    def _keep(self, file: Path, content: str) -> None:
+        """Writes one of the files that say what MLflow has; without it, a resume only delivers again what is there already."""
+        try:
+            file.write_text(content, encoding="utf-8")
+        except OSError as error:
+            log.debug("%s cannot be written: %s", file, error)
 
     def _next(self) -> list[Event | None]:
         """The events that have come, at least one unless something waits to be written; None is the end."""
@@ -185,8 +203,13 @@ class Recorder:
         """What has waited long enough, or everything."""
         self.outbox.send(everything=everything or "finish" in self.page_work)
         for kind in list(self.page_work):
-            unless_refused(self.page_work[kind])
+            self._on_page(self.page_work[kind])
             del self.page_work[kind]
+
+    def _on_page(self, work: Callable[[], None]) -> None:
+        """Writes something of the search's own page, as far as it can be made and MLflow takes it."""
+        page = "the page of the search"
+        unless_impossible(page, lambda: unless_refused(page, work, self.outbox.refused))
 
     def _insist(self, write: Callable[[], None]) -> bool:
         """Writes, however often it takes; False if the search ends and the store does not answer."""
@@ -271,7 +294,7 @@ class Recorder:
         self._to("").add_metrics(live, event["time"], step)
         if time.monotonic() - self.pictured > _PAGE_EVERY_S:
             self.pictured = time.monotonic()
-            self.page_work["refresh"] = functools.partial(self.page.refresh, self.ledger, self.history)
+            self.page_work["refresh"] = partial(self.page.refresh, self.ledger, self.history)
 
     def _put_tested(self, event: Event) -> None:
         """The test accuracy of a front member; where it was pruned, with all its measures, as `one_shot_STEP/NAME`."""
@@ -284,7 +307,7 @@ class Recorder:
         self._to(label(event["number"])).add_metrics(values, event["time"], event["epoch"])
 
     def _put_finished(self, event: Event) -> None:
-        self.page_work["finish"] = functools.partial(self._finish, event)
+        self.page_work["finish"] = partial(self._finish, event)
 
     def _finish(self, event: Event) -> None:
         """Completes the trials' tags and the page of the search, and then ends the parent run."""
@@ -293,7 +316,16 @@ class Recorder:
         for name, tags in last_tags(ledger).items():
             self._to(name).add_tags(tags)
         self.outbox.send(everything=True)
-        unless_refused(lambda: self.page.finish(ledger, self.history, event["seconds"], interrupted=interrupted))
+        finish = partial(self.page.finish, ledger, self.history, event["seconds"], interrupted=interrupted)
+        self._on_page(finish)
         self.client.set_tag(self.parent, "slimfront.status", event["status"])
         ends = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
         self.client.set_terminated(self.parent, ends[event["status"]], end_time=event["time"])
+
+
+def _number_in(file: Path) -> int:
+    """The number in a file; 0 if there is none, or it is damaged: then everything is delivered again, which changes nothing."""
+    try:
+        return int(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0

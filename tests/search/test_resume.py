@@ -213,7 +213,7 @@ def test_a_state_that_cannot_be_read_is_refused_and_never_begun_again(untouched:
 def test_sync_delivers_what_the_store_does_not_have(finished: Path) -> None:
     (finished / "slimfront.db").rename(finished / "gone.db")
     (finished / "runs" / "done" / "delivered").unlink()
-    assert sync_search("done", str(finished / "runs"))
+    assert sync_search("done", str(finished / "runs")) == (True, [])
     result = resume_search("done", storage_path=str(finished / "runs"))
     assert set(runs_of(finished, result)[1]) == {"dense", "trial-000", "trial-001"}
     check_histories(finished, result, epochs=2)

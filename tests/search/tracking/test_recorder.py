@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -14,7 +15,9 @@ from mlflow.exceptions import MlflowException
 from search.config import Config
 from search.journal import Event
 from search.tracking import Recorder, connect, outbox, recorder
+from search.tracking.page import Page
 from search.tracking.store import open_experiment
+from trainables.data import DATA, load_once
 from trainables.errors import UserError
 
 MEASURES = {"val_accuracy": 0.9, "nonzero_params": 100, "params": 200, "layers": 2, "flops": 400, "bytes": 900}
@@ -174,7 +177,7 @@ def test_a_picture_that_cannot_be_drawn_is_left_out_with_a_warning(
     monkeypatch.setattr("search.tracking.page.charts.history_png", fails)
     client = connect(config.tracking.uri)
     assert record(client, config, tmp_path / "search-1", story()).close()
-    assert "history.png cannot be drawn (cannot write empty image)" in caplog.text
+    assert "the picture history.png cannot be made (cannot write empty image)" in caplog.text
     parent = runs(client)[""]
     assert parent.info.status == "FINISHED"
     assert "front.png" in {file.path for file in client.list_artifacts(parent.info.run_id)}
@@ -298,3 +301,82 @@ def test_the_use_of_the_machine_is_logged_on_the_parent_where_it_is_asked_for(
         assert time.monotonic() < ends
         time.sleep(0.2)
     assert made.close()
+
+
+@pytest.mark.parametrize("what", ["_log_data", "finish", "_log_front", "refresh"])
+def test_an_error_of_our_own_is_one_warning_by_name_and_not_a_store_that_does_not_answer(
+    what: str, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_arguments: Any, **_named: Any) -> None:
+        raise RuntimeError("torch.export does not take this\nand 160 lines more")
+
+    monkeypatch.setattr(Page, what, broken)
+    client = connect(config.tracking.uri)
+    made = record(client, config, tmp_path / "search-1", story())
+    assert made.close()
+    assert runs(client)[""].info.status == "FINISHED"
+    assert runs(client)["trial-000"].data.tags["slimfront.status"] == "completed"
+    warnings = [one.getMessage() for one in caplog.records if "it is not in MLflow" in one.getMessage()]
+    assert warnings
+    assert all("torch.export does not take this" in one and "\n" not in one for one in warnings)
+    assert "did not take a write" not in caplog.text
+
+
+def test_models_that_cannot_be_made_are_named_one_by_one_and_the_search_ends(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    candidate = config.candidate({})
+    data = load_once(candidate.data, torch.device("cpu"))
+    network = candidate.model.build(data.input_shape, data.classes)
+    monkeypatch.setattr("search.tracking.charts.load", lambda *_: network)
+
+    def cannot(*_arguments: Any, **_named: Any) -> None:
+        raise ValueError("this network branches on its inputs")
+
+    monkeypatch.setattr("mlflow.pytorch.save_model", cannot)
+    caplog.set_level("WARNING")  # the import of mlflow.pytorch silences the root logger
+    client = connect(config.tracking.uri)
+    assert record(client, config, tmp_path / "search-1", story()).close()
+    assert runs(client)[""].info.status == "FINISHED"
+    wanted = "the model of trial-000 cannot be made (this network branches on its inputs): it is not in MLflow"
+    assert [one.getMessage() for one in caplog.records if "the model of" in one.getMessage()] == [wanted]
+
+
+def test_one_odd_key_costs_that_key_and_is_named_and_remembered(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = {"name": "factory", "factory": "tests.trainables.test_step_graphs:images", "args": {"a#b;c": 1}}
+    odd = config.model_copy(update={"data": DATA.parse_named(data)})
+    client = connect(config.tracking.uri)
+    made = record(client, odd, tmp_path / "search-1", story()[:2])
+    assert made.close()
+    params = runs(client)[""].data.params
+    assert params["training.batch_size"] == "256"
+    assert "data.args.a#b;c" not in params
+    assert made.refused == ["data.args.a#b;c of the search"]
+    assert "MLflow refused 1 values of the search: data.args.a#b;c (" in caplog.text
+    again = record(client, odd, tmp_path / "search-1", story()[:2], 2)
+    assert again.close()
+    assert again.refused == made.refused
+
+
+def test_what_is_written_to_a_run_that_was_deleted_is_named(config: Config, tmp_path: Path) -> None:
+    client, events, directory = connect(config.tracking.uri), story(), tmp_path / "search-1"
+    made = record(client, config, directory, events[:5])
+    made.close()
+    client.delete_run(made.run_ids["trial-000"])
+    again = Recorder(client, config, "search-1", directory, events[:5])
+    again.run_ids["trial-000"] = made.run_ids["trial-000"]
+    for one in events[5:]:
+        again.take(one)
+    assert again.close()
+    assert any("trial-000" in name for name in again.refused)
+
+
+@pytest.mark.parametrize("content", ["", "x", "1.5", "-", "99999999999999999999x"])
+def test_a_damaged_mark_only_delivers_again(config: Config, tmp_path: Path, content: str) -> None:
+    client, events, directory = connect(config.tracking.uri), story(), tmp_path / "search-1"
+    assert record(client, config, directory, events).close()
+    (directory / recorder.DELIVERED_FILE).write_text(content)
+    assert record(client, config, directory, events, len(events)).close()
+    check_story(client)

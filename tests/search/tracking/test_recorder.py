@@ -1,5 +1,6 @@
 """The recorder against a real SQLite store, and against one that breaks."""
 
+import importlib
 import itertools
 import threading
 import time
@@ -333,8 +334,8 @@ def test_models_that_cannot_be_made_are_named_one_by_one_and_the_search_ends(
     def cannot(*_arguments: Any, **_named: Any) -> None:
         raise ValueError("this network branches on its inputs")
 
-    monkeypatch.setattr("mlflow.pytorch.save_model", cannot)
-    caplog.set_level("WARNING")  # the import of mlflow.pytorch silences the root logger
+    monkeypatch.setattr(importlib.import_module("mlflow.pytorch"), "save_model", cannot)
+    caplog.set_level("WARNING")  # that import silences the root logger
     client = connect(config.tracking.uri)
     assert record(client, config, tmp_path / "search-1", story()).close()
     assert runs(client)[""].info.status == "FINISHED"

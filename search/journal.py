@@ -4,11 +4,13 @@ It is the one truth about a search. The records in memory, the runs in MLflow, t
 of trials that ended all follow from it. Beside it stands only Optuna's study, which knows what was proposed.
 """
 
+import errno
 import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +22,8 @@ JOURNAL_FILE = "journal.jsonl"
 LOCK_FILE = "lock"
 
 Event = dict[str, Any]
-"""`event` is its kind, `time` its time in ms; the rest depends on the kind (see `Ledger.apply`)."""
+"""`event` is its kind, `time` its time in ms, `elapsed` the ms since the process of its session opened the journal, on a clock
+that nobody sets; the rest depends on the kind (see `Ledger.apply`)."""
 
 _CAN_WAIT = ("epochs", "rung")
 """Kinds that a bucket gets with the next event of another kind: what they say is said again by a trial that is continued."""
@@ -98,10 +101,10 @@ class Journal:
         except UserError:
             self.lock.close()
             raise
-        self.file = path.open("ab")
-        whole = path.read_bytes().rfind(b"\n") + 1
-        if whole < self.file.tell():
-            self.file.truncate(whole)
+        self.file = path.open("ab", buffering=0)  # what could not be written must not be tried again when it is closed
+        self.size = path.read_bytes().rfind(b"\n") + 1
+        self.file.truncate(self.size)
+        self.begun = time.monotonic()
 
     @property
     def fence(self) -> Fence | None:
@@ -110,11 +113,18 @@ class Journal:
 
     def append(self, kind: str, **content: Any) -> Event:
         """Writes one event; returns it with its time. Raises OSError if it could not be made safe."""
-        event = {"event": kind, "time": time.time_ns() // 1_000_000, **content}
+        elapsed = round(1000 * (time.monotonic() - self.begun))
+        event = {"event": kind, "time": time.time_ns() // 1_000_000, "elapsed": elapsed, **content}
         line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
-        self.file.write(line)
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        try:
+            if self.file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file.name))
+            os.fsync(self.file.fileno())
+        except OSError:
+            with suppress(OSError):  # a part of a line is cut off when the journal is opened again, too
+                self.file.truncate(self.size)
+            raise
+        self.size += len(line)
         if self.mirror is not None:
             self.waiting += line
             if kind not in _CAN_WAIT:

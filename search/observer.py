@@ -1,5 +1,6 @@
 """Turns Ray Tune's events into the journal, and passes each on to the records, the recorder, the study and the progress."""
 
+import errno
 import logging
 import os
 import re
@@ -21,6 +22,9 @@ from search.tracking import Recorder
 from trainables.measures import EXTRA_MEASURES, MEASURES
 
 log = logging.getLogger(__name__)
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of a file system that takes no more: a full disk, no inodes left, a quota, a limit on files, read-only of a sudden."""
 
 
 class Observer(DriverOnly, tune.Callback):
@@ -125,7 +129,9 @@ class Observer(DriverOnly, tune.Callback):
         )
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial lost its process, and goes on in another from its last checkpoint."""
+        """A trial lost its process, and goes on in another from its last checkpoint; or there was no room for that."""
+        if self._no_room(trial):
+            return
         log.warning(
             "%s lost its process (%s); it goes on from its last checkpoint", label(trial.config["number"]), _reason(trial)
         )
@@ -143,7 +149,7 @@ class Observer(DriverOnly, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial raised or lost its process, once too often; or before it had begun, which Ray does not try again."""
         record = self._record(trial)
-        if record is None:
+        if record is None or self._no_room(trial):
             return
         self.lost[record.label] += max(trial.num_failures, 1)
         if self.lost[record.label] <= self.retries:
@@ -151,6 +157,16 @@ class Observer(DriverOnly, tune.Callback):
             self.again(record)
             return
         self._ended(record.number, "failed", _reason(trial))
+
+    def _no_room(self, trial: Trial) -> bool:
+        """Whether a trial could not be kept for want of room: then the search ends, and no trial has failed."""
+        reason = _reason(trial)
+        number = next((number for number in NO_ROOM if f"[Errno {number}]" in reason or os.strerror(number) in reason), None)
+        if number is None:
+            return False
+        self.failure = self.failure or OSError(number, os.strerror(number))
+        self.interrupt.requested = True
+        return True
 
     def reject(self, number: int, values: dict[str, Any], reason: str) -> None:
         """A trial was proposed whose values make no candidate: it has failed before it could start."""

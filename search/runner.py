@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from optuna.exceptions import StorageInternalError
 from pydantic import ValidationError
 from ray import tune
 
@@ -28,6 +29,7 @@ from search.searcher import InvalidCandidate, StudySearcher, Unfinished, reconci
 from search.seats import seats
 from search.session import Session, begin, open_study, starting_values, take_up
 from search.tracking import Client, Recorder, connect
+from search.tracking.outbox import first_line
 from trainables.data import load_once
 from trainables.errors import UserError
 from trainables.measures import accuracy, measure, measure_extra
@@ -150,18 +152,20 @@ def _run(
             if progress is not None:
                 progress.begun(folder.search, recorder.page_address)
             if searcher.to_come:
-                with seats(packing.size, packing.processes), starts_are_awaited():
+                with seats(packing.size, packing.processes), starts_are_awaited(), _without_ray_s_snapshots():
                     _run_trials(session, searcher, scheduler, observer, trainable)
-        except Superseded as error:  # by a write to the study, not to the journal
-            observer.failure = error
+        except (OSError, StorageInternalError) as error:  # by a write to the study, not to the journal
+            observer.failure = observer.failure or _as_os_error(error)
+            interrupt.requested = True
         finally:
             result = _finish(session, observer, recorder, before + time.monotonic() - begun)
     if observer.failure is not None:
         if isinstance(observer.failure, Superseded):
             raise UserError(f"{_reason(observer.failure)}; what this process did since then does not count") from None
+        name, place = session.directory.name, session.folder.place.partition("?")[0]
         raise UserError(
-            f"the journal of {session.directory.name} cannot be written ({_reason(observer.failure)}); what it has is safe: make "
-            f"room, then `slimfront resume {session.directory.name}`"
+            f"{name} cannot be kept in {place} ({_reason(observer.failure)}); what is there is safe: make room, then `slimfront "
+            f"resume {name}`"
         )
     return result
 
@@ -178,6 +182,10 @@ def _loaded_stays() -> Iterator[None]:
 
 def _reason(error: OSError) -> str:
     return error.strerror or str(error).splitlines()[0]
+
+
+def _as_os_error(error: Exception) -> OSError:
+    return error if isinstance(error, OSError) else OSError(first_line(error))
 
 
 def _finish(session: Session, observer: Observer, recorder: Recorder, seconds: float) -> SearchResult:
@@ -263,6 +271,20 @@ def _config_maker(session: Session, scheduler: MultiObjectiveASHA | None) -> Cal
         }
 
     return make
+
+
+@contextmanager
+def _without_ray_s_snapshots() -> Iterator[None]:
+    """Keeps Ray Tune from telling that it could not write its own state: a search is resumed from its journal alone."""
+    loggers = [logging.getLogger(name) for name in ("ray.tune.execution.experiment_state", "ray.train._internal.syncer")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _run_trials(

@@ -45,13 +45,17 @@ class Session:
 
     def seconds_before(self) -> float:
         """Seconds of wall time that earlier sessions took, up to their last sign of life."""
-        spent, begun, last = 0.0, None, 0.0
+        spent, last = 0.0, 0.0
+        begun: float | None = None
         for event in self.earlier:
+            now = float(
+                event["elapsed"] if "elapsed" in event else event["time"]
+            )  # journals of version 0.1 have the time of day alone
             if event["event"] == "session":
-                spent += last - begun if begun is not None else 0.0
-                begun = event["time"]
-            last = event["time"]
-        return (spent + (last - begun if begun is not None else 0.0)) / 1000
+                spent += max(last - begun, 0.0) if begun is not None else 0.0
+                begun = now
+            last = now
+        return (spent + (max(last - begun, 0.0) if begun is not None else 0.0)) / 1000
 
 
 def begin(config: Config, name: str | None, dense_sizes: dict[str, float], starts: list[dict[str, Any]]) -> Session:

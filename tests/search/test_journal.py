@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from search.config import Config
 from search.journal import JOURNAL_FILE, Journal, read_events
+from search.session import begin, take_up
 from trainables.errors import UserError
 
 
@@ -50,3 +52,29 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         Journal(tmp_path)
     first.close()
     Journal(tmp_path).close()
+
+
+def test_the_time_that_a_search_took_does_not_depend_on_the_clock_of_the_machine(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1_800_000_000 * 10**9]
+    monkeypatch.setattr("search.journal.time.time_ns", lambda: now[0])
+    ticks = [100.0]
+    monkeypatch.setattr("search.journal.time.monotonic", lambda: ticks[0])
+    session = begin(config, "timed", {}, [])
+    session.journal.append("session", session=1)
+    now[0] -= 3600 * 10**9  # someone sets the clock back by an hour
+    ticks[0] += 20
+    session.journal.append("trial", number=0, values={}, seed=1)
+    session.journal.close()
+    ticks[0] = 5.0  # after a reboot
+    again = take_up("timed", config.search.storage_path)
+    assert again.seconds_before() == 20
+    again.journal.append("session", session=2)
+    now[0] += 9000 * 10**9
+    ticks[0] += 7
+    again.journal.append("ended", number=0, status="failed", reason="x")
+    again.journal.close()
+    third = take_up("timed", config.search.storage_path)
+    assert third.seconds_before() == 27
+    third.journal.close()

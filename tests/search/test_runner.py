@@ -339,7 +339,7 @@ def test_a_full_disk_ends_the_search_in_one_sentence_and_loses_nothing_that_was_
 
     config = small_config(tmp_path, search={"trials": 4, "concurrency": 1})
     monkeypatch.setattr(Journal, "append", append)
-    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)") as caught:
+    with pytest.raises(UserError, match=r"full cannot be kept in .*runs/full \(No space left on device\)") as caught:
         run_search(config, name="full")
     assert "make room, then `slimfront resume full`" in str(caught.value)
     monkeypatch.undo()

@@ -1,0 +1,94 @@
+"""A disk that is really full: a small file system of the test's own."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search.config import Config
+from search.journal import JOURNAL_FILE, Journal
+from search.runner import resume_search, run_search
+from tests.conftest import small_config
+from trainables.errors import UserError
+
+
+class Disk:
+    """A file system in memory; skips the test where this user may not mount one."""
+
+    def __init__(self, place: Path, limit: str) -> None:
+        self.place, self.limit = place, limit
+        place.mkdir()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", limit, "tmpfs", str(place)], capture_output=True, check=False)
+        if mounted.returncode:
+            pytest.skip("this user may not mount a file system")
+
+    def grow(self) -> None:
+        """Makes room."""
+        subprocess.run(["mount", "-o", "remount,size=500m,nr_inodes=100000", str(self.place)], check=True)
+
+    def close(self) -> None:
+        """Takes it away."""
+        subprocess.run(["umount", "--lazy", str(self.place)], check=True)
+
+
+@pytest.fixture(params=["size=3m", "size=100m,nr_inodes=50"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    """One with room for a few checkpoints, or for a few files."""
+    made = Disk(tmp_path / "disk", request.param)
+    yield made
+    made.close()
+
+
+def on(disk: Disk, tmp_path: Path, **changes: Any) -> Config:
+    config = small_config(
+        tmp_path, model={"name": "mlp", "depth": 2, "width": 128}, search={"trials": 6, "concurrency": 2}, **changes
+    )
+    kept = config.search.model_copy(update={"storage_path": str(disk.place / "runs")})
+    return config.model_copy(update={"search": kept})
+
+
+def events(disk: Disk) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (disk.place / "runs" / "full" / JOURNAL_FILE).read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.timeout(240)
+def test_a_search_whose_disk_is_full_ends_in_one_sentence_and_goes_on_when_there_is_room(disk: Disk, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"full cannot be kept in .*/runs/full \(.*\).*make room, then `slimfront resume full`"
+    ) as caught:
+        run_search(on(disk, tmp_path), name="full")
+    assert "\n" not in str(caught.value)
+    before = events(disk)
+    assert not [event for event in before if event["event"] == "ended" and event["status"] == "failed"]
+    disk.grow()
+    result = resume_search("full", storage_path=str(disk.place / "runs"))
+    assert len(result.ledger.with_status("completed")) == 6
+    assert events(disk)[: len(before)] == before
+
+
+@pytest.mark.parametrize("limit", ["size=64k", "size=128k"])
+def test_a_journal_has_whole_lines_only_however_full_its_disk_is(tmp_path: Path, limit: str) -> None:
+    disk = Disk(tmp_path / "disk", limit)
+    try:
+        journal = Journal(disk.place)
+        written = []
+
+        def fill() -> None:
+            while True:
+                written.append(journal.append("point", number=len(written), text="x" * 1000))
+
+        with pytest.raises(OSError, match="No space left on device"):
+            fill()
+        journal.close()
+        assert [json.loads(line) for line in (disk.place / JOURNAL_FILE).read_text().splitlines()] == written
+        disk.grow()
+        again = Journal(disk.place)
+        written.append(again.append("point", number=-1))
+        again.close()
+        assert [json.loads(line) for line in (disk.place / JOURNAL_FILE).read_text().splitlines()] == written
+    finally:
+        disk.close()

@@ -41,8 +41,9 @@ class _Path:
         return weight.reshape(weight.shape[0], self.layer.weight.shape[0], -1)
 
     def padded(self) -> bool:
-        """Whether zeros are padded in between, where a constant unit would not be constant."""
-        if any(isinstance(m, nn.AvgPool2d) and m.padding not in (0, (0, 0)) for m in self.modules):
+        """Whether zeros are padded in between, or sums divided by another number: a constant unit would not be constant."""
+        pools = [module for module in self.modules if isinstance(module, nn.AvgPool2d)]
+        if any(pool.padding not in (0, (0, 0)) or pool.divisor_override is not None for pool in pools):
             return True
         return isinstance(self.following, nn.Conv2d) and self.following.padding not in ((0, 0), "valid")
 

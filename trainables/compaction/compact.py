@@ -21,7 +21,7 @@ from trainables.compaction.quick import make_quick
 from trainables.compaction.units import Removed, remove_dead_units
 from trainables.errors import TrialFailure
 from trainables.graph import copied, trace
-from trainables.measures import measure
+from trainables.measures import count_flops, measure
 from trainables.options import Options
 from trainables.precision import all_of_float32
 
@@ -47,14 +47,15 @@ log = logging.getLogger(__name__)
 class Compaction(Options):
     """How a trained network is made smaller.
 
-    `merge: always` merges every inactive layer into the next one, for the fewest layers; `smaller` only where that
-    does not add non-zero weights, since the product of sparse matrices is denser than they are; `never` does not merge.
-    `tolerance` is the largest difference of an output, relative to its spread, that counts as equal. `approximate` also merges padded
-    convolutions where only the border of the image comes out differently, after that check; it needs a refit.
+    `merge: smaller` merges an inactive layer into the next one where that adds neither weights nor non-zero ones: the product
+    of sparse matrices is denser than they are, and that of a bottleneck larger. `always` is for the fewest layers, even where the
+    network becomes larger; `never` does not merge. `tolerance` is the largest difference of an output, relative to its spread,
+    that counts as equal. `approximate` also merges padded convolutions where only the border of the image comes out
+    differently, after that check; it needs a refit.
     """
 
     enabled: bool = True
-    merge: MergePolicy = "always"
+    merge: MergePolicy = "smaller"
     tolerance: float = Field(1e-4, gt=0)
     approximate: bool = False
 
@@ -63,9 +64,8 @@ class Compaction(Options):
 class Report:
     """What compaction did.
 
-    `steps` are (layer, action, detail) in the order of doing; `difference` is the largest difference of an output, relative to its
-    spread over the inputs;
-    `after` are the measures of the compact network (see `measures.measure`).
+    `steps` are (layer, action, detail) in the order of doing; `difference` is the largest difference of an output, relative to
+    its spread over the inputs; `after` are the measures of the compact network (see `measures.measure`).
     """
 
     steps: tuple[Step, ...]
@@ -133,22 +133,52 @@ def _smaller(model: nn.Module, inputs: Tensor, options: Compaction) -> tuple[fx.
     If they are too far, each kind of removal is tried alone, and left out if it is to blame.
     """
     original = trace(model)
-    start = _start(original, inputs, options.tolerance)
+    start = _start(original, inputs, options)
     network, steps = _reduced(start, options, _REMOVALS)
     apart = start.probe.difference(network, start.tolerance)
     if not apart <= start.tolerance:
-        right = tuple(kind for kind in _REMOVALS if _is_right(start, options.model_copy(update={"merge": "never"}), kind))
+        alone = options.model_copy(update={"merge": "never"})
+        right = tuple(kind for kind in _REMOVALS if _is_right(_start(original, inputs, alone), alone, kind))
         for kind in set(_REMOVALS) - set(right):
             log.warning("compaction removes no %s: that would change the outputs", kind)
+        start = _start(original, inputs, options)
         network, steps = _reduced(start, options, right)
         apart = start.probe.difference(network, start.tolerance)
+    steps = [*start.steps, *steps]
     _restore_types(network, original)
-    return make_quick(network), [*start.steps, *steps], 0.0 if apart <= start.tolerance else apart
+    if options.merge != "always" and (grown := _grown(original, network, inputs, steps)):
+        log.warning("compaction leaves the network as it is: it would have more %s", grown)
+        network, steps, apart = _unchanged(original), [], 0.0
+    return make_quick(network), steps, 0.0 if apart <= start.tolerance else apart
+
+
+def _grown(before: nn.Module, after: nn.Module, inputs: Tensor, steps: list[Step]) -> str:
+    """Which sizes grew, in words; merging and removal make none of them larger, unless weights that are shared come apart.
+
+    FLOPs are counted only where merged convolutions could have more of them: where there are others, they follow from weights.
+    """
+    merged = any(step[1] == "merged" for step in steps) and any(isinstance(m, nn.Conv2d) for m in after.modules())
+    sizes = []
+    for network in (before, after):
+        sizes.append(
+            {
+                "parameters": sum(p.numel() for p in network.parameters()),
+                "non-zero parameters": sum(int(p.count_nonzero()) for p in network.parameters()),
+                "FLOPs": count_flops(network, inputs[:1]) if merged else 0,
+            }
+        )
+    return " and ".join(name for name in sizes[0] if sizes[1][name] > sizes[0][name])
+
+
+def _unchanged(original: fx.GraphModule) -> fx.GraphModule:
+    network = copied(original).eval()
+    split_attention(network)
+    return network
 
 
 @dataclass(frozen=True)
 class _Start:
-    """A traced network with its batch norms folded, in float64 if it can be run so: what units are removed from."""
+    """A traced network with its batch norms folded, in float64 if it can be run so: what units are removed from, in place."""
 
     network: fx.GraphModule
     inputs: Tensor
@@ -159,20 +189,18 @@ class _Start:
     steps: tuple[Step, ...]
 
 
-def _start(original: fx.GraphModule, inputs: Tensor, tolerance: float) -> _Start:
+def _start(original: fx.GraphModule, inputs: Tensor, options: Compaction) -> _Start:
     network, exact_inputs = _in_float64(original, inputs)
-    tolerance = EXACT if exact_inputs.dtype == torch.float64 else tolerance
+    tolerance = EXACT if exact_inputs.dtype == torch.float64 else options.tolerance
     split_attention(network)
     probe = Probe(network, exact_inputs)
-    folded_network = copied(network)
-    folded = fold_batch_norms(folded_network)
-    if folded and not probe.agrees(_compiled(folded_network), tolerance):
+    folded = fold_batch_norms(network)
+    if folded and not probe.agrees(_compiled(network), tolerance):
         log.warning("compaction folds no batch norms: that would change the outputs")
-        folded = []
-    if folded:
-        network = folded_network
-        if clear_rounding(network, folded, inputs.dtype):
-            probe = Probe(network, exact_inputs)
+        network, folded = _in_float64(original, inputs)[0], []
+        split_attention(network)
+    if folded and clear_rounding(network, folded, inputs.dtype):
+        probe = Probe(network, exact_inputs)
     return _Start(network, exact_inputs, probe, tolerance, tuple((name, "folded", "batch norm") for name in folded))
 
 
@@ -202,8 +230,8 @@ def _is_right(start: _Start, options: Compaction, kind: Removal) -> bool:
 
 
 def _reduced(start: _Start, options: Compaction, removals: tuple[Removal, ...]) -> tuple[fx.GraphModule, list[Step]]:
-    """A copy of the network after all exact steps, repeated until none applies; each removes something, so this ends."""
-    network = copied(start.network)
+    """The network after all exact steps, repeated until none applies; each removes something, so this ends."""
+    network = start.network
     steps: list[Step] = []
     while True:
         found: list[Step] = []

@@ -100,6 +100,7 @@ def ours(job: Job) -> nn.Module:
             "end": 0.7 if setting.refit_epochs else 0.5,
         },
         penalties={"layer": {"strength": setting.strength}} if setting.strength else {},
+        compaction={"merge": "always"},
         refit={"epochs": setting.refit_epochs, "lr": REFIT_LR},
     )
     return train(options).compacted.network

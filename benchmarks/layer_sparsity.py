@@ -93,6 +93,7 @@ def trained(job: Job) -> Training:
                 "seed": job.seed,
             },
             "penalties": job.penalties,
+            "compaction": {"merge": "always"},  # the fewest layers are what is compared
         }
     )
     training = Training(candidate)

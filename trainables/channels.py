@@ -101,7 +101,8 @@ def _graph(network: nn.Module, inputs: Tensor) -> torch_pruning.DependencyGraph:
     training = network.training
     try:
         with torch.enable_grad():
-            return torch_pruning.DependencyGraph().build_dependency(network.eval(), example_inputs=inputs[:1], verbose=False)
+            # As a tuple: with a bare tensor Torch-Pruning first calls the network with each example as an argument of its own.
+            return torch_pruning.DependencyGraph().build_dependency(network.eval(), example_inputs=(inputs[:1],), verbose=False)
     finally:
         network.train(training)
 

@@ -148,6 +148,15 @@ def _watched(network: nn.Module, one_input: Tensor) -> tuple[int, int | None]:
     return counter.get_total_flops(), watch.peak if watch else None
 
 
+@torch.no_grad()
+def count_flops(network: nn.Module, one_input: Tensor) -> int:
+    """The floating-point operations of a network for `one_input` (1, *input_shape), by torch's counter."""
+    with plain_attention(), FlopCounterMode(display=False) as counter:
+        network(one_input)
+    flops: int = counter.get_total_flops()
+    return flops
+
+
 def _apart(traced: fx.GraphModule) -> fx.GraphModule:
     """The same with every attention split, so that what it keeps is seen."""
     if any(isinstance(module, nn.MultiheadAttention) for module in traced.modules()):

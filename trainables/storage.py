@@ -113,7 +113,8 @@ def check_storable(network: nn.Module, sample: Tensor) -> None:
         restored = from_plain(to_plain(traced))
         with torch.no_grad():
             same = torch.equal(restored(sample), traced(sample))
-        if not same or not relative_difference(network, traced, sample) <= Compaction().tolerance:
+        tolerance = Compaction().tolerance
+        if not same or not relative_difference(network, traced, sample, tolerance) <= tolerance:
             raise ValueError("its stored form does not compute the same")
     except (UserError, ValueError, RuntimeError) as error:
         raise UserError(f"the network cannot be compacted: {error}; set compaction.enabled: false to train it as it is") from None

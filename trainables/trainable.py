@@ -11,15 +11,18 @@ from ray import tune
 
 from trainables.candidate import Candidate
 from trainables.data.factory import SESSION
-from trainables.distributed.team import Team
-from trainables.errors import TrialFailure, UserError
+from trainables.distributed.team import LostProcess, Team
+from trainables.errors import reason
 from trainables.gpu import take_share
-from trainables.packs.together import Alone
+from trainables.packs.together import Alone, Left
 from trainables.refit import Refit
 from trainables.storage import load_tensors, network_file, store
 from trainables.training import Training
 
 TRAINING_FILE = "training.pt"
+
+_OF_THE_PROCESS = (LostProcess, Left, OSError, torch.distributed.DistError, torch.AcceleratorError)
+"""What is raised where another process may do better; a GPU that has failed fails whatever comes next in the same process."""
 
 
 class CandidateTrainable(tune.Trainable):
@@ -32,7 +35,8 @@ class CandidateTrainable(tune.Trainable):
     the last step also refits, and has `finished`. There and at `report_at`, `pruned` has the measures and compaction of the
     networks that one-shot pruning makes of it. Every report can be saved as a checkpoint with these networks, and is where
     whoever takes it sets its `should_checkpoint`.
-    A trial that cannot go on ends with a `failure`, the reason, instead of an exception, so that its process can take the next.
+    A trial that raises ends with a `failure`, the reason, instead of an exception, so that it is not tried again and its process
+    can take the next. Exceptions are for what happens to processes: one that is lost, a GPU that fails, files out of reach.
     `config["resume_from"]`, a checkpoint's directory, continues an earlier training.
     """
 
@@ -98,13 +102,15 @@ class CandidateTrainable(tune.Trainable):
             self.company.leave(training)
             one_shot = training.done or training.epoch in self.report_at
             finished = training.finish(None if training.done else Refit(), one_shot=one_shot)
-        except (TrialFailure, UserError) as failure:
-            return {"history": history, "failure": str(failure), "done": True}
-        data = training.data
-        self.networks = [
-            store(network.compacted.network, training.candidate.model, data.input_shape, data.classes)
-            for network in (finished, *finished.pruned)
-        ]
+            data = training.data
+            self.networks = [
+                store(network.compacted.network, training.candidate.model, data.input_shape, data.classes)
+                for network in (finished, *finished.pruned)
+            ]
+        except _OF_THE_PROCESS:
+            raise
+        except Exception as error:  # the same would happen again: only what happens to a process is worth another try
+            return {"history": history, "failure": reason(error), "done": True}
         history += finished.history
         compaction = [list(step) for step in finished.compacted.report.steps]
         report = {"history": history, "epoch": training.epoch + len(finished.history), "compaction": compaction}

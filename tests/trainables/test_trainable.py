@@ -1,5 +1,6 @@
 """The Ray class trainable: the same results in a reused process, a fresh one, and after a checkpoint."""
 
+import builtins
 import copy
 import os
 import signal
@@ -13,6 +14,7 @@ import torch
 
 from tests.conftest import SMALL_CANDIDATE
 from trainables import Candidate, train
+from trainables.distributed.team import LostProcess
 from trainables.trainable import CandidateTrainable
 from trainables.training import Training
 
@@ -191,3 +193,43 @@ def test_two_processes_of_a_node_share_what_a_factory_returns(tmp_path: Path) ->
             ray.kill(process)
     assert results[0] == results[1]
     assert len((tmp_path / "log").read_text().split()) == 1
+
+
+class Raises(torch.nn.Module):
+    """A network that raises in training mode."""
+
+    def __init__(self, error: str) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 10)
+        self.error: type[Exception] = getattr(builtins, error)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 1, 8, 8) to (N, 10)."""
+        if self.training:
+            raise self.error("of the user's")
+        out: torch.Tensor = self.layer(x.flatten(1))
+        return out
+
+
+@pytest.mark.parametrize("error", ["IndexError", "ValueError", "RuntimeError", "AttributeError", "AssertionError"])
+def test_an_exception_of_a_trial_is_a_result_with_its_reason_and_the_process_lives_on(
+    error: str, fresh: list[dict[str, Any]]
+) -> None:
+    model = {"factory": "tests.trainables.test_trainable:Raises", "args": {"error": error}}
+    raising = config_of(model=model, penalties={}, sparsifier=None, compaction={"enabled": False})
+    last = run_in_turn(raising)[-1]
+    assert last["done"]
+    assert f"{error}: of the user's" in last["failure"]
+    assert "test_trainable.py, line " in last["failure"]
+
+
+@pytest.mark.parametrize("error", [LostProcess("one of 2"), FileNotFoundError("a bucket"), torch.AcceleratorError("CUDA error")])
+def test_what_happens_to_a_process_stays_an_exception_so_that_another_takes_the_trial(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> Training:
+        raise error
+
+    monkeypatch.setattr("trainables.trainable.Training", lost)
+    with pytest.raises(type(error)):
+        CandidateTrainable(SECOND).train()

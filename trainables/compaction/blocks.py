@@ -1,28 +1,52 @@
 """Empty residual blocks: a branch that adds nothing is taken out."""
 
-import torch
-from torch import fx
+from typing import Any
 
-from trainables.graph import residual_branches
+import torch
+from torch import Tensor, fx
+
+from trainables.graph import Branch, residual_branches
 
 
 @torch.no_grad()
-def drop_empty_branches(graph: fx.GraphModule) -> list[str]:
+def drop_empty_branches(graph: fx.GraphModule, inputs: Tensor) -> list[str]:
     """Replaces `shortcut + branch` by `shortcut` where the branch's last layer is all zero (batch norms folded).
 
+    A shortcut that the addition would broadcast to the shape of the branch keeps it; `inputs` (N, *input_shape) show that.
     Returns the names of those last layers; what fed them is dead code then, and goes with the next clean-up.
     """
     dropped: list[str] = []
     while True:
-        empty = (
-            branch
-            for branch in residual_branches(graph)
-            if branch.last.norm is None and not any(p.any() for p in branch.last.layer.parameters())
-        )
-        branch = next(empty, None)  # one at a time: the next branch's shortcut may be the addition that goes
+        empty = [branch for branch in residual_branches(graph) if _is_empty(branch)]
+        shapes = _Shapes(graph).of(inputs) if empty else {}
+        same = (branch for branch in empty if shapes[branch.shortcut] == shapes[branch.addition])
+        branch = next(same, None)  # one at a time: the next branch's shortcut may be the addition that goes
         if branch is None:
             return dropped
         branch.addition.replace_all_uses_with(branch.shortcut)
         graph.graph.erase_node(branch.addition)
         graph.graph.eliminate_dead_code()
         dropped.append(branch.last.name)
+
+
+def _is_empty(branch: Branch) -> bool:
+    return branch.last.norm is None and not any(p.any() for p in branch.last.layer.parameters())
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph and remembers the shapes and types that its nodes make."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.found: dict[fx.Node, object] = {}
+
+    def of(self, inputs: Tensor) -> dict[fx.Node, object]:
+        """Shape and type of every node's tensor for a batch of two, if there are so many `inputs`."""
+        self.run(inputs[:2].clone())
+        return self.found
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Runs one operation."""
+        made = super().run_node(n)
+        self.found[n] = (tuple(made.shape), made.dtype) if isinstance(made, Tensor) else None
+        return made

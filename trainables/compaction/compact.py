@@ -1,5 +1,8 @@
 """Compaction: merging and removal, checked on real inputs, with a report of what was done."""
 
+import logging
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,16 +11,17 @@ from pydantic import Field
 from torch import Tensor, fx, nn
 
 from trainables.attention import split_attention
+from trainables.compaction.agreement import EXACT, Probe, outputs
 from trainables.compaction.blocks import drop_empty_branches
 from trainables.compaction.coupled import remove_coupled_channels
 from trainables.compaction.heads import remove_dead_heads
-from trainables.compaction.layers import fold_batch_norms
+from trainables.compaction.layers import clear_rounding, fold_batch_norms
 from trainables.compaction.merge import MergePolicy, drop_idle_relus, merge_layers
 from trainables.compaction.quick import make_quick
-from trainables.compaction.units import remove_dead_units
+from trainables.compaction.units import Removed, remove_dead_units
 from trainables.errors import TrialFailure
 from trainables.graph import copied, trace
-from trainables.measures import measure
+from trainables.measures import count_flops, measure
 from trainables.options import Options
 from trainables.precision import all_of_float32
 
@@ -32,19 +36,26 @@ Action = Literal[
     "removed",
     "block removed",
 ]
+Step = tuple[str, Action, str]
+"""A layer, what became of it, and a detail."""
+Removal = Literal["units", "heads", "blocks", "channels"]
+_REMOVALS: tuple[Removal, ...] = ("units", "heads", "blocks", "channels")
+
+log = logging.getLogger(__name__)
 
 
 class Compaction(Options):
     """How a trained network is made smaller.
 
-    `merge: always` merges every inactive layer into the next one, for the fewest layers; `smaller` only where that
-    does not add non-zero weights, since the product of sparse matrices is denser than they are; `never` does not merge.
-    `tolerance` is the largest relative difference of outputs that counts as equal. `approximate` also merges padded
-    convolutions where only the border of the image comes out differently, after that check; it needs a refit.
+    `merge: smaller` merges an inactive layer into the next one where that adds neither weights nor non-zero ones: the product
+    of sparse matrices is denser than they are, and that of a bottleneck larger. `always` is for the fewest layers, even where the
+    network becomes larger; `never` does not merge. `tolerance` is the largest difference of an output, relative to its spread,
+    that counts as equal. `approximate` also merges padded convolutions where only the border of the image comes out
+    differently, after that check; it needs a refit.
     """
 
     enabled: bool = True
-    merge: MergePolicy = "always"
+    merge: MergePolicy = "smaller"
     tolerance: float = Field(1e-4, gt=0)
     approximate: bool = False
 
@@ -53,11 +64,11 @@ class Compaction(Options):
 class Report:
     """What compaction did.
 
-    `steps` are (layer, action, detail) in the order of doing; `difference` is the largest relative difference of outputs;
-    `after` are the measures of the compact network (see `measures.measure`).
+    `steps` are (layer, action, detail) in the order of doing; `difference` is the largest difference of an output, relative to
+    its spread over the inputs; `after` are the measures of the compact network (see `measures.measure`).
     """
 
-    steps: tuple[tuple[str, Action, str], ...]
+    steps: tuple[Step, ...]
     difference: float
     after: dict[str, float]
 
@@ -78,13 +89,17 @@ class Compacted:
 def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None) -> Compacted:
     """A smaller network with the same outputs in evaluation mode; `model` is left as it is.
 
+    What is folded, removed and merged is done and judged in float64, where the network can be run so, on a few of `inputs` and
+    on fresh ones: a right step changes nothing there but the order of sums. A removal that changes more is undone: the units
+    stay. The result, in the network's own type, is compared once more on all of `inputs`.
+
     Args:
         model: a trained network that torch.fx can trace.
         inputs: (N, *input_shape) real inputs, on which the two networks' outputs are compared.
         options: the defaults if None.
 
     Raises:
-        TrialFailure: if the outputs differ by more than the tolerance, relative to the largest output.
+        TrialFailure: if the outputs differ in structure, shape or type, or by more than the tolerance, relative to their spread.
         UserError: if the network cannot be traced, or has attention that cannot be taken apart.
     """
     options = options or Compaction()
@@ -92,55 +107,167 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
     model.eval()
     try:
         with all_of_float32():
-            network = copied(trace(model) if options.enabled else model).eval()
-            steps: list[tuple[str, Action, str]] = []
-            if isinstance(network, fx.GraphModule) and options.enabled:
-                steps = _transform(network, inputs, options)
-                _tidy(network)
-                make_quick(network)
-            difference = relative_difference(model, network, inputs)
+            network, steps, apart = _smaller(model, inputs, options) if options.enabled else (copied(model).eval(), [], 0.0)
+            if apart <= options.tolerance:
+                apart = max(apart, relative_difference(model, network, inputs, options.tolerance), key=_badness)
             if isinstance(network, fx.GraphModule) and options.approximate:
                 steps += _merge_approximately(network, options)
                 _tidy(network)
                 network.recompile()
     finally:
         model.train(training)
-    if not difference <= options.tolerance:  # NaN too
+    if not apart <= options.tolerance:  # NaN too
         raise TrialFailure(
-            f"compaction changed the outputs by {difference:.2e} of their size; the tolerance is {options.tolerance:.0e}"
+            f"compaction changed the outputs by {apart:.2e} of their spread; the tolerance is {options.tolerance:.0e}"
         )
-    return Compacted(network, Report(tuple(steps), difference, measure(network, inputs)))
+    return Compacted(network, Report(tuple(steps), apart, measure(network, inputs)))
 
 
-def _transform(network: fx.GraphModule, inputs: Tensor, options: Compaction) -> list[tuple[str, Action, str]]:
-    """All exact steps, repeated until none applies; each removes something, so this ends."""
-    steps: list[tuple[str, Action, str]] = [(name, "folded", "batch norm") for name in fold_batch_norms(network)]
+def _badness(apart: float) -> float:
+    return math.inf if math.isnan(apart) else apart
+
+
+def _smaller(model: nn.Module, inputs: Tensor, options: Compaction) -> tuple[fx.GraphModule, list[Step], float]:
+    """The network made smaller, what was done, and how far its outputs are from the model's where that was judged exactly.
+
+    If they are too far, each kind of removal is tried alone, and left out if it is to blame.
+    """
+    original = trace(model)
+    start = _start(original, inputs, options)
+    network, steps = _reduced(start, options, _REMOVALS)
+    apart = start.probe.difference(network, start.tolerance)
+    if not apart <= start.tolerance:
+        alone = options.model_copy(update={"merge": "never"})
+        right = tuple(kind for kind in _REMOVALS if _is_right(_start(original, inputs, alone), alone, kind))
+        for kind in set(_REMOVALS) - set(right):
+            log.warning("compaction removes no %s: that would change the outputs", kind)
+        start = _start(original, inputs, options)
+        network, steps = _reduced(start, options, right)
+        apart = start.probe.difference(network, start.tolerance)
+    steps = [*start.steps, *steps]
+    _restore_types(network, original)
+    if options.merge != "always" and (grown := _grown(original, network, inputs, steps)):
+        log.warning("compaction leaves the network as it is: it would have more %s", grown)
+        network, steps, apart = _unchanged(original), [], 0.0
+    return make_quick(network), steps, 0.0 if apart <= start.tolerance else apart
+
+
+def _grown(before: nn.Module, after: nn.Module, inputs: Tensor, steps: list[Step]) -> str:
+    """Which sizes grew, in words; merging and removal make none of them larger, unless weights that are shared come apart.
+
+    FLOPs are counted only where merged convolutions could have more of them: where there are others, they follow from weights.
+    """
+    merged = any(step[1] == "merged" for step in steps) and any(isinstance(m, nn.Conv2d) for m in after.modules())
+    sizes = []
+    for network in (before, after):
+        sizes.append(
+            {
+                "parameters": sum(p.numel() for p in network.parameters()),
+                "non-zero parameters": sum(int(p.count_nonzero()) for p in network.parameters()),
+                "FLOPs": count_flops(network, inputs[:1]) if merged else 0,
+            }
+        )
+    return " and ".join(name for name in sizes[0] if sizes[1][name] > sizes[0][name])
+
+
+def _unchanged(original: fx.GraphModule) -> fx.GraphModule:
+    network = copied(original).eval()
     split_attention(network)
-    apart: list[str] = []
+    return network
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A traced network with its batch norms folded, in float64 if it can be run so: what units are removed from, in place."""
+
+    network: fx.GraphModule
+    inputs: Tensor
+    probe: Probe
+    """What other networks must compute."""
+    tolerance: float
+    """How far they may be from it."""
+    steps: tuple[Step, ...]
+
+
+def _start(original: fx.GraphModule, inputs: Tensor, options: Compaction) -> _Start:
+    network, exact_inputs = _in_float64(original, inputs)
+    tolerance = EXACT if exact_inputs.dtype == torch.float64 else options.tolerance
+    split_attention(network)
+    probe = Probe(network, exact_inputs)
+    folded = fold_batch_norms(network)
+    if folded and not probe.agrees(_compiled(network), tolerance):
+        log.warning("compaction folds no batch norms: that would change the outputs")
+        network, folded = _in_float64(original, inputs)[0], []
+        split_attention(network)
+    if folded and clear_rounding(network, folded, inputs.dtype):
+        probe = Probe(network, exact_inputs)
+    return _Start(network, exact_inputs, probe, tolerance, tuple((name, "folded", "batch norm") for name in folded))
+
+
+def _in_float64(original: fx.GraphModule, inputs: Tensor) -> tuple[fx.GraphModule, Tensor]:
+    """A copy of the network and its inputs, in float64; in their own type if its code or the device allows no other."""
+    try:
+        exact = copied(original).eval().double()
+        outputs(exact, inputs[:2].double())
+        return exact, inputs.double()
+    except (RuntimeError, TypeError, ValueError):
+        return copied(original).eval(), inputs
+
+
+def _restore_types(network: fx.GraphModule, original: fx.GraphModule) -> None:
+    """Gives parameters and buffers the types that they had; those that are new, that of the first parameter."""
+    types = {name: tensor.dtype for name, tensor in (*original.named_parameters(), *original.named_buffers())}
+    first = next((dtype for dtype in types.values() if dtype.is_floating_point), torch.get_default_dtype())
+    network.zero_grad()
+    for prefix, module in network.named_modules():
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(types.get(f"{prefix}.{name}".lstrip("."), first))
+
+
+def _is_right(start: _Start, options: Compaction, kind: Removal) -> bool:
+    return start.probe.agrees(_reduced(start, options, (kind,))[0], start.tolerance)
+
+
+def _reduced(start: _Start, options: Compaction, removals: tuple[Removal, ...]) -> tuple[fx.GraphModule, list[Step]]:
+    """The network after all exact steps, repeated until none applies; each removes something, so this ends."""
+    network = start.network
+    steps: list[Step] = []
     while True:
-        units: list[tuple[str, Action, str]] = []
-        for gone in remove_dead_units(network):
-            action: Action = "removed" if gone.whole else "units removed"
-            units.append((gone.layer, action, f"{gone.units} units, constant or unread"))
-        found: list[tuple[str, Action, str]] = []
-        for gone in remove_dead_heads(network):
-            found.append((gone.layer, "removed" if gone.whole else "heads removed", f"{gone.units} heads, constant or unread"))
-        found += [(name, "block removed", "its residual branch is zero") for name in drop_empty_branches(network)]
+        found: list[Step] = []
+        units = _removed(remove_dead_units(network), "units") if "units" in removals else []
+        if "heads" in removals:
+            found += _removed(remove_dead_heads(network), "heads")
+        if "blocks" in removals:
+            dropped = drop_empty_branches(network, start.inputs)
+            found += [(name, "block removed", "its residual branch is zero") for name in dropped]
         found += [(name, "inactive", "its output is non-negative: ReLU dropped") for name in drop_idle_relus(network)]
         merged, apart = merge_layers(network, options.merge)
         found += [(name, "merged", "into the next layer") for name in merged]
-        if not found:
-            gone_together = remove_coupled_channels(network, inputs, options.tolerance)
+        if not found and "channels" in removals:
+            gone_together = remove_coupled_channels(network, start.inputs, start.probe, start.tolerance)
             found += [
                 (gone.layer, "units removed", f"{gone.units} channels, dead in each layer coupled to it")
                 for gone in gone_together
             ]
         steps += [*units, *found]
         if not found:  # units are removed until there are none
-            return steps + [(name, "kept apart", "merging would add weights") for name in apart]
+            _tidy(network)
+            steps += [(name, "kept apart", "merging would add weights") for name in apart]
+            return _compiled(network), steps
 
 
-def _merge_approximately(network: fx.GraphModule, options: Compaction) -> list[tuple[str, Action, str]]:
+def _removed(removed: Iterable[Removed], what: Literal["units", "heads"]) -> list[Step]:
+    action: Action = "units removed" if what == "units" else "heads removed"
+    return [(gone.layer, "removed" if gone.whole else action, f"{gone.units} {what}, constant or unread") for gone in removed]
+
+
+def _compiled(network: fx.GraphModule) -> fx.GraphModule:
+    network.recompile()
+    return network
+
+
+def _merge_approximately(network: fx.GraphModule, options: Compaction) -> list[Step]:
     merged, _ = merge_layers(network, options.merge, approximate=True)
     return [(name, "merged approximately", "into the next layer, but for the border") for name in merged]
 
@@ -150,9 +277,9 @@ def _tidy(network: fx.GraphModule) -> None:
     network.delete_all_unused_submodules()
 
 
-@torch.no_grad()
-def relative_difference(expected: nn.Module, actual: nn.Module, inputs: Tensor) -> float:
-    """max |actual − expected| / max |expected| of the outputs on `inputs`; NaN if an output is NaN."""
-    wanted, got = expected(inputs), actual(inputs)
-    size = wanted.abs().max().clamp_min(torch.finfo(wanted.dtype).tiny)
-    return float((got - wanted).abs().max() / size)
+def relative_difference(expected: nn.Module, actual: nn.Module, inputs: Tensor, tolerance: float) -> float:
+    """The largest difference of an output on `inputs`, and on one and three of them, relative to its spread.
+
+    See `agreement.difference`.
+    """
+    return Probe(expected, inputs, fresh=False).difference(actual, tolerance)

@@ -37,7 +37,7 @@ def remove_dead_heads(graph: fx.GraphModule) -> list[Removed]:
 
     A head is constant if the rows of its values are all zero: attention weights sum to 1, so it outputs its values' bias. It is
     unread if its columns of the output projection are zero. Where no head is left, the output projection reads the query's input
-    with weight 0.
+    with weight 0, if it is not larger then; else one head stays.
     """
     removed = []
     for node in list(graph.graph.nodes):
@@ -49,6 +49,11 @@ def remove_dead_heads(graph: fx.GraphModule) -> list[Removed]:
         read = out.weight.unflatten(1, (heads, -1))  # (out, heads, width)
         constant = ~value.weight.unflatten(0, (heads, -1)).flatten(1).any(1)
         dead = constant | ~read.transpose(0, 1).flatten(1).any(1)
+        query = _linear(graph, attended.inputs[0])
+        projections = [*(_linear(graph, each) for each in attended.inputs), out]
+        if query.in_features * out.out_features > sum(each.weight.numel() for each in projections):
+            dead[0] &= not bool(dead.all())  # the output projection would become larger than all of them
+        constant &= dead
         if not dead.any():
             continue
         bias: Tensor | None = out.bias
@@ -59,7 +64,7 @@ def remove_dead_heads(graph: fx.GraphModule) -> list[Removed]:
         if dead.all():
             source = attended.inputs[0].args[0]
             assert isinstance(source, fx.Node)
-            weight = out.weight.new_zeros(out.out_features, _linear(graph, attended.inputs[0]).in_features)
+            weight = out.weight.new_zeros(out.out_features, query.in_features)
             attended.out.replace_input_with(attended.node, source)
             graph.graph.eliminate_dead_code()
         else:

@@ -65,23 +65,34 @@ def count_nonzeros(layer: nn.Module) -> int:
 
 @torch.no_grad()
 def fold_batch_norms(graph: fx.GraphModule) -> list[str]:
-    """Folds every batch norm that follows a layer into it, in float64; returns the names of the layers.
-
-    Negative entries that folding's rounding left where training had made a zero are set to zero.
-    """
+    """Folds every batch norm that follows a layer into it, in float64; returns the names of the layers."""
     folded = []
     for layer in layers_of(graph):
-        norm = layer.norm
-        if norm is None:
+        if layer.norm is None:
             continue
-        exact = _in_float64(layer)
-        weight, bias = exact.folded()
-        error = rounding(weight, bias, layer.layer.weight.dtype)
-        weight, bias = (torch.where((t < 0) & (t >= -error), 0, t) for t in (weight, bias))
+        weight, bias = _in_float64(layer).folded()
         set_module(graph, layer.name, with_weights(layer.layer, weight, bias))
         bypass(graph, layer.last)
         folded.append(layer.name)
     return folded
+
+
+@torch.no_grad()
+def clear_rounding(graph: fx.GraphModule, folded: list[str], dtype: torch.dtype) -> bool:
+    """Sets to zero what folding left negative where training had made a zero; `dtype` is that of training.
+
+    Returns whether there was any.
+    """
+    any_cleared = False
+    for name in folded:
+        layer = graph.get_submodule(name)
+        assert isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None
+        error = rounding(layer.weight, layer.bias, dtype)
+        for tensor in (layer.weight, layer.bias):
+            small = (tensor < 0) & (tensor >= -error)
+            any_cleared |= bool(small.any())
+            tensor.masked_fill_(small, 0)
+    return any_cleared
 
 
 def _in_float64(layer: Layer) -> Layer:

@@ -27,12 +27,12 @@ def merge_layers(graph: fx.GraphModule, policy: MergePolicy, *, approximate: boo
     """Replaces a layer that feeds only another layer by their product, where that is exact, as the policy says.
 
     Linear layers always merge exactly. Convolutions do if one of the two is 1×1 and no padding lies between them (see
-    `product`). A merged convolution can cost more operations than the two, so convolutions merge only where the product
-    has at most as many weights as the two layers, whatever the policy.
+    `product`). Convolutions merge only where the product has at most as many weights as the two layers, whatever the policy.
 
     Args:
-        policy: "always"; "smaller", only where the product has at most as many non-zero weights as the two layers (the
-            product of sparse matrices is denser than they are); or "never".
+        policy: "always", for the fewest layers; "smaller", only where the product has at most as many weights, and as many
+            non-zero ones, as the two layers (the product of sparse matrices is denser than they are, and that of a bottleneck
+            larger); or "never".
         approximate: whether convolutions also merge where only the border of the image comes out differently.
 
     Returns:
@@ -55,14 +55,18 @@ def merge_layers(graph: fx.GraphModule, policy: MergePolicy, *, approximate: boo
         if combined is None:
             continue
         grows = count_nonzeros(combined) > count_nonzeros(first) + count_nonzeros(second)
-        larger = combined.weight.numel() > first.weight.numel() + second.weight.numel()
-        if (policy == "smaller" and grows) or (larger and isinstance(combined, nn.Conv2d)):
+        larger = _count(combined) > _count(first) + _count(second)
+        if (policy == "smaller" and (grows or larger)) or (larger and isinstance(combined, nn.Conv2d)):
             kept.append(str(node.target))
             continue
         set_module(graph, str(following.target), combined)
         bypass(graph, node)
         merged.append(str(node.target))
     return merged, kept
+
+
+def _count(layer: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in layer.parameters())
 
 
 @torch.no_grad()

@@ -41,8 +41,9 @@ class _Path:
         return weight.reshape(weight.shape[0], self.layer.weight.shape[0], -1)
 
     def padded(self) -> bool:
-        """Whether zeros are padded in between, where a constant unit would not be constant."""
-        if any(isinstance(m, nn.AvgPool2d) and m.padding not in (0, (0, 0)) for m in self.modules):
+        """Whether zeros are padded in between, or sums divided by another number: a constant unit would not be constant."""
+        pools = [module for module in self.modules if isinstance(module, nn.AvgPool2d)]
+        if any(pool.padding not in (0, (0, 0)) or pool.divisor_override is not None for pool in pools):
             return True
         return isinstance(self.following, nn.Conv2d) and self.following.padding not in ((0, 0), "valid")
 
@@ -54,7 +55,7 @@ def remove_dead_units(graph: fx.GraphModule) -> list[Removed]:
     A unit is constant if its incoming weights are all zero (output b, or ReLU(b)), or if its input is non-negative,
     its incoming weights and bias are all ≤ 0, and a ReLU follows (output 0). It is unread if its outgoing weights are
     zero. A constant other than 0 stays where padding lies behind it. A layer that would keep no unit goes as a whole if
-    its reader can read the layer's input instead, with weight 0; else it keeps one unit.
+    its reader can read the layer's input instead, with weight 0, and is not larger then; else it keeps one unit.
     """
     removed: list[Removed] = []
     while True:  # what goes in one pass can leave more dead for the next
@@ -121,10 +122,14 @@ def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> R
         return None
     whole = not bool(keep.any())
     spans_space = isinstance(layer, nn.Conv2d) or isinstance(following, nn.Conv2d)
+    emptied = False
     if whole and spans_space:
         keep[0] = True  # the shape of what the reader reads would change
         constant = constant & ~keep
         whole = False
+    elif whole and _is_larger_without(layer, following):
+        keep[0] = True  # of a bottleneck: without it, the reader would have many more weights, all of them zero
+        whole, emptied = False, True
     count = int((~keep).sum())
     if count == 0:
         return None
@@ -140,11 +145,18 @@ def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> R
     else:
         outputs, _, *kernel = following.weight.shape
         kept = keep.nonzero().flatten()
-        weight = read[:, kept].reshape(outputs, -1, *kernel)
-        kept_bias = None if layer.bias is None else bias[kept]
-        set_module(graph, str(path.node.target), with_weights(layer, layer.weight[kept], kept_bias))
+        share = 0 if emptied else 1
+        weight = read[:, kept].reshape(outputs, -1, *kernel) * share
+        kept_bias = None if layer.bias is None else bias[kept] * share
+        set_module(graph, str(path.node.target), with_weights(layer, layer.weight[kept] * share, kept_bias))
     set_module(graph, str(path.reader.target), with_weights(following, weight, new_bias))
     return Removed(str(path.node.target), count, whole)
+
+
+def _is_larger_without(layer: WeightLayer, following: WeightLayer) -> bool:
+    """Whether a reader of the layer's inputs has more weights than the layer and its reader with one unit between them."""
+    inputs, outputs = layer.weight.shape[1], following.weight.shape[0]
+    return inputs * outputs > inputs * layer.weight.shape[0] + layer.weight.shape[0] * outputs
 
 
 def _constants(weight: Tensor, bias: Tensor, *, relu: bool, input_nonnegative: bool) -> tuple[Tensor, Tensor]:

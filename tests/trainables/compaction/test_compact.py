@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trainables.compaction import Compaction, compact, from_plain, to_plain
+from trainables.compaction.merge import MergePolicy
 from trainables.errors import TrialFailure, UserError
 from trainables.measures import measure
 
@@ -217,8 +218,8 @@ def test_any_network_keeps_its_outputs_and_never_grows(model: nn.Sequential, mer
     result = compact(model, inputs, Compaction.model_validate({"merge": merge, "tolerance": 1e-10}))
     before, after = measure(model, inputs), measure(result.network, inputs)
     assert after["layers"] == before["layers"] - result.report.count("merged") - result.report.count("removed")
-    if merge != "always":  # a merged layer can have more weights than the two it replaces
-        assert after["nonzero_params"] <= before["nonzero_params"] + sum(layer.out_features for layer in linears(model))
+    if merge != "always":
+        assert all(after[name] <= before[name] for name in ("params", "nonzero_params", "flops"))
     fresh = torch.randn(30, inputs.shape[1], dtype=torch.float64)
     torch.testing.assert_close(result.network(fresh), model(fresh), rtol=1e-8, atol=1e-10)
 
@@ -244,3 +245,28 @@ def test_the_result_survives_plain_data_bit_exactly(model: nn.Sequential) -> Non
     inputs = inputs_for(model)
     network = compact(model, inputs).network
     assert torch.equal(from_plain(to_plain(network))(inputs), network(inputs))
+
+
+def test_a_bottleneck_is_not_multiplied_out_unless_the_fewest_layers_are_asked_for() -> None:
+    model = mlp(64, 128, 8, 128, 64)
+    for layer in linears(model)[1:3]:
+        make_inactive(layer)
+    inputs = inputs_for(model)
+    before = measure(model, inputs)
+    result = compact(model, inputs)
+    assert result.report.count("kept apart") == 1  # 128 × 128 instead of 2 × 8 × 128
+    assert all(result.report.after[name] <= before[name] for name in ("params", "nonzero_params", "flops"))
+    always = compact(model, inputs, Compaction(merge="always"))
+    assert len(linears(always.network)) == 2
+
+
+@pytest.mark.parametrize("policy", ["smaller", "never"])
+def test_a_dead_bottleneck_keeps_one_unit_rather_than_a_large_matrix_of_zeros(policy: MergePolicy) -> None:
+    model = mlp(64, 128, 2, 128, 64)
+    with torch.no_grad():
+        linears(model)[1].weight.zero_()
+        linears(model)[1].bias.fill_(0.5)
+    result = compact(model, inputs_for(model), Compaction(merge=policy))
+    assert sizes(result.network) == [(64, 1), (1, 64)]
+    assert result.report.after["nonzero_params"] == 64  # the constant output is all that there is
+    torch.testing.assert_close(result.network(inputs_for(model)), model(inputs_for(model)))

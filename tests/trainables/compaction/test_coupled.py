@@ -144,3 +144,13 @@ def test_what_autograd_made_for_the_analysis_is_let_go_of() -> None:
     node().metadata["seen"] = True
     assert "seen" not in node().metadata
     assert len(groups) == 1
+
+
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.SiLU(), nn.Tanh(), nn.ReLU6()])
+def test_nothing_is_printed_where_it_succeeds(activation: nn.Module, capfd: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    model = Coupled(activation).eval()
+    kill(model, 3)
+    result = compact(model, INPUTS)
+    assert result.report.after["params"] < measure(model, INPUTS)["params"]
+    assert capfd.readouterr() == ("", "")

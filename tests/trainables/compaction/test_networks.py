@@ -97,7 +97,7 @@ def test_outputs_stay_equal_and_compaction_is_idempotent(
     result = compact(model, inputs, options)
     assert result.report.difference <= 1e-10
     before, after = measure(model, inputs), measure(result.network, inputs)
-    assert after["params"] <= before["params"] or name == "mlp"
+    assert after["params"] <= before["params"] or (name, merge) == ("mlp", "always")
     assert after["layers"] <= before["layers"]
     again = compact(result.network, inputs, options)
     assert measure(again.network, inputs) == after

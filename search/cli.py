@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from search import cluster_cli
-from trainables.errors import UserError
+from trainables.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -273,5 +273,5 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        _errors.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _errors.print(f"Error: {one_line(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -13,8 +13,9 @@ import torch
 from pydantic import ValidationError
 from ray import tune
 
-from search.config import Config, explain_first
+from search.config import Config
 from search.controller import starts_are_awaited
+from search.explain import explain_first
 from search.interrupt import Interrupt
 from search.nodes import check_fits, ray_session, room
 from search.objectives import Direction

@@ -1,7 +1,6 @@
 """The state of a search on disk: its directory, its journal, its config as it began, and Optuna's study."""
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,13 +11,13 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from search.config import Config, dump, load
+from search.config import Config, dump, load_recorded
 from search.journal import JOURNAL_FILE, Event, Journal, present, read_events
 from search.records import Ledger
 from search.settings import without_password
 from search.storage import Folder, Storage
 from search.study import OnlyWriter
-from trainables.errors import UserError
+from trainables.errors import UserError, shorten
 from trainables.options import suggest
 
 
@@ -132,18 +131,15 @@ def resumed_config(text: str, overrides: Sequence[str], search: str) -> Config:
     Raises:
         UserError: if something else would change.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        file.write(text)
-        file.flush()
-        began = load(Path(file.name))
-        for override in overrides:
-            path = override.partition("=")[0]
-            if not any(path == allowed or path.startswith(f"{allowed}.") for allowed in RESUMABLE):
-                raise UserError(
-                    f"--set {override}: a resumed search cannot change '{path}', only {', '.join(RESUMABLE)}; start a new search "
-                    f"with search.start_from={search}"
-                )
-        config = load(Path(file.name), overrides)
+    began = load_recorded(text)
+    for override in overrides:
+        path = override.partition("=")[0]
+        if not any(path == allowed or path.startswith(f"{allowed}.") for allowed in RESUMABLE):
+            raise UserError(
+                f"--set {shorten(override)}: a resumed search cannot change '{shorten(path)}', only {', '.join(RESUMABLE)}; "
+                f"start a new search with search.start_from={search}"
+            )
+    config = load_recorded(text, overrides)
     if without_password(config.search.storage or "") != without_password(began.search.storage or ""):
         raise UserError(
             f"search.storage: the study of {search} is at {began.search.storage or 'its own directory'}, and stays there"

@@ -11,6 +11,7 @@ from search.config import Config, check_name, load
 from search.session import new_names
 from search.settings import without_password
 from search.storage import is_bucket
+from search.yaml_files import read_text
 from trainables.errors import UserError
 
 _CONFIG_FILE = "slimfront-search.yaml"
@@ -34,7 +35,7 @@ def submit(
     loaded = checked(config, overrides, name)
     search = name or new_names(loaded.name)[0]
     options = ["search", _CONFIG_FILE, "--name", search, *_sets(overrides)]
-    with staged(working_dir or directory_of_factories(loaded), {_CONFIG_FILE: config.read_text(encoding="utf-8")}) as directory:
+    with staged(working_dir or directory_of_factories(loaded), {_CONFIG_FILE: read_text(config)}) as directory:
         return cluster.start(search, loaded.search.storage_path, options, directory)
 
 

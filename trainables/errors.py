@@ -1,4 +1,7 @@
-"""The two kinds of error that slimfront raises on purpose."""
+"""The two kinds of error that slimfront raises on purpose, and how their messages are kept to one short line."""
+
+_MOST = 480
+"""So many characters has a message at most; with the word `Error` before it, a line has less than 500."""
 
 
 class UserError(Exception):
@@ -13,3 +16,16 @@ class TrialFailure(Exception):
 
     The search goes on, and the process that ran the trial stays usable.
     """
+
+
+def shorten(value: object, most: int = 60) -> str:
+    """A value as a message may repeat it: at most `most` characters, the middle of longer ones left out."""
+    text = str(value)
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]} … {text[len(text) - half :]}"
+
+
+def one_line(message: str, most: int = _MOST) -> str:
+    """A message on one line of at most `most` characters; what cannot be printed, such as a line break, is shown as an escape."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shorten(message, 10 * most))
+    return shorten(shown, most)

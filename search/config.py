@@ -12,8 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from search.explain import explain, explain_first
 from search.objectives import OBJECTIVES, Constraint, Objective
-from search.settings import Resources, SearchOptions, Tracking, without_password
-from search.space import Parameter, set_path, set_paths
+from search.settings import Resources, SearchOptions, Tracking
+from search.space import Parameter, flatten, set_path, set_paths
 from search.storage import is_bucket
 from search.yaml_files import GIVEN, RECORDED, Limits, parse, read_text, write
 from trainables.candidate import Candidate
@@ -21,6 +21,7 @@ from trainables.errors import UserError, one_line, shorten
 from trainables.measures import EXTRA_MEASURES
 from trainables.options import Options, suggest
 from trainables.penalties import Penalty
+from trainables.redaction import redact_values, without_secrets
 
 if TYPE_CHECKING:
     from search.records import TrialRecord
@@ -83,7 +84,7 @@ class Config(Candidate):
 
     @model_validator(mode="after")
     def _databases_are_two(self) -> Self:
-        if self.search.storage is not None and without_password(self.search.storage) == self.tracking.shown_uri():
+        if self.search.storage is not None and without_secrets(self.search.storage) == self.tracking.shown_uri():
             raise ValueError(
                 "search.storage and tracking.uri are the same database; give each one of its own, since Optuna and MLflow keep "
                 "their versions in a table of the same name"
@@ -121,6 +122,15 @@ class Config(Candidate):
             if parameter.choices is None and kind is int and any(v != int(v or 0) for v in (parameter.low, parameter.step or 1)):
                 raise _space_error(path, "is a whole number, so 'low', 'high' and 'step' must be whole too")
         self._refuse_invalid_combinations()
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_secret_varies(self) -> Self:
+        starts = () if isinstance(self.search.start_from, str) else self.search.start_from
+        values = [(path, value) for path, parameter in self.space.items() for value in parameter.ends()]
+        for path, value in [*values, *(item for start in starts for item in start.items())]:
+            if redact_values(value, path.rpartition(".")[2]) != value:
+                raise _space_error(path, "varies in secrets, and all values of a trial are recorded; name them without a secret")
         return self
 
     @model_validator(mode="after")
@@ -309,17 +319,29 @@ def _override(tree: dict[str, Any], key: str, value: object) -> dict[str, Any]:
 
 
 def as_plain(config: Config) -> dict[str, Any]:
-    """The resolved config as plain data, without the passwords in its URIs: what may be recorded and printed."""
+    """The resolved config as plain data, without its secrets: what may be recorded and printed.
+
+    URIs of stores stay usable, where their passwords come from the environment; elsewhere `***` stands for a secret.
+    """
     plain = config.model_dump(mode="json")
-    for section, key in (("tracking", "uri"), ("search", "storage")):
+    shown: dict[str, Any] = redact_values(plain)
+    for section, key in _STORES:
         uri = plain[section][key]
-        if uri and "@" in uri:
-            plain[section][key] = without_password(uri)
-    return plain
+        shown[section][key] = uri and without_secrets(uri)
+    return shown
+
+
+_STORES = (("tracking", "uri"), ("search", "storage"), ("search", "storage_path"))
+
+
+def secret_paths(config: Config) -> list[str]:
+    """Where a config holds a secret, by dotted path."""
+    shown = flatten(as_plain(config))
+    return [path for path, value in flatten(config.model_dump(mode="json")).items() if shown[path] != value]
 
 
 def dump(config: Config) -> str:
-    """The resolved config as YAML that `load` reads back to an equal config, but for passwords in URIs."""
+    """The resolved config as YAML that `load` reads back to an equal config, but for secrets."""
     plain = as_plain(config)
     plain["space"] = {path: p.model_dump(mode="json", exclude_unset=True) for path, p in config.space.items()}
     order = ["name", *Candidate.model_fields, "space", "objectives", "constraints", "search", "resources", "tracking"]

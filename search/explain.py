@@ -5,6 +5,7 @@ import re
 from pydantic import ValidationError
 
 from trainables.errors import shorten
+from trainables.redaction import redact
 
 
 def explain(error: ValidationError) -> str:
@@ -24,9 +25,9 @@ def explain_first(error: ValidationError | KeyError, inside: str = "") -> str:
     where = ".".join(parts)
     message = first["msg"].removeprefix("Value error, ").replace("valid dictionary", "mapping of keys to values")
     message = re.sub(r" or instance of \w+", "", message)
-    message = message[:1].lower() + message[1:]
+    message = redact(message[:1].lower() + message[1:])
     got = first["input"]
-    if isinstance(got, str) and len(got) > _LONG:
+    if isinstance(got, str) and shorten(got) != got:
         message = message.replace(repr(got), repr(shorten(got))).replace(got, shorten(got))
     if first["type"] == "missing":
         return f"'{shorten(where)}' is missing"
@@ -39,9 +40,6 @@ def explain_first(error: ValidationError | KeyError, inside: str = "") -> str:
     where = shorten(where, 100)
     return f"in '{where}': {message}" if first["type"].startswith("unknown_") else f"'{where}': {message}"
 
-
-_LONG = 60
-"""A value of more characters is not repeated whole."""
 
 _UNION_TAGS = ("int", "float", "bool", "str")
 """What pydantic adds to the location of a value that fits no member of a union."""

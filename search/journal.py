@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from search.storage import Folder, Mirror
 from trainables.errors import UserError
+from trainables.redaction import redact
 
 JOURNAL_FILE = "journal.jsonl"
 LOCK_FILE = "lock"
@@ -99,7 +100,12 @@ class Journal:
             self.file.truncate(whole)
 
     def append(self, kind: str, **content: Any) -> Event:
-        """Writes one event; returns it with its time. Raises OSError if it could not be made safe."""
+        """Writes one event; returns it with its time. Raises OSError if it could not be made safe.
+
+        A reason is text from anywhere, such as an exception of the user's code: its secrets are hidden.
+        """
+        if isinstance(content.get("reason"), str):
+            content["reason"] = redact(content["reason"], names=True)
         event = {"event": kind, "time": time.time_ns() // 1_000_000, **content}
         line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
         self.file.write(line)

@@ -313,14 +313,14 @@ def _touch_test_set(config: Config, points: list[Point], observer: Observer) -> 
         observer.write("tested", number=point.trial.number, epoch=point.epoch, step=point.step, test_accuracy=measured)
 
 
-def sync_search(search: str, storage_path: str = "runs", tracking_uri: str | None = None) -> bool:
+def sync_search(search: str, storage_path: str = "runs", tracking_uri: str | None = None, overrides: Sequence[str] = ()) -> bool:
     """Delivers to MLflow what it did not take while the search ran; whether all of it is there now.
 
     Raises:
         UserError: if there is no such search, it is running, or the store does not answer.
     """
-    overrides = [f"tracking.uri={tracking_uri}"] if tracking_uri else []
-    session = take_up(search, storage_path, overrides)
+    wanted = [*overrides, *([f"tracking.uri={tracking_uri}"] if tracking_uri else [])]
+    session = take_up(search, storage_path, wanted)
     try:
         client = connect(session.config.tracking.absolute_uri())
         folder = session.folder

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from search.samplers import SAMPLERS, build_sampler
 from trainables.options import Options
+from trainables.redaction import without_secrets
 
 
 class EarlyStopping(Options):
@@ -192,13 +193,6 @@ class Resources(Options):
         return {name: amount for name, amount in named.items() if amount} | self.custom
 
 
-def without_password(uri: str) -> str:
-    """A URI as it may be recorded and printed: `postgresql://anna:secret@host/db` becomes `postgresql://anna@host/db`."""
-    scheme, separator, rest = uri.partition("://")
-    login, at, place = rest.rpartition("@")
-    return f"{scheme}{separator}{login.partition(':')[0]}{at}{place}"
-
-
 class Tracking(Options):
     """Where MLflow records: any tracking URI, and an experiment (left out: the config's name).
 
@@ -210,8 +204,8 @@ class Tracking(Options):
     system_metrics: bool = False
 
     def shown_uri(self) -> str:
-        """The absolute URI without a password: what may be recorded and printed."""
-        return without_password(self.absolute_uri())
+        """The absolute URI without its secrets: what may be recorded and printed."""
+        return without_secrets(self.absolute_uri())
 
     def absolute_uri(self) -> str:
         """The URI with the path of an SQLite file made absolute, so that it means the same from every directory."""

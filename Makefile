@@ -4,7 +4,7 @@ CONFIG ?= configs/digits.yaml
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: search test test-all chromium check chaos bench constraints clean
+.PHONY: search test test-all chromium check chaos fuzz bench constraints clean
 
 search: $(INSTALLED)
 	$(BIN)/slimfront search $(CONFIG)
@@ -32,6 +32,10 @@ check: $(INSTALLED)
 # A search killed twenty times.
 chaos: $(INSTALLED)
 	$(BIN)/python -m benchmarks chaos
+
+# Ten thousand broken configs.
+fuzz: $(INSTALLED)
+	$(BIN)/python -m benchmarks fuzz
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks

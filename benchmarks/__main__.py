@@ -30,6 +30,7 @@ BENCHMARKS = {
     "throughput_profile": ["throughput", "--profile"],
     "throughput_profile_packs": ["throughput", "--profile", "16"],
     "chaos": ["chaos"],
+    "fuzz": ["fuzz"],
 }
 """What to run, by the name of the table: the benchmark and its options. It goes between `<!-- NAME -->` and `<!-- /NAME -->`."""
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import shutil
 import sys
 from enum import StrEnum
@@ -15,7 +16,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from search import cluster_cli
-from trainables.errors import UserError
+from trainables.errors import UserError, one_line
+from trainables.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,13 +84,14 @@ def search(
     """Run a search and print its front."""
     from search.config import check_name, load
 
-    loaded = load(config, overrides or [])
+    overrides = _with_environment(overrides)
+    loaded = load(config, overrides)
     if name is not None:
         check_name(name)
     if address and address.startswith("ray://"):
         from search.client import search_remotely
 
-        remote = search_remotely(address, config, overrides or [], name, working_dir, _errors)
+        remote = search_remotely(address, config, overrides, name, working_dir, _errors)
         print(json.dumps(remote["json"]) if as_json else remote["text"], end="\n" if as_json else "")
         raise typer.Exit(remote["code"])
     # The heavy imports come after the check, so that a mistake in the config is answered at once.
@@ -118,8 +121,13 @@ def resume(
         from search.runner import resume_search
 
         with ProgressDisplay(_errors) as progress:
-            result = resume_search(search, overrides or [], progress, storage_path, address=address)
+            result = resume_search(search, _with_environment(overrides), progress, storage_path, address=address)
     _print(result, as_json)
+
+
+def _with_environment(overrides: list[str] | None = None) -> list[str]:
+    """The overrides of `SLIMFRONT_SET`, one a line, then those of the command line, which everyone on this machine can read."""
+    return [*(line for line in os.environ.get("SLIMFRONT_SET", "").splitlines() if line.strip()), *(overrides or [])]
 
 
 @contextlib.contextmanager
@@ -157,7 +165,7 @@ def sync(
     """Deliver to MLflow what it did not take while a search ran."""
     from search.runner import sync_search
 
-    complete, refused = sync_search(search, storage_path, tracking_uri)
+    complete, refused = sync_search(search, storage_path, tracking_uri, _with_environment())
     if not complete:
         raise UserError(f"the tracking store of {search} did not take everything; try again when it answers")
     print(f"MLflow has all of {search}{', but for what it refused: ' + ', '.join(refused) if refused else ''}.")
@@ -168,7 +176,7 @@ def check(config: ConfigArgument, overrides: SetOption = None) -> None:
     """Check a config and print it with all defaults filled in."""
     from search.config import dump, load
 
-    print(dump(load(config, overrides or [])), end="")
+    print(dump(load(config, _with_environment(overrides))), end="")
 
 
 @app.command()
@@ -265,14 +273,20 @@ def _command() -> str:
     return "slimfront" if on_path and Path(on_path).samefile(sys.argv[0]) else sys.argv[0]
 
 
+def _hide_secrets(record: logging.LogRecord) -> bool:
+    """Of messages too that others write, such as drivers of databases."""
+    record.msg, record.args = redact(record.getMessage(), names=True), ()
+    return True
+
+
 def main() -> None:
     """Entry point: a mistake of the user ends with one sentence on stderr and exit code 2."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=_errors, show_time=False, show_path=False)]
-    )
+    handler = RichHandler(console=_errors, show_time=False, show_path=False)
+    handler.addFilter(_hide_secrets)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("trainables.data").setLevel(logging.INFO)  # how far long decoding is
     try:
         app()
     except UserError as error:
-        _errors.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _errors.print(f"Error: {one_line(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from search.config import check_name, load
 from search.submission import directory_of_factories, staged
+from search.yaml_files import read_text
 from trainables.errors import UserError
 
 _ATTEMPTS, _LATE = 3, "Starting Ray client server failed"
@@ -105,7 +106,7 @@ def search_remotely(
     with staged(working_dir or directory_of_factories(loaded), {}) as directory:
         _connect(address, str(directory))
         try:
-            return _drive(config.read_text(encoding="utf-8"), list(overrides), name, said)
+            return _drive(read_text(config), list(overrides), name, said)
         finally:
             ray.shutdown()
 

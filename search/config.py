@@ -1,33 +1,37 @@
 """The typed schema of a config; loads it, checks it, and explains in one sentence what is wrong."""
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Self
 
-import yaml
 from optuna.distributions import BaseDistribution
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from search.explain import explain, explain_first
 from search.objectives import OBJECTIVES, Constraint, Objective
-from search.settings import Resources, SearchOptions, Tracking, without_password
-from search.space import Parameter, set_path, set_paths
+from search.settings import Resources, SearchOptions, Tracking
+from search.space import Parameter, flatten, set_path, set_paths
 from search.storage import is_bucket
+from search.yaml_files import GIVEN, RECORDED, Limits, parse, read_text, write
 from trainables.candidate import Candidate
-from trainables.errors import UserError
+from trainables.errors import UserError, one_line, shorten
 from trainables.measures import EXTRA_MEASURES
 from trainables.models import Model
 from trainables.options import Options, suggest
 from trainables.penalties import Penalty
+from trainables.redaction import redact_values, without_secrets
 
 if TYPE_CHECKING:
     from search.records import TrialRecord
 
 _COMBINATIONS = 100
 """How many combinations of a space are checked before a search."""
+
+_MOST_ENDS = 1000
+"""Each end of a range and each choice is checked, in about half a millisecond."""
 
 
 class Config(Candidate):
@@ -45,7 +49,7 @@ class Config(Candidate):
     @classmethod
     def _name_fits_a_directory(cls, name: str) -> str:
         if not re.fullmatch(_NAME, name):
-            raise ValueError(_BAD_NAME.format(name=name))
+            raise ValueError(_BAD_NAME.format(name=shorten(name)))
         return name
 
     @field_validator("space")
@@ -53,6 +57,11 @@ class Config(Candidate):
     def _something_varies(cls, space: dict[str, Parameter]) -> dict[str, Parameter]:
         if not space:
             raise ValueError("nothing varies; give at least one path with 'low' and 'high', or 'choices'")
+        ends = sum(len(parameter.ends()) for parameter in space.values())
+        if ends > _MOST_ENDS:
+            raise ValueError(
+                f"it has {ends:,} choices and ends of ranges, each of which is checked; at most {_MOST_ENDS:,} can be"
+            )
         return space
 
     @field_validator("objectives")
@@ -76,7 +85,7 @@ class Config(Candidate):
 
     @model_validator(mode="after")
     def _databases_are_two(self) -> Self:
-        if self.search.storage is not None and without_password(self.search.storage) == self.tracking.shown_uri():
+        if self.search.storage is not None and without_secrets(self.search.storage) == self.tracking.shown_uri():
             raise ValueError(
                 "search.storage and tracking.uri are the same database; give each one of its own, since Optuna and MLflow keep "
                 "their versions in a table of the same name"
@@ -90,18 +99,6 @@ class Config(Candidate):
                 "search.storage_path is a bucket, which cannot keep Optuna's study; set search.storage to a database, such as "
                 "postgresql+psycopg://USER@HOST/optuna"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _starts_are_in_the_space(self) -> Self:
-        if isinstance(self.search.start_from, str):
-            return self
-        for number, values in enumerate(self.search.start_from):
-            for path, value in values.items():
-                if path not in self.space:
-                    raise ValueError(f"search.start_from[{number}]: '{path}' does not vary; {suggest(path, self.space)}")
-                if not self.distributions()[path]._contains(_internal(self.distributions()[path], value)):
-                    raise ValueError(f"search.start_from[{number}]: {value!r} is outside of what '{path}' varies in")
         return self
 
     @model_validator(mode="after")
@@ -128,6 +125,30 @@ class Config(Candidate):
         self._refuse_invalid_combinations()
         return self
 
+    @model_validator(mode="after")
+    def _nothing_secret_varies(self) -> Self:
+        starts = () if isinstance(self.search.start_from, str) else self.search.start_from
+        values = [(path, value) for path, parameter in self.space.items() for value in parameter.ends()]
+        for path, value in [*values, *(item for start in starts for item in start.items())]:
+            if redact_values(value, path.rpartition(".")[2]) != value:
+                raise _space_error(path, "varies in secrets, and all values of a trial are recorded; name them without a secret")
+        return self
+
+    @model_validator(mode="after")
+    def _starts_are_in_the_space(self) -> Self:
+        """After the space was found right: its distributions are asked for."""
+        if isinstance(self.search.start_from, str) or not self.search.start_from:
+            return self
+        distributions = self.distributions()
+        for number, values in enumerate(self.search.start_from):
+            for path, value in values.items():
+                if path not in self.space:
+                    raise ValueError(f"search.start_from[{number}]: '{path}' does not vary; {suggest(path, self.space)}")
+                if not _inside(distributions[path], value):
+                    shown = shorten(repr(value))
+                    raise ValueError(f"search.start_from[{number}]: {shown} is outside of what '{path}' varies in")
+        return self
+
     def _refuse_invalid_combinations(self) -> None:
         """Draws combinations of values from anywhere in the space: each value alone may be right and two of them not."""
         random = Random(0)  # noqa: S311 (nothing secret)
@@ -139,7 +160,7 @@ class Config(Candidate):
             except KeyError as error:
                 raise _space_error(", ".join(values), f"do not go together: {error.args[0]}") from None
             except ValidationError as error:
-                shown = ", ".join(f"{path} = {value}" for path, value in values.items())
+                shown = ", ".join(f"{path} = {shorten(value)}" for path, value in values.items())
                 raise _space_error(shown, f"is not a valid combination: {explain_first(error)}") from None
 
     def model_of(self, values: Mapping[str, object]) -> Model:
@@ -221,36 +242,19 @@ _BAD_NAME = "'{name}' cannot name a directory; use up to 100 letters, digits, '.
 def check_name(name: str) -> None:
     """Raises UserError if a search cannot be called so."""
     if not re.fullmatch(_NAME, name):
-        raise UserError(f"--name: {_BAD_NAME.format(name=name)}")
+        raise UserError(f"--name: {_BAD_NAME.format(name=shorten(name))}")
 
 
-def _internal(distribution: BaseDistribution, value: Any) -> float:
+def _inside(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a value is one that the distribution can give."""
     try:
-        return float(distribution.to_internal_repr(value))
-    except (TypeError, ValueError):
-        return math.nan
+        return distribution._contains(float(distribution.to_internal_repr(value)))
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _space_error(path: str, problem: str) -> PydanticCustomError:
     return PydanticCustomError("space", "space '{path}': {problem}", {"path": path, "problem": problem})
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 where it matters: 1e-3 is a number, and a key may not stand twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)$"),
-    list("-+0123456789."),
-)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -261,29 +265,46 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         overrides: `dotted.path=value` each, the value as YAML; they replace what the file says.
 
     Raises:
-        UserError: one sentence that says what is wrong, where, and what would be right.
+        UserError: one sentence of one line that says what is wrong, where, and what would be right.
     """
+    return _explained(lambda: read_text(path), str(path), overrides, GIVEN)
+
+
+def load_recorded(text: str, overrides: Sequence[str] = ()) -> Config:
+    """The config that `dump` wrote down as `text`, with overrides. Raises UserError as `load`."""
+    return _explained(lambda: text, "the config as it was recorded", overrides, RECORDED)
+
+
+def _explained(read: Callable[[], str], where: str, overrides: Sequence[str], limits: Limits) -> Config:
+    """The config, or one sentence: whatever a text makes YAML, Optuna or pydantic raise, it is a mistake in the text."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"cannot read the config {path}: {reason}") from None
-    raw = _parse_yaml(text, str(path))
+        return _loaded(read(), where, overrides, limits)
+    except UserError as error:
+        message = str(error)
+    except ValidationError as error:
+        message = f"{where}: {explain(error)}"
+    except Exception as error:  # RecursionError and MemoryError too
+        message = f"{where}: this config cannot be used ({type(error).__name__}: {error})"
+    raise UserError(one_line(message))
+
+
+def _loaded(text: str, where: str, overrides: Sequence[str], limits: Limits) -> Config:
+    raw = parse(text, where, limits)
     if not isinstance(raw, Mapping):
-        raise UserError(f"{path}: a config is a mapping of keys to values, and this is {type(raw).__name__}")
+        raise UserError(f"{where}: a config is a mapping of keys to values, and this is {type(raw).__name__}")
     tree: dict[str, Any] = dict(raw)
     for override in overrides:
         key, equals, value = override.partition("=")
+        shown = f"--set {shorten(override, 100)}"
         if not equals or not key:
-            raise UserError(f"--set {override}: it needs the form path=value, such as training.epochs=5")
+            raise UserError(f"{shown}: it needs the form path=value, such as training.epochs=5")
+        if len(key) > limits.key or key.count(".") >= limits.levels:
+            raise UserError(f"{shown}: a path has at most {limits.key} characters and {limits.levels} parts")
         try:
-            tree = _override(tree, key, _parse_yaml(value, f"--set {override}"))
+            tree = _override(tree, key, parse(value, shown, limits))
         except KeyError as error:
-            raise UserError(f"--set {override}: {error.args[0]}") from None
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from None
+            raise UserError(f"{shown}: {error.args[0]}") from None
+    return Config.model_validate(tree)
 
 
 def _override(tree: dict[str, Any], key: str, value: object) -> dict[str, Any]:
@@ -294,68 +315,39 @@ def _override(tree: dict[str, Any], key: str, value: object) -> dict[str, Any]:
             if key == f"space.{path}":
                 return tree | {"space": {**space, path: value}}
             if key.startswith(f"space.{path}."):
-                return tree | {"space": {**space, path: set_path(space[path], key.removeprefix(f"space.{path}."), value)}}
+                inside = key.removeprefix(f"space.{path}.")
+                if not isinstance(space[path], Mapping):
+                    raise KeyError(f"'space.{path}' is {shorten(repr(space[path]))}, which has no '{inside}'")
+                return tree | {"space": {**space, path: set_path(space[path], inside, value)}}
         return tree | {"space": {**space, key.removeprefix("space."): value}}
     return set_path(tree, key, value)
 
 
 def as_plain(config: Config) -> dict[str, Any]:
-    """The resolved config as plain data, without the passwords in its URIs: what may be recorded and printed."""
+    """The resolved config as plain data, without its secrets: what may be recorded and printed.
+
+    URIs of stores stay usable, where their passwords come from the environment; elsewhere `***` stands for a secret.
+    """
     plain = config.model_dump(mode="json")
-    for section, key in (("tracking", "uri"), ("search", "storage")):
+    shown: dict[str, Any] = redact_values(plain)
+    for section, key in _STORES:
         uri = plain[section][key]
-        if uri and "@" in uri:
-            plain[section][key] = without_password(uri)
-    return plain
+        shown[section][key] = uri and without_secrets(uri)
+    return shown
+
+
+_STORES = (("tracking", "uri"), ("search", "storage"), ("search", "storage_path"))
+
+
+def secret_paths(config: Config) -> list[str]:
+    """Where a config holds a secret, by dotted path."""
+    shown = flatten(as_plain(config))
+    return [path for path, value in flatten(config.model_dump(mode="json")).items() if shown[path] != value]
 
 
 def dump(config: Config) -> str:
-    """The resolved config as YAML that `load` reads back to an equal config, but for passwords in URIs."""
+    """The resolved config as YAML that `load` reads back to an equal config, but for secrets."""
     plain = as_plain(config)
     plain["space"] = {path: p.model_dump(mode="json", exclude_unset=True) for path, p in config.space.items()}
     order = ["name", *Candidate.model_fields, "space", "objectives", "constraints", "search", "resources", "tracking"]
-    return yaml.safe_dump({key: plain[key] for key in order}, sort_keys=False, allow_unicode=True)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{where}{line}: this is not YAML: {getattr(error, 'problem', None) or error}") from None
-
-
-def _explain(error: ValidationError) -> str:
-    more = error.error_count() - 1
-    return explain_first(error) + (f" (and {more} more)" if more else "")
-
-
-def explain_first(error: ValidationError | KeyError, inside: str = "") -> str:
-    """The first problem as a clause: where, what, and what would be right. Where is left out if it is `inside`."""
-    if isinstance(error, KeyError):
-        return str(error.args[0])
-    first = error.errors(include_url=False)[0]
-    parts = [str(part) for part in first["loc"]]
-    if len(parts) > 1 and (parts[-1] in _UNION_TAGS or parts[-1].startswith("literal[")):
-        parts.pop()
-    where = ".".join(parts)
-    message = first["msg"].removeprefix("Value error, ").replace("valid dictionary", "mapping of keys to values")
-    message = re.sub(r" or instance of \w+", "", message)
-    message = message[:1].lower() + message[1:]
-    if first["type"] == "missing":
-        return f"'{where}' is missing"
-    if first["type"] not in _COMPLETE:
-        message = re.sub("^input should", "it should", message)
-        got = first["input"]
-        message += f", and it is {got!r}" if isinstance(got, str | int | float | bool | None) else ""
-    if where in ("", inside) or first["type"] == "space":
-        return message
-    return f"in '{where}': {message}" if first["type"].startswith("unknown_") else f"'{where}': {message}"
-
-
-_UNION_TAGS = ("int", "float", "bool", "str")
-"""What pydantic adds to the location of a value that fits no member of a union."""
-
-_COMPLETE = ("unknown_key", "unknown_name", "no_name", "space", "value_error")
-"""Our own messages, which name the value where that helps."""
+    return write({key: plain[key] for key in order})

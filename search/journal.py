@@ -17,6 +17,7 @@ from typing import IO, Any
 from search.fencing import Fence
 from search.storage import Folder, Mirror
 from trainables.errors import UserError
+from trainables.redaction import redact
 
 JOURNAL_FILE = "journal.jsonl"
 LOCK_FILE = "lock"
@@ -112,7 +113,12 @@ class Journal:
         return None if self.mirror is None else self.mirror.fence
 
     def append(self, kind: str, **content: Any) -> Event:
-        """Writes one event; returns it with its time. Raises OSError if it could not be made safe."""
+        """Writes one event; returns it with its time. Raises OSError if it could not be made safe.
+
+        A reason is text from anywhere, such as an exception of the user's code: its secrets are hidden.
+        """
+        if isinstance(content.get("reason"), str):
+            content["reason"] = redact(content["reason"], names=True)
         elapsed = round(1000 * (time.monotonic() - self.begun))
         event = {"event": kind, "time": time.time_ns() // 1_000_000, "elapsed": elapsed, **content}
         line = json.dumps(event, separators=(",", ":")).encode() + b"\n"

@@ -11,6 +11,7 @@ from rich.table import Table
 from search.records import Point, SearchResult
 from search.settings import SearchOptions, Tracking
 from search.storage import parent
+from trainables.redaction import without_secrets
 
 
 def as_json(result: SearchResult) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def summary(result: SearchResult, command: str) -> str:
     counts = {status: ledger.counts[status] for status in ("completed", "stopped", "failed")}
     trials = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
     store = "" if result.tracking_uri == Tracking().absolute_uri() else f" --tracking-uri {result.tracking_uri}"
-    path = parent(ledger.place)
+    path = without_secrets(parent(ledger.place))
     kept = "" if path == str(Path(SearchOptions().storage_path).resolve()) else f" --storage-path {path}"
     if not result.front:
         reasons = Counter(trial.reason for trial in ledger.trials if trial.reason).most_common(1)

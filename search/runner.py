@@ -14,8 +14,9 @@ from optuna.exceptions import StorageInternalError
 from pydantic import ValidationError
 from ray import tune
 
-from search.config import Config, explain_first
+from search.config import Config
 from search.controller import starts_are_awaited
+from search.explain import explain_first
 from search.fencing import Superseded
 from search.interrupt import Interrupt
 from search.nodes import check_fits, ray_session, room
@@ -339,7 +340,9 @@ def _touch_test_set(config: Config, points: list[Point], observer: Observer) -> 
         observer.write("tested", number=point.trial.number, epoch=point.epoch, step=point.step, test_accuracy=measured)
 
 
-def sync_search(search: str, storage_path: str = "runs", tracking_uri: str | None = None) -> tuple[bool, list[str]]:
+def sync_search(
+    search: str, storage_path: str = "runs", tracking_uri: str | None = None, overrides: Sequence[str] = ()
+) -> tuple[bool, list[str]]:
     """Delivers to MLflow what it did not take while the search ran.
 
     Returns:
@@ -348,8 +351,8 @@ def sync_search(search: str, storage_path: str = "runs", tracking_uri: str | Non
     Raises:
         UserError: if there is no such search, it is running, or the store does not answer.
     """
-    overrides = [f"tracking.uri={tracking_uri}"] if tracking_uri else []
-    session = take_up(search, storage_path, overrides)
+    wanted = [*overrides, *([f"tracking.uri={tracking_uri}"] if tracking_uri else [])]
+    session = take_up(search, storage_path, wanted)
     try:
         client = connect(session.config.tracking.absolute_uri())
         folder = session.folder

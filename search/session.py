@@ -1,7 +1,6 @@
 """The state of a search on disk: its directory, its journal, its config as it began, and Optuna's study."""
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,14 +11,15 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from search.config import Config, dump, load
+from search.config import Config, as_plain, dump, load_recorded
 from search.journal import JOURNAL_FILE, Event, Journal, present, read_events
 from search.records import Ledger
-from search.settings import without_password
+from search.space import flatten
 from search.storage import Folder, Storage
 from search.study import OnlyWriter
-from trainables.errors import UserError
+from trainables.errors import UserError, shorten
 from trainables.options import suggest
+from trainables.redaction import HIDDEN, without_secrets
 
 
 @dataclass
@@ -81,7 +81,7 @@ def take_up(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Se
         earlier = list(read_events(folder.local / JOURNAL_FILE))
         if not earlier or earlier[0]["event"] != "begun":
             raise UserError(_UNREADABLE.format(search=search))
-        config = resumed_config(earlier[0]["config"], overrides, search)
+        config = resumed_config(earlier[0]["config"], overrides, search, trains=True)
         ledger = _ledger(config, earlier[0], folder)
         for event in earlier:
             ledger.apply(event)
@@ -145,31 +145,51 @@ RESUMABLE = (
 """What may change when a search is resumed; `search.storage` and `tracking.uri` only to give a password again."""
 
 
-def resumed_config(text: str, overrides: Sequence[str], search: str) -> Config:
+def resumed_config(text: str, overrides: Sequence[str], search: str, *, trains: bool = False) -> Config:
     """The config of a search as it began, with overrides.
 
+    Args:
+        trains: whether the search goes on, which needs the secrets that its factories were given.
+
     Raises:
-        UserError: if something else would change.
+        UserError: if something else would change, or a secret is needed that was not given again.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        file.write(text)
-        file.flush()
-        began = load(Path(file.name))
-        for override in overrides:
-            path = override.partition("=")[0]
-            if not any(path == allowed or path.startswith(f"{allowed}.") for allowed in RESUMABLE):
-                raise UserError(
-                    f"--set {override}: a resumed search cannot change '{path}', only {', '.join(RESUMABLE)}; start a new search "
-                    f"with search.start_from={search}"
-                )
-        config = load(Path(file.name), overrides)
-    if without_password(config.search.storage or "") != without_password(began.search.storage or ""):
+    began = load_recorded(text)
+    hidden = [path for path, value in flatten(as_plain(began)).items() if HIDDEN in str(value)]
+    given = [override.partition("=")[0] for override in overrides]
+    for override, path in zip(overrides, given, strict=True):
+        if path not in hidden and not any(path == allowed or path.startswith(f"{allowed}.") for allowed in RESUMABLE):
+            raise UserError(
+                f"--set {shorten(override)}: a resumed search cannot change '{shorten(path)}', only {', '.join(RESUMABLE)}; "
+                f"start a new search with search.start_from={search}"
+            )
+    for path in hidden:
+        if trains and path not in given:
+            raise UserError(
+                f"{path} of {search} had a secret, which is not recorded; give it again: SLIMFRONT_SET='{path}=…' in the "
+                "environment"
+            )
+    config = load_recorded(text, overrides)
+    _refuse_other_stores(config, began, search)
+    for path in set(hidden) & set(given):
+        if flatten(as_plain(config))[path] != flatten(as_plain(began))[path]:
+            raise UserError(
+                f"{path}: only its secret can be given again, and the rest of it differs from what {search} began with"
+            )
+    return config
+
+
+def _refuse_other_stores(config: Config, began: Config, search: str) -> None:
+    # Twice: what stood alone before an @ when it was recorded was a user's name, and seems a token now.
+    def place(uri: str | None) -> str:
+        return without_secrets(without_secrets(uri or ""))
+
+    if place(config.search.storage) != place(began.search.storage):
         raise UserError(
             f"search.storage: the study of {search} is at {began.search.storage or 'its own directory'}, and stays there"
         )
-    if config.tracking.shown_uri() != began.tracking.shown_uri():
+    if place(config.tracking.absolute_uri()) != place(began.tracking.absolute_uri()):
         raise UserError(f"tracking.uri: {search} is recorded at {began.tracking.shown_uri()}, and stays there")
-    return config
 
 
 def read_search(search: str, storage_path: str) -> tuple[Config, Ledger]:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from search.samplers import SAMPLERS, build_sampler
 from trainables.options import Options
+from trainables.redaction import without_secrets
 
 
 class EarlyStopping(Options):
@@ -32,6 +33,8 @@ class EarlyStopping(Options):
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST_S = 1000 * _UNITS["d"]
+"""No search takes longer, and Python cannot wait for much longer."""
 
 
 class SearchOptions(Options):
@@ -57,7 +60,7 @@ class SearchOptions(Options):
     time: float | str | None = None
     patience: int | None = Field(None, ge=1)
     retries: int = Field(2, ge=0)
-    start_from: tuple[dict[str, Any], ...] | str = ()
+    start_from: Annotated[tuple[dict[str, Any], ...], Field(max_length=1000)] | str = ()
 
     @field_validator("sampler")
     @classmethod
@@ -88,12 +91,12 @@ class SearchOptions(Options):
     @classmethod
     def _a_duration(cls, value: float | str | None) -> float | None:
         if isinstance(value, str):
-            match = re.fullmatch(r"([0-9.]+)\s*([smhd]?)", value.strip())
+            match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd]?)", value.strip())
             if match is None:
                 raise ValueError(f"{value!r} is not a time; it needs the form 90, 90s, 30m, 2h or 1d")
             value = float(match[1]) * _UNITS[match[2] or "s"]
-        if value is not None and value <= 0:
-            raise ValueError("it must be above 0")
+        if value is not None and not 0 < value <= _LONGEST_S:
+            raise ValueError("it must be above 0" if value <= 0 else f"it must be at most {_LONGEST_S // _UNITS['d']} days")
         return value
 
     @field_validator("concurrency")
@@ -118,7 +121,7 @@ def _bytes(amount: object) -> object:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?i?B?)", amount.strip())
     if match is None or match[2] not in _BYTES:
         raise ValueError(f"{amount!r} is not an amount of memory; it needs the form 4000000000, 4GB or 1.5GiB")
-    return int(float(match[1]) * _BYTES[match[2]])
+    return int(min(float(match[1]) * _BYTES[match[2]], 2.0**63))  # what is far too much is said to be
 
 
 _NAMED_OTHERWISE = {"CPU": "cpu", "GPU": "gpu", "memory": "memory"}
@@ -137,7 +140,7 @@ class Resources(Options):
 
     cpu: float = Field(1.0, gt=0)
     gpu: float = Field(0.0, ge=0)
-    memory: Annotated[int, BeforeValidator(_bytes), Field(gt=0)] | None = None
+    memory: Annotated[int, BeforeValidator(_bytes), Field(gt=0, lt=2**53)] | None = None
     custom: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     processes: int | Literal["auto"] = "auto"
     pack: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -190,13 +193,6 @@ class Resources(Options):
         return {name: amount for name, amount in named.items() if amount} | self.custom
 
 
-def without_password(uri: str) -> str:
-    """A URI as it may be recorded and printed: `postgresql://anna:secret@host/db` becomes `postgresql://anna@host/db`."""
-    scheme, separator, rest = uri.partition("://")
-    login, at, place = rest.rpartition("@")
-    return f"{scheme}{separator}{login.partition(':')[0]}{at}{place}"
-
-
 class Tracking(Options):
     """Where MLflow records: any tracking URI, and an experiment (left out: the config's name).
 
@@ -208,8 +204,8 @@ class Tracking(Options):
     system_metrics: bool = False
 
     def shown_uri(self) -> str:
-        """The absolute URI without a password: what may be recorded and printed."""
-        return without_password(self.absolute_uri())
+        """The absolute URI without its secrets: what may be recorded and printed."""
+        return without_secrets(self.absolute_uri())
 
     def absolute_uri(self) -> str:
         """The URI with the path of an SQLite file made absolute, so that it means the same from every directory."""

@@ -8,9 +8,13 @@ from typing import Any, Self
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import model_validator
 
+from trainables.errors import shorten
 from trainables.options import Options
 
 Scalar = bool | int | float | str
+
+_MOST_STEPS = 1_000_000_000
+"""A range with more steps is as good as one without; Optuna's arithmetic of steps breaks far beyond."""
 
 
 class Parameter(Options):
@@ -40,6 +44,8 @@ class Parameter(Options):
             raise ValueError("'log' and 'step' do not go together")
         if self.step is not None and self.step <= 0:
             raise ValueError(f"step must be above 0, and it is {self.step}")
+        if self.step is not None and (self.high - self.low) / self.step > _MOST_STEPS:
+            raise ValueError(f"step ({self.step}) is too small: the range has more than {_MOST_STEPS:,} of them; leave it out")
         if self.step is not None and not math.isclose((steps := (self.high - self.low) / self.step), round(steps), abs_tol=1e-9):
             raise ValueError(f"steps of {self.step} from low ({self.low}) do not end at high ({self.high})")
         return self
@@ -83,7 +89,7 @@ def set_path(tree: Mapping[str, Any], path: str, value: object) -> dict[str, Any
     if rest:
         below = copy.get(head)
         if below is not None and not isinstance(below, Mapping):
-            raise KeyError(f"'{head}' is {below!r}, which has no '{rest}'")
+            raise KeyError(f"'{head}' is {shorten(repr(below))}, which has no '{rest}'")
         value = set_path(below or {}, rest, value)
     copy[head] = value
     return copy

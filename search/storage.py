@@ -19,6 +19,7 @@ from pyarrow import fs
 from search.fencing import Fence, Superseded
 from trainables.errors import UserError
 from trainables.folders import own_folder
+from trainables.redaction import without_secrets
 
 SEGMENT_BYTES = 256 * 1024
 """An object that holds a part of a journal is written anew with each event until it has so many bytes; then comes the next."""
@@ -134,8 +135,7 @@ class Storage:
     @property
     def shown(self) -> str:
         """The path as it may be printed: without keys that its URI may hold."""
-        scheme, separator, rest = self.place.partition("?")[0].rpartition("://")
-        return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else self.place
+        return without_secrets(self.place).partition("?")[0] if self.bucket else self.place
 
     def folder(self, search: str) -> "Folder":
         """The folder of a search, whether it is there or not."""

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from search.cluster import Cluster, Job
-from search.config import Config, check_name, load
+from search.config import Config, as_plain, check_name, load, secret_paths
 from search.session import new_names
-from search.settings import without_password
+from search.space import flatten
 from search.storage import is_bucket
-from trainables.errors import UserError
+from search.yaml_files import read_text
+from trainables.errors import UserError, shorten
+from trainables.redaction import redact
 
 _CONFIG_FILE = "slimfront-search.yaml"
 _LEFT_OUT = ("__pycache__", "node_modules", "mlruns", "runs", "venv", "*.db", "*.pt", "*.log")
@@ -34,7 +36,7 @@ def submit(
     loaded = checked(config, overrides, name)
     search = name or new_names(loaded.name)[0]
     options = ["search", _CONFIG_FILE, "--name", search, *_sets(overrides)]
-    with staged(working_dir or directory_of_factories(loaded), {_CONFIG_FILE: config.read_text(encoding="utf-8")}) as directory:
+    with staged(working_dir or directory_of_factories(loaded), {_CONFIG_FILE: read_text(config)}) as directory:
         return cluster.start(search, loaded.search.storage_path, options, directory)
 
 
@@ -56,7 +58,7 @@ def resume(
     if earlier and not earlier[-1].over:
         raise UserError(f"the search '{search}' is running, as job {earlier[-1].job_id}; stop it first, or wait for its end")
     place = storage_path or earlier[-1].storage_path
-    _refuse_passwords([place, *(override.partition("=")[2] for override in overrides)])
+    _refuse_secrets([place, *overrides])
     options = ["resume", search, "--storage-path", place, *_sets(overrides)]
     with staged(working_dir, {}) as directory:
         return cluster.start(search, place, options, directory)
@@ -75,7 +77,10 @@ def checked(file: Path, overrides: Sequence[str] = (), name: str | None = None) 
     config = load(file, overrides)
     if name is not None:
         check_name(name)
-    _refuse_passwords([config.search.storage or "", config.search.storage_path, config.tracking.uri])
+    secret = secret_paths(config)
+    if secret:
+        raise UserError(f"{shorten(flatten(as_plain(config))[secret[0]])} {_REFUSED}")
+    _refuse_secrets(overrides)
     path = config.search.storage_path
     if not is_bucket(path) and not Path(path).is_absolute():
         raise UserError(
@@ -91,14 +96,17 @@ def checked(file: Path, overrides: Sequence[str] = (), name: str | None = None) 
     return config
 
 
-def _refuse_passwords(uris: Sequence[str]) -> None:
-    """Raises UserError if one holds a password: what travels with a job can be read in the cluster's dashboard."""
-    for uri in uris:
-        if is_bucket(uri) and without_password(uri) != uri:
-            raise UserError(
-                f"{without_password(uri)} is given with a password, which everyone who sees the cluster's jobs could read; leave "
-                "it out, and set it in the environment of the head (PGPASSWORD, MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)"
-            )
+_REFUSED = (
+    "is given with a password, which everyone who sees the cluster's jobs could read; leave it out, and set it "
+    "in the environment of the head (PGPASSWORD, MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY, SLIMFRONT_SET)"
+)
+
+
+def _refuse_secrets(words: Sequence[str]) -> None:
+    """Raises UserError if one holds a secret: what travels with a job can be read in the cluster's dashboard."""
+    for word in words:
+        if redact(word) != word:
+            raise UserError(f"{redact(word)} {_REFUSED}")
 
 
 def directory_of_factories(config: Config) -> Path | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from search.tracking.store import connect, find_search, run_route
 from trainables.errors import UserError
+from trainables.redaction import without_secrets
 
 _START_TIMEOUT_S = 60.0
 
@@ -26,7 +27,7 @@ def open_ui(uri: str, search: str | None, port: int, *, browser: bool, say: Call
     run = find_search(connect(uri), search)
     page = run_route(run.info.experiment_id, run.info.run_id)
     if uri.startswith(("http:", "https:")):
-        _announce(uri.rstrip("/") + page, browser, say)
+        _announce(without_secrets(uri).rstrip("/") + page, browser, say)
         return
     _refuse_taken_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

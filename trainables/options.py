@@ -7,11 +7,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+_LONGEST_WORD = 100
+"""Of longer words only the beginning is compared: the comparison takes time, and nothing that is known is so long."""
+
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Ends a message about an unknown `word`: the nearest known one if there is one, else all of them."""
     choices = sorted(known)
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word[:_LONGEST_WORD], choices, n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(choices) or 'none'}"
 
 

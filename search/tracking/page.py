@@ -1,6 +1,7 @@
 """What a search's own run in MLflow shows: its description, pictures, tables and tags, as they are at one moment."""
 
 import hashlib
+import json
 import logging
 import platform
 import tempfile
@@ -26,6 +27,7 @@ from search.tracking.models import log_model, mark_front
 from search.tracking.outbox import Outbox, making, unless_impossible
 from search.tracking.story import describe
 from trainables.data import load_once
+from trainables.redaction import redact_values
 from trainables.shipping import Shipped
 from trainables.shipping.int8 import as_int8
 
@@ -104,7 +106,9 @@ class Page:
         options = self.config.candidate({}).data
         with making("the description of the data set"):
             data = load_once(options, torch.device("cpu"))
-        digest = hashlib.sha256(options.model_dump_json(exclude={"in_memory"}).encode())  # wherever it lies, it is the same
+        shown = redact_values(options.model_dump(mode="json"))
+        lies = {key: value for key, value in shown.items() if key != "in_memory"}  # wherever it lies, it is the same
+        digest = hashlib.sha256(json.dumps(lies, separators=(",", ":")).encode())
         for split in (data.train, data.validation, data.test):
             digest.update(split.labels.cpu().numpy().tobytes())
         sizes = ", ".join(
@@ -115,7 +119,7 @@ class Page:
             name=options.name,
             digest=digest.hexdigest()[:16],
             source_type="slimfront",
-            source=options.model_dump_json(),
+            source=json.dumps(shown, separators=(",", ":")),
             profile=f'{{{sizes}, "classes": {data.classes}, "input_shape": {list(data.input_shape)}}}',
         )
         self.client.log_inputs(self.parent, [DatasetInput(logged, [InputTag("mlflow.data.context", "training")])])

@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
-from search.settings import without_password
 from trainables.errors import UserError
+from trainables.redaction import without_secrets
 
 # The tag that makes the UI open an experiment in its model-training mode, not the GenAI mode.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -41,11 +41,11 @@ def connect(uri: str) -> MlflowClient:
     except Exception as error:  # every store raises its own kinds
         if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
             raise UserError(
-                f"the tracking store at {without_password(uri)} refuses the user or the password; set MLFLOW_TRACKING_USERNAME "
+                f"the tracking store at {without_secrets(uri)} refuses the user or the password; set MLFLOW_TRACKING_USERNAME "
                 "and MLFLOW_TRACKING_PASSWORD"
             ) from None
         raise UserError(
-            f"the tracking store at {without_password(uri)} does not answer ({_deepest(error)}); "
+            f"the tracking store at {without_secrets(uri)} does not answer ({_deepest(error)}); "
             "start it, or set tracking.uri to one that runs"
         ) from None
     return client

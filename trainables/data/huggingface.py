@@ -13,7 +13,7 @@ from trainables.data.base import DATA, Data, Dataset, Split, hold_out, normalise
 from trainables.data.cache import files_state
 from trainables.data.images import CHUNK, Rows, decode_into
 from trainables.data.room import Empty, in_process
-from trainables.errors import UserError
+from trainables.errors import UserError, shorten
 from trainables.options import Options, suggest
 
 if TYPE_CHECKING:  # imported where data is loaded: it takes a second that other data need not pay
@@ -26,8 +26,12 @@ _TEST_SHARE = 0.2  # where the data has no test split and the config does not sa
 
 def _absolute(path: str) -> str:
     """The path of a file or folder that is there, made absolute: the processes of a search work in other directories."""
-    local = Path(path).expanduser()
-    return str(local.absolute()) if local.exists() else path
+    try:
+        local = Path(path).expanduser()
+        return str(local.absolute()) if local.exists() else path
+    except (RuntimeError, OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"'{shorten(path)}' cannot be a path: {reason}") from None
 
 
 class DataFiles(Options):

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,15 +17,31 @@ from typing import IO, Any
 
 from search.fencing import Fence
 from search.storage import Folder, Mirror
-from trainables.errors import UserError
+from trainables.errors import UserError, one_line
 from trainables.redaction import redact
 
 JOURNAL_FILE = "journal.jsonl"
 LOCK_FILE = "lock"
 
 Event = dict[str, Any]
-"""`event` is its kind, `time` its time in ms, `elapsed` the ms since the process of its session opened the journal, on a clock
-that nobody sets; the rest depends on the kind (see `Ledger.apply`)."""
+"""`event` is its kind, `n` its number from 1, `time` its time in ms, `elapsed` the ms since the process of its session opened
+the journal, on a clock that nobody sets; the rest depends on the kind (see `Ledger.apply`)."""
+
+_KEYS: dict[str, tuple[str, ...]] = {
+    "begun": ("time", "config", "dense_sizes", "starts"),
+    "session": ("time", "session"),
+    "trial": ("time", "number", "values", "seed"),
+    "epochs": ("time", "number", "history"),
+    "point": ("time", "number", "epoch", "measures", "compaction", "checkpoint"),
+    "moved": ("time", "number", "epoch", "checkpoint"),
+    "ended": ("time", "number", "status", "reason"),
+    "interrupted": ("time", "number"),
+    "continued": ("time", "number"),
+    "tested": ("time", "number", "epoch", "test_accuracy"),
+    "rung": ("time", "entry"),
+    "finished": ("time", "status", "seconds"),
+}
+"""What an event of each kind has."""
 
 _CAN_WAIT = ("epochs", "rung")
 """Kinds that a bucket gets with the next event of another kind: what they say is said again by a trial that is continued."""
@@ -42,14 +59,44 @@ def read_events(file: Path) -> Iterator[Event]:
         raise UserError(f"the journal {file} cannot be read: {error.strerror}") from None
     for number, line in enumerate(lines[:-1], start=1):  # after the last newline there is nothing, or what a dying process wrote
         try:
-            event = json.loads(line)
-            if not isinstance(event, dict) or "event" not in event:
-                raise ValueError("not an event")
-        except ValueError:
-            raise UserError(
-                f"the journal {file} is damaged in line {number}; restore it from a copy, or start a new search"
-            ) from None
+            event = _decoded(line, number)
+        except (ValueError, RecursionError) as error:
+            raise damaged(file, number, str(error)) from None
         yield event
+
+
+def damaged(file: Path, number: int, reason: str) -> UserError:
+    """What is said of a journal whose line `number` is not as it was written."""
+    why = one_line(reason, 100)
+    return UserError(f"the journal {file} is damaged in line {number}; restore it from a copy, or start a new search ({why})")
+
+
+def _encoded(event: Event) -> bytes:
+    """An event as a line, which ends with a checksum of all before it."""
+    text = json.dumps(event, separators=(",", ":")).encode()[:-1]
+    return b'%s,"crc":"%08x"}\n' % (text, zlib.crc32(text))
+
+
+def _decoded(line: bytes, number: int) -> Event:
+    """The event of a line, the `number`-th from 1. Journals of version 0.1 have neither numbers nor checksums.
+
+    Raises:
+        ValueError: if it is none, or not as it was written, or another line is missing or there twice.
+    """
+    text, mark, check = line.rpartition(b',"crc":"')
+    if mark and check != b'%08x"}' % zlib.crc32(text):
+        raise ValueError("its checksum is another")
+    event = json.loads(line)
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        raise ValueError("it is no event")
+    if "n" in event and event.pop("crc", None) is None:
+        raise ValueError("its checksum is not there")
+    if event.get("n", number) != number:
+        raise ValueError(f"it was written as line {event['n']}: lines before it are missing, or there twice")
+    missing = [key for key in _KEYS.get(event["event"], ()) if key not in event]
+    if missing:
+        raise ValueError(f"its event '{event['event']}' has no '{missing[0]}'")
+    return event
 
 
 def present(folder: Folder) -> bool:
@@ -87,7 +134,12 @@ class Journal:
         path = directory / JOURNAL_FILE
         self.mirror = mirror
         self.waiting = b""
-        self.lock: IO[str] = (directory / LOCK_FILE).open("a+")
+        try:
+            self.lock: IO[str] = (directory / LOCK_FILE).open("a+")
+        except OSError as error:
+            raise UserError(
+                f"the lock {directory / LOCK_FILE} cannot be taken ({error.strerror}); remove what is there"
+            ) from None
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if mirror is not None:
@@ -103,7 +155,9 @@ class Journal:
             self.lock.close()
             raise
         self.file = path.open("ab", buffering=0)  # what could not be written must not be tried again when it is closed
-        self.size = path.read_bytes().rfind(b"\n") + 1
+        content = path.read_bytes()
+        self.size = content.rfind(b"\n") + 1
+        self.count = content.count(b"\n")
         self.file.truncate(self.size)
         self.begun = time.monotonic()
 
@@ -120,8 +174,8 @@ class Journal:
         if isinstance(content.get("reason"), str):
             content["reason"] = redact(content["reason"], names=True)
         elapsed = round(1000 * (time.monotonic() - self.begun))
-        event = {"event": kind, "time": time.time_ns() // 1_000_000, "elapsed": elapsed, **content}
-        line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
+        event = {"event": kind, "n": self.count + 1, "time": time.time_ns() // 1_000_000, "elapsed": elapsed, **content}
+        line = _encoded(event)
         try:
             if self.file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file.name))
@@ -131,6 +185,7 @@ class Journal:
                 self.file.truncate(self.size)
             raise
         self.size += len(line)
+        self.count += 1
         if self.mirror is not None:
             self.waiting += line
             if kind not in _CAN_WAIT:

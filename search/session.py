@@ -1,7 +1,7 @@
 """The state of a search on disk: its directory, its journal, its config as it began, and Optuna's study."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from search.config import Config, as_plain, dump, load_recorded
-from search.journal import JOURNAL_FILE, Event, Journal, present, read_events
+from search.journal import JOURNAL_FILE, Event, Journal, damaged, present, read_events
 from search.records import Ledger
 from search.space import flatten
 from search.storage import Folder, Storage
@@ -83,8 +83,7 @@ def take_up(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Se
             raise UserError(_UNREADABLE.format(search=search))
         config = resumed_config(earlier[0]["config"], overrides, search, trains=True)
         ledger = _ledger(config, earlier[0], folder)
-        for event in earlier:
-            ledger.apply(event)
+        _apply_all(ledger, earlier, folder)
     except BaseException:
         journal.close()
         raise
@@ -205,9 +204,18 @@ def read_search(search: str, storage_path: str) -> tuple[Config, Ledger]:
         raise UserError(_UNREADABLE.format(search=search))
     config = resumed_config(begun["config"], (), search)
     ledger = _ledger(config, begun, folder)
-    for event in events:
-        ledger.apply(event)
+    _apply_all(ledger, events, folder, first=2)
     return config, ledger
+
+
+def _apply_all(ledger: Ledger, events: Iterable[Event], folder: Folder, first: int = 1) -> None:
+    """Takes in the events of a journal from line `first` on. Raises UserError for one that does not fit those before it."""
+    for number, event in enumerate(events, start=first):
+        try:
+            ledger.apply(event)
+        except (KeyError, TypeError, ValueError, StopIteration, AttributeError) as error:
+            reason = f"its event '{event['event']}' does not fit what is before it: {type(error).__name__} {error}"
+            raise damaged(folder.local / JOURNAL_FILE, number, reason) from None
 
 
 def _folder(search: str, storage_path: str) -> Folder:

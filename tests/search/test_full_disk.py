@@ -1,6 +1,5 @@
 """A disk that is really full: a small file system of the test's own."""
 
-import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 
 from search.config import Config
-from search.journal import JOURNAL_FILE, Journal
+from search.journal import JOURNAL_FILE, Journal, read_events
 from search.runner import resume_search, run_search
 from tests.conftest import small_config
 from trainables.errors import UserError
@@ -51,7 +50,7 @@ def on(disk: Disk, tmp_path: Path, **changes: Any) -> Config:
 
 
 def events(disk: Disk) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (disk.place / "runs" / "full" / JOURNAL_FILE).read_text().splitlines()]
+    return list(read_events(disk.place / "runs" / "full" / JOURNAL_FILE))
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -84,11 +83,11 @@ def test_a_journal_has_whole_lines_only_however_full_its_disk_is(tmp_path: Path,
         with pytest.raises(OSError, match="No space left on device"):
             fill()
         journal.close()
-        assert [json.loads(line) for line in (disk.place / JOURNAL_FILE).read_text().splitlines()] == written
+        assert list(read_events(disk.place / JOURNAL_FILE)) == written
         disk.grow()
         again = Journal(disk.place)
         written.append(again.append("point", number=-1))
         again.close()
-        assert [json.loads(line) for line in (disk.place / JOURNAL_FILE).read_text().splitlines()] == written
+        assert list(read_events(disk.place / JOURNAL_FILE)) == written
     finally:
         disk.close()

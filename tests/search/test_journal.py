@@ -1,10 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from search.config import Config
 from search.journal import JOURNAL_FILE, Journal, read_events
-from search.session import begin, take_up
+from search.session import begin, read_search, take_up
 from trainables.errors import UserError
 
 
@@ -78,3 +79,92 @@ def test_the_time_that_a_search_took_does_not_depend_on_the_clock_of_the_machine
     third = take_up("timed", config.search.storage_path)
     assert third.seconds_before() == 27
     third.journal.close()
+
+
+def written_search(config: Config) -> Path:
+    """The journal of a search that ended."""
+    session = begin(config, "kept", {"nonzero_params": 100.0}, [])
+    for kind, content in (
+        ("session", {"session": 1}),
+        ("trial", {"number": 0, "values": {"sparsifier.sparsity": 0.5}, "seed": 1}),
+        ("epochs", {"number": 0, "history": [{"epoch": 1, "val_accuracy": 0.5}]}),
+        (
+            "point",
+            {
+                "number": 0,
+                "epoch": 1,
+                "measures": {"val_accuracy": 0.98, "nonzero_params": 9},
+                "compaction": [],
+                "checkpoint": None,
+            },
+        ),
+        ("ended", {"number": 0, "status": "completed", "reason": None}),
+        ("finished", {"status": "completed", "seconds": 1.0}),
+    ):
+        session.journal.append(kind, **content)
+    session.journal.close()
+    return session.directory / JOURNAL_FILE
+
+
+def test_a_flipped_byte_anywhere_in_a_journal_is_noticed(config: Config) -> None:
+    file = written_search(config)
+    whole = file.read_bytes()
+    for place in range(0, len(whole) - 1, 5):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x04]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=r"is damaged in line \d+; restore it from a copy, or start a new search \(.*\)$"):
+            take_up("kept", config.search.storage_path)
+
+
+@pytest.mark.parametrize("line", range(7))
+def test_a_line_that_is_missing_or_there_twice_is_noticed(config: Config, line: int) -> None:
+    file = written_search(config)
+    lines = file.read_bytes().splitlines(keepends=True)
+    for changed in ([*lines[:line], *lines[line + 1 :]], [*lines[: line + 1], *lines[line:]]):
+        if changed == lines[:-1]:
+            continue  # the last events of a journal may be missing: that is what a crash does
+        file.write_bytes(b"".join(changed))
+        with pytest.raises(UserError, match=r"missing, or there twice|does not say what was searched"):
+            read_search("kept", config.search.storage_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event": 3}',
+        "[]",
+        "null",
+        '{"event": "ended", "time": 1, "number": 0}',
+        '{"event": "ended", "time": 1, "number": 17, "status": "completed", "reason": null}',
+        '{"event": "moved", "time": 1, "number": 0, "epoch": 9, "checkpoint": "x"}',
+        '{"event": "epochs", "time": 1, "number": 0, "history": 3}',
+        '{"event": "point", "time": 1, "number": 0, "epoch": 1, "measures": [], "compaction": [], "checkpoint": null}',
+        "[" * 100_000,
+        '{"event": "trial", "time": 1, "number": {}, "values": {}, "seed": 0}',
+        "\x00\x01",
+    ],
+)
+def test_whatever_stands_in_a_journal_is_refused_in_one_sentence(config: Config, line: str) -> None:
+    file = written_search(config)
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:5], line, *lines[6:]]) + "\n")
+    for read in (read_search, take_up):
+        with pytest.raises(UserError, match="is damaged in line 6; restore it") as caught:
+            read("kept", config.search.storage_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_journal_of_version_0_1_is_read(config: Config) -> None:
+    file = written_search(config)
+    events = list(read_events(file))
+    file.write_text("".join(json.dumps({k: v for k, v in event.items() if k not in ("n", "elapsed")}) + "\n" for event in events))
+    assert [event["event"] for event in read_events(file)] == [event["event"] for event in events]
+    session = take_up("kept", config.search.storage_path)
+    session.journal.append("session", session=2)
+    session.journal.close()
+    assert len(read_search("kept", config.search.storage_path)[1].trials) == 1
+
+
+def test_a_lock_that_is_a_directory_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(UserError, match=r"the lock .*/lock cannot be taken \(Is a directory\); remove what is there"):
+        Journal(tmp_path)

@@ -172,6 +172,19 @@ def sync(
 
 
 @app.command()
+def rebuild(
+    search: Annotated[str, typer.Argument(help="Name of the search.")],
+    overrides: SetOption = None,
+    storage_path: StorageOption = "runs",
+) -> None:
+    """Make Optuna's study anew from the journal, where the study is lost, damaged or newer than the journal."""
+    from search.session import rebuild_study
+
+    count = rebuild_study(search, storage_path, _with_environment(overrides))
+    print(f"The study of {search} has the {count} trials of its journal; continue it: {_command()} resume {search}")
+
+
+@app.command()
 def check(config: ConfigArgument, overrides: SetOption = None) -> None:
     """Check a config and print it with all defaults filled in."""
     from search.config import dump, load

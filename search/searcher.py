@@ -148,14 +148,24 @@ def reconcile(
     A trial that the study gave out, and whose process died before the journal heard of it, begins anew with its values.
 
     Raises:
-        UserError: if the study lacks a trial that the journal has.
+        UserError: if one of the two is older than the other: the study lacks a trial that the journal has, or knows how a trial
+            ended and the journal does not.
     """
     known = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
-    for record in ledger.trials:
-        if record.number not in known:
-            raise UserError(
-                f"Optuna's study '{study.study_name}' has no {record.label}, which the journal has; restore its storage"
-            )
+    lost = [record.label for record in ledger.trials if record.number not in known]
+    name = study.study_name
+    if lost:
+        raise UserError(
+            f"Optuna's study '{name}' has no {_listed(lost)}, which the journal has; restore the study, or make it anew from the "
+            f"journal: slimfront rebuild {name}"
+        )
+    ended = [label(number) for number, trial in known.items() if trial.state.is_finished()]
+    vanished = [trial for trial in ended if trial not in ledger.by_label or ledger.by_label[trial].unfinished]
+    if vanished:  # the journal is written first
+        raise UserError(
+            f"the journal of {name} is older than Optuna's study, which knows how {_listed(vanished)} ended; restore the newer "
+            f"journal, or give these up and make the study anew from this one: slimfront rebuild {name}"
+        )
     dense = ledger.dense
     unfinished = [continued(dense)] if dense and dense.unfinished else [] if dense else [Unfinished(None, {})]
     untold = []
@@ -171,6 +181,27 @@ def reconcile(
         else:
             untold.append(heard)
     return unfinished, untold
+
+
+def _listed(names: list[str]) -> str:
+    """The first of some names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def rebuild(study: optuna.Study, distributions: dict[str, BaseDistribution], ledger: Ledger) -> None:
+    """Puts the trials of the journal into an empty study, as running; `reconcile` then finds out what became of them.
+
+    Numbers that the journal does not know, of trials that were proposed and never began, become failed trials.
+    """
+    trials = {record.number: record for record in ledger.trials}
+    for number in range(max((record.number or 0 for record in ledger.trials), default=-1) + 1):
+        record = trials.get(number)
+        if record is None:
+            study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+            continue
+        known = {path: distributions[path] for path in record.values if path in distributions}
+        params = {path: record.values[path] for path in known}
+        study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=known))
 
 
 def continued(record: TrialRecord) -> Unfinished:

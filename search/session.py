@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +15,16 @@ from optuna.storages.journal import JournalFileBackend
 from search.config import Config, as_plain, dump, load_recorded
 from search.journal import JOURNAL_FILE, Event, Journal, damaged, present, read_events
 from search.records import Ledger
+from search.searcher import rebuild
 from search.space import flatten
 from search.storage import Folder, Storage
 from search.study import OnlyWriter
 from trainables.errors import UserError, shorten
 from trainables.options import suggest
 from trainables.redaction import HIDDEN, without_secrets
+
+STUDY_FILE = "study.journal"
+"""Optuna's study, where it is in no database."""
 
 
 @dataclass
@@ -241,14 +246,39 @@ def starting_values(config: Config) -> list[dict[str, Any]]:
     return [v for number, v in enumerate(values) if v and v not in values[:number]]
 
 
-def open_study(session: Session) -> optuna.Study:
-    """Optuna's study of the search, made or found again."""
+def rebuild_study(search: str, storage_path: str, overrides: Sequence[str] = ()) -> int:
+    """Makes Optuna's study of a search anew from its journal; how many trials it has then.
+
+    The study as it was stays beside the journal with another name; in a database it is deleted.
+
+    Raises:
+        UserError: if there is no such search, it is running, or its journal cannot be read.
+    """
+    session = take_up(search, storage_path, overrides)
+    try:
+        file = session.directory / STUDY_FILE
+        if session.config.search.storage is not None:
+            with suppress(KeyError):  # there is none
+                optuna.delete_study(study_name=session.directory.name, storage=session.config.search.storage)
+        elif file.exists():
+            file.replace(file.with_suffix(f".{datetime.now(UTC):%Y%m%d-%H%M%S}"))
+        study = open_study(session, starts=False)
+        rebuild(study, session.config.distributions(), session.ledger)
+        for values in session.earlier[0]["starts"][len(study.get_trials(deepcopy=False)) :]:
+            study.enqueue_trial(values)
+        return len(session.ledger.trials)
+    finally:
+        session.journal.close()
+
+
+def open_study(session: Session, *, starts: bool = True) -> optuna.Study:
+    """Optuna's study of the search, made or found again; a new one begins with the `starts` of the search."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directory, config = session.directory, session.config
     storage: BaseStorage
     try:
         if config.search.storage is None:
-            file = directory / "study.journal"
+            file = directory / STUDY_FILE
             _mend(file)
             storage = JournalStorage(JournalFileBackend(str(file)))
         else:
@@ -268,8 +298,10 @@ def open_study(session: Session) -> optuna.Study:
     except optuna.exceptions.DuplicatedStudyError:
         raise UserError(f"search.storage has a study '{directory.name}' already; choose another name for this search") from None
     except Exception as error:  # every database raises its own kinds
-        raise UserError(f"Optuna's storage of {directory.name} cannot be used: {str(error).splitlines()[0]}") from None
-    if not study.get_trials(deepcopy=False):
+        raise UserError(
+            f"Optuna's storage of {directory.name} cannot be used: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from None
+    if starts and not study.get_trials(deepcopy=False):
         for values in session.earlier[0]["starts"]:
             study.enqueue_trial(values)
     return study

@@ -1,6 +1,7 @@
 """The Ray Tune class trainable around `Training`: the only file of this package that imports ray."""
 
 import gc
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ray import tune
 from trainables.candidate import Candidate
 from trainables.data.factory import SESSION
 from trainables.distributed.team import LostProcess, Team
-from trainables.errors import reason
+from trainables.errors import UserError, reason
 from trainables.gpu import take_share
 from trainables.packs.together import Alone, Left
 from trainables.refit import Refit
@@ -20,6 +21,8 @@ from trainables.storage import load_tensors, network_file, store
 from trainables.training import Training
 
 TRAINING_FILE = "training.pt"
+
+log = logging.getLogger(__name__)
 
 _OF_THE_PROCESS = (LostProcess, Left, OSError, torch.distributed.DistError, torch.AcceleratorError)
 """What is raised where another process may do better; a GPU that has failed fails whatever comes next in the same process."""
@@ -73,8 +76,11 @@ class CandidateTrainable(tune.Trainable):
     def _start(self) -> Training:
         training = self._new_training(Candidate.model_validate(self.candidate))
         if self.resume_from is not None:
-            with tune.Checkpoint(self.resume_from).as_directory() as directory:  # copied here where it lies in a bucket
-                training.load_state_dict(load_tensors(Path(directory, TRAINING_FILE)))
+            try:
+                with tune.Checkpoint(self.resume_from).as_directory() as directory:  # copied here where it lies in a bucket
+                    training.load_state_dict(load_tensors(Path(directory, TRAINING_FILE)))
+            except (UserError, FileNotFoundError) as error:
+                log.warning("a trial cannot go on from its checkpoint, and begins again: %s", error)
             self.resume_from = None
         return training
 

@@ -1,5 +1,6 @@
 """What is looked at after a search, and what happens to its processes while it runs."""
 
+import json
 import os
 import signal
 from contextlib import suppress
@@ -12,6 +13,7 @@ from mlflow.entities import Run
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from search.journal import _encoded, read_events
 from search.progress import Progress
 from search.records import Ledger, SearchResult
 
@@ -61,6 +63,12 @@ class Kills(Progress):
                 os.kill(busy[0].pid, signal.SIGKILL)
                 self.left -= 1
                 self.seen = reports
+
+
+def replace_in_journal(file: Path, old: str, new: str) -> None:
+    """Writes a journal with another text for `old`, as its search would have written it elsewhere."""
+    events = [json.loads(json.dumps(event).replace(old, new)) for event in read_events(file)]
+    file.write_bytes(b"".join(_encoded(event) for event in events))
 
 
 def check_histories(directory: Path, result: SearchResult, epochs: int) -> None:

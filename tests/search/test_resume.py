@@ -16,6 +16,8 @@ import optuna
 import psutil
 import pytest
 import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from search.config import load
@@ -24,8 +26,9 @@ from search.journal import JOURNAL_FILE, Journal, read_events
 from search.progress import Progress
 from search.records import Ledger, SearchResult
 from search.runner import resume_search, run_search, sync_search
+from search.session import read_search, rebuild_study
 from tests.conftest import SMALL_CONFIG, small_config
-from tests.search.searches import check_histories, runs_of, study_of
+from tests.search.searches import check_histories, replace_in_journal, runs_of, study_of
 from trainables.errors import UserError
 
 pytestmark = pytest.mark.timeout(240)
@@ -132,8 +135,7 @@ def untouched(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Pa
 def finished(untouched: Path, tmp_path: Path) -> Path:
     """A copy of it that names no path of the original."""
     shutil.copytree(untouched, tmp_path, dirs_exist_ok=True)
-    for file in (path for path in (tmp_path / "runs" / "done").iterdir() if path.is_file()):
-        file.write_text(file.read_text().replace(str(untouched), str(tmp_path)))
+    replace_in_journal(tmp_path / "runs" / "done" / JOURNAL_FILE, str(untouched), str(tmp_path))
     with contextlib.closing(sqlite3.connect(tmp_path / "slimfront.db")) as store, store:
         for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
             store.execute(f"update {table} set {column} = replace({column}, ?, ?)", (str(untouched), str(tmp_path)))
@@ -199,7 +201,9 @@ def test_a_state_that_cannot_be_read_is_refused_and_never_begun_again(untouched:
     study = directory / "study.journal"
     kept = study.read_bytes()
     study.unlink()
-    with pytest.raises(UserError, match="Optuna's study 'done' has no trial-000, which the journal has; restore its storage"):
+    with pytest.raises(
+        UserError, match=r"Optuna's study 'done' has no trial-000, .* which the journal has; .*slimfront rebuild done"
+    ):
         resume_search("done", storage_path=str(untouched / "runs"))
     study.write_bytes(kept)
     journal = directory / JOURNAL_FILE
@@ -208,6 +212,38 @@ def test_a_state_that_cannot_be_read_is_refused_and_never_begun_again(untouched:
     with pytest.raises(UserError, match="is damaged in line 1"):
         resume_search("done", storage_path=str(untouched / "runs"))
     journal.write_text("".join(lines))
+
+
+@pytest.mark.parametrize("keep", [2, 5, 9])
+def test_a_journal_that_is_older_than_its_study_is_refused_and_the_study_can_be_made_anew(untouched: Path, keep: int) -> None:
+    storage_path = str(untouched / "runs")
+    journal = untouched / "runs" / "done" / JOURNAL_FILE
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:keep]))  # as a copy of the day before
+    with pytest.raises(UserError, match=r"the journal of done is older than Optuna's study, which knows how trial-\d+.* ended"):
+        resume_search("done", storage_path=storage_path)
+    known = {record.label: record.values for record in read_search("done", storage_path)[1].trials}
+    assert rebuild_study("done", storage_path) == len(known)
+    assert list((untouched / "runs" / "done").glob("study.2*"))
+    result = resume_search("done", storage_path=storage_path)
+    ledger = result.ledger
+    assert len(ledger.trials) == ledger.planned == len(ledger.with_status("completed")) + len(ledger.with_status("stopped"))
+    assert {record.label: record.values for record in ledger.trials if record.label in known} == known
+
+
+def test_a_study_that_is_lost_is_made_anew_and_knows_how_trials_ended(untouched: Path) -> None:
+    storage_path = str(untouched / "runs")
+    (untouched / "runs" / "done" / "study.journal").write_bytes(b"\x00damaged\n")
+    rebuild_study("done", storage_path)
+    before = read_search("done", storage_path)[1]
+    resume_search("done", storage_path=storage_path)
+    storage = JournalStorage(JournalFileBackend(str(untouched / "runs" / "done" / "study.journal")))
+    study = optuna.load_study(study_name="done", storage=storage)
+    told = {trial.number: trial.values for trial in study.get_trials() if trial.state is TrialState.COMPLETE}
+    expected = {
+        r.number: [r.measures["val_accuracy"], r.measures["nonzero_params"]] for r in before.trials if r.status != "failed"
+    }
+    assert told == expected
 
 
 def test_sync_delivers_what_the_store_does_not_have(finished: Path) -> None:

@@ -198,6 +198,15 @@ class Config(Candidate):
         sparsest = {path: ends[-1] for path, ends in ranges.items() if path == "sparsifier.sparsity"}
         return [self.candidate(sparsest)] + [self.candidate(sparsest | {p: end}) for p, ends in ranges.items() for end in ends]
 
+    def rehearsed(self) -> list[Candidate]:
+        """What is tried before a search: `varied_sparsifiers`, every architecture, and the ends of batch sizes."""
+        found = self.varied_sparsifiers()
+        for path, parameter in self.space.items():
+            if path == "model" or path.startswith("model.") or path == "training.batch_size":
+                values = parameter.choices if parameter.choices is not None else parameter.ends()
+                found += [self.candidate({path: value}) for value in values]
+        return list({candidate.model_dump_json(): candidate for candidate in found}.values())
+
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distributions of the space, by dotted path."""
         return {path: p.distribution(integer=self._field_type(path) is int) for path, p in self.space.items()}

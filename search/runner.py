@@ -35,11 +35,11 @@ from trainables.data import load_once
 from trainables.errors import UserError
 from trainables.measures import accuracy, measure, measure_extra
 from trainables.penalties.base import check_penalties
+from trainables.rehearsal import rehearse
 from trainables.shipping.formats import need_onnx
 from trainables.shipping.int8 import as_int8
-from trainables.storage import check_storable, read
+from trainables.storage import read
 from trainables.trainable import CandidateTrainable
-from trainables.training import Training
 
 log = logging.getLogger(__name__)
 
@@ -216,10 +216,8 @@ def _dense_sizes(config: Config) -> dict[str, float]:
             need_onnx()
         sizes = measure(network, sample) | measure_extra(network, sample, base.measures, latency=base.latency)
         check_penalties(config.varied_penalties(), network, sample)
-        for candidate in config.varied_sparsifiers():
-            Training(candidate).close()
-        if base.compaction.enabled:
-            check_storable(network, sample)
+        for candidate in config.rehearsed():
+            rehearse(candidate)
         return {name: float(value) for name, value in sizes.items()}
     except UserError:
         raise

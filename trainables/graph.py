@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import operator
 from collections import Counter
 from collections.abc import Callable
@@ -51,13 +52,40 @@ def trace(model: nn.Module) -> fx.GraphModule:
         return model
     try:
         tracer = Tracer()
-        graph = tracer.trace(model)
+        graph = _without_defaults(tracer.trace(model, _defaults(model)))
         return fx.GraphModule(tracer.root, graph, type(model).__name__)
     except Exception as error:
         raise UserError(
             f"{type(model).__name__}.forward cannot be traced ({error}); "
             "layer, node and block penalties and compaction need a forward without data-dependent control flow"
         ) from error
+
+
+def _defaults(model: nn.Module) -> dict[str, object] | None:
+    """The optional arguments of a network's forward, which get inputs alone: they are what they are when left out."""
+    parameters = list(inspect.signature(model.forward).parameters.values())[1:]
+    return {p.name: p.default for p in parameters if p.default is not p.empty} or None
+
+
+def _without_defaults(graph: fx.Graph) -> fx.Graph:
+    """Takes out what torch.fx keeps of optional arguments: placeholders, and checks that they are what they were."""
+    optional = [node for node in graph.nodes if node.op == "placeholder"][1:]
+    for node in optional:
+        checks = [user for user in _descendants(node) if not user.users]
+        if all(getattr(check.target, "__name__", "") in ("_assert_is_none", "_assert") for check in checks):
+            for user in reversed(_descendants(node)):
+                graph.erase_node(user)
+            graph.erase_node(node)
+    return graph
+
+
+def _descendants(node: fx.Node) -> list[fx.Node]:
+    """What depends on a node, in the order of the graph."""
+    found = {node}
+    for other in node.graph.nodes:
+        if found.intersection(other.all_input_nodes):
+            found.add(other)
+    return [other for other in node.graph.nodes if other in found and other is not node]
 
 
 def copied(network: ModuleT) -> ModuleT:

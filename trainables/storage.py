@@ -117,6 +117,16 @@ def check_storable(network: nn.Module, sample: Tensor) -> None:
         if not same or not relative_difference(network, traced, sample, tolerance) <= tolerance:
             raise ValueError("its stored form does not compute the same")
     except (UserError, ValueError, RuntimeError) as error:
-        raise UserError(f"the network cannot be compacted: {error}; set compaction.enabled: false to train it as it is") from None
+        raise UserError(f"the network cannot be compacted: {error}; {_way_out(network.eval(), sample)}") from None
     finally:
         network.train(training)
+
+
+def _way_out(network: nn.Module, sample: Tensor) -> str:
+    """What to do with a network that cannot be compacted: to train it as it is leads nowhere if nothing can ship it then."""
+    from trainables.shipping.formats import why_not_exported  # imported late: this is the only need for it
+
+    reason = why_not_exported(network, sample)
+    if reason is None:
+        return "set compaction.enabled: false to train it as it is"
+    return f"without compaction no format could ship it ({reason}), so its forward must change"

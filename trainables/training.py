@@ -428,14 +428,18 @@ def train(
     device: torch.device | str = "cpu",
     on_epoch: Callable[[dict[str, Number]], None] | None = None,
 ) -> Trained:
-    """Trains, compacts and measures one candidate, in this process.
+    """Trains, compacts and measures one candidate, in this process, once a step on a copy has shown that it can be done.
 
     Args:
         on_epoch: called with the metrics of each epoch, as `Training.run_epoch` returns them.
 
     Raises:
+        UserError: before training, if the network cannot be trained, made compact, kept or shipped: see `rehearsal.rehearse`.
         TrialFailure: if the loss diverges, or compaction changes the outputs.
     """
+    from trainables.rehearsal import rehearse  # it takes trainings apart, and so imports this module
+
+    rehearse(candidate, device)
     training = Training(candidate, device)
     history = []
     try:

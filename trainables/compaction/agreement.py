@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
 EXACT = 1e-10
@@ -75,7 +75,8 @@ def outputs(network: nn.Module, inputs: Tensor) -> Outputs:
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed all GPUs
         if gpus:
             torch.cuda.manual_seed(0)
-        return network(inputs)
+        # A traced network that is called, and not its forward, prints a traceback of its own for what it raises.
+        return network.forward(inputs) if isinstance(network, fx.GraphModule) else network(inputs)
 
 
 def difference(

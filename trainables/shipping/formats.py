@@ -1,10 +1,11 @@
 """The formats that a network ships in: `torch.export` (pt2), ONNX, and safetensors."""
 
+import io
 import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -90,6 +91,24 @@ def load(path: Path, device: str = "cpu") -> nn.Module:
 def _save_pt2(network: Shipped, inputs: Tensor, path: Path) -> None:
     with _quietly():
         torch.export.save(_exported(network, inputs), path)
+
+
+def why_not_exported(network: nn.Module, inputs: Tensor) -> str | None:
+    """Why torch.export does not take a network, which pt2 and ONNX begin with; None if it does.
+
+    Args:
+        inputs: (N, *input_shape), what the network sees.
+    """
+    inputs = torch.cat([inputs, inputs]) if len(inputs) < 2 else inputs
+    with _quietly(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        logging.disable()  # torch.export logs the whole graph that it gave up on
+        try:
+            _exported(Shipped(network, inputs.new_tensor(0.0), inputs.new_tensor(1.0)).eval(), inputs[:2])
+        except UserError as error:
+            return str(error)
+        finally:
+            logging.disable(logging.NOTSET)
+    return None
 
 
 def _exported(network: Shipped, inputs: Tensor) -> torch.export.ExportedProgram:

@@ -80,7 +80,7 @@ class ActiveChannels(ActiveSparsifier):
     def update(self, step: int) -> None:
         """Zeroes the least important channels."""
         sparsity = cubic_sparsity(self.updates.progress(step), self.options.sparsity)
-        scores = {group.name: self._scores(group) for group in self.groups}
+        scores = {group.name: self._ranked(group) for group in self.groups}
         kept = choose_masks(scores, sparsity, "global" if self.options.compare == "global" else "uniform")
         masks = {name: mask.clone() for name, mask in self.masks.items()}
         for group in self.groups:
@@ -94,6 +94,19 @@ class ActiveChannels(ActiveSparsifier):
 
     def _has_batch_norm(self, group: ChannelGroup | HeadGroup) -> bool:
         return isinstance(group, ChannelGroup) and self.importance(group.dependencies) is not None
+
+    def _ranked(self, group: ChannelGroup | HeadGroup) -> Tensor:
+        try:
+            return self._scores(group)
+        except (IndexError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            others = sorted({name.rpartition(".")[0] for name in group.writers} - {group.name})
+            shared = f", which it shares with {', '.join(others)}," if others else ""
+            raise UserError(
+                f"sparsifier: the channels of '{group.name}'{shared} cannot be ranked: what reads them makes several channels of "
+                f"one, or one of several ({str(error).splitlines()[0]}); set sparsifier.exclude: [{group.name}]"
+            ) from error
 
     def _scores(self, group: ChannelGroup | HeadGroup) -> Tensor:
         """Importance of each unit, (units,); −1 of those that are gone, so that they stay gone."""

@@ -1,0 +1,164 @@
+"""What cannot be trained, made compact, kept or shipped is one sentence before training, which names the module."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainables import Candidate, train
+from trainables.compaction import compact
+from trainables.errors import UserError
+from trainables.graph import trace
+from trainables.rehearsal import rehearse
+
+
+class Two(nn.Module):
+    """Two layers for 8×8 images; what is made of the logits is its kind's."""
+
+    def __init__(self, logits: int = 10) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(64, 32), nn.Linear(32, 32), nn.Linear(32, logits)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return torch.relu(self.b(torch.relu(self.a(x.flatten(1)))))
+
+    def forward(self, x: Tensor) -> Any:
+        """(N, 1, 8, 8) to (N, logits)."""
+        return self.head(self.hidden(x))
+
+
+class Mapped(Two):
+    def forward(self, x: Tensor) -> Any:
+        return {"logits": self.head(self.hidden(x))}
+
+
+class Pair(Two):
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.hidden(x)), x
+
+
+class Auxiliary(Two):
+    def forward(self, x: Tensor) -> Any:
+        logits = self.head(self.hidden(x))
+        return (logits, logits) if self.training else logits
+
+
+class Branches(Two):
+    def forward(self, x: Tensor) -> Any:
+        hidden = self.hidden(x)
+        return self.head(2 * hidden if x.mean() > 0 else hidden)
+
+
+class Draws(Two):
+    def forward(self, x: Tensor) -> Any:
+        return self.head(nn.functional.dropout(self.hidden(x), 0.5))
+
+
+class Optional(Two):
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, scale: float = 2.0, twice: bool = False) -> Any:
+        hidden = self.hidden(x) * scale
+        if mask is not None:
+            hidden = hidden * mask
+        return self.head(hidden * 2 if twice else hidden)
+
+
+class Needs(Two):
+    def forward(self, x: Tensor, mask: Tensor) -> Any:
+        return self.head(self.hidden(x) * mask)
+
+
+class Multiplied(nn.Module):
+    """A depthwise convolution that makes two channels of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.deep = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 32, 3, groups=16, padding=1)
+        self.out, self.head = nn.Conv2d(32, 64, 1), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        """(N, 1, 8, 8) to (N, 10)."""
+        return self.head(torch.relu(self.out(torch.relu(self.deep(torch.relu(self.stem(x)))))).mean((2, 3)))
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def candidate(kind: str, **changes: Any) -> Candidate:
+    tree: dict[str, Any] = {"model": {"factory": f"tests.trainables.test_rehearsal:{kind}"}, "training": {"epochs": 1}}
+    return Candidate.model_validate(tree | changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("Mapped", {}, "returns a dict; it must return one tensor of logits"),
+        ("Pair", {}, "returns a tuple"),
+        ("Auxiliary", {}, "returns a tuple"),
+        (
+            "Two",
+            {"model": {"factory": "tests.trainables.test_rehearsal:Two", "args": {"logits": 5}}},
+            "gives 5 logits.*10 classes",
+        ),
+        ("Branches", {}, "Branches.forward cannot be traced.*no format could ship it"),
+        ("Branches", {"compaction": {"enabled": False}}, "no format can ship this network"),
+        ("Draws", {}, "draws random numbers in evaluation mode"),
+        ("Needs", {}, "Needs raised TypeError.*'mask'"),
+        ("Multiplied", {"sparsifier": {"name": "channels", "sparsity": 0.5}}, r"'stem'.*sparsifier\.exclude: \[stem\]"),
+        ("normed", {"training": {"epochs": 1, "batch_size": 359}}, r"last batch of an epoch, of 1 example: '2' \(BatchNorm1d\)"),
+    ],
+)
+def test_what_fails_is_one_sentence_before_training(
+    kind: str, changes: dict[str, Any], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    epochs: list[object] = []
+    with pytest.raises(UserError, match=message) as raised:
+        train(candidate(kind, **changes), on_epoch=epochs.append)
+    assert not epochs
+    assert "\n" not in str(raised.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_advice_of_the_refusal_of_a_shared_channel_leads_somewhere() -> None:
+    rehearse(candidate("Multiplied", sparsifier={"name": "channels", "sparsity": 0.5, "exclude": ["stem"]}))
+
+
+def test_a_built_in_network_with_a_last_batch_of_one_is_refused_and_other_batches_are_not() -> None:
+    model = {"name": "vgg", "depth": 11, "width": 4}
+    rehearse(candidate("Two", model=model))
+    with pytest.raises(UserError, match=r"of 1 example: .*BatchNorm2d.*set training\.batch_size to another number"):
+        rehearse(candidate("Two", model=model, training={"epochs": 1, "batch_size": 359}))
+
+
+def test_optional_arguments_are_what_they_are_when_left_out() -> None:
+    rehearse(candidate("Optional"))
+    network, inputs = Optional().eval(), torch.randn(4, 1, 8, 8)
+    assert [node.op for node in trace(network).graph.nodes].count("placeholder") == 1
+    torch.testing.assert_close(compact(network, inputs).network(inputs), network(inputs))
+
+
+def test_a_network_that_goes_another_way_for_a_larger_batch_is_refused() -> None:
+    with pytest.raises(UserError, match="goes another way for other inputs"):
+        rehearse(candidate("BySize"))
+
+
+class BySize(Two):
+    def forward(self, x: Tensor) -> Any:
+        hidden = self.hidden(x)
+        return self.head(hidden if _large(x) else 2 * hidden)
+
+
+def _large(x: object) -> bool:
+    return isinstance(x, Tensor) and len(x) > 8
+
+
+def test_nothing_of_it_stays() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    rehearse(candidate("normed", sparsifier={"name": "magnitude", "sparsity": 0.5}))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_learning_rate_that_diverges_is_no_mistake() -> None:
+    rehearse(candidate("normed", training={"epochs": 1, "lr": 1e30}))

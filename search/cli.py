@@ -82,7 +82,8 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Run a search and print its front."""
-    from search.config import check_name, load
+    from search.config import load
+    from search.names import check_name
 
     overrides = _with_environment(overrides)
     loaded = load(config, overrides)
@@ -223,10 +224,12 @@ def register(
     tracking_uri: UriOption = "sqlite:///slimfront.db",
 ) -> None:
     """Put a network of a front in MLflow's model registry."""
+    from search.names import name_in_store
     from search.picks import member_name
     from search.picks import pick as pick_member
     from search.tracking import compare, connect, models
 
+    search = name_in_store(search)
     client = connect(_absolute(tracking_uri))
     member = pick_member(compare.read_front(client, search), pick, min_accuracy)
     version = models.register(client, member, name, search)

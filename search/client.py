@@ -12,7 +12,8 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from search.config import check_name, load
+from search.config import load
+from search.names import check_name
 from search.submission import directory_of_factories, staged
 from search.yaml_files import read_text
 from trainables.errors import UserError

@@ -1,6 +1,5 @@
 """The typed schema of a config; loads it, checks it, and explains in one sentence what is wrong."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -11,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from search.explain import explain, explain_first
+from search.names import BAD_NAME, is_name
 from search.objectives import OBJECTIVES, Constraint, Objective
 from search.settings import Resources, SearchOptions, Tracking
 from search.space import Parameter, flatten, set_path, set_paths
@@ -47,8 +47,8 @@ class Config(Candidate):
     @field_validator("name")
     @classmethod
     def _name_fits_a_directory(cls, name: str) -> str:
-        if not re.fullmatch(_NAME, name):
-            raise ValueError(_BAD_NAME.format(name=shorten(name)))
+        if not is_name(name):
+            raise ValueError(BAD_NAME.format(name=shorten(name)))
         return name
 
     @field_validator("space")
@@ -228,16 +228,6 @@ class Config(Candidate):
         annotation = type(target).model_fields[last].annotation
         options = getattr(annotation, "__args__", (annotation,))  # int | None counts as int
         return next((kind for kind in (int, float) if kind in options), None)
-
-
-_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-_BAD_NAME = "'{name}' cannot name a directory; use up to 100 letters, digits, '.', '_' and '-'"
-
-
-def check_name(name: str) -> None:
-    """Raises UserError if a search cannot be called so."""
-    if not re.fullmatch(_NAME, name):
-        raise UserError(f"--name: {_BAD_NAME.format(name=shorten(name))}")
 
 
 def _inside(distribution: BaseDistribution, value: Any) -> bool:

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from search.names import JOURNAL_FILE as JOURNAL_FILE
 from search.storage import Folder, Mirror
 from trainables.errors import UserError
 from trainables.redaction import redact
 
-JOURNAL_FILE = "journal.jsonl"
 LOCK_FILE = "lock"
 
 Event = dict[str, Any]

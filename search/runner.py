@@ -324,6 +324,6 @@ def sync_search(search: str, storage_path: str = "runs", tracking_uri: str | Non
     try:
         client = connect(session.config.tracking.absolute_uri())
         folder = session.folder
-        return Recorder(client, session.config, search, folder.local, session.earlier, folder.place).close()
+        return Recorder(client, session.config, folder.search, folder.local, session.earlier, folder.place).close()
     finally:
         session.journal.close()

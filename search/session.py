@@ -13,6 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from search.config import Config, as_plain, dump, load_recorded
 from search.journal import JOURNAL_FILE, Event, Journal, present, read_events
+from search.names import locate
 from search.records import Ledger
 from search.space import flatten
 from search.storage import Folder, Storage
@@ -74,7 +75,7 @@ def take_up(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Se
         earlier = list(read_events(folder.local / JOURNAL_FILE))
         if not earlier or earlier[0]["event"] != "begun":
             raise UserError(_UNREADABLE.format(search=search))
-        config = resumed_config(earlier[0]["config"], overrides, search, trains=True)
+        config = resumed_config(earlier[0]["config"], overrides, folder.search, trains=True)
         ledger = _ledger(config, earlier[0], folder)
         for event in earlier:
             ledger.apply(event)
@@ -192,6 +193,7 @@ def read_search(search: str, storage_path: str) -> tuple[Config, Ledger]:
 
 
 def _folder(search: str, storage_path: str) -> Folder:
+    search, storage_path = locate(search, storage_path)
     storage = Storage(storage_path)
     folder = storage.folder(search)
     if not present(folder):

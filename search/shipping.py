@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from search.config import Config
+from search.names import locate
 from search.picks import Member, member_name, pick
 from search.records import Ledger, Point, SearchResult
 from search.report import as_json
@@ -54,6 +55,7 @@ def export(
     card_path = output.with_suffix(".md")
     for path in (output, card_path):
         check_output(path)
+    search, storage_path = locate(search, storage_path)
     config, ledger = read_search(search, storage_path)
     point, member = _picked(search, config, ledger, wanted, min_accuracy)
     try:

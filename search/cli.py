@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 
-from search import cluster_cli
+from search import cluster_cli, terminal
 from trainables.errors import UserError, one_line
 from trainables.redaction import redact
 
@@ -33,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cluster_cli.app)
-_errors = Console(stderr=True)
+_errors = terminal.console(stderr=True)
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML file of the search.")]
 SetOption = Annotated[
@@ -290,5 +289,5 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        _errors.print(f"Error: {one_line(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _errors.print(f"Error: {one_line(str(error))}", style="red", soft_wrap=True)
         sys.exit(2)

@@ -151,7 +151,13 @@ def _axis(label: str, values: list[Any]) -> dict[str, Any]:
         return {"label": label, "values": values}
     known = sorted({str(value) for value in values})
     places = [known.index(str(value)) for value in values]
-    return {"label": label, "values": places, "tickvals": list(range(len(known))), "ticktext": [html.escape(text) for text in known]}
+    names = [html.escape(name) for name in known]
+    return {
+        "label": label,
+        "values": places,
+        "tickvals": list(range(len(known))),
+        "ticktext": names,
+    }
 
 
 def _log10(value: float) -> float:

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 
-from search import cluster_cli
+from search import cluster_cli, terminal
 from trainables.errors import UserError, one_line
 from trainables.redaction import redact
 
@@ -33,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cluster_cli.app)
-_errors = Console(stderr=True)
+_errors = terminal.console(stderr=True)
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML file of the search.")]
 SetOption = Annotated[
@@ -82,7 +81,8 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Run a search and print its front."""
-    from search.config import check_name, load
+    from search.config import load
+    from search.names import check_name
 
     overrides = _with_environment(overrides)
     loaded = load(config, overrides)
@@ -237,10 +237,12 @@ def register(
     tracking_uri: UriOption = "sqlite:///slimfront.db",
 ) -> None:
     """Put a network of a front in MLflow's model registry."""
+    from search.names import name_in_store
     from search.picks import member_name
     from search.picks import pick as pick_member
     from search.tracking import compare, connect, models
 
+    search = name_in_store(search)
     client = connect(_absolute(tracking_uri))
     member = pick_member(compare.read_front(client, search), pick, min_accuracy)
     version = models.register(client, member, name, search)
@@ -301,5 +303,5 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        _errors.print(f"Error: {one_line(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _errors.print(f"Error: {one_line(str(error))}", style="red", soft_wrap=True)
         sys.exit(2)

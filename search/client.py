@@ -12,7 +12,9 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from search.config import check_name, load
+from search import terminal
+from search.config import load
+from search.names import check_name
 from search.submission import directory_of_factories, staged
 from search.yaml_files import read_text
 from trainables.errors import UserError
@@ -51,7 +53,7 @@ class _Driver:
         from search.runner import run_search
 
         self.interrupt = Interrupt()
-        console = Console(file=self.said, width=160)  # type: ignore[arg-type]
+        console = terminal.console(file=self.said, width=160)
         handler = logging.StreamHandler(self.said)
         handler.setLevel(logging.WARNING)
         logging.getLogger("search").addHandler(handler)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from search.names import name_in_store
 from search.progress import BEGUN
 from trainables.errors import UserError
 from trainables.options import suggest
@@ -120,6 +121,7 @@ class Cluster:
 
     def job(self, search: str) -> Job:
         """The last job of a search. Raises UserError if there is none."""
+        search = name_in_store(search)
         jobs = self.jobs(search)
         if not jobs:
             known = sorted({job.search for job in self.jobs()})

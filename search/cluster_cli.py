@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from search import terminal
+from search.terminal import Column, cell
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
@@ -126,10 +126,14 @@ def list_jobs(
     if as_json:
         print(json.dumps([_plain(job) for job in jobs]))
         return
-    table = Table("search", "job", "status", "when", "storage path", box=None, pad_edge=False)
-    for job in jobs:
-        table.add_row(job.search, job.job_id, job.status.lower(), _times(job), job.storage_path)
-    Console(width=None if sys.stdout.isatty() else 200).print(table if jobs else "There are no searches on this cluster.")
+    if not jobs:
+        print("There are no searches on this cluster.")
+        return
+    cells = zip(*((job.search, job.job_id, job.status.lower(), _times(job), job.storage_path) for job in jobs), strict=True)
+    heads = ("search", "job", "status", "when", "storage path")
+    columns = [Column(head, list(map(cell, texts)), left=True) for head, texts in zip(heads, cells, strict=True)]
+    width = terminal.console().width if sys.stdout.isatty() else 200
+    print(terminal.as_text(terminal.as_tables("Searches", columns, width), width), end="")
 
 
 def _plain(job: "Job") -> dict[str, str | None]:

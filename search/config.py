@@ -1,6 +1,5 @@
 """The typed schema of a config; loads it, checks it, and explains in one sentence what is wrong."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -11,6 +10,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from search.explain import explain, explain_first
+from search.idle import idle
+from search.names import BAD_NAME, is_name
 from search.objectives import OBJECTIVES, Constraint, Objective
 from search.settings import Resources, SearchOptions, Tracking
 from search.space import Parameter, flatten, set_path, set_paths
@@ -48,8 +49,8 @@ class Config(Candidate):
     @field_validator("name")
     @classmethod
     def _name_fits_a_directory(cls, name: str) -> str:
-        if not re.fullmatch(_NAME, name):
-            raise ValueError(_BAD_NAME.format(name=shorten(name)))
+        if not is_name(name):
+            raise ValueError(BAD_NAME.format(name=shorten(name)))
         return name
 
     @field_validator("space")
@@ -106,6 +107,8 @@ class Config(Candidate):
         for path, parameter in self.space.items():
             if path.startswith("data") and not path.startswith("data.augment."):
                 raise _space_error(path, "would give trials data that cannot be compared; of 'data' only 'data.augment' may vary")
+            if path == "training.seed":
+                raise _space_error(path, "would have the search pick lucky seeds; leave it out: each trial has a seed of its own")
             inside = next((other for other in self.space if other.startswith(f"{path}.")), None)
             if inside:
                 raise _space_error(path, f"also holds '{inside}', which varies too; vary one of the two")
@@ -123,6 +126,8 @@ class Config(Candidate):
             if parameter.choices is None and kind is int and any(v != int(v or 0) for v in (parameter.low, parameter.step or 1)):
                 raise _space_error(path, "is a whole number, so 'low', 'high' and 'step' must be whole too")
         self._refuse_invalid_combinations()
+        for path, problem in idle({path: parameter.ends() for path, parameter in self.space.items()}, self.candidate):
+            raise _space_error(path, problem)
         return self
 
     @model_validator(mode="after")
@@ -182,6 +187,9 @@ class Config(Candidate):
         plain["measures"] = [name for name in EXTRA_MEASURES if name in {*self.measures, *self.objectives, *self.constraints}]
         if any(path.partition(".")[0] == "model" for path in self.space) and plain["latency"]["against"] is None:
             plain["latency"]["against"] = plain["model"]  # every trial's speed-up is against the same network
+        if self.sparsifier is not None and values.get("sparsifier.name", self.sparsifier.name) != self.sparsifier.name:
+            # Defaults are each sparsifier's own: those of another name may be none of its options.
+            plain["sparsifier"] = self.sparsifier.model_dump(mode="json", exclude_defaults=True)
         return Candidate.model_validate(set_paths(plain, values))
 
     def varied_penalties(self) -> dict[str, Penalty]:
@@ -242,16 +250,6 @@ class Config(Candidate):
         annotation = type(target).model_fields[last].annotation
         options = getattr(annotation, "__args__", (annotation,))  # int | None counts as int
         return next((kind for kind in (int, float) if kind in options), None)
-
-
-_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-_BAD_NAME = "'{name}' cannot name a directory; use up to 100 letters, digits, '.', '_' and '-'"
-
-
-def check_name(name: str) -> None:
-    """Raises UserError if a search cannot be called so."""
-    if not re.fullmatch(_NAME, name):
-        raise UserError(f"--name: {_BAD_NAME.format(name=shorten(name))}")
 
 
 def _inside(distribution: BaseDistribution, value: Any) -> bool:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from search.fencing import Fence
+from search.names import JOURNAL_FILE as JOURNAL_FILE
 from search.storage import Folder, Mirror
 from trainables.errors import UserError, one_line
 from trainables.redaction import redact
 
-JOURNAL_FILE = "journal.jsonl"
 LOCK_FILE = "lock"
 
 Event = dict[str, Any]

@@ -36,10 +36,10 @@ class ProgressDisplay(Progress):
         self.first_done = 0
         self.last_line = time.monotonic()
         self.bar = rich.progress.Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             console=console,
         )
         self.task = self.bar.add_task("starting", total=None, state="")

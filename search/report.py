@@ -1,16 +1,17 @@
 """What a search prints: its front as a table for people, or as one JSON object for programs."""
 
-import io
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from search import terminal
 from search.records import Point, SearchResult
 from search.settings import SearchOptions, Tracking
 from search.storage import parent
+from search.terminal import Column, cell
+from trainables.errors import one_line
 from trainables.redaction import without_secrets
 
 
@@ -57,11 +58,9 @@ _SHOWN = ("val_accuracy", "nonzero_params", "params", "layers", "flops")
 
 def as_text(result: SearchResult, command: str, width: int | None = 160) -> str:
     """The table of the front and the summary, `width` characters wide (None: as wide as the terminal)."""
-    console = Console(file=io.StringIO(), width=width)
-    if result.front:
-        console.print(as_table(result))
-    console.print(summary(result, command), highlight=False, markup=False, soft_wrap=True)
-    return str(console.file.getvalue())  # type: ignore[attr-defined]
+    width = width or terminal.console().width
+    tables = terminal.as_text(as_tables(result, width), width) if result.front else ""
+    return f"{tables}{summary(result, command)}\n"
 
 
 def exit_code(result: SearchResult) -> int:
@@ -69,37 +68,53 @@ def exit_code(result: SearchResult) -> int:
     return 130 if result.interrupted else int(result.all_failed)
 
 
-def as_table(result: SearchResult) -> Table:
-    """The front, most accurate first, with the dense network above it."""
-    table = Table(title=f"Front of {result.search}", title_justify="left")
-    paths = sorted({path for point in result.front for path in point.trial.values})
+def as_tables(result: SearchResult, width: int) -> list[Table]:
+    """The front, most accurate first, with the dense network above it.
+
+    Where the searched values do not fit beside the measures, they follow in tables of their own, with a row for each trial.
+    """
+    dense = result.ledger.dense.last if result.ledger.dense else None
+    points = [*([dense] if dense else []), *result.front]
     aims = [*(o.name for o in result.ledger.objectives), *(c.name for c in result.ledger.constraints)]
     others = [name for name in dict.fromkeys(aims) if name not in _SHOWN]
-    numbers = ("epoch", "one-\nshot", "val acc", "test acc", "non-zero", "of dense", "params", "layers", "FLOPs")
-    for name in (
-        "trial",
-        *numbers,
-        *(other.replace("_", "\n") for other in others),
-        *(path.replace(".", ".\n") for path in paths),
-    ):
-        table.add_column(name, justify="left" if name == "trial" else "right", overflow="fold", vertical="bottom")
-    dense = result.ledger.dense.last if result.ledger.dense else None
-    dense_nonzero = dense.measures["nonzero_params"] if dense else None
-    if dense:
-        table.add_row(*_row(dense, dense_nonzero, others, paths), end_section=True)
-    for point in result.front:
-        table.add_row(*_row(point, dense_nonzero, others, paths))
-    return table
+    title, sections = f"Front of {result.search}", [0] if dense else []
+    measured = _measured(points, dense, others)
+    varied = _varied(points)
+    if terminal.fits([*measured, *varied], width):
+        return terminal.as_tables(title, [*measured, *varied], width, sections)
+    trials = list({point.trial.label: point for point in result.front}.values())
+    values = [Column("trial", [point.trial.label for point in trials], left=True), *_varied(trials)]
+    return [*terminal.as_tables(title, measured, width, sections), *terminal.as_tables("Their values", values, width)]
 
 
-def _row(point: Point, dense_nonzero: float | None, others: list[str], paths: list[str]) -> list[str]:
-    m = point.measures
-    share = f"{m['nonzero_params'] / dense_nonzero:.1%}" if dense_nonzero else "-"
-    test = "-" if point.test_accuracy is None else f"{point.test_accuracy:.4f}"
-    sizes = [f"{m['nonzero_params']:,.0f}", share, f"{m['params']:,.0f}", f"{m['layers']:.0f}", f"{m['flops']:,.0f}"]
-    sizes += [_show_measure(m.get(name)) for name in others]
-    shown = [_show(point.trial.values.get(path, "")) for path in paths]
-    return [point.trial.label, str(point.epoch), str(point.step or ""), f"{m['val_accuracy']:.4f}", test, *sizes, *shown]
+def _measured(points: list[Point], dense: Point | None, others: list[str]) -> list[Column]:
+    """The columns that name a network and say what it is worth."""
+
+    def sizes(name: str) -> list[str]:
+        return [f"{point.measures[name]:,.0f}" for point in points]
+
+    whole = dense.measures["nonzero_params"] if dense else None
+    return [
+        Column("trial", [point.trial.label for point in points], left=True),
+        Column("epoch", [str(point.epoch) for point in points]),
+        Column("one-\nshot", [str(point.step or "") for point in points]),
+        Column("val acc", [f"{point.measures['val_accuracy']:.4f}" for point in points]),
+        Column("test acc", ["-" if point.test_accuracy is None else f"{point.test_accuracy:.4f}" for point in points]),
+        Column("non-zero", sizes("nonzero_params")),
+        Column("of dense", [f"{point.measures['nonzero_params'] / whole:.1%}" if whole else "-" for point in points]),
+        Column("params", sizes("params")),
+        Column("layers", sizes("layers")),
+        Column("FLOPs", sizes("flops")),
+        *(Column(name.replace("_", "\n"), [_show_measure(point.measures.get(name)) for point in points]) for name in others),
+    ]
+
+
+def _varied(points: list[Point]) -> list[Column]:
+    """A column for each searched value."""
+    paths = sorted({path for point in points for path in point.trial.values})
+    return [
+        Column(cell(path).replace(".", ".\n"), [_show(point.trial.values.get(path, "")) for point in points]) for path in paths
+    ]
 
 
 def _show_measure(value: float | None) -> str:
@@ -107,7 +122,7 @@ def _show_measure(value: float | None) -> str:
 
 
 def _show(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else cell(value)
 
 
 def summary(result: SearchResult, command: str) -> str:
@@ -120,7 +135,7 @@ def summary(result: SearchResult, command: str) -> str:
     kept = "" if path == str(Path(SearchOptions().storage_path).resolve()) else f" --storage-path {path}"
     if not result.front:
         reasons = Counter(trial.reason for trial in ledger.trials if trial.reason).most_common(1)
-        trials += f" (most often: {reasons[0][0]})" if reasons else ""
+        trials += f" (most often: {one_line(reasons[0][0])})" if reasons else ""
     ends = [f"Review it in MLflow: {command} ui {result.search}{store}"]
     if result.interrupted:
         ends.append(f"Continue it: {command} resume {result.search}{kept}")

@@ -354,7 +354,7 @@ def sync_search(
     try:
         client = connect(session.config.tracking.absolute_uri())
         folder = session.folder
-        recorder = Recorder(client, session.config, search, folder.local, session.earlier, folder.place)
+        recorder = Recorder(client, session.config, folder.search, folder.local, session.earlier, folder.place)
         return recorder.close(), recorder.refused
     finally:
         session.journal.close()

@@ -14,6 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from search.config import Config, as_plain, dump, load_recorded
 from search.journal import JOURNAL_FILE, Event, Journal, damaged, present, read_events
+from search.names import locate
 from search.records import Ledger
 from search.searcher import rebuild
 from search.space import flatten
@@ -86,7 +87,7 @@ def take_up(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Se
         earlier = list(read_events(folder.local / JOURNAL_FILE))
         if not earlier or earlier[0]["event"] != "begun":
             raise UserError(_UNREADABLE.format(search=search))
-        config = resumed_config(earlier[0]["config"], overrides, search, trains=True)
+        config = resumed_config(earlier[0]["config"], overrides, folder.search, trains=True)
         ledger = _ledger(config, earlier[0], folder)
         _apply_all(ledger, earlier, folder)
     except BaseException:
@@ -224,6 +225,7 @@ def _apply_all(ledger: Ledger, events: Iterable[Event], folder: Folder, first: i
 
 
 def _folder(search: str, storage_path: str) -> Folder:
+    search, storage_path = locate(search, storage_path)
     storage = Storage(storage_path)
     folder = storage.folder(search)
     if not present(folder):

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from search.config import Config
+from search.names import locate
 from search.picks import Member, member_name, pick
 from search.records import Ledger, Point, SearchResult
 from search.report import as_json
 from search.session import read_search
+from trainables import markdown
 from trainables.data import load_once
 from trainables.errors import UserError
 from trainables.shipping import FORMATS, Format, Shipment, ship
@@ -54,6 +56,7 @@ def export(
     card_path = output.with_suffix(".md")
     for path in (output, card_path):
         check_output(path)
+    search, storage_path = locate(search, storage_path)
     config, ledger = read_search(search, storage_path)
     point, member = _picked(search, config, ledger, wanted, min_accuracy)
     try:
@@ -93,9 +96,12 @@ def _picked(search: str, config: Config, ledger: Ledger, wanted: str, min_accura
 
 
 def _trained(config: Config, point: Point) -> dict[str, Any]:
-    values = {f"`{path}`": f"{value:.4g}" if isinstance(value, float) else value for path, value in point.trial.values.items()}
-    penalties = ", ".join(f"`{name}`" for name in config.varied_penalties()) or "none"
-    sparsifier = "none" if config.sparsifier is None else f"`{config.sparsifier.name}`"
+    values = {
+        markdown.code(path): f"{value:.4g}" if isinstance(value, float) else markdown.text(value)
+        for path, value in point.trial.values.items()
+    }
+    penalties = ", ".join(map(markdown.code, config.varied_penalties())) or "none"
+    sparsifier = "none" if config.sparsifier is None else markdown.code(config.sparsifier.name)
     pruned = {"one-shot pruning": f"step {point.step}"} if point.step else {}
-    how = {"network": f"`{config.model.name}`", "penalties": penalties, "sparsifier": sparsifier}
+    how = {"network": markdown.code(config.model.name), "penalties": penalties, "sparsifier": sparsifier}
     return how | {"epochs": point.epoch, "seed": point.trial.seed} | pruned | values

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from search.cluster import Cluster, Job
-from search.config import Config, as_plain, check_name, load, secret_paths
+from search.config import Config, as_plain, load, secret_paths
+from search.names import check_name, name_in_store
 from search.session import new_names
 from search.space import flatten
 from search.storage import is_bucket
@@ -48,6 +49,7 @@ def resume(
     Args:
         storage_path: where it is kept; what its last job says if None, which a new cluster does not know.
     """
+    search = name_in_store(search)
     earlier = cluster.jobs(search)
     if storage_path is None and not earlier:
         known = ", ".join(sorted({job.search for job in cluster.jobs()})) or "none"

@@ -12,12 +12,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from rich.console import Console
-from rich.table import Table
 
+from search import terminal
 from search.objectives import OBJECTIVES, losses
 from search.pareto import hypervolume
 from search.picks import Member, member_name, sizes
+from search.terminal import Column, cell
 from search.tracking.figures import LABELS, pairs, steps
 from search.tracking.store import find_search
 from trainables.errors import UserError
@@ -105,19 +105,19 @@ def as_json(fronts: list[Front]) -> str:
     return json.dumps([vars(front) for front in fronts])
 
 
-def as_table(fronts: list[Front]) -> Table:
+def as_text(fronts: list[Front], width: int = 120) -> str:
     """For people: the networks of all searches, each search under its hypervolume."""
-    table = Table(title="Fronts", title_justify="left")
-    for name in ("network", "val acc", "test acc", "non-zero", "params", "layers", "FLOPs"):
-        table.add_column(name, justify="left" if name == "network" else "right")
+    names = ("network", "val acc", "test acc", "non-zero", "params", "layers", "FLOPs")
+    rows: list[list[str]] = []
+    ends = []
     for front in fronts:
-        table.add_row(f"[bold]{front.search}[/bold]  hypervolume {front.hypervolume:.4f}")
+        rows.append([f"{cell(front.search)}  hypervolume {front.hypervolume:.4f}", *[""] * (len(names) - 1)])
         for row in as_rows([front]):
-            table.add_row(
-                f"  {row['network']}{'  (knee)' if row['knee'] else ''}", *(_shown(row, column) for column in _COLUMNS[:-1])
-            )
-        table.add_section()
-    return table
+            name = f"  {cell(row['network'])}{'  (knee)' if row['knee'] else ''}"
+            rows.append([name, *(_shown(row, column) for column in _COLUMNS[:-1])])
+        ends.append(len(rows) - 1)
+    columns = [Column(name, [row[i] for row in rows], left=i == 0) for i, name in enumerate(names)]
+    return terminal.as_text(terminal.as_tables("Fronts", columns, width, ends), width)
 
 
 def _shown(row: dict[str, Any], column: str) -> str:
@@ -155,8 +155,5 @@ def render(fronts: list[Front], kind: str) -> bytes:
         as_png(fronts).savefig(picture, format="png", dpi=120)
         return picture.getvalue()
     if kind == "table":
-        console = Console(file=io.StringIO(), width=120)
-        with console.capture() as capture:
-            console.print(as_table(fronts))
-        return capture.get().encode()
+        return as_text(fronts).encode()
     return (as_json(fronts) + "\n" if kind == "json" else as_csv(fronts)).encode()

@@ -1,5 +1,6 @@
 """Pictures of the front: a PNG, and an HTML page that works offline."""
 
+import html
 import math
 from collections.abc import Mapping
 from itertools import pairwise
@@ -136,7 +137,7 @@ def _parallel(ledger: Ledger, front: list[Point]) -> go.Figure:
             _axis(f"log₁₀ {objective.name}" if scale else objective.name, [_log10(v) if scale else v for v in values])
         )
     for path in paths:
-        dimensions.append(_axis(path, [point.trial.values.get(path) for point in front]))
+        dimensions.append(_axis(html.escape(path), [point.trial.values.get(path) for point in front]))
     color = [point.measures["val_accuracy"] for point in front]
     line = {"color": color, "colorscale": "Viridis", "showscale": True, "colorbar": {"title": {"text": "val_accuracy"}}}
     figure = go.Figure(go.Parcoords(line=line, dimensions=dimensions, labelangle=-12))
@@ -150,7 +151,13 @@ def _axis(label: str, values: list[Any]) -> dict[str, Any]:
         return {"label": label, "values": values}
     known = sorted({str(value) for value in values})
     places = [known.index(str(value)) for value in values]
-    return {"label": label, "values": places, "tickvals": list(range(len(known))), "ticktext": known}
+    names = [html.escape(name) for name in known]
+    return {
+        "label": label,
+        "values": places,
+        "tickvals": list(range(len(known))),
+        "ticktext": names,
+    }
 
 
 def _log10(value: float) -> float:
@@ -186,7 +193,6 @@ def _describe(point: Point) -> str:
     pruned = f", one-shot pruning step {point.step}" if point.step else ""
     lines = [f"<b>{point.trial.label}</b>, epoch {point.epoch}{pruned}"]
     lines += [f"{name}: {value:.4g}" for name, value in point.measures.items()]
-    lines += [
-        f"{path} = {value:.4g}" if isinstance(value, float) else f"{path} = {value}" for path, value in point.trial.values.items()
-    ]
+    values = point.trial.values.items()
+    lines += [html.escape(f"{path} = {value:.4g}" if isinstance(value, float) else f"{path} = {value}") for path, value in values]
     return "<br>".join(lines)

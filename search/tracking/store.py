@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
+from search.names import name_in_store
 from trainables.errors import UserError
 from trainables.redaction import without_secrets
 
@@ -68,8 +68,8 @@ def find_search(client: MlflowClient, search: str | None) -> Run:
     Raises:
         UserError: if there is none.
     """
-    if search is not None and not re.fullmatch(r"[\w.-]+", search):
-        raise UserError(f"there is no search called '{search}' in this store")
+    if search is not None:
+        search = name_in_store(search)
     wanted = "tags.`slimfront.role` = 'search'" + (f" AND tags.`slimfront.search` = '{search}'" if search else "")
     experiments = [e.experiment_id for e in client.search_experiments()]
     runs = client.search_runs(experiments, wanted, max_results=1, order_by=["attributes.start_time DESC"])

@@ -6,6 +6,7 @@ from search.config import Config
 from search.objectives import Direction
 from search.records import Ledger, Point
 from search.tracking.store import run_route
+from trainables.markdown import code, text
 
 Link = Callable[[Point], str]
 _ROWS = 40
@@ -14,7 +15,7 @@ _ROWS = 40
 
 def describe(search: str, config: Config, ledger: Ledger, experiment_id: str, run_ids: Mapping[str, str]) -> str:
     """Markdown for the tag `mlflow.note.content`; links go to runs of the same MLflow UI."""
-    parts = [f"## {search}", _searched(config, ledger)]
+    parts = [f"## {text(search)}", _searched(config, ledger)]
     dense = ledger.dense.last if ledger.dense else None
 
     def link(point: Point) -> str:
@@ -42,24 +43,24 @@ def _searched(config: Config, ledger: Ledger) -> str:
     done = {status: ledger.counts[status] for status in ("completed", "stopped", "failed", "running")}
     counts = ", ".join(f"{count} {status}" for status, count in done.items() if count) or "none yet"
     lines = [
-        f"Searched for {' and '.join(aims)}: `{config.model.name}` on `{config.data.name}`, {config.training.epochs} epochs a "
-        f"trial, {len(config.space)} values varied.",
+        f"Searched for {' and '.join(aims)}: {code(config.model.name)} on {code(config.data.name)}, "
+        f"{config.training.epochs} epochs a trial, {len(config.space)} values varied.",
         f"Trials: {counts}. Hypervolume {ledger.hypervolume():.4f}.",
     ]
     if config.constraints:
-        lines.append("Constraints: " + ", ".join(f"`{name} {bound}`" for name, bound in config.constraints.items()) + ".")
+        lines.append("Constraints: " + ", ".join(code(f"{name} {bound}") for name, bound in config.constraints.items()) + ".")
     space = ["| varied | in |", "| --- | --- |"]
     for path, parameter in config.space.items():
-        said = parameter.choices or f"{parameter.low:g} to {parameter.high:g}{' (log)' if parameter.log else ''}"
-        space.append(f"| `{path}` | {', '.join(map(str, said)) if isinstance(said, (list, tuple)) else said} |")
+        said = f"{parameter.low:g} to {parameter.high:g}{' (log)' if parameter.log else ''}" if parameter.choices is None else ""
+        space.append(f"| {code(path, cell=True)} | {said or ', '.join(map(text, parameter.choices or ()))} |")
     return "\n\n".join(["  \n".join(lines), "\n".join(space)])
 
 
 def _recommended(knee: Point, dense: Point | None) -> str:
-    text = f"The knee of the front: the network below which accuracy falls fastest for what is saved. {_compared(knee, dense)}"
-    values = ", ".join(f"`{path}` = {_short(value)}" for path, value in knee.trial.values.items())
+    said = f"The knee of the front: the network below which accuracy falls fastest for what is saved. {_compared(knee, dense)}"
+    values = ", ".join(f"{code(path)} = {_short(value)}" for path, value in knee.trial.values.items())
     pruned = f", then pruned in one shot, step {knee.step}" if knee.step else ""
-    return f"{text}  \nIt was trained with {values}, seed {knee.trial.seed}, for {knee.epoch} epochs{pruned}."
+    return f"{said}  \nIt was trained with {values}, seed {knee.trial.seed}, for {knee.epoch} epochs{pruned}."
 
 
 def _alternatives(front: list[Point], knee: Point, dense: Point | None, link: Link) -> str:
@@ -105,4 +106,4 @@ def _row(name: str, point: Point, dense: Point | None) -> str:
 
 
 def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else text(value)

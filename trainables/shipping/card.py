@@ -8,6 +8,7 @@ from importlib.metadata import version
 import torch
 
 from trainables.data import Dataset
+from trainables.markdown import code, text
 from trainables.shipping.shipment import Shipment
 
 _SIZES = {
@@ -44,14 +45,14 @@ def card(
     """The card of a shipped file.
 
     Args:
-        trained: what is to be said of its training, by name.
+        trained: what is to be said of its training, by name, in Markdown.
         compaction: the (layer, action, detail) of each step.
     """
     shape = ", ".join(map(str, data.input_shape))
     dtype = str(data.train.inputs.dtype).removeprefix("torch.")
     parts = [
-        f"# {title}",
-        f"A network for the data set `{data_name}`: {dtype} inputs (N, {shape}) as they come, logits (N, {data.classes}). "
+        f"# {text(title)}",
+        f"A network for the data set {code(data_name)}: {dtype} inputs (N, {shape}) as they come, logits (N, {data.classes}). "
         "Normalisation is its first step.",
         "## Accuracy\n\n" + _accuracies(shipment),
         "## Size\n\n" + _sizes(shipment),
@@ -118,4 +119,4 @@ def did(compaction: Sequence[Sequence[str]]) -> str:
         return "Nothing: compaction was off, or found nothing to do."
     counts = Counter(step[1] for step in compaction)
     layers = {action: list(dict.fromkeys(step[0] for step in compaction if step[1] == action)) for action in counts}
-    return "\n".join(f"- {action}: {', '.join(f'`{layer}`' for layer in layers[action])}" for action in counts)
+    return "\n".join(f"- {action}: {', '.join(map(code, layers[action]))}" for action in counts)

@@ -1,0 +1,88 @@
+"""What a search prints: values as they are, in tables that fit the terminal."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search import report, terminal
+from search.records import Ledger, SearchResult
+from search.terminal import Column
+from tests.search.test_records import end, ledger
+
+ROOT = Path(__file__).parents[2]
+WIDE = {f"model.args.value_{n}": n / 7 for n in range(40)}
+
+
+def result(values: dict[str, Any], trials: int = 3, reason: str | None = None) -> SearchResult:
+    book: Ledger = ledger()
+    for number in (None, *range(trials)):
+        book.apply({"event": "trial", "number": number, "values": {} if number is None else values, "seed": 0})
+        index = 0 if number is None else number + 1
+        measures = {
+            "val_accuracy": 0.9 - index / 10,
+            "nonzero_params": 900_000 - 100 * index,
+            "params": 1e6,
+            "layers": 5,
+            "flops": 2e6,
+        }
+        if reason is None:
+            content = {"epoch": 30, "measures": measures, "compaction": [], "checkpoint": ""}
+            book.apply({"event": "point", "number": number, **content})
+        end(book, number, "failed" if reason else "completed", reason)
+    return SearchResult("mine", book, book.front(), 1.0, "sqlite:///x.db", interrupted=False)
+
+
+@pytest.mark.parametrize("value", ["c=[d]", "[/x]", "[red]", "[link=https://x]y[/link]", ":smile:", "\\[a]", "[/]"])
+def test_values_are_printed_as_they_are(value: str) -> None:
+    text = report.as_text(result({"model.args.c": value}), "slimfront", 160)
+    assert text.count(value) == 3
+    assert "\x1b" not in text
+
+
+def test_what_cannot_be_printed_is_escaped_and_what_is_long_is_cut() -> None:
+    text = report.as_text(result({"a": "x\n\x1b[31my", "b": "z" * 5_000}), "slimfront", 160)
+    assert "x\\n\\x1b[31my" in text
+    assert "zz … zz" in text
+    assert max(map(len, text.splitlines()[:-2])) <= 160
+
+
+def test_the_reason_of_a_failure_is_printed_as_it_is() -> None:
+    text = report.as_text(result({}, reason="KeyError: [/x]\nmore"), "slimfront", 80)
+    assert "(most often: KeyError: [/x]\\nmore)" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 160])
+def test_a_front_of_forty_values_fits_the_terminal_with_every_cell_whole(width: int) -> None:
+    shown = result(WIDE)
+    text = report.as_text(shown, "slimfront", width)
+    tables = text[: text.index("Trials: ")]
+    assert max(map(len, tables.splitlines())) <= width
+    for cell in ("trial-000", "0.8000", "899,900", "1,000,000", "2,000,000"):
+        assert cell in tables
+    for n, value in enumerate(WIDE.values()):
+        assert f"value_{n} " in tables
+        assert f" {value:.3g} " in tables
+
+
+def test_one_table_has_everything_where_there_is_room() -> None:
+    text = report.as_text(result({"sparsifier.sparsity": 0.5}), "slimfront", 160)
+    assert text.count("trial-000") == 1
+    assert "Their values" not in text
+    narrow = report.as_text(result({"sparsifier.sparsity": 0.5}), "slimfront", 80)
+    assert narrow.index("val acc") < narrow.index("Their values") < narrow.index("sparsity")
+
+
+def test_the_first_column_is_that_of_every_table_and_a_single_wide_one_is_folded() -> None:
+    columns = [Column("name", ["a", "b"], left=True), Column("x", ["1" * 50, "2"]), Column("y", ["3" * 30, "4"])]
+    tables = terminal.as_tables("t", columns, 40)
+    assert [[column.header for column in table.columns] for table in tables] == [["name", "x"], ["name", "y"]]
+    assert max(map(len, terminal.as_text(tables, 40).splitlines())) <= 40
+
+
+def test_every_console_is_made_in_one_place() -> None:
+    for file in [*(ROOT / "search").rglob("*.py"), *(ROOT / "trainables").rglob("*.py")]:
+        calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        names = {call.id for call in calls if isinstance(call, ast.Name)}
+        assert "Console" not in names or file.name == "terminal.py", file

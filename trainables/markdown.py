@@ -1,0 +1,26 @@
+"""Puts values into Markdown as what they are: text, and neither markup nor HTML.
+
+Names and values come from configs, data and networks, and who reads a page may not be who wrote them.
+"""
+
+import re
+
+from trainables.errors import one_line
+
+_LONGEST = 200
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", ":": "&#58;"}
+"""Characters that no Markdown takes for its own in this form; a colon makes links of addresses."""
+
+
+def text(value: object) -> str:
+    """A value as text on one line, also in a cell of a table."""
+    shown = one_line(str(value), _LONGEST)
+    return re.sub(r"[\\`*_\[\]()#!~$]", r"\\\g<0>", "".join(_ENTITIES.get(c, c) for c in shown))
+
+
+def code(value: object, *, cell: bool = False) -> str:
+    """A value as code on one line; `cell` where it stands in a table, in which a pipe ends a cell even within code."""
+    shown = one_line(str(value), _LONGEST) or " "
+    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
+    fence, blank = "`" * (longest + 1), " " * (longest > 0)
+    return f"{fence}{blank}{shown}{blank}{fence}".replace("|", "\\|" if cell else "|")

@@ -1,6 +1,7 @@
 """The state of a search on disk: its directory, its journal, its config as it began, and Optuna's study."""
 
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from search.searcher import rebuild
 from search.space import flatten
 from search.storage import Folder, Storage
 from search.study import OnlyWriter
+from trainables.data import Factory as DataFactory
 from trainables.errors import UserError, shorten
+from trainables.models import Factory as ModelFactory
 from trainables.options import suggest
 from trainables.redaction import HIDDEN, without_secrets
 
@@ -88,6 +91,7 @@ def take_up(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Se
         if not earlier or earlier[0]["event"] != "begun":
             raise UserError(_UNREADABLE.format(search=search))
         config = resumed_config(earlier[0]["config"], overrides, folder.search, trains=True)
+        _check_code(config, folder)
         ledger = _ledger(config, earlier[0], folder)
         _apply_all(ledger, earlier, folder)
     except BaseException:
@@ -209,9 +213,32 @@ def read_search(search: str, storage_path: str) -> tuple[Config, Ledger]:
     if begun is None or begun["event"] != "begun":
         raise UserError(_UNREADABLE.format(search=search))
     config = resumed_config(begun["config"], (), search)
+    _check_code(config, folder)
     ledger = _ledger(config, begun, folder)
     _apply_all(ledger, events, folder, first=2)
     return config, ledger
+
+
+def _check_code(config: Config, folder: Folder) -> None:
+    """Refuses a journal that names code of the user's (factories) where others may have written that.
+
+    What the user named when the search began is in the journal, and what reads it runs it. A bucket cannot say who wrote to it.
+
+    Raises:
+        UserError: if the journal belongs to another user than this one or root, or others may write to it.
+    """
+    named = [part.factory for part in (config.model, config.data) if isinstance(part, (ModelFactory, DataFactory))]
+    if folder.bucket is not None or not named:
+        return
+    file = folder.local / JOURNAL_FILE
+    state = file.stat()
+    theirs = "it belongs to another user" if state.st_uid not in (os.getuid(), 0) else None
+    theirs = "others may write to it" if state.st_mode & stat.S_IWOTH else theirs
+    if theirs:
+        raise UserError(
+            f"the journal {file} names code to run ({', '.join(named)}), and {theirs}; make it yours if you trust it: chown, or "
+            "chmod o-w"
+        )
 
 
 def _apply_all(ledger: Ledger, events: Iterable[Event], folder: Folder, first: int = 1) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from search.config import Config
 from search.journal import JOURNAL_FILE, Journal, read_events
 from search.session import begin, read_search, take_up
 from trainables.errors import UserError
+from trainables.models import Factory
 
 
 def kinds(directory: Path) -> list[str]:
@@ -168,3 +170,25 @@ def test_a_lock_that_is_a_directory_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
     with pytest.raises(UserError, match=r"the lock .*/lock cannot be taken \(Is a directory\); remove what is there"):
         Journal(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["others may write to it", "it belongs to another user"])
+def test_a_journal_that_others_may_have_written_runs_no_code_that_it_names(
+    config: Config, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = config.model_copy(update={"model": Factory(factory="os:getcwd")})
+    session = begin(named, "planted", {}, [])
+    session.journal.close()
+    file = session.directory / JOURNAL_FILE
+    read_search("planted", config.search.storage_path)
+    if how == "others may write to it":
+        file.chmod(0o666)
+    else:
+        os.chown(file, 12345, 12345) if os.getuid() == 0 else monkeypatch.setattr("os.getuid", lambda: 54321)
+    for read in (read_search, take_up):
+        with pytest.raises(UserError, match=rf"names code to run \(os:getcwd\), and {how}; make it yours if you trust it"):
+            read("planted", config.search.storage_path)
+    own = begin(config, "own", {}, [])
+    own.journal.close()
+    (own.directory / JOURNAL_FILE).chmod(0o666)
+    read_search("own", config.search.storage_path)  # it names nothing

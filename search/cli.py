@@ -63,6 +63,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object,
 StorageOption = Annotated[
     str, typer.Option("--storage-path", help="Where searches are kept, as search.storage_path in the config.")
 ]
+UriOption = Annotated[
+    str, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="The store, as tracking.uri in the config.")
+]
 AddressOption = Annotated[
     str | None,
     typer.Option(
@@ -86,6 +89,8 @@ def search(
 
     overrides = _with_environment(overrides)
     loaded = load(config, overrides)
+    _say_where(loaded)
+    _find_beside(config)
     if name is not None:
         check_name(name)
     if address and address.startswith("ray://"):
@@ -99,7 +104,7 @@ def search(
         from search.progress import ProgressDisplay
         from search.runner import run_search
 
-        with ProgressDisplay(_errors) as progress, _sent(address, loaded, working_dir) as sent:
+        with ProgressDisplay(_errors) as progress, _sent(address, loaded, working_dir, config) as sent:
             result = run_search(loaded, progress, name, address=address, working_dir=sent)
     _print(result, as_json)
 
@@ -130,12 +135,28 @@ def _with_environment(overrides: list[str] | None = None) -> list[str]:
     return [*(line for line in os.environ.get("SLIMFRONT_SET", "").splitlines() if line.strip()), *(overrides or [])]
 
 
+def _say_where(config: "Config") -> None:
+    if config.tracking.from_environment:
+        where = f"tracking.uri is not in the config: it is {config.tracking.shown_uri()}, from MLFLOW_TRACKING_URI"
+        _errors.print(where, soft_wrap=True)
+
+
+def _find_beside(config: Path) -> None:
+    """Has factories found that lie beside the config, here and in the processes that a Ray of our own starts."""
+    beside = str(config.resolve().parent)
+    if beside not in sys.path:
+        sys.path.append(beside)
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if beside not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([*paths, beside])
+
+
 @contextlib.contextmanager
-def _sent(address: str | None, config: "Config", working_dir: Path | None) -> "Iterator[str | None]":
+def _sent(address: str | None, config: "Config", working_dir: Path | None, file: Path) -> "Iterator[str | None]":
     """The code that the nodes of a cluster are sent, if any, in a directory for the time of the block."""
     from search.submission import directory_of_factories, staged
 
-    code = working_dir or (directory_of_factories(config) if address else None)
+    code = working_dir or (directory_of_factories(config, file) if address else None)
     if code is None:
         yield None
         return
@@ -189,13 +210,15 @@ def check(config: ConfigArgument, overrides: SetOption = None) -> None:
     """Check a config and print it with all defaults filled in."""
     from search.config import dump, load
 
-    print(dump(load(config, _with_environment(overrides))), end="")
+    loaded = load(config, _with_environment(overrides))
+    _say_where(loaded)
+    print(dump(loaded), end="")
 
 
 @app.command()
 def ui(
     search: Annotated[str | None, typer.Argument(help="Name of a search; left out: the latest.")] = None,
-    tracking_uri: Annotated[str, typer.Option(help="The store, as tracking.uri in the config.")] = "sqlite:///slimfront.db",
+    tracking_uri: UriOption = "sqlite:///slimfront.db",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
 ) -> None:
@@ -203,9 +226,6 @@ def ui(
     from search.ui import open_ui
 
     open_ui(_absolute(tracking_uri), search, port, browser=browser, say=lambda text: print(text, flush=True))
-
-
-UriOption = Annotated[str, typer.Option("--tracking-uri", help="The store, as tracking.uri in the config.")]
 
 
 @app.command()
@@ -294,8 +314,16 @@ def _hide_secrets(record: logging.LogRecord) -> bool:
     return True
 
 
+def _spare_loopback() -> None:
+    """Keeps what this machine asks itself (MLflow's UI, a cluster's dashboard through ssh) from going to a proxy."""
+    for name in ("no_proxy", "NO_PROXY"):
+        spared = [host for host in os.environ.get(name, "").split(",") if host]
+        os.environ[name] = ",".join(dict.fromkeys([*spared, "localhost", "127.0.0.1", "::1"]))
+
+
 def main() -> None:
     """Entry point: a mistake of the user ends with one sentence on stderr and exit code 2."""
+    _spare_loopback()
     handler = RichHandler(console=_errors, show_time=False, show_path=False)
     handler.addFilter(_hide_secrets)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])

@@ -105,7 +105,9 @@ def search_remotely(
     loaded = load(config, overrides)
     if name is not None:
         check_name(name)
-    with staged(working_dir or directory_of_factories(loaded), {}) as directory:
+    if loaded.tracking.from_environment:  # of this machine: the head has another
+        overrides = [*overrides, f"tracking.uri={loaded.tracking.uri}"]
+    with staged(working_dir or directory_of_factories(loaded, config), {}) as directory:
         _connect(address, str(directory))
         try:
             return _drive(read_text(config), list(overrides), name, said)

@@ -44,7 +44,7 @@ class Config(Candidate):
     constraints: dict[str, str] = Field(default_factory=dict)
     search: SearchOptions = SearchOptions()
     resources: Resources = Resources()
-    tracking: Tracking = Tracking()
+    tracking: Tracking = Field(default_factory=Tracking)
 
     @field_validator("name")
     @classmethod

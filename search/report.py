@@ -130,7 +130,7 @@ def summary(result: SearchResult, command: str) -> str:
     ledger = result.ledger
     counts = {status: ledger.counts[status] for status in ("completed", "stopped", "failed")}
     trials = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
-    store = "" if result.tracking_uri == Tracking().absolute_uri() else f" --tracking-uri {result.tracking_uri}"
+    store = "" if result.tracking_uri == Tracking().shown_uri() else f" --tracking-uri {result.tracking_uri}"
     path = without_secrets(parent(ledger.place))
     kept = "" if path == str(Path(SearchOptions().storage_path).resolve()) else f" --storage-path {path}"
     if not result.front:

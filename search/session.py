@@ -1,5 +1,6 @@
 """The state of a search on disk: its directory, its journal, its config as it began, and Optuna's study."""
 
+import json
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from search.journal import JOURNAL_FILE, Event, Journal, damaged, present, read_
 from search.names import locate
 from search.records import Ledger
 from search.searcher import rebuild
+from search.settings import STORE_VARIABLE
 from search.space import flatten
 from search.storage import Folder, Storage
 from search.study import OnlyWriter
@@ -178,6 +180,9 @@ def resumed_config(text: str, overrides: Sequence[str], search: str, *, trains: 
                 f"{path} of {search} had a secret, which is not recorded; give it again: SLIMFRONT_SET='{path}=…' in the "
                 "environment"
             )
+    again = os.environ.get(STORE_VARIABLE, "")
+    if "tracking.uri" not in given and _place(again) == _place(began.tracking.uri):
+        overrides = [*overrides, f"tracking.uri={json.dumps(again)}"]  # the same store, with the password that is not recorded
     config = load_recorded(text, overrides)
     _refuse_other_stores(config, began, search)
     for path in set(hidden) & set(given):
@@ -188,16 +193,17 @@ def resumed_config(text: str, overrides: Sequence[str], search: str, *, trains: 
     return config
 
 
-def _refuse_other_stores(config: Config, began: Config, search: str) -> None:
+def _place(uri: str | None) -> str:
     # Twice: what stood alone before an @ when it was recorded was a user's name, and seems a token now.
-    def place(uri: str | None) -> str:
-        return without_secrets(without_secrets(uri or ""))
+    return without_secrets(without_secrets(uri or ""))
 
-    if place(config.search.storage) != place(began.search.storage):
+
+def _refuse_other_stores(config: Config, began: Config, search: str) -> None:
+    if _place(config.search.storage) != _place(began.search.storage):
         raise UserError(
             f"search.storage: the study of {search} is at {began.search.storage or 'its own directory'}, and stays there"
         )
-    if place(config.tracking.absolute_uri()) != place(began.tracking.absolute_uri()):
+    if _place(config.tracking.absolute_uri()) != _place(began.tracking.absolute_uri()):
         raise UserError(f"tracking.uri: {search} is recorded at {began.tracking.shown_uri()}, and stays there")
 
 

@@ -1,5 +1,6 @@
 """The parts of a config that are about the search and not about its candidates."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -193,15 +194,28 @@ class Resources(Options):
         return {name: amount for name, amount in named.items() if amount} | self.custom
 
 
+STORE_VARIABLE = "MLFLOW_TRACKING_URI"
+"""MLflow's own variable: where a config says nothing, it says which store is meant."""
+
+OWN_STORE = "sqlite:///slimfront.db"
+"""The store where neither does."""
+
+
 class Tracking(Options):
-    """Where MLflow records: any tracking URI, and an experiment (left out: the config's name).
+    """Where MLflow records: any tracking URI (left out: `MLFLOW_TRACKING_URI` of the environment, or else a file here), and an
+    experiment (left out: the config's name).
 
     `system_metrics` adds the use of the driver's machine, its GPUs too, to the search's run.
     """
 
-    uri: str = "sqlite:///slimfront.db"
+    uri: str = Field(default_factory=lambda: os.environ.get(STORE_VARIABLE) or OWN_STORE)
     experiment: str | None = None
     system_metrics: bool = False
+
+    @property
+    def from_environment(self) -> bool:
+        """Whether the environment says which store is meant."""
+        return "uri" not in self.model_fields_set and self.uri == os.environ.get(STORE_VARIABLE)
 
     def shown_uri(self) -> str:
         """The absolute URI without its secrets: what may be recorded and printed."""

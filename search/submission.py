@@ -35,9 +35,11 @@ def submit(
         UserError: as `checked`.
     """
     loaded = checked(config, overrides, name)
+    if loaded.tracking.from_environment:  # of this machine: the head has another
+        overrides = [*overrides, f"tracking.uri={loaded.tracking.uri}"]
     search = name or new_names(loaded.name)[0]
     options = ["search", _CONFIG_FILE, "--name", search, *_sets(overrides)]
-    with staged(working_dir or directory_of_factories(loaded), {_CONFIG_FILE: read_text(config)}) as directory:
+    with staged(working_dir or directory_of_factories(loaded, config), {_CONFIG_FILE: read_text(config)}) as directory:
         return cluster.start(search, loaded.search.storage_path, options, directory)
 
 
@@ -111,12 +113,13 @@ def _refuse_secrets(words: Sequence[str]) -> None:
             raise UserError(f"{redact(word)} {_REFUSED}")
 
 
-def directory_of_factories(config: Config) -> Path | None:
-    """The present directory, if the config names a model or data factory whose module lies in it."""
+def directory_of_factories(config: Config, beside: Path | None = None) -> Path | None:
+    """The directory that holds the module of a model or data factory: the present one, or that of the config."""
     for part in (config.model, config.data):
         module = str(getattr(part, "factory", "")).partition(":")[0].partition(".")[0]
-        if module and (Path(module).is_dir() or Path(f"{module}.py").is_file()):
-            return Path.cwd()
+        for folder in [Path.cwd()] + ([beside.resolve().parent] if beside else []):
+            if module and (Path(folder, module).is_dir() or Path(folder, f"{module}.py").is_file()):
+                return folder
     return None
 
 

@@ -49,6 +49,12 @@ def own_data_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
+def no_store_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow sets the variable itself where a test names a store to it."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def one_thread() -> None:
     """Small networks train fastest on one thread, and results do not depend on the machine's cores."""
     torch.set_num_threads(1)

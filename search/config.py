@@ -135,7 +135,7 @@ class Config(Candidate):
         starts = () if isinstance(self.search.start_from, str) else self.search.start_from
         values = [(path, value) for path, parameter in self.space.items() for value in parameter.ends()]
         for path, value in [*values, *(item for start in starts for item in start.items())]:
-            if redact_values(value, path.rpartition(".")[2]) != value:
+            if repr(redact_values(value, path.rpartition(".")[2])) != repr(value):  # NaN is not equal to itself
                 raise _space_error(path, "varies in secrets, and all values of a trial are recorded; name them without a secret")
         return self
 
@@ -349,7 +349,7 @@ _STORES = (("tracking", "uri"), ("search", "storage"), ("search", "storage_path"
 def secret_paths(config: Config) -> list[str]:
     """Where a config holds a secret, by dotted path."""
     shown = flatten(as_plain(config))
-    return [path for path, value in flatten(config.model_dump(mode="json")).items() if shown[path] != value]
+    return [path for path, value in flatten(config.model_dump(mode="json")).items() if repr(shown[path]) != repr(value)]
 
 
 def dump(config: Config) -> str:

@@ -16,9 +16,10 @@ _SECRET_NAME = re.compile(
     r".*(?:password|passwd|passphrase)|(?:.*[\W_])?(?:pass|pwd|secret|token|credentials?|signature|sig|sas|auth|authorization|"
     r"(?:api|access|account|secret|private|shared)[\W_]?key(?:[\W_]?id)?)"
 )
-_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(\S*)")
+# Bounded, since a name of any length would be looked for from each of its letters: long text would take the square of its length.
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,40})://(\S*)")
 _WHOLE_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_ASSIGNMENT = re.compile(r"([\w.-]+)(\s?=\s?)(\"[^\"]*\"|'[^']*'|[^\s,;&)'\"]+)")
+_ASSIGNMENT = re.compile(r"([\w.-]{1,60})(\s?=\s?)(\"[^\"]*\"|'[^']*'|[^\s,;&)'\"]+)")
 _PARAMETER = re.compile(r"([?&;#])([^=&;#?]+)=([^&;#]*)")
 _NAMELESS = ("s3", "s3a", "s3n", "gs", "gcs", "http", "https", "ws", "wss")
 """Schemes where what stands alone before the `@` is a key or a token; in those of databases it is a user's name."""
@@ -97,7 +98,7 @@ def _login(scheme: str, rest: str) -> tuple[str, str]:
 def _parameter(match: re.Match[str], hidden: str) -> str:
     mark, name, value = match.groups()
     inner = unquote(value)
-    secret = is_secret_name(unquote(name)) or any(is_secret_name(m[1]) for m in re.finditer(r"([\w.-]+)=", inner))
+    secret = is_secret_name(unquote(name)) or any(is_secret_name(m[1]) for m in re.finditer(r"([\w.-]{1,60})=", inner))
     if not secret or value.startswith(HIDDEN):
         return match[0]
     return f"{mark}{name}={hidden}" if hidden else ""

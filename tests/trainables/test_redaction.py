@@ -1,5 +1,7 @@
 """No secret stays in a URI or in text, wherever it stands, and what is no secret does."""
 
+import time
+
 import pytest
 
 from trainables.redaction import is_secret_name, redact, redact_values, without_secrets
@@ -102,6 +104,15 @@ def test_secrets_go_from_nested_values_by_what_they_are_and_by_their_names() -> 
         "token": 3,
         "n": [1, None],
     }
+
+
+@pytest.mark.parametrize("piece", ["A", "a.", "a=", "=", "a://", "?", "?a=", "@", ":", "http://u:p@h ", "%3d", "' "])
+def test_long_text_takes_no_long_time(piece: str) -> None:
+    began = time.monotonic()
+    for text in (piece * 10_000, f"http://{piece * 10_000}", f"http://h?x={piece * 10_000}"):
+        redact(text)
+        without_secrets(text)
+    assert time.monotonic() - began < 2
 
 
 def test_names_of_secrets_are_known() -> None:

@@ -11,6 +11,7 @@ from trainables.candidate import Candidate
 from trainables.compaction import compact
 from trainables.compaction.agreement import Probe, difference, outputs
 from trainables.data import Split
+from trainables.data.look import looked_at
 from trainables.errors import TrialFailure, UserError
 from trainables.graph import trace
 from trainables.losses import Losses
@@ -36,6 +37,7 @@ def rehearse(candidate: Candidate, device: torch.device | str = "cpu") -> None:
     Raises:
         UserError: one sentence that names what cannot be done, and the module where that is known.
     """
+    looked_at(candidate.data, torch.device(device))
     with _naming(None, "the network cannot be trained"):
         training = Training(candidate, device)
     try:

@@ -32,6 +32,7 @@ from search.session import Session, begin, open_study, starting_values, take_up
 from search.tracking import Client, Recorder, connect
 from search.tracking.outbox import first_line
 from trainables.data import load_once
+from trainables.data.look import looked_at
 from trainables.errors import UserError
 from trainables.measures import accuracy, measure, measure_extra
 from trainables.penalties.base import check_penalties
@@ -209,7 +210,7 @@ def _dense_sizes(config: Config) -> dict[str, float]:
     """The sizes of the dense network, untrained: the scale of the hypervolume. Finds out if the parts fit."""
     base = config.candidate({})
     try:
-        data = load_once(base.data, torch.device("cpu"))
+        data = looked_at(base.data, torch.device("cpu"))
         network = base.model.build(data.input_shape, data.classes)
         sample = data.prepare(data.validation.inputs[:8])
         if base.int8 or "int8" in config.space:

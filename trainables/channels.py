@@ -15,6 +15,7 @@ from torch_pruning import ops
 
 from trainables.attention import projections
 from trainables.errors import UserError
+from trainables.graph import tied_modules
 
 _WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -127,8 +128,9 @@ def _groups(network: nn.Module, graph: torch_pruning.DependencyGraph) -> Iterato
     order = {name: position for position, name in enumerate(names.values())}
     found = []
     within_heads = projections(network)  # heads go whole, by `compaction.heads`
+    tied = {network.get_submodule(name) for name in tied_modules(network)}
     for dependencies in graph.get_all_groups(root_module_types=list(_WEIGHT_LAYERS)):
-        if dependencies[0].dep.layer in within_heads:
+        if dependencies[0].dep.layer in within_heads or tied.intersection(item.dep.layer for item in dependencies):
             continue
         group = _group(graph, dependencies, names)
         if group is not None:

@@ -163,8 +163,23 @@ def only_user(node: fx.Node) -> fx.Node | None:
 
 
 def call_counts(graph: fx.GraphModule) -> Counter[object]:
-    """How often each module is called, by name: one that is called twice cannot be changed for one place only."""
-    return Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
+    """How often each module is called, by name: one that is called twice cannot be changed for one place only.
+
+    Nor can one whose parameters another module, or the network's own code, holds too: it counts as called twice.
+    """
+    counts = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
+    for name in tied_modules(graph):
+        if counts[name]:
+            counts[name] += 1
+    return counts
+
+
+def tied_modules(network: nn.Module) -> set[str]:
+    """The names of the modules that hold a parameter which others hold too, by identity."""
+    holders: dict[int, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        holders.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+    return {name for names in holders.values() if len(names) > 1 for name in names}
 
 
 @dataclass(frozen=True)

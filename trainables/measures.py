@@ -3,7 +3,7 @@
 import io
 import math
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,14 +51,15 @@ def measure(network: nn.Module, inputs: Tensor) -> dict[str, float]:
     finally:
         network.train(training)
     saved = io.BytesIO()
-    torch.save({name: tensor.cpu() for name, tensor in network.state_dict().items()}, saved)  # a GPU's names take bytes too
+    state = distinct(network.state_dict(keep_vars=True))
+    torch.save({name: tensor.detach().cpu() for name, tensor in state.items()}, saved)  # a GPU's names take bytes too
     found: dict[str, float] = {
         "params": sum(p.numel() for p in parameters),
         "nonzero_params": sum(int(p.count_nonzero()) for p in parameters),
         "layers": sum(_count_layers(module) for module in network.modules()),
         "flops": flops,
         "bytes": saved.tell(),
-        "bytes_sparse": sum(_sparse_bytes(tensor) for tensor in network.state_dict().values()),
+        "bytes_sparse": sum(_sparse_bytes(tensor) for tensor in state.values()),
     }
     if peak is not None:
         found["peak_activation_bytes"] = peak
@@ -82,12 +83,20 @@ def measure_extra(
     """
     found: dict[str, float] = {}
     if "bytes_compressed" in names:
-        found["bytes_compressed"] = len(zlib.compress(b"".join(_encoded(tensor) for tensor in network.state_dict().values())))
+        found["bytes_compressed"] = len(
+            zlib.compress(b"".join(_encoded(tensor) for tensor in distinct(network.state_dict(keep_vars=True)).values()))
+        )
     if "latency_ms" in names or "speedup" in names:
         timing = time_networks([dense or network, network], inputs, latency)[1]
         times = {"latency_ms": timing.latency_ms, "speedup": timing.speedup}
         found |= {name: times[name] for name in times if name in names}
     return found
+
+
+def distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state dict that keeps variables, those that have several names once."""
+    first: dict[int, str] = {}
+    return {name: tensor for name, tensor in state.items() if first.setdefault(id(tensor), name) == name}
 
 
 def _sparse_bytes(tensor: Tensor) -> int:
@@ -140,21 +149,52 @@ def _watched(network: nn.Module, one_input: Tensor) -> tuple[int, int | None]:
         watch = _Watch(_apart(trace(network)))
     except UserError:
         watch = None
-    with plain_attention(), FlopCounterMode(display=False) as counter:
+    counted = network if watch is None else watch.module
+    with plain_attention(), FlopCounterMode(display=False) as counter, _uncounted(counted, counter) as extra:
         if watch is None:
             network(one_input)
         else:
             watch.run(one_input.clone())
-    return counter.get_total_flops(), watch.peak if watch else None
+    return counter.get_total_flops() + sum(extra), watch.peak if watch else None
 
 
 @torch.no_grad()
 def count_flops(network: nn.Module, one_input: Tensor) -> int:
     """The floating-point operations of a network for `one_input` (1, *input_shape), by torch's counter."""
-    with plain_attention(), FlopCounterMode(display=False) as counter:
+    with plain_attention(), FlopCounterMode(display=False) as counter, _uncounted(network, counter) as extra:
         network(one_input)
-    flops: int = counter.get_total_flops()
+    flops: int = counter.get_total_flops() + sum(extra)
     return flops
+
+
+@contextmanager
+def _uncounted(network: nn.Module, counter: FlopCounterMode) -> Iterator[list[int]]:
+    """Gathers the operations that torch's counter misses, whose kernels it does not know: recurrent and bilinear layers."""
+    extra: list[int] = []
+    before: list[int] = []
+
+    def enter(_module: nn.Module, _inputs: object) -> None:
+        before.append(counter.get_total_flops())
+
+    def leave(module: nn.Module, inputs: tuple[Any, ...], _outputs: object) -> None:
+        extra.append(_by_hand(module, inputs[0]) - (counter.get_total_flops() - before.pop()))
+
+    modules = [module for module in network.modules() if isinstance(module, nn.RNNBase | nn.Bilinear)]
+    handles = [hook for m in modules for hook in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]
+    try:
+        yield extra
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _by_hand(module: nn.Module, x: Any) -> int:
+    """A multiply-add is two. Recurrent: for each step, two for each entry of its matrices; bilinear: xᵀA, and that times y."""
+    if isinstance(module, nn.Bilinear):
+        examples: int = x.numel() // x.shape[-1]
+        return 2 * examples * module.out_features * module.in1_features * (module.in2_features + 1)
+    steps: int = x.data.shape[0] if isinstance(x, nn.utils.rnn.PackedSequence) else x.numel() // x.shape[-1]
+    return 2 * steps * sum(p.numel() for p in module.parameters() if p.dim() == 2)
 
 
 def _apart(traced: fx.GraphModule) -> fx.GraphModule:

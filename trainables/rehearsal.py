@@ -1,5 +1,6 @@
 """One real step on a copy, before training: what cannot be trained, made compact, kept or shipped is found out at once."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,16 +11,21 @@ from trainables.candidate import Candidate
 from trainables.compaction import compact
 from trainables.compaction.agreement import Probe, difference, outputs
 from trainables.data import Split
+from trainables.data.look import looked_at
 from trainables.errors import TrialFailure, UserError
 from trainables.graph import trace
 from trainables.losses import Losses
 from trainables.shipping.formats import why_not_exported
+from trainables.sparsifiers.base import out_of_reach
 from trainables.storage import check_storable, restore, store
 from trainables.training import Training
 
 _SAMPLES = 16
 """So many real inputs are looked at."""
 _TOLERANCE = 1e-4
+_NEGLIGIBLE = 0.1
+
+log = logging.getLogger(__name__)
 
 
 def rehearse(candidate: Candidate, device: torch.device | str = "cpu") -> None:
@@ -31,6 +37,7 @@ def rehearse(candidate: Candidate, device: torch.device | str = "cpu") -> None:
     Raises:
         UserError: one sentence that names what cannot be done, and the module where that is known.
     """
+    looked_at(candidate.data, torch.device(device))
     with _naming(None, "the network cannot be trained"):
         training = Training(candidate, device)
     try:
@@ -49,6 +56,7 @@ class _Rehearsal:
 
     def run(self) -> None:
         """All of it, in the order in which training comes to it."""
+        self._name_what_stays_dense()
         initial = {name: value.clone() for name, value in self.model.state_dict().items()}
         self._check_outputs()
         self._check_trace()
@@ -59,6 +67,20 @@ class _Rehearsal:
         if not all(bool(value.isfinite().all()) for value in self.model.parameters()):
             self.model.load_state_dict(initial)  # it diverges, which is a result and no mistake
         self._compact_and_keep()
+
+    def _name_what_stays_dense(self) -> None:
+        """Warns of layers that no sparsifier reaches, where they are more than a tenth of all weights."""
+        dense = out_of_reach(self.model)
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        if self.training.sparsifier is None or sum(dense.values()) <= _NEGLIGIBLE * total:
+            return
+        layers = sorted({name.rpartition(".")[0] or name for name in dense})
+        log.warning(
+            "%s of %s weights stay dense, whatever sparsifier.sparsity says: no sparsifier acts on %s",
+            f"{sum(dense.values()):,}",
+            f"{total:,}",
+            ", ".join(f"'{name}'" for name in layers[:10]) + (" …" if len(layers) > 10 else ""),
+        )
 
     def _check_outputs(self) -> None:
         """Whether the network gives logits, and the same ones each time in evaluation mode."""

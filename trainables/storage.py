@@ -33,9 +33,18 @@ def store(network: nn.Module, model: Model, input_shape: tuple[int, ...], classe
     """
     if isinstance(network, fx.GraphModule):
         return to_plain(network)
-    state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    state = _state(network)
     built = {"options": model.model_dump(mode="json"), "input_shape": list(input_shape), "classes": classes}
     return {"format": FORMAT, "model": built, "state": state}
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of a network's parameters and buffers on the CPU; what has several names is one tensor, and so is stored once."""
+    copies: dict[int, Tensor] = {}
+    return {
+        name: copies.setdefault(id(tensor), tensor.detach().cpu().clone())
+        for name, tensor in network.state_dict(keep_vars=True).items()
+    }
 
 
 def restore(stored: dict[str, Any], model: Model | None = None) -> nn.Module:

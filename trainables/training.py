@@ -23,7 +23,7 @@ from trainables.optimizers import build_optimizer, scheduled, set_lr, take_step
 from trainables.precision import check_bf16
 from trainables.refit import Refit, refit
 from trainables.sparsifiers import ActiveSparsifier, Setting
-from trainables.sparsifiers.base import prunable_weights
+from trainables.sparsifiers.base import computed_weights, prunable_weights
 from trainables.step_graphs import StepGraphs, step_graphs
 
 __all__ = ["Number", "Trained", "Training", "train"]
@@ -70,6 +70,7 @@ class Training:
             torch.manual_seed(seed)  # torch's initialisers know only the global generator
             self.model = candidate.model.build(self.data.input_shape, self.data.classes)
             self.noise = self._noise()
+        _refuse_computed_weights(candidate, self.model)
         self.model.to(self.device)
         options = self.options
         if options.channels_last:
@@ -413,6 +414,19 @@ class Training:
         self.shuffler.set_state(state["shuffler"].cpu())
         self.augmenter.set_state(state["augmenter"].cpu())
         self.noise |= {kind: noise.cpu() for kind, noise in state["noise"].items() if kind in self.noise}
+
+
+def _refuse_computed_weights(candidate: Candidate, model: nn.Module) -> None:
+    acts = [f"penalties.{name}" for name, options in candidate.penalties.items() if options.on]
+    acts += ["the sparsifier"] if candidate.sparsifier and candidate.sparsifier.on else []
+    acts += ["compaction"] if candidate.compaction.enabled else []
+    computed = computed_weights(model)
+    if acts and computed:
+        raise UserError(
+            f"the weight of '{computed[0]}' is computed anew in every forward pass (weight_norm or another parametrisation), so "
+            f"that {' and '.join(acts)} cannot act on it; build the network without it, or take it away by "
+            "torch.nn.utils.parametrize.remove_parametrizations"
+        )
 
 
 def _inner_layers(model: nn.Module) -> list[Layer]:

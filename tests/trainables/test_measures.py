@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.trainables.networks import Transformer
 from trainables.compaction import compact
@@ -106,3 +106,32 @@ def test_a_transformer_and_its_compact_form_measure_the_same_where_nothing_is_re
     before, after = measure(model, inputs), compact(model, inputs).report.after
     same = set(MEASURES) - {"bytes"}  # a file has a header for each tensor, and there are more of them
     assert {name: before[name] for name in same} == {name: after[name] for name in same}
+
+
+@pytest.mark.parametrize(("cls", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_recurrent_layers_are_counted_by_hand(cls: type[nn.RNNBase], gates: int, bidirectional: bool) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = cls(8, 32, batch_first=True, bidirectional=bidirectional)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.layer(x)[0]
+            return out
+
+    found = measure(Recurrent(), torch.randn(3, 8, 8))["flops"]
+    assert found == 8 * 2 * gates * 32 * 40 * (2 if bidirectional else 1)
+
+
+def test_bilinear_layers_are_counted() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Bilinear(5, 7, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.layer(x[:, :5], x[:, 5:])
+            return out
+
+    assert measure(Pair(), torch.randn(2, 12))["flops"] == 2 * 3 * 5 * (7 + 1)

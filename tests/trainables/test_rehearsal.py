@@ -1,5 +1,6 @@
 """What cannot be trained, made compact, kept or shipped is one sentence before training, which names the module."""
 
+import logging
 from typing import Any
 
 import pytest
@@ -162,3 +163,45 @@ def test_nothing_of_it_stays() -> None:
 
 def test_a_learning_rate_that_diverges_is_no_mistake() -> None:
     rehearse(candidate("normed", training={"epochs": 1, "lr": 1e30}))
+
+
+def weight_normed(old: bool = False) -> nn.Module:
+    norm = nn.utils.weight_norm if old else nn.utils.parametrizations.weight_norm
+    return nn.Sequential(nn.Flatten(), norm(nn.Linear(64, 32)), nn.ReLU(), nn.Linear(32, 10))
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_weight_that_is_computed_anew_is_refused_by_name_where_something_would_act_on_it(old: bool) -> None:
+    model = {"factory": "tests.trainables.test_rehearsal:weight_normed", "args": {"old": old}}
+    for acts in ({}, {"sparsifier": {"name": "channels", "sparsity": 0.5}, "compaction": {"enabled": False}}):
+        with pytest.raises(UserError, match="the weight of '1' is computed anew in every forward pass"):
+            rehearse(candidate("", model=model, **acts))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(8, 32, batch_first=True), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        """(N, 1, 8, 8) to (N, 10)."""
+        return self.head(self.lstm(x.view(-1, 8, 8))[0][:, -1])
+
+
+def test_layers_that_no_sparsifier_reaches_are_named_with_their_weights(caplog: pytest.LogCaptureFixture) -> None:
+    sparse = {"sparsifier": {"name": "magnitude", "sparsity": 0.7}, "compaction": {"enabled": False}}
+    with caplog.at_level(logging.WARNING):
+        rehearse(candidate("Two", **sparse))
+        assert not caplog.records
+        rehearse(candidate("Recurrent", **sparse))
+    assert "5,120 of 5,706 weights stay dense" in caplog.text
+    assert "'lstm'" in caplog.text
+
+
+def test_tied_weights_are_pruned_and_made_compact_without_coming_apart() -> None:
+    for sparsifier in ({"name": "magnitude", "sparsity": 0.5}, {"name": "nm"}):
+        trained = train(candidate("", model={"factory": "tests.trainables.test_storage:Tied"}, sparsifier=sparsifier))
+        network = trained.compacted.network
+        assert network.get_parameter("a.weight") is network.get_parameter("b.weight")
+        assert trained.measures["params"] <= 2 * 64 * 64 + 3 * 64 + 650

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from tests.trainables.networks import Transformer
 from trainables.compaction import compact
 from trainables.errors import UserError
-from trainables.models import MLP, Factory
+from trainables.measures import measure
+from trainables.models import MLP, MODELS, Factory
 from trainables.storage import check_storable, read, restore, store
 
 
@@ -185,3 +186,39 @@ def test_what_is_no_network_is_refused_in_one_sentence(tmp_path: Path, content: 
     torch.save([1, 2], file)
     with pytest.raises(UserError, match="it holds a list"):
         read(file)
+
+
+class Tied(nn.Module):
+    """Two layers that share one weight, and a stem and a head of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 1, 8, 8) to (N, 10)."""
+        x = torch.relu(self.stem(x.flatten(1)))
+        out: Tensor = self.head(torch.relu(self.b(torch.relu(self.a(x)))))
+        return out
+
+
+@pytest.mark.parametrize("compacted", [True, False])
+def test_tied_weights_are_counted_and_stored_once_and_tied_after_loading(tmp_path: Path, compacted: bool) -> None:
+    torch.manual_seed(0)
+    network, inputs = Tied().eval(), torch.randn(4, 1, 8, 8)
+    with torch.no_grad():
+        network.a.weight[:20] = 0
+        network.b.bias[3] = network.a.bias[5] = -1
+    sizes = measure(network, inputs)
+    kept = compact(network, inputs).network if compacted else network
+    options = MODELS.parse_named({"name": "factory", "factory": "tests.trainables.test_storage:Tied"})
+    torch.save(store(kept, options, (1, 8, 8), 10), tmp_path / "network.pt")
+    restored = restore(torch.load(tmp_path / "network.pt", weights_only=True), options)
+    after = measure(restored, inputs)
+    assert after["params"] <= sizes["params"] == 2 * 64 * 64 + 3 * 64 + 650
+    assert (tmp_path / "network.pt").stat().st_size < 4 * sizes["params"] + 12_000
+    assert after["bytes"] < 4 * sizes["params"] + 6_000
+    assert restored.get_parameter("a.weight") is restored.get_parameter("b.weight")
+    assert torch.equal(restored(inputs), kept(inputs))
+    torch.testing.assert_close(kept(inputs), network(inputs))

@@ -75,11 +75,14 @@ def to_plain(network: fx.GraphModule) -> dict[str, Any]:
         ValueError: if the network holds a module or an operation that is not in the tables above.
     """
     modules: dict[str, Any] = {}
+    kept: dict[int, str] = {}
     nodes = []
     for node in network.graph.nodes:
         target, values = str(node.target), node.args
         if node.op == "call_module":
-            modules[target] = _module_to_plain(network.get_submodule(target), target)
+            if target not in modules:
+                modules[target] = _module_to_plain(network.get_submodule(target), target)
+                _tie(modules[target], network.get_submodule(target), target, kept)
         elif node.op == "get_attr":
             modules[target] = _tensor_to_plain(network, target)
         elif node.op == "call_function" and node.target is getattr and node.args[1:] == ("shape",):
@@ -114,7 +117,10 @@ def from_plain(plain: dict[str, Any]) -> fx.GraphModule:
         if stored["kind"] in _TENSORS:
             _tensor_from_plain(_submodule(root, parent), leaf, stored)
         else:
-            _submodule(root, parent).add_module(leaf, _module_from_plain(stored))
+            _submodule(root, parent).add_module(leaf, _module_from_plain(stored, plain["modules"]))
+    for name, stored in plain["modules"].items():
+        for leaf, source in stored.get("tied", {}).items():
+            setattr(root.get_submodule(name), leaf, root.get_parameter(source))
     graph = fx.Graph()
     made: dict[str, fx.Node] = {}
     for node in plain["nodes"]:
@@ -192,12 +198,23 @@ def _tensor_from_plain(owner: nn.Module, leaf: str, stored: dict[str, Any]) -> N
         owner.register_buffer(leaf, tensor)
 
 
-def _module_from_plain(stored: dict[str, Any]) -> nn.Module:
+def _tie(plain: dict[str, Any], module: nn.Module, name: str, kept: dict[int, str]) -> None:
+    """Keeps a parameter that another module holds too where it was first: `tied` says which."""
+    for leaf, parameter in module.named_parameters():
+        source = kept.setdefault(id(parameter), f"{name}.{leaf}")
+        if source != f"{name}.{leaf}":
+            plain.setdefault("tied", {})[leaf] = source
+            del plain["state"][leaf]
+
+
+def _module_from_plain(stored: dict[str, Any], modules: dict[str, Any]) -> nn.Module:
     cls, _ = _MODULES[stored["kind"]]
     arguments = {key: _argument_from_plain(value, {}) for key, value in stored["arguments"].items()}
     with torch.device("meta"):
         module = cls(**arguments)
-    module.load_state_dict(stored["state"], assign=True)
+    tied = {leaf: source.rpartition(".") for leaf, source in stored.get("tied", {}).items()}
+    state = {leaf: modules[owner]["state"][name] for leaf, (owner, _, name) in tied.items()}
+    module.load_state_dict(stored["state"] | state, assign=True)
     return module
 
 

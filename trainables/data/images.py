@@ -1,5 +1,7 @@
 """Decodes images into uint8 tensors, chunk by chunk: only the room for the result grows with their number."""
 
+import functools
+import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -20,7 +22,10 @@ from trainables.data.room import Empty
 from trainables.errors import UserError
 
 _GREY = ("1", "L", "LA", "La")
+_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "F")
+
+log = logging.getLogger(__name__)
 
 CHUNK = 64
 """Images that are decoded at a time."""
@@ -66,6 +71,7 @@ def decode_into(sources: Sequence[Rows], decode: Callable[[Any], Image.Image], s
     Raises:
         UserError: if an image is missing, cannot be decoded, has more than 8 bits per channel, or another size than the rest.
     """
+    _warn_of_transparency.cache_clear()
     try:
         return _decode_into(sources, decode, size, empty, None)
     except _Coloured:  # rare: the first coloured image is not among the first few
@@ -123,6 +129,20 @@ def _decoded(make: Callable[[tuple[int, list[Any]]], list[Array]], rows: Rows) -
             return
 
 
+@functools.cache
+def _warn_of_transparency(where: str) -> None:
+    """Says so once in a process."""
+    log.warning(
+        "%s have transparent images, whose alpha is left out, so that what it hid is seen; lay them on a background before", where
+    )
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    if image.mode not in _ALPHA and "transparency" not in image.info:
+        return False
+    return int(np.asarray(image.convert("RGBA"))[:, :, 3].min()) < 255
+
+
 def usable_cores() -> int:
     """Those that this process may use, eight at most: each process takes some 200 MB."""
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -140,6 +160,8 @@ def _decode(item: tuple[int, list[Any]], decode: Callable[[Any], Image.Image], s
             raise UserError(f"row {row} of {where} is not an image that Pillow can read: {error}") from error
         if image.mode in _DEEP:
             raise UserError(f"row {row} of {where} has more than 8 bits per channel; convert the images to 8 bits")
+        if _is_transparent(image):
+            _warn_of_transparency(where)
         image = image.convert("L" if image.mode in _GREY else "RGB")
         if size is not None and image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BILINEAR)

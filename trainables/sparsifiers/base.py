@@ -38,13 +38,47 @@ class Setting:
 def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights that may be dropped, by parameter name, in order.
 
-    Those of linear and convolutional layers, and the projections of attention, which are linear layers in all but name.
+    Those of linear and convolutional layers, and the projections of attention, which are linear layers in all but name; what
+    several layers share is there once.
     """
-    found: dict[str, Tensor] = {}
+    found: dict[int, tuple[str, Tensor]] = {}
     for name, module in model.named_modules():
         kinds = next((kinds for layer, kinds in _WEIGHTS.items() if isinstance(module, layer)), ())
-        found |= {f"{name}.{kind}" if name else kind: w for kind in kinds if (w := getattr(module, kind)) is not None}
-    return found
+        for kind in kinds:
+            if (weight := getattr(module, kind)) is not None:
+                found.setdefault(id(weight), (f"{name}.{kind}" if name else kind, weight))
+    return dict(found.values())
+
+
+def computed_weights(model: nn.Module) -> list[str]:
+    """The layers whose weight is computed anew in each forward (weight_norm and other parametrisations), by name.
+
+    What is set to zero in it is lost at once, so that nothing can act on it.
+    """
+    layers: tuple[type[nn.Module], ...] = (
+        *_WEIGHTS,
+        nn.ConvTranspose1d,
+        nn.ConvTranspose2d,
+        nn.ConvTranspose3d,
+        nn.RNNBase,
+        nn.Embedding,
+        nn.Bilinear,
+    )
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, layers)
+        and (
+            torch.nn.utils.parametrize.is_parametrized(module)
+            or not isinstance(getattr(module, "weight", None), nn.Parameter | None)
+        )
+    ]
+
+
+def out_of_reach(model: nn.Module) -> dict[str, int]:
+    """The matrices that no sparsifier acts on, by parameter name with their number of weights: recurrent layers and the like."""
+    reached = {id(weight) for weight in prunable_weights(model).values()}
+    return {name: p.numel() for name, p in model.named_parameters() if p.dim() > 1 and id(p) not in reached}
 
 
 def taking_part(model: nn.Module, exclude: tuple[str, ...]) -> dict[str, Tensor]:

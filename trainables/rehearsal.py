@@ -136,7 +136,7 @@ class _Rehearsal:
         with _naming(None, "the network cannot be made compact and kept"):
             network = compact(self.model, self.sample, candidate.compaction).network
             stored = store(network, candidate.model, training.data.input_shape, training.data.classes)
-            back = restore(stored).to(self.sample.device)
+            back = restore(stored, candidate.model).to(self.sample.device)
             if difference(outputs(network, self.sample), outputs(back, self.sample), _TOLERANCE, both_nan=True) > _TOLERANCE:
                 raise UserError("the network is not the same after it was stored and read again")
         if "model" in stored:

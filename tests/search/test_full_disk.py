@@ -78,7 +78,7 @@ def test_a_journal_has_whole_lines_only_however_full_its_disk_is(tmp_path: Path,
 
         def fill() -> None:
             while True:
-                written.append(journal.append("point", number=len(written), text="x" * 1000))
+                written.append(journal.append("note", number=len(written), text="x" * 1000))
 
         with pytest.raises(OSError, match="No space left on device"):
             fill()
@@ -86,7 +86,7 @@ def test_a_journal_has_whole_lines_only_however_full_its_disk_is(tmp_path: Path,
         assert list(read_events(disk.place / JOURNAL_FILE)) == written
         disk.grow()
         again = Journal(disk.place)
-        written.append(again.append("point", number=-1))
+        written.append(again.append("note", number=-1))
         again.close()
         assert list(read_events(disk.place / JOURNAL_FILE)) == written
     finally:

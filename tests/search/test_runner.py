@@ -106,7 +106,9 @@ def test_the_parent_has_the_front_as_png_as_offline_html_and_as_json(finished: t
 def test_the_json_has_what_programs_need(finished: tuple[Path, SearchResult]) -> None:
     directory, result = finished
     plain = as_json(result)
-    assert list(plain) == ["search", "objectives", "trials", "dense", "front", "hypervolume", "wall_seconds", "tracking_uri"]
+    keys = ["search", "objectives", "trials", "dense", "front", "hypervolume", "wall_seconds", "tracking_uri", "undelivered"]
+    assert list(plain) == keys
+    assert plain["undelivered"] is False
     assert plain["trials"] == {"completed": 6, "stopped": 0, "failed": 0}
     assert plain["dense"]["nonzero_params"] == plain["dense"]["params"] == 64 * 16 + 16 + 16 * 16 + 16 + 16 * 10 + 10
     _, children = runs_of(directory, result)

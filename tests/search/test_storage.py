@@ -91,8 +91,8 @@ def test_a_journal_in_a_bucket_is_read_on_another_machine(
 ) -> None:
     monkeypatch.setattr(storage, "SEGMENT_BYTES", 200)
     journal = journal_of(bucket, database)
-    written = [journal.append("point", number=number) for number in range(20)]
-    journal.append("epochs", number=20)  # waits for the next event, and is lost with the machine
+    written = [journal.append("note", number=number) for number in range(20)]
+    journal.append("epochs", number=20, history=[])  # waits for the next event, and is lost with the machine
     another_machine(tmp_path)
     folder = Storage(bucket).folder("one")
     assert present(folder)
@@ -101,7 +101,7 @@ def test_a_journal_in_a_bucket_is_read_on_another_machine(
     assert len(files.get_file_info(fs.FileSelector(f"{root}/one/journal"))) > 3
     journal.close()
     again = Journal(folder.local, folder.mirror(database))
-    written += [again.append("epochs", number=21), again.append("ended", number=21)]
+    written += [again.append("epochs", number=21, history=[]), again.append("note", number=21)]
     another_machine(tmp_path)
     assert present(folder)
     assert list(read_events(folder.local / JOURNAL_FILE)) == written
@@ -113,7 +113,7 @@ def test_one_driver_at_a_time_and_another_when_it_is_lost(
 ) -> None:
     monkeypatch.setattr(fencing, "LEASE_S", 1.5)
     first = journal_of(bucket, database)
-    first.append("begun")
+    first.append("opened")
     another_machine(tmp_path)
     folder = Storage(bucket).folder("one")
     folder.local.mkdir(parents=True)
@@ -123,10 +123,10 @@ def test_one_driver_at_a_time_and_another_when_it_is_lost(
     first.fence.closing.set()  # it does nothing any more, as if its machine were gone
     first.fence.keeper.join()
     second = Journal(folder.local, folder.mirror(database))
-    second.append("session", number=2)
+    second.append("note", number=2)
     with pytest.raises(Superseded, match="another process has taken over one"):
-        first.append("point", number=3)
-    second.append("session", number=4)
+        first.append("note", number=3)
+    second.append("note", number=4)
     assert present(folder)
     assert [event.get("number") for event in read_events(folder.local / JOURNAL_FILE)] == [None, 2, 4]
     second.close()
@@ -138,7 +138,7 @@ def test_what_a_superseded_driver_writes_is_not_read_whatever_it_does(
 ) -> None:
     monkeypatch.setattr(fencing, "LEASE_S", 0.5)
     first = journal_of(bucket, database)
-    first.append("begun")
+    first.append("opened")
     assert first.fence is not None and first.mirror is not None and first.fence.keeper is not None
     first.fence.closing.set()
     first.fence.keeper.join()
@@ -148,11 +148,11 @@ def test_what_a_superseded_driver_writes_is_not_read_whatever_it_does(
     second.take()
     second.pull(tmp_path / "there")
     monkeypatch.setattr(first.fence, "check", lambda: None)  # it looked just before, and then stood still
-    first.mirror.push(b'{"event": "point", "number": 1}\n')
+    first.mirror.push(b'{"event": "note", "number": 1}\n')
     monkeypatch.setattr(storage, "SEGMENT_BYTES", 1)
-    first.mirror.push(b'{"event": "point", "number": 2}\n')
-    first.mirror.push(b'{"event": "point", "number": 3}\n')
-    second.push(b'{"event": "point", "number": 4}\n')
+    first.mirror.push(b'{"event": "note", "number": 2}\n')
+    first.mirror.push(b'{"event": "note", "number": 3}\n')
+    second.push(b'{"event": "note", "number": 4}\n')
     third = folder.mirror()
     assert third is not None
     third.pull(tmp_path / "read")
@@ -181,18 +181,18 @@ def test_a_bucket_that_is_away_for_a_while_is_waited_for(
     with s3_server(port) as address:
         uri = new_bucket(address, monkeypatch, tmp_path)
         journal = journal_of(uri, database)
-        journal.append("begun")
+        journal.append("opened")
     monkeypatch.setattr(storage, "PATIENCE_S", 0.0)
     with pytest.raises(OSError, match="Could not connect"):
-        journal.append("point", number=1)
+        journal.append("note", number=1)
     monkeypatch.setattr(storage, "PATIENCE_S", 600.0)
     with contextlib.ExitStack() as stack:
         monkeypatch.setattr(storage.time, "sleep", lambda _seconds: stack.enter_context(s3_server(port)))
-        journal.append("point", number=2)
+        journal.append("note", number=2)
         assert caplog.text.count("does not take a write; the search waits for it") == 1
         folder = Storage(uri).folder("one")
         assert present(folder)
-        assert [event["event"] for event in read_events(folder.local / JOURNAL_FILE)] == ["begun", "point", "point"]
+        assert [event["event"] for event in read_events(folder.local / JOURNAL_FILE)] == ["opened", "note", "note"]
         journal.close()
 
 

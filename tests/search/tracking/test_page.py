@@ -18,6 +18,7 @@ from mlflow.entities import Run
 from search.objectives import OBJECTIVES, Constraint
 from search.picks import member_name
 from search.records import Ledger, SearchResult
+from search.session import read_search
 from search.tracking import charts, compare, models
 from search.tracking.page import live_metrics
 from search.tracking.store import find_search
@@ -138,8 +139,9 @@ def test_every_front_member_is_a_model_that_loads_without_slimfront_and_the_regi
 
     x = torch.from_numpy(numpy.random.default_rng(0).normal(size=(5, 1, 8, 8)).astype("float32"))
     mean, std = Digits().load().normalisation()  # the model takes inputs as they come
+    config, _ = read_search(result.search, str(directory / "runs"))
     for line, member in zip(outputs, result.front, strict=False):
-        network = charts.load(member)
+        network = charts.load(member, config)
         assert network is not None
         torch.testing.assert_close(
             torch.tensor([float(v) for v in line.split()]), network((x - mean) / std).detach().flatten(), atol=1e-5, rtol=0

@@ -60,10 +60,12 @@ class Fence:
     """The right to write to one search: the number of its driver, for as long as it is the highest."""
 
     def __init__(self, database: str, search: str, owner: str) -> None:
-        """Args:
-        database: its URL.
-        search: a name that no other search of the database has, of at most 250 characters.
-        owner: what others are told of this process.
+        """Nothing is taken yet.
+
+        Args:
+            database: its URL.
+            search: a name that no other search of the database has, of at most 250 characters.
+            owner: what others are told of this process.
 
         Raises:
             UserError: if the database cannot be used.

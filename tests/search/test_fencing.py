@@ -99,7 +99,7 @@ while True:
     except fencing.Superseded as error:
         print("superseded", flush=True)
         break
-    time.sleep(0.01)
+    time.sleep(0.1)  # a SQLite that is written to all the time lets nobody read
 """
 
 

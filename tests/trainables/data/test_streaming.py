@@ -192,7 +192,7 @@ def peak(options):
     most[0] = max(most[0], anonymous())
     return most[0] - before, sum(part.inputs.nbytes for part in (data.train, data.validation, data.test))
 HuggingFace(path=sys.argv[1], limit=64).load()  # imports, and what is allocated once
-print(json.dumps([peak(HuggingFace(path=sys.argv[1], in_memory=where)) for where in (False, True)]))
+print(json.dumps(peak(HuggingFace(path=sys.argv[1], in_memory=sys.argv[2] == "memory"))))
 """
 
 
@@ -200,12 +200,19 @@ def test_decoding_to_disk_takes_far_less_memory_than_the_data(tmp_path: Path) ->
     labels = np.arange(700) % 3
     few = [made.png(np.full((256, 256, 3), 80 * label, dtype=np.uint8)) for label in range(3)]
     made.write_parquet(tmp_path / "data" / "train.parquet", [few[label] for label in labels], labels)
-    command = [sys.executable, "-c", MEASURED, str(tmp_path / "data")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=110)
-    assert done.returncode == 0, done.stderr
-    (on_disk, size), (in_memory, same_size) = json.loads(done.stdout.splitlines()[-1])
+
+    def measured(where: str) -> tuple[int, int]:
+        # Each in a process of its own: what the first had freed would count for the second.
+        command = [sys.executable, "-c", MEASURED, str(tmp_path / "data"), where]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=110)
+        assert done.returncode == 0, done.stderr
+        most, size = json.loads(done.stdout.splitlines()[-1])
+        return most, size
+
+    on_disk, size = measured("disk")
+    in_memory, same_size = measured("memory")
     assert size == same_size > 75e6
-    assert in_memory > 0.9 * size  # so it is seen
+    assert in_memory > 0.8 * size  # so it is seen
     assert on_disk < 0.5 * size
 
 

@@ -206,12 +206,24 @@ def rebuild(
 
 
 @app.command()
-def check(config: ConfigArgument, overrides: SetOption = None) -> None:
-    """Check a config and print it with all defaults filled in."""
+def check(
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    build: Annotated[bool, typer.Option(help="Load the data, build the networks and take one step of each, too.")] = True,
+) -> None:
+    """Check a config as a search would before its first trial, and print it with all defaults filled in."""
     from search.config import dump, load
 
     loaded = load(config, _with_environment(overrides))
     _say_where(loaded)
+    if build:
+        _find_beside(config)
+        with contextlib.redirect_stdout(sys.stderr):
+            from search.preflight import preflight
+            from search.session import starting_values
+
+            starting_values(loaded)
+            preflight(loaded)
     print(dump(loaded), end="")
 
 

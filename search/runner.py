@@ -23,6 +23,7 @@ from search.nodes import check_fits, ray_session, room
 from search.objectives import Direction
 from search.observer import Observer
 from search.packing import Packing, pack
+from search.preflight import preflight
 from search.progress import Progress
 from search.records import Point, SearchResult, label
 from search.scheduler import MultiObjectiveASHA
@@ -32,12 +33,8 @@ from search.session import Session, begin, open_study, starting_values, take_up
 from search.tracking import Client, Recorder, connect
 from search.tracking.outbox import first_line
 from trainables.data import load_once
-from trainables.data.look import looked_at
 from trainables.errors import UserError
-from trainables.measures import accuracy, measure, measure_extra
-from trainables.penalties.base import check_penalties
-from trainables.rehearsal import rehearse
-from trainables.shipping.formats import need_onnx
+from trainables.measures import accuracy
 from trainables.shipping.int8 import as_int8
 from trainables.storage import read
 from trainables.trainable import CandidateTrainable
@@ -67,7 +64,7 @@ def run_search(
         UserError: before any trial starts, if the tracking store does not answer, the network does not fit the data,
             the resources of one trial are not there, or there is a search of that name.
     """
-    dense_sizes = _dense_sizes(config)
+    dense_sizes = preflight(config)
     starts = starting_values(config)
     client = connect(config.tracking.absolute_uri())
     with ray_session(address, working_dir):
@@ -204,26 +201,6 @@ def _finish(session: Session, observer: Observer, recorder: Recorder, seconds: f
     observer.write("finished", status=status, seconds=round(seconds, 2))
     delivered = recorder.close()
     return dataclasses.replace(result, run_ids=dict(recorder.run_ids), undelivered=not delivered)
-
-
-def _dense_sizes(config: Config) -> dict[str, float]:
-    """The sizes of the dense network, untrained: the scale of the hypervolume. Finds out if the parts fit."""
-    base = config.candidate({})
-    try:
-        data = looked_at(base.data, torch.device("cpu"))
-        network = base.model.build(data.input_shape, data.classes)
-        sample = data.prepare(data.validation.inputs[:8])
-        if base.int8 or "int8" in config.space:
-            need_onnx()
-        sizes = measure(network, sample) | measure_extra(network, sample, base.measures, latency=base.latency)
-        check_penalties(config.varied_penalties(), network, sample)
-        for candidate in config.rehearsed():
-            rehearse(candidate)
-        return {name: float(value) for name, value in sizes.items()}
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"the model '{base.model.name}' does not work on the data set '{base.data.name}': {error}") from error
 
 
 def _scheduler(session: Session, observer: Observer) -> MultiObjectiveASHA | None:

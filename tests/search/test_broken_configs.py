@@ -90,6 +90,8 @@ def test_whatever_is_raised_while_a_config_is_read_is_one_sentence(tmp_path: Pat
 
 @pytest.mark.parametrize("file", ["/dev/zero", "no\nsuch"])
 def test_the_command_ends_with_one_line_and_exit_code_2(file: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "search", "check", file], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "search", "check", "--no-build", file], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("Error: cannot read the config ")

@@ -79,6 +79,29 @@ def test_check_prints_the_resolved_config(
     assert load(Path("resolved.yaml")) == load(config_file, ["training.epochs=5"])
 
 
+IMPOSSIBLE = {
+    "data": ({"data": {"name": "factory", "factory": "nowhere:load"}}, "nowhere"),
+    "network": ({"model": {"name": "factory", "factory": "torch.nn:Linear", "args": {"in_features": 3}}}, "raised TypeError"),
+    "start": ({"search": {"start_from": "no-such-search"}}, "no-such-search"),
+}
+
+
+@pytest.mark.parametrize("part", ["data", "network", "start"])
+def test_check_refuses_what_a_search_refuses_later(
+    part: str, config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, named = IMPOSSIBLE[part]
+    tree = yaml.safe_load(config_file.read_text())
+    config_file.write_text(yaml.safe_dump(tree | change))
+    answers = {}
+    for command in ("check", "search"):
+        code, out, answers[command] = slimfront(capsys, monkeypatch, command, str(config_file))
+        assert (code, out) == (2, "")
+    assert named in answers["check"]
+    assert answers["check"] == answers["search"]
+    assert slimfront(capsys, monkeypatch, "check", "--no-build", str(config_file))[0] == 0
+
+
 def test_ui_without_a_search_says_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

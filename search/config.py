@@ -207,10 +207,10 @@ class Config(Candidate):
         return [self.candidate(sparsest)] + [self.candidate(sparsest | {p: end}) for p, ends in ranges.items() for end in ends]
 
     def rehearsed(self) -> list[Candidate]:
-        """What is tried before a search: `varied_sparsifiers`, every architecture, and the ends of batch sizes."""
+        """What is tried before a search: `varied_sparsifiers`, every architecture, int8, and the ends of batch sizes."""
         found = self.varied_sparsifiers()
         for path, parameter in self.space.items():
-            if path == "model" or path.startswith("model.") or path == "training.batch_size":
+            if path.partition(".")[0] in ("model", "int8") or path == "training.batch_size":
                 values = parameter.choices if parameter.choices is not None else parameter.ends()
                 found += [self.candidate({path: value}) for value in values]
         return list({candidate.model_dump_json(): candidate for candidate in found}.values())

@@ -1,5 +1,6 @@
 """One real step on a copy, before training: what cannot be trained, made compact, kept or shipped is found out at once."""
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from trainables.errors import TrialFailure, UserError
 from trainables.graph import trace
 from trainables.losses import Losses
 from trainables.shipping.formats import why_not_exported
+from trainables.shipping.int8 import as_int8
 from trainables.sparsifiers.base import out_of_reach
 from trainables.storage import check_storable, restore, store
 from trainables.training import Training
@@ -141,6 +143,9 @@ class _Rehearsal:
                 raise UserError("the network is not the same after it was stored and read again")
         if "model" in stored:
             _check_shippable(network, self.sample)
+        if candidate.int8:
+            with _naming(None, "the network cannot be quantised to int8"):
+                as_int8(copy.deepcopy(network).cpu(), training.data).val_accuracy(training.data)
 
 
 def _check_shippable(network: nn.Module, sample: Tensor) -> None:

@@ -205,3 +205,21 @@ def test_tied_weights_are_pruned_and_made_compact_without_coming_apart() -> None
         network = trained.compacted.network
         assert network.get_parameter("a.weight") is network.get_parameter("b.weight")
         assert trained.measures["params"] <= 2 * 64 * 64 + 3 * 64 + 650
+
+
+def test_channels_where_none_can_be_removed_names_the_layers_that_no_sparsifier_reaches() -> None:
+    channels = {"sparsifier": {"name": "channels", "sparsity": 0.5}, "compaction": {"enabled": False}}
+    with pytest.raises(UserError, match=r"no channel in this network that can be removed.*'lstm' has weights"):
+        rehearse(candidate("Recurrent", **channels))
+
+
+class Bessel(Two):
+    def forward(self, x: Tensor) -> Any:
+        return self.head(torch.special.bessel_j0(self.hidden(x)))
+
+
+def test_int8_that_no_exporter_takes_is_refused_before_training() -> None:
+    kept = {"compaction": {"enabled": False}}
+    rehearse(candidate("Bessel", **kept))
+    with pytest.raises(UserError, match=r"(?i)onnx|int8"):
+        rehearse(candidate("Bessel", int8=True, **kept))

@@ -9,13 +9,13 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch_pruning.pruner.importance import BNScaleImportance, GroupMagnitudeImportance, GroupTaylorImportance
 
 from trainables.channels import ChannelGroup, channel_groups
 from trainables.errors import UserError
 from trainables.heads import HeadGroup, head_groups
-from trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier, Setting, prunable_weights, taking_part
+from trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier, Setting, out_of_reach, prunable_weights, taking_part
 from trainables.sparsifiers.masks import choose_masks
 from trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
 
@@ -49,6 +49,17 @@ class Channels(Scheduled):
         return ActiveChannels(self, setting)
 
 
+def _nothing_to_remove(model: nn.Module) -> str:
+    dense = sorted({name.rpartition(".")[0] or name for name in out_of_reach(model)})
+    if not dense:
+        return "sparsifier: there is no channel in this network that can be removed, or all are excluded"
+    named = ", ".join(f"'{name}'" for name in dense[:10]) + (" …" if len(dense) > 10 else "")
+    return (
+        f"sparsifier: there is no channel in this network that can be removed, or all are excluded; {named} has weights that no "
+        "sparsifier acts on, and what lies beside such a layer keeps its channels"
+    )
+
+
 class ActiveChannels(ActiveSparsifier):
     """Channel sparsity at work on one network; its masks cover whole rows of weights and biases, batch norms included."""
 
@@ -65,7 +76,7 @@ class ActiveChannels(ActiveSparsifier):
             raise UserError(f"sparsifier: {error}; take another one than channels") from error
         self.groups = [group for group in groups if not excluded & group.parameters]
         if not self.groups:
-            raise UserError("sparsifier: there is no channel in this network that can be removed, or all are excluded")
+            raise UserError(_nothing_to_remove(setting.model))
         if options.importance == "batch-norm" and not all(self._has_batch_norm(group) for group in self.groups):
             raise UserError("sparsifier.importance: batch-norm needs a batch norm behind each layer; take norm or taylor")
         self.parameters = dict(setting.model.named_parameters())

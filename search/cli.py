@@ -269,7 +269,7 @@ def register(
     tracking_uri: UriOption = "sqlite:///slimfront.db",
 ) -> None:
     """Put a network of a front in MLflow's model registry."""
-    from search.names import name_in_store
+    from search.locate import name_in_store
     from search.picks import member_name
     from search.picks import pick as pick_member
     from search.tracking import compare, connect, models

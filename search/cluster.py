@@ -15,7 +15,7 @@ from typing import Any
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from search.names import name_in_store
+from search.locate import name_in_store
 from search.progress import BEGUN
 from trainables.errors import UserError
 from trainables.options import suggest

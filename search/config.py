@@ -13,9 +13,8 @@ from search.explain import explain, explain_first
 from search.idle import idle
 from search.names import BAD_NAME, is_name
 from search.objectives import OBJECTIVES, Constraint, Objective
-from search.settings import Resources, SearchOptions, Tracking
+from search.settings import Resources, SearchOptions, Tracking, is_bucket
 from search.space import Parameter, flatten, set_path, set_paths
-from search.storage import is_bucket
 from search.yaml_files import GIVEN, RECORDED, Limits, parse, read_text, write
 from trainables.candidate import Candidate
 from trainables.errors import UserError, one_line, shorten

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from search.fencing import Fence
-from search.names import JOURNAL_FILE as JOURNAL_FILE
+from search.locate import JOURNAL_FILE as JOURNAL_FILE
 from search.storage import Folder, Mirror
 from trainables.errors import UserError, one_line
 from trainables.redaction import redact

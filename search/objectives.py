@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
+from numpy.typing import NDArray
 
-from search.pareto import Points
 from trainables.measures import EXTRA_MEASURES, MEASURES
 from trainables.options import suggest
 
@@ -49,7 +49,9 @@ OBJECTIVES = {
 """What a config may name under `objectives`."""
 
 
-def losses(measures: Sequence[Mapping[str, float]], objectives: Sequence[Objective], dense: Mapping[str, float]) -> Points:
+def losses(
+    measures: Sequence[Mapping[str, float]], objectives: Sequence[Objective], dense: Mapping[str, float]
+) -> NDArray[np.float64]:
     """(N, M) losses of N trials' measures; `dense` holds the dense network's sizes. A missing measure becomes NaN."""
     rows = [[o.loss(m.get(o.name, math.nan), dense.get(o.name, math.nan)) for o in objectives] for m in measures]
     return np.array(rows, dtype=np.float64).reshape(len(measures), len(objectives))

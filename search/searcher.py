@@ -188,22 +188,6 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def rebuild(study: optuna.Study, distributions: dict[str, BaseDistribution], ledger: Ledger) -> None:
-    """Puts the trials of the journal into an empty study, as running; `reconcile` then finds out what became of them.
-
-    Numbers that the journal does not know, of trials that were proposed and never began, become failed trials.
-    """
-    trials = {record.number: record for record in ledger.trials}
-    for number in range(max((record.number or 0 for record in ledger.trials), default=-1) + 1):
-        record = trials.get(number)
-        if record is None:
-            study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
-            continue
-        known = {path: distributions[path] for path in record.values if path in distributions}
-        params = {path: record.values[path] for path in known}
-        study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=known))
-
-
 def continued(record: TrialRecord) -> Unfinished:
     """The trial from its last checkpoint on."""
     return Unfinished(record.number, record.values, record.resumable.checkpoint if record.resumable else None)

@@ -16,13 +16,12 @@ from optuna.storages.journal import JournalFileBackend
 
 from search.config import Config, as_plain, dump, load_recorded
 from search.journal import JOURNAL_FILE, Event, Journal, damaged, present, read_events
-from search.names import locate
+from search.locate import locate
 from search.records import Ledger
-from search.searcher import rebuild
 from search.settings import STORE_VARIABLE
 from search.space import flatten
 from search.storage import Folder, Storage
-from search.study import OnlyWriter
+from search.study import OnlyWriter, rebuild
 from trainables.data import Factory as DataFactory
 from trainables.errors import UserError, shorten
 from trainables.models import Factory as ModelFactory

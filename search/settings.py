@@ -225,3 +225,8 @@ class Tracking(Options):
         """The URI with the path of an SQLite file made absolute, so that it means the same from every directory."""
         scheme, file = "sqlite:///", self.uri.removeprefix("sqlite:///")
         return f"{scheme}{Path(file).absolute()}" if self.uri.startswith(scheme) and file else self.uri
+
+
+def is_bucket(path: str) -> bool:
+    """Whether a storage path names a bucket, such as `s3://bucket/searches`, and not a directory."""
+    return "://" in path

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from search.config import Config
-from search.names import locate
+from search.locate import locate
 from search.picks import Member, member_name, pick
 from search.records import Ledger, Point, SearchResult
 from search.report import as_json

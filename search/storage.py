@@ -17,6 +17,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from search.fencing import Fence, Superseded
+from search.settings import is_bucket
 from trainables.errors import UserError
 from trainables.folders import own_folder
 from trainables.redaction import without_secrets
@@ -34,11 +35,6 @@ PATIENCE_S = 600.0
 """How long a write to a bucket that does not answer is tried again."""
 
 log = logging.getLogger(__name__)
-
-
-def is_bucket(path: str) -> bool:
-    """Whether a storage path names a bucket, such as `s3://bucket/searches`, and not a directory."""
-    return "://" in path
 
 
 def join(place: str, relative: str) -> str:

@@ -1,12 +1,15 @@
-"""Optuna's study in a database, for a search that alone writes to it: what it knows is in memory, and read once."""
+"""Optuna's study: kept in a database by the one driver that writes to it, and made anew from the journal."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import optuna
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+
+from search.records import Ledger
 
 
 class OnlyWriter(InMemoryStorage):
@@ -86,3 +89,19 @@ class OnlyWriter(InMemoryStorage):
         """As Optuna has it."""
         self.database.set_trial_system_attr(self.trial_ids[trial_id], key, value)
         super().set_trial_system_attr(trial_id, key, value)
+
+
+def rebuild(study: optuna.Study, distributions: dict[str, BaseDistribution], ledger: Ledger) -> None:
+    """Puts the trials of the journal into an empty study, as running; `reconcile` then finds out what became of them.
+
+    Numbers that the journal does not know, of trials that were proposed and never began, become failed trials.
+    """
+    trials = {record.number: record for record in ledger.trials}
+    for number in range(max((record.number or 0 for record in ledger.trials), default=-1) + 1):
+        record = trials.get(number)
+        if record is None:
+            study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+            continue
+        known = {path: distributions[path] for path in record.values if path in distributions}
+        params = {path: record.values[path] for path in known}
+        study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=known))

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from search.cluster import Cluster, Job
 from search.config import Config, as_plain, load, secret_paths
-from search.names import check_name, name_in_store
+from search.locate import name_in_store
+from search.names import check_name
 from search.session import new_names
+from search.settings import is_bucket
 from search.space import flatten
-from search.storage import is_bucket
 from search.yaml_files import read_text
 from trainables.errors import UserError, shorten
 from trainables.redaction import redact

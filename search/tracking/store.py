@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
-from search.names import name_in_store
+from search.locate import name_in_store
 from trainables.errors import UserError
 from trainables.redaction import without_secrets
 

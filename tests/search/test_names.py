@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from search.config import Config
-from search.names import check_name, is_name, locate, name_in_store
+from search.locate import locate, name_in_store
+from search.names import check_name, is_name
 from search.runner import sync_search
 from search.session import begin, read_search, take_up
 from search.tracking import connect

@@ -1,4 +1,5 @@
-"""`make bench`: runs every benchmark and writes its tables into the docs, so that no figure is typed by hand."""
+"""`make bench`: runs every benchmark and writes its tables into the docs, so that no figure is
+typed by hand."""
 
 import re
 import subprocess
@@ -32,7 +33,8 @@ BENCHMARKS = {
     "chaos": ["chaos"],
     "fuzz": ["fuzz"],
 }
-"""What to run, by the name of the table: the benchmark and its options. It goes between `<!-- NAME -->` and `<!-- /NAME -->`."""
+"""What to run, by the name of the table: the benchmark and its options. It goes between
+`<!-- NAME -->` and `<!-- /NAME -->`."""
 
 ON_A_GPU = {
     "gpu": ["gpu"],
@@ -56,8 +58,13 @@ def main() -> None:
         if file:
             printed = re.sub(r"^\{.*", "", Path(file).read_text(), flags=re.MULTILINE)
         else:
-            printed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-        table = re.sub(r"\A.*?(?=^\d+ seeds?;)", "", printed, flags=re.DOTALL | re.MULTILINE).strip()  # Ray may print before it
+            printed = subprocess.run(
+                command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+            ).stdout
+        # Ray may print before it.
+        table = re.sub(
+            r"\A.*?(?=^\d+ seeds?;)", "", printed, flags=re.DOTALL | re.MULTILINE
+        ).strip()
         print(table, flush=True)
         for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
             text = page.read_text()

@@ -1,4 +1,5 @@
-"""Block sparsity on ResNet-20 and CIFAR-10: how many of the nine residual blocks can go, and what that costs."""
+"""Block sparsity on ResNet-20 and CIFAR-10: how many of the nine residual blocks can go, and what
+that costs."""
 
 import argparse
 from pathlib import Path
@@ -7,17 +8,25 @@ from typing import Any
 import torch
 
 from benchmarks.common import Outcome, at_least, run, spread
-from trainables import Candidate
-from trainables.measures import accuracy
-from trainables.training import Training
+from slimfront.trainables import Candidate
+from slimfront.trainables.measures.measure import accuracy
+from slimfront.trainables.training.loop import Training
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
 STRENGTHS = (0.0, 0.03, 0.05, 0.08, 0.1, 0.2)
 
 
-def train_one(strength: float, seed: int, *, epochs: int, limit: int | None, device: str) -> dict[str, float]:
-    """One ResNet-20 under block sparsity, compacted and refitted: blocks removed, layers, parameters, accuracies."""
-    data: dict[str, Any] = {"name": "huggingface", "path": str(CIFAR), "validation": 0.1, "augment": {"crop": 4, "flip": True}}
+def train_one(
+    strength: float, seed: int, *, epochs: int, limit: int | None, device: str
+) -> dict[str, float]:
+    """One ResNet-20 under block sparsity, compacted and refitted: blocks removed, layers,
+    parameters, accuracies."""
+    data: dict[str, Any] = {
+        "name": "huggingface",
+        "path": str(CIFAR),
+        "validation": 0.1,
+        "augment": {"crop": 4, "flip": True},
+    }
     candidate = Candidate.model_validate(
         {
             "data": data | ({"limit": limit} if limit else {}),
@@ -32,7 +41,8 @@ def train_one(strength: float, seed: int, *, epochs: int, limit: int | None, dev
                 "seed": seed,
             },
             "penalties": {"block": {"strength": strength}} if strength else {},
-            "refit": {"epochs": max(1, epochs // 2), "lr": 2e-3},  # small: batch norms are folded by then
+            # Small: batch norms are folded by then.
+            "refit": {"epochs": max(1, epochs // 2), "lr": 2e-3},
         }
     )
     training = Training(candidate, device)
@@ -42,7 +52,13 @@ def train_one(strength: float, seed: int, *, epochs: int, limit: int | None, dev
     test = accuracy(finished.compacted.network, *training.data.test, prepare=training.data.prepare)
     m = finished.measures
     removed = finished.compacted.report.count("block removed")
-    return {"removed": removed, "layers": m["layers"], "params": m["params"], "validation": m["val_accuracy"], "test": test}
+    return {
+        "removed": removed,
+        "layers": m["layers"],
+        "params": m["params"],
+        "validation": m["val_accuracy"],
+        "test": test,
+    }
 
 
 def block_sparsity(arguments: argparse.Namespace) -> Outcome:
@@ -57,7 +73,10 @@ def block_sparsity(arguments: argparse.Namespace) -> Outcome:
         epochs, limit, seeds, strengths = 1, 1000, 1, STRENGTHS[::5]
     rows, most = [], 0.0
     for strength in strengths:
-        fits = [train_one(strength, seed, epochs=epochs, limit=limit, device=device) for seed in range(seeds)]
+        fits = [
+            train_one(strength, seed, epochs=epochs, limit=limit, device=device)
+            for seed in range(seeds)
+        ]
         most = max(most, *(f["removed"] for f in fits))
         rows.append(
             {

@@ -1,4 +1,5 @@
-"""`make chaos`: a search whose driver is killed many times at random moments, and some of its workers, resumed each time."""
+"""`make chaos`: a search whose driver is killed many times at random moments, and some of its
+workers, resumed each time."""
 
 import argparse
 import tempfile
@@ -9,7 +10,8 @@ from tests.search.test_resume import TRIALS, chaos
 
 
 def chaos_table(arguments: argparse.Namespace) -> Outcome:
-    """Kills a search of 24 trials with early stopping; it fails if a trial is lost, doubled or running in the end."""
+    """Kills a search of 24 trials with early stopping; it fails if a trial is lost, doubled or
+    running in the end."""
     rounds, workers = (2, 1) if arguments.quick else (20, 8)
     with tempfile.TemporaryDirectory() as directory:
         hits = chaos(Path(directory), arguments.seed, rounds, workers, most=5)

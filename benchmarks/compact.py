@@ -1,6 +1,8 @@
-"""Networks that are really smaller: ours (merging and removal while training) against Torch-Pruning's recipe (prune, fine-tune).
+"""Networks that are really smaller: ours (merging and removal while training) against
+Torch-Pruning's recipe (prune, fine-tune).
 
-Both train the same number of epochs from the same initial weights, on digits: a deep perceptron, ResNet-20 and VGG-11.
+Both train the same number of epochs from the same initial weights, on digits: a deep perceptron,
+ResNet-20 and VGG-11.
 """
 
 import argparse
@@ -17,12 +19,12 @@ from torch import nn
 from torch_pruning.pruner.importance import GroupMagnitudeImportance, GroupTaylorImportance
 
 from benchmarks.common import Outcome, at_least, at_most, run, spread
-from trainables import Candidate, train
-from trainables.data import Dataset
-from trainables.latency import Latency, time_networks
-from trainables.measures import accuracy, measure
-from trainables.refit import Refit, refit
-from trainables.training import Training
+from slimfront.trainables import Candidate, train
+from slimfront.trainables.data import Dataset
+from slimfront.trainables.measures.latency import Latency, time_networks
+from slimfront.trainables.measures.measure import accuracy, measure
+from slimfront.trainables.training.loop import Training
+from slimfront.trainables.training.refit import Refit, refit
 
 MODELS: dict[str, dict[str, Any]] = {
     "MLP": {"name": "mlp", "depth": 8, "width": 128},
@@ -35,7 +37,8 @@ SIZES = (0.5, 0.7, 0.85)
 
 @dataclass(frozen=True)
 class Setting:
-    """What ours removes: a share of the channels, and layers by a layer penalty of `strength`; and its refit."""
+    """What ours removes: a share of the channels, and layers by a layer penalty of `strength`; and
+    its refit."""
 
     channels: float
     strength: float = 0.0
@@ -54,7 +57,8 @@ LR = 4e-3
 REFIT_LR, FINE_TUNING_LR = 3e-3, 1e-3
 METHODS = ("ours", "ours, importance: norm", "Torch-Pruning, magnitude", "Torch-Pruning, Taylor")
 ITERATIONS = 5
-"""Torch-Pruning removes channels in so many steps, with fine-tuning in between, as its examples do."""
+"""Torch-Pruning removes channels in so many steps, with fine-tuning in between, as its examples
+do."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """A compact network's accuracy on the test set, sizes, and speed-ups against the dense network by batch size."""
+    """A compact network's accuracy on the test set, sizes, and speed-ups against the dense network
+    by batch size."""
 
     accuracy: float
     measures: dict[str, float]
@@ -80,19 +85,38 @@ class Result:
 
 def candidate(job: Job, **parts: Any) -> Candidate:
     """What both train."""
-    training = {"epochs": job.epochs, "batch_size": 64, "lr": LR, "schedule": "cosine", "seed": job.seed}
+    training = {
+        "epochs": job.epochs,
+        "batch_size": 64,
+        "lr": LR,
+        "schedule": "cosine",
+        "seed": job.seed,
+    }
     return Candidate.model_validate(
-        {"data": {"name": "digits"}, "model": MODELS[job.model], "training": training, "one_shot": {"steps": 0}} | parts
+        {
+            "data": {"name": "digits"},
+            "model": MODELS[job.model],
+            "training": training,
+            "one_shot": {"steps": 0},
+        }
+        | parts
     )
 
 
 def ours(job: Job) -> nn.Module:
-    """Channels zeroed while training, layers made inactive by the layer penalty where they can merge; then a refit."""
+    """Channels zeroed while training, layers made inactive by the layer penalty where they can
+    merge; then a refit."""
     setting = OURS[job.model][job.size]
     epochs = job.epochs - setting.refit_epochs
     options = candidate(
         job,
-        training={"epochs": epochs, "batch_size": 64, "lr": LR, "schedule": "cosine", "seed": job.seed},
+        training={
+            "epochs": epochs,
+            "batch_size": 64,
+            "lr": LR,
+            "schedule": "cosine",
+            "seed": job.seed,
+        },
         sparsifier={
             "name": "channels",
             "sparsity": setting.channels,
@@ -107,9 +131,12 @@ def ours(job: Job) -> nn.Module:
 
 
 def torch_prunings(job: Job) -> nn.Module:
-    """Half of the epochs dense; then channels removed over all layers in steps, each followed by fine-tuning."""
+    """Half of the epochs dense; then channels removed over all layers in steps, each followed by
+    fine-tuning."""
     dense_epochs = job.epochs // 2
-    options = candidate(job).model_copy(update={"training": candidate(job).training.model_copy(update={"epochs": dense_epochs})})
+    options = candidate(job).model_copy(
+        update={"training": candidate(job).training.model_copy(update={"epochs": dense_epochs})}
+    )
     training = Training(options)
     while not training.done:
         training.run_epoch()
@@ -131,9 +158,15 @@ def torch_prunings(job: Job) -> nn.Module:
     for iteration in range(ITERATIONS):
         if taylor:
             model.zero_grad()
-            nn.functional.cross_entropy(model(data.prepare(data.train.inputs)), data.train.labels).backward()
+            nn.functional.cross_entropy(
+                model(data.prepare(data.train.inputs)), data.train.labels
+            ).backward()
         pruner.step()
-        epochs = left // (2 * ITERATIONS) if iteration < ITERATIONS - 1 else left - (ITERATIONS - 1) * (left // (2 * ITERATIONS))
+        epochs = (
+            left // (2 * ITERATIONS)
+            if iteration < ITERATIONS - 1
+            else left - (ITERATIONS - 1) * (left // (2 * ITERATIONS))
+        )
         refit(
             model,
             data,
@@ -155,15 +188,23 @@ def fit(job: Job) -> Result:
     torch.manual_seed(0)
     dense = candidate(job).model.build(data.input_shape, data.classes).eval()
     inputs = data.prepare(data.test.inputs)
-    speedups = {size: time_networks([dense, network], inputs, Latency(batch_size=size))[1].speedup for size in (1, 64)}
-    return Result(accuracy(network, *data.test, prepare=data.prepare), measure(network, inputs), speedups)
+    speedups = {
+        size: time_networks([dense, network], inputs, Latency(batch_size=size))[1].speedup
+        for size in (1, 64)
+    }
+    return Result(
+        accuracy(network, *data.test, prepare=data.prepare), measure(network, inputs), speedups
+    )
 
 
 def compact(arguments: argparse.Namespace) -> Outcome:
-    """Accuracy, size and speed of each network at three sizes, and what ours needs at Torch-Pruning's accuracy."""
+    """Accuracy, size and speed of each network at three sizes, and what ours needs at
+    Torch-Pruning's accuracy."""
     seeds, epochs, count = (1, 12, 1) if arguments.quick else (arguments.seeds, 32, 3)
     models = list(MODELS)[:1] if arguments.quick else list(MODELS)
-    cells = [(model, method, size) for model in models for method in METHODS for size in range(count)]
+    cells = [
+        (model, method, size) for model in models for method in METHODS for size in range(count)
+    ]
     trained_on = range(FIRST_SEED, FIRST_SEED + seeds)
     work = [Job(*cell, seed, epochs) for cell in cells for seed in trained_on]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
@@ -172,32 +213,58 @@ def compact(arguments: argparse.Namespace) -> Outcome:
     goals = []
     for model in models:
         mine = [of for (name, method, _), of in found.items() if name == model and method == "ours"]
-        theirs = [of for (name, method, _), of in found.items() if name == model and not method.startswith("ours")]
-        for equal, errors in (("at no lower mean accuracy", 0.0), ("at equal accuracy, to one standard error", 1.0)):
+        theirs = [
+            of
+            for (name, method, _), of in found.items()
+            if name == model and not method.startswith("ours")
+        ]
+        for equal, errors in (
+            ("at no lower mean accuracy", 0.0),
+            ("at equal accuracy, to one standard error", 1.0),
+        ):
             pairs = [at_their_accuracy(mine, of, errors) for of in theirs]
             params, speed = max(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
-            goals.append(at_most(f"{model}: parameters {equal}, ours over Torch-Pruning's, at worst", params, 1.0))
+            goals.append(
+                at_most(
+                    f"{model}: parameters {equal}, ours over Torch-Pruning's, at worst", params, 1.0
+                )
+            )
             wanted = 1.3 if model == "MLP" else 1.0
-            goals.append(at_least(f"{model}: speed {equal}, batch 1, ours over Torch-Pruning's, at worst", speed, wanted))
+            goals.append(
+                at_least(
+                    f"{model}: speed {equal}, batch 1, ours over Torch-Pruning's, at worst",
+                    speed,
+                    wanted,
+                )
+            )
     return Outcome(seeds, [row(cell, of) for cell, of in found.items()], goals)
 
 
-def at_their_accuracy(ours: list[list[Result]], theirs: list[Result], errors: float) -> tuple[float, float]:
-    """Parameters and speed, ours over theirs, of our smallest network whose mean accuracy is not lower than theirs.
+def at_their_accuracy(
+    ours: list[list[Result]], theirs: list[Result], errors: float
+) -> tuple[float, float]:
+    """Parameters and speed, ours over theirs, of our smallest network whose mean accuracy is not
+    lower than theirs.
 
     By more than so many standard errors of the difference, that is. (inf, 0) if there is none.
     """
 
     def not_lower(mine: list[Result]) -> bool:
         a, b = ([result.accuracy for result in results] for results in (mine, theirs))
-        error = math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b)) if len(a) > 1 else 0.0
+        error = (
+            math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
+            if len(a) > 1
+            else 0.0
+        )
         return statistics.mean(a) >= statistics.mean(b) - errors * error
 
     able = [mine for mine in ours if not_lower(mine)]
     if not able:
         return math.inf, 0.0
     smallest = min(able, key=lambda mine: mean(mine, "params"))
-    return mean(smallest, "params") / mean(theirs, "params"), speedup(smallest, 1) / speedup(theirs, 1)
+    return mean(smallest, "params") / mean(theirs, "params"), speedup(smallest, 1) / speedup(
+        theirs, 1
+    )
 
 
 def mean(results: list[Result], name: str) -> float:

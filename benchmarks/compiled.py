@@ -1,6 +1,8 @@
-"""What `torch.compile` costs and brings in training steps: time of a step compiled over that as it is, and when that pays back.
+"""What `torch.compile` costs and brings in training steps: time of a step compiled over that as it
+is, and when that pays back.
 
-`training.compile` is `true` in one of two trainings that take turns, each in a step of a full batch with all that belongs to it.
+`training.compile` is `true` in one of two trainings that take turns, each in a step of a full batch
+with all that belongs to it.
 """
 
 import argparse
@@ -16,17 +18,24 @@ from typing import Any
 import torch
 
 from benchmarks.common import Goal, Outcome, at_least, run
-from trainables import Candidate
-from trainables.data.base import Split
-from trainables.training import Training
+from slimfront.trainables import Candidate
+from slimfront.trainables.data.base import Split
+from slimfront.trainables.training.loop import Training
 
 IMAGES = {"name": "factory", "factory": "benchmarks.gpu:images", "args": {"count": 1000}}
 NETWORKS: dict[str, dict[str, Any]] = {
     "MLP 4×64, digits, batch 64": {"model": {"name": "mlp"}, "data": "digits"},
     "LeNet, batch 64": {"model": {"name": "lenet"}, "data": IMAGES},
-    "VGG-11, width 16, batch 64": {"model": {"name": "vgg", "depth": 11, "width": 16}, "data": IMAGES},
+    "VGG-11, width 16, batch 64": {
+        "model": {"name": "vgg", "depth": 11, "width": 16},
+        "data": IMAGES,
+    },
     "ResNet-20, width 8, batch 64": {"model": {"name": "resnet20", "width": 8}, "data": IMAGES},
-    "ResNet-20, batch 128": {"model": {"name": "resnet20"}, "data": IMAGES, "training": {"batch_size": 128}},
+    "ResNet-20, batch 128": {
+        "model": {"name": "resnet20"},
+        "data": IMAGES,
+        "training": {"batch_size": 128},
+    },
 }
 QUICK = ("MLP 4×64, digits, batch 64",)
 GOAL = 1.2
@@ -34,7 +43,11 @@ GOAL = 1.2
 
 def training(tree: Mapping[str, Any], device: torch.device, *, compiled: bool) -> Training:
     """One that is ready for steps; with `compiled`, the first of them compiles."""
-    options = {"epochs": 10**6, "batch_size": 64, "seed": 0} | tree.get("training", {}) | {"compile": compiled}
+    options = (
+        {"epochs": 10**6, "batch_size": 64, "seed": 0}
+        | tree.get("training", {})
+        | {"compile": compiled}
+    )
     made = Training(Candidate.model_validate({**tree, "training": options}), device)
     made.model.train()
     made.losses = made._shared_losses()
@@ -56,7 +69,11 @@ def first_step(name: str, cache: str) -> float:
     """Seconds of the first compiled step of a new process, which keeps its code in `cache`."""
     command = [sys.executable, "-m", "benchmarks.compiled", "--first", name]
     shown = subprocess.run(
-        command, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}, check=True, stdout=subprocess.PIPE, text=True
+        command,
+        env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     ).stdout
     return float(shown.splitlines()[-1])
 
@@ -74,7 +91,9 @@ def compiled(arguments: argparse.Namespace) -> Outcome:
             cold, warm = first_step(name, cache), first_step(name, cache)
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
             both = [training(NETWORKS[name], device, compiled=fast) for fast in (False, True)]
-            times = [[seconds(each) for each in both] for _ in range(5 if arguments.quick else 25)][2:]
+            times = [[seconds(each) for each in both] for _ in range(5 if arguments.quick else 25)][
+                2:
+            ]
         plain, fast = (statistics.median(each) for each in zip(*times, strict=True))
         ratios = [one / other for one, other in times]
         low, _, high = statistics.quantiles(ratios, n=4)
@@ -87,7 +106,9 @@ def compiled(arguments: argparse.Namespace) -> Outcome:
                 "quartiles": f"{low:.2f} to {high:.2f}",
                 "seconds to compile": f"{cold - fast:.1f}",
                 "with the code on disk": f"{warm - fast:.1f}",
-                "pays back after": f"{(cold - fast) / (plain - fast):,.0f} steps" if plain > fast else "never",
+                "pays back after": f"{(cold - fast) / (plain - fast):,.0f} steps"
+                if plain > fast
+                else "never",
             }
         )
         if name.startswith("ResNet"):
@@ -97,4 +118,6 @@ def compiled(arguments: argparse.Namespace) -> Outcome:
 
 if __name__ == "__main__":
     told = "only the first step of this network, in this process: its seconds"
-    run("compiled", compiled, ("--first", {"choices": NETWORKS, "metavar": "NETWORK", "help": told}))
+    run(
+        "compiled", compiled, ("--first", {"choices": NETWORKS, "metavar": "NETWORK", "help": told})
+    )

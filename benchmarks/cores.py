@@ -1,4 +1,5 @@
-"""Core-seconds and wall time of a search: user and system time of this process and of all that it has started, by kind."""
+"""Core-seconds and wall time of a search: user and system time of this process and of all that it
+has started, by kind."""
 
 import threading
 import time
@@ -11,7 +12,8 @@ _EVERY_S = 0.25
 
 
 class Cores:
-    """Looks at the processes every so often, so that those which have ended are counted up to the last look at them."""
+    """Looks at the processes every so often, so that those which have ended are counted up to the
+    last look at them."""
 
     def __init__(self) -> None:
         self.seen: dict[tuple[int, float], tuple[str, float]] = {}

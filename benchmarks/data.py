@@ -1,4 +1,5 @@
-"""What a data set costs the processes of a node, decoded by each, shared, or read ahead from disk: time, memory, epochs."""
+"""What a data set costs the processes of a node, decoded by each, shared, or read ahead from disk:
+time, memory, epochs."""
 
 import argparse
 import io
@@ -19,11 +20,15 @@ import torch
 from PIL import Image
 
 from benchmarks.common import Outcome, at_least, at_most, run
-from trainables import Candidate
-from trainables.data.cache import FOLDER
-from trainables.training import Training
+from slimfront.trainables import Candidate
+from slimfront.trainables.data.cache import FOLDER
+from slimfront.trainables.training.loop import Training
 
-WHERE: dict[str, bool | str] = {"in each process": True, "in the node's cache": "auto", "on disk, read ahead": False}
+WHERE: dict[str, bool | str] = {
+    "in each process": True,
+    "in the node's cache": "auto",
+    "on disk, read ahead": False,
+}
 """The options `in_memory` by what they mean."""
 
 CLASSES = 10
@@ -33,8 +38,8 @@ PROCESS = """
 import json, sys, time
 from pathlib import Path
 import torch
-from trainables import Candidate
-from trainables.data import load_once
+from slimfront.trainables import Candidate
+from slimfront.trainables.data import load_once
 torch.set_num_threads(1)
 def memory():  # its share of what it has in memory: pages of several processes count in parts
     return 1024 * int(Path("/proc/self/smaps_rollup").read_text().partition("\\nPss:")[2].split()[0])
@@ -56,7 +61,8 @@ sys.stdin.readline()
 
 
 def write_images(folder: Path, count: int) -> None:
-    """`train.parquet` of random 32×32 RGB images as PNGs, blurred so that they compress as photographs do."""
+    """`train.parquet` of random 32×32 RGB images as PNGs, blurred so that they compress as
+    photographs do."""
     draw = np.random.default_rng(0)
     encoded = []
     for coarse in draw.integers(0, 256, (count, 12, 12, 3), dtype=np.uint8):
@@ -75,7 +81,8 @@ def options(folder: Path, where: str) -> dict[str, Any]:
 
 
 def start_processes(folder: Path, where: str, processes: int) -> tuple[float, float]:
-    """Lets processes ask for the data at once: seconds until the last has its first batch, and bytes that all take together."""
+    """Lets processes ask for the data at once: seconds until the last has its first batch, and
+    bytes that all take together."""
     command = [sys.executable, "-c", PROCESS, json.dumps(options(folder, where))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     running = [subprocess.Popen(command, **pipes) for _ in range(processes)]
@@ -102,12 +109,18 @@ def start_processes(folder: Path, where: str, processes: int) -> tuple[float, fl
 
 
 def epoch_seconds(folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each epoch of a small network with augmentation; in every round one of each, and the first does not count."""
+    """Seconds of each epoch of a small network with augmentation; in every round one of each, and
+    the first does not count."""
     trainings = {}
     for where in WHERE:
         data = options(folder, where) | {"augment": {"crop": 2, "flip": True}}
-        model, training = {"name": "mlp", "depth": 1, "width": 32}, {"epochs": rounds + 1, "batch_size": BATCH, "seed": 0}
-        trainings[where] = Training(Candidate.model_validate({"data": data, "model": model, "training": training}))
+        model, training = (
+            {"name": "mlp", "depth": 1, "width": 32},
+            {"epochs": rounds + 1, "batch_size": BATCH, "seed": 0},
+        )
+        trainings[where] = Training(
+            Candidate.model_validate({"data": data, "model": model, "training": training})
+        )
     seconds: dict[str, list[float]] = {where: [] for where in WHERE}
     losses: dict[str, list[float]] = {where: [] for where in WHERE}
     for number in range(rounds + 1):
@@ -116,7 +129,9 @@ def epoch_seconds(folder: Path, rounds: int) -> dict[str, list[float]]:
             losses[where].append(float(training.run_epoch()["train_loss"]))
             if number:
                 seconds[where].append(time.perf_counter() - started)
-    assert len({tuple(found) for found in losses.values()}) == 1, "the same training came out differently"
+    assert len({tuple(found) for found in losses.values()}) == 1, (
+        "the same training came out differently"
+    )
     return seconds
 
 
@@ -132,7 +147,8 @@ def data(arguments: argparse.Namespace) -> Outcome:
         datasets.config.HF_DATASETS_CACHE = Path(directory, "arrow")
         folder.mkdir()
         write_images(folder, count)
-        datasets.load_dataset("parquet", data_files={"train": str(folder / "train.parquet")})  # its own copy, made only once
+        # Its own copy, made only once.
+        datasets.load_dataset("parquet", data_files={"train": str(folder / "train.parquet")})
         for where in WHERE:
             shutil.rmtree(cache, ignore_errors=True)
             first[where], _ = start_processes(folder, where, processes)
@@ -156,7 +172,11 @@ def data(arguments: argparse.Namespace) -> Outcome:
         return statistics.median(a / b for a, b in zip(seconds[where], seconds[each], strict=True))
 
     goals = [
-        at_least("decoding in each process / asking the filled cache, time", again[each] / again[shared], 10),
+        at_least(
+            "decoding in each process / asking the filled cache, time",
+            again[each] / again[shared],
+            10,
+        ),
         at_most("memory with the node's cache / without", memory[shared] / memory[each], 0.5),
         at_most("time of an epoch from the node's cache / from memory", slower(shared), 1.1),
         at_most("time of an epoch from disk, read ahead / from memory", slower(disk), 1.1),

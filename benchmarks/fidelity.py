@@ -1,9 +1,11 @@
-"""Does CKA-SR help random sparse training, as arXiv 2307.07389 (table of random sparse training on CIFAR-10) reports?
+"""Does CKA-SR help random sparse training, as arXiv 2307.07389 (table of random sparse training on
+CIFAR-10) reports?
 
-`--scale paper` is the authors' setting (ResNet-20, 160 epochs, batch 128, SGD 0.1, weight decay 5e-4; on a GPU in bfloat16, many
-candidates at once), `--scale small` one that two cores can do. Candidates of one seed have the same initial weights, masks, order
-of examples and augmentation, so that differences are paired. Every result is appended to a file as soon as it is there: runs add
-up, and a run that is cut off goes on where its states were kept. The table is of all that the file has.
+`--scale paper` is the authors' setting (ResNet-20, 160 epochs, batch 128, SGD 0.1, weight decay
+5e-4; on a GPU in bfloat16, many candidates at once), `--scale small` one that two cores can do.
+Candidates of one seed have the same initial weights, masks, order of examples and augmentation, so
+that differences are paired. Every result is appended to a file as soon as it is there: runs add up,
+and a run that is cut off goes on where its states were kept. The table is of all that the file has.
 """
 
 import argparse
@@ -20,11 +22,11 @@ from typing import Any
 import torch
 
 from benchmarks.common import Outcome, run, spread
-from trainables import Candidate
-from trainables.errors import TrialFailure
-from trainables.measures import accuracy
-from trainables.packs import Pack
-from trainables.training import Training
+from slimfront.trainables import Candidate
+from slimfront.trainables.errors import TrialFailure
+from slimfront.trainables.measures.measure import accuracy
+from slimfront.trainables.packs import Pack
+from slimfront.trainables.training.loop import Training
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
 RESULTS = Path(__file__).parent / "results"
@@ -36,7 +38,8 @@ PENALTIES: dict[str, dict[str, float]] = {
     "AugCKA-SR, β 1e-2": {"aug_cka": 1e-2},
     "CKA-SR, β 1e-2": {"cka": 1e-2},
 }
-"""The authors sweep β from 1e-5 to 1e-2. AugCKA-SR is a mean over pairs and not a sum, so that its β is larger."""
+"""The authors sweep β from 1e-5 to 1e-2. AugCKA-SR is a mean over pairs and not a sum, so that its
+β is larger."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,13 @@ class Scale:
     """Steps between updates of RigL's masks."""
 
 
-_SGD = {"batch_size": 128, "optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "schedule": "cosine"}
+_SGD = {
+    "batch_size": 128,
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+}
 _AUGMENT = {"crop": 4, "flip": True}
 SCALES = {
     "paper": Scale(
@@ -98,7 +107,8 @@ class Job:
 
 
 def candidate(scale: Scale, job: Job, compiled: bool) -> Candidate:
-    """The training of a job. Penalties that are off are there too: a pack wants the same ones in all members."""
+    """The training of a job. Penalties that are off are there too: a pack wants the same ones in
+    all members."""
     if "limit" in scale.data or "validation" in scale.data:
         data: dict[str, Any] = {"name": "huggingface", "path": str(CIFAR)}
     else:
@@ -110,14 +120,23 @@ def candidate(scale: Scale, job: Job, compiled: bool) -> Candidate:
             "data": data | scale.data,
             "model": scale.model,
             "training": scale.training | {"seed": job.seed, "compile": compiled},
-            "penalties": {name: {"strength": strength, "samples": 8, "every": 5} for name, strength in strengths.items()},
+            "penalties": {
+                name: {"strength": strength, "samples": 8, "every": 5}
+                for name, strength in strengths.items()
+            },
             "sparsifier": sparsifier | ({"every": scale.every} if job.sparsifier == "rigl" else {}),
         }
     )
 
 
-def jobs(seeds: Sequence[int], sparsifiers: Sequence[str], sparsities: Sequence[float], penalties: Sequence[str]) -> list[Job]:
-    """All of them, seed by seed for each sparsifier and sparsity, so that what is there when a run ends is paired."""
+def jobs(
+    seeds: Sequence[int],
+    sparsifiers: Sequence[str],
+    sparsities: Sequence[float],
+    penalties: Sequence[str],
+) -> list[Job]:
+    """All of them, seed by seed for each sparsifier and sparsity, so that what is there when a run
+    ends is paired."""
     return [
         Job(sparsifier, sparsity, penalty, seed)
         for sparsity in sparsities
@@ -132,14 +151,24 @@ def done_in(file: Path) -> dict[Job, float]:
     if not file.exists():
         return {}
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return {Job(**{name: row[name] for name in ("sparsifier", "sparsity", "penalty", "seed")}): row["accuracy"] for row in rows}
+    return {
+        Job(**{name: row[name] for name in ("sparsifier", "sparsity", "penalty", "seed")}): row[
+            "accuracy"
+        ]
+        for row in rows
+    }
 
 
 def append(file: Path, job: Job, found: float, device: torch.device) -> None:
     """Adds a result to the file."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     with file.open("a") as out:
-        out.write(json.dumps(asdict(job) | {"accuracy": found, "device": name, "torch": torch.__version__}) + "\n")
+        out.write(
+            json.dumps(
+                asdict(job) | {"accuracy": found, "device": name, "torch": torch.__version__}
+            )
+            + "\n"
+        )
 
 
 class States:
@@ -157,7 +186,9 @@ class States:
         """Gives the trainings the states that were kept of this group, if there are any."""
         if self.folder is None or not self._file(group).exists():
             return
-        for training, state in zip(trainings, torch.load(self._file(group), weights_only=True), strict=True):
+        for training, state in zip(
+            trainings, torch.load(self._file(group), weights_only=True), strict=True
+        ):
             training.load_state_dict(state)
         print(f"goes on from epoch {trainings[0].epoch}", file=sys.stderr, flush=True)
 
@@ -192,8 +223,11 @@ def run_epoch(trainings: list[Training], pack: Pack | None) -> dict[Training, An
         return {training: failure}
 
 
-def train_group(scale: Scale, group: Sequence[Job], session: Session) -> Iterator[tuple[Job, float]]:
-    """Trains jobs together; gives each with its test accuracy, or nothing if time was up (their states are kept)."""
+def train_group(
+    scale: Scale, group: Sequence[Job], session: Session
+) -> Iterator[tuple[Job, float]]:
+    """Trains jobs together; gives each with its test accuracy, or nothing if time was up (their
+    states are kept)."""
     begun = time.perf_counter()
     trainings = [Training(candidate(scale, job, session.compiled), session.device) for job in group]
     session.states.load(group, trainings)
@@ -212,15 +246,22 @@ def train_group(scale: Scale, group: Sequence[Job], session: Session) -> Iterato
         epoch = trainings[0].epoch
         if epoch % 10 == 0 or epoch - first <= 2:
             seconds = time.perf_counter() - begun
-            print(f"{len(group)} candidates, epoch {epoch}, {seconds:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{len(group)} candidates, epoch {epoch}, {seconds:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
         if left and time.time() > session.ends:
-            session.states.keep(group, [pack.state_dict(one) if pack else one.state_dict() for one in trainings])
+            session.states.keep(
+                group, [pack.state_dict(one) if pack else one.state_dict() for one in trainings]
+            )
             print(f"time is up in epoch {epoch}", file=sys.stderr, flush=True)
             return
 
 
 def paired(values: Sequence[float], baseline: Sequence[float]) -> str:
-    """The mean difference in points, its standard error over seeds, and in how many seeds it was positive."""
+    """The mean difference in points, its standard error over seeds, and in how many seeds it was
+    positive."""
     differences = [100 * (a - b) for a, b in zip(values, baseline, strict=True)]
     if len(differences) < 2:
         return "".join(f"{difference:+.2f}" for difference in differences)
@@ -230,10 +271,15 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> str:
 
 
 def as_rows(scale: Scale, found: dict[Job, float]) -> list[dict[str, Any]]:
-    """A row for each sparsifier and sparsity: accuracy without a penalty, and paired differences with each."""
+    """A row for each sparsifier and sparsity: accuracy without a penalty, and paired differences
+    with each."""
     rows = []
     for sparsifier, sparsity in sorted({(job.sparsifier, job.sparsity) for job in found}):
-        own = {job: value for job, value in found.items() if (job.sparsifier, job.sparsity) == (sparsifier, sparsity)}
+        own = {
+            job: value
+            for job, value in found.items()
+            if (job.sparsifier, job.sparsity) == (sparsifier, sparsity)
+        }
         plain = {job.seed: 100 * value for job, value in own.items() if job.penalty == "none"}
         if not plain:
             continue
@@ -244,8 +290,14 @@ def as_rows(scale: Scale, found: dict[Job, float]) -> list[dict[str, Any]]:
             "test accuracy without, %": spread(list(plain.values()), 2),
         }
         for penalty in scale.penalties[1:]:
-            with_it = {job.seed: value for job, value in own.items() if job.penalty == penalty and job.seed in plain}
-            row[f"with {penalty}, points"] = paired(list(with_it.values()), [plain[seed] / 100 for seed in with_it])
+            with_it = {
+                job.seed: value
+                for job, value in own.items()
+                if job.penalty == penalty and job.seed in plain
+            }
+            row[f"with {penalty}, points"] = paired(
+                list(with_it.values()), [plain[seed] / 100 for seed in with_it]
+            )
         rows.append(row)
     return rows
 
@@ -263,13 +315,19 @@ def fidelity(arguments: argparse.Namespace) -> Outcome:
         torch.set_num_threads(1)
     states = States(Path(arguments.states) if arguments.states else None)
     session = Session(device, arguments.compile, states, time.time() + 60 * arguments.minutes)
-    sparsities = [float(one) for one in arguments.sparsities.split(",")] if arguments.sparsities else scale.sparsities
+    sparsities = (
+        [float(one) for one in arguments.sparsities.split(",")]
+        if arguments.sparsities
+        else scale.sparsities
+    )
     sparsifiers = arguments.sparsifiers.split(",") if arguments.sparsifiers else scale.sparsifiers
     first, _, last = (arguments.seeds or ("0-0" if arguments.quick else "0-4")).partition("-")
     penalties = scale.penalties[: arguments.penalties]
     wanted = jobs(range(int(first), int(last or first) + 1), sparsifiers, sparsities, penalties)
     left = [] if arguments.table else [job for job in wanted if job not in done_in(file)]
-    size = arguments.together or (len(scale.penalties) if device.type == "cuda" or arguments.quick else 1)
+    size = arguments.together or (
+        len(scale.penalties) if device.type == "cuda" or arguments.quick else 1
+    )
     for begin in range(0, len(left), size):
         if time.time() > session.ends:
             break
@@ -291,10 +349,19 @@ if __name__ == "__main__":
         ("--sparsifiers", {"help": "such as random,rigl"}),
         ("--sparsities", {"help": "such as 0.95,0.98"}),
         ("--penalties", {"type": int, "help": "takes only so many, the first of which is none"}),
-        ("--minutes", {"type": float, "default": 1e6, "help": "ends after so long, with what is there"}),
+        (
+            "--minutes",
+            {"type": float, "default": 1e6, "help": "ends after so long, with what is there"},
+        ),
         ("--together", {"type": int, "help": "candidates that are trained at once"}),
         ("--compile", {"action": "store_true", "help": "compiles the network"}),
         ("--states", {"help": "a folder that keeps what is not finished, for a run that goes on"}),
         ("--out", {"help": "the file that results are appended to"}),
-        ("--table", {"action": "store_true", "help": "trains nothing, and prints the table of what is there"}),
+        (
+            "--table",
+            {
+                "action": "store_true",
+                "help": "trains nothing, and prints the table of what is there",
+            },
+        ),
     )

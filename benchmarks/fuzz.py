@@ -1,4 +1,5 @@
-"""Broken configs through the real `slimfront check --no-build`: each ends with one short line, soon, and in little memory."""
+"""Broken configs through the real `slimfront check --no-build`: each ends with one short line,
+soon, and in little memory."""
 
 import argparse
 import contextlib
@@ -23,9 +24,11 @@ _KILLED_AFTER_S = 20.0
 
 @dataclass(frozen=True)
 class Ended:
-    """How one `check` ended; `what` is `taken`, `refused` or `traceback`, `megabytes` the most memory that its process had.
+    """How one `check` ended; `what` is `taken`, `refused` or `traceback`, `megabytes` the most
+    memory that its process had.
 
-    `seconds` are those that its user waits; of a fresh process, which mostly imports, those of the processor.
+    `seconds` are those that its user waits; of a fresh process, which mostly imports, those of the
+    processor.
     """
 
     kind: str
@@ -37,7 +40,8 @@ class Ended:
 
 
 def benchmark(arguments: argparse.Namespace) -> Outcome:
-    """Broken configs through `slimfront check`: 10,000 in forks of a process that has imported it, 40 in fresh processes."""
+    """Broken configs through `slimfront check`: 10,000 in forks of a process that has imported it,
+    40 in fresh processes."""
     count, fresh = (300, 4) if arguments.quick else (arguments.configs, FRESH)
     numbers = range(arguments.first, arguments.first + count)
     with multiprocessing.get_context("fork").Pool(PROCESSES, _import) as pool:
@@ -58,7 +62,9 @@ def _bad(end: Ended) -> bool:
 
 
 def _row(kind: str, ends: list[Ended]) -> dict[str, object]:
-    counts = {what: sum(end.what == what for end in ends) for what in ("taken", "refused", "traceback")}
+    counts = {
+        what: sum(end.what == what for end in ends) for what in ("taken", "refused", "traceback")
+    }
     return {
         "what is broken": kind,
         "configs": f"{len(ends):,}",
@@ -73,9 +79,19 @@ def _row(kind: str, ends: list[Ended]) -> dict[str, object]:
 
 def _goals(ends: list[Ended]) -> list[Goal]:
     return [
-        at_most("tracebacks, and what else is not one line", sum(end.what == "traceback" for end in ends), 0),
-        at_most(f"configs that took over {SECONDS:g} s", sum(end.seconds > SECONDS for end in ends), 0),
-        at_most(f"configs that took over {MEGABYTES:g} MB", sum(end.megabytes > MEGABYTES for end in ends), 0),
+        at_most(
+            "tracebacks, and what else is not one line",
+            sum(end.what == "traceback" for end in ends),
+            0,
+        ),
+        at_most(
+            f"configs that took over {SECONDS:g} s", sum(end.seconds > SECONDS for end in ends), 0
+        ),
+        at_most(
+            f"configs that took over {MEGABYTES:g} MB",
+            sum(end.megabytes > MEGABYTES for end in ends),
+            0,
+        ),
         at_most("characters of the longest line", max(end.characters for end in ends), CHARACTERS),
     ]
 
@@ -94,7 +110,7 @@ def _forked(number: int) -> Ended:
             return child
         code = 70
         try:
-            from search.cli import main
+            from slimfront.search.cli import main
 
             os.dup2(out, 1)
             os.dup2(out, 2)
@@ -115,9 +131,13 @@ def _forked(number: int) -> Ended:
 
 
 def _fresh(number: int) -> Ended:
-    """Runs `python -m search check` as a user does."""
-    command = [sys.executable, "-m", "search"]
-    return _measured(number, lambda arguments, out: subprocess.Popen([*command, *arguments], stdout=out, stderr=out).pid, True)
+    """Runs `python -m slimfront check` as a user does."""
+    command = [sys.executable, "-m", "slimfront"]
+    return _measured(
+        number,
+        lambda arguments, out: subprocess.Popen([*command, *arguments], stdout=out, stderr=out).pid,
+        True,
+    )
 
 
 def _measured(number: int, start: Callable[[list[str], int], int], imports: bool = False) -> Ended:
@@ -140,9 +160,15 @@ def _measured(number: int, start: Callable[[list[str], int], int], imports: bool
     if imports and seconds < _KILLED_AFTER_S:
         seconds = usage.ru_utime + usage.ru_stime
     code = os.waitstatus_to_exitcode(status)
-    one_line = code == 2 and text.startswith("Error: ") and text.endswith("\n") and text.count("\n") == 1
-    what = "taken" if code == 0 and "Traceback" not in text else "refused" if one_line else "traceback"
-    return Ended(broken.kind, what, seconds, usage.ru_maxrss / 1024, len(text) - 1 if one_line else 0, number)
+    one_line = (
+        code == 2 and text.startswith("Error: ") and text.endswith("\n") and text.count("\n") == 1
+    )
+    what = (
+        "taken" if code == 0 and "Traceback" not in text else "refused" if one_line else "traceback"
+    )
+    return Ended(
+        broken.kind, what, seconds, usage.ru_maxrss / 1024, len(text) - 1 if one_line else 0, number
+    )
 
 
 @contextlib.contextmanager
@@ -160,7 +186,11 @@ def _placed(broken: Broken) -> Iterator[Path]:
             path.touch()
             os.truncate(path, 50_000_000)
         else:
-            path.symlink_to({"loop": path, "dangling": Path(folder, "nothing")}.get(broken.file, Path(broken.file)))
+            path.symlink_to(
+                {"loop": path, "dangling": Path(folder, "nothing")}.get(
+                    broken.file, Path(broken.file)
+                )
+            )
         yield path
 
 
@@ -169,5 +199,12 @@ if __name__ == "__main__":
         "fuzz",
         benchmark,
         ("--configs", {"type": int, "default": CONFIGS, "help": "so many"}),
-        ("--first", {"type": int, "default": 0, "help": "the number of the first, as messages about failures say it"}),
+        (
+            "--first",
+            {
+                "type": int,
+                "default": 0,
+                "help": "the number of the first, as messages about failures say it",
+            },
+        ),
     )

@@ -1,10 +1,13 @@
-"""Training on a GPU: a residual network on images of CIFAR-10's shape, one candidate, packs and processes against plain loops.
+"""Training on a GPU: a residual network on images of CIFAR-10's shape, one candidate, packs and
+processes against plain loops.
 
-Each is compared with the plain loop that has the same switches, and step times with the least that the GPU could take: all
-operations at the rate of a large matrix product, and all bytes at the rate of a large copy, both measured here.
+Each is compared with the plain loop that has the same switches, and step times with the least that
+the GPU could take: all operations at the rate of a large matrix product, and all bytes at the rate
+of a large copy, both measured here.
 
-Not among those of `make bench`, which runs on machines without a GPU; there, `--quick` shows on a small network that it works.
-On one with a GPU, `python -m benchmarks gpu` writes the table into the docs.
+Not among those of `make bench`, which runs on machines without a GPU; there, `--quick` shows on a
+small network that it works. On one with a GPU, `python -m benchmarks gpu` writes the table into the
+docs.
 """
 
 import argparse
@@ -24,11 +27,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Outcome, at_least, at_most, run
 from benchmarks.penalty_steps import PENALTY_OPTIONS
-from trainables import Candidate
-from trainables.data import Dataset
-from trainables.latency import seconds_of
-from trainables.packs import Pack
-from trainables.training import Training
+from slimfront.trainables import Candidate
+from slimfront.trainables.data import Dataset
+from slimfront.trainables.measures.latency import seconds_of
+from slimfront.trainables.packs import Pack
+from slimfront.trainables.training.loop import Training
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
 GOAL, GOAL_SIZE = 5.0, 16
@@ -46,7 +49,8 @@ AUGMENT = {"crop": 4, "flip": True}
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is trained: images (of which a fifth validate) per epoch, in batches, and timed epochs of each rival."""
+    """How much is trained: images (of which a fifth validate) per epoch, in batches, and timed
+    epochs of each rival."""
 
     width: int
     batch: int
@@ -75,14 +79,29 @@ def images(count: int) -> tuple[Tensor, Tensor]:
 
 
 def tree(
-    scale: Scale, number: int = 0, training: dict[str, Any] | None = None, augment: Any = None, **more: Any
+    scale: Scale,
+    number: int = 0,
+    training: dict[str, Any] | None = None,
+    augment: Any = None,
+    **more: Any,
 ) -> dict[str, Any]:
-    """The config of candidate `number`, which differs from the others in its seed and learning rate."""
+    """The config of candidate `number`, which differs from the others in its seed and learning
+    rate."""
     if scale.real:
         data: dict[str, Any] = {"name": "huggingface", "path": str(CIFAR), "limit": scale.images}
     else:
-        data = {"name": "factory", "factory": "benchmarks.gpu:images", "args": {"count": scale.images}, "test": 0.2}
-    numbers = {"epochs": EPOCHS, "batch_size": scale.batch, "seed": number, "lr": 0.05 / (1 + number % 4)}
+        data = {
+            "name": "factory",
+            "factory": "benchmarks.gpu:images",
+            "args": {"count": scale.images},
+            "test": 0.2,
+        }
+    numbers = {
+        "epochs": EPOCHS,
+        "batch_size": scale.batch,
+        "seed": number,
+        "lr": 0.05 / (1 + number % 4),
+    }
     sgd = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
     return {
         "data": data | ({"augment": augment} if augment else {}),
@@ -104,17 +123,28 @@ class Plain:
 
     candidates = 1
 
-    def __init__(self, like: Training, bf16: bool = False, channels_last: bool = False, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        like: Training,
+        bf16: bool = False,
+        channels_last: bool = False,
+        compiled: bool = False,
+    ) -> None:
         """It trains what `like` trains."""
         data, self.batch, self.bf16 = like.data, like.options.batch_size, bf16
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        inputs = (data.prepare(split.inputs).to(memory_format=layout) for split in (data.train, data.validation))
+        inputs = (
+            data.prepare(split.inputs).to(memory_format=layout)
+            for split in (data.train, data.validation)
+        )
         self.inputs, self.held_inputs = inputs
         self.labels, self.held_labels = data.train.labels, data.validation.labels
         self.model = like.candidate.model.build(data.input_shape, data.classes).to(data.device)
         self.model.to(memory_format=layout)  # type: ignore[call-overload]
         self.network = torch.compile(self.model, dynamic=False) if compiled else self.model
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, fused=True)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, fused=True
+        )
 
     def epoch(self) -> None:
         """Trains one, and takes the validation accuracy."""
@@ -142,7 +172,9 @@ class Together:
 
     def epoch(self) -> None:
         """Trains one of each."""
-        for result in self.pack.run_epoch().values() if self.pack else [self.trainings[0].run_epoch()]:
+        for result in (
+            self.pack.run_epoch().values() if self.pack else [self.trainings[0].run_epoch()]
+        ):
             if isinstance(result, Exception):
                 raise result
 
@@ -186,24 +218,39 @@ def rivals(scale: Scale, device: torch.device) -> dict[str, Entry]:
     like = training(device, scale)
     made: dict[str, Entry] = {}
     for name, switches in SWITCHES.items():
-        if "compile" in switches and not on_gpu:  # elsewhere it takes longer than all else: `benchmarks.compiled` is for that
+        # Elsewhere it takes longer than all else: `benchmarks.compiled` is for that.
+        if "compile" in switches and not on_gpu:
             continue
-        flags = {"bf16": "bf16" in name, "channels_last": "last" in name, "compiled": "compiled" in name}
+        flags = {
+            "bf16": "bf16" in name,
+            "channels_last": "last" in name,
+            "compiled": "compiled" in name,
+        }
         made[f"plain loop, {name}"] = Entry(Plain(like, **flags), name)
-        made[f"one candidate, {name}, without graphs"] = Entry(pack(1, training=switches | NO_GRAPHS), name)
+        made[f"one candidate, {name}, without graphs"] = Entry(
+            pack(1, training=switches | NO_GRAPHS), name
+        )
         made[f"one candidate, {name}"] = Entry(pack(1, training=switches), name)
     fast = "bf16, channels last"
     for count in scale.packs:
         made[f"pack of {count}, {fast}"] = Entry(pack(count, training=SWITCHES[fast]), fast)
     size = GOAL_SIZE if GOAL_SIZE in scale.packs else scale.packs[-1]
     made[f"pack of {size}, float32"] = Entry(pack(size), "float32")
-    made[f"pack of {size}, float32, stacked, without graphs"] = Entry(pack(size, training=NO_GRAPHS), "float32")
+    made[f"pack of {size}, float32, stacked, without graphs"] = Entry(
+        pack(size, training=NO_GRAPHS), "float32"
+    )
     if on_gpu:
         compiled = "bf16, channels last, compiled"
-        made[f"pack of {size}, {compiled}"] = Entry(pack(size, training=SWITCHES[compiled]), compiled)
-    made[f"one candidate, {fast}, augmented"] = Entry(pack(1, training=SWITCHES[fast], augment=AUGMENT), fast)
+        made[f"pack of {size}, {compiled}"] = Entry(
+            pack(size, training=SWITCHES[compiled]), compiled
+        )
+    made[f"one candidate, {fast}, augmented"] = Entry(
+        pack(1, training=SWITCHES[fast], augment=AUGMENT), fast
+    )
     for name, options in PENALTY_OPTIONS.items():
-        made[f"one candidate, {fast}, penalty {name}"] = Entry(pack(1, training=SWITCHES[fast], penalties={name: options}), fast)
+        made[f"one candidate, {fast}, penalty {name}"] = Entry(
+            pack(1, training=SWITCHES[fast], penalties={name: options}), fast
+        )
     return made
 
 
@@ -230,19 +277,24 @@ def in_processes(scale: Scale, device: torch.device, count: int) -> float:
     """Candidate-epochs per second of so many processes at once, each with a candidate."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, context, _meet, (context.Barrier(count),)) as pool:
-        tasks = [pool.submit(_beside_others, scale, device, number, count) for number in range(count)]
+        tasks = [
+            pool.submit(_beside_others, scale, device, number, count) for number in range(count)
+        ]
         return count * scale.rounds / max(task.result() for task in tasks)
 
 
 def rates(scale: Scale, device: torch.device) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Candidate-epochs per second by name, one value per round, in which all take turns; one alone of several processes.
+    """Candidate-epochs per second by name, one value per round, in which all take turns; one alone
+    of several processes.
 
     Also by name: the switches of the plain loop that it is compared with.
     """
     made = rivals(scale, device)
     for name, entry in made.items():  # memory, kernels, the choice of algorithms, recordings
         first, second = seconds(entry.rival, device), seconds(entry.rival, device)
-        print(f"{name}: {first:.2f} s, then {second:.3f} s for an epoch", file=sys.stderr, flush=True)
+        print(
+            f"{name}: {first:.2f} s, then {second:.3f} s for an epoch", file=sys.stderr, flush=True
+        )
     found: dict[str, list[float]] = {name: [] for name in made}
     switches = {name: entry.switches for name, entry in made.items()}
     for _ in range(scale.rounds):
@@ -294,14 +346,18 @@ def _copied_per_second(count: int, device: torch.device) -> float:
 
 @torch.no_grad()
 def floors(like: Training) -> list[dict[str, Any]]:
-    """The least time of a step: its operations and its bytes over the rates of a large matrix product and of a large copy.
+    """The least time of a step: its operations and its bytes over the rates of a large matrix
+    product and of a large copy.
 
-    Counted are convolutions and linear layers alone: two products in the backward pass for each in the forward pass, and for each
-    of the three its two inputs read once and its output written once, in bfloat16.
+    Counted are convolutions and linear layers alone: two products in the backward pass for each in
+    the forward pass, and for each of the three its two inputs read once and its output written
+    once, in bfloat16.
     """
     device = like.device
     large = 8192 if device.type == "cuda" else 256
-    first, second = (torch.randn(large, large, device=device, dtype=torch.bfloat16) for _ in range(2))
+    first, second = (
+        torch.randn(large, large, device=device, dtype=torch.bfloat16) for _ in range(2)
+    )
     flops_rate = 2 * large**3 / seconds_of(lambda: first @ second, device)
     bytes_rate = _copied_per_second(2**29 if device.type == "cuda" else 2**20, device)
     moved = []
@@ -309,7 +365,9 @@ def floors(like: Training) -> list[dict[str, Any]]:
     def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         moved.append(inputs[0].numel() + output.numel() + module.weight.numel())  # type: ignore[operator]
 
-    layers = [module for module in like.model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    layers = [
+        module for module in like.model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))
+    ]
     handles = [layer.register_forward_hook(watch) for layer in layers]
     batch = like.data.prepare(like.data.train.inputs[: like.options.batch_size])
     with FlopCounterMode(display=False) as counter:
@@ -329,7 +387,9 @@ def gpu(arguments: argparse.Namespace) -> Outcome:
     """Images per second of ResNet-20, trained in several ways on one GPU."""
     if not torch.cuda.is_available() and not arguments.quick:
         print(
-            "this benchmark needs a GPU, and there is none here; with --quick it shows on the CPU that it runs", file=sys.stderr
+            "this benchmark needs a GPU, and there is none here; with --quick it shows on the CPU "
+            "that it runs",
+            file=sys.stderr,
         )
         raise SystemExit(2)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -348,7 +408,13 @@ def gpu(arguments: argparse.Namespace) -> Outcome:
     goals = []
     if device.type == "cuda":
         pack = f"pack of {GOAL_SIZE}, {fast}"
-        goals.append(at_least(f"{pack}, over the plain loop with its switches", over(found, pack, f"plain loop, {fast}"), GOAL))
+        goals.append(
+            at_least(
+                f"{pack}, over the plain loop with its switches",
+                over(found, pack, f"plain loop, {fast}"),
+                GOAL,
+            )
+        )
         for name in SWITCHES:
             value = over(found, f"one candidate, {name}", f"plain loop, {name}")
             goals.append(at_least(f"one candidate over the plain loop, {name}", value, 0.97))

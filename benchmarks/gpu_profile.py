@@ -1,4 +1,5 @@
-"""Where the time of training steps goes on a GPU: kernels per step, how long it is busy, and the kernels that take longest."""
+"""Where the time of training steps goes on a GPU: kernels per step, how long it is busy, and the
+kernels that take longest."""
 
 import argparse
 import time
@@ -8,7 +9,18 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import Outcome, run
-from benchmarks.gpu import BF16_LAST, COMPILED, LESS, NO_GRAPHS, TINY, Plain, Rival, Together, seconds, training
+from benchmarks.gpu import (
+    BF16_LAST,
+    COMPILED,
+    LESS,
+    NO_GRAPHS,
+    TINY,
+    Plain,
+    Rival,
+    Together,
+    seconds,
+    training,
+)
 
 
 def watched(name: str, rival: Rival, device: torch.device, steps: int) -> dict[str, Any]:
@@ -23,11 +35,18 @@ def watched(name: str, rival: Rival, device: torch.device, steps: int) -> dict[s
         if device.type == "cuda":
             torch.cuda.synchronize()
         profiled = time.perf_counter() - begun
-    on_gpu = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    on_gpu = [
+        event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA
+    ]
     print(f"\n{name}, profiled in {profiled:.2f} s")
     key = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    print(profiler.key_averages().table(sort_by=key, row_limit=14, max_name_column_width=80), flush=True)
-    launches = sum("LaunchKernel" in event.name or "GraphLaunch" in event.name for event in profiler.events())
+    print(
+        profiler.key_averages().table(sort_by=key, row_limit=14, max_name_column_width=80),
+        flush=True,
+    )
+    launches = sum(
+        "LaunchKernel" in event.name or "GraphLaunch" in event.name for event in profiler.events()
+    )
     all_steps = steps * rival.candidates
     return {
         "training": name,
@@ -49,10 +68,14 @@ def gpu_profile(_arguments: argparse.Namespace) -> Outcome:
         "plain loop": Plain(one, bf16=True, channels_last=True),
         "one candidate, without graphs": Together([training(device, scale, **slow)]),
         "one candidate": Together([one]),
-        "pack": Together([training(device, scale, number, **fast) for number in range(scale.packs[-1])]),
+        "pack": Together(
+            [training(device, scale, number, **fast) for number in range(scale.packs[-1])]
+        ),
     }
     if device.type == "cuda":
-        made["one candidate, compiled"] = Together([training(device, scale, training=BF16_LAST | COMPILED)])
+        made["one candidate, compiled"] = Together(
+            [training(device, scale, training=BF16_LAST | COMPILED)]
+        )
     rows = [watched(name, rival, device, one.steps_per_epoch()) for name, rival in made.items()]
     return Outcome(1, rows, [])
 

@@ -1,4 +1,5 @@
-"""A whole search on one GPU: 64 trials of configs/cifar10-resnet20.yaml, shortened, against as many plain trainings.
+"""A whole search on one GPU: 64 trials of configs/cifar10-resnet20.yaml, shortened, against as many
+plain trainings.
 
 Several processes share the GPU, and each trains several trials at once.
 """
@@ -48,8 +49,12 @@ def changes(arguments: argparse.Namespace, device: torch.device, folder: Path) -
 def search(arguments: argparse.Namespace, device: torch.device) -> tuple[float, dict[str, Any]]:
     """Seconds of the whole command, and what it says with `--json`."""
     with tempfile.TemporaryDirectory() as folder:
-        sets = [part for name, value in changes(arguments, device, Path(folder)).items() for part in ("--set", f"{name}={value}")]
-        command = [sys.executable, "-m", "search", "search", str(CONFIG), "--json", *sets]
+        sets = [
+            part
+            for name, value in changes(arguments, device, Path(folder)).items()
+            for part in ("--set", f"{name}={value}")
+        ]
+        command = [sys.executable, "-m", "slimfront", "search", str(CONFIG), "--json", *sets]
         begun = time.perf_counter()
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
@@ -58,14 +63,19 @@ def search(arguments: argparse.Namespace, device: torch.device) -> tuple[float, 
 
 
 def gpu_search(arguments: argparse.Namespace) -> Outcome:
-    """Wall time of a search in packs over that of its trials as plain trainings, one after the other."""
+    """Wall time of a search in packs over that of its trials as plain trainings, one after the
+    other."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.quick or device.type == "cpu":
         arguments.quick, arguments.trials, arguments.epochs, arguments.pack = True, 4, 1, 2
-    scale = Scale(4 if arguments.quick else 16, 128, 240 if arguments.quick else arguments.images, 1, (), ())
+    scale = Scale(
+        4 if arguments.quick else 16, 128, 240 if arguments.quick else arguments.images, 1, (), ()
+    )
     rivals = {"float32": Plain(training(device, scale))}
     if device.type == "cuda":
-        rivals["bf16, channels last"] = Plain(training(device, scale), bf16=True, channels_last=True)
+        rivals["bf16, channels last"] = Plain(
+            training(device, scale), bf16=True, channels_last=True
+        )
     plain = {name: min(seconds(rival, device) for _ in range(3)) for name, rival in rivals.items()}
     del rivals
     wall, told = search(arguments, device)
@@ -75,11 +85,25 @@ def gpu_search(arguments: argparse.Namespace) -> Outcome:
     what = f"search of {arguments.trials} trials of {arguments.epochs} epochs, the whole command"
     rows = [{"what": what, "seconds": f"{wall:.0f}"}]
     for name, total in trainings.items():
-        rows.append({"what": f"as many plain trainings, {name}, one after the other", "seconds": f"{total:.0f}"})
-    rows.append({"what": f"members of the front (not seconds), of which the best has {best:.4f}", "seconds": str(len(front))})
+        rows.append(
+            {
+                "what": f"as many plain trainings, {name}, one after the other",
+                "seconds": f"{total:.0f}",
+            }
+        )
+    rows.append(
+        {
+            "what": f"members of the front (not seconds), of which the best has {best:.4f}",
+            "seconds": str(len(front)),
+        }
+    )
     for member in front:
         print(json.dumps(member), file=sys.stderr)
-    goals = [at_most("wall time over that of plain trainings in float32", wall / trainings["float32"], 1.0)]
+    goals = [
+        at_most(
+            "wall time over that of plain trainings in float32", wall / trainings["float32"], 1.0
+        )
+    ]
     return Outcome(1, rows, goals if device.type == "cuda" else [])
 
 

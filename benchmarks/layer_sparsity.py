@@ -1,4 +1,5 @@
-"""Layer sparsity on a deep MLP: how shallow does it get, what does that cost, and is it better than starting shallow?"""
+"""Layer sparsity on a deep MLP: how shallow does it get, what does that cost, and is it better than
+starting shallow?"""
 
 import argparse
 import statistics
@@ -15,12 +16,12 @@ from torch import nn
 
 from benchmarks.common import Goal, Outcome, Spread, at_least, at_most, run, spread
 from benchmarks.pictures import before_and_after
-from trainables import Candidate
-from trainables.data import load_once
-from trainables.measures import accuracy
-from trainables.refit import Refit
-from trainables.storage import restore, store
-from trainables.training import Training
+from slimfront.trainables import Candidate
+from slimfront.trainables.data import load_once
+from slimfront.trainables.measures.measure import accuracy
+from slimfront.trainables.shipping.network_file import restore, store
+from slimfront.trainables.training.loop import Training
+from slimfront.trainables.training.refit import Refit
 
 MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 MOST_LAYERS = 3
@@ -42,7 +43,13 @@ class Task:
 
 
 TASKS = {
-    "digits": Task({"name": "digits"}, epochs=40, batch_size=64, refit=Refit(epochs=20, lr=3e-3), compare_forms=True),
+    "digits": Task(
+        {"name": "digits"},
+        epochs=40,
+        batch_size=64,
+        refit=Refit(epochs=20, lr=3e-3),
+        compare_forms=True,
+    ),
     "mnist": Task(
         {"name": "huggingface", "path": str(MNIST)},
         epochs=15,
@@ -112,10 +119,22 @@ def fit(job: Job) -> list[Fit]:
         done = training.finish(options)
         data = training.data
         test = accuracy(done.compacted.network, data.prepare(data.test.inputs), data.test.labels)
-        network = store(done.compacted.network, training.candidate.model, data.input_shape, data.classes)
+        network = store(
+            done.compacted.network, training.candidate.model, data.input_shape, data.classes
+        )
         m = done.measures
         strength = job.penalties.get("layer", {}).get("strength", 0.0)
-        fits.append(Fit(variant, strength, int(m["layers"]), int(m["nonzero_params"]), m["val_accuracy"], test, network))
+        fits.append(
+            Fit(
+                variant,
+                strength,
+                int(m["layers"]),
+                int(m["nonzero_params"]),
+                m["val_accuracy"],
+                test,
+                network,
+            )
+        )
     return fits
 
 
@@ -123,32 +142,45 @@ def jobs(task: Task, seed: int, *, quick: bool) -> list[Job]:
     """All trainings of one seed."""
     strengths = STRENGTHS[1:3] if quick else STRENGTHS
     combined = COMBINED[:1] if quick else COMBINED
-    found = [Job(task, seed, "dense", None, {}), Job(task, seed, "shallow from scratch", None, {}, depth=1)]
+    found = [
+        Job(task, seed, "dense", None, {}),
+        Job(task, seed, "shallow from scratch", None, {}, depth=1),
+    ]
     weak = (WEAK[:1] if quick else WEAK) if task.compare_forms else ()
     for strength in weak:  # where the gradient form has its range
         for form, variant in (("proximal", "layer"), ("gradient", "gradient")):
-            found.append(Job(task, seed, variant, None, {"layer": {"strength": strength, "form": form}}))
+            found.append(
+                Job(task, seed, variant, None, {"layer": {"strength": strength, "form": form}})
+            )
     for strength in strengths:
         layer = {"strength": strength}
         found.append(Job(task, seed, "layer", "layer + refit", {"layer": layer}))
         if task.compare_forms:
             found.append(Job(task, seed, "gradient", None, {"layer": layer | {"form": "gradient"}}))
         for node, connection in combined:
-            penalties = {"layer": layer, "node": {"strength": node}, "connection": {"strength": connection}}
+            penalties = {
+                "layer": layer,
+                "node": {"strength": node},
+                "connection": {"strength": connection},
+            }
             found.append(Job(task, seed, "", "layer + node + connection + refit", penalties))
     return found
 
 
 def chosen(fits: list[Fit], variant: str) -> Fit:
-    """Of the strengths tried, the one with the best validation accuracy among those of at most 3 layers (if there are any)."""
+    """Of the strengths tried, the one with the best validation accuracy among those of at most 3
+    layers (if there are any)."""
     tried = [f for f in fits if f.variant == variant]
     shallow = [f for f in tried if f.layers <= MOST_LAYERS]
     pool = tried if variant == "dense" else shallow or tried
     return max(pool, key=lambda f: f.validation)
 
 
-def seconds_per_10000(networks: list[nn.Module], inputs: torch.Tensor, repeats: int = 9) -> list[float]:
-    """Median seconds of inference of each network on 10,000 inputs, on one thread, all of them interleaved."""
+def seconds_per_10000(
+    networks: list[nn.Module], inputs: torch.Tensor, repeats: int = 9
+) -> list[float]:
+    """Median seconds of inference of each network on 10,000 inputs, on one thread, all of them
+    interleaved."""
     many = inputs.repeat(-(-10_000 // len(inputs)), *[1] * (inputs.dim() - 1))[:10_000]
     times: list[list[float]] = [[] for _ in networks]
     torch.set_num_threads(1)
@@ -166,7 +198,8 @@ VARIANTS = ("dense", "layer", *REFITTED, "shallow from scratch")
 
 
 def layer_sparsity(arguments: argparse.Namespace) -> Outcome:
-    """Layer sparsity on an MLP with 10 hidden layers of 50 units, against the dense and the shallow network."""
+    """Layer sparsity on an MLP with 10 hidden layers of 50 units, against the dense and the shallow
+    network."""
     task = TASKS[arguments.data]
     if arguments.data == "mnist" and not MNIST.exists():
         raise SystemExit("there is no MNIST beside the checkout; see docs/layer-sparsity.md")
@@ -174,12 +207,21 @@ def layer_sparsity(arguments: argparse.Namespace) -> Outcome:
     work = [job for seed in range(seeds) for job in jobs(task, seed, quick=arguments.quick)]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         results = list(pool.map(fit, work))
-    by_seed = [[f for job, fits in zip(work, results, strict=True) if job.seed == s for f in fits] for s in range(seeds)]
+    by_seed = [
+        [f for job, fits in zip(work, results, strict=True) if job.seed == s for f in fits]
+        for s in range(seeds)
+    ]
     table = {variant: [chosen(fits, variant) for fits in by_seed] for variant in VARIANTS}
     data = load_once(Candidate.model_validate({"data": task.data}).data, torch.device("cpu"))
     inputs = data.prepare(data.test.inputs)
-    times = [seconds_per_10000([restore(table[v][s].network) for v in VARIANTS], inputs) for s in range(seeds)]
-    rows = [_row(f"{arguments.data}, {v}", table[v], spread([t[i] for t in times], 4)) for i, v in enumerate(VARIANTS)]
+    times = [
+        seconds_per_10000([restore(table[v][s].network) for v in VARIANTS], inputs)
+        for s in range(seeds)
+    ]
+    rows = [
+        _row(f"{arguments.data}, {v}", table[v], spread([t[i] for t in times], 4))
+        for i, v in enumerate(VARIANTS)
+    ]
     every = [f for fits in by_seed for f in fits]
     for strength in sorted({f.strength for f in every if f.variant == "gradient"}):
         for form, variant in (("proximal", "layer"), ("gradient", "gradient")):
@@ -210,16 +252,34 @@ def _row(network: str, fits: list[Fit], seconds: Spread | str) -> dict[str, Any]
 
 
 def _goals(data: str, table: dict[str, list[Fit]]) -> list[Goal]:
-    """The refitted network of each seed that is best on validation, of layer sparsity alone or combined, against the others."""
-    refitted = [max(pair, key=lambda f: f.validation) for pair in zip(*(table[v] for v in REFITTED), strict=True)]
+    """The refitted network of each seed that is best on validation, of layer sparsity alone or
+    combined, against the others."""
+    refitted = [
+        max(pair, key=lambda f: f.validation)
+        for pair in zip(*(table[v] for v in REFITTED), strict=True)
+    ]
 
     def gained(over: str) -> float:
-        return statistics.mean(f.test - other.test for f, other in zip(refitted, table[over], strict=True))
+        return statistics.mean(
+            f.test - other.test for f, other in zip(refitted, table[over], strict=True)
+        )
 
     return [
-        at_most(f"{data}: weight layers with layer sparsity and refit (most)", max(f.layers for f in refitted), MOST_LAYERS),
-        at_least(f"{data}: mean test accuracy with layer sparsity and refit minus dense", gained("dense"), 0.0),
-        at_least(f"{data}: mean test accuracy with layer sparsity and refit minus shallow", gained("shallow from scratch"), 0.0),
+        at_most(
+            f"{data}: weight layers with layer sparsity and refit (most)",
+            max(f.layers for f in refitted),
+            MOST_LAYERS,
+        ),
+        at_least(
+            f"{data}: mean test accuracy with layer sparsity and refit minus dense",
+            gained("dense"),
+            0.0,
+        ),
+        at_least(
+            f"{data}: mean test accuracy with layer sparsity and refit minus shallow",
+            gained("shallow from scratch"),
+            0.0,
+        ),
     ]
 
 

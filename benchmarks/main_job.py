@@ -19,12 +19,15 @@ SMALL = 0.10
 
 
 def search(seed: int, directory: Path, overrides: list[str]) -> tuple[dict[str, Any], float, float]:
-    """Runs one search in a process of its own: its JSON, the command's seconds, and the driver's peak memory in GB."""
+    """Runs one search in a process of its own: its JSON, the command's seconds, and the driver's
+    peak memory in GB."""
     command = [str(Path(sys.executable).with_name("slimfront")), "search", str(CONFIG), "--json"]
     for override in [f"search.seed={seed}", *overrides]:
         command += ["--set", override]
     started = time.monotonic()
-    with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         driver, peak = psutil.Process(process.pid), 0
         while process.poll() is None:
             try:
@@ -39,7 +42,8 @@ def search(seed: int, directory: Path, overrides: list[str]) -> tuple[dict[str, 
 
 
 def most_accurate_small(result: dict[str, Any]) -> dict[str, Any]:
-    """The most accurate front member (on validation) with at most a tenth of the dense network's parameters."""
+    """The most accurate front member (on validation) with at most a tenth of the dense network's
+    parameters."""
     small = [m for m in result["front"] if m["nonzero_params"] <= SMALL * result["dense"]["params"]]
     return max(small, key=lambda m: m["val_accuracy"])
 
@@ -53,7 +57,9 @@ def main_job(arguments: argparse.Namespace) -> Outcome:
         with tempfile.TemporaryDirectory() as name:
             result, wall, peak = search(seed, Path(name), overrides)
             if arguments.picture and seed == 0:
-                shutil.copy(next(Path(name).glob("runs/artifacts/*/artifacts/front.png")), arguments.picture)
+                shutil.copy(
+                    next(Path(name).glob("runs/artifacts/*/artifacts/front.png")), arguments.picture
+                )
         results.append(result)
         seconds.append(wall)
         memory.append(peak)
@@ -76,10 +82,16 @@ def main_job(arguments: argparse.Namespace) -> Outcome:
         },
     ]
     goals = [
-        at_most("seconds of the search (slowest seed)", max(r["wall_seconds"] for r in results), 90),
+        at_most(
+            "seconds of the search (slowest seed)", max(r["wall_seconds"] for r in results), 90
+        ),
         at_most("seconds of the whole command (slowest seed)", max(seconds), 120),
         at_least("points on the front (smallest)", min(len(r["front"]) for r in results), 5),
-        at_least("validation accuracy at 10 % of dense (lowest)", min(m["val_accuracy"] for m in small), 0.95),
+        at_least(
+            "validation accuracy at 10 % of dense (lowest)",
+            min(m["val_accuracy"] for m in small),
+            0.95,
+        ),
         at_most("peak memory of the driver, GB (largest)", max(memory), 1.5),
     ]
     return Outcome(seeds, rows, goals)

@@ -1,6 +1,8 @@
-"""Ways to put packs of trials onto Ray Tune: an actor for each trial, and seats in shared processes; and packs without Ray Tune.
+"""Ways to put packs of trials onto Ray Tune: an actor for each trial, and seats in shared
+processes; and packs without Ray Tune.
 
-Two packs of 16. What a pack trains and finishes in one process without Ray Tune is the least that any mapping can take.
+Two packs of 16. What a pack trains and finishes in one process without Ray Tune is the least that
+any mapping can take.
 """
 
 import argparse
@@ -18,10 +20,10 @@ import torch
 
 from benchmarks.common import Outcome, run
 from benchmarks.throughput import LR, PACK, STRENGTH, config_of, ours, workloads
-from search.nodes import start_local_ray
-from trainables.packs import Pack
-from trainables.packs.together import SharedProcess
-from trainables.storage import store
+from slimfront.search.engine.nodes import start_local_ray
+from slimfront.trainables.packs import Pack
+from slimfront.trainables.packs.together import SharedProcess
+from slimfront.trainables.shipping.network_file import store
 
 PROCESSES = 2
 
@@ -80,7 +82,12 @@ def without_ray_tune() -> float:
         for member in members:
             finished = member.finish()
             for network in (finished, *finished.pruned):
-                store(network.compacted.network, member.candidate.model, member.data.input_shape, member.data.classes)
+                store(
+                    network.compacted.network,
+                    member.candidate.model,
+                    member.data.input_shape,
+                    member.data.classes,
+                )
         spent.append((time.process_time() - begun) / PACK)
     return min(spent)  # without what is imported and loaded the first time
 
@@ -108,9 +115,14 @@ def mapping(arguments: argparse.Namespace) -> Outcome:
             }
         )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        taken = ours(workloads(Path(), quick=True)[0], 64 if arguments.quick else 192, Path(folder), PACK)
+        taken = ours(
+            workloads(Path(), quick=True)[0], 64 if arguments.quick else 192, Path(folder), PACK
+        )
     rows[1]["core-seconds per trial, in trials"] = f"{taken.core_seconds()['trials']:.3f}"
-    bound = {"32 trials": "packs without Ray Tune", "core-seconds per trial, in trials": f"{without_ray_tune():.3f}"}
+    bound = {
+        "32 trials": "packs without Ray Tune",
+        "core-seconds per trial, in trials": f"{without_ray_tune():.3f}",
+    }
     return Outcome(1, [*rows, dict.fromkeys(rows[0], "") | bound], [])
 
 

@@ -1,6 +1,8 @@
-"""What packs do to a search: the main job with more trials, one by one and in packs; its time, and the front that it finds.
+"""What packs do to a search: the main job with more trials, one by one and in packs; its time, and
+the front that it finds.
 
-More trials under way at a time mean that each is proposed from fewer that have ended. Packs save time, and may cost quality.
+More trials under way at a time mean that each is proposed from fewer that have ended. Packs save
+time, and may cost quality.
 """
 
 import argparse
@@ -29,7 +31,10 @@ def packed_search(arguments: argparse.Namespace) -> Outcome:
     ratios: dict[str, list[float]] = {}
     for pack, results in found.items():
         volumes[pack] = [result["hypervolume"] for result in results]
-        ratios[pack] = [mine["wall_seconds"] / first["wall_seconds"] for mine, first in zip(results, found["1"], strict=True)]
+        ratios[pack] = [
+            mine["wall_seconds"] / first["wall_seconds"]
+            for mine, first in zip(results, found["1"], strict=True)
+        ]
         small = [most_accurate_small(result) for result in results]
         rows.append(
             {
@@ -37,14 +42,20 @@ def packed_search(arguments: argparse.Namespace) -> Outcome:
                 "time over one by one": spread(ratios[pack], 2),
                 "hypervolume": spread(volumes[pack], 4),
                 "members of the front": spread([len(result["front"]) for result in results], 1),
-                "validation accuracy at most 10 % of dense": spread([each["val_accuracy"] for each in small], 4),
+                "validation accuracy at most 10 % of dense": spread(
+                    [each["val_accuracy"] for each in small], 4
+                ),
             }
         )
     one_by_one = spread(volumes["1"], 4)
     lowest = one_by_one.mean - (one_by_one.std or 0.02)
     goals = [
         at_most("time over one by one, auto, mean", spread(ratios["auto"]).mean, 0.8),
-        at_least("hypervolume, auto, mean, against one by one less its standard deviation", spread(volumes["auto"]).mean, lowest),
+        at_least(
+            "hypervolume, auto, mean, against one by one less its standard deviation",
+            spread(volumes["auto"]).mean,
+            lowest,
+        ),
     ]
     return Outcome(seeds, rows, goals)
 

@@ -1,4 +1,5 @@
-"""Candidates trained in packs against the same one by one: candidate-epochs per second on one core, interleaved."""
+"""Candidates trained in packs against the same one by one: candidate-epochs per second on one core,
+interleaved."""
 
 import argparse
 import math
@@ -11,9 +12,9 @@ import torch
 from torch import nn
 
 from benchmarks.common import Outcome, at_least, run
-from trainables import Candidate
-from trainables.packs import Pack
-from trainables.training import Training
+from slimfront.trainables import Candidate
+from slimfront.trainables.packs import Pack
+from slimfront.trainables.training.loop import Training
 
 ALONE = 4
 """So many candidates are trained one by one."""
@@ -26,7 +27,10 @@ GOAL_SIZE = 16
 MLP: dict[str, Any] = {"model": {"name": "mlp", "depth": 4, "width": 64}}
 RESNET: dict[str, Any] = {"model": {"name": "resnet20", "width": 8}}
 WIDE: dict[str, Any] = {"model": {"name": "mlp", "depth": 4, "width": 128}}
-SPARSE: dict[str, Any] = {"penalties": {"layer": {"strength": 1.0}}, "sparsifier": {"name": "magnitude", "sparsity": 0.5}}
+SPARSE: dict[str, Any] = {
+    "penalties": {"layer": {"strength": 1.0}},
+    "sparsifier": {"name": "magnitude", "sparsity": 0.5},
+}
 CASES: dict[str, tuple[dict[str, Any], int]] = {
     "MLP 4×64": (MLP, 4),
     "MLP 4×64, layer penalty, magnitude": (MLP | SPARSE, 4),
@@ -66,7 +70,9 @@ class Rival:
         """Candidate-epochs per second of one core; of wall time on a GPU."""
         if self.trainings[0].epoch + epochs > self.trainings[0].options.epochs:
             self.begin()
-        clock: Callable[[], float] = time.process_time if self.device.type == "cpu" else time.perf_counter
+        clock: Callable[[], float] = (
+            time.process_time if self.device.type == "cpu" else time.perf_counter
+        )
         started = clock()
         for _ in range(epochs):
             self._epoch()
@@ -81,14 +87,19 @@ class Rival:
 
 
 def products_alone(training: Training, size: int) -> float | None:
-    """Candidate-epochs per second if steps were nothing but the products of their linear layers; None with other layers.
+    """Candidate-epochs per second if steps were nothing but the products of their linear layers;
+    None with other layers.
 
-    Those of `size` candidates at once, forward and backward: no pack of so many can be faster with these kernels.
+    Those of `size` candidates at once, forward and backward: no pack of so many can be faster with
+    these kernels.
     """
     modules = list(training.model.modules())
     if any(isinstance(module, nn.Conv2d) for module in modules):
         return None
-    layers, batch = [module for module in modules if isinstance(module, nn.Linear)], training.options.batch_size
+    layers, batch = (
+        [module for module in modules if isinstance(module, nn.Linear)],
+        training.options.batch_size,
+    )
     made = [
         (
             torch.randn(size, m.out_features, m.in_features),
@@ -127,11 +138,18 @@ def packs(arguments: argparse.Namespace) -> Outcome:
         for _ in range(1 if arguments.quick else ROUNDS):
             for size, rival in rivals.items():
                 rates[size].append(rival.rate(1 if arguments.quick else epochs))
-        factors = {size: statistics.median(a / b for a, b in zip(rates[size], rates[None], strict=True)) for size in rates}
+        factors = {
+            size: statistics.median(a / b for a, b in zip(rates[size], rates[None], strict=True))
+            for size in rates
+        }
         for size in rates:
             per_second = statistics.median(rates[size])
             how = "one by one" if size is None else f"pack of {size}"
-            bound = products_alone(rivals[size].trainings[0], size or 1) if device.type == "cpu" else None
+            bound = (
+                products_alone(rivals[size].trainings[0], size or 1)
+                if device.type == "cpu"
+                else None
+            )
             rows.append(
                 {
                     "candidates on digits": name,
@@ -142,7 +160,9 @@ def packs(arguments: argparse.Namespace) -> Outcome:
                 }
             )
         if name.startswith("MLP"):
-            goals.append(at_least(f"pack of {GOAL_SIZE} over one by one, {name}", factors[GOAL_SIZE], GOAL))
+            goals.append(
+                at_least(f"pack of {GOAL_SIZE} over one by one, {name}", factors[GOAL_SIZE], GOAL)
+            )
     torch.set_num_threads(threads)
     return Outcome(1, rows, goals)
 

@@ -1,4 +1,5 @@
-"""Time of a training step with each penalty, as a ratio to the step without: ResNet-20, batch 128, interleaved medians."""
+"""Time of a training step with each penalty, as a ratio to the step without: ResNet-20, batch 128,
+interleaved medians."""
 
 import argparse
 import statistics
@@ -8,7 +9,7 @@ import torch
 
 from benchmarks.common import Outcome, at_most, run
 from benchmarks.steps import Stepper, interleaved, step_ratio
-from trainables.penalties import PENALTIES
+from slimfront.trainables.penalties import PENALTIES
 
 PENALTY_OPTIONS: dict[str, dict[str, Any]] = {
     "layer": {"strength": 0.1},
@@ -27,9 +28,14 @@ def penalty_steps(arguments: argparse.Namespace) -> Outcome:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = 16 if arguments.quick else 128
     assert set(PENALTY_OPTIONS) == set(PENALTIES)
-    penalties = {name: PENALTIES[name].model_validate(options) for name, options in PENALTY_OPTIONS.items()}
+    penalties = {
+        name: PENALTIES[name].model_validate(options) for name, options in PENALTY_OPTIONS.items()
+    }
     plain = {"": Stepper(None, batch, device)}
-    times = interleaved(plain | {name: Stepper(p, batch, device) for name, p in penalties.items()}, 10 if arguments.quick else 40)
+    times = interleaved(
+        plain | {name: Stepper(p, batch, device) for name, p in penalties.items()},
+        10 if arguments.quick else 40,
+    )
     rows, goals = [], []
     for name, options in PENALTY_OPTIONS.items():
         cost, low, high = step_ratio(times[name], times[""], options.get("every", 1))

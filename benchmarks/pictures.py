@@ -10,8 +10,12 @@ from torch import nn
 
 
 def before_and_after(before: nn.Module, after: nn.Module, path: Path) -> None:
-    """The weight matrices of two MLPs, one row each: red below zero, blue above, white at zero; inactive layers named."""
-    rows = [[m.weight.detach() for m in network.modules() if isinstance(m, nn.Linear)] for network in (before, after)]
+    """The weight matrices of two MLPs, one row each: red below zero, blue above, white at zero;
+    inactive layers named."""
+    rows = [
+        [m.weight.detach() for m in network.modules() if isinstance(m, nn.Linear)]
+        for network in (before, after)
+    ]
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(1.3 * columns, 3.6), layout="constrained")
     axes = figure.subplots(2, columns, squeeze=False)
@@ -22,8 +26,14 @@ def before_and_after(before: nn.Module, after: nn.Module, path: Path) -> None:
                 continue
             weight = row[index].T  # inputs downwards, outputs to the right
             limit = float(weight.abs().max()) or 1.0
-            axis.imshow(weight, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+            axis.imshow(
+                weight, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
+            )
             inner = 0 < index < len(row) - 1
-            state = ("inactive" if bool((weight >= 0).all()) else "active") if inner else f"{weight.shape[0]} → {weight.shape[1]}"
+            state = (
+                ("inactive" if bool((weight >= 0).all()) else "active")
+                if inner
+                else f"{weight.shape[0]} → {weight.shape[1]}"
+            )
             axis.set_title(f"{name} {index + 1}\n{state}", fontsize=7)
     figure.savefig(path, dpi=130)

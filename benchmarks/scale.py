@@ -1,4 +1,5 @@
-"""Two thousand trials that do nothing but report: what a trial costs the driver, early and late, in time and in memory."""
+"""Two thousand trials that do nothing but report: what a trial costs the driver, early and late, in
+time and in memory."""
 
 import argparse
 import gc
@@ -15,14 +16,21 @@ import ray
 from ray import tune
 
 from benchmarks.common import Outcome, at_most, run
-from search.config import load
-from search.nodes import start_local_ray
-from search.progress import Progress
-from search.records import Ledger
-from search.runner import run_search
+from slimfront.search.config.schema import load
+from slimfront.search.engine.nodes import start_local_ray
+from slimfront.search.engine.progress import Progress
+from slimfront.search.engine.runner import run_search
+from slimfront.search.record.ledger import Ledger
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
-MEASURES = {"val_accuracy": 0.5, "params": 100, "nonzero_params": 50, "layers": 2, "flops": 200, "bytes": 400}
+MEASURES = {
+    "val_accuracy": 0.5,
+    "params": 100,
+    "nonzero_params": 50,
+    "layers": 2,
+    "flops": 200,
+    "bytes": 400,
+}
 
 
 class Nothing(tune.Trainable):
@@ -73,7 +81,9 @@ class Clock(Progress):
         done = sum(trial.status != "running" for trial in ledger.trials)
         if done > len(self.ends):
             times = self.driver.cpu_times()
-            self.ends.append((time.monotonic(), times.user + times.system, self.driver.memory_info().rss))
+            self.ends.append(
+                (time.monotonic(), times.user + times.system, self.driver.memory_info().rss)
+            )
 
 
 class Allocations(Progress):
@@ -92,12 +102,17 @@ class Allocations(Progress):
             self.taken.append((done, tracemalloc.take_snapshot()))
 
     def by_package(self) -> dict[str, float]:
-        """kB per trial that each package's code allocated between the two and still held, the largest first."""
+        """kB per trial that each package's code allocated between the two and still held, the
+        largest first."""
         (first, before), (last, after) = self.taken
         grown: Counter[str] = Counter()
         for change in after.compare_to(before, "filename"):
             parts = Path(change.traceback[0].filename).parts
-            inside = parts[parts.index("site-packages") + 1] if "site-packages" in parts else "/".join(parts[-2:-1]) or parts[0]
+            inside = (
+                parts[parts.index("site-packages") + 1]
+                if "site-packages" in parts
+                else "/".join(parts[-2:-1]) or parts[0]
+            )
             grown[inside] += change.size_diff
         return {package: size / (last - first) / 1e3 for package, size in grown.most_common(6)}
 
@@ -105,8 +120,16 @@ class Allocations(Progress):
 def search_of_nothing(trials: int, progress: Clock | Allocations) -> None:
     """A search whose trials only report."""
     with tempfile.TemporaryDirectory() as directory:
-        wanted = [f"search.trials={trials}", "search.sampler=random", "resources.cpu=0.125", f"search.storage_path={directory}"]
-        config = load(CONFIG, [*wanted, f"tracking.uri=sqlite:///{directory}/mlflow.db", "search.concurrency=16"])
+        wanted = [
+            f"search.trials={trials}",
+            "search.sampler=random",
+            "resources.cpu=0.125",
+            f"search.storage_path={directory}",
+        ]
+        config = load(
+            CONFIG,
+            [*wanted, f"tracking.uri=sqlite:///{directory}/mlflow.db", "search.concurrency=16"],
+        )
         run_search(config, progress, name="scale", trainable=Nothing)
 
 

@@ -1,4 +1,5 @@
-"""Screenshots of a search in MLflow's UI for the docs, taken in Chromium: `python -m benchmarks.screenshots docs/images`."""
+"""Screenshots of a search in MLflow's UI for the docs, taken in Chromium:
+`python -m benchmarks.screenshots docs/images`."""
 
 import argparse
 import subprocess
@@ -9,8 +10,8 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.common import chromium
-from search.config import load
-from search.runner import run_search
+from slimfront.search.config.schema import load
+from slimfront.search.engine.runner import run_search
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
 
@@ -25,7 +26,9 @@ def take(page: Page, url: str, folder: Path) -> None:
     if close.count():
         close.click()  # MLflow's assistant
     page.wait_for_timeout(1500)
-    page.screenshot(path=folder / "mlflow-runs.png", clip={"x": 0, "y": 0, "width": 1400, "height": 420})
+    page.screenshot(
+        path=folder / "mlflow-runs.png", clip={"x": 0, "y": 0, "width": 1400, "height": 420}
+    )
     page.goto(url)
     page.get_by_text("Show more").first.click()
     heading = page.get_by_role("heading", name="Recommended")
@@ -47,15 +50,30 @@ def main() -> None:
     folder: Path = parser.parse_args().folder
     with tempfile.TemporaryDirectory() as directory:
         uri = f"sqlite:///{directory}/slimfront.db"
-        run_search(load(CONFIG, [f"search.storage_path={directory}/runs", f"tracking.uri={uri}"]), name="digits-example")
-        command = [str(Path(sys.executable).with_name("slimfront")), "ui", "--no-browser", "--port=5622", f"--tracking-uri={uri}"]
+        run_search(
+            load(CONFIG, [f"search.storage_path={directory}/runs", f"tracking.uri={uri}"]),
+            name="digits-example",
+        )
+        command = [
+            str(Path(sys.executable).with_name("slimfront")),
+            "ui",
+            "--no-browser",
+            "--port=5622",
+            f"--tracking-uri={uri}",
+        ]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             try:
                 assert server.stdout is not None
                 url = server.stdout.readline().strip()
                 with sync_playwright() as playwright:
-                    browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-                    take(browser.new_context(viewport={"width": 1400, "height": 900}).new_page(), url, folder)
+                    browser = playwright.chromium.launch(
+                        executable_path=chromium(), args=["--no-sandbox"]
+                    )
+                    take(
+                        browser.new_context(viewport={"width": 1400, "height": 900}).new_page(),
+                        url,
+                        folder,
+                    )
                     browser.close()
             finally:
                 server.terminate()

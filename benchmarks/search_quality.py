@@ -1,4 +1,5 @@
-"""How much front a search gets for its epochs: ours, its parts switched off one by one, and what a user would assemble."""
+"""How much front a search gets for its epochs: ours, its parts switched off one by one, and what a
+user would assemble."""
 
 import argparse
 import logging
@@ -16,14 +17,14 @@ from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.common import Goal, Outcome, at_most, run
 from benchmarks.curves import THIRD, Curve, compare, shares
-from search import runner
-from search.config import Config, load
-from search.journal import JOURNAL_FILE, Event, read_events
-from search.nodes import start_local_ray
-from search.records import Ledger, TrialRecord
-from search.samplers import SAMPLERS
-from search.searcher import StudySearcher
-from trainables import train
+from slimfront.search.config.samplers import SAMPLERS
+from slimfront.search.config.schema import Config, load
+from slimfront.search.engine import runner
+from slimfront.search.engine.nodes import start_local_ray
+from slimfront.search.engine.searcher import StudySearcher
+from slimfront.search.record.journal import JOURNAL_FILE, Event, read_events
+from slimfront.search.record.ledger import Ledger, TrialRecord
+from slimfront.trainables import train
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
 
@@ -50,7 +51,9 @@ VARIANTS: dict[str, Variant] = {
     "ours without checkpoints as candidates": Variant(candidates=False),
     "ours without one-shot pruning": Variant(one_shot=False),
     "ours without any of the three": Variant(stopping=False, one_shot=False, candidates=False),
-    "random, without any of the three": Variant("random", stopping=False, one_shot=False, candidates=False),
+    "random, without any of the three": Variant(
+        "random", stopping=False, one_shot=False, candidates=False
+    ),
     "ours, stopped trials not told": Variant(told=False),
     "ours with multivariate tpe": Variant("{name: tpe, multivariate: true}"),
     **{f"ours with {name}": Variant(name) for name in SAMPLERS if name != "tpe"},
@@ -61,7 +64,11 @@ def config_of(variant: Variant, seed: int, trials: int, directory: Path) -> Conf
     """The main job's config, searched in that way."""
     stopping = "true" if variant.stopping else "false"
     wanted = [f"search.sampler={variant.sampler}", f"search.seed={seed}", f"search.trials={trials}"]
-    wanted += [f"search.early_stopping={stopping}", f"search.storage_path={directory}", "training.report_every=3"]
+    wanted += [
+        f"search.early_stopping={stopping}",
+        f"search.storage_path={directory}",
+        "training.report_every=3",
+    ]
     return load(CONFIG, [*wanted, f"tracking.uri=sqlite:///{directory}/mlflow.db"])
 
 
@@ -110,7 +117,9 @@ def assembled(seed: int, trials: int, config: Config, dense_sizes: dict[str, flo
     ended: list[dict[str, Any]] = []
 
     class Remember(tune.Callback):
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        def on_trial_complete(
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
+        ) -> None:
             ended.append(dict(trial.last_result))
 
     objectives = config.chosen_objectives()
@@ -124,15 +133,26 @@ def assembled(seed: int, trials: int, config: Config, dense_sizes: dict[str, flo
     with tempfile.TemporaryDirectory() as directory:
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
-            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=trials, max_concurrent_trials=2),
-            run_config=tune.RunConfig(storage_path=directory, name="assembled", verbose=0, callbacks=[Remember()]),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher, num_samples=trials, max_concurrent_trials=2
+            ),
+            run_config=tune.RunConfig(
+                storage_path=directory, name="assembled", verbose=0, callbacks=[Remember()]
+            ),
         ).fit()
     ledger, curve = Ledger(objectives, dense_sizes), Curve()
     for number, measures in enumerate(ended):
         ledger.apply({"event": "trial", "number": number, "values": {}, "seed": 0})
         taken = {o.name: measures[o.name] for o in objectives}
         ledger.apply(
-            {"event": "point", "number": number, "epoch": epochs, "measures": taken, "compaction": [], "checkpoint": None}
+            {
+                "event": "point",
+                "number": number,
+                "epoch": epochs,
+                "measures": taken,
+                "compaction": [],
+                "checkpoint": None,
+            }
         )
         curve.append(((number + 1) * epochs, ledger.hypervolume()))
     return curve
@@ -150,23 +170,32 @@ def search_quality(arguments: argparse.Namespace) -> Outcome:
     for seed in range(seeds):
         for name in names:
             variant = VARIANTS[name]
-            # What the sampler and early stopping see is the network that was trained: what else counts as a candidate changes
-            # nothing of how the search goes, only what it finds.
+            # What the sampler and early stopping see is the network that was trained: what else
+            # counts as a candidate changes nothing of how the search goes, only what it finds.
             same = replace(variant, candidates=True, one_shot=True)
             if (same, seed) not in runs:
                 with tempfile.TemporaryDirectory() as directory:
                     # Stopped trials are short: twice as many of them cost about as much.
-                    config = config_of(same, seed, trials * (2 if variant.stopping else 1), Path(directory))
-                    with patch.object(runner, "StudySearcher", StudySearcher if variant.told else Untold):
+                    config = config_of(
+                        same, seed, trials * (2 if variant.stopping else 1), Path(directory)
+                    )
+                    with patch.object(
+                        runner, "StudySearcher", StudySearcher if variant.told else Untold
+                    ):
                         runner.run_search(config, name="quality")
-                    runs[same, seed] = list(read_events(Path(directory, "quality", JOURNAL_FILE))), config
+                    runs[same, seed] = (
+                        list(read_events(Path(directory, "quality", JOURNAL_FILE))),
+                        config,
+                    )
             events, config = runs[same, seed]
             curves[name].append(curve_of(events, config, variant))
             budget = trials * config.training.epochs
         curves[ASSEMBLED].append(assembled(seed, trials, config, events[0]["dense_sizes"]))
     ray.shutdown()
     share = statistics.median(shares(curves[OURS], curves[ASSEMBLED], budget))
-    goals: list[Goal] = [at_most("share of the assembled stack's epochs that ours needs (median)", share, THIRD)]
+    goals: list[Goal] = [
+        at_most("share of the assembled stack's epochs that ours needs (median)", share, THIRD)
+    ]
     return Outcome(seeds, compare(curves, ASSEMBLED, budget), goals)
 
 

@@ -1,4 +1,5 @@
-"""Sparse training with and without CKA-SR: every sparsifier, several sparsities, paired over seeds."""
+"""Sparse training with and without CKA-SR: every sparsifier, several sparsities, paired over
+seeds."""
 
 import argparse
 import math
@@ -11,10 +12,10 @@ from typing import Any
 import torch
 
 from benchmarks.common import Outcome, run, spread
-from trainables import Candidate
-from trainables.measures import accuracy
-from trainables.sparsifiers import SPARSIFIERS
-from trainables.training import Training
+from slimfront.trainables import Candidate
+from slimfront.trainables.measures.measure import accuracy
+from slimfront.trainables.sparsifiers import SPARSIFIERS
+from slimfront.trainables.training.loop import Training
 
 SPARSITIES = (0.90, 0.95, 0.98, 0.99)
 PENALTIES: dict[str, dict[str, Any]] = {
@@ -40,7 +41,13 @@ class Job:
 
 def candidate(job: Job) -> Candidate:
     """ResNet-8 on scikit-learn's digits; `benchmarks.fidelity` is on CIFAR-10."""
-    training = {"batch_size": 64, "optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "schedule": "cosine"}
+    training = {
+        "batch_size": 64,
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "weight_decay": 5e-4,
+        "schedule": "cosine",
+    }
     return Candidate.model_validate(
         {
             "data": {"name": "digits"},
@@ -66,9 +73,12 @@ def fit(job: Job) -> float:
 
 def sparsifiers(sparsities: tuple[float, ...]) -> list[dict[str, Any]]:
     """Every sparsifier at every sparsity; N:M masks at theirs."""
-    names = [name for name in sorted(SPARSIFIERS) if name not in ("nm", "channels")]  # of weights, to a free target
+    # Of weights, to a free target.
+    names = [name for name in sorted(SPARSIFIERS) if name not in ("nm", "channels")]
     every = {name: {"every": EVERY[name]} if name in EVERY else {} for name in names}
-    return [{"name": name, "sparsity": s} | every[name] for s in sparsities for name in names] + [{"name": "nm"}]
+    return [{"name": name, "sparsity": s} | every[name] for s in sparsities for name in names] + [
+        {"name": "nm"}
+    ]
 
 
 def paired(values: list[float], baseline: list[float]) -> str:
@@ -83,8 +93,13 @@ def sparse_training(arguments: argparse.Namespace) -> Outcome:
     """Test accuracy of every sparsifier with no penalty, CKA-SR and AugCKA-SR."""
     seeds, epochs = (1, 4) if arguments.quick else (arguments.seeds or 5, 20)
     methods = sparsifiers(SPARSITIES[:1] if arguments.quick else SPARSITIES)
-    cells: list[tuple[dict[str, Any] | None, str]] = [(None, "none"), *((m, p) for m in methods for p in PENALTIES)]
-    work = [Job(method, penalty, seed, epochs) for method, penalty in cells for seed in range(seeds)]
+    cells: list[tuple[dict[str, Any] | None, str]] = [
+        (None, "none"),
+        *((m, p) for m in methods for p in PENALTIES),
+    ]
+    work = [
+        Job(method, penalty, seed, epochs) for method, penalty in cells for seed in range(seeds)
+    ]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         results = dict(zip([str(job) for job in work], pool.map(fit, work), strict=True))
 
@@ -96,7 +111,9 @@ def sparse_training(arguments: argparse.Namespace) -> Outcome:
         plain = accuracies(method, "none")
         row: dict[str, Any] = {
             "sparsifier": method["name"] if method else "dense",
-            "sparsity": (f"{method['sparsity']:.2f}" if "sparsity" in method else "0.50 (2:4)") if method else "0",
+            "sparsity": (f"{method['sparsity']:.2f}" if "sparsity" in method else "0.50 (2:4)")
+            if method
+            else "0",
             "test accuracy": spread(plain, 4),
         }
         for name in list(PENALTIES)[1:]:

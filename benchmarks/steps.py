@@ -1,4 +1,5 @@
-"""Times of training steps of ResNet-20 under a penalty, interleaved with plain steps: what the benchmarks of penalties share."""
+"""Times of training steps of ResNet-20 under a penalty, interleaved with plain steps: what the
+benchmarks of penalties share."""
 
 import statistics
 import time
@@ -6,9 +7,9 @@ from collections.abc import Mapping
 
 import torch
 
-from trainables.models import CifarResNet
-from trainables.optimizers import build_optimizer
-from trainables.penalties import ActivePenalty, Penalty
+from slimfront.trainables.models import CifarResNet
+from slimfront.trainables.penalties import ActivePenalty, Penalty
+from slimfront.trainables.training.optimizers import build_optimizer
 
 
 class Stepper:
@@ -17,10 +18,14 @@ class Stepper:
     def __init__(self, penalty: Penalty | None, batch: int, device: torch.device) -> None:
         torch.manual_seed(0)
         self.model = CifarResNet().build((3, 32, 32), 10).to(device).train()
-        self.optimizer = build_optimizer("sgd", self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        self.optimizer = build_optimizer(
+            "sgd", self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4
+        )
         self.inputs = torch.randn(batch, 3, 32, 32, device=device)
         self.labels = torch.randint(10, (batch,), device=device)
-        self.penalty: ActivePenalty | None = penalty.attach(self.model, self.inputs[:8]) if penalty else None
+        self.penalty: ActivePenalty | None = (
+            penalty.attach(self.model, self.inputs[:8]) if penalty else None
+        )
         self.step = 0
 
     def train_step(self) -> None:
@@ -38,7 +43,8 @@ class Stepper:
 
 
 def interleaved(steppers: Mapping[str, Stepper], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step, by name: in every round each makes one step, and the first round does not count."""
+    """Seconds of each step, by name: in every round each makes one step, and the first round does
+    not count."""
     times: dict[str, list[float]] = {name: [] for name in steppers}
     for number in range(rounds + 1):
         for name, stepper in steppers.items():
@@ -54,12 +60,15 @@ def interleaved(steppers: Mapping[str, Stepper], rounds: int) -> dict[str, list[
 def step_ratio(mine: list[float], plain: list[float], every: int = 1) -> tuple[float, float, float]:
     """The cost of a step over the plain step of the same round: the median ratio, and quartiles.
 
-    For a penalty that looks at every n-th batch only, the medians of both kinds of steps are weighed by how many there are:
-    neither what the machine does besides nor the rarer kind is lost.
+    For a penalty that looks at every n-th batch only, the medians of both kinds of steps are
+    weighed by how many there are: neither what the machine does besides nor the rarer kind is lost.
     """
     ratios = [a / b for a, b in zip(mine, plain, strict=True)]
-    looking = [ratio for number, ratio in enumerate(ratios, start=1) if number % every == 0]  # the first step was left out
+    # The first step was left out.
+    looking = [ratio for number, ratio in enumerate(ratios, start=1) if number % every == 0]
     others = [ratio for number, ratio in enumerate(ratios, start=1) if number % every]
-    cost = statistics.median(looking) / every + (statistics.median(others) * (every - 1) / every if others else 0.0)
+    cost = statistics.median(looking) / every + (
+        statistics.median(others) * (every - 1) / every if others else 0.0
+    )
     quartiles = statistics.quantiles(ratios, n=4)
     return cost, quartiles[0], quartiles[2]

@@ -1,4 +1,5 @@
-"""ZDT1, ZDT2 and DTLZ2 with a simulated fidelity: our early stopping and sampler against a plain one, without any training."""
+"""ZDT1, ZDT2 and DTLZ2 with a simulated fidelity: our early stopping and sampler against a plain
+one, without any training."""
 
 import argparse
 import heapq
@@ -20,9 +21,9 @@ from ray.tune.schedulers import TrialScheduler
 
 from benchmarks.common import Goal, Outcome, at_most, run
 from benchmarks.curves import THIRD, Curve, compare, shares
-from search.pareto import hypervolume
-from search.samplers import build_sampler
-from search.scheduler import MultiObjectiveASHA
+from slimfront.search.config.samplers import build_sampler
+from slimfront.search.engine.scheduler import MultiObjectiveASHA
+from slimfront.search.record.pareto import hypervolume
 
 EPOCHS, WORKERS = 27, 4
 
@@ -55,9 +56,11 @@ class Problem:
     reference: tuple[float, ...]
 
     def at_epoch(self, x: NDArray[np.float64], epoch: int) -> list[float]:
-        """A learning curve: what is still to learn falls as a power of the epoch, and is gone at the last.
+        """A learning curve: what is still to learn falls as a power of the epoch, and is gone at
+        the last.
 
-        Its exponent, 0.5 to 1.5, depends on x, so that those who lead early are not always those who lead at the end.
+        Its exponent, 0.5 to 1.5, depends on x, so that those who lead early are not always those
+        who lead at the end.
         """
         exponent = 1 + 0.5 * math.sin(37 * float(x.sum()))
         return [value + epoch**-exponent - EPOCHS**-exponent for value in self.objectives(x)]
@@ -74,7 +77,9 @@ PROBLEMS = {
 class Variant:
     """One way to search; `told`: whether the sampler hears of trials that were stopped early."""
 
-    sampler: Callable[[int], BaseSampler] = lambda seed: build_sampler("tpe", seed, {"n_startup_trials": 20})
+    sampler: Callable[[int], BaseSampler] = lambda seed: build_sampler(
+        "tpe", seed, {"n_startup_trials": 20}
+    )
     stopping: bool = True
     told: bool = True
 
@@ -94,14 +99,20 @@ VARIANTS: dict[str, Variant] = {
 
 
 def search(problem: Problem, variant: Variant, seed: int, budget: int) -> Curve:
-    """One search by several workers at once, an epoch after the other, until the budget of epochs is spent.
+    """One search by several workers at once, an epoch after the other, until the budget of epochs
+    is spent.
 
-    With stopping, the networks of all epochs count, as in a search of ours; without, those of the last.
+    With stopping, the networks of all epochs count, as in a search of ours; without, those of the
+    last.
     """
     stopping = variant.stopping
-    study = optuna.create_study(directions=["minimize"] * len(problem.reference), sampler=variant.sampler(seed))
+    study = optuna.create_study(
+        directions=["minimize"] * len(problem.reference), sampler=variant.sampler(seed)
+    )
     names = [str(i) for i in range(len(problem.reference))]
-    scheduler = MultiObjectiveASHA(dict.fromkeys(names, "min"), time_attr="epoch", grace=1, max_time=EPOCHS)
+    scheduler = MultiObjectiveASHA(
+        dict.fromkeys(names, "min"), time_attr="epoch", grace=1, max_time=EPOCHS
+    )
     space: dict[str, Any] = {f"x{i}": FloatDistribution(0, 1) for i in range(problem.variables)}
     reference = np.array(problem.reference)
     curve, found, spent = Curve(), np.empty((0, len(reference))), 0
@@ -121,7 +132,9 @@ def search(problem: Problem, variant: Variant, seed: int, budget: int) -> Curve:
         last, stopped = epoch == EPOCHS, False
         if stopping and not last:
             report = {"epoch": epoch, **dict(zip(names, values, strict=True))}
-            last = stopped = scheduler.on_trial_result(None, name(trial), report) == TrialScheduler.STOP
+            last = stopped = (
+                scheduler.on_trial_result(None, name(trial), report) == TrialScheduler.STOP
+            )
         if stopping or last:
             found = np.vstack([found, values])
             curve.append((spent, hypervolume(found, reference)))
@@ -149,10 +162,15 @@ def test_problems(arguments: argparse.Namespace) -> Outcome:
     budget = trials * EPOCHS
     rows, goals = [], list[Goal]()
     for problem_name, problem in PROBLEMS.items():
-        curves = {title: [search(problem, variant, seed, budget) for seed in range(seeds)] for title, variant in VARIANTS.items()}
+        curves = {
+            title: [search(problem, variant, seed, budget) for seed in range(seeds)]
+            for title, variant in VARIANTS.items()
+        }
         rows += [{"problem": problem_name, **row} for row in compare(curves, ASSEMBLED, budget)]
         share = statistics.median(shares(curves[OURS], curves[ASSEMBLED], budget))
-        goals.append(at_most(f"{problem_name}: share of the epochs that ours needs (median)", share, THIRD))
+        goals.append(
+            at_most(f"{problem_name}: share of the epochs that ours needs (median)", share, THIRD)
+        )
     return Outcome(seeds, rows, goals)
 
 

@@ -1,4 +1,5 @@
-"""Trials per hour and core-seconds per trial: a user's own assembly, ours, and the bare training loop."""
+"""Trials per hour and core-seconds per trial: a user's own assembly, ours, and the bare training
+loop."""
 
 import argparse
 import contextlib
@@ -26,13 +27,13 @@ from benchmarks.cores import Cores
 from benchmarks.layer_sparsity import MNIST
 from benchmarks.where import where
 from benchmarks.workloads import NETWORKS, Workload, assembled, epochs, splits
-from search.config import Config
-from search.driver_only import DriverOnly
-from search.nodes import start_local_ray
-from search.progress import Progress
-from search.records import Ledger
-from search.runner import run_search
-from trainables.data import HuggingFace
+from slimfront.search.config.schema import Config
+from slimfront.search.engine.driver_only import DriverOnly
+from slimfront.search.engine.nodes import start_local_ray
+from slimfront.search.engine.progress import Progress
+from slimfront.search.engine.runner import run_search
+from slimfront.search.record.ledger import Ledger
+from slimfront.trainables.data import HuggingFace
 
 LR, STRENGTH = (1e-3, 1e-2), (1e-5, 1e-3)
 PACK = 16
@@ -40,7 +41,8 @@ PACK = 16
 
 @dataclass
 class Taken:
-    """What a search took: (wall seconds, core-seconds by kind of process) since its beginning, at each end of a trial."""
+    """What a search took: (wall seconds, core-seconds by kind of process) since its beginning, at
+    each end of a trial."""
 
     cores: Cores = field(default_factory=Cores)
     start: tuple[float, Counter[str]] | None = None
@@ -70,7 +72,8 @@ class Taken:
         return 3600 * len(self.ends) / (self.ends[-1][0] - self.start[0])
 
     def total_rate(self) -> float:
-        """Trials per hour of the whole: from before Ray is started until the search has returned."""
+        """Trials per hour of the whole: from before Ray is started until the search has
+        returned."""
         return 3600 * len(self.ends) / self.wall
 
     def core_seconds(self) -> dict[str, float]:
@@ -116,14 +119,20 @@ def by_hand(workload: Workload, trials: int, directory: Path) -> Taken:
         tune.with_resources(functools.partial(assembled, workload=workload), {"cpu": 1}),
         param_space={"lr": tune.loguniform(*LR), "strength": tune.loguniform(*STRENGTH)},
         tune_config=tune.TuneConfig(
-            search_alg=OptunaSearch(metric=["val_accuracy", "nonzero_params"], mode=["max", "min"], study_name=directory.name),
+            search_alg=OptunaSearch(
+                metric=["val_accuracy", "nonzero_params"],
+                mode=["max", "min"],
+                study_name=directory.name,
+            ),
             num_samples=trials,
         ),
         run_config=tune.RunConfig(
             storage_path=str(directory / "ray"),
             verbose=0,
             callbacks=[
-                MLflowLoggerCallback(tracking_uri=f"sqlite:///{directory}/mlflow.db", experiment_name="assembled"),
+                MLflowLoggerCallback(
+                    tracking_uri=f"sqlite:///{directory}/mlflow.db", experiment_name="assembled"
+                ),
                 Callback(taken),
             ],
         ),
@@ -137,17 +146,29 @@ def by_hand(workload: Workload, trials: int, directory: Path) -> Taken:
 
 def config_of(workload: Workload, trials: int, directory: Path, pack: int = 1) -> Config:
     """The same search as a config of ours."""
-    factory = {"name": "factory", "factory": "benchmarks.workloads:examples", "args": {"file": workload.file}}
+    factory = {
+        "name": "factory",
+        "factory": "benchmarks.workloads:examples",
+        "args": {"file": workload.file},
+    }
     return Config.model_validate(
         {
             "name": "throughput",
             "data": "digits" if workload.file is None else factory,
             "model": {"factory": f"benchmarks.workloads:{workload.network}"},
-            "training": {"epochs": workload.epochs, "batch_size": workload.batch_size, "optimizer": "adam"},
+            "training": {
+                "epochs": workload.epochs,
+                "batch_size": workload.batch_size,
+                "optimizer": "adam",
+            },
             "penalties": {"connection": {"strength": 1e-4}},
             "space": {
                 "training.lr": {"low": LR[0], "high": LR[1], "log": True},
-                "penalties.connection.strength": {"low": STRENGTH[0], "high": STRENGTH[1], "log": True},
+                "penalties.connection.strength": {
+                    "low": STRENGTH[0],
+                    "high": STRENGTH[1],
+                    "log": True,
+                },
             },
             "objectives": ["val_accuracy", "nonzero_params"],
             "search": {"trials": trials, "storage_path": str(directory / "runs")},
@@ -168,7 +189,8 @@ def ours(workload: Workload, trials: int, directory: Path, pack: int = 1) -> Tak
 
 
 def bare(workload: Workload, *, fused: bool | None) -> float:
-    """Core-seconds of a plain training loop without any penalty, in this process, with one thread."""
+    """Core-seconds of a plain training loop without any penalty, in this process, with one
+    thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     data, model = splits(workload.file), NETWORKS[workload.network]()
@@ -189,8 +211,11 @@ WAYS: dict[str, Way] = {
 }
 
 
-def compare(workload: Workload, rounds: int, trials: dict[str, int]) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The rows of a workload, and the medians over the rounds of what the goals are about; all ways in each round."""
+def compare(
+    workload: Workload, rounds: int, trials: dict[str, int]
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The rows of a workload, and the medians over the rounds of what the goals are about; all ways
+    in each round."""
     found: dict[str, list[Taken]] = {name: [] for name in WAYS}
     loops: dict[bool | None, list[float]] = {None: [], True: []}
     for turn in range(rounds):
@@ -207,7 +232,10 @@ def compare(workload: Workload, rounds: int, trials: dict[str, int]) -> tuple[li
     for name, taken in found.items():
         ratios = [mine.rate() / other.rate() for mine, other in zip(taken, first, strict=True)]
         spent = [sum(t.core_seconds().values()) for t in taken]
-        kinds = {kind: statistics.median(t.core_seconds()[kind] for t in taken) for kind in ("trials", "driver", "Ray")}
+        kinds = {
+            kind: statistics.median(t.core_seconds()[kind] for t in taken)
+            for kind in ("trials", "driver", "Ray")
+        }
         rows.append(
             {
                 "workload": workload.name,
@@ -222,9 +250,19 @@ def compare(workload: Workload, rounds: int, trials: dict[str, int]) -> tuple[li
                 "over the fused one": f"{statistics.median(spent) / fused_loop:.2f}",
             }
         )
-        values[f"{name} rate"], values[f"{name} cores"] = statistics.median(ratios), statistics.median(spent) / plain
-    for name, seconds in (("bare loop, Adam as it comes", plain), ("bare loop, fused Adam", fused_loop)):
-        shown = {"workload": workload.name, "search": name, "core-seconds per trial (in trials, driver, Ray)": f"{seconds:.3f}"}
+        values[f"{name} rate"], values[f"{name} cores"] = (
+            statistics.median(ratios),
+            statistics.median(spent) / plain,
+        )
+    for name, seconds in (
+        ("bare loop, Adam as it comes", plain),
+        ("bare loop, fused Adam", fused_loop),
+    ):
+        shown = {
+            "workload": workload.name,
+            "search": name,
+            "core-seconds per trial (in trials, driver, Ray)": f"{seconds:.3f}",
+        }
         rows.append(dict.fromkeys(rows[0], "") | shown)
     return rows, values
 
@@ -246,7 +284,8 @@ def workloads(directory: Path, *, quick: bool) -> list[Workload]:
 
 
 def throughput(arguments: argparse.Namespace) -> Outcome:
-    """Trials per hour and core-seconds per trial, also with Ray's start; `--profile [PACK]`: where a digits trial's goes."""
+    """Trials per hour and core-seconds per trial, also with Ray's start; `--profile [PACK]`: where
+    a digits trial's goes."""
     logging.getLogger().setLevel(logging.ERROR)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "0"
     rounds = 1 if arguments.quick else 3
@@ -254,8 +293,14 @@ def throughput(arguments: argparse.Namespace) -> Outcome:
         if arguments.profile:
             digits = workloads(Path(), quick=True)[0]
             plain = min(bare(digits, fused=None) for _ in range(4))
-            trials = (16 if arguments.quick else 64) if arguments.profile == 1 else 12 * arguments.profile
-            return where(functools.partial(config_of, digits, pack=arguments.profile), trials, plain)
+            trials = (
+                (16 if arguments.quick else 64)
+                if arguments.profile == 1
+                else 12 * arguments.profile
+            )
+            return where(
+                functools.partial(config_of, digits, pack=arguments.profile), trials, plain
+            )
         rows: list[dict[str, Any]] = []
         goals: list[Goal] = []
         for workload in workloads(Path(folder), quick=arguments.quick):
@@ -264,12 +309,30 @@ def throughput(arguments: argparse.Namespace) -> Outcome:
             found, values = compare(workload, 1 if small else rounds, trials)
             rows += found
             if workload.file is None:
-                goals.append(at_least("trials per hour, (b) over (a), digits", values["(b) ours rate"], 10))
-                goals.append(at_least("trials per hour, (c) over (a), digits", values[f"(c) ours, packs of {PACK} rate"], 25))
-                goals.append(at_most("core-seconds per trial, (b) over the bare loop, digits", values["(b) ours cores"], 1.25))
+                goals.append(
+                    at_least("trials per hour, (b) over (a), digits", values["(b) ours rate"], 10)
+                )
+                goals.append(
+                    at_least(
+                        "trials per hour, (c) over (a), digits",
+                        values[f"(c) ours, packs of {PACK} rate"],
+                        25,
+                    )
+                )
+                goals.append(
+                    at_most(
+                        "core-seconds per trial, (b) over the bare loop, digits",
+                        values["(b) ours cores"],
+                        1.25,
+                    )
+                )
     return Outcome(rounds, rows, goals)
 
 
 if __name__ == "__main__":
     told = "where the time of a digits trial goes, one by one or in packs of so many"
-    run("throughput", throughput, ("--profile", {"nargs": "?", "const": 1, "type": int, "metavar": "PACK", "help": told}))
+    run(
+        "throughput",
+        throughput,
+        ("--profile", {"nargs": "?", "const": 1, "type": int, "metavar": "PACK", "help": told}),
+    )

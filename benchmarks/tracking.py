@@ -1,4 +1,5 @@
-"""What MLflow costs a search: time and calls per trial, ours and Ray's own callback, and how long a large search's page takes."""
+"""What MLflow costs a search: time and calls per trial, ours and Ray's own callback, and how long a
+large search's page takes."""
 
 import argparse
 import logging
@@ -26,10 +27,10 @@ from ray.air.integrations.mlflow import MLflowLoggerCallback
 
 from benchmarks.common import Outcome, at_most, chromium, run
 from benchmarks.scale import CONFIG, MEASURES, Nothing
-from search import runner
-from search.config import load
-from search.nodes import start_local_ray
-from search.tracking import Recorder
+from slimfront.search.config.schema import load
+from slimfront.search.engine import runner
+from slimfront.search.engine.nodes import start_local_ray
+from slimfront.search.tracking import Recorder
 
 EPOCHS, METRICS = 20, 12
 AT_ONCE = 4
@@ -99,7 +100,18 @@ def local_server(directory: Path) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     command += [
         "--backend-store-uri",
         f"sqlite:///{directory}/server.db",
@@ -107,7 +119,10 @@ def local_server(directory: Path) -> Iterator[Server]:
         str(directory / "artifacts"),
     ]
     said = directory / "server.txt"
-    with said.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as process:
+    with (
+        said.open("w") as out,
+        subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as process,
+    ):
         try:
             while True:
                 try:
@@ -128,8 +143,16 @@ class TrainsLonger(Trains):
 
 def ours(trials: int, directory: Path, uri: str, trainable: type[Trains]) -> float:
     """Seconds of a search of ours."""
-    wanted = [f"search.trials={trials}", "search.sampler=random", "resources.cpu=0.5", f"search.storage_path={directory}/runs"]
-    config = load(CONFIG, [*wanted, f"tracking.uri={uri}", f"search.concurrency={AT_ONCE}", "one_shot.steps=0"])
+    wanted = [
+        f"search.trials={trials}",
+        "search.sampler=random",
+        "resources.cpu=0.5",
+        f"search.storage_path={directory}/runs",
+    ]
+    config = load(
+        CONFIG,
+        [*wanted, f"tracking.uri={uri}", f"search.concurrency={AT_ONCE}", "one_shot.steps=0"],
+    )
     begun = time.monotonic()
     runner.run_search(config, trainable=trainable)
     return time.monotonic() - begun
@@ -142,22 +165,31 @@ def rays(trials: int, directory: Path, callbacks: list[tune.Callback]) -> float:
         tune.with_resources(trains, {"cpu": 0.5}),
         param_space={"value": tune.uniform(0, 1)},
         tune_config=tune.TuneConfig(num_samples=trials, max_concurrent_trials=AT_ONCE),
-        run_config=tune.RunConfig(storage_path=str(directory / "ray"), verbose=0, callbacks=callbacks),
+        run_config=tune.RunConfig(
+            storage_path=str(directory / "ray"), verbose=0, callbacks=callbacks
+        ),
     ).fit()
     return time.monotonic() - begun
 
 
 def page_seconds(url: str, children: int) -> tuple[float, float]:
-    """Median seconds until a parent's page shows its description, with so many children and with one."""
+    """Median seconds until a parent's page shows its description, with so many children and with
+    one."""
     from playwright.sync_api import sync_playwright
 
     client = MlflowClient(url)
     seconds = []
     for count in (children, 1):
-        experiment = client.create_experiment(f"page-{count}", tags={"mlflow.experimentKind": "custom_model_development"})
-        parent = client.create_run(experiment, run_name="parent", tags={"mlflow.note.content": "The story."}).info.run_id
+        experiment = client.create_experiment(
+            f"page-{count}", tags={"mlflow.experimentKind": "custom_model_development"}
+        )
+        parent = client.create_run(
+            experiment, run_name="parent", tags={"mlflow.note.content": "The story."}
+        ).info.run_id
         for number in range(count):
-            child = client.create_run(experiment, run_name=f"trial-{number}", tags={"mlflow.parentRunId": parent}).info.run_id
+            child = client.create_run(
+                experiment, run_name=f"trial-{number}", tags={"mlflow.parentRunId": parent}
+            ).info.run_id
             client.log_batch(child, metrics=[Metric("nonzero_params", number, 1, 1)])
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
@@ -165,7 +197,9 @@ def page_seconds(url: str, children: int) -> tuple[float, float]:
             for _ in range(3):
                 page = browser.new_context().new_page()
                 begun = time.monotonic()
-                page.goto(f"{url}/#/experiments/{experiment}/runs/{parent}?workflowType=machine_learning")
+                page.goto(
+                    f"{url}/#/experiments/{experiment}/runs/{parent}?workflowType=machine_learning"
+                )
                 page.get_by_text("The story.").wait_for(timeout=120_000)
                 taken.append(time.monotonic() - begun)
             seconds.append(statistics.median(taken))
@@ -209,7 +243,10 @@ def tracking(arguments: argparse.Namespace) -> Outcome:
     logging.getLogger().setLevel(logging.ERROR)
     start_local_ray()
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, local_server(Path(folder)) as server:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        local_server(Path(folder)) as server,
+    ):
         directory = Path(folder)
 
         def search(trainable: type[Trains], recorder: type) -> Callable[[int], float]:
@@ -223,20 +260,34 @@ def tracking(arguments: argparse.Namespace) -> Outcome:
             return MLflowLoggerCallback(tracking_uri=server.url, experiment_name="ray")
 
         contenders = [
-            Contender(f"ours, epochs of {kind.epoch_s} s", trials, rounds, search(kind, Recorder), search(kind, NoRecorder))
+            Contender(
+                f"ours, epochs of {kind.epoch_s} s",
+                trials,
+                rounds,
+                search(kind, Recorder),
+                search(kind, NoRecorder),
+            )
             for kind in (Trains, TrainsLonger)
         ]
-        rays_own = (lambda trials: rays(trials, directory, [callback()]), lambda trials: rays(trials, directory, []))
-        contenders.append(Contender(f"Ray's MLflowLoggerCallback, epochs of {SHORT_S} s", of_rays, 1, *rays_own))
+        rays_own = (
+            lambda trials: rays(trials, directory, [callback()]),
+            lambda trials: rays(trials, directory, []),
+        )
+        contenders.append(
+            Contender(f"Ray's MLflowLoggerCallback, epochs of {SHORT_S} s", of_rays, 1, *rays_own)
+        )
         search(Trains, Recorder)(4)  # what only the first search of a process pays
         measured = [contender.measure(server) for contender in contenders]
         rows = [row for _, row in measured]
         large, small = page_seconds(server.url, children)
-        page = f"the page of a run with {children:,} children: {large:.1f} s; with one: {small:.1f} s"
+        page = (
+            f"the page of a run with {children:,} children: {large:.1f} s; with one: {small:.1f} s"
+        )
         rows.append(dict.fromkeys(rows[0], "") | {"search": page})
     ray.shutdown()
     goals = [
-        at_most(f"time with tracking over without, {c.name}", m[0], 1.05) for c, m in zip(contenders[:2], measured, strict=False)
+        at_most(f"time with tracking over without, {c.name}", m[0], 1.05)
+        for c, m in zip(contenders[:2], measured, strict=False)
     ]
     return Outcome(rounds, rows, goals)
 

@@ -1,4 +1,5 @@
-"""Where the core-seconds of a trial go: clocks around functions of the driver and of the processes that train."""
+"""Where the core-seconds of a trial go: clocks around functions of the driver and of the processes
+that train."""
 
 import functools
 import importlib
@@ -16,44 +17,44 @@ import ray
 
 from benchmarks.common import Outcome
 from benchmarks.cores import Cores
-from search.config import Config
-from search.nodes import start_local_ray
-from search.progress import Progress
-from search.records import Ledger
-from search.runner import run_search
-from trainables.trainable import CandidateTrainable
+from slimfront.search.config.schema import Config
+from slimfront.search.engine.nodes import start_local_ray
+from slimfront.search.engine.progress import Progress
+from slimfront.search.engine.runner import run_search
+from slimfront.search.record.ledger import Ledger
+from slimfront.trainables.trainable import CandidateTrainable
 
 _FOLDER, _SEATS = "SLIMFRONT_CLOCKS", "SLIMFRONT_SEATS"
 _WARM = 6
 
 _TRIAL = {
-    "trainables.training:Training.__init__": "network, optimiser and penalties are made",
-    "trainables.training:Training.run_epoch": "epochs: order of batches, metrics",
-    "trainables.training:Training._train_batch": "steps: batches, schedule, bookkeeping",
-    "trainables.losses:Losses.forward": "steps: forward",
+    "slimfront.trainables.training.loop:Training.__init__": "network, optimiser and penalties are made",
+    "slimfront.trainables.training.loop:Training.run_epoch": "epochs: order of batches, metrics",
+    "slimfront.trainables.training.loop:Training._train_batch": "steps: batches, schedule, bookkeeping",
+    "slimfront.trainables.training.losses:Losses.forward": "steps: forward",
     "torch:Tensor.backward": "steps: backward",
-    "trainables.training:take_step": "steps: optimiser",
-    "trainables.penalties.base:ActiveGroups.proximal": "steps: penalties",
-    "trainables.packs.pack:Pack.run_epoch": "epochs: order of batches, metrics",
-    "trainables.packs.pack:Pack._steps": "steps: batches, schedule, bookkeeping",
-    "trainables.packs.pack:Pack._val_accuracies": "accuracy",
-    "trainables.packs.pack:Stack": "packs are put together",
-    "trainables.packs.step:Step.losses": "steps: forward",
+    "slimfront.trainables.training.loop:take_step": "steps: optimiser",
+    "slimfront.trainables.penalties.base:ActiveGroups.proximal": "steps: penalties",
+    "slimfront.trainables.packs.pack:Pack.run_epoch": "epochs: order of batches, metrics",
+    "slimfront.trainables.packs.pack:Pack._steps": "steps: batches, schedule, bookkeeping",
+    "slimfront.trainables.packs.pack:Pack._val_accuracies": "accuracy",
+    "slimfront.trainables.packs.pack:Stack": "packs are put together",
+    "slimfront.trainables.packs.step:Step.losses": "steps: forward",
     "torch.autograd:grad": "steps: backward",
-    "trainables.packs.optimizers:Update.__call__": "steps: optimiser",
-    "trainables.packs.step:Step.proximal": "steps: penalties",
-    "trainables.packs.step:Step.shrink_entries": "steps: penalties",
-    "trainables.sparsifiers.base:ActiveSparsifier.before_step": "steps: sparsifier",
-    "trainables.sparsifiers.base:ActiveSparsifier.after_step": "steps: sparsifier",
-    "trainables.distributed.ranks:accuracy": "accuracy",
-    "trainables.finishing:accuracy": "accuracy",
-    "trainables.finishing:Finishing.finish": "one-shot pruning",
-    "trainables.finishing:compact": "compaction",
-    "trainables.compaction.compact:measure": "measures",
-    "trainables.trainable:store": "networks to plain data",
-    "trainables.trainable:CandidateTrainable.step": "candidate read, report put together",
-    "trainables.trainable:CandidateTrainable._start": "candidate read, report put together",
-    "trainables.trainable:CandidateTrainable.save_checkpoint": "checkpoints written",
+    "slimfront.trainables.packs.optimizers:Update.__call__": "steps: optimiser",
+    "slimfront.trainables.packs.step:Step.proximal": "steps: penalties",
+    "slimfront.trainables.packs.step:Step.shrink_entries": "steps: penalties",
+    "slimfront.trainables.sparsifiers.base:ActiveSparsifier.before_step": "steps: sparsifier",
+    "slimfront.trainables.sparsifiers.base:ActiveSparsifier.after_step": "steps: sparsifier",
+    "slimfront.trainables.training.ranks:accuracy": "accuracy",
+    "slimfront.trainables.training.finishing:accuracy": "accuracy",
+    "slimfront.trainables.training.finishing:Finishing.finish": "one-shot pruning",
+    "slimfront.trainables.training.finishing:compact": "compaction",
+    "slimfront.trainables.compaction.compact:measure": "measures",
+    "slimfront.trainables.trainable:store": "networks to plain data",
+    "slimfront.trainables.trainable:CandidateTrainable.step": "candidate read, report put together",
+    "slimfront.trainables.trainable:CandidateTrainable._start": "candidate read, report put together",
+    "slimfront.trainables.trainable:CandidateTrainable.save_checkpoint": "checkpoints written",
     "ray.tune:Trainable.train": "Ray's part of a report",
     "ray.tune:Trainable._report_class_trainable_checkpoint": "checkpoints copied by Ray",
 }
@@ -75,7 +76,8 @@ _DRIVER = {
 
 
 class Clocks:
-    """Core-seconds of functions by label, each without those that it calls and that have a clock of their own."""
+    """Core-seconds of functions by label, each without those that it calls and that have a clock of
+    their own."""
 
     def __init__(self, labels: dict[str, str]) -> None:
         self.spent: Counter[str] = Counter()
@@ -102,7 +104,8 @@ class Clocks:
 
 
 class Clocked(CandidateTrainable):
-    """The trainable with clocks, which writes down what they show at the end of each trial but the first of each seat."""
+    """The trainable with clocks, which writes down what they show at the end of each trial but the
+    first of each seat."""
 
     clocks: Clocks | None = None
     ended = 0
@@ -124,7 +127,9 @@ class Clocked(CandidateTrainable):
             Clocked.began = time.process_time()
         elif Clocked.ended > first:
             spent = Clocked.clocks.spent - Clocked.before
-            spent["Ray's worker: messages, threads"] = time.process_time() - Clocked.began - sum(spent.values())
+            spent["Ray's worker: messages, threads"] = (
+                time.process_time() - Clocked.began - sum(spent.values())
+            )
             file = Path(os.environ[_FOLDER], f"{os.getpid()}.json")
             file.write_text(json.dumps({"trials": Clocked.ended - first, "spent": spent}))
         return super().reset_config(new_config)
@@ -154,7 +159,8 @@ class Marks(Progress):
 
 
 def where(config: Callable[[int, Path], Config], trials: int, bare_seconds: float) -> Outcome:
-    """The table of one search of so many trials, each part also in units of the bare loop's core-seconds."""
+    """The table of one search of so many trials, each part also in units of the bare loop's
+    core-seconds."""
     clocks = Clocks(_DRIVER)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         planned = config(trials, Path(folder))
@@ -172,14 +178,22 @@ def where(config: Callable[[int, Path], Config], trials: int, bare_seconds: floa
     in_trials = {name: sum(w["spent"].get(name, 0.0) for w in workers) / count for name in names}
     in_driver, kinds = marks.per_trial()
     in_driver["other threads of the driver"] = kinds["driver"] - sum(in_driver.values())
-    parts = [("trial", n, s) for n, s in in_trials.items()] + [("driver", n, s) for n, s in in_driver.items()]
+    parts = [("trial", n, s) for n, s in in_trials.items()] + [
+        ("driver", n, s) for n, s in in_driver.items()
+    ]
     parts.append(("Ray", "its own processes", kinds["Ray"]))
     total = sum(seconds for _, _, seconds in parts)
-    rows = [_row(*part, total, bare_seconds) for part in sorted(parts, key=lambda part: -part[2]) if part[2] > 5e-5]
+    rows = [
+        _row(*part, total, bare_seconds)
+        for part in sorted(parts, key=lambda part: -part[2])
+        if part[2] > 5e-5
+    ]
     return Outcome(1, [*rows, _row("", "together", total, total, bare_seconds)], [])
 
 
-def _row(process: str, part: str, seconds: float, total: float, bare_seconds: float) -> dict[str, str]:
+def _row(
+    process: str, part: str, seconds: float, total: float, bare_seconds: float
+) -> dict[str, str]:
     return {
         "process": process,
         "part": part,

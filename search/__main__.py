@@ -1,5 +1,5 @@
-"""`python -m search`: the `slimfront` command, wherever it is installed."""
+"""`python -m slimfront`: the `slimfront` command, wherever it is installed."""
 
-from search.cli import main
+from slimfront.search.cli import main
 
 main()

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.logging import RichHandler
 
-from search import cluster_cli, terminal
-from trainables.errors import UserError, one_line
-from trainables.redaction import redact
+from slimfront.search import terminal
+from slimfront.search.cluster import cli as cluster_cli
+from slimfront.trainables.errors import UserError, one_line
+from slimfront.trainables.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from search.config import Config
-    from search.records import SearchResult
+    from slimfront.search.config.schema import Config
+    from slimfront.search.record.ledger import SearchResult
 
 app = typer.Typer(
     help="Finds the Pareto front between accuracy and compactness for a PyTorch network.",
@@ -36,7 +37,10 @@ _errors = terminal.console(stderr=True)
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML file of the search.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override one value, such as training.epochs=5.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Override one value, such as training.epochs=5."
+    ),
 ]
 
 
@@ -57,14 +61,28 @@ class ShippedFormat(StrEnum):
     safetensors = "safetensors"
 
 
-PickOption = Annotated[str, typer.Option(help="knee, smallest, most-accurate, or a trial of the front.")]
-MinAccuracyOption = Annotated[float | None, typer.Option(help="Only networks with this validation accuracy or more.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
+PickOption = Annotated[
+    str, typer.Option(help="knee, smallest, most-accurate, or a trial of the front.")
+]
+MinAccuracyOption = Annotated[
+    float | None, typer.Option(help="Only networks with this validation accuracy or more.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")
+]
 StorageOption = Annotated[
-    str, typer.Option("--storage-path", help="Where searches are kept, as search.storage_path in the config.")
+    str,
+    typer.Option(
+        "--storage-path", help="Where searches are kept, as search.storage_path in the config."
+    ),
 ]
 UriOption = Annotated[
-    str, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="The store, as tracking.uri in the config.")
+    str,
+    typer.Option(
+        "--tracking-uri",
+        envvar="MLFLOW_TRACKING_URI",
+        help="The store, as tracking.uri in the config.",
+    ),
 ]
 AddressOption = Annotated[
     str | None,
@@ -78,14 +96,17 @@ AddressOption = Annotated[
 def search(
     config: ConfigArgument,
     overrides: SetOption = None,
-    name: Annotated[str | None, typer.Option(help="Name of the search; left out: the config's name and the time.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the search; left out: the config's name and the time."),
+    ] = None,
     address: AddressOption = None,
     working_dir: cluster_cli.WorkingDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a search and print its front."""
-    from search.config import load
-    from search.names import check_name
+    from slimfront.search.config.names import check_name
+    from slimfront.search.config.schema import load
 
     overrides = _with_environment(overrides)
     loaded = load(config, overrides)
@@ -94,17 +115,22 @@ def search(
     if name is not None:
         check_name(name)
     if address and address.startswith("ray://"):
-        from search.client import search_remotely
+        from slimfront.search.cluster.client import search_remotely
 
         remote = search_remotely(address, config, overrides, name, working_dir, _errors)
-        print(json.dumps(remote["json"]) if as_json else remote["text"], end="\n" if as_json else "")
+        print(
+            json.dumps(remote["json"]) if as_json else remote["text"], end="\n" if as_json else ""
+        )
         raise typer.Exit(remote["code"])
     # The heavy imports come after the check, so that a mistake in the config is answered at once.
     with contextlib.redirect_stdout(sys.stderr):
-        from search.progress import ProgressDisplay
-        from search.runner import run_search
+        from slimfront.search.engine.progress import ProgressDisplay
+        from slimfront.search.engine.runner import run_search
 
-        with ProgressDisplay(_errors) as progress, _sent(address, loaded, working_dir, config) as sent:
+        with (
+            ProgressDisplay(_errors) as progress,
+            _sent(address, loaded, working_dir, config) as sent,
+        ):
             result = run_search(loaded, progress, name, address=address, working_dir=sent)
     _print(result, as_json)
 
@@ -114,7 +140,11 @@ def resume(
     search: Annotated[str, typer.Argument(help="Name of the search.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Override trials, time or resources, such as search.trials=64."),
+        typer.Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="Override trials, time or resources, such as search.trials=64.",
+        ),
     ] = None,
     storage_path: StorageOption = "runs",
     address: AddressOption = None,
@@ -122,17 +152,23 @@ def resume(
 ) -> None:
     """Continue a search that was cut off, or give it more trials or time."""
     with contextlib.redirect_stdout(sys.stderr):
-        from search.progress import ProgressDisplay
-        from search.runner import resume_search
+        from slimfront.search.engine.progress import ProgressDisplay
+        from slimfront.search.engine.runner import resume_search
 
         with ProgressDisplay(_errors) as progress:
-            result = resume_search(search, _with_environment(overrides), progress, storage_path, address=address)
+            result = resume_search(
+                search, _with_environment(overrides), progress, storage_path, address=address
+            )
     _print(result, as_json)
 
 
 def _with_environment(overrides: list[str] | None = None) -> list[str]:
-    """The overrides of `SLIMFRONT_SET`, one a line, then those of the command line, which everyone on this machine can read."""
-    return [*(line for line in os.environ.get("SLIMFRONT_SET", "").splitlines() if line.strip()), *(overrides or [])]
+    """The overrides of `SLIMFRONT_SET`, one a line, then those of the command line, which everyone
+    on this machine can read."""
+    return [
+        *(line for line in os.environ.get("SLIMFRONT_SET", "").splitlines() if line.strip()),
+        *(overrides or []),
+    ]
 
 
 def _say_where(config: "Config") -> None:
@@ -142,7 +178,8 @@ def _say_where(config: "Config") -> None:
 
 
 def _find_beside(config: Path) -> None:
-    """Has factories found that lie beside the config, here and in the processes that a Ray of our own starts."""
+    """Has factories found that lie beside the config, here and in the processes that a Ray of our
+    own starts."""
     beside = str(config.resolve().parent)
     if beside not in sys.path:
         sys.path.append(beside)
@@ -152,9 +189,12 @@ def _find_beside(config: Path) -> None:
 
 
 @contextlib.contextmanager
-def _sent(address: str | None, config: "Config", working_dir: Path | None, file: Path) -> "Iterator[str | None]":
-    """The code that the nodes of a cluster are sent, if any, in a directory for the time of the block."""
-    from search.submission import directory_of_factories, staged
+def _sent(
+    address: str | None, config: "Config", working_dir: Path | None, file: Path
+) -> "Iterator[str | None]":
+    """The code that the nodes of a cluster are sent, if any, in a directory for the time of the
+    block."""
+    from slimfront.search.cluster.submission import directory_of_factories, staged
 
     code = working_dir or (directory_of_factories(config, file) if address else None)
     if code is None:
@@ -166,7 +206,7 @@ def _sent(address: str | None, config: "Config", working_dir: Path | None, file:
 
 def _print(result: "SearchResult", as_json: bool) -> None:
     """Prints the front and ends with the exit code that says how the search ended."""
-    from search import report
+    from slimfront.search.record import report
 
     if as_json:
         print(json.dumps(report.as_json(result)))
@@ -181,15 +221,23 @@ def _print(result: "SearchResult", as_json: bool) -> None:
 def sync(
     search: Annotated[str, typer.Argument(help="Name of the search.")],
     storage_path: StorageOption = "runs",
-    tracking_uri: Annotated[str | None, typer.Option(help="The store, to give a password that the config does not keep.")] = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(help="The store, to give a password that the config does not keep."),
+    ] = None,
 ) -> None:
     """Deliver to MLflow what it did not take while a search ran."""
-    from search.runner import sync_search
+    from slimfront.search.engine.runner import sync_search
 
     complete, refused = sync_search(search, storage_path, tracking_uri, _with_environment())
     if not complete:
-        raise UserError(f"the tracking store of {search} did not take everything; try again when it answers")
-    print(f"MLflow has all of {search}{', but for what it refused: ' + ', '.join(refused) if refused else ''}.")
+        raise UserError(
+            f"the tracking store of {search} did not take everything; try again when it answers"
+        )
+    print(
+        "MLflow has all of "
+        f"{search}{', but for what it refused: ' + ', '.join(refused) if refused else ''}."
+    )
 
 
 @app.command()
@@ -198,29 +246,36 @@ def rebuild(
     overrides: SetOption = None,
     storage_path: StorageOption = "runs",
 ) -> None:
-    """Make Optuna's study anew from the journal, where the study is lost, damaged or newer than the journal."""
-    from search.session import rebuild_study
+    """Make Optuna's study anew from the journal, where the study is lost, damaged or newer than the
+    journal."""
+    from slimfront.search.record.session import rebuild_study
 
     count = rebuild_study(search, storage_path, _with_environment(overrides))
-    print(f"The study of {search} has the {count} trials of its journal; continue it: {_command()} resume {search}")
+    print(
+        f"The study of {search} has the {count} trials of its journal; continue it: {_command()} "
+        f"resume {search}"
+    )
 
 
 @app.command()
 def check(
     config: ConfigArgument,
     overrides: SetOption = None,
-    build: Annotated[bool, typer.Option(help="Load the data, build the networks and take one step of each, too.")] = True,
+    build: Annotated[
+        bool, typer.Option(help="Load the data, build the networks and take one step of each, too.")
+    ] = True,
 ) -> None:
-    """Check a config as a search would before its first trial, and print it with all defaults filled in."""
-    from search.config import dump, load
+    """Check a config as a search would before its first trial, and print it with all defaults
+    filled in."""
+    from slimfront.search.config.schema import dump, load
 
     loaded = load(config, _with_environment(overrides))
     _say_where(loaded)
     if build:
         _find_beside(config)
         with contextlib.redirect_stdout(sys.stderr):
-            from search.preflight import preflight
-            from search.session import starting_values
+            from slimfront.search.engine.preflight import preflight
+            from slimfront.search.record.session import starting_values
 
             starting_values(loaded)
             preflight(loaded)
@@ -229,26 +284,40 @@ def check(
 
 @app.command()
 def ui(
-    search: Annotated[str | None, typer.Argument(help="Name of a search; left out: the latest.")] = None,
+    search: Annotated[
+        str | None, typer.Argument(help="Name of a search; left out: the latest.")
+    ] = None,
     tracking_uri: UriOption = "sqlite:///slimfront.db",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
 ) -> None:
     """Open MLflow at a search."""
-    from search.ui import open_ui
+    from slimfront.search.tracking.ui import open_ui
 
-    open_ui(_absolute(tracking_uri), search, port, browser=browser, say=lambda text: print(text, flush=True))
+    open_ui(
+        _absolute(tracking_uri),
+        search,
+        port,
+        browser=browser,
+        say=lambda text: print(text, flush=True),
+    )
 
 
 @app.command()
 def front(
-    searches: Annotated[list[str], typer.Argument(metavar="SEARCH…", help="Names of searches in the store.")],
-    kind: Annotated[FrontFormat, typer.Option("--format", help="What to print; png needs --output.")] = FrontFormat.table,
-    output: Annotated[Path | None, typer.Option(help="A file to write to instead of stdout.")] = None,
+    searches: Annotated[
+        list[str], typer.Argument(metavar="SEARCH…", help="Names of searches in the store.")
+    ],
+    kind: Annotated[
+        FrontFormat, typer.Option("--format", help="What to print; png needs --output.")
+    ] = FrontFormat.table,
+    output: Annotated[
+        Path | None, typer.Option(help="A file to write to instead of stdout.")
+    ] = None,
     tracking_uri: UriOption = "sqlite:///slimfront.db",
 ) -> None:
     """Show the fronts of searches, read from MLflow alone, with hypervolumes on one scale."""
-    from search.tracking import compare, connect
+    from slimfront.search.tracking import compare, connect
 
     if kind is FrontFormat.png and output is None:
         raise UserError("--format png needs --output FILE")
@@ -269,39 +338,53 @@ def register(
     tracking_uri: UriOption = "sqlite:///slimfront.db",
 ) -> None:
     """Put a network of a front in MLflow's model registry."""
-    from search.locate import name_in_store
-    from search.picks import member_name
-    from search.picks import pick as pick_member
-    from search.tracking import compare, connect, models
+    from slimfront.search.record.locate import name_in_store
+    from slimfront.search.record.picks import member_name
+    from slimfront.search.record.picks import pick as pick_member
+    from slimfront.search.tracking import compare, connect, models
 
     search = name_in_store(search)
     client = connect(_absolute(tracking_uri))
     member = pick_member(compare.read_front(client, search), pick, min_accuracy)
     version = models.register(client, member, name, search)
-    print(f"{name}, version {version}: {member_name(member)} of {search}, validation accuracy {member['val_accuracy']:.4f}.")
+    print(
+        f"{name}, version {version}: {member_name(member)} of {search}, validation accuracy "
+        f"{member['val_accuracy']:.4f}."
+    )
 
 
 @app.command()
 def export(
     search: Annotated[str, typer.Argument(help="Name of the search.")],
-    output: Annotated[Path, typer.Option(help="The file to write; its card is written beside it, with the suffix .md.")],
+    output: Annotated[
+        Path,
+        typer.Option(help="The file to write; its card is written beside it, with the suffix .md."),
+    ],
     pick: PickOption = "knee",
     min_accuracy: MinAccuracyOption = None,
-    kind: Annotated[ShippedFormat | None, typer.Option("--format", help="Left out: what the suffix of --output says.")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Quantise the network after training; for onnx.")] = False,
+    kind: Annotated[
+        ShippedFormat | None,
+        typer.Option("--format", help="Left out: what the suffix of --output says."),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Quantise the network after training; for onnx.")
+    ] = False,
     storage_path: StorageOption = "runs",
 ) -> None:
-    """Write a network of a front to a file that is checked in a fresh process, and print its card."""
-    from search.shipping import export as export_network
+    """Write a network of a front to a file that is checked in a fresh process, and print its
+    card."""
+    from slimfront.search.record.export import export as export_network
 
     chosen = kind.value if kind else None
-    exported = export_network(search, storage_path, pick, output, chosen, min_accuracy=min_accuracy, int8=int8)
+    exported = export_network(
+        search, storage_path, pick, output, chosen, min_accuracy=min_accuracy, int8=int8
+    )
     print(exported.card)
     print(f"Written to {exported.shipment.path}; this card is {exported.card_path}.")
 
 
 def _absolute(tracking_uri: str) -> str:
-    from search.settings import Tracking
+    from slimfront.search.config.settings import Tracking
 
     return Tracking(uri=tracking_uri).absolute_uri()
 
@@ -327,7 +410,8 @@ def _hide_secrets(record: logging.LogRecord) -> bool:
 
 
 def _spare_loopback() -> None:
-    """Keeps what this machine asks itself (MLflow's UI, a cluster's dashboard through ssh) from going to a proxy."""
+    """Keeps what this machine asks itself (MLflow's UI, a cluster's dashboard through ssh) from
+    going to a proxy."""
     for name in ("no_proxy", "NO_PROXY"):
         spared = [host for host in os.environ.get(name, "").split(",") if host]
         os.environ[name] = ",".join(dict.fromkeys([*spared, "localhost", "127.0.0.1", "::1"]))
@@ -339,7 +423,8 @@ def main() -> None:
     handler = RichHandler(console=_errors, show_time=False, show_path=False)
     handler.addFilter(_hide_secrets)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("trainables.data").setLevel(logging.INFO)  # how far long decoding is
+    # How far long decoding is.
+    logging.getLogger("slimfront.trainables.data").setLevel(logging.INFO)
     try:
         app()
     except UserError as error:

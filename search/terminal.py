@@ -1,7 +1,7 @@
 """What goes to the terminal: text as it is, in tables as narrow as the terminal.
 
-Values of users stand in what is printed. Rich would read `[d]` in them as markup and `:x:` as a picture, so every console is made
-here.
+Values of users stand in what is printed. Rich would read `[d]` in them as markup and `:x:` as a
+picture, so every console is made here.
 """
 
 import io
@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from trainables.errors import one_line
+from slimfront.trainables.errors import one_line
 
 _LONGEST_CELL = 60
 
@@ -24,7 +24,8 @@ def console(**options: Any) -> Console:
 
 
 def cell(value: object) -> str:
-    """A value in a table: on one line, with escapes for what cannot be printed, and without the middle where it is long."""
+    """A value in a table: on one line, with escapes for what cannot be printed, and without the
+    middle where it is long."""
     return one_line(str(value), _LONGEST_CELL)
 
 
@@ -42,8 +43,11 @@ class Column:
         return max(cell_len(line) for text in (self.head, *self.cells) for line in text.split("\n"))
 
 
-def as_tables(title: str, columns: Sequence[Column], width: int, sections: Sequence[int] = ()) -> list[Table]:
-    """Tables that fit into `width`: as many columns as fit in the first, the others below, each after the first column again.
+def as_tables(
+    title: str, columns: Sequence[Column], width: int, sections: Sequence[int] = ()
+) -> list[Table]:
+    """Tables that fit into `width`: as many columns as fit in the first, the others below, each
+    after the first column again.
 
     Args:
         sections: the rows that a line is drawn below.
@@ -54,7 +58,9 @@ def as_tables(title: str, columns: Sequence[Column], width: int, sections: Seque
         if len(parts[-1]) > 1 and _width([*parts[-1], column]) > width:
             parts.append([first])
         parts[-1].append(column)
-    return [_table(title if number == 0 else None, part, sections) for number, part in enumerate(parts)]
+    return [
+        _table(title if number == 0 else None, part, sections) for number, part in enumerate(parts)
+    ]
 
 
 def fits(columns: Sequence[Column], width: int) -> bool:
@@ -69,7 +75,12 @@ def _width(columns: Sequence[Column]) -> int:
 def _table(title: str | None, columns: Sequence[Column], sections: Sequence[int]) -> Table:
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column.head, justify="left" if column.left else "right", overflow="fold", vertical="bottom")
+        table.add_column(
+            column.head,
+            justify="left" if column.left else "right",
+            overflow="fold",
+            vertical="bottom",
+        )
     for number, row in enumerate(zip(*(column.cells for column in columns), strict=True)):
         table.add_row(*row, end_section=number in sections)
     return table

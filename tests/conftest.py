@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from search.config import Config
-from trainables import Candidate
-from trainables.data.cache import FOLDER
+from slimfront.search.config.schema import Config
+from slimfront.trainables import Candidate
+from slimfront.trainables.data.cache import FOLDER
 
 # In CI the same examples each time, elsewhere new ones: a change is not blamed for what luck finds.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
@@ -44,7 +44,8 @@ SMALL_CONFIG: dict[str, Any] = {
 
 @pytest.fixture(scope="session", autouse=True)
 def own_data_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The processes that tests start share decoded data with each other, and with nothing else on this machine."""
+    """The processes that tests start share decoded data with each other, and with nothing else on
+    this machine."""
     os.environ[FOLDER] = str(tmp_path_factory.mktemp("data"))
 
 
@@ -56,7 +57,8 @@ def no_store_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Small networks train fastest on one thread, and results do not depend on the machine's cores."""
+    """Small networks train fastest on one thread, and results do not depend on the machine's
+    cores."""
     torch.set_num_threads(1)
 
 
@@ -108,7 +110,9 @@ def postgres(postgres_server: Any) -> str:
     """The URL of a new database in it."""
     name = f"test_{secrets.token_hex(4)}"
     postgres_server.psql(f"create database {name} owner anna")
-    return f"postgresql://anna:secret@/{name}?host={postgres_server.get_uri().partition('host=')[2]}"
+    return (
+        f"postgresql://anna:secret@/{name}?host={postgres_server.get_uri().partition('host=')[2]}"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +120,7 @@ def ray_session() -> Iterator[None]:
     """A local Ray cluster of two cores, shared by the tests that run searches."""
     import ray
 
-    from search.nodes import start_local_ray
+    from slimfront.search.engine.nodes import start_local_ray
 
     start_local_ray(num_cpus=2)
     yield

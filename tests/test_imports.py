@@ -35,17 +35,23 @@ def test_a_candidate_trains_where_ray_optuna_and_mlflow_are_not_installed() -> N
 import sys
 for name in ("ray", "optuna", "mlflow", "search"):
     sys.modules[name] = None  # importing it raises ImportError
-from trainables import Candidate, train
+from slimfront.trainables import Candidate, train
 trained = train(Candidate.model_validate({"model": {"name": "mlp", "depth": 1, "width": 4}, "training": {"epochs": 1}}))
 print(sorted(trained.measures))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=100
+    )
     assert done.returncode == 0, done.stderr
     assert "nonzero_params" in done.stdout
 
 
 def test_only_tracking_imports_mlflow() -> None:
-    importers = {f.relative_to(ROOT / "search") for f in (ROOT / "search").rglob("*.py") if "mlflow" in imported_packages(f)}
+    importers = {
+        f.relative_to(ROOT / "search")
+        for f in (ROOT / "search").rglob("*.py")
+        if "mlflow" in imported_packages(f)
+    }
     assert importers
     assert all(path.parts[0] == "tracking" for path in importers), importers
 
@@ -57,7 +63,16 @@ def test_only_tracking_imports_mlflow() -> None:
         ("search.cluster", ("torch", "optuna", "mlflow", "ray.tune")),
     ],
 )
-def test_a_command_does_not_wait_for_imports_that_it_does_not_need(module: str, unneeded: tuple[str, ...]) -> None:
+def test_a_command_does_not_wait_for_imports_that_it_does_not_need(
+    module: str, unneeded: tuple[str, ...]
+) -> None:
     program = f"import sys, {module}\nprint([name for name in {unneeded} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=100, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=100,
+        check=True,
+    )
     assert done.stdout.strip() == "[]"

@@ -7,14 +7,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainables.candidate import Candidate
-    from trainables.compaction import compact
-    from trainables.measures import measure
-    from trainables.training import train
+    from slimfront.trainables.candidate import Candidate
+    from slimfront.trainables.compaction import compact
+    from slimfront.trainables.measures.measure import measure
+    from slimfront.trainables.training.loop import train
 
 __all__ = ["Candidate", "compact", "measure", "train"]
 
-_HOMES = {"Candidate": "candidate", "compact": "compaction", "measure": "measures", "train": "training"}
+_HOMES = {
+    "Candidate": "candidate",
+    "compact": "compaction",
+    "measure": "measures",
+    "train": "training",
+}
 """Imported when they are asked for, since a command that trains nothing need not wait for torch."""
 
 

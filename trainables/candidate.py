@@ -1,27 +1,29 @@
-"""One candidate: everything that decides how one network is trained, and nothing about searching."""
+"""One candidate: everything that decides how one network is trained, and nothing about
+searching."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from trainables.compaction import Compaction
-from trainables.compiled import Compile
-from trainables.data import DATA, Data, Digits
-from trainables.latency import Latency
-from trainables.measures import EXTRA_MEASURES
-from trainables.models import MLP, MODELS, Model
-from trainables.one_shot import OneShot
-from trainables.optimizers import OptimizerName, Schedule
-from trainables.options import Options, suggest
-from trainables.penalties import PENALTIES, Penalty
-from trainables.precision import Precision
-from trainables.refit import Refit
-from trainables.sparsifiers import SPARSIFIERS, Sparsifier
-from trainables.step_graphs import CudaGraphs
+from slimfront.trainables.compaction import Compaction
+from slimfront.trainables.data import DATA, Data, Digits
+from slimfront.trainables.measures.latency import Latency
+from slimfront.trainables.measures.measure import EXTRA_MEASURES
+from slimfront.trainables.models import MLP, MODELS, Model
+from slimfront.trainables.options import Options, suggest
+from slimfront.trainables.penalties import PENALTIES, Penalty
+from slimfront.trainables.precision import Precision
+from slimfront.trainables.sparsifiers import SPARSIFIERS, Sparsifier
+from slimfront.trainables.training.compiled import Compile
+from slimfront.trainables.training.one_shot import OneShot
+from slimfront.trainables.training.optimizers import OptimizerName, Schedule
+from slimfront.trainables.training.refit import Refit
+from slimfront.trainables.training.step_graphs import CudaGraphs
 
 
 class LatencyOptions(Latency):
-    """How latency is measured, and against which model; left out: the candidate's own, before it was made compact."""
+    """How latency is measured, and against which model; left out: the candidate's own, before it
+    was made compact."""
 
     against: SerializeAsAny[Annotated[Model, BeforeValidator(MODELS.parse_named)]] | None = None
 
@@ -29,15 +31,17 @@ class LatencyOptions(Latency):
 class TrainingOptions(Options):
     """How the weights are trained: cross-entropy loss, shuffled batches.
 
-    `lr` is the learning rate, constant or with `schedule: cosine` falling to 0 at the end; `momentum` is for sgd;
-    `weight_decay` as the optimiser defines it. `seed` decides initial weights and the order of batches; left out, a
-    search gives every trial its own. `report_every`: epochs between two reports to the search (auto: as many as have 2,000
-    steps), beside those at rungs and at the end.
-    `out_of_memory: halve` takes a batch in two halves, or more, where the GPU's memory is too small, and accumulates gradients.
-    `precision: bf16` has the network compute in bfloat16 in training steps; auto is float32, so that results never change by
-    themselves. `channels_last` lays images and the weights of convolutions out as many GPUs like them; nothing else changes.
-    `compile: true` has `torch.compile` compile the network for training steps; `auto` does where that is measured to pay back.
-    `cuda_graphs` records steps on a GPU and replays them, which saves the time of launching kernels: `auto` where it can be.
+    `lr` is the learning rate, constant or with `schedule: cosine` falling to 0 at the end;
+    `momentum` is for sgd; `weight_decay` as the optimiser defines it. `seed` decides initial
+    weights and the order of batches; left out, a search gives every trial its own. `report_every`:
+    epochs between two reports to the search (auto: as many as have 2,000 steps), beside those at
+    rungs and at the end. `out_of_memory: halve` takes a batch in two halves, or more, where the
+    GPU's memory is too small, and accumulates gradients. `precision: bf16` has the network compute
+    in bfloat16 in training steps; auto is float32, so that results never change by themselves.
+    `channels_last` lays images and the weights of convolutions out as many GPUs like them; nothing
+    else changes. `compile: true` has `torch.compile` compile the network for training steps; `auto`
+    does where that is measured to pay back. `cuda_graphs` records steps on a GPU and replays them,
+    which saves the time of launching kernels: `auto` where it can be.
     """
 
     epochs: int = Field(30, ge=1)
@@ -69,18 +73,21 @@ class TrainingOptions(Options):
 
 
 class Candidate(Options):
-    """A candidate network and its training: data → model → training under penalties and a sparsifier → compaction → refit, and
-    one-shot pruning for further candidates; with `int8`, each is quantised and measured as such. `measures` names what is
-    measured beyond what always is: bytes_compressed, latency_ms, speedup.
+    """A candidate network and its training: data → model → training under penalties and a
+    sparsifier → compaction → refit, and one-shot pruning for further candidates; with `int8`, each
+    is quantised and measured as such. `measures` names what is measured beyond what always is:
+    bytes_compressed, latency_ms, speedup.
     """
 
     data: SerializeAsAny[Annotated[Data, BeforeValidator(DATA.parse_named)]] = Digits()
     model: SerializeAsAny[Annotated[Model, BeforeValidator(MODELS.parse_named)]] = MLP()
     training: TrainingOptions = TrainingOptions()
-    penalties: Annotated[dict[str, SerializeAsAny[Penalty]], BeforeValidator(PENALTIES.parse_mapping)] = Field(
-        default_factory=dict
-    )
-    sparsifier: SerializeAsAny[Annotated[Sparsifier, BeforeValidator(SPARSIFIERS.parse_named)]] | None = None
+    penalties: Annotated[
+        dict[str, SerializeAsAny[Penalty]], BeforeValidator(PENALTIES.parse_mapping)
+    ] = Field(default_factory=dict)
+    sparsifier: (
+        SerializeAsAny[Annotated[Sparsifier, BeforeValidator(SPARSIFIERS.parse_named)]] | None
+    ) = None
     compaction: Compaction = Compaction()
     refit: Refit = Refit()
     one_shot: OneShot = OneShot()
@@ -99,13 +106,19 @@ class Candidate(Options):
     @model_validator(mode="after")
     def _approximate_merging_is_refitted(self) -> Self:
         if self.compaction.approximate and self.refit.epochs == 0:
-            raise ValueError("compaction.approximate changes the outputs, so it needs a refit; set refit.epochs to 1 or more")
+            raise ValueError(
+                "compaction.approximate changes the outputs, so it needs a refit; set refit.epochs "
+                "to 1 or more"
+            )
         return self
 
     @model_validator(mode="after")
     def _int8_is_not_timed(self) -> Self:
         if self.int8 and {"latency_ms", "speedup"} & set(self.measures):
-            raise ValueError("int8: times of int8 networks are not measured in trials; leave out latency_ms and speedup, or int8")
+            raise ValueError(
+                "int8: times of int8 networks are not measured in trials; leave out latency_ms and "
+                "speedup, or int8"
+            )
         return self
 
     @model_validator(mode="after")
@@ -113,18 +126,21 @@ class Candidate(Options):
         for name, options in self.penalties.items():
             if options.on and options.warmup >= self.training.epochs:
                 raise ValueError(
-                    f"penalties.{name}.warmup ({options.warmup:g}) is not shorter than training.epochs "
+                    f"penalties.{name}.warmup ({options.warmup:g}) is not shorter than "
+                    "training.epochs "
                     f"({self.training.epochs}), so it would never act"
                 )
             if options.on and self.training.batch_size < options.least_batch:
                 raise ValueError(
-                    f"penalties.{name} looks at {options.least_batch} samples of a batch or more; set training.batch_size to "
+                    f"penalties.{name} looks at {options.least_batch} samples of a batch or more; "
+                    "set training.batch_size to "
                     f"{options.least_batch} or more"
                 )
         return self
 
     def dense(self) -> "Candidate":
-        """The same network and training without penalties, sparsifier and what follows: what compact ones compare with."""
+        """The same network and training without penalties, sparsifier and what follows: what
+        compact ones compare with."""
         plain: dict[str, object] = {
             "penalties": {},
             "sparsifier": None,

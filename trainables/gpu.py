@@ -1,11 +1,13 @@
-"""What training needs to know of a GPU: the share of its memory that a process has, and copies to it that nobody waits for."""
+"""What training needs to know of a GPU: the share of its memory that a process has, and copies to
+it that nobody waits for."""
 
 import torch
 from torch import Tensor
 
 
 def take_share(gpus: float) -> None:
-    """From now on this process takes at most so much of its GPU's memory; nothing changes for 0, or whole ones."""
+    """From now on this process takes at most so much of its GPU's memory; nothing changes for 0, or
+    whole ones."""
     if 0 < gpus < 1:
         torch.cuda.set_per_process_memory_fraction(gpus)
 
@@ -17,7 +19,8 @@ def free_memory(device: torch.device) -> int:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`. A copy from a CPU to a GPU goes through pinned memory, and this process does not wait for it."""
+    """`tensor` on `device`. A copy from a CPU to a GPU goes through pinned memory, and this process
+    does not wait for it."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,11 +1,12 @@
 """Puts values into Markdown as what they are: text, and neither markup nor HTML.
 
-Names and values come from configs, data and networks, and who reads a page may not be who wrote them.
+Names and values come from configs, data and networks, and who reads a page may not be who wrote
+them.
 """
 
 import re
 
-from trainables.errors import one_line
+from slimfront.trainables.errors import one_line
 
 _LONGEST = 200
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", ":": "&#58;"}
@@ -19,7 +20,8 @@ def text(value: object) -> str:
 
 
 def code(value: object, *, cell: bool = False) -> str:
-    """A value as code on one line; `cell` where it stands in a table, in which a pipe ends a cell even within code."""
+    """A value as code on one line; `cell` where it stands in a table, in which a pipe ends a cell
+    even within code."""
     shown = one_line(str(value), _LONGEST) or " "
     longest = max((len(run) for run in re.findall("`+", shown)), default=0)
     fence, blank = "`" * (longest + 1), " " * (longest > 0)

@@ -8,11 +8,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 _LONGEST_WORD = 100
-"""Of longer words only the beginning is compared: the comparison takes time, and nothing that is known is so long."""
+"""Of longer words only the beginning is compared: the comparison takes time, and nothing that is
+known is so long."""
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Ends a message about an unknown `word`: the nearest known one if there is one, else all of them."""
+    """Ends a message about an unknown `word`: the nearest known one if there is one, else all of
+    them."""
     choices = sorted(known)
     near = difflib.get_close_matches(word[:_LONGEST_WORD], choices, n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(choices) or 'none'}"
@@ -30,7 +32,11 @@ class Options(BaseModel):
             for key in data:
                 if key not in cls.model_fields:
                     hint = suggest(str(key), cls.model_fields)
-                    raise PydanticCustomError("unknown_key", "unknown key '{key}'; {hint}", {"key": str(key), "hint": hint})
+                    raise PydanticCustomError(
+                        "unknown_key",
+                        "unknown key '{key}'; {hint}",
+                        {"key": str(key), "hint": hint},
+                    )
         return data
 
 
@@ -48,28 +54,35 @@ class Registry(dict[str, type[OptionsT]]):
         self.what = what
 
     def register(self, *names: str) -> Callable[[type[OptionsT]], type[OptionsT]]:
-        """Class decorator; one class may have several names. Raises ValueError if a name is taken."""
+        """Class decorator; one class may have several names. Raises ValueError if a name is
+        taken."""
 
         def add(cls: type[OptionsT]) -> type[OptionsT]:
             for name in names:
                 if name in self:
-                    raise ValueError(f"{self.what} '{name}' is registered twice: {self[name]} and {cls}")
+                    raise ValueError(
+                        f"{self.what} '{name}' is registered twice: {self[name]} and {cls}"
+                    )
                 self[name] = cls
             return cls
 
         return add
 
     def find(self, name: Any) -> type[OptionsT]:
-        """The options class called `name`. Raises PydanticCustomError, with a suggestion, if there is none."""
+        """The options class called `name`. Raises PydanticCustomError, with a suggestion, if there
+        is none."""
         if not isinstance(name, str) or name not in self:
             hint = suggest(str(name), self)
             raise PydanticCustomError(
-                "unknown_name", "unknown {what} '{name}'; {hint}", {"what": self.what, "name": str(name), "hint": hint}
+                "unknown_name",
+                "unknown {what} '{name}'; {hint}",
+                {"what": self.what, "name": str(name), "hint": hint},
             )
         return self[name]
 
     def parse_named(self, value: Any) -> Any:
-        """`{name: mlp, depth: 4}` or just `mlp`, to the options of that name; other values pass through."""
+        """`{name: mlp, depth: 4}` or just `mlp`, to the options of that name; other values pass
+        through."""
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, Mapping):
@@ -78,7 +91,9 @@ class Registry(dict[str, type[OptionsT]]):
             value = {"name": "factory", **value}
         if "name" not in value:
             raise PydanticCustomError(
-                "no_name", "the {what} has no 'name'; known: {known}", {"what": self.what, "known": ", ".join(sorted(self))}
+                "no_name",
+                "the {what} has no 'name'; known: {known}",
+                {"what": self.what, "known": ", ".join(sorted(self))},
             )
         cls = self.find(value["name"])
         for key in value:
@@ -86,7 +101,8 @@ class Registry(dict[str, type[OptionsT]]):
             if key not in cls.model_fields and owners:
                 raise PydanticCustomError(
                     "not_an_option",
-                    "'{key}' is not an option of the {what} '{name}', only of {owners}; '{name}' has: {known}",
+                    "'{key}' is not an option of the {what} '{name}', only of {owners}; '{name}' "
+                    "has: {known}",
                     {
                         "key": key,
                         "what": self.what,
@@ -109,7 +125,9 @@ class Registry(dict[str, type[OptionsT]]):
             except ValidationError as error:
                 lines = [
                     InitErrorDetails(
-                        type=PydanticCustomError(e["type"], e["msg"].replace("{", "{{").replace("}", "}}")),
+                        type=PydanticCustomError(
+                            e["type"], e["msg"].replace("{", "{{").replace("}", "}}")
+                        ),
                         loc=(name, *e["loc"]),
                         input=e["input"],
                     )

@@ -1,7 +1,8 @@
-"""How exactly networks compute: bfloat16 in the forward pass of training steps that ask for it, and all of float32 in checks.
+"""How exactly networks compute: bfloat16 in the forward pass of training steps that ask for it, and
+all of float32 in checks.
 
-bfloat16 comes by torch's autocast; all else stays as it is. It has the range of float32, so that no scaling of the loss is
-needed, and 8 bits of precision.
+bfloat16 comes by torch's autocast; all else stays as it is. It has the range of float32, so that no
+scaling of the loss is needed, and 8 bits of precision.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainables.errors import UserError
+from slimfront.trainables.errors import UserError
 
 Precision = Literal["auto", "float32", "bf16"]
 
@@ -25,8 +26,9 @@ def forward_pass(device: torch.device, bf16: bool) -> AbstractContextManager[obj
 def all_of_float32() -> Iterator[None]:
     """Within, products and convolutions of float32 on a GPU have all its 24 bits of precision.
 
-    As torch has it by default, convolutions round what they multiply to TF32's 11 bits: two networks that are the same function,
-    one with its batch norms folded, then differ by more than compaction tolerates.
+    As torch has it by default, convolutions round what they multiply to TF32's 11 bits: two
+    networks that are the same function, one with its batch norms folded, then differ by more than
+    compaction tolerates.
     """
     kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [kind.fp32_precision for kind in kinds]
@@ -45,9 +47,11 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def check_bf16(device: torch.device) -> None:
-    """Raises UserError if the device has no arithmetic for bfloat16; a CPU may be slow at it, but has it."""
+    """Raises UserError if the device has no arithmetic for bfloat16; a CPU may be slow at it, but
+    has it."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(
-            f"training.precision: bf16 needs a GPU that computes in bfloat16 (NVIDIA's since Ampere), and the "
+            "training.precision: bf16 needs a GPU that computes in bfloat16 (NVIDIA's since "
+            "Ampere), and the "
             f"{torch.cuda.get_device_name(device)} does not; set it to float32"
         )

@@ -1,7 +1,9 @@
-"""Takes secrets out of what leaves the process: out of URIs, and out of text in which they may stand.
+"""Takes secrets out of what leaves the process: out of URIs, and out of text in which they may
+stand.
 
-A password has many places in a URI: `user:password@`, a token alone before the `@`, the keys of a bucket, `?password=` and its
-kin. Whatever is printed, recorded or sent goes through here, and nothing else decides what a secret is.
+A password has many places in a URI: `user:password@`, a token alone before the `@`, the keys of a
+bucket, `?password=` and its kin. Whatever is printed, recorded or sent goes through here, and
+nothing else decides what a secret is.
 """
 
 import re
@@ -16,13 +18,15 @@ _SECRET_NAME = re.compile(
     r".*(?:password|passwd|passphrase)|(?:.*[\W_])?(?:pass|pwd|secret|token|credentials?|signature|sig|sas|auth|authorization|"
     r"(?:api|access|account|secret|private|shared)[\W_]?key(?:[\W_]?id)?)"
 )
-# Bounded, since a name of any length would be looked for from each of its letters: long text would take the square of its length.
+# Bounded, since a name of any length would be looked for from each of its letters: long text would
+# take the square of its length.
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,40})://(\S*)")
 _WHOLE_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _ASSIGNMENT = re.compile(r"([\w.-]{1,60})(\s?=\s?)(\"[^\"]*\"|'[^']*'|[^\s,;&)'\"]+)")
 _PARAMETER = re.compile(r"([?&;#])([^=&;#?]+)=([^&;#]*)")
 _NAMELESS = ("s3", "s3a", "s3n", "gs", "gcs", "http", "https", "ws", "wss")
-"""Schemes where what stands alone before the `@` is a key or a token; in those of databases it is a user's name."""
+"""Schemes where what stands alone before the `@` is a key or a token; in those of databases it is a
+user's name."""
 _BUCKETS = ("s3", "s3a", "s3n", "gs", "gcs")
 """Schemes whose keys are both secret, and whose secret keys have slashes."""
 
@@ -32,23 +36,32 @@ def without_secrets(uri: str) -> str:
 
     `postgresql://anna:secret@host/db` becomes `postgresql://anna@host/db`.
     """
-    return _WHOLE_URI.sub(lambda match: _cleaned(match[1], match[2], ""), uri) if _WHOLE_URI.fullmatch(uri) else uri
+    return (
+        _WHOLE_URI.sub(lambda match: _cleaned(match[1], match[2], ""), uri)
+        if _WHOLE_URI.fullmatch(uri)
+        else uri
+    )
 
 
 def redact(text: str, *, names: bool = False) -> str:
     """Text with `***` for each secret in it.
 
     Args:
-        names: leave what stands alone before the `@` of a web address: in what went through here before, it is a user's name.
+        names: leave what stands alone before the `@` of a web address: in what went through here
+            before, it is a user's name.
     """
     if _WHOLE_URI.fullmatch(text) and text.count("://") == 1:  # then even blanks belong to it
         return _WHOLE_URI.sub(lambda match: _cleaned(match[1], match[2], HIDDEN, names), text)
     text = _URI.sub(lambda match: _cleaned(match[1], match[2], HIDDEN, names), text)
-    return _ASSIGNMENT.sub(lambda m: f"{m[1]}{m[2]}{HIDDEN}" if is_secret_name(m[1]) and "://" not in m[0] else m[0], text)
+    return _ASSIGNMENT.sub(
+        lambda m: f"{m[1]}{m[2]}{HIDDEN}" if is_secret_name(m[1]) and "://" not in m[0] else m[0],
+        text,
+    )
 
 
 def redact_values(value: Any, key: str = "") -> Any:
-    """Plain data with `***` for each secret: in its texts, and whole where a key such as `password` says what it is."""
+    """Plain data with `***` for each secret: in its texts, and whole where a key such as `password`
+    says what it is."""
     if isinstance(value, Mapping):
         return {name: redact_values(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -66,7 +79,11 @@ def is_secret_name(name: str) -> bool:
 
 def _cleaned(scheme: str, rest: str, hidden: str, names: bool = False) -> str:
     """A URI, with `hidden` for its secrets, or without them if it is empty."""
-    scheme_name = scheme.lower().rpartition("+")[2] if scheme.lower().endswith(("+http", "+https")) else scheme.lower()
+    scheme_name = (
+        scheme.lower().rpartition("+")[2]
+        if scheme.lower().endswith(("+http", "+https"))
+        else scheme.lower()
+    )
     login, rest = _login(scheme_name, rest)
     user, colon, password = login.partition(":")
     if colon and (scheme_name in _BUCKETS or password in ("", "x-oauth-basic")):
@@ -82,7 +99,8 @@ def _cleaned(scheme: str, rest: str, hidden: str, names: bool = False) -> str:
 
 
 def _login(scheme: str, rest: str) -> tuple[str, str]:
-    """What stands before the `@` that ends the login, and what follows it; a password may have any character, unquoted."""
+    """What stands before the `@` that ends the login, and what follows it; a password may have any
+    character, unquoted."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if "@" in authority:
         login, _, _ = authority.rpartition("@")
@@ -98,7 +116,9 @@ def _login(scheme: str, rest: str) -> tuple[str, str]:
 def _parameter(match: re.Match[str], hidden: str) -> str:
     mark, name, value = match.groups()
     inner = unquote(value)
-    secret = is_secret_name(unquote(name)) or any(is_secret_name(m[1]) for m in re.finditer(r"([\w.-]{1,60})=", inner))
+    secret = is_secret_name(unquote(name)) or any(
+        is_secret_name(m[1]) for m in re.finditer(r"([\w.-]{1,60})=", inner)
+    )
     if not secret or value.startswith(HIDDEN):
         return match[0]
     return f"{mark}{name}={hidden}" if hidden else ""

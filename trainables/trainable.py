@@ -1,4 +1,5 @@
-"""The Ray Tune class trainable around `Training`: the only file of this package that imports ray."""
+"""The Ray Tune class trainable around `Training`: the only file of this package that imports
+ray."""
 
 import gc
 import logging
@@ -10,52 +11,62 @@ import ray
 import torch
 from ray import tune
 
-from trainables.candidate import Candidate
-from trainables.data.factory import SESSION
-from trainables.distributed.team import LostProcess, Team
-from trainables.errors import UserError, reason
-from trainables.gpu import take_share
-from trainables.packs.together import Alone, Left
-from trainables.refit import Refit
-from trainables.storage import load_tensors, network_file, store
-from trainables.training import Training
+from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.data.factory import SESSION
+from slimfront.trainables.distributed.team import LostProcess, Team
+from slimfront.trainables.errors import UserError, reason
+from slimfront.trainables.gpu import take_share
+from slimfront.trainables.packs.together import Alone, Left
+from slimfront.trainables.shipping.network_file import load_tensors, network_file, store
+from slimfront.trainables.training.loop import Training
+from slimfront.trainables.training.refit import Refit
 
 TRAINING_FILE = "training.pt"
 
 log = logging.getLogger(__name__)
 
 _OF_THE_PROCESS = (LostProcess, Left, OSError, torch.distributed.DistError, torch.AcceleratorError)
-"""What is raised where another process may do better; a GPU that has failed fails whatever comes next in the same process."""
+"""What is raised where another process may do better; a GPU that has failed fails whatever comes
+next in the same process."""
 
 
 class CandidateTrainable(tune.Trainable):
-    """Trains the candidate in `config["candidate"]` with `config["resources"]`: on the GPU that Ray assigned, if any.
+    """Trains the candidate in `config["candidate"]` with `config["resources"]`: on the GPU that Ray
+    assigned, if any.
 
-    With `config["processes"]` above 1 it trains in so many processes, on a GPU each if there are any; they share the cores.
+    With `config["processes"]` above 1 it trains in so many processes, on a GPU each if there are
+    any; they share the cores.
 
-    A step trains `training.report_every` epochs, or up to the next of `config["report_at"]` (a list of epochs), and reports
-    their metrics as `history`, a list of one dictionary per epoch, with the measures of the compact network of that moment;
-    the last step also refits, and has `finished`. There and at `report_at`, `pruned` has the measures and compaction of the
-    networks that one-shot pruning makes of it. Every report can be saved as a checkpoint with these networks, and is where
-    whoever takes it sets its `should_checkpoint`.
-    A trial that raises ends with a `failure`, the reason, instead of an exception, so that it is not tried again and its process
-    can take the next. Exceptions are for what happens to processes: one that is lost, a GPU that fails, files out of reach.
+    A step trains `training.report_every` epochs, or up to the next of `config["report_at"]` (a list
+    of epochs), and reports their metrics as `history`, a list of one dictionary per epoch, with the
+    measures of the compact network of that moment; the last step also refits, and has `finished`.
+    There and at `report_at`, `pruned` has the measures and compaction of the networks that one-shot
+    pruning makes of it. Every report can be saved as a checkpoint with these networks, and is where
+    whoever takes it sets its `should_checkpoint`. A trial that raises ends with a `failure`, the
+    reason, instead of an exception, so that it is not tried again and its process can take the
+    next. Exceptions are for what happens to processes: one that is lost, a GPU that fails, files
+    out of reach.
     `config["resume_from"]`, a checkpoint's directory, continues an earlier training.
     """
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """What Ray sets aside for a trial: `config["resources"]`, such as {"CPU": 1, "GPU": 0.5}."""
+        """What Ray sets aside for a trial: `config["resources"]`, such as {"CPU": 1, "GPU":
+        0.5}."""
         return tune.PlacementGroupFactory([config["resources"]])
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Only remembers the config: what can go wrong goes wrong in `step`, where it becomes this trial's failure."""
-        gc.freeze()  # what is loaded stays: a collection that goes through all of it takes as long as an epoch
+        """Only remembers the config: what can go wrong goes wrong in `step`, where it becomes this
+        trial's failure."""
+        # What is loaded stays: a collection that goes through all of it takes as long as an epoch.
+        gc.freeze()
         self.team: Team | None = None
         self.company = Alone()
         if ray.is_initialized():
             here = ray.get_runtime_context()
-            os.environ[SESSION] = f"{here.get_node_id()}-{here.get_job_id()}-{config.get('session', '')}"
+            os.environ[SESSION] = (
+                f"{here.get_node_id()}-{here.get_job_id()}-{config.get('session', '')}"
+            )
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -77,7 +88,8 @@ class CandidateTrainable(tune.Trainable):
         training = self._new_training(Candidate.model_validate(self.candidate))
         if self.resume_from is not None:
             try:
-                with tune.Checkpoint(self.resume_from).as_directory() as directory:  # copied here where it lies in a bucket
+                # Copied here where it lies in a bucket.
+                with tune.Checkpoint(self.resume_from).as_directory() as directory:
                     training.load_state_dict(load_tensors(Path(directory, TRAINING_FILE)))
             except (UserError, FileNotFoundError) as error:
                 log.warning("a trial cannot go on from its checkpoint, and begins again: %s", error)
@@ -85,7 +97,10 @@ class CandidateTrainable(tune.Trainable):
         return training
 
     def _new_training(self, candidate: Candidate) -> Training:
-        gpus, threads = self.resources.get("GPU", 0), max(1, int(self.resources["CPU"] / self.processes))
+        gpus, threads = (
+            self.resources.get("GPU", 0),
+            max(1, int(self.resources["CPU"] / self.processes)),
+        )
         device = "cuda" if gpus else "cpu"
         torch.set_num_threads(threads)
         take_share(gpus)  # no trial takes the memory of those that it shares the GPU with
@@ -110,24 +125,38 @@ class CandidateTrainable(tune.Trainable):
             finished = training.finish(None if training.done else Refit(), one_shot=one_shot)
             data = training.data
             self.networks = [
-                store(network.compacted.network, training.candidate.model, data.input_shape, data.classes)
+                store(
+                    network.compacted.network,
+                    training.candidate.model,
+                    data.input_shape,
+                    data.classes,
+                )
                 for network in (finished, *finished.pruned)
             ]
         except _OF_THE_PROCESS:
             raise
-        except Exception as error:  # the same would happen again: only what happens to a process is worth another try
+        # The same would happen again: only what happens to a process is worth another try.
+        except Exception as error:
             return {"history": history, "failure": reason(error), "done": True}
         history += finished.history
         compaction = [list(step) for step in finished.compacted.report.steps]
-        report = {"history": history, "epoch": training.epoch + len(finished.history), "compaction": compaction}
+        report = {
+            "history": history,
+            "epoch": training.epoch + len(finished.history),
+            "compaction": compaction,
+        }
         report["pruned"] = [
-            {"measures": network.measures, "compaction": [list(step) for step in network.compacted.report.steps]}
+            {
+                "measures": network.measures,
+                "compaction": [list(step) for step in network.compacted.report.steps],
+            }
             for network in finished.pruned
         ]
         return report | {"finished": training.done, "done": training.done} | finished.measures
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes the state of training and the compact networks of the last report: tensors and plain data only."""
+        """Writes the state of training and the compact networks of the last report: tensors and
+        plain data only."""
         state = self.training.state_dict() if self.training else {}
         torch.save(state | {"candidate": self.candidate}, Path(checkpoint_dir, TRAINING_FILE))
         for step, network in enumerate(self.networks):

@@ -2,7 +2,7 @@
 
 from mlflow import MlflowClient as Client
 
-from search.tracking.recorder import Recorder
-from search.tracking.store import connect
+from slimfront.search.tracking.recorder import Recorder
+from slimfront.search.tracking.store import connect
 
 __all__ = ["Client", "Recorder", "connect"]

@@ -1,4 +1,5 @@
-"""Charts about a search beside its front: how it went, what drove it, and which layers its networks kept."""
+"""Charts about a search beside its front: how it went, what drove it, and which layers its networks
+kept."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,42 +11,57 @@ from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution
 from torch import nn
 
-from search.config import Config
-from search.records import Ledger, Point
-from trainables.errors import UserError
-from trainables.storage import read
+from slimfront.search.config.schema import Config
+from slimfront.search.record.ledger import Ledger, Point
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.shipping.network_file import read
 
 _FEWEST = 6
 """Importances are not estimated on fewer trials."""
 _DEPTH = 8
-"""Of the trees of importances: fully grown ones, of as many leaves as trials, take time with the square of the trials."""
+"""Of the trees of importances: fully grown ones, of as many leaves as trials, take time with the
+square of the trials."""
 _ROWS = 30
 
 
 def history_png(history: Sequence[tuple[float, int, float]], title: str) -> Figure:
-    """Hypervolume over time and over epochs; `history` has (minutes since the beginning, epochs trained, hypervolume)."""
+    """Hypervolume over time and over epochs; `history` has (minutes since the beginning, epochs
+    trained, hypervolume)."""
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     for index, (column, name) in enumerate(((0, "minutes"), (1, "epochs of training, all trials"))):
         axes = figure.add_subplot(1, 2, index + 1)
-        axes.step([point[column] for point in history], [point[2] for point in history], where="post")
+        axes.step(
+            [point[column] for point in history], [point[2] for point in history], where="post"
+        )
         axes.set(xlabel=name, ylabel="hypervolume")
         axes.grid(alpha=0.3)
     figure.suptitle(title)
     return figure
 
 
-def importances(ledger: Ledger, distributions: dict[str, BaseDistribution]) -> dict[str, dict[str, float]]:
-    """By objective, the share of its variance over the trials that each varied value explains (Optuna's fANOVA).
+def importances(
+    ledger: Ledger, distributions: dict[str, BaseDistribution]
+) -> dict[str, dict[str, float]]:
+    """By objective, the share of its variance over the trials that each varied value explains
+    (Optuna's fANOVA).
 
     Empty where there are too few trials, or an objective did not vary.
     """
     names = [objective.name for objective in ledger.objectives]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(directions=[objective.direction.value for objective in ledger.objectives])
+    study = optuna.create_study(
+        directions=[objective.direction.value for objective in ledger.objectives]
+    )
     for trial in ledger.trials:
         values = [trial.measures.get(name, float("nan")) for name in names]
-        if trial.status in ("completed", "stopped") and np.isfinite(values).all() and set(trial.values) == set(distributions):
-            study.add_trial(optuna.create_trial(params=trial.values, distributions=distributions, values=values))
+        if (
+            trial.status in ("completed", "stopped")
+            and np.isfinite(values).all()
+            and set(trial.values) == set(distributions)
+        ):
+            study.add_trial(
+                optuna.create_trial(params=trial.values, distributions=distributions, values=values)
+            )
     if len(study.trials) < _FEWEST:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=32, max_depth=_DEPTH, seed=0)
@@ -53,7 +69,9 @@ def importances(ledger: Ledger, distributions: dict[str, BaseDistribution]) -> d
     for index, name in enumerate(names):
         if len({trial.values[index] for trial in study.trials}) > 1:
             target = partial(_value, index)
-            found[name] = optuna.importance.get_param_importances(study, evaluator=evaluator, target=target)
+            found[name] = optuna.importance.get_param_importances(
+                study, evaluator=evaluator, target=target
+            )
     return found
 
 
@@ -78,9 +96,11 @@ def importance_png(shares: dict[str, dict[str, float]], title: str) -> Figure:
 
 
 def layers_png(networks: Sequence[tuple[Point, nn.Module]], dense: nn.Module, title: str) -> Figure:
-    """Rows are networks, columns the dense network's weight layers; a cell shows the share of its weights that is left.
+    """Rows are networks, columns the dense network's weight layers; a cell shows the share of its
+    weights that is left.
 
-    A layer that was merged into the next one, or removed, is blank: its weights live on, if at all, in the next cell that is not.
+    A layer that was merged into the next one, or removed, is blank: its weights live on, if at all,
+    in the next cell that is not.
     """
     columns = _weights(dense)
     shown = networks[:_ROWS]
@@ -90,17 +110,35 @@ def layers_png(networks: Sequence[tuple[Point, nn.Module]], dense: nn.Module, ti
         for column, (name, weights) in enumerate(columns.items()):
             if name in left:
                 cells[row, column] = left[name] / max(weights, 1)
-    figure = Figure(figsize=(2.4 + 0.6 * max(len(columns), 6), 1.6 + 0.28 * len(shown)), layout="constrained")
+    figure = Figure(
+        figsize=(2.4 + 0.6 * max(len(columns), 6), 1.6 + 0.28 * len(shown)), layout="constrained"
+    )
     axes = figure.add_subplot()
     shades = colormaps["viridis"].with_extremes(bad="0.93")
-    image = axes.imshow(np.log10(np.maximum(cells, 1e-4)), aspect="auto", cmap=shades, vmin=-4, vmax=0)
+    image = axes.imshow(
+        np.log10(np.maximum(cells, 1e-4)), aspect="auto", cmap=shades, vmin=-4, vmax=0
+    )
     for row in range(len(shown)):
         for column in range(len(columns)):
             if np.isfinite(cells[row, column]) and len(columns) <= 12:
-                axes.text(column, row, f"{cells[row, column]:.1%}", ha="center", va="center", fontsize=6, color="w")
+                axes.text(
+                    column,
+                    row,
+                    f"{cells[row, column]:.1%}",
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    color="w",
+                )
     axes.set_xticks(range(len(columns)), list(columns), rotation=60, ha="right", fontsize=7)
-    axes.set_yticks(range(len(shown)), [f"{p.name}  {p.measures['val_accuracy']:.3f}" for p, _ in shown], fontsize=7)
-    axes.set_title(f"{title}: weights left in each layer; blank: merged into the next, or removed", fontsize=8)
+    axes.set_yticks(
+        range(len(shown)),
+        [f"{p.name}  {p.measures['val_accuracy']:.3f}" for p, _ in shown],
+        fontsize=7,
+    )
+    axes.set_title(
+        f"{title}: weights left in each layer; blank: merged into the next, or removed", fontsize=8
+    )
     bar = figure.colorbar(image, ax=axes, ticks=[-4, -3, -2, -1, 0])
     bar.ax.set_yticklabels(["≤ 0.01%", "0.1%", "1%", "10%", "100%"], fontsize=7)
     return figure
@@ -110,11 +148,16 @@ def load(point: Point, config: Config) -> nn.Module | None:
     """The network of a point as it is stored; None if its file cannot be read."""
     try:
         return read(point.file, config.model_of(point.trial.values))
-    except (UserError, KeyError, ValueError):  # the latter two of values that are no candidate's any more
+    # The latter two of values that are no candidate's any more.
+    except (UserError, KeyError, ValueError):
         return None
 
 
 def _weights(network: nn.Module) -> dict[str, int]:
     """Non-zero weights of each linear and convolutional layer, by its name, in order."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return {name: int(m.weight.count_nonzero()) for name, m in network.named_modules() if isinstance(m, kinds)}
+    return {
+        name: int(m.weight.count_nonzero())
+        for name, m in network.named_modules()
+        if isinstance(m, kinds)
+    }

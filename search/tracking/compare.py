@@ -13,20 +13,21 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from search import terminal
-from search.objectives import OBJECTIVES, losses
-from search.pareto import hypervolume
-from search.picks import Member, member_name, sizes
-from search.terminal import Column, cell
-from search.tracking.figures import LABELS, pairs, steps
-from search.tracking.store import find_search
-from trainables.errors import UserError
-from trainables.measures import EXTRA_MEASURES
+from slimfront.search import terminal
+from slimfront.search.config.objectives import OBJECTIVES, losses
+from slimfront.search.record.pareto import hypervolume
+from slimfront.search.record.picks import Member, member_name, sizes
+from slimfront.search.terminal import Column, cell
+from slimfront.search.tracking.figures import LABELS, pairs, steps
+from slimfront.search.tracking.store import find_search
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.measures.measure import EXTRA_MEASURES
 
 
 @dataclass(frozen=True)
 class Front:
-    """The front of a search, as MLflow has it; `hypervolume` is on the scale of all searches that were read together."""
+    """The front of a search, as MLflow has it; `hypervolume` is on the scale of all searches that
+    were read together."""
 
     search: str
     objectives: list[str]
@@ -38,7 +39,8 @@ class Front:
 def read_fronts(client: MlflowClient, searches: list[str]) -> list[Front]:
     """The fronts of some searches with the same objectives.
 
-    Their hypervolumes are comparable: each size is scaled by the largest of the searches' dense networks (see `Objective.loss`).
+    Their hypervolumes are comparable: each size is scaled by the largest of the searches' dense
+    networks (see `Objective.loss`).
 
     Raises:
         UserError: if there is no such search, it has no front yet, or the objectives differ.
@@ -48,21 +50,27 @@ def read_fronts(client: MlflowClient, searches: list[str]) -> list[Front]:
     for other in read[1:]:
         if other["objectives"] != first["objectives"]:
             raise UserError(
-                f"{first['search']} has the objectives {', '.join(first['objectives'])} and {other['search']} has "
+                f"{first['search']} has the objectives {', '.join(first['objectives'])} and "
+                f"{other['search']} has "
                 f"{', '.join(other['objectives'])}; only searches with the same can be compared"
             )
     objectives = [OBJECTIVES[name] for name in first["objectives"]]
-    dense = {o.name: max(sizes(front["dense"]).get(o.name, 0.0) for front in read) for o in objectives}
+    dense = {
+        o.name: max(sizes(front["dense"]).get(o.name, 0.0) for front in read) for o in objectives
+    }
     fronts = []
     for front in read:
         points = losses([sizes(member) for member in front["front"]], objectives, dense)
         volume = hypervolume(points, np.ones(len(objectives))) if len(points) else 0.0
-        fronts.append(Front(front["search"], first["objectives"], front["dense"], front["front"], volume))
+        fronts.append(
+            Front(front["search"], first["objectives"], front["dense"], front["front"], volume)
+        )
     return fronts
 
 
 def read_front(client: MlflowClient, search: str) -> dict[str, Any]:
-    """front.json of a search's run. Raises UserError if there is no such search, or it has no front yet."""
+    """front.json of a search's run. Raises UserError if there is no such search, or it has no front
+    yet."""
     run = find_search(client, search)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -73,14 +81,25 @@ def read_front(client: MlflowClient, search: str) -> dict[str, Any]:
             raise UserError(f"the front of {search} cannot be read from MLflow: {said}") from None
 
 
-_COLUMNS = ("val_accuracy", "test_accuracy", "nonzero_params", "total_params", "layers", "flops", "bytes")
+_COLUMNS = (
+    "val_accuracy",
+    "test_accuracy",
+    "nonzero_params",
+    "total_params",
+    "layers",
+    "flops",
+    "bytes",
+)
 
 
 def as_rows(fronts: list[Front]) -> list[dict[str, Any]]:
     """A flat row per network, the dense ones too, with the searched values by path."""
     rows = []
     for front in fronts:
-        named = [("dense", front.dense), *((member_name(member), member) for member in front.members)]
+        named = [
+            ("dense", front.dense),
+            *((member_name(member), member) for member in front.members),
+        ]
         for name, member in named:
             row = {"search": front.search, "network": name, "knee": bool(member.get("knee"))}
             row |= {column: member.get(column) for column in _COLUMNS}
@@ -111,7 +130,9 @@ def as_text(fronts: list[Front], width: int = 120) -> str:
     rows: list[list[str]] = []
     ends = []
     for front in fronts:
-        rows.append([f"{cell(front.search)}  hypervolume {front.hypervolume:.4f}", *[""] * (len(names) - 1)])
+        rows.append(
+            [f"{cell(front.search)}  hypervolume {front.hypervolume:.4f}", *[""] * (len(names) - 1)]
+        )
         for row in as_rows([front]):
             name = f"  {cell(row['network'])}{'  (knee)' if row['knee'] else ''}"
             rows.append([name, *(_shown(row, column) for column in _COLUMNS[:-1])])
@@ -124,11 +145,18 @@ def _shown(row: dict[str, Any], column: str) -> str:
     value = row[column]
     if value is None:
         return "-"
-    return f"{value:.4f}" if "accuracy" in column else f"{value:,.3g}" if column in EXTRA_MEASURES else f"{value:,.0f}"
+    return (
+        f"{value:.4f}"
+        if "accuracy" in column
+        else f"{value:,.3g}"
+        if column in EXTRA_MEASURES
+        else f"{value:,.0f}"
+    )
 
 
 def as_png(fronts: list[Front]) -> Figure:
-    """The fronts over each other: the first other objective against the accuracy, or the first two where it is none."""
+    """The fronts over each other: the first other objective against the accuracy, or the first two
+    where it is none."""
     objectives = [OBJECTIVES[name] for name in fronts[0].objectives]
     size, above = pairs(objectives)[0]
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
@@ -136,13 +164,26 @@ def as_png(fronts: list[Front]) -> Figure:
     for index, front in enumerate(fronts):
         members = sorted((sizes(member) for member in front.members), key=lambda m: m[size.name])
         x, y = [m[size.name] for m in members], [m[above.name] for m in members]
-        axes.plot(x, y, marker="o", drawstyle=steps(size), color=f"C{index}", label=f"{front.search} ({front.hypervolume:.4f})")
+        axes.plot(
+            x,
+            y,
+            marker="o",
+            drawstyle=steps(size),
+            color=f"C{index}",
+            label=f"{front.search} ({front.hypervolume:.4f})",
+        )
         dense = sizes(front.dense)
         if above.name in dense:
-            axes.scatter([dense[size.name]], [dense[above.name]], marker="*", s=120, color=f"C{index}")
+            axes.scatter(
+                [dense[size.name]], [dense[above.name]], marker="*", s=120, color=f"C{index}"
+            )
     if size.name != "layers":
         axes.set_xscale("log")
-    axes.set(xlabel=LABELS[size.name], ylabel=LABELS[above.name], title="fronts (hypervolume); stars: dense networks")
+    axes.set(
+        xlabel=LABELS[size.name],
+        ylabel=LABELS[above.name],
+        title="fronts (hypervolume); stars: dense networks",
+    )
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
     return figure

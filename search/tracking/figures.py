@@ -12,9 +12,9 @@ matplotlib.use("Agg")
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
-from search.objectives import Direction, Objective
-from search.records import Ledger, Point
-from search.tracking.store import run_route
+from slimfront.search.config.objectives import Direction, Objective
+from slimfront.search.record.ledger import Ledger, Point
+from slimfront.search.tracking.store import run_route
 
 LABELS = {
     "val_accuracy": "validation accuracy",
@@ -32,7 +32,8 @@ LABELS = {
 
 
 def front_png(ledger: Ledger, title: str) -> Figure:
-    """One panel for each pair of the accuracy (y) and another objective (x): all trials, the front, and the dense network."""
+    """One panel for each pair of the accuracy (y) and another objective (x): all trials, the front,
+    and the dense network."""
     objectives = ledger.objectives
     panels = pairs(objectives)
     figure = Figure(figsize=(6.4 * len(panels), 4.8), layout="constrained")
@@ -50,9 +51,17 @@ def front_png(ledger: Ledger, title: str) -> Figure:
             label="front",
         )
         if knee := ledger.knee():
-            axes.scatter(*_values([knee], size, accuracy), s=90, color="tab:orange", zorder=3, label="knee")
+            axes.scatter(
+                *_values([knee], size, accuracy), s=90, color="tab:orange", zorder=3, label="knee"
+            )
         if dense := _dense(ledger):
-            axes.scatter(*_values(dense, size, accuracy), marker="*", s=140, color="tab:red", label="dense network")
+            axes.scatter(
+                *_values(dense, size, accuracy),
+                marker="*",
+                s=140,
+                color="tab:red",
+                label="dense network",
+            )
         if size.name != "layers":
             axes.set_xscale("log")
         axes.set(xlabel=LABELS[size.name], ylabel=LABELS[accuracy.name], title=title)
@@ -62,12 +71,18 @@ def front_png(ledger: Ledger, title: str) -> Figure:
 
 
 def front_html(
-    ledger: Ledger, title: str, experiment_id: str = "", run_ids: Mapping[str, str] | None = None, base_url: str = ""
+    ledger: Ledger,
+    title: str,
+    experiment_id: str = "",
+    run_ids: Mapping[str, str] | None = None,
+    base_url: str = "",
 ) -> str:
-    """An interactive page with plotly.js inside it, so that it works offline: size against accuracy, and all values in parallel.
+    """An interactive page with plotly.js inside it, so that it works offline: size against
+    accuracy, and all values in parallel.
 
-    A click on a point opens the run of its trial, where `run_ids` has it, in the MLflow that shows the page; at `base_url` where
-    the page was opened from a file. MLflow's artifact viewer lets no page open another: there the click shows the run's link.
+    A click on a point opens the run of its trial, where `run_ids` has it, in the MLflow that shows
+    the page; at `base_url` where the page was opened from a file. MLflow's artifact viewer lets no
+    page open another: there the click shows the run's link.
     """
     objectives = ledger.objectives
     size, accuracy = pairs(objectives)[0]
@@ -93,14 +108,27 @@ def front_html(
             customdata=[(run_ids or {}).get(point.trial.label, "") for point in points],
             hoverinfo="text",
         )
-    figure.update_layout(title=title, xaxis_title=LABELS[size.name], yaxis_title=LABELS[accuracy.name], template="plotly_white")
+    figure.update_layout(
+        title=title,
+        xaxis_title=LABELS[size.name],
+        yaxis_title=LABELS[accuracy.name],
+        template="plotly_white",
+    )
     if size.name != "layers":
         figure.update_xaxes(type="log")
     open_run = (
-        _OPEN_RUN.replace("ROUTE", run_route(experiment_id, "RUN")).replace("BASE", base_url.rstrip("/")) if run_ids else ""
+        _OPEN_RUN.replace("ROUTE", run_route(experiment_id, "RUN")).replace(
+            "BASE", base_url.rstrip("/")
+        )
+        if run_ids
+        else ""
     )
-    page = figure.to_html(include_plotlyjs=True, full_html=True, div_id="front", post_script=open_run)
-    parallel = _parallel(ledger, front).to_html(include_plotlyjs=False, full_html=False, div_id="values")
+    page = figure.to_html(
+        include_plotlyjs=True, full_html=True, div_id="front", post_script=open_run
+    )
+    parallel = _parallel(ledger, front).to_html(
+        include_plotlyjs=False, full_html=False, div_id="values"
+    )
     return str(page).replace("</body>", f"{parallel}</body>")
 
 
@@ -127,19 +155,30 @@ front.on("plotly_click", function (clicked) {
 
 
 def _parallel(ledger: Ledger, front: list[Point]) -> go.Figure:
-    """The objectives and the searched values of the front's members as parallel coordinates, coloured by accuracy."""
+    """The objectives and the searched values of the front's members as parallel coordinates,
+    coloured by accuracy."""
     paths = list(dict.fromkeys(path for point in front for path in point.trial.values))
     dimensions = []
     for objective in ledger.objectives:
         values = [point.measures[objective.name] for point in front]
         scale = objective.name not in ("val_accuracy", "layers", "speedup")
         dimensions.append(
-            _axis(f"log₁₀ {objective.name}" if scale else objective.name, [_log10(v) if scale else v for v in values])
+            _axis(
+                f"log₁₀ {objective.name}" if scale else objective.name,
+                [_log10(v) if scale else v for v in values],
+            )
         )
     for path in paths:
-        dimensions.append(_axis(html.escape(path), [point.trial.values.get(path) for point in front]))
+        dimensions.append(
+            _axis(html.escape(path), [point.trial.values.get(path) for point in front])
+        )
     color = [point.measures["val_accuracy"] for point in front]
-    line = {"color": color, "colorscale": "Viridis", "showscale": True, "colorbar": {"title": {"text": "val_accuracy"}}}
+    line = {
+        "color": color,
+        "colorscale": "Viridis",
+        "showscale": True,
+        "colorbar": {"title": {"text": "val_accuracy"}},
+    }
     figure = go.Figure(go.Parcoords(line=line, dimensions=dimensions, labelangle=-12))
     figure.update_layout(margin={"t": 120, "l": 90}, height=480)
     return figure
@@ -165,14 +204,16 @@ def _log10(value: float) -> float:
 
 
 def pairs(objectives: list[Objective]) -> list[tuple[Objective, Objective]]:
-    """(x, y) of each panel: every other objective with the accuracy, or one with the next where it is not an objective."""
+    """(x, y) of each panel: every other objective with the accuracy, or one with the next where it
+    is not an objective."""
     sizes = [o for o in objectives if o.name != "val_accuracy"]
     accuracies = [o for o in objectives if o.name == "val_accuracy"]
     return [(size, a) for a in accuracies for size in sizes] or list(pairwise(sizes))
 
 
 def steps(objective: Objective) -> Literal["steps-post", "steps-pre"]:
-    """How a front is drawn along an objective: between two members, the one on its better side is the best there is."""
+    """How a front is drawn along an objective: between two members, the one on its better side is
+    the best there is."""
     return "steps-post" if objective.direction is Direction.MINIMIZE else "steps-pre"
 
 
@@ -185,7 +226,9 @@ def _dense(ledger: Ledger) -> list[Point]:
     return [ledger.dense.last] if ledger.dense and ledger.dense.last else []
 
 
-def _values(points: list[Point], size: Objective, accuracy: Objective) -> tuple[list[float], list[float]]:
+def _values(
+    points: list[Point], size: Objective, accuracy: Objective
+) -> tuple[list[float], list[float]]:
     return [p.measures[size.name] for p in points], [p.measures[accuracy.name] for p in points]
 
 
@@ -194,5 +237,8 @@ def _describe(point: Point) -> str:
     lines = [f"<b>{point.trial.label}</b>, epoch {point.epoch}{pruned}"]
     lines += [f"{name}: {value:.4g}" for name, value in point.measures.items()]
     values = point.trial.values.items()
-    lines += [html.escape(f"{path} = {value:.4g}" if isinstance(value, float) else f"{path} = {value}") for path, value in values]
+    lines += [
+        html.escape(f"{path} = {value:.4g}" if isinstance(value, float) else f"{path} = {value}")
+        for path, value in values
+    ]
     return "<br>".join(lines)

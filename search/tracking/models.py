@@ -1,4 +1,5 @@
-"""Front members as MLflow models, which load on a machine without slimfront; and the model registry."""
+"""Front members as MLflow models, which load on a machine without slimfront; and the model
+registry."""
 
 import logging
 import re
@@ -15,10 +16,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from torch import Tensor, nn
 
-from search.picks import Member, member_name
-from search.records import Point
-from search.tracking.outbox import making
-from trainables.errors import UserError
+from slimfront.search.record.ledger import Point
+from slimfront.search.record.picks import Member, member_name
+from slimfront.search.tracking.outbox import making
+from slimfront.trainables.errors import UserError
 
 MODEL_TAG = "slimfront.model"
 """On a trial's run, followed by / and the network's name: the id of its logged model."""
@@ -35,11 +36,12 @@ def log_model(
 ) -> str:
     """Logs a front member's network as a model of its trial's run, once; returns the model's id.
 
-    The model is a `torch.export` program (`pt2`) with signature and input example: MLflow and torch are all that loading needs.
-    An int8 network is an ONNX file, which `mlflow.pyfunc` runs in ONNX Runtime.
+    The model is a `torch.export` program (`pt2`) with signature and input example: MLflow and torch
+    are all that loading needs. An int8 network is an ONNX file, which `mlflow.pyfunc` runs in ONNX
+    Runtime.
 
     Args:
-        network: takes inputs as they come (see `trainables.shipping.Shipped`).
+        network: takes inputs as they come (see `slimfront.trainables.shipping.Shipped`).
         inputs: (2, *input_shape) real inputs. One would fix the size of the batch.
         int8: the ONNX file of the network after quantisation, where that is what ships.
     """
@@ -54,38 +56,64 @@ def log_model(
         path = Path(folder, "model")
         with making(f"the model of {point.name}"):
             _save_model(path, network, inputs.cpu(), int8, measures)
-        tags = {"slimfront.trial": point.trial.label, "slimfront.epoch": str(point.epoch), "slimfront.one_shot": str(point.step)}
+        tags = {
+            "slimfront.trial": point.trial.label,
+            "slimfront.epoch": str(point.epoch),
+            "slimfront.one_shot": str(point.step),
+        }
         params = {key: f"{value:g}" for key, value in measures.items()}
-        made = client.create_logged_model(experiment_id, name, run_id, tags=tags, params=params, model_type="compact network")
+        made = client.create_logged_model(
+            experiment_id, name, run_id, tags=tags, params=params, model_type="compact network"
+        )
         client.log_model_artifacts(made.model_id, str(path))
         client.finalize_logged_model(made.model_id, "READY")
     client.set_tag(run_id, f"{MODEL_TAG}/{name}", made.model_id)
     return str(made.model_id)
 
 
-def _save_model(path: Path, network: nn.Module, inputs: Tensor, int8: bytes | None, measures: dict[str, float]) -> None:
+def _save_model(
+    path: Path, network: nn.Module, inputs: Tensor, int8: bytes | None, measures: dict[str, float]
+) -> None:
     """Writes an MLflow model to the folder `path`; arguments as for `log_model`."""
     with torch.no_grad():
         outputs = network(inputs)
-    described = {"signature": infer_signature(inputs.numpy(), outputs.numpy()), "metadata": {"slimfront": measures}}
-    described |= {"pip_requirements": _requirements("torch" if int8 is None else "onnxruntime", "mlflow", "numpy")}
+    described = {
+        "signature": infer_signature(inputs.numpy(), outputs.numpy()),
+        "metadata": {"slimfront": measures},
+    }
+    described |= {
+        "pip_requirements": _requirements(
+            "torch" if int8 is None else "onnxruntime", "mlflow", "numpy"
+        )
+    }
     if int8 is None:
         import mlflow.pytorch
 
-        mlflow.pytorch.save_model(network, str(path), input_example=inputs.numpy(), serialization_format="pt2", **described)
+        mlflow.pytorch.save_model(
+            network,
+            str(path),
+            input_example=inputs.numpy(),
+            serialization_format="pt2",
+            **described,
+        )
     else:
         import mlflow.onnx
         import onnx
 
-        mlflow.onnx.save_model(onnx.load_from_string(int8), str(path), input_example=inputs.numpy(), **described)
+        mlflow.onnx.save_model(
+            onnx.load_from_string(int8), str(path), input_example=inputs.numpy(), **described
+        )
 
 
 def _requirements(*packages: str) -> list[str]:
     return [f"{package}=={version(package).partition('+')[0]}" for package in packages]
 
 
-def mark_front(client: MlflowClient, experiment_id: str, run_ids: set[str], front: Sequence[Point]) -> None:
-    """Tags the models of these runs with `slimfront.front`; those of networks that left the front in a later session stay."""
+def mark_front(
+    client: MlflowClient, experiment_id: str, run_ids: set[str], front: Sequence[Point]
+) -> None:
+    """Tags the models of these runs with `slimfront.front`; those of networks that left the front
+    in a later session stay."""
     members = {model_name(point.trial.label, point.epoch, point.step) for point in front}
     token = None
     while True:
@@ -100,31 +128,50 @@ def mark_front(client: MlflowClient, experiment_id: str, run_ids: set[str], fron
 
 
 def model_name(trial: str, epoch: int, step: int) -> str:
-    """What a front member's model is called: trial-007-epoch-30, and -one-shot-3 where it was pruned."""
+    """What a front member's model is called: trial-007-epoch-30, and -one-shot-3 where it was
+    pruned."""
     return f"{trial}-epoch-{epoch}" + (f"-one-shot-{step}" if step else "")
 
 
 def register(client: MlflowClient, member: Member, name: str, search: str) -> int:
-    """Puts a front member's model in the registry as the next version of `name`, with its measures as tags; returns that version.
+    """Puts a front member's model in the registry as the next version of `name`, with its measures
+    as tags; returns that version.
 
     Raises:
         UserError: if its model is not in MLflow, or the registry does not take it.
     """
     wanted = model_name(member["trial"], member["epoch"], member.get("one_shot", 0))
-    tags = {"slimfront.search": search, "slimfront.trial": member["trial"], "slimfront.network": member_name(member)}
-    tags |= {key: f"{value:g}" for key, value in member.items() if isinstance(value, float | int) and not isinstance(value, bool)}
+    tags = {
+        "slimfront.search": search,
+        "slimfront.trial": member["trial"],
+        "slimfront.network": member_name(member),
+    }
+    tags |= {
+        key: f"{value:g}"
+        for key, value in member.items()
+        if isinstance(value, float | int) and not isinstance(value, bool)
+    }
     if not re.fullmatch(r"[^/:.%\"'`]+", name):
-        raise UserError(f"--name {name}: the name of a registered model has none of / : . % and quotes")
+        raise UserError(
+            f"--name {name}: the name of a registered model has none of / : . % and quotes"
+        )
     try:
         model_id = client.get_run(member["run_id"]).data.tags.get(f"{MODEL_TAG}/{wanted}")
         if model_id is None:
-            raise UserError(f"MLflow has no model of {member_name(member)}: its network was lost before it could be logged")
+            raise UserError(
+                f"MLflow has no model of {member_name(member)}: its network was lost before it "
+                "could be logged"
+            )
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
         source = client.get_logged_model(model_id).artifact_location
-        made = client.create_model_version(name, source, run_id=member["run_id"], tags=tags, model_id=model_id)
+        made = client.create_model_version(
+            name, source, run_id=member["run_id"], tags=tags, model_id=model_id
+        )
     except MlflowException as error:
-        raise UserError(f"the model registry did not take it: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"the model registry did not take it: {str(error).splitlines()[0]}"
+        ) from None
     return int(made.version)
 
 
@@ -141,9 +188,11 @@ _LOUD = (
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keeps MLflow and torch.export from talking about each model in the middle of a search's output.
+    """Keeps MLflow and torch.export from talking about each model in the middle of a search's
+    output.
 
-    The first import of `mlflow.pytorch` sets the root logger to ERROR, which would hide our own warnings: that is undone too.
+    The first import of `mlflow.pytorch` sets the root logger to ERROR, which would hide our own
+    warnings: that is undone too.
     """
     root = logging.getLogger()
     root_level, root_handlers = root.level, root.handlers[:]

@@ -1,4 +1,5 @@
-"""What waits to be written to the runs of a search, put together so that MLflow is called as seldom as possible."""
+"""What waits to be written to the runs of a search, put together so that MLflow is called as seldom
+as possible."""
 
 import logging
 import time
@@ -15,7 +16,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 log = logging.getLogger(__name__)
 
-_HOPELESS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
+_HOPELESS = {
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+    "INVALID_STATE",
+}
 """MLflow's error codes of writes that would fail again."""
 _CLIENTS = ("botocore", "boto3", "urllib3", "google", "azure")
 """Libraries that MLflow reaches artifacts by, whose errors have no common base."""
@@ -56,11 +63,13 @@ class Letter:
 class Outbox:
     """One letter per run, by the label of its trial; the parent's is ''.
 
-    Sending a letter again changes nothing in MLflow, so one that was sent in part is sent again whole.
+    Sending a letter again changes nothing in MLflow, so one that was sent in part is sent again
+    whole.
     """
 
     def __init__(self, client: MlflowClient, experiment_id: str, run_ids: dict[str, str]) -> None:
-        """`run_ids` are the ids of the runs that are there, by label; those made here are added to it."""
+        """`run_ids` are the ids of the runs that are there, by label; those made here are added to
+        it."""
         self.client = client
         self.experiment_id = experiment_id
         self.run_ids = run_ids
@@ -69,20 +78,24 @@ class Outbox:
         """What MLflow refused for good, by the names of runs and of what they were to get."""
 
     def to(self, label: str, event: int) -> Letter:
-        """The letter that waits for a run, to which something of the event of that number is added."""
+        """The letter that waits for a run, to which something of the event of that number is
+        added."""
         return self.letters.setdefault(label, Letter(event))
 
     def done(self, event: int) -> int:
-        """The number of the last event of which, like of all before it, nothing waits, if `event` was the last of all."""
+        """The number of the last event of which, like of all before it, nothing waits, if `event`
+        was the last of all."""
         return min((letter.first_event - 1 for letter in self.letters.values()), default=event)
 
     def send(self, *, everything: bool) -> None:
-        """Writes the letters of runs that ended and those that have waited for a while, or all, in at most three calls each.
+        """Writes the letters of runs that ended and those that have waited for a while, or all, in
+        at most three calls each.
 
         What MLflow refuses for good is left out with a warning.
 
         Raises:
-            Exception: what the store raises if it does not answer; what is not sent then still waits.
+            Exception: what the store raises if it does not answer; what is not sent then still
+                waits.
         """
         ripe = time.monotonic() - _COLLECT_S
         for label, letter in list(self.letters.items()):
@@ -93,7 +106,9 @@ class Outbox:
     def _send(self, label: str, letter: Letter) -> None:
         creation = letter.creation
         if creation is not None and label not in self.run_ids:
-            run = self._unless_refused(f"the run {label}", lambda: self.client.create_run(self.experiment_id, **creation))
+            run = self._unless_refused(
+                f"the run {label}", lambda: self.client.create_run(self.experiment_id, **creation)
+            )
             if run is not None:
                 self.run_ids[label] = run.info.run_id
         if label in self.run_ids:
@@ -103,13 +118,17 @@ class Outbox:
         tags = [RunTag(name, value) for name, value in letter.tags.items()]
         self.log(label, run_id, [*letter.entries, *tags])
         if letter.status is not None and letter.ended is None:
-            self._unless_refused(f"the status of {label}", lambda: self.client.update_run(run_id, status=letter.status))
+            self._unless_refused(
+                f"the status of {label}",
+                lambda: self.client.update_run(run_id, status=letter.status),
+            )
         elif letter.status is not None:
             end = partial(self.client.set_terminated, run_id, letter.status, end_time=letter.ended)
             self._unless_refused(f"the end of {label}", end)
 
     def log(self, label: str, run_id: str, entries: Sequence[Metric | Param | RunTag]) -> None:
-        """Writes values to a run; those that MLflow refuses are left out, with one warning that names them."""
+        """Writes values to a run; those that MLflow refuses are left out, with one warning that
+        names them."""
         refused = _refused(self.client, run_id, entries)
         if not refused:
             return
@@ -117,14 +136,23 @@ class Outbox:
         self.refused += [f"{name} of {whose}" for name in names]
         shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
         why = refused[0][1]
-        log.warning("MLflow refused %d values of %s: %s (%s); the search goes on without them", len(refused), whose, shown, why)
+        log.warning(
+            "MLflow refused %d values of %s: %s (%s); the search goes on without them",
+            len(refused),
+            whose,
+            shown,
+            why,
+        )
 
     def _unless_refused(self, what: str, write: Callable[[], Any]) -> Any:
         return unless_refused(what, write, self.refused)
 
 
-def _refused(client: MlflowClient, run_id: str, entries: Sequence[Metric | Param | RunTag]) -> list[tuple[str, str]]:
-    """Writes a batch; if it is refused, its halves, until only what MLflow cannot take is left: its names, and why."""
+def _refused(
+    client: MlflowClient, run_id: str, entries: Sequence[Metric | Param | RunTag]
+) -> list[tuple[str, str]]:
+    """Writes a batch; if it is refused, its halves, until only what MLflow cannot take is left: its
+    names, and why."""
     if not entries:
         return []
     try:
@@ -145,24 +173,29 @@ def _refused(client: MlflowClient, run_id: str, entries: Sequence[Metric | Param
 
 
 def unless_refused(what: str, write: Callable[[], Any], refused: list[str]) -> Any:
-    """What the write returns; None, with a warning, if MLflow would refuse it again: then `what` is added to `refused`."""
+    """What the write returns; None, with a warning, if MLflow would refuse it again: then `what` is
+    added to `refused`."""
     try:
         return write()
     except MlflowException as error:
         if not _is_hopeless(error):
             raise
-        log.warning("MLflow refused %s (%s); the search goes on without it", what, first_line(error))
+        log.warning(
+            "MLflow refused %s (%s); the search goes on without it", what, first_line(error)
+        )
         refused.append(what)
         return None
 
 
 class Impossible(Exception):
-    """Something that was to be written cannot be made here; MLflow has nothing to do with it, and trying again does not help."""
+    """Something that was to be written cannot be made here; MLflow has nothing to do with it, and
+    trying again does not help."""
 
 
 @contextmanager
 def making(what: str) -> Iterator[None]:
-    """Around what is computed before it is written: whatever goes wrong there becomes `Impossible`."""
+    """Around what is computed before it is written: whatever goes wrong there becomes
+    `Impossible`."""
     try:
         yield
     except Exception as error:  # pictures, exporters and compilers raise many kinds
@@ -186,7 +219,8 @@ def unless_impossible(what: str, work: Callable[[], None]) -> None:
 
 
 def _is_of_a_store(error: Exception) -> bool:
-    """Whether it may be the store that does not answer: what its clients and their libraries raise."""
+    """Whether it may be the store that does not answer: what its clients and their libraries
+    raise."""
     library = type(error).__module__.partition(".")[0]
     return isinstance(error, (MlflowException, OSError, SQLAlchemyError)) or library in _CLIENTS
 

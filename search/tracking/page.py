@@ -1,4 +1,5 @@
-"""What a search's own run in MLflow shows: its description, pictures, tables and tags, as they are at one moment."""
+"""What a search's own run in MLflow shows: its description, pictures, tables and tags, as they are
+at one moment."""
 
 import hashlib
 import json
@@ -16,36 +17,41 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 from torch import nn
 
-from search.config import Config, as_plain, dump
-from search.objectives import Direction, losses
-from search.pareto import ranks
-from search.records import Ledger, Point, SearchResult
-from search.report import as_json
-from search.space import flatten
-from search.tracking import charts, figures
-from search.tracking.models import log_model, mark_front
-from search.tracking.outbox import Outbox, making, unless_impossible
-from search.tracking.story import describe
-from trainables.data import load_once
-from trainables.redaction import redact_values
-from trainables.shipping import Shipped
-from trainables.shipping.int8 import as_int8
+from slimfront.search.config.objectives import Direction, losses
+from slimfront.search.config.schema import Config, as_plain, dump
+from slimfront.search.config.space import flatten
+from slimfront.search.record.ledger import Ledger, Point, SearchResult
+from slimfront.search.record.pareto import ranks
+from slimfront.search.record.report import as_json
+from slimfront.search.tracking import charts, figures
+from slimfront.search.tracking.models import log_model, mark_front
+from slimfront.search.tracking.outbox import Outbox, making, unless_impossible
+from slimfront.search.tracking.story import describe
+from slimfront.trainables.data import load_once
+from slimfront.trainables.redaction import redact_values
+from slimfront.trainables.shipping import Shipped
+from slimfront.trainables.shipping.int8 import as_int8
 
 log = logging.getLogger(__name__)
 
 UI_URL = "http://127.0.0.1:5000"
 """Where `slimfront ui` shows a store that has no server."""
 NEAR_DENSE = 0.01
-"""A network is about as accurate as the dense one if its validation accuracy is at most so much lower."""
+"""A network is about as accurate as the dense one if its validation accuracy is at most so much
+lower."""
 
 
 def live_metrics(ledger: Ledger) -> dict[str, float]:
     """The state of a search in numbers.
 
-    `accuracy_threshold` is the bound of the constraint on validation accuracy, or else the dense network's accuracy less 0.01;
-    `smallest_NAME` is the smallest such size on the front at that accuracy.
+    `accuracy_threshold` is the bound of the constraint on validation accuracy, or else the dense
+    network's accuracy less 0.01; `smallest_NAME` is the smallest such size on the front at that
+    accuracy.
     """
-    found = {f"trials_{status}": float(ledger.counts[status]) for status in ("completed", "stopped", "failed")}
+    found = {
+        f"trials_{status}": float(ledger.counts[status])
+        for status in ("completed", "stopped", "failed")
+    }
     front = ledger.front()
     found |= {"hypervolume": ledger.hypervolume(), "front_size": float(len(front))}
     if front:
@@ -55,26 +61,41 @@ def live_metrics(ledger: Ledger) -> dict[str, float]:
         found["accuracy_threshold"] = threshold
         able = [point for point in front if point.measures["val_accuracy"] >= threshold]
         sizes = [o.name for o in ledger.objectives if o.direction is Direction.MINIMIZE]
-        found |= {f"smallest_{name}": float(min(p.measures[name] for p in able)) for name in sizes if able}
+        found |= {
+            f"smallest_{name}": float(min(p.measures[name] for p in able)) for name in sizes if able
+        }
     return found
 
 
 def accuracy_threshold(ledger: Ledger) -> float | None:
-    """The validation accuracy that counts as good enough; see `live_metrics`. None while it is not known."""
+    """The validation accuracy that counts as good enough; see `live_metrics`. None while it is not
+    known."""
     for constraint in ledger.constraints:
         if constraint.name == "val_accuracy" and constraint.at_least:
             return constraint.bound
-    return ledger.dense.measures["val_accuracy"] - NEAR_DENSE if ledger.dense and ledger.dense.measures else None
+    return (
+        ledger.dense.measures["val_accuracy"] - NEAR_DENSE
+        if ledger.dense and ledger.dense.measures
+        else None
+    )
 
 
 class Page:
-    """Writes the parent run of one search. Everything can be written again: the last writing counts.
+    """Writes the parent run of one search. Everything can be written again: the last writing
+    counts.
 
-    `run_ids` are those of the search's runs by label, the parent's under ''; the recorder adds to them.
+    `run_ids` are those of the search's runs by label, the parent's under ''; the recorder adds to
+    them.
     """
 
     def __init__(
-        self, client: MlflowClient, config: Config, search: str, experiment_id: str, run_ids: dict[str, str], outbox: Outbox
+        self,
+        client: MlflowClient,
+        config: Config,
+        search: str,
+        experiment_id: str,
+        run_ids: dict[str, str],
+        outbox: Outbox,
     ) -> None:
         self.client = client
         self.outbox = outbox
@@ -90,13 +111,17 @@ class Page:
 
     def begin(self) -> None:
         """What is known before the first trial: config, environment, data set."""
-        params = {key: value for key, value in flatten(as_plain(self.config)).items() if value is not None}
+        params = {
+            key: value for key, value in flatten(as_plain(self.config)).items() if value is not None
+        }
         params["tracking.uri"] = self.config.tracking.shown_uri()
         text = dump(self.config)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         tags = {"slimfront.version": version("slimfront"), "slimfront.config_digest": digest}
         entries = [Param(key, str(value)) for key, value in params.items()]
-        self.outbox.log("", self.parent, [*entries, *(RunTag(key, value) for key, value in tags.items())])
+        self.outbox.log(
+            "", self.parent, [*entries, *(RunTag(key, value) for key, value in tags.items())]
+        )
         self.client.log_text(self.parent, text, "config.yaml")
         self.client.log_text(self.parent, environment(), "environment.txt")
         unless_impossible("the data set", self._log_data)
@@ -107,13 +132,18 @@ class Page:
         with making("the description of the data set"):
             data = load_once(options, torch.device("cpu"))
         shown = redact_values(options.model_dump(mode="json"))
-        lies = {key: value for key, value in shown.items() if key != "in_memory"}  # wherever it lies, it is the same
+        # Wherever it lies, it is the same.
+        lies = {key: value for key, value in shown.items() if key != "in_memory"}
         digest = hashlib.sha256(json.dumps(lies, separators=(",", ":")).encode())
         for split in (data.train, data.validation, data.test):
             digest.update(split.labels.cpu().numpy().tobytes())
         sizes = ", ".join(
             f'"{name}": {len(split.labels)}'
-            for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test))
+            for name, split in (
+                ("train", data.train),
+                ("validation", data.validation),
+                ("test", data.test),
+            )
         )
         logged = Dataset(
             name=options.name,
@@ -122,7 +152,9 @@ class Page:
             source=json.dumps(shown, separators=(",", ":")),
             profile=f'{{{sizes}, "classes": {data.classes}, "input_shape": {list(data.input_shape)}}}',
         )
-        self.client.log_inputs(self.parent, [DatasetInput(logged, [InputTag("mlflow.data.context", "training")])])
+        self.client.log_inputs(
+            self.parent, [DatasetInput(logged, [InputTag("mlflow.data.context", "training")])]
+        )
 
     def refresh(self, ledger: Ledger, history: Sequence[tuple[float, int, float]]) -> None:
         """What people look at while the search runs."""
@@ -135,7 +167,8 @@ class Page:
         self._log_json(ledger, 0.0, interrupted=False)
 
     def _draw(self, name: str, make: Callable[[], Figure]) -> None:
-        """Logs a picture; what cannot be drawn is left out with a warning, since the rest of the page does not depend on it."""
+        """Logs a picture; what cannot be drawn is left out with a warning, since the rest of the
+        page does not depend on it."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, name)
 
@@ -148,10 +181,19 @@ class Page:
 
     def _log_json(self, ledger: Ledger, seconds: float, *, interrupted: bool) -> None:
         uri = self.config.tracking.shown_uri()
-        result = SearchResult(self.search, ledger, ledger.front(), seconds, uri, interrupted, dict(self.run_ids))
+        result = SearchResult(
+            self.search, ledger, ledger.front(), seconds, uri, interrupted, dict(self.run_ids)
+        )
         self.client.log_dict(self.parent, as_json(result), "front.json")
 
-    def finish(self, ledger: Ledger, history: Sequence[tuple[float, int, float]], seconds: float, *, interrupted: bool) -> None:
+    def finish(
+        self,
+        ledger: Ledger,
+        history: Sequence[tuple[float, int, float]],
+        seconds: float,
+        *,
+        interrupted: bool,
+    ) -> None:
         """Everything, with the front's models, when a session has ended."""
         front = ledger.front()
         self.refresh(ledger, history)
@@ -171,13 +213,24 @@ class Page:
         uri = self.config.tracking.shown_uri()
         base_url = uri if uri.startswith("http") else UI_URL
         with making("the page front.html"):
-            html = figures.front_html(ledger, self.search, self.experiment_id, self.run_ids, base_url)
+            html = figures.front_html(
+                ledger, self.search, self.experiment_id, self.run_ids, base_url
+            )
         self.client.log_text(self.parent, html, "front.html")
 
     def _log_networks(self, ledger: Ledger, front: list[Point]) -> None:
-        """Models of the front's networks, and which layers they kept; those whose file is lost are left out."""
-        stored = [(point, network) for point in front if (network := charts.load(point, self.config)) is not None]
-        dense = charts.load(ledger.dense.last, self.config) if ledger.dense and ledger.dense.last else None
+        """Models of the front's networks, and which layers they kept; those whose file is lost are
+        left out."""
+        stored = [
+            (point, network)
+            for point in front
+            if (network := charts.load(point, self.config)) is not None
+        ]
+        dense = (
+            charts.load(ledger.dense.last, self.config)
+            if ledger.dense and ledger.dense.last
+            else None
+        )
         if stored and dense is not None:
             self._draw("layers.png", lambda: charts.layers_png(stored, dense, self.search))
         with making("models of the front"):
@@ -188,7 +241,15 @@ class Page:
             with making(f"the model of {point.name}"):
                 shipped = Shipped(network, *data.normalisation()).eval()
                 int8 = as_int8(network, data).file if self.config.ships_int8(point.trial) else None
-            log_model(self.client, self.experiment_id, self.run_ids[point.trial.label], point, shipped, inputs, int8)
+            log_model(
+                self.client,
+                self.experiment_id,
+                self.run_ids[point.trial.label],
+                point,
+                shipped,
+                inputs,
+                int8,
+            )
 
         for point, network in stored:
             unless_impossible(f"the model of {point.name}", partial(log_network, point, network))
@@ -196,7 +257,8 @@ class Page:
 
 
 def last_tags(ledger: Ledger) -> dict[str, dict[str, str]]:
-    """Tags by label: `front`, `knee` and `rank` (by the network that a trial ended with) of each trial; the parent's knee."""
+    """Tags by label: `front`, `knee` and `rank` (by the network that a trial ended with) of each
+    trial; the parent's knee."""
     front, knee = ledger.front(), ledger.knee()
     trials = [trial for trial in ledger.trials if trial.last]
     on_front = {point.trial.label for point in front}
@@ -213,5 +275,9 @@ def last_tags(ledger: Ledger) -> dict[str, dict[str, str]]:
 
 def environment() -> str:
     """Python, the machine, and every installed package with its version."""
-    packages = sorted({f"{d.metadata['Name']}=={d.version}" for d in distributions()}, key=str.lower)
-    return "\n".join([f"# Python {platform.python_version()} on {platform.platform()}", *packages, ""])
+    packages = sorted(
+        {f"{d.metadata['Name']}=={d.version}" for d in distributions()}, key=str.lower
+    )
+    return "\n".join(
+        [f"# Python {platform.python_version()} on {platform.platform()}", *packages, ""]
+    )

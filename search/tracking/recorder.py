@@ -1,7 +1,9 @@
-"""Records a search in MLflow: a parent run, a child run per trial, and the front. Only the driver writes.
+"""Records a search in MLflow: a parent run, a child run per trial, and the front. Only the driver
+writes.
 
-What is written follows from the journal of the search alone, event by event, with the journal's times: so a write that is made
-twice (after a crash, or by `slimfront sync`) changes nothing, and one that failed can be made later.
+What is written follows from the journal of the search alone, event by event, with the journal's
+times: so a write that is made twice (after a crash, or by `slimfront sync`) changes nothing, and
+one that failed can be made later.
 """
 
 import contextlib
@@ -16,12 +18,18 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from search.config import Config
-from search.journal import Event
-from search.records import Ledger, label
-from search.tracking.outbox import Letter, Outbox, first_line, unless_impossible, unless_refused
-from search.tracking.page import Page, last_tags, live_metrics
-from search.tracking.store import open_experiment, run_route
+from slimfront.search.config.schema import Config
+from slimfront.search.record.journal import Event
+from slimfront.search.record.ledger import Ledger, label
+from slimfront.search.tracking.outbox import (
+    Letter,
+    Outbox,
+    first_line,
+    unless_impossible,
+    unless_refused,
+)
+from slimfront.search.tracking.page import Page, last_tags, live_metrics
+from slimfront.search.tracking.store import open_experiment, run_route
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +43,19 @@ _GRACE_S = 10.0
 _PAGE_EVERY_S = 30.0
 _LOOK_EVERY_S = 0.5
 """How often is looked whether something has waited long enough to be written."""
-_MLFLOW_STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_MLFLOW_STATUS = {
+    "completed": "FINISHED",
+    "stopped": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+}
 
 
 class Recorder:
     """Writes one search to MLflow, in a thread of its own so that the search does not wait.
 
-    Events are put together for a few seconds, and what the store does not take is tried again until it does. What is still
-    missing at the end stays in the journal: `slimfront sync` delivers it.
+    Events are put together for a few seconds, and what the store does not take is tried again until
+    it does. What is still missing at the end stays in the journal: `slimfront sync` delivers it.
     """
 
     def __init__(
@@ -67,14 +80,18 @@ class Recorder:
         self.ledger: Ledger | None = None
         self.begun = 0
         artifacts = directory.parent / "artifacts"
-        self.experiment_id = open_experiment(client, config.tracking.experiment or config.name, artifacts, config.tracking.uri)
+        self.experiment_id = open_experiment(
+            client, config.tracking.experiment or config.name, artifacts, config.tracking.uri
+        )
         self.place = place or str(directory)
         self.mark = directory / DELIVERED_FILE
         self.delivered = _number_in(self.mark)
         self.run_ids = self._known_runs()
         if "" not in self.run_ids:
             tags = {"slimfront.role": "search", "slimfront.search": search}
-            self.run_ids[""] = client.create_run(self.experiment_id, run_name=search, tags=tags).info.run_id
+            self.run_ids[""] = client.create_run(
+                self.experiment_id, run_name=search, tags=tags
+            ).info.run_id
         self.warned = False
         self.monitor: SystemMetricsMonitor | None = None
         self.closing = threading.Event()
@@ -107,7 +124,11 @@ class Recorder:
     def page_address(self) -> str | None:
         """The address of the search's page; None if its store has no server."""
         uri = self.config.tracking.shown_uri().rstrip("/")
-        return uri + run_route(self.experiment_id, self.parent) if uri.startswith(("http:", "https:")) else None
+        return (
+            uri + run_route(self.experiment_id, self.parent)
+            if uri.startswith(("http:", "https:"))
+            else None
+        )
 
     def _known_runs(self) -> dict[str, str]:
         """Ids of this search's runs in the store, by label; the parent is ''."""
@@ -115,7 +136,9 @@ class Recorder:
         token = None
         while True:
             query = f"tags.`slimfront.search` = '{self.search}'"
-            page = self.client.search_runs([self.experiment_id], query, max_results=1000, page_token=token)
+            page = self.client.search_runs(
+                [self.experiment_id], query, max_results=1000, page_token=token
+            )
             for run in page:
                 found[run.data.tags.get("slimfront.trial", "")] = run.info.run_id
             token = page.token
@@ -133,7 +156,8 @@ class Recorder:
         self.events.put(event)
 
     def close(self) -> bool:
-        """Waits until everything handed over is written, or the store has not answered for a while; whether all is written."""
+        """Waits until everything handed over is written, or the store has not answered for a while;
+        whether all is written."""
         if self.monitor is not None:
             self.monitor.finish()
         self.closing.set()
@@ -165,14 +189,16 @@ class Recorder:
         return list(dict.fromkeys(self.outbox.refused))
 
     def _keep(self, file: Path, content: str) -> None:
-        """Writes one of the files that say what MLflow has; without it, a resume only delivers again what is there already."""
+        """Writes one of the files that say what MLflow has; without it, a resume only delivers
+        again what is there already."""
         try:
             file.write_text(content, encoding="utf-8")
         except OSError as error:
             log.debug("%s cannot be written: %s", file, error)
 
     def _next(self) -> list[Event | None]:
-        """The events that have come, at least one unless something waits to be written; None is the end."""
+        """The events that have come, at least one unless something waits to be written; None is the
+        end."""
         events = []
         with contextlib.suppress(queue.Empty):
             events.append(self.events.get(timeout=_LOOK_EVERY_S if self.outbox.letters else None))
@@ -183,7 +209,10 @@ class Recorder:
     def _take_in(self, event: Event, *, known: bool) -> None:
         """Brings the records up to date, and puts what is new into the outbox."""
         if event["event"] == "begun":
-            objectives, constraints = self.config.chosen_objectives(), self.config.chosen_constraints()
+            objectives, constraints = (
+                self.config.chosen_objectives(),
+                self.config.chosen_constraints(),
+            )
             self.ledger = Ledger(objectives, event["dense_sizes"], constraints, self.place)
             self.begun = event["time"]
         if self.ledger is not None:
@@ -197,7 +226,9 @@ class Recorder:
         if event["event"] == "epochs":
             self.epochs += len(event["history"])
         elif event["event"] == "ended" and event["number"] is not None:
-            self.history.append(((event["time"] - self.begun) / 60_000, self.epochs, ledger.hypervolume()))
+            self.history.append(
+                ((event["time"] - self.begun) / 60_000, self.epochs, ledger.hypervolume())
+            )
 
     def _write(self, *, everything: bool) -> None:
         """What has waited long enough, or everything."""
@@ -207,12 +238,14 @@ class Recorder:
             del self.page_work[kind]
 
     def _on_page(self, work: Callable[[], None]) -> None:
-        """Writes something of the search's own page, as far as it can be made and MLflow takes it."""
+        """Writes something of the search's own page, as far as it can be made and MLflow takes
+        it."""
         page = "the page of the search"
         unless_impossible(page, lambda: unless_refused(page, work, self.outbox.refused))
 
     def _insist(self, write: Callable[[], None]) -> bool:
-        """Writes, however often it takes; False if the search ends and the store does not answer."""
+        """Writes, however often it takes; False if the search ends and the store does not
+        answer."""
         wait, gave_up_at = _PATIENCE_S[0], None
         while True:
             try:
@@ -222,7 +255,8 @@ class Recorder:
                 if not self.warned:
                     self.warned = True
                     log.warning(
-                        "MLflow did not take a write (%s); the search goes on, and it is written as soon as MLflow can",
+                        "MLflow did not take a write (%s); the search goes on, and it is written "
+                        "as soon as MLflow can",
                         first_line(error),
                     )
             if self.closing.is_set():
@@ -243,7 +277,8 @@ class Recorder:
     def _put_session(self, event: Event) -> None:
         if event["session"] > 1:
             self._to("").status = "RUNNING"
-            self.page_work.pop("finish", None)  # of a session before, whose end could not be written
+            # Of a session before, whose end could not be written.
+            self.page_work.pop("finish", None)
 
     def _put_trial(self, event: Event) -> None:
         name = label(event["number"])
@@ -263,7 +298,8 @@ class Recorder:
         letter.status, letter.ended = "RUNNING", None
 
     def _put_epochs(self, event: Event) -> None:
-        """The metrics of some epochs as `epoch/NAME`, with step = epoch; the plain names are for the compact network."""
+        """The metrics of some epochs as `epoch/NAME`, with step = epoch; the plain names are for
+        the compact network."""
         letter = self._to(label(event["number"]))
         for epoch in event["history"]:
             values = {f"epoch/{name}": value for name, value in epoch.items() if name != "epoch"}
@@ -271,7 +307,9 @@ class Recorder:
 
     def _put_point(self, event: Event) -> None:
         """The measures of the compact network, with step = epoch."""
-        self._to(label(event["number"])).add_metrics(event["measures"], event["time"], event["epoch"])
+        self._to(label(event["number"])).add_metrics(
+            event["measures"], event["time"], event["epoch"]
+        )
 
     def _put_ended(self, event: Event) -> None:
         self._end(event, event["status"], event["reason"])
@@ -281,13 +319,16 @@ class Recorder:
 
     def _end(self, event: Event, status: str, reason: str | None) -> None:
         letter = self._to(label(event["number"]))
-        letter.add_tags({"slimfront.status": status} | ({"slimfront.reason": reason[:5000]} if reason else {}))
+        letter.add_tags(
+            {"slimfront.status": status} | ({"slimfront.reason": reason[:5000]} if reason else {})
+        )
         letter.status, letter.ended = _MLFLOW_STATUS[status], event["time"]
         if event["number"] is not None:
             self._put_live(event)
 
     def _put_live(self, event: Event) -> None:
-        """The state of the search on the parent, with step = trials that have ended; its page now and then."""
+        """The state of the search on the parent, with step = trials that have ended; its page now
+        and then."""
         assert self.ledger is not None
         live = live_metrics(self.ledger)
         step = int(sum(value for name, value in live.items() if name.startswith("trials_")))
@@ -297,11 +338,14 @@ class Recorder:
             self.page_work["refresh"] = partial(self.page.refresh, self.ledger, self.history)
 
     def _put_tested(self, event: Event) -> None:
-        """The test accuracy of a front member; where it was pruned, with all its measures, as `one_shot_STEP/NAME`."""
+        """The test accuracy of a front member; where it was pruned, with all its measures, as
+        `one_shot_STEP/NAME`."""
         assert self.ledger is not None
         step, measures = event.get("step", 0), {"test_accuracy": event["test_accuracy"]}
         if step:
-            measures |= self.ledger.find(self.ledger.by_label[label(event["number"])], event["epoch"], step).measures
+            measures |= self.ledger.find(
+                self.ledger.by_label[label(event["number"])], event["epoch"], step
+            ).measures
         prefix = f"one_shot_{step}/" if step else ""
         values = {prefix + name: value for name, value in measures.items()}
         self._to(label(event["number"])).add_metrics(values, event["time"], event["epoch"])
@@ -316,7 +360,9 @@ class Recorder:
         for name, tags in last_tags(ledger).items():
             self._to(name).add_tags(tags)
         self.outbox.send(everything=True)
-        finish = partial(self.page.finish, ledger, self.history, event["seconds"], interrupted=interrupted)
+        finish = partial(
+            self.page.finish, ledger, self.history, event["seconds"], interrupted=interrupted
+        )
         self._on_page(finish)
         self.client.set_tag(self.parent, "slimfront.status", event["status"])
         ends = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
@@ -324,7 +370,8 @@ class Recorder:
 
 
 def _number_in(file: Path) -> int:
-    """The number in a file; 0 if there is none, or it is damaged: then everything is delivered again, which changes nothing."""
+    """The number in a file; 0 if there is none, or it is damaged: then everything is delivered
+    again, which changes nothing."""
     try:
         return int(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -10,14 +10,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
-from search.locate import name_in_store
-from trainables.errors import UserError
-from trainables.redaction import without_secrets
+from slimfront.search.record.locate import name_in_store
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.redaction import without_secrets
 
 # The tag that makes the UI open an experiment in its model-training mode, not the GenAI mode.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _PROBE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-# MLflow's own are 7 retries that double their wait and 120 s: one write to a dead server would take minutes.
+# MLflow's own are 7 retries that double their wait and 120 s: one write to a dead server would take
+# minutes.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
@@ -30,7 +31,8 @@ def connect(uri: str) -> MlflowClient:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines at the end of every run
+    # Two lines at the end of every run.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
     client: MlflowClient
@@ -41,7 +43,8 @@ def connect(uri: str) -> MlflowClient:
     except Exception as error:  # every store raises its own kinds
         if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
             raise UserError(
-                f"the tracking store at {without_secrets(uri)} refuses the user or the password; set MLFLOW_TRACKING_USERNAME "
+                f"the tracking store at {without_secrets(uri)} refuses the user or the password; "
+                "set MLFLOW_TRACKING_USERNAME "
                 "and MLFLOW_TRACKING_PASSWORD"
             ) from None
         raise UserError(
@@ -52,13 +55,23 @@ def connect(uri: str) -> MlflowClient:
 
 
 def open_experiment(client: MlflowClient, name: str, artifacts: Path, uri: str) -> str:
-    """The id of the experiment called `name`, made if it is missing; an embedded store keeps its artifacts under `artifacts`."""
+    """The id of the experiment called `name`, made if it is missing; an embedded store keeps its
+    artifacts under `artifacts`."""
     experiment: Experiment | None = client.get_experiment_by_name(name)
     if experiment is None:
-        location = None if uri.startswith(("http:", "https:", "databricks")) else artifacts.resolve().as_uri()
-        return str(client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
+        location = (
+            None
+            if uri.startswith(("http:", "https:", "databricks"))
+            else artifacts.resolve().as_uri()
+        )
+        return str(
+            client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
+        )
     if experiment.lifecycle_stage == "deleted":
-        raise UserError(f"the MLflow experiment '{name}' is deleted; restore it, or set tracking.experiment to another name")
+        raise UserError(
+            f"the MLflow experiment '{name}' is deleted; restore it, or set tracking.experiment to "
+            "another name"
+        )
     return str(experiment.experiment_id)
 
 
@@ -70,9 +83,13 @@ def find_search(client: MlflowClient, search: str | None) -> Run:
     """
     if search is not None:
         search = name_in_store(search)
-    wanted = "tags.`slimfront.role` = 'search'" + (f" AND tags.`slimfront.search` = '{search}'" if search else "")
+    wanted = "tags.`slimfront.role` = 'search'" + (
+        f" AND tags.`slimfront.search` = '{search}'" if search else ""
+    )
     experiments = [e.experiment_id for e in client.search_experiments()]
-    runs = client.search_runs(experiments, wanted, max_results=1, order_by=["attributes.start_time DESC"])
+    runs = client.search_runs(
+        experiments, wanted, max_results=1, order_by=["attributes.start_time DESC"]
+    )
     if not runs:
         raise UserError(
             f"there is no search called '{search}' in this store"
@@ -83,7 +100,8 @@ def find_search(client: MlflowClient, search: str | None) -> Run:
 
 
 def run_route(experiment_id: str, run_id: str) -> str:
-    """The page of a run behind the address of an MLflow UI, in its model-training mode, whichever mode was used last."""
+    """The page of a run behind the address of an MLflow UI, in its model-training mode, whichever
+    mode was used last."""
     return f"/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
@@ -102,7 +120,8 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def _deepest(error: BaseException) -> str:
-    """The first line of the error at the bottom of a chain: `Connection refused` rather than four layers around it."""
+    """The first line of the error at the bottom of a chain: `Connection refused` rather than four
+    layers around it."""
     while (below := error.__cause__ or error.__context__) is not None:
         error = below
     lines = str(error).strip().splitlines()

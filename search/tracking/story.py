@@ -1,19 +1,22 @@
-"""The description of a search for its run in MLflow: what was searched, what to take, and the front with links to its trials."""
+"""The description of a search for its run in MLflow: what was searched, what to take, and the front
+with links to its trials."""
 
 from collections.abc import Callable, Mapping
 
-from search.config import Config
-from search.objectives import Direction
-from search.records import Ledger, Point
-from search.tracking.store import run_route
-from trainables.markdown import code, text
+from slimfront.search.config.objectives import Direction
+from slimfront.search.config.schema import Config
+from slimfront.search.record.ledger import Ledger, Point
+from slimfront.search.tracking.store import run_route
+from slimfront.trainables.markdown import code, text
 
 Link = Callable[[Point], str]
 _ROWS = 40
 """So many members of a front are listed; front.json has all of them."""
 
 
-def describe(search: str, config: Config, ledger: Ledger, experiment_id: str, run_ids: Mapping[str, str]) -> str:
+def describe(
+    search: str, config: Config, ledger: Ledger, experiment_id: str, run_ids: Mapping[str, str]
+) -> str:
     """Markdown for the tag `mlflow.note.content`; links go to runs of the same MLflow UI."""
     parts = [f"## {text(search)}", _searched(config, ledger)]
     dense = ledger.dense.last if ledger.dense else None
@@ -25,40 +28,65 @@ def describe(search: str, config: Config, ledger: Ledger, experiment_id: str, ru
     front = ledger.front()
     knee = ledger.knee()
     if knee is not None:
-        parts += [f"### Recommended: {link(knee)}", _recommended(knee, dense), _alternatives(front, knee, dense, link)]
+        parts += [
+            f"### Recommended: {link(knee)}",
+            _recommended(knee, dense),
+            _alternatives(front, knee, dense, link),
+        ]
     if front:
         parts += [f"### The front, {len(front)} networks", _table(front, knee, dense, link)]
         if len(front) > _ROWS:
             parts.append(f"The {_ROWS} most accurate; `front.json` has all {len(front)}.")
     parts.append(
-        "Artifacts of this run: `front.html` (interactive, works offline), `front.png`, `front.json`, `history.png` (hypervolume "
-        "over time), `importance.png` (what drives each objective), `layers.png` (which layers survived), `config.yaml`, "
-        "`environment.txt`. The stored network of each front member is a logged model of its trial's run."
+        "Artifacts of this run: `front.html` (interactive, works offline), `front.png`, "
+        "`front.json`, `history.png` (hypervolume "
+        "over time), `importance.png` (what drives each objective), `layers.png` (which layers "
+        "survived), `config.yaml`, "
+        "`environment.txt`. The stored network of each front member is a logged model of its "
+        "trial's run."
     )
     return "\n\n".join(part for part in parts if part)
 
 
 def _searched(config: Config, ledger: Ledger) -> str:
-    aims = [f"{'more' if o.direction is Direction.MAXIMIZE else 'less'} `{o.name}`" for o in ledger.objectives]
-    done = {status: ledger.counts[status] for status in ("completed", "stopped", "failed", "running")}
+    aims = [
+        f"{'more' if o.direction is Direction.MAXIMIZE else 'less'} `{o.name}`"
+        for o in ledger.objectives
+    ]
+    done = {
+        status: ledger.counts[status] for status in ("completed", "stopped", "failed", "running")
+    }
     counts = ", ".join(f"{count} {status}" for status, count in done.items() if count) or "none yet"
     lines = [
-        f"Searched for {' and '.join(aims)}: {code(config.model.name)} on {code(config.data.name)}, "
+        f"Searched for {' and '.join(aims)}: {code(config.model.name)} on "
+        f"{code(config.data.name)}, "
         f"{config.training.epochs} epochs a trial, {len(config.space)} values varied.",
         f"Trials: {counts}. Hypervolume {ledger.hypervolume():.4f}.",
     ]
     if config.constraints:
-        lines.append("Constraints: " + ", ".join(code(f"{name} {bound}") for name, bound in config.constraints.items()) + ".")
+        lines.append(
+            "Constraints: "
+            + ", ".join(code(f"{name} {bound}") for name, bound in config.constraints.items())
+            + "."
+        )
     space = ["| varied | in |", "| --- | --- |"]
     for path, parameter in config.space.items():
-        said = f"{parameter.low:g} to {parameter.high:g}{' (log)' if parameter.log else ''}" if parameter.choices is None else ""
-        space.append(f"| {code(path, cell=True)} | {said or ', '.join(map(text, parameter.choices or ()))} |")
+        said = (
+            f"{parameter.low:g} to {parameter.high:g}{' (log)' if parameter.log else ''}"
+            if parameter.choices is None
+            else ""
+        )
+        space.append(
+            f"| {code(path, cell=True)} | {said or ', '.join(map(text, parameter.choices or ()))} |"
+        )
     return "\n\n".join(["  \n".join(lines), "\n".join(space)])
 
 
 def _recommended(knee: Point, dense: Point | None) -> str:
     said = f"The knee of the front: the network below which accuracy falls fastest for what is saved. {_compared(knee, dense)}"
-    values = ", ".join(f"{code(path)} = {_short(value)}" for path, value in knee.trial.values.items())
+    values = ", ".join(
+        f"{code(path)} = {_short(value)}" for path, value in knee.trial.values.items()
+    )
     pruned = f", then pruned in one shot, step {knee.step}" if knee.step else ""
     return f"{said}  \nIt was trained with {values}, seed {knee.trial.seed}, for {knee.epoch} epochs{pruned}."
 
@@ -67,10 +95,16 @@ def _alternatives(front: list[Point], knee: Point, dense: Point | None, link: Li
     """The most accurate, and the smallest that is within a point of the dense network."""
     picks = [("most accurate", front[0])]
     if dense:
-        near = [p for p in front if p.measures["val_accuracy"] >= dense.measures["val_accuracy"] - 0.01]
+        near = [
+            p for p in front if p.measures["val_accuracy"] >= dense.measures["val_accuracy"] - 0.01
+        ]
         if near:
             picks.append(("smallest within 0.01 of the dense accuracy", near[-1]))
-    lines = [f"- {what}: {link(point)}. {_compared(point, dense)}" for what, point in picks if point is not knee]
+    lines = [
+        f"- {what}: {link(point)}. {_compared(point, dense)}"
+        for what, point in picks
+        if point is not knee
+    ]
     return "\n".join(lines)
 
 
@@ -78,11 +112,15 @@ def _compared(point: Point, dense: Point | None) -> str:
     m = point.measures
     said = f"Validation accuracy {m['val_accuracy']:.4f}"
     if dense is None:
-        return f"{said}, {m['nonzero_params']:,.0f} non-zero parameters in {m['layers']:.0f} layers."
+        return (
+            f"{said}, {m['nonzero_params']:,.0f} non-zero parameters in {m['layers']:.0f} layers."
+        )
     d = dense.measures
     return (
-        f"{said} (dense {d['val_accuracy']:.4f}) with {m['nonzero_params']:,.0f} non-zero parameters, "
-        f"{m['nonzero_params'] / d['nonzero_params']:.1%} of the dense network's {d['nonzero_params']:,.0f}, "
+        f"{said} (dense {d['val_accuracy']:.4f}) with {m['nonzero_params']:,.0f} non-zero "
+        "parameters, "
+        f"{m['nonzero_params'] / d['nonzero_params']:.1%} of the dense network's "
+        f"{d['nonzero_params']:,.0f}, "
         f"in {m['layers']:.0f} layers (dense {d['layers']:.0f})."
     )
 

@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 import yaml
 
-from search.config import load
+from slimfront.search.config.schema import load
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 TEXT = (DOCKER / "compose.yaml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-SECRETS = {line.partition("=")[0] for line in (DOCKER / ".env.example").read_text().splitlines() if "=change-me" in line}
+SECRETS = {
+    line.partition("=")[0]
+    for line in (DOCKER / ".env.example").read_text().splitlines()
+    if "=change-me" in line
+}
 KEYS = {
     *(
         "image",
@@ -31,9 +35,21 @@ KEYS = {
         "command",
         "environment",
     ),
-    *("volumes", "tmpfs", "shm_size", "stop_signal", "healthcheck", "ports", "depends_on", "deploy", "cpus", "mem_limit"),
+    *(
+        "volumes",
+        "tmpfs",
+        "shm_size",
+        "stop_signal",
+        "healthcheck",
+        "ports",
+        "depends_on",
+        "deploy",
+        "cpus",
+        "mem_limit",
+    ),
 }
-"""Of the Compose specification, as far as they are used; another one is a slip until it stands here."""
+"""Of the Compose specification, as far as they are used; another one is a slip until it stands
+here."""
 
 services = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
 
@@ -44,7 +60,9 @@ def filled(text: str) -> str:
 
 
 @services
-def test_a_service_says_how_it_is_healthy_and_waits_for_healthy_ones(service: dict[str, Any]) -> None:
+def test_a_service_says_how_it_is_healthy_and_waits_for_healthy_ones(
+    service: dict[str, Any],
+) -> None:
     check = service["healthcheck"]
     assert set(check) == {"test", "interval", "timeout", "retries"}
     assert check["test"][0] == "CMD" and len(check["test"]) > 1
@@ -53,7 +71,9 @@ def test_a_service_says_how_it_is_healthy_and_waits_for_healthy_ones(service: di
 
 
 @services
-def test_a_service_has_only_known_keys_and_may_do_no_more_than_it_must(service: dict[str, Any]) -> None:
+def test_a_service_has_only_known_keys_and_may_do_no_more_than_it_must(
+    service: dict[str, Any],
+) -> None:
     assert set(service) <= KEYS
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -95,7 +115,9 @@ def test_the_example_has_every_secret_and_no_other() -> None:
 
 
 def test_a_worker_has_no_secret_but_the_token_of_its_cluster() -> None:
-    assert set(re.findall(r"\$\{(\w+):\?", yaml.safe_dump(SERVICES["worker"]))) == {"RAY_AUTH_TOKEN"}
+    assert set(re.findall(r"\$\{(\w+):\?", yaml.safe_dump(SERVICES["worker"]))) == {
+        "RAY_AUTH_TOKEN"
+    }
 
 
 @services
@@ -110,12 +132,18 @@ def test_a_volume_is_declared_or_a_file_of_ours(service: dict[str, Any]) -> None
 
 
 def test_nodes_of_the_cluster_share_the_runs() -> None:
-    assert "runs:/runs" in SERVICES["head"]["volumes"] and "runs:/runs" in SERVICES["worker"]["volumes"]
+    assert (
+        "runs:/runs" in SERVICES["head"]["volumes"]
+        and "runs:/runs" in SERVICES["worker"]["volumes"]
+    )
 
 
 def test_the_config_for_the_stack_names_its_services_and_holds_no_password() -> None:
     config = load(ROOT / "configs" / "cluster.yaml")
-    listens = {name: re.findall(r"port=(\d+)", " ".join(service["command"])) for name, service in SERVICES.items()}
+    listens = {
+        name: re.findall(r"port=(\d+)", " ".join(service["command"]))
+        for name, service in SERVICES.items()
+    }
     for uri in (config.tracking.uri, config.search.storage or ""):
         found = re.fullmatch(r"[\w+]+://(?:slimfront@)?(\w+):(\d+)(?:/optuna)?", uri)
         assert found is not None and found[2] in listens[found[1]]
@@ -127,13 +155,18 @@ def test_the_gpu_overlay_changes_what_is_there() -> None:
     assert set(overlay) == {"worker"} and set(overlay["worker"]) <= KEYS
     (devices,) = overlay["worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
-    assert "ARG TORCH=" in (DOCKER / "Dockerfile").read_text() and set(overlay["worker"]["build"]["args"]) == {"TORCH"}
+    assert "ARG TORCH=" in (DOCKER / "Dockerfile").read_text() and set(
+        overlay["worker"]["build"]["args"]
+    ) == {"TORCH"}
 
 
 def test_the_stack_does_not_start_with_a_placeholder() -> None:
     command = [sys.executable, str(DOCKER / "native.py")]
     done = subprocess.run(
-        command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "POSTGRES_PASSWORD": "change-me"}
+        command,
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "POSTGRES_PASSWORD": "change-me"},
     )
     assert done.returncode == 2
     assert "slimfront: POSTGRES_PASSWORD is still the placeholder" in done.stderr

@@ -1,4 +1,5 @@
-"""The manifests for Kubernetes: by its own schemas, and Ray's resources by the fields that KubeRay documents."""
+"""The manifests for Kubernetes: by its own schemas, and Ray's resources by the fields that KubeRay
+documents."""
 
 import re
 from importlib.metadata import version
@@ -21,14 +22,24 @@ GROUPS: list[dict[str, Any]] = CLUSTER["workerGroupSpecs"]
 PODS: dict[str, dict[str, Any]] = {
     "head": CLUSTER["headGroupSpec"]["template"],
     **{group["groupName"]: group["template"] for group in GROUPS},
-    **{name: document["spec"]["template"] for name, document in DOCUMENTS.items() if "template" in document["spec"]},
+    **{
+        name: document["spec"]["template"]
+        for name, document in DOCUMENTS.items()
+        if "template" in document["spec"]
+    },
 }
-SECRETS = set(re.findall(r"^(\w+)=change-me", (ROOT / "docker" / ".env.example").read_text(), re.MULTILINE))
+SECRETS = set(
+    re.findall(r"^(\w+)=change-me", (ROOT / "docker" / ".env.example").read_text(), re.MULTILINE)
+)
 
 pods = pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
 
 
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS.values() if "ray.io" not in d["apiVersion"]], ids=lambda d: d["kind"])
+@pytest.mark.parametrize(
+    "document",
+    [d for d in DOCUMENTS.values() if "ray.io" not in d["apiVersion"]],
+    ids=lambda d: d["kind"],
+)
 def test_a_manifest_is_what_kubernetes_takes(document: dict[str, Any]) -> None:
     kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 
@@ -40,13 +51,37 @@ def test_the_template_of_a_pod_is_what_kubernetes_takes(pod: dict[str, Any]) -> 
 
 
 def test_rays_resources_have_the_fields_that_kuberay_documents() -> None:
-    assert DOCUMENTS["RayCluster/slimfront"]["apiVersion"] == DOCUMENTS["RayJob/digits"]["apiVersion"] == "ray.io/v1"
-    fields = {"rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec", "workerGroupSpecs"}
+    assert (
+        DOCUMENTS["RayCluster/slimfront"]["apiVersion"]
+        == DOCUMENTS["RayJob/digits"]["apiVersion"]
+        == "ray.io/v1"
+    )
+    fields = {
+        "rayVersion",
+        "authOptions",
+        "enableInTreeAutoscaling",
+        "autoscalerOptions",
+        "headGroupSpec",
+        "workerGroupSpecs",
+    }
     assert set(CLUSTER) == fields
-    assert set(CLUSTER["autoscalerOptions"]) <= {"idleTimeoutSeconds", "resources", "securityContext", "upscalingMode", "version"}
+    assert set(CLUSTER["autoscalerOptions"]) <= {
+        "idleTimeoutSeconds",
+        "resources",
+        "securityContext",
+        "upscalingMode",
+        "version",
+    }
     assert set(CLUSTER["headGroupSpec"]) == {"rayStartParams", "template"}
     for group in GROUPS:
-        assert set(group) == {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+        assert set(group) == {
+            "groupName",
+            "replicas",
+            "minReplicas",
+            "maxReplicas",
+            "rayStartParams",
+            "template",
+        }
         assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     for start in (CLUSTER["headGroupSpec"], *GROUPS):
         assert all(isinstance(value, str) for value in start["rayStartParams"].values())
@@ -60,28 +95,41 @@ def test_the_cluster_asks_for_a_token_grows_and_runs_the_ray_that_is_pinned() ->
     assert CLUSTER["authOptions"] == {"mode": "token"}
     assert CLUSTER["enableInTreeAutoscaling"] is True
     assert CLUSTER["rayVersion"] == version("ray")
-    assert CLUSTER["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"  # no trial beside the drivers
+    # No trial beside the drivers.
+    assert CLUSTER["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
 def test_gpus_are_asked_for_by_the_group_that_has_the_image_for_them() -> None:
     gpu = {group["groupName"]: group["template"]["spec"]["containers"][0] for group in GROUPS}
-    assert gpu["gpu"]["resources"]["limits"]["nvidia.com/gpu"] == "1" and gpu["gpu"]["image"] == "slimfront:cuda"
-    assert "nvidia.com/gpu" not in gpu["cpu"]["resources"]["limits"] and gpu["cpu"]["image"] == "slimfront:cpu"
+    assert (
+        gpu["gpu"]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+        and gpu["gpu"]["image"] == "slimfront:cuda"
+    )
+    assert (
+        "nvidia.com/gpu" not in gpu["cpu"]["resources"]["limits"]
+        and gpu["cpu"]["image"] == "slimfront:cpu"
+    )
 
 
 @pods
 def test_a_pod_may_do_no_more_than_it_must_and_asks_for_what_it_takes(pod: dict[str, Any]) -> None:
     spec = pod["spec"]
-    assert spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["runAsUser"] > 0
+    assert (
+        spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["runAsUser"] > 0
+    )
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     for container in spec["containers"]:
         rights = container["securityContext"]
-        assert rights["allowPrivilegeEscalation"] is False and rights["readOnlyRootFilesystem"] is True
+        assert (
+            rights["allowPrivilegeEscalation"] is False and rights["readOnlyRootFilesystem"] is True
+        )
         assert rights["capabilities"] == {"drop": ["ALL"]}
         assert container["resources"]["requests"] == container["resources"]["limits"]
         assert container["readinessProbe"] and container["livenessProbe"]
         assert re.fullmatch(r"[\w./-]+:(?!latest)[\w.-]+", container["image"])
-        assert {mount["name"] for mount in container["volumeMounts"]} <= {v["name"] for v in spec.get("volumes", [])} | {"data"}
+        assert {mount["name"] for mount in container["volumeMounts"]} <= {
+            v["name"] for v in spec.get("volumes", [])
+        } | {"data"}
 
 
 @pods

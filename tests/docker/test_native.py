@@ -1,4 +1,5 @@
-"""The stack of compose.yaml as it runs: its own entry points, commands and health checks, without containers."""
+"""The stack of compose.yaml as it runs: its own entry points, commands and health checks, without
+containers."""
 
 import base64
 import importlib.util
@@ -41,7 +42,9 @@ def stack() -> Iterator[Any]:
 def status(url: str, body: object = None, method: str | None = None, **headers: str) -> int:
     """What a server answers to a request."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"} | headers, method=method)
+    request = urllib.request.Request(
+        url, data, {"Content-Type": "application/json"} | headers, method=method
+    )
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return int(answer.status)
@@ -61,7 +64,9 @@ def in_database(stack: Any, user: str, database: str, password: str) -> bool:
     """Whether PostgreSQL lets them in."""
     port = stack.port("postgres", 5432)
     try:
-        with psycopg.connect(host="127.0.0.1", port=port, user=user, dbname=database, password=password):
+        with psycopg.connect(
+            host="127.0.0.1", port=port, user=user, dbname=database, password=password
+        ):
             return True
     except psycopg.OperationalError as error:
         if re.search("password authentication failed|permission denied", str(error)):
@@ -81,7 +86,15 @@ def test_mlflow_lets_in_the_right_password_alone_and_only_under_its_own_names(st
 
 def test_mlflow_keeps_artifacts_in_its_own_volume(stack: Any) -> None:
     right = basic("slimfront", stack.settings["MLFLOW_ADMIN_PASSWORD"])
-    assert status(stack.url("mlflow", 5000) + "/api/2.0/mlflow-artifacts/artifacts/0/a.json", {}, "PUT", **right) == 200
+    assert (
+        status(
+            stack.url("mlflow", 5000) + "/api/2.0/mlflow-artifacts/artifacts/0/a.json",
+            {},
+            "PUT",
+            **right,
+        )
+        == 200
+    )
     assert (stack.directory / "artifacts" / "0" / "a.json").read_text() == "{}"
 
 
@@ -96,7 +109,9 @@ def test_ray_lets_in_nobody_without_its_token(stack: Any) -> None:
 def test_each_role_reaches_its_own_databases_with_its_own_password(stack: Any) -> None:
     optuna, mlflow = stack.settings["OPTUNA_PASSWORD"], stack.settings["MLFLOW_DATABASE_PASSWORD"]
     assert in_database(stack, "slimfront", "optuna", optuna)
-    assert in_database(stack, "mlflow", "mlflow", mlflow) and in_database(stack, "mlflow", "mlflow_auth", mlflow)
+    assert in_database(stack, "mlflow", "mlflow", mlflow) and in_database(
+        stack, "mlflow", "mlflow_auth", mlflow
+    )
     assert not in_database(stack, "slimfront", "optuna", mlflow)
     assert not in_database(stack, "slimfront", "mlflow_auth", optuna)
     assert not in_database(stack, "mlflow", "optuna", mlflow)
@@ -106,14 +121,27 @@ def test_each_role_reaches_its_own_databases_with_its_own_password(stack: Any) -
 def test_a_job_has_the_passwords_of_the_head_and_a_worker_has_none(stack: Any) -> None:
     program = "import os; print([n for n in ('PGPASSWORD', 'MLFLOW_TRACKING_PASSWORD') if len(os.environ[n]) >= 16])"
     url, job = stack.url("head", 8265) + "/api/jobs/", "a-job"
-    assert status(url, {"entrypoint": f'{sys.executable} -c "{program}"', "submission_id": job}, **bearer(stack)) == 200
+    assert (
+        status(
+            url,
+            {"entrypoint": f'{sys.executable} -c "{program}"', "submission_id": job},
+            **bearer(stack),
+        )
+        == 200
+    )
     said: dict[str, Any] = {}
     while said.get("status") not in ("SUCCEEDED", "FAILED", "STOPPED"):
         time.sleep(0.2)
-        with urllib.request.urlopen(urllib.request.Request(url + job, headers=bearer(stack)), timeout=30) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url + job, headers=bearer(stack)), timeout=30
+        ) as answer:
             said = json.load(answer)
     assert said["status"] == "SUCCEEDED", said
-    passwords = {value for name, value in stack.settings.items() if name.endswith("_PASSWORD") and len(value) >= 16}
+    passwords = {
+        value
+        for name, value in stack.settings.items()
+        if name.endswith("_PASSWORD") and len(value) >= 16
+    }
     (worker,) = [process.popen.pid for process in stack.processes if process.name == "worker"]
     nodes = [psutil.Process(worker), *psutil.Process(worker).children(recursive=True)]
     assert len(nodes) > 1
@@ -139,18 +167,25 @@ def test_nothing_is_written_where_a_container_is_read_only(stack: Any) -> None:
 
 def test_secrets_are_rotated_as_the_docs_say(stack: Any) -> None:
     new = "n" * 24
-    postgres, mlflow = (process for process in stack.processes if process.name in ("postgres", "mlflow"))
+    postgres, mlflow = (
+        process for process in stack.processes if process.name in ("postgres", "mlflow")
+    )
     here = stack.environment_of(postgres)
-    local = {"PGHOST": here["PGDATA"], "PGPORT": str(stack.port("postgres", 5432))}  # in a container these are the defaults
+    # In a container these are the defaults.
+    local = {"PGHOST": here["PGDATA"], "PGPORT": str(stack.port("postgres", 5432))}
     changed = {name: new for name in here if name.endswith("_PASSWORD")}
-    subprocess.run([ROOT / "docker" / "databases.sh"], env=here | local | changed, check=True, timeout=120)
+    subprocess.run(
+        [ROOT / "docker" / "databases.sh"], env=here | local | changed, check=True, timeout=120
+    )
     for user, database in (("slimfront", "optuna"), ("mlflow", "mlflow"), ("postgres", "postgres")):
         assert in_database(stack, user, database, new)
     assert not in_database(stack, "slimfront", "optuna", stack.settings["OPTUNA_PASSWORD"])
 
     url = stack.url("mlflow", 5000) + "/api/2.0/mlflow/experiments/search?max_results=1"
     here = stack.environment_of(mlflow) | {"MLFLOW_AUTH_ADMIN_PASSWORD": new, "PGPASSWORD": new}
-    subprocess.run([ROOT / "docker" / "entrypoint.sh", "mlflow-password"], env=here, check=True, timeout=120)
+    subprocess.run(
+        [ROOT / "docker" / "entrypoint.sh", "mlflow-password"], env=here, check=True, timeout=120
+    )
     assert status(url, **basic("slimfront", stack.settings["MLFLOW_ADMIN_PASSWORD"])) == 401
     assert status(url, **basic("slimfront", new)) == 200
 

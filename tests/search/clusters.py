@@ -18,13 +18,18 @@ BIN = Path(sys.executable).parent
 
 
 class RayCluster:
-    """Nodes of one core each, with token authentication, and what talks to them. A context manager."""
+    """Nodes of one core each, with token authentication, and what talks to them. A context
+    manager."""
 
     def __init__(self, **environment: str) -> None:
         """`environment` is that of every node, beside this process's."""
         ports = free_ports(3)
         self.port, self.dashboard, self.client = ports
-        token = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        token = {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        }
         path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         self.environment = inherited | token | {"PATH": path} | environment
@@ -34,7 +39,11 @@ class RayCluster:
 
     def __enter__(self) -> Self:
         # Paths of sockets must be short.
-        self.directory = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)))
+        self.directory = Path(
+            self.stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)
+            )
+        )
         self.work = self.directory / "work"
         """The directory that commands are run in."""
         self.work.mkdir()
@@ -47,21 +56,51 @@ class RayCluster:
 
     def add_head(self, *options: str) -> subprocess.Popen[str]:
         """Starts the head, with dashboard and Ray Client's server, and waits until it is there."""
-        ports = [f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={self.client}"]
+        ports = [
+            f"--port={self.port}",
+            f"--dashboard-port={self.dashboard}",
+            f"--ray-client-server-port={self.client}",
+        ]
         return self._start("--head", *ports, *options)
 
     def add_autoscaling_head(self, most: int) -> subprocess.Popen[str]:
-        """Starts a head without cores whose autoscaler, Ray's own, adds up to `most` nodes of one core."""
+        """Starts a head without cores whose autoscaler, Ray's own, adds up to `most` nodes of one
+        core."""
         types = {
             "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-            "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": most},
+            "worker": {
+                "resources": {"CPU": 1},
+                "node_config": {},
+                "min_workers": 0,
+                "max_workers": most,
+            },
         }
-        provider = {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{self.port}", "disable_node_updaters": True}
-        commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+        provider = {
+            "type": "fake_multinode",
+            "gcs_address": f"127.0.0.1:{self.port}",
+            "disable_node_updaters": True,
+        }
+        commands = (
+            "initialization",
+            "setup",
+            "head_setup",
+            "worker_setup",
+            "head_start_ray",
+            "worker_start_ray",
+        )
         scaling: dict[str, object] = {f"{name}_commands": [] for name in commands}
         scaling |= {"auth": {}, "docker": {}, "file_mounts": {}, "cluster_synced_files": []}
-        scaling |= {"cluster_name": "test", "max_workers": most, "upscaling_speed": 10.0, "idle_timeout_minutes": 10}
-        scaling |= {"provider": provider, "available_node_types": types, "head_node_type": "ray.head.default"}
+        scaling |= {
+            "cluster_name": "test",
+            "max_workers": most,
+            "upscaling_speed": 10.0,
+            "idle_timeout_minutes": 10,
+        }
+        scaling |= {
+            "provider": provider,
+            "available_node_types": types,
+            "head_node_type": "ray.head.default",
+        }
         file = self.directory / "scaling.json"
         file.write_text(json.dumps(scaling | {"file_mounts_sync_continuously": False}))
         return self.add_head(f"--autoscaling-config={file}", "--num-cpus=0")
@@ -72,24 +111,43 @@ class RayCluster:
 
     def _start(self, *options: str) -> subprocess.Popen[str]:
         said = self.directory / f"node{len(self.nodes)}.txt"
-        (agent,) = free_ports(1)  # its own is the same for every node of a machine, and the second would have none
-        where = self.directory / str(len(self.nodes))  # nodes that share a directory delete what others need of it
-        own = ["--num-cpus=1", "--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agent}", f"--temp-dir={where}"]
+        # Its own is the same for every node of a machine, and the second would have none.
+        (agent,) = free_ports(1)
+        # Nodes that share a directory delete what others need of it.
+        where = self.directory / str(len(self.nodes))
+        own = [
+            "--num-cpus=1",
+            "--node-ip-address=127.0.0.1",
+            f"--dashboard-agent-listen-port={agent}",
+            f"--temp-dir={where}",
+        ]
         command = [BIN / "ray", "start", "--block", *own, *options]
         with said.open("w") as out:
             node = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=self.environment
+                command,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+                env=self.environment,
             )
         self.nodes.append(node)
         wait_for(lambda: "Ray runtime started" in said.read_text() or node.poll() is not None, 90)
         assert node.poll() is None, said.read_text()
         return node
 
-    def run(self, *command: str, seconds: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, seconds: float = 120, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Runs `slimfront` with these words, as a user of the cluster who has its token."""
         words = [str(BIN / "slimfront"), *command]
         return subprocess.run(
-            words, env=self.environment | environment, cwd=self.work, capture_output=True, text=True, timeout=seconds
+            words,
+            env=self.environment | environment,
+            cwd=self.work,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
         )
 
 

@@ -13,9 +13,9 @@ from mlflow.entities import Run
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from search.journal import _encoded, read_events
-from search.progress import Progress
-from search.records import Ledger, SearchResult
+from slimfront.search.engine.progress import Progress
+from slimfront.search.record.journal import _encoded, read_events
+from slimfront.search.record.ledger import Ledger, SearchResult
 
 
 def study_of(directory: Path, result: SearchResult) -> optuna.Study:
@@ -28,10 +28,14 @@ def runs_of(directory: Path, result: SearchResult) -> tuple[Run, dict[str, Run]]
     client = MlflowClient(f"sqlite:///{directory}/slimfront.db")
     experiment = client.get_experiment_by_name("small")
     assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], f"tags.`slimfront.search` = '{result.search}'")
+    runs = client.search_runs(
+        [experiment.experiment_id], f"tags.`slimfront.search` = '{result.search}'"
+    )
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(parents) == 1
-    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+    children = [
+        run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id
+    ]
     assert len(children) + 1 == len(runs)
     return parents[0], {str(run.info.run_name): run for run in children}
 
@@ -47,7 +51,8 @@ def actors(name: str) -> list[psutil.Process]:
 
 
 class Kills(Progress):
-    """Kills a process that trains, `times` times, each when another trial has ended or reported since."""
+    """Kills a process that trains, `times` times, each when another trial has ended or reported
+    since."""
 
     def __init__(self, times: int, actor: str = "CandidateTrainable") -> None:
         self.left = times
@@ -57,7 +62,8 @@ class Kills(Progress):
     def update(self, ledger: Ledger) -> None:
         reports = sum(len(record.points) for record in ledger.trials)
         if reports > self.seen and self.left:
-            # Ray names a process after what it does, ray::CandidateTrainable.train; one without a method may wait for no trial.
+            # Ray names a process after what it does, ray::CandidateTrainable.train; one without a
+            # method may wait for no trial.
             busy = actors(f"{self.actor}.") or actors(self.actor)
             if busy:
                 os.kill(busy[0].pid, signal.SIGKILL)
@@ -66,19 +72,23 @@ class Kills(Progress):
 
 
 def replace_in_journal(file: Path, old: str, new: str) -> None:
-    """Writes a journal with another text for `old`, as its search would have written it elsewhere."""
+    """Writes a journal with another text for `old`, as its search would have written it
+    elsewhere."""
     events = [json.loads(json.dumps(event).replace(old, new)) for event in read_events(file)]
     file.write_bytes(b"".join(_encoded(event) for event in events))
 
 
 def check_histories(directory: Path, result: SearchResult, epochs: int) -> None:
-    """Every finished trial has every epoch once in MLflow, and each network that was measured once."""
+    """Every finished trial has every epoch once in MLflow, and each network that was measured
+    once."""
     client = MlflowClient(f"sqlite:///{directory}/slimfront.db")
     for name, run in runs_of(directory, result)[1].items():
         record = result.ledger.by_label[name]
         if record.status == "completed":
             history = client.get_metric_history(run.info.run_id, "epoch/train_loss")
             assert [point.step for point in history] == list(range(1, epochs + 1)), name
-            measured = [point.step for point in client.get_metric_history(run.info.run_id, "nonzero_params")]
+            measured = [
+                point.step for point in client.get_metric_history(run.info.run_id, "nonzero_params")
+            ]
             assert measured == [point.epoch for point in record.points]
             assert len(set(measured)) == len(measured)

@@ -20,11 +20,15 @@ def basic_auth(directory: Path) -> dict[str, str]:
         f"admin_username = anna\nadmin_password = {PASSWORD}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
-    return {"MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32, "MLFLOW_AUTH_CONFIG_PATH": str(directory / "auth.ini")}
+    return {
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32,
+        "MLFLOW_AUTH_CONFIG_PATH": str(directory / "auth.ini"),
+    }
 
 
 class Server:
-    """`mlflow server` on a port of its own, with artifacts through its proxy; it can be killed and started again."""
+    """`mlflow server` on a port of its own, with artifacts through its proxy; it can be killed and
+    started again."""
 
     def __init__(self, directory: Path, store: str, *options: str, **environment: str) -> None:
         with socket.socket() as probe:
@@ -43,8 +47,16 @@ class Server:
             "--workers",
             "1",
         ]
-        self.command += ["--backend-store-uri", store, "--artifacts-destination", str(directory / "artifacts"), *options]
-        self.environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | environment
+        self.command += [
+            "--backend-store-uri",
+            store,
+            "--artifacts-destination",
+            str(directory / "artifacts"),
+            *options,
+        ]
+        self.environment = (
+            os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | environment
+        )
         self.directory = directory
 
     def start(self, *, wait: bool = True) -> None:

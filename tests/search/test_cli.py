@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from search.cli import main
-from search.config import load
+from slimfront.search.cli import main
+from slimfront.search.config.schema import load
 
 
-def slimfront(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
+def slimfront(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command, in this process."""
     monkeypatch.setattr(sys, "argv", [str(Path(sys.executable).with_name("slimfront")), *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -29,13 +31,23 @@ def slimfront(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         ("search.trials=0", "'search.trials'"),
         ("penalties.layer.strength=-1", "'penalties.layer.strength'"),
         ("training.epoch=1", "did you mean 'epochs'?"),
-        ("tracking.uri=http://127.0.0.1:9", "the tracking store at http://127.0.0.1:9 does not answer"),
-        ("tracking.uri=http://me:secret@127.0.0.1:9", "the tracking store at http://me@127.0.0.1:9 does not answer"),
+        (
+            "tracking.uri=http://127.0.0.1:9",
+            "the tracking store at http://127.0.0.1:9 does not answer",
+        ),
+        (
+            "tracking.uri=http://me:secret@127.0.0.1:9",
+            "the tracking store at http://me@127.0.0.1:9 does not answer",
+        ),
         ("tracking.uri=nonsense://x", "the tracking store at nonsense://x does not answer"),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_exit_code_2(
-    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, override: str, expected: str
+    config_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    override: str,
+    expected: str,
 ) -> None:
     code, out, err = slimfront(capsys, monkeypatch, "search", str(config_file), "--set", override)
     assert code == 2
@@ -52,10 +64,14 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(
 def test_a_gpu_that_is_not_there_gets_one_sentence_and_exit_code_2(
     config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, out, err = slimfront(capsys, monkeypatch, "search", str(config_file), "--set", "resources.gpu=64")
+    code, out, err = slimfront(
+        capsys, monkeypatch, "search", str(config_file), "--set", "resources.gpu=64"
+    )
     assert (code, out) == (2, "")
     assert re.fullmatch(
-        r"Error: resources\.gpu: a trial asks for 64 GPU, and there is \d+ here; (set .* or less|leave .* out, .*)\n", err
+        r"Error: resources\.gpu: a trial asks for 64 GPU, and there is \d+ here; (set .* or "
+        r"less|leave .* out, .*)\n",
+        err,
     )
 
 
@@ -70,7 +86,9 @@ def test_a_missing_file_gets_one_sentence_and_exit_code_2(
 def test_check_prints_the_resolved_config(
     config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, out, _ = slimfront(capsys, monkeypatch, "check", str(config_file), "--set", "training.epochs=5")
+    code, out, _ = slimfront(
+        capsys, monkeypatch, "check", str(config_file), "--set", "training.epochs=5"
+    )
     assert code == 0
     resolved = yaml.safe_load(out)
     assert resolved["training"]["epochs"] == 5
@@ -81,14 +99,20 @@ def test_check_prints_the_resolved_config(
 
 IMPOSSIBLE = {
     "data": ({"data": {"name": "factory", "factory": "nowhere:load"}}, "nowhere"),
-    "network": ({"model": {"name": "factory", "factory": "torch.nn:Linear", "args": {"in_features": 3}}}, "raised TypeError"),
+    "network": (
+        {"model": {"name": "factory", "factory": "torch.nn:Linear", "args": {"in_features": 3}}},
+        "raised TypeError",
+    ),
     "start": ({"search": {"start_from": "no-such-search"}}, "no-such-search"),
 }
 
 
 @pytest.mark.parametrize("part", ["data", "network", "start"])
 def test_check_refuses_what_a_search_refuses_later(
-    part: str, config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    part: str,
+    config_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     change, named = IMPOSSIBLE[part]
     tree = yaml.safe_load(config_file.read_text())
@@ -115,7 +139,9 @@ def test_ui_without_a_search_says_what_to_do(
 def test_a_search_prints_its_front_as_a_table_and_the_next_command(
     config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, out, err = slimfront(capsys, monkeypatch, "search", str(config_file), "--set", "search.trials=2")
+    code, out, err = slimfront(
+        capsys, monkeypatch, "search", str(config_file), "--set", "search.trials=2"
+    )
     assert code == 0
     assert "dense" in out
     assert "trial-00" in out
@@ -131,7 +157,15 @@ def test_exit_code_1_if_all_trials_failed(
     config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, out, _ = slimfront(
-        capsys, monkeypatch, "search", str(config_file), "--set", "search.trials=2", "--set", "training.lr=1e30", "--json"
+        capsys,
+        monkeypatch,
+        "search",
+        str(config_file),
+        "--set",
+        "search.trials=2",
+        "--set",
+        "training.lr=1e30",
+        "--json",
     )
     assert code == 1
     assert json.loads(out)["trials"] == {"completed": 0, "stopped": 0, "failed": 2}
@@ -139,7 +173,14 @@ def test_exit_code_1_if_all_trials_failed(
 
 @pytest.mark.timeout(150)
 def test_json_in_a_process_of_its_own_is_the_only_line_on_stdout(config_file: Path) -> None:
-    command = [str(Path(sys.executable).with_name("slimfront")), "search", str(config_file), "--json", "--set", "search.trials=2"]
+    command = [
+        str(Path(sys.executable).with_name("slimfront")),
+        "search",
+        str(config_file),
+        "--json",
+        "--set",
+        "search.trials=2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=140)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
@@ -151,11 +192,29 @@ def test_json_in_a_process_of_its_own_is_the_only_line_on_stdout(config_file: Pa
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("twice", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["once", "twice"])
-def test_ctrl_c_exits_130_with_the_front_so_far_and_a_second_one_at_once(config_file: Path, twice: bool) -> None:
-    command = [str(Path(sys.executable).with_name("slimfront")), "search", str(config_file), "--json"]
-    command += ["--set", "search.trials=500", "--set", "training.epochs=20", "--set", "resources.pack=1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+@pytest.mark.parametrize(
+    "twice", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["once", "twice"]
+)
+def test_ctrl_c_exits_130_with_the_front_so_far_and_a_second_one_at_once(
+    config_file: Path, twice: bool
+) -> None:
+    command = [
+        str(Path(sys.executable).with_name("slimfront")),
+        "search",
+        str(config_file),
+        "--json",
+    ]
+    command += [
+        "--set",
+        "search.trials=500",
+        "--set",
+        "training.epochs=20",
+        "--set",
+        "resources.pack=1",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
         assert running.stderr is not None
         seen = ""
         while not re.match(r"[1-9]\d*/500 trials", seen):

@@ -1,11 +1,12 @@
-"""Joining a cluster as a client: a head that is slow to start a server is asked again, one that is not there is not."""
+"""Joining a cluster as a client: a head that is slow to start a server is asked again, one that is
+not there is not."""
 
 from typing import Any
 
 import pytest
 
-from search import client
-from trainables.errors import UserError
+from slimfront.search.cluster import client
+from slimfront.trainables.errors import UserError
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, *errors: Exception | None) -> list[str]:
@@ -33,7 +34,8 @@ def test_a_head_that_is_slow_is_asked_three_times(monkeypatch: pytest.MonkeyPatc
     assert len(asked) == 3
     asked = failing(monkeypatch, LATE, LATE, LATE)
     with pytest.raises(
-        UserError, match=r"no Ray cluster answers at ray://head:1 \(RuntimeError: Starting Ray client server failed"
+        UserError,
+        match=r"no Ray cluster answers at ray://head:1 \(RuntimeError: Starting Ray client server failed",
     ):
         client._connect("ray://head:1", ".")
     assert len(asked) == 3
@@ -41,6 +43,8 @@ def test_a_head_that_is_slow_is_asked_three_times(monkeypatch: pytest.MonkeyPatc
 
 def test_a_head_that_is_not_there_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = failing(monkeypatch, ConnectionError("ray client connection timeout\nmore"))
-    with pytest.raises(UserError, match=r"no Ray cluster answers at ray://head:1 \(ray client connection timeout\)"):
+    with pytest.raises(
+        UserError, match=r"no Ray cluster answers at ray://head:1 \(ray client connection timeout\)"
+    ):
         client._connect("ray://head:1", ".")
     assert len(asked) == 1

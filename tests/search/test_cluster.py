@@ -1,4 +1,5 @@
-"""Searches as jobs of a real Ray cluster: nodes that come and go, PostgreSQL, and an MLflow server with a password."""
+"""Searches as jobs of a real Ray cluster: nodes that come and go, PostgreSQL, and an MLflow server
+with a password."""
 
 import contextlib
 import json
@@ -15,13 +16,13 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from search.journal import JOURNAL_FILE, Event, read_events
-from search.submission import checked, directory_of_factories, staged
+from slimfront.search.cluster.submission import checked, directory_of_factories, staged
+from slimfront.search.record.journal import JOURNAL_FILE, Event, read_events
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.models.factory import Factory
 from tests.conftest import SMALL_CONFIG
 from tests.search.clusters import RayCluster, free_ports, kill_group, wait_for
 from tests.search.servers import PASSWORD, Server, basic_auth
-from trainables.errors import UserError
-from trainables.models.factory import Factory
 
 pytestmark = pytest.mark.timeout(500)
 
@@ -30,8 +31,11 @@ EPOCHS = 100
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    """A head of one core whose jobs know the passwords of the database and of MLflow by their environment."""
-    with RayCluster(MLFLOW_TRACKING_USERNAME="anna", MLFLOW_TRACKING_PASSWORD=PASSWORD, PGPASSWORD="secret") as cluster:
+    """A head of one core whose jobs know the passwords of the database and of MLflow by their
+    environment."""
+    with RayCluster(
+        MLFLOW_TRACKING_USERNAME="anna", MLFLOW_TRACKING_PASSWORD=PASSWORD, PGPASSWORD="secret"
+    ) as cluster:
         cluster.add_head()
         yield cluster
 
@@ -48,44 +52,77 @@ def write_config(directory: Path, **changes: Any) -> str:
 @pytest.mark.parametrize(
     ("overrides", "name", "problem"),
     [
-        (["search.storage_path=runs"], None, "'runs' would lie in the directory of the job, which the cluster deletes"),
-        (["tracking.uri=sqlite:///a.db"], None, "set it to an MLflow server, such as http://HOST:5000"),
+        (
+            ["search.storage_path=runs"],
+            None,
+            "'runs' would lie in the directory of the job, which the cluster deletes",
+        ),
+        (
+            ["tracking.uri=sqlite:///a.db"],
+            None,
+            "set it to an MLflow server, such as http://HOST:5000",
+        ),
         (["training.epochs=0"], None, "'training.epochs': it should be greater than or equal to 1"),
         ([], "a b", "'a b' cannot name a directory"),
         (
             ["search.storage=postgresql://anna:secret@db/optuna"],
             None,
-            "postgresql://anna@db/optuna is given with a password, which everyone who sees the cluster's jobs could read",
+            "postgresql://anna@db/optuna is given with a password, which everyone who sees the "
+            "cluster's jobs could read",
         ),
     ],
 )
-def test_a_search_that_cannot_be_a_job_is_refused(tmp_path: Path, overrides: list[str], name: str | None, problem: str) -> None:
+def test_a_search_that_cannot_be_a_job_is_refused(
+    tmp_path: Path, overrides: list[str], name: str | None, problem: str
+) -> None:
     with pytest.raises(UserError) as refused:
         checked(Path(write_config(tmp_path)), overrides, name)
     assert problem in str(refused.value)
     assert "secret" not in str(refused.value)
 
 
-def test_code_travels_without_what_is_not_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("my_nets.py", "runs/old/journal.jsonl", ".git/config", "slimfront.db", "pack/data.py"):
+def test_code_travels_without_what_is_not_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "my_nets.py",
+        "runs/old/journal.jsonl",
+        ".git/config",
+        "slimfront.db",
+        "pack/data.py",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     monkeypatch.chdir(tmp_path)
     plain = checked(Path(write_config(tmp_path)))
     assert directory_of_factories(plain) is None
-    assert directory_of_factories(plain.model_copy(update={"model": Factory(factory="my_nets:small")})) == tmp_path
-    assert directory_of_factories(plain.model_copy(update={"model": Factory(factory="installed.nets:small")})) is None
+    assert (
+        directory_of_factories(plain.model_copy(update={"model": Factory(factory="my_nets:small")}))
+        == tmp_path
+    )
+    assert (
+        directory_of_factories(
+            plain.model_copy(update={"model": Factory(factory="installed.nets:small")})
+        )
+        is None
+    )
     with staged(tmp_path, {"search.yaml": "name: x"}) as directory:
         sent = {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()}
     assert sent == {"my_nets.py", "pack/data.py", "search.yaml", "small.yaml"}
-    with pytest.raises(UserError, match=r"--working-dir nowhere: there is no such directory"), staged(Path("nowhere"), {}):
+    with (
+        pytest.raises(UserError, match=r"--working-dir nowhere: there is no such directory"),
+        staged(Path("nowhere"), {}),
+    ):
         pass
 
 
-def test_what_only_the_cluster_can_know_is_refused_there_and_said_here(cluster: RayCluster, tmp_path: Path) -> None:
+def test_what_only_the_cluster_can_know_is_refused_there_and_said_here(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
     for words, problem in (
         (["submit", write_config(tmp_path), "--set", "resources.cpu=2", "--name", "big"],
-         "ended before the search began: resources.cpu: a trial asks for 2 CPU, and there is 1 here; set res"),
+         "ended before the search began: resources.cpu: a trial asks for 2 CPU, and there is 1 "
+         "here; set res"),
         (["status", "nothing"], "has no search 'nothing'; known: big"),
         (["submit", "--resume", "nothing"], "this cluster has had no job of the search 'nothing' (it has had: big)"),
         (["submit", "--name", "x"], "say what to submit: a config, or --resume SEARCH"),
@@ -98,14 +135,25 @@ def test_what_only_the_cluster_can_know_is_refused_there_and_said_here(cluster: 
 def test_without_its_token_a_cluster_lets_nobody_in(cluster: RayCluster) -> None:
     refused = cluster.run("list", "--address", cluster.jobs, RAY_AUTH_TOKEN="0" * 64)
     assert (refused.returncode, len(refused.stderr.strip().splitlines())) == (2, 1)
-    assert "does not let you in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to its token" in refused.stderr
+    assert (
+        "does not let you in; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to its token"
+        in refused.stderr
+    )
 
 
-def test_an_address_where_no_cluster_is_is_refused_at_once(cluster: RayCluster, tmp_path: Path) -> None:
+def test_an_address_where_no_cluster_is_is_refused_at_once(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
     (port,), config = free_ports(1), write_config(tmp_path)
     for words, problem in (
-        (["list", "--address", f"http://127.0.0.1:{port}"], f"no Ray cluster answers at http://127.0.0.1:{port}"),
-        (["list", "--address", f"127.0.0.1:{port}"], "the jobs of a cluster are at its dashboard, such as http://HEAD:8265"),
+        (
+            ["list", "--address", f"http://127.0.0.1:{port}"],
+            f"no Ray cluster answers at http://127.0.0.1:{port}",
+        ),
+        (
+            ["list", "--address", f"127.0.0.1:{port}"],
+            "the jobs of a cluster are at its dashboard, such as http://HEAD:8265",
+        ),
         (["search", config, "--address", f"127.0.0.1:{port}"], "no Ray cluster can be joined at"),
     ):
         refused = cluster.run(*words)
@@ -114,22 +162,35 @@ def test_an_address_where_no_cluster_is_is_refused_at_once(cluster: RayCluster, 
 
 
 @pytest.mark.slow
-def test_ray_client_runs_the_driver_on_the_head_with_code_from_here(cluster: RayCluster, tmp_path: Path) -> None:
+def test_ray_client_runs_the_driver_on_the_head_with_code_from_here(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
     (cluster.work / "my_nets.py").write_text(
         "from torch import nn\n\n\ndef small():\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))\n"
     )
-    config = write_config(tmp_path, model={"name": "factory", "factory": "my_nets:small"}, search={"trials": 2})
+    config = write_config(
+        tmp_path, model={"name": "factory", "factory": "my_nets:small"}, search={"trials": 2}
+    )
     config_text = yaml.safe_load(Path(config).read_text())
     del config_text["penalties"], config_text["space"]["penalties.layer.strength"]
     Path(config).write_text(yaml.safe_dump(config_text))
     done = cluster.run(
-        "search", config, "--address", f"ray://127.0.0.1:{cluster.client}", "--name", "remote", "--json", seconds=240
+        "search",
+        config,
+        "--address",
+        f"ray://127.0.0.1:{cluster.client}",
+        "--name",
+        "remote",
+        "--json",
+        seconds=240,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["trials"] == {"completed": 2, "stopped": 0, "failed": 0}
     assert "The search remote has begun" in done.stderr
-    taken = cluster.run("search", config, "--address", f"ray://127.0.0.1:{cluster.client}", "--name", "remote")
+    taken = cluster.run(
+        "search", config, "--address", f"ray://127.0.0.1:{cluster.client}", "--name", "remote"
+    )
     assert taken.returncode == 2
     assert "there is a search 'remote' already" in taken.stderr
 
@@ -142,7 +203,9 @@ def test_an_autoscaler_makes_room_for_the_trials_that_are_asked_for(tmp_path: Pa
         config = write_config(tmp_path, search={"trials": 4, "concurrency": 2})
         done = cluster.run("search", config, *at)
         assert done.returncode == 0, done.stderr
-        assert "no node has the resources of a trial (1 CPU) yet; trials wait for one" in " ".join(done.stderr.split())
+        assert "no node has the resources of a trial (1 CPU) yet; trials wait for one" in " ".join(
+            done.stderr.split()
+        )
         assert json.loads(done.stdout)["trials"]["completed"] == 4
         processes = psutil.Process(head.pid).children(recursive=True)
         assert sum(Path(process.exe()).name == "raylet" for process in processes) == 3
@@ -150,7 +213,11 @@ def test_an_autoscaler_makes_room_for_the_trials_that_are_asked_for(tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_search_survives_lost_nodes_a_stop_and_a_new_head(
-    cluster: RayCluster, tmp_path: Path, postgres: str, postgres_server: Any, monkeypatch: pytest.MonkeyPatch
+    cluster: RayCluster,
+    tmp_path: Path,
+    postgres: str,
+    postgres_server: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
@@ -162,7 +229,8 @@ def test_a_search_survives_lost_nodes_a_stop_and_a_new_head(
         config = write_config(
             tmp_path,
             training={"epochs": EPOCHS, "batch_size": 16, "report_every": 10},
-            search={"trials": 500, "storage": postgres.replace(":secret@", "@")},  # more than can end before it is stopped
+            # More than can end before it is stopped.
+            search={"trials": 500, "storage": postgres.replace(":secret@", "@")},
             resources={"pack": 1},
             tracking={"uri": server.url},
         )
@@ -178,7 +246,12 @@ def test_a_search_survives_lost_nodes_a_stop_and_a_new_head(
         kill_group(second)  # a node is lost in the middle
         third = cluster.add_node()
         wait_for(lambda: trains(third), 120)
-        wait_for(lambda: " lost its process " in " ".join(cluster.run("logs", "e2e", *at).stdout.split()), 120)
+        wait_for(
+            lambda: (
+                " lost its process " in " ".join(cluster.run("logs", "e2e", *at).stdout.split())
+            ),
+            120,
+        )
 
         stopped = cluster.run("stop", "e2e", *at)
         assert stopped.returncode == 0 and "e2e: stopped" in stopped.stdout, stopped.stderr
@@ -196,7 +269,10 @@ def test_a_search_survives_lost_nodes_a_stop_and_a_new_head(
         cluster.add_head()
         cluster.add_node()
         unknown = cluster.run("submit", "--resume", "e2e", *at)
-        assert unknown.returncode == 2 and "say with --storage-path where the search is kept" in unknown.stderr
+        assert (
+            unknown.returncode == 2
+            and "say with --storage-path where the search is kept" in unknown.stderr
+        )
         trials = len(optuna.load_study(study_name="e2e", storage=postgres).trials) + 2
         fewer = ["--storage-path", str(tmp_path / "runs"), "--set", f"search.trials={trials}"]
         last = cluster.run("submit", "--resume", "e2e", *fewer, *at)
@@ -206,9 +282,16 @@ def test_a_search_survives_lost_nodes_a_stop_and_a_new_head(
         assert "Front of e2e" in followed.stdout
 
         for number in range(trials):
-            trained = [e["epoch"] for event in events(tmp_path, "epochs") if event["number"] == number for e in event["history"]]
+            trained = [
+                e["epoch"]
+                for event in events(tmp_path, "epochs")
+                if event["number"] == number
+                for e in event["history"]
+            ]
             assert trained == list(range(1, EPOCHS + 1))  # nothing twice, nothing left out
-        ends = Counter(event["number"] for event in events(tmp_path, "ended") if event["status"] == "completed")
+        ends = Counter(
+            event["number"] for event in events(tmp_path, "ended") if event["status"] == "completed"
+        )
         assert ends == {None: 1} | dict.fromkeys(range(trials), 1)
         study = optuna.load_study(study_name="e2e", storage=postgres)
         assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * trials
@@ -219,7 +302,9 @@ def test_a_search_survives_lost_nodes_a_stop_and_a_new_head(
         labels = sorted(run.data.tags.get("slimfront.trial", "") for run in runs)
         assert labels == ["", "dense", *(f"trial-{n:03d}" for n in range(trials))]
         assert {run.info.status for run in runs} == {"FINISHED"}
-        written = [f for f in (tmp_path / "runs").rglob("*") if f.is_file() and b"secret" in f.read_bytes()]
+        written = [
+            f for f in (tmp_path / "runs").rglob("*") if f.is_file() and b"secret" in f.read_bytes()
+        ]
         assert written == []
     finally:
         server.kill()

@@ -8,47 +8,81 @@ import pytest
 import yaml
 from optuna.distributions import FloatDistribution, IntDistribution
 
-from search.config import Config, dump, load
-from search.space import set_path
+from slimfront.search.config.schema import Config, dump, load
+from slimfront.search.config.space import set_path
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.sparsifiers import LotteryTicket
 from tests.conftest import SMALL_CONFIG
-from trainables.errors import UserError
-from trainables.sparsifiers import LotteryTicket
 
 ROOT = Path(__file__).parents[2]
 
 BAD_VALUES = [
     ("trainings", {}, "unknown key 'trainings'; did you mean 'training'?"),
     ("training.epoch", 3, "in 'training': unknown key 'epoch'; did you mean 'epochs'?"),
-    ("penalties.layer.strenght", 3, "in 'penalties.layer': unknown key 'strenght'; did you mean 'strength'?"),
+    (
+        "penalties.layer.strenght",
+        3,
+        "in 'penalties.layer': unknown key 'strenght'; did you mean 'strength'?",
+    ),
     ("training.epochs", "many", "'training.epochs': it should be a valid integer"),
-    ("training.epochs", 0, "'training.epochs': it should be greater than or equal to 1, and it is 0"),
+    (
+        "training.epochs",
+        0,
+        "'training.epochs': it should be greater than or equal to 1, and it is 0",
+    ),
     ("training", 5, "'training': it should be a mapping of keys to values, and it is 5"),
     ("model", {"name": "mpl"}, "in 'model': unknown model 'mpl'; did you mean 'mlp'?"),
     ("model", {"depth": 3}, "'model': the model has no 'name'; known: factory, lenet, mlp"),
     ("data", "digit", "in 'data': unknown data set 'digit'; did you mean 'digits'?"),
-    ("sparsifier", "magnitud", "in 'sparsifier': unknown sparsifier 'magnitud'; did you mean 'magnitude'?"),
+    (
+        "sparsifier",
+        "magnitud",
+        "in 'sparsifier': unknown sparsifier 'magnitud'; did you mean 'magnitude'?",
+    ),
     (
         "sparsifier",
         {"name": "random", "every": 5},
-        "'sparsifier': 'every' is not an option of the sparsifier 'random', only of channels, granet, magn",
+        "'sparsifier': 'every' is not an option of the sparsifier 'random', only of channels, "
+        "granet, magn",
     ),
     (
         "sparsifier",
         {"name": "nm", "sparsity": 0.5},
-        "'sparsifier': 'sparsity' is not an option of the sparsifier 'nm', only of channels, granet,",
+        "'sparsifier': 'sparsity' is not an option of the sparsifier 'nm', only of channels, "
+        "granet,",
     ),
     ("sparsifier", {"name": "nm", "n": 4, "m": 4}, "'sparsifier': n (4) must be below m (4)"),
     ("sparsifier", {"name": "rigl", "start": 0.9}, "'sparsifier': start (0.9) is after end (0.75)"),
     ("sparsifier", {"name": "granet", "start": 0.75}, "'sparsifier': start and end are both 0.75"),
-    ("sparsifier", {"name": "set", "densities": "global"}, "'sparsifier.densities': it should be 'uniform' or 'erk'"),
-    ("penalties.cka", {"stages": [["0"]]}, "'penalties.cka.stages': a stage is a list of two or more different layers"),
+    (
+        "sparsifier",
+        {"name": "set", "densities": "global"},
+        "'sparsifier.densities': it should be 'uniform' or 'erk'",
+    ),
+    (
+        "penalties.cka",
+        {"stages": [["0"]]},
+        "'penalties.cka.stages': a stage is a list of two or more different layers",
+    ),
     ("penalties.aug_cka", {"stages": [["0"]]}, "in 'penalties.aug_cka': unknown key 'stages'"),
     ("penalties", {"layr": {}}, "in 'penalties': unknown penalty 'layr'; did you mean 'layer'?"),
-    ("penalties.layer.strength", -1, "'penalties.layer.strength': it should be greater than or equal to 0, and it is -1"),
-    ("penalties.layer.strength", float("inf"), "'penalties.layer.strength': it should be a finite number"),
+    (
+        "penalties.layer.strength",
+        -1,
+        "'penalties.layer.strength': it should be greater than or equal to 0, and it is -1",
+    ),
+    (
+        "penalties.layer.strength",
+        float("inf"),
+        "'penalties.layer.strength': it should be a finite number",
+    ),
     ("penalties.cka", {"samples": 2}, "'penalties.cka.samples': it needs at least 4 samples"),
     ("sparsifier.sparsity", 1.0, "'sparsifier.sparsity': it should be less than 1, and it is 1.0"),
-    ("sparsifier.sparsity", -0.5, "'sparsifier.sparsity': it should be greater than or equal to 0, and it is -0.5"),
+    (
+        "sparsifier.sparsity",
+        -0.5,
+        "'sparsifier.sparsity': it should be greater than or equal to 0, and it is -0.5",
+    ),
     ("search.sampler", "tep", "'search.sampler': unknown sampler 'tep'; did you mean 'tpe'?"),
     ("search.trials", 0, "'search.trials': it should be greater than or equal to 1, and it is 0"),
     ("search.concurrency", 0, "'search.concurrency': it must be at least 1, and it is 0"),
@@ -65,15 +99,44 @@ BAD_VALUES = [
         {"gpu": 0.5, "processes": 2},
         "'resources': processes (2) must be the number of GPUs (1), one each; leave it out",
     ),
-    ("resources.processes", 2, "'resources': processes (2) must not be more than the cores of a trial; set cpu to 2 or more"),
+    (
+        "resources.processes",
+        2,
+        "'resources': processes (2) must not be more than the cores of a trial; set cpu to 2 or "
+        "more",
+    ),
     ("resources.processes", 0, "'resources': processes must be at least 1, and it is 0"),
-    ("resources.memory", "4 gigs", "'resources.memory': '4 gigs' is not an amount of memory; it needs the form 4000000000"),
+    (
+        "resources.memory",
+        "4 gigs",
+        "'resources.memory': '4 gigs' is not an amount of memory; it needs the form 4000000000",
+    ),
     ("resources.memory", 0, "'resources.memory': it should be greater than 0, and it is 0"),
-    ("resources.custom", {"big": 0}, "'resources.custom.big': it should be greater than 0, and it is 0"),
-    ("resources.custom", {"GPU": 1}, "'resources.custom': 'GPU' is not a resource of yours; set resources.gpu"),
-    ("resources.custom", {"object_store_memory": 1}, "'resources.custom': 'object_store_memory' cannot name a resource of yours"),
-    ("objectives", ["val_accuracy"], "'objectives': a front needs two or more objectives, and there is 1"),
-    ("objectives", ["val_accuracy", "layer"], "'objectives': unknown objective 'layer'; did you mean 'layers'?"),
+    (
+        "resources.custom",
+        {"big": 0},
+        "'resources.custom.big': it should be greater than 0, and it is 0",
+    ),
+    (
+        "resources.custom",
+        {"GPU": 1},
+        "'resources.custom': 'GPU' is not a resource of yours; set resources.gpu",
+    ),
+    (
+        "resources.custom",
+        {"object_store_memory": 1},
+        "'resources.custom': 'object_store_memory' cannot name a resource of yours",
+    ),
+    (
+        "objectives",
+        ["val_accuracy"],
+        "'objectives': a front needs two or more objectives, and there is 1",
+    ),
+    (
+        "objectives",
+        ["val_accuracy", "layer"],
+        "'objectives': unknown objective 'layer'; did you mean 'layers'?",
+    ),
     ("objectives", ["layers", "layers"], "'objectives': an objective is named twice"),
     ("name", "no spaces please", "'name': 'no spaces please' cannot name a directory"),
     ("space", {}, "'space': nothing varies"),
@@ -81,23 +144,59 @@ BAD_VALUES = [
 
 BAD_SPACES = [
     ("training.lr", {"low": 3, "high": 1}, "'space.training.lr': low (3) is greater than high (1)"),
-    ("training.lr", {"low": 0, "high": 1, "log": True}, "'space.training.lr': with log: true, low must be above 0, and it is 0"),
-    ("training.lr", {"lo": 1, "high": 2}, "in 'space.training.lr': unknown key 'lo'; did you mean 'low'?"),
+    (
+        "training.lr",
+        {"low": 0, "high": 1, "log": True},
+        "'space.training.lr': with log: true, low must be above 0, and it is 0",
+    ),
+    (
+        "training.lr",
+        {"lo": 1, "high": 2},
+        "in 'space.training.lr': unknown key 'lo'; did you mean 'low'?",
+    ),
     ("training.lr", 5, "'space.training.lr': it should be a mapping of keys to values"),
-    ("penalties.layr.strength", {"low": 1, "high": 2}, "space 'penalties.layr.strength': in 'penalties': unknown penalty 'layr'"),
+    (
+        "penalties.layr.strength",
+        {"low": 1, "high": 2},
+        "space 'penalties.layr.strength': in 'penalties': unknown penalty 'layr'",
+    ),
     (
         "training.epoch",
         {"low": 1, "high": 2},
         "space 'training.epoch': in 'training': unknown key 'epoch'; did you mean 'epochs'?",
     ),
-    ("training.epochs.x", {"low": 1, "high": 2}, "space 'training.epochs.x': names nothing: 'epochs' is 2, which has no 'x'"),
-    ("search.trials", {"low": 1, "high": 2}, "space 'search.trials': names nothing: it is not part of the candidate"),
-    ("penalties.layer.strength", {"low": -1, "high": 2}, "it should be greater than or equal to 0, and it is -1"),
-    ("sparsifier.sparsity", {"low": 0, "high": 1}, "space 'sparsifier.sparsity': it should be less than 1, and it is 1"),
+    (
+        "training.epochs.x",
+        {"low": 1, "high": 2},
+        "space 'training.epochs.x': names nothing: 'epochs' is 2, which has no 'x'",
+    ),
+    (
+        "search.trials",
+        {"low": 1, "high": 2},
+        "space 'search.trials': names nothing: it is not part of the candidate",
+    ),
+    (
+        "penalties.layer.strength",
+        {"low": -1, "high": 2},
+        "it should be greater than or equal to 0, and it is -1",
+    ),
+    (
+        "sparsifier.sparsity",
+        {"low": 0, "high": 1},
+        "space 'sparsifier.sparsity': it should be less than 1, and it is 1",
+    ),
     ("model.depth", {"low": 1.5, "high": 4}, "space 'model.depth': it should be a valid integer"),
-    ("model.depth", {"low": 1, "high": 4, "step": 0.5}, "space 'model.depth': is a whole number, so"),
+    (
+        "model.depth",
+        {"low": 1, "high": 4, "step": 0.5},
+        "space 'model.depth': is a whole number, so",
+    ),
     ("model", {"low": 1, "high": 4}, "space 'model': "),
-    ("training.optimizer", {"choices": ["adam", "admw"]}, "space 'training.optimizer': it should be 'adam', 'adamw' or 'sgd'"),
+    (
+        "training.optimizer",
+        {"choices": ["adam", "admw"]},
+        "space 'training.optimizer': it should be 'adam', 'adamw' or 'sgd'",
+    ),
     ("training.lr", {"choices": ["fast"]}, "space 'training.lr': it should be a valid number"),
 ]
 
@@ -119,7 +218,9 @@ def test_a_bad_value_is_explained(tmp_path: Path, path: str, value: object, expe
 
 
 @pytest.mark.parametrize(("path", "parameter", "expected"), BAD_SPACES)
-def test_a_bad_space_is_explained(tmp_path: Path, path: str, parameter: object, expected: str) -> None:
+def test_a_bad_space_is_explained(
+    tmp_path: Path, path: str, parameter: object, expected: str
+) -> None:
     assert expected in refusal(tmp_path, SMALL_CONFIG | {"space": {path: parameter}})
 
 
@@ -159,7 +260,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 
 def test_overrides_replace_single_values(config_file: Path) -> None:
-    loaded = load(config_file, ["training.epochs=5", "objectives=[layers, flops]", "training.lr=1e-2"])
+    loaded = load(
+        config_file, ["training.epochs=5", "objectives=[layers, flops]", "training.lr=1e-2"]
+    )
     assert loaded.training.epochs == 5
     assert loaded.training.lr == 0.01
     assert loaded.objectives == ("layers", "flops")
@@ -186,12 +289,18 @@ def test_every_config_that_we_ship_is_valid(path: Path) -> None:
 
 def test_numbers_without_a_point_before_the_exponent_are_numbers(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(SMALL_CONFIG | {"space": {"training.lr": {"choices": []}}}).replace("[]", "[1e-3, 2E+1]"))
+    path.write_text(
+        yaml.safe_dump(SMALL_CONFIG | {"space": {"training.lr": {"choices": []}}}).replace(
+            "[]", "[1e-3, 2E+1]"
+        )
+    )
     assert load(path).space["training.lr"].choices == (1e-3, 20.0)
 
 
 def test_ranges_take_the_type_of_what_they_vary() -> None:
-    tree = SMALL_CONFIG | {"space": {"model.depth": {"low": 1, "high": 3}, "training.lr": {"low": 1, "high": 3}}}
+    tree = SMALL_CONFIG | {
+        "space": {"model.depth": {"low": 1, "high": 3}, "training.lr": {"low": 1, "high": 3}}
+    }
     assert Config.model_validate(tree).distributions() == {
         "model.depth": IntDistribution(1, 3),
         "training.lr": FloatDistribution(1, 3),
@@ -200,15 +309,23 @@ def test_ranges_take_the_type_of_what_they_vary() -> None:
 
 def test_arguments_of_a_factory_can_have_a_range() -> None:
     model = {"factory": "some.module:network", "args": {"width": 3}}
-    space = {"model.args.width": {"low": 1, "high": 4}, "model.args.dropout": {"low": 0, "high": 0.5}}
-    assert Config.model_validate(SMALL_CONFIG | {"model": model, "space": space}).distributions() == {
+    space = {
+        "model.args.width": {"low": 1, "high": 4},
+        "model.args.dropout": {"low": 0, "high": 0.5},
+    }
+    assert Config.model_validate(
+        SMALL_CONFIG | {"model": model, "space": space}
+    ).distributions() == {
         "model.args.width": IntDistribution(1, 4),
         "model.args.dropout": FloatDistribution(0, 0.5),
     }
 
 
 def test_the_space_may_switch_on_a_penalty_that_the_config_leaves_out() -> None:
-    tree = SMALL_CONFIG | {"penalties": {}, "space": {"penalties.cka.strength": {"low": 0.0, "high": 1.0}}}
+    tree = SMALL_CONFIG | {
+        "penalties": {},
+        "space": {"penalties.cka.strength": {"low": 0.0, "high": 1.0}},
+    }
     candidate = Config.model_validate(tree).candidate({"penalties.cka.strength": 0.5})
     assert candidate.penalties["cka"].strength == 0.5
 
@@ -221,10 +338,17 @@ def test_a_candidate_has_the_values_put_in(config: Config) -> None:
 
 
 def test_the_sparsifier_itself_can_vary_with_its_target(tmp_path: Path) -> None:
-    space = {"sparsifier.name": {"choices": ["random", "magnitude", "lottery"]}, "sparsifier.sparsity": {"low": 0.5, "high": 0.9}}
+    space = {
+        "sparsifier.name": {"choices": ["random", "magnitude", "lottery"]},
+        "sparsifier.sparsity": {"low": 0.5, "high": 0.9},
+    }
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(SMALL_CONFIG | {"sparsifier": {"name": "random"}, "space": space}))
-    drawn = load(path).candidate({"sparsifier.name": "lottery", "sparsifier.sparsity": 0.7}).sparsifier
+    path.write_text(
+        yaml.safe_dump(SMALL_CONFIG | {"sparsifier": {"name": "random"}, "space": space})
+    )
+    drawn = (
+        load(path).candidate({"sparsifier.name": "lottery", "sparsifier.sparsity": 0.7}).sparsifier
+    )
     assert isinstance(drawn, LotteryTicket)
     assert drawn.sparsity == 0.7
 
@@ -232,46 +356,79 @@ def test_the_sparsifier_itself_can_vary_with_its_target(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        ({"sparsifier.start": {"low": 0.0, "high": 0.7}, "sparsifier.end": {"low": 0.0, "high": 1.0}}, "is after end"),
+        (
+            {
+                "sparsifier.start": {"low": 0.0, "high": 0.7},
+                "sparsifier.end": {"low": 0.0, "high": 1.0},
+            },
+            "is after end",
+        ),
         ({"penalties.cka.samples": {"low": -1, "high": 8}}, "at least 4 samples"),
-        ({"sparsifier": {"choices": ["magnitude"]}, "sparsifier.sparsity": {"low": 0.1, "high": 0.5}}, "vary one of the two"),
+        (
+            {
+                "sparsifier": {"choices": ["magnitude"]},
+                "sparsifier.sparsity": {"low": 0.1, "high": 0.5},
+            },
+            "vary one of the two",
+        ),
         ({"data.seed": {"choices": [0, 1]}}, "data that cannot be compared"),
         ({"model.depth": {"low": 1, "high": 10, "step": 4}}, "do not end at high"),
     ],
 )
-def test_values_that_do_not_go_together_are_refused_before_a_search(tmp_path: Path, space: dict[str, Any], message: str) -> None:
-    tree = SMALL_CONFIG | {"sparsifier": {"name": "magnitude", "start": 0.0, "end": 1.0}, "space": space}
+def test_values_that_do_not_go_together_are_refused_before_a_search(
+    tmp_path: Path, space: dict[str, Any], message: str
+) -> None:
+    tree = SMALL_CONFIG | {
+        "sparsifier": {"name": "magnitude", "start": 0.0, "end": 1.0},
+        "space": space,
+    }
     assert message in refusal(tmp_path, tree)
 
 
 def test_optuna_and_mlflow_cannot_share_a_database(config_file: Path) -> None:
-    wanted = ["tracking.uri=postgresql://anna:a@host/one", "search.storage=postgresql://anna:b@host/one"]
-    with pytest.raises(UserError, match=r"search\.storage and tracking\.uri are the same database; give each one of its own"):
+    wanted = [
+        "tracking.uri=postgresql://anna:a@host/one",
+        "search.storage=postgresql://anna:b@host/one",
+    ]
+    with pytest.raises(
+        UserError,
+        match=r"search\.storage and tracking\.uri are the same database; give each one of its own",
+    ):
         load(config_file, wanted)
     load(config_file, [wanted[0], "search.storage=postgresql://anna:b@host/two"])
 
 
 def test_a_password_in_a_uri_is_neither_dumped_nor_shown(config_file: Path) -> None:
-    loaded = load(config_file, ["tracking.uri=http://me:secret@host:1/x", "search.storage=postgresql://me:secret@host/y"])
+    loaded = load(
+        config_file,
+        ["tracking.uri=http://me:secret@host:1/x", "search.storage=postgresql://me:secret@host/y"],
+    )
     assert loaded.tracking.absolute_uri() == "http://me:secret@host:1/x"
     assert loaded.tracking.shown_uri() == "http://me@host:1/x"
     assert "secret" not in dump(loaded)
 
 
 def test_one_value_of_the_space_can_be_overridden(config_file: Path) -> None:
-    loaded = load(config_file, ["space.penalties.layer.strength.high=7", "space.model.depth={low: 1, high: 2}"])
+    loaded = load(
+        config_file,
+        ["space.penalties.layer.strength.high=7", "space.model.depth={low: 1, high: 2}"],
+    )
     assert loaded.space["penalties.layer.strength"].high == 7
     assert loaded.space["penalties.layer.strength"].low == 0.1
     assert loaded.space["model.depth"].high == 2
 
 
 def test_objectives_and_constraints_say_which_extra_measures_trials_take() -> None:
-    tree = SMALL_CONFIG | {"objectives": ["val_accuracy", "speedup"], "constraints": {"latency_ms": "<= 5"}}
+    tree = SMALL_CONFIG | {
+        "objectives": ["val_accuracy", "speedup"],
+        "constraints": {"latency_ms": "<= 5"},
+    }
     tree |= {"space": {"model.width": {"low": 8, "high": 16}}}
     config = Config.model_validate(tree)
     candidate = config.candidate({"model.width": 9})
     assert candidate.measures == ("latency_ms", "speedup")
-    assert candidate.latency.against == config.model  # not the trial's own network, which is narrower
+    # Not the trial's own network, which is narrower.
+    assert candidate.latency.against == config.model
     assert config.candidate({}).measures == candidate.measures
     plain = Config.model_validate(SMALL_CONFIG).candidate({})
     assert plain.measures == ()
@@ -290,7 +447,9 @@ def test_objectives_and_constraints_say_which_extra_measures_trials_take() -> No
         ({"memory": 1000}, {"CPU": 1, "memory": 1000}, 1),
     ],
 )
-def test_resources_are_told_to_ray_by_its_names(resources: dict[str, Any], expected: dict[str, float], processes: int) -> None:
+def test_resources_are_told_to_ray_by_its_names(
+    resources: dict[str, Any], expected: dict[str, float], processes: int
+) -> None:
     config = Config.model_validate(SMALL_CONFIG | {"resources": resources})
     assert config.resources.for_ray() == expected
     assert config.resources.processes_of_a_trial() == processes

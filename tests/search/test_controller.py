@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from search.runner import run_search
+from slimfront.search.engine.runner import run_search
+from slimfront.trainables.trainable import CandidateTrainable
 from tests.conftest import small_config
-from trainables.trainable import CandidateTrainable
 
 START_S = 2.0
 
 
 def slow_to_start(directory: Path) -> type[CandidateTrainable]:
-    """Trains in a process that leaves its number in `directory`; all but the first take long to start."""
+    """Trains in a process that leaves its number in `directory`; all but the first take long to
+    start."""
 
     class SlowToStart(CandidateTrainable):
         def setup(self, config: dict[str, Any]) -> None:
@@ -33,11 +34,16 @@ def slow_to_start(directory: Path) -> type[CandidateTrainable]:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_process_that_starts_is_waited_for_although_another_could_take_its_trial(tmp_path: Path) -> None:
+def test_a_process_that_starts_is_waited_for_although_another_could_take_its_trial(
+    tmp_path: Path,
+) -> None:
     processes = tmp_path / "processes"
     processes.mkdir()
     config = small_config(
-        tmp_path, resources={"pack": 1}, search={"trials": 30, "sampler": "random"}, training={"epochs": 8, "report_every": 8}
+        tmp_path,
+        resources={"pack": 1},
+        search={"trials": 30, "sampler": "random"},
+        training={"epochs": 8, "report_every": 8},
     )
     result = run_search(config, trainable=slow_to_start(processes))
     steps = [len(file.read_text().splitlines()) for file in processes.iterdir()]

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from search.cli import _spare_loopback
-from search.config import Config, load
-from search.session import begin, take_up
-from search.ui import _wait_until_up
+from slimfront.search.cli import _spare_loopback
+from slimfront.search.config.schema import Config, load
+from slimfront.search.record.session import begin, take_up
+from slimfront.search.tracking.ui import _wait_until_up
 from tests.conftest import SMALL_CONFIG
 from tests.search.test_cli import slimfront
 
@@ -31,9 +31,14 @@ def test_the_store_of_the_environment_is_used_and_said(
     code, out, err = slimfront(capsys, monkeypatch, "check", str(config_file))
     assert code == 0
     assert yaml.safe_load(out)["tracking"]["uri"] == "http://me@host:5000"
-    assert err == "tracking.uri is not in the config: it is http://me@host:5000, from MLFLOW_TRACKING_URI\n"
+    assert (
+        err
+        == "tracking.uri is not in the config: it is http://me@host:5000, from MLFLOW_TRACKING_URI\n"
+    )
 
-    code, out, err = slimfront(capsys, monkeypatch, "check", str(config_file), "--set", "tracking.uri=sqlite:///mine.db")
+    code, out, err = slimfront(
+        capsys, monkeypatch, "check", str(config_file), "--set", "tracking.uri=sqlite:///mine.db"
+    )
     assert (yaml.safe_load(out)["tracking"]["uri"], err) == ("sqlite:///mine.db", "")
 
 
@@ -41,7 +46,9 @@ def test_without_either_the_store_is_a_file_here(config_file: Path) -> None:
     assert load(config_file).tracking.uri == "sqlite:///slimfront.db"
 
 
-def test_the_environment_gives_the_password_of_a_store_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_gives_the_password_of_a_store_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@host:5000")
     begin(Config.model_validate(SMALL_CONFIG), "mine", {}, []).journal.close()
@@ -72,7 +79,9 @@ def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) 
         def answer() -> None:
             connection, _ = server.accept()
             connection.recv(4096)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nOK")
+            connection.sendall(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nOK"
+            )
             connection.close()
 
         threading.Thread(target=answer, daemon=True).start()
@@ -80,7 +89,7 @@ def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) 
             monkeypatch.setenv(name, "http://127.0.0.1:9")
         for name in ("no_proxy", "NO_PROXY"):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr("search.ui._START_TIMEOUT_S", 5.0)
+        monkeypatch.setattr("slimfront.search.tracking.ui._START_TIMEOUT_S", 5.0)
         with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"]) as running:
             try:
                 _wait_until_up(running, f"http://127.0.0.1:{server.getsockname()[1]}")
@@ -102,12 +111,22 @@ def test_a_module_beside_the_config_is_found_from_any_directory(tmp_path: Path) 
     project.mkdir()
     elsewhere.mkdir()
     (project / "made_here.py").write_text(FACTORY)
-    space = {"model.args.width": {"low": 4, "high": 8}, "sparsifier.sparsity": {"low": 0.1, "high": 0.9}}
+    space = {
+        "model.args.width": {"low": 4, "high": 8},
+        "sparsifier.sparsity": {"low": 0.1, "high": 0.9},
+    }
     model = {"factory": "made_here:network", "args": {"width": 4}}
-    config = SMALL_CONFIG | {"model": model, "space": space, "search": {"trials": 2}, "penalties": {}}
+    config = SMALL_CONFIG | {
+        "model": model,
+        "space": space,
+        "search": {"trials": 2},
+        "penalties": {},
+    }
     (project / "c.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "search", "search", "../project/c.yaml", "--json"]
+    command = [sys.executable, "-m", "slimfront", "search", "../project/c.yaml", "--json"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=elsewhere, timeout=140, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=elsewhere, timeout=140, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["trials"]["completed"] == 2

@@ -12,9 +12,9 @@ import pytest
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
-from search import fencing
-from search.fencing import Fence, Superseded
-from trainables.errors import UserError
+from slimfront.search.record import fencing
+from slimfront.search.record.fencing import Fence, Superseded
+from slimfront.trainables.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 RACE = """
 import random, sys, time
-from search import fencing
+from slimfront.search import fencing
 fencing.LEASE_S = 0.5
 seed, database, search = sys.argv[1:]
 chance = random.Random(int(seed))
@@ -83,7 +83,7 @@ STOPPED = """
 import sys, time
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from search import fencing
+from slimfront.search import fencing
 fencing.LEASE_S = 1.0
 database, search = sys.argv[1:]
 fence = fencing.Fence(database, search, "stopped")
@@ -103,9 +103,13 @@ while True:
 """
 
 
-def test_a_driver_that_was_stopped_past_its_lease_writes_nothing_when_it_wakes_up(database: str) -> None:
+def test_a_driver_that_was_stopped_past_its_lease_writes_nothing_when_it_wakes_up(
+    database: str,
+) -> None:
     search = f"stopped-{time.monotonic_ns()}"
-    driver = subprocess.Popen([sys.executable, "-c", STOPPED, database, search], stdout=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, database, search], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "begun\n"
@@ -153,7 +157,9 @@ def test_a_write_to_the_study_and_a_takeover_do_not_overlap(database: str) -> No
     second.release()
 
 
-def test_a_driver_that_ends_need_not_be_waited_for(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_ends_need_not_be_waited_for(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fencing, "LEASE_S", 1000.0)
     search = f"ends-{time.monotonic_ns()}"
     for number in (1, 2):
@@ -180,5 +186,7 @@ def test_who_waits_for_a_driver_that_ends_gets_the_search(database: str) -> None
 
 
 def test_a_database_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"search\.storage: the database that says who runs one cannot be used: .*"):
+    with pytest.raises(
+        UserError, match=r"search\.storage: the database that says who runs one cannot be used: .*"
+    ):
         Fence(f"sqlite:///{tmp_path}/nowhere/x.db", "one", "me")

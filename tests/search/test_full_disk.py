@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from search.config import Config
-from search.journal import JOURNAL_FILE, Journal, read_events
-from search.runner import resume_search, run_search
+from slimfront.search.config.schema import Config
+from slimfront.search.engine.runner import resume_search, run_search
+from slimfront.search.record.journal import JOURNAL_FILE, Journal, read_events
+from slimfront.trainables.errors import UserError
 from tests.conftest import small_config
-from trainables.errors import UserError
 
 
 class Disk:
@@ -20,13 +20,19 @@ class Disk:
     def __init__(self, place: Path, limit: str) -> None:
         self.place, self.limit = place, limit
         place.mkdir()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", limit, "tmpfs", str(place)], capture_output=True, check=False)
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", limit, "tmpfs", str(place)],
+            capture_output=True,
+            check=False,
+        )
         if mounted.returncode:
             pytest.skip("this user may not mount a file system")
 
     def grow(self) -> None:
         """Makes room."""
-        subprocess.run(["mount", "-o", "remount,size=500m,nr_inodes=100000", str(self.place)], check=True)
+        subprocess.run(
+            ["mount", "-o", "remount,size=500m,nr_inodes=100000", str(self.place)], check=True
+        )
 
     def close(self) -> None:
         """Takes it away."""
@@ -43,7 +49,10 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
 
 def on(disk: Disk, tmp_path: Path, **changes: Any) -> Config:
     config = small_config(
-        tmp_path, model={"name": "mlp", "depth": 2, "width": 128}, search={"trials": 6, "concurrency": 2}, **changes
+        tmp_path,
+        model={"name": "mlp", "depth": 2, "width": 128},
+        search={"trials": 6, "concurrency": 2},
+        **changes,
     )
     kept = config.search.model_copy(update={"storage_path": str(disk.place / "runs")})
     return config.model_copy(update={"search": kept})
@@ -55,14 +64,19 @@ def events(disk: Disk) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(240)
-def test_a_search_whose_disk_is_full_ends_in_one_sentence_and_goes_on_when_there_is_room(disk: Disk, tmp_path: Path) -> None:
+def test_a_search_whose_disk_is_full_ends_in_one_sentence_and_goes_on_when_there_is_room(
+    disk: Disk, tmp_path: Path
+) -> None:
     with pytest.raises(
-        UserError, match=r"full cannot be kept in .*/runs/full \(.*\).*make room, then `slimfront resume full`"
+        UserError,
+        match=r"full cannot be kept in .*/runs/full \(.*\).*make room, then `slimfront resume full`",
     ) as caught:
         run_search(on(disk, tmp_path), name="full")
     assert "\n" not in str(caught.value)
     before = events(disk)
-    assert not [event for event in before if event["event"] == "ended" and event["status"] == "failed"]
+    assert not [
+        event for event in before if event["event"] == "ended" and event["status"] == "failed"
+    ]
     disk.grow()
     result = resume_search("full", storage_path=str(disk.place / "runs"))
     assert len(result.ledger.with_status("completed")) == 6
@@ -70,7 +84,9 @@ def test_a_search_whose_disk_is_full_ends_in_one_sentence_and_goes_on_when_there
 
 
 @pytest.mark.parametrize("limit", ["size=64k", "size=128k"])
-def test_a_journal_has_whole_lines_only_however_full_its_disk_is(tmp_path: Path, limit: str) -> None:
+def test_a_journal_has_whole_lines_only_however_full_its_disk_is(
+    tmp_path: Path, limit: str
+) -> None:
     disk = Disk(tmp_path / "disk", limit)
     try:
         journal = Journal(disk.place)

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from search.config import Config, load
+from slimfront.search.config.schema import Config, load
+from slimfront.trainables.errors import UserError
 from tests.conftest import SMALL_CONFIG
-from trainables.errors import UserError
 
 OFF: dict[str, Any] = {"penalties": {}, "sparsifier": None}
 NAMES = {"choices": ["magnitude", "rigl"]}
@@ -22,19 +22,47 @@ NAMES = {"choices": ["magnitude", "rigl"]}
             {"sparsifier": NAMES},
             "space 'sparsifier': 'magnitude' alone has sparsity 0 and does nothing; set s",
         ),
-        ({"sparsifier": {"name": "set", "sparsity": 0.9}}, {"sparsifier": NAMES}, "'magnitude' alone has sparsity 0"),
-        (OFF, {"sparsifier": {"choices": ["nm", "rigl"]}}, "space 'sparsifier': 'rigl' alone has sparsity 0"),
+        (
+            {"sparsifier": {"name": "set", "sparsity": 0.9}},
+            {"sparsifier": NAMES},
+            "'magnitude' alone has sparsity 0",
+        ),
+        (
+            OFF,
+            {"sparsifier": {"choices": ["nm", "rigl"]}},
+            "space 'sparsifier': 'rigl' alone has sparsity 0",
+        ),
         (
             {"sparsifier": "magnitude"},
             {"sparsifier.name": NAMES},
             "space 'sparsifier.name': changes nothing, since sp",
         ),
-        ({"sparsifier": "rigl"}, {"sparsifier.every": {"low": 1, "high": 9}}, "changes nothing, since sparsifier.sparsity is 0"),
-        (OFF, {"penalties.layer.warmup": {"low": 0, "high": 1}}, "changes nothing, since penalties.layer.strength is 0"),
+        (
+            {"sparsifier": "rigl"},
+            {"sparsifier.every": {"low": 1, "high": 9}},
+            "changes nothing, since sparsifier.sparsity is 0",
+        ),
+        (
+            OFF,
+            {"penalties.layer.warmup": {"low": 0, "high": 1}},
+            "changes nothing, since penalties.layer.strength is 0",
+        ),
         (OFF, {"refit.lr": {"low": 0.1, "high": 0.2}}, "changes nothing, since refit.epochs is 0"),
-        ({"one_shot": {"steps": 0}}, {"one_shot.keep": {"low": 0.1, "high": 0.2}}, "changes nothing, since one_shot.steps is 0"),
-        (OFF, {"training.seed": {"low": 0, "high": 9}}, "space 'training.seed': would have the search pick lucky seeds"),
-        (OFF, {"training.seed": {"choices": [1, 2]}}, "space 'training.seed': would have the search pick lucky seeds"),
+        (
+            {"one_shot": {"steps": 0}},
+            {"one_shot.keep": {"low": 0.1, "high": 0.2}},
+            "changes nothing, since one_shot.steps is 0",
+        ),
+        (
+            OFF,
+            {"training.seed": {"low": 0, "high": 9}},
+            "space 'training.seed': would have the search pick lucky seeds",
+        ),
+        (
+            OFF,
+            {"training.seed": {"choices": [1, 2]}},
+            "space 'training.seed': would have the search pick lucky seeds",
+        ),
     ],
 )
 def test_what_varies_to_no_effect_is_refused(
@@ -51,10 +79,22 @@ def test_what_varies_to_no_effect_is_refused(
     ("changes", "space"),
     [
         ({"sparsifier": {"name": "set", "sparsity": 0.9}}, {"sparsifier.name": NAMES}),
-        ({"sparsifier": "magnitude"}, {"sparsifier.name": NAMES, "sparsifier.sparsity": {"low": 0, "high": 0.9}}),
+        (
+            {"sparsifier": "magnitude"},
+            {"sparsifier.name": NAMES, "sparsifier.sparsity": {"low": 0, "high": 0.9}},
+        ),
         (OFF, {"sparsifier": {"choices": ["nm", None]}}),
-        (OFF, {"penalties.layer.strength": {"low": 0, "high": 1}, "penalties.layer.warmup": {"low": 0, "high": 1}}),
-        ({"penalties": {"layer": {"layers": {"1": 2.0}}}}, {"penalties.layer.warmup": {"low": 0, "high": 1}}),
+        (
+            OFF,
+            {
+                "penalties.layer.strength": {"low": 0, "high": 1},
+                "penalties.layer.warmup": {"low": 0, "high": 1},
+            },
+        ),
+        (
+            {"penalties": {"layer": {"layers": {"1": 2.0}}}},
+            {"penalties.layer.warmup": {"low": 0, "high": 1}},
+        ),
         (OFF, {"refit.epochs": {"low": 0, "high": 1}, "refit.lr": {"low": 0.1, "high": 0.2}}),
         ({"training": {"seed": 3}}, {"training.lr": {"low": 0.1, "high": 0.2}}),
     ],

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from search.config import Config
-from search.journal import JOURNAL_FILE, Journal, read_events
-from search.session import begin, read_search, take_up
-from trainables.errors import UserError
-from trainables.models import Factory
+from slimfront.search.config.schema import Config
+from slimfront.search.record.journal import JOURNAL_FILE, Journal, read_events
+from slimfront.search.record.session import begin, read_search, take_up
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.models import Factory
 
 
 def kinds(directory: Path) -> list[str]:
@@ -18,13 +18,16 @@ def kinds(directory: Path) -> list[str]:
 def test_what_was_appended_is_read_back_in_order_with_its_time(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     written = [journal.append("one", number=1, text="ä\n"), journal.append("two")]
-    assert list(read_events(tmp_path / JOURNAL_FILE)) == written  # before it is closed: each event is safe at once
+    # Before it is closed: each event is safe at once.
+    assert list(read_events(tmp_path / JOURNAL_FILE)) == written
     assert written[0]["time"] <= written[1]["time"]
     journal.close()
 
 
 @pytest.mark.parametrize("torn", [b'{"event": "thr', b"{", b'{"event": "three"}'])
-def test_a_last_line_that_a_crash_cut_off_is_left_out_and_cut_off(tmp_path: Path, torn: bytes) -> None:
+def test_a_last_line_that_a_crash_cut_off_is_left_out_and_cut_off(
+    tmp_path: Path, torn: bytes
+) -> None:
     journal = Journal(tmp_path)
     journal.append("one")
     journal.close()
@@ -61,9 +64,9 @@ def test_the_time_that_a_search_took_does_not_depend_on_the_clock_of_the_machine
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1_800_000_000 * 10**9]
-    monkeypatch.setattr("search.journal.time.time_ns", lambda: now[0])
+    monkeypatch.setattr("slimfront.search.record.journal.time.time_ns", lambda: now[0])
     ticks = [100.0]
-    monkeypatch.setattr("search.journal.time.monotonic", lambda: ticks[0])
+    monkeypatch.setattr("slimfront.search.record.journal.time.monotonic", lambda: ticks[0])
     session = begin(config, "timed", {}, [])
     session.journal.append("session", session=1)
     now[0] -= 3600 * 10**9  # someone sets the clock back by an hour
@@ -113,7 +116,10 @@ def test_a_flipped_byte_anywhere_in_a_journal_is_noticed(config: Config) -> None
     whole = file.read_bytes()
     for place in range(0, len(whole) - 1, 5):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x04]) + whole[place + 1 :])
-        with pytest.raises(UserError, match=r"is damaged in line \d+; restore it from a copy, or start a new search \(.*\)$"):
+        with pytest.raises(
+            UserError,
+            match=r"is damaged in line \d+; restore it from a copy, or start a new search \(.*\)$",
+        ):
             take_up("kept", config.search.storage_path)
 
 
@@ -125,7 +131,9 @@ def test_a_line_that_is_missing_or_there_twice_is_noticed(config: Config, line: 
         if changed == lines[:-1]:
             continue  # the last events of a journal may be missing: that is what a crash does
         file.write_bytes(b"".join(changed))
-        with pytest.raises(UserError, match=r"missing, or there twice|does not say what was searched"):
+        with pytest.raises(
+            UserError, match=r"missing, or there twice|does not say what was searched"
+        ):
             read_search("kept", config.search.storage_path)
 
 
@@ -139,7 +147,8 @@ def test_a_line_that_is_missing_or_there_twice_is_noticed(config: Config, line: 
         '{"event": "ended", "time": 1, "number": 17, "status": "completed", "reason": null}',
         '{"event": "moved", "time": 1, "number": 0, "epoch": 9, "checkpoint": "x"}',
         '{"event": "epochs", "time": 1, "number": 0, "history": 3}',
-        '{"event": "point", "time": 1, "number": 0, "epoch": 1, "measures": [], "compaction": [], "checkpoint": null}',
+        '{"event": "point", "time": 1, "number": 0, "epoch": 1, "measures": [], "compaction": [], '
+        '"checkpoint": null}',
         "[" * 100_000,
         '{"event": "trial", "time": 1, "number": {}, "values": {}, "seed": 0}',
         "\x00\x01",
@@ -158,7 +167,12 @@ def test_whatever_stands_in_a_journal_is_refused_in_one_sentence(config: Config,
 def test_a_journal_of_version_0_1_is_read(config: Config) -> None:
     file = written_search(config)
     events = list(read_events(file))
-    file.write_text("".join(json.dumps({k: v for k, v in event.items() if k not in ("n", "elapsed")}) + "\n" for event in events))
+    file.write_text(
+        "".join(
+            json.dumps({k: v for k, v in event.items() if k not in ("n", "elapsed")}) + "\n"
+            for event in events
+        )
+    )
     assert [event["event"] for event in read_events(file)] == [event["event"] for event in events]
     session = take_up("kept", config.search.storage_path)
     session.journal.append("session", session=2)
@@ -168,7 +182,10 @@ def test_a_journal_of_version_0_1_is_read(config: Config) -> None:
 
 def test_a_lock_that_is_a_directory_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
-    with pytest.raises(UserError, match=r"the lock .*/lock cannot be taken \(Is a directory\); remove what is there"):
+    with pytest.raises(
+        UserError,
+        match=r"the lock .*/lock cannot be taken \(Is a directory\); remove what is there",
+    ):
         Journal(tmp_path)
 
 
@@ -184,9 +201,14 @@ def test_a_journal_that_others_may_have_written_runs_no_code_that_it_names(
     if how == "others may write to it":
         file.chmod(0o666)
     else:
-        os.chown(file, 12345, 12345) if os.getuid() == 0 else monkeypatch.setattr("os.getuid", lambda: 54321)
+        os.chown(file, 12345, 12345) if os.getuid() == 0 else monkeypatch.setattr(
+            "os.getuid", lambda: 54321
+        )
     for read in (read_search, take_up):
-        with pytest.raises(UserError, match=rf"names code to run \(os:getcwd\), and {how}; make it yours if you trust it"):
+        with pytest.raises(
+            UserError,
+            match=rf"names code to run \(os:getcwd\), and {how}; make it yours if you trust it",
+        ):
             read("planted", config.search.storage_path)
     own = begin(config, "own", {}, [])
     own.journal.close()

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from search.config import Config
-from search.locate import locate, name_in_store
-from search.names import check_name, is_name
-from search.runner import sync_search
-from search.session import begin, read_search, take_up
-from search.tracking import connect
+from slimfront.search.config.names import check_name, is_name
+from slimfront.search.config.schema import Config
+from slimfront.search.engine.runner import sync_search
+from slimfront.search.record.locate import locate, name_in_store
+from slimfront.search.record.session import begin, read_search, take_up
+from slimfront.search.tracking import connect
+from slimfront.trainables.errors import UserError
 from tests.search.test_cli import slimfront
-from trainables.errors import UserError
 
 
 @pytest.fixture
@@ -48,15 +48,33 @@ def test_every_way_to_a_search_leads_to_its_name(begun: Path, way: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "nonsense", ["", ".", "..", "runs", "../mine/..", "nothing/at/all", "a b", "loop", "mine\x00", "x" * 5_000, "-"]
+    "nonsense",
+    [
+        "",
+        ".",
+        "..",
+        "runs",
+        "../mine/..",
+        "nothing/at/all",
+        "a b",
+        "loop",
+        "mine\x00",
+        "x" * 5_000,
+        "-",
+    ],
 )
 def test_what_leads_to_no_search_is_refused(begun: Path, nonsense: str) -> None:
-    with pytest.raises(UserError, match=r"is neither the name of a search nor the path of its directory|there is no search"):
+    with pytest.raises(
+        UserError,
+        match=r"is neither the name of a search nor the path of its directory|there is no search",
+    ):
         take_up(nonsense, "runs")
     assert sorted(path.name for path in begun.iterdir()) == ["link", "mine"]
 
 
-def test_a_bare_name_is_looked_for_in_the_storage_path_alone(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bare_name_is_looked_for_in_the_storage_path_alone(
+    begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(begun)
     assert locate("mine", "runs") == ("mine", "runs")
     assert locate("./mine", "runs") == ("mine", str(begun))
@@ -70,14 +88,21 @@ def test_in_a_bucket_there_are_only_names() -> None:
 
 
 def test_a_store_is_asked_by_name(begun: Path) -> None:
-    assert [name_in_store(way) for way in ("mine", "mine/", "runs/mine/", "other")] == ["mine", "mine", "mine", "other"]
+    assert [name_in_store(way) for way in ("mine", "mine/", "runs/mine/", "other")] == [
+        "mine",
+        "mine",
+        "mine",
+        "other",
+    ]
     with pytest.raises(UserError, match="neither the name"):
         name_in_store("runs/../other")
 
 
 def test_names_fit_a_directory() -> None:
     assert [name for name in ("a", "A-1_b.c", "x" * 100) if not is_name(name)] == []
-    assert [name for name in ("", ".", "..", "a/b", "a b", "-a", "x" * 101, "a\n") if is_name(name)] == []
+    assert [
+        name for name in ("", ".", "..", "a/b", "a b", "-a", "x" * 101, "a\n") if is_name(name)
+    ] == []
     with pytest.raises(UserError, match="--name: 'a/b' cannot name a directory"):
         check_name("a/b")
 
@@ -86,11 +111,15 @@ def test_a_search_has_one_run_in_mlflow_however_it_was_typed(begun: Path, config
     for way in ("mine", "mine/", "runs/../runs/mine", "runs/link"):
         sync_search(way)
     client = connect(config.tracking.absolute_uri())
-    runs = client.search_runs([e.experiment_id for e in client.search_experiments()], "tags.`slimfront.role` = 'search'")
+    runs = client.search_runs(
+        [e.experiment_id for e in client.search_experiments()], "tags.`slimfront.role` = 'search'"
+    )
     assert [run.data.tags["slimfront.search"] for run in runs] == ["mine"]
 
 
-@pytest.mark.parametrize("command", ["resume", "sync", "front", "register --name m", "export --output x.onnx"])
+@pytest.mark.parametrize(
+    "command", ["resume", "sync", "front", "register --name m", "export --output x.onnx"]
+)
 def test_commands_refuse_what_leads_to_no_search(
     begun: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:

@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 
-from search import nodes
-from search.config import Config
-from search.nodes import check_fits, room, slots
-from search.settings import Resources
-from trainables.errors import UserError
+from slimfront.search.config.schema import Config
+from slimfront.search.config.settings import Resources
+from slimfront.search.engine import nodes
+from slimfront.search.engine.nodes import check_fits, room, slots
+from slimfront.trainables.errors import UserError
 
 
 def node(alive: bool = True, **resources: float) -> dict[str, Any]:
@@ -16,7 +16,13 @@ def node(alive: bool = True, **resources: float) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("trial", "fit"),
-    [({"CPU": 1}, 12), ({"CPU": 3}, 3), ({"CPU": 1, "GPU": 0.25}, 4), ({"CPU": 0.1, "GPU": 0.4}, 4), ({"CPU": 1, "big": 1}, 0)],
+    [
+        ({"CPU": 1}, 12),
+        ({"CPU": 3}, 3),
+        ({"CPU": 1, "GPU": 0.25}, 4),
+        ({"CPU": 0.1, "GPU": 0.4}, 4),
+        ({"CPU": 1, "big": 1}, 0),
+    ],
 )
 def test_a_trial_fits_whole_on_one_live_node(trial: dict[str, float], fit: int) -> None:
     cluster = [node(CPU=4, GPU=2), node(CPU=8), node(alive=False, CPU=100, GPU=8, big=1)]
@@ -33,10 +39,14 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def asking(config: Config, concurrency: int | str = "auto", **resources: Any) -> Config:
     search = config.search.model_copy(update={"concurrency": concurrency})
-    return config.model_copy(update={"search": search, "resources": Resources.model_validate(resources)})
+    return config.model_copy(
+        update={"search": search, "resources": Resources.model_validate(resources)}
+    )
 
 
-def test_there_is_room_for_what_joins(config: Config, cluster: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_room_for_what_joins(
+    config: Config, cluster: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 100.0
     monkeypatch.setattr(nodes.time, "monotonic", lambda: now)
     places = room(asking(config, cpu=2))
@@ -51,11 +61,21 @@ def test_there_is_room_for_what_joins(config: Config, cluster: list[dict[str, An
     assert room(asking(config, 64))() == 64  # what an autoscaler is to make room for
 
 
-def test_resources_that_no_node_has(config: Config, cluster: list[dict[str, Any]], caplog: pytest.LogCaptureFixture) -> None:
+def test_resources_that_no_node_has(
+    config: Config, cluster: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
     check_fits(asking(config, cpu=4))
     for resources, problem in (
-        ({"cpu": 5}, r"resources\.cpu: a trial asks for 5 CPU, and there is 4 here; set resources\.cpu to 4 or less"),
-        ({"gpu": 1}, r"resources\.gpu: a trial asks for 1 GPU, and there is 0 here; leave resources\.gpu out, or add a node"),
+        (
+            {"cpu": 5},
+            r"resources\.cpu: a trial asks for 5 CPU, and there is 4 here; set resources\.cpu to 4 "
+            r"or less",
+        ),
+        (
+            {"gpu": 1},
+            r"resources\.gpu: a trial asks for 1 GPU, and there is 0 here; leave resources\.gpu "
+            r"out, or add a node",
+        ),
     ):
         with pytest.raises(UserError, match=problem):
             check_fits(asking(config, **resources))
@@ -64,4 +84,7 @@ def test_resources_that_no_node_has(config: Config, cluster: list[dict[str, Any]
         check_fits(asking(config, cpu=4, gpu=1))
     with caplog.at_level(logging.WARNING):
         check_fits(asking(config, 8, cpu=4, gpu=1))
-    assert "no node has the resources of a trial (4 CPU, 1 GPU) yet; trials wait for one" in caplog.text
+    assert (
+        "no node has the resources of a trial (4 CPU, 1 GPU) yet; trials wait for one"
+        in caplog.text
+    )

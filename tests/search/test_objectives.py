@@ -3,11 +3,13 @@ import math
 import numpy as np
 import pytest
 
-from search.objectives import OBJECTIVES, Direction, losses
+from slimfront.search.config.objectives import OBJECTIVES, Direction, losses
 
 
 def test_accuracies_are_maximised_and_sizes_minimised() -> None:
-    maximised = {name for name, objective in OBJECTIVES.items() if objective.direction is Direction.MAXIMIZE}
+    maximised = {
+        name for name, objective in OBJECTIVES.items() if objective.direction is Direction.MAXIMIZE
+    }
     assert maximised == {"val_accuracy", "speedup"}
 
 
@@ -29,7 +31,9 @@ def test_times_are_ratios_to_the_dense_network() -> None:
 
 def test_a_missing_measure_becomes_nan() -> None:
     chosen = [OBJECTIVES["val_accuracy"], OBJECTIVES["layers"]]
-    table = losses([{"val_accuracy": 0.5, "layers": 4}, {"val_accuracy": 0.5}], chosen, {"layers": 4})
+    table = losses(
+        [{"val_accuracy": 0.5, "layers": 4}, {"val_accuracy": 0.5}], chosen, {"layers": 4}
+    )
     assert table.shape == (2, 2)
     assert table[0].tolist() == [0.5, 1.0]
     assert np.isnan(table[1, 1])

@@ -7,17 +7,17 @@ import pytest
 from mlflow import MlflowClient
 from pydantic import ValidationError
 
-from search import packing
-from search.config import Config
-from search.interrupt import Interrupt
-from search.packing import pack
-from search.progress import Progress
-from search.records import Ledger
-from search.runner import resume_search, run_search
+from slimfront.search.config.schema import Config
+from slimfront.search.engine import packing
+from slimfront.search.engine.interrupt import Interrupt
+from slimfront.search.engine.packing import pack
+from slimfront.search.engine.progress import Progress
+from slimfront.search.engine.runner import resume_search, run_search
+from slimfront.search.record.ledger import Ledger
+from slimfront.trainables import train
+from slimfront.trainables.errors import UserError
 from tests.conftest import SMALL_CONFIG, small_config
 from tests.search.searches import Kills, actors, check_histories, runs_of
-from trainables import train
-from trainables.errors import UserError
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(180)]
 
@@ -51,15 +51,21 @@ def test_trials_in_packs_are_trials_like_others(tmp_path: Path) -> None:
         if record.number is None:
             continue
         alone = train(config.candidate(record.values | {"training.seed": record.seed}))
-        losses = [point.value for point in client.get_metric_history(run.info.run_id, "epoch/train_loss")]
+        losses = [
+            point.value for point in client.get_metric_history(run.info.run_id, "epoch/train_loss")
+        ]
         assert losses == pytest.approx([epoch["train_loss"] for epoch in alone.history], rel=1e-4)
-        assert record.measures["nonzero_params"] == pytest.approx(alone.measures["nonzero_params"], rel=0.02)
+        assert record.measures["nonzero_params"] == pytest.approx(
+            alone.measures["nonzero_params"], rel=0.02
+        )
     for point in result.front:
         assert point.origin.checkpoint is not None
 
 
 @pytest.mark.slow
-def test_a_killed_process_costs_its_trials_only_the_steps_since_their_last_checkpoints(tmp_path: Path) -> None:
+def test_a_killed_process_costs_its_trials_only_the_steps_since_their_last_checkpoints(
+    tmp_path: Path,
+) -> None:
     training = SMALL_CONFIG["training"] | {"epochs": 12}
     killer = Kills(1, "SharedProcess")
     result = run_search(packed(tmp_path, 3, 6, training=training), killer)
@@ -68,13 +74,24 @@ def test_a_killed_process_costs_its_trials_only_the_steps_since_their_last_check
     check_histories(tmp_path, result, epochs=12)
 
 
-def test_trials_of_a_pack_are_stopped_early_and_one_that_diverges_fails_alone(tmp_path: Path) -> None:
+def test_trials_of_a_pack_are_stopped_early_and_one_that_diverges_fails_alone(
+    tmp_path: Path,
+) -> None:
     space = SMALL_CONFIG["space"] | {"training.lr": {"choices": [0.01, 1e30]}}
     training = SMALL_CONFIG["training"] | {"epochs": 9, "optimizer": "sgd"}
     result = run_search(
-        packed(tmp_path, 6, 16, space=space, training=training, search={"early_stopping": {"grace": 1}, "seed": 3})
+        packed(
+            tmp_path,
+            6,
+            16,
+            space=space,
+            training=training,
+            search={"early_stopping": {"grace": 1}, "seed": 3},
+        )
     )
-    diverged = {record.label for record in result.ledger.trials if record.values["training.lr"] == 1e30}
+    diverged = {
+        record.label for record in result.ledger.trials if record.values["training.lr"] == 1e30
+    }
     assert {record.label for record in result.ledger.with_status("failed")} == diverged
     assert diverged
     assert result.ledger.with_status("stopped")
@@ -103,11 +120,14 @@ def test_a_search_in_packs_is_interrupted_and_resumed(tmp_path: Path) -> None:
 def test_candidates_that_do_not_pack_are_refused_where_packs_are_asked_for(tmp_path: Path) -> None:
     model = {"factory": "tests.search.test_packing:dropping"}
     with pytest.raises(
-        UserError, match=r"resources\.pack: the model's '1' drops at random.*set its rate to 0, or resources\.pack to 1"
+        UserError,
+        match=r"resources\.pack: the model's '1' drops at random.*set its rate to 0, or resources\.pack to 1",
     ):
         run_search(packed(tmp_path, 4, model=model))
     assert pack(packed(tmp_path, "auto", 1000, model=model)).size == 1
-    with pytest.raises(ValidationError, match="a trial in 2 processes cannot be one of a pack of 4; set pack to 1"):
+    with pytest.raises(
+        ValidationError, match="a trial in 2 processes cannot be one of a pack of 4; set pack to 1"
+    ):
         small_config(tmp_path, resources={"pack": 4, "cpu": 2, "processes": 2})
 
 
@@ -116,19 +136,29 @@ def dropping() -> Any:
     from torch import nn
 
     return nn.Sequential(
-        nn.Flatten(), nn.Dropout(0.1), *(layer for _ in range(3) for layer in (nn.Linear(64, 64), nn.ReLU())), nn.Linear(64, 10)
+        nn.Flatten(),
+        nn.Dropout(0.1),
+        *(layer for _ in range(3) for layer in (nn.Linear(64, 64), nn.ReLU())),
+        nn.Linear(64, 10),
     )
 
 
 @pytest.mark.parametrize(
-    ("trials", "concurrency", "most"), [(39, "auto", None), (40, "auto", 4), (5000, "auto", 64), (5000, 4, None)]
+    ("trials", "concurrency", "most"),
+    [(39, "auto", None), (40, "auto", 4), (5000, "auto", 64), (5000, 4, None)],
 )
 def test_a_pack_is_measured_and_leaves_the_search_rounds_to_learn_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trials: int, concurrency: int | str, most: int | None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trials: int,
+    concurrency: int | str,
+    most: int | None,
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr(packing, "best_size", lambda _, most, threads: asked.append(most) or 4)
-    monkeypatch.setattr(packing, "room", lambda _: lambda: 2 if concurrency == "auto" else concurrency)
+    monkeypatch.setattr(
+        packing, "room", lambda _: lambda: 2 if concurrency == "auto" else concurrency
+    )
     found = pack(packed(tmp_path, "auto", trials, search={"concurrency": concurrency}))
     assert asked == ([] if most is None else [most])
     assert found.size == (1 if most is None else 4)

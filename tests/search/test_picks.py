@@ -2,14 +2,16 @@ from typing import Any
 
 import pytest
 
-from search.objectives import OBJECTIVES, Constraint
-from search.picks import member_name, pick
-from search.records import Ledger, SearchResult
-from search.report import as_json
-from trainables.errors import UserError
+from slimfront.search.config.objectives import OBJECTIVES, Constraint
+from slimfront.search.record.ledger import Ledger, SearchResult
+from slimfront.search.record.picks import member_name, pick
+from slimfront.search.record.report import as_json
+from slimfront.trainables.errors import UserError
 
 
-def member(trial: str, epoch: int, accuracy: float, size: int, step: int = 0, *, knee: bool = False) -> dict[str, Any]:
+def member(
+    trial: str, epoch: int, accuracy: float, size: int, step: int = 0, *, knee: bool = False
+) -> dict[str, Any]:
     measures = {"val_accuracy": accuracy, "nonzero_params": size}
     return {"trial": trial, "epoch": epoch, "one_shot": step, "knee": knee, **measures}
 
@@ -39,43 +41,78 @@ FRONT: dict[str, Any] = {
         ("trial-002@30/3", None, "trial-002@30/3"),
     ],
 )
-def test_a_network_is_picked_by_what_it_is_or_by_its_trial(wanted: str, least: float | None, expected: str) -> None:
+def test_a_network_is_picked_by_what_it_is_or_by_its_trial(
+    wanted: str, least: float | None, expected: str
+) -> None:
     assert member_name(pick(FRONT, wanted, least)) == expected
 
 
 def test_what_is_not_there_gets_a_sentence() -> None:
     with pytest.raises(
-        UserError, match=r"--pick trial-009: it is not on the front; choose knee, smallest, most-accurate, or one of "
+        UserError,
+        match=r"--pick trial-009: it is not on the front; choose knee, smallest, most-accurate, or one of ",
     ):
         pick(FRONT, "trial-009")
-    with pytest.raises(UserError, match=r"no network of the front has validation accuracy 0\.99; the best has 0\.9800"):
+    with pytest.raises(
+        UserError,
+        match=r"no network of the front has validation accuracy 0\.99; the best has 0\.9800",
+    ):
         pick(FRONT, "knee", 0.99)
     with pytest.raises(UserError, match="the front is empty"):
         pick({"objectives": [], "front": []}, "knee")
 
 
-def test_where_the_knee_is_not_accurate_enough_it_is_the_knee_of_those_that_are_as_the_ledger_would_find_it() -> None:
+def test_where_the_knee_is_not_accurate_enough_it_is_the_knee_of_those_that_are_as_the_ledger_would_find_it() -> (
+    None
+):
     sizes = {0.99: 10_000, 0.98: 2_000, 0.97: 1_800, 0.96: 1_600, 0.7: 30, 0.1: 10}
-    ledger = Ledger([OBJECTIVES["val_accuracy"], OBJECTIVES["nonzero_params"]], {"nonzero_params": 123_456.0})
+    ledger = Ledger(
+        [OBJECTIVES["val_accuracy"], OBJECTIVES["nonzero_params"]], {"nonzero_params": 123_456.0}
+    )
     for number, (accuracy, size) in enumerate(sizes.items()):
         ledger.apply({"event": "trial", "number": number, "values": {}, "seed": 0})
         measures = {"val_accuracy": accuracy, "nonzero_params": size, "params": size}
-        ledger.apply({"event": "point", "number": number, "epoch": 1, "measures": measures, "compaction": [], "checkpoint": "c"})
+        ledger.apply(
+            {
+                "event": "point",
+                "number": number,
+                "epoch": 1,
+                "measures": measures,
+                "compaction": [],
+                "checkpoint": "c",
+            }
+        )
     report = as_json(SearchResult("s", ledger, ledger.front(), 0.0, "", interrupted=False))
     assert pick(report, "knee")["nonzero_params"] == 30
-    able = Ledger(ledger.objectives, ledger.dense_sizes, [Constraint.parse("val_accuracy", ">= 0.9")])
+    able = Ledger(
+        ledger.objectives, ledger.dense_sizes, [Constraint.parse("val_accuracy", ">= 0.9")]
+    )
     for number, trial in enumerate(ledger.trials):
         able.apply({"event": "trial", "number": number, "values": {}, "seed": 0})
         able.apply(
-            {"event": "point", "number": number, "epoch": 1, "measures": trial.measures, "compaction": [], "checkpoint": "c"}
+            {
+                "event": "point",
+                "number": number,
+                "epoch": 1,
+                "measures": trial.measures,
+                "compaction": [],
+                "checkpoint": "c",
+            }
         )
     expected = able.knee()
     assert expected is not None
-    assert pick(report, "knee", 0.9)["nonzero_params"] == expected.measures["nonzero_params"] == 2_000
+    assert (
+        pick(report, "knee", 0.9)["nonzero_params"] == expected.measures["nonzero_params"] == 2_000
+    )
 
 
 def test_a_knee_can_be_over_the_number_of_parameters_latency_and_speed_up() -> None:
-    rows = [(0.99, 4000, 8.0, 1.0), (0.95, 900, 2.0, 4.0), (0.94, 800, 1.9, 4.1), (0.2, 10, 0.1, 80.0)]
+    rows = [
+        (0.99, 4000, 8.0, 1.0),
+        (0.95, 900, 2.0, 4.0),
+        (0.94, 800, 1.9, 4.1),
+        (0.2, 10, 0.1, 80.0),
+    ]
     members = [
         member(f"trial-{n:03d}", 1, accuracy, size, knee=accuracy < 0.5)
         | {"params": {"lr": 0.1}, "total_params": size, "latency_ms": latency, "speedup": speedup}

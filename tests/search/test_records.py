@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from search.objectives import OBJECTIVES, Constraint
-from search.records import Ledger, label
+from slimfront.search.config.objectives import OBJECTIVES, Constraint
+from slimfront.search.record.ledger import Ledger, label
 
 
 def ledger(*constraints: Constraint) -> Ledger:
@@ -16,13 +16,27 @@ def begin(book: Ledger, number: int | None) -> None:
     book.apply({"event": "trial", "number": number, "values": {}, "seed": 0})
 
 
-def point(book: Ledger, number: int | None, epoch: int, accuracy: float, size: float, checkpoint: str | None = "") -> None:
+def point(
+    book: Ledger,
+    number: int | None,
+    epoch: int,
+    accuracy: float,
+    size: float,
+    checkpoint: str | None = "",
+) -> None:
     measures = {"val_accuracy": accuracy, "nonzero_params": size}
-    content: dict[str, Any] = {"epoch": epoch, "measures": measures, "compaction": [], "checkpoint": checkpoint}
+    content: dict[str, Any] = {
+        "epoch": epoch,
+        "measures": measures,
+        "compaction": [],
+        "checkpoint": checkpoint,
+    }
     book.apply({"event": "point", "number": number, **content})
 
 
-def end(book: Ledger, number: int | None, status: str = "completed", reason: str | None = None) -> None:
+def end(
+    book: Ledger, number: int | None, status: str = "completed", reason: str | None = None
+) -> None:
     book.apply({"event": "ended", "number": number, "status": status, "reason": reason})
 
 
@@ -30,7 +44,9 @@ def names(book: Ledger) -> list[str]:
     return [p.name for p in book.front()]
 
 
-def test_the_front_is_over_the_networks_that_all_trials_passed_through_most_accurate_first() -> None:
+def test_the_front_is_over_the_networks_that_all_trials_passed_through_most_accurate_first() -> (
+    None
+):
     book = ledger()
     for number in (None, 0, 1, 2, 3):
         begin(book, number)
@@ -45,7 +61,9 @@ def test_the_front_is_over_the_networks_that_all_trials_passed_through_most_accu
     assert names(book) == ["trial-000", "trial-001@1", "trial-000@1"]
 
 
-def test_a_network_as_good_as_an_earlier_one_of_the_same_trial_is_left_out_and_one_of_another_trial_is_not() -> None:
+def test_a_network_as_good_as_an_earlier_one_of_the_same_trial_is_left_out_and_one_of_another_trial_is_not() -> (
+    None
+):
     book = ledger()
     for number in (0, 1):
         begin(book, number)
@@ -57,7 +75,10 @@ def test_a_network_as_good_as_an_earlier_one_of_the_same_trial_is_left_out_and_o
 def test_networks_pruned_in_one_shot_are_candidates_of_their_own_that_share_a_checkpoint() -> None:
     book = ledger()
     begin(book, 0)
-    pruned = [{"val_accuracy": 0.85, "nonzero_params": 50}, {"val_accuracy": 0.3, "nonzero_params": 60}]
+    pruned = [
+        {"val_accuracy": 0.85, "nonzero_params": 50},
+        {"val_accuracy": 0.3, "nonzero_params": 60},
+    ]
     measures = {"val_accuracy": 0.9, "nonzero_params": 100}
     content = {"epoch": 4, "measures": measures, "compaction": [], "checkpoint": "here"}
     content["pruned"] = [{"measures": m, "compaction": []} for m in pruned]
@@ -65,7 +86,8 @@ def test_networks_pruned_in_one_shot_are_candidates_of_their_own_that_share_a_ch
     end(book, 0)
     assert names(book) == ["trial-000", "trial-000/1"]
     assert [str(p.file) for p in book.front()] == ["here/network.pt", "here/network-1.pt"]
-    assert book.trials[0].measures == measures  # the trial's own network is the one that was trained
+    # The trial's own network is the one that was trained.
+    assert book.trials[0].measures == measures
     book.apply({"event": "tested", "number": 0, "epoch": 4, "step": 1, "test_accuracy": 0.8})
     assert [p.test_accuracy for p in book.front()] == [None, 0.8]
     book.apply({"event": "moved", "number": 0, "epoch": 4, "checkpoint": "there"})
@@ -73,7 +95,9 @@ def test_networks_pruned_in_one_shot_are_candidates_of_their_own_that_share_a_ch
 
 
 def test_a_network_with_nan_or_that_breaks_a_constraint_is_not_on_the_front() -> None:
-    book = ledger(Constraint.parse("val_accuracy", ">= 0.7"), Constraint.parse("nonzero_params", "<= 500"))
+    book = ledger(
+        Constraint.parse("val_accuracy", ">= 0.7"), Constraint.parse("nonzero_params", "<= 500")
+    )
     begin(book, 0)
     point(book, 0, 1, float("nan"), 10)
     point(book, 0, 2, 0.69, 10)
@@ -174,7 +198,9 @@ def test_what_would_not_join_the_front_now_is_known_before_it_is_kept_and_never_
         return book.would_enter_front(book.by_label[label(number)], measures)
 
     assert [joins(1, 0.9, 200), joins(1, 0.6, 50), joins(1, 0.8, 100)] == [True, True, True]
-    assert [joins(1, 0.7, 100), joins(1, 0.4, 10), joins(0, 0.8, 100), joins(1, math.nan, 1)] == [False] * 4
+    assert [joins(1, 0.7, 100), joins(1, 0.4, 10), joins(0, 0.8, 100), joins(1, math.nan, 1)] == [
+        False
+    ] * 4
     assert not joins(None, 1.0, 1)  # the dense reference is not a member
     before = names(book)
     point(book, 1, 1, 0.7, 100)

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from search import report, terminal
-from search.records import Ledger, SearchResult
-from search.terminal import Column
+from slimfront.search import terminal
+from slimfront.search.record import report
+from slimfront.search.record.ledger import Ledger, SearchResult
+from slimfront.search.terminal import Column
 from tests.search.test_records import end, ledger
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +19,14 @@ WIDE = {f"model.args.value_{n}": n / 7 for n in range(40)}
 def result(values: dict[str, Any], trials: int = 3, reason: str | None = None) -> SearchResult:
     book: Ledger = ledger()
     for number in (None, *range(trials)):
-        book.apply({"event": "trial", "number": number, "values": {} if number is None else values, "seed": 0})
+        book.apply(
+            {
+                "event": "trial",
+                "number": number,
+                "values": {} if number is None else values,
+                "seed": 0,
+            }
+        )
         index = 0 if number is None else number + 1
         measures = {
             "val_accuracy": 0.9 - index / 10,
@@ -34,7 +42,9 @@ def result(values: dict[str, Any], trials: int = 3, reason: str | None = None) -
     return SearchResult("mine", book, book.front(), 1.0, "sqlite:///x.db", interrupted=False)
 
 
-@pytest.mark.parametrize("value", ["c=[d]", "[/x]", "[red]", "[link=https://x]y[/link]", ":smile:", "\\[a]", "[/]"])
+@pytest.mark.parametrize(
+    "value", ["c=[d]", "[/x]", "[red]", "[link=https://x]y[/link]", ":smile:", "\\[a]", "[/]"]
+)
 def test_values_are_printed_as_they_are(value: str) -> None:
     text = report.as_text(result({"model.args.c": value}), "slimfront", 160)
     assert text.count(value) == 3
@@ -75,14 +85,25 @@ def test_one_table_has_everything_where_there_is_room() -> None:
 
 
 def test_the_first_column_is_that_of_every_table_and_a_single_wide_one_is_folded() -> None:
-    columns = [Column("name", ["a", "b"], left=True), Column("x", ["1" * 50, "2"]), Column("y", ["3" * 30, "4"])]
+    columns = [
+        Column("name", ["a", "b"], left=True),
+        Column("x", ["1" * 50, "2"]),
+        Column("y", ["3" * 30, "4"]),
+    ]
     tables = terminal.as_tables("t", columns, 40)
-    assert [[column.header for column in table.columns] for table in tables] == [["name", "x"], ["name", "y"]]
+    assert [[column.header for column in table.columns] for table in tables] == [
+        ["name", "x"],
+        ["name", "y"],
+    ]
     assert max(map(len, terminal.as_text(tables, 40).splitlines())) <= 40
 
 
 def test_every_console_is_made_in_one_place() -> None:
     for file in [*(ROOT / "search").rglob("*.py"), *(ROOT / "trainables").rglob("*.py")]:
-        calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        calls = [
+            node.func
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Call)
+        ]
         names = {call.id for call in calls if isinstance(call, ast.Name)}
         assert "Console" not in names or file.name == "terminal.py", file

@@ -20,16 +20,16 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from search.config import load
-from search.interrupt import Interrupt
-from search.journal import JOURNAL_FILE, Journal, read_events
-from search.progress import Progress
-from search.records import Ledger, SearchResult
-from search.runner import resume_search, run_search, sync_search
-from search.session import read_search, rebuild_study
+from slimfront.search.config.schema import load
+from slimfront.search.engine.interrupt import Interrupt
+from slimfront.search.engine.progress import Progress
+from slimfront.search.engine.runner import resume_search, run_search, sync_search
+from slimfront.search.record.journal import JOURNAL_FILE, Journal, read_events
+from slimfront.search.record.ledger import Ledger, SearchResult
+from slimfront.search.record.session import read_search, rebuild_study
+from slimfront.trainables.errors import UserError
 from tests.conftest import SMALL_CONFIG, small_config
 from tests.search.searches import check_histories, replace_in_journal, runs_of, study_of
-from trainables.errors import UserError
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -39,7 +39,9 @@ EPOCHS = 10
 
 def slimfront(*arguments: str, directory: Path) -> "subprocess.Popen[str]":
     command = [str(Path(sys.executable).with_name("slimfront")), *arguments]
-    return subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def events(directory: Path, name: str = "chaos") -> list[dict[str, Any]]:
@@ -48,9 +50,15 @@ def events(directory: Path, name: str = "chaos") -> list[dict[str, Any]]:
 
 
 def kill_at_random(
-    driver: "subprocess.Popen[str]", directory: Path, luck: random.Random, most: int, *, worker: bool
+    driver: "subprocess.Popen[str]",
+    directory: Path,
+    luck: random.Random,
+    most: int,
+    *,
+    worker: bool,
 ) -> Counter[str]:
-    """Lets 2 to `most` more events happen, then kills the driver, or a worker and a little later the driver: what was hit."""
+    """Lets 2 to `most` more events happen, then kills the driver, or a worker and a little later
+    the driver: what was hit."""
     hits: Counter[str] = Counter()
     wanted = len(events(directory)) + luck.randint(2, most)
     while len(events(directory)) < wanted and driver.poll() is None:
@@ -66,18 +74,22 @@ def kill_at_random(
     family = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
     driver.kill()
     driver.communicate()
-    for process in family:  # Ray's processes end when their driver does, a little later; a reboot would end them at once
+    # Ray's processes end when their driver does, a little later; a reboot would end them at once.
+    for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     return hits
 
 
 def chaos(directory: Path, seed: int, rounds: int, workers: int, most: int) -> Counter[str]:
-    """A search whose driver is killed `rounds` times, in `workers` of them after a worker, and resumed: what was hit."""
+    """A search whose driver is killed `rounds` times, in `workers` of them after a worker, and
+    resumed: what was hit."""
     luck, hits = random.Random(seed), Counter[str]()
     training = SMALL_CONFIG["training"] | {"epochs": EPOCHS, "report_every": 2}
     options = {"trials": TRIALS, "retries": 10, "early_stopping": {"reduction": 2, "grace": 2}}
-    (directory / "small.yaml").write_text(yaml.safe_dump(SMALL_CONFIG | {"training": training, "search": options}))
+    (directory / "small.yaml").write_text(
+        yaml.safe_dump(SMALL_CONFIG | {"training": training, "search": options})
+    )
     worker_rounds = set(luck.sample(range(rounds), workers))
     driver = slimfront("search", "small.yaml", "--name", "chaos", directory=directory)
     for number in range(rounds):
@@ -93,7 +105,8 @@ def chaos(directory: Path, seed: int, rounds: int, workers: int, most: int) -> C
 
 
 def check_chaos(directory: Path, result: dict[str, Any]) -> int:
-    """Exactly the trials that were asked for, in Optuna and in MLflow, each once, none running, every history whole: how many."""
+    """Exactly the trials that were asked for, in Optuna and in MLflow, each once, none running,
+    every history whole: how many."""
     counted = Counter(event["number"] for event in events(directory) if event["event"] == "ended")
     assert sorted(number for number in counted if number is not None) == list(range(TRIALS))
     assert set(counted.values()) == {1}
@@ -111,7 +124,7 @@ def check_chaos(directory: Path, result: dict[str, Any]) -> int:
 
 def resume_ledger(directory: Path) -> SearchResult:
     """What the journal tells, without running anything."""
-    from search.session import take_up
+    from slimfront.search.record.session import take_up
 
     session = take_up("chaos", str(directory / "runs"))
     session.journal.close()
@@ -138,19 +151,25 @@ def finished(untouched: Path, tmp_path: Path) -> Path:
     replace_in_journal(tmp_path / "runs" / "done" / JOURNAL_FILE, str(untouched), str(tmp_path))
     with contextlib.closing(sqlite3.connect(tmp_path / "slimfront.db")) as store, store:
         for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-            store.execute(f"update {table} set {column} = replace({column}, ?, ?)", (str(untouched), str(tmp_path)))
+            store.execute(
+                f"update {table} set {column} = replace({column}, ?, ?)",
+                (str(untouched), str(tmp_path)),
+            )
     return tmp_path
 
 
 @pytest.mark.slow
-def test_a_search_that_was_moved_and_died_before_its_first_session_goes_on(finished: Path, tmp_path: Path) -> None:
+def test_a_search_that_was_moved_and_died_before_its_first_session_goes_on(
+    finished: Path, tmp_path: Path
+) -> None:
     moved = tmp_path / "elsewhere"
     (finished / "runs").rename(moved)
     result = resume_search("done", ["search.trials=3"], storage_path=str(moved))
     assert len(result.ledger.with_status("completed")) == 3
     assert all(point.file and point.file.is_file() for point in result.front)
     journal = moved / "done" / JOURNAL_FILE
-    journal.write_text(journal.read_text().splitlines(keepends=True)[0])  # it had begun, and no more
+    # It had begun, and no more.
+    journal.write_text(journal.read_text().splitlines(keepends=True)[0])
     (moved / "done" / "study.journal").write_text("nonsense\nnonsense\n")
     with pytest.raises(UserError, match="Optuna's storage of done cannot be used"):
         resume_search("done", storage_path=str(moved))
@@ -173,22 +192,41 @@ def test_a_finished_search_can_be_given_more_trials_and_doubles_nothing(finished
     ("name", "override", "message"),
     [
         ("dome", "", "there is no search 'dome' in .*; did you mean 'done'"),
-        ("done", "training.epochs=9", r"a resumed search cannot change 'training\.epochs', only search\.trials, search\.time"),
-        ("done", "space.training.lr={low: 1, high: 2}", r"a resumed search cannot change 'space\.training\.lr'"),
+        (
+            "done",
+            "training.epochs=9",
+            r"a resumed search cannot change 'training\.epochs', only search\.trials, search\.time",
+        ),
+        (
+            "done",
+            "space.training.lr={low: 1, high: 2}",
+            r"a resumed search cannot change 'space\.training\.lr'",
+        ),
         ("done", "search.trials=0", "'search.trials': it should be greater than or equal to 1"),
-        ("done", "tracking.uri=sqlite:///other.db", r"tracking\.uri: done is recorded at sqlite:.*, and stays there"),
+        (
+            "done",
+            "tracking.uri=sqlite:///other.db",
+            r"tracking\.uri: done is recorded at sqlite:.*, and stays there",
+        ),
         ("done", "resources.gpu=64", r"resources\.gpu: a trial asks for 64 GPU"),
     ],
 )
-def test_what_a_resume_cannot_do_is_refused(untouched: Path, name: str, override: str, message: str) -> None:
+def test_what_a_resume_cannot_do_is_refused(
+    untouched: Path, name: str, override: str, message: str
+) -> None:
     before = (untouched / "runs" / "done" / JOURNAL_FILE).read_bytes()
     with pytest.raises(UserError, match=message):
         resume_search(name, [override] if override else [], storage_path=str(untouched / "runs"))
     assert (untouched / "runs" / "done" / JOURNAL_FILE).read_bytes() == before
 
 
-def test_a_second_search_of_a_name_is_refused_and_so_is_resuming_one_that_runs(untouched: Path) -> None:
-    with pytest.raises(UserError, match="there is a search 'done' already; continue it with `slimfront resume done`"):
+def test_a_second_search_of_a_name_is_refused_and_so_is_resuming_one_that_runs(
+    untouched: Path,
+) -> None:
+    with pytest.raises(
+        UserError,
+        match="there is a search 'done' already; continue it with `slimfront resume done`",
+    ):
         run_search(small_config(untouched), name="done")
     journal = Journal(untouched / "runs" / "done")
     with pytest.raises(UserError, match="the search done is running in another process"):
@@ -202,7 +240,8 @@ def test_a_state_that_cannot_be_read_is_refused_and_never_begun_again(untouched:
     kept = study.read_bytes()
     study.unlink()
     with pytest.raises(
-        UserError, match=r"Optuna's study 'done' has no trial-000, .* which the journal has; .*slimfront rebuild done"
+        UserError,
+        match=r"Optuna's study 'done' has no trial-000, .* which the journal has; .*slimfront rebuild done",
     ):
         resume_search("done", storage_path=str(untouched / "runs"))
     study.write_bytes(kept)
@@ -215,20 +254,31 @@ def test_a_state_that_cannot_be_read_is_refused_and_never_begun_again(untouched:
 
 
 @pytest.mark.parametrize("keep", [2, 5, 9])
-def test_a_journal_that_is_older_than_its_study_is_refused_and_the_study_can_be_made_anew(untouched: Path, keep: int) -> None:
+def test_a_journal_that_is_older_than_its_study_is_refused_and_the_study_can_be_made_anew(
+    untouched: Path, keep: int
+) -> None:
     storage_path = str(untouched / "runs")
     journal = untouched / "runs" / "done" / JOURNAL_FILE
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(lines[:keep]))  # as a copy of the day before
-    with pytest.raises(UserError, match=r"the journal of done is older than Optuna's study, which knows how trial-\d+.* ended"):
+    with pytest.raises(
+        UserError,
+        match=r"the journal of done is older than Optuna's study, which knows how trial-\d+.* ended",
+    ):
         resume_search("done", storage_path=storage_path)
     known = {record.label: record.values for record in read_search("done", storage_path)[1].trials}
     assert rebuild_study("done", storage_path) == len(known)
     assert list((untouched / "runs" / "done").glob("study.2*"))
     result = resume_search("done", storage_path=storage_path)
     ledger = result.ledger
-    assert len(ledger.trials) == ledger.planned == len(ledger.with_status("completed")) + len(ledger.with_status("stopped"))
-    assert {record.label: record.values for record in ledger.trials if record.label in known} == known
+    assert (
+        len(ledger.trials)
+        == ledger.planned
+        == len(ledger.with_status("completed")) + len(ledger.with_status("stopped"))
+    )
+    assert {
+        record.label: record.values for record in ledger.trials if record.label in known
+    } == known
 
 
 def test_a_study_that_is_lost_is_made_anew_and_knows_how_trials_ended(untouched: Path) -> None:
@@ -239,9 +289,15 @@ def test_a_study_that_is_lost_is_made_anew_and_knows_how_trials_ended(untouched:
     resume_search("done", storage_path=storage_path)
     storage = JournalStorage(JournalFileBackend(str(untouched / "runs" / "done" / "study.journal")))
     study = optuna.load_study(study_name="done", storage=storage)
-    told = {trial.number: trial.values for trial in study.get_trials() if trial.state is TrialState.COMPLETE}
+    told = {
+        trial.number: trial.values
+        for trial in study.get_trials()
+        if trial.state is TrialState.COMPLETE
+    }
     expected = {
-        r.number: [r.measures["val_accuracy"], r.measures["nonzero_params"]] for r in before.trials if r.status != "failed"
+        r.number: [r.measures["val_accuracy"], r.measures["nonzero_params"]]
+        for r in before.trials
+        if r.status != "failed"
     }
     assert told == expected
 
@@ -262,7 +318,9 @@ def test_the_front_of_an_earlier_search_and_given_values_are_tried_first(finishe
     first = run_search(small_config(finished, search=options), name="first")
     assert first.ledger.trials[0].values == given
     front = first.front[0].trial.values
-    second = run_search(small_config(finished, search={"trials": 1, "start_from": "first"}), name="second")
+    second = run_search(
+        small_config(finished, search={"trials": 1, "start_from": "first"}), name="second"
+    )
     assert second.ledger.trials[0].values == front
     with pytest.raises(UserError, match=r"search\.start_from: there is no search 'nowhere'"):
         run_search(small_config(finished, search={"start_from": "nowhere"}))
@@ -304,17 +362,31 @@ def test_optuna_can_keep_its_study_in_a_database(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-def test_optuna_can_keep_its_study_in_postgresql_whose_password_is_written_nowhere(tmp_path: Path, postgres: str) -> None:
-    config = small_config(tmp_path, search={"trials": 2, "storage": postgres}, training={"epochs": 1, "batch_size": 512})
+def test_optuna_can_keep_its_study_in_postgresql_whose_password_is_written_nowhere(
+    tmp_path: Path, postgres: str
+) -> None:
+    config = small_config(
+        tmp_path,
+        search={"trials": 2, "storage": postgres},
+        training={"epochs": 1, "batch_size": 512},
+    )
     run_search(config, name="stored")
-    written = [file for file in tmp_path.rglob("*") if file.is_file() and b":secret@" in file.read_bytes()]
+    written = [
+        file for file in tmp_path.rglob("*") if file.is_file() and b":secret@" in file.read_bytes()
+    ]
     assert written == []
     runs = str(tmp_path / "runs")
     with pytest.raises(UserError, match=r"Optuna's storage of stored cannot be used: .*password"):
         resume_search("stored", ["search.trials=3"], storage_path=runs)
-    with pytest.raises(UserError, match=r"search\.storage: the study of stored is at postgresql://anna@/test_"):
-        resume_search("stored", [f"search.storage=sqlite:///{tmp_path}/other.db"], storage_path=runs)
-    result = resume_search("stored", ["search.trials=3", f"search.storage={postgres}"], storage_path=runs)
+    with pytest.raises(
+        UserError, match=r"search\.storage: the study of stored is at postgresql://anna@/test_"
+    ):
+        resume_search(
+            "stored", [f"search.storage=sqlite:///{tmp_path}/other.db"], storage_path=runs
+        )
+    result = resume_search(
+        "stored", ["search.trials=3", f"search.storage={postgres}"], storage_path=runs
+    )
     assert len(result.ledger.with_status("completed")) == 3
     study = optuna.load_study(study_name="stored", storage=postgres)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
@@ -329,19 +401,33 @@ def test_a_storage_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("search.sampler", {"name": "tpe", "n_start": 3}, "the sampler 'tpe' has no option 'n_start'; did you mean"),
+        (
+            "search.sampler",
+            {"name": "tpe", "n_start": 3},
+            "the sampler 'tpe' has no option 'n_start'; did you mean",
+        ),
         ("search.sampler", {"n_startup_trials": 3}, "the sampler has no 'name'; known: gp, nsga2"),
         ("search.time", "soon", "'soon' is not a time; it needs the form 90, 90s, 30m, 2h or 1d"),
         ("search.time", "0", "it must be above 0"),
         ("search.early_stopping", {"grace": 0}, "it must be at least 1 epoch"),
         ("search.early_stopping", {"eta": 3}, "unknown key 'eta'"),
-        ("search.start_from", [{"model.width": 3}], r"search.start_from\[0\]: 'model.width' does not vary"),
-        ("search.start_from", [{"sparsifier.sparsity": 0.95}], "0.95 is outside of what 'sparsifier.sparsity' varies in"),
+        (
+            "search.start_from",
+            [{"model.width": 3}],
+            r"search.start_from\[0\]: 'model.width' does not vary",
+        ),
+        (
+            "search.start_from",
+            [{"sparsifier.sparsity": 0.95}],
+            "0.95 is outside of what 'sparsifier.sparsity' varies in",
+        ),
         ("constraints", {"layer": "<= 3"}, "'layer' is not a measure; did you mean 'layers'"),
         ("constraints", {"layers": "3"}, "it needs the form"),
     ],
 )
-def test_options_of_the_search_that_mean_nothing_are_refused(tmp_path: Path, key: str, value: Any, message: str) -> None:
+def test_options_of_the_search_that_mean_nothing_are_refused(
+    tmp_path: Path, key: str, value: Any, message: str
+) -> None:
     head, _, rest = key.partition(".")
     tree = SMALL_CONFIG | {head: SMALL_CONFIG.get(head, {}) | {rest: value} if rest else value}
     path = tmp_path / "config.yaml"

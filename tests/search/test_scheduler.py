@@ -1,4 +1,5 @@
-"""Multi-objective ASHA against a slow simulation of the published algorithm, and with one objective against Ray's ASHA."""
+"""Multi-objective ASHA against a slow simulation of the published algorithm, and with one objective
+against Ray's ASHA."""
 
 import ast
 import json
@@ -14,8 +15,14 @@ from hypothesis import strategies as st
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from search import scheduler
-from search.scheduler import MultiObjectiveASHA, crowding_order, epsilon_net_order, ranking, rung_times
+from slimfront.search.engine import scheduler
+from slimfront.search.engine.scheduler import (
+    MultiObjectiveASHA,
+    crowding_order,
+    epsilon_net_order,
+    ranking,
+    rung_times,
+)
 
 
 def trial(name: str) -> Any:
@@ -27,23 +34,33 @@ def dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 
 def slow_ranking(points: list[tuple[float, ...]]) -> list[int]:
-    """Front by front, in each the ε-net order, word for word: always the point farthest from those already taken."""
+    """Front by front, in each the ε-net order, word for word: always the point farthest from those
+    already taken."""
     left, order = set(range(len(points))), []
     while left:
         front = sorted(i for i in left if not any(dominates(points[j], points[i]) for j in left))
-        spans = [(min(points[i][k] for i in front), max(points[i][k] for i in front)) for k in range(len(points[0]))]
-        scaled = {i: [(v - lo) / ((hi - lo) or 1) for v, (lo, hi) in zip(points[i], spans, strict=True)] for i in front}
+        spans = [
+            (min(points[i][k] for i in front), max(points[i][k] for i in front))
+            for k in range(len(points[0]))
+        ]
+        scaled = {
+            i: [(v - lo) / ((hi - lo) or 1) for v, (lo, hi) in zip(points[i], spans, strict=True)]
+            for i in front
+        }
         taken = [min(front, key=lambda i: points[i][0])]
         while len(taken) < len(front):
             rest = [i for i in front if i not in taken]
-            taken.append(max(rest, key=lambda i: (min(math.dist(scaled[i], scaled[j]) for j in taken), -i)))
+            taken.append(
+                max(rest, key=lambda i: (min(math.dist(scaled[i], scaled[j]) for j in taken), -i))
+            )
         order += taken
         left -= set(front)
     return order
 
 
 class Simulation:
-    """The algorithm in memory: a list of points per rung; who goes on has fewer than ⌈n / η⌉ of the n others before it."""
+    """The algorithm in memory: a list of points per rung; who goes on has fewer than ⌈n / η⌉ of the
+    n others before it."""
 
     def __init__(self, grace: int, reduction: int, longest: int) -> None:
         self.rungs: dict[int, list[tuple[float, ...]]] = {}
@@ -68,13 +85,19 @@ values = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, m
 
 @given(points=values)
 def test_the_ranking_is_that_of_the_slow_one(points: list[tuple[int, int]]) -> None:
-    assert ranking(np.array(points, dtype=float)) == slow_ranking([(float(a), float(b)) for a, b in points])
+    assert ranking(np.array(points, dtype=float)) == slow_ranking(
+        [(float(a), float(b)) for a, b in points]
+    )
 
 
 @given(st.data())
-def test_it_decides_as_the_simulation_does_whatever_the_order_of_results(data: st.DataObject) -> None:
+def test_it_decides_as_the_simulation_does_whatever_the_order_of_results(
+    data: st.DataObject,
+) -> None:
     grace, reduction, longest = data.draw(st.integers(1, 2)), data.draw(st.integers(2, 4)), 20
-    mine = MultiObjectiveASHA({"a": "min", "b": "max"}, time_attr="t", grace=grace, reduction=reduction, max_time=longest)
+    mine = MultiObjectiveASHA(
+        {"a": "min", "b": "max"}, time_attr="t", grace=grace, reduction=reduction, max_time=longest
+    )
     theirs = Simulation(grace, reduction, longest)
     running = {f"t{i}": 0 for i in range(data.draw(st.integers(1, 10)))}
     for name in running:
@@ -84,16 +107,21 @@ def test_it_decides_as_the_simulation_does_whatever_the_order_of_results(data: s
         running[name] += 1
         a, b = data.draw(st.integers(0, 5)), data.draw(st.integers(0, 5))
         decision = mine.on_trial_result(None, trial(name), {"t": running[name], "a": a, "b": b})
-        assert (decision == TrialScheduler.CONTINUE) == theirs.report(running[name], (float(a), -float(b)))
+        assert (decision == TrialScheduler.CONTINUE) == theirs.report(
+            running[name], (float(a), -float(b))
+        )
         if decision == TrialScheduler.STOP or running[name] >= longest:
             del running[name]
 
 
 @given(st.data())
 def test_with_one_objective_it_decides_as_rays_asha_does(data: st.DataObject) -> None:
-    # Ray compares with a percentile between two earlier values; a value strictly between those two has no rank to decide by.
+    # Ray compares with a percentile between two earlier values; a value strictly between those two
+    # has no rank to decide by.
     mine = MultiObjectiveASHA({"a": "max"}, time_attr="t", grace=1, reduction=3, max_time=10)
-    rays = ASHAScheduler(time_attr="t", metric="a", mode="max", grace_period=1, reduction_factor=3, max_t=10)
+    rays = ASHAScheduler(
+        time_attr="t", metric="a", mode="max", grace_period=1, reduction_factor=3, max_t=10
+    )
     earlier: list[float] = []
     for number in range(data.draw(st.integers(1, 15))):
         value = float(data.draw(st.integers(0, 20)))
@@ -135,7 +163,11 @@ def test_a_trial_is_judged_once_at_each_rung_at_the_first_result_at_or_after_it(
     for time in (2, 4, 5, 30):
         asha.on_trial_result(None, trial("x"), {"t": time, "a": float(time)})
     assert asha.levels == [[3, 9, 27, 81]]
-    assert {rung: losses["x"].tolist() for (_, rung), losses in asha.rungs.items()} == {0: [4.0], 1: [30.0], 2: [30.0]}
+    assert {rung: losses["x"].tolist() for (_, rung), losses in asha.rungs.items()} == {
+        0: [4.0],
+        1: [30.0],
+        2: [30.0],
+    }
 
 
 def test_rungs_and_brackets_come_back_after_a_restart() -> None:
@@ -156,23 +188,33 @@ def test_rungs_and_brackets_come_back_after_a_restart() -> None:
     first = make()
     for number in range(6):
         first.on_trial_add(None, trial(str(number)))
-        first.on_trial_result(None, trial(str(number)), {"t": 4, "a": float(number), "b": math.nan if number == 3 else 1.0})
+        first.on_trial_result(
+            None,
+            trial(str(number)),
+            {"t": 4, "a": float(number), "b": math.nan if number == 3 else 1.0},
+        )
     again = make()
     assert again.brackets == first.brackets == {str(n): n % 2 for n in range(6)}
     assert again.rungs.keys() == first.rungs.keys()
     for key, losses in first.rungs.items():
         for name, loss in losses.items():
             np.testing.assert_array_equal(again.rungs[key][name], loss)
-    again.on_trial_add(None, trial("2"))  # a trial that comes back keeps its bracket and is not judged again
+    # A trial that comes back keeps its bracket and is not judged again.
+    again.on_trial_add(None, trial("2"))
     before = len(said)
     again.on_trial_result(None, trial("2"), {"t": 5, "a": 100.0, "b": 0.0})
     assert len(said) == before == 6 + 3 * 3 + 3 * 2
 
 
 def test_exempt_trials_are_neither_judged_nor_counted() -> None:
-    asha = MultiObjectiveASHA({"a": "min"}, time_attr="t", exempt=lambda one: one.trial_id == "reference")
+    asha = MultiObjectiveASHA(
+        {"a": "min"}, time_attr="t", exempt=lambda one: one.trial_id == "reference"
+    )
     asha.on_trial_add(None, trial("reference"))
-    assert asha.on_trial_result(None, trial("reference"), {"t": 1, "a": 5.0}) == TrialScheduler.CONTINUE
+    assert (
+        asha.on_trial_result(None, trial("reference"), {"t": 1, "a": 5.0})
+        == TrialScheduler.CONTINUE
+    )
     assert asha.rungs == {}
 
 
@@ -184,7 +226,14 @@ def test_rung_times_end_before_the_longest() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"objectives": {}}, {"objectives": {"a": "up"}}, {"grace": 0}, {"reduction": 1}, {"brackets": 0}, {"tie_break": "luck"}],
+    [
+        {"objectives": {}},
+        {"objectives": {"a": "up"}},
+        {"grace": 0},
+        {"reduction": 1},
+        {"brackets": 0},
+        {"tie_break": "luck"},
+    ],
 )
 def test_options_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"objectives map names|must be above"):
@@ -193,8 +242,15 @@ def test_options_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_it_needs_nothing_else_of_slimfront() -> None:
     tree = ast.parse(Path(scheduler.__file__).read_text())
-    modules = {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
-    modules |= {alias.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+    modules = {
+        n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module
+    }
+    modules |= {
+        alias.name.split(".")[0]
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Import)
+        for alias in n.names
+    }
     assert modules.isdisjoint({"search", "trainables"})
 
 
@@ -206,7 +262,9 @@ def test_it_works_with_any_function_that_reports(tmp_path: Path) -> None:
         for step in range(1, 10):
             tune.report({"step": step, "good": config["x"], "cost": config["x"] % 3})
 
-    asha = MultiObjectiveASHA({"good": "max", "cost": "min"}, time_attr="step", grace=1, reduction=3, max_time=9)
+    asha = MultiObjectiveASHA(
+        {"good": "max", "cost": "min"}, time_attr="step", grace=1, reduction=3, max_time=9
+    )
     tuner = tune.Tuner(
         trainable,
         param_space={"x": tune.grid_search([8, 7, 6, 5, 4, 3, 2, 1, 0])},

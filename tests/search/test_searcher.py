@@ -2,14 +2,19 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import TrialState
 
-from search.objectives import OBJECTIVES, Constraint
-from search.records import Ledger, TrialRecord
-from search.samplers import SAMPLERS, build_sampler, sampler_options
-from search.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
-from trainables.errors import UserError
+from slimfront.search.config.objectives import OBJECTIVES, Constraint
+from slimfront.search.config.samplers import SAMPLERS, build_sampler, sampler_options
+from slimfront.search.engine.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
+from slimfront.search.record.ledger import Ledger, TrialRecord
+from slimfront.trainables.errors import UserError
 
 OBJECTIVE_NAMES = ["val_accuracy", "nonzero_params"]
 SPACE: dict[str, BaseDistribution] = {
@@ -20,14 +25,18 @@ SPACE: dict[str, BaseDistribution] = {
 
 
 def new_study(sampler: str = "random", seed: int = 0) -> optuna.Study:
-    return optuna.create_study(sampler=build_sampler(sampler, seed), directions=["maximize", "minimize"])
+    return optuna.create_study(
+        sampler=build_sampler(sampler, seed), directions=["maximize", "minimize"]
+    )
 
 
 def searcher(study: optuna.Study | None = None, trials: int = 3, **options: Any) -> StudySearcher:
     def make(trial: Unfinished) -> dict[str, Any]:
         return {"number": trial.number, "values": trial.values, "checkpoint": trial.checkpoint}
 
-    return StudySearcher(study or new_study(), SPACE, OBJECTIVE_NAMES, options.pop("make", make), trials, **options)
+    return StudySearcher(
+        study or new_study(), SPACE, OBJECTIVE_NAMES, options.pop("make", make), trials, **options
+    )
 
 
 def suggested(s: StudySearcher, trial_id: str = "any") -> dict[str, Any]:
@@ -47,13 +56,24 @@ def begun(number: int | None) -> dict[str, Any]:
     return {"event": "trial", "number": number, "values": {"x": 0.5}, "seed": 0}
 
 
-def measured(number: int | None, accuracy: float = 0.9, size: float = 100, epoch: int = 1) -> dict[str, Any]:
+def measured(
+    number: int | None, accuracy: float = 0.9, size: float = 100, epoch: int = 1
+) -> dict[str, Any]:
     measures = {"val_accuracy": accuracy, "nonzero_params": size}
     checkpoint = f"checkpoint of {number} at {epoch}"
-    return {"event": "point", "number": number, "epoch": epoch, "measures": measures, "compaction": [], "checkpoint": checkpoint}
+    return {
+        "event": "point",
+        "number": number,
+        "epoch": epoch,
+        "measures": measures,
+        "compaction": [],
+        "checkpoint": checkpoint,
+    }
 
 
-def ended(number: int | None, status: str = "completed", reason: str | None = None) -> dict[str, Any]:
+def ended(
+    number: int | None, status: str = "completed", reason: str | None = None
+) -> dict[str, Any]:
     return {"event": "ended", "number": number, "status": status, "reason": reason}
 
 
@@ -85,7 +105,11 @@ def test_a_trial_that_has_to_begin_again_is_suggested_again_from_its_last_checkp
     s.on_trial_complete("dense")
     s.on_trial_complete("lost", error=True)
     s.again(record(measured(0, epoch=4)))
-    assert suggested(s, "again") == {"number": 0, "values": {"x": 0.5}, "checkpoint": "checkpoint of 0 at 4"}
+    assert suggested(s, "again") == {
+        "number": 0,
+        "values": {"x": 0.5},
+        "checkpoint": "checkpoint of 0 at 4",
+    }
     s.on_trial_complete("again")
     assert s.suggest("any") == StudySearcher.FINISHED
 
@@ -99,7 +123,9 @@ def test_a_trial_that_has_to_begin_again_is_suggested_again_from_its_last_checkp
         ([measured(0), ended(0, "failed", "diverged in epoch 3")], "diverged in epoch 3"),
     ],
 )
-def test_a_trial_without_usable_objectives_is_told_as_failed_with_its_reason(events: list[dict[str, Any]], reason: str) -> None:
+def test_a_trial_without_usable_objectives_is_told_as_failed_with_its_reason(
+    events: list[dict[str, Any]], reason: str
+) -> None:
     s = searcher()
     suggested(s), suggested(s)
     s.tell(record(*events))
@@ -116,7 +142,12 @@ def test_a_trial_that_ended_is_told_with_the_values_of_its_last_network(status: 
 
 
 def test_constraints_are_told_and_the_sampler_knows_what_is_feasible() -> None:
-    s = searcher(constraints=[Constraint.parse("val_accuracy", ">= 0.85"), Constraint.parse("nonzero_params", "<= 100")])
+    s = searcher(
+        constraints=[
+            Constraint.parse("val_accuracy", ">= 0.85"),
+            Constraint.parse("nonzero_params", "<= 100"),
+        ]
+    )
     suggested(s), suggested(s), suggested(s)
     s.tell(record(measured(0, 0.8, 70), ended(0)))
     good = ledger_with(begun(1), measured(1, 0.9, 90), ended(1)).trials[0]
@@ -132,13 +163,24 @@ def test_no_new_trials_once_it_is_enough_but_those_left_unfinished_are_continued
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-def test_every_sampler_takes_several_objectives_and_constraints_and_repeats_itself_with_the_same_seed(sampler: str) -> None:
+def test_every_sampler_takes_several_objectives_and_constraints_and_repeats_itself_with_the_same_seed(
+    sampler: str,
+) -> None:
     def run(seed: int) -> list[dict[str, Any]]:
-        s = searcher(new_study(sampler, seed), trials=14, unfinished=[], constraints=[Constraint.parse("val_accuracy", ">= 0.2")])
+        s = searcher(
+            new_study(sampler, seed),
+            trials=14,
+            unfinished=[],
+            constraints=[Constraint.parse("val_accuracy", ">= 0.2")],
+        )
         values = []
         for number in range(14):
             values.append(suggested(s)["values"])
-            events = [begun(number), measured(number, values[-1]["x"], values[-1]["n"] + values[-1]["x"]), ended(number)]
+            events = [
+                begun(number),
+                measured(number, values[-1]["x"], values[-1]["n"] + values[-1]["x"]),
+                ended(number),
+            ]
             s.tell(ledger_with(*events).trials[0])
         return values
 
@@ -169,7 +211,9 @@ def test_values_that_make_no_candidate_are_rejected_and_the_next_one_is_asked_fo
             raise InvalidCandidate(f"number {trial.number}")
         return {"number": trial.number}
 
-    s = searcher(make=make, on_invalid=lambda number, values, reason: rejected.append((number, reason)))
+    s = searcher(
+        make=make, on_invalid=lambda number, values, reason: rejected.append((number, reason))
+    )
     assert [s.suggest(str(i)) for i in range(3)] == [{"number": None}, {"number": 1}, None]
     assert rejected == [(0, "number 0"), (2, "number 2")]
 
@@ -182,17 +226,35 @@ def test_after_a_crash_every_trial_that_was_given_out_is_found_again() -> None:
     s.tell(record(measured(0), ended(0)))
     book = ledger_with(
         *(event for number in (None, 0, 1, 2, 3) for event in [begun(number)]),
-        *(measured(0), ended(0), measured(1), ended(1), measured(2, epoch=5), measured(2, epoch=10), ended(3, "failed", "died")),
+        *(
+            measured(0),
+            ended(0),
+            measured(1),
+            ended(1),
+            measured(2, epoch=5),
+            measured(2, epoch=10),
+            ended(3, "failed", "died"),
+        ),
         {"event": "interrupted", "number": None},
     )
     unfinished, untold = reconcile(study, SPACE, book)
-    assert [(u.number, u.checkpoint) for u in unfinished] == [(None, None), (2, "checkpoint of 2 at 10"), (4, None)]
+    assert [(u.number, u.checkpoint) for u in unfinished] == [
+        (None, None),
+        (2, "checkpoint of 2 at 10"),
+        (4, None),
+    ]
     assert unfinished[-1].values == study.trials[4].params  # the journal had not heard of it
     assert [r.number for r in untold] == [1, 3]
     again = searcher(study, trials=7, unfinished=unfinished)
     for one in untold:
         again.tell(one)
-    assert [t.state.name for t in study.trials] == ["COMPLETE", "COMPLETE", "RUNNING", "FAIL", "RUNNING"]
+    assert [t.state.name for t in study.trials] == [
+        "COMPLETE",
+        "COMPLETE",
+        "RUNNING",
+        "FAIL",
+        "RUNNING",
+    ]
     assert [suggested(again)["number"] for _ in range(5)] == [None, 2, 4, 5, 6]
     again.on_trial_complete("any")
     assert again.suggest("any") == StudySearcher.FINISHED
@@ -209,5 +271,7 @@ def test_a_trial_whose_values_were_only_half_suggested_gets_the_rest() -> None:
 
 
 def test_a_study_that_lost_a_trial_of_the_journal_is_refused() -> None:
-    with pytest.raises(UserError, match=r"has no trial-000, which the journal has; .*slimfront rebuild"):
+    with pytest.raises(
+        UserError, match=r"has no trial-000, which the journal has; .*slimfront rebuild"
+    ):
         reconcile(new_study(), SPACE, ledger_with(begun(0)))

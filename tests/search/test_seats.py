@@ -1,12 +1,13 @@
-"""Seats whose process dies: who has a task hears of it at once, who leaves has left, who waits hears of it when it is asked."""
+"""Seats whose process dies: who has a task hears of it at once, who leaves has left, who waits
+hears of it when it is asked."""
 
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
-from search import seats
-from search.seats import Seats
+from slimfront.search.engine.ray_internals import slots as seats
+from slimfront.search.engine.ray_internals.slots import Seats
 
 
 class Inner:
@@ -20,7 +21,9 @@ class Inner:
         self.dies = lambda error: on_error("process", error)
         return "process"
 
-    def schedule_actor_task(self, _actor: str, method: str, _arguments: Any, on_result: Any, on_error: Any) -> None:
+    def schedule_actor_task(
+        self, _actor: str, method: str, _arguments: Any, on_result: Any, on_error: Any
+    ) -> None:
         self.asked.append((method, on_result, on_error))
 
     def answer(self, method: str) -> None:
@@ -40,7 +43,9 @@ class Trainable:
     __ray_metadata__ = SimpleNamespace(modified_class=SimpleNamespace(__ray_actor_class__=object))
 
 
-def test_each_seat_of_a_dead_process_is_told_once_and_as_ray_tune_expects(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_seat_of_a_dead_process_is_told_once_and_as_ray_tune_expects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(seats, "RayActorManager", Inner)
     said: list[str] = []
     manager = Seats(None, 4, lambda: 1)  # type: ignore[arg-type]
@@ -55,14 +60,18 @@ def test_each_seat_of_a_dead_process_is_told_once_and_as_ray_tune_expects(monkey
     inner: Any = manager.inner
     for _ in range(3):
         inner.answer("sit")
-    manager.schedule_actor_task(tracked["busy"], "train", on_error=lambda _, error: said.append(f"train failed by {error}"))
+    manager.schedule_actor_task(
+        tracked["busy"], "train", on_error=lambda _, error: said.append(f"train failed by {error}")
+    )
     assert manager.remove_actor(tracked["leaving"])
     said.clear()
     inner.dies(RuntimeError("x"))
     assert said == ["busy died of x", "train failed by x", "leaving left", "new died of x"]
     assert manager.is_actor_started(tracked["idle"])
     assert manager.num_total_actors == 1
-    manager.schedule_actor_task(tracked["idle"], "reset", on_error=lambda _, error: said.append(f"reset failed by {error}"))
+    manager.schedule_actor_task(
+        tracked["idle"], "reset", on_error=lambda _, error: said.append(f"reset failed by {error}")
+    )
     assert said[4:] == []  # not before the next event
     assert manager.next(0)
     assert said[4:] == ["idle died of x", "reset failed by x"]
@@ -70,7 +79,9 @@ def test_each_seat_of_a_dead_process_is_told_once_and_as_ray_tune_expects(monkey
     assert not manager.next(0)
 
 
-def test_a_seat_that_waits_in_a_dead_process_can_still_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seat_that_waits_in_a_dead_process_can_still_leave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(seats, "RayActorManager", Inner)
     said: list[str] = []
     manager = Seats(None, 4, lambda: 1)  # type: ignore[arg-type]
@@ -90,12 +101,19 @@ def test_a_seat_that_waits_in_a_dead_process_can_still_leave(monkeypatch: pytest
     assert said == ["left"]
 
 
-def test_a_seat_is_starting_from_when_its_process_has_resources_until_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seat_is_starting_from_when_its_process_has_resources_until_it_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(seats, "RayActorManager", Inner)
     manager = Seats(None, 4, lambda: 1)  # type: ignore[arg-type]
     inner: Any = manager.inner
-    live, inner._live_actors_to_ray_actors_resources = inner._live_actors_to_ray_actors_resources, {}
-    tracked = manager.add_actor(Trainable, None, {}, lambda _: None, lambda _: None, lambda *_: None)  # type: ignore[arg-type]
+    live, inner._live_actors_to_ray_actors_resources = (
+        inner._live_actors_to_ray_actors_resources,
+        {},
+    )
+    tracked = manager.add_actor(
+        Trainable, None, {}, lambda _: None, lambda _: None, lambda *_: None
+    )  # type: ignore[arg-type]
     assert not manager.is_starting(tracked)
     inner._live_actors_to_ray_actors_resources = live
     assert manager.is_starting(tracked)

@@ -1,4 +1,5 @@
-"""No password of a config is printed or recorded, and a search that had one goes on when it is given again."""
+"""No password of a config is printed or recorded, and a search that had one goes on when it is
+given again."""
 
 import subprocess
 import sys
@@ -7,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from search.config import Config, as_plain, dump, load, secret_paths
-from search.journal import Journal
-from search.session import begin, take_up
-from search.submission import checked
+from slimfront.search.cluster.submission import checked
+from slimfront.search.config.schema import Config, as_plain, dump, load, secret_paths
+from slimfront.search.record.journal import Journal
+from slimfront.search.record.session import begin, take_up
+from slimfront.trainables.errors import UserError
 from tests.conftest import SMALL_CONFIG
-from trainables.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SECRETS = {
@@ -25,7 +26,12 @@ SECRETS = {
     "data": {
         "name": "factory",
         "factory": "mine:data",
-        "args": {"url": "https://me:hunter2@host/x", "password": "hunter2", "all": ["ftp://a:hunter2@b"], "n": 5},
+        "args": {
+            "url": "https://me:hunter2@host/x",
+            "password": "hunter2",
+            "all": ["ftp://a:hunter2@b"],
+            "n": 5,
+        },
     },
 }
 
@@ -39,16 +45,28 @@ def test_a_resolved_config_has_no_secrets_and_its_stores_stay_usable() -> None:
     assert plain["search"]["storage_path"] == "s3://bucket/searches?region=x"
     args = {"url": "https://me:***@host/x", "password": "***", "all": ["ftp://a:***@b"], "n": 5}
     assert plain["data"]["args"] == args
-    found = ["data.args.url", "data.args.password", "data.args.all", "search.storage_path", "search.storage", "tracking.uri"]
+    found = [
+        "data.args.url",
+        "data.args.password",
+        "data.args.all",
+        "search.storage_path",
+        "search.storage",
+        "tracking.uri",
+    ]
     assert sorted(secret_paths(config)) == sorted(found)
 
 
 def test_check_prints_no_secret_of_a_file_or_of_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump(SMALL_CONFIG | SECRETS))
-    command = [sys.executable, "-m", "search", "check", "--no-build", str(file)]
-    environment = {"PYTHONPATH": str(ROOT), "SLIMFRONT_SET": "tracking.uri=http://me:hunter2@other\n\ntraining.epochs=9\n"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, env=environment)
+    command = [sys.executable, "-m", "slimfront", "check", "--no-build", str(file)]
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "SLIMFRONT_SET": "tracking.uri=http://me:hunter2@other\n\ntraining.epochs=9\n",
+    }
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=60, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert "ter2" not in done.stdout + done.stderr
     printed = yaml.safe_load(done.stdout)
@@ -85,10 +103,15 @@ def test_secrets_may_not_vary(config_file: Path) -> None:
         load(config_file, wanted)
     assert "hunter2" not in str(caught.value)
     with pytest.raises(UserError, match=r"space 'model\.args\.password': varies in secrets"):
-        load(config_file, ["model={factory: a:b}", "space.model.args.password={choices: [hunter2, hunter3]}"])
+        load(
+            config_file,
+            ["model={factory: a:b}", "space.model.args.password={choices: [hunter2, hunter3]}"],
+        )
 
 
-def test_a_search_goes_on_when_its_secrets_are_given_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_goes_on_when_its_secrets_are_given_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     stores = {"search": SECRETS["search"] | {"storage_path": "runs"}}
     session = begin(Config.model_validate(SMALL_CONFIG | SECRETS | stores), "mine", {}, [])
@@ -96,18 +119,30 @@ def test_a_search_goes_on_when_its_secrets_are_given_again(tmp_path: Path, monke
     assert "ter2" not in Path("runs/mine/journal.jsonl").read_text()
 
     with pytest.raises(
-        UserError, match=r"data\.args\.url of mine had a secret, which is not recorded; give it again: SLIMFRONT_SET="
+        UserError,
+        match=r"data\.args\.url of mine had a secret, which is not recorded; give it again: SLIMFRONT_SET=",
     ):
         take_up("mine", "runs")
-    again = ["data.args.url=https://me:hunter2@host/x", "data.args.password=hunter2", "data.args.all=['ftp://a:hunter2@b']"]
+    again = [
+        "data.args.url=https://me:hunter2@host/x",
+        "data.args.password=hunter2",
+        "data.args.all=['ftp://a:hunter2@b']",
+    ]
     again += ["tracking.uri=http://hunter2@host:5000/x?token=hunter2"]
-    taken = take_up("mine", "runs", [*again, "search.storage=postgresql://anna@host/optuna?password=hunter2"])
+    taken = take_up(
+        "mine", "runs", [*again, "search.storage=postgresql://anna@host/optuna?password=hunter2"]
+    )
     taken.journal.close()
     assert taken.config.data.model_dump()["args"] == SECRETS["data"]["args"]
     assert taken.config.tracking.uri == SECRETS["tracking"]["uri"]
     assert taken.config.search.storage == SECRETS["search"]["storage"]
-    for other in ("data.args.url=https://me:hunter2@elsewhere/x", "tracking.uri=http://hunter2@elsewhere"):
-        with pytest.raises(UserError, match=r"only its secret can be given again|stays there") as caught:
+    for other in (
+        "data.args.url=https://me:hunter2@elsewhere/x",
+        "tracking.uri=http://hunter2@elsewhere",
+    ):
+        with pytest.raises(
+            UserError, match=r"only its secret can be given again|stays there"
+        ) as caught:
             take_up("mine", "runs", [*again, other])
         assert "hunter2" not in str(caught.value)
 
@@ -115,23 +150,38 @@ def test_a_search_goes_on_when_its_secrets_are_given_again(tmp_path: Path, monke
 def test_a_reason_is_recorded_without_secrets(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     event = journal.append(
-        "ended", number=0, status="failed", reason="OSError: https://me:hunter2@host/x?sig=hunter2 password=hunter2"
+        "ended",
+        number=0,
+        status="failed",
+        reason="OSError: https://me:hunter2@host/x?sig=hunter2 password=hunter2",
     )
     journal.close()
     assert event["reason"] == "OSError: https://me:***@host/x?sig=*** password=***"
     assert "hunter2" not in (tmp_path / "journal.jsonl").read_text()
 
 
-def test_a_user_that_was_recorded_is_the_same_store_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_that_was_recorded_is_the_same_store_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    begin(Config.model_validate(SMALL_CONFIG | {"tracking": {"uri": "http://me:hunter2@host/x"}}), "mine", {}, []).journal.close()
+    begin(
+        Config.model_validate(SMALL_CONFIG | {"tracking": {"uri": "http://me:hunter2@host/x"}}),
+        "mine",
+        {},
+        [],
+    ).journal.close()
     for again in ([], ["tracking.uri=http://me:other@host/x"], ["tracking.uri=http://host/x"]):
         take_up("mine", "runs", again).journal.close()
 
 
 def test_a_job_gets_no_secrets(config_file: Path) -> None:
-    for override in ("data={factory: a:b, args: {url: 'http://hunter2@h'}}", "search.storage_path=s3://KEY:hunter2@bucket/x"):
+    for override in (
+        "data={factory: a:b, args: {url: 'http://hunter2@h'}}",
+        "search.storage_path=s3://KEY:hunter2@bucket/x",
+    ):
         overrides = [override, "search.storage=postgresql://anna@h/x"]
-        with pytest.raises(UserError, match="is given with a password, which everyone who sees") as caught:
+        with pytest.raises(
+            UserError, match="is given with a password, which everyone who sees"
+        ) as caught:
             checked(config_file, overrides)
         assert "hunter2" not in str(caught.value)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from search.cli import main
-from search.records import SearchResult
-from search.runner import run_search
+from slimfront.search.cli import main
+from slimfront.search.engine.runner import run_search
+from slimfront.search.record.ledger import SearchResult
+from slimfront.trainables.data import Digits
+from slimfront.trainables.shipping import load
 from tests.conftest import small_config
-from trainables.data import Digits
-from trainables.shipping import load
 
 Finished = tuple[Path, SearchResult]
 
@@ -21,7 +21,12 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture
-def export(finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+def export(
+    finished: Finished,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):  # type: ignore[no-untyped-def]
     """Exit code, stdout and stderr of `slimfront export SEARCH …` in an empty directory."""
     directory, result = finished
     monkeypatch.chdir(tmp_path)
@@ -37,7 +42,9 @@ def export(finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str
     return run
 
 
-def test_the_knee_is_written_with_its_card_beside_it(export, finished: Finished, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_knee_is_written_with_its_card_beside_it(
+    export, finished: Finished, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     _, result = finished
     knee = result.ledger.knee()
     assert knee is not None
@@ -47,19 +54,27 @@ def test_the_knee_is_written_with_its_card_beside_it(export, finished: Finished,
     assert out.startswith(card)
     assert out.endswith("Written to knee.pt2; this card is knee.md.\n")
     assert card.startswith(f"# {knee.trial.label}@{knee.epoch}")
-    assert f"| the trained network | {knee.measures['val_accuracy']:.4f} | {knee.test_accuracy:.4f} |" in card
+    assert (
+        f"| the trained network | {knee.measures['val_accuracy']:.4f} | {knee.test_accuracy:.4f} |"
+        in card
+    )
     assert f"| parameters | {knee.measures['params']:,.0f} |" in card
     for path, value in knee.trial.values.items():
         assert f"- `{path}`: {value:.4g}" in card
     data = Digits().load()
     with torch.no_grad():
-        right = load(tmp_path / "knee.pt2")(data.raw(data.validation.inputs)).argmax(1) == data.validation.labels
+        right = (
+            load(tmp_path / "knee.pt2")(data.raw(data.validation.inputs)).argmax(1)
+            == data.validation.labels
+        )
     assert float(right.float().mean()) == pytest.approx(knee.measures["val_accuracy"], abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["onnx", "safetensors"])
 def test_other_formats_by_suffix_and_other_picks(export, finished: Finished, kind: str) -> None:  # type: ignore[no-untyped-def]
-    smallest = min(finished[1].front, key=lambda p: (p.measures["nonzero_params"], -p.measures["val_accuracy"]))
+    smallest = min(
+        finished[1].front, key=lambda p: (p.measures["nonzero_params"], -p.measures["val_accuracy"])
+    )
     code, out, _ = export("--output", f"small.{kind}", "--pick", "smallest")
     assert code == 0
     assert f"| non-zero parameters | {smallest.measures['nonzero_params']:,.0f} |" in out
@@ -76,7 +91,10 @@ def test_a_trial_by_name_and_int8(export, finished: Finished) -> None:  # type: 
 
 @pytest.mark.slow
 def test_an_int8_network_of_a_search_is_measured_recorded_and_shipped_as_int8(
-    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    ray_session: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = small_config(
         tmp_path,
@@ -95,18 +113,28 @@ def test_an_int8_network_of_a_search_is_measured_recorded_and_shipped_as_int8(
     )
     mlflow.set_tracking_uri(config.tracking.uri)
     data = Digits().load()
-    logits = mlflow.pyfunc.load_model(f"models:/{model_id}").predict(data.raw(data.test.inputs).numpy())["logits"]
+    logits = mlflow.pyfunc.load_model(f"models:/{model_id}").predict(
+        data.raw(data.test.inputs).numpy()
+    )["logits"]
     right = torch.tensor(logits).argmax(1) == data.test.labels
     assert float(right.float().mean()) == pytest.approx(point.test_accuracy, abs=1e-6)
     monkeypatch.chdir(tmp_path)
     for name, code in (("network.pt2", 2), ("network.onnx", 0)):
-        monkeypatch.setattr(sys, "argv", ["slimfront", "export", result.search, "--pick", "trial-000", "--output", name])
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            ["slimfront", "export", result.search, "--pick", "trial-000", "--output", name],
+        )
         with pytest.raises(SystemExit) as ended:
             main()
         assert int(ended.value.code or 0) == code
     assert "was measured as an int8 network, and those ship as onnx" in capsys.readouterr().err
-    assert Path("network.onnx").stat().st_size == pytest.approx(point.measures["bytes"], abs=64)  # names of nodes differ
-    assert f"| this file | {point.measures['val_accuracy']:.4f} | {point.test_accuracy:.4f} |" in Path("network.md").read_text()
+    # Names of nodes differ.
+    assert Path("network.onnx").stat().st_size == pytest.approx(point.measures["bytes"], abs=64)
+    assert (
+        f"| this file | {point.measures['val_accuracy']:.4f} | {point.test_accuracy:.4f} |"
+        in Path("network.md").read_text()
+    )
 
 
 def test_mistakes_get_one_sentence_exit_code_2_and_leave_nothing(export, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -114,13 +142,22 @@ def test_mistakes_get_one_sentence_exit_code_2_and_leave_nothing(export, tmp_pat
     Path("taken.md").write_text("mine")
     before = sorted(path.name for path in tmp_path.iterdir())
     for arguments, expected in [
-        (("--output", "x.pt2", "--pick", "trial-999"), "--pick trial-999: it is not on the front; choose knee"),
-        (("--output", "x.pt2", "--min-accuracy", "1.5"), "no network of the front has validation accuracy 1.5; the best has"),
+        (
+            ("--output", "x.pt2", "--pick", "trial-999"),
+            "--pick trial-999: it is not on the front; choose knee",
+        ),
+        (
+            ("--output", "x.pt2", "--min-accuracy", "1.5"),
+            "no network of the front has validation accuracy 1.5; the best has",
+        ),
         (("--output", "there.pt2"), "there.pt2 is there already; choose another name"),
         (("--output", "taken.pt2"), "taken.md is there already"),
         (("--output", "nowhere/x.pt2"), "there is no directory nowhere"),
         (("--output", "x.pkl"), "--output x.pkl: it ends in none of .pt2, .onnx, .safetensors"),
-        (("--output", "x.pt2", "--format", "onnx"), "--output x.pt2: a file of the format onnx ends in .onnx"),
+        (
+            ("--output", "x.pt2", "--format", "onnx"),
+            "--output x.pt2: a file of the format onnx ends in .onnx",
+        ),
         (("--output", "x.pt2", "--int8"), "int8 networks ship as onnx, and this is to be pt2"),
     ]:
         code, out, err = export(*arguments)

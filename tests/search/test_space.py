@@ -3,15 +3,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search.space import Parameter, flatten, set_path, set_paths
+from slimfront.search.config.space import Parameter, flatten, set_path, set_paths
 
 
 def test_ranges_and_choices_become_optuna_distributions() -> None:
-    assert Parameter(low=1, high=9, step=2).distribution(integer=True) == IntDistribution(1, 9, step=2)
+    assert Parameter(low=1, high=9, step=2).distribution(integer=True) == IntDistribution(
+        1, 9, step=2
+    )
     assert Parameter(low=1, high=9).distribution(integer=False) == FloatDistribution(1, 9)
-    assert Parameter(low=0.1, high=9, log=True).distribution(integer=False) == FloatDistribution(0.1, 9, log=True)
-    assert Parameter(low=2, high=64, log=True).distribution(integer=True) == IntDistribution(2, 64, log=True)
-    assert Parameter(choices=("a", None, 3)).distribution(integer=False) == CategoricalDistribution(("a", None, 3))
+    assert Parameter(low=0.1, high=9, log=True).distribution(integer=False) == FloatDistribution(
+        0.1, 9, log=True
+    )
+    assert Parameter(low=2, high=64, log=True).distribution(integer=True) == IntDistribution(
+        2, 64, log=True
+    )
+    assert Parameter(choices=("a", None, 3)).distribution(integer=False) == CategoricalDistribution(
+        ("a", None, 3)
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,7 +52,9 @@ def test_a_path_through_a_value_is_refused() -> None:
 
 
 keys = st.text("abc", min_size=1, max_size=3)
-trees = st.recursive(st.integers(), lambda children: st.dictionaries(keys, children, min_size=1), max_leaves=10)
+trees = st.recursive(
+    st.integers(), lambda children: st.dictionaries(keys, children, min_size=1), max_leaves=10
+)
 
 
 @given(st.dictionaries(keys, trees, min_size=1))

@@ -12,15 +12,15 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from search import fencing, storage
-from search.fencing import Fence, Superseded
-from search.journal import JOURNAL_FILE, Journal, present, read_events
-from search.runner import resume_search, run_search
-from search.shipping import export
-from search.storage import Mirror, Storage, delete, fetch, join, parent
+from slimfront.search.engine.runner import resume_search, run_search
+from slimfront.search.record import fencing, storage
+from slimfront.search.record.export import export
+from slimfront.search.record.fencing import Fence, Superseded
+from slimfront.search.record.journal import JOURNAL_FILE, Journal, present, read_events
+from slimfront.search.record.storage import Mirror, Storage, delete, fetch, join, parent
+from slimfront.trainables.errors import UserError
 from tests.conftest import small_config
 from tests.search.clusters import free_ports
-from trainables.errors import UserError
 
 
 @contextlib.contextmanager
@@ -42,12 +42,17 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """The URI of a folder in a new bucket, with this machine's copies in a directory of the test's."""
+    """The URI of a folder in a new bucket, with this machine's copies in a directory of the
+    test's."""
     return new_bucket(server, monkeypatch, tmp_path)
 
 
 def new_bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    for name, value in (("ACCESS_KEY_ID", "anna"), ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")):
+    for name, value in (
+        ("ACCESS_KEY_ID", "anna"),
+        ("SECRET_ACCESS_KEY", "secret"),
+        ("DEFAULT_REGION", "us-east-1"),
+    ):
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "machine"))
     (tmp_path / "machine").mkdir()
@@ -92,7 +97,8 @@ def test_a_journal_in_a_bucket_is_read_on_another_machine(
     monkeypatch.setattr(storage, "SEGMENT_BYTES", 200)
     journal = journal_of(bucket, database)
     written = [journal.append("note", number=number) for number in range(20)]
-    journal.append("epochs", number=20, history=[])  # waits for the next event, and is lost with the machine
+    # Waits for the next event, and is lost with the machine.
+    journal.append("epochs", number=20, history=[])
     another_machine(tmp_path)
     folder = Storage(bucket).folder("one")
     assert present(folder)
@@ -117,7 +123,10 @@ def test_one_driver_at_a_time_and_another_when_it_is_lost(
     another_machine(tmp_path)
     folder = Storage(bucket).folder("one")
     folder.local.mkdir(parents=True)
-    with pytest.raises(UserError, match=r"is running in another process \(.*process \d+.*\); wait for its end, or end it"):
+    with pytest.raises(
+        UserError,
+        match=r"is running in another process \(.*process \d+.*\); wait for its end, or end it",
+    ):
         Journal(folder.local, folder.mirror(database))
     assert first.fence is not None and first.fence.keeper is not None
     first.fence.closing.set()  # it does nothing any more, as if its machine were gone
@@ -128,7 +137,11 @@ def test_one_driver_at_a_time_and_another_when_it_is_lost(
         first.append("note", number=3)
     second.append("note", number=4)
     assert present(folder)
-    assert [event.get("number") for event in read_events(folder.local / JOURNAL_FILE)] == [None, 2, 4]
+    assert [event.get("number") for event in read_events(folder.local / JOURNAL_FILE)] == [
+        None,
+        2,
+        4,
+    ]
     second.close()
     Journal(folder.local, folder.mirror(database)).close()  # one that was closed lets go at once
 
@@ -147,7 +160,8 @@ def test_what_a_superseded_driver_writes_is_not_read_whatever_it_does(
     assert second is not None
     second.take()
     second.pull(tmp_path / "there")
-    monkeypatch.setattr(first.fence, "check", lambda: None)  # it looked just before, and then stood still
+    # It looked just before, and then stood still.
+    monkeypatch.setattr(first.fence, "check", lambda: None)
     first.mirror.push(b'{"event": "note", "number": 1}\n')
     monkeypatch.setattr(storage, "SEGMENT_BYTES", 1)
     first.mirror.push(b'{"event": "note", "number": 2}\n')
@@ -187,19 +201,28 @@ def test_a_bucket_that_is_away_for_a_while_is_waited_for(
         journal.append("note", number=1)
     monkeypatch.setattr(storage, "PATIENCE_S", 600.0)
     with contextlib.ExitStack() as stack:
-        monkeypatch.setattr(storage.time, "sleep", lambda _seconds: stack.enter_context(s3_server(port)))
+        monkeypatch.setattr(
+            storage.time, "sleep", lambda _seconds: stack.enter_context(s3_server(port))
+        )
         journal.append("note", number=2)
         assert caplog.text.count("does not take a write; the search waits for it") == 1
         folder = Storage(uri).folder("one")
         assert present(folder)
-        assert [event["event"] for event in read_events(folder.local / JOURNAL_FILE)] == ["opened", "note", "note"]
+        assert [event["event"] for event in read_events(folder.local / JOURNAL_FILE)] == [
+            "opened",
+            "note",
+            "note",
+        ]
         journal.close()
 
 
-def test_a_place_that_is_none_is_refused(bucket: str, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_is_none_is_refused(
+    bucket: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "PATIENCE_S", 0.0)
     with pytest.raises(
-        UserError, match=r"search\.storage_path: ftp://x is not a directory, and not a bucket such as s3://NAME/s"
+        UserError,
+        match=r"search\.storage_path: ftp://x is not a directory, and not a bucket such as s3://NAME/s",
     ):
         Storage("ftp://x")
     away = Storage("s3://nowhere/searches?" + bucket.partition("?")[2])
@@ -214,26 +237,42 @@ def test_a_place_that_is_none_is_refused(bucket: str, database: str, monkeypatch
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(180)
-def test_a_search_in_a_bucket_is_resumed_and_exported_on_another_machine(bucket: str, tmp_path: Path, postgres: str) -> None:
-    config = small_config(tmp_path, search={"trials": 3, "storage": postgres, "early_stopping": {"grace": 1}})
+def test_a_search_in_a_bucket_is_resumed_and_exported_on_another_machine(
+    bucket: str, tmp_path: Path, postgres: str
+) -> None:
+    config = small_config(
+        tmp_path, search={"trials": 3, "storage": postgres, "early_stopping": {"grace": 1}}
+    )
     search = config.search.model_copy(update={"storage_path": bucket})
     first = run_search(config.model_copy(update={"search": search}), name="away")
-    assert len(first.ledger.with_status("completed")) + len(first.ledger.with_status("stopped")) == 3
+    assert (
+        len(first.ledger.with_status("completed")) + len(first.ledger.with_status("stopped")) == 3
+    )
     assert all(point.test_accuracy is not None for point in first.front)
     another_machine(tmp_path)
-    with pytest.raises(UserError, match=r"there is no search 'awy' in s3://b\d+/searches; did you mean 'away'\?"):
+    with pytest.raises(
+        UserError, match=r"there is no search 'awy' in s3://b\d+/searches; did you mean 'away'\?"
+    ):
         resume_search("awy", storage_path=bucket)
-    again = resume_search("away", ["search.trials=5", f"search.storage={postgres}"], storage_path=bucket)
+    again = resume_search(
+        "away", ["search.trials=5", f"search.storage={postgres}"], storage_path=bucket
+    )
     assert len(again.ledger.trials) == 5
-    assert [trial.label for trial in again.ledger.trials[:3]] == [trial.label for trial in first.ledger.trials]
+    assert [trial.label for trial in again.ledger.trials[:3]] == [
+        trial.label for trial in first.ledger.trials
+    ]
     another_machine(tmp_path)
     shipped = export("away", bucket, "knee", tmp_path / "knee.safetensors")
     assert shipped.shipment.path.exists()
     files, root = fs.FileSystem.from_uri(bucket)
     infos = files.get_file_info(fs.FileSelector(f"{root}/away", recursive=True))
     kept = {info.path.rsplit("/", 1)[0] for info in infos if info.path.endswith("/network.pt")}
-    assert len(kept) == len({point.origin.checkpoint for point in again.front} | {again.ledger.dense.last.checkpoint})  # type: ignore[union-attr]
-    everything = b"".join(files.open_input_stream(info.path).read() for info in infos if info.is_file)
+    assert len(kept) == len(
+        {point.origin.checkpoint for point in again.front} | {again.ledger.dense.last.checkpoint}
+    )  # type: ignore[union-attr]
+    everything = b"".join(
+        files.open_input_stream(info.path).read() for info in infos if info.is_file
+    )
     assert b"secret@" not in everything
 
 
@@ -241,18 +280,27 @@ def test_a_bucket_needs_a_database(tmp_path: Path) -> None:
     from pydantic import ValidationError
 
     with pytest.raises(
-        ValidationError, match=r"search\.storage_path is a bucket, which cannot keep Optuna's study; set search\.st"
+        ValidationError,
+        match=r"search\.storage_path is a bucket, which cannot keep Optuna's study; set search\.st",
     ):
         small_config(tmp_path, search={"trials": 1}).model_validate(
-            {**small_config(tmp_path).model_dump(mode="json"), "search": {"storage_path": "s3://b/x"}}
+            {
+                **small_config(tmp_path).model_dump(mode="json"),
+                "search": {"storage_path": "s3://b/x"},
+            }
         )
 
 
-def test_copies_are_not_kept_where_others_may_write(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_are_not_kept_where_others_may_write(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "shared"))
     (tmp_path / "shared").mkdir()
     place = tmp_path / "shared" / f"slimfront-{os.getuid()}"
     place.mkdir()
     place.chmod(0o777)
-    with pytest.raises(UserError, match=r"copies of what is in a bucket cannot be kept .*others may write to it; .* set TMPDIR"):
+    with pytest.raises(
+        UserError,
+        match=r"copies of what is in a bucket cannot be kept .*others may write to it; .* set TMPDIR",
+    ):
         Storage(bucket).folder("one")

@@ -3,12 +3,17 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 
-from search.study import OnlyWriter
+from slimfront.search.record.study import OnlyWriter
 
 SPACE: dict[str, BaseDistribution] = {
     "x": FloatDistribution(1e-3, 1, log=True),
@@ -20,7 +25,11 @@ SPACE: dict[str, BaseDistribution] = {
 def open_study(storage: optuna.storages.BaseStorage) -> optuna.Study:
     sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=3, constant_liar=True)
     return optuna.create_study(
-        study_name="s", storage=storage, sampler=sampler, directions=["maximize", "minimize"], load_if_exists=True
+        study_name="s",
+        storage=storage,
+        sampler=sampler,
+        directions=["maximize", "minimize"],
+        load_if_exists=True,
     )
 
 
@@ -48,7 +57,9 @@ def contents(study: optuna.Study) -> list[tuple[Any, ...]]:
     return [plain(trial) for trial in study.get_trials()]
 
 
-def test_all_that_is_known_of_a_study_is_in_the_database_and_is_found_there_again(tmp_path: Path) -> None:
+def test_all_that_is_known_of_a_study_is_in_the_database_and_is_found_there_again(
+    tmp_path: Path,
+) -> None:
     database(tmp_path).create_new_study([optuna.study.StudyDirection.MINIMIZE], "another")
     study = open_study(OnlyWriter(database(tmp_path)))
     study.set_user_attr("whose", "ours")
@@ -67,20 +78,31 @@ def test_all_that_is_known_of_a_study_is_in_the_database_and_is_found_there_agai
     again.tell(optuna.Trial(again, running._trial_id), [0.9, 0.1])
     work(again, 4)
     assert contents(again)[7][2] == {"x": 0.25, "n": 3, "c": "a"}
-    assert contents(optuna.load_study(study_name="s", storage=database(tmp_path))) == contents(again)
+    assert contents(optuna.load_study(study_name="s", storage=database(tmp_path))) == contents(
+        again
+    )
 
 
 def test_it_proposes_what_optuna_proposes_on_the_database_itself(tmp_path: Path) -> None:
-    mine, plain = open_study(OnlyWriter(database(tmp_path))), open_study(optuna.storages.InMemoryStorage())
+    mine, plain = (
+        open_study(OnlyWriter(database(tmp_path))),
+        open_study(optuna.storages.InMemoryStorage()),
+    )
     work(mine, 6)
     work(plain, 6)
-    assert [trial.params for trial in mine.get_trials()] == [trial.params for trial in plain.get_trials()]
+    assert [trial.params for trial in mine.get_trials()] == [
+        trial.params for trial in plain.get_trials()
+    ]
 
 
 def test_a_trial_costs_the_database_the_same_whatever_is_under_way(tmp_path: Path) -> None:
     there = database(tmp_path)
     asked: list[int] = []
-    event.listen(there.engine, "before_cursor_execute", lambda _c, _cursor, _statement, values, *_: asked.append(len(values)))
+    event.listen(
+        there.engine,
+        "before_cursor_execute",
+        lambda _c, _cursor, _statement, values, *_: asked.append(len(values)),
+    )
     study = open_study(OnlyWriter(there))
     study.sampler = optuna.samplers.RandomSampler(seed=0)
     cost = []

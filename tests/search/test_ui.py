@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from search.config import Config
-from search.tracking import Recorder, connect
-from search.ui import open_ui
-from trainables.errors import UserError
+from slimfront.search.config.schema import Config
+from slimfront.search.tracking import Recorder, connect
+from slimfront.search.tracking.ui import open_ui
+from slimfront.trainables.errors import UserError
 
 
 @pytest.fixture
@@ -25,7 +25,9 @@ def record_one(config: Config, uri: str, tmp_path: Path) -> str:
     """Records the search `one` there."""
     (tmp_path / "one").mkdir()
     recorder = Recorder(connect(uri), config, "one", tmp_path / "one")
-    recorder.take({"event": "begun", "time": 1, "search": "one", "dense_sizes": {"nonzero_params": 3}})
+    recorder.take(
+        {"event": "begun", "time": 1, "search": "one", "dense_sizes": {"nonzero_params": 3}}
+    )
     recorder.take({"event": "finished", "time": 2, "status": "completed", "seconds": 1.0})
     assert recorder.close()
     return uri
@@ -38,15 +40,26 @@ def free_port() -> int:
 
 
 def check_page(uri: str) -> None:
-    """`slimfront ui` serves MLflow at the search, shows no password, and takes the server with it."""
+    """`slimfront ui` serves MLflow at the search, shows no password, and takes the server with
+    it."""
     port = free_port()
-    command = [str(Path(sys.executable).with_name("slimfront")), "ui", "--tracking-uri", uri, "--port", str(port)]
-    with subprocess.Popen([*command, "--no-browser"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ui:
+    command = [
+        str(Path(sys.executable).with_name("slimfront")),
+        "ui",
+        "--tracking-uri",
+        uri,
+        "--port",
+        str(port),
+    ]
+    with subprocess.Popen(
+        [*command, "--no-browser"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as ui:
         try:
             assert ui.stdout is not None
             line = ui.stdout.readline()
             page = re.fullmatch(
-                rf"(http://127\.0\.0\.1:{port})/#/experiments/\d+/runs/(\w+)\?workflowType=machine_learning\n", line
+                rf"(http://127\.0\.0\.1:{port})/#/experiments/\d+/runs/(\w+)\?workflowType=machine_learning\n",
+                line,
             )
             assert page is not None, line
             api = f"{page[1]}/api/2.0/mlflow/runs/get?run_id={page[2]}"
@@ -79,7 +92,9 @@ def test_a_taken_port_is_refused(recorded: str) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port} is taken; choose another one with --port"):
+        with pytest.raises(
+            UserError, match=f"port {port} is taken; choose another one with --port"
+        ):
             open_ui(recorded, None, port, browser=False, say=print)
 
 

@@ -1,4 +1,5 @@
-"""Text that is made to do harm, and files that are none, are refused within bounds of time and memory."""
+"""Text that is made to do harm, and files that are none, are refused within bounds of time and
+memory."""
 
 import os
 import time
@@ -6,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from search.yaml_files import GIVEN, RECORDED, parse, read_text, write
-from trainables.errors import UserError
+from slimfront.search.config.yaml_files import GIVEN, RECORDED, parse, read_text, write
+from slimfront.trainables.errors import UserError
 
-BOMB = "\n".join(["a0: &a0 x", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))])
+BOMB = "\n".join(
+    ["a0: &a0 x", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
+)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +24,10 @@ BOMB = "\n".join(["a0: &a0 x", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]
         ("[" * 5_000, "c, line 1: it is nested in more than 32 levels"),
         ("a: " + "x" * 10_001, "c, line 1: a value has more than 10,000 characters"),
         ("k" * 301 + ": 1", "c, line 1: a key has more than 300 characters"),
-        ("\n".join(f"k{n}: 1" for n in range(6_000)), "c, line 5000: it has more than 10,000 values"),
+        (
+            "\n".join(f"k{n}: 1" for n in range(6_000)),
+            "c, line 5000: it has more than 10,000 values",
+        ),
         ("a: " + "9" * 5_000, "c, line 1: '999.* … 999.*' is not a whole number, or one too large"),
         ("a: 9223372036854775808", "c, line 1: the whole number 9223372036854775808 is too large"),
         ("a: !!int x", "c, line 1: 'x' is not a whole number"),
@@ -29,7 +35,10 @@ BOMB = "\n".join(["a0: &a0 x", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]
         ("a: !!bool x", "c, line 1: 'x' is not true or false"),
         ("a: !!map x", "c, line 1: this is not a mapping"),
         ("a: !!timestamp x", "c, line 1: 'x' is of the kind 'tag:yaml.org,2002:timestamp'"),
-        ("a: !!python/object/apply:os.system [id]", "c, line 1: this is of the kind 'tag:yaml.org,2002:python/object/apply:os.s"),
+        (
+            "a: !!python/object/apply:os.system [id]",
+            "c, line 1: this is of the kind 'tag:yaml.org,2002:python/object/apply:os.s",
+        ),
         ('a: "\\ud800"', "c, line 1: a value has half of a character"),
         ("a: \udcff", "c: this is not YAML: special characters are not allowed"),
         ("? [a]\n: 1", "c, line 1: a key is a list or a mapping"),
@@ -54,7 +63,12 @@ def test_aliases_within_bounds_are_taken() -> None:
 
 def test_what_is_written_reads_back_as_it_was() -> None:
     shared = {"low": 1e-9}
-    tree = {"text": ["1e-3", "2026-01-31", "null", "1", "a: b", "é\n "], "numbers": [1e-3, 2, 1e300], "a": shared, "b": shared}
+    tree = {
+        "text": ["1e-3", "2026-01-31", "null", "1", "a: b", "é\n "],
+        "numbers": [1e-3, 2, 1e300],
+        "a": shared,
+        "b": shared,
+    }
     text = write(tree)
     assert parse(text, "c") == tree
     assert "&" not in text
@@ -67,7 +81,9 @@ def test_a_recorded_config_may_be_longer() -> None:
 
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/urandom", "/dev/null"])
 def test_a_device_is_no_config(device: str) -> None:
-    with pytest.raises(UserError, match=f"cannot read the config {device}: it is not a regular file"):
+    with pytest.raises(
+        UserError, match=f"cannot read the config {device}: it is not a regular file"
+    ):
         read_text(Path(device))
 
 

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 
 class Mixed(nn.Module):
-    """An addition, a concatenation, a depthwise and a grouped convolution, and batch norms before and after additions."""
+    """An addition, a concatenation, a depthwise and a grouped convolution, and batch norms before
+    and after additions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +65,8 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A classifier of 8×8 images by their rows, with a token for the class and an embedding of positions."""
+    """A classifier of 8×8 images by their rows, with a token for the class and an embedding of
+    positions."""
 
     def __init__(self, width: int = 16, heads: int = 4, *, batch_first: bool = True) -> None:
         super().__init__()
@@ -72,7 +74,9 @@ class Transformer(nn.Module):
         self.embed = nn.Linear(8, width)
         self.token = nn.Parameter(0.1 * torch.randn(1, 1, width))
         self.positions = nn.Parameter(0.1 * torch.randn(1, 9, width))
-        self.blocks = nn.Sequential(*(Block(width, heads, batch_first=batch_first) for _ in range(2)))
+        self.blocks = nn.Sequential(
+            *(Block(width, heads, batch_first=batch_first) for _ in range(2))
+        )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 10)
 

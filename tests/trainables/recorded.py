@@ -1,7 +1,9 @@
-"""CUDA graphs without CUDA: operations recorded with the numbers and the memory that they had, and carried out again.
+"""CUDA graphs without CUDA: operations recorded with the numbers and the memory that they had, and
+carried out again.
 
-What a replay does not see is what a CUDA graph does not see: Python. A number that a step reads in Python stays as it was when
-the step was recorded, and so does the memory that it read from. Reading a tensor's number while recording is an error, as there.
+What a replay does not see is what a CUDA graph does not see: Python. A number that a step reads in
+Python stays as it was when the step was recorded, and so does the memory that it read from. Reading
+a tensor's number while recording is an error, as there.
 """
 
 from collections.abc import Callable
@@ -12,7 +14,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-_READS = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero", "aten::masked_select")
+_READS = (
+    "aten::_local_scalar_dense",
+    "aten::is_nonzero",
+    "aten::equal",
+    "aten::nonzero",
+    "aten::masked_select",
+)
 
 
 class ReadWhileRecording(RuntimeError):
@@ -43,7 +51,9 @@ def record(take: Callable[[], None]) -> Callable[[], None]:
     def replay() -> None:
         with torch.no_grad():
             for func, args, kwargs, expected in calls:
-                made = [one for one in tree_flatten(func(*args, **kwargs))[0] if isinstance(one, Tensor)]
+                made = [
+                    one for one in tree_flatten(func(*args, **kwargs))[0] if isinstance(one, Tensor)
+                ]
                 for old, new in zip(expected, made, strict=True):
                     if old.data_ptr() != new.data_ptr():
                         old.copy_(new)

@@ -7,16 +7,22 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.structure.attention import Attention, split_attention
+from slimfront.trainables.structure.graph import trace
 from tests.trainables.networks import Transformer
-from trainables.attention import Attention, split_attention
-from trainables.errors import UserError
-from trainables.graph import trace
 
 
 class Attending(nn.Module):
     """One attention, called as it is told."""
 
-    def __init__(self, reads: int = 0, padding: Tensor | None = None, mask: Tensor | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        reads: int = 0,
+        padding: Tensor | None = None,
+        mask: Tensor | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(12, 3, **options)
         self.reads = reads
@@ -61,7 +67,9 @@ def test_the_parts_compute_what_the_module_does(
     wanted = network(*inputs)
     parts = split(network)
     torch.testing.assert_close(parts(*inputs), wanted)
-    kinds = [type(module) for name, module in parts.named_modules() if name.startswith("attention.")]
+    kinds = [
+        type(module) for name, module in parts.named_modules() if name.startswith("attention.")
+    ]
     assert kinds == [nn.Linear, nn.Linear, nn.Linear, Attention, nn.Linear]
     assert not any(isinstance(module, nn.MultiheadAttention) for module in parts.modules())
 
@@ -97,8 +105,12 @@ def test_one_attention_that_is_called_twice_stays_one() -> None:
         ({"reads": 1}, "has its attention weights read"),
     ],
 )
-def test_what_the_parts_cannot_do_is_refused_in_a_sentence(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=rf"^the attention 'attention' {said}, which its compact form cannot do$"):
+def test_what_the_parts_cannot_do_is_refused_in_a_sentence(
+    options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(
+        UserError, match=rf"^the attention 'attention' {said}, which its compact form cannot do$"
+    ):
         split(Attending(**options))
 
 

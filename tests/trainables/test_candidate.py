@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from trainables import Candidate
+from slimfront.trainables import Candidate
 
 
 def test_a_candidate_goes_through_plain_data_unchanged(candidate: Candidate) -> None:
@@ -12,7 +12,11 @@ def test_a_candidate_goes_through_plain_data_unchanged(candidate: Candidate) -> 
 
 def test_the_dense_candidate_keeps_data_model_and_training_only(candidate: Candidate) -> None:
     dense = candidate.dense()
-    assert (dense.data, dense.model, dense.training) == (candidate.data, candidate.model, candidate.training)
+    assert (dense.data, dense.model, dense.training) == (
+        candidate.data,
+        candidate.model,
+        candidate.training,
+    )
     assert not dense.penalties
     assert dense.sparsifier is None
     assert not dense.compaction.enabled
@@ -26,10 +30,14 @@ def test_sparsity_must_be_in_zero_to_one(sparsity: float) -> None:
 
 @pytest.mark.parametrize(("penalty", "least"), [("cka", 4), ("aug_cka", 2)])
 def test_a_batch_too_small_for_a_penalty_is_refused(penalty: str, least: int) -> None:
-    tree: dict[str, Any] = {"penalties": {penalty: {"strength": 1.0}}, "training": {"batch_size": least}}
+    tree: dict[str, Any] = {
+        "penalties": {penalty: {"strength": 1.0}},
+        "training": {"batch_size": least},
+    }
     Candidate.model_validate(tree)
     tree["training"]["batch_size"] -= 1
     with pytest.raises(
-        ValueError, match=rf"penalties\.{penalty} looks at {least} samples of a batch or more; set training\.batch_size"
+        ValueError,
+        match=rf"penalties\.{penalty} looks at {least} samples of a batch or more; set training\.batch_size",
     ):
         Candidate.model_validate(tree)

@@ -1,4 +1,5 @@
-"""torch.compile changes how long a step takes, and nothing else: in float64, where rounding does not decide."""
+"""torch.compile changes how long a step takes, and nothing else: in float64, where rounding does
+not decide."""
 
 import logging
 import os
@@ -13,6 +14,12 @@ import torch._inductor.config
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from slimfront.trainables import Candidate
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.packs import Pack, packable
+from slimfront.trainables.sparsifiers import SPARSIFIERS
+from slimfront.trainables.training import compiled
+from slimfront.trainables.training.loop import Training
 from tests.trainables.packs.conftest import doubles  # noqa: F401 (float64, on few examples)
 from tests.trainables.packs.made import (
     CONVOLUTIONS,
@@ -23,19 +30,18 @@ from tests.trainables.packs.made import (
     trained_alone,
     with_target,
 )
-from trainables import Candidate, compiled
-from trainables.errors import UserError
-from trainables.packs import Pack, packable
-from trainables.sparsifiers import SPARSIFIERS
-from trainables.training import Training
 
-pytestmark = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler here")
+pytestmark = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler here"
+)
 
 DROPPING = {"factory": "tests.trainables.test_compiled:dropping"}
 
 
 def dropping() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 10))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 10)
+    )
 
 
 class Alone(nn.Sequential):
@@ -57,8 +63,12 @@ def made(compile_: bool | str, model: dict[str, Any] = CONVOLUTIONS, **options: 
 
 
 def check_same(**options: Any) -> None:
-    """Trains without and with, and compares all that a checkpoint holds and the compact networks."""
-    (one, history), (fast, its_history) = trained_alone(made(False, **options)), trained_alone(made(True, **options))
+    """Trains without and with, and compares all that a checkpoint holds and the compact
+    networks."""
+    (one, history), (fast, its_history) = (
+        trained_alone(made(False, **options)),
+        trained_alone(made(True, **options)),
+    )
     assert (one.losses.compiled, one.compiles, fast.compiles) == (None, False, True)  # type: ignore[union-attr]
     assert_histories_same(history, its_history)
     one.compiles = True  # the one thing that differs
@@ -70,7 +80,9 @@ def check_same(**options: Any) -> None:
 @pytest.mark.parametrize(("name", "form"), FORMS)
 def test_training_with_a_penalty_is_the_same_compiled(name: str, form: str | None) -> None:
     strength = {"cka": 0.01, "aug_cka": 0.01, "connection": 1e-3}.get(name, 0.05)
-    check_same(penalties={name: {"strength": strength} | ({"form": form} if form else {"every": 2})})
+    check_same(
+        penalties={name: {"strength": strength} | ({"form": form} if form else {"every": 2})}
+    )
 
 
 @pytest.mark.parametrize("name", SPARSIFIERS)
@@ -90,7 +102,12 @@ def test_one_code_serves_all_trainings_of_an_architecture_and_full_batches_alone
     penalties = {"cka": {"strength": 0.01, "every": 2}}
     torch._dynamo.reset()
     before = counters["stats"]["unique_graphs"]
-    for options in ({}, {"penalties": penalties}, {"sparsifier": with_target("rigl", 1)}, {"training": {"seed": 8, "lr": 0.1}}):
+    for options in (
+        {},
+        {"penalties": penalties},
+        {"sparsifier": with_target("rigl", 1)},
+        {"training": {"seed": 8, "lr": 0.1}},
+    ):
         trained_alone(made(True, **options), epochs=1)
     assert counters["stats"]["unique_graphs"] == before + 1
 
@@ -127,7 +144,9 @@ def auto_with(monkeypatch: pytest.MonkeyPatch, plain: float, fast: float) -> Non
     """`auto` finds that a step takes so long; the first look is at the network as it is."""
     times = cycle([plain, fast])
     first = iter([plain])
-    monkeypatch.setattr(compiled, "seconds_of", lambda take, device: next(first, None) or next(times))
+    monkeypatch.setattr(
+        compiled, "seconds_of", lambda take, device: next(first, None) or next(times)
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,13 +163,18 @@ def test_auto_compiles_long_trainings_that_it_makes_faster(
     assert training.state_dict()["compiles"] == compiles
 
 
-def test_auto_measures_on_a_copy_and_once_for_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_measures_on_a_copy_and_once_for_an_architecture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(compiled, "LONG_S", 0.0)
     monkeypatch.setattr(compiled, "_GAIN", 1e9)
     plain, history = trained_alone(made(False), epochs=1)
     training, its_history = trained_alone(made("auto"), epochs=1)
     assert history == its_history
-    assert all(torch.equal(*pair) for pair in zip(plain.model.buffers(), training.model.buffers(), strict=True))
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(plain.model.buffers(), training.model.buffers(), strict=True)
+    )
     assert training.compiles is False
     monkeypatch.setattr(compiled, "seconds_of", None)  # would fail
     assert trained_alone(made("auto"), epochs=1)[0].compiles is False
@@ -178,7 +202,9 @@ def test_without_a_compiler_it_says_so_and_auto_trains_as_it_is(
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     network = {"factory": "tests.trainables.test_compiled:other"}
-    with pytest.raises(UserError, match=r"No working C\+\+ compiler.*; set training.compile to false"):
+    with pytest.raises(
+        UserError, match=r"No working C\+\+ compiler.*; set training.compile to false"
+    ):
         Training(made(True, network)).run_epoch()
     monkeypatch.setattr(compiled, "LONG_S", 0.0)
     with caplog.at_level(logging.WARNING):

@@ -6,15 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainables.compaction import compact, from_plain, to_plain
-from trainables.graph import hidden_layers, trace
-from trainables.storage import check_storable
+from slimfront.trainables.compaction import compact, from_plain, to_plain
+from slimfront.trainables.shipping.network_file import check_storable
+from slimfront.trainables.structure.graph import hidden_layers, trace
 
 
 class Encoded(nn.Module):
     """torch's encoder, and a classifier."""
 
-    def __init__(self, mask: Tensor | None = None, norm: nn.Module | None = None, **options: Any) -> None:
+    def __init__(
+        self, mask: Tensor | None = None, norm: nn.Module | None = None, **options: Any
+    ) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(12, 3, 20, **options)
         self.encoder = nn.TransformerEncoder(layer, 2, norm=norm, enable_nested_tensor=False)
@@ -38,13 +40,19 @@ class Encoded(nn.Module):
     ],
 )
 @torch.no_grad()
-def test_encoders_are_traced_stored_and_compacted_with_equal_outputs(options: dict[str, Any]) -> None:
+def test_encoders_are_traced_stored_and_compacted_with_equal_outputs(
+    options: dict[str, Any],
+) -> None:
     torch.manual_seed(0)
     network, inputs = Encoded(**options).eval(), torch.randn(5, 5, 12)
     check_storable(network, inputs)
     traced = trace(network)
     torch.testing.assert_close(traced(inputs), network(inputs), rtol=1e-4, atol=1e-5)
-    kinds = {type(traced.get_submodule(str(node.target))) for node in traced.graph.nodes if node.op == "call_module"}
+    kinds = {
+        type(traced.get_submodule(str(node.target)))
+        for node in traced.graph.nodes
+        if node.op == "call_module"
+    }
     assert kinds - {nn.ReLU} == {nn.Linear, nn.LayerNorm, nn.Dropout, nn.MultiheadAttention}
     compacted = compact(network, inputs).network
     assert torch.equal(from_plain(to_plain(compacted))(inputs), compacted(inputs))  # type: ignore[arg-type]
@@ -53,7 +61,9 @@ def test_encoders_are_traced_stored_and_compacted_with_equal_outputs(options: di
 def test_the_units_of_a_perceptron_in_an_encoder_can_be_removed() -> None:
     torch.manual_seed(0)
     network, inputs = Encoded(batch_first=True).eval(), torch.randn(5, 5, 12)
-    assert [layer.name for layer in hidden_layers(trace(network))] == [f"encoder.layers.{n}.linear1" for n in (0, 1)]
+    assert [layer.name for layer in hidden_layers(trace(network))] == [
+        f"encoder.layers.{n}.linear1" for n in (0, 1)
+    ]
     with torch.no_grad():
         network.encoder.layers[0].linear1.weight[:7] = 0
     compacted = compact(network, inputs)

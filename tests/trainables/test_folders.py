@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from trainables.folders import own_folder
+from slimfront.trainables.folders import own_folder
 
 AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can give files to others")
 
@@ -15,7 +15,9 @@ def test_a_folder_is_made_for_this_user_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o722, 0o707])
-def test_one_that_others_may_write_to_is_refused_however_it_was_found(tmp_path: Path, mode: int) -> None:
+def test_one_that_others_may_write_to_is_refused_however_it_was_found(
+    tmp_path: Path, mode: int
+) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(mode)
     for named in (True, False):

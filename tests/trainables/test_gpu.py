@@ -6,18 +6,22 @@ from typing import Any
 import pytest
 import torch
 
+from slimfront.trainables import Candidate, measure, train
+from slimfront.trainables.gpu import free_memory, take_share, to_device
+from slimfront.trainables.training.loop import Training
 from tests.conftest import SMALL_CANDIDATE
-from trainables import Candidate, measure, train
-from trainables.gpu import free_memory, take_share, to_device
-from trainables.training import Training
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
 
 @pytest.mark.parametrize(("share", "free"), [(1.0, 1000), (0.125, 500)])
-def test_of_the_free_memory_a_process_has_its_share(monkeypatch: pytest.MonkeyPatch, share: float, free: int) -> None:
+def test_of_the_free_memory_a_process_has_its_share(
+    monkeypatch: pytest.MonkeyPatch, share: float, free: int
+) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 4000))
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda index: share if index is None else 0.0)
+    monkeypatch.setattr(
+        torch.cuda, "get_per_process_memory_fraction", lambda index: share if index is None else 0.0
+    )
     assert free_memory(torch.device("cuda")) == free
 
 
@@ -31,9 +35,15 @@ def test_only_shares_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.gpu
 @ON_GPU
-@pytest.mark.parametrize("model", [{"name": "resnet20", "width": 8}, {"name": "vgg", "depth": 11, "width": 8}])
-def test_convolutions_with_batch_norms_are_compact_there_and_measured_as_on_a_cpu(model: dict[str, Any]) -> None:
-    candidate = Candidate.model_validate({"model": model, "training": SMALL_CANDIDATE["training"] | {"epochs": 1}})
+@pytest.mark.parametrize(
+    "model", [{"name": "resnet20", "width": 8}, {"name": "vgg", "depth": 11, "width": 8}]
+)
+def test_convolutions_with_batch_norms_are_compact_there_and_measured_as_on_a_cpu(
+    model: dict[str, Any],
+) -> None:
+    candidate = Candidate.model_validate(
+        {"model": model, "training": SMALL_CANDIDATE["training"] | {"epochs": 1}}
+    )
     trained = train(candidate, "cuda")
     assert trained.compacted.report.difference < 1e-5
     network = trained.compacted.network
@@ -54,7 +64,9 @@ class Fake(torch.Tensor):
         self.pinned = True
         return self
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> tuple[bool, torch.device, bool]:  # type: ignore[override]
+    def to(
+        self, device: torch.device, non_blocking: bool = False
+    ) -> tuple[bool, torch.device, bool]:  # type: ignore[override]
         return getattr(self, "pinned", False), device, non_blocking
 
 
@@ -91,7 +103,8 @@ def test_on_a_gpu_a_batch_that_does_not_fit_is_taken_in_parts() -> None:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert tight.parts > 1
-    assert metrics["train_loss"] == pytest.approx(expected["train_loss"], rel=0.2)  # batch norms see the parts
+    # Batch norms see the parts.
+    assert metrics["train_loss"] == pytest.approx(expected["train_loss"], rel=0.2)
 
 
 @pytest.mark.gpu

@@ -2,9 +2,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainables.errors import UserError
-from trainables.graph import hidden_layers, inner_layers, layers_of, nonnegative_nodes, residual_branches, trace
-from trainables.models.resnet import BasicBlock
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.models.resnet import BasicBlock
+from slimfront.trainables.structure.graph import (
+    hidden_layers,
+    inner_layers,
+    layers_of,
+    nonnegative_nodes,
+    residual_branches,
+    trace,
+)
 
 
 def names(model: nn.Module) -> list[str]:
@@ -13,13 +20,28 @@ def names(model: nn.Module) -> list[str]:
 
 def test_inner_layers_are_those_between_two_relus() -> None:
     model = nn.Sequential(
-        nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)
+        nn.Flatten(),
+        nn.Linear(4, 3),
+        nn.ReLU(),
+        nn.Linear(3, 3),
+        nn.ReLU(),
+        nn.Linear(3, 3),
+        nn.Tanh(),
+        nn.Linear(3, 2),
     )
     assert names(model) == ["3"]  # 1 reads the raw input, 5 feeds a tanh, 7 is the output
 
 
 def test_signs_are_seen_through_reshapes_and_dropout() -> None:
-    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    model = nn.Sequential(
+        nn.Linear(4, 3),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Flatten(),
+        nn.Linear(3, 3),
+        nn.ReLU(),
+        nn.Linear(3, 2),
+    )
     assert names(model) == ["4"]
 
 
@@ -50,7 +72,9 @@ def test_a_layer_whose_output_is_also_read_elsewhere_is_not_inner() -> None:
 
 def test_a_layer_that_is_called_twice_is_not_inner() -> None:
     shared = nn.Linear(2, 2)
-    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(2, 2))
+    model = nn.Sequential(
+        nn.Linear(2, 2), nn.ReLU(), shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(2, 2)
+    )
     assert names(model) == []
 
 
@@ -85,16 +109,27 @@ def test_a_network_that_cannot_be_traced_is_named() -> None:
 
 def test_a_batch_norm_belongs_to_its_layer_and_signs_are_seen_through_pooling_and_sums() -> None:
     model = nn.Sequential(
-        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2), nn.ReLU()
+        nn.Conv2d(1, 2, 3),
+        nn.BatchNorm2d(2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(2, 2, 3),
+        nn.BatchNorm2d(2),
+        nn.ReLU(),
     )
     assert names(model) == ["4"]
     assert [layer.norm is not None for layer in layers_of(trace(model))] == [True, True]
-    assert names(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), BasicBlock(4, 4, 1), BasicBlock(4, 4, 1))) == ["2.conv1", "3.conv1"]
+    assert names(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), BasicBlock(4, 4, 1), BasicBlock(4, 4, 1))
+    ) == ["2.conv1", "3.conv1"]
 
 
 def test_residual_branches_are_found_whatever_the_shortcut() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), BasicBlock(4, 4, 1), BasicBlock(4, 8, 2))
-    assert [branch.last.name for branch in residual_branches(trace(model))] == ["2.conv2", "3.conv2"]
+    assert [branch.last.name for branch in residual_branches(trace(model))] == [
+        "2.conv2",
+        "3.conv2",
+    ]
     assert [layer.name for layer in hidden_layers(trace(model))] == ["0", "2.conv1", "3.conv1"]
 
 
@@ -112,10 +147,17 @@ def test_a_sum_of_two_inputs_is_not_a_residual_branch() -> None:
 
 @pytest.fixture
 def normed() -> nn.Sequential:
-    """A convolution and a linear layer with batch norms of all signs, in evaluation mode and float64."""
+    """A convolution and a linear layer with batch norms of all signs, in evaluation mode and
+    float64."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4), nn.ReLU()
+        nn.Conv2d(2, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(12, 4),
+        nn.BatchNorm1d(4),
+        nn.ReLU(),
     )
     model = model.double().train()
     for _ in range(3):
@@ -129,9 +171,16 @@ def normed() -> nn.Sequential:
 
 def test_folded_rows_compute_what_layer_and_norm_compute(normed: nn.Sequential) -> None:
     convolution, linear = layers_of(trace(normed))
-    images, vectors = torch.randn(5, 2, 4, 4, dtype=torch.float64), torch.randn(5, 12, dtype=torch.float64)
-    torch.testing.assert_close(nn.functional.conv2d(images, *convolution.folded()), normed[1](normed[0](images)))
-    torch.testing.assert_close(nn.functional.linear(vectors, *linear.folded()), normed[5](normed[4](vectors)))
+    images, vectors = (
+        torch.randn(5, 2, 4, 4, dtype=torch.float64),
+        torch.randn(5, 12, dtype=torch.float64),
+    )
+    torch.testing.assert_close(
+        nn.functional.conv2d(images, *convolution.folded()), normed[1](normed[0](images))
+    )
+    torch.testing.assert_close(
+        nn.functional.linear(vectors, *linear.folded()), normed[5](normed[4](vectors))
+    )
 
 
 def test_what_is_written_as_folded_reads_back_and_zeros_stay_zero(normed: nn.Sequential) -> None:
@@ -144,12 +193,16 @@ def test_what_is_written_as_folded_reads_back_and_zeros_stay_zero(normed: nn.Seq
         assert not layer.active()
 
 
-def test_rows_are_scaled_as_folded_and_the_scale_outlives_normalisation(normed: nn.Sequential) -> None:
+def test_rows_are_scaled_as_folded_and_the_scale_outlives_normalisation(
+    normed: nn.Sequential,
+) -> None:
     for layer in layers_of(trace(normed)):
         weight, bias = (t.detach().clone() for t in layer.folded())
         factors = torch.linspace(0, 1, len(bias), dtype=torch.float64)
         before = layer.layer.weight.detach().clone()
         layer.scale_rows(factors)
-        torch.testing.assert_close(layer.folded()[0], weight * factors.view(-1, *[1] * (weight.dim() - 1)))
+        torch.testing.assert_close(
+            layer.folded()[0], weight * factors.view(-1, *[1] * (weight.dim() - 1))
+        )
         torch.testing.assert_close(layer.folded()[1], bias * factors)
         assert torch.equal(layer.layer.weight, before)  # in front of a norm a scale would be lost

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainables.heads import HeadGroup, head_groups
+from slimfront.trainables.structure.head_groups import HeadGroup, head_groups
 
 
 def network(**options: Any) -> nn.Module:
     torch.manual_seed(0)
-    return nn.ModuleDict({"attention": nn.MultiheadAttention(12, 3, **options), "other": nn.Linear(12, 12)})
+    return nn.ModuleDict(
+        {"attention": nn.MultiheadAttention(12, 3, **options), "other": nn.Linear(12, 12)}
+    )
 
 
 def group(model: nn.Module) -> HeadGroup:
@@ -24,7 +26,9 @@ def group(model: nn.Module) -> HeadGroup:
 def test_a_head_whose_rows_are_zero_adds_nothing_and_the_others_do(options: dict[str, Any]) -> None:
     model = network(**options)
     heads, parameters = group(model), dict(model.named_parameters())
-    q, k, v = (torch.randn(5, 2, size) for size in (12, options.get("kdim", 12), options.get("vdim", 12)))
+    q, k, v = (
+        torch.randn(5, 2, size) for size in (12, options.get("kdim", 12), options.get("vdim", 12))
+    )
     attention: Any = model["attention"]  # type: ignore[index]
 
     def without(columns: slice) -> Tensor:
@@ -54,9 +58,12 @@ def test_importance_is_a_sum_over_what_makes_and_reads_a_head_relative_to_the_me
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.zero_()
-        parameters["attention.in_proj_weight"][[0, 13, 26]] = 1  # a row of the first head, of the first, of the first
+        # A row of the first head, of the first, of the first.
+        parameters["attention.in_proj_weight"][[0, 13, 26]] = 1
         parameters["attention.in_proj_bias"][4] = 4  # of the second
         parameters["attention.out_proj.weight"][:, 11] = 1  # of the third
     wanted = torch.tensor([36.0, 16.0, 12.0])
     torch.testing.assert_close(heads.importance(torch.square, parameters), wanted / wanted.mean())
-    assert heads.parameters == {f"attention.{name}" for name in ("in_proj_weight", "in_proj_bias", "out_proj.weight")}
+    assert heads.parameters == {
+        f"attention.{name}" for name in ("in_proj_weight", "in_proj_bias", "out_proj.weight")
+    }

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainables.latency import Latency, time_networks
+from slimfront.trainables.measures.latency import Latency, time_networks
 
 
 class Counts(nn.Module):
@@ -44,9 +44,11 @@ class Takes(nn.Module):
         return x
 
 
-def test_times_are_medians_and_speedups_are_ratios_of_one_round_so_that_drift_cancels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_are_medians_and_speedups_are_ratios_of_one_round_so_that_drift_cancels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = Clock()
-    monkeypatch.setattr("trainables.latency.time", clock)
+    monkeypatch.setattr("slimfront.trainables.measures.latency.time", clock)
     large, small = Takes(0.02, clock), Takes(0.005, clock)
     of_large, of_small = time_networks([large, small], torch.randn(4, 3), Latency(runs=9))
     assert of_large.speedup == 1
@@ -61,12 +63,15 @@ def test_runs_are_interleaved_with_the_batch_size_and_threads_that_are_asked_for
     calls: list[str] = []
     networks = [Counts("a", calls), Counts("b", calls)]
     before = torch.get_num_threads()
-    timings = time_networks(networks, torch.randn(3, 8), Latency(batch_size=7, threads=2, runs=4, warm_up=1))
+    timings = time_networks(
+        networks, torch.randn(3, 8), Latency(batch_size=7, threads=2, runs=4, warm_up=1)
+    )
     assert torch.get_num_threads() == before
     assert all(network.sizes == {7} and network.threads == {2} for network in networks)
     assert all(len(timing.times) == 4 for timing in timings)
     blocks = [name for place, name in enumerate(calls) if place == 0 or calls[place - 1] != name]
-    # Warm-up a b, a look at how often to repeat a b, and rounds a b, b a, a b, b a, where neighbours of one name are one block.
+    # Warm-up a b, a look at how often to repeat a b, and rounds a b, b a, a b, b a, where
+    # neighbours of one name are one block.
     assert "".join(blocks) == "ababababa"
 
 

@@ -1,4 +1,5 @@
-"""Channels last changes where numbers lie, and nothing else: in float64, where rounding does not decide."""
+"""Channels last changes where numbers lie, and nothing else: in float64, where rounding does not
+decide."""
 
 from typing import Any
 
@@ -6,6 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from slimfront.trainables import Candidate
+from slimfront.trainables.models.resnet import BasicBlock
+from slimfront.trainables.packs import Pack
+from slimfront.trainables.shipping.network_file import restore, store
+from slimfront.trainables.sparsifiers import SPARSIFIERS
+from slimfront.trainables.training.layout import align_gradients, align_state, thin
+from slimfront.trainables.training.loop import Training
+from slimfront.trainables.training.optimizers import take_step
 from tests.trainables.packs.conftest import doubles  # noqa: F401 (float64, on few examples)
 from tests.trainables.packs.made import (
     CONVOLUTIONS,
@@ -16,21 +25,21 @@ from tests.trainables.packs.made import (
     trained_alone,
     with_target,
 )
-from trainables import Candidate
-from trainables.layout import align_gradients, align_state, thin
-from trainables.models.resnet import BasicBlock
-from trainables.optimizers import take_step
-from trainables.packs import Pack
-from trainables.sparsifiers import SPARSIFIERS
-from trainables.storage import restore, store
-from trainables.training import Training
 
 AMBIGUOUS = {"factory": "tests.trainables.test_layout:ambiguous"}
 
 
 def ambiguous() -> nn.Module:
-    """Weights with dimensions of size 1: a first layer of grey images, one by one, and one channel in each group."""
-    layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4)]
+    """Weights with dimensions of size 1: a first layer of grey images, one by one, and one channel
+    in each group."""
+    layers = [
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 1),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, groups=4),
+    ]
     return nn.Sequential(*layers, nn.ReLU(), BasicBlock(4, 6, 2), nn.Flatten(), nn.Linear(24, 10))
 
 
@@ -38,7 +47,12 @@ def pair(**options: Any) -> tuple[Candidate, Candidate]:
     """The same candidate, contiguous and with channels last."""
     model = options.pop("model", CONVOLUTIONS)
     optimizer = options.pop("optimizer", "adam")
-    same: dict[str, Any] = {"model": model, "options": [options], "optimizer": optimizer, "epochs": 3}
+    same: dict[str, Any] = {
+        "model": model,
+        "options": [options],
+        "optimizer": optimizer,
+        "epochs": 3,
+    }
     return candidates(1, **same)[0], candidates(1, **same, channels_last=True)[0]
 
 
@@ -52,13 +66,20 @@ def check_same(plain: Candidate, last: Candidate) -> None:
     assert_histories_same(history, its_history)
     assert_same(one, other)
     finished, its_own = one.finish(), other.finish()
-    assert_histories_same([finished.measures, finished.history], [its_own.measures, its_own.history])
+    assert_histories_same(
+        [finished.measures, finished.history], [its_own.measures, its_own.history]
+    )
     assert [p.measures for p in finished.pruned] == [p.measures for p in its_own.pruned]
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
 def test_every_penalty_does_the_same(name: str, form: str | None) -> None:
-    check_same(*pair(penalties={name: {"strength": 0.03} | ({"form": form} if form else {"every": 2})}, refit={"epochs": 1}))
+    check_same(
+        *pair(
+            penalties={name: {"strength": 0.03} | ({"form": form} if form else {"every": 2})},
+            refit={"epochs": 1},
+        )
+    )
 
 
 @pytest.mark.parametrize("name", sorted(SPARSIFIERS))
@@ -71,15 +92,24 @@ def test_every_optimizer_does_the_same_also_where_the_layout_is_ambiguous(optimi
     check_same(*pair(model=AMBIGUOUS, optimizer=optimizer))
 
 
-def test_convolutions_get_images_with_channels_last_and_gradients_have_the_strides_of_weights() -> None:
+def test_convolutions_get_images_with_channels_last_and_gradients_have_the_strides_of_weights() -> (
+    None
+):
     training = Training(pair(model=AMBIGUOUS)[1])
     seen: list[bool] = []
-    training.model[3].register_forward_pre_hook(lambda module, inputs: seen.append(is_channels_last(inputs[0])))
+    training.model[3].register_forward_pre_hook(
+        lambda module, inputs: seen.append(is_channels_last(inputs[0]))
+    )
     training.run_epoch()
     assert all(seen[:5])  # the steps
     assert all(p.grad is not None and p.grad.stride() == p.stride() for p in training.parameters)
     assert {tuple(p.shape[1:]) for p in training.thin} == {(1, 3, 3), (4, 1, 1)}
-    assert all(v.stride() == p.stride() for p, s in training.optimizer.state.items() for v in s.values() if v.shape == p.shape)
+    assert all(
+        v.stride() == p.stride()
+        for p, s in training.optimizer.state.items()
+        for v in s.values()
+        if v.shape == p.shape
+    )
 
 
 def test_gradients_that_autograd_lays_out_otherwise_are_aligned_before_the_optimizer_sees_them(
@@ -97,10 +127,12 @@ def test_gradients_that_autograd_lays_out_otherwise_are_aligned_before_the_optim
         parameter.register_post_accumulate_grad_hook(otherwise)
 
     def watched(optimizer: torch.optim.Optimizer, lr: torch.Tensor | None) -> None:
-        at_the_step.append(all(p.grad is not None and p.grad.stride() == p.stride() for p in training.parameters))
+        at_the_step.append(
+            all(p.grad is not None and p.grad.stride() == p.stride() for p in training.parameters)
+        )
         take_step(optimizer, lr)
 
-    monkeypatch.setattr("trainables.training.take_step", watched)
+    monkeypatch.setattr("slimfront.trainables.training.loop.take_step", watched)
     training.run_epoch()
     assert not any(before)
     assert len(at_the_step) == 5 and all(at_the_step)
@@ -113,7 +145,9 @@ def saved(training: Training, tmp_path: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_checkpoint_continues_bit_exactly_and_in_the_other_layout_as_well(optimizer: str, tmp_path: Any) -> None:
+def test_a_checkpoint_continues_bit_exactly_and_in_the_other_layout_as_well(
+    optimizer: str, tmp_path: Any
+) -> None:
     plain, last = pair(optimizer=optimizer, penalties={"channel": {"strength": 0.03}})
     whole, _ = trained_alone(last)
     for first, second in ((last, last), (plain, last), (last, plain)):
@@ -122,7 +156,10 @@ def test_a_checkpoint_continues_bit_exactly_and_in_the_other_layout_as_well(opti
         continued.run_epoch()
         assert_same(continued, whole)
         if first is second:
-            assert all(torch.equal(a, b) for a, b in zip(continued.parameters, whole.parameters, strict=True))
+            assert all(
+                torch.equal(a, b)
+                for a, b in zip(continued.parameters, whole.parameters, strict=True)
+            )
 
 
 def test_a_member_of_a_pack_is_as_alone_and_goes_on_from_its_checkpoint(tmp_path: Any) -> None:
@@ -142,7 +179,8 @@ def test_a_member_of_a_pack_is_as_alone_and_goes_on_from_its_checkpoint(tmp_path
 def test_a_stored_network_lies_as_ever_and_gives_the_same() -> None:
     training, _ = trained_alone(pair(compaction={"merge": "never"})[1])
     network = training.finish().compacted.network
-    assert any(is_channels_last(parameter) for parameter in training.parameters)  # those in training stay
+    # Those in training stay.
+    assert any(is_channels_last(parameter) for parameter in training.parameters)
     assert all(tensor.is_contiguous() for tensor in network.state_dict().values())
     data = training.data
     again = restore(store(network, training.candidate.model, data.input_shape, data.classes))
@@ -173,6 +211,10 @@ def test_gradients_and_state_are_aligned_with_their_parameters() -> None:
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_on_a_gpu_it_does_the_same(optimizer: str) -> None:
     for model in (CONVOLUTIONS, AMBIGUOUS):
-        plain, last = (Training(candidate, "cuda") for candidate in pair(model=model, optimizer=optimizer))
-        assert_histories_same([plain.run_epoch() for _ in range(3)], [last.run_epoch() for _ in range(3)])
+        plain, last = (
+            Training(candidate, "cuda") for candidate in pair(model=model, optimizer=optimizer)
+        )
+        assert_histories_same(
+            [plain.run_epoch() for _ in range(3)], [last.run_epoch() for _ in range(3)]
+        )
         assert_same(plain, last)

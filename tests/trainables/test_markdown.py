@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from trainables.markdown import code, text
+from slimfront.trainables.markdown import code, text
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -2,11 +2,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from slimfront.trainables.compaction import compact
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.measures.measure import (
+    EXTRA_MEASURES,
+    MEASURES,
+    accuracy,
+    measure,
+    measure_extra,
+)
+from slimfront.trainables.structure.graph import trace
 from tests.trainables.networks import Transformer
-from trainables.compaction import compact
-from trainables.errors import UserError
-from trainables.graph import trace
-from trainables.measures import EXTRA_MEASURES, MEASURES, accuracy, measure, measure_extra
 
 
 def test_measures_of_a_known_network_are_exact() -> None:
@@ -31,7 +37,9 @@ def test_accuracy_is_the_share_of_right_labels_and_leaves_the_mode_alone() -> No
     assert model.training
 
 
-def test_sparse_bytes_are_a_bitmap_and_the_entries_that_are_not_zero_where_that_is_smaller() -> None:
+def test_sparse_bytes_are_a_bitmap_and_the_entries_that_are_not_zero_where_that_is_smaller() -> (
+    None
+):
     model = nn.Sequential(nn.Linear(100, 40, bias=False), nn.Linear(40, 3))
     with torch.no_grad():
         model[0].weight.fill_(1)
@@ -47,7 +55,8 @@ def test_compressed_bytes_unpack_to_the_bitmap_and_the_entries() -> None:
         model.weight.mul_(torch.rand_like(model.weight) > 0.95)
     size = measure_extra(model, torch.zeros(1, 1000), ["bytes_compressed"])["bytes_compressed"]
     plain = measure(model, torch.zeros(1, 1000))["bytes_sparse"]
-    assert 0.5 * plain < size < plain  # random values hardly compress, a bitmap of one in twenty does
+    # Random values hardly compress, a bitmap of one in twenty does.
+    assert 0.5 * plain < size < plain
 
 
 def test_the_peak_of_activations_counts_what_is_alive_at_once() -> None:
@@ -60,9 +69,12 @@ def test_the_peak_of_activations_counts_what_is_alive_at_once() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.flatten(x + self.narrow(self.wide(x)), 1)
 
-    # x (10) stays alive for the addition; the most is while the narrow layer works: x, its input (100) and its output (10).
+    # x (10) stays alive for the addition; the most is while the narrow layer works: x, its input
+    # (100) and its output (10).
     assert measure(Residual(), torch.zeros(7, 10))["peak_activation_bytes"] == 4 * (10 + 100 + 10)
-    assert measure(trace(Residual()), torch.zeros(7, 10))["peak_activation_bytes"] == 4 * (10 + 100 + 10)
+    assert measure(trace(Residual()), torch.zeros(7, 10))["peak_activation_bytes"] == 4 * (
+        10 + 100 + 10
+    )
 
 
 def test_a_network_that_cannot_be_traced_has_no_peak_of_activations() -> None:
@@ -82,7 +94,9 @@ def test_extra_measures_are_those_that_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
-def test_measures_count_what_is_within_attention_and_leave_the_choice_of_kernels_alone(need_weights: bool) -> None:
+def test_measures_count_what_is_within_attention_and_leave_the_choice_of_kernels_alone(
+    need_weights: bool,
+) -> None:
     class Attending(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -96,21 +110,26 @@ def test_measures_count_what_is_within_attention_and_leave_the_choice_of_kernels
     found = measure(Attending(), torch.zeros(5, 7, 12))
     assert torch.backends.mha.get_fastpath_enabled() == fast
     assert found["layers"] == 4
-    assert found["flops"] == 2 * 7 * 12 * (4 * 12) + 2 * (2 * 7 * 7 * 12)  # projections; with keys, with values
-    assert found["peak_activation_bytes"] == 4 * 7 * 12 * 4  # queries, keys, values and what comes of them
+    # Projections; with keys, with values.
+    assert found["flops"] == 2 * 7 * 12 * (4 * 12) + 2 * (2 * 7 * 7 * 12)
+    # Queries, keys, values and what comes of them.
+    assert found["peak_activation_bytes"] == 4 * 7 * 12 * 4
 
 
 def test_a_transformer_and_its_compact_form_measure_the_same_where_nothing_is_removed() -> None:
     torch.manual_seed(0)
     model, inputs = Transformer().eval(), torch.randn(3, 1, 8, 8)
     before, after = measure(model, inputs), compact(model, inputs).report.after
-    same = set(MEASURES) - {"bytes"}  # a file has a header for each tensor, and there are more of them
+    # A file has a header for each tensor, and there are more of them.
+    same = set(MEASURES) - {"bytes"}
     assert {name: before[name] for name in same} == {name: after[name] for name in same}
 
 
 @pytest.mark.parametrize(("cls", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_recurrent_layers_are_counted_by_hand(cls: type[nn.RNNBase], gates: int, bidirectional: bool) -> None:
+def test_recurrent_layers_are_counted_by_hand(
+    cls: type[nn.RNNBase], gates: int, bidirectional: bool
+) -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:
             super().__init__()

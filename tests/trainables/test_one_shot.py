@@ -4,21 +4,30 @@ import pytest
 import torch
 from torch import nn
 
-from trainables.candidate import Candidate
-from trainables.one_shot import OneShot, prune
-from trainables.training import Training, train
+from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.training.loop import Training, train
+from slimfront.trainables.training.one_shot import OneShot, prune
 
 
 def nonzeros(network: nn.Module) -> list[int]:
-    return [int(m.weight.count_nonzero()) for m in network.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)]
+    return [
+        int(m.weight.count_nonzero())
+        for m in network.modules()
+        if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)
+    ]
 
 
-def test_each_step_keeps_its_share_of_the_weights_that_were_not_zero_and_leaves_the_network_alone() -> None:
+def test_each_step_keeps_its_share_of_the_weights_that_were_not_zero_and_leaves_the_network_alone() -> (
+    None
+):
     network = nn.Sequential(nn.Linear(10, 20), nn.Flatten(), nn.Linear(20, 5)).eval()
     with torch.no_grad():
         network[0].weight[:10] = 0  # 100 of its weights are left
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    sparser = [copy.deepcopy(n) for n in prune(network, torch.rand(8, 10) + 0.1, OneShot(steps=3, keep=0.5))]
+    sparser = [
+        copy.deepcopy(n)
+        for n in prune(network, torch.rand(8, 10) + 0.1, OneShot(steps=3, keep=0.5))
+    ]
     assert sum(nonzeros(network)) == 200
     assert [sum(nonzeros(n)) for n in sparser] == [100, 50, 25]
     for name, tensor in network.state_dict().items():
@@ -38,7 +47,9 @@ def slow_scores(network: nn.Module, inputs: torch.Tensor) -> dict[str, torch.Ten
                 for i in range(layer.weight.shape[0]):
                     for j in range(layer.weight.shape[1]):
                         channel = j + (i // outputs_per_group) * layer.weight.shape[1]
-                        score[i, j] = layer.weight[i, j].abs() * (inputs[:, channel] ** 2).sum().sqrt()
+                        score[i, j] = (
+                            layer.weight[i, j].abs() * (inputs[:, channel] ** 2).sum().sqrt()
+                        )
                 scores[name] = score
             inputs = layer(inputs)
     return scores
@@ -48,15 +59,21 @@ def slow_scores(network: nn.Module, inputs: torch.Tensor) -> dict[str, torch.Ten
     ("network", "shape"),
     [
         (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (16, 6)),
-        (nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=8)), (4, 4, 7, 7)),
+        (
+            nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=8)),
+            (4, 4, 7, 7),
+        ),
     ],
     ids=["linear", "grouped and depthwise convolutions"],
 )
-def test_the_weights_with_the_largest_scores_of_the_whole_network_stay(network: nn.Module, shape: tuple[int, ...]) -> None:
+def test_the_weights_with_the_largest_scores_of_the_whole_network_stay(
+    network: nn.Module, shape: tuple[int, ...]
+) -> None:
     torch.manual_seed(0)
     network, inputs = (
         network.double().eval(),
-        torch.randn(shape, dtype=torch.float64) * torch.arange(1.0, shape[1] + 1).view(-1, *[1] * (len(shape) - 2)),
+        torch.randn(shape, dtype=torch.float64)
+        * torch.arange(1.0, shape[1] + 1).view(-1, *[1] * (len(shape) - 2)),
     )
     scores = slow_scores(network, inputs)
     flat = torch.cat([s.flatten() for s in scores.values()])
@@ -69,17 +86,25 @@ def test_the_weights_with_the_largest_scores_of_the_whole_network_stay(network: 
 
 def test_it_ends_where_there_is_nothing_more_to_drop() -> None:
     network = nn.Linear(2, 2).eval()
-    assert [sum(nonzeros(n)) for n in prune(network, torch.ones(1, 2), OneShot(steps=99, keep=0.5))] == [2, 1]
+    assert [
+        sum(nonzeros(n)) for n in prune(network, torch.ones(1, 2), OneShot(steps=99, keep=0.5))
+    ] == [2, 1]
     assert list(prune(nn.ReLU(), torch.ones(1, 2), OneShot())) == []
 
 
 def candidate(**parts: object) -> Candidate:
     return Candidate.model_validate(
-        {"model": {"name": "mlp", "depth": 3, "width": 32}, "training": {"epochs": 8, "lr": 1e-2, "seed": 3}, **parts}
+        {
+            "model": {"name": "mlp", "depth": 3, "width": 32},
+            "training": {"epochs": 8, "lr": 1e-2, "seed": 3},
+            **parts,
+        }
     )
 
 
-def test_the_pruned_networks_of_a_training_are_smaller_and_smaller_compact_and_measured_as_they_are() -> None:
+def test_the_pruned_networks_of_a_training_are_smaller_and_smaller_compact_and_measured_as_they_are() -> (
+    None
+):
     training = Training(candidate(one_shot={"steps": 5, "keep": 0.7}))
     while not training.done:
         training.run_epoch()
@@ -93,9 +118,12 @@ def test_the_pruned_networks_of_a_training_are_smaller_and_smaller_compact_and_m
         network = pruned.compacted.network
         right = (network(training.data.prepare(inputs)).argmax(1) == labels).double().mean()
         assert pruned.measures["val_accuracy"] == pytest.approx(float(right))
-        assert pruned.measures["nonzero_params"] == sum(int(p.count_nonzero()) for p in network.parameters())
+        assert pruned.measures["nonzero_params"] == sum(
+            int(p.count_nonzero()) for p in network.parameters()
+        )
         assert pruned.measures["val_accuracy"] >= trained.measures["val_accuracy"] / 2
-    assert trained.pruned[-1].measures["params"] < trained.measures["params"]  # units that went dead are gone
+    # Units that went dead are gone.
+    assert trained.pruned[-1].measures["params"] < trained.measures["params"]
 
 
 def test_pruning_changes_nothing_of_the_training_nor_of_what_was_measured_before() -> None:

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import Field, ValidationError
 
-from trainables.options import Options, Registry, suggest
+from slimfront.trainables.options import Options, Registry, suggest
 
 
 class Shape(Options):

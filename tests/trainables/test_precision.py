@@ -6,13 +6,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from slimfront.trainables import Candidate, train
+from slimfront.trainables.compaction import compact
+from slimfront.trainables.errors import TrialFailure, UserError
+from slimfront.trainables.measures.measure import accuracy
+from slimfront.trainables.precision import check_bf16
+from slimfront.trainables.training.loop import Training
 from tests.conftest import SMALL_CANDIDATE
-from trainables import Candidate, train
-from trainables.compaction import compact
-from trainables.errors import TrialFailure, UserError
-from trainables.measures import accuracy
-from trainables.precision import check_bf16
-from trainables.training import Training
 
 RESIDUAL = {"model": {"factory": "tests.trainables.packs.made:convolutions"}}
 LEARNS = {"epochs": 8, "lr": 0.01, "seed": 0}
@@ -20,7 +20,9 @@ LEARNS = {"epochs": 8, "lr": 0.01, "seed": 0}
 
 def small(precision: str, device: str = "cpu", **changes: Any) -> Training:
     training = SMALL_CANDIDATE["training"] | {"precision": precision}
-    return Training(Candidate.model_validate(SMALL_CANDIDATE | {"training": training} | changes), device)
+    return Training(
+        Candidate.model_validate(SMALL_CANDIDATE | {"training": training} | changes), device
+    )
 
 
 def kinds(training: Training, layers: type[nn.Module]) -> set[tuple[bool, torch.dtype]]:
@@ -45,7 +47,9 @@ def check_training_in_bf16(device: str) -> None:
     state = [value for kept in training.optimizer.state.values() for value in kept.values()]
     tensors = [*training.model.state_dict().values(), *gradients, *state]
     assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.float32}
-    assert metrics["val_accuracy"] == accuracy(training.model, *training.data.validation, prepare=training.data.prepare)
+    assert metrics["val_accuracy"] == accuracy(
+        training.model, *training.data.validation, prepare=training.data.prepare
+    )
 
 
 def test_only_the_forward_pass_of_training_steps_is_in_bf16() -> None:
@@ -59,14 +63,19 @@ def test_on_a_gpu_too_only_the_forward_pass_of_training_steps_is_in_bf16() -> No
 
 
 def test_training_in_bf16_learns_the_digits() -> None:
-    options = {"training": LEARNS | {"precision": "bf16"}, "penalties": {"layer": {"strength": 1.0}}}
+    options = {
+        "training": LEARNS | {"precision": "bf16"},
+        "penalties": {"layer": {"strength": 1.0}},
+    }
     trained = train(Candidate.model_validate(SMALL_CANDIDATE | options))
     assert trained.measures["val_accuracy"] > 0.9
     assert trained.history[-1]["train_loss"] < trained.history[0]["train_loss"] / 2
 
 
 def test_auto_is_float32() -> None:
-    first, second, rounded = (small(precision).run_epoch() for precision in ("auto", "float32", "bf16"))
+    first, second, rounded = (
+        small(precision).run_epoch() for precision in ("auto", "float32", "bf16")
+    )
     assert first == second != rounded
 
 
@@ -79,7 +88,9 @@ def test_auto_is_float32() -> None:
     ],
     ids=lambda penalties: next(iter(penalties)),
 )
-def test_penalties_are_taken_in_float32_beside_bf16(penalties: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_penalties_are_taken_in_float32_beside_bf16(
+    penalties: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     training = small("bf16", penalties=penalties)
     values: list[Tensor] = []
     (penalty,) = training.penalties
@@ -93,7 +104,9 @@ def test_penalties_are_taken_in_float32_beside_bf16(penalties: dict[str, Any], m
     monkeypatch.setattr(penalty, "loss", noted)
     metrics = training.run_epoch()
     assert {value.dtype for value in values} == {torch.float32}
-    assert metrics["penalty_loss"] == pytest.approx(small("float32", penalties=penalties).run_epoch()["penalty_loss"], rel=0.1)
+    assert metrics["penalty_loss"] == pytest.approx(
+        small("float32", penalties=penalties).run_epoch()["penalty_loss"], rel=0.1
+    )
 
 
 def test_a_training_in_bf16_continues_bit_exactly() -> None:
@@ -106,7 +119,9 @@ def test_a_training_in_bf16_continues_bit_exactly() -> None:
 
 
 def test_a_gpu_without_bf16_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation
+    )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
     with pytest.raises(UserError, match="and the Tesla V100 does not; set it to float32"):
         check_bf16(torch.device("cuda"))

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from trainables.redaction import is_secret_name, redact, redact_values, without_secrets
+from slimfront.trainables.redaction import is_secret_name, redact, redact_values, without_secrets
 
 URIS = [
     ("postgresql://anna:hunter2@host/db", "postgresql://anna@host/db"),
@@ -26,7 +26,10 @@ URIS = [
     ("https://host/x?a=1&access_token=hunter2&b=2", "https://host/x?a=1&b=2"),
     ("https://host/x?api-key=hunter2#y", "https://host/x#y"),
     ("https://host/x#access_token=hunter2", "https://host/x"),
-    ("https://b.s3.host/x?X-Amz-Signature=hunter2&X-Amz-Credential=hunter2&X-Amz-Security-Token=hunter2", "https://b.s3.host/x"),
+    (
+        "https://b.s3.host/x?X-Amz-Signature=hunter2&X-Amz-Credential=hunter2&X-Amz-Security-Token=hunter2",
+        "https://b.s3.host/x",
+    ),
     ("https://a.blob.host/x?sv=2020&sig=hunter2", "https://a.blob.host/x?sv=2020"),
     ("s3://KEYhunter2:hunter2@bucket/searches?region=x", "s3://bucket/searches?region=x"),
     ("s3://KEYhunter2:hun/ter2@bucket/searches", "s3://bucket/searches"),
@@ -72,13 +75,19 @@ def test_what_holds_no_secret_stays_as_it_is(text: str) -> None:
 
 def test_what_is_already_without_secrets_keeps_its_user_where_that_is_asked() -> None:
     assert redact("it is at http://me@host:1 now", names=True) == "it is at http://me@host:1 now"
-    assert redact("it is at http://me:hunter2@host:1 now", names=True) == "it is at http://me:***@host:1 now"
+    assert (
+        redact("it is at http://me:hunter2@host:1 now", names=True)
+        == "it is at http://me:***@host:1 now"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("connection failed: host=h password=hunter2 user=anna", "connection failed: host=h password=*** user=anna"),
+        (
+            "connection failed: host=h password=hunter2 user=anna",
+            "connection failed: host=h password=*** user=anna",
+        ),
         ("AWS_SECRET_ACCESS_KEY=hunter2", "AWS_SECRET_ACCESS_KEY=***"),
         ("api_key = 'hunter2 x'", "api_key = ***"),
         ("--set model.args.token=hunter2", "--set model.args.token=***"),
@@ -106,7 +115,9 @@ def test_secrets_go_from_nested_values_by_what_they_are_and_by_their_names() -> 
     }
 
 
-@pytest.mark.parametrize("piece", ["A", "a.", "a=", "=", "a://", "?", "?a=", "@", ":", "http://u:p@h ", "%3d", "' "])
+@pytest.mark.parametrize(
+    "piece", ["A", "a.", "a=", "=", "a://", "?", "?a=", "@", ":", "http://u:p@h ", "%3d", "' "]
+)
 def test_long_text_takes_no_long_time(piece: str) -> None:
     began = time.monotonic()
     for text in (piece * 10_000, f"http://{piece * 10_000}", f"http://h?x={piece * 10_000}"):
@@ -116,7 +127,27 @@ def test_long_text_takes_no_long_time(piece: str) -> None:
 
 
 def test_names_of_secrets_are_known() -> None:
-    names = ["password", "PGPASSWORD", "db.password", "hf_token", "apiKey", "AWSAccessKeyId", "sslpassword", "client_secret"]
+    names = [
+        "password",
+        "PGPASSWORD",
+        "db.password",
+        "hf_token",
+        "apiKey",
+        "AWSAccessKeyId",
+        "sslpassword",
+        "client_secret",
+    ]
     assert [name for name in names if not is_secret_name(name)] == []
-    harmless = ["tokens", "monkey", "key", "author", "compass", "sparsity", "passes", "design", "training.seed", "tokenizer"]
+    harmless = [
+        "tokens",
+        "monkey",
+        "key",
+        "author",
+        "compass",
+        "sparsity",
+        "passes",
+        "design",
+        "training.seed",
+        "tokenizer",
+    ]
     assert [name for name in harmless if is_secret_name(name)] == []

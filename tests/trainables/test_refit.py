@@ -3,12 +3,12 @@ import copy
 import pytest
 import torch
 
+from slimfront.trainables import Candidate, train
+from slimfront.trainables.data import Dataset, Digits, load_once
+from slimfront.trainables.errors import TrialFailure
+from slimfront.trainables.models import MLP
+from slimfront.trainables.training.refit import Refit, refit
 from tests.conftest import SMALL_CANDIDATE
-from trainables import Candidate, train
-from trainables.data import Dataset, Digits, load_once
-from trainables.errors import TrialFailure
-from trainables.models import MLP
-from trainables.refit import Refit, refit
 
 
 @pytest.fixture
@@ -16,7 +16,9 @@ def data() -> Dataset:
     return load_once(Digits(), torch.device("cpu"))
 
 
-def fitted(data: Dataset, options: Refit) -> tuple[torch.nn.Module, torch.nn.Module, list[dict[str, float]]]:
+def fitted(
+    data: Dataset, options: Refit
+) -> tuple[torch.nn.Module, torch.nn.Module, list[dict[str, float]]]:
     """A sparse network, the same after refit, and the metrics of refit."""
     torch.manual_seed(0)
     network = MLP(depth=2, width=16).build(data.input_shape, data.classes)
@@ -25,7 +27,11 @@ def fitted(data: Dataset, options: Refit) -> tuple[torch.nn.Module, torch.nn.Mod
             parameter.mul_(torch.rand_like(parameter) > 0.5)
     before = copy.deepcopy(network)
     generators = {name: torch.Generator().manual_seed(0) for name in ("shuffler", "augmenter")}
-    return before, network, refit(network, data, options, optimizer="adam", momentum=0.9, batch_size=64, **generators)
+    return (
+        before,
+        network,
+        refit(network, data, options, optimizer="adam", momentum=0.9, batch_size=64, **generators),
+    )
 
 
 def test_refit_learns_and_zeros_stay_zero(data: Dataset) -> None:
@@ -40,7 +46,9 @@ def test_refit_learns_and_zeros_stay_zero(data: Dataset) -> None:
 def test_no_epochs_change_nothing(data: Dataset) -> None:
     before, after, history = fitted(data, Refit(epochs=0))
     assert history == []
-    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True)
+    )
 
 
 def test_a_refit_that_diverges_fails(data: Dataset) -> None:

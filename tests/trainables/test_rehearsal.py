@@ -1,4 +1,5 @@
-"""What cannot be trained, made compact, kept or shipped is one sentence before training, which names the module."""
+"""What cannot be trained, made compact, kept or shipped is one sentence before training, which
+names the module."""
 
 import logging
 from typing import Any
@@ -7,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainables import Candidate, train
-from trainables.compaction import compact
-from trainables.errors import UserError
-from trainables.graph import trace
-from trainables.rehearsal import rehearse
+from slimfront.trainables import Candidate, train
+from slimfront.trainables.compaction import compact
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.training.rehearsal import rehearse
 
 
 class Two(nn.Module):
@@ -57,7 +58,9 @@ class Draws(Two):
 
 
 class Optional(Two):
-    def forward(self, x: Tensor, mask: Tensor | None = None, *, scale: float = 2.0, twice: bool = False) -> Any:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *, scale: float = 2.0, twice: bool = False
+    ) -> Any:
         hidden = self.hidden(x) * scale
         if mask is not None:
             hidden = hidden * mask
@@ -74,20 +77,30 @@ class Multiplied(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.deep = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 32, 3, groups=16, padding=1)
+        self.stem, self.deep = (
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.Conv2d(16, 32, 3, groups=16, padding=1),
+        )
         self.out, self.head = nn.Conv2d(32, 64, 1), nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Any:
         """(N, 1, 8, 8) to (N, 10)."""
-        return self.head(torch.relu(self.out(torch.relu(self.deep(torch.relu(self.stem(x)))))).mean((2, 3)))
+        return self.head(
+            torch.relu(self.out(torch.relu(self.deep(torch.relu(self.stem(x)))))).mean((2, 3))
+        )
 
 
 def normed() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)
+    )
 
 
 def candidate(kind: str, **changes: Any) -> Candidate:
-    tree: dict[str, Any] = {"model": {"factory": f"tests.trainables.test_rehearsal:{kind}"}, "training": {"epochs": 1}}
+    tree: dict[str, Any] = {
+        "model": {"factory": f"tests.trainables.test_rehearsal:{kind}"},
+        "training": {"epochs": 1},
+    }
     return Candidate.model_validate(tree | changes)
 
 
@@ -106,8 +119,16 @@ def candidate(kind: str, **changes: Any) -> Candidate:
         ("Branches", {"compaction": {"enabled": False}}, "no format can ship this network"),
         ("Draws", {}, "draws random numbers in evaluation mode"),
         ("Needs", {}, "Needs raised TypeError.*'mask'"),
-        ("Multiplied", {"sparsifier": {"name": "channels", "sparsity": 0.5}}, r"'stem'.*sparsifier\.exclude: \[stem\]"),
-        ("normed", {"training": {"epochs": 1, "batch_size": 359}}, r"last batch of an epoch, of 1 example: '2' \(BatchNorm1d\)"),
+        (
+            "Multiplied",
+            {"sparsifier": {"name": "channels", "sparsity": 0.5}},
+            r"'stem'.*sparsifier\.exclude: \[stem\]",
+        ),
+        (
+            "normed",
+            {"training": {"epochs": 1, "batch_size": 359}},
+            r"last batch of an epoch, of 1 example: '2' \(BatchNorm1d\)",
+        ),
     ],
 )
 def test_what_fails_is_one_sentence_before_training(
@@ -122,13 +143,19 @@ def test_what_fails_is_one_sentence_before_training(
 
 
 def test_the_advice_of_the_refusal_of_a_shared_channel_leads_somewhere() -> None:
-    rehearse(candidate("Multiplied", sparsifier={"name": "channels", "sparsity": 0.5, "exclude": ["stem"]}))
+    rehearse(
+        candidate(
+            "Multiplied", sparsifier={"name": "channels", "sparsity": 0.5, "exclude": ["stem"]}
+        )
+    )
 
 
 def test_a_built_in_network_with_a_last_batch_of_one_is_refused_and_other_batches_are_not() -> None:
     model = {"name": "vgg", "depth": 11, "width": 4}
     rehearse(candidate("Two", model=model))
-    with pytest.raises(UserError, match=r"of 1 example: .*BatchNorm2d.*set training\.batch_size to another number"):
+    with pytest.raises(
+        UserError, match=r"of 1 example: .*BatchNorm2d.*set training\.batch_size to another number"
+    ):
         rehearse(candidate("Two", model=model, training={"epochs": 1, "batch_size": 359}))
 
 
@@ -172,10 +199,17 @@ def weight_normed(old: bool = False) -> nn.Module:
 
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-def test_a_weight_that_is_computed_anew_is_refused_by_name_where_something_would_act_on_it(old: bool) -> None:
+def test_a_weight_that_is_computed_anew_is_refused_by_name_where_something_would_act_on_it(
+    old: bool,
+) -> None:
     model = {"factory": "tests.trainables.test_rehearsal:weight_normed", "args": {"old": old}}
-    for acts in ({}, {"sparsifier": {"name": "channels", "sparsity": 0.5}, "compaction": {"enabled": False}}):
-        with pytest.raises(UserError, match="the weight of '1' is computed anew in every forward pass"):
+    for acts in (
+        {},
+        {"sparsifier": {"name": "channels", "sparsity": 0.5}, "compaction": {"enabled": False}},
+    ):
+        with pytest.raises(
+            UserError, match="the weight of '1' is computed anew in every forward pass"
+        ):
             rehearse(candidate("", model=model, **acts))
 
 
@@ -189,8 +223,13 @@ class Recurrent(nn.Module):
         return self.head(self.lstm(x.view(-1, 8, 8))[0][:, -1])
 
 
-def test_layers_that_no_sparsifier_reaches_are_named_with_their_weights(caplog: pytest.LogCaptureFixture) -> None:
-    sparse = {"sparsifier": {"name": "magnitude", "sparsity": 0.7}, "compaction": {"enabled": False}}
+def test_layers_that_no_sparsifier_reaches_are_named_with_their_weights(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sparse = {
+        "sparsifier": {"name": "magnitude", "sparsity": 0.7},
+        "compaction": {"enabled": False},
+    }
     with caplog.at_level(logging.WARNING):
         rehearse(candidate("Two", **sparse))
         assert not caplog.records
@@ -201,15 +240,24 @@ def test_layers_that_no_sparsifier_reaches_are_named_with_their_weights(caplog: 
 
 def test_tied_weights_are_pruned_and_made_compact_without_coming_apart() -> None:
     for sparsifier in ({"name": "magnitude", "sparsity": 0.5}, {"name": "nm"}):
-        trained = train(candidate("", model={"factory": "tests.trainables.test_storage:Tied"}, sparsifier=sparsifier))
+        trained = train(
+            candidate(
+                "", model={"factory": "tests.trainables.test_storage:Tied"}, sparsifier=sparsifier
+            )
+        )
         network = trained.compacted.network
         assert network.get_parameter("a.weight") is network.get_parameter("b.weight")
         assert trained.measures["params"] <= 2 * 64 * 64 + 3 * 64 + 650
 
 
 def test_channels_where_none_can_be_removed_names_the_layers_that_no_sparsifier_reaches() -> None:
-    channels = {"sparsifier": {"name": "channels", "sparsity": 0.5}, "compaction": {"enabled": False}}
-    with pytest.raises(UserError, match=r"no channel in this network that can be removed.*'lstm' has weights"):
+    channels = {
+        "sparsifier": {"name": "channels", "sparsity": 0.5},
+        "compaction": {"enabled": False},
+    }
+    with pytest.raises(
+        UserError, match=r"no channel in this network that can be removed.*'lstm' has weights"
+    ):
         rehearse(candidate("Recurrent", **channels))
 
 

@@ -1,4 +1,5 @@
-"""Recorded steps give what steps give that are taken one by one; the stand-in for CUDA graphs needs no GPU."""
+"""Recorded steps give what steps give that are taken one by one; the stand-in for CUDA graphs needs
+no GPU."""
 
 import random
 from typing import Any
@@ -7,22 +8,34 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from slimfront.trainables import Candidate
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.packs import Pack
+from slimfront.trainables.packs.streams import can_stream
+from slimfront.trainables.training.loop import Training
+from slimfront.trainables.training.step_graphs import (
+    WARM_UP,
+    StepGraphs,
+    step_graphs,
+    why_not,
+    why_not_anywhere,
+)
 from tests.trainables.recorded import record
-from trainables import Candidate
-from trainables.errors import UserError
-from trainables.packs import Pack
-from trainables.packs.streams import can_stream
-from trainables.step_graphs import WARM_UP, StepGraphs, step_graphs, why_not, why_not_anywhere
-from trainables.training import Training
 
 SGD = {"optimizer": "sgd", "lr": 0.05, "schedule": "cosine", "weight_decay": 5e-4}
 TRAINING: dict[str, Any] = {"epochs": 3, "batch_size": 64, "seed": 3}
 RESNET = {"name": "resnet20", "depth": 8, "width": 4}
-IMAGES = {"name": "factory", "factory": "tests.trainables.test_step_graphs:images", "augment": {"crop": 2, "flip": True}}
+IMAGES = {
+    "name": "factory",
+    "factory": "tests.trainables.test_step_graphs:images",
+    "augment": {"crop": 2, "flip": True},
+}
 
 CASES: dict[str, dict[str, Any]] = {
     "adam": {"training": {"optimizer": "adam", "lr": 0.01}},
-    "adamw, cosine": {"training": {"optimizer": "adamw", "lr": 0.01, "schedule": "cosine", "weight_decay": 0.01}},
+    "adamw, cosine": {
+        "training": {"optimizer": "adamw", "lr": 0.01, "schedule": "cosine", "weight_decay": 0.01}
+    },
     "sgd": {"training": SGD},
     "sgd without momentum": {"training": SGD | {"momentum": 0.0}},
     "layer": {"penalties": {"layer": {"strength": 0.5}}, "training": SGD},
@@ -38,7 +51,12 @@ CASES: dict[str, dict[str, Any]] = {
     "rigl": {"sparsifier": {"name": "rigl", "sparsity": 0.8, "every": 7}, "training": SGD},
     "lottery": {"sparsifier": {"name": "lottery", "sparsity": 0.8, "rounds": 2}},
     "channels": {"sparsifier": {"name": "channels", "sparsity": 0.5, "every": 5}},
-    "images": {"data": IMAGES, "model": RESNET, "training": SGD, "penalties": {"cka": {"strength": 0.1, "every": 2}}},
+    "images": {
+        "data": IMAGES,
+        "model": RESNET,
+        "training": SGD,
+        "penalties": {"cka": {"strength": 0.1, "every": 2}},
+    },
     "bf16, channels last": {
         "data": IMAGES,
         "model": RESNET,
@@ -51,7 +69,9 @@ CASES: dict[str, dict[str, Any]] = {
 def images() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(400) % 4
-    return (torch.rand(400, 1, 8, 8, generator=generator) * 100 + 30 * labels[:, None, None, None]).to(torch.uint8), labels
+    return (
+        torch.rand(400, 1, 8, 8, generator=generator) * 100 + 30 * labels[:, None, None, None]
+    ).to(torch.uint8), labels
 
 
 def candidate(**case: Any) -> Candidate:
@@ -184,9 +204,19 @@ class Drops(Reads):
         return made
 
 
-@pytest.mark.parametrize(("kind", "reason"), [(Reads, "not permitted"), (Draws, "random"), (Counts, "counts"), (Drops, "random")])
-def test_a_network_that_a_replay_would_not_repeat_is_trained_as_ever(kind: type[nn.Module], reason: str) -> None:
-    case = {"model": {"name": "factory", "factory": f"tests.trainables.test_step_graphs:{kind.__name__}"}}
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(Reads, "not permitted"), (Draws, "random"), (Counts, "counts"), (Drops, "random")],
+)
+def test_a_network_that_a_replay_would_not_repeat_is_trained_as_ever(
+    kind: type[nn.Module], reason: str
+) -> None:
+    case = {
+        "model": {
+            "name": "factory",
+            "factory": f"tests.trainables.test_step_graphs:{kind.__name__}",
+        }
+    }
     plain, training = Training(candidate(**case)), recorded(**case)
     random.seed(0)
     expected = run(plain, 2)
@@ -203,7 +233,8 @@ def test_such_a_network_is_an_error_where_recording_is_asked_for() -> None:
     training = recorded(**case)
     training.options = training.options.model_copy(update={"cuda_graphs": True})
     with pytest.raises(
-        UserError, match=r"training\.cuda_graphs: true: steps of this network cannot be recorded .*set it to auto"
+        UserError,
+        match=r"training\.cuda_graphs: true: steps of this network cannot be recorded .*set it to auto",
     ):
         training.run_epoch()
 
@@ -224,11 +255,15 @@ def test_what_cannot_be_recorded_is_said() -> None:
     assert why_not(training) == "it needs a GPU"
     assert why_not_anywhere(training) is None
     assert training.graphs is None
-    dropping = Training(candidate(model={"name": "factory", "factory": "tests.trainables.test_step_graphs:dropout"}))
+    dropping = Training(
+        candidate(model={"name": "factory", "factory": "tests.trainables.test_step_graphs:dropout"})
+    )
     assert why_not_anywhere(dropping) == "the network drops at random"
     halving = Training(candidate(training={"out_of_memory": "halve"}))
     assert why_not_anywhere(halving) == "training.out_of_memory is halve"
-    with pytest.raises(UserError, match=r"training\.cuda_graphs: true: .*it needs a GPU; set it to auto or false"):
+    with pytest.raises(
+        UserError, match=r"training\.cuda_graphs: true: .*it needs a GPU; set it to auto or false"
+    ):
         Training(candidate(training={"cuda_graphs": True}))
     assert step_graphs(training) is None
 
@@ -239,7 +274,9 @@ def dropout() -> nn.Module:
 
 def test_members_of_a_pack_on_streams_train_as_they_do_alone_bit_by_bit() -> None:
     cases = [
-        CASES["random"] | {"training": SGD | {"seed": seed, "lr": 0.05 / (1 + seed), "epochs": 2 + seed % 2}} for seed in range(3)
+        CASES["random"]
+        | {"training": SGD | {"seed": seed, "lr": 0.05 / (1 + seed), "epochs": 2 + seed % 2}}
+        for seed in range(3)
     ]
     pack = Pack([recorded(**case) for case in cases])
     members = list(pack.members)
@@ -269,7 +306,9 @@ def test_a_member_that_diverges_leaves_a_pack_on_streams_and_the_others_go_on() 
 @pytest.mark.parametrize("name", CASES)
 def test_on_a_gpu_recorded_steps_give_what_steps_taken_one_by_one_give(name: str) -> None:
     case = CASES[name]
-    plain = Training(candidate(**case | {"training": case.get("training", {}) | {"cuda_graphs": False}}), "cuda")
+    plain = Training(
+        candidate(**case | {"training": case.get("training", {}) | {"cuda_graphs": False}}), "cuda"
+    )
     fast = Training(candidate(**case), "cuda")
     assert_same(run(fast, 3), run(plain, 3), rel=0.2 if "bf16" in name else 0.05)
     assert fast.graphs is not None
@@ -281,7 +320,9 @@ def test_on_a_gpu_recorded_steps_give_what_steps_taken_one_by_one_give(name: str
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_on_a_gpu_members_of_a_pack_train_beside_each_other_as_they_do_alone() -> None:
     case = CASES["images"] | {"penalties": {}, "sparsifier": {"name": "random", "sparsity": 0.8}}
-    pack = Pack([candidate(**case | {"training": SGD | {"seed": seed}}) for seed in range(4)], "cuda")
+    pack = Pack(
+        [candidate(**case | {"training": SGD | {"seed": seed}}) for seed in range(4)], "cuda"
+    )
     members = list(pack.members)
     results = [pack.run_epoch(), pack.run_epoch()]
     for seed, member in enumerate(members):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from slimfront.trainables.compaction import compact
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.measures.measure import measure
+from slimfront.trainables.models import MLP, MODELS, Factory
+from slimfront.trainables.shipping.network_file import check_storable, read, restore, store
 from tests.trainables.networks import Transformer
-from trainables.compaction import compact
-from trainables.errors import UserError
-from trainables.measures import measure
-from trainables.models import MLP, MODELS, Factory
-from trainables.storage import check_storable, read, restore, store
 
 
 class Moody(nn.Module):
@@ -22,7 +22,9 @@ class Moody(nn.Module):
 
 
 @pytest.mark.parametrize("compacted", [True, False])
-def test_a_network_comes_back_bit_identical_compacted_or_not(tmp_path: Path, compacted: bool) -> None:
+def test_a_network_comes_back_bit_identical_compacted_or_not(
+    tmp_path: Path, compacted: bool
+) -> None:
     options = MLP(depth=2, width=5)
     network = options.build((1, 2, 2), 3).eval()
     inputs = torch.randn(4, 1, 2, 2)
@@ -35,7 +37,10 @@ def test_a_network_comes_back_bit_identical_compacted_or_not(tmp_path: Path, com
 
 def test_what_cannot_be_kept_is_found_before_training() -> None:
     check_storable(MLP().build((4,), 2), torch.randn(3, 4))
-    with pytest.raises(UserError, match=r"Moody\.forward cannot be traced.*without compaction no format could ship it"):
+    with pytest.raises(
+        UserError,
+        match=r"Moody\.forward cannot be traced.*without compaction no format could ship it",
+    ):
         check_storable(Moody(), torch.ones(1, 2))
     with pytest.raises(UserError, match=r"cannot store a Softmax.*set compaction\.enabled: false"):
         check_storable(nn.Sequential(nn.Linear(2, 2), nn.Softmax(1)), torch.ones(1, 2))
@@ -75,7 +80,9 @@ def test_parameters_and_buffers_that_the_code_reads_come_back(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_a_transformer_can_be_kept_and_one_with_a_padding_mask_is_refused_before_training(batch_first: bool) -> None:
+def test_a_transformer_can_be_kept_and_one_with_a_padding_mask_is_refused_before_training(
+    batch_first: bool,
+) -> None:
     sample = torch.randn(3, 1, 8, 8)
     model = Transformer(batch_first=batch_first)
     before = {name: p.clone() for name, p in model.state_dict().items()}
@@ -89,13 +96,18 @@ def test_a_transformer_can_be_kept_and_one_with_a_padding_mask_is_refused_before
             out: Tensor = self.blocks[0].attention(rows, rows, rows, rows[:, :, 0])[0][:, 0]  # type: ignore[operator, union-attr]
             return out
 
-    with pytest.raises(UserError, match=r"'blocks\.0\.attention' has a key_padding_mask.*set compaction\.enabled: false"):
+    with pytest.raises(
+        UserError,
+        match=r"'blocks\.0\.attention' has a key_padding_mask.*set compaction\.enabled: false",
+    ):
         check_storable(Padded(), sample)
 
 
 def traced(tmp_path: Path) -> dict[str, Any]:
     """What a small network is stored as."""
-    return store(compact(MLP(depth=1, width=3).build((4,), 2), torch.randn(3, 4)).network, MLP(), (4,), 2)
+    return store(
+        compact(MLP(depth=1, width=3).build((4,), 2), torch.randn(3, 4)).network, MLP(), (4,), 2
+    )
 
 
 RUNS = "__import__('pathlib').Path('ran').touch()"
@@ -128,14 +140,26 @@ def damaged(stored: dict[str, Any], kind: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "kind",
     [
-        *("a default argument", "a module's name", "a keyword", "a method", "a function", "a node's name", "a private attribute"),
+        *(
+            "a default argument",
+            "a module's name",
+            "a keyword",
+            "a method",
+            "a function",
+            "a node's name",
+            "a private attribute",
+        ),
         "a kind of module",
     ],
 )
-def test_nothing_in_a_file_becomes_code(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_in_a_file_becomes_code(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(damaged(traced(tmp_path), kind), tmp_path / "network.pt")
-    with pytest.raises(UserError, match=r"network\.pt is damaged, or was not written by slimfront: "):
+    with pytest.raises(
+        UserError, match=r"network\.pt is damaged, or was not written by slimfront: "
+    ):
         read(tmp_path / "network.pt", MLP()).forward(torch.ones(2, 4))
     assert not Path("ran").exists()
 
@@ -145,7 +169,9 @@ def ran() -> nn.Module:
     return nn.Linear(4, 2)
 
 
-def test_a_factory_that_a_file_names_is_not_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_factory_that_a_file_names_is_not_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     named = Factory(factory="tests.trainables.test_storage:ran")
     torch.save(store(nn.Linear(4, 2), named, (4,), 2), tmp_path / "network.pt")
@@ -193,7 +219,12 @@ class Tied(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.a, self.b, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+        self.stem, self.a, self.b, self.head = (
+            nn.Linear(64, 64),
+            nn.Linear(64, 64),
+            nn.Linear(64, 64),
+            nn.Linear(64, 10),
+        )
         self.b.weight = self.a.weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,7 +235,9 @@ class Tied(nn.Module):
 
 
 @pytest.mark.parametrize("compacted", [True, False])
-def test_tied_weights_are_counted_and_stored_once_and_tied_after_loading(tmp_path: Path, compacted: bool) -> None:
+def test_tied_weights_are_counted_and_stored_once_and_tied_after_loading(
+    tmp_path: Path, compacted: bool
+) -> None:
     torch.manual_seed(0)
     network, inputs = Tied().eval(), torch.randn(4, 1, 8, 8)
     with torch.no_grad():
@@ -212,7 +245,9 @@ def test_tied_weights_are_counted_and_stored_once_and_tied_after_loading(tmp_pat
         network.b.bias[3] = network.a.bias[5] = -1
     sizes = measure(network, inputs)
     kept = compact(network, inputs).network if compacted else network
-    options = MODELS.parse_named({"name": "factory", "factory": "tests.trainables.test_storage:Tied"})
+    options = MODELS.parse_named(
+        {"name": "factory", "factory": "tests.trainables.test_storage:Tied"}
+    )
     torch.save(store(kept, options, (1, 8, 8), 10), tmp_path / "network.pt")
     restored = restore(torch.load(tmp_path / "network.pt", weights_only=True), options)
     after = measure(restored, inputs)

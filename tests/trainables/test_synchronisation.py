@@ -1,4 +1,5 @@
-"""Training steps never wait for a GPU: whoever asks for a number of a tensor waits until all that was launched is computed."""
+"""Training steps never wait for a GPU: whoever asks for a number of a tensor waits until all that
+was launched is computed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,15 +9,33 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from slimfront.trainables.packs import Pack
+from slimfront.trainables.training.loop import Training
+from slimfront.trainables.training.step_graphs import StepGraphs
 from tests.trainables.recorded import record
 from tests.trainables.test_step_graphs import CASES, candidate
-from trainables.packs import Pack
-from trainables.step_graphs import StepGraphs
-from trainables.training import Training
 
 PER_EPOCH = 2
-READS = ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__", "__index__", "__contains__", "nonzero", "unique")
-OPERATIONS = ("aten::nonzero", "aten::equal", "aten::is_nonzero", "aten::masked_select", "aten::_unique2")
+READS = (
+    "item",
+    "tolist",
+    "cpu",
+    "numpy",
+    "__float__",
+    "__int__",
+    "__bool__",
+    "__index__",
+    "__contains__",
+    "nonzero",
+    "unique",
+)
+OPERATIONS = (
+    "aten::nonzero",
+    "aten::equal",
+    "aten::is_nonzero",
+    "aten::masked_select",
+    "aten::_unique2",
+)
 MOVING = ("rigl", "magnitude", "lottery", "channels")
 """Sparsifiers that change their masks in some steps, and may wait in these."""
 
@@ -28,7 +47,9 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
-        boolean = name == "aten::index" and any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])
+        boolean = name == "aten::index" and any(
+            one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1]
+        )
         if name in OPERATIONS or boolean:
             self.counts.append(name)
         return func(*args, **(kwargs or {}))
@@ -42,7 +63,9 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         for name in READS:
             real = getattr(torch.Tensor, name)
 
-            def read(self: torch.Tensor, *args: Any, _name: str = name, _real: Any = real, **named: Any) -> Any:
+            def read(
+                self: torch.Tensor, *args: Any, _name: str = name, _real: Any = real, **named: Any
+            ) -> Any:
                 found.append(_name)
                 return _real(self, *args, **named)
 
@@ -60,10 +83,13 @@ def made(name: str, how: str) -> Training:
 
 @pytest.mark.parametrize("how", ["one by one", "recorded"])
 @pytest.mark.parametrize("name", [name for name in CASES if name not in MOVING])
-def test_no_step_waits_and_an_epoch_waits_at_most_twice(name: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_step_waits_and_an_epoch_waits_at_most_twice(
+    name: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     training = made(name, how)
     training.run_epoch()  # the optimiser makes its state in the first step
-    monkeypatch.setattr("trainables.step_graphs._outside", lambda *_: ())  # it reads numbers that no GPU holds
+    # It reads numbers that no GPU holds.
+    monkeypatch.setattr("slimfront.trainables.training.step_graphs._outside", lambda *_: ())
     with waits(monkeypatch) as found:
         for _ in training.steps():
             pass
@@ -88,7 +114,9 @@ def test_steps_in_which_masks_stay_do_not_wait(name: str, monkeypatch: pytest.Mo
     steps.close()
 
 
-def test_a_pack_waits_at_most_twice_in_an_epoch_and_not_for_each_member(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pack_waits_at_most_twice_in_an_epoch_and_not_for_each_member(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for how in ("stacked", "recorded"):
         members = [made("random", how) for _ in range(3)]
         pack = Pack(members)
@@ -112,7 +140,9 @@ def test_a_number_that_is_asked_for_is_seen(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in MOVING])
 def test_on_a_gpu_torch_sees_no_step_wait(name: str, graphs: str | bool) -> None:
     case = CASES[name]
-    training = Training(candidate(**case | {"training": case.get("training", {}) | {"cuda_graphs": graphs}}), "cuda")
+    training = Training(
+        candidate(**case | {"training": case.get("training", {}) | {"cuda_graphs": graphs}}), "cuda"
+    )
     training.run_epoch()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -1,4 +1,5 @@
-"""The Ray class trainable: the same results in a reused process, a fresh one, and after a checkpoint."""
+"""The Ray class trainable: the same results in a reused process, a fresh one, and after a
+checkpoint."""
 
 import builtins
 import copy
@@ -12,25 +13,40 @@ import pytest
 import ray
 import torch
 
+from slimfront.trainables import Candidate, train
+from slimfront.trainables.distributed.team import LostProcess
+from slimfront.trainables.trainable import CandidateTrainable
+from slimfront.trainables.training.loop import Training
 from tests.conftest import SMALL_CANDIDATE
-from trainables import Candidate, train
-from trainables.distributed.team import LostProcess
-from trainables.trainable import CandidateTrainable
-from trainables.training import Training
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(120)]
 
-VOLATILE = {"time_this_iter_s", "time_total_s", "time_since_restore", "date", "timestamp", "pid", "hostname", "node_ip"}
+VOLATILE = {
+    "time_this_iter_s",
+    "time_total_s",
+    "time_since_restore",
+    "date",
+    "timestamp",
+    "pid",
+    "hostname",
+    "node_ip",
+}
 VOLATILE |= {"trial_id", "iterations_since_restore", "training_iteration", "config"}
 
 
 def config_of(**changes: Any) -> dict[str, Any]:
     tree = copy.deepcopy(SMALL_CANDIDATE) | changes
     tree["training"] = tree["training"] | {"report_every": 2}
-    return {"candidate": Candidate.model_validate(tree).model_dump(mode="json"), "resources": {"CPU": 1}}
+    return {
+        "candidate": Candidate.model_validate(tree).model_dump(mode="json"),
+        "resources": {"CPU": 1},
+    }
 
 
-FIRST = config_of(model={"name": "mlp", "depth": 2, "width": 24}, sparsifier={"name": "magnitude", "sparsity": 0.9})
+FIRST = config_of(
+    model={"name": "mlp", "depth": 2, "width": 24},
+    sparsifier={"name": "magnitude", "sparsity": 0.9},
+)
 SECOND = config_of()
 DIVERGING = config_of(training=SMALL_CANDIDATE["training"] | {"lr": 1e30})
 
@@ -46,7 +62,10 @@ class Process:
         results: list[dict[str, Any]] = []
         while not results or not results[-1]["done"]:
             results.append(self.trainable.train())
-        return [{key: value for key, value in result.items() if key not in VOLATILE} for result in results]
+        return [
+            {key: value for key, value in result.items() if key not in VOLATILE}
+            for result in results
+        ]
 
     def reset(self, config: dict[str, Any]) -> bool:
         return bool(self.trainable.reset(config))
@@ -75,7 +94,9 @@ def fresh(ray_session: None) -> list[dict[str, Any]]:
     return run_in_turn(SECOND)
 
 
-@pytest.mark.parametrize("earlier", [[FIRST], [DIVERGING, SECOND]], ids=["another", "diverged and the same"])
+@pytest.mark.parametrize(
+    "earlier", [[FIRST], [DIVERGING, SECOND]], ids=["another", "diverged and the same"]
+)
 def test_a_reused_process_and_a_fresh_one_give_bit_identical_results(
     fresh: list[dict[str, Any]], earlier: list[dict[str, Any]]
 ) -> None:
@@ -111,17 +132,22 @@ def test_a_checkpoint_is_plain_and_continues_bit_exactly(tmp_path: Path) -> None
     state = torch.load(tmp_path / "training.pt", weights_only=True)
     assert state["epoch"] == 2
     assert state["candidate"] == SECOND["candidate"]
-    assert torch.load(tmp_path / "network.pt", weights_only=True)["nodes"]  # the compact network of that moment
+    # The compact network of that moment.
+    assert torch.load(tmp_path / "network.pt", weights_only=True)["nodes"]
     resumed = CandidateTrainable(SECOND | {"resume_from": str(tmp_path)})
     assert resumed.train()["history"] == results[-1]["history"]
 
 
-def test_every_report_has_the_measures_of_the_compact_network_and_measuring_changes_no_training() -> None:
+def test_every_report_has_the_measures_of_the_compact_network_and_measuring_changes_no_training() -> (
+    None
+):
     often, rarely = (CandidateTrainable(SECOND | {"report_at": at}) for at in ([1, 2, 3], []))
     reports = [often.train(), often.train(), often.train()]
     assert [report["epoch"] for report in reports] == [1, 2, 3]
     assert [report["finished"] for report in reports] == [False, False, True]
-    assert all(report["nonzero_params"] > 0 and 0 <= report["val_accuracy"] <= 1 for report in reports)
+    assert all(
+        report["nonzero_params"] > 0 and 0 <= report["val_accuracy"] <= 1 for report in reports
+    )
     seldom = [rarely.train(), rarely.train()]
     assert [e for r in seldom for e in r["history"]] == [e for r in reports for e in r["history"]]
     assert seldom[-1]["val_accuracy"] == reports[-1]["val_accuracy"]
@@ -144,7 +170,8 @@ def test_two_processes_share_a_trial_and_the_next_and_end_with_the_one_that_ray_
     assert ray.get(process.pids.remote()) == pids
     alone = train(Candidate.model_validate(SECOND["candidate"]))
     losses = [epoch["train_loss"] for result in first for epoch in result["history"]]
-    assert losses == pytest.approx([epoch["train_loss"] for epoch in alone.history], rel=0.05)  # CKA-SR sees halves
+    # CKA-SR sees halves.
+    assert losses == pytest.approx([epoch["train_loss"] for epoch in alone.history], rel=0.05)
     others = [psutil.Process(pid) for pid in pids[1:]]
     assert len(others) == 1
     os.kill(pids[0], signal.SIGKILL)
@@ -165,7 +192,7 @@ def test_a_trial_on_a_share_of_a_gpu_may_take_that_share_of_its_memory(
         return Training(candidate)
 
     monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", shares.append)
-    monkeypatch.setattr("trainables.trainable.Training", training)
+    monkeypatch.setattr("slimfront.trainables.trainable.Training", training)
     CandidateTrainable(SECOND | {"resources": {"CPU": 1, "GPU": gpus}}).train()
     assert shares == expected
     assert devices == ["cuda" if gpus else "cpu"]
@@ -177,14 +204,24 @@ def test_a_share_of_a_gpu_is_a_limit_that_batches_can_be_halved_at() -> None:
     try:
         CandidateTrainable(SECOND | {"resources": {"CPU": 1, "GPU": 0.01}}).train()
         with pytest.raises(torch.OutOfMemoryError):
-            torch.empty(torch.cuda.get_device_properties(0).total_memory // 50, dtype=torch.uint8, device="cuda")
+            torch.empty(
+                torch.cuda.get_device_properties(0).total_memory // 50,
+                dtype=torch.uint8,
+                device="cuda",
+            )
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def test_two_processes_of_a_node_share_what_a_factory_returns(tmp_path: Path) -> None:
-    data = {"name": "factory", "factory": "tests.trainables.data.made:counted", "args": {"log": str(tmp_path / "log")}}
-    config = config_of(data=data, model={"name": "mlp", "depth": 1, "width": 4}, penalties={}, sparsifier=None)
+    data = {
+        "name": "factory",
+        "factory": "tests.trainables.data.made:counted",
+        "args": {"log": str(tmp_path / "log")},
+    }
+    config = config_of(
+        data=data, model={"name": "mlp", "depth": 1, "width": 4}, penalties={}, sparsifier=None
+    )
     processes = [Process.remote(config) for _ in range(2)]
     try:
         results = ray.get([process.run.remote() for process in processes])
@@ -211,7 +248,9 @@ class Raises(torch.nn.Module):
         return out
 
 
-@pytest.mark.parametrize("error", ["IndexError", "ValueError", "RuntimeError", "AttributeError", "AssertionError"])
+@pytest.mark.parametrize(
+    "error", ["IndexError", "ValueError", "RuntimeError", "AttributeError", "AssertionError"]
+)
 def test_an_exception_of_a_trial_is_a_result_with_its_reason_and_the_process_lives_on(
     error: str, fresh: list[dict[str, Any]]
 ) -> None:
@@ -223,13 +262,16 @@ def test_an_exception_of_a_trial_is_a_result_with_its_reason_and_the_process_liv
     assert "test_trainable.py, line " in last["failure"]
 
 
-@pytest.mark.parametrize("error", [LostProcess("one of 2"), FileNotFoundError("a bucket"), torch.AcceleratorError("CUDA error")])
+@pytest.mark.parametrize(
+    "error",
+    [LostProcess("one of 2"), FileNotFoundError("a bucket"), torch.AcceleratorError("CUDA error")],
+)
 def test_what_happens_to_a_process_stays_an_exception_so_that_another_takes_the_trial(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(*_: object) -> Training:
         raise error
 
-    monkeypatch.setattr("trainables.trainable.Training", lost)
+    monkeypatch.setattr("slimfront.trainables.trainable.Training", lost)
     with pytest.raises(type(error)):
         CandidateTrainable(SECOND).train()

@@ -5,13 +5,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from slimfront.trainables import Candidate, train
+from slimfront.trainables.errors import TrialFailure
+from slimfront.trainables.shipping.int8 import as_int8
+from slimfront.trainables.sparsifiers import SPARSIFIERS
+from slimfront.trainables.structure.attention import Attention
+from slimfront.trainables.training.loop import Training
 from tests.conftest import SMALL_CANDIDATE
-from trainables import Candidate, train
-from trainables.attention import Attention
-from trainables.errors import TrialFailure
-from trainables.shipping.int8 import as_int8
-from trainables.sparsifiers import SPARSIFIERS
-from trainables.training import Training
 
 
 def with_changes(**changes: Any) -> Candidate:
@@ -19,7 +19,9 @@ def with_changes(**changes: Any) -> Candidate:
 
 
 def test_training_learns_the_digits() -> None:
-    trained = train(with_changes(training={"epochs": 8, "lr": 0.01, "seed": 0}, penalties={}, sparsifier=None))
+    trained = train(
+        with_changes(training={"epochs": 8, "lr": 0.01, "seed": 0}, penalties={}, sparsifier=None)
+    )
     assert trained.measures["val_accuracy"] > 0.9
     assert [epoch["epoch"] for epoch in trained.history] == list(range(1, 9))
     assert trained.history[-1]["train_loss"] < trained.history[0]["train_loss"] / 2
@@ -83,7 +85,11 @@ def test_a_strong_layer_penalty_leaves_two_weight_layers_with_the_same_accuracy(
 
 def test_the_cka_penalty_is_part_of_the_loss_and_changes_the_weights() -> None:
     plain = train(with_changes(penalties={}, sparsifier=None))
-    pushed = train(with_changes(penalties={"cka": {"strength": 0.1, "every": 1, "samples": -1}}, sparsifier=None))
+    pushed = train(
+        with_changes(
+            penalties={"cka": {"strength": 0.1, "every": 1, "samples": -1}}, sparsifier=None
+        )
+    )
     assert all(epoch["penalty_loss"] == 0 for epoch in plain.history)
     assert all(epoch["penalty_loss"] > 0 for epoch in pushed.history)
     assert pushed.history[-1]["train_loss"] != plain.history[-1]["train_loss"]
@@ -96,7 +102,9 @@ def test_strength_zero_is_the_same_as_no_penalty() -> None:
 
 
 SPARSIFIER_OPTIONS: dict[str, dict[str, Any]] = {
-    name: {"name": name} | ({"every": 4} if "every" in cls.model_fields else {}) | ({} if name == "nm" else {"sparsity": 0.8})
+    name: {"name": name}
+    | ({"every": 4} if "every" in cls.model_fields else {})
+    | ({} if name == "nm" else {"sparsity": 0.8})
     for name, cls in SPARSIFIERS.items()
 }
 SPARSIFIER_OPTIONS["lottery"]["rounds"] = 1
@@ -105,10 +113,16 @@ SPARSIFIER_OPTIONS["channels"]["sparsity"] = 0.5  # of channels, not of weights
 
 @pytest.mark.parametrize("penalty", ["none", "layer", "cka", "aug_cka"])
 @pytest.mark.parametrize("name", sorted(SPARSIFIERS))
-def test_every_sparsifier_trains_with_every_kind_of_penalty_and_continues_bit_exactly(name: str, penalty: str) -> None:
-    penalties = {} if penalty == "none" else {penalty: {"strength": 1.0 if penalty == "layer" else 0.001}}
+def test_every_sparsifier_trains_with_every_kind_of_penalty_and_continues_bit_exactly(
+    name: str, penalty: str
+) -> None:
+    penalties = (
+        {} if penalty == "none" else {penalty: {"strength": 1.0 if penalty == "layer" else 0.001}}
+    )
     training = {"epochs": 4, "batch_size": 128, "lr": 0.01, "seed": 1, "schedule": "cosine"}
-    options = with_changes(training=training, penalties=penalties, sparsifier=SPARSIFIER_OPTIONS[name])
+    options = with_changes(
+        training=training, penalties=penalties, sparsifier=SPARSIFIER_OPTIONS[name]
+    )
     whole = train(options)
     expected = {"nm": 0.5, "channels": 0.4}.get(name, 0.8)
     assert whole.history[-1]["sparsity"] == pytest.approx(expected, abs=0.1)
@@ -137,9 +151,13 @@ def test_no_hook_is_left_after_training(candidate: Candidate) -> None:
 
 
 def test_the_cosine_schedule_falls_from_lr_to_zero() -> None:
-    options = with_changes(training={"epochs": 4, "batch_size": 128, "lr": 0.01, "seed": 1, "schedule": "cosine"})
+    options = with_changes(
+        training={"epochs": 4, "batch_size": 128, "lr": 0.01, "seed": 1, "schedule": "cosine"}
+    )
     rates = [epoch["lr"] for epoch in train(options).history]
-    assert rates == pytest.approx([0.01 * (1 + math.cos(math.pi * e / 4)) / 2 for e in (1, 2, 3, 4)])
+    assert rates == pytest.approx(
+        [0.01 * (1 + math.cos(math.pi * e / 4)) / 2 for e in (1, 2, 3, 4)]
+    )
 
 
 def test_the_dense_candidate_has_the_full_network(candidate: Candidate) -> None:
@@ -151,13 +169,16 @@ def test_the_dense_candidate_has_the_full_network(candidate: Candidate) -> None:
 def test_augmentation_changes_what_is_trained_on_and_nothing_else() -> None:
     plain = {key: value for key, value in AUGMENTED.items() if key != "augment"}
     training = {"epochs": 4, "batch_size": 32, "lr": 0.01, "seed": 1}
-    varied, same = (Training(with_changes(data=data, training=training)) for data in (AUGMENTED, plain))
+    varied, same = (
+        Training(with_changes(data=data, training=training)) for data in (AUGMENTED, plain)
+    )
     assert torch.equal(varied.model[1].weight, same.model[1].weight)
     before = varied.augmenter.get_state(), same.augmenter.get_state()
     assert varied.run_epoch()["train_loss"] != same.run_epoch()["train_loss"]
     assert torch.equal(varied.shuffler.get_state(), same.shuffler.get_state())
     assert not torch.equal(varied.augmenter.get_state(), before[0])
-    assert torch.equal(same.augmenter.get_state(), before[1])  # nothing is drawn where nothing is varied
+    # Nothing is drawn where nothing is varied.
+    assert torch.equal(same.augmenter.get_state(), before[1])
 
 
 def test_training_learns_from_uint8_images_and_compacts_on_what_the_network_sees() -> None:
@@ -170,7 +191,11 @@ def test_training_learns_from_uint8_images_and_compacts_on_what_the_network_sees
 def test_dropout_is_repeatable_and_continues_bit_exactly() -> None:
     def training() -> Training:
         options = {"epochs": 2, "batch_size": 128, "lr": 0.01, "seed": 5}
-        return Training(with_changes(model={"factory": "tests.trainables.test_training:with_dropout"}, training=options))
+        return Training(
+            with_changes(
+                model={"factory": "tests.trainables.test_training:with_dropout"}, training=options
+            )
+        )
 
     torch.manual_seed(1)
     first = training()
@@ -187,7 +212,13 @@ def test_dropout_is_repeatable_and_continues_bit_exactly() -> None:
 
 def with_dropout() -> torch.nn.Module:
     """A network whose training is random."""
-    layers = [torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Dropout(0.5), torch.nn.Linear(16, 16)]
+    layers = [
+        torch.nn.Flatten(),
+        torch.nn.Linear(64, 16),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(0.5),
+        torch.nn.Linear(16, 16),
+    ]
     return torch.nn.Sequential(*layers, torch.nn.ReLU(), torch.nn.Linear(16, 10))
 
 
@@ -206,7 +237,10 @@ def test_a_compact_network_carries_no_hooks(candidate: Candidate) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"penalties": {"layer": {"strength": 1.0, "warmup": 3}}}, "is not shorter than training.epochs"),
+        (
+            {"penalties": {"layer": {"strength": 1.0, "warmup": 3}}},
+            "is not shorter than training.epochs",
+        ),
         ({"training": {"epochs": 1, "batch_size": 3}}, "set training.batch_size to 4 or more"),
     ],
 )
@@ -216,7 +250,8 @@ def test_penalties_that_could_never_act_are_refused(changes: dict[str, Any], mes
 
 
 def too_large(training: Training, most: int) -> list[int]:
-    """Makes the network of a training run out of memory on more than `most` examples; the sizes that it was given."""
+    """Makes the network of a training run out of memory on more than `most` examples; the sizes
+    that it was given."""
     seen: list[int] = []
 
     def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -232,7 +267,9 @@ def too_large(training: Training, most: int) -> list[int]:
 def test_out_of_memory_is_met_with_smaller_parts_of_the_batch_and_the_same_gradients() -> None:
     options = {"epochs": 2, "batch_size": 128, "lr": 0.01, "seed": 1, "out_of_memory": "halve"}
     penalties = {"layer": {"strength": 1.0, "form": "gradient"}}
-    whole, halved = (Training(with_changes(training=options, penalties=penalties)) for _ in range(2))
+    whole, halved = (
+        Training(with_changes(training=options, penalties=penalties)) for _ in range(2)
+    )
     seen = too_large(halved, most=40)
     for _ in range(2):
         expected, got = whole.run_epoch(), halved.run_epoch()
@@ -247,7 +284,9 @@ def test_out_of_memory_is_met_with_smaller_parts_of_the_batch_and_the_same_gradi
     assert continued.parts == 4
 
 
-def test_out_of_memory_fails_the_trial_unless_it_may_halve_and_so_does_one_example_that_is_too_large() -> None:
+def test_out_of_memory_fails_the_trial_unless_it_may_halve_and_so_does_one_example_that_is_too_large() -> (
+    None
+):
     for behaviour, most in (("fail", 40), ("halve", 0)):
         options = {"epochs": 1, "batch_size": 128, "seed": 1, "out_of_memory": behaviour}
         training = Training(with_changes(training=options))
@@ -264,7 +303,9 @@ def test_an_int8_candidate_is_measured_as_its_quantised_file() -> None:
     plain = train(with_changes(**wide))
     int8 = train(with_changes(**wide, int8=True))
     assert int8.measures["bytes"] < plain.measures["bytes"]
-    assert int8.measures["bytes_sparse"] == int8.measures["bytes"] > int8.measures["bytes_compressed"]
+    assert (
+        int8.measures["bytes_sparse"] == int8.measures["bytes"] > int8.measures["bytes_compressed"]
+    )
     assert int8.measures["params"] == plain.measures["params"]
     data = Training(with_changes()).data
     quantised = as_int8(int8.compacted.network, data)
@@ -279,7 +320,9 @@ def test_times_of_int8_candidates_are_refused() -> None:
 
 
 def test_extra_measures_are_taken_of_a_network_and_of_those_pruned_from_it() -> None:
-    trained = train(with_changes(measures=["speedup", "bytes_compressed"], one_shot={"steps": 1, "keep": 0.9}))
+    trained = train(
+        with_changes(measures=["speedup", "bytes_compressed"], one_shot={"steps": 1, "keep": 0.9})
+    )
     assert trained.pruned
     for network in (trained, *trained.pruned):
         assert network.measures["speedup"] > 0
@@ -308,13 +351,22 @@ def test_a_transformer_loses_heads_under_penalty_and_sparsifier_continues_bit_ex
     assert [*history, *finished.history] == whole.history
     assert finished.measures == whole.measures
     assert whole.measures["val_accuracy"] > 0.5
-    heads = [module.heads for module in whole.compacted.network.modules() if isinstance(module, Attention)]
+    heads = [
+        module.heads
+        for module in whole.compacted.network.modules()
+        if isinstance(module, Attention)
+    ]
     assert heads == [2, 2]
     assert whole.compacted.report.count("heads removed") == 2
 
 
-@pytest.mark.parametrize(("asked", "batch_size", "epochs"), [(3, 64, 3), ("auto", 1078, 2000), ("auto", 64, 118), ("auto", 4, 8)])
-def test_reports_come_every_so_many_epochs_or_after_two_thousand_steps(asked: object, batch_size: int, epochs: int) -> None:
+@pytest.mark.parametrize(
+    ("asked", "batch_size", "epochs"),
+    [(3, 64, 3), ("auto", 1078, 2000), ("auto", 64, 118), ("auto", 4, 8)],
+)
+def test_reports_come_every_so_many_epochs_or_after_two_thousand_steps(
+    asked: object, batch_size: int, epochs: int
+) -> None:
     options = {"epochs": 4000, "batch_size": batch_size, "report_every": asked}
     assert Training(with_changes(training=options)).report_every == epochs
 

@@ -1,7 +1,9 @@
-"""Whether two networks compute the same: their structure, shapes and types first, then each output against its own spread.
+"""Whether two networks compute the same: their structure, shapes and types first, then each output
+against its own spread.
 
-A right removal changes nothing but the order of sums: in float64 its outputs agree to `EXACT`, while those of a wrong one do not,
-however small a later layer makes its mistake. That is why networks are compared in float64, where they can be.
+A right removal changes nothing but the order of sums: in float64 its outputs agree to `EXACT`,
+while those of a wrong one do not, however small a later layer makes its mistake. That is why
+networks are compared in float64, where they can be.
 """
 
 import math
@@ -13,13 +15,16 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
 EXACT = 1e-10
-"""How far outputs in float64 may be apart, relative to their spread, where only sums were taken in another order."""
+"""How far outputs in float64 may be apart, relative to their spread, where only sums were taken in
+another order."""
 
 _ROUNDING = 256
-"""Differences of so many machine epsilons of the largest output are rounding, whatever the spread of the one that differs."""
+"""Differences of so many machine epsilons of the largest output are rounding, whatever the spread
+of the one that differs."""
 
 _REAL, _FRESH = 16, 8
-"""How many real inputs are looked at in float64, and how many are drawn of each kind of fresh ones."""
+"""How many real inputs are looked at in float64, and how many are drawn of each kind of fresh
+ones."""
 
 Outputs = Any
 """What a network returns: a tensor, or tuples, lists and mappings of tensors."""
@@ -28,15 +33,17 @@ Outputs = Any
 class Probe:
     """Inputs, and what a network makes of them: other networks are compared with it.
 
-    Beside real inputs there are fresh ones, drawn by a fixed seed, and batches of one and of three: a size of batch or a range of
-    values that was written into a network by mistake shows there.
+    Beside real inputs there are fresh ones, drawn by a fixed seed, and batches of one and of three:
+    a size of batch or a range of values that was written into a network by mistake shows there.
     """
 
     def __init__(self, expected: nn.Module, inputs: Tensor, *, fresh: bool = True) -> None:
-        """`expected` is run at once, and may change afterwards; `inputs` (N, *input_shape) are real ones, of the network's type.
+        """`expected` is run at once, and may change afterwards; `inputs` (N, *input_shape) are real
+        ones, of the network's type.
 
-        With `fresh`, a few of the real inputs are looked at and others are drawn; without, all of the real ones and no others.
-        Fresh inputs that `expected` raises an error on (numbers that are no index, say) are left out.
+        With `fresh`, a few of the real inputs are looked at and others are drawn; without, all of
+        the real ones and no others. Fresh inputs that `expected` raises an error on (numbers that
+        are no index, say) are left out.
         """
         self._batches: list[tuple[Tensor, Outputs]] = []
         for number, batch in enumerate(_batches(inputs[:_REAL] if fresh else inputs, fresh)):
@@ -47,7 +54,8 @@ class Probe:
                     raise
 
     def difference(self, actual: nn.Module, tolerance: float) -> float:
-        """The largest difference of an output, as `difference` gives it; infinite where `actual` raises an error."""
+        """The largest difference of an output, as `difference` gives it; infinite where `actual`
+        raises an error."""
         reference = self._batches[0][1]
         worst = 0.0
         for number, (batch, wanted) in enumerate(self._batches):
@@ -55,7 +63,13 @@ class Probe:
                 got = outputs(actual, batch)
             except (RuntimeError, ValueError, IndexError, AssertionError):
                 return float("inf")
-            found = difference(wanted, got, tolerance, reference if len(batch) < _FRESH else wanted, both_nan=number > 0)
+            found = difference(
+                wanted,
+                got,
+                tolerance,
+                reference if len(batch) < _FRESH else wanted,
+                both_nan=number > 0,
+            )
             if not found <= worst:  # NaN too, which stays
                 worst = found
             if math.isnan(worst):
@@ -69,30 +83,41 @@ class Probe:
 
 @torch.no_grad()
 def outputs(network: nn.Module, inputs: Tensor) -> Outputs:
-    """What a network returns in evaluation mode; what it draws at random there, it draws alike in every call."""
+    """What a network returns in evaluation mode; what it draws at random there, it draws alike in
+    every call."""
     gpus = [inputs.device] if inputs.device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed all GPUs
         if gpus:
             torch.cuda.manual_seed(0)
-        # A traced network that is called, and not its forward, prints a traceback of its own for what it raises.
+        # A traced network that is called, and not its forward, prints a traceback of its own for
+        # what it raises.
         return network.forward(inputs) if isinstance(network, fx.GraphModule) else network(inputs)
 
 
 def difference(
-    wanted: Outputs, got: Outputs, tolerance: float, spread_of: Outputs | None = None, *, both_nan: bool = False
+    wanted: Outputs,
+    got: Outputs,
+    tolerance: float,
+    spread_of: Outputs | None = None,
+    *,
+    both_nan: bool = False,
 ) -> float:
-    """The largest difference between an element of two outputs, relative to that element's own spread over the inputs.
+    """The largest difference between an element of two outputs, relative to that element's own
+    spread over the inputs.
 
     Args:
         wanted: outputs of one network, the first axis of a tensor being the inputs.
         got: those of another network.
-        tolerance: what the result is compared with; rounding, which grows with the largest element, counts below it.
-        spread_of: outputs of more inputs whose spread counts; those of `wanted` if None, or where shapes do not fit.
+        tolerance: what the result is compared with; rounding, which grows with the largest element,
+            counts below it.
+        spread_of: outputs of more inputs whose spread counts; those of `wanted` if None, or where
+            shapes do not fit.
         both_nan: whether two elements that are NaN count as equal.
 
     Returns:
-        NaN where an element is NaN; infinity where structure, shapes, types, or numbers that are no floats differ.
+        NaN where an element is NaN; infinity where structure, shapes, types, or numbers that are no
+        floats differ.
     """
     leaves, structure = tree_flatten(wanted)
     others, other_structure = tree_flatten(got)
@@ -101,7 +126,9 @@ def difference(
         return float("inf")
     if wider_structure != structure:
         wider = leaves
-    found = [_of_leaf(*each, tolerance, both_nan) for each in zip(leaves, others, wider, strict=True)]
+    found = [
+        _of_leaf(*each, tolerance, both_nan) for each in zip(leaves, others, wider, strict=True)
+    ]
     return next(filter(math.isnan, found), max(found, default=0.0))
 
 
@@ -114,7 +141,11 @@ def _of_leaf(wanted: Any, got: Any, wider: Any, tolerance: float, both_nan: bool
         return 0.0 if torch.equal(wanted, got) else float("inf")
     if wanted.numel() == 0:
         return 0.0
-    fits = isinstance(wider, Tensor) and wider.shape[1:] == wanted.shape[1:] and wider.dim() == wanted.dim()
+    fits = (
+        isinstance(wider, Tensor)
+        and wider.shape[1:] == wanted.shape[1:]
+        and wider.dim() == wanted.dim()
+    )
     eps = torch.finfo(wanted.dtype).eps
     wanted, got = wanted.double(), got.double()
     wider = wider.double() if fits else wanted
@@ -128,7 +159,8 @@ def _of_leaf(wanted: Any, got: Any, wider: Any, tolerance: float, both_nan: bool
 
 
 def _spread(values: Tensor) -> Tensor:
-    """The difference of the largest and smallest finite value over the first axis: (N, …) to (1, …)."""
+    """The difference of the largest and smallest finite value over the first axis: (N, …) to (1,
+    …)."""
     finite = values.isfinite()
     if values.dim() == 0:
         return torch.zeros_like(values)
@@ -138,7 +170,8 @@ def _spread(values: Tensor) -> Tensor:
 
 
 def _batches(real: Tensor, fresh: bool) -> Iterator[Tensor]:
-    """Real inputs, three and one of them; then fresh ones: real values in new combinations, and normal ones."""
+    """Real inputs, three and one of them; then fresh ones: real values in new combinations, and
+    normal ones."""
     yield real
     yield real[-3:]
     yield real[-1:]
@@ -146,9 +179,12 @@ def _batches(real: Tensor, fresh: bool) -> Iterator[Tensor]:
         return
     generator = torch.Generator().manual_seed(0)
     features = real.reshape(len(real), -1)
-    drawn = torch.randint(len(real), (_FRESH, features.shape[1]), generator=generator).to(real.device)
+    drawn = torch.randint(len(real), (_FRESH, features.shape[1]), generator=generator).to(
+        real.device
+    )
     yield features.gather(0, drawn).reshape(_FRESH, *real.shape[1:])
-    if real.is_floating_point() and not bool((real == real.round()).all()):  # whole numbers may be indices
+    # Whole numbers may be indices.
+    if real.is_floating_point() and not bool((real == real.round()).all()):
         scale = real.std() if real.numel() > 1 else real.abs().max()
         normal = torch.randn(_FRESH + 1, *real.shape[1:], generator=generator, dtype=torch.float64)
         yield normal.to(real) * scale + real.mean()

@@ -5,22 +5,25 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from trainables.graph import Branch, residual_branches
+from slimfront.trainables.structure.graph import Branch, residual_branches
 
 
 @torch.no_grad()
 def drop_empty_branches(graph: fx.GraphModule, inputs: Tensor) -> list[str]:
-    """Replaces `shortcut + branch` by `shortcut` where the branch's last layer is all zero (batch norms folded).
+    """Replaces `shortcut + branch` by `shortcut` where the branch's last layer is all zero (batch
+    norms folded).
 
-    A shortcut that the addition would broadcast to the shape of the branch keeps it; `inputs` (N, *input_shape) show that.
-    Returns the names of those last layers; what fed them is dead code then, and goes with the next clean-up.
+    A shortcut that the addition would broadcast to the shape of the branch keeps it; `inputs` (N,
+    *input_shape) show that. Returns the names of those last layers; what fed them is dead code
+    then, and goes with the next clean-up.
     """
     dropped: list[str] = []
     while True:
         empty = [branch for branch in residual_branches(graph) if _is_empty(branch)]
         shapes = _Shapes(graph).of(inputs) if empty else {}
         same = (branch for branch in empty if shapes[branch.shortcut] == shapes[branch.addition])
-        branch = next(same, None)  # one at a time: the next branch's shortcut may be the addition that goes
+        # One at a time: the next branch's shortcut may be the addition that goes.
+        branch = next(same, None)
         if branch is None:
             return dropped
         branch.addition.replace_all_uses_with(branch.shortcut)
@@ -41,7 +44,8 @@ class _Shapes(fx.Interpreter):
         self.found: dict[fx.Node, object] = {}
 
     def of(self, inputs: Tensor) -> dict[fx.Node, object]:
-        """Shape and type of every node's tensor for a batch of two, if there are so many `inputs`."""
+        """Shape and type of every node's tensor for a batch of two, if there are so many
+        `inputs`."""
         self.run(inputs[:2].clone())
         return self.found
 

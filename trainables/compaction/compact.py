@@ -10,20 +10,20 @@ import torch
 from pydantic import Field
 from torch import Tensor, fx, nn
 
-from trainables.attention import split_attention
-from trainables.compaction.agreement import EXACT, Probe, outputs
-from trainables.compaction.blocks import drop_empty_branches
-from trainables.compaction.coupled import remove_coupled_channels
-from trainables.compaction.heads import remove_dead_heads
-from trainables.compaction.layers import clear_rounding, fold_batch_norms
-from trainables.compaction.merge import MergePolicy, drop_idle_relus, merge_layers
-from trainables.compaction.quick import make_quick
-from trainables.compaction.units import Removed, remove_dead_units
-from trainables.errors import TrialFailure
-from trainables.graph import copied, trace
-from trainables.measures import count_flops, measure
-from trainables.options import Options
-from trainables.precision import all_of_float32
+from slimfront.trainables.compaction.agreement import EXACT, Probe, outputs
+from slimfront.trainables.compaction.attention_heads import remove_dead_heads
+from slimfront.trainables.compaction.blocks import drop_empty_branches
+from slimfront.trainables.compaction.coupled import remove_coupled_channels
+from slimfront.trainables.compaction.layers import clear_rounding, fold_batch_norms
+from slimfront.trainables.compaction.merge import MergePolicy, drop_idle_relus, merge_layers
+from slimfront.trainables.compaction.quick import make_quick
+from slimfront.trainables.compaction.units import Removed, remove_dead_units
+from slimfront.trainables.errors import TrialFailure
+from slimfront.trainables.measures.measure import count_flops, measure
+from slimfront.trainables.options import Options
+from slimfront.trainables.precision import all_of_float32
+from slimfront.trainables.structure.attention import split_attention
+from slimfront.trainables.structure.graph import copied, trace
 
 Action = Literal[
     "folded",
@@ -47,11 +47,12 @@ log = logging.getLogger(__name__)
 class Compaction(Options):
     """How a trained network is made smaller.
 
-    `merge: smaller` merges an inactive layer into the next one where that adds neither weights nor non-zero ones: the product
-    of sparse matrices is denser than they are, and that of a bottleneck larger. `always` is for the fewest layers, even where the
-    network becomes larger; `never` does not merge. `tolerance` is the largest difference of an output, relative to its spread,
-    that counts as equal. `approximate` also merges padded convolutions where only the border of the image comes out
-    differently, after that check; it needs a refit.
+    `merge: smaller` merges an inactive layer into the next one where that adds neither weights nor
+    non-zero ones: the product of sparse matrices is denser than they are, and that of a bottleneck
+    larger. `always` is for the fewest layers, even where the network becomes larger; `never` does
+    not merge. `tolerance` is the largest difference of an output, relative to its spread, that
+    counts as equal. `approximate` also merges padded convolutions where only the border of the
+    image comes out differently, after that check; it needs a refit.
     """
 
     enabled: bool = True
@@ -64,8 +65,9 @@ class Compaction(Options):
 class Report:
     """What compaction did.
 
-    `steps` are (layer, action, detail) in the order of doing; `difference` is the largest difference of an output, relative to
-    its spread over the inputs; `after` are the measures of the compact network (see `measures.measure`).
+    `steps` are (layer, action, detail) in the order of doing; `difference` is the largest
+    difference of an output, relative to its spread over the inputs; `after` are the measures of the
+    compact network (see `measures.measure`).
     """
 
     steps: tuple[Step, ...]
@@ -82,16 +84,18 @@ class Compacted:
     """A compact network and how it came about."""
 
     network: nn.Module
-    """A traced graph (`torch.fx.GraphModule`), or a copy of the model as it was if compaction is off."""
+    """A traced graph (`torch.fx.GraphModule`), or a copy of the model as it was if compaction is
+    off."""
     report: Report
 
 
 def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None) -> Compacted:
     """A smaller network with the same outputs in evaluation mode; `model` is left as it is.
 
-    What is folded, removed and merged is done and judged in float64, where the network can be run so, on a few of `inputs` and
-    on fresh ones: a right step changes nothing there but the order of sums. A removal that changes more is undone: the units
-    stay. The result, in the network's own type, is compared once more on all of `inputs`.
+    What is folded, removed and merged is done and judged in float64, where the network can be run
+    so, on a few of `inputs` and on fresh ones: a right step changes nothing there but the order of
+    sums. A removal that changes more is undone: the units stay. The result, in the network's own
+    type, is compared once more on all of `inputs`.
 
     Args:
         model: a trained network that torch.fx can trace.
@@ -99,7 +103,8 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
         options: the defaults if None.
 
     Raises:
-        TrialFailure: if the outputs differ in structure, shape or type, or by more than the tolerance, relative to their spread.
+        TrialFailure: if the outputs differ in structure, shape or type, or by more than the
+            tolerance, relative to their spread.
         UserError: if the network cannot be traced, or has attention that cannot be taken apart.
     """
     options = options or Compaction()
@@ -107,9 +112,17 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
     model.eval()
     try:
         with all_of_float32():
-            network, steps, apart = _smaller(model, inputs, options) if options.enabled else (copied(model).eval(), [], 0.0)
+            network, steps, apart = (
+                _smaller(model, inputs, options)
+                if options.enabled
+                else (copied(model).eval(), [], 0.0)
+            )
             if apart <= options.tolerance:
-                apart = max(apart, relative_difference(model, network, inputs, options.tolerance), key=_badness)
+                apart = max(
+                    apart,
+                    relative_difference(model, network, inputs, options.tolerance),
+                    key=_badness,
+                )
             if isinstance(network, fx.GraphModule) and options.approximate:
                 steps += _merge_approximately(network, options)
                 _tidy(network)
@@ -118,7 +131,8 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
         model.train(training)
     if not apart <= options.tolerance:  # NaN too
         raise TrialFailure(
-            f"compaction changed the outputs by {apart:.2e} of their spread; the tolerance is {options.tolerance:.0e}"
+            f"compaction changed the outputs by {apart:.2e} of their spread; the tolerance is "
+            f"{options.tolerance:.0e}"
         )
     return Compacted(network, Report(tuple(steps), apart, measure(network, inputs)))
 
@@ -127,8 +141,11 @@ def _badness(apart: float) -> float:
     return math.inf if math.isnan(apart) else apart
 
 
-def _smaller(model: nn.Module, inputs: Tensor, options: Compaction) -> tuple[fx.GraphModule, list[Step], float]:
-    """The network made smaller, what was done, and how far its outputs are from the model's where that was judged exactly.
+def _smaller(
+    model: nn.Module, inputs: Tensor, options: Compaction
+) -> tuple[fx.GraphModule, list[Step], float]:
+    """The network made smaller, what was done, and how far its outputs are from the model's where
+    that was judged exactly.
 
     If they are too far, each kind of removal is tried alone, and left out if it is to blame.
     """
@@ -138,7 +155,9 @@ def _smaller(model: nn.Module, inputs: Tensor, options: Compaction) -> tuple[fx.
     apart = start.probe.difference(network, start.tolerance)
     if not apart <= start.tolerance:
         alone = options.model_copy(update={"merge": "never"})
-        right = tuple(kind for kind in _REMOVALS if _is_right(_start(original, inputs, alone), alone, kind))
+        right = tuple(
+            kind for kind in _REMOVALS if _is_right(_start(original, inputs, alone), alone, kind)
+        )
         for kind in set(_REMOVALS) - set(right):
             log.warning("compaction removes no %s: that would change the outputs", kind)
         start = _start(original, inputs, options)
@@ -153,11 +172,15 @@ def _smaller(model: nn.Module, inputs: Tensor, options: Compaction) -> tuple[fx.
 
 
 def _grown(before: nn.Module, after: nn.Module, inputs: Tensor, steps: list[Step]) -> str:
-    """Which sizes grew, in words; merging and removal make none of them larger, unless weights that are shared come apart.
+    """Which sizes grew, in words; merging and removal make none of them larger, unless weights that
+    are shared come apart.
 
-    FLOPs are counted only where merged convolutions could have more of them: where there are others, they follow from weights.
+    FLOPs are counted only where merged convolutions could have more of them: where there are
+    others, they follow from weights.
     """
-    merged = any(step[1] == "merged" for step in steps) and any(isinstance(m, nn.Conv2d) for m in after.modules())
+    merged = any(step[1] == "merged" for step in steps) and any(
+        isinstance(m, nn.Conv2d) for m in after.modules()
+    )
     sizes = []
     for network in (before, after):
         sizes.append(
@@ -178,7 +201,8 @@ def _unchanged(original: fx.GraphModule) -> fx.GraphModule:
 
 @dataclass(frozen=True)
 class _Start:
-    """A traced network with its batch norms folded, in float64 if it can be run so: what units are removed from, in place."""
+    """A traced network with its batch norms folded, in float64 if it can be run so: what units are
+    removed from, in place."""
 
     network: fx.GraphModule
     inputs: Tensor
@@ -201,11 +225,18 @@ def _start(original: fx.GraphModule, inputs: Tensor, options: Compaction) -> _St
         split_attention(network)
     if folded and clear_rounding(network, folded, inputs.dtype):
         probe = Probe(network, exact_inputs)
-    return _Start(network, exact_inputs, probe, tolerance, tuple((name, "folded", "batch norm") for name in folded))
+    return _Start(
+        network,
+        exact_inputs,
+        probe,
+        tolerance,
+        tuple((name, "folded", "batch norm") for name in folded),
+    )
 
 
 def _in_float64(original: fx.GraphModule, inputs: Tensor) -> tuple[fx.GraphModule, Tensor]:
-    """A copy of the network and its inputs, in float64; in their own type if its code or the device allows no other."""
+    """A copy of the network and its inputs, in float64; in their own type if its code or the device
+    allows no other."""
     try:
         exact = copied(original).eval().double()
         outputs(exact, inputs[:2].double())
@@ -215,12 +246,21 @@ def _in_float64(original: fx.GraphModule, inputs: Tensor) -> tuple[fx.GraphModul
 
 
 def _restore_types(network: fx.GraphModule, original: fx.GraphModule) -> None:
-    """Gives parameters and buffers the types that they had; those that are new, that of the first parameter."""
-    types = {name: tensor.dtype for name, tensor in (*original.named_parameters(), *original.named_buffers())}
-    first = next((dtype for dtype in types.values() if dtype.is_floating_point), torch.get_default_dtype())
+    """Gives parameters and buffers the types that they had; those that are new, that of the first
+    parameter."""
+    types = {
+        name: tensor.dtype
+        for name, tensor in (*original.named_parameters(), *original.named_buffers())
+    }
+    first = next(
+        (dtype for dtype in types.values() if dtype.is_floating_point), torch.get_default_dtype()
+    )
     network.zero_grad()
     for prefix, module in network.named_modules():
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        for name, tensor in (
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        ):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(types.get(f"{prefix}.{name}".lstrip("."), first))
 
@@ -229,8 +269,11 @@ def _is_right(start: _Start, options: Compaction, kind: Removal) -> bool:
     return start.probe.agrees(_reduced(start, options, (kind,))[0], start.tolerance)
 
 
-def _reduced(start: _Start, options: Compaction, removals: tuple[Removal, ...]) -> tuple[fx.GraphModule, list[Step]]:
-    """The network after all exact steps, repeated until none applies; each removes something, so this ends."""
+def _reduced(
+    start: _Start, options: Compaction, removals: tuple[Removal, ...]
+) -> tuple[fx.GraphModule, list[Step]]:
+    """The network after all exact steps, repeated until none applies; each removes something, so
+    this ends."""
     network = start.network
     steps: list[Step] = []
     while True:
@@ -241,13 +284,22 @@ def _reduced(start: _Start, options: Compaction, removals: tuple[Removal, ...]) 
         if "blocks" in removals:
             dropped = drop_empty_branches(network, start.inputs)
             found += [(name, "block removed", "its residual branch is zero") for name in dropped]
-        found += [(name, "inactive", "its output is non-negative: ReLU dropped") for name in drop_idle_relus(network)]
+        found += [
+            (name, "inactive", "its output is non-negative: ReLU dropped")
+            for name in drop_idle_relus(network)
+        ]
         merged, apart = merge_layers(network, options.merge)
         found += [(name, "merged", "into the next layer") for name in merged]
         if not found and "channels" in removals:
-            gone_together = remove_coupled_channels(network, start.inputs, start.probe, start.tolerance)
+            gone_together = remove_coupled_channels(
+                network, start.inputs, start.probe, start.tolerance
+            )
             found += [
-                (gone.layer, "units removed", f"{gone.units} channels, dead in each layer coupled to it")
+                (
+                    gone.layer,
+                    "units removed",
+                    f"{gone.units} channels, dead in each layer coupled to it",
+                )
                 for gone in gone_together
             ]
         steps += [*units, *found]
@@ -259,7 +311,14 @@ def _reduced(start: _Start, options: Compaction, removals: tuple[Removal, ...]) 
 
 def _removed(removed: Iterable[Removed], what: Literal["units", "heads"]) -> list[Step]:
     action: Action = "units removed" if what == "units" else "heads removed"
-    return [(gone.layer, "removed" if gone.whole else action, f"{gone.units} {what}, constant or unread") for gone in removed]
+    return [
+        (
+            gone.layer,
+            "removed" if gone.whole else action,
+            f"{gone.units} {what}, constant or unread",
+        )
+        for gone in removed
+    ]
 
 
 def _compiled(network: fx.GraphModule) -> fx.GraphModule:
@@ -269,7 +328,9 @@ def _compiled(network: fx.GraphModule) -> fx.GraphModule:
 
 def _merge_approximately(network: fx.GraphModule, options: Compaction) -> list[Step]:
     merged, _ = merge_layers(network, options.merge, approximate=True)
-    return [(name, "merged approximately", "into the next layer, but for the border") for name in merged]
+    return [
+        (name, "merged approximately", "into the next layer, but for the border") for name in merged
+    ]
 
 
 def _tidy(network: fx.GraphModule) -> None:
@@ -277,8 +338,11 @@ def _tidy(network: fx.GraphModule) -> None:
     network.delete_all_unused_submodules()
 
 
-def relative_difference(expected: nn.Module, actual: nn.Module, inputs: Tensor, tolerance: float) -> float:
-    """The largest difference of an output on `inputs`, and on one and three of them, relative to its spread.
+def relative_difference(
+    expected: nn.Module, actual: nn.Module, inputs: Tensor, tolerance: float
+) -> float:
+    """The largest difference of an output on `inputs`, and on one and three of them, relative to
+    its spread.
 
     See `agreement.difference`.
     """

@@ -1,26 +1,33 @@
-"""Dead channels that several layers share: removed from all of them, where residual additions and the like couple them."""
+"""Dead channels that several layers share: removed from all of them, where residual additions and
+the like couple them."""
 
 import logging
 from collections.abc import Callable
 
 from torch import Tensor, fx, nn
 
-from trainables.channels import channel_groups, remove_units
-from trainables.compaction.agreement import EXACT, Probe
-from trainables.compaction.units import Removed
-from trainables.errors import UserError
-from trainables.graph import WeightLayer, copied
+from slimfront.trainables.compaction.agreement import EXACT, Probe
+from slimfront.trainables.compaction.units import Removed
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.structure.channel_groups import channel_groups, remove_units
+from slimfront.trainables.structure.graph import WeightLayer, copied
 
 log = logging.getLogger(__name__)
 
 
-def remove_coupled_channels(network: fx.GraphModule, inputs: Tensor, probe: Probe, tolerance: float = EXACT) -> list[Removed]:
-    """Removes the channels that are 0 in every layer that writes them, in place; each group keeps at least one unit.
+def remove_coupled_channels(
+    network: fx.GraphModule, inputs: Tensor, probe: Probe, tolerance: float = EXACT
+) -> list[Removed]:
+    """Removes the channels that are 0 in every layer that writes them, in place; each group keeps
+    at least one unit.
 
-    A group is left as it is where the outputs would not be those of `probe` any more (to `tolerance`): what lies between the
-    layers does not pass zeros on, or the network has a size written into its code. `inputs` (N, *input_shape) show what couples.
+    A group is left as it is where the outputs would not be those of `probe` any more (to
+    `tolerance`): what lies between the layers does not pass zeros on, or the network has a size
+    written into its code. `inputs` (N, *input_shape) show what couples.
     """
-    if not any(_has_dead_row(layer) for layer in network.modules() if isinstance(layer, WeightLayer)):
+    if not any(
+        _has_dead_row(layer) for layer in network.modules() if isinstance(layer, WeightLayer)
+    ):
         return []
     network.recompile()  # its graph may have changed
     try:
@@ -36,7 +43,10 @@ def remove_coupled_channels(network: fx.GraphModule, inputs: Tensor, probe: Prob
         if gone.any():
             dead[group.name] = gone
     right = _rightly_removed(
-        list(dead), lambda names: _without(network, inputs, {name: dead[name] for name in names}, probe, tolerance)
+        list(dead),
+        lambda names: _without(
+            network, inputs, {name: dead[name] for name in names}, probe, tolerance
+        ),
     )
     if right:
         remove_units(network, inputs, {name: dead[name] for name in right})
@@ -44,14 +54,19 @@ def remove_coupled_channels(network: fx.GraphModule, inputs: Tensor, probe: Prob
 
 
 def _rightly_removed(names: list[str], right: Callable[[list[str]], bool]) -> list[str]:
-    """Those groups that can go together, found by halving: most are right, so that few networks are looked at."""
+    """Those groups that can go together, found by halving: most are right, so that few networks are
+    looked at."""
     if not names or right(names):
         return names
     if len(names) == 1:
         return []
     middle = len(names) // 2
     first, second = _rightly_removed(names[:middle], right), _rightly_removed(names[middle:], right)
-    return first + second if not (first and second) or right(first + second) else max(first, second, key=len)
+    return (
+        first + second
+        if not (first and second) or right(first + second)
+        else max(first, second, key=len)
+    )
 
 
 def _has_dead_row(layer: WeightLayer) -> bool:
@@ -61,7 +76,9 @@ def _has_dead_row(layer: WeightLayer) -> bool:
     return not bool(rows.all())
 
 
-def _without(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor], probe: Probe, tolerance: float) -> bool:
+def _without(
+    network: nn.Module, inputs: Tensor, dead: dict[str, Tensor], probe: Probe, tolerance: float
+) -> bool:
     """Whether the outputs stay without those units."""
     smaller = copied(network)
     try:

@@ -5,12 +5,19 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
-from trainables.graph import Layer, WeightLayer, layers_of, nonnegative_nodes, rounding
+from slimfront.trainables.structure.graph import (
+    Layer,
+    WeightLayer,
+    layers_of,
+    nonnegative_nodes,
+    rounding,
+)
 
 
 class _Linear(nn.Linear):
     def reset_parameters(self) -> None:
-        """Leaves the weights as they are: to draw them takes longer than all else, even without memory."""
+        """Leaves the weights as they are: to draw them takes longer than all else, even without
+        memory."""
 
 
 class _Conv2d(nn.Conv2d):
@@ -19,7 +26,8 @@ class _Conv2d(nn.Conv2d):
 
 
 def with_weights(like: WeightLayer, weight: Tensor, bias: Tensor | None) -> WeightLayer:
-    """A layer of the kind, type and device of `like`, with its stride and padding, of `weight` (out, in, …) and `bias` (out)."""
+    """A layer of the kind, type and device of `like`, with its stride and padding, of `weight`
+    (out, in, …) and `bias` (out)."""
     outputs, inputs = weight.shape[:2]
     layer: WeightLayer
     if isinstance(like, nn.Linear):
@@ -65,7 +73,8 @@ def count_nonzeros(layer: nn.Module) -> int:
 
 @torch.no_grad()
 def fold_batch_norms(graph: fx.GraphModule) -> list[str]:
-    """Folds every batch norm that follows a layer into it, in float64; returns the names of the layers."""
+    """Folds every batch norm that follows a layer into it, in float64; returns the names of the
+    layers."""
     folded = []
     for layer in layers_of(graph):
         if layer.norm is None:
@@ -79,7 +88,8 @@ def fold_batch_norms(graph: fx.GraphModule) -> list[str]:
 
 @torch.no_grad()
 def clear_rounding(graph: fx.GraphModule, folded: list[str], dtype: torch.dtype) -> bool:
-    """Sets to zero what folding left negative where training had made a zero; `dtype` is that of training.
+    """Sets to zero what folding left negative where training had made a zero; `dtype` is that of
+    training.
 
     Returns whether there was any.
     """
@@ -102,5 +112,7 @@ def _in_float64(layer: Layer) -> Layer:
 
 def nonnegative_when_trained(graph: fx.GraphModule) -> set[fx.Node]:
     """Nodes whose output is non-negative with the present weights (batch norms folded)."""
-    inactive = {layer.node for layer in layers_of(graph) if layer.norm is None and not layer.active()}
+    inactive = {
+        layer.node for layer in layers_of(graph) if layer.norm is None and not layer.active()
+    }
     return nonnegative_nodes(graph, lambda node: node in inactive)

@@ -1,4 +1,5 @@
-"""Layer merging: an inactive layer's ReLU does nothing, so the layer becomes part of the next one (arXiv 2006.15604)."""
+"""Layer merging: an inactive layer's ReLU does nothing, so the layer becomes part of the next one
+(arXiv 2006.15604)."""
 
 from collections import Counter
 from typing import Literal
@@ -6,37 +7,58 @@ from typing import Literal
 import torch
 from torch import Tensor, fx, nn
 
-from trainables.compaction.layers import bypass, count_nonzeros, nonnegative_when_trained, set_module, with_weights
-from trainables.graph import WeightLayer, call_counts, is_relu, module_of, weight_layer
+from slimfront.trainables.compaction.layers import (
+    bypass,
+    count_nonzeros,
+    nonnegative_when_trained,
+    set_module,
+    with_weights,
+)
+from slimfront.trainables.structure.graph import (
+    WeightLayer,
+    call_counts,
+    is_relu,
+    module_of,
+    weight_layer,
+)
 
 MergePolicy = Literal["always", "smaller", "never"]
 
 
 def drop_idle_relus(graph: fx.GraphModule) -> list[str]:
-    """Takes out every ReLU whose input is non-negative for every input of the network. Returns what fed them, by name."""
+    """Takes out every ReLU whose input is non-negative for every input of the network. Returns what
+    fed them, by name."""
     nonnegative = nonnegative_when_trained(graph)
     dropped = []
     for node in list(graph.graph.nodes):
         if is_relu(graph, node) and node.args[0] in nonnegative:
-            dropped.append(str(node.args[0].target if node.args[0].op == "call_module" else node.args[0].name))
+            dropped.append(
+                str(node.args[0].target if node.args[0].op == "call_module" else node.args[0].name)
+            )
             bypass(graph, node)
     return dropped
 
 
-def merge_layers(graph: fx.GraphModule, policy: MergePolicy, *, approximate: bool = False) -> tuple[list[str], list[str]]:
-    """Replaces a layer that feeds only another layer by their product, where that is exact, as the policy says.
+def merge_layers(
+    graph: fx.GraphModule, policy: MergePolicy, *, approximate: bool = False
+) -> tuple[list[str], list[str]]:
+    """Replaces a layer that feeds only another layer by their product, where that is exact, as the
+    policy says.
 
-    Linear layers always merge exactly. Convolutions do if one of the two is 1×1 and no padding lies between them (see
-    `product`). Convolutions merge only where the product has at most as many weights as the two layers, whatever the policy.
+    Linear layers always merge exactly. Convolutions do if one of the two is 1×1 and no padding lies
+    between them (see `product`). Convolutions merge only where the product has at most as many
+    weights as the two layers, whatever the policy.
 
     Args:
-        policy: "always", for the fewest layers; "smaller", only where the product has at most as many weights, and as many
-            non-zero ones, as the two layers (the product of sparse matrices is denser than they are, and that of a bottleneck
-            larger); or "never".
-        approximate: whether convolutions also merge where only the border of the image comes out differently.
+        policy: "always", for the fewest layers; "smaller", only where the product has at most as
+            many weights, and as many non-zero ones, as the two layers (the product of sparse
+            matrices is denser than they are, and that of a bottleneck larger); or "never".
+        approximate: whether convolutions also merge where only the border of the image comes out
+            differently.
 
     Returns:
-        Names of the layers that went into the next one, and of those that could have, but would have cost more.
+        Names of the layers that went into the next one, and of those that could have, but would
+        have cost more.
     """
     merged: list[str] = []
     kept: list[str] = []
@@ -56,7 +78,9 @@ def merge_layers(graph: fx.GraphModule, policy: MergePolicy, *, approximate: boo
             continue
         grows = count_nonzeros(combined) > count_nonzeros(first) + count_nonzeros(second)
         larger = _count(combined) > _count(first) + _count(second)
-        if (policy == "smaller" and (grows or larger)) or (larger and isinstance(combined, nn.Conv2d)):
+        if (policy == "smaller" and (grows or larger)) or (
+            larger and isinstance(combined, nn.Conv2d)
+        ):
             kept.append(str(node.target))
             continue
         set_module(graph, str(following.target), combined)
@@ -71,52 +95,72 @@ def _count(layer: nn.Module) -> int:
 
 @torch.no_grad()
 def product(first: WeightLayer, second: WeightLayer) -> WeightLayer | None:
-    """The layer x ↦ second(first(x)), multiplied in float64; None where no single layer does that exactly.
+    """The layer x ↦ second(first(x)), multiplied in float64; None where no single layer does that
+    exactly.
 
-    Linear: W = W₂W₁ (out₂, in₁), b = W₂b₁ + b₂. Convolution followed by a 1×1 without padding: the same over channels at
-    each position of the kernel, with the strides multiplied. A 1×1 of stride 1 without padding, followed by a convolution:
-    the same, if that one has no padding or the first no bias; its zero padding would stand where the first layer's bias
-    belongs.
+    Linear: W = W₂W₁ (out₂, in₁), b = W₂b₁ + b₂. Convolution followed by a 1×1 without padding: the
+    same over channels at each position of the kernel, with the strides multiplied. A 1×1 of stride
+    1 without padding, followed by a convolution: the same, if that one has no padding or the first
+    no bias; its zero padding would stand where the first layer's bias belongs.
     """
     if isinstance(first, nn.Linear) and isinstance(second, nn.Linear):
         weight = second.weight.double() @ first.weight.double()
-        return with_weights(second, weight, _combined_bias(first, second.weight.double(), second.bias))
+        return with_weights(
+            second, weight, _combined_bias(first, second.weight.double(), second.bias)
+        )
     if not isinstance(first, nn.Conv2d) or not isinstance(second, nn.Conv2d):
         return None
     zero_padded = first.padding_mode == second.padding_mode == "zeros"
     if not zero_padded or isinstance(first.padding, str) or isinstance(second.padding, str):
         return None
     if second.kernel_size == (1, 1) and second.padding == (0, 0):
-        weight = torch.einsum("om,mikl->oikl", second.weight.double()[:, :, 0, 0], first.weight.double())
-        combined = with_weights(first, weight, _combined_bias(first, second.weight.double()[:, :, 0, 0], second.bias))
+        weight = torch.einsum(
+            "om,mikl->oikl", second.weight.double()[:, :, 0, 0], first.weight.double()
+        )
+        combined = with_weights(
+            first, weight, _combined_bias(first, second.weight.double()[:, :, 0, 0], second.bias)
+        )
         assert isinstance(combined, nn.Conv2d)
         combined.stride = (first.stride[0] * second.stride[0], first.stride[1] * second.stride[1])
         return combined
     plain = first.kernel_size == (1, 1) and first.padding == (0, 0) and first.stride == (1, 1)
     if plain and (second.padding == (0, 0) or first.bias is None or not first.bias.any()):
-        weight = torch.einsum("omkl,mi->oikl", second.weight.double(), first.weight.double()[:, :, 0, 0])
-        return with_weights(second, weight, _combined_bias(first, second.weight.double().sum((2, 3)), second.bias))
+        weight = torch.einsum(
+            "omkl,mi->oikl", second.weight.double(), first.weight.double()[:, :, 0, 0]
+        )
+        return with_weights(
+            second, weight, _combined_bias(first, second.weight.double().sum((2, 3)), second.bias)
+        )
     return None
 
 
 @torch.no_grad()
 def product_but_for_the_border(first: WeightLayer, second: WeightLayer) -> nn.Conv2d | None:
-    """Two convolutions as one of kernel k₁ + k₂ − 1 and padding p₁ + p₂; None where that is not even nearly so.
+    """Two convolutions as one of kernel k₁ + k₂ − 1 and padding p₁ + p₂; None where that is not
+    even nearly so.
 
-    In the interior it is exact; at the border the second one's padding stood for zeros where the product sees what the
-    first one makes of its own padding. The first must have stride 1, and neither a dilation.
+    In the interior it is exact; at the border the second one's padding stood for zeros where the
+    product sees what the first one makes of its own padding. The first must have stride 1, and
+    neither a dilation.
     """
     if not isinstance(first, nn.Conv2d) or not isinstance(second, nn.Conv2d):
         return None
     plain = first.stride == (1, 1) and first.dilation == second.dilation == (1, 1)
     zero_padded = first.padding_mode == second.padding_mode == "zeros"
-    if not (plain and zero_padded) or isinstance(first.padding, str) or isinstance(second.padding, str):
+    if (
+        not (plain and zero_padded)
+        or isinstance(first.padding, str)
+        or isinstance(second.padding, str)
+    ):
         return None
-    # Correlating with W₁ and then with W₂ is correlating with the full convolution of the two kernels.
+    # Correlating with W₁ and then with W₂ is correlating with the full convolution of the two
+    # kernels.
     margin = [k - 1 for k in first.kernel_size]
     flipped = first.weight.double().transpose(0, 1).flip(2, 3)
     weight = nn.functional.conv2d(second.weight.double(), flipped, padding=margin)
-    combined = with_weights(second, weight, _combined_bias(first, second.weight.double().sum((2, 3)), second.bias))
+    combined = with_weights(
+        second, weight, _combined_bias(first, second.weight.double().sum((2, 3)), second.bias)
+    )
     assert isinstance(combined, nn.Conv2d)
     combined.padding = tuple(a + b for a, b in zip(first.padding, second.padding, strict=True))
     return combined
@@ -131,7 +175,8 @@ def _combined_bias(first: WeightLayer, matrix: Tensor, bias: Tensor | None) -> T
 
 
 def _next_layer(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> fx.Node | None:
-    """The layer node that alone reads this layer node's output, seen through nodes that pass it on unchanged."""
+    """The layer node that alone reads this layer node's output, seen through nodes that pass it on
+    unchanged."""
     if weight_layer(graph, node) is None or counts[node.target] > 1:
         return None
     current = node

@@ -1,4 +1,5 @@
-"""A compact network as plain data and tensors, so that a checkpoint loads with `weights_only=True` and no pickled code."""
+"""A compact network as plain data and tensors, so that a checkpoint loads with `weights_only=True`
+and no pickled code."""
 
 import operator
 from typing import Any
@@ -7,20 +8,36 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from trainables.attention import Attention
-from trainables.compaction.quick import make_quick
+from slimfront.trainables.compaction.quick import make_quick
+from slimfront.trainables.structure.attention import Attention
 
 FORMAT = 2
 
-# The modules that may appear in a compact network, with the constructor arguments that rebuild them.
+# The modules that may appear in a compact network, with the constructor arguments that rebuild
+# them.
 _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "linear": (nn.Linear, ("in_features", "out_features")),
     "conv2d": (
         nn.Conv2d,
-        ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+        (
+            "in_channels",
+            "out_channels",
+            "kernel_size",
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "padding_mode",
+        ),
     ),
-    "batch_norm1d": (nn.BatchNorm1d, ("num_features", "eps", "momentum", "affine", "track_running_stats")),
-    "batch_norm2d": (nn.BatchNorm2d, ("num_features", "eps", "momentum", "affine", "track_running_stats")),
+    "batch_norm1d": (
+        nn.BatchNorm1d,
+        ("num_features", "eps", "momentum", "affine", "track_running_stats"),
+    ),
+    "batch_norm2d": (
+        nn.BatchNorm2d,
+        ("num_features", "eps", "momentum", "affine", "track_running_stats"),
+    ),
     "layer_norm": (nn.LayerNorm, ("normalized_shape", "eps", "elementwise_affine")),
     "attention": (Attention, ("heads", "batch_first", "dropout")),
     "relu": (nn.ReLU, ()),
@@ -31,8 +48,14 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "identity": (nn.Identity, ()),
     "dropout": (nn.Dropout, ("p",)),
     "dropout2d": (nn.Dropout2d, ("p",)),
-    "max_pool2d": (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")),
-    "avg_pool2d": (nn.AvgPool2d, ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")),
+    "max_pool2d": (
+        nn.MaxPool2d,
+        ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode"),
+    ),
+    "avg_pool2d": (
+        nn.AvgPool2d,
+        ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    ),
     "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
 }
 _TENSORS = ("parameter", "buffer")
@@ -89,27 +112,43 @@ def to_plain(network: fx.GraphModule) -> dict[str, Any]:
             target, values = "shape", node.args[:1]
         elif node.op == "call_function":
             if node.target not in _FUNCTION_NAMES:
-                raise ValueError(f"cannot store the operation '{node.name}' ({target}) as plain data")
+                raise ValueError(
+                    f"cannot store the operation '{node.name}' ({target}) as plain data"
+                )
             target = _FUNCTION_NAMES[node.target]
         elif node.op == "call_method":
             if target not in _METHODS:
-                raise ValueError(f"cannot store the operation '{node.name}' (.{target}) as plain data")
+                raise ValueError(
+                    f"cannot store the operation '{node.name}' (.{target}) as plain data"
+                )
         elif node.op not in ("placeholder", "output"):
             raise ValueError(f"cannot store '{node.name}' ({node.op} {target}) as plain data")
         arguments = [_argument_to_plain(value) for value in values]
         keywords = {key: _argument_to_plain(value) for key, value in node.kwargs.items()}
-        nodes.append({"name": node.name, "op": node.op, "target": target, "args": arguments, "kwargs": keywords})
+        nodes.append(
+            {
+                "name": node.name,
+                "op": node.op,
+                "target": target,
+                "args": arguments,
+                "kwargs": keywords,
+            }
+        )
     return {"format": FORMAT, "modules": modules, "nodes": nodes}
 
 
 def from_plain(plain: dict[str, Any]) -> fx.GraphModule:
-    """The network that `to_plain` stored, in evaluation mode on the CPU, with bit-identical weights.
+    """The network that `to_plain` stored, in evaluation mode on the CPU, with bit-identical
+    weights.
 
     Raises:
         ValueError: if the data is of another format.
     """
     if plain.get("format") != FORMAT:
-        raise ValueError(f"this network is stored in format {plain.get('format')}, and this version reads format {FORMAT}")
+        raise ValueError(
+            f"this network is stored in format {plain.get('format')}, and this version reads "
+            f"format {FORMAT}"
+        )
     check_plain(plain)
     root = nn.Module()
     for name, stored in plain["modules"].items():
@@ -127,7 +166,9 @@ def from_plain(plain: dict[str, Any]) -> fx.GraphModule:
         target = _FUNCTIONS[node["target"]] if node["op"] == "call_function" else node["target"]
         arguments = tuple(_argument_from_plain(value, made) for value in node["args"])
         keywords = {key: _argument_from_plain(value, made) for key, value in node["kwargs"].items()}
-        made[node["name"]] = graph.create_node(node["op"], target, arguments, keywords, node["name"])
+        made[node["name"]] = graph.create_node(
+            node["op"], target, arguments, keywords, node["name"]
+        )
     return make_quick(fx.GraphModule(root, graph)).eval()
 
 
@@ -135,32 +176,52 @@ _OPERATIONS = ("placeholder", "output", "call_module", "call_function", "call_me
 
 
 def check_plain(plain: dict[str, Any]) -> None:
-    """Checks what would be looked up or become code when a network is made of plain data, before anything is made.
+    """Checks what would be looked up or become code when a network is made of plain data, before
+    anything is made.
 
-    torch.fx writes names into code that it runs, and calls methods by their name: nothing but names of ours may get there.
+    torch.fx writes names into code that it runs, and calls methods by their name: nothing but names
+    of ours may get there.
 
     Raises:
-        ValueError: if a name is none, or an operation, module or method is not one that `to_plain` stores.
+        ValueError: if a name is none, or an operation, module or method is not one that `to_plain`
+            stores.
     """
     for name, stored in plain["modules"].items():
         _check_path(name)
         if stored["kind"] not in _TENSORS and stored["kind"] not in _MODULES:
             raise ValueError(f"it has a module of the unknown kind {_shown(stored['kind'])}")
     modules = plain["modules"]
-    known = {"call_function": _FUNCTIONS, "call_method": _METHODS, "call_module": modules, "get_attr": modules}
+    known = {
+        "call_function": _FUNCTIONS,
+        "call_method": _METHODS,
+        "call_module": modules,
+        "get_attr": modules,
+    }
     for node in plain["nodes"]:
         operation, target = node["op"], node["target"]
         if operation not in _OPERATIONS or target not in known.get(operation, [target]):
-            raise ValueError(f"it has an unknown operation, {_shown(operation)} of {_shown(target)}")
-        for name in (node["name"], *node["kwargs"], *([target] if operation == "placeholder" else [])):
+            raise ValueError(
+                f"it has an unknown operation, {_shown(operation)} of {_shown(target)}"
+            )
+        for name in (
+            node["name"],
+            *node["kwargs"],
+            *([target] if operation == "placeholder" else []),
+        ):
             _check_path(name, parts=1)
 
 
 def _check_path(path: object, parts: int | None = None) -> None:
-    """Raises ValueError if `path` is not names with dots between them, each an identifier or a number."""
+    """Raises ValueError if `path` is not names with dots between them, each an identifier or a
+    number."""
     names = path.split(".") if isinstance(path, str) else []
     plain = all(name.isidentifier() or name.isdecimal() for name in names)
-    if not names or not plain or any(name.startswith("__") for name in names) or parts not in (None, len(names)):
+    if (
+        not names
+        or not plain
+        or any(name.startswith("__") for name in names)
+        or parts not in (None, len(names))
+    ):
         raise ValueError(f"{_shown(path)} is no name of a part of a network")
 
 
@@ -173,7 +234,9 @@ def _module_to_plain(module: nn.Module, name: str) -> dict[str, Any]:
     if type(module) not in _KINDS:
         raise ValueError(f"cannot store a {type(module).__name__} ('{name}') as plain data")
     kind = _KINDS[type(module)]
-    arguments = {argument: _argument_to_plain(getattr(module, argument)) for argument in _MODULES[kind][1]}
+    arguments = {
+        argument: _argument_to_plain(getattr(module, argument)) for argument in _MODULES[kind][1]
+    }
     if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
         arguments["bias"] = module.bias is not None
     state = {key: tensor.detach().cpu().clone() for key, tensor in module.state_dict().items()}
@@ -181,7 +244,8 @@ def _module_to_plain(module: nn.Module, name: str) -> dict[str, Any]:
 
 
 def _tensor_to_plain(network: fx.GraphModule, name: str) -> dict[str, Any]:
-    """A parameter or buffer that the network's own code reads, such as an embedding of positions."""
+    """A parameter or buffer that the network's own code reads, such as an embedding of
+    positions."""
     parent, _, leaf = name.rpartition(".")
     tensor = getattr(network.get_submodule(parent), leaf)
     if not isinstance(tensor, torch.Tensor):
@@ -227,13 +291,16 @@ def _submodule(root: nn.Module, path: str) -> nn.Module:
 
 
 def _argument_to_plain(value: Any) -> Any:
-    """Nodes become {"node": name}, tuples {"tuple": […]}, slices {"slice": […]}; numbers, strings, None and lists stay."""
+    """Nodes become {"node": name}, tuples {"tuple": […]}, slices {"slice": […]}; numbers, strings,
+    None and lists stay."""
     if isinstance(value, fx.Node):
         return {"node": value.name}
     if isinstance(value, tuple):
         return {"tuple": [_argument_to_plain(item) for item in value]}
     if isinstance(value, slice):
-        return {"slice": [_argument_to_plain(item) for item in (value.start, value.stop, value.step)]}
+        return {
+            "slice": [_argument_to_plain(item) for item in (value.start, value.stop, value.step)]
+        }
     if isinstance(value, list):
         return [_argument_to_plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):

@@ -1,4 +1,5 @@
-"""Code of a traced network that finds its modules quickly: attributes of a module that are modules are looked up in Python."""
+"""Code of a traced network that finds its modules quickly: attributes of a module that are modules
+are looked up in Python."""
 
 from collections.abc import Callable
 
@@ -6,13 +7,15 @@ from torch import fx
 
 
 def make_quick(network: fx.GraphModule) -> fx.GraphModule:
-    """Has the network's code look modules up in dictionaries, and returns it; what it computes stays bit-identical.
+    """Has the network's code look modules up in dictionaries, and returns it; what it computes
+    stays bit-identical.
 
     A small network spends a good part of its time for one input on finding its modules otherwise.
     """
 
     def quicker(_before: object) -> Callable[[list[str]], list[str]]:
-        return lambda code: _replaced(code, network)  # functions are not copied with a network, unlike partials
+        # Functions are not copied with a network, unlike partials.
+        return lambda code: _replaced(code, network)
 
     network.graph.on_generate_code(quicker)
     network.recompile()

@@ -1,4 +1,5 @@
-"""Dead units and channels: removed, with the constants that they output moved into the next layer's bias."""
+"""Dead units and channels: removed, with the constants that they output moved into the next layer's
+bias."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -6,8 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from trainables.compaction.layers import bypass, nonnegative_when_trained, set_module, with_weights
-from trainables.graph import WeightLayer, call_counts, calls, is_flatten, is_relu, module_of, only_user, weight_layer
+from slimfront.trainables.compaction.layers import (
+    bypass,
+    nonnegative_when_trained,
+    set_module,
+    with_weights,
+)
+from slimfront.trainables.structure.graph import (
+    WeightLayer,
+    call_counts,
+    calls,
+    is_flatten,
+    is_relu,
+    module_of,
+    only_user,
+    weight_layer,
+)
 
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _UNCHANGED = (nn.Identity, nn.Dropout, nn.Dropout2d)
@@ -15,7 +30,8 @@ _UNCHANGED = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 @dataclass(frozen=True)
 class Removed:
-    """How many units of a layer were removed, and whether that was all of them, so that the layer went too."""
+    """How many units of a layer were removed, and whether that was all of them, so that the layer
+    went too."""
 
     layer: str
     units: int
@@ -36,26 +52,35 @@ class _Path:
     relu: bool
 
     def read_weights(self) -> Tensor:
-        """The reader's weights by unit read: (out, units, positions); a flatten gives a unit several positions."""
+        """The reader's weights by unit read: (out, units, positions); a flatten gives a unit
+        several positions."""
         weight = self.following.weight
         return weight.reshape(weight.shape[0], self.layer.weight.shape[0], -1)
 
     def padded(self) -> bool:
-        """Whether zeros are padded in between, or sums divided by another number: a constant unit would not be constant."""
+        """Whether zeros are padded in between, or sums divided by another number: a constant unit
+        would not be constant."""
         pools = [module for module in self.modules if isinstance(module, nn.AvgPool2d)]
-        if any(pool.padding not in (0, (0, 0)) or pool.divisor_override is not None for pool in pools):
+        if any(
+            pool.padding not in (0, (0, 0)) or pool.divisor_override is not None for pool in pools
+        ):
             return True
-        return isinstance(self.following, nn.Conv2d) and self.following.padding not in ((0, 0), "valid")
+        return isinstance(self.following, nn.Conv2d) and self.following.padding not in (
+            (0, 0),
+            "valid",
+        )
 
 
 @torch.no_grad()
 def remove_dead_units(graph: fx.GraphModule) -> list[Removed]:
-    """Removes hidden units and channels that are constant, or that nothing reads, until there are none; outputs stay equal.
+    """Removes hidden units and channels that are constant, or that nothing reads, until there are
+    none; outputs stay equal.
 
-    A unit is constant if its incoming weights are all zero (output b, or ReLU(b)), or if its input is non-negative,
-    its incoming weights and bias are all ≤ 0, and a ReLU follows (output 0). It is unread if its outgoing weights are
-    zero. A constant other than 0 stays where padding lies behind it. A layer that would keep no unit goes as a whole if
-    its reader can read the layer's input instead, with weight 0, and is not larger then; else it keeps one unit.
+    A unit is constant if its incoming weights are all zero (output b, or ReLU(b)), or if its input
+    is non-negative, its incoming weights and bias are all ≤ 0, and a ReLU follows (output 0). It is
+    unread if its outgoing weights are zero. A constant other than 0 stays where padding lies behind
+    it. A layer that would keep no unit goes as a whole if its reader can read the layer's input
+    instead, with weight 0, and is not larger then; else it keeps one unit.
     """
     removed: list[Removed] = []
     while True:  # what goes in one pass can leave more dead for the next
@@ -72,7 +97,8 @@ def remove_dead_units(graph: fx.GraphModule) -> list[Removed]:
 
 
 def _path(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> _Path | None:
-    """The way from this layer node to the layer that alone reads it, through ReLU, pooling and flatten; None if another."""
+    """The way from this layer node to the layer that alone reads it, through ReLU, pooling and
+    flatten; None if another."""
     layer = weight_layer(graph, node)
     if layer is None or counts[node.target] > 1:
         return None
@@ -82,7 +108,9 @@ def _path(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> _Pat
     while current is not None:
         following = weight_layer(graph, current)
         if following is not None:
-            if counts[current.target] > 1 or not _reads_units_in_order(graph, layer, following, between):
+            if counts[current.target] > 1 or not _reads_units_in_order(
+                graph, layer, following, between
+            ):
                 return None
             modules = tuple(module_of(graph, n) for n in between)
             return _Path(node, current, layer, following, tuple(between), modules, relu)
@@ -95,8 +123,11 @@ def _path(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> _Pat
     return None
 
 
-def _reads_units_in_order(graph: fx.GraphModule, layer: WeightLayer, following: WeightLayer, between: list[fx.Node]) -> bool:
-    """Whether the reader's inputs are the layer's units one after another, each with all its positions."""
+def _reads_units_in_order(
+    graph: fx.GraphModule, layer: WeightLayer, following: WeightLayer, between: list[fx.Node]
+) -> bool:
+    """Whether the reader's inputs are the layer's units one after another, each with all its
+    positions."""
     shapes = [node for node in between if is_flatten(graph, node)]
     units, inputs = layer.weight.shape[0], following.weight.shape[1]
     if type(layer) is type(following):
@@ -106,13 +137,19 @@ def _reads_units_in_order(graph: fx.GraphModule, layer: WeightLayer, following: 
     module = module_of(graph, shapes[0])
     if isinstance(module, nn.Flatten):
         return (module.start_dim, module.end_dim) == (1, -1)
-    return shapes[0].target in (torch.flatten, "flatten") and shapes[0].args[1:] == (1,) and not shapes[0].kwargs
+    return (
+        shapes[0].target in (torch.flatten, "flatten")
+        and shapes[0].args[1:] == (1,)
+        and not shapes[0].kwargs
+    )
 
 
 def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> Removed | None:
     layer, following = path.layer, path.following
     bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.weight.shape[0])
-    constant, value = _constants(layer.weight.flatten(1), bias, relu=path.relu, input_nonnegative=input_nonnegative)
+    constant, value = _constants(
+        layer.weight.flatten(1), bias, relu=path.relu, input_nonnegative=input_nonnegative
+    )
     if path.padded():
         constant = constant & (value == 0)
     read = path.read_weights()
@@ -128,7 +165,8 @@ def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> R
         constant = constant & ~keep
         whole = False
     elif whole and _is_larger_without(layer, following):
-        keep[0] = True  # of a bottleneck: without it, the reader would have many more weights, all of them zero
+        # Of a bottleneck: without it, the reader would have many more weights, all of them zero.
+        keep[0] = True
         whole, emptied = False, True
     count = int((~keep).sum())
     if count == 0:
@@ -148,19 +186,25 @@ def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> R
         share = 0 if emptied else 1
         weight = read[:, kept].reshape(outputs, -1, *kernel) * share
         kept_bias = None if layer.bias is None else bias[kept] * share
-        set_module(graph, str(path.node.target), with_weights(layer, layer.weight[kept] * share, kept_bias))
+        set_module(
+            graph, str(path.node.target), with_weights(layer, layer.weight[kept] * share, kept_bias)
+        )
     set_module(graph, str(path.reader.target), with_weights(following, weight, new_bias))
     return Removed(str(path.node.target), count, whole)
 
 
 def _is_larger_without(layer: WeightLayer, following: WeightLayer) -> bool:
-    """Whether a reader of the layer's inputs has more weights than the layer and its reader with one unit between them."""
+    """Whether a reader of the layer's inputs has more weights than the layer and its reader with
+    one unit between them."""
     inputs, outputs = layer.weight.shape[1], following.weight.shape[0]
     return inputs * outputs > inputs * layer.weight.shape[0] + layer.weight.shape[0] * outputs
 
 
-def _constants(weight: Tensor, bias: Tensor, *, relu: bool, input_nonnegative: bool) -> tuple[Tensor, Tensor]:
-    """Which units are constant, (units,) bool, and their output, (units,); `weight` (units, in), `bias` (units,)."""
+def _constants(
+    weight: Tensor, bias: Tensor, *, relu: bool, input_nonnegative: bool
+) -> tuple[Tensor, Tensor]:
+    """Which units are constant, (units,) bool, and their output, (units,); `weight` (units, in),
+    `bias` (units,)."""
     unfed = ~weight.any(1)
     value = bias.clamp(min=0) if relu else bias
     if not (relu and input_nonnegative):

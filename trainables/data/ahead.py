@@ -18,13 +18,18 @@ def _thread() -> Executor:
 
 
 def ahead(
-    make: Callable[[Item], Made], items: Iterable[Item], depth: int, start: Callable[[], Executor] = _thread
+    make: Callable[[Item], Made],
+    items: Iterable[Item],
+    depth: int,
+    start: Callable[[], Executor] = _thread,
 ) -> Generator[Made]:
-    """`make(item)` of each item, in the order of the items, made in the background while the caller is busy with earlier ones.
+    """`make(item)` of each item, in the order of the items, made in the background while the caller
+    is busy with earlier ones.
 
-    What is made but not yet asked for never exceeds `depth`: a slow caller holds the makers back. Items are drawn in the
-    caller's thread. What `make` raises is raised here, in its turn. Closing the iterator (`contextlib.closing`), as an
-    exception or its end does, waits for the makers: none outlives it.
+    What is made but not yet asked for never exceeds `depth`: a slow caller holds the makers back.
+    Items are drawn in the caller's thread. What `make` raises is raised here, in its turn. Closing
+    the iterator (`contextlib.closing`), as an exception or its end does, waits for the makers: none
+    outlives it.
 
     Args:
         start: starts the makers, one thread if left out.

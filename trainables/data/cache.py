@@ -1,7 +1,8 @@
 """The node's cache: a data set is decoded by one process of a node and mapped into memory by all.
 
-An entry is one file (`room.py`), named by all that decides its content. The first process that needs it writes it under a file
-lock, with another name, and renames it; the others wait for the lock. The kernel releases the lock of a process that dies.
+An entry is one file (`room.py`), named by all that decides its content. The first process that
+needs it writes it under a file lock, with another name, and renames it; the others wait for the
+lock. The kernel releases the lock of a process that dies.
 """
 
 import errno
@@ -24,11 +25,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainables.data.base import Data, Dataset, Split
-from trainables.data.room import TensorFile, in_process, read_tensors
-from trainables.data.transforms import Augment
-from trainables.errors import UserError
-from trainables.folders import own_folder
+from slimfront.trainables.data.base import Data, Dataset, Split
+from slimfront.trainables.data.room import TensorFile, in_process, read_tensors
+from slimfront.trainables.data.transforms import Augment
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.folders import own_folder
 
 FOLDER = "SLIMFRONT_CACHE"
 """The environment variable that names the folder of the cache."""
@@ -45,7 +46,8 @@ log = logging.getLogger(__name__)
 
 @lru_cache(maxsize=4)
 def load_once(options: Data, device: torch.device) -> Dataset:
-    """The data set of these options for networks on `device`: decoded at most once per node, else once per process."""
+    """The data set of these options for networks on `device`: decoded at most once per node, else
+    once per process."""
     plain = _load_plain(options.model_copy(update={"augment": Augment()}), device)
     return replace(plain, augment=options.augment) if options.augment.active else plain
 
@@ -57,12 +59,14 @@ def _load_plain(options: Data, device: torch.device) -> Dataset:
 
 
 def load_shared(options: Data) -> Dataset:
-    """The data set of these options, on the CPU: from the node's cache, which is filled first if need be.
+    """The data set of these options, on the CPU: from the node's cache, which is filled first if
+    need be.
 
     Where the cache cannot be written, the data set is loaded into this process, with a warning.
 
     Raises:
-        UserError: as `Data.load` does; or if the data has to be on disk (`in_memory: false`) and cannot be written there.
+        UserError: as `Data.load` does; or if the data has to be on disk (`in_memory: false`) and
+            cannot be written there.
     """
     fingerprint = None if options.in_memory is True else options.fingerprint()
     if options.in_memory is True or (fingerprint is None and options.in_memory == "auto"):
@@ -70,7 +74,9 @@ def load_shared(options: Data) -> Dataset:
     try:
         folder = cache_folder()
         with _locked(folder / f"{_key(options, fingerprint)}.lock") as lock:
-            data = _read(lock.with_suffix(".data")) or _fill(options, lock.with_suffix(".part"), keep=fingerprint is not None)
+            data = _read(lock.with_suffix(".data")) or _fill(
+                options, lock.with_suffix(".part"), keep=fingerprint is not None
+            )
     except OSError as error:
         _complain(options, error)
         return options.load()
@@ -85,7 +91,11 @@ def cache_folder() -> Path:
     """
     named = os.environ.get(FOLDER)
     # Where memory holds /tmp, /var/tmp is on a disk; whoever sets TMPDIR knows better.
-    usual = tempfile.gettempdir() if "TMPDIR" in os.environ or not os.access("/var/tmp", os.W_OK) else "/var/tmp"  # noqa: S108
+    usual = (
+        tempfile.gettempdir()
+        if "TMPDIR" in os.environ or not os.access("/var/tmp", os.W_OK)
+        else "/var/tmp"
+    )
     folder = Path(named) if named else Path(usual, f"slimfront-{os.getuid()}")
     return own_folder(folder, named=bool(named))
 
@@ -113,14 +123,19 @@ def _key(options: Data, fingerprint: str | None) -> str:
     """The name of the entry: of all that decides the content."""
     chosen = options.model_dump(mode="json", exclude={"augment", "in_memory"})
     return hashlib.sha256(
-        json.dumps([_version(), chosen, os.getpid() if fingerprint is None else fingerprint], sort_keys=True).encode()
+        json.dumps(
+            [_version(), chosen, os.getpid() if fingerprint is None else fingerprint],
+            sort_keys=True,
+        ).encode()
     ).hexdigest()[:32]
 
 
 @cache
 def _version() -> str:
     """Changes with the code that decodes and splits."""
-    digest = hashlib.sha256(" ".join(version(name) for name in ("pillow", "datasets", "scikit-learn", "torch")).encode())
+    digest = hashlib.sha256(
+        " ".join(version(name) for name in ("pillow", "datasets", "scikit-learn", "torch")).encode()
+    )
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -128,7 +143,8 @@ def _version() -> str:
 
 @contextmanager
 def _locked(path: Path, *, wait: bool = True) -> Iterator[Path]:
-    """Holds the lock at `path`, a file; raises BlockingIOError if another process holds it and `wait` is false."""
+    """Holds the lock at `path`, a file; raises BlockingIOError if another process holds it and
+    `wait` is false."""
     while True:
         with path.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -149,7 +165,9 @@ def _read(entry: Path) -> Dataset | None:
         log.warning("%s in the cache is damaged: the data set is decoded again", entry)
         return None
     tensors, extra = found
-    train, validation, test = (Split(tensors[f"{name}.inputs"], tensors[f"{name}.labels"]) for name in _SPLITS)
+    train, validation, test = (
+        Split(tensors[f"{name}.inputs"], tensors[f"{name}.labels"]) for name in _SPLITS
+    )
     return Dataset(
         train,
         validation,
@@ -163,7 +181,8 @@ def _read(entry: Path) -> Dataset | None:
 
 
 def _fill(options: Data, part: Path, *, keep: bool) -> Dataset:
-    """Loads the data set into a file at `part`, and renames it to an entry; one that is not to be kept has no name any more."""
+    """Loads the data set into a file at `part`, and renames it to an entry; one that is not to be
+    kept has no name any more."""
     file = TensorFile(part)
     troubles: list[OSError] = []
 
@@ -180,10 +199,18 @@ def _fill(options: Data, part: Path, *, keep: bool) -> Dataset:
         data = options.load(empty)
         if troubles or type(data) is not Dataset:
             return data
-        tensors = {f"{name}.{kind}": tensor for name in _SPLITS for kind, tensor in getattr(data, name)._asdict().items()}
+        tensors = {
+            f"{name}.{kind}": tensor
+            for name in _SPLITS
+            for kind, tensor in getattr(data, name)._asdict().items()
+        }
         constants = {"mean": data.mean, "std": data.std}
         tensors |= {name: constant for name, constant in constants.items() if constant is not None}
-        extra = {"classes": data.classes, "standardised_by": data.standardised_by, "augment": data.augment.model_dump()}
+        extra = {
+            "classes": data.classes,
+            "standardised_by": data.standardised_by,
+            "augment": data.augment.model_dump(),
+        }
         try:
             file.finish(tensors, extra)
             written = part.replace(part.with_suffix(".data")) if keep else part
@@ -199,7 +226,8 @@ def _fill(options: Data, part: Path, *, keep: bool) -> Dataset:
 
 
 def _make_room(folder: Path, needed: int) -> None:
-    """Throws away the entries that were not used for longest, until the cache with `needed` more bytes is within its limit.
+    """Throws away the entries that were not used for longest, until the cache with `needed` more
+    bytes is within its limit.
 
     Raises:
         OSError: if that is not enough.
@@ -224,7 +252,8 @@ def _make_room(folder: Path, needed: int) -> None:
 
 
 def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """The files of the cache, finished or not, with their states; whatever else is in its folder is none of ours."""
+    """The files of the cache, finished or not, with their states; whatever else is in its folder is
+    none of ours."""
     for entry in os.scandir(folder):
         if _ENTRY.fullmatch(entry.name):
             with suppress(FileNotFoundError):

@@ -4,8 +4,8 @@ from typing import Literal
 
 import torch
 
-from trainables.data.base import DATA, Data, Dataset, split
-from trainables.data.room import Empty, in_process
+from slimfront.trainables.data.base import DATA, Data, Dataset, split
+from slimfront.trainables.data.room import Empty, in_process
 
 
 @DATA.register("digits")
@@ -19,7 +19,10 @@ class Digits(Data):
 
         raw = load_digits()
         inputs = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1)  # (1797, 1, 8, 8)
-        return split(self, inputs, torch.tensor(raw.target, dtype=torch.int64), classes=10, empty=empty)
+        return split(
+            self, inputs, torch.tensor(raw.target, dtype=torch.int64), classes=10, empty=empty
+        )
 
     def fingerprint(self) -> str | None:
-        return ""  # they never change; mapping them into memory saves importing scikit-learn, a second
+        # They never change; mapping them into memory saves importing scikit-learn, a second.
+        return ""

@@ -1,4 +1,5 @@
-"""Image classification data through Hugging Face `datasets`: from the hub, from parquet files, from folders of images."""
+"""Image classification data through Hugging Face `datasets`: from the hub, from parquet files, from
+folders of images."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,12 +10,20 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from trainables.data.base import DATA, Data, Dataset, Split, hold_out, normalised, split_indices
-from trainables.data.cache import files_state
-from trainables.data.images import CHUNK, Rows, decode_into
-from trainables.data.room import Empty, in_process
-from trainables.errors import UserError, shorten
-from trainables.options import Options, suggest
+from slimfront.trainables.data.base import (
+    DATA,
+    Data,
+    Dataset,
+    Split,
+    hold_out,
+    normalised,
+    split_indices,
+)
+from slimfront.trainables.data.cache import files_state
+from slimfront.trainables.data.images import CHUNK, Rows, decode_into
+from slimfront.trainables.data.room import Empty, in_process
+from slimfront.trainables.errors import UserError, shorten
+from slimfront.trainables.options import Options, suggest
 
 if TYPE_CHECKING:  # imported where data is loaded: it takes a second that other data need not pay
     import datasets
@@ -25,7 +34,8 @@ _TEST_SHARE = 0.2  # where the data has no test split and the config does not sa
 
 
 def _absolute(path: str) -> str:
-    """The path of a file or folder that is there, made absolute: the processes of a search work in other directories."""
+    """The path of a file or folder that is there, made absolute: the processes of a search work in
+    other directories."""
     try:
         local = Path(path).expanduser()
         return str(local.absolute()) if local.exists() else path
@@ -35,7 +45,8 @@ def _absolute(path: str) -> str:
 
 
 class DataFiles(Options):
-    """Local parquet files of the splits; without `test`, the test set is split off the training rows."""
+    """Local parquet files of the splits; without `test`, the test set is split off the training
+    rows."""
 
     train: str
     test: str | None = None
@@ -48,16 +59,19 @@ class DataFiles(Options):
 
 @DATA.register("huggingface")
 class HuggingFace(Data):
-    """Images with class labels: `path` is a name on the hub (its subset: `config`), or a local folder.
+    """Images with class labels: `path` is a name on the hub (its subset: `config`), or a local
+    folder.
 
-    A folder holds parquet files named after their splits (`train.parquet`, `test.parquet`), or images as
-    `train/CLASS/x.png`; `data_files` names parquet files instead. Relative paths count from the working directory.
+    A folder holds parquet files named after their splits (`train.parquet`, `test.parquet`), or
+    images as `train/CLASS/x.png`; `data_files` names parquet files instead. Relative paths count
+    from the working directory.
 
-    `image` and `label` name the columns, where they are not found: the only Image and the only ClassLabel column, or the
-    usual names. `train_split` and `test_split` name the splits. A split `test` is the test set if there is one, and
-    `validation` is a fraction of the training rows; otherwise all three are split off the training rows, and `test` is
-    the fraction (left out: 0.2). `limit` uses only the first so many training rows; `size` resizes all images to a square
-    of so many pixels.
+    `image` and `label` name the columns, where they are not found: the only Image and the only
+    ClassLabel column, or the usual names. `train_split` and `test_split` name the splits. A split
+    `test` is the test set if there is one, and `validation` is a fraction of the training rows;
+    otherwise all three are split off the training rows, and `test` is the fraction (left out: 0.2).
+    `limit` uses only the first so many training rows; `size` resizes all images to a square of so
+    many pixels.
     """
 
     name: Literal["huggingface"] = "huggingface"
@@ -80,9 +94,14 @@ class HuggingFace(Data):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.path is None) == (self.data_files is None):
-            raise ValueError("give either 'path' (a name on the Hugging Face hub, or a folder) or 'data_files'")
+            raise ValueError(
+                "give either 'path' (a name on the Hugging Face hub, or a folder) or 'data_files'"
+            )
         if self.config is not None and self.data_files is not None:
-            raise ValueError("'config' names a subset on the Hugging Face hub, so it does not go together with 'data_files'")
+            raise ValueError(
+                "'config' names a subset on the Hugging Face hub, so it does not go together with "
+                "'data_files'"
+            )
         return self
 
     @property
@@ -98,28 +117,42 @@ class HuggingFace(Data):
         if self.limit is not None:
             train, labels = self._limited(train, labels)
         if test is None:
-            chosen = split_indices(self.model_copy(update={"test": self.test or _TEST_SHARE}), labels)
-            rows, wanted = [self._rows(train, image, "training", chosen)], [labels[indices] for indices in chosen]
+            chosen = split_indices(
+                self.model_copy(update={"test": self.test or _TEST_SHARE}), labels
+            )
+            rows, wanted = (
+                [self._rows(train, image, "training", chosen)],
+                [labels[indices] for indices in chosen],
+            )
         else:
             test_labels = self._labels(test, label, classes, "test")
             held = hold_out(self, torch.arange(len(labels)), labels, self.validation)
             everything = torch.arange(len(test_labels))
-            rows = [self._rows(train, image, "training", held), self._rows(test, image, "test", [everything])]
+            rows = [
+                self._rows(train, image, "training", held),
+                self._rows(test, image, "test", [everything]),
+            ]
             wanted = [*(labels[indices] for indices in held), test_labels]
         inputs = decode_into(rows, _decoder(), self.size, empty)
-        train_split, validation, test_split = (Split(x, y) for x, y in zip(inputs, wanted, strict=True))
+        train_split, validation, test_split = (
+            Split(x, y) for x, y in zip(inputs, wanted, strict=True)
+        )
         return normalised(train_split, validation, test_split, len(classes))
 
     def fingerprint(self) -> str | None:
-        """Of the local files; of a name on the hub, of the files that `datasets` downloaded for its newest revision."""
+        """Of the local files; of a name on the hub, of the files that `datasets` downloaded for its
+        newest revision."""
         if self.data_files is not None:
             files = [Path(file) for file in (self.data_files.train, self.data_files.test) if file]
         elif Path(self.path or "").is_dir():
             named = [Path(file) for file in _parquet_files(self).values()]
             files = named or [file for file in Path(self.path or "").rglob("*") if file.is_file()]
         else:
-            files = [Path(part["filename"]) for rows in _read(self).values() for part in rows.cache_files]
-        return files_state(files) if all(file.is_file() for file in files) else None  # loading says what is missing
+            files = [
+                Path(part["filename"]) for rows in _read(self).values() for part in rows.cache_files
+            ]
+        # Loading says what is missing.
+        return files_state(files) if all(file.is_file() for file in files) else None
 
     def _splits(self) -> "tuple[datasets.Dataset, datasets.Dataset | None]":
         """The training rows, and the test rows if the data has some of its own."""
@@ -133,73 +166,112 @@ class HuggingFace(Data):
             if rows is not None and not len(rows):
                 raise UserError(f"the split '{name}' of {self._where} has no rows")
         if test is not None and self.test is not None:
-            raise UserError(f"{self._where} has a test split of its own, '{test_name}', so leave out 'test: {self.test}'")
+            raise UserError(
+                f"{self._where} has a test split of its own, '{test_name}', so leave out 'test: "
+                f"{self.test}'"
+            )
         return found[self.train_split], test
 
-    def _column(self, features: Mapping[str, object], key: Literal["image", "label"], usual: Sequence[str]) -> str:
+    def _column(
+        self, features: Mapping[str, object], key: Literal["image", "label"], usual: Sequence[str]
+    ) -> str:
         """The name of the image or label column."""
         import datasets
 
         chosen = getattr(self, key)
         if chosen is not None:
             if chosen not in features:
-                raise UserError(f"{self._where} has no column '{chosen}' ('{key}'); {suggest(chosen, features)}")
+                raise UserError(
+                    f"{self._where} has no column '{chosen}' ('{key}'); {suggest(chosen, features)}"
+                )
             return str(chosen)
         kind = datasets.Image if key == "image" else datasets.ClassLabel
         candidates = [name for name, feature in features.items() if isinstance(feature, kind)]
         named = [name for name in usual if name in (candidates or features)]
         if len(candidates) == 1 or len(named) == 1:
             return candidates[0] if len(candidates) == 1 else named[0]
-        problem = f"{len(candidates)} {key} columns" if candidates else f"no {key} column that can be recognised"
+        problem = (
+            f"{len(candidates)} {key} columns"
+            if candidates
+            else f"no {key} column that can be recognised"
+        )
         choices = ", ".join(candidates or features)
-        raise UserError(f"{self._where} has {problem}; set '{key}' to the name of one of its columns: {choices}")
+        raise UserError(
+            f"{self._where} has {problem}; set '{key}' to the name of one of its columns: {choices}"
+        )
 
     def _classes(self, train: "datasets.Dataset", column: str) -> dict[int | str, int]:
-        """The number of each value in the label column: of a ClassLabel itself, of others their order."""
+        """The number of each value in the label column: of a ClassLabel itself, of others their
+        order."""
         import datasets
 
         feature = train.features[column]
         if isinstance(feature, datasets.ClassLabel):
             return {value: value for value in range(feature.num_classes)}
         values = train.select_columns([column])[:][column]
-        if not (all(isinstance(value, int) for value in values) or all(isinstance(value, str) for value in values)):
-            raise UserError(f"the label column '{column}' of {self._where} is {feature}; labels are whole numbers or names")
+        if not (
+            all(isinstance(value, int) for value in values)
+            or all(isinstance(value, str) for value in values)
+        ):
+            raise UserError(
+                f"the label column '{column}' of {self._where} is {feature}; labels are whole "
+                "numbers or names"
+            )
         return {value: number for number, value in enumerate(sorted(set(values)))}
 
-    def _labels(self, rows: "datasets.Dataset", column: str, classes: dict[int | str, int], which: str) -> Tensor:
+    def _labels(
+        self, rows: "datasets.Dataset", column: str, classes: dict[int | str, int], which: str
+    ) -> Tensor:
         """The class numbers (N,) of these rows."""
         if column not in rows.features:
-            raise UserError(f"the {which} rows of {self._where} have no column '{column}'; {suggest(column, rows.features)}")
+            raise UserError(
+                f"the {which} rows of {self._where} have no column '{column}'; "
+                f"{suggest(column, rows.features)}"
+            )
         values = rows.select_columns([column])[:][column]
         for value in set(values):
             if value not in classes:
                 raise UserError(
-                    f"{self._where} has {which} rows with the label {value!r} in '{column}', which is no class; "
+                    f"{self._where} has {which} rows with the label {value!r} in '{column}', which "
+                    "is no class; "
                     "use a split whose rows are all labelled"
                 )
         return torch.tensor([classes[value] for value in values], dtype=torch.int64)
 
-    def _limited(self, train: "datasets.Dataset", labels: Tensor) -> "tuple[datasets.Dataset, Tensor]":
+    def _limited(
+        self, train: "datasets.Dataset", labels: Tensor
+    ) -> "tuple[datasets.Dataset, Tensor]":
         """The first `limit` rows."""
         assert self.limit is not None
         first, classes = labels[: self.limit], len(labels.unique())
         if len(first.unique()) < classes:
             raise UserError(
-                f"the first {self.limit} training rows of {self._where} hold {len(first.unique())} of its {classes} classes; "
-                "make 'limit' larger, or leave it out where the rows are in the order of their classes"
+                f"the first {self.limit} training rows of {self._where} hold {len(first.unique())} "
+                f"of its {classes} classes; "
+                "make 'limit' larger, or leave it out where the rows are in the order of their "
+                "classes"
             )
         return train.select(range(len(first))), first
 
-    def _rows(self, rows: "datasets.Dataset", column: str, which: str, parts: Sequence[Tensor]) -> Rows:
+    def _rows(
+        self, rows: "datasets.Dataset", column: str, which: str, parts: Sequence[Tensor]
+    ) -> Rows:
         """The encoded images of these rows."""
         import datasets
 
         if column not in rows.features:
-            raise UserError(f"the {which} rows of {self._where} have no column '{column}'; {suggest(column, rows.features)}")
+            raise UserError(
+                f"the {which} rows of {self._where} have no column '{column}'; "
+                f"{suggest(column, rows.features)}"
+            )
         try:
-            encoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+            encoded = rows.select_columns([column]).cast_column(
+                column, datasets.Image(decode=False)
+            )
         except (TypeError, ValueError, NotImplementedError) as error:
-            raise UserError(f"the column '{column}' of {self._where} does not hold images: {error}") from None
+            raise UserError(
+                f"the column '{column}' of {self._where} does not hold images: {error}"
+            ) from None
 
         def chunks() -> Iterable[list[Any]]:
             return (batch[column] for batch in encoded.iter(batch_size=CHUNK))
@@ -225,21 +297,32 @@ def _read(options: HuggingFace) -> "Mapping[str, datasets.Dataset]":
     if files is not None:
         for file in (files.train, files.test):
             if file is not None and not Path(file).is_file():
-                raise UserError(f"data_files: there is no file {file}; its folder is counted from {Path.cwd()}")
+                raise UserError(
+                    f"data_files: there is no file {file}; its folder is counted from {Path.cwd()}"
+                )
     elif Path(path).is_file():
-        raise UserError(f"data.path: {path} is a file; give its folder, or 'data_files: {{train: {path}}}'")
+        raise UserError(
+            f"data.path: {path} is a file; give its folder, or 'data_files: {{train: {path}}}'"
+        )
     elif not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise UserError(f"data.path: there is no folder {path}; relative paths count from {Path.cwd()}")
+        raise UserError(
+            f"data.path: there is no folder {path}; relative paths count from {Path.cwd()}"
+        )
     try:
         with _quiet():
-            named = files.model_dump(exclude_none=True) if files is not None else _parquet_files(options)
+            named = (
+                files.model_dump(exclude_none=True)
+                if files is not None
+                else _parquet_files(options)
+            )
             if named:
                 return datasets.load_dataset("parquet", data_files=named)  # type: ignore[no-any-return]
             return datasets.load_dataset(path, options.config)  # type: ignore[no-any-return]
     except Exception as error:  # of many kinds, from the hub, the network, and readers of files
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"{options._where} cannot be loaded: {reason}; 'path' is a name on the Hugging Face hub that can be reached from "
+            f"{options._where} cannot be loaded: {reason}; 'path' is a name on the Hugging Face "
+            "hub that can be reached from "
             "here, or a folder with parquet files or images"
         ) from error
 
@@ -247,11 +330,16 @@ def _read(options: HuggingFace) -> "Mapping[str, datasets.Dataset]":
 def _parquet_files(options: HuggingFace) -> dict[str, str]:
     """The files by split in a folder with `train.parquet`; none if it is another kind of folder.
 
-    Named here, since `datasets` would take whatever else lies in the folder, and below, to be part of the data.
+    Named here, since `datasets` would take whatever else lies in the folder, and below, to be part
+    of the data.
     """
     names = (options.train_split, options.test_split or "test")
     files = {name: Path(options.path or "", f"{name}.parquet") for name in names}
-    return {name: str(file) for name, file in files.items() if file.is_file()} if files[names[0]].is_file() else {}
+    return (
+        {name: str(file) for name, file in files.items() if file.is_file()}
+        if files[names[0]].is_file()
+        else {}
+    )
 
 
 @contextmanager

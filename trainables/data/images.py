@@ -1,4 +1,5 @@
-"""Decodes images into uint8 tensors, chunk by chunk: only the room for the result grows with their number."""
+"""Decodes images into uint8 tensors, chunk by chunk: only the room for the result grows with their
+number."""
 
 import functools
 import logging
@@ -17,9 +18,9 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from PIL import Image
 from torch import Tensor
 
-from trainables.data.ahead import Progress, ahead
-from trainables.data.room import Empty
-from trainables.errors import UserError
+from slimfront.trainables.data.ahead import Progress, ahead
+from slimfront.trainables.data.room import Empty
+from slimfront.trainables.errors import UserError
 
 _GREY = ("1", "L", "LA", "La")
 _ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
@@ -56,7 +57,9 @@ class _Coloured(Exception):
     """A coloured image came where all before were grey."""
 
 
-def decode_into(sources: Sequence[Rows], decode: Callable[[Any], Image.Image], size: int | None, empty: Empty) -> list[Tensor]:
+def decode_into(
+    sources: Sequence[Rows], decode: Callable[[Any], Image.Image], size: int | None, empty: Empty
+) -> list[Tensor]:
     """Decodes all images of all sources, a few chunks at a time, in processes if it takes long.
 
     Args:
@@ -66,10 +69,12 @@ def decode_into(sources: Sequence[Rows], decode: Callable[[Any], Image.Image], s
         empty: gives the room for the result.
 
     Returns:
-        For each part of each source (n, C, H, W) uint8. C is 1 where all are grey, else 3: palettes and transparency become RGB.
+        For each part of each source (n, C, H, W) uint8. C is 1 where all are grey, else 3: palettes
+        and transparency become RGB.
 
     Raises:
-        UserError: if an image is missing, cannot be decoded, has more than 8 bits per channel, or another size than the rest.
+        UserError: if an image is missing, cannot be decoded, has more than 8 bits per channel, or
+            another size than the rest.
     """
     _warn_of_transparency.cache_clear()
     try:
@@ -79,12 +84,19 @@ def decode_into(sources: Sequence[Rows], decode: Callable[[Any], Image.Image], s
 
 
 def _decode_into(
-    sources: Sequence[Rows], decode: Callable[[Any], Image.Image], size: int | None, empty: Empty, channels: int | None
+    sources: Sequence[Rows],
+    decode: Callable[[Any], Image.Image],
+    size: int | None,
+    empty: Empty,
+    channels: int | None,
 ) -> list[Tensor]:
     made: list[list[Tensor]] = []
     progress = Progress(f"decoding {sources[0].where}", sum(rows.count() for rows in sources))
     for number, rows in enumerate(sources):
-        part_of, place = np.empty(rows.count(), dtype=np.int64), np.empty(rows.count(), dtype=np.int64)
+        part_of, place = (
+            np.empty(rows.count(), dtype=np.int64),
+            np.empty(rows.count(), dtype=np.int64),
+        )
         for index, part in enumerate(rows.parts):
             part_of[part.numpy()], place[part.numpy()] = index, np.arange(len(part))
         first = 0
@@ -96,22 +108,31 @@ def _decode_into(
                     channels = channels or (3 if coloured else 1)
                     height, width = images[0].shape[:2]
                     shape = (channels, height, width)
-                    made = [[empty((len(part), *shape), torch.uint8) for part in other.parts] for other in sources]
+                    made = [
+                        [empty((len(part), *shape), torch.uint8) for part in other.parts]
+                        for other in sources
+                    ]
                 if coloured and channels == 1:
                     raise _Coloured
                 _check_sizes(images, (height, width))
-                outs = [out.numpy() for out in made[number]]  # torch would start threads for each image
+                # Torch would start threads for each image.
+                outs = [out.numpy() for out in made[number]]
                 for row, image in enumerate(images, first):
-                    outs[part_of[row]][place[row]] = image.transpose(2, 0, 1)  # grey becomes RGB where there are 3 channels
+                    # Grey becomes RGB where there are 3 channels.
+                    outs[part_of[row]][place[row]] = image.transpose(2, 0, 1)
                 first += len(images)
                 progress.advance(len(images))
     return [out for outs in made for out in outs]
 
 
-def _decoded(make: Callable[[tuple[int, list[Any]]], list[Array]], rows: Rows) -> Generator[list[Array]]:
-    """The decoded chunks in order, made in this thread; in processes, once it is seen that it would take long.
+def _decoded(
+    make: Callable[[tuple[int, list[Any]]], list[Array]], rows: Rows
+) -> Generator[list[Array]]:
+    """The decoded chunks in order, made in this thread; in processes, once it is seen that it would
+    take long.
 
-    Not in threads: they take turns for all that Python does, which is most of the work on small images.
+    Not in threads: they take turns for all that Python does, which is most of the work on small
+    images.
     """
     numbered = ((CHUNK * index, chunk) for index, chunk in enumerate(rows.chunks()))
     started, done = time.monotonic(), 0
@@ -120,12 +141,17 @@ def _decoded(make: Callable[[tuple[int, list[Any]]], list[Array]], rows: Rows) -
         done += len(item[1])
         spent = time.monotonic() - started
         left = spent / done * (rows.count() - done)
-        if spent > LONG / 20 and left > LONG and (cores := usable_cores()) > 1:  # the very first images take longer
+        # The very first images take longer.
+        if spent > LONG / 20 and left > LONG and (cores := usable_cores()) > 1:
             try:
                 # The caller's thread keeps reading and writing.
-                yield from ahead(make, numbered, 2 * cores, lambda: ProcessPoolExecutor(cores, timeout=60))
+                yield from ahead(
+                    make, numbered, 2 * cores, lambda: ProcessPoolExecutor(cores, timeout=60)
+                )
             except BrokenProcessPool as error:
-                raise UserError(f"a process that decoded {rows.where} died; was there too little memory?") from error
+                raise UserError(
+                    f"a process that decoded {rows.where} died; was there too little memory?"
+                ) from error
             return
 
 
@@ -133,7 +159,9 @@ def _decoded(make: Callable[[tuple[int, list[Any]]], list[Array]], rows: Rows) -
 def _warn_of_transparency(where: str) -> None:
     """Says so once in a process."""
     log.warning(
-        "%s have transparent images, whose alpha is left out, so that what it hid is seen; lay them on a background before", where
+        "%s have transparent images, whose alpha is left out, so that what it hid is seen; lay "
+        "them on a background before",
+        where,
     )
 
 
@@ -145,11 +173,16 @@ def _is_transparent(image: Image.Image) -> bool:
 
 def usable_cores() -> int:
     """Those that this process may use, eight at most: each process takes some 200 MB."""
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(
+        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
 
 
-def _decode(item: tuple[int, list[Any]], decode: Callable[[Any], Image.Image], size: int | None, where: str) -> list[Array]:
-    """Arrays (H, W, 1) for grey images and (H, W, 3) for all others; `item` is the first row's number and the encoded images."""
+def _decode(
+    item: tuple[int, list[Any]], decode: Callable[[Any], Image.Image], size: int | None, where: str
+) -> list[Array]:
+    """Arrays (H, W, 1) for grey images and (H, W, 3) for all others; `item` is the first row's
+    number and the encoded images."""
     first, encoded = item
     images = []
     for row, item in enumerate(encoded, first):
@@ -157,9 +190,14 @@ def _decode(item: tuple[int, list[Any]], decode: Callable[[Any], Image.Image], s
             image = decode(item)
             image.load()
         except Exception as error:  # Pillow raises many kinds on broken files
-            raise UserError(f"row {row} of {where} is not an image that Pillow can read: {error}") from error
+            raise UserError(
+                f"row {row} of {where} is not an image that Pillow can read: {error}"
+            ) from error
         if image.mode in _DEEP:
-            raise UserError(f"row {row} of {where} has more than 8 bits per channel; convert the images to 8 bits")
+            raise UserError(
+                f"row {row} of {where} has more than 8 bits per channel; convert the images to 8 "
+                "bits"
+            )
         if _is_transparent(image):
             _warn_of_transparency(where)
         image = image.convert("L" if image.mode in _GREY else "RGB")
@@ -174,7 +212,9 @@ def _check_sizes(images: list[Array], size: tuple[int, int]) -> None:
     """Raises UserError if an image (H, W, …) is not of this height and width."""
     for image in images:
         if image.shape[:2] != size:
-            few = " and ".join(f"{width}×{height}" for height, width in sorted([size, image.shape[:2]]))
+            few = " and ".join(
+                f"{width}×{height}" for height, width in sorted([size, image.shape[:2]])
+            )
             raise UserError(
                 f"the images have different sizes ({few}, say), and a network needs one; "
                 "add 'size: 32' to the data to resize all to 32×32 pixels"

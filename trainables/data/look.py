@@ -1,4 +1,5 @@
-"""The data are looked at once, before anything else: what would show later, as something else, is said at once."""
+"""The data are looked at once, before anything else: what would show later, as something else, is
+said at once."""
 
 import functools
 import logging
@@ -6,9 +7,9 @@ import logging
 import torch
 from torch import Tensor
 
-from trainables.data.base import Data, Dataset
-from trainables.data.cache import load_once
-from trainables.errors import UserError
+from slimfront.trainables.data.base import Data, Dataset
+from slimfront.trainables.data.cache import load_once
+from slimfront.trainables.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ def check_data(data: Dataset) -> None:
     """Looks at all inputs and labels.
 
     Raises:
-        UserError: if an input is NaN or infinite. A class that validation or test have and training lacks is a warning.
+        UserError: if an input is NaN or infinite. A class that validation or test have and training
+            lacks is a warning.
     """
     for name in ("train", "validation", "test"):
         inputs: Tensor = getattr(data, name).inputs
@@ -38,15 +40,18 @@ def check_data(data: Dataset) -> None:
                 wrong = ~part.flatten(1).isfinite()
                 example = int(wrong.any(1).nonzero()[0])
                 raise UserError(
-                    f"the data: input {first + example} of {name} has NaN or infinite numbers ({int(wrong[example].sum())} of "
-                    f"{wrong.shape[1]}), or so have those that it was standardised with; leave such examples out, or fill them in"
+                    f"the data: input {first + example} of {name} has NaN or infinite numbers "
+                    f"({int(wrong[example].sum())} of "
+                    f"{wrong.shape[1]}), or so have those that it was standardised with; leave "
+                    "such examples out, or fill them in"
                 )
     known = set(data.train.labels.unique().tolist())
     for name in ("validation", "test"):
         unknown = sorted(set(getattr(data, name).labels.unique().tolist()) - known)
         if unknown:
             log.warning(
-                "the %s split has classes that no training example has (%s): no network can learn them",
+                "the %s split has classes that no training example has (%s): no network can learn "
+                "them",
                 name,
                 ", ".join(map(str, unknown[:10])) + (" …" if len(unknown) > 10 else ""),
             )

@@ -16,7 +16,8 @@ Empty = Callable[[Sequence[int], torch.dtype], Tensor]
 """Gives room for a tensor of this shape and type, in memory or in a file."""
 
 _HEADER = 64 * 1024  # a multiple of every page size
-_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # so that a private mapping may be larger than memory; not in Python 3.11
+# So that a private mapping may be larger than memory; not in Python 3.11.
+_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 _SAMPLES, _SAMPLE = 16, 64 * 1024
 
 
@@ -26,7 +27,8 @@ def in_process(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 class TensorFile:
-    """A new file of tensors. It can be read once `finish` has written its header; until then it is not complete.
+    """A new file of tensors. It can be read once `finish` has written its header; until then it is
+    not complete.
 
     Raises:
         OSError: if it cannot be written.
@@ -40,7 +42,8 @@ class TensorFile:
         self.end = _HEADER
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Room in the file, all of it taken from the disk now: a disk that is full later could only end the process."""
+        """Room in the file, all of it taken from the disk now: a disk that is full later could only
+        end the process."""
         room = torch.empty(tuple(shape), dtype=dtype, device="meta")
         size = room.nbytes
         if not size:
@@ -65,7 +68,8 @@ class TensorFile:
             raise OSError(f"the header of {self.path} takes {len(line)} bytes")
         self.file.write(line)
         self.file.flush()
-        os.fsync(self.file.fileno())  # a machine that stops must not leave a complete name with an incomplete content
+        # A machine that stops must not leave a complete name with an incomplete content.
+        os.fsync(self.file.fileno())
 
     def _place(self, tensor: Tensor) -> dict[str, Any]:
         tensor = tensor.contiguous()
@@ -89,8 +93,9 @@ class TensorFile:
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The tensors and the plain data of a file, or None if it is damaged.
 
-    The mapping is private: processes share the pages that they only read, and what one writes no other sees. The check takes
-    the sizes and 1 MiB of samples of each tensor, since checking all would read all.
+    The mapping is private: processes share the pages that they only read, and what one writes no
+    other sees. The check takes the sizes and 1 MiB of samples of each tensor, since checking all
+    would read all.
 
     Raises:
         OSError: if it is not there, or cannot be read or mapped.
@@ -111,7 +116,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     for name, placed in header["tensors"].items():
         dtype, shape = getattr(torch, placed["dtype"]), torch.Size(placed["shape"])
         if shape.numel():
-            tensors[name] = torch.frombuffer(mapped, dtype=dtype, count=shape.numel(), offset=placed["offset"]).view(shape)
+            tensors[name] = torch.frombuffer(
+                mapped, dtype=dtype, count=shape.numel(), offset=placed["offset"]
+            ).view(shape)
         else:
             tensors[name] = torch.empty(shape, dtype=dtype)
         if _check(tensors[name]) != placed["check"]:
@@ -120,7 +127,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 
 
 def _check(tensor: Tensor) -> int:
-    """A checksum of 16 samples of 64 KiB, evenly apart from the first byte to the last; of all, where that is all."""
+    """A checksum of 16 samples of 64 KiB, evenly apart from the first byte to the last; of all,
+    where that is all."""
     if not tensor.numel():
         return 0
     data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)

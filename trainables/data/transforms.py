@@ -7,16 +7,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from trainables.data.room import pieces
-from trainables.gpu import to_device
-from trainables.options import Options
+from slimfront.trainables.data.room import pieces
+from slimfront.trainables.gpu import to_device
+from slimfront.trainables.options import Options
 
 
 class Augment(Options):
     """How training images are varied; the defaults leave them as they are.
 
-    `crop: p` pads each side with p pixels of zeros (black; the mean, where the images are float32) and cuts the old size
-    out at a random place; `flip` mirrors every second image, drawn at random, left to right.
+    `crop: p` pads each side with p pixels of zeros (black; the mean, where the images are float32)
+    and cuts the old size out at a random place; `flip` mirrors every second image, drawn at random,
+    left to right.
     """
 
     crop: int = Field(0, ge=0)
@@ -35,13 +36,16 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
         images: (N, C, H, W) uint8.
 
     Returns:
-        Two (C, 1, 1) float32 tensors in units of 0 … 255. The deviation of a constant channel is given as 1, so that
-        normalising it gives zeros instead of NaN.
+        Two (C, 1, 1) float32 tensors in units of 0 … 255. The deviation of a constant channel is
+        given as 1, so that normalising it gives zeros instead of NaN.
     """
-    # From the counts of the 256 values: exact however the images are cut, and without a float copy, four times their size.
+    # From the counts of the 256 values: exact however the images are cut, and without a float copy,
+    # four times their size.
     counts = torch.zeros(images.shape[1], 256, dtype=torch.int64, device=images.device)
     for part in pieces(images):
-        counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in part.unbind(1)])
+        counts += torch.stack(
+            [channel.flatten().bincount(minlength=256) for channel in part.unbind(1)]
+        )
     share = counts.double() / counts.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64, device=images.device)
     mean = (share * values).sum(1)  # (C,)
@@ -51,7 +55,8 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Draws(NamedTuple):
-    """What is drawn for each of n images: whether it is mirrored (n, 1), and its corner (2, n, 1); None for what is off."""
+    """What is drawn for each of n images: whether it is mirrored (n, 1), and its corner (2, n, 1);
+    None for what is off."""
 
     mirrored: Tensor | None
     corner: Tensor | None
@@ -63,12 +68,15 @@ class Draws(NamedTuple):
 
 
 def draw(count: int, options: Augment, *generators: torch.Generator) -> Draws:
-    """The draws for `count` images; each generator, which is on a CPU, draws for an equal part, as it would by itself."""
+    """The draws for `count` images; each generator, which is on a CPU, draws for an equal part, as
+    it would by itself."""
 
     def numbers(high: int, *before: int) -> Tensor:
         """Whole numbers in [0, high), (*before, count, 1)."""
         shape = (*before, count // len(generators), 1)
-        return torch.cat([torch.randint(high, shape, generator=generator) for generator in generators], -2)
+        return torch.cat(
+            [torch.randint(high, shape, generator=generator) for generator in generators], -2
+        )
 
     mirrored = numbers(2).bool() if options.flip else None
     corner = numbers(2 * options.crop + 1, 2) if options.crop else None
@@ -83,7 +91,8 @@ def augment(images: Tensor, options: Augment, *generators: torch.Generator) -> T
     Args:
         images: (N, C, H, W), any type.
         options: what is varied; nothing is drawn for what is off.
-        generators: the only sources of randomness; each varies an equal part of the images, as it would by itself.
+        generators: the only sources of randomness; each varies an equal part of the images, as it
+            would by itself.
 
     Returns:
         (N, C, H, W), of the type and on the device of `images`.
@@ -102,7 +111,8 @@ def varied(images: Tensor, options: Augment, draws: Draws) -> Tensor:
         top, left = draws.corner
         rows, columns = rows + top, columns + left
         images = F.pad(images, (options.crop,) * 4)
-    # One gather of flat positions: two to five times as fast on a CPU as indexing or as windows made by unfold.
+    # One gather of flat positions: two to five times as fast on a CPU as indexing or as windows
+    # made by unfold.
     positions = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).flatten(1)  # (N, H·W)
     taken = images.flatten(2).gather(2, positions[:, None].expand(n, channels, height * width))
     return taken.view(n, channels, height, width)

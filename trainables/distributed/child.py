@@ -1,4 +1,5 @@
-"""A process that is led by rank 0 of a training, over a pipe: it gets `Welcome`, then commands, and answers each with `Reply`.
+"""A process that is led by rank 0 of a training, over a pipe: it gets `Welcome`, then commands, and
+answers each with `Reply`.
 
 It ends when the pipe is closed, however that came.
 """
@@ -15,10 +16,10 @@ from typing import Any
 
 import torch
 
-from trainables.candidate import Candidate
-from trainables.distributed.ranks import Group, join
-from trainables.errors import TrialFailure, UserError
-from trainables.training import Training
+from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.errors import TrialFailure, UserError
+from slimfront.trainables.training.loop import Training
+from slimfront.trainables.training.ranks import Group, join
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Reply:
-    """The answer to a command: an `error` that any process of the training would have, or what `broke` in this one alone."""
+    """The answer to a command: an `error` that any process of the training would have, or what
+    `broke` in this one alone."""
 
     value: bytes | None = None
     error: TrialFailure | UserError | None = None
@@ -50,7 +52,8 @@ def packed(state: dict[str, Any]) -> bytes:
 
 
 def unpacked(content: bytes, device: torch.device) -> dict[str, Any]:
-    """What `packed` made bytes of, its tensors on `device`: it may come from the device of another process."""
+    """What `packed` made bytes of, its tensors on `device`: it may come from the device of another
+    process."""
     state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True, map_location=device)
     return state
 
@@ -121,5 +124,6 @@ def _listen(connection: Connection, commands: "queue.SimpleQueue[tuple[str, Any]
 
 def main() -> None:
     """Serves the pipe whose file descriptor is the first argument of this process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; rank 0 decides
+    # Ctrl-C reaches all processes of a terminal; rank 0 decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(Connection(int(sys.argv[1])))

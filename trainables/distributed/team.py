@@ -1,4 +1,5 @@
-"""Rank 0's side of a training on several processes: starts the others, leads them, and notices when one is lost."""
+"""Rank 0's side of a training on several processes: starts the others, leads them, and notices when
+one is lost."""
 
 import os
 import signal
@@ -15,45 +16,55 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 
-from trainables.candidate import Candidate
-from trainables.distributed.child import Reply, Welcome, packed, unpacked
-from trainables.distributed.ranks import Group, join, leave, listen
-from trainables.errors import TrialFailure, UserError
-from trainables.training import Number, Training
+from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.distributed.child import Reply, Welcome, packed, unpacked
+from slimfront.trainables.errors import TrialFailure, UserError
+from slimfront.trainables.training.loop import Number, Training
+from slimfront.trainables.training.ranks import Group, join, leave, listen
 
 TIMEOUT_S = 600.0
 """So long a rank waits for another one that is alive but does not answer."""
 
-_CHILD = "from trainables.distributed.child import main; main()"
+_CHILD = "from slimfront.trainables.distributed.child import main; main()"
 
 _BEGIN_S = 300.0
 """How long a process may take to import what it needs."""
 
 _GRACE_S = 5.0
-"""So long the others have to say what went wrong with them, once a call that joins them has failed."""
+"""So long the others have to say what went wrong with them, once a call that joins them has
+failed."""
 
 
 class LostProcess(Exception):
-    """A process of a training on several has died, was ended, or broke. The trial can go on from its last checkpoint."""
+    """A process of a training on several has died, was ended, or broke. The trial can go on from
+    its last checkpoint."""
 
 
 class Team:
-    """The processes of a training, this one rank 0 of them; they stay for the next training, unless one of them is lost.
+    """The processes of a training, this one rank 0 of them; they stay for the next training, unless
+    one of them is lost.
 
-    There can be one team in a process at a time. The others end when it is closed, and when this process ends, however it does.
+    There can be one team in a process at a time. The others end when it is closed, and when this
+    process ends, however it does.
     """
 
-    def __init__(self, size: int, device: str = "cpu", threads: int = 1, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, size: int, device: str = "cpu", threads: int = 1, timeout_s: float = TIMEOUT_S
+    ) -> None:
         """Starts nothing yet.
 
         Args:
             size: how many processes.
-            device: `cpu`, or `cuda` for a GPU each: rank r takes the r-th that this process can see.
+            device: `cpu`, or `cuda` for a GPU each: rank r takes the r-th that this process can
+                see.
             threads: of the CPU, for each process.
             timeout_s: how long a process may take longer than the others.
         """
         self.size, self.threads, self.timeout_s = size, threads, timeout_s
-        self.devices = [torch.device("cuda", rank) if device == "cuda" else torch.device(device) for rank in range(size)]
+        self.devices = [
+            torch.device("cuda", rank) if device == "cuda" else torch.device(device)
+            for rank in range(size)
+        ]
         self.children: dict[Connection, subprocess.Popen[bytes]] = {}
         self.replies: _Replies | None = None
 
@@ -69,44 +80,58 @@ class Team:
         if not self.children:
             if dist.is_initialized():
                 raise UserError(
-                    "this process is in a group of torch.distributed already, such as another team's; close that first"
+                    "this process is in a group of torch.distributed already, such as another "
+                    "team's; close that first"
                 )
             self._start()
         return LedTraining(candidate, self)
 
     def _start(self) -> None:
-        # Not by multiprocessing: it would run the main module again, which in a worker of Ray costs a second each.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)}
+        # Not by multiprocessing: it would run the main module again, which in a worker of Ray costs
+        # a second each.
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+        }
         torch.set_num_threads(self.threads)
         for _ in range(1, self.size):
             ours, theirs = Pipe()
             command = [sys.executable, "-P", "-c", _CHILD, str(theirs.fileno())]
-            self.children[ours] = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+            self.children[ours] = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+            )
             theirs.close()
         try:
             for connection in self.children:
                 if not connection.poll(_BEGIN_S):
                     raise TimeoutError(f"one did not begin for {_BEGIN_S:g} s")
-                connection.recv()  # that it is there: what can fail before ranks wait for each other has not failed
+                # That it is there: what can fail before ranks wait for each other has not failed.
+                connection.recv()
             listener = listen()
             port = listener.getsockname()[1]
             for rank, connection in enumerate(self.children, 1):
-                connection.send(Welcome(rank, self.size, self.devices[rank], self.threads, port, self.timeout_s))
+                connection.send(
+                    Welcome(rank, self.size, self.devices[rank], self.threads, port, self.timeout_s)
+                )
             join(0, self.size, self.devices[0], port, self.timeout_s, listener)
         except BaseException as error:
             self.close()
             if not isinstance(error, Exception):
                 raise
             reason = str(error) or "one ended at once"
-            raise LostProcess(f"the {self.size} processes of a training cannot be started: {reason}") from error
+            raise LostProcess(
+                f"the {self.size} processes of a training cannot be started: {reason}"
+            ) from error
 
     @contextmanager
     def along(self, command: str, argument: Any = None) -> Iterator[dict[int, bytes]]:
-        """Has the other ranks do what the block does; after it, its value has what they answered, by rank.
+        """Has the other ranks do what the block does; after it, its value has what they answered,
+        by rank.
 
         Raises:
-            TrialFailure, UserError: what the block raised, which the others raise too; or one of the others alone.
-            LostProcess: if one is lost. The team starts anew for the next training, as after any other exception.
+            TrialFailure, UserError: what the block raised, which the others raise too; or one of
+            the others alone.
+            LostProcess: if one is lost. The team starts anew for the next training, as after any
+                other exception.
         """
         answers: dict[int, bytes] = {}
         replies = self.replies = _Replies(self.children, self.devices[0].type == "cuda")
@@ -117,7 +142,11 @@ class Team:
         except (TrialFailure, UserError) as error:
             failure = error
         except Exception as error:
-            waited = isinstance(error, dist.DistError) or "gloo" in str(error) or not dist.is_initialized()
+            waited = (
+                isinstance(error, dist.DistError)
+                or "gloo" in str(error)
+                or not dist.is_initialized()
+            )
             if waited:  # for one that is lost; which one is known a moment later
                 replies.trouble.wait(_GRACE_S)
             lost = replies.lost() or self._no_answer()
@@ -137,10 +166,15 @@ class Team:
             self.close()
         if failure := failure or broken or next(iter(others), None):
             raise failure
-        answers |= {rank: reply.value for rank, reply in replies.by_rank.items() if reply.value is not None}
+        answers |= {
+            rank: reply.value for rank, reply in replies.by_rank.items() if reply.value is not None
+        }
 
     def _no_answer(self) -> LostProcess:
-        return LostProcess(f"one of the {self.size} processes of a training did not answer for {self.timeout_s:g} s")
+        return LostProcess(
+            f"one of the {self.size} processes of a training did not answer for {self.timeout_s:g} "
+            "s"
+        )
 
     def close(self) -> None:
         """Ends the other processes."""
@@ -150,7 +184,8 @@ class Team:
             child.kill()
             child.wait()
         if self.replies is not None:
-            self.replies.complete(_GRACE_S)  # it sees them end; later it might meddle with those that come next
+            # It sees them end; later it might meddle with those that come next.
+            self.replies.complete(_GRACE_S)
         for connection in self.children:
             connection.close()
         self.children, self.replies = {}, None
@@ -163,10 +198,12 @@ class Team:
 
 
 class _Replies:
-    """The answers of the other ranks to one command, taken while this one is at work on its own part."""
+    """The answers of the other ranks to one command, taken while this one is at work on its own
+    part."""
 
     def __init__(self, children: Mapping[Connection, subprocess.Popen[bytes]], abort: bool) -> None:
-        """With `abort`, a rank that is lost ends the calls that wait for it, which NCCL does not notice; gloo does."""
+        """With `abort`, a rank that is lost ends the calls that wait for it, which NCCL does not
+        notice; gloo does."""
         self.children, self.abort = dict(children), abort
         self.by_rank: dict[int, Reply] = {}
         self.trouble = threading.Event()
@@ -210,9 +247,18 @@ class _Replies:
         """Names the rank that broke, if one did, and not one that only missed another."""
         if not self.trouble.is_set():
             return None
-        broken = {rank: reply.broke for rank, reply in sorted(self.by_rank.items()) if reply.broke is not None}
-        rank = next((rank for rank, why in broken.items() if "gloo" not in why and "NCCL" not in why), min(broken))
-        return LostProcess(f"process {rank} of the {len(self.children) + 1} of a training is lost: {broken[rank]}")
+        broken = {
+            rank: reply.broke
+            for rank, reply in sorted(self.by_rank.items())
+            if reply.broke is not None
+        }
+        rank = next(
+            (rank for rank, why in broken.items() if "gloo" not in why and "NCCL" not in why),
+            min(broken),
+        )
+        return LostProcess(
+            f"process {rank} of the {len(self.children) + 1} of a training is lost: {broken[rank]}"
+        )
 
 
 def _how(child: subprocess.Popen[bytes]) -> str:
@@ -226,7 +272,8 @@ def _how(child: subprocess.Popen[bytes]) -> str:
 class LedTraining(Training):
     """Rank 0's part of a training, which leads the other ranks through theirs.
 
-    What is not an epoch happens here alone, while the others wait: compaction, refit, one-shot pruning, measures, checkpoints.
+    What is not an epoch happens here alone, while the others wait: compaction, refit, one-shot
+    pruning, measures, checkpoints.
     """
 
     def __init__(self, candidate: Candidate, team: Team) -> None:

@@ -1,10 +1,10 @@
 """Networks by name. A new one is one file here with a class under `@MODELS.register`."""
 
-from trainables.models.base import MODELS, Model
-from trainables.models.factory import Factory
-from trainables.models.lenet import LeNet
-from trainables.models.mlp import MLP
-from trainables.models.resnet import CifarResNet, ResNet18
-from trainables.models.vgg import VGG
+from slimfront.trainables.models.base import MODELS, Model
+from slimfront.trainables.models.factory import Factory
+from slimfront.trainables.models.lenet import LeNet
+from slimfront.trainables.models.mlp import MLP
+from slimfront.trainables.models.resnet import CifarResNet, ResNet18
+from slimfront.trainables.models.vgg import VGG
 
 __all__ = ["MLP", "MODELS", "VGG", "CifarResNet", "Factory", "LeNet", "Model", "ResNet18"]

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from trainables.options import Options, Registry
+from slimfront.trainables.options import Options, Registry
 
 
 class Model(Options):
@@ -14,7 +14,8 @@ class Model(Options):
         """A freshly initialised network.
 
         Args:
-            input_shape: shape of one input, without the batch: (features,) or (channels, height, width).
+            input_shape: shape of one input, without the batch: (features,) or (channels, height,
+                width).
             classes: number of outputs (logits).
         """
         raise NotImplementedError(f"the model '{self.name}' does not say how it is built")

@@ -6,16 +6,18 @@ from typing import Literal
 from pydantic import Field, JsonValue
 from torch import nn
 
-from trainables.errors import UserError
-from trainables.importing import import_by_path
-from trainables.models.base import MODELS, Model
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.importing import import_by_path
+from slimfront.trainables.models.base import MODELS, Model
 
 
 @MODELS.register("factory")
 class Factory(Model):
-    """What the callable at the import path `factory` (`package.module:function`) returns for the keyword arguments `args`.
+    """What the callable at the import path `factory` (`package.module:function`) returns for the
+    keyword arguments `args`.
 
-    It must return an `nn.Module` that takes the data set's inputs (N, *input_shape) and gives logits (N, classes).
+    It must return an `nn.Module` that takes the data set's inputs (N, *input_shape) and gives
+    logits (N, classes).
     """
 
     name: Literal["factory"] = "factory"
@@ -27,7 +29,12 @@ class Factory(Model):
         try:
             network = function(**copy.deepcopy(self.args))
         except Exception as error:
-            raise UserError(f"model factory '{self.factory}' raised {type(error).__name__}: {error}") from error
+            raise UserError(
+                f"model factory '{self.factory}' raised {type(error).__name__}: {error}"
+            ) from error
         if not isinstance(network, nn.Module):
-            raise UserError(f"model factory '{self.factory}' returned a {type(network).__name__}; it must be a torch.nn.Module")
+            raise UserError(
+                f"model factory '{self.factory}' returned a {type(network).__name__}; it must be a "
+                "torch.nn.Module"
+            )
         return network

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from trainables.models.base import MODELS, Model
+from slimfront.trainables.models.base import MODELS, Model
 
 
 @MODELS.register("mlp")

@@ -5,11 +5,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from trainables.models.base import MODELS, Model
+from slimfront.trainables.models.base import MODELS, Model
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions with batch norm beside a shortcut: the identity, or a 1×1 projection where the shape changes."""
+    """Two 3×3 convolutions with batch norm beside a shortcut: the identity, or a 1×1 projection
+    where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -20,7 +21,9 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,8 +33,11 @@ class BasicBlock(nn.Module):
         return out
 
 
-def residual_network(stem: list[nn.Module], width: int, blocks: list[int], classes: int) -> nn.Module:
-    """A stem of `width` output channels, stages of basic blocks that halve the size and double the width, and a linear head."""
+def residual_network(
+    stem: list[nn.Module], width: int, blocks: list[int], classes: int
+) -> nn.Module:
+    """A stem of `width` output channels, stages of basic blocks that halve the size and double the
+    width, and a linear head."""
     layers: list[nn.Module] = [*stem]
     channels = width
     for stage, count in enumerate(blocks):
@@ -39,7 +45,9 @@ def residual_network(stem: list[nn.Module], width: int, blocks: list[int], class
         for block in range(count):
             layers.append(BasicBlock(channels, outputs, stride=2 if stage and not block else 1))
             channels = outputs
-    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+    network = nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)
+    )
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -48,9 +56,11 @@ def residual_network(stem: list[nn.Module], width: int, blocks: list[int], class
 
 @MODELS.register("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 class CifarResNet(Model):
-    """The CIFAR networks of section 4.2: three stages of n basic blocks, 6n + 2 layers; projections as shortcuts (option B).
+    """The CIFAR networks of section 4.2: three stages of n basic blocks, 6n + 2 layers; projections
+    as shortcuts (option B).
 
-    `depth` is 6n + 2, from the name where it is left out; `width` is the number of channels of the first stage.
+    `depth` is 6n + 2, from the name where it is left out; `width` is the number of channels of the
+    first stage.
     """
 
     name: Literal["resnet20", "resnet32", "resnet44", "resnet56", "resnet110"] = "resnet20"
@@ -60,19 +70,24 @@ class CifarResNet(Model):
     @model_validator(mode="after")
     def _depth_is_six_n_plus_two(self) -> Self:
         if self.depth is not None and self.depth % 6 != 2:
-            raise ValueError(f"the depth of a CIFAR ResNet is 6n + 2, such as 20 or 26, and it is {self.depth}")
+            raise ValueError(
+                f"the depth of a CIFAR ResNet is 6n + 2, such as 20 or 26, and it is {self.depth}"
+            )
         return self
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
         depth = self.depth or int(self.name.removeprefix("resnet"))
-        return residual_network(_small_stem(input_shape[0], self.width), self.width, [(depth - 2) // 6] * 3, classes)
+        return residual_network(
+            _small_stem(input_shape[0], self.width), self.width, [(depth - 2) // 6] * 3, classes
+        )
 
 
 @MODELS.register("resnet18")
 class ResNet18(Model):
     """Four stages of `depth` basic blocks (2: ResNet-18), from `width` channels.
 
-    Inputs of 64×64 and more get the 7×7 stem with max pooling of the paper's table 1, smaller ones a 3×3 stem.
+    Inputs of 64×64 and more get the 7×7 stem with max pooling of the paper's table 1, smaller ones
+    a 3×3 stem.
     """
 
     name: Literal["resnet18"] = "resnet18"
@@ -84,7 +99,11 @@ class ResNet18(Model):
         stem = _small_stem(channels, self.width)
         if min(input_shape[1:]) >= 64:
             large: dict[str, Any] = {"stride": 2, "padding": 3, "bias": False}
-            stem = [nn.Conv2d(channels, self.width, 7, **large), *stem[1:], nn.MaxPool2d(3, stride=2, padding=1)]
+            stem = [
+                nn.Conv2d(channels, self.width, 7, **large),
+                *stem[1:],
+                nn.MaxPool2d(3, stride=2, padding=1),
+            ]
         return residual_network(stem, self.width, [self.depth] * 4, classes)
 
 

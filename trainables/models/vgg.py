@@ -1,20 +1,23 @@
-"""VGG with batch norm (Simonyan, Zisserman 2014, arXiv 1409.1556, table 1) and one linear layer as its head."""
+"""VGG with batch norm (Simonyan, Zisserman 2014, arXiv 1409.1556, table 1) and one linear layer as
+its head."""
 
 from typing import Literal
 
 from pydantic import Field
 from torch import nn
 
-from trainables.models.base import MODELS, Model
+from slimfront.trainables.models.base import MODELS, Model
 
 _CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
 @MODELS.register("vgg")
 class VGG(Model):
-    """3×3 convolutions with batch norm and ReLU in five stages, each ending in 2×2 max pooling while there is space to halve.
+    """3×3 convolutions with batch norm and ReLU in five stages, each ending in 2×2 max pooling
+    while there is space to halve.
 
-    `depth` counts as the paper does; `width` is the number of channels of the first stage, doubled to at most 8 times.
+    `depth` counts as the paper does; `width` is the number of channels of the first stage, doubled
+    to at most 8 times.
     """
 
     name: Literal["vgg"] = "vgg"
@@ -27,9 +30,15 @@ class VGG(Model):
         for stage, count in enumerate(_CONVOLUTIONS[self.depth]):
             outputs = self.width * min(2**stage, 8)
             for _ in range(count):
-                layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(outputs),
+                    nn.ReLU(),
+                ]
                 channels = outputs
             if size > 1:
                 layers.append(nn.MaxPool2d(2))
                 size //= 2
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+        return nn.Sequential(
+            *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)
+        )

@@ -5,15 +5,15 @@ from contextlib import suppress
 
 import torch
 
-from trainables.candidate import Candidate
-from trainables.data import Split
-from trainables.latency import seconds_of, threads_set
-from trainables.packs.packable import packable_training
-from trainables.packs.plan import Plan
-from trainables.packs.stack import Stack
-from trainables.packs.step import Step
-from trainables.packs.streams import can_stream
-from trainables.training import Training
+from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.data import Split
+from slimfront.trainables.measures.latency import seconds_of, threads_set
+from slimfront.trainables.packs.packable import packable_training
+from slimfront.trainables.packs.plan import Plan
+from slimfront.trainables.packs.stack import Stack
+from slimfront.trainables.packs.step import Step
+from slimfront.trainables.packs.streams import can_stream
+from slimfront.trainables.training.loop import Training
 
 _LONG_S = 0.1
 """Of steps that take longer alone so much is arithmetic that they are not tried in packs."""
@@ -25,11 +25,15 @@ _RECORDED = 20
 """After so many steps those of most trainings are recorded, where they can be."""
 
 _ROUNDS = 5
-"""So often each size is measured, in turn, and the fastest of its rounds counts: what else a machine does only adds time."""
+"""So often each size is measured, in turn, and the fastest of its rounds counts: what else a
+machine does only adds time."""
 
 
-def best_size(candidate: Candidate, most: int, device: torch.device | str = "cpu", threads: int = 1) -> int:
-    """The size of pack (1, 2, 4, … up to `most`) that trains candidates like this one fastest; 1 if it does not pack.
+def best_size(
+    candidate: Candidate, most: int, device: torch.device | str = "cpu", threads: int = 1
+) -> int:
+    """The size of pack (1, 2, 4, … up to `most`) that trains candidates like this one fastest; 1 if
+    it does not pack.
 
     Args:
         candidate: whose architecture, data, batch size and penalties count.
@@ -51,10 +55,15 @@ def best_size(candidate: Candidate, most: int, device: torch.device | str = "cpu
                 members += [Training(candidate, device) for _ in range(len(members))]
                 _packed(members, batch)
                 sizes.append(len(members))
-        rounds = [[_alone(first, batch), *(_packed(members[:size], batch) / size for size in sizes[1:])] for _ in range(_ROUNDS)]
+        rounds = [
+            [_alone(first, batch), *(_packed(members[:size], batch) / size for size in sizes[1:])]
+            for _ in range(_ROUNDS)
+        ]
     seconds = [min(each) for each in zip(*rounds, strict=True)]
     """Of a step, for each member, by the size of the pack."""
-    return next(size for size, each in zip(sizes, seconds, strict=True) if each <= _GAIN * min(seconds))
+    return next(
+        size for size, each in zip(sizes, seconds, strict=True) if each <= _GAIN * min(seconds)
+    )
 
 
 def _alone(training: Training, batch: Split) -> float:
@@ -75,10 +84,16 @@ def _packed(members: list[Training], batch: Split) -> float:
         return _streamed(members)
     first, count = members[0], len(members)
     sample = first.data.prepare(batch.inputs[:8])
-    step, stack = Step(first.model, first.candidate.penalties, sample, bf16=first.options.bf16), Stack(members)
+    step, stack = (
+        Step(first.model, first.candidate.penalties, sample, bf16=first.options.bf16),
+        Stack(members),
+    )
     plan = Plan(members, step, 1, stack.weights)
     inputs = first.data.prepare(batch.inputs)
-    inputs, labels = inputs.expand(count, *inputs.shape), batch.labels.to(first.device).expand(count, -1)
+    inputs, labels = (
+        inputs.expand(count, *inputs.shape),
+        batch.labels.to(first.device).expand(count, -1),
+    )
 
     def take() -> None:
         for member in members:
@@ -92,7 +107,8 @@ def _packed(members: list[Training], batch: Split) -> float:
 
 
 def _streamed(members: list[Training]) -> float:
-    """Seconds of a step of all members, each on a stream of its own, once all steps are recorded."""
+    """Seconds of a step of all members, each on a stream of its own, once all steps are
+    recorded."""
     steps = [_endless(member) for member in members]
 
     def take() -> None:

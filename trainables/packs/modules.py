@@ -1,17 +1,20 @@
-"""Layers of a pack's network that compute what torch's do, in a way that suits `torch.func.vmap` better."""
+"""Layers of a pack's network that compute what torch's do, in a way that suits `torch.func.vmap`
+better."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainables.precision import wide
+from slimfront.trainables.precision import wide
 
 
 class _Linear(nn.Linear):
-    """A linear layer as a product from the left: autograd then makes the gradient of the weight as it lies.
+    """A linear layer as a product from the left: autograd then makes the gradient of the weight as
+    it lies.
 
-    The gradient of `F.linear` is transposed under vmap, and copying it costs as much as the product.
+    The gradient of `F.linear` is transposed under vmap, and copying it costs as much as the
+    product.
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -27,7 +30,8 @@ def _like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 def _halved(kind: Any) -> type[nn.Module]:
-    """A convolution that autocast applies to: under vmap it does not find all of them (none on a CPU)."""
+    """A convolution that autocast applies to: under vmap it does not find all of them (none on a
+    CPU)."""
 
     class Halved(kind):
         def _conv_forward(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -44,7 +48,8 @@ def _half(tensor: Tensor | None) -> Tensor | None:
 
 
 def _widened(kind: Any) -> type[nn.Module]:
-    """A normalisation that takes any type, computes in float32 and gives back that type: vmap's rules want one type for all."""
+    """A normalisation that takes any type, computes in float32 and gives back that type: vmap's
+    rules want one type for all."""
 
     class Widened(kind):
         def forward(self, inputs: Tensor) -> Tensor:
@@ -58,12 +63,16 @@ _ALWAYS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _Linear}
 
 _IN_BF16: dict[type[nn.Module], type[nn.Module]] = {
     **{kind: _halved(kind) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)},
-    **{kind: _widened(kind) for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)},
+    **{
+        kind: _widened(kind)
+        for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
+    },
 }
 
 
 def replace_layers(model: nn.Module, *, bf16: bool) -> None:
-    """Puts these in the place of torch's own, which share their weights; `bf16`: those too that autocast needs."""
+    """Puts these in the place of torch's own, which share their weights; `bf16`: those too that
+    autocast needs."""
     ours = _ALWAYS | (_IN_BF16 if bf16 else {})
     for module in model.modules():
         module.__class__ = ours.get(type(module), type(module))

@@ -1,7 +1,9 @@
-"""The optimiser's step of one member of a pack: torch's own fused kernels, on all its parameters in one call.
+"""The optimiser's step of one member of a pack: torch's own fused kernels, on all its parameters in
+one call.
 
-One call per member is faster on a CPU than one formula over the stack with the learning rates as a column: the kernel reads each
-number once, the formula eight times. Members may so have different optimisers, too.
+One call per member is faster on a CPU than one formula over the stack with the learning rates as a
+column: the kernel reads each number once, the formula eight times. Members may so have different
+optimisers, too.
 """
 
 from collections.abc import Sequence
@@ -9,10 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainables.optimizers import adam_, sgd_
+from slimfront.trainables.training.optimizers import adam_, sgd_
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What is kept for an optimiser, by the names that Adam gives them; SGD's momentum is in the first."""
+"""What is kept for an optimiser, by the names that Adam gives them; SGD's momentum is in the
+first."""
 
 
 class Update:

@@ -8,34 +8,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainables.candidate import Candidate
-from trainables.errors import TrialFailure, UserError
-from trainables.optimizers import set_lr
-from trainables.packs import streams
-from trainables.packs.packable import check_together, packable_training, unpackable_setting
-from trainables.packs.plan import Plan
-from trainables.packs.stack import Stack
-from trainables.packs.step import Step
-from trainables.refit import Refit
-from trainables.training import Number, Trained, Training
+from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.errors import TrialFailure, UserError
+from slimfront.trainables.packs import streams
+from slimfront.trainables.packs.packable import (
+    check_together,
+    packable_training,
+    unpackable_setting,
+)
+from slimfront.trainables.packs.plan import Plan
+from slimfront.trainables.packs.stack import Stack
+from slimfront.trainables.packs.step import Step
+from slimfront.trainables.training.loop import Number, Trained, Training
+from slimfront.trainables.training.optimizers import set_lr
+from slimfront.trainables.training.refit import Refit
 
 _OUTPUTS = {"cpu": 2_048, "cuda": 16_384}
-"""Validation examples times members that are taken at once: more would not be faster, and fill a cache or a memory."""
+"""Validation examples times members that are taken at once: more would not be faster, and fill a
+cache or a memory."""
 
 _NUMBERS = 2**24
 """At most so many numbers of inputs are taken at once, times members."""
 
 
 class Pack:
-    """Candidates that are trained together: each result is that of `Training` alone, up to rounding.
+    """Candidates that are trained together: each result is that of `Training` alone, up to
+    rounding.
 
-    They share data, architecture, batch size, and kinds of penalties; strengths, targets, sparsifiers, optimisers, learning
-    rates, schedules, seeds and epochs are each one's own. Members are `Training` objects, always up to date: their tensors are
-    views of the pack's. What is not done by the pack itself is done with `alone`.
+    They share data, architecture, batch size, and kinds of penalties; strengths, targets,
+    sparsifiers, optimisers, learning rates, schedules, seeds and epochs are each one's own. Members
+    are `Training` objects, always up to date: their tensors are views of the pack's. What is not
+    done by the pack itself is done with `alone`.
     """
 
-    def __init__(self, candidates: Iterable[Candidate | Training] = (), device: torch.device | str = "cpu") -> None:
-        """Raises UserError for a candidate that does not pack, or not with the others; see `packable` and `pack_key`."""
+    def __init__(
+        self, candidates: Iterable[Candidate | Training] = (), device: torch.device | str = "cpu"
+    ) -> None:
+        """Raises UserError for a candidate that does not pack, or not with the others; see
+        `packable` and `pack_key`."""
         self.device = torch.device(device)
         self.members: list[Training] = []
         self.first: Candidate | None = None
@@ -44,13 +54,18 @@ class Pack:
         for candidate in candidates:
             self.join(candidate)
 
-    def join(self, candidate: Candidate | Training, state: dict[str, Any] | None = None) -> Training:
-        """Takes in a candidate, or a training in progress, from the next epoch on; `state` is what it continues from.
+    def join(
+        self, candidate: Candidate | Training, state: dict[str, Any] | None = None
+    ) -> Training:
+        """Takes in a candidate, or a training in progress, from the next epoch on; `state` is what
+        it continues from.
 
         Raises:
             UserError: if it does not pack, or not with the others.
         """
-        training = candidate if isinstance(candidate, Training) else Training(candidate, self.device)
+        training = (
+            candidate if isinstance(candidate, Training) else Training(candidate, self.device)
+        )
         if state is not None:
             training.load_state_dict(state)
         if reason := unpackable_setting(training) if self.first else packable_training(training):
@@ -70,7 +85,8 @@ class Pack:
 
     @contextmanager
     def alone(self, member: Training) -> Iterator[Training]:
-        """Within, the member has tensors of its own, as if it had left: what is made of them may be kept."""
+        """Within, the member has tensors of its own, as if it had left: what is made of them may be
+        kept."""
         place = self.members.index(member)
         self.leave(member)
         try:
@@ -79,11 +95,14 @@ class Pack:
             self.members.insert(place, member)
 
     def state_dict(self, member: Training) -> dict[str, Any]:
-        """The state of a member, as `Training.state_dict` gives it; it does not change when training goes on."""
+        """The state of a member, as `Training.state_dict` gives it; it does not change when
+        training goes on."""
         with self.alone(member):
             return copy.deepcopy(member.state_dict())
 
-    def finish(self, member: Training, refit_options: Refit | None = None, *, one_shot: bool = True) -> Trained:
+    def finish(
+        self, member: Training, refit_options: Refit | None = None, *, one_shot: bool = True
+    ) -> Trained:
         """`Training.finish` of a member, which stays."""
         with self.alone(member):
             return member.finish(refit_options, one_shot=one_shot)
@@ -104,22 +123,32 @@ class Pack:
             return {}
         if len(members) == 1:
             return {members[0]: self._epoch_alone(members[0])}
-        results = streams.run_epoch(members) if streams.can_stream(members) else self._stacked_epoch(members)
+        results = (
+            streams.run_epoch(members)
+            if streams.can_stream(members)
+            else self._stacked_epoch(members)
+        )
         for member, result in results.items():
             if member.done or isinstance(result, TrialFailure):
                 self.leave(member)
         return results
 
-    def _stacked_epoch(self, members: list[Training]) -> dict[Training, dict[str, Number] | TrialFailure]:
+    def _stacked_epoch(
+        self, members: list[Training]
+    ) -> dict[Training, dict[str, Number] | TrialFailure]:
         """The epoch as one vectorised step after the other."""
         if self.stack is None or self.stack.members != members or not self.stack.whole:
             self.stack = Stack(members)
         self.step = self.step or self._new_step(members[0])
         task_losses, penalty_losses = self._steps(self.stack, self.step)
         right = self._count_right(self.stack, self.step)
-        counts = torch.stack([member.counts(count) for member, count in zip(members, right.unbind(), strict=True)]).tolist()
+        counts = torch.stack(
+            [member.counts(count) for member, count in zip(members, right.unbind(), strict=True)]
+        ).tolist()
         results: dict[Training, dict[str, Number] | TrialFailure] = {}
-        for member, *numbers, counted in zip(members, task_losses, penalty_losses, counts, strict=True):
+        for member, *numbers, counted in zip(
+            members, task_losses, penalty_losses, counts, strict=True
+        ):
             try:
                 results[member] = member.end_epoch([*numbers, *counted])
             except TrialFailure as failure:
@@ -139,14 +168,22 @@ class Pack:
 
     def _new_step(self, member: Training) -> Step:
         data = member.data
-        return Step(member.model, member.candidate.penalties, data.prepare(data.train.inputs[:8]), bf16=member.options.bf16)
+        return Step(
+            member.model,
+            member.candidate.penalties,
+            data.prepare(data.train.inputs[:8]),
+            bf16=member.options.bf16,
+        )
 
     def _steps(self, stack: Stack, step: Step) -> tuple[list[float], list[float]]:
         """Trains an epoch; the mean task loss and the mean penalty loss of each member."""
         members = stack.members
         train, size = members[0].data.train, members[0].options.batch_size
         count = len(train.labels)
-        orders = torch.stack([torch.randperm(count, generator=member.shuffler) for member in members])  # (K, N)
+        # (K, N).
+        orders = torch.stack(
+            [torch.randperm(count, generator=member.shuffler) for member in members]
+        )
         batches = orders.to(train.labels.device).split(size, 1)
         plan = Plan(members, step, len(batches), stack.weights)
         task_losses, penalty_losses = [], []
@@ -157,17 +194,21 @@ class Pack:
             penalty_losses.append(penalty_loss)
         for member, lr in zip(members, plan.rates[-1], strict=True):
             set_lr(member.optimizer, lr)
-        means = torch.stack([torch.stack(task_losses).sum(0) / count, torch.stack(penalty_losses).mean(0)])
+        means = torch.stack(
+            [torch.stack(task_losses).sum(0) / count, torch.stack(penalty_losses).mean(0)]
+        )
         task_means, penalty_means = means.tolist()
         return task_means, penalty_means
 
     def _inputs(self, members: Sequence[Training], batch: Tensor) -> Tensor:
-        """The examples at `batch` (K, B), each row augmented by its member's own generator: (K, B, *input_shape)."""
+        """The examples at `batch` (K, B), each row augmented by its member's own generator: (K, B,
+        *input_shape)."""
         data = members[0].data
         inputs = data.train.inputs[batch]
         if not data.augment.active:
             return data.prepare(inputs)
-        varied = data.augmented(inputs.flatten(0, 1), *(member.augmenter for member in members))  # at once: it takes few kernels
+        # At once: it takes few kernels.
+        varied = data.augmented(inputs.flatten(0, 1), *(member.augmenter for member in members))
         return varied.view(*batch.shape, *varied.shape[1:])
 
     def _count_right(self, stack: Stack, step: Step) -> Tensor:

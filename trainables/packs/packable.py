@@ -6,31 +6,36 @@ import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from trainables.candidate import Candidate
-from trainables.distributed.ranks import Solo
-from trainables.errors import UserError
-from trainables.packs.step import Step
-from trainables.penalties.base import ActiveGroups, GroupPenalty, Penalty
-from trainables.penalties.cka import ActiveFeatures
-from trainables.training import Training
+from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.packs.step import Step
+from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty, Penalty
+from slimfront.trainables.penalties.cka import ActiveFeatures
+from slimfront.trainables.training.loop import Training
+from slimfront.trainables.training.ranks import Solo
 
 _OWN = {"strength", "warmup", "ramp"}
-"""The options of a penalty that each member of a pack may have its own of, and `layers`, if they are strengths too."""
+"""The options of a penalty that each member of a pack may have its own of, and `layers`, if they
+are strengths too."""
 
 
 def pack_key(candidate: Candidate) -> str:
-    """What candidates must have in common to be trained in one pack: those with equal keys can be."""
+    """What candidates must have in common to be trained in one pack: those with equal keys can
+    be."""
     return json.dumps(_shared(candidate), sort_keys=True)
 
 
 def _shared(candidate: Candidate) -> dict[str, object]:
-    """By key of the config: data, model, batch size, precision, and of each penalty all but its strengths and their schedule."""
+    """By key of the config: data, model, batch size, precision, and of each penalty all but its
+    strengths and their schedule."""
     return {
         "data": candidate.data.model_dump(mode="json"),
         "model": candidate.model.model_dump(mode="json"),
         "training.batch_size": candidate.training.batch_size,
         "training.precision": "bf16" if candidate.training.bf16 else "float32",
-        "penalties": [[name, _but_strengths(options)] for name, options in candidate.penalties.items()],
+        "penalties": [
+            [name, _but_strengths(options)] for name, options in candidate.penalties.items()
+        ],
     }
 
 
@@ -45,13 +50,15 @@ def check_together(first: Candidate, second: Candidate) -> None:
     different = [key for key in one if one[key] != other[key]]
     if different:
         raise UserError(
-            f"a pack trains candidates of one architecture, and these differ in {' and '.join(different)}; fix what differs, or "
+            "a pack trains candidates of one architecture, and these differ in "
+            f"{' and '.join(different)}; fix what differs, or "
             "set resources.pack to 1"
         )
 
 
 def packable(candidate: Candidate, device: torch.device | str = "cpu") -> str | None:
-    """Why a candidate cannot be trained in a pack, in one sentence; None if it can. It is tried out on a few examples."""
+    """Why a candidate cannot be trained in a pack, in one sentence; None if it can. It is tried out
+    on a few examples."""
     return packable_training(Training(candidate, device))
 
 
@@ -63,7 +70,8 @@ def unpackable_setting(training: Training) -> str | None:
         return "training.out_of_memory: halve cannot be in a pack, whose memory is shared; set it to fail, or resources.pack to 1"
     if training.options.compile is True and training.graphs is None:
         return (
-            "training.compile: true cannot be in a pack, which is not compiled; set it to auto or false, or resources.pack to 1"
+            "training.compile: true cannot be in a pack, which is not compiled; set it to auto or "
+            "false, or resources.pack to 1"
         )
     return None
 
@@ -107,16 +115,25 @@ def _of_step(training: Training) -> str | None:
         if not isinstance(penalty, (ActiveGroups, ActiveFeatures)):
             kind = type(penalty).__name__
             return f"penalties.{name} cannot be in a pack: {kind} acts on neither groups nor features; set resources.pack to 1"
-    parameters = {n: p.detach().expand(2, *p.shape).clone().requires_grad_() for n, p in training.model.named_parameters()}
+    parameters = {
+        n: p.detach().expand(2, *p.shape).clone().requires_grad_()
+        for n, p in training.model.named_parameters()
+    }
     buffers = {n: b.expand(2, *b.shape).clone() for n, b in training.model.named_buffers()}
     ones = {
-        n: inputs.new_ones(2, len(step.strengths(n, options))) for n, options in penalties.items() if step.penalties[n].targets
+        n: inputs.new_ones(2, len(step.strengths(n, options)))
+        for n, options in penalties.items()
+        if step.penalties[n].targets
     }
     by_loss = {n: one for n, one in ones.items() if not step.by_proximal(n)}
     by_proximal = {n: one for n, one in ones.items() if step.by_proximal(n)}
     try:
-        task, extra = step.losses(parameters, buffers, inputs.expand(2, *inputs.shape), labels.expand(2, -1), by_loss)
-        gradients = torch.autograd.grad((task + extra).sum(), list(parameters.values()), allow_unused=True)
+        task, extra = step.losses(
+            parameters, buffers, inputs.expand(2, *inputs.shape), labels.expand(2, -1), by_loss
+        )
+        gradients = torch.autograd.grad(
+            (task + extra).sum(), list(parameters.values()), allow_unused=True
+        )
         detached = {n: p.detach() for n, p in parameters.items()}
         step.proximal(detached, buffers, by_proximal)
         step.outputs(detached, buffers, inputs)

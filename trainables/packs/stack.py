@@ -1,7 +1,9 @@
-"""What the members of a pack hold, as rows of stacked tensors, of which the members' own tensors become views.
+"""What the members of a pack hold, as rows of stacked tensors, of which the members' own tensors
+become views.
 
-So all that happens rarely to one member (a sparsifier's update, compaction, saving) is done by its `Training` as ever, and all
-that happens in each step is done to the rows together. One row holds all parameters of a member, one behind the other.
+So all that happens rarely to one member (a sparsifier's update, compaction, saving) is done by its
+`Training` as ever, and all that happens in each step is done to the rows together. One row holds
+all parameters of a member, one behind the other.
 """
 
 from collections.abc import Sequence
@@ -9,15 +11,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainables.packs.optimizers import MOMENTS, Update
-from trainables.packs.plan import Plan
-from trainables.packs.step import Step
-from trainables.sparsifiers import ActiveSparsifier
-from trainables.training import Training
+from slimfront.trainables.packs.optimizers import MOMENTS, Update
+from slimfront.trainables.packs.plan import Plan
+from slimfront.trainables.packs.step import Step
+from slimfront.trainables.sparsifiers import ActiveSparsifier
+from slimfront.trainables.training.loop import Training
 
 
 class Stack:
-    """K trainings of one architecture as tensors; P is the number of entries of all parameters of one of them."""
+    """K trainings of one architecture as tensors; P is the number of entries of all parameters of
+    one of them."""
 
     def __init__(self, members: Sequence[Training]) -> None:
         self.members = list(members)
@@ -26,7 +29,10 @@ class Stack:
         parameters = dict(members[0].model.named_parameters())
         self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
         self.sizes = [parameter.numel() for parameter in parameters.values()]
-        self.weights = torch.stack([torch.cat([p.detach().flatten() for p in m.model.parameters()]) for m in members])  # (K, P)
+        # (K, P).
+        self.weights = torch.stack(
+            [torch.cat([p.detach().flatten() for p in m.model.parameters()]) for m in members]
+        )
         self.moments = self.weights.new_zeros(len(MOMENTS), *self.weights.shape)  # (moments, K, P)
         self.steps = torch.zeros(
             len(members), len(self.sizes), dtype=torch.float32, device=self.weights.device
@@ -34,17 +40,24 @@ class Stack:
         self.kept = torch.ones_like(self.weights) if any(m.sparsifier for m in members) else None
         """(K, P), 0 where a sparsifier dropped a weight; None where there is no sparsifier."""
         buffers = [dict(member.model.named_buffers()) for member in members]
-        self.buffers = {name: torch.stack([each[name] for each in buffers]) for name in buffers[0]}  # (K, …)
+        # (K, …).
+        self.buffers = {name: torch.stack([each[name] for each in buffers]) for name in buffers[0]}
         for row, member in enumerate(members):
-            for parameter, view in zip(member.model.parameters(), self._split(self.weights[row]), strict=True):
+            for parameter, view in zip(
+                member.model.parameters(), self._split(self.weights[row]), strict=True
+            ):
                 parameter.data = view
                 parameter.grad = None
             for name, buffer in member.model.named_buffers():
                 buffer.data = self.buffers[name][row]
             self._take_moments(row)
             self.refresh(row)
-        self.leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.named(self.weights).items()}
-        """The weights as the parameters by name, (K, …) each: what a step is differentiated by, without putting it together."""
+        self.leaves = {
+            name: tensor.detach().requires_grad_()
+            for name, tensor in self.named(self.weights).items()
+        }
+        """The weights as the parameters by name, (K, …) each: what a step is differentiated by,
+        without putting it together."""
         self.rows = [dict(zip(self.shapes, self._split(row), strict=True)) for row in self.weights]
         """The same of each member alone."""
         self.updates = [
@@ -65,16 +78,22 @@ class Stack:
     def named(self, weights: Tensor) -> dict[str, Tensor]:
         """Rows (K, P) as the parameters by name, (K, …) each."""
         parts = weights.split(self.sizes, 1)
-        return {name: part.view(-1, *shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
+        return {
+            name: part.view(-1, *shape)
+            for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
+        }
 
     def _take_moments(self, row: int) -> None:
-        """Takes over what the member's optimiser remembers, zeros where it is nothing yet, and makes that a view."""
+        """Takes over what the member's optimiser remembers, zeros where it is nothing yet, and
+        makes that a view."""
         optimizer = self.members[row].optimizer
         remembered = Update.remembers(optimizer)
         moments = [self._split(moment) for moment in self.moments[:, row]]
         self.moments[:, row] = 0
         self.steps[row] = 0
-        for number, parameter in enumerate(self.members[row].model.parameters() if remembered else ()):
+        for number, parameter in enumerate(
+            self.members[row].model.parameters() if remembered else ()
+        ):
             state = optimizer.state[parameter]
             views = {name: moment[number] for name, moment in zip(MOMENTS, moments, strict=True)}
             views |= {"momentum_buffer": views["exp_avg"], "step": self.steps[row, number]}
@@ -84,12 +103,16 @@ class Stack:
                 state[name] = views[name]
 
     def lend_gradients(self, row: int, gradients: Sequence[Tensor]) -> None:
-        """Gives the member its row of `gradients` (K, …) as the gradients of its parameters, until `refresh`."""
-        for parameter, gradient in zip(self.members[row].model.parameters(), gradients, strict=True):
+        """Gives the member its row of `gradients` (K, …) as the gradients of its parameters, until
+        `refresh`."""
+        for parameter, gradient in zip(
+            self.members[row].model.parameters(), gradients, strict=True
+        ):
             parameter.grad = gradient[row]
 
     def refresh(self, row: int) -> None:
-        """Takes over what the member's sparsifier changed: masks, and an optimiser that forgot everything."""
+        """Takes over what the member's sparsifier changed: masks, and an optimiser that forgot
+        everything."""
         member = self.members[row]
         for parameter in member.model.parameters():
             parameter.grad = None
@@ -101,7 +124,8 @@ class Stack:
                 kept[name].copy_(mask)
 
     def release(self, row: int) -> None:
-        """Gives the member tensors of its own, with the values of its row; the stack no longer sees what becomes of them."""
+        """Gives the member tensors of its own, with the values of its row; the stack no longer sees
+        what becomes of them."""
         self.whole = False
         member = self.members[row]
         for tensor in (*member.model.parameters(), *member.model.buffers()):
@@ -110,23 +134,36 @@ class Stack:
             for name, value in state.items():
                 state[name] = value.clone()
 
-    def train_step(self, step: Step, inputs: Tensor, labels: Tensor, plan: Plan, number: int) -> tuple[Tensor, Tensor]:
-        """Step `number` of the plan's epoch, on inputs (K, B, …) with labels (K, B); task and penalty losses (K,)."""
+    def train_step(
+        self, step: Step, inputs: Tensor, labels: Tensor, plan: Plan, number: int
+    ) -> tuple[Tensor, Tensor]:
+        """Step `number` of the plan's epoch, on inputs (K, B, …) with labels (K, B); task and
+        penalty losses (K,)."""
         task, extra = step.losses(self.leaves, self.buffers, inputs, labels, plan.strengths[number])
         # Contiguous, as the fused optimisers want them: vmap's rules give some transposed.
-        gradients = [g.contiguous() for g in torch.autograd.grad((task + extra).sum(), list(self.leaves.values()))]
+        gradients = [
+            g.contiguous()
+            for g in torch.autograd.grad((task + extra).sum(), list(self.leaves.values()))
+        ]
         with torch.no_grad():
-            due = [row for row, m in enumerate(self.members) if m.sparsifier and m.sparsifier.due(m.step)]
+            due = [
+                row
+                for row, m in enumerate(self.members)
+                if m.sparsifier and m.sparsifier.due(m.step)
+            ]
             for row in due:
                 self.lend_gradients(row, gradients)
                 self._sparsifier(row).before_step(self.members[row].step)
             if self.kept is not None:
                 kept = self.named(self.kept).values()
-                gradients = [g * mask for g, mask in zip(gradients, kept, strict=True)]  # two may be one tensor
+                # Two may be one tensor.
+                gradients = [g * mask for g, mask in zip(gradients, kept, strict=True)]
             self.steps += 1
             of_members = zip(*(gradient.unbind() for gradient in gradients), strict=True)
             entries = plan.entries[number]
-            for row, (update, own, lr) in enumerate(zip(self.updates, of_members, plan.rates[number], strict=True)):
+            for row, (update, own, lr) in enumerate(
+                zip(self.updates, of_members, plan.rates[number], strict=True)
+            ):
                 update(own, lr)
                 if entries is not None:
                     step.shrink_entries(self.rows[row], entries[row])

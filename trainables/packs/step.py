@@ -1,9 +1,12 @@
-"""The step of a pack: losses, gradients and proximal steps of all members at once, by `torch.func.vmap`.
+"""The step of a pack: losses, gradients and proximal steps of all members at once, by
+`torch.func.vmap`.
 
-A copy of the network runs under vmap with the stacked parameters in place of its own, so that any forward that vmap takes can
-be packed: linear layers become batched matrix products, and convolutions grouped ones. Batch norm in training, which writes its
-running statistics, is taken by vmap as soon as these are stacked too: it becomes one batch norm over K · C channels, in place.
-Replacing it by a functional one of ours was not needed. CKA-SR's hooks catch features within vmap, where its loss is computed.
+A copy of the network runs under vmap with the stacked parameters in place of its own, so that any
+forward that vmap takes can be packed: linear layers become batched matrix products, and
+convolutions grouped ones. Batch norm in training, which writes its running statistics, is taken by
+vmap as soon as these are stacked too: it becomes one batch norm over K · C channels, in place.
+Replacing it by a functional one of ours was not needed. CKA-SR's hooks catch features within vmap,
+where its loss is computed.
 """
 
 import copy
@@ -15,50 +18,66 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from trainables.errors import UserError
-from trainables.measures import plain_attention
-from trainables.packs.modules import replace_layers
-from trainables.penalties.base import ActiveGroups, ActivePenalty, Penalty
-from trainables.penalties.cka import ActiveFeatures
-from trainables.penalties.features import remove_hooks
-from trainables.precision import forward_pass, wide
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.measures.measure import plain_attention
+from slimfront.trainables.packs.modules import replace_layers
+from slimfront.trainables.penalties.base import ActiveGroups, ActivePenalty, Penalty
+from slimfront.trainables.penalties.cka import ActiveFeatures
+from slimfront.trainables.penalties.features import remove_hooks
+from slimfront.trainables.precision import forward_pass, wide
 
 Tensors = dict[str, Tensor]
 
 
 class Step:
-    """What the members of a pack compute together: on tensors with a row for each of the K of them."""
+    """What the members of a pack compute together: on tensors with a row for each of the K of
+    them."""
 
-    def __init__(self, model: nn.Module, penalties: dict[str, Penalty], sample: Tensor, *, bf16: bool = False) -> None:
-        """`model` is copied; `penalties` act on the copy, their strengths are given in each step. `sample` as for `attach`.
+    def __init__(
+        self, model: nn.Module, penalties: dict[str, Penalty], sample: Tensor, *, bf16: bool = False
+    ) -> None:
+        """`model` is copied; `penalties` act on the copy, their strengths are given in each step.
+        `sample` as for `attach`.
 
         With `bf16` the network computes in bfloat16 in `losses`.
         """
         self.bf16 = bf16
         self.model = copy.deepcopy(model)
         remove_hooks(self.model)
-        self.penalties = {name: options.attach(self.model, sample) for name, options in penalties.items()}
+        self.penalties = {
+            name: options.attach(self.model, sample) for name, options in penalties.items()
+        }
         self.model.train()
-        self.attends = any(isinstance(module, nn.MultiheadAttention) for module in self.model.modules())
+        self.attends = any(
+            isinstance(module, nn.MultiheadAttention) for module in self.model.modules()
+        )
         self.places = _places(self.model)
         self.entries = self._entries()
         replace_layers(self.model, bf16=bf16)  # after `attach`, which traces the network
 
     def _entries(self) -> tuple[str, list[str]] | None:
-        """The penalty whose proximal step comes first, and its parameters, if it takes each entry by itself.
+        """The penalty whose proximal step comes first, and its parameters, if it takes each entry
+        by itself.
 
-        On a CPU that step is taken for each member behind that of the optimiser, while the weights are at hand.
+        On a CPU that step is taken for each member behind that of the optimiser, while the weights
+        are at hand.
         """
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         on_cpu = all(parameter.device.type == "cpu" for parameter in self.model.parameters())
         first = next((name for name in self.penalties if self.by_proximal(name)), None)
         penalty = self.penalties[first] if first is not None else None
-        if first is None or not on_cpu or not isinstance(penalty, ActiveGroups) or penalty.shrink_entries is None:
+        if (
+            first is None
+            or not on_cpu
+            or not isinstance(penalty, ActiveGroups)
+            or penalty.shrink_entries is None
+        ):
             return None
         return first, [names[id(group.tensor)] for group in penalty.groups.values()]
 
     def shrink_entries(self, weights: Tensors, thresholds: Sequence[float]) -> None:
-        """The proximal step of `entries` on one member's weights, in place; a threshold for each of its parameters."""
+        """The proximal step of `entries` on one member's weights, in place; a threshold for each of
+        its parameters."""
         assert self.entries is not None
         name, parameters = self.entries
         penalty = self.penalties[name]
@@ -68,12 +87,19 @@ class Step:
                 penalty.shrink_entries(weights[parameter], threshold)
 
     def losses(
-        self, parameters: Tensors, buffers: Tensors, inputs: Tensor, labels: Tensor, strengths: Tensors
+        self,
+        parameters: Tensors,
+        buffers: Tensors,
+        inputs: Tensor,
+        labels: Tensor,
+        strengths: Tensors,
     ) -> tuple[Tensor, ...]:
-        """Task and penalty losses (K,) of inputs (K, B, …) with labels (K, B); buffers are written in place.
+        """Task and penalty losses (K,) of inputs (K, B, …) with labels (K, B); buffers are written
+        in place.
 
         Args:
-            strengths: (K, groups) by the name of the penalty, of those that add to the loss in this step.
+            strengths: (K, groups) by the name of the penalty, of those that add to the loss in this
+                step.
         """
         for name, penalty in self.penalties.items():
             if isinstance(penalty, ActiveFeatures):
@@ -86,12 +112,16 @@ class Step:
             return outputs, [loss for loss in found if loss is not None]
 
         outputs, extra = self._together(of_one, parameters, buffers, inputs, strengths)
-        # Outside of vmap, which takes cross entropy apart, and with the classes before the batch, which is four times as fast.
-        task_losses = nn.functional.cross_entropy(wide(outputs).transpose(1, 2), labels, reduction="none").mean(1)
+        # Outside of vmap, which takes cross entropy apart, and with the classes before the batch,
+        # which is four times as fast.
+        task_losses = nn.functional.cross_entropy(
+            wide(outputs).transpose(1, 2), labels, reduction="none"
+        ).mean(1)
         return task_losses, torch.stack(extra).sum(0) if extra else torch.zeros_like(task_losses)
 
     def proximal(self, parameters: Tensors, buffers: Tensors, thresholds: Tensors) -> None:
-        """The proximal steps of the group penalties, in place; `thresholds` (K, groups) by the name of the penalty."""
+        """The proximal steps of the group penalties, in place; `thresholds` (K, groups) by the name
+        of the penalty."""
 
         def of_one(thresholds: Tensors) -> Tensors:
             for name, threshold in thresholds.items():
@@ -114,8 +144,11 @@ class Step:
             self.model.train()
         return made
 
-    def _together(self, function: Callable[..., Any], parameters: Tensors, buffers: Tensors, *stacked: Any) -> Any:
-        """`function` of each row of `stacked`, with the same rows of parameters and buffers in the network."""
+    def _together(
+        self, function: Callable[..., Any], parameters: Tensors, buffers: Tensors, *stacked: Any
+    ) -> Any:
+        """`function` of each row of `stacked`, with the same rows of parameters and buffers in the
+        network."""
 
         def of_one(tensors: Tensors, *rows: Any) -> Any:
             for kept, leaf, name in self.places:
@@ -131,9 +164,12 @@ class Step:
                 kept[leaf] = tensor
 
     def strengths(self, name: str, options: Penalty) -> list[float]:
-        """The full strengths that a member's options of the penalty give its groups; a features penalty is one group."""
+        """The full strengths that a member's options of the penalty give its groups; a features
+        penalty is one group."""
         penalty = self.penalties[name]
-        return penalty.strengths(options) if isinstance(penalty, ActiveGroups) else [options.strength]  # type: ignore[arg-type]
+        return (
+            penalty.strengths(options) if isinstance(penalty, ActiveGroups) else [options.strength]
+        )  # type: ignore[arg-type]
 
     def by_proximal(self, name: str) -> bool:
         """Whether the penalty acts by its proximal step, and not by the loss."""
@@ -151,13 +187,24 @@ def _loss(penalty: ActivePenalty, strengths: Tensor) -> Tensor | None:
 
 
 def _places(model: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
-    """Where a network holds its parameters and buffers: a dictionary and a key, and the name of what belongs there.
+    """Where a network holds its parameters and buffers: a dictionary and a key, and the name of
+    what belongs there.
 
-    `torch.func.functional_call` looks for them anew in each call, which takes longer than the layers of a small network.
+    `torch.func.functional_call` looks for them anew in each call, which takes longer than the
+    layers of a small network.
     """
-    names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    kept = [tensors for module in model.modules() for tensors in (module._parameters, module._buffers)]
-    return [(each, leaf, names[id(tensor)]) for each in kept for leaf, tensor in each.items() if tensor is not None]
+    names = {
+        id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+    kept = [
+        tensors for module in model.modules() for tensors in (module._parameters, module._buffers)
+    ]
+    return [
+        (each, leaf, names[id(tensor)])
+        for each in kept
+        for leaf, tensor in each.items()
+        if tensor is not None
+    ]
 
 
 @contextmanager
@@ -169,5 +216,6 @@ def _told_plainly() -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError) or "vmap" not in str(error):
             raise
         raise UserError(
-            f"this network cannot be trained in a pack, because torch.func.vmap refuses it ({said}); set resources.pack to 1"
+            "this network cannot be trained in a pack, because torch.func.vmap refuses it "
+            f"({said}); set resources.pack to 1"
         ) from error

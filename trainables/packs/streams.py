@@ -1,24 +1,28 @@
-"""Packs on a GPU: each member's recorded steps are replayed on a stream of its own, so that their kernels run beside each other.
+"""Packs on a GPU: each member's recorded steps are replayed on a stream of its own, so that their
+kernels run beside each other.
 
-Nothing is stacked, and each member computes what it computes alone, bit by bit. One process launches a whole step of a member at
-once, so that sixteen members keep a GPU busy which one alone would leave idle most of the time.
+Nothing is stacked, and each member computes what it computes alone, bit by bit. One process
+launches a whole step of a member at once, so that sixteen members keep a GPU busy which one alone
+would leave idle most of the time.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from trainables.errors import TrialFailure
-from trainables.training import Number, Training
+from slimfront.trainables.errors import TrialFailure
+from slimfront.trainables.training.loop import Number, Training
 
 
 def can_stream(members: Sequence[Training]) -> bool:
-    """Whether they can: steps that turn out not to be recordable are taken on these streams all the same."""
+    """Whether they can: steps that turn out not to be recordable are taken on these streams all the
+    same."""
     return all(member.graphs is not None for member in members)
 
 
 def run_epoch(members: Sequence[Training]) -> dict[Training, dict[str, Number] | TrialFailure]:
-    """Trains each member one epoch; they have batches of one size and train on the same data. This process waits once.
+    """Trains each member one epoch; they have batches of one size and train on the same data. This
+    process waits once.
 
     Returns:
         The metrics of each, as `Training.run_epoch` gives them, or why it cannot go on.

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from trainables.errors import TrialFailure, UserError
-from trainables.packs.pack import Pack
-from trainables.packs.packable import pack_key
-from trainables.training import Number, Training
+from slimfront.trainables.errors import TrialFailure, UserError
+from slimfront.trainables.packs.pack import Pack
+from slimfront.trainables.packs.packable import pack_key
+from slimfront.trainables.training.loop import Number, Training
 
 
 class Alone:
@@ -20,7 +20,8 @@ class Alone:
         return training.run_epoch()
 
     def leave(self, training: Training) -> None:
-        """Called before anything but an epoch is done with the training: from then on its tensors are its own."""
+        """Called before anything but an epoch is done with the training: from then on its tensors
+        are its own."""
 
 
 class Left(Exception):
@@ -30,8 +31,9 @@ class Left(Exception):
 class Together(Alone):
     """The trainings of one process, each in a thread of its own, one of which works at a time.
 
-    When all calls that are under way wait for an epoch, one thread trains it for all of them: in a pack for each key, and
-    alone those that do not pack. What is not under way then (a report that is with the driver) is not waited for.
+    When all calls that are under way wait for an epoch, one thread trains it for all of them: in a
+    pack for each key, and alone those that do not pack. What is not under way then (a report that
+    is with the driver) is not waited for.
     """
 
     def __init__(self) -> None:
@@ -102,7 +104,9 @@ class Together(Alone):
             except Exception as error:  # of any kind: whoever waits must hear of it
                 self.results |= dict.fromkeys(group, error)
 
-    def _epochs(self, key: str, group: list[Training]) -> dict[Training, dict[str, Number] | Exception]:
+    def _epochs(
+        self, key: str, group: list[Training]
+    ) -> dict[Training, dict[str, Number] | Exception]:
         pack = self.packs.get(key)
         if pack is None:
             pack = self.packs[key] = Pack(device=group[0].device)
@@ -133,14 +137,17 @@ def _epoch_alone(training: Training) -> dict[str, Number] | Exception:
 
 
 _AT_ONCE = {"get_auto_filled_metrics", "get_current_ip_pid", "save"}
-"""What Ray Tune asks of a trainable that disturbs nobody: a training that is saved has left its pack when it reported."""
+"""What Ray Tune asks of a trainable that disturbs nobody: a training that is saved has left its
+pack when it reported."""
 
 
 class SharedProcess:
-    """Runs the trainables of several trials, one in each of its seats; its methods are called in threads of their own."""
+    """Runs the trainables of several trials, one in each of its seats; its methods are called in
+    threads of their own."""
 
     def __init__(self, trainable: type) -> None:
-        """`trainable` makes one for each trial, and uses its attribute `company` as `CandidateTrainable` does."""
+        """`trainable` makes one for each trial, and uses its attribute `company` as
+        `CandidateTrainable` does."""
         self.trainable = trainable
         self.together = Together()
         self.seats: dict[int, Any] = {}
@@ -151,7 +158,9 @@ class SharedProcess:
             self.seats[seat] = self.trainable(**arguments)
             self.seats[seat].company = self.together
 
-    def call(self, seat: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    def call(
+        self, seat: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> Any:
         """What a method of a seat's trainable returns."""
         if method in _AT_ONCE:
             return getattr(self.seats[seat], method)(*arguments, **named)

@@ -1,7 +1,7 @@
 """AugCKA-SR: pushes all layers of a network to have dissimilar features, whatever their shapes.
 
-Ni et al. 2023, arXiv 2307.07389: β · L_C with L_C = 2 / (N (N − 1)) · Σ_{i<j} w_ij · CKA(X_i, X_j) over all N layers, from
-the biased HSIC (centred Gram matrices).
+Ni et al. 2023, arXiv 2307.07389: β · L_C with L_C = 2 / (N (N − 1)) · Σ_{i<j} w_ij · CKA(X_i, X_j)
+over all N layers, from the biased HSIC (centred Gram matrices).
 """
 
 from collections.abc import Sequence
@@ -10,13 +10,14 @@ from typing import ClassVar
 from pydantic import field_validator
 from torch import Tensor, nn
 
-from trainables.penalties.base import PENALTIES
-from trainables.penalties.cka import ActiveFeatures, FeaturePenalty, pairwise_cka
-from trainables.penalties.features import find_layers, output_shapes
+from slimfront.trainables.penalties.base import PENALTIES
+from slimfront.trainables.penalties.cka import ActiveFeatures, FeaturePenalty, pairwise_cka
+from slimfront.trainables.penalties.features import find_layers, output_shapes
 
 
 def aug_cka_loss(features: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
-    """L_C of AugCKA-SR: the mean of w_ij · CKA over the pairs of different layers, in [0, 1] with weights 1; a scalar.
+    """L_C of AugCKA-SR: the mean of w_ij · CKA over the pairs of different layers, in [0, 1] with
+    weights 1; a scalar.
 
     Args:
         features: N tensors (n, …), one per layer, of the same n ≥ 2 samples.
@@ -30,7 +31,8 @@ def aug_cka_loss(features: Sequence[Tensor], weights: Tensor | None = None) -> T
 
 @PENALTIES.register("aug_cka")
 class AugCKA(FeaturePenalty):
-    """AugCKA-SR: the mean CKA over all pairs of layers: those that `find_layers` finds, or `layers: [conv1, layer1.0, …]`."""
+    """AugCKA-SR: the mean CKA over all pairs of layers: those that `find_layers` finds, or
+    `layers: [conv1, layer1.0, …]`."""
 
     nothing_to_do: ClassVar[str] = "there are no two layers in this network to compare"
 

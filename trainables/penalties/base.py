@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trainables.errors import UserError
-from trainables.options import Options, Registry, suggest
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.options import Options, Registry, suggest
 
 
 class ActivePenalty(Protocol):
@@ -20,13 +20,15 @@ class ActivePenalty(Protocol):
         """How many groups of weights, or stages of layers, it acts on."""
 
     def before_batch(self, step: int, scale: float) -> None:
-        """Called before the forward pass of training step `step` (from 0); `scale` is the share of the full strength now."""
+        """Called before the forward pass of training step `step` (from 0); `scale` is the share of
+        the full strength now."""
 
     def loss(self) -> Tensor | None:
         """Called after the forward pass: a scalar to add to the task loss, or None."""
 
     def proximal(self, step_size: float | Tensor) -> None:
-        """Called after the optimiser's step of size `step_size`, a number or a scalar on the device: the penalty's exact step."""
+        """Called after the optimiser's step of size `step_size`, a number or a scalar on the
+        device: the penalty's exact step."""
 
     def close(self) -> None:
         """Takes away whatever was attached to the network."""
@@ -35,7 +37,8 @@ class ActivePenalty(Protocol):
 class Penalty(Options):
     """Options of a penalty. `strength` is its factor (λ or β); 0 switches it off.
 
-    It is 0 for the first `warmup` epochs, and rises linearly to the full strength over the next `ramp` epochs.
+    It is 0 for the first `warmup` epochs, and rises linearly to the full strength over the next
+    `ramp` epochs.
     """
 
     nothing_to_do: ClassVar[str] = "there is no layer in this network that it acts on"
@@ -58,7 +61,8 @@ class Penalty(Options):
         return 1.0 if self.ramp == 0 else min((epoch - self.warmup) / self.ramp, 1.0)
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActivePenalty:
-        """The penalty on `model`; `sample` (N, *input_shape) is a batch of real inputs to look at shapes with.
+        """The penalty on `model`; `sample` (N, *input_shape) is a batch of real inputs to look at
+        shapes with.
 
         Raises:
             UserError: if the penalty must trace the network, and that fails.
@@ -73,7 +77,8 @@ GroupT = TypeVar("GroupT")
 
 @dataclass(frozen=True)
 class Held:
-    """A parameter by the module that holds it: what is held there changes where many candidates are trained at once."""
+    """A parameter by the module that holds it: what is held there changes where many candidates are
+    trained at once."""
 
     module: nn.Module
     name: str
@@ -92,7 +97,8 @@ def held(model: nn.Module, name: str) -> Held:
 
 
 class GroupPenalty(Penalty):
-    """A penalty on groups of weights, by its closed-form proximal step (`form: proximal`) or its gradient.
+    """A penalty on groups of weights, by its closed-form proximal step (`form: proximal`) or its
+    gradient.
 
     `layers` gives single groups a strength of their own, by the name of the layer.
     """
@@ -107,10 +113,11 @@ class GroupPenalty(Penalty):
 
 
 class ActiveGroups(Generic[GroupT]):
-    """A group penalty at work: `norm` gives the penalty of a group, `shrink` takes its proximal step in place.
+    """A group penalty at work: `norm` gives the penalty of a group, `shrink` takes its proximal
+    step in place.
 
-    Where groups are single parameters (`Held`) and the operator takes each entry by itself, `shrink_entries` is the same for a
-    tensor and a number, and faster.
+    Where groups are single parameters (`Held`) and the operator takes each entry by itself,
+    `shrink_entries` is the same for a tensor and a number, and faster.
     """
 
     def __init__(
@@ -121,7 +128,8 @@ class ActiveGroups(Generic[GroupT]):
         shrink: Callable[[GroupT, Tensor], None],
         shrink_entries: Callable[[Tensor, float], None] | None = None,
     ) -> None:
-        """`groups` are by the name of their layer; raises UserError if `options.layers` names none of them."""
+        """`groups` are by the name of their layer; raises UserError if `options.layers` names none
+        of them."""
         check_names(options, groups)
         self.options = options
         self.groups = groups
@@ -160,7 +168,8 @@ class ActiveGroups(Generic[GroupT]):
 
     @torch.no_grad()
     def proximal(self, step_size: float | Tensor) -> None:
-        """One proximal step with threshold `step_size` · strength on each group, in place; nothing in the gradient form."""
+        """One proximal step with threshold `step_size` · strength on each group, in place; nothing
+        in the gradient form."""
         if self.options.form == "gradient":
             return
         thresholds: dict[float, Tensor] = {}
@@ -185,7 +194,8 @@ class ActiveGroups(Generic[GroupT]):
 
 
 def check_penalties(penalties: Mapping[str, Penalty], model: nn.Module, sample: Tensor) -> None:
-    """Finds out before training if every penalty has something to act on; `sample` as in `Penalty.attach`.
+    """Finds out before training if every penalty has something to act on; `sample` as in
+    `Penalty.attach`.
 
     Raises:
         UserError: if one has not, cannot trace the network, or names a layer that is not there.
@@ -194,11 +204,16 @@ def check_penalties(penalties: Mapping[str, Penalty], model: nn.Module, sample: 
         active = options.attach(model, sample)
         active.close()
         if active.targets == 0:
-            raise UserError(f"penalties.{name}: {options.nothing_to_do}; leave it out, or choose another model")
+            raise UserError(
+                f"penalties.{name}: {options.nothing_to_do}; leave it out, or choose another model"
+            )
 
 
 def check_names(options: GroupPenalty, groups: dict[str, GroupT]) -> None:
     """Raises UserError if `options.layers` names a layer that the penalty does not act on."""
     for name in options.layers:
         if name not in groups:
-            raise UserError(f"penalties: '{name}' is not a layer that {type(options).__name__} acts on; {suggest(name, groups)}")
+            raise UserError(
+                f"penalties: '{name}' is not a layer that {type(options).__name__} acts on; "
+                f"{suggest(name, groups)}"
+            )

@@ -1,24 +1,28 @@
-"""Block sparsity: pushes whole residual branches to zero, so that their blocks become the identity and are removed.
+"""Block sparsity: pushes whole residual branches to zero, so that their blocks become the identity
+and are removed.
 
-Group lasso with one group per residual branch: the affine part (γ, β) of its last batch norm, or [W | b] of its last layer
-where there is none. That group alone decides how much the branch adds: the weights in front of a batch norm have no scale.
+Group lasso with one group per residual branch: the affine part (γ, β) of its last batch norm, or [W
+| b] of its last layer where there is none. That group alone decides how much the branch adds: the
+weights in front of a batch norm have no scale.
 """
 
 import torch
 from torch import Tensor, nn
 
-from trainables.graph import Layer, residual_branches, trace
-from trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty, Held
+from slimfront.trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty, Held
+from slimfront.trainables.structure.graph import Layer, residual_branches, trace
 
 
 def group_norm(tensors: list[Tensor]) -> Tensor:
-    """ℓ2 norm of several tensors taken as one vector; a scalar. The gradient of a zero group is 0."""
+    """ℓ2 norm of several tensors taken as one vector; a scalar. The gradient of a zero group is
+    0."""
     squares = torch.stack([t.square().sum() for t in tensors]).sum()
     return torch.where(squares > 0, squares, 1).sqrt() * (squares > 0)
 
 
 def shrink_group(tensors: list[Tensor], threshold: Tensor) -> list[Tensor]:
-    """Proximal operator of `threshold` · ‖group‖₂: every tensor times max(0, 1 − threshold / ‖group‖). NaN in, NaN out."""
+    """Proximal operator of `threshold` · ‖group‖₂: every tensor times max(0, 1 − threshold /
+    ‖group‖). NaN in, NaN out."""
     norm = group_norm(tensors)
     factor = (1 - threshold / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp(min=0)
     return [t * factor for t in tensors]
@@ -26,12 +30,15 @@ def shrink_group(tensors: list[Tensor], threshold: Tensor) -> list[Tensor]:
 
 @PENALTIES.register("block")
 class BlockSparsity(GroupPenalty):
-    """Block sparsity; `strength` is λ. It acts on residual branches, found by tracing, named by their last weight layer."""
+    """Block sparsity; `strength` is λ. It acts on residual branches, found by tracing, named by
+    their last weight layer."""
 
     nothing_to_do = "there is no residual branch in this network"
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[list[Held]]:
-        groups = {branch.last.name: _scale_of(branch.last) for branch in residual_branches(trace(model))}
+        groups = {
+            branch.last.name: _scale_of(branch.last) for branch in residual_branches(trace(model))
+        }
 
         @torch.no_grad()
         def shrink(group: list[Held], threshold: Tensor) -> None:
@@ -39,9 +46,15 @@ class BlockSparsity(GroupPenalty):
             for tensor, shrunk in zip(tensors, shrink_group(tensors, threshold), strict=True):
                 tensor.copy_(shrunk)
 
-        return ActiveGroups(self, groups, lambda group: group_norm([member.tensor for member in group]), shrink)
+        return ActiveGroups(
+            self, groups, lambda group: group_norm([member.tensor for member in group]), shrink
+        )
 
 
 def _scale_of(layer: Layer) -> list[Held]:
     module = layer.layer if layer.norm is None else layer.norm
-    return [Held(module, "weight")] if module.bias is None else [Held(module, "weight"), Held(module, "bias")]
+    return (
+        [Held(module, "weight")]
+        if module.bias is None
+        else [Held(module, "weight"), Held(module, "bias")]
+    )

@@ -1,13 +1,16 @@
-"""Channel sparsity: pushes channels to zero in all layers that share them, and heads of attention; compaction removes them.
+"""Channel sparsity: pushes channels to zero in all layers that share them, and heads of attention;
+compaction removes them.
 
-Group lasso (Yuan, Lin 2006, Model selection and estimation in regression with grouped variables, eq. 2.1) with one group per
-unit of `channels.channel_groups` and `heads.head_groups`: its rows in every layer that writes it, biases and batch norms too.
-They become 0 in the same step or not at all, whatever share of the unit's norm they have: weights in front of a batch norm have
-no size of their own.
+Group lasso (Yuan, Lin 2006, Model selection and estimation in regression with grouped variables,
+eq. 2.1) with one group per unit of `channels.channel_groups` and `heads.head_groups`: its rows in
+every layer that writes it, biases and batch norms too. They become 0 in the same step or not at
+all, whatever share of the unit's norm they have: weights in front of a batch norm have no size of
+their own.
 
-Yuan and Lin weigh a group by the root of its size, so that one strength suits small and large groups. Size is counted in rows
-of weights here, not in entries: initialisation makes a row of any fan-in about as long (He et al. 2015, arXiv 1502.01852), so a
-unit's norm grows with the root of the number of its rows. With entries, rows of the largest fan-in would go first.
+Yuan and Lin weigh a group by the root of its size, so that one strength suits small and large
+groups. Size is counted in rows of weights here, not in entries: initialisation makes a row of any
+fan-in about as long (He et al. 2015, arXiv 1502.01852), so a unit's norm grows with the root of the
+number of its rows. With entries, rows of the largest fan-in would go first.
 """
 
 from collections.abc import Sequence
@@ -16,16 +19,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainables.channels import UnitGroup, channel_groups
-from trainables.errors import UserError
-from trainables.graph import rows
-from trainables.heads import head_groups
-from trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty, Held, held
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty, Held, held
+from slimfront.trainables.structure.channel_groups import UnitGroup, channel_groups
+from slimfront.trainables.structure.graph import rows
+from slimfront.trainables.structure.head_groups import head_groups
 
 
 @dataclass(frozen=True)
 class Units:
-    """The parameters that write the units of one group, each with the unit of each row; −1: none of this group."""
+    """The parameters that write the units of one group, each with the unit of each row; −1: none of
+    this group."""
 
     parameters: tuple[Held, ...]
     owners: tuple[Tensor, ...]
@@ -40,33 +44,47 @@ class Units:
 
 
 def unit_norms(tensors: Sequence[Tensor], owners: Sequence[Tensor], units: int) -> Tensor:
-    """ℓ2 norms of units over their rows in several tensors: (rows, …) each, with owners (rows,), to (units,).
+    """ℓ2 norms of units over their rows in several tensors: (rows, …) each, with owners (rows,), to
+    (units,).
 
     The gradient of a unit that is 0 is 0.
     """
     squares = tensors[0].new_zeros(units + 1)  # the last one takes what has no owner: −1
     for tensor, owner in zip(tensors, owners, strict=True):
-        squares = squares.index_add(0, owner % (units + 1), tensor.flatten(1).square().sum(1) if tensor.dim() > 1 else tensor**2)
+        squares = squares.index_add(
+            0,
+            owner % (units + 1),
+            tensor.flatten(1).square().sum(1) if tensor.dim() > 1 else tensor**2,
+        )
     squares = squares[:units]
     return torch.where(squares > 0, squares, 1).sqrt() * (squares > 0)
 
 
-def shrink_units(tensors: Sequence[Tensor], owners: Sequence[Tensor], units: int, threshold: Tensor) -> list[Tensor]:
-    """Proximal operator of `threshold` · Σ ‖unit‖₂: every row of a unit times max(0, 1 − threshold / ‖unit‖).
+def shrink_units(
+    tensors: Sequence[Tensor], owners: Sequence[Tensor], units: int, threshold: Tensor
+) -> list[Tensor]:
+    """Proximal operator of `threshold` · Σ ‖unit‖₂: every row of a unit times max(0, 1 − threshold
+    / ‖unit‖).
 
-    Shapes as in `unit_norms`; `threshold` is η·λ·weight, a scalar ≥ 0. Rows without an owner stay. NaN in, NaN out.
+    Shapes as in `unit_norms`; `threshold` is η·λ·weight, a scalar ≥ 0. Rows without an owner stay.
+    NaN in, NaN out.
     """
     norms = unit_norms(tensors, owners, units)
     factors = (1 - threshold / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(min=0)
     factors = torch.cat([factors, factors.new_ones(1)])
-    return [tensor * rows(factors[owner % (units + 1)], tensor) for tensor, owner in zip(tensors, owners, strict=True)]
+    return [
+        tensor * rows(factors[owner % (units + 1)], tensor)
+        for tensor, owner in zip(tensors, owners, strict=True)
+    ]
 
 
 @PENALTIES.register("channel")
 class ChannelSparsity(GroupPenalty):
-    """Channel sparsity; `strength` is λ. It acts on channels that Torch-Pruning finds, named by their first layer, and on heads.
+    """Channel sparsity; `strength` is λ. It acts on channels that Torch-Pruning finds, named by
+    their first layer, and on heads.
 
-    Take it, and not `node`, where layers share channels by residual additions, concatenations, grouped or depthwise convolutions.
+    Take it, and not `node`, where layers share channels by residual additions, concatenations,
+    grouped or depthwise convolutions.
     """
 
     nothing_to_do = "there is no channel and no head in this network that can be removed"
@@ -93,6 +111,16 @@ class ChannelSparsity(GroupPenalty):
 def _units(group: UnitGroup, model: nn.Module) -> Units:
     parameters = tuple(held(model, name) for name in group.writers)
     tensors = [parameter.tensor for parameter in parameters]
-    owners = tuple(owners.to(tensor.device) for owners, tensor in zip(group.writers.values(), tensors, strict=True))
-    count = sum(int((owners >= 0).sum()) for name, owners in group.writers.items() if name.endswith("weight")) / group.units
+    owners = tuple(
+        owners.to(tensor.device)
+        for owners, tensor in zip(group.writers.values(), tensors, strict=True)
+    )
+    count = (
+        sum(
+            int((owners >= 0).sum())
+            for name, owners in group.writers.items()
+            if name.endswith("weight")
+        )
+        / group.units
+    )
     return Units(parameters, owners, group.units, tensors[0].new_tensor(count).sqrt())

@@ -1,9 +1,9 @@
 """CKA-SR: pushes the layers of a stage to have dissimilar features.
 
-Ni et al. 2023, arXiv 2307.07389: β · L_C is added to the loss, with L_C the sum of w_ij · CKA(X_i, X_j) over the pairs of
-block outputs of each stage, and linear CKA from the unbiased minibatch HSIC. We sum ordered pairs as the authors' code does,
-but leave out i = j, which adds a constant with zero gradient. Each Gram matrix is formed once, and all pairs of a stage
-come from one matrix product.
+Ni et al. 2023, arXiv 2307.07389: β · L_C is added to the loss, with L_C the sum of w_ij · CKA(X_i,
+X_j) over the pairs of block outputs of each stage, and linear CKA from the unbiased minibatch HSIC.
+We sum ordered pairs as the authors' code does, but leave out i = j, which adds a constant with zero
+gradient. Each Gram matrix is formed once, and all pairs of a stage come from one matrix product.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -13,11 +13,17 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from trainables.errors import UserError
-from trainables.options import suggest
-from trainables.penalties.base import PENALTIES, Penalty
-from trainables.penalties.features import Features, by_shape, check_layers, find_layers, output_shapes
-from trainables.precision import wide
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.options import suggest
+from slimfront.trainables.penalties.base import PENALTIES, Penalty
+from slimfront.trainables.penalties.features import (
+    Features,
+    by_shape,
+    check_layers,
+    find_layers,
+    output_shapes,
+)
+from slimfront.trainables.precision import wide
 
 PairWeights = Mapping[str, Mapping[str, float]]
 
@@ -25,8 +31,8 @@ PairWeights = Mapping[str, Mapping[str, float]]
 def unbiased_centring(gram: Tensor) -> Tensor:
     """U-centred Gram matrices, (…, n, n) to (…, n, n), n ≥ 4.
 
-    With the diagonal zeroed and the rows centred so, ⟨K', L'⟩ / (n (n − 3)) is the unbiased HSIC of Song et al. 2012,
-    eq. 5 (the form used by minibatch CKA).
+    With the diagonal zeroed and the rows centred so, ⟨K', L'⟩ / (n (n − 3)) is the unbiased HSIC of
+    Song et al. 2012, eq. 5 (the form used by minibatch CKA).
     """
     n = gram.shape[-1]
     off_diagonal = ~torch.eye(n, dtype=torch.bool, device=gram.device)
@@ -37,13 +43,15 @@ def unbiased_centring(gram: Tensor) -> Tensor:
 
 
 def double_centring(gram: Tensor) -> Tensor:
-    """H K H of Gram matrices (…, n, n), H = I − 11ᵀ / n: ⟨HKH, HLH⟩ / (n − 1)² is the biased HSIC (Gretton et al. 2005)."""
+    """H K H of Gram matrices (…, n, n), H = I − 11ᵀ / n: ⟨HKH, HLH⟩ / (n − 1)² is the biased HSIC
+    (Gretton et al. 2005)."""
     rows = gram.mean(-1, keepdim=True)
     return gram - rows - rows.transpose(-2, -1) + gram.mean((-2, -1), keepdim=True)
 
 
 class _Gram(torch.autograd.Function):
-    """X Xᵀ of (n, d) features in float32 or wider: its backward pass is one product, (G + Gᵀ) X, where autograd makes two."""
+    """X Xᵀ of (n, d) features in float32 or wider: its backward pass is one product, (G + Gᵀ) X,
+    where autograd makes two."""
 
     generate_vmap_rule = True
 
@@ -66,25 +74,30 @@ class _Gram(torch.autograd.Function):
 def pairwise_cka(features: Sequence[Tensor], *, unbiased: bool = True) -> Tensor:
     """Linear CKA of all pairs of layers, from the unbiased or the biased HSIC.
 
-    Features are never copied: each Gram matrix is one product, and centring is done on it, in float64.
+    Features are never copied: each Gram matrix is one product, and centring is done on it, in
+    float64.
 
     Args:
-        features: L tensors (n, …), one per layer, of the same n samples; flattened per sample here. The unbiased HSIC needs
-            n ≥ 4, the biased one (centred Gram matrices) n ≥ 2.
+        features: L tensors (n, …), one per layer, of the same n samples; flattened per sample here.
+            The unbiased HSIC needs n ≥ 4, the biased one (centred Gram matrices) n ≥ 2.
 
     Returns:
-        (L, L), symmetric, entries in [−1, 1] (biased: [0, 1]), float32 or wider, under autocast too. A layer whose features
-        are constant over the samples has similarity 0 with every layer, itself too, and a zero gradient. NaN in, NaN out.
+        (L, L), symmetric, entries in [−1, 1] (biased: [0, 1]), float32 or wider, under autocast
+        too. A layer whose features are constant over the samples has similarity 0 with every layer,
+        itself too, and a zero gradient. NaN in, NaN out.
     """
     with torch.autocast(features[0].device.type, enabled=False):
         gram = torch.stack([_Gram.apply(layer.flatten(1)) for layer in features])  # (L, n, n)
         precision = torch.finfo(gram.dtype).eps
-        # Scale first: the size of the features cancels in CKA, but its squares could overflow or underflow.
+        # Scale first: the size of the features cancels in CKA, but its squares could overflow or
+        # underflow.
         largest = gram.detach().abs().amax((-2, -1), keepdim=True)
         scaled = (gram / torch.where(largest > 0, largest, 1)).double()
-        centred = (unbiased_centring(scaled) if unbiased else double_centring(scaled)).flatten(1)  # (L, n²)
+        # (L, n²).
+        centred = (unbiased_centring(scaled) if unbiased else double_centring(scaled)).flatten(1)
         squared = centred.square().sum(1, keepdim=True)
-        # What is left of constant features is rounding: some eps in each entry of a matrix whose largest entry is 1.
+        # What is left of constant features is rounding: some eps in each entry of a matrix whose
+        # largest entry is 1.
         alive = squared > (8 * precision) ** 2 * centred.shape[1]
         norm = torch.where(alive, squared, 1).sqrt()
         unit = torch.where(alive, centred / norm, 0)
@@ -92,7 +105,8 @@ def pairwise_cka(features: Sequence[Tensor], *, unbiased: bool = True) -> Tensor
 
 
 def pair_weights(layers: Sequence[str], weights: PairWeights) -> Tensor:
-    """(L, L), symmetric: the weights given for pairs of layers in either order, 1 for all others, 0 on the diagonal."""
+    """(L, L), symmetric: the weights given for pairs of layers in either order, 1 for all others, 0
+    on the diagonal."""
     matrix = torch.ones(len(layers), len(layers)).fill_diagonal_(0)
     for i, first in enumerate(layers):
         for j, second in enumerate(layers):
@@ -102,7 +116,8 @@ def pair_weights(layers: Sequence[str], weights: PairWeights) -> Tensor:
 
 
 def cka_loss(stages: Sequence[Sequence[Tensor]], weights: Sequence[Tensor] | None = None) -> Tensor:
-    """L_C of CKA-SR (arXiv 2307.07389): Σ over the stages of Σ over ordered pairs i ≠ j of w_ij · CKA; a scalar.
+    """L_C of CKA-SR (arXiv 2307.07389): Σ over the stages of Σ over ordered pairs i ≠ j of w_ij ·
+    CKA; a scalar.
 
     Args:
         stages: for each stage, the features (n, …) of its layers, two layers or more.
@@ -111,7 +126,9 @@ def cka_loss(stages: Sequence[Sequence[Tensor]], weights: Sequence[Tensor] | Non
     sums = []
     for number, features in enumerate(stages):
         cka = pairwise_cka(features)
-        pairs = torch.ones_like(cka).fill_diagonal_(0) if weights is None else weights[number].to(cka)
+        pairs = (
+            torch.ones_like(cka).fill_diagonal_(0) if weights is None else weights[number].to(cka)
+        )
         sums.append((pairs * cka).sum())
     return torch.stack(sums).sum()
 
@@ -119,8 +136,9 @@ def cka_loss(stages: Sequence[Sequence[Tensor]], weights: Sequence[Tensor] | Non
 class FeaturePenalty(Penalty):
     """What CKA-SR and AugCKA-SR share.
 
-    `strength` is β (the authors use 1e-5 to 1e-2); `samples` of each batch are looked at (−1: all of them), in every
-    `every`-th batch only. `pair_weights: {layer: {layer: weight}}` weighs single pairs, in either order; all others weigh 1.
+    `strength` is β (the authors use 1e-5 to 1e-2); `samples` of each batch are looked at (−1: all
+    of them), in every `every`-th batch only. `pair_weights: {layer: {layer: weight}}` weighs single
+    pairs, in either order; all others weigh 1.
     """
 
     least_batch: ClassVar[int] = 2
@@ -133,11 +151,15 @@ class FeaturePenalty(Penalty):
     @classmethod
     def _enough_samples(cls, samples: int) -> int:
         if samples != -1 and samples < cls.least_batch:
-            raise ValueError(f"it needs at least {cls.least_batch} samples of a batch (or -1 for the whole batch)")
+            raise ValueError(
+                f"it needs at least {cls.least_batch} samples of a batch (or -1 for the whole "
+                "batch)"
+            )
         return samples
 
     def value(self, features: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Tensor:
-        """L_C of the features (n, …) of the layers of each stage, under the pair weights (layers, layers) of each; a scalar."""
+        """L_C of the features (n, …) of the layers of each stage, under the pair weights (layers,
+        layers) of each; a scalar."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it is")
 
 
@@ -145,24 +167,36 @@ class FeaturePenalty(Penalty):
 class CKA(FeaturePenalty):
     """CKA-SR: the sum of CKA over the pairs of each stage.
 
-    The stages are found as blocks with equal output shapes, or named: `stages: [[layer1.0, layer1.1], …]`.
+    The stages are found as blocks with equal output shapes, or named:
+    `stages: [[layer1.0, layer1.1], …]`.
     """
 
-    nothing_to_do: ClassVar[str] = "there are no two layers of one output shape in this network to compare"
+    nothing_to_do: ClassVar[str] = (
+        "there are no two layers of one output shape in this network to compare"
+    )
     least_batch: ClassVar[int] = 4
 
     stages: tuple[tuple[str, ...], ...] | None = None
 
     @field_validator("stages")
     @classmethod
-    def _two_layers_each(cls, stages: tuple[tuple[str, ...], ...] | None) -> tuple[tuple[str, ...], ...] | None:
-        if stages is not None and (not stages or any(len(set(stage)) < 2 or len(set(stage)) < len(stage) for stage in stages)):
+    def _two_layers_each(
+        cls, stages: tuple[tuple[str, ...], ...] | None
+    ) -> tuple[tuple[str, ...], ...] | None:
+        if stages is not None and (
+            not stages
+            or any(len(set(stage)) < 2 or len(set(stage)) < len(stage) for stage in stages)
+        ):
             raise ValueError("a stage is a list of two or more different layers")
         return stages
 
     def attach(self, model: nn.Module, sample: Tensor) -> "ActiveFeatures":
         shapes = output_shapes(model, sample)
-        stages = [list(stage) for stage in self.stages] if self.stages else by_shape(find_layers(model, shapes), shapes)
+        stages = (
+            [list(stage) for stage in self.stages]
+            if self.stages
+            else by_shape(find_layers(model, shapes), shapes)
+        )
         return ActiveFeatures(self, model, stages, shapes)
 
     def value(self, features: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Tensor:
@@ -170,12 +204,18 @@ class CKA(FeaturePenalty):
 
 
 class ActiveFeatures:
-    """CKA-SR or AugCKA-SR on one network: forward hooks keep the features of one batch, and let go of them in `loss`."""
+    """CKA-SR or AugCKA-SR on one network: forward hooks keep the features of one batch, and let go
+    of them in `loss`."""
 
     def __init__(
-        self, options: FeaturePenalty, model: nn.Module, stages: Sequence[Sequence[str]], shapes: Mapping[str, tuple[int, ...]]
+        self,
+        options: FeaturePenalty,
+        model: nn.Module,
+        stages: Sequence[Sequence[str]],
+        shapes: Mapping[str, tuple[int, ...]],
     ) -> None:
-        """Raises UserError for a layer that has no features, and for a pair with a weight that is in no stage."""
+        """Raises UserError for a layer that has no features, and for a pair with a weight that is
+        in no stage."""
         self.options = options
         self.stages = stages
         self.strength = options.strength
@@ -183,10 +223,18 @@ class ActiveFeatures:
         check_layers(names, dict(shapes))
         for first, others in options.pair_weights.items():
             for second in others:
-                if not any(first in stage and second in stage and first != second for stage in stages):
+                if not any(
+                    first in stage and second in stage and first != second for stage in stages
+                ):
                     hint = suggest(first if first not in names else second, names)
-                    raise UserError(f"penalties: pair_weights: '{first}' and '{second}' are not a pair that is compared; {hint}")
-        self.weights = [pair_weights(stage, options.pair_weights).to(next(model.parameters()).device) for stage in stages]
+                    raise UserError(
+                        f"penalties: pair_weights: '{first}' and '{second}' are not a pair that is "
+                        f"compared; {hint}"
+                    )
+        self.weights = [
+            pair_weights(stage, options.pair_weights).to(next(model.parameters()).device)
+            for stage in stages
+        ]
         self.features = Features(model, names, options.samples)
 
     @property
@@ -195,7 +243,8 @@ class ActiveFeatures:
         return len(self.stages)
 
     def before_batch(self, step: int, scale: float) -> None:
-        """Watches the coming forward pass if this batch is an `every`-th one and the penalty is on."""
+        """Watches the coming forward pass if this batch is an `every`-th one and the penalty is
+        on."""
         self.strength = scale * self.options.strength
         self.features.watch(self.strength > 0 and step % self.options.every == 0)
 
@@ -209,13 +258,16 @@ class ActiveFeatures:
         kept = self.features.take()
         if not kept or len(next(iter(kept.values()))) < self.options.least_batch:
             return None
-        return self.options.value([[kept[name] for name in stage] for stage in self.stages], self.weights)
+        return self.options.value(
+            [[kept[name] for name in stage] for stage in self.stages], self.weights
+        )
 
     def proximal(self, step_size: float | Tensor) -> None:
         """Nothing: it works through its gradient."""
 
     def phase(self, step: int, scale: float) -> Hashable:
-        """Equal for two training steps in which it computes the same: whether it watches the batch, and how strong it is."""
+        """Equal for two training steps in which it computes the same: whether it watches the batch,
+        and how strong it is."""
         watches = scale * self.options.strength > 0 and step % self.options.every == 0
         return scale if watches else None
 

@@ -1,18 +1,21 @@
 """Connection sparsity: pushes single weights to zero.
 
-The lasso (arXiv 2006.15604, section 2, sets Σ_j r_j ‖W^j‖_1 beside layer sparsity). Biases are free.
+The lasso (arXiv 2006.15604, section 2, sets Σ_j r_j ‖W^j‖_1 beside layer sparsity). Biases are
+free.
 """
 
 import torch
 from torch import Tensor, nn
 
-from trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty, Held, held
-from trainables.sparsifiers.base import prunable_weights
+from slimfront.trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty, Held, held
+from slimfront.trainables.sparsifiers.base import prunable_weights
 
 
 def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
-    """Proximal operator of `threshold` · ‖·‖₁: sign(w) · max(0, |w| − threshold), any shape. NaN in, NaN out."""
-    return weight - torch.minimum(torch.maximum(weight, -threshold), threshold)  # `clamp` with tensors is slower
+    """Proximal operator of `threshold` · ‖·‖₁: sign(w) · max(0, |w| − threshold), any shape. NaN
+    in, NaN out."""
+    # `clamp` with tensors is slower.
+    return weight - torch.minimum(torch.maximum(weight, -threshold), threshold)
 
 
 @torch.no_grad()
@@ -23,13 +26,18 @@ def soft_threshold_(weight: Tensor, threshold: float) -> None:
 
 @PENALTIES.register("connection")
 class ConnectionSparsity(GroupPenalty):
-    """Connection sparsity; `strength` is λ. It acts on the weights of all linear and convolutional layers; needs no tracing."""
+    """Connection sparsity; `strength` is λ. It acts on the weights of all linear and convolutional
+    layers; needs no tracing."""
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Held]:
-        groups = {name.removesuffix(".weight"): held(model, name) for name in prunable_weights(model)}
+        groups = {
+            name.removesuffix(".weight"): held(model, name) for name in prunable_weights(model)
+        }
 
         @torch.no_grad()
         def shrink(weight: Held, threshold: Tensor) -> None:
             weight.tensor.copy_(soft_threshold(weight.tensor, threshold))
 
-        return ActiveGroups(self, groups, lambda weight: weight.tensor.abs().sum(), shrink, soft_threshold_)
+        return ActiveGroups(
+            self, groups, lambda weight: weight.tensor.abs().sum(), shrink, soft_threshold_
+        )

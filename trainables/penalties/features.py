@@ -1,4 +1,5 @@
-"""The features of layers, for penalties that compare them: which layers, and their outputs caught by forward hooks."""
+"""The features of layers, for penalties that compare them: which layers, and their outputs caught
+by forward hooks."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,10 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from trainables.errors import UserError
-from trainables.options import suggest
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.options import suggest
 
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid)
+ACTIVATIONS = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Hardswish,
+    nn.Tanh,
+    nn.Sigmoid,
+)
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -20,7 +33,8 @@ _OURS = "keeps_features"
 
 
 class Features:
-    """While `watching`, forward hooks on named modules keep outputs, the first `samples` of a batch (−1: all).
+    """While `watching`, forward hooks on named modules keep outputs, the first `samples` of a batch
+    (−1: all).
 
     Else there are no hooks, so that `torch.compile` sees the network alone.
     """
@@ -87,7 +101,8 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def output_shapes(model: nn.Module, sample: Tensor) -> dict[str, Shape]:
-    """Shapes per sample of the modules that give one tensor once in a forward pass of `sample` (N, …), in order of calls."""
+    """Shapes per sample of the modules that give one tensor once in a forward pass of `sample` (N,
+    …), in order of calls."""
     calls: dict[str, list[object]] = defaultdict(list)
     handles = [
         module.register_forward_hook(lambda _m, _i, output, name=name: calls[name].append(output))
@@ -101,7 +116,11 @@ def output_shapes(model: nn.Module, sample: Tensor) -> dict[str, Shape]:
         for handle in handles:
             handle.remove()
     once = {name: outputs[0] for name, outputs in calls.items() if len(outputs) == 1}
-    return {name: tuple(o.shape[1:]) for name, o in once.items() if isinstance(o, Tensor) and o.dim() > 1}
+    return {
+        name: tuple(o.shape[1:])
+        for name, o in once.items()
+        if isinstance(o, Tensor) and o.dim() > 1
+    }
 
 
 def by_shape(names: Iterable[str], shapes: dict[str, Shape]) -> list[list[str]]:
@@ -113,10 +132,12 @@ def by_shape(names: Iterable[str], shapes: dict[str, Shape]) -> list[list[str]]:
 
 
 def find_layers(model: nn.Module, shapes: dict[str, Shape]) -> list[str]:
-    """The layers whose features are compared: blocks if the network is made of them, else activations, else weight layers.
+    """The layers whose features are compared: blocks if the network is made of them, else
+    activations, else weight layers.
 
-    Blocks are modules of a user's class (not `nn.Sequential` and the like) that hold weights and at least two of which have
-    outputs of one shape; of blocks within blocks, the outermost. In a residual network these are the residual blocks.
+    Blocks are modules of a user's class (not `nn.Sequential` and the like) that hold weights and at
+    least two of which have outputs of one shape; of blocks within blocks, the outermost. In a
+    residual network these are the residual blocks.
 
     Args:
         shapes: as `output_shapes` gives them.
@@ -133,17 +154,26 @@ def find_layers(model: nn.Module, shapes: dict[str, Shape]) -> list[str]:
     for name, module in composite.items():
         kinds[type(module)].append(name)
     repeated = [name for names in kinds.values() if by_shape(names, shapes) for name in names]
-    blocks = [name for name in shapes if name in repeated and not any(name.startswith(f"{outer}.") for outer in repeated)]
-    for layers in (blocks, [name for name, module in modules.items() if isinstance(module, ACTIVATIONS)]):
+    blocks = [
+        name
+        for name in shapes
+        if name in repeated and not any(name.startswith(f"{outer}.") for outer in repeated)
+    ]
+    for layers in (
+        blocks,
+        [name for name, module in modules.items() if isinstance(module, ACTIVATIONS)],
+    ):
         if len(layers) > 1:
             return layers
     return [name for name, module in modules.items() if isinstance(module, WEIGHTED)]
 
 
 def check_layers(names: Sequence[str], shapes: dict[str, Shape]) -> None:
-    """Raises UserError if a named layer has no features: it is not there, or does not give one tensor once."""
+    """Raises UserError if a named layer has no features: it is not there, or does not give one
+    tensor once."""
     for name in names:
         if name not in shapes:
             raise UserError(
-                f"penalties: '{name}' is not a module that gives one tensor once in a forward pass; {suggest(name, shapes)}"
+                f"penalties: '{name}' is not a module that gives one tensor once in a forward "
+                f"pass; {suggest(name, shapes)}"
             )

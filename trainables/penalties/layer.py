@@ -1,8 +1,9 @@
-"""Layer sparsity: pushes whole layers to have no negative entry, so that they merge into the next one.
+"""Layer sparsity: pushes whole layers to have no negative entry, so that they merge into the next
+one.
 
-Hebiri, Lederer: Layer Sparsity in Neural Networks, arXiv 2006.15604: Σ_j r_j ‖neg(W^j)‖_F with neg(a) = min(a, 0).
-With biases a layer is inactive only if its bias is non-negative too, so [W | b] is one group here, as it would be with
-the batch norm folded in.
+Hebiri, Lederer: Layer Sparsity in Neural Networks, arXiv 2006.15604: Σ_j r_j ‖neg(W^j)‖_F with
+neg(a) = min(a, 0). With biases a layer is inactive only if its bias is non-negative too, so [W | b]
+is one group here, as it would be with the batch norm folded in.
 """
 
 from collections.abc import Sequence
@@ -11,12 +12,13 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from trainables.graph import Layer, inner_layers, trace
-from trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty
+from slimfront.trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty
+from slimfront.trainables.structure.graph import Layer, inner_layers, trace
 
 
 def negative_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """‖neg(·)‖ of several tensors taken as one group: the square root of the sum of squared negative entries; a scalar.
+    """‖neg(·)‖ of several tensors taken as one group: the square root of the sum of squared
+    negative entries; a scalar.
 
     Its gradient is 0 where there is no negative entry.
     """
@@ -27,8 +29,9 @@ def negative_norm(tensors: Sequence[Tensor]) -> Tensor:
 def shrink_negative(tensors: Sequence[Tensor], threshold: Tensor) -> list[Tensor]:
     """Proximal operator of `threshold` · ‖neg(·)‖ on a group of tensors.
 
-    The negative part is scaled by max(0, 1 − threshold / ‖neg‖), the positive part stays. The two parts have disjoint
-    support, so the problem splits, and the negative part is a group soft-threshold.
+    The negative part is scaled by max(0, 1 − threshold / ‖neg‖), the positive part stays. The two
+    parts have disjoint support, so the problem splits, and the negative part is a group
+    soft-threshold.
 
     Args:
         tensors: the group, any shapes; usually [W, b].
@@ -40,7 +43,8 @@ def shrink_negative(tensors: Sequence[Tensor], threshold: Tensor) -> list[Tensor
     negative = [t.clamp(max=0) for t in tensors]
     norm = reduce(torch.hypot, [torch.linalg.vector_norm(part) for part in negative])
     scale = (1 - threshold / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp(min=0)
-    # In few operations, which packs pay for: where the scale is 0, t − t is exactly 0, and without a negative part t stays.
+    # In few operations, which packs pay for: where the scale is 0, t − t is exactly 0, and without
+    # a negative part t stays.
     return [torch.addcmul(t, part, scale - 1) for t, part in zip(tensors, negative, strict=True)]
 
 
@@ -48,8 +52,8 @@ def shrink_negative(tensors: Sequence[Tensor], threshold: Tensor) -> list[Tensor
 class LayerSparsity(GroupPenalty):
     """Layer sparsity; `strength` is λ.
 
-    It acts on the inner layers, found by tracing: linear and convolutional layers with a non-negative input and an output
-    that goes only into a ReLU, through a batch norm or not.
+    It acts on the inner layers, found by tracing: linear and convolutional layers with a
+    non-negative input and an output that goes only into a ReLU, through a batch norm or not.
     """
 
     nothing_to_do = "there is no layer in this network that stands between two ReLUs"

@@ -1,6 +1,6 @@
 """Files that a network ships as: written, read back, checked, and described."""
 
-from trainables.shipping.formats import FORMATS, Format, Shipped, load, save
-from trainables.shipping.shipment import Shipment, ship
+from slimfront.trainables.shipping.formats import FORMATS, Format, Shipped, load, save
+from slimfront.trainables.shipping.shipment import Shipment, ship
 
 __all__ = ["FORMATS", "Format", "Shipment", "Shipped", "load", "save", "ship"]

@@ -1,4 +1,5 @@
-"""The model card of a shipped network, in Markdown: what it is, how good, how small, how fast, and how to load it."""
+"""The model card of a shipped network, in Markdown: what it is, how good, how small, how fast, and
+how to load it."""
 
 import platform
 from collections import Counter
@@ -7,9 +8,9 @@ from importlib.metadata import version
 
 import torch
 
-from trainables.data import Dataset
-from trainables.markdown import code, text
-from trainables.shipping.shipment import Shipment
+from slimfront.trainables.data import Dataset
+from slimfront.trainables.markdown import code, text
+from slimfront.trainables.shipping.shipment import Shipment
 
 _SIZES = {
     "params": "parameters",
@@ -28,7 +29,7 @@ _LOADING = {
         'logits = session.run(None, {{"input": inputs}})[0]  # inputs: a NumPy array'
     ),
     "safetensors": (
-        "from pathlib import Path\n\nfrom trainables.shipping import load\n\n"
+        "from pathlib import Path\n\nfrom slimfront.trainables.shipping import load\n\n"
         "network = load(Path({path!r}))\nlogits = network(inputs)"
     ),
 }
@@ -52,25 +53,32 @@ def card(
     dtype = str(data.train.inputs.dtype).removeprefix("torch.")
     parts = [
         f"# {text(title)}",
-        f"A network for the data set {code(data_name)}: {dtype} inputs (N, {shape}) as they come, logits (N, {data.classes}). "
+        f"A network for the data set {code(data_name)}: {dtype} inputs (N, {shape}) as they come, "
+        f"logits (N, {data.classes}). "
         "Normalisation is its first step.",
         "## Accuracy\n\n" + _accuracies(shipment),
         "## Size\n\n" + _sizes(shipment),
         "## Speed\n\n" + speed(shipment),
-        "## How it came about\n\n" + "\n".join(f"- {name}: {value}" for name, value in trained.items()),
+        "## How it came about\n\n"
+        + "\n".join(f"- {name}: {value}" for name, value in trained.items()),
         "## What compaction did\n\n" + did(compaction),
         f"## Loading\n\n```python\n{_LOADING[shipment.kind].format(path=shipment.path.name)}\n```",
-        f"Written with torch {version('torch')}, Python {platform.python_version()}, slimfront {version('slimfront')}.",
+        f"Written with torch {version('torch')}, Python {platform.python_version()}, slimfront "
+        f"{version('slimfront')}.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _accuracies(shipment: Shipment) -> str:
     rows = ["| | validation | test |", "| --- | ---: | ---: |"]
-    for name, of in (("the trained network", shipment.trained_accuracies), ("this file", shipment.accuracies)):
+    for name, of in (
+        ("the trained network", shipment.trained_accuracies),
+        ("this file", shipment.accuracies),
+    ):
         rows.append(f"| {name} | {of['val_accuracy']:.4f} | {of['test_accuracy']:.4f} |")
     checked = (
-        f"The file was loaded in a fresh process and run on the {shipment.checked:,} inputs of both splits: its outputs differ "
+        f"The file was loaded in a fresh process and run on the {shipment.checked:,} inputs of "
+        "both splits: its outputs differ "
         f"from the trained network's by at most {shipment.difference:.1e} of the largest."
     )
     return "\n".join(rows) + f"\n\n{checked}"
@@ -83,7 +91,8 @@ def _sizes(shipment: Shipment) -> str:
             mine, dense = shipment.measures[key], shipment.dense_measures[key]
             rows.append(f"| {name} | {mine:,.0f} | {dense:,.0f} | {mine / dense:.1%} |")
     kept = (
-        " Its weights and activations are int8 in the file; the sizes above are of the network before that."
+        " Its weights and activations are int8 in the file; the sizes above are of the network "
+        "before that."
         if shipment.int8
         else ""
     )
@@ -93,23 +102,39 @@ def _sizes(shipment: Shipment) -> str:
 def speed(shipment: Shipment) -> str:
     """Times and speed-ups that were measured, with their quartiles."""
     runtime = "ONNX Runtime" if shipment.kind == "onnx" else f"torch {torch.__version__}, eager"
-    rows = ["| batch | this network, ms | dense, ms | speed-up | quartiles |", "| ---: | ---: | ---: | ---: | --- |"]
+    rows = [
+        "| batch | this network, ms | dense, ms | speed-up | quartiles |",
+        "| ---: | ---: | ---: | ---: | --- |",
+    ]
     for size, (dense, mine) in shipment.timings.items():
         low, high = mine.spread
-        rows.append(f"| {size} | {mine.latency_ms:.3f} | {dense.latency_ms:.3f} | {mine.speedup:.2f} | {low:.2f} to {high:.2f} |")
-    lines = [f"Medians of interleaved runs on one thread of this CPU ({platform.machine()}), in {runtime}.", "\n".join(rows)]
+        rows.append(
+            f"| {size} | {mine.latency_ms:.3f} | {dense.latency_ms:.3f} | {mine.speedup:.2f} | "
+            f"{low:.2f} to {high:.2f} |"
+        )
+    lines = [
+        f"Medians of interleaved runs on one thread of this CPU ({platform.machine()}), in "
+        f"{runtime}.",
+        "\n".join(rows),
+    ]
     for each in shipment.tried:
-        against = "these layers in half precision" if each.kernel == "2:4" else "the same network without"
+        against = (
+            "these layers in half precision" if each.kernel == "2:4" else "the same network without"
+        )
         for size, timing in each.timings.items():
             low, high = timing.spread
             lines.append(
-                f"Sparse ({each.kernel}) kernels in its linear layers, in torch on {each.device}, batch {size}: "
+                f"Sparse ({each.kernel}) kernels in its linear layers, in torch on {each.device}, "
+                f"batch {size}: "
                 f"{timing.speedup:.2f} times the speed of {against} ({low:.2f} to {high:.2f}). "
                 f"Outputs off by {each.difference:.1e}."
             )
     for kernel in shipment.sparse_kernels:
         where = "on a GPU" if kernel == "2:4" else "on the CPU"
-        lines.append(f"They were faster, so `load` gives this file {kernel} kernels {where}; the table is without them.")
+        lines.append(
+            f"They were faster, so `load` gives this file {kernel} kernels {where}; the table is "
+            "without them."
+        )
     return "\n\n".join(lines)
 
 
@@ -118,5 +143,8 @@ def did(compaction: Sequence[Sequence[str]]) -> str:
     if not compaction:
         return "Nothing: compaction was off, or found nothing to do."
     counts = Counter(step[1] for step in compaction)
-    layers = {action: list(dict.fromkeys(step[0] for step in compaction if step[1] == action)) for action in counts}
+    layers = {
+        action: list(dict.fromkeys(step[0] for step in compaction if step[1] == action))
+        for action in counts
+    }
     return "\n".join(f"- {action}: {', '.join(map(code, layers[action]))}" for action in counts)

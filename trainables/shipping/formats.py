@@ -15,9 +15,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
 
-from trainables.compaction import from_plain, to_plain
-from trainables.errors import UserError
-from trainables.shipping.kernels import Kernel, has_2_of_4, with_sparse_kernels
+from slimfront.trainables.compaction import from_plain, to_plain
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.shipping.kernels import Kernel, has_2_of_4, with_sparse_kernels
 
 Format = Literal["pt2", "onnx", "safetensors"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -26,7 +26,8 @@ _GRAPH = "slimfront.graph"
 
 
 class Shipped(nn.Module):
-    """A network that takes inputs as they come: normalisation, (x − mean) / std, is its first step."""
+    """A network that takes inputs as they come: normalisation, (x − mean) / std, is its first
+    step."""
 
     mean: Tensor
     std: Tensor
@@ -43,14 +44,22 @@ class Shipped(nn.Module):
         return logits
 
 
-def save(network: Shipped, inputs: Tensor, path: Path, kind: Format, *, sparse_kernels: Sequence[Kernel] = ()) -> None:
+def save(
+    network: Shipped,
+    inputs: Tensor,
+    path: Path,
+    kind: Format,
+    *,
+    sparse_kernels: Sequence[Kernel] = (),
+) -> None:
     """Writes a network in evaluation mode, for batches of any size.
 
     `pt2` needs torch to be loaded, `onnx` any ONNX runtime, `safetensors` slimfront.
 
     Args:
         inputs: (N, *input_shape), N ≥ 2, raw inputs of the type that the file is to take.
-        sparse_kernels: those that `load` is to give the linear layers that suit them; for safetensors.
+        sparse_kernels: those that `load` is to give the linear layers that suit them; for
+            safetensors.
 
     Raises:
         UserError: if the format cannot hold this network, or what it needs is not installed.
@@ -63,10 +72,12 @@ def save(network: Shipped, inputs: Tensor, path: Path, kind: Format, *, sparse_k
 
 
 def load(path: Path, device: str = "cpu") -> nn.Module:
-    """A network that was written by `save`, by the suffix of its file; it takes raw inputs (N, *input_shape).
+    """A network that was written by `save`, by the suffix of its file; it takes raw inputs (N,
+    *input_shape).
 
     Args:
-        device: where the network and its inputs are to be, such as "cuda"; files that are not safetensors are for "cpu".
+        device: where the network and its inputs are to be, such as "cuda"; files that are not
+            safetensors are for "cpu".
 
     Raises:
         UserError: if there is no such file, its suffix is none of ours, or it cannot be read.
@@ -77,10 +88,17 @@ def load(path: Path, device: str = "cpu") -> nn.Module:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     if device != "cpu" and kind != "safetensors":
-        raise UserError(f"{path} cannot be loaded on {device!r}: only safetensors files can, {kind} files load on 'cpu'")
+        raise UserError(
+            f"{path} cannot be loaded on {device!r}: only safetensors files can, {kind} files load "
+            "on 'cpu'"
+        )
     try:
         with _quietly():
-            return _with_kernels(*_load_safetensors(path), device) if kind == "safetensors" else _READERS[kind](path)
+            return (
+                _with_kernels(*_load_safetensors(path), device)
+                if kind == "safetensors"
+                else _READERS[kind](path)
+            )
     except UserError:
         raise
     except Exception as error:  # every format raises its own kinds
@@ -103,7 +121,9 @@ def why_not_exported(network: nn.Module, inputs: Tensor) -> str | None:
     with _quietly(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         logging.disable()  # torch.export logs the whole graph that it gave up on
         try:
-            _exported(Shipped(network, inputs.new_tensor(0.0), inputs.new_tensor(1.0)).eval(), inputs[:2])
+            _exported(
+                Shipped(network, inputs.new_tensor(0.0), inputs.new_tensor(1.0)).eval(), inputs[:2]
+            )
         except UserError as error:
             return str(error)
         finally:
@@ -113,9 +133,13 @@ def why_not_exported(network: nn.Module, inputs: Tensor) -> str | None:
 
 def _exported(network: Shipped, inputs: Tensor) -> torch.export.ExportedProgram:
     try:
-        return torch.export.export(network, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+        return torch.export.export(
+            network, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+        )
     except Exception as error:  # torch raises many kinds
-        raise UserError(f"torch.export does not take this network: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"torch.export does not take this network: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def _load_pt2(path: Path) -> nn.Module:
@@ -141,7 +165,10 @@ def need_onnx() -> None:
     """Raises UserError if what ONNX needs is not installed."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
-        raise UserError(f"the format onnx needs {', '.join(missing)}; install it by: pip install 'slimfront[onnx]'")
+        raise UserError(
+            f"the format onnx needs {', '.join(missing)}; install it by: pip install "
+            "'slimfront[onnx]'"
+        )
 
 
 class OnnxNetwork(nn.Module):
@@ -156,7 +183,9 @@ class OnnxNetwork(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
         self.input = self.session.get_inputs()[0].name
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -164,15 +193,27 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(self.session.run(None, {self.input: inputs.numpy()})[0])
 
 
-def _save_safetensors(network: Shipped, inputs: Tensor, path: Path, *, sparse_kernels: Sequence[Kernel]) -> None:
+def _save_safetensors(
+    network: Shipped, inputs: Tensor, path: Path, *, sparse_kernels: Sequence[Kernel]
+) -> None:
     if not isinstance(network.network, fx.GraphModule):
-        raise UserError("the format safetensors holds networks that were compacted; this one was trained with compaction off")
+        raise UserError(
+            "the format safetensors holds networks that were compacted; this one was trained with "
+            "compaction off"
+        )
     plain = to_plain(network.network)
     tensors = {"mean": network.mean, "std": network.std}
     for name, module in plain["modules"].items():
-        tensors |= {f"{name}/{key}": tensor.contiguous() for key, tensor in module.pop("state").items()}
+        tensors |= {
+            f"{name}/{key}": tensor.contiguous() for key, tensor in module.pop("state").items()
+        }
     dtype = str(inputs.dtype).removeprefix("torch.")
-    description = {"dtype": dtype, "input_shape": list(inputs.shape[1:]), "sparse_kernels": list(sparse_kernels), **plain}
+    description = {
+        "dtype": dtype,
+        "input_shape": list(inputs.shape[1:]),
+        "sparse_kernels": list(sparse_kernels),
+        **plain,
+    }
     safetensors.torch.save_file(tensors, path, metadata={_GRAPH: json.dumps(description)})
 
 
@@ -209,7 +250,8 @@ _READERS: dict[Format, Callable[[Path], nn.Module]] = {"pt2": _load_pt2, "onnx":
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keeps exporters from talking: torch's one for ONNX warns of torchvision, which is not needed."""
+    """Keeps exporters from talking: torch's one for ONNX warns of torchvision, which is not
+    needed."""
     loud = logging.getLogger("torch.onnx"), logging.getLogger("torch.export")
     levels = [logger.level for logger in loud]
     for logger in loud:

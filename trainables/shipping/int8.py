@@ -1,4 +1,5 @@
-"""Post-training quantisation to int8 by ONNX Runtime: weights by channel, activations by their range on training inputs."""
+"""Post-training quantisation to int8 by ONNX Runtime: weights by channel, activations by their
+range on training inputs."""
 
 import logging
 import tempfile
@@ -10,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainables.data import Dataset
-from trainables.measures import accuracy
-from trainables.shipping.formats import OnnxNetwork, Shipped, need_onnx, save
+from slimfront.trainables.data import Dataset
+from slimfront.trainables.measures.measure import accuracy
+from slimfront.trainables.shipping.formats import OnnxNetwork, Shipped, need_onnx, save
 
 _BATCH = 64
 _CALIBRATION = 512
@@ -29,11 +30,17 @@ class Int8:
     def sizes(self) -> dict[str, float]:
         """The sizes of its file, by the names of measures."""
         size = float(len(self.file))
-        return {"bytes": size, "bytes_sparse": size, "bytes_compressed": float(len(zlib.compress(self.file)))}
+        return {
+            "bytes": size,
+            "bytes_sparse": size,
+            "bytes_compressed": float(len(zlib.compress(self.file))),
+        }
 
     def val_accuracy(self, data: Dataset) -> float:
         """On the validation split."""
-        return accuracy(self.network, *data.validation, prepare=lambda inputs: data.raw(inputs).cpu())
+        return accuracy(
+            self.network, *data.validation, prepare=lambda inputs: data.raw(inputs).cpu()
+        )
 
     def test_accuracy(self, data: Dataset) -> float:
         """On the test split."""
@@ -53,7 +60,8 @@ def as_int8(network: nn.Module, data: Dataset, threads: int = 1) -> Int8:
 
 
 def write_int8(network: Shipped, data: Dataset, path: Path) -> None:
-    """Writes the network to an ONNX file with int8 weights and activations; ranges come from the first training inputs."""
+    """Writes the network to an ONNX file with int8 weights and activations; ranges come from the
+    first training inputs."""
     need_onnx()
     inputs = data.raw(data.train.inputs[:_CALIBRATION]).cpu()
     with tempfile.TemporaryDirectory() as folder:
@@ -63,15 +71,21 @@ def write_int8(network: Shipped, data: Dataset, path: Path) -> None:
 
 
 def quantise(source: Path, target: Path, inputs: Tensor) -> None:
-    """Writes the ONNX network at `source` to `target` with int8 weights and activations (QDQ operators).
+    """Writes the ONNX network at `source` to `target` with int8 weights and activations (QDQ
+    operators).
 
-    Jacob et al. 2018, arXiv 1712.05877: q = round(x / scale) + zero point. A weight has one scale per output channel; the range
-    of an activation is its minimum and maximum on `inputs`.
+    Jacob et al. 2018, arXiv 1712.05877: q = round(x / scale) + zero point. A weight has one scale
+    per output channel; the range of an activation is its minimum and maximum on `inputs`.
 
     Args:
         inputs: (N, *input_shape) raw training inputs.
     """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Batches(CalibrationDataReader):

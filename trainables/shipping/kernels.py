@@ -1,7 +1,9 @@
-"""Sparse kernels: whether they make a network that has zeros inside its layers faster here is measured, never assumed.
+"""Sparse kernels: whether they make a network that has zeros inside its layers faster here is
+measured, never assumed.
 
-On the CPU compressed sparse rows (CSR). On GPUs 2:4: of every four weights in a row at most two are non-zero, in half precision
-(Mishra et al. 2021, Accelerating sparse deep neural networks, arXiv 2104.08378, section 3), as the N:M sparsifier leaves them.
+On the CPU compressed sparse rows (CSR). On GPUs 2:4: of every four weights in a row at most two are
+non-zero, in half precision (Mishra et al. 2021, Accelerating sparse deep neural networks, arXiv
+2104.08378, section 3), as the N:M sparsifier leaves them.
 """
 
 import copy
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.sparse import to_sparse_semi_structured
 
-from trainables.latency import Latency, Timing, time_networks
+from slimfront.trainables.measures.latency import Latency, Timing, time_networks
 
 Kernel = Literal["CSR", "2:4"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
@@ -23,7 +25,8 @@ KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 BATCHES = (1, 64)
 """The sizes of batch that networks are timed at."""
 _COMPARED = 1024
-"""Outputs are compared on at most so many inputs: the features of all at once would fill a memory."""
+"""Outputs are compared on at most so many inputs: the features of all at once would fill a
+memory."""
 _LEAST_SPARSITY = 0.5
 """Denser layers are left as they are: CSR has no chance there."""
 _ROWS, _COLUMNS = 32, 64
@@ -58,7 +61,11 @@ class HalfLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out), both in the type of x."""
-        out: Tensor = F.linear(x.flatten(0, -2).half(), self.weight, self.bias).to(x.dtype).unflatten(0, x.shape[:-1])
+        out: Tensor = (
+            F.linear(x.flatten(0, -2).half(), self.weight, self.bias)
+            .to(x.dtype)
+            .unflatten(0, x.shape[:-1])
+        )
         return out
 
 
@@ -68,12 +75,15 @@ class SemiStructuredLinear(HalfLinear):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The PyTorch API of SparseSemiStructuredTensor")
+            warnings.filterwarnings(
+                "ignore", message="The PyTorch API of SparseSemiStructuredTensor"
+            )
             self.weight = to_sparse_semi_structured(self.weight.contiguous())
 
 
 def is_2_of_4(weight: Tensor) -> bool:
-    """Whether the kernels can hold a weight (out, in): two zeros in every four weights of a row, and sizes that they take."""
+    """Whether the kernels can hold a weight (out, in): two zeros in every four weights of a row,
+    and sizes that they take."""
     rows, columns = weight.shape
     if rows % _ROWS or columns % _COLUMNS:
         return False
@@ -88,10 +98,14 @@ _SUITS: Mapping[Kernel, Callable[[Tensor], bool]] = {"CSR": _is_sparse, "2:4": i
 _LAYERS: Mapping[Kernel, type[nn.Module]] = {"CSR": CsrLinear, "2:4": SemiStructuredLinear}
 
 
-def with_sparse_kernels(network: nn.Module, kernel: Kernel = "CSR", layer: type[nn.Module] | None = None) -> nn.Module | None:
-    """A copy of the network with sparse kernels in the linear layers that suit them; None if there are none.
+def with_sparse_kernels(
+    network: nn.Module, kernel: Kernel = "CSR", layer: type[nn.Module] | None = None
+) -> nn.Module | None:
+    """A copy of the network with sparse kernels in the linear layers that suit them; None if there
+    are none.
 
-    For CSR layers of which at least half is zero, for 2:4 those where `is_2_of_4`. The network is on the device of the kernels.
+    For CSR layers of which at least half is zero, for 2:4 those where `is_2_of_4`. The network is
+    on the device of the kernels.
 
     Args:
         layer: another class to put in the place of the same layers.
@@ -113,15 +127,18 @@ class Tried:
     device: str
     """Such as "this CPU", or the name of the GPU."""
     timings: Mapping[int, Timing]
-    """By batch size: with the kernels, against the same layers without them, for 2:4 in half precision too."""
+    """By batch size: with the kernels, against the same layers without them, for 2:4 in half
+    precision too."""
     difference: float
     """The largest difference of the outputs to those without, relative to the largest output."""
     faster: bool
-    """Whether they were faster at every batch size, and no further off than their precision explains."""
+    """Whether they were faster at every batch size, and no further off than their precision
+    explains."""
 
 
 def try_kernels(network: nn.Module, inputs: Tensor, latency: Latency | None = None) -> list[Tried]:
-    """Times a network on the CPU, in evaluation mode, with each sparse kernel that suits it and that this machine has.
+    """Times a network on the CPU, in evaluation mode, with each sparse kernel that suits it and
+    that this machine has.
 
     Args:
         inputs: (N, *input_shape), on the CPU.
@@ -130,14 +147,21 @@ def try_kernels(network: nn.Module, inputs: Tensor, latency: Latency | None = No
     tried = [_try(network, inputs, "CSR", "this CPU", latency or Latency())]
     if has_2_of_4():
         tried.append(
-            _try(copy.deepcopy(network).cuda(), inputs.cuda(), "2:4", torch.cuda.get_device_name(), latency or Latency())
+            _try(
+                copy.deepcopy(network).cuda(),
+                inputs.cuda(),
+                "2:4",
+                torch.cuda.get_device_name(),
+                latency or Latency(),
+            )
         )
     return [each for each in tried if each is not None]
 
 
 @torch.no_grad()
 def has_2_of_4() -> bool:
-    """Whether there is a GPU, and its kernels and this build of torch can multiply by a 2:4 weight."""
+    """Whether there is a GPU, and its kernels and this build of torch can multiply by a 2:4
+    weight."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
         return False
     layer = nn.Linear(_COLUMNS, _ROWS, device="cuda")
@@ -149,7 +173,9 @@ def has_2_of_4() -> bool:
     return True
 
 
-def _try(network: nn.Module, inputs: Tensor, kernel: Kernel, device: str, latency: Latency) -> Tried | None:
+def _try(
+    network: nn.Module, inputs: Tensor, kernel: Kernel, device: str, latency: Latency
+) -> Tried | None:
     sparse = with_sparse_kernels(network, kernel)
     if sparse is None:
         return None
@@ -158,11 +184,15 @@ def _try(network: nn.Module, inputs: Tensor, kernel: Kernel, device: str, latenc
         others = [with_sparse_kernels(network, kernel, HalfLinear) or network, network]
     timings, faster = {}, True
     for size in BATCHES:
-        _, *rest, mine = time_networks([*others, sparse], inputs, latency.model_copy(update={"batch_size": size}))
+        _, *rest, mine = time_networks(
+            [*others, sparse], inputs, latency.model_copy(update={"batch_size": size})
+        )
         faster &= mine.spread[0] > max([1.0, *(other.spread[1] for other in rest)])
         timings[size] = mine
     with torch.no_grad():
         some = inputs[:_COMPARED]
         wanted = network(some)
-        difference = float((sparse(some) - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+        difference = float(
+            (sparse(some) - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)
+        )
     return Tried(kernel, device, timings, difference, faster and difference <= _TOLERANCE[kernel])

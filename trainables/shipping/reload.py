@@ -1,6 +1,7 @@
 """Runs a shipped file in a process of its own: python reload.py FORMAT FILE INPUTS.npy OUTPUTS.npy.
 
-Nothing of slimfront is imported unless the format needs it, so that what is checked is what a user of the file has.
+Nothing of slimfront is imported unless the format needs it, so that what is checked is what a user
+of the file has.
 """
 
 import sys
@@ -14,10 +15,16 @@ BATCH = 1024
 
 
 def main(kind: str, path: str, inputs: str, outputs: str) -> None:
-    """Loads the file, runs it on the inputs (N, *input_shape), and writes its logits (N, classes)."""
+    """Loads the file, runs it on the inputs (N, *input_shape), and writes its logits (N,
+    classes)."""
     everything = np.load(inputs)
     run = _runner(kind, path)
-    np.save(outputs, np.concatenate([run(everything[start : start + BATCH]) for start in range(0, len(everything), BATCH)]))
+    np.save(
+        outputs,
+        np.concatenate(
+            [run(everything[start : start + BATCH]) for start in range(0, len(everything), BATCH)]
+        ),
+    )
 
 
 def _runner(kind: str, path: str) -> Callable[[Any], Any]:
@@ -34,7 +41,7 @@ def _runner(kind: str, path: str) -> Callable[[Any], Any]:
     else:
         from pathlib import Path
 
-        from trainables.shipping.formats import load
+        from slimfront.trainables.shipping.formats import load
 
         network = load(Path(path))
 

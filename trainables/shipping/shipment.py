@@ -1,4 +1,5 @@
-"""Ships a network: writes the file, checks it in a fresh process on real inputs, measures it, and writes its card."""
+"""Ships a network: writes the file, checks it in a fresh process on real inputs, measures it, and
+writes its card."""
 
 import os
 import subprocess
@@ -12,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.data import Dataset
-from trainables.errors import UserError
-from trainables.latency import Latency, Timing, time_networks
-from trainables.measures import measure, measure_extra
-from trainables.shipping import reload
-from trainables.shipping.formats import Format, OnnxNetwork, Shipped, save
-from trainables.shipping.int8 import write_int8
-from trainables.shipping.kernels import BATCHES, Kernel, Tried, try_kernels
+from slimfront.trainables.data import Dataset
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.measures.latency import Latency, Timing, time_networks
+from slimfront.trainables.measures.measure import measure, measure_extra
+from slimfront.trainables.shipping import reload
+from slimfront.trainables.shipping.formats import Format, OnnxNetwork, Shipped, save
+from slimfront.trainables.shipping.int8 import write_int8
+from slimfront.trainables.shipping.kernels import BATCHES, Kernel, Tried, try_kernels
 
 _TOLERANCE = 1e-4
 
@@ -32,7 +33,8 @@ class Shipment:
     kind: Format
     int8: bool
     difference: float
-    """The largest difference of its outputs to the network's, relative to the largest output; seen in a fresh process."""
+    """The largest difference of its outputs to the network's, relative to the largest output; seen
+    in a fresh process."""
     checked: int
     """On how many inputs."""
     accuracies: Mapping[str, float]
@@ -47,7 +49,8 @@ class Shipment:
     tried: Sequence[Tried]
     """What sparse kernels did in torch; empty where the network has no layer that suits them."""
     sparse_kernels: Sequence[Kernel]
-    """Those that the file asks for: it is a safetensors file, and they were faster at every batch size."""
+    """Those that the file asks for: it is a safetensors file, and they were faster at every batch
+    size."""
 
 
 def ship(
@@ -60,21 +63,27 @@ def ship(
     int8: bool = False,
     latency: Latency | None = None,
 ) -> Shipment:
-    """Writes a network to `path`, and returns what was seen of the file; nothing is left at `path` if it is not right.
+    """Writes a network to `path`, and returns what was seen of the file; nothing is left at `path`
+    if it is not right.
 
     Args:
-        network: a compact network in evaluation mode on the CPU, which takes what `data.prepare` makes.
+        network: a compact network in evaluation mode on the CPU, which takes what `data.prepare`
+            makes.
         dense: the network that it is compared with; its weights do not matter.
         int8: whether to quantise it after training; for ONNX.
         latency: how times are taken, but for the size of the batch.
 
     Raises:
-        UserError: if the file cannot be written, exists already, or does not compute what the network computes.
+        UserError: if the file cannot be written, exists already, or does not compute what the
+            network computes.
     """
     check_output(path)
     if int8 and kind != "onnx":
         raise UserError(f"int8 networks ship as onnx, and this is to be {kind}")
-    shipped, dense_shipped = Shipped(network, *data.normalisation()).eval(), Shipped(dense, *data.normalisation()).eval()
+    shipped, dense_shipped = (
+        Shipped(network, *data.normalisation()).eval(),
+        Shipped(dense, *data.normalisation()).eval(),
+    )
     held_out = torch.cat([data.validation.inputs, data.test.inputs]).cpu()
     raw = data.raw(held_out)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".slimfront-") as folder:
@@ -84,12 +93,17 @@ def ship(
         if int8:
             write_int8(shipped, data, written)
         else:
-            save(shipped, data.raw(data.train.inputs[:2].cpu()), written, kind, sparse_kernels=faster)
+            save(
+                shipped, data.raw(data.train.inputs[:2].cpu()), written, kind, sparse_kernels=faster
+            )
         logits = _in_a_fresh_process(written, kind, raw)
         wanted = _outputs(shipped, raw)
         difference = float((logits - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
         if not int8 and not difference <= _TOLERANCE:
-            raise UserError(f"the {kind} file computes something else: its outputs are off by {difference:.1e} of their size")
+            raise UserError(
+                f"the {kind} file computes something else: its outputs are off by {difference:.1e} "
+                "of their size"
+            )
         timings = _time(shipped, dense_shipped, raw, written, kind, latency or Latency())
         sample = data.prepare(data.validation.inputs[:8])
         measures = measure(network, sample) | measure_extra(network, sample, ["bytes_compressed"])
@@ -132,7 +146,15 @@ def _in_a_fresh_process(path: Path, kind: Format, inputs: Tensor) -> Tensor:
         seen, said = Path(folder, "inputs.npy"), Path(folder, "outputs.npy")
         np.save(seen, inputs.numpy())
         # -P: the directory of reload.py is no place to import from.
-        command = [sys.executable, "-P", str(reload.__file__), kind, str(path), str(seen), str(said)]
+        command = [
+            sys.executable,
+            "-P",
+            str(reload.__file__),
+            kind,
+            str(path),
+            str(seen),
+            str(said),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
@@ -144,7 +166,10 @@ def _accuracies(logits: Tensor, data: Dataset) -> dict[str, float]:
     """Of outputs (validation and then test inputs, classes)."""
     right = logits.argmax(1) == torch.cat([data.validation.labels, data.test.labels]).cpu()
     count = len(data.validation.labels)
-    return {"val_accuracy": float(right[:count].float().mean()), "test_accuracy": float(right[count:].float().mean())}
+    return {
+        "val_accuracy": float(right[:count].float().mean()),
+        "test_accuracy": float(right[count:].float().mean()),
+    }
 
 
 def _time(
@@ -159,6 +184,8 @@ def _time(
             pair = (OnnxNetwork(reference, latency.threads), OnnxNetwork(path, latency.threads))
         found = {}
         for batch_size in BATCHES:
-            one, other = time_networks(pair, inputs, latency.model_copy(update={"batch_size": batch_size}))
+            one, other = time_networks(
+                pair, inputs, latency.model_copy(update={"batch_size": batch_size})
+            )
             found[batch_size] = (one, other)
         return found

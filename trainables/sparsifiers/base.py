@@ -1,4 +1,5 @@
-"""What every sparsifier offers to the training loop: masks of the weights that may be non-zero, and when they change."""
+"""What every sparsifier offers to the training loop: masks of the weights that may be non-zero, and
+when they change."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -8,23 +9,24 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trainables.errors import UserError
-from trainables.options import Options, Registry, suggest
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.options import Options, Registry, suggest
 
 _WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d), ("weight",)),
     nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
 }
 _MASK_STREAM = 0x6A09E667F3BCC909
-"""Added to a training's seed for its masks, which must not repeat the numbers of its initial weights."""
+"""Added to a training's seed for its masks, which must not repeat the numbers of its initial
+weights."""
 
 
 @dataclass(frozen=True)
 class Setting:
     """The training that a sparsifier is attached to.
 
-    `examples(n)` gives n training examples, inputs (n, …) and labels (n,), the same ones for the same seed. `level` makes tensors
-    the same, in place, in all processes that share the training.
+    `examples(n)` gives n training examples, inputs (n, …) and labels (n,), the same ones for the
+    same seed. `level` makes tensors the same, in place, in all processes that share the training.
     """
 
     model: nn.Module
@@ -38,8 +40,8 @@ class Setting:
 def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights that may be dropped, by parameter name, in order.
 
-    Those of linear and convolutional layers, and the projections of attention, which are linear layers in all but name; what
-    several layers share is there once.
+    Those of linear and convolutional layers, and the projections of attention, which are linear
+    layers in all but name; what several layers share is there once.
     """
     found: dict[int, tuple[str, Tensor]] = {}
     for name, module in model.named_modules():
@@ -51,7 +53,8 @@ def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def computed_weights(model: nn.Module) -> list[str]:
-    """The layers whose weight is computed anew in each forward (weight_norm and other parametrisations), by name.
+    """The layers whose weight is computed anew in each forward (weight_norm and other
+    parametrisations), by name.
 
     What is set to zero in it is lost at once, so that nothing can act on it.
     """
@@ -76,13 +79,19 @@ def computed_weights(model: nn.Module) -> list[str]:
 
 
 def out_of_reach(model: nn.Module) -> dict[str, int]:
-    """The matrices that no sparsifier acts on, by parameter name with their number of weights: recurrent layers and the like."""
+    """The matrices that no sparsifier acts on, by parameter name with their number of weights:
+    recurrent layers and the like."""
     reached = {id(weight) for weight in prunable_weights(model).values()}
-    return {name: p.numel() for name, p in model.named_parameters() if p.dim() > 1 and id(p) not in reached}
+    return {
+        name: p.numel()
+        for name, p in model.named_parameters()
+        if p.dim() > 1 and id(p) not in reached
+    }
 
 
 def taking_part(model: nn.Module, exclude: tuple[str, ...]) -> dict[str, Tensor]:
-    """The prunable weights but for those excluded: by the name of the layer, or the `first` or the `last`.
+    """The prunable weights but for those excluded: by the name of the layer, or the `first` or the
+    `last`.
 
     Raises:
         UserError: if a name is not that of a layer with prunable weights, or no layer is left.
@@ -95,15 +104,21 @@ def taking_part(model: nn.Module, exclude: tuple[str, ...]) -> dict[str, Tensor]
         for layer in shorthand.get(name, [name]):
             if layer not in layers:
                 hint = suggest(name, [*layers, *shorthand])
-                raise UserError(f"sparsifier.exclude: '{name}' is not a linear or convolutional layer; {hint}")
+                raise UserError(
+                    f"sparsifier.exclude: '{name}' is not a linear or convolutional layer; {hint}"
+                )
             left.pop(layer, None)
     if not left:
-        raise UserError("sparsifier: there is no linear or convolutional layer in this network for it, or all are excluded")
+        raise UserError(
+            "sparsifier: there is no linear or convolutional layer in this network for it, or all "
+            "are excluded"
+        )
     return dict(left.values())
 
 
 class Sparsifier(Options):
-    """Options of a sparsifier. `exclude` names layers that stay dense: `first`, `last`, or by name. Biases are never dropped."""
+    """Options of a sparsifier. `exclude` names layers that stay dense: `first`, `last`, or by name.
+    Biases are never dropped."""
 
     name: str
     exclude: tuple[str, ...] = ()
@@ -123,7 +138,8 @@ class Sparsifier(Options):
 
 
 class TargetSparsifier(Sparsifier):
-    """A sparsifier with a free target: `sparsity` is the share of exactly zero weights in the layers that take part."""
+    """A sparsifier with a free target: `sparsity` is the share of exactly zero weights in the
+    layers that take part."""
 
     sparsity: float = Field(0.0, ge=0, lt=1)
 
@@ -137,27 +153,34 @@ SPARSIFIERS: Registry[Sparsifier] = Registry("sparsifier")
 
 
 class ActiveSparsifier:
-    """A sparsifier at work on one network. Its `masks`, by parameter name, are True where a weight may be non-zero.
+    """A sparsifier at work on one network. Its `masks`, by parameter name, are True where a weight
+    may be non-zero.
 
-    A kind of sparsifier overrides `due` and `update`, which sets the masks. Dropped weights are exactly 0 after every
-    step: their gradients are zeroed before the optimiser sees them, and the moments that it kept of them once they are dropped.
+    A kind of sparsifier overrides `due` and `update`, which sets the masks. Dropped weights are
+    exactly 0 after every
+    step: their gradients are zeroed before the optimiser sees them, and the moments that it kept of
+    them once they are dropped.
     """
 
     def __init__(self, options: Sparsifier, setting: Setting) -> None:
         self.setting = setting
         self.weights = taking_part(setting.model, options.exclude)
-        self.masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.weights.items()}
+        self.masks = {
+            name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.weights.items()
+        }
         self.generator = torch.Generator().manual_seed((setting.seed + _MASK_STREAM) % 2**63)
 
     def before_step(self, step: int) -> None:
-        """Called between the backward pass and the optimiser's step of training step `step` (from 0)."""
+        """Called between the backward pass and the optimiser's step of training step `step` (from
+        0)."""
         with torch.no_grad():
             for name, weight in self.weights.items():
                 if weight.grad is not None:
                     weight.grad.mul_(self.masks[name])
 
     def after_step(self, step: int) -> None:
-        """Called after the optimiser's step: updates the masks when due, and zeroes what they drop."""
+        """Called after the optimiser's step: updates the masks when due, and zeroes what they
+        drop."""
         with torch.no_grad():
             if self.due(step):
                 self.update(step)
@@ -173,7 +196,8 @@ class ActiveSparsifier:
 
     @torch.no_grad()
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
-        """Takes new masks: zeroes the weights that they drop, and what the optimiser remembers of them."""
+        """Takes new masks: zeroes the weights that they drop, and what the optimiser remembers of
+        them."""
         self.setting.level(masks.values())
         for name, mask in masks.items():
             weight = self.weights[name]
@@ -184,8 +208,12 @@ class ActiveSparsifier:
                     moment.mul_(mask)
 
     def random_scores(self) -> dict[str, Tensor]:
-        """Independent uniform numbers in the shape of each weight, the same for the same seed on any device."""
-        return {name: torch.rand(w.shape, generator=self.generator).to(w.device) for name, w in self.weights.items()}
+        """Independent uniform numbers in the shape of each weight, the same for the same seed on
+        any device."""
+        return {
+            name: torch.rand(w.shape, generator=self.generator).to(w.device)
+            for name, w in self.weights.items()
+        }
 
     def progress(self, step: int) -> float:
         """How far the schedule of the learning rate is at `step`, 0 to 1."""
@@ -193,7 +221,10 @@ class ActiveSparsifier:
 
     def state_dict(self) -> dict[str, Any]:
         """All that continuing needs: copies of the masks and the state of the random numbers."""
-        return {"masks": {name: mask.clone() for name, mask in self.masks.items()}, "generator": self.generator.get_state()}
+        return {
+            "masks": {name: mask.clone() for name, mask in self.masks.items()},
+            "generator": self.generator.get_state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues bit-exactly where `state_dict` was taken."""

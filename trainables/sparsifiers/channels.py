@@ -1,7 +1,9 @@
-"""Structured sparsity: whole channels, units and heads of attention are zeroed while training, so that compaction removes them.
+"""Structured sparsity: whole channels, units and heads of attention are zeroed while training, so
+that compaction removes them.
 
-The channels that layers share, by residual additions and the like, go together (Fang et al. 2023, DepGraph, arXiv 2301.12900),
-on the cubic schedule of Zhu, Gupta 2017, arXiv 1710.01878, eq. 1. A channel that was zeroed stays 0.
+The channels that layers share, by residual additions and the like, go together (Fang et al. 2023,
+DepGraph, arXiv 2301.12900), on the cubic schedule of Zhu, Gupta 2017, arXiv 1710.01878, eq. 1. A
+channel that was zeroed stays 0.
 """
 
 from collections.abc import Callable
@@ -10,17 +12,33 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch_pruning.pruner.importance import BNScaleImportance, GroupMagnitudeImportance, GroupTaylorImportance
+from torch_pruning.pruner.importance import (
+    BNScaleImportance,
+    GroupMagnitudeImportance,
+    GroupTaylorImportance,
+)
 
-from trainables.channels import ChannelGroup, channel_groups
-from trainables.errors import UserError
-from trainables.heads import HeadGroup, head_groups
-from trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier, Setting, out_of_reach, prunable_weights, taking_part
-from trainables.sparsifiers.masks import choose_masks
-from trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.sparsifiers.base import (
+    SPARSIFIERS,
+    ActiveSparsifier,
+    Setting,
+    out_of_reach,
+    prunable_weights,
+    taking_part,
+)
+from slimfront.trainables.sparsifiers.masks import choose_masks
+from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
+from slimfront.trainables.structure.channel_groups import ChannelGroup, channel_groups
+from slimfront.trainables.structure.head_groups import HeadGroup, head_groups
 
-_IMPORTANCES = {"norm": GroupMagnitudeImportance, "batch-norm": BNScaleImportance, "taylor": GroupTaylorImportance}
-# The same, of an entry of what makes and reads a head, which Torch-Pruning does not know. Without a gradient it was not used.
+_IMPORTANCES = {
+    "norm": GroupMagnitudeImportance,
+    "batch-norm": BNScaleImportance,
+    "taylor": GroupTaylorImportance,
+}
+# The same, of an entry of what makes and reads a head, which Torch-Pruning does not know. Without a
+# gradient it was not used.
 _OF_ENTRIES: dict[str, Callable[[Tensor], Tensor]] = {
     "norm": torch.square,
     "taylor": lambda weight: (weight * (0 if weight.grad is None else weight.grad)).abs(),
@@ -29,13 +47,16 @@ _OF_ENTRIES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @SPARSIFIERS.register("channels")
 class Channels(Scheduled):
-    """Zeroes channels and heads to `sparsity`, the share of both, on a cubic schedule from `start` to `end`, in steps of `every`.
+    """Zeroes channels and heads to `sparsity`, the share of both, on a cubic schedule from `start`
+    to `end`, in steps of `every`.
 
-    `importance` of a channel, over all layers that share it: `norm`, the mean squared L2 norm of what makes and reads it (Li
-    et al. 2017, arXiv 1608.08710); `batch-norm`, its |γ| (Liu et al. 2017, arXiv 1708.06519); `taylor`, |w · ∂loss/∂w| on the
-    batch of the update (Molchanov et al. 2019, arXiv 1906.10771). `compare: global` ranks all channels together, relative to
-    the mean of their group; `group` drops the same share of each. The outputs of the network stay, and one channel of each group.
-    A head counts like a channel, and `norm` and `taylor` are sums over its queries, keys, values and what reads it.
+    `importance` of a channel, over all layers that share it: `norm`, the mean squared L2 norm of
+    what makes and reads it (Li et al. 2017, arXiv 1608.08710); `batch-norm`, its |γ| (Liu et al.
+    2017, arXiv 1708.06519); `taylor`, |w · ∂loss/∂w| on the batch of the update (Molchanov et al.
+    2019, arXiv 1906.10771). `compare: global` ranks all channels together, relative to the mean of
+    their group; `group` drops the same share of each. The outputs of the network stay, and one
+    channel of each group. A head counts like a channel, and `norm` and `taylor` are sums over its
+    queries, keys, values and what reads it.
     """
 
     name: Literal["channels"] = "channels"
@@ -55,13 +76,15 @@ def _nothing_to_remove(model: nn.Module) -> str:
         return "sparsifier: there is no channel in this network that can be removed, or all are excluded"
     named = ", ".join(f"'{name}'" for name in dense[:10]) + (" …" if len(dense) > 10 else "")
     return (
-        f"sparsifier: there is no channel in this network that can be removed, or all are excluded; {named} has weights that no "
+        "sparsifier: there is no channel in this network that can be removed, or all are "
+        f"excluded; {named} has weights that no "
         "sparsifier acts on, and what lies beside such a layer keeps its channels"
     )
 
 
 class ActiveChannels(ActiveSparsifier):
-    """Channel sparsity at work on one network; its masks cover whole rows of weights and biases, batch norms included."""
+    """Channel sparsity at work on one network; its masks cover whole rows of weights and biases,
+    batch norms included."""
 
     def __init__(self, options: Channels, setting: Setting) -> None:
         super().__init__(options, setting)
@@ -69,20 +92,33 @@ class ActiveChannels(ActiveSparsifier):
         self.updates = Updates(options, setting.total_steps)
         self.importance = _IMPORTANCES[options.importance]()
         inputs, _ = setting.examples(2)
-        excluded = prunable_weights(setting.model).keys() - taking_part(setting.model, options.exclude).keys()
+        excluded = (
+            prunable_weights(setting.model).keys()
+            - taking_part(setting.model, options.exclude).keys()
+        )
         try:
-            groups: list[ChannelGroup | HeadGroup] = [*channel_groups(setting.model, inputs), *head_groups(setting.model)]
+            groups: list[ChannelGroup | HeadGroup] = [
+                *channel_groups(setting.model, inputs),
+                *head_groups(setting.model),
+            ]
         except UserError as error:
             raise UserError(f"sparsifier: {error}; take another one than channels") from error
         self.groups = [group for group in groups if not excluded & group.parameters]
         if not self.groups:
             raise UserError(_nothing_to_remove(setting.model))
-        if options.importance == "batch-norm" and not all(self._has_batch_norm(group) for group in self.groups):
-            raise UserError("sparsifier.importance: batch-norm needs a batch norm behind each layer; take norm or taylor")
+        if options.importance == "batch-norm" and not all(
+            self._has_batch_norm(group) for group in self.groups
+        ):
+            raise UserError(
+                "sparsifier.importance: batch-norm needs a batch norm behind each layer; take norm "
+                "or taylor"
+            )
         self.parameters = dict(setting.model.named_parameters())
         covered = [name for group in self.groups for name in group.writers]
         self.weights = {name: self.parameters[name] for name in covered}
-        self.masks = {name: torch.ones_like(self.parameters[name], dtype=torch.bool) for name in covered}
+        self.masks = {
+            name: torch.ones_like(self.parameters[name], dtype=torch.bool) for name in covered
+        }
 
     def due(self, step: int) -> bool:
         """Whether channels go."""
@@ -92,7 +128,9 @@ class ActiveChannels(ActiveSparsifier):
         """Zeroes the least important channels."""
         sparsity = cubic_sparsity(self.updates.progress(step), self.options.sparsity)
         scores = {group.name: self._ranked(group) for group in self.groups}
-        kept = choose_masks(scores, sparsity, "global" if self.options.compare == "global" else "uniform")
+        kept = choose_masks(
+            scores, sparsity, "global" if self.options.compare == "global" else "uniform"
+        )
         masks = {name: mask.clone() for name, mask in self.masks.items()}
         for group in self.groups:
             alive = kept[group.name]
@@ -115,8 +153,10 @@ class ActiveChannels(ActiveSparsifier):
             others = sorted({name.rpartition(".")[0] for name in group.writers} - {group.name})
             shared = f", which it shares with {', '.join(others)}," if others else ""
             raise UserError(
-                f"sparsifier: the channels of '{group.name}'{shared} cannot be ranked: what reads them makes several channels of "
-                f"one, or one of several ({str(error).splitlines()[0]}); set sparsifier.exclude: [{group.name}]"
+                f"sparsifier: the channels of '{group.name}'{shared} cannot be ranked: what reads "
+                "them makes several channels of "
+                f"one, or one of several ({str(error).splitlines()[0]}); set sparsifier.exclude: "
+                f"[{group.name}]"
             ) from error
 
     def _scores(self, group: ChannelGroup | HeadGroup) -> Tensor:

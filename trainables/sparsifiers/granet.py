@@ -1,28 +1,32 @@
 """GraNet: gradual pruning with regrowth.
 
-Liu et al. 2021, Sparse training via boosting pruning plasticity with neuroregeneration, arXiv 2106.10404: starts at half the
-weights; at each update the smallest weights are dropped to meet a cubic schedule, over all layers together; then the share
-r (decaying on a cosine) of each layer's remaining weights is dropped too and as many of the largest gradient are grown, from 0.
-We differ in the same two ways as RigL here: the optimiser's step is always taken, and the batch's own gradient counts.
+Liu et al. 2021, Sparse training via boosting pruning plasticity with neuroregeneration, arXiv
+2106.10404: starts at half the weights; at each update the smallest weights are dropped to meet a
+cubic schedule, over all layers together; then the share r (decaying on a cosine) of each layer's
+remaining weights is dropped too and as many of the largest gradient are grown, from 0. We differ in
+the same two ways as RigL here: the optimiser's step is always taken, and the batch's own gradient
+counts.
 """
 
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainables.sparsifiers.base import SPARSIFIERS, Setting
-from trainables.sparsifiers.magnitude import magnitudes
-from trainables.sparsifiers.masks import Densities, choose_masks
-from trainables.sparsifiers.rigl import GradientGrowth
-from trainables.sparsifiers.schedules import Scheduled, cosine_decay, cubic_sparsity
+from slimfront.trainables.sparsifiers.base import SPARSIFIERS, Setting
+from slimfront.trainables.sparsifiers.magnitude import magnitudes
+from slimfront.trainables.sparsifiers.masks import Densities, choose_masks
+from slimfront.trainables.sparsifiers.rigl import GradientGrowth
+from slimfront.trainables.sparsifiers.schedules import Scheduled, cosine_decay, cubic_sparsity
 
 
 @SPARSIFIERS.register("granet")
 class GraNet(Scheduled):
-    """GraNet: from `initial_sparsity` to `sparsity` on a cubic schedule, with the share `regrow` (r) of the rest moved.
+    """GraNet: from `initial_sparsity` to `sparsity` on a cubic schedule, with the share `regrow`
+    (r) of the rest moved.
 
-    `densities: global` prunes over all layers together, from Erdős–Rényi-kernel densities; `uniform` and `erk` hold the
-    densities of the layers throughout. A target below `initial_sparsity` starts at the target.
+    `densities: global` prunes over all layers together, from Erdős–Rényi-kernel densities;
+    `uniform` and `erk` hold the densities of the layers throughout. A target below
+    `initial_sparsity` starts at the target.
     """
 
     name: Literal["granet"] = "granet"
@@ -34,7 +38,9 @@ class GraNet(Scheduled):
     @model_validator(mode="after")
     def _has_time(self) -> Self:
         if self.start == self.end:
-            raise ValueError(f"start and end are both {self.start}, which leaves no time to prune and regrow")
+            raise ValueError(
+                f"start and end are both {self.start}, which leaves no time to prune and regrow"
+            )
         return self
 
     def attach(self, setting: Setting) -> "ActiveGraNet":

@@ -1,10 +1,11 @@
 """Lottery tickets by iterative magnitude pruning with rewinding.
 
-Frankle, Carbin 2019, The lottery ticket hypothesis, arXiv 1803.03635, with late rewinding as in Frankle et al. 2020, Linear mode
-connectivity and the lottery ticket hypothesis, arXiv 1912.05671: train; drop the smallest weights; set the others back to
-what they were at the start (or a little later), and train again, round after round. We differ in that the rounds share
-the length of one training, so that a ticket costs as much as any other candidate, and that `sparsity` is met in `rounds`
-equal factors instead of 20 % a round.
+Frankle, Carbin 2019, The lottery ticket hypothesis, arXiv 1803.03635, with late rewinding as in
+Frankle et al. 2020, Linear mode connectivity and the lottery ticket hypothesis, arXiv 1912.05671:
+train; drop the smallest weights; set the others back to what they were at the start (or a little
+later), and train again, round after round. We differ in that the rounds share the length of one
+training, so that a ticket costs as much as any other candidate, and that `sparsity` is met in
+`rounds` equal factors instead of 20 % a round.
 """
 
 from typing import Any, Literal
@@ -13,18 +14,24 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trainables.errors import UserError
-from trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier, Setting, TargetSparsifier
-from trainables.sparsifiers.magnitude import magnitudes
-from trainables.sparsifiers.masks import Densities, choose_masks
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.sparsifiers.base import (
+    SPARSIFIERS,
+    ActiveSparsifier,
+    Setting,
+    TargetSparsifier,
+)
+from slimfront.trainables.sparsifiers.magnitude import magnitudes
+from slimfront.trainables.sparsifiers.masks import Densities, choose_masks
 
 
 @SPARSIFIERS.register("lottery")
 class LotteryTicket(TargetSparsifier):
-    """Prunes `rounds` times, so that there are `rounds` + 1 trainings of equal length within `training.epochs`.
+    """Prunes `rounds` times, so that there are `rounds` + 1 trainings of equal length within
+    `training.epochs`.
 
-    `rewind` is the share of the first of them to whose end the weights are set back (0: the initial weights). The schedule of
-    the learning rate is gone through in each, from there on.
+    `rewind` is the share of the first of them to whose end the weights are set back (0: the initial
+    weights). The schedule of the learning rate is gone through in each, from there on.
     """
 
     name: Literal["lottery"] = "lottery"
@@ -45,7 +52,8 @@ class ActiveLotteryTicket(ActiveSparsifier):
         self.length = setting.total_steps // (options.rounds + 1)
         if self.length == 0:
             raise UserError(
-                f"sparsifier.rounds ({options.rounds}) needs {options.rounds + 1} trainings, and there are only "
+                f"sparsifier.rounds ({options.rounds}) needs {options.rounds + 1} trainings, and "
+                "there are only "
                 f"{setting.total_steps} steps; set it lower, or train longer"
             )
         self.rewind_to = int(options.rewind * self.length)
@@ -54,14 +62,17 @@ class ActiveLotteryTicket(ActiveSparsifier):
             self._keep_ticket()
 
     def _keep_ticket(self) -> None:
-        self.ticket = {name: value.detach().clone() for name, value in self.setting.model.state_dict().items()}
+        self.ticket = {
+            name: value.detach().clone() for name, value in self.setting.model.state_dict().items()
+        }
 
     def due(self, step: int) -> bool:
         """Whether the weights to rewind to are kept, or a round may end."""
         return step + 1 == self.rewind_to or (step + 1) % self.length == 0
 
     def update(self, step: int) -> None:
-        """Keeps the weights to rewind to; at the end of each round but the last, prunes and rewinds."""
+        """Keeps the weights to rewind to; at the end of each round but the last, prunes and
+        rewinds."""
         done = step + 1
         if done == self.rewind_to:
             self._keep_ticket()
@@ -83,10 +94,14 @@ class ActiveLotteryTicket(ActiveSparsifier):
 
     def state_dict(self) -> dict[str, Any]:
         """The masks and the weights to rewind to."""
-        return super().state_dict() | {"ticket": {name: value.clone() for name, value in self.ticket.items()}}
+        return super().state_dict() | {
+            "ticket": {name: value.clone() for name, value in self.ticket.items()}
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues bit-exactly."""
         super().load_state_dict(state)
         devices = {name: value.device for name, value in self.setting.model.state_dict().items()}
-        self.ticket = {name: torch.clone(value).to(devices[name]) for name, value in state["ticket"].items()}
+        self.ticket = {
+            name: torch.clone(value).to(devices[name]) for name, value in state["ticket"].items()
+        }

@@ -1,8 +1,9 @@
 """Gradual magnitude pruning (GMP).
 
-Zhu, Gupta 2017: To prune, or not to prune, arXiv 1710.01878, eq. 1: the sparsity rises from 0 to the target on a cubic
-schedule, and at each update the smallest weights are dropped. A dropped weight stays 0, so it is never picked again.
-We differ in that weights are compared over all layers together by default (`densities: global`).
+Zhu, Gupta 2017: To prune, or not to prune, arXiv 1710.01878, eq. 1: the sparsity rises from 0 to
+the target on a cubic schedule, and at each update the smallest weights are dropped. A dropped
+weight stays 0, so it is never picked again. We differ in that weights are compared over all layers
+together by default (`densities: global`).
 """
 
 from typing import Literal
@@ -11,21 +12,26 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier, Setting
-from trainables.sparsifiers.masks import Densities, choose_masks
-from trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
+from slimfront.trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier, Setting
+from slimfront.trainables.sparsifiers.masks import Densities, choose_masks
+from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
 
 
 def magnitudes(active: ActiveSparsifier) -> dict[str, Tensor]:
     """|w| of the weights, −1 of those dropped, so that these stay dropped."""
-    return {name: torch.where(active.masks[name], w.detach().abs(), -1.0) for name, w in active.weights.items()}
+    return {
+        name: torch.where(active.masks[name], w.detach().abs(), -1.0)
+        for name, w in active.weights.items()
+    }
 
 
 @SPARSIFIERS.register("magnitude")
 class Magnitude(Scheduled):
-    """Magnitude pruning to `sparsity` on a cubic schedule between `start` and `end`, in steps of `every`.
+    """Magnitude pruning to `sparsity` on a cubic schedule between `start` and `end`, in steps of
+    `every`.
 
-    `densities: global` ranks the weights of all layers together, `uniform` and `erk` those of each layer.
+    `densities: global` ranks the weights of all layers together, `uniform` and `erk` those of each
+    layer.
     """
 
     name: Literal["magnitude"] = "magnitude"

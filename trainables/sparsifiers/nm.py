@@ -1,8 +1,10 @@
-"""N:M sparsity: of every m weights in a row at most n are non-zero, such as 2:4, which GPUs have kernels for.
+"""N:M sparsity: of every m weights in a row at most n are non-zero, such as 2:4, which GPUs have
+kernels for.
 
-Mishra et al. 2021, Accelerating sparse deep neural networks, arXiv 2104.08378: the network is trained dense; then the n largest
-weights of every m along the input dimension are kept, and training goes on with that mask. We differ in that both trainings
-share one schedule, and no permutation of channels is searched for.
+Mishra et al. 2021, Accelerating sparse deep neural networks, arXiv 2104.08378: the network is
+trained dense; then the n largest weights of every m along the input dimension are kept, and
+training goes on with that mask. We differ in that both trainings share one schedule, and no
+permutation of channels is searched for.
 """
 
 from typing import Literal, Self
@@ -11,15 +13,18 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from trainables.errors import UserError
-from trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier, Setting, Sparsifier
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier, Setting, Sparsifier
 
 
 def nm_mask(weight: Tensor, n: int, m: int) -> Tensor:
-    """A mask of a weight (out, in, …), True at exactly the n largest |w| of every m neighbours along `in`, a multiple of m."""
+    """A mask of a weight (out, in, …), True at exactly the n largest |w| of every m neighbours
+    along `in`, a multiple of m."""
     rows = weight.detach().abs().movedim(1, -1)  # (out, …, in)
     groups = rows.reshape(*rows.shape[:-1], -1, m)  # (out, …, in / m, m)
-    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, groups.topk(n, dim=-1).indices, True)
+    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(
+        -1, groups.topk(n, dim=-1).indices, True
+    )
     return mask.reshape(rows.shape).movedim(-1, 1).contiguous()
 
 
@@ -38,7 +43,9 @@ class NM(Sparsifier):
     @model_validator(mode="after")
     def _n_below_m(self) -> Self:
         if self.n >= self.m:
-            raise ValueError(f"n ({self.n}) must be below m ({self.m}): of every m weights, n are kept")
+            raise ValueError(
+                f"n ({self.n}) must be below m ({self.m}): of every m weights, n are kept"
+            )
         return self
 
     def attach(self, setting: Setting) -> "ActiveNM":
@@ -51,9 +58,16 @@ class ActiveNM(ActiveSparsifier):
     def __init__(self, options: NM, setting: Setting) -> None:
         super().__init__(options, setting)
         self.options = options
-        kept = {name: weight for name, weight in self.weights.items() if weight.shape[1] % options.m == 0}
+        kept = {
+            name: weight
+            for name, weight in self.weights.items()
+            if weight.shape[1] % options.m == 0
+        }
         if not kept:
-            raise UserError(f"sparsifier: no layer of this network has a multiple of m ({options.m}) inputs; choose another m")
+            raise UserError(
+                f"sparsifier: no layer of this network has a multiple of m ({options.m}) inputs; "
+                "choose another m"
+            )
         self.weights = kept
         self.masks = {name: self.masks[name] for name in kept}
         self.begin = int(options.start * setting.total_steps)
@@ -64,4 +78,9 @@ class ActiveNM(ActiveSparsifier):
 
     def update(self, step: int) -> None:
         """Chooses the masks."""
-        self.set_masks({name: nm_mask(weight, self.options.n, self.options.m) for name, weight in self.weights.items()})
+        self.set_masks(
+            {
+                name: nm_mask(weight, self.options.n, self.options.m)
+                for name, weight in self.weights.items()
+            }
+        )

@@ -1,9 +1,11 @@
 """RigL: sparse training that grows weights where the gradient is large.
 
-Evci et al. 2020, Rigging the lottery, arXiv 1911.11134: a random sparse network; every ΔT steps until T_end, of each layer the
-share α / 2 · (1 + cos(π t / T_end)) of the weights that are smallest is dropped, and as many of those with the largest gradient
-are grown, from 0. A weight that is dropped and grown at once keeps its value, as in the authors' code. We differ in that
-the optimiser's step is taken in steps with an update too, and the batch whose gradient counts is the one just trained on.
+Evci et al. 2020, Rigging the lottery, arXiv 1911.11134: a random sparse network; every ΔT steps
+until T_end, of each layer the share α / 2 · (1 + cos(π t / T_end)) of the weights that are smallest
+is dropped, and as many of those with the largest gradient are grown, from 0. A weight that is
+dropped and grown at once keeps its value, as in the authors' code. We differ in that the
+optimiser's step is taken in steps with an update too, and the batch whose gradient counts is the
+one just trained on.
 """
 
 from typing import Literal
@@ -12,16 +14,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trainables.sparsifiers.base import SPARSIFIERS, Setting
-from trainables.sparsifiers.masks import LayerDensities, drop_and_grow
-from trainables.sparsifiers.random_mask import RandomStart
-from trainables.sparsifiers.schedules import Scheduled, Updates, cosine_decay
+from slimfront.trainables.sparsifiers.base import SPARSIFIERS, Setting
+from slimfront.trainables.sparsifiers.masks import LayerDensities, drop_and_grow
+from slimfront.trainables.sparsifiers.random_mask import RandomStart
+from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates, cosine_decay
 
 
 class GradientGrowth(RandomStart):
-    """A sparsifier that grows weights by the size of their gradients (those of dropped weights too) in steps with an update."""
+    """A sparsifier that grows weights by the size of their gradients (those of dropped weights too)
+    in steps with an update."""
 
-    def __init__(self, options: Scheduled, setting: Setting, sparsity: float, densities: LayerDensities) -> None:
+    def __init__(
+        self, options: Scheduled, setting: Setting, sparsity: float, densities: LayerDensities
+    ) -> None:
         self.updates = Updates(options, setting.total_steps)
         self.updates.check_several(options.name)
         super().__init__(options, setting, sparsity, densities)
@@ -32,13 +37,18 @@ class GradientGrowth(RandomStart):
         return self.updates.due(step)
 
     def before_step(self, step: int) -> None:
-        """Keeps the dense gradients if there is an update after this step, and then zeroes those of dropped weights."""
+        """Keeps the dense gradients if there is an update after this step, and then zeroes those of
+        dropped weights."""
         if self.due(step):
-            self.gradients = {n: torch.zeros_like(w) if w.grad is None else w.grad.abs() for n, w in self.weights.items()}
+            self.gradients = {
+                n: torch.zeros_like(w) if w.grad is None else w.grad.abs()
+                for n, w in self.weights.items()
+            }
         super().before_step(step)
 
     def move(self, share: float) -> None:
-        """Moves the `share` of each layer's smallest weights to the largest gradients; what grows starts from 0."""
+        """Moves the `share` of each layer's smallest weights to the largest gradients; what grows
+        starts from 0."""
         moved = {}
         for name, weight in self.weights.items():
             count = int(share * int(self.masks[name].sum()))
@@ -49,7 +59,8 @@ class GradientGrowth(RandomStart):
 
 @SPARSIFIERS.register("rigl")
 class RigL(Scheduled):
-    """RigL: every `every` steps (ΔT) until `end`, the share `drop` (α, decaying on a cosine) of each layer's weights moves."""
+    """RigL: every `every` steps (ΔT) until `end`, the share `drop` (α, decaying on a cosine) of
+    each layer's weights moves."""
 
     name: Literal["rigl"] = "rigl"
     densities: LayerDensities = "erk"

@@ -1,9 +1,11 @@
 """Sparse evolutionary training (SET).
 
-Mocanu et al. 2018, Scalable training of artificial neural networks with adaptive sparse connectivity, arXiv 1707.04780: a
-random sparse network; every so often the share ζ of each layer's weights that is closest to zero is dropped, and as many
-others are grown at random, with new random values. We differ in that ζ is of the weights of both signs together, that
-Erdős–Rényi densities count kernels too, and that updates end before training does, so that the last grown weights are trained.
+Mocanu et al. 2018, Scalable training of artificial neural networks with adaptive sparse
+connectivity, arXiv 1707.04780: a random sparse network; every so often the share ζ of each layer's
+weights that is closest to zero is dropped, and as many others are grown at random, with new random
+values. We differ in that ζ is of the weights of both signs together, that Erdős–Rényi densities
+count kernels too, and that updates end before training does, so that the last grown weights are
+trained.
 """
 
 from typing import Any, Literal
@@ -11,15 +13,16 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from trainables.sparsifiers.base import SPARSIFIERS, Setting
-from trainables.sparsifiers.masks import LayerDensities, drop_and_grow
-from trainables.sparsifiers.random_mask import RandomStart
-from trainables.sparsifiers.schedules import Scheduled, Updates
+from slimfront.trainables.sparsifiers.base import SPARSIFIERS, Setting
+from slimfront.trainables.sparsifiers.masks import LayerDensities, drop_and_grow
+from slimfront.trainables.sparsifiers.random_mask import RandomStart
+from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates
 
 
 @SPARSIFIERS.register("set")
 class SET(Scheduled):
-    """SET: every `every` steps the share `drop` (ζ) of each layer's weights moves elsewhere at random.
+    """SET: every `every` steps the share `drop` (ζ) of each layer's weights moves elsewhere at
+    random.
 
     New weights are drawn normally, with the standard deviation of the layer's initial weights.
     """
@@ -40,7 +43,9 @@ class ActiveSET(RandomStart):
         self.updates = Updates(options, setting.total_steps)
         self.updates.check_several("set")
         super().__init__(options, setting, options.sparsity, options.densities)
-        self.deviations = {name: _deviation(w, self.masks[name]) for name, w in self.weights.items()}
+        self.deviations = {
+            name: _deviation(w, self.masks[name]) for name, w in self.weights.items()
+        }
 
     def due(self, step: int) -> bool:
         """Whether weights move: not at the very end, for the last ones grown must be trained."""
@@ -53,7 +58,10 @@ class ActiveSET(RandomStart):
             before = self.masks[name].clone()
             count = int(self.options.drop * int(before.sum()))
             self.set_masks({name: drop_and_grow(before, weight.abs(), growth[name], count)})
-            values = torch.randn(weight.shape, generator=self.generator).to(weight) * self.deviations[name]
+            values = (
+                torch.randn(weight.shape, generator=self.generator).to(weight)
+                * self.deviations[name]
+            )
             weight.copy_(torch.where(self.masks[name] & ~before, values, weight))
 
     def state_dict(self) -> dict[str, Any]:
@@ -67,5 +75,6 @@ class ActiveSET(RandomStart):
 
 
 def _deviation(weight: torch.Tensor, mask: torch.Tensor) -> float:
-    """The root mean square of the weights under the mask: their standard deviation, since initial weights have mean 0."""
+    """The root mean square of the weights under the mask: their standard deviation, since initial
+    weights have mean 0."""
     return float(weight.detach()[mask].square().mean().sqrt()) if mask.any() else 0.0

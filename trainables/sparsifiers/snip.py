@@ -1,8 +1,9 @@
 """SNIP: one-shot pruning at initialisation.
 
-Lee et al. 2019, SNIP: single-shot network pruning based on connection sensitivity, arXiv 1810.02340: before training, the
-weights with the largest |w · ∂loss/∂w| on one batch are kept, over all layers together, and the mask stays. We differ in that
-the sensitivity is taken at the initial weights as they are, without a variance-scaling initialisation of its own.
+Lee et al. 2019, SNIP: single-shot network pruning based on connection sensitivity, arXiv
+1810.02340: before training, the weights with the largest |w · ∂loss/∂w| on one batch are kept, over
+all layers together, and the mask stays. We differ in that the sensitivity is taken at the initial
+weights as they are, without a variance-scaling initialisation of its own.
 """
 
 import copy
@@ -12,12 +13,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier, Setting, TargetSparsifier, prunable_weights
-from trainables.sparsifiers.masks import Densities, choose_masks
+from slimfront.trainables.sparsifiers.base import (
+    SPARSIFIERS,
+    ActiveSparsifier,
+    Setting,
+    TargetSparsifier,
+    prunable_weights,
+)
+from slimfront.trainables.sparsifiers.masks import Densities, choose_masks
 
 
 def sensitivities(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """|w · ∂loss/∂w| of the prunable weights, on the cross-entropy of one batch; `model` and its gradients are left alone."""
+    """|w · ∂loss/∂w| of the prunable weights, on the cross-entropy of one batch; `model` and its
+    gradients are left alone."""
     twin = copy.deepcopy(model).train()
     weights = prunable_weights(twin)
     with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
@@ -31,7 +39,8 @@ def sensitivities(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str,
 
 @SPARSIFIERS.register("snip")
 class SNIP(TargetSparsifier):
-    """SNIP on a batch of `samples` training examples; `densities: global` ranks all layers together, as the paper does."""
+    """SNIP on a batch of `samples` training examples; `densities: global` ranks all layers
+    together, as the paper does."""
 
     name: Literal["snip"] = "snip"
     densities: Densities = "global"
@@ -40,5 +49,9 @@ class SNIP(TargetSparsifier):
     def attach(self, setting: Setting) -> ActiveSparsifier:
         active = ActiveSparsifier(self, setting)
         scores = sensitivities(setting.model, *setting.examples(self.samples))
-        active.set_masks(choose_masks({name: scores[name] for name in active.weights}, self.sparsity, self.densities))
+        active.set_masks(
+            choose_masks(
+                {name: scores[name] for name in active.weights}, self.sparsity, self.densities
+            )
+        )
         return active

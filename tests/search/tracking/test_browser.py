@@ -11,13 +11,17 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import ConsoleMessage, Error, Page, expect, sync_playwright
 
-from search.records import SearchResult
+from slimfront.search.record.ledger import SearchResult
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 pytestmark = [
     pytest.mark.timeout(180),
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here, and the set-up could not install it"),
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="there is no Chromium here, and the set-up could not install it"
+    ),
 ]
 
 
@@ -36,7 +40,8 @@ class Opened:
 
     def hear(self, message: ConsoleMessage) -> None:
         ours = message.location["url"].startswith(("blob:", "file:"))
-        if message.type == "error" and ours and "sandboxed" not in message.text:  # that one is expected: see the click below
+        # That one is expected: see the click below.
+        if message.type == "error" and ours and "sandboxed" not in message.text:
             self.complaints.append(message.text)
 
     def fail(self, error: Error) -> None:
@@ -47,14 +52,22 @@ class Opened:
 def opened(finished: tuple[Path, SearchResult]) -> Iterator[Opened]:
     directory, result = finished
     port = 5611
-    command = [str(Path(sys.executable).with_name("slimfront")), "ui", result.search, "--no-browser", f"--port={port}"]
+    command = [
+        str(Path(sys.executable).with_name("slimfront")),
+        "ui",
+        result.search,
+        "--no-browser",
+        f"--port={port}",
+    ]
     command.append(f"--tracking-uri=sqlite:///{directory}/slimfront.db")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             url = server.stdout.readline().strip()
             with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+                browser = playwright.chromium.launch(
+                    executable_path=CHROMIUM, args=["--no-sandbox"]
+                )
                 page = browser.new_context(viewport={"width": 1500, "height": 1000}).new_page()
                 page.set_default_timeout(30_000)
                 shown = Opened(page, url, result)
@@ -89,9 +102,13 @@ def test_the_description_renders_and_its_links_reach_the_trials(opened: Opened) 
     trial.close()
 
 
-def test_front_html_renders_offline_with_its_points_and_a_click_on_one_names_its_run(opened: Opened) -> None:
+def test_front_html_renders_offline_with_its_points_and_a_click_on_one_names_its_run(
+    opened: Opened,
+) -> None:
     page = opened.page
-    page.context.route(lambda url: not url.startswith((opened.base, "blob:", "file:")), lambda route: route.abort())
+    page.context.route(
+        lambda url: not url.startswith((opened.base, "blob:", "file:")), lambda route: route.abort()
+    )
     page.goto(opened.url.replace("?", "/artifacts?"))
     page.get_by_text("front.html", exact=True).first.click()
     frame = page.frame_locator("iframe")
@@ -104,12 +121,15 @@ def test_front_html_renders_offline_with_its_points_and_a_click_on_one_names_its
     page.mouse.click(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
     link = frame.locator("#run a")
     expect(link).to_have_attribute(
-        "href", f"{opened.base}/#/experiments/1/runs/{opened.result.run_ids[smallest.trial.label]}?workflowType=machine_learning"
+        "href",
+        f"{opened.base}/#/experiments/1/runs/{opened.result.run_ids[smallest.trial.label]}?workflowType=machine_learning",
     )
     page.context.unroute_all()
 
 
-def test_a_click_on_a_point_of_the_downloaded_page_opens_the_run(opened: Opened, tmp_path: Path) -> None:
+def test_a_click_on_a_point_of_the_downloaded_page_opens_the_run(
+    opened: Opened, tmp_path: Path
+) -> None:
     from mlflow import MlflowClient
 
     store = MlflowClient(opened.base)

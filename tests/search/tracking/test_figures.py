@@ -4,11 +4,18 @@ from itertools import product
 import pytest
 from matplotlib.figure import Figure
 
-from search.objectives import OBJECTIVES
-from search.records import Ledger
-from search.tracking.figures import front_html, front_png
+from slimfront.search.config.objectives import OBJECTIVES
+from slimfront.search.record.ledger import Ledger
+from slimfront.search.tracking.figures import front_html, front_png
 
-MEASURES = {"val_accuracy": 0.9, "params": 200, "nonzero_params": 100, "layers": 2, "flops": 400, "bytes": 900}
+MEASURES = {
+    "val_accuracy": 0.9,
+    "params": 200,
+    "nonzero_params": 100,
+    "layers": 2,
+    "flops": 400,
+    "bytes": 900,
+}
 MEASURES |= {"speedup": 2.0, "latency_ms": 0.01, "bytes_compressed": 300.0}
 
 
@@ -17,7 +24,16 @@ def ledger(objectives: list[str], *, dense: bool = True) -> Ledger:
     for number, values in ((0, {"sparsifier.sparsity": 0.5}), (1, {}), (None, {})):
         book.apply({"event": "trial", "number": number, "values": values, "seed": 0})
     for number in (0, None) if dense else (0,):
-        book.apply({"event": "point", "number": number, "epoch": 3, "measures": MEASURES, "compaction": [], "checkpoint": None})
+        book.apply(
+            {
+                "event": "point",
+                "number": number,
+                "epoch": 3,
+                "measures": MEASURES,
+                "compaction": [],
+                "checkpoint": None,
+            }
+        )
     book.apply({"event": "ended", "number": 1, "status": "failed", "reason": "diverged"})
     return book
 
@@ -43,7 +59,9 @@ def test_every_choice_of_objectives_has_its_pictures(objectives: list[str], dens
     figure = front_png(book, "a search")
     assert isinstance(figure, Figure)
     figure.savefig(io.BytesIO())
-    assert len(figure.axes) == max(1, sum(name != "val_accuracy" for name in objectives) - ("val_accuracy" not in objectives))
+    assert len(figure.axes) == max(
+        1, sum(name != "val_accuracy" for name in objectives) - ("val_accuracy" not in objectives)
+    )
     page = front_html(book, "a search")
     assert "trial-000" in page
     assert "sparsifier.sparsity = 0.5" in page

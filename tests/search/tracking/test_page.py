@@ -15,16 +15,16 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from search.objectives import OBJECTIVES, Constraint
-from search.picks import member_name
-from search.records import Ledger, SearchResult
-from search.session import read_search
-from search.tracking import charts, compare, models
-from search.tracking.page import live_metrics
-from search.tracking.store import find_search
+from slimfront.search.config.objectives import OBJECTIVES, Constraint
+from slimfront.search.record.ledger import Ledger, SearchResult
+from slimfront.search.record.picks import member_name
+from slimfront.search.record.session import read_search
+from slimfront.search.tracking import charts, compare, models
+from slimfront.search.tracking.page import live_metrics
+from slimfront.search.tracking.store import find_search
+from slimfront.trainables.data import Digits
+from slimfront.trainables.errors import UserError
 from tests.search.test_records import begin, end, point
-from trainables.data import Digits
-from trainables.errors import UserError
 
 Finished = tuple[Path, SearchResult]
 
@@ -41,7 +41,9 @@ def parent(finished: Finished, client: MlflowClient) -> Run:
     return find_search(client, finished[1].search)
 
 
-def test_the_description_tells_the_story_with_links_to_the_trials(finished: Finished, parent: Run) -> None:
+def test_the_description_tells_the_story_with_links_to_the_trials(
+    finished: Finished, parent: Run
+) -> None:
     _, result = finished
     text = parent.data.tags["mlflow.note.content"]
     knee = result.ledger.knee()
@@ -50,7 +52,9 @@ def test_the_description_tells_the_story_with_links_to_the_trials(finished: Fini
     assert f"### Recommended: [{knee.name}]({place})" in text
     assert "more `val_accuracy` and less `nonzero_params`" in text
     assert "`sparsifier.sparsity` | 0.1 to 0.9 |" in text
-    linked = re.findall(r"^\| (?:dense: )?\[[^\]]*\]\(#/experiments/\d+/runs/(\w+)\?", text, re.MULTILINE)
+    linked = re.findall(
+        r"^\| (?:dense: )?\[[^\]]*\]\(#/experiments/\d+/runs/(\w+)\?", text, re.MULTILINE
+    )
     labels = ["dense", *(member.trial.label for member in result.front)]
     assert linked == [result.run_ids[label] for label in labels]
     dense = result.ledger.dense
@@ -65,15 +69,23 @@ def test_pictures_environment_and_data_set_are_there(
     pictures = {"front.png", "history.png", "importance.png", "layers.png"}
     assert names == pictures | {"config.yaml", "environment.txt", "front.json", "front.html"}
     for name in pictures:
-        assert Path(client.download_artifacts(parent.info.run_id, name, str(tmp_path))).read_bytes().startswith(b"\x89PNG")
-    environment = Path(client.download_artifacts(parent.info.run_id, "environment.txt", str(tmp_path))).read_text()
+        assert (
+            Path(client.download_artifacts(parent.info.run_id, name, str(tmp_path)))
+            .read_bytes()
+            .startswith(b"\x89PNG")
+        )
+    environment = Path(
+        client.download_artifacts(parent.info.run_id, "environment.txt", str(tmp_path))
+    ).read_text()
     assert re.search(r"^torch==2", environment, re.MULTILINE)
     (data,) = parent.inputs.dataset_inputs
     assert data.dataset.name == "digits"
     assert json.loads(data.dataset.profile)["train"] == 1078
 
 
-def test_trials_are_tagged_with_front_knee_and_rank(finished: Finished, client: MlflowClient, parent: Run) -> None:
+def test_trials_are_tagged_with_front_knee_and_rank(
+    finished: Finished, client: MlflowClient, parent: Run
+) -> None:
     _, result = finished
     knee = result.ledger.knee()
     assert knee is not None
@@ -130,7 +142,14 @@ def test_every_front_member_is_a_model_that_loads_without_slimfront_and_the_regi
     tags = client.get_model_version("tiny", "1").tags
     assert tags["slimfront.network"] == member_name(members[0])
     assert float(tags["nonzero_params"]) == members[0]["nonzero_params"]
-    command = [sys.executable, "-c", _WITHOUT_SLIMFRONT, f"sqlite:///{directory}/slimfront.db", *uris, "models:/tiny/2"]
+    command = [
+        sys.executable,
+        "-c",
+        _WITHOUT_SLIMFRONT,
+        f"sqlite:///{directory}/slimfront.db",
+        *uris,
+        "models:/tiny/2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
     outputs = done.stdout.strip().splitlines()[-len(uris) - 1 :]
     assert outputs[-1] == outputs[-2]  # the second version is the last member
@@ -144,11 +163,16 @@ def test_every_front_member_is_a_model_that_loads_without_slimfront_and_the_regi
         network = charts.load(member, config)
         assert network is not None
         torch.testing.assert_close(
-            torch.tensor([float(v) for v in line.split()]), network((x - mean) / std).detach().flatten(), atol=1e-5, rtol=0
+            torch.tensor([float(v) for v in line.split()]),
+            network((x - mean) / std).detach().flatten(),
+            atol=1e-5,
+            rtol=0,
         )
 
 
-def test_models_of_networks_that_left_the_front_say_so(finished: Finished, client: MlflowClient, parent: Run) -> None:
+def test_models_of_networks_that_left_the_front_say_so(
+    finished: Finished, client: MlflowClient, parent: Run
+) -> None:
     _, result = finished
     experiment, runs = parent.info.experiment_id, set(result.run_ids.values())
 
@@ -157,7 +181,9 @@ def test_models_of_networks_that_left_the_front_say_so(finished: Finished, clien
         return sorted(model.name for model in found if model.tags["slimfront.front"] == "true")
 
     everyone = on_front()
-    left = [models.model_name(point.trial.label, point.epoch, point.step) for point in result.front[1:]]
+    left = [
+        models.model_name(point.trial.label, point.epoch, point.step) for point in result.front[1:]
+    ]
     models.mark_front(client, experiment, runs, result.front[1:])
     assert on_front() == sorted(left)
     models.mark_front(client, experiment, runs, result.front)
@@ -170,11 +196,15 @@ def test_a_name_that_the_registry_cannot_keep_is_refused(client: MlflowClient, n
         models.register(client, {"trial": "trial-000", "epoch": 1}, name, "s")
 
 
-def test_fronts_are_read_from_mlflow_alone_and_compared_on_one_scale(finished: Finished, client: MlflowClient) -> None:
+def test_fronts_are_read_from_mlflow_alone_and_compared_on_one_scale(
+    finished: Finished, client: MlflowClient
+) -> None:
     _, result = finished
     fronts = compare.read_fronts(client, [result.search, result.search])
     assert [front.search for front in fronts] == [result.search] * 2
-    assert fronts[0].hypervolume == fronts[1].hypervolume == pytest.approx(result.ledger.hypervolume())
+    assert (
+        fronts[0].hypervolume == fronts[1].hypervolume == pytest.approx(result.ledger.hypervolume())
+    )
     rows = list(csv.DictReader(io.StringIO(compare.render(fronts, "csv").decode())))
     assert [row["network"] for row in rows].count("dense") == 2
     assert len(rows) == 2 * (1 + len(result.front))
@@ -191,7 +221,10 @@ def test_fronts_are_read_from_mlflow_alone_and_compared_on_one_scale(finished: F
 
 def test_live_metrics_say_what_is_smallest_at_the_accuracy_that_is_wanted() -> None:
     objectives = [OBJECTIVES["val_accuracy"], OBJECTIVES["nonzero_params"]]
-    for constraints, threshold, smallest in (([], 0.89, 300.0), ([Constraint.parse("val_accuracy", ">= 0.7")], 0.7, 100.0)):
+    for constraints, threshold, smallest in (
+        ([], 0.89, 300.0),
+        ([Constraint.parse("val_accuracy", ">= 0.7")], 0.7, 100.0),
+    ):
         book = Ledger(objectives, {"nonzero_params": 1000}, constraints)
         assert live_metrics(book).keys() >= {"hypervolume", "front_size", "trials_completed"}
         for number in (None, 0):
@@ -216,8 +249,16 @@ def test_importances_name_what_drives_an_objective_and_need_some_trials() -> Non
     assert charts.importances(book, space) == {}
     for number in range(30):
         drives, nothing = (number * 7 % 30) / 30, (number * 11 % 30) / 30
-        book.apply({"event": "trial", "number": number, "values": {"drives": drives, "does.nothing": nothing}, "seed": 0})
-        point(book, number, 1, drives, 100)  # the size is always the same: it has no variance to explain
+        book.apply(
+            {
+                "event": "trial",
+                "number": number,
+                "values": {"drives": drives, "does.nothing": nothing},
+                "seed": 0,
+            }
+        )
+        # The size is always the same: it has no variance to explain.
+        point(book, number, 1, drives, 100)
         end(book, number)
     shares = charts.importances(book, space)
     assert set(shares) == {"val_accuracy"}
@@ -230,7 +271,9 @@ def test_the_work_of_importances_grows_no_faster_than_the_trials() -> None:
     def calls(trials: int) -> int:
         chance, book = random.Random(0), Ledger([OBJECTIVES["val_accuracy"]], {})
         for number in range(trials):
-            book.apply({"event": "trial", "number": number, "values": {"x": chance.random()}, "seed": 0})
+            book.apply(
+                {"event": "trial", "number": number, "values": {"x": chance.random()}, "seed": 0}
+            )
             point(book, number, 1, chance.random(), 100)
             end(book, number)
         profile = cProfile.Profile()

@@ -13,15 +13,22 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from search.config import Config
-from search.journal import Event
-from search.tracking import Recorder, connect, outbox, recorder
-from search.tracking.page import Page
-from search.tracking.store import open_experiment
-from trainables.data import DATA, load_once
-from trainables.errors import UserError
+from slimfront.search.config.schema import Config
+from slimfront.search.record.journal import Event
+from slimfront.search.tracking import Recorder, connect, outbox, recorder
+from slimfront.search.tracking.page import Page
+from slimfront.search.tracking.store import open_experiment
+from slimfront.trainables.data import DATA, load_once
+from slimfront.trainables.errors import UserError
 
-MEASURES = {"val_accuracy": 0.9, "nonzero_params": 100, "params": 200, "layers": 2, "flops": 400, "bytes": 900}
+MEASURES = {
+    "val_accuracy": 0.9,
+    "nonzero_params": 100,
+    "params": 200,
+    "layers": 2,
+    "flops": 400,
+    "bytes": 900,
+}
 _time = itertools.count(1_700_000_000_000)
 
 
@@ -37,14 +44,26 @@ def story(trials: int = 1) -> list[Event]:
         events.append(event("trial", number=number, values={"a.b": 0.5}, seed=7))
         history = [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.0}]
         events.append(event("epochs", number=number, history=history))
-        events.append(event("point", number=number, epoch=2, measures=MEASURES, compaction=[], checkpoint="somewhere"))
+        events.append(
+            event(
+                "point",
+                number=number,
+                epoch=2,
+                measures=MEASURES,
+                compaction=[],
+                checkpoint="somewhere",
+            )
+        )
         events.append(event("ended", number=number, status="completed", reason=None))
     events.append(event("tested", number=0, epoch=2, test_accuracy=0.8))
     return [*events, event("finished", status="completed", seconds=1.0)]
 
 
-def record(client: MlflowClient, config: Config, directory: Path, events: list[Event], earlier: int = 0) -> Recorder:
-    """A recorder that was handed all events, the first `earlier` of them as those of an earlier session."""
+def record(
+    client: MlflowClient, config: Config, directory: Path, events: list[Event], earlier: int = 0
+) -> Recorder:
+    """A recorder that was handed all events, the first `earlier` of them as those of an earlier
+    session."""
     directory.mkdir(exist_ok=True)
     made = Recorder(client, config, "search-1", directory, events[:earlier])
     for one in events[earlier:]:
@@ -80,17 +99,28 @@ def check_story(client: MlflowClient, trials: int = 1) -> None:
     assert found["trial-000"].data.metrics["test_accuracy"] == 0.8
     assert len(client.get_metric_history(found[""].info.run_id, "hypervolume")) == trials
     names = {file.path for file in client.list_artifacts(found[""].info.run_id)}
-    assert names == {"config.yaml", "environment.txt", "front.json", "front.png", "front.html", "history.png"}
+    assert names == {
+        "config.yaml",
+        "environment.txt",
+        "front.json",
+        "front.png",
+        "front.html",
+        "history.png",
+    }
 
 
-def test_a_search_is_recorded_with_params_metrics_tags_and_status(config: Config, tmp_path: Path) -> None:
+def test_a_search_is_recorded_with_params_metrics_tags_and_status(
+    config: Config, tmp_path: Path
+) -> None:
     client = connect(config.tracking.uri)
     assert record(client, config, tmp_path / "search-1", story()).close()
     check_story(client)
 
 
 @pytest.mark.parametrize("earlier", range(9))
-def test_a_recorder_that_takes_over_after_any_event_doubles_nothing(config: Config, tmp_path: Path, earlier: int) -> None:
+def test_a_recorder_that_takes_over_after_any_event_doubles_nothing(
+    config: Config, tmp_path: Path, earlier: int
+) -> None:
     client, events, directory = connect(config.tracking.uri), story(), tmp_path / "search-1"
     assert record(client, config, directory, events[:earlier]).close()
     assert record(client, config, directory, events, earlier).close()
@@ -98,7 +128,9 @@ def test_a_recorder_that_takes_over_after_any_event_doubles_nothing(config: Conf
 
 
 @pytest.mark.parametrize("lost", [1, 3, 9])
-def test_events_written_again_because_the_mark_was_lost_double_nothing(config: Config, tmp_path: Path, lost: int) -> None:
+def test_events_written_again_because_the_mark_was_lost_double_nothing(
+    config: Config, tmp_path: Path, lost: int
+) -> None:
     client, events, directory = connect(config.tracking.uri), story(), tmp_path / "search-1"
     assert record(client, config, directory, events).close()
     (directory / recorder.DELIVERED_FILE).write_text(str(len(events) - lost))
@@ -106,10 +138,21 @@ def test_events_written_again_because_the_mark_was_lost_double_nothing(config: C
     check_story(client)
 
 
-def break_store(client: MlflowClient, monkeypatch: pytest.MonkeyPatch, error: Exception) -> threading.Event:
+def break_store(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> threading.Event:
     """Makes every write of the client fail until the event that it returns is set."""
     well = threading.Event()
-    for name in ("create_run", "log_batch", "log_text", "log_dict", "log_artifact", "set_tag", "set_terminated", "update_run"):
+    for name in (
+        "create_run",
+        "log_batch",
+        "log_text",
+        "log_dict",
+        "log_artifact",
+        "set_tag",
+        "set_terminated",
+        "update_run",
+    ):
         real = getattr(client, name)
 
         def write(*args: Any, real: Any = real, **kwargs: Any) -> Any:
@@ -122,7 +165,10 @@ def break_store(client: MlflowClient, monkeypatch: pytest.MonkeyPatch, error: Ex
 
 
 def test_a_store_that_is_dead_for_a_while_costs_one_warning_and_nothing_else(
-    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    config: Config,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(recorder, "_PATIENCE_S", (0.02, 0.05))
     client, events = connect(config.tracking.uri), story(trials=3)
@@ -170,12 +216,15 @@ def test_a_write_that_mlflow_refuses_for_good_is_skipped_with_a_warning(
 
 
 def test_a_picture_that_cannot_be_drawn_is_left_out_with_a_warning(
-    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    config: Config,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fails(*_: object) -> None:
         raise ValueError("cannot write empty image")
 
-    monkeypatch.setattr("search.tracking.page.charts.history_png", fails)
+    monkeypatch.setattr("slimfront.search.tracking.page.charts.history_png", fails)
     client = connect(config.tracking.uri)
     assert record(client, config, tmp_path / "search-1", story()).close()
     assert "the picture history.png cannot be made (cannot write empty image)" in caplog.text
@@ -201,25 +250,40 @@ def test_a_trial_that_was_interrupted_and_continued_before_mlflow_heard_of_it_ru
     config: Config, tmp_path: Path, lost: int
 ) -> None:
     client, directory = connect(config.tracking.uri), tmp_path / "search-1"
-    events = [*story()[:3], event("interrupted", number=0), event("finished", status="interrupted", seconds=1.0)]
+    events = [
+        *story()[:3],
+        event("interrupted", number=0),
+        event("finished", status="interrupted", seconds=1.0),
+    ]
     assert record(client, config, directory, events[: len(events) - lost]).close()
     later = [event("session", session=2), event("continued", number=0)]
     assert record(client, config, directory, events + later, len(events)).close()
     assert {run.info.status for run in runs(client).values()} == {"RUNNING"}
 
 
-def test_the_last_of_several_states_of_a_trial_counts_where_mlflow_hears_of_all_at_once(config: Config, tmp_path: Path) -> None:
+def test_the_last_of_several_states_of_a_trial_counts_where_mlflow_hears_of_all_at_once(
+    config: Config, tmp_path: Path
+) -> None:
     client = connect(config.tracking.uri)
-    events = [*story()[:3], event("interrupted", number=0), event("finished", status="interrupted", seconds=1.0)]
+    events = [
+        *story()[:3],
+        event("interrupted", number=0),
+        event("finished", status="interrupted", seconds=1.0),
+    ]
     events += [event("session", session=2), event("continued", number=0)]
-    events += [event("ended", number=0, status="completed", reason=None), event("finished", status="completed", seconds=2.0)]
+    events += [
+        event("ended", number=0, status="completed", reason=None),
+        event("finished", status="completed", seconds=2.0),
+    ]
     assert record(client, config, tmp_path / "search-1", events, len(events)).close()
     found = runs(client)
     assert found["trial-000"].data.tags["slimfront.status"] == "completed"
     assert {run.info.status for run in found.values()} == {"FINISHED"}
 
 
-def test_a_short_trial_takes_three_calls(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_trial_takes_three_calls(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client, called = connect(config.tracking.uri), []
     made = record(client, config, tmp_path / "search-1", events := story(trials=3))
     for name in ("create_run", "log_batch", "set_terminated"):
@@ -234,10 +298,13 @@ def test_a_short_trial_takes_three_calls(config: Config, tmp_path: Path, monkeyp
         time.sleep(0.01)
     assert made.close()
     of_a_trial = [name for run_id, name in called if run_id == made.run_ids["trial-002"]]
-    assert of_a_trial == ["log_batch", "set_terminated", "log_batch"]  # the last has the tags of front and rank
+    # The last has the tags of front and rank.
+    assert of_a_trial == ["log_batch", "set_terminated", "log_batch"]
 
 
-def test_a_member_that_leaves_the_front_in_a_later_session_loses_its_tag(config: Config, tmp_path: Path) -> None:
+def test_a_member_that_leaves_the_front_in_a_later_session_loses_its_tag(
+    config: Config, tmp_path: Path
+) -> None:
     client, events, directory = connect(config.tracking.uri), story(), tmp_path / "search-1"
     assert record(client, config, directory, events).close()
     better = MEASURES | {"val_accuracy": 0.95, "nonzero_params": 50}
@@ -254,7 +321,9 @@ def test_a_member_that_leaves_the_front_in_a_later_session_loses_its_tag(config:
     assert found["trial-001"].data.tags["slimfront.front"] == "true"
 
 
-def test_an_interrupted_trial_is_killed_and_runs_again_when_it_is_continued(config: Config, tmp_path: Path) -> None:
+def test_an_interrupted_trial_is_killed_and_runs_again_when_it_is_continued(
+    config: Config, tmp_path: Path
+) -> None:
     client, events = connect(config.tracking.uri), story()[:3]
     events.append(event("interrupted", number=0))
     events.append(event("finished", status="interrupted", seconds=1.0))
@@ -275,7 +344,9 @@ def test_an_experiment_is_made_once_and_found_again(config: Config, tmp_path: Pa
 def test_a_deleted_experiment_is_refused_with_the_way_out(config: Config, tmp_path: Path) -> None:
     client = connect(config.tracking.uri)
     client.delete_experiment(open_experiment(client, "mine", tmp_path, config.tracking.uri))
-    with pytest.raises(UserError, match=r"'mine' is deleted; restore it, or set tracking\.experiment"):
+    with pytest.raises(
+        UserError, match=r"'mine' is deleted; restore it, or set tracking\.experiment"
+    ):
         open_experiment(client, "mine", tmp_path, config.tracking.uri)
 
 
@@ -306,7 +377,11 @@ def test_the_use_of_the_machine_is_logged_on_the_parent_where_it_is_asked_for(
 
 @pytest.mark.parametrize("what", ["_log_data", "finish", "_log_front", "refresh"])
 def test_an_error_of_our_own_is_one_warning_by_name_and_not_a_store_that_does_not_answer(
-    what: str, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    what: str,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def broken(*_arguments: Any, **_named: Any) -> None:
         raise RuntimeError("torch.export does not take this\nand 160 lines more")
@@ -317,19 +392,24 @@ def test_an_error_of_our_own_is_one_warning_by_name_and_not_a_store_that_does_no
     assert made.close()
     assert runs(client)[""].info.status == "FINISHED"
     assert runs(client)["trial-000"].data.tags["slimfront.status"] == "completed"
-    warnings = [one.getMessage() for one in caplog.records if "it is not in MLflow" in one.getMessage()]
+    warnings = [
+        one.getMessage() for one in caplog.records if "it is not in MLflow" in one.getMessage()
+    ]
     assert warnings
     assert all("torch.export does not take this" in one and "\n" not in one for one in warnings)
     assert "did not take a write" not in caplog.text
 
 
 def test_models_that_cannot_be_made_are_named_one_by_one_and_the_search_ends(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     candidate = config.candidate({})
     data = load_once(candidate.data, torch.device("cpu"))
     network = candidate.model.build(data.input_shape, data.classes)
-    monkeypatch.setattr("search.tracking.charts.load", lambda *_: network)
+    monkeypatch.setattr("slimfront.search.tracking.charts.load", lambda *_: network)
 
     def cannot(*_arguments: Any, **_named: Any) -> None:
         raise ValueError("this network branches on its inputs")
@@ -340,13 +420,19 @@ def test_models_that_cannot_be_made_are_named_one_by_one_and_the_search_ends(
     assert record(client, config, tmp_path / "search-1", story()).close()
     assert runs(client)[""].info.status == "FINISHED"
     wanted = "the model of trial-000 cannot be made (this network branches on its inputs): it is not in MLflow"
-    assert [one.getMessage() for one in caplog.records if "the model of" in one.getMessage()] == [wanted]
+    assert [one.getMessage() for one in caplog.records if "the model of" in one.getMessage()] == [
+        wanted
+    ]
 
 
 def test_one_odd_key_costs_that_key_and_is_named_and_remembered(
     config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = {"name": "factory", "factory": "tests.trainables.test_step_graphs:images", "args": {"a#b;c": 1}}
+    data = {
+        "name": "factory",
+        "factory": "tests.trainables.test_step_graphs:images",
+        "args": {"a#b;c": 1},
+    }
     odd = config.model_copy(update={"data": DATA.parse_named(data)})
     client = connect(config.tracking.uri)
     made = record(client, odd, tmp_path / "search-1", story()[:2])

@@ -1,4 +1,5 @@
-"""Searches recorded by a real MLflow server on PostgreSQL, behind a password, that dies in the middle."""
+"""Searches recorded by a real MLflow server on PostgreSQL, behind a password, that dies in the
+middle."""
 
 import logging
 import threading
@@ -9,16 +10,16 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from search.config import Config
-from search.progress import Progress
-from search.records import Ledger
-from search.runner import run_search
-from search.tracking import compare, recorder
-from search.tracking.store import run_route
-from search.ui import open_ui
+from slimfront.search.config.schema import Config
+from slimfront.search.engine.progress import Progress
+from slimfront.search.engine.runner import run_search
+from slimfront.search.record.ledger import Ledger
+from slimfront.search.tracking import compare, recorder
+from slimfront.search.tracking.store import run_route
+from slimfront.search.tracking.ui import open_ui
+from slimfront.trainables.errors import UserError
 from tests.conftest import small_config
 from tests.search.servers import PASSWORD, Server, basic_auth
-from trainables.errors import UserError
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(240)]
 
@@ -52,7 +53,10 @@ def log_in(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a wrong password, which is refused before any trial, and then with the right one."""
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
-    with pytest.raises(UserError, match=r"the tracking store at http://127.* refuses the user or the password; set MLFLOW_TRACK"):
+    with pytest.raises(
+        UserError,
+        match=r"the tracking store at http://127.* refuses the user or the password; set MLFLOW_TRACK",
+    ):
         run_search(config, name="dies")
     assert not Path(config.search.storage_path).exists()
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
@@ -68,10 +72,17 @@ def test_a_server_with_a_password_that_is_killed_and_restarted_in_the_middle_cos
     server = Server(tmp_path, postgres, "--app-name", "basic-auth", **basic_auth(tmp_path))
     server.start()
     try:
-        config = small_config(tmp_path, search={"trials": 6}, training={"epochs": 6, "batch_size": 64, "report_every": 2})
-        config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": server.url})})
+        config = small_config(
+            tmp_path,
+            search={"trials": 6},
+            training={"epochs": 6, "batch_size": 64, "report_every": 2},
+        )
+        config = config.model_copy(
+            update={"tracking": config.tracking.model_copy(update={"uri": server.url})}
+        )
         log_in(config, monkeypatch)
-        monkeypatch.setattr(recorder, "_GRACE_S", 300.0)  # the search may be over before the server is up again
+        # The search may be over before the server is up again.
+        monkeypatch.setattr(recorder, "_GRACE_S", 300.0)
         caplog.set_level(logging.WARNING)
         kills = Kills(server, lambda: "MLflow did not take a write" in caplog.text)
         result = run_search(config, kills, "dies")
@@ -90,18 +101,28 @@ def test_a_server_with_a_password_that_is_killed_and_restarted_in_the_middle_cos
         for run in runs:
             assert run.info.status == "FINISHED"
             if "slimfront.trial" in run.data.tags:
-                assert [m.step for m in client.get_metric_history(run.info.run_id, "epoch/train_loss")] == [1, 2, 3, 4, 5, 6]
-                assert [m.step for m in client.get_metric_history(run.info.run_id, "nonzero_params")] == [2, 4, 6]
+                assert [
+                    m.step for m in client.get_metric_history(run.info.run_id, "epoch/train_loss")
+                ] == [1, 2, 3, 4, 5, 6]
+                assert [
+                    m.step for m in client.get_metric_history(run.info.run_id, "nonzero_params")
+                ] == [2, 4, 6]
         (front,) = compare.read_fronts(client, ["dies"])
         assert len(front.members) == len(result.front)
         parent = result.run_ids[""]
-        assert [m.step for m in client.get_metric_history(parent, "hypervolume")] == list(range(1, 7))
+        assert [m.step for m in client.get_metric_history(parent, "hypervolume")] == list(
+            range(1, 7)
+        )
         said: list[str] = []
         open_ui(server.url, "dies", 5000, browser=False, say=said.append)
         assert said == [server.url + run_route(experiment.experiment_id, parent)]
         names = {file.path for file in client.list_artifacts(parent)}
         assert {"front.html", "front.png", "layers.png"} <= names
-        written = [f for f in (tmp_path / "runs").rglob("*") if f.is_file() and PASSWORD.encode() in f.read_bytes()]
+        written = [
+            f
+            for f in (tmp_path / "runs").rglob("*")
+            if f.is_file() and PASSWORD.encode() in f.read_bytes()
+        ]
         assert written == []
         kills.over.set()
     finally:

@@ -3,38 +3,78 @@
 import re
 from typing import Any
 
-from search.config import Config
-from search.records import Ledger
-from search.tracking.story import describe
+from slimfront.search.config.schema import Config
+from slimfront.search.record.ledger import Ledger
+from slimfront.search.tracking.story import describe
 from tests.conftest import SMALL_CONFIG
 from tests.search.test_records import end
 
-HOSTILE = ["<script>alert(1)</script>", "[x](javascript:alert(1))", "a | b", "`x`", "<img src=x onerror=y>"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "[x](javascript:alert(1))",
+    "a | b",
+    "`x`",
+    "<img src=x onerror=y>",
+]
 
 
 def test_values_of_a_config_are_neither_html_nor_links_nor_cells() -> None:
     path = "model.args.<b>|`p`"
-    space: dict[str, Any] = {path: {"choices": HOSTILE}, "sparsifier.sparsity": {"low": 0.1, "high": 0.9}}
+    space: dict[str, Any] = {
+        path: {"choices": HOSTILE},
+        "sparsifier.sparsity": {"low": 0.1, "high": 0.9},
+    }
     config = Config.model_validate(SMALL_CONFIG | {"model": {"factory": "a:b"}, "space": space})
     book = Ledger(config.chosen_objectives(), {"nonzero_params": 1000})
     for number, value in enumerate(HOSTILE):
-        book.apply({"event": "trial", "number": number, "values": {path: value, "sparsifier.sparsity": 0.5}, "seed": 0})
-        measures = {"val_accuracy": 0.9 - number / 10, "nonzero_params": 900 - number, "params": 1e6, "layers": 5, "flops": 2e6}
-        book.apply({"event": "point", "number": number, "epoch": 1, "measures": measures, "compaction": [], "checkpoint": ""})
+        book.apply(
+            {
+                "event": "trial",
+                "number": number,
+                "values": {path: value, "sparsifier.sparsity": 0.5},
+                "seed": 0,
+            }
+        )
+        measures = {
+            "val_accuracy": 0.9 - number / 10,
+            "nonzero_params": 900 - number,
+            "params": 1e6,
+            "layers": 5,
+            "flops": 2e6,
+        }
+        book.apply(
+            {
+                "event": "point",
+                "number": number,
+                "epoch": 1,
+                "measures": measures,
+                "compaction": [],
+                "checkpoint": "",
+            }
+        )
         end(book, number)
     story = describe("mine", config, book, "1", {})
     outside = re.sub(r"(?<!\\)(`+)(?!`).+?(?<!`)\1(?!`)", "", story)  # code is shown as it is
     assert "<" not in outside
     assert "](javascript" not in outside
     assert "alert" in story
-    rows = [line for line in story.splitlines() if line.startswith("| ") and "p" in line and "varied" not in line]
+    rows = [
+        line
+        for line in story.splitlines()
+        if line.startswith("| ") and "p" in line and "varied" not in line
+    ]
     varied = [row for row in rows if "sparsity" in row or "args" in row]
     assert [len(re.findall(r"(?<!\\)\|", row)) for row in varied] == [3, 3]
 
 
 def test_no_choice_is_lost() -> None:
-    space = {"training.optimizer": {"choices": ["adam", "sgd"]}, "sparsifier.sparsity": {"low": 0.1, "high": 0.9}}
+    space = {
+        "training.optimizer": {"choices": ["adam", "sgd"]},
+        "sparsifier.sparsity": {"low": 0.1, "high": 0.9},
+    }
     config = Config.model_validate(SMALL_CONFIG | {"space": space})
-    story = describe("mine", config, Ledger(config.chosen_objectives(), {"nonzero_params": 1000}), "1", {})
+    story = describe(
+        "mine", config, Ledger(config.chosen_objectives(), {"nonzero_params": 1000}), "1", {}
+    )
     assert "| `training.optimizer` | adam, sgd |" in story
     assert "| `sparsifier.sparsity` | 0.1 to 0.9 |" in story

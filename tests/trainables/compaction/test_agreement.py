@@ -1,4 +1,5 @@
-"""Compaction is judged by structure and shapes, and each output by its own spread; what is wrong is undone."""
+"""Compaction is judged by structure and shapes, and each output by its own spread; what is wrong is
+undone."""
 
 import logging
 
@@ -7,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables.compaction import compact
-from trainables.compaction.agreement import Probe, difference
-from trainables.measures import measure
+from slimfront.trainables.compaction import compact
+from slimfront.trainables.compaction.agreement import Probe, difference
+from slimfront.trainables.measures.measure import measure
 
 INPUTS = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -30,7 +31,10 @@ class ByWidth(nn.Module):
         """(N, 3, 8, 8) to (N, 5)."""
         x = self.embed(x.transpose(1, 2).flatten(2))
         batch, length = x.shape[0], x.shape[1]
-        q, k, v = (part(x).view(batch, length, -1, self.width).transpose(1, 2) for part in (self.q, self.k, self.v))
+        q, k, v = (
+            part(x).view(batch, length, -1, self.width).transpose(1, 2)
+            for part in (self.q, self.k, self.v)
+        )
         weights = (q @ k.transpose(-2, -1) * self.width**-0.5).softmax(-1)
         x = x + self.scale * self.out((weights @ v).transpose(1, 2).reshape(batch, length, -1))
         out: Tensor = self.head(x.mean(1))
@@ -111,10 +115,14 @@ def test_an_empty_branch_stays_where_its_shortcut_is_smaller_than_the_sum() -> N
     assert_same(model, result.network, 3)
 
 
-def test_a_removal_that_is_wrong_is_undone_and_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    from trainables.compaction import units
+def test_a_removal_that_is_wrong_is_undone_and_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from slimfront.trainables.compaction import units
 
-    monkeypatch.setattr(units, "_constants", lambda weight, bias, **_: (~weight.any(1), bias + 1e-6))
+    monkeypatch.setattr(
+        units, "_constants", lambda weight, bias, **_: (~weight.any(1), bias + 1e-6)
+    )
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 5)).eval()
     with torch.no_grad():
@@ -130,7 +138,9 @@ def test_a_removal_that_is_wrong_is_undone_and_said(monkeypatch: pytest.MonkeyPa
 def test_a_constant_unit_under_a_pool_with_a_divisor_of_its_own_keeps_what_it_adds() -> None:
     torch.manual_seed(0)
     pool = nn.AvgPool2d(2, divisor_override=3)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), pool, nn.Flatten(), nn.Linear(64, 5)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), pool, nn.Flatten(), nn.Linear(64, 5)
+    ).eval()
     with torch.no_grad():
         model[0].weight[1] = 0
         model[0].bias[1] = 0.5
@@ -139,7 +149,9 @@ def test_a_constant_unit_under_a_pool_with_a_divisor_of_its_own_keeps_what_it_ad
 
 def test_a_batch_norm_over_time_is_not_folded() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(2), nn.Linear(64, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Flatten(), nn.Linear(9, 5))
+    model = nn.Sequential(
+        nn.Flatten(2), nn.Linear(64, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Flatten(), nn.Linear(9, 5)
+    )
     model(INPUTS)
     result = compact(model.eval(), INPUTS)
     assert result.report.count("folded") == 0
@@ -164,7 +176,9 @@ def test_a_network_whose_code_names_float32_is_judged_in_float32() -> None:
 
 
 def test_types_come_back_as_they_were() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5)).eval()
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5)
+    ).eval()
     result = compact(model, INPUTS)
     assert {p.dtype for p in result.network.state_dict().values()} == {torch.float32}
 
@@ -178,13 +192,17 @@ def test_structure_shape_and_type_come_before_numbers() -> None:
 
 def test_each_element_counts_by_its_own_spread() -> None:
     wanted = torch.tensor([[0.0, 1e4], [1e-3, 1e4]], dtype=torch.float64)
-    assert difference(wanted, wanted + torch.tensor([1e-6, 0]), 1e-4) == pytest.approx(1e-3, rel=0.2)
+    assert difference(wanted, wanted + torch.tensor([1e-6, 0]), 1e-4) == pytest.approx(
+        1e-3, rel=0.2
+    )
 
 
 def test_infinities_are_equal_to_themselves_and_nan_to_nothing() -> None:
     wanted = torch.tensor([[0.0, -torch.inf], [1.0, -torch.inf]])
     assert difference(wanted, wanted.clone(), 1e-4) == 0
-    assert difference(wanted, wanted * torch.nan, 1e-4) != difference(wanted, wanted * torch.nan, 1e-4)
+    assert difference(wanted, wanted * torch.nan, 1e-4) != difference(
+        wanted, wanted * torch.nan, 1e-4
+    )
 
 
 def test_a_size_of_batch_or_a_range_of_values_that_was_written_into_a_network_shows() -> None:

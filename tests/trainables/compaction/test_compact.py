@@ -1,4 +1,5 @@
-"""Compaction keeps outputs equal and counts exact, on networks of any depth, width, sparsity and sign."""
+"""Compaction keeps outputs equal and counts exact, on networks of any depth, width, sparsity and
+sign."""
 
 from itertools import pairwise
 
@@ -8,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trainables.compaction import Compaction, compact, from_plain, to_plain
-from trainables.compaction.merge import MergePolicy
-from trainables.errors import TrialFailure, UserError
-from trainables.measures import measure
+from slimfront.trainables.compaction import Compaction, compact, from_plain, to_plain
+from slimfront.trainables.compaction.merge import MergePolicy
+from slimfront.trainables.errors import TrialFailure, UserError
+from slimfront.trainables.measures.measure import measure
 
 
 def mlp(*sizes: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -42,7 +43,12 @@ def sparsify(model: nn.Module, sparsity: float, seed: int) -> None:
 
 def inputs_for(model: nn.Module, count: int = 50) -> Tensor:
     first = linears(model)[0]
-    return torch.randn(count, first.in_features, dtype=first.weight.dtype, generator=torch.Generator().manual_seed(9))
+    return torch.randn(
+        count,
+        first.in_features,
+        dtype=first.weight.dtype,
+        generator=torch.Generator().manual_seed(9),
+    )
 
 
 def sizes(model: nn.Module) -> list[tuple[int, int]]:
@@ -83,7 +89,8 @@ def test_merging_can_be_limited_to_where_it_saves_weights() -> None:
     with torch.no_grad():
         for layer in linears(model)[1:]:
             layer.weight.zero_()
-        linears(model)[1].weight[0] = 1  # one unit that reads everything, and one output row of everything:
+        # One unit that reads everything, and one output row of everything:
+        linears(model)[1].weight[0] = 1
         linears(model)[1].weight[:, 0] = 1
         linears(model)[2].weight[:, 0] = 1  # their product is full
         linears(model)[2].weight[0] = 1
@@ -155,7 +162,11 @@ def test_a_network_without_any_path_becomes_its_constant_output() -> None:
 def test_layers_without_bias_are_merged_and_removed_too() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False)
+        nn.Linear(3, 4, bias=False),
+        nn.ReLU(),
+        nn.Linear(4, 4, bias=False),
+        nn.ReLU(),
+        nn.Linear(4, 2, bias=False),
     ).double()
     make_inactive(linears(model)[1])
     with torch.no_grad():
@@ -172,7 +183,7 @@ def test_compaction_can_be_switched_off() -> None:
 
 
 def test_a_mismatch_fails_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainables.compaction import merge
+    from slimfront.trainables.compaction import merge
 
     right = merge.product
     monkeypatch.setattr(merge, "product", lambda a, b: right(b, a))
@@ -217,7 +228,9 @@ def test_any_network_keeps_its_outputs_and_never_grows(model: nn.Sequential, mer
     inputs = inputs_for(model)
     result = compact(model, inputs, Compaction.model_validate({"merge": merge, "tolerance": 1e-10}))
     before, after = measure(model, inputs), measure(result.network, inputs)
-    assert after["layers"] == before["layers"] - result.report.count("merged") - result.report.count("removed")
+    assert after["layers"] == before["layers"] - result.report.count(
+        "merged"
+    ) - result.report.count("removed")
     if merge != "always":
         assert all(after[name] <= before[name] for name in ("params", "nonzero_params", "flops"))
     fresh = torch.randn(30, inputs.shape[1], dtype=torch.float64)
@@ -255,13 +268,17 @@ def test_a_bottleneck_is_not_multiplied_out_unless_the_fewest_layers_are_asked_f
     before = measure(model, inputs)
     result = compact(model, inputs)
     assert result.report.count("kept apart") == 1  # 128 × 128 instead of 2 × 8 × 128
-    assert all(result.report.after[name] <= before[name] for name in ("params", "nonzero_params", "flops"))
+    assert all(
+        result.report.after[name] <= before[name] for name in ("params", "nonzero_params", "flops")
+    )
     always = compact(model, inputs, Compaction(merge="always"))
     assert len(linears(always.network)) == 2
 
 
 @pytest.mark.parametrize("policy", ["smaller", "never"])
-def test_a_dead_bottleneck_keeps_one_unit_rather_than_a_large_matrix_of_zeros(policy: MergePolicy) -> None:
+def test_a_dead_bottleneck_keeps_one_unit_rather_than_a_large_matrix_of_zeros(
+    policy: MergePolicy,
+) -> None:
     model = mlp(64, 128, 2, 128, 64)
     with torch.no_grad():
         linears(model)[1].weight.zero_()

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from slimfront.trainables.compaction import compact
+from slimfront.trainables.measures.measure import measure
+from slimfront.trainables.structure.channel_groups import channel_groups
+from slimfront.trainables.structure.graph import trace
 from tests.trainables.networks import Mixed, damage_batch_norms
-from trainables.channels import channel_groups
-from trainables.compaction import compact
-from trainables.graph import trace
-from trainables.measures import measure
 
 INPUTS = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -53,15 +53,22 @@ def difference(one: nn.Module, other: nn.Module) -> float:
 
 
 @pytest.mark.parametrize("unit", [0, 2])
-def test_channels_go_through_additions_concatenations_grouped_and_depthwise_convolutions(unit: int) -> None:
+def test_channels_go_through_additions_concatenations_grouped_and_depthwise_convolutions(
+    unit: int,
+) -> None:
     torch.manual_seed(0)
     model = Mixed().eval()
     damage_batch_norms(model)
     kill(model, unit)
     compacted = compact(model, INPUTS)
     assert difference(model, compacted.network) < 1e-5
-    shapes = {name: tuple(p.shape) for name, p in compacted.network.named_parameters() if name.endswith("weight")}
-    # Six units of 32 concatenated channels, in two groups of 16, that a grouped convolution ties into eight units of four.
+    shapes = {
+        name: tuple(p.shape)
+        for name, p in compacted.network.named_parameters()
+        if name.endswith("weight")
+    }
+    # Six units of 32 concatenated channels, in two groups of 16, that a grouped convolution ties
+    # into eight units of four.
     assert shapes["depthwise.weight"][0] == 28
     assert shapes["grouped.weight"] == (20, 7, 3, 3)
     assert shapes["head.weight"] == (5, 80)
@@ -73,9 +80,17 @@ def test_channels_of_a_residual_stream_go_from_all_layers_that_share_it() -> Non
     kill(model, 3)
     compacted = compact(model, INPUTS)
     assert difference(model, compacted.network) < 1e-5
-    assert ("stem", "units removed", "1 channels, dead in each layer coupled to it") in compacted.report.steps
+    assert (
+        "stem",
+        "units removed",
+        "1 channels, dead in each layer coupled to it",
+    ) in compacted.report.steps
     shapes = {name: tuple(p.shape) for name, p in compacted.network.named_parameters()}
-    assert (shapes["stem.weight"][0], shapes["branch.weight"][:2], shapes["head.weight"]) == (7, (7, 7), (5, 7))
+    assert (shapes["stem.weight"][0], shapes["branch.weight"][:2], shapes["head.weight"]) == (
+        7,
+        (7, 7),
+        (5, 7),
+    )
 
 
 def test_a_channel_that_is_zero_in_one_of_the_layers_only_stays() -> None:
@@ -126,7 +141,7 @@ def test_a_network_that_torch_pruning_cannot_analyse_keeps_its_channels_and_says
     torch.manual_seed(0)
     model = Coupled(nn.ReLU()).eval()
     kill(model, 3)
-    monkeypatch.setattr("trainables.channels._graph", fails)
+    monkeypatch.setattr("slimfront.trainables.structure.channel_groups._graph", fails)
     with caplog.at_level(logging.WARNING):
         compacted = compact(model, INPUTS)
     assert "Torch-Pruning cannot analyse the network" in caplog.text
@@ -137,7 +152,8 @@ def test_what_autograd_made_for_the_analysis_is_let_go_of() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
 
     def node() -> Any:
-        """Where the gradient of the first weight is accumulated: made anew unless something holds on to it."""
+        """Where the gradient of the first weight is accumulated: made anew unless something holds
+        on to it."""
         return model[0].weight.view_as(model[0].weight).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
 
     groups = channel_groups(model, torch.rand(2, 1, 8, 8))
@@ -147,7 +163,9 @@ def test_what_autograd_made_for_the_analysis_is_let_go_of() -> None:
 
 
 @pytest.mark.parametrize("activation", [nn.GELU(), nn.SiLU(), nn.Tanh(), nn.ReLU6()])
-def test_nothing_is_printed_where_it_succeeds(activation: nn.Module, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_where_it_succeeds(
+    activation: nn.Module, capfd: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(0)
     model = Coupled(activation).eval()
     kill(model, 3)

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from slimfront.trainables.compaction import Compacted, compact
+from slimfront.trainables.measures.measure import measure
+from slimfront.trainables.structure.attention import Attention
+from slimfront.trainables.structure.channel_groups import channel_groups
 from tests.trainables.networks import Transformer
-from trainables.attention import Attention
-from trainables.channels import channel_groups
-from trainables.compaction import Compacted, compact
-from trainables.measures import measure
 
 INPUTS = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -32,7 +32,11 @@ def first(model: Transformer) -> nn.MultiheadAttention:
 
 
 def heads(compacted: Compacted) -> dict[str, int]:
-    return {name: module.heads for name, module in compacted.network.named_modules() if isinstance(module, Attention)}
+    return {
+        name: module.heads
+        for name, module in compacted.network.named_modules()
+        if isinstance(module, Attention)
+    }
 
 
 @torch.no_grad()
@@ -54,10 +58,18 @@ def test_a_dead_head_goes_from_all_projections(how: str, batch_first: bool) -> N
         first(model).in_proj_bias[36:40] = 0
     compacted = compact(model, INPUTS)
     assert difference(model, compacted) < 1e-5
-    assert compacted.report.steps == (("blocks.0.attention", "heads removed", "1 heads, constant or unread"),)
+    assert compacted.report.steps == (
+        ("blocks.0.attention", "heads removed", "1 heads, constant or unread"),
+    )
     assert heads(compacted) == {"blocks.0.attention.heads": 3, "blocks.1.attention.heads": 4}
-    shapes = {name: tuple(p.shape) for name, p in compacted.network.named_parameters() if name.startswith("blocks.0.attention")}
-    projected = {f"blocks.0.attention.{part}.weight": (12, 16) for part in ("query", "key", "value")}
+    shapes = {
+        name: tuple(p.shape)
+        for name, p in compacted.network.named_parameters()
+        if name.startswith("blocks.0.attention")
+    }
+    projected = {
+        f"blocks.0.attention.{part}.weight": (12, 16) for part in ("query", "key", "value")
+    }
     assert {name: shape for name, shape in shapes.items() if "weight" in name} == projected | {
         "blocks.0.attention.out.weight": (16, 12)
     }
@@ -65,7 +77,10 @@ def test_a_dead_head_goes_from_all_projections(how: str, batch_first: bool) -> N
     tokens, width, head = 9, 16, 4
     assert before["params"] - after["params"] == 3 * head * (width + 1) + width * head
     # Three projections and the output projection; products with keys and with values.
-    assert before["flops"] - after["flops"] == 2 * tokens * 4 * width * head + 2 * 2 * tokens * tokens * head
+    assert (
+        before["flops"] - after["flops"]
+        == 2 * tokens * 4 * width * head + 2 * 2 * tokens * tokens * head
+    )
     assert after["layers"] == before["layers"]
     assert after["peak_activation_bytes"] <= before["peak_activation_bytes"]
 
@@ -76,9 +91,15 @@ def test_attention_without_a_live_head_goes_and_leaves_its_constant() -> None:
     first(model).in_proj_weight[32:] = 0
     compacted = compact(model, INPUTS)
     assert difference(model, compacted) < 1e-5
-    assert compacted.report.steps == (("blocks.0.attention", "removed", "4 heads, constant or unread"),)
+    assert compacted.report.steps == (
+        ("blocks.0.attention", "removed", "4 heads, constant or unread"),
+    )
     assert heads(compacted) == {"blocks.1.attention.heads": 4}
-    left = {name for name, _ in compacted.network.named_parameters() if name.startswith("blocks.0.attention")}
+    left = {
+        name
+        for name, _ in compacted.network.named_parameters()
+        if name.startswith("blocks.0.attention")
+    }
     assert left == {"blocks.0.attention.out.weight", "blocks.0.attention.out.bias"}
 
 
@@ -90,7 +111,10 @@ def test_attention_that_adds_nothing_goes_as_a_whole_branch() -> None:
     compacted = compact(model, INPUTS)
     assert difference(model, compacted) < 1e-5
     assert compacted.report.count("block removed") == 1
-    assert not any("blocks.0.attention" in name or "blocks.0.norm1" in name for name, _ in compacted.network.named_modules())
+    assert not any(
+        "blocks.0.attention" in name or "blocks.0.norm1" in name
+        for name, _ in compacted.network.named_modules()
+    )
 
 
 @torch.no_grad()
@@ -114,7 +138,10 @@ def test_channels_that_are_zero_in_all_projections_do_not_go_from_within_a_head(
     compacted = compact(model, INPUTS)
     assert difference(model, compacted) < 1e-5
     assert compacted.report.after["params"] == measure(model, INPUTS)["params"]
-    assert [group.name for group in channel_groups(compacted.network, INPUTS)] == ["blocks.0.up", "blocks.1.up"]
+    assert [group.name for group in channel_groups(compacted.network, INPUTS)] == [
+        "blocks.0.up",
+        "blocks.1.up",
+    ]
 
 
 @settings(max_examples=30)
@@ -125,7 +152,8 @@ def test_whatever_heads_are_dead_go_and_outputs_stay_equal(seed: int) -> None:
     left = {}
     for index, block in enumerate(model.blocks):
         attention: nn.MultiheadAttention = block.attention  # type: ignore[assignment]
-        kinds = torch.randint(0, 4, (4,), generator=generator).tolist()  # alive, constant, zero, unread
+        # Alive, constant, zero, unread.
+        kinds = torch.randint(0, 4, (4,), generator=generator).tolist()
         for head, kind in enumerate(kinds):
             rows = slice(4 * head, 4 * head + 4)
             if kind in (1, 2):

@@ -1,4 +1,5 @@
-"""What compaction must do to every network that we ship: outputs equal, counts exact, idempotent, and it survives storage."""
+"""What compaction must do to every network that we ship: outputs equal, counts exact, idempotent,
+and it survives storage."""
 
 import io
 from typing import Any
@@ -9,13 +10,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trainables import Candidate
-from trainables.compaction import Compaction, compact, from_plain, to_plain
-from trainables.data import Digits
-from trainables.graph import hidden_layers, inner_layers, residual_branches, trace
-from trainables.measures import measure
-from trainables.models import MODELS
-from trainables.sparsifiers.base import prunable_weights
+from slimfront.trainables import Candidate
+from slimfront.trainables.compaction import Compaction, compact, from_plain, to_plain
+from slimfront.trainables.data import Digits
+from slimfront.trainables.measures.measure import measure
+from slimfront.trainables.models import MODELS
+from slimfront.trainables.sparsifiers.base import prunable_weights
+from slimfront.trainables.structure.graph import (
+    hidden_layers,
+    inner_layers,
+    residual_branches,
+    trace,
+)
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "mlp": {"depth": 4, "width": 8},
@@ -29,7 +35,8 @@ SHAPE = (1, 8, 8)
 
 
 def build(name: str, seed: int = 0) -> nn.Module:
-    """A network in float64 whose batch norms have seen data, and have scales and shifts of all signs."""
+    """A network in float64 whose batch norms have seen data, and have scales and shifts of all
+    signs."""
     torch.manual_seed(seed)
     model = MODELS[name](name=name, **NETWORKS[name]).build(SHAPE, classes=5).double().train()
     for _ in range(2):
@@ -42,8 +49,11 @@ def build(name: str, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def damage(model: nn.Module, seed: int, *, sparsity: float, inactive: float, empty: float, dead: float) -> dict[str, int]:
-    """Makes the network sparse, some layers inactive, some branches zero, some channels dead; how many of each."""
+def damage(
+    model: nn.Module, seed: int, *, sparsity: float, inactive: float, empty: float, dead: float
+) -> dict[str, int]:
+    """Makes the network sparse, some layers inactive, some branches zero, some channels dead; how
+    many of each."""
     generator = torch.Generator().manual_seed(seed)
 
     def chosen(share: float) -> bool:
@@ -53,9 +63,13 @@ def damage(model: nn.Module, seed: int, *, sparsity: float, inactive: float, emp
     counts = {"inactive": 0, "empty": 0, "dead": 0}
     with torch.no_grad():
         for weight in prunable_weights(model).values():
-            weight.mul_(torch.rand(weight.shape, generator=generator, dtype=weight.dtype) >= sparsity)
+            weight.mul_(
+                torch.rand(weight.shape, generator=generator, dtype=weight.dtype) >= sparsity
+            )
         for layer in hidden_layers(graph):
-            factors = (torch.rand(layer.layer.weight.shape[0], generator=generator) >= dead).to(layer.layer.weight)
+            factors = (torch.rand(layer.layer.weight.shape[0], generator=generator) >= dead).to(
+                layer.layer.weight
+            )
             counts["dead"] += int((factors == 0).sum())
             layer.scale_rows(factors)
         for layer in inner_layers(graph):
@@ -64,7 +78,9 @@ def damage(model: nn.Module, seed: int, *, sparsity: float, inactive: float, emp
                 counts["inactive"] += 1
         for branch in residual_branches(graph):
             if chosen(empty):
-                branch.last.scale_rows(torch.zeros(branch.last.layer.weight.shape[0], dtype=torch.float64))
+                branch.last.scale_rows(
+                    torch.zeros(branch.last.layer.weight.shape[0], dtype=torch.float64)
+                )
                 counts["empty"] += 1
     return counts
 
@@ -75,7 +91,14 @@ def relative(expected: Tensor, actual: Tensor) -> float:
 
 def real_and_random_inputs() -> Tensor:
     real = Digits().load().test.inputs[:20].double()
-    return torch.cat([real, torch.randn(20, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(3))])
+    return torch.cat(
+        [
+            real,
+            torch.randn(
+                20, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+            ),
+        ]
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,7 +132,9 @@ def test_outputs_stay_equal_and_compaction_is_idempotent(
 @pytest.mark.parametrize("name", NAMES)
 def test_all_batch_norms_are_folded(name: str) -> None:
     result = compact(build(name), real_and_random_inputs())
-    assert not [m for m in result.network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    assert not [
+        m for m in result.network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)
+    ]
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet18"])
@@ -120,7 +145,9 @@ def test_every_empty_block_is_removed_with_its_layers(name: str) -> None:
     assert 0 < counts["empty"] < len(residual_branches(trace(model)))
     result = compact(model, real_and_random_inputs())
     assert result.report.count("block removed") == counts["empty"]
-    assert result.report.after["layers"] == layers - 2 * counts["empty"] - result.report.count("merged")
+    assert result.report.after["layers"] == layers - 2 * counts["empty"] - result.report.count(
+        "merged"
+    )
 
 
 @pytest.mark.parametrize("name", ["lenet", "vgg", "resnet20", "resnet18"])
@@ -129,8 +156,13 @@ def test_dead_channels_are_removed_for_real(name: str) -> None:
     counts = damage(model, 2, sparsity=0, inactive=0, empty=0, dead=0.4)
     assert counts["dead"] > 0
     result = compact(model, inputs := real_and_random_inputs())
-    removed = sum(int(detail.split()[0]) for _, action, detail in result.report.steps if action == "units removed")
-    stem = 1 if name.startswith("resnet") else 0  # the stem's channels are also read by the first shortcut
+    removed = sum(
+        int(detail.split()[0])
+        for _, action, detail in result.report.steps
+        if action == "units removed"
+    )
+    # The stem's channels are also read by the first shortcut.
+    stem = 1 if name.startswith("resnet") else 0
     assert removed >= counts["dead"] - stem * NETWORKS[name]["width"]
     assert result.report.after["params"] < 0.8 * measure(model, inputs)["params"]
 
@@ -154,13 +186,25 @@ def test_a_pointwise_convolution_merges_where_that_is_exact() -> None:
         return result.report.after["layers"]
 
     wide, point = {"kernel_size": 3}, {"kernel_size": 1}
-    assert layers_after(inactive(nn.Conv2d(4, 8, **wide, padding=1), nn.Conv2d(8, 4, **point, stride=2))) == 3
+    assert (
+        layers_after(
+            inactive(nn.Conv2d(4, 8, **wide, padding=1), nn.Conv2d(8, 4, **point, stride=2))
+        )
+        == 3
+    )
     assert layers_after(inactive(nn.Conv2d(4, 8, **point), nn.Conv2d(8, 4, **wide, stride=2))) == 3
-    assert layers_after(inactive(nn.Conv2d(4, 8, **point, bias=False), nn.Conv2d(8, 4, **wide, padding=1))) == 3
-    assert layers_after(inactive(nn.Conv2d(4, 8, **point), nn.Conv2d(8, 4, **wide, padding=1))) == 4  # padded bias
+    assert (
+        layers_after(
+            inactive(nn.Conv2d(4, 8, **point, bias=False), nn.Conv2d(8, 4, **wide, padding=1))
+        )
+        == 3
+    )
+    # Padded bias.
+    assert layers_after(inactive(nn.Conv2d(4, 8, **point), nn.Conv2d(8, 4, **wide, padding=1))) == 4
     assert layers_after(inactive(nn.Conv2d(4, 8, **wide), nn.Conv2d(8, 4, **wide))) == 4  # no 1×1
     assert layers_after(inactive(nn.Conv2d(4, 64, **point), nn.Conv2d(64, 64, **point))) == 3
-    assert layers_after(inactive(nn.Conv2d(4, 1, **point), nn.Conv2d(1, 64, **wide))) == 4  # the product costs more
+    # The product costs more.
+    assert layers_after(inactive(nn.Conv2d(4, 1, **point), nn.Conv2d(1, 64, **wide))) == 4
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -184,7 +228,12 @@ def test_the_result_survives_plain_data_state_dict_and_export(name: str) -> None
 def test_padded_convolutions_merge_only_on_request_and_exactly_in_the_interior() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 3, 3, padding=1), nn.ReLU()
+        nn.Conv2d(2, 3, 3),
+        nn.ReLU(),
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 3, 3, padding=1),
+        nn.ReLU(),
     ).double()
     with torch.no_grad():
         for parameter in model[2].parameters():
@@ -203,7 +252,9 @@ def test_padded_convolutions_merge_only_on_request_and_exactly_in_the_interior()
 def test_approximate_merging_without_a_refit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"set refit\.epochs to 1 or more"):
         Candidate.model_validate({"compaction": {"approximate": True}})
-    assert Candidate.model_validate({"compaction": {"approximate": True}, "refit": {"epochs": 1}}).compaction.approximate
+    assert Candidate.model_validate(
+        {"compaction": {"approximate": True}, "refit": {"epochs": 1}}
+    ).compaction.approximate
 
 
 class PreActivation(nn.Module):
@@ -211,7 +262,9 @@ class PreActivation(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)) for _ in range(4))
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)) for _ in range(4)
+        )
         self.head = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:

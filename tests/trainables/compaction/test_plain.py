@@ -6,14 +6,19 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from trainables.compaction import from_plain, to_plain
-from trainables.models.resnet import BasicBlock
+from slimfront.trainables.compaction import from_plain, to_plain
+from slimfront.trainables.models.resnet import BasicBlock
 
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Dropout(0.3), nn.Identity(), nn.Linear(3, 2, bias=False)
+        nn.Flatten(),
+        nn.Linear(4, 3),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Identity(),
+        nn.Linear(3, 2, bias=False),
     ).eval()
 
 
@@ -25,13 +30,15 @@ def test_a_stored_network_loads_with_weights_only_in_another_process(tmp_path: P
     program = f"""
 import torch
 from pathlib import Path
-from trainables.compaction import from_plain
+from slimfront.trainables.compaction import from_plain
 folder = Path({str(tmp_path)!r})
 network = from_plain(torch.load(folder / "network.pt", weights_only=True))
 expected = torch.load(folder / "expected.pt", weights_only=True)
 assert torch.equal(network(expected["inputs"]), expected["outputs"])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -51,7 +58,9 @@ def test_an_unknown_operation_is_named() -> None:
 
 def test_a_network_with_branches_and_nested_modules_comes_back_bit_identical() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), BasicBlock(4, 8, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), BasicBlock(4, 8, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).eval()
     inputs = torch.randn(3, 1, 8, 8)
     assert torch.equal(from_plain(to_plain(fx.symbolic_trace(model)))(inputs), model(inputs))
 

@@ -3,15 +3,19 @@ import copy
 import torch
 from torch import nn
 
-from trainables.compaction import compact, from_plain, to_plain
-from trainables.compaction.quick import make_quick
-from trainables.graph import trace
+from slimfront.trainables.compaction import compact, from_plain, to_plain
+from slimfront.trainables.compaction.quick import make_quick
+from slimfront.trainables.structure.graph import trace
 
 
 def nested() -> nn.Module:
     torch.manual_seed(0)
     inner = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
-    return nn.Sequential(nn.Linear(8, 6), nn.ModuleDict({"part": inner})["part"], nn.Sequential(inner[0], nn.Linear(6, 2)))
+    return nn.Sequential(
+        nn.Linear(8, 6),
+        nn.ModuleDict({"part": inner})["part"],
+        nn.Sequential(inner[0], nn.Linear(6, 2)),
+    )
 
 
 def test_modules_are_found_in_dictionaries_and_nothing_else_changes() -> None:
@@ -19,7 +23,9 @@ def test_modules_are_found_in_dictionaries_and_nothing_else_changes() -> None:
     inputs = torch.randn(3, 8)
     quick = make_quick(trace(model))
     assert "getattr" not in quick.code
-    assert quick.code.count('self._modules["') == sum(node.op == "call_module" for node in quick.graph.nodes)
+    assert quick.code.count('self._modules["') == sum(
+        node.op == "call_module" for node in quick.graph.nodes
+    )
     assert torch.equal(quick(inputs), model(inputs))
 
 

@@ -1,4 +1,5 @@
-"""Data that tests make: images in memory, as parquet files with encoded PNGs, and as folders of PNGs."""
+"""Data that tests make: images in memory, as parquet files with encoded PNGs, and as folders of
+PNGs."""
 
 import io
 import os
@@ -10,18 +11,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trainables.data import Dataset, Split
+from slimfront.trainables.data import Dataset, Split
 
 
-def pictures(count: int, channels: int, size: int = 8, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Random images (N, H, W) or (N, H, W, 3) uint8, a class brighter than the one before, and labels 0, 1, 2, 0, 1, …"""
+def pictures(
+    count: int, channels: int, size: int = 8, classes: int = 3, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random images (N, H, W) or (N, H, W, 3) uint8, a class brighter than the one before, and
+    labels 0, 1, 2, 0, 1, …"""
     labels = np.arange(count) % classes
     shape = (count, size, size) if channels == 1 else (count, size, size, 3)
     noise = np.random.default_rng(seed).integers(0, 60, shape)
     return (noise + 60 * labels.reshape(-1, *[1] * (len(shape) - 1))).astype(np.uint8), labels
 
 
-def image_tensors(count: int = 120, channels: int = 3, dtype: str = "uint8") -> tuple[torch.Tensor, torch.Tensor]:
+def image_tensors(
+    count: int = 120, channels: int = 3, dtype: str = "uint8"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A factory of `pictures`, as tensors (N, C, H, W) and (N,)."""
     images, labels = pictures(count, channels)
     tensor = torch.from_numpy(images)
@@ -43,8 +49,11 @@ def ready_dataset(dtype: str = "uint8", largest_label: int = 2) -> Dataset:
     return Dataset(*parts, classes=3)
 
 
-def counted(log: str, count: int = 120, wait_for: list[str] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """`image_tensors`, after the process wrote its number to the file `log`, and after the files `wait_for` are there."""
+def counted(
+    log: str, count: int = 120, wait_for: list[str] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`image_tensors`, after the process wrote its number to the file `log`, and after the files
+    `wait_for` are there."""
     with Path(log).open("a") as file:
         file.write(f"{os.getpid()}\n")
     while not all(Path(name).exists() for name in wait_for or []):
@@ -76,22 +85,34 @@ not_a_function = 3
 
 
 def png(pixels: np.ndarray, mode: str | None = None) -> bytes:
-    """An image (H, W) or (H, W, 3) as the bytes of a PNG file, optionally converted to another mode of Pillow's first."""
+    """An image (H, W) or (H, W, 3) as the bytes of a PNG file, optionally converted to another mode
+    of Pillow's first."""
     image = Image.fromarray(pixels)
     buffer = io.BytesIO()
     (image.convert(mode) if mode else image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def write_parquet(file: Path, encoded: list[bytes], labels: np.ndarray, *, image: str = "image", label: str = "label") -> None:
+def write_parquet(
+    file: Path,
+    encoded: list[bytes],
+    labels: np.ndarray,
+    *,
+    image: str = "image",
+    label: str = "label",
+) -> None:
     """A parquet file with an Image and a ClassLabel column, as the hub has them."""
-    features = datasets.Features({image: datasets.Image(), label: datasets.ClassLabel(names=["dark", "grey", "bright"])})
+    features = datasets.Features(
+        {image: datasets.Image(), label: datasets.ClassLabel(names=["dark", "grey", "bright"])}
+    )
     rows = {image: [{"bytes": item, "path": None} for item in encoded], label: labels.tolist()}
     file.parent.mkdir(parents=True, exist_ok=True)
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(file))
 
 
-def write_splits(folder: Path, channels: int, train: int = 60, test: int | None = 30, size: int = 8) -> None:
+def write_splits(
+    folder: Path, channels: int, train: int = 60, test: int | None = 30, size: int = 8
+) -> None:
     """`train.parquet` of `pictures` and, unless None, `test.parquet` of others."""
     for seed, (name, count) in enumerate((("train", train), ("test", test))):
         if count is not None:

@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from trainables.data.ahead import Progress, ahead
+from slimfront.trainables.data.ahead import Progress, ahead
 
 
 def threads() -> int:
@@ -14,7 +14,9 @@ def threads() -> int:
 
 def test_results_come_in_the_order_of_the_items() -> None:
     assert list(ahead(lambda n: n * n, range(50), depth=5)) == [n * n for n in range(50)]
-    assert list(ahead(lambda n: n * n, range(50), 5, lambda: ThreadPoolExecutor(4))) == [n * n for n in range(50)]
+    assert list(ahead(lambda n: n * n, range(50), 5, lambda: ThreadPoolExecutor(4))) == [
+        n * n for n in range(50)
+    ]
     assert threads() == 0
 
 
@@ -52,7 +54,9 @@ def test_closing_ends_the_thread_and_what_was_not_begun_is_not_made() -> None:
     assert len(made) <= 4
 
 
-def test_progress_is_logged_from_time_to_time(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_logged_from_time_to_time(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level(logging.INFO)
     quiet = Progress("decoding flowers", 2000)
     quiet.next += 1e6  # the time has not come

@@ -5,10 +5,19 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from slimfront.trainables import Candidate
+from slimfront.trainables.data import (
+    Augment,
+    Data,
+    Dataset,
+    Digits,
+    Factory,
+    Split,
+    load_once,
+    split,
+)
+from slimfront.trainables.errors import UserError
 from tests.trainables.data.made import image_tensors
-from trainables import Candidate
-from trainables.data import Augment, Data, Dataset, Digits, Factory, Split, load_once, split
-from trainables.errors import UserError
 
 CPU = torch.device("cpu")
 IMAGES = Factory(factory="tests.trainables.data.made:image_tensors")
@@ -48,7 +57,9 @@ def test_without_augmentation_the_generator_is_not_used() -> None:
     generator = torch.Generator().manual_seed(3)
     before = generator.get_state()
     data = IMAGES.load()
-    assert torch.equal(data.augmented(data.train.inputs, generator), data.prepare(data.train.inputs))
+    assert torch.equal(
+        data.augmented(data.train.inputs, generator), data.prepare(data.train.inputs)
+    )
     assert torch.equal(generator.get_state(), before)
 
 
@@ -67,7 +78,9 @@ def test_augmentation_of_what_is_not_an_image_is_refused() -> None:
 
 
 def test_every_data_set_can_be_augmented_by_its_config() -> None:
-    made = Candidate.model_validate({"data": {"name": "digits", "augment": {"crop": 1, "flip": False}}})
+    made = Candidate.model_validate(
+        {"data": {"name": "digits", "augment": {"crop": 1, "flip": False}}}
+    )
     assert made.data.augment == Augment(crop=1)
     assert load_once(made.data, CPU).augment.crop == 1
     with pytest.raises(ValidationError, match="unknown key 'crops'"):
@@ -92,7 +105,9 @@ def test_a_split_without_training_examples_is_refused() -> None:
         Digits(validation=0.5, test=0.5)
 
 
-def test_options_of_every_data_set_are_hashable_and_come_back_from_plain_data(tmp_path: Path) -> None:
+def test_options_of_every_data_set_are_hashable_and_come_back_from_plain_data(
+    tmp_path: Path,
+) -> None:
     every: list[dict[str, object]] = [
         {"name": "digits", "augment": {"crop": 2, "flip": True}},
         {"name": "huggingface", "path": str(tmp_path), "limit": 5},

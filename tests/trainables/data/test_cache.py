@@ -12,11 +12,11 @@ import datasets
 import pytest
 import torch
 
+from slimfront.trainables.data import Dataset, Digits, Factory, HuggingFace, cache
+from slimfront.trainables.data.cache import load_shared
+from slimfront.trainables.data.factory import SESSION
+from slimfront.trainables.errors import UserError
 from tests.trainables.data import made
-from trainables.data import Dataset, Digits, Factory, HuggingFace, cache
-from trainables.data.cache import load_shared
-from trainables.data.factory import SESSION
-from trainables.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 SPLITS = ("train", "validation", "test")
@@ -47,9 +47,18 @@ def assert_same(one: Dataset, other: Dataset) -> None:
         for tensor, wanted in zip(getattr(one, name), getattr(other, name), strict=True):
             assert tensor.dtype == wanted.dtype
             assert torch.equal(tensor, wanted)
-    assert (one.classes, one.standardised_by, one.augment) == (other.classes, other.standardised_by, other.augment)
+    assert (one.classes, one.standardised_by, one.augment) == (
+        other.classes,
+        other.standardised_by,
+        other.augment,
+    )
     assert (one.mean is None) == (other.mean is None)
-    if one.mean is not None and other.mean is not None and one.std is not None and other.std is not None:
+    if (
+        one.mean is not None
+        and other.mean is not None
+        and one.std is not None
+        and other.std is not None
+    ):
         assert torch.equal(one.mean, other.mean) and torch.equal(one.std, other.std)
 
 
@@ -59,13 +68,17 @@ def mapped(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["digits", "images", "ready", "parquet"])
-def test_what_comes_from_the_cache_is_bit_identical(kind: str, tmp_path: Path, folder: Path) -> None:
+def test_what_comes_from_the_cache_is_bit_identical(
+    kind: str, tmp_path: Path, folder: Path
+) -> None:
     if kind == "parquet":
         made.write_splits(tmp_path / "data", 3)
     options = {
         "digits": Digits(),
         "images": Factory(factory="tests.trainables.data.made:image_tensors"),
-        "ready": Factory(factory="tests.trainables.data.made:ready_dataset", args={"dtype": "float32"}),
+        "ready": Factory(
+            factory="tests.trainables.data.made:ready_dataset", args={"dtype": "float32"}
+        ),
         "parquet": HuggingFace(path=str(tmp_path / "data")) if kind == "parquet" else Digits(),
     }[kind]
     written, read = load_shared(options), load_shared(options)
@@ -80,8 +93,8 @@ PROGRAM = """
 import sys, json, hashlib
 from pathlib import Path
 import torch
-from trainables.data import Factory
-from trainables.data.cache import load_shared
+from slimfront.trainables.data import Factory
+from slimfront.trainables.data.cache import load_shared
 options = Factory.model_validate_json(sys.argv[1])
 Path(sys.argv[2]).touch()
 data = load_shared(options)
@@ -94,19 +107,25 @@ def test_two_processes_that_ask_at_once_decode_once_and_share_the_file(tmp_path:
     ready = [str(tmp_path / name) for name in ("first", "second")]
     options = counted(tmp_path, args={"wait_for": ready})  # so nobody is done before both are there
     command = [sys.executable, "-c", PROGRAM, options.model_dump_json()]
-    processes = [subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True, cwd=ROOT) for name in ready]
+    processes = [
+        subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        for name in ready
+    ]
     said = {process.communicate(timeout=100)[0] for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
     assert calls(tmp_path) == 1
     assert len(said) == 1  # the same content, and the same inode of the same device
-    assert hashlib.sha256(load_shared(options).train.inputs.numpy().tobytes()).hexdigest() in said.pop()
+    assert (
+        hashlib.sha256(load_shared(options).train.inputs.numpy().tobytes()).hexdigest()
+        in said.pop()
+    )
 
 
 DYING = """
 import sys, time
-from trainables.data import Factory
-from trainables.data.cache import load_shared
-from trainables.data.room import TensorFile
+from slimfront.trainables.data import Factory
+from slimfront.trainables.data.cache import load_shared
+from slimfront.trainables.data.room import TensorFile
 def hang(self, *args):
     print("half", flush=True)
     time.sleep(1000)
@@ -115,7 +134,9 @@ load_shared(Factory.model_validate_json(sys.argv[1]))
 """
 
 
-def test_a_process_that_is_killed_while_it_writes_neither_blocks_nor_poisons(tmp_path: Path, folder: Path) -> None:
+def test_a_process_that_is_killed_while_it_writes_neither_blocks_nor_poisons(
+    tmp_path: Path, folder: Path
+) -> None:
     options = counted(tmp_path)
     command = [sys.executable, "-c", DYING, options.model_dump_json()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
@@ -136,8 +157,11 @@ def test_changed_files_are_decoded_again(tmp_path: Path, folder: Path) -> None:
     load_shared(options)
     state = (tmp_path / "data" / "train.parquet").stat()
     images, labels = made.pictures(60, 1, seed=7)
-    made.write_parquet(tmp_path / "data" / "train.parquet", [made.png(pixels) for pixels in images], labels)
-    os.utime(tmp_path / "data" / "train.parquet", ns=(state.st_atime_ns, state.st_mtime_ns + 1))  # an instant later
+    made.write_parquet(
+        tmp_path / "data" / "train.parquet", [made.png(pixels) for pixels in images], labels
+    )
+    # An instant later.
+    os.utime(tmp_path / "data" / "train.parquet", ns=(state.st_atime_ns, state.st_mtime_ns + 1))
     assert_same(load_shared(options), options.load())
     assert len(list(folder.glob("*.data"))) == 2
 
@@ -147,21 +171,28 @@ def test_a_name_on_the_hub_is_decoded_again_when_other_files_were_downloaded(
 ) -> None:
     def downloaded(revision: int) -> dict[str, datasets.Dataset]:
         made.write_splits(tmp_path / f"{revision}", 1, train=30 * revision)
-        return datasets.load_dataset("parquet", data_files={"train": str(tmp_path / f"{revision}" / "train.parquet")})
+        return datasets.load_dataset(
+            "parquet", data_files={"train": str(tmp_path / f"{revision}" / "train.parquet")}
+        )
 
     first, second = downloaded(1), downloaded(2)
     options = HuggingFace(path="someone/flowers")
     prints = []
     for rows in (first, first, second):
-        monkeypatch.setattr("trainables.data.huggingface._read", lambda _, rows=rows: rows)
+        monkeypatch.setattr(
+            "slimfront.trainables.data.huggingface._read", lambda _, rows=rows: rows
+        )
         prints.append(options.fingerprint())
     assert prints[0] is not None and prints[0] == prints[1] != prints[2]
 
 
-def test_a_changed_module_or_another_search_calls_the_factory_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_module_or_another_search_calls_the_factory_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = tmp_path / "my_flowers.py"
     module.write_text(
-        f"from tests.trainables.data.made import counted\ndef load():\n    return counted({str(tmp_path / 'log')!r})\n"
+        "from tests.trainables.data.made import counted\ndef load():\n    return "
+        f"counted({str(tmp_path / 'log')!r})\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     options = Factory(factory="my_flowers:load")
@@ -204,7 +235,9 @@ def test_data_that_cannot_be_kept_can_still_be_on_disk_while_it_is_used(
 
 
 @pytest.mark.parametrize("kind", ["cut", "flipped"])
-def test_a_damaged_entry_is_decoded_again(kind: str, tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_entry_is_decoded_again(
+    kind: str, tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     options = counted(tmp_path)
     load_shared(options)
     (entry,) = folder.glob("*.data")
@@ -224,7 +257,11 @@ def full(*_: object) -> None:
 
 @pytest.mark.parametrize("why", ["no folder", "no room", "no room at the end", "another's folder"])
 def test_without_a_cache_that_can_be_written_a_process_loads_for_itself_and_says_so_once(
-    why: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    why: str,
+    tmp_path: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     if why == "no folder":
         folder.write_text("a file")
@@ -250,10 +287,14 @@ def test_without_a_cache_that_can_be_written_a_process_loads_for_itself_and_says
 def test_data_that_has_to_be_on_disk_and_cannot_is_a_mistake_in_one_sentence(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for prepare in (lambda: folder.write_text("a file"), lambda: (folder.unlink(), monkeypatch.setenv(cache.LIMIT, "1e-6"))):
+    for prepare in (
+        lambda: folder.write_text("a file"),
+        lambda: (folder.unlink(), monkeypatch.setenv(cache.LIMIT, "1e-6")),
+    ):
         prepare()
         with pytest.raises(
-            UserError, match="set SLIMFRONT_CACHE to a folder with room, or leave out 'in_memory: false'"
+            UserError,
+            match="set SLIMFRONT_CACHE to a folder with room, or leave out 'in_memory: false'",
         ) as caught:
             load_shared(counted(tmp_path, in_memory=False))
         assert "\n" not in str(caught.value)
@@ -270,14 +311,18 @@ def test_what_was_not_used_for_longest_goes_when_the_cache_is_full(
     first, second = use(3000), use(3001)
     os.utime(first, (2, 2))
     os.utime(second, (1, 1))
-    orphan = folder / f"{0:032x}.part"  # of a process that was killed, of a data set that nobody wants any more
+    # Of a process that was killed, of a data set that nobody wants any more.
+    orphan = folder / f"{0:032x}.part"
     orphan.write_bytes(bytes(100_000))
     os.utime(orphan, (0, 0))
     one = first.stat().st_blocks * 512
     monkeypatch.setenv(cache.LIMIT, str(2.5 * one / 1e9))
     assert use(3000) == folder  # no new one; and now it is the one that was used last
     third = use(3002)
-    assert {file.name for file in folder.glob("*.*") if file.suffix != ".lock"} == {first.name, third.name}
+    assert {file.name for file in folder.glob("*.*") if file.suffix != ".lock"} == {
+        first.name,
+        third.name,
+    }
     assert {lock.stem for lock in folder.glob("*.lock")} == {first.stem, third.stem}
 
 

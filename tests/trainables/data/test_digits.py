@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from trainables.data import Digits
+from slimfront.trainables.data import Digits
 
 
 def test_digits_are_split_into_three_disjoint_parts_of_all_1797_images() -> None:
@@ -9,8 +9,11 @@ def test_digits_are_split_into_three_disjoint_parts_of_all_1797_images() -> None
     sizes = [len(split.labels) for split in (data.train, data.validation, data.test)]
     assert sum(sizes) == 1797
     assert sizes[1:] == [360, 360] or sizes[1:] == [359, 360]
-    rows = torch.cat([split.inputs for split in (data.train, data.validation, data.test)]).flatten(1)
-    assert len(rows.unique(dim=0)) == 1797  # every digit image is unlike every other, so none is in two splits
+    rows = torch.cat([split.inputs for split in (data.train, data.validation, data.test)]).flatten(
+        1
+    )
+    # Every digit image is unlike every other, so none is in two splits.
+    assert len(rows.unique(dim=0)) == 1797
 
 
 def test_the_split_depends_on_its_seed_only() -> None:

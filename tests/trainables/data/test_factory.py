@@ -5,9 +5,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from trainables import Candidate, train
-from trainables.data import Factory
-from trainables.errors import UserError
+from slimfront.trainables import Candidate, train
+from slimfront.trainables.data import Factory
+from slimfront.trainables.errors import UserError
 
 MADE = "tests.trainables.data.made"
 
@@ -31,7 +31,8 @@ def test_arrays_of_other_types_become_standardised_float32() -> None:
 def test_a_data_set_is_taken_as_it_is_split() -> None:
     data = Factory(factory=f"{MADE}:ready_dataset").load()
     assert [len(part.labels) for part in (data.train, data.validation, data.test)] == [10, 10, 10]
-    assert float(data.prepare(data.train.inputs).mean()) == pytest.approx(0, abs=1e-5)  # its constants were worked out
+    # Its constants were worked out.
+    assert float(data.prepare(data.train.inputs).mean()) == pytest.approx(0, abs=1e-5)
 
 
 def test_a_candidate_trains_on_the_data_of_a_module_in_the_working_directory(
@@ -40,7 +41,8 @@ def test_a_candidate_trains_on_the_data_of_a_module_in_the_working_directory(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     Path("my_own_data.py").write_text(
-        "import torch\ndef load(n):\n    y = torch.arange(n) % 2\n    return torch.randn(n, 4) + 9 * y[:, None], y\n"
+        "import torch\ndef load(n):\n    y = torch.arange(n) % 2\n    return torch.randn(n, 4) + 9 "
+        "* y[:, None], y\n"
     )
     plain = {
         "data": {"name": "factory", "factory": "my_own_data:load", "args": {"n": 100}},
@@ -53,20 +55,42 @@ def test_a_candidate_trains_on_the_data_of_a_module_in_the_working_directory(
 @pytest.mark.parametrize(
     ("factory", "args", "message"),
     [
-        (f"{MADE}:a_list", {}, "returned is of type list; right would be a trainables.data.Dataset, or"),
+        (
+            f"{MADE}:a_list",
+            {},
+            "returned is of type list; right would be a slimfront.trainables.data.Dataset, or",
+        ),
         (f"{MADE}:three_tensors", {}, r"returned is a tuple of \(Tensor, Tensor, Tensor\)"),
-        (f"{MADE}:negative_labels", {}, "has labels of shape .* right would be class numbers from 0"),
+        (
+            f"{MADE}:negative_labels",
+            {},
+            "has labels of shape .* right would be class numbers from 0",
+        ),
         (f"{MADE}:unequal_lengths", {}, "has 3 inputs and 2 labels"),
         (f"{MADE}:broken", {}, "raised OSError: the disk is on fire"),
-        (f"{MADE}:image_tensors", {"counts": 3}, "raised TypeError: .*unexpected keyword argument 'counts'"),
+        (
+            f"{MADE}:image_tensors",
+            {"counts": 3},
+            "raised TypeError: .*unexpected keyword argument 'counts'",
+        ),
         (f"{MADE}:ready_dataset", {"dtype": "float64"}, "has inputs of torch.float64 in 'train'"),
-        (f"{MADE}:ready_dataset", {"largest_label": 3}, "has labels in 'train' that are not int64 in 0 … 2"),
+        (
+            f"{MADE}:ready_dataset",
+            {"largest_label": 3},
+            "has labels in 'train' that are not int64 in 0 … 2",
+        ),
         (f"{MADE}:not_a_function", {}, "it is a int, and it must be a function or a class"),
-        (f"{MADE}:image_tensor", {}, "there is no 'image_tensor' in it; did you mean 'image_tensors'"),
+        (
+            f"{MADE}:image_tensor",
+            {},
+            "there is no 'image_tensor' in it; did you mean 'image_tensors'",
+        ),
         ("nowhere.at.all:load", {}, "there is no module 'nowhere'"),
     ],
 )
-def test_what_is_wrong_with_a_factory_is_said_in_one_sentence(factory: str, args: dict[str, object], message: str) -> None:
+def test_what_is_wrong_with_a_factory_is_said_in_one_sentence(
+    factory: str, args: dict[str, object], message: str
+) -> None:
     with pytest.raises(UserError, match=message) as caught:
         Factory(factory=factory, args=args).load()
     assert "\n" not in str(caught.value)
@@ -80,7 +104,9 @@ def test_a_factory_cannot_change_its_options() -> None:
 
 
 def test_options_that_differ_in_their_arguments_are_different_data() -> None:
-    one, two = (Factory(factory=f"{MADE}:image_tensors", args={"count": count}) for count in (30, 60))
+    one, two = (
+        Factory(factory=f"{MADE}:image_tensors", args={"count": count}) for count in (30, 60)
+    )
     assert one != two
     same = Factory(factory=f"{MADE}:image_tensors", args={"count": 30})
     assert same == one and hash(same) == hash(one)

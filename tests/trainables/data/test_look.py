@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from slimfront.trainables.data import Dataset, Digits, HuggingFace, Split
+from slimfront.trainables.data.look import check_data
+from slimfront.trainables.errors import UserError
 from tests.trainables.data import made
-from trainables.data import Dataset, Digits, HuggingFace, Split
-from trainables.data.look import check_data
-from trainables.errors import UserError
 
 
 def changed(name: str, *, value: float | None = None, label: int | None = None) -> Dataset:
@@ -29,7 +29,9 @@ def changed(name: str, *, value: float | None = None, label: int | None = None) 
 @pytest.mark.parametrize("name", ["train", "validation", "test"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_refused_by_its_place(name: str, value: float) -> None:
-    with pytest.raises(UserError, match=rf"input 5 of {name} has NaN or infinite numbers \(1 of 64\)"):
+    with pytest.raises(
+        UserError, match=rf"input 5 of {name} has NaN or infinite numbers \(1 of 64\)"
+    ):
         check_data(changed(name, value=value))
 
 
@@ -38,7 +40,10 @@ def test_a_class_that_training_lacks_is_said(caplog: pytest.LogCaptureFixture) -
         check_data(Digits().load())
         assert not caplog.records
         check_data(changed("train", label=3))
-    assert [record.getMessage().partition(" split")[0] for record in caplog.records] == ["the validation", "the test"]
+    assert [record.getMessage().partition(" split")[0] for record in caplog.records] == [
+        "the validation",
+        "the test",
+    ]
     assert "(3)" in caplog.text
 
 

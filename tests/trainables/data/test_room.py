@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainables.data.cache import memory_bytes
-from trainables.data.room import TensorFile, read_tensors
+from slimfront.trainables.data.cache import memory_bytes
+from slimfront.trainables.data.room import TensorFile, read_tensors
 
 TENSORS = {
-    "images": torch.randint(256, (300, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
-    "rows": torch.randn(1000, 700, generator=torch.Generator().manual_seed(1)),  # more than is checked
+    "images": torch.randint(
+        256, (300, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    ),
+    # More than is checked.
+    "rows": torch.randn(1000, 700, generator=torch.Generator().manual_seed(1)),
     "labels": torch.arange(300),
     "constant": torch.tensor(0.1),
     "none": torch.empty(0, 4),
@@ -88,7 +91,9 @@ def damage(path: Path, kind: str) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("kind", ["cut", "no header", "header", "empty", "images", "rows", "labels", "constant"])
+@pytest.mark.parametrize(
+    "kind", ["cut", "no header", "header", "empty", "images", "rows", "labels", "constant"]
+)
 def test_damage_is_seen(tmp_path: Path, kind: str) -> None:
     write(tmp_path / "a")
     damage(tmp_path / "a", kind)
@@ -102,7 +107,9 @@ def test_an_unfinished_file_is_not_read(tmp_path: Path) -> None:
     file.close()
 
 
-def test_room_is_taken_from_the_disk_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_is_taken_from_the_disk_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = TensorFile(tmp_path / "a")
     file.empty((10_000_000,), torch.uint8)
     assert (tmp_path / "a").stat().st_blocks * 512 >= 10_000_000

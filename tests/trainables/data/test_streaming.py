@@ -15,13 +15,13 @@ import pytest
 import torch
 from joblib.externals.loky import ProcessPoolExecutor
 
+from slimfront.trainables import Candidate
+from slimfront.trainables.data import Dataset, HuggingFace, base, cache, images, load_once
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.measures.measure import accuracy
+from slimfront.trainables.training.loop import Training
 from tests.conftest import SMALL_CANDIDATE
 from tests.trainables.data import made
-from trainables import Candidate
-from trainables.data import Dataset, HuggingFace, base, cache, images, load_once
-from trainables.errors import UserError
-from trainables.measures import accuracy
-from trainables.training import Training
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
@@ -38,7 +38,10 @@ def threads() -> int:
 
 
 def candidate(tmp_path: Path, in_memory: bool | str, **data: Any) -> Candidate:
-    tree = SMALL_CANDIDATE | {"data": {"name": "huggingface", "path": str(tmp_path / "data"), "in_memory": in_memory} | data}
+    tree = SMALL_CANDIDATE | {
+        "data": {"name": "huggingface", "path": str(tmp_path / "data"), "in_memory": in_memory}
+        | data
+    }
     tree["training"] = {"epochs": 3, "batch_size": 32, "lr": 0.01, "seed": 1}
     return Candidate.model_validate(tree | {"refit": {"epochs": 1}})
 
@@ -49,11 +52,19 @@ def finish(training: Training) -> list[Any]:
         history.append(training.run_epoch())
     trained = training.finish()
     state = {name: tensor.tolist() for name, tensor in training.model.state_dict().items()}
-    return [history, trained.history, trained.measures, state, training.shuffler.get_state().tolist()]
+    return [
+        history,
+        trained.history,
+        trained.measures,
+        state,
+        training.shuffler.get_state().tolist(),
+    ]
 
 
 @pytest.mark.parametrize("augment", [{}, {"crop": 2, "flip": True}], ids=["plain", "augmented"])
-def test_training_from_disk_is_bit_identical_to_training_in_memory(augment: dict[str, Any], tmp_path: Path) -> None:
+def test_training_from_disk_is_bit_identical_to_training_in_memory(
+    augment: dict[str, Any], tmp_path: Path
+) -> None:
     made.write_splits(tmp_path / "data", 3, train=300)
     here = Training(candidate(tmp_path, True, augment=augment))
     there = Training(candidate(tmp_path, False, augment=augment))
@@ -69,7 +80,9 @@ def test_training_from_disk_is_bit_identical_to_training_in_memory(augment: dict
     assert threads() == 0
 
 
-def test_a_training_that_fails_leaves_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_fails_leaves_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made.write_splits(tmp_path / "data", 1, train=300)
     training = Training(candidate(tmp_path, False))
     seen = []
@@ -85,7 +98,9 @@ def test_a_training_that_fails_leaves_no_thread(tmp_path: Path, monkeypatch: pyt
     assert threads() == 0
 
 
-def test_batches_are_read_ahead_up_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_read_ahead_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made.write_splits(tmp_path / "data", 1, train=300)
     data = load_once(HuggingFace(path=str(tmp_path / "data"), in_memory=False), CPU)
     given: list[int] = []
@@ -136,7 +151,9 @@ def test_a_coloured_image_late_among_grey_ones_makes_all_rgb(tmp_path: Path) -> 
         data = cache.load_shared(HuggingFace(path=str(tmp_path / "data"), in_memory=in_memory))  # type: ignore[arg-type]
         found = torch.cat([data.train.inputs, data.validation.inputs, data.test.inputs])
         assert found.shape == (300, 3, 8, 8)
-        wanted = {grey[row].tobytes() * 3 for row in range(300) if row != 250} | {coloured[250].transpose(2, 0, 1).tobytes()}
+        wanted = {grey[row].tobytes() * 3 for row in range(300) if row != 250} | {
+            coloured[250].transpose(2, 0, 1).tobytes()
+        }
         assert {image.numpy().tobytes() for image in found} == wanted
 
 
@@ -165,7 +182,9 @@ def test_what_takes_long_is_decoded_by_processes_with_the_same_result_and_none_s
     with pytest.raises(UserError, match=r"row 401 of the training rows of .* is not an image"):
         cache.load_shared(HuggingFace(path=str(tmp_path / "data"), in_memory=False))
     assert len(started) == 2
-    left = [child for child in psutil.Process().children() if "popen_loky" in " ".join(child.cmdline())]
+    left = [
+        child for child in psutil.Process().children() if "popen_loky" in " ".join(child.cmdline())
+    ]
     assert not left
 
 
@@ -173,8 +192,8 @@ MEASURED = """
 import json, sys, threading
 from pathlib import Path
 import datasets
-from trainables.data import HuggingFace, images
-from trainables.data.cache import load_shared
+from slimfront.trainables.data import HuggingFace, images
+from slimfront.trainables.data.cache import load_shared
 images.LONG = 1e9  # in this process
 def anonymous():  # bytes that only this process has, and that the kernel could not take back
     status = Path("/proc/self/status").read_text()
@@ -199,7 +218,9 @@ print(json.dumps(peak(HuggingFace(path=sys.argv[1], in_memory=sys.argv[2] == "me
 def test_decoding_to_disk_takes_far_less_memory_than_the_data(tmp_path: Path) -> None:
     labels = np.arange(700) % 3
     few = [made.png(np.full((256, 256, 3), 80 * label, dtype=np.uint8)) for label in range(3)]
-    made.write_parquet(tmp_path / "data" / "train.parquet", [few[label] for label in labels], labels)
+    made.write_parquet(
+        tmp_path / "data" / "train.parquet", [few[label] for label in labels], labels
+    )
 
     def measured(where: str) -> tuple[int, int]:
         # Each in a process of its own: what the first had freed would count for the second.
@@ -223,7 +244,10 @@ def test_accuracy_is_taken_in_batches_that_fit_into_memory() -> None:
             return inputs.flatten(1)[:, :2]
 
     sizes: list[int] = []
-    inputs, labels = torch.zeros(1, 3, 512, 512).expand(300, -1, -1, -1), torch.zeros(300, dtype=torch.int64)
+    inputs, labels = (
+        torch.zeros(1, 3, 512, 512).expand(300, -1, -1, -1),
+        torch.zeros(300, dtype=torch.int64),
+    )
     assert accuracy(Network(), inputs, labels) == 1
     assert max(sizes) <= 64 * 2**20
     assert sum(sizes) == 300 * 3 * 512 * 512 * 4
@@ -236,14 +260,20 @@ def test_a_memory_mapped_array_of_a_factory_gives_the_same_on_disk_as_in_memory(
     rows[:] = np.random.default_rng(0).normal(3, 2, rows.shape)
     rows.flush()
     array = f"np.load({str(tmp_path / 'rows.npy')!r}, mmap_mode='r')"
-    (tmp_path / "my_rows.py").write_text(f"import numpy as np\ndef load():\n    return {array}, np.arange(600) % 3\n")
+    (tmp_path / "my_rows.py").write_text(
+        f"import numpy as np\ndef load():\n    return {array}, np.arange(600) % 3\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     data = {"name": "factory", "factory": "my_rows:load"}
 
     def loaded(in_memory: bool) -> Dataset:
-        return load_once(Candidate.model_validate({"data": data | {"in_memory": in_memory}}).data, CPU)
+        return load_once(
+            Candidate.model_validate({"data": data | {"in_memory": in_memory}}).data, CPU
+        )
 
     here, there = loaded(True), loaded(False)
     assert there.train.inputs.dtype == torch.float32
-    assert torch.equal(here.train.inputs, there.train.inputs) and torch.equal(here.test.inputs, there.test.inputs)
+    assert torch.equal(here.train.inputs, there.train.inputs) and torch.equal(
+        here.test.inputs, there.test.inputs
+    )
     assert here.standardised_by == there.standardised_by

@@ -1,4 +1,5 @@
-"""Trainings on two processes: what they hold is the same on both, bit by bit, and the same as on one, but for rounding."""
+"""Trainings on two processes: what they hold is the same on both, bit by bit, and the same as on
+one, but for rounding."""
 
 import math
 import signal
@@ -10,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from slimfront.trainables import Candidate
+from slimfront.trainables.distributed.team import LedTraining, LostProcess, Team
+from slimfront.trainables.errors import TrialFailure, UserError
+from slimfront.trainables.penalties import PENALTIES
+from slimfront.trainables.sparsifiers import SPARSIFIERS
+from slimfront.trainables.training.loop import Training
+from slimfront.trainables.training.ranks import LEAST_SHARE
 from tests.trainables.packs.made import FORMS
-from trainables import Candidate
-from trainables.distributed.ranks import LEAST_SHARE
-from trainables.distributed.team import LedTraining, LostProcess, Team
-from trainables.errors import TrialFailure, UserError
-from trainables.penalties import PENALTIES
-from trainables.sparsifiers import SPARSIFIERS
-from trainables.training import Training
 
 MADE = "tests.trainables.distributed.made"
 EPOCHS = 3
@@ -32,7 +33,9 @@ NOISY: dict[str, Any] = {
     "training": {"epochs": 4, "batch_size": 50, "lr": 0.01, "seed": 3},
 }
 SPARSE = {
-    name: {"name": name} | ({"every": 2} if "every" in options.model_fields else {}) | ({} if name == "nm" else {"sparsity": 0.6})
+    name: {"name": name}
+    | ({"every": 2} if "every" in options.model_fields else {})
+    | ({} if name == "nm" else {"sparsity": 0.6})
     for name, options in SPARSIFIERS.items()
 }
 
@@ -41,7 +44,13 @@ def candidate(**changes: Any) -> Candidate:
     """1,078 examples in batches of 199, which two ranks cannot share equally."""
     tree: dict[str, Any] = {
         "model": {"factory": f"{MADE}:Doubled"},
-        "training": {"epochs": EPOCHS, "batch_size": 199, "lr": 0.05, "seed": 7, "optimizer": "sgd"},
+        "training": {
+            "epochs": EPOCHS,
+            "batch_size": 199,
+            "lr": 0.05,
+            "seed": 7,
+            "optimizer": "sgd",
+        },
         "one_shot": {"steps": 0},
     }
     return Candidate.model_validate(tree | changes)
@@ -53,7 +62,8 @@ def penalties(name: str, form: str | None = "proximal") -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def team() -> Iterator[Team]:
-    """Processes that all tests here reuse, as trials do; those that lose one leave the next test new ones."""
+    """Processes that all tests here reuse, as trials do; those that lose one leave the next test
+    new ones."""
     with Team(2, timeout_s=60) as team:
         yield team
 
@@ -68,7 +78,11 @@ def leaves(state: Any) -> list[Any]:
     """All tensors and values of a state, in order."""
     if isinstance(state, dict):
         return [leaf for key in sorted(state, key=str) for leaf in leaves(state[key])]
-    return [leaf for item in state for leaf in leaves(item)] if isinstance(state, (list, tuple)) else [state]
+    return (
+        [leaf for item in state for leaf in leaves(item)]
+        if isinstance(state, (list, tuple))
+        else [state]
+    )
 
 
 def same(first: Any, second: Any) -> bool:
@@ -90,7 +104,9 @@ def check_ranks(training: LedTraining) -> None:
 
 def check_close(training: Training, alone: Training) -> None:
     """Equal but for rounding, and masks exactly."""
-    for a, b in zip(training.model.state_dict().values(), alone.model.state_dict().values(), strict=True):
+    for a, b in zip(
+        training.model.state_dict().values(), alone.model.state_dict().values(), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
     if training.sparsifier is not None:
         assert alone.sparsifier is not None
@@ -113,38 +129,51 @@ def check_as_alone(team: Team, candidate: Candidate, parts: int = 1) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SPARSIFIERS))
-def test_every_sparsifier_has_the_masks_of_a_single_process_on_all_ranks(team: Team, name: str) -> None:
+def test_every_sparsifier_has_the_masks_of_a_single_process_on_all_ranks(
+    team: Team, name: str
+) -> None:
     check_as_alone(team, candidate(sparsifier=SPARSE[name], penalties=penalties("layer")))
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
 def test_every_penalty_acts_as_on_a_single_process(team: Team, name: str, form: str | None) -> None:
-    # CKA-SR looks at the parts of a batch that ranks take: as in a single process that takes a batch in two parts.
+    # CKA-SR looks at the parts of a batch that ranks take: as in a single process that takes a
+    # batch in two parts.
     chosen = candidate(sparsifier=SPARSE["rigl"], penalties=penalties(name, form))
     check_as_alone(team, chosen, parts=1 if form else 2)
 
 
 @pytest.mark.parametrize("name", [None, *sorted(SPARSIFIERS)])
-def test_ranks_stay_the_same_through_batch_norms_dropout_and_augmentation(team: Team, name: str | None) -> None:
+def test_ranks_stay_the_same_through_batch_norms_dropout_and_augmentation(
+    team: Team, name: str | None
+) -> None:
     both = penalties("node") | penalties("aug_cka", None)
-    training = led(team, candidate(**NOISY, sparsifier=SPARSE[name] if name else None, penalties=both))
+    training = led(
+        team, candidate(**NOISY, sparsifier=SPARSE[name] if name else None, penalties=both)
+    )
     history = run(training, 4)
     check_ranks(training)
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     noise = [state["noise"]["cpu"] for state in training.states()]
     assert not torch.equal(*noise)  # each rank drops out other units
-    measures = training.finish().measures  # compacted by rank 0 alone, which must not wait for the others
+    # Compacted by rank 0 alone, which must not wait for the others.
+    measures = training.finish().measures
     assert measures["val_accuracy"] == history[-1]["val_accuracy"]
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
-def test_a_last_batch_too_small_to_share_and_an_unused_layer_change_nothing(team: Team, optimizer: str) -> None:
-    training = {"epochs": EPOCHS, "batch_size": 359, "lr": 0.01, "seed": 7, "optimizer": optimizer}  # 3 of 359, and 1
+def test_a_last_batch_too_small_to_share_and_an_unused_layer_change_nothing(
+    team: Team, optimizer: str
+) -> None:
+    # 3 of 359, and 1.
+    training = {"epochs": EPOCHS, "batch_size": 359, "lr": 0.01, "seed": 7, "optimizer": optimizer}
     check_as_alone(team, candidate(model={"factory": f"{MADE}:LeavesOut"}, training=training))
 
 
 @pytest.mark.parametrize("name", ["rigl", "lottery"])
-def test_a_training_of_two_processes_continues_bit_exactly(team: Team, name: str, tmp_path: Path) -> None:
+def test_a_training_of_two_processes_continues_bit_exactly(
+    team: Team, name: str, tmp_path: Path
+) -> None:
     sparsifier = SPARSE[name] | ({"rewind": 0.5} if name == "lottery" else {})
     options = candidate(**NOISY, sparsifier=sparsifier, penalties=penalties("cka", None))
     whole = led(team, options)
@@ -160,7 +189,9 @@ def test_a_training_of_two_processes_continues_bit_exactly(team: Team, name: str
 
 
 @pytest.mark.parametrize("ranks", [(2, 1), (1, 2)])
-def test_a_training_continues_on_another_number_of_processes(team: Team, ranks: tuple[int, int]) -> None:
+def test_a_training_continues_on_another_number_of_processes(
+    team: Team, ranks: tuple[int, int]
+) -> None:
     options = candidate(sparsifier=SPARSE["set"], penalties=penalties("node"))
     alone = Training(options)
     run(alone)
@@ -176,7 +207,9 @@ def test_a_share_of_a_batch_is_enough_for_every_penalty() -> None:
 
 
 def test_masks_are_those_of_rank_0_where_ranks_do_not_compute_the_same(team: Team) -> None:
-    training = led(team, candidate(model={"factory": f"{MADE}:Drifting"}, sparsifier=SPARSE["snip"]))
+    training = led(
+        team, candidate(model={"factory": f"{MADE}:Drifting"}, sparsifier=SPARSE["snip"])
+    )
     run(training)
     check_ranks(training)
 
@@ -190,12 +223,22 @@ def test_refit_on_rank_0_does_not_put_the_ranks_out_of_step(team: Team) -> None:
 
 
 def test_all_ranks_take_smaller_parts_where_one_is_short_of_memory(team: Team) -> None:
-    options = {"epochs": 2, "batch_size": 128, "lr": 0.05, "seed": 1, "optimizer": "sgd", "out_of_memory": "halve"}
+    options = {
+        "epochs": 2,
+        "batch_size": 128,
+        "lr": 0.05,
+        "seed": 1,
+        "optimizer": "sgd",
+        "out_of_memory": "halve",
+    }
     model = {"factory": f"{MADE}:Troubled", "args": {"trouble": "memory", "rank": 1}}
     training = led(team, candidate(model=model, training=options))
     alone = Training(candidate(training=options))
-    assert run(training, 2)[-1]["train_loss"] == pytest.approx(run(alone, 2)[-1]["train_loss"], rel=1e-6)
-    assert [state["parts"] for state in training.states()] == [2, 2]  # 64 of a batch each, in parts of 32
+    assert run(training, 2)[-1]["train_loss"] == pytest.approx(
+        run(alone, 2)[-1]["train_loss"], rel=1e-6
+    )
+    # 64 of a batch each, in parts of 32.
+    assert [state["parts"] for state in training.states()] == [2, 2]
     check_ranks(training)
     check_close(training, alone)
 
@@ -214,15 +257,30 @@ def test_a_loss_that_diverges_fails_the_trial_and_the_processes_take_the_next(te
 @pytest.mark.parametrize(
     ("trouble", "rank", "error", "message"),
     [
-        ("memory", 1, LostProcess, "process 1 of the 2 of a training is lost: OutOfMemoryError: out of memory"),
-        ("killed", 1, LostProcess, "process 1 of the 2 of a training is lost: it was ended by SIGKILL"),
+        (
+            "memory",
+            1,
+            LostProcess,
+            "process 1 of the 2 of a training is lost: OutOfMemoryError: out of memory",
+        ),
+        (
+            "killed",
+            1,
+            LostProcess,
+            "process 1 of the 2 of a training is lost: it was ended by SIGKILL",
+        ),
         ("raises", 0, ValueError, "the network is moody"),
     ],
 )
 def test_a_process_that_is_lost_is_named_and_the_next_training_gets_new_ones(
     team: Team, trouble: str, rank: int, error: type[Exception], message: str
 ) -> None:
-    training = led(team, candidate(model={"factory": f"{MADE}:Troubled", "args": {"trouble": trouble, "rank": rank}}))
+    training = led(
+        team,
+        candidate(
+            model={"factory": f"{MADE}:Troubled", "args": {"trouble": trouble, "rank": rank}}
+        ),
+    )
     before = list(team.children.values())
     with pytest.raises(error, match=message):
         training.run_epoch()
@@ -267,11 +325,13 @@ def test_a_second_team_in_a_process_is_refused(team: Team) -> None:
 def test_a_process_that_hangs_is_given_up(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
     team.close()
     monkeypatch.setattr(team, "timeout_s", 5)
-    monkeypatch.setattr("trainables.distributed.team._GRACE_S", 0.5)
+    monkeypatch.setattr("slimfront.trainables.distributed.team._GRACE_S", 0.5)
     training = led(team, candidate())
     (child,) = team.children.values()
     child.send_signal(signal.SIGSTOP)
-    with pytest.raises(LostProcess, match="one of the 2 processes of a training did not answer for 5 s"):
+    with pytest.raises(
+        LostProcess, match="one of the 2 processes of a training did not answer for 5 s"
+    ):
         training.run_epoch()
     assert child.poll() is not None
 
@@ -281,7 +341,14 @@ def test_a_process_that_hangs_is_given_up(team: Team, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("name", sorted(SPARSIFIERS))
 def test_ranks_stay_the_same_on_gpus(name: str) -> None:
     with Team(2, "cuda", timeout_s=60) as team:
-        training = led(team, candidate(**NOISY, sparsifier=SPARSE[name], penalties=penalties("node") | penalties("cka", None)))
+        training = led(
+            team,
+            candidate(
+                **NOISY,
+                sparsifier=SPARSE[name],
+                penalties=penalties("node") | penalties("cka", None),
+            ),
+        )
         assert training.device == torch.device("cuda", 0)
         history = run(training, 4)
         assert history[-1]["train_loss"] < history[0]["train_loss"]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainables import Candidate, train
-from trainables.errors import UserError
-from trainables.models import MODELS
+from slimfront.trainables import Candidate, train
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.models import MODELS
 
 
 def two_towers(width: int = 8) -> nn.Module:
@@ -17,8 +17,12 @@ def two_towers(width: int = 8) -> nn.Module:
     class Towers(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.left = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-            self.right = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+            self.left = nn.Sequential(
+                nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
+            )
+            self.right = nn.Sequential(
+                nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
+            )
             self.head = nn.Linear(2 * width, 10)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -57,10 +61,15 @@ def test_a_network_by_import_path_is_trained_and_compacted() -> None:
         ("nowhere.at.all:x", "there is no module 'nowhere'"),
         ("no colon", "an import path has the form package.module:name"),
         (f"{HERE}:not_a_network", "returned a int; it must be a torch.nn.Module"),
-        (f"{HERE}:two_towers", "raised TypeError: two_towers\\(\\) got an unexpected keyword argument 'depth'"),
+        (
+            f"{HERE}:two_towers",
+            "raised TypeError: two_towers\\(\\) got an unexpected keyword argument 'depth'",
+        ),
     ],
 )
 def test_a_factory_that_does_not_work_is_explained(factory: str, message: str) -> None:
-    options = MODELS.parse_named({"factory": factory, "args": {"depth": 1} if "unexpected" in message else {}})
+    options = MODELS.parse_named(
+        {"factory": factory, "args": {"depth": 1} if "unexpected" in message else {}}
+    )
     with pytest.raises(UserError, match=message.replace("?", "\\?")):
         options.build((1, 8, 8), 10)

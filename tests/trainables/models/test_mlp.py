@@ -1,6 +1,6 @@
 import torch
 
-from trainables.models import MLP
+from slimfront.trainables.models import MLP
 
 
 def test_depth_counts_hidden_layers_of_the_given_width() -> None:

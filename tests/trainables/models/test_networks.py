@@ -3,8 +3,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from trainables.measures import measure
-from trainables.models import MODELS, VGG, CifarResNet, LeNet, ResNet18
+from slimfront.trainables.measures.measure import measure
+from slimfront.trainables.models import MODELS, VGG, CifarResNet, LeNet, ResNet18
 
 
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"resnet110", "factory"}))
@@ -14,12 +14,17 @@ def test_every_network_takes_grey_and_colour_images(name: str, shape: tuple[int,
     assert network(torch.zeros(2, *shape)).shape == (2, 7)
 
 
-@pytest.mark.parametrize(("name", "millions"), [("resnet20", 0.27), ("resnet32", 0.46), ("resnet56", 0.85)])
+@pytest.mark.parametrize(
+    ("name", "millions"), [("resnet20", 0.27), ("resnet32", 0.46), ("resnet56", 0.85)]
+)
 def test_cifar_resnets_have_the_sizes_of_the_paper(name: str, millions: float) -> None:
     network = MODELS[name](name=name).build((3, 32, 32), classes=10)
     parameters = sum(p.numel() for p in network.parameters()) / 1e6
-    assert parameters == pytest.approx(millions, abs=0.01)  # table 6 of arXiv 1512.03385; projections add 0.003
-    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    # Table 6 of arXiv 1512.03385; projections add 0.003.
+    assert parameters == pytest.approx(millions, abs=0.01)
+    convolutions = [
+        m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
+    ]
     assert len(convolutions) + 1 == int(name.removeprefix("resnet"))
 
 
@@ -38,7 +43,14 @@ def test_vgg16_has_thirteen_convolutions() -> None:
 
 def test_lenet_has_the_units_of_the_original_times_the_width() -> None:
     network = LeNet(width=0.5, depth=3).build((1, 28, 28), 10)
-    assert [m.weight.shape[0] for m in network if isinstance(m, nn.Conv2d | nn.Linear)] == [3, 8, 60, 42, 42, 10]
+    assert [m.weight.shape[0] for m in network if isinstance(m, nn.Conv2d | nn.Linear)] == [
+        3,
+        8,
+        60,
+        42,
+        42,
+        10,
+    ]
 
 
 def test_depth_and_width_override_the_name() -> None:

@@ -4,6 +4,13 @@ from typing import Any
 import pytest
 import torch
 
+from slimfront.trainables import Candidate
+from slimfront.trainables.errors import TrialFailure, UserError
+from slimfront.trainables.packs import Pack, pack_key
+from slimfront.trainables.penalties import PENALTIES
+from slimfront.trainables.sparsifiers import SPARSIFIERS
+from slimfront.trainables.training.loop import Training
+from slimfront.trainables.training.refit import Refit
 from tests.trainables.packs.made import (
     CONVOLUTIONS,
     EPOCHS,
@@ -15,16 +22,12 @@ from tests.trainables.packs.made import (
     trained_together,
     with_target,
 )
-from trainables import Candidate
-from trainables.errors import TrialFailure, UserError
-from trainables.packs import Pack, pack_key
-from trainables.penalties import PENALTIES
-from trainables.refit import Refit
-from trainables.sparsifiers import SPARSIFIERS
-from trainables.training import Training
 
 OPTIONS: list[dict[str, Any]] = [
-    {"penalties": {"layer": {"strength": s}}, "sparsifier": {"name": "magnitude", "sparsity": t, "every": 5}}
+    {
+        "penalties": {"layer": {"strength": s}},
+        "sparsifier": {"name": "magnitude", "sparsity": t, "every": 5},
+    }
     for s, t in ((0.1, 0.5), (0.3, 0.8), (1.0, 0.9))
 ]
 
@@ -57,7 +60,10 @@ def test_members_leave_and_others_join_in_the_middle(model: dict[str, Any]) -> N
 
 
 def test_the_last_of_a_pack_trains_on_as_alone() -> None:
-    first, second = candidates(2, options=[o | {"training": {"epochs": n}} for o, n in zip(OPTIONS[:2], (2, 4), strict=True)])
+    first, second = candidates(
+        2,
+        options=[o | {"training": {"epochs": n}} for o, n in zip(OPTIONS[:2], (2, 4), strict=True)],
+    )
     pack = Pack([first, second])
     member = pack.members[1]
     trained_together(pack)
@@ -66,7 +72,9 @@ def test_the_last_of_a_pack_trains_on_as_alone() -> None:
 
 def test_unequal_epochs_end_one_by_one() -> None:
     epochs = [2, EPOCHS, 4]
-    made = candidates(options=[o | {"training": {"epochs": n}} for o, n in zip(OPTIONS, epochs, strict=True)])
+    made = candidates(
+        options=[o | {"training": {"epochs": n}} for o, n in zip(OPTIONS, epochs, strict=True)]
+    )
     histories = trained_together(Pack(made))
     assert [len(history) for history in histories.values()] == epochs
     for candidate, member in zip(made, histories, strict=True):
@@ -74,7 +82,9 @@ def test_unequal_epochs_end_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_checkpoint_of_a_pack_continues_alone_and_one_from_alone_in_a_pack(optimizer: str) -> None:
+def test_a_checkpoint_of_a_pack_continues_alone_and_one_from_alone_in_a_pack(
+    optimizer: str,
+) -> None:
     made = candidates(model=CONVOLUTIONS, options=OPTIONS, optimizer=optimizer)
     pack = Pack(made)
     for _ in range(4):
@@ -89,7 +99,10 @@ def test_a_checkpoint_of_a_pack_continues_alone_and_one_from_alone_in_a_pack(opt
     assert_same(continued, trained_alone(made[0])[0])
     other = Pack()
     alone = trained_alone(made[1], 3)[0]
-    from_alone, from_pack = other.join(made[1], saved(alone.state_dict())), other.join(made[2], states[2])
+    from_alone, from_pack = (
+        other.join(made[1], saved(alone.state_dict())),
+        other.join(made[2], states[2]),
+    )
     trained_together(other)
     assert_same(from_alone, trained_alone(made[1])[0])
     assert_same(from_pack, trained_alone(made[2])[0])
@@ -107,14 +120,18 @@ def test_a_checkpoint_of_a_member_holds_nothing_of_the_others() -> None:
     assert sizes[0] <= 1.02 * sizes[1]
 
 
-DIVERGING = [("layer", name) for name in sorted(SPARSIFIERS)] + [(name, "magnitude") for name in sorted(PENALTIES)]
+DIVERGING = [("layer", name) for name in sorted(SPARSIFIERS)] + [
+    (name, "magnitude") for name in sorted(PENALTIES)
+]
 
 
 @pytest.mark.parametrize(("penalty", "sparsifier"), DIVERGING)
 def test_one_that_diverges_fails_alone(penalty: str, sparsifier: str) -> None:
     own = {"penalties": {penalty: {"strength": 0.01}}, "sparsifier": with_target(sparsifier, 0)}
     rates = ((own | {"training": {"lr": rate}}) for rate in (0.01, 1e200, 0.002))
-    made = candidates(model=CONVOLUTIONS, options=list(rates), epochs=3 if sparsifier == "lottery" else 2)
+    made = candidates(
+        model=CONVOLUTIONS, options=list(rates), epochs=3 if sparsifier == "lottery" else 2
+    )
     histories = list(trained_together(Pack(made)).items())
     failure = histories[1][1][-1]
     assert isinstance(failure, TrialFailure)
@@ -142,16 +159,26 @@ def test_a_member_is_finished_as_alone_and_trains_on() -> None:
     alone = trained_alone(made[1])[0]
     assert_same(members[1], alone)
     finished, expected = members[1].finish(), alone.finish()
-    assert_histories_same([finished.measures, *finished.history], [expected.measures, *expected.history])
-    assert [p.measures["params"] for p in finished.pruned] == [p.measures["params"] for p in expected.pruned]
+    assert_histories_same(
+        [finished.measures, *finished.history], [expected.measures, *expected.history]
+    )
+    assert [p.measures["params"] for p in finished.pruned] == [
+        p.measures["params"] for p in expected.pruned
+    ]
 
 
 def test_augmentation_is_drawn_by_each_member_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = {"name": "factory", "factory": "tests.trainables.data.made:image_tensors", "augment": {"crop": 2, "flip": True}}
+    data = {
+        "name": "factory",
+        "factory": "tests.trainables.data.made:image_tensors",
+        "augment": {"crop": 2, "flip": True},
+    }
     monkeypatch.undo()  # the data as they are, in float32
     torch.set_default_dtype(torch.float32)
     made = candidates(options=[{"data": data}] * 3, epochs=2)
-    for candidate, (member, history) in zip(made, trained_together(Pack(made)).items(), strict=True):
+    for candidate, (member, history) in zip(
+        made, trained_together(Pack(made)).items(), strict=True
+    ):
         alone, expected = trained_alone(candidate)
         assert_same(member, alone)
         assert history[0]["train_loss"] == pytest.approx(expected[0]["train_loss"], rel=1e-5)
@@ -180,17 +207,25 @@ COMPARED = {"aug_cka": {"strength": 1.0, "layers": ["2", "4"]}}
 def test_candidates_that_differ_in_more_than_numbers_are_refused(what: str) -> None:
     first, second = candidates(2, options=[{}, DIFFERENT[what]])
     assert pack_key(first) != pack_key(second)
-    with pytest.raises(UserError, match=rf"these differ in {what}; fix what differs, or set resources.pack to 1"):
+    with pytest.raises(
+        UserError, match=rf"these differ in {what}; fix what differs, or set resources.pack to 1"
+    ):
         Pack([first, second])
 
 
 def test_layers_that_are_compared_are_not_strengths() -> None:
-    first, second = candidates(2, options=[{"penalties": {"aug_cka": {"strength": 1.0}}}, {"penalties": COMPARED}])
+    first, second = candidates(
+        2, options=[{"penalties": {"aug_cka": {"strength": 1.0}}}, {"penalties": COMPARED}]
+    )
     assert pack_key(first) != pack_key(second)
 
 
 def test_candidates_that_differ_in_numbers_alone_have_one_key() -> None:
-    own = [OPTIONS[0], OPTIONS[1] | {"training": {"optimizer": "sgd", "momentum": 0.1, "epochs": 3, "schedule": "cosine"}}]
+    own = [
+        OPTIONS[0],
+        OPTIONS[1]
+        | {"training": {"optimizer": "sgd", "momentum": 0.1, "epochs": 3, "schedule": "cosine"}},
+    ]
     first, second = candidates(2, options=own)
     assert pack_key(first) == pack_key(second)
     assert isinstance(first, Candidate)

@@ -4,15 +4,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.packs import Pack, packable
+from slimfront.trainables.penalties.base import GroupPenalty
 from tests.trainables.packs.made import candidates, convolutions
 from tests.trainables.penalties.test_conformance import NAMES as PENALTY_NAMES
-from trainables.errors import UserError
-from trainables.packs import Pack, packable
-from trainables.penalties.base import GroupPenalty
 
 
 class Moody(nn.Module):
-    """Control flow that depends on the data, or something random, or parameters that are not trained or not used."""
+    """Control flow that depends on the data, or something random, or parameters that are not
+    trained or not used."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -43,12 +44,19 @@ def mixed() -> nn.Module:
 
 
 def factory(name: str, **args: Any) -> dict[str, Any]:
-    return {"name": "factory", "factory": f"tests.trainables.packs.test_packable:{name}", "args": args}
+    return {
+        "name": "factory",
+        "factory": f"tests.trainables.packs.test_packable:{name}",
+        "args": args,
+    }
 
 
 REFUSED = {
     "dropout": (factory("dropout", rate=0.5), "the model's '2' drops at random"),
-    "transformer": ({"factory": "tests.trainables.networks:Transformer"}, "'blocks.0.attention' drops at random"),
+    "transformer": (
+        {"factory": "tests.trainables.networks:Transformer"},
+        "'blocks.0.attention' drops at random",
+    ),
     "flow": (factory("Moody", how="flow"), "torch.func.vmap refuses it"),
     "noise": (factory("Moody", how="noise"), "torch.func.vmap refuses it"),
     "frozen": (factory("Moody", how="frozen"), "parameters that are not trained"),
@@ -79,7 +87,7 @@ def test_halving_batches_where_memory_runs_out_is_refused() -> None:
 def test_all_our_models_and_penalties_pack(form: str) -> None:
     penalties = {n: {"strength": 1.0} for n in PENALTY_NAMES}
     for name in penalties:
-        from trainables.penalties import PENALTIES
+        from slimfront.trainables.penalties import PENALTIES
 
         if issubclass(PENALTIES[name], GroupPenalty):
             penalties[name]["form"] = form  # type: ignore[assignment]
@@ -88,8 +96,14 @@ def test_all_our_models_and_penalties_pack(form: str) -> None:
         {"name": "lenet", "width": 0.5},
         {"name": "vgg", "width": 2, "depth": 11},
     ]
-    models += [{"name": "resnet20", "width": 2, "depth": 8}, {"name": "resnet18", "width": 2, "depth": 1}]
-    models += [factory("dropout", rate=0.0), {"factory": "tests.trainables.packs.made:convolutions"}]
+    models += [
+        {"name": "resnet20", "width": 2, "depth": 8},
+        {"name": "resnet18", "width": 2, "depth": 1},
+    ]
+    models += [
+        factory("dropout", rate=0.0),
+        {"factory": "tests.trainables.packs.made:convolutions"},
+    ]
     for model in models:
         (candidate,) = candidates(1, model=model, options=[{"penalties": penalties}])
         assert packable(candidate) is None

@@ -1,4 +1,5 @@
-"""Trainings in threads of one process: they take their epochs in packs, and none waits for what does not come."""
+"""Trainings in threads of one process: they take their epochs in packs, and none waits for what
+does not come."""
 
 import itertools
 import threading
@@ -9,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from slimfront.trainables.errors import TrialFailure
+from slimfront.trainables.packs import best_size
+from slimfront.trainables.packs.stack import Stack
+from slimfront.trainables.packs.together import Left, SharedProcess, Together
+from slimfront.trainables.training.loop import Training
 from tests.trainables.packs.made import candidates, trained_alone
-from trainables.errors import TrialFailure
-from trainables.packs import best_size
-from trainables.packs.stack import Stack
-from trainables.packs.together import Left, SharedProcess, Together
-from trainables.training import Training
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -36,7 +37,9 @@ def at_once(together: Together, *work: Callable[[], None]) -> None:
         thread.join()
 
 
-def epochs_of(together: Together, training: Training, count: int, found: dict[Training, Any]) -> Callable[[], None]:
+def epochs_of(
+    together: Together, training: Training, count: int, found: dict[Training, Any]
+) -> Callable[[], None]:
     def take() -> None:
         try:
             found[training] = [together.run_epoch(training) for _ in range(count)]
@@ -80,7 +83,10 @@ def test_other_architectures_train_in_packs_of_their_own_and_what_does_not_pack_
 def test_one_that_fails_leaves_the_others_alone() -> None:
     together, found = Together(), {}
     trainings = [
-        Training(candidate) for candidate in candidates(3, options=[{}, {"training": {"lr": 1e200}}, {}], optimizer="sgd")
+        Training(candidate)
+        for candidate in candidates(
+            3, options=[{}, {"training": {"lr": 1e200}}, {}], optimizer="sgd"
+        )
     ]
     at_once(together, *(epochs_of(together, training, 3, found) for training in trainings))
     assert isinstance(found[trainings[1]], TrialFailure)
@@ -93,7 +99,7 @@ def test_an_error_reaches_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
     together, found = Together(), {}
     trainings = [Training(candidate) for candidate in candidates(2)]
-    monkeypatch.setattr("trainables.packs.pack.Pack.run_epoch", breaks)
+    monkeypatch.setattr("slimfront.trainables.packs.pack.Pack.run_epoch", breaks)
 
     def take(training: Training) -> None:
         try:
@@ -114,7 +120,12 @@ def test_who_is_taken_away_while_it_waits_is_told() -> None:
             together.turn.wait(0.01)
         together.leave(going)
 
-    at_once(together, epochs_of(together, staying, 1, found), epochs_of(together, going, 1, found), take_away)
+    at_once(
+        together,
+        epochs_of(together, staying, 1, found),
+        epochs_of(together, going, 1, found),
+        take_away,
+    )
     assert isinstance(found[going], Left)
     assert going.epoch == 0
     assert staying.epoch == 1
@@ -155,12 +166,15 @@ def test_the_best_size_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     candidate = candidates(1)[0]
     assert best_size(candidate, 1) == 1
     assert best_size(candidates(1, out_of_memory="halve")[0], 8) == 1
-    rounds = [[1.0, 1.2, 1.6, 3.1, 9.0] for _ in range(5)]  # of a step of 1 to 16: eight take twice as long as four
+    # Of a step of 1 to 16: eight take twice as long as four.
+    rounds = [[1.0, 1.2, 1.6, 3.1, 9.0] for _ in range(5)]
     rounds[0][2] = rounds[1][3] = rounds[4][4] = 99.0  # something else kept the machine busy
     tried = [9.0] * 4  # whether there is room
     times = iter([1.0, *tried, *itertools.chain(*rounds)])
-    monkeypatch.setattr("trainables.packs.calibrate._LONG_S", 2.0)
-    monkeypatch.setattr("trainables.packs.calibrate.seconds_of", lambda take, _: (take(), next(times))[1])
+    monkeypatch.setattr("slimfront.trainables.packs.calibrate._LONG_S", 2.0)
+    monkeypatch.setattr(
+        "slimfront.trainables.packs.calibrate.seconds_of", lambda take, _: (take(), next(times))[1]
+    )
     assert best_size(candidate, 16) == 4
     assert next(times, None) is None
     times = iter([3.0])
@@ -172,14 +186,16 @@ def test_the_best_size_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
             raise torch.OutOfMemoryError("a pack of four")
         return next(times)
 
-    monkeypatch.setattr("trainables.packs.calibrate._packed", packed)
+    monkeypatch.setattr("slimfront.trainables.packs.calibrate._packed", packed)
     assert best_size(candidate, 16) == 2
 
 
 def test_measuring_the_best_size_takes_real_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     state, threads = torch.get_rng_state(), []
     train_step = Stack.train_step
-    monkeypatch.setattr(Stack, "train_step", lambda *a: (threads.append(torch.get_num_threads()), train_step(*a))[1])
+    monkeypatch.setattr(
+        Stack, "train_step", lambda *a: (threads.append(torch.get_num_threads()), train_step(*a))[1]
+    )
     assert best_size(candidates(1)[0], 4, threads=2) in (1, 2, 4)
     assert set(threads) == {2}
     assert torch.get_num_threads() == 1

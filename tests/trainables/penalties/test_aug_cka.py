@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainables.penalties.aug_cka import AugCKA, aug_cka_loss
-from trainables.penalties.cka import pair_weights
+from slimfront.trainables.penalties.aug_cka import AugCKA, aug_cka_loss
+from slimfront.trainables.penalties.cka import pair_weights
 
 
 def slow_hsic(x: Tensor, y: Tensor) -> Tensor:
@@ -28,7 +28,9 @@ def slow_loss(layers: list[Tensor], weights: dict[tuple[int, int], float] | None
 
 def features(n: int = 7) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(n, width, dtype=torch.float64, generator=generator) for width in (5, 3, 8, 2)]
+    return [
+        torch.randn(n, width, dtype=torch.float64, generator=generator) for width in (5, 3, 8, 2)
+    ]
 
 
 @pytest.mark.parametrize("n", [2, 3, 8, 32])
@@ -43,16 +45,24 @@ def test_value_and_gradients_agree_with_the_slow_formula_for_layers_of_any_width
 
 
 def test_gradcheck_in_float64() -> None:
-    assert torch.autograd.gradcheck(lambda *x: aug_cka_loss(x), [x.requires_grad_() for x in features(5)])
+    assert torch.autograd.gradcheck(
+        lambda *x: aug_cka_loss(x), [x.requires_grad_() for x in features(5)]
+    )
 
 
 def test_pairs_are_weighed_in_either_order() -> None:
     weights = pair_weights(["a", "b", "c", "d"], {"a": {"b": 3.0}, "d": {"b": 0.0}})
-    torch.testing.assert_close(aug_cka_loss(features(), weights), slow_loss(features(), {(0, 1): 3.0, (1, 3): 0.0}))
+    torch.testing.assert_close(
+        aug_cka_loss(features(), weights), slow_loss(features(), {(0, 1): 3.0, (1, 3): 0.0})
+    )
 
 
 def test_dead_and_constant_features_give_zero_and_no_nan() -> None:
-    layers = [torch.zeros(6, 4), torch.ones(6, 4), torch.randn(6, 4, generator=torch.Generator().manual_seed(0))]
+    layers = [
+        torch.zeros(6, 4),
+        torch.ones(6, 4),
+        torch.randn(6, 4, generator=torch.Generator().manual_seed(0)),
+    ]
     leaves = [x.requires_grad_() for x in layers]
     loss = aug_cka_loss(leaves)
     assert loss == 0

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainables.penalties.cka import CKA, cka_loss, pair_weights, pairwise_cka
+from slimfront.trainables.penalties.cka import CKA, cka_loss, pair_weights, pairwise_cka
 
 
 def slow_hsic(x: Tensor, y: Tensor) -> Tensor:
@@ -11,7 +11,11 @@ def slow_hsic(x: Tensor, y: Tensor) -> Tensor:
     k, m = x @ x.T, y @ y.T
     k, m = k - k.diag().diag(), m - m.diag().diag()
     one = torch.ones(n, dtype=x.dtype)
-    value = torch.trace(k @ m) + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2)) - 2 * (one @ k @ m @ one) / (n - 2)
+    value = (
+        torch.trace(k @ m)
+        + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+        - 2 * (one @ k @ m @ one) / (n - 2)
+    )
     return value / (n * (n - 3))
 
 
@@ -37,7 +41,12 @@ def test_gradients_agree_with_the_slow_formula() -> None:
     fast_layers = [x.requires_grad_() for x in features()]
     slow_layers = [x.requires_grad_() for x in features()]
     cka_loss([fast_layers]).backward()
-    slow = sum(slow_cka(a, b) for i, a in enumerate(slow_layers) for j, b in enumerate(slow_layers) if i != j)
+    slow = sum(
+        slow_cka(a, b)
+        for i, a in enumerate(slow_layers)
+        for j, b in enumerate(slow_layers)
+        if i != j
+    )
     assert isinstance(slow, Tensor)
     slow.backward()
     for a, b in zip(fast_layers, slow_layers, strict=True):
@@ -51,7 +60,9 @@ def test_gradcheck_in_float64() -> None:
 
 def test_a_layer_is_like_itself_and_its_scaled_and_rotated_copies() -> None:
     x = features(1)[0]
-    rotation = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))[0]
+    rotation = torch.linalg.qr(
+        torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    )[0]
     similarity = pairwise_cka([x, 100 * x @ rotation + 3])
     torch.testing.assert_close(similarity, torch.ones_like(similarity))
 
@@ -74,7 +85,9 @@ def test_constant_features_have_similarity_zero_and_zero_gradient() -> None:
 def test_features_of_any_size_are_compared_safely_in_float32(scale: float) -> None:
     layers = [x.float() for x in features()]
     expected = pairwise_cka(features())
-    torch.testing.assert_close(pairwise_cka([scale * x for x in layers]).double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        pairwise_cka([scale * x for x in layers]).double(), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -86,7 +99,11 @@ def test_pairs_are_weighed_and_the_gradients_agree_with_the_slow_formula() -> No
     layers = [x.requires_grad_() for x in features()]
     weights = pair_weights(["a", "b", "c"], {"c": {"a": 2.5}})
     grads = torch.autograd.grad(cka_loss([layers], [weights]), layers)
-    slow = 2 * slow_cka(layers[0], layers[1]) + 5 * slow_cka(layers[0], layers[2]) + 2 * slow_cka(layers[1], layers[2])
+    slow = (
+        2 * slow_cka(layers[0], layers[1])
+        + 5 * slow_cka(layers[0], layers[2])
+        + 2 * slow_cka(layers[1], layers[2])
+    )
     for fast, expected in zip(grads, torch.autograd.grad(slow, layers), strict=True):
         torch.testing.assert_close(fast, expected, rtol=1e-9, atol=1e-9)
 
@@ -140,7 +157,9 @@ def test_too_few_samples_are_refused(samples: int) -> None:
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
-def test_large_constant_features_are_seen_as_constant_in_float32_despite_rounding(unbiased: bool) -> None:
+def test_large_constant_features_are_seen_as_constant_in_float32_despite_rounding(
+    unbiased: bool,
+) -> None:
     generator = torch.Generator().manual_seed(0)
     constant = torch.rand(1, 64, 32, 32, generator=generator).expand(128, -1, -1, -1)
     alive = torch.rand(128, 64, 32, 32, generator=generator)
@@ -154,10 +173,15 @@ def test_features_with_a_large_mean_agree_with_float64(unbiased: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     layers = [10 + torch.randn(32, 500, generator=generator) for _ in range(3)]
     expected = pairwise_cka([x.double() for x in layers], unbiased=unbiased)
-    torch.testing.assert_close(pairwise_cka(layers, unbiased=unbiased).double(), expected, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(
+        pairwise_cka(layers, unbiased=unbiased).double(), expected, rtol=2e-3, atol=2e-3
+    )
 
 
 def test_half_precision_gradients_come_back_in_half_precision() -> None:
     layers = [x.bfloat16().requires_grad_() for x in features()]
     cka_loss([layers]).backward()
-    assert all(x.grad is not None and x.grad.dtype == torch.bfloat16 and x.grad.isfinite().all() for x in layers)
+    assert all(
+        x.grad is not None and x.grad.dtype == torch.bfloat16 and x.grad.isfinite().all()
+        for x in layers
+    )

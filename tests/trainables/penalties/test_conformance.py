@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trainables.errors import UserError
-from trainables.models.resnet import BasicBlock
-from trainables.penalties import PENALTIES
-from trainables.penalties.base import GroupPenalty, check_penalties
-from trainables.penalties.block import group_norm, shrink_group
-from trainables.penalties.channel import shrink_units, unit_norms
-from trainables.penalties.connection import soft_threshold
-from trainables.penalties.layer import negative_norm, shrink_negative
-from trainables.penalties.node import row_norms, shrink_rows
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.models.resnet import BasicBlock
+from slimfront.trainables.penalties import PENALTIES
+from slimfront.trainables.penalties.base import GroupPenalty, check_penalties
+from slimfront.trainables.penalties.block import group_norm, shrink_group
+from slimfront.trainables.penalties.channel import shrink_units, unit_norms
+from slimfront.trainables.penalties.connection import soft_threshold
+from slimfront.trainables.penalties.layer import negative_norm, shrink_negative
+from slimfront.trainables.penalties.node import row_norms, shrink_rows
 
 Group = list[Tensor]
 
@@ -30,27 +30,46 @@ GROUP_PENALTIES: dict[str, tuple[Callable[[Group], Tensor], Callable[[Group, Ten
         lambda g, t: [soft_threshold(x, t) for x in g],
     ),
     "block": (group_norm, shrink_group),
-    "channel": (lambda g: unit_norms(g, _OWNERS, 2).sum(), lambda g, t: shrink_units(g, _OWNERS, 2, t)),
+    "channel": (
+        lambda g: unit_norms(g, _OWNERS, 2).sum(),
+        lambda g, t: shrink_units(g, _OWNERS, 2, t),
+    ),
 }
-_OWNERS = [torch.tensor([0, 1, 1]), torch.tensor([1, 0, -1])]  # rows that units share, and one of no unit
+# Rows that units share, and one of no unit.
+_OWNERS = [torch.tensor([0, 1, 1]), torch.tensor([1, 0, -1])]
 INPUTS = torch.randn(12, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 NAMES = sorted(PENALTIES)
 GROUP_NAMES = sorted(GROUP_PENALTIES)
 
 
 def test_every_group_penalty_is_in_the_suite() -> None:
-    assert {name for name, cls in PENALTIES.items() if issubclass(cls, GroupPenalty)} == set(GROUP_PENALTIES)
+    assert {name for name, cls in PENALTIES.items() if issubclass(cls, GroupPenalty)} == set(
+        GROUP_PENALTIES
+    )
 
 
 def network() -> nn.Module:
-    """Convolutions, batch norms, a residual block and linear layers: something for every penalty to act on."""
+    """Convolutions, batch norms, a residual block and linear layers: something for every penalty to
+    act on."""
     torch.manual_seed(0)
-    layers = [nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), BasicBlock(4, 4, 1), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    layers = [
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        BasicBlock(4, 4, 1),
+        nn.Flatten(),
+    ]
+    return nn.Sequential(
+        *layers, nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
+    ).double()
 
 
 def steps(
-    name: str, count: int = 1, optimizer: type[torch.optim.Optimizer] = torch.optim.SGD, scale: float = 1.0, **options: Any
+    name: str,
+    count: int = 1,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.SGD,
+    scale: float = 1.0,
+    **options: Any,
 ) -> nn.Module:
     """The network after optimiser steps of size 0.1 under the penalty alone."""
     model = network()
@@ -82,7 +101,9 @@ def random_group(seed: int) -> Group:
 def test_strength_zero_changes_nothing(name: str, form: str) -> None:
     options = {"form": form} if name in GROUP_PENALTIES else {}
     assert torch.equal(parameters(steps(name, strength=0.0, **options)), parameters(network()))
-    assert torch.equal(parameters(steps(name, strength=1.0, scale=0.0, **options)), parameters(network()))
+    assert torch.equal(
+        parameters(steps(name, strength=1.0, scale=0.0, **options)), parameters(network())
+    )
 
 
 @pytest.mark.parametrize("form", ["proximal", "gradient"])
@@ -125,8 +146,11 @@ def test_exact_zeros_appear_under_the_proximal_form(name: str) -> None:
 
 @pytest.mark.parametrize("name", GROUP_NAMES)
 @given(seed=st.integers(0, 1000), threshold=st.floats(0.01, 3.0))
-def test_the_proximal_step_is_the_argmin_found_numerically(name: str, seed: int, threshold: float) -> None:
-    # prox(v) = argmin_x ‖x − v‖²/2 + t·norm(x): the function is convex, so no move from its minimum may be better.
+def test_the_proximal_step_is_the_argmin_found_numerically(
+    name: str, seed: int, threshold: float
+) -> None:
+    # prox(v) = argmin_x ‖x − v‖²/2 + t·norm(x): the function is convex, so no move from its minimum
+    # may be better.
     norm, shrink = GROUP_PENALTIES[name]
     group = random_group(seed)
     step = shrink(group, torch.tensor(threshold, dtype=torch.float64))
@@ -139,7 +163,9 @@ def test_the_proximal_step_is_the_argmin_found_numerically(name: str, seed: int,
     generator = torch.Generator().manual_seed(seed + 1)
     for size in (1e-1, 1e-2, 1e-3):
         for _ in range(10):
-            moved = [x + size * torch.randn(x.shape, dtype=x.dtype, generator=generator) for x in step]
+            moved = [
+                x + size * torch.randn(x.shape, dtype=x.dtype, generator=generator) for x in step
+            ]
             assert objective(moved) >= best - 1e-12
     towards_start = [x + 0.01 * (v - x) for x, v in zip(step, group, strict=True)]
     towards_zero = [0.99 * x for x in step]
@@ -150,7 +176,9 @@ def test_the_proximal_step_is_the_argmin_found_numerically(name: str, seed: int,
 def test_a_threshold_of_zero_changes_nothing_and_nan_stays_visible(name: str) -> None:
     _, shrink = GROUP_PENALTIES[name]
     group = random_group(0)
-    assert all(torch.equal(a, b) for a, b in zip(shrink(group, torch.tensor(0.0)), group, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(shrink(group, torch.tensor(0.0)), group, strict=True)
+    )
     group[0][0, 0] = float("nan")
     assert shrink(group, torch.tensor(0.1))[0].isnan().any()
 
@@ -172,7 +200,10 @@ def test_the_gradient_form_passes_gradcheck_and_is_zero_on_zeros(name: str) -> N
     norm, _ = GROUP_PENALTIES[name]
     group = [x.requires_grad_() for x in random_group(5)]
     assert torch.autograd.gradcheck(lambda *g: norm(list(g)), group)
-    zeros = [torch.zeros(3, 4, dtype=torch.float64, requires_grad=True), torch.zeros(3, dtype=torch.float64, requires_grad=True)]
+    zeros = [
+        torch.zeros(3, 4, dtype=torch.float64, requires_grad=True),
+        torch.zeros(3, dtype=torch.float64, requires_grad=True),
+    ]
     norm(zeros).backward()
     assert all(x.grad is not None and not x.grad.any() for x in zeros)
 
@@ -206,8 +237,16 @@ def test_penalties_that_need_no_tracing_work_on_a_network_that_cannot_be_traced(
 def test_a_penalty_with_nothing_to_act_on_is_refused_before_training() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     sample = torch.zeros(4, 4)
-    for name, message in (("layer", "between two ReLUs"), ("block", "no residual branch"), ("cka", "no two layers")):
-        with pytest.raises(UserError, match=rf"penalties\.{name}: there (is|are) no .*{message.split(' ')[-1]}"):
+    for name, message in (
+        ("layer", "between two ReLUs"),
+        ("block", "no residual branch"),
+        ("cka", "no two layers"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"penalties\.{name}: there (is|are) no .*{message.split(' ')[-1]}"
+        ):
             check_penalties({name: PENALTIES[name](strength=1.0)}, flat, sample)
-    check_penalties({name: PENALTIES[name](strength=1.0) for name in ("node", "connection")}, flat, sample)
+    check_penalties(
+        {name: PENALTIES[name](strength=1.0) for name in ("node", "connection")}, flat, sample
+    )
     check_penalties({name: PENALTIES[name](strength=1.0) for name in NAMES}, network(), INPUTS)

@@ -1,7 +1,7 @@
 import torch
 
-from trainables.models import MLP
-from trainables.penalties.connection import ConnectionSparsity, soft_threshold
+from slimfront.trainables.models import MLP
+from slimfront.trainables.penalties.connection import ConnectionSparsity, soft_threshold
 
 
 def test_the_proximal_step_is_the_soft_threshold_to_the_bit_and_leaves_biases() -> None:
@@ -14,5 +14,9 @@ def test_the_proximal_step_is_the_soft_threshold_to_the_bit_and_leaves_biases() 
     penalty.attach(model, torch.zeros(1, 1, 8, 8)).proximal(0.1)
     for name, now in model.named_parameters():
         threshold = 0.1 * (2.0 if name == "3.weight" else 0.3)
-        wanted = soft_threshold(before[name], torch.tensor(threshold)) if name.endswith("weight") else before[name]
+        wanted = (
+            soft_threshold(before[name], torch.tensor(threshold))
+            if name.endswith("weight")
+            else before[name]
+        )
         assert torch.equal(now.nan_to_num(7.0), wanted.nan_to_num(7.0))

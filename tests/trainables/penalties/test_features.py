@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainables.errors import UserError
-from trainables.models import CifarResNet, LeNet
-from trainables.penalties.aug_cka import AugCKA
-from trainables.penalties.cka import CKA
-from trainables.penalties.features import by_shape, find_layers, output_shapes
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.models import CifarResNet, LeNet
+from slimfront.trainables.penalties.aug_cka import AugCKA
+from slimfront.trainables.penalties.cka import CKA
+from slimfront.trainables.penalties.features import by_shape, find_layers, output_shapes
 
 
 def stages_of(model: nn.Module, sample: Tensor) -> list[list[str]]:
@@ -16,7 +16,14 @@ def stages_of(model: nn.Module, sample: Tensor) -> list[list[str]]:
 
 def test_of_a_plain_network_the_activations_of_equal_shape_are_a_stage() -> None:
     model = nn.Sequential(
-        nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 8), nn.ReLU()
+        nn.Linear(4, 8),
+        nn.ReLU(),
+        nn.Linear(8, 8),
+        nn.GELU(),
+        nn.Linear(8, 3),
+        nn.ReLU(),
+        nn.Linear(3, 8),
+        nn.ReLU(),
     )
     assert stages_of(model, torch.zeros(2, 4)) == [["1", "3", "7"]]
     assert find_layers(model, output_shapes(model, torch.zeros(2, 4))) == ["1", "3", "5", "7"]
@@ -26,7 +33,9 @@ def test_of_a_residual_network_the_outputs_of_the_blocks_are_the_stages() -> Non
     model = CifarResNet().build((3, 32, 32), 10)
     stages = stages_of(model, torch.zeros(2, 3, 32, 32))
     assert [len(stage) for stage in stages] == [3, 3, 3]
-    assert {type(model.get_submodule(name)).__name__ for stage in stages for name in stage} == {"BasicBlock"}
+    assert {type(model.get_submodule(name)).__name__ for stage in stages for name in stage} == {
+        "BasicBlock"
+    }
 
 
 def test_blocks_within_blocks_count_once_and_containers_do_not_count() -> None:
@@ -47,7 +56,9 @@ def test_blocks_within_blocks_count_once_and_containers_do_not_count() -> None:
             out: Tensor = x + self.parts(x)
             return out
 
-    model = nn.Sequential(nn.Sequential(Outer(), Outer()), nn.Sequential(Outer(), Outer()), nn.Linear(4, 2))
+    model = nn.Sequential(
+        nn.Sequential(Outer(), Outer()), nn.Sequential(Outer(), Outer()), nn.Linear(4, 2)
+    )
     assert stages_of(model, torch.zeros(2, 4)) == [["0.0", "0.1", "1.0", "1.1"]]
 
 
@@ -84,14 +95,24 @@ def test_looking_at_shapes_leaves_the_network_as_it_was() -> None:
 
 def plain() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    return nn.Sequential(
+        nn.Linear(4, 8),
+        nn.ReLU(),
+        nn.Linear(8, 8),
+        nn.ReLU(),
+        nn.Linear(8, 8),
+        nn.ReLU(),
+        nn.Linear(8, 2),
+    )
 
 
 def test_layers_and_stages_can_be_named() -> None:
     batch = torch.randn(16, 4)
     assert CKA(strength=1.0, stages=(("1", "3"),)).attach(plain(), batch).stages == [["1", "3"]]
     assert AugCKA(strength=1.0, layers=("0", "6")).attach(plain(), batch).stages == [["0", "6"]]
-    with pytest.raises(UserError, match=r"'relu' is not a module that gives one tensor once .*; known: 0, 1, 2"):
+    with pytest.raises(
+        UserError, match=r"'relu' is not a module that gives one tensor once .*; known: 0, 1, 2"
+    ):
         AugCKA(strength=1.0, layers=("relu", "1")).attach(plain(), batch)
     for wrong in ((("1",),), (), (("1", "1"),)):
         with pytest.raises(ValueError, match="two or more different layers"):
@@ -112,7 +133,9 @@ def test_a_network_whose_layers_all_differ_in_shape_has_no_stage_but_augcka_acts
     assert AugCKA(strength=1.0).attach(model, sample).targets == 1
 
 
-@pytest.mark.parametrize("penalty", [CKA(strength=1.0, every=1, samples=-1), AugCKA(strength=1.0, every=1, samples=-1)])
+@pytest.mark.parametrize(
+    "penalty", [CKA(strength=1.0, every=1, samples=-1), AugCKA(strength=1.0, every=1, samples=-1)]
+)
 def test_under_autocast_the_value_is_that_of_float32_features(penalty: CKA | AugCKA) -> None:
     model, batch = plain(), torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
     active = penalty.attach(model, batch)
@@ -132,7 +155,13 @@ def test_under_autocast_the_value_is_that_of_float32_features(penalty: CKA | Aug
 
 
 def test_a_network_that_changes_its_activations_in_place_trains_under_it() -> None:
-    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ReLU(inplace=True))
+    model = nn.Sequential(
+        nn.Linear(4, 8),
+        nn.BatchNorm1d(8),
+        nn.ReLU(inplace=True),
+        nn.Linear(8, 8),
+        nn.ReLU(inplace=True),
+    )
     batch = torch.randn(8, 4)
     for penalty in (CKA(strength=1.0, every=1), AugCKA(strength=1.0, every=1, layers=("1", "3"))):
         active = penalty.attach(model, batch)

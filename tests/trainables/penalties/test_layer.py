@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from trainables.penalties.layer import LayerSparsity, negative_norm, shrink_negative
+from slimfront.trainables.penalties.layer import LayerSparsity, negative_norm, shrink_negative
 
 
 def random_group(seed: int) -> list[torch.Tensor]:
@@ -22,7 +22,8 @@ def test_the_proximal_step_agrees_with_many_gradient_steps(seed: int, threshold:
     group = random_group(seed)
     norm = float(negative_norm(group))
     step = shrink_negative(group, torch.tensor(threshold, dtype=torch.float64))
-    if norm > 2 * threshold:  # inside, the objective is smooth at the solution, whose gradient must vanish
+    # Inside, the objective is smooth at the solution, whose gradient must vanish.
+    if norm > 2 * threshold:
         leaves = [x.clone().requires_grad_() for x in step]
         distance = sum((a - b).square().sum() for a, b in zip(leaves, group, strict=True)) / 2
         (distance + threshold * negative_norm(leaves)).backward()
@@ -40,7 +41,10 @@ def test_a_threshold_above_the_norm_gives_exact_zeros_and_leaves_positive_entrie
 
 def test_a_group_without_negative_entries_stays_as_it_is() -> None:
     group = [torch.rand(2, 2), torch.zeros(2)]
-    assert all(torch.equal(a, b) for a, b in zip(shrink_negative(group, torch.tensor(1.0)), group, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(shrink_negative(group, torch.tensor(1.0)), group, strict=True)
+    )
 
 
 def test_only_inner_layers_are_pushed() -> None:
@@ -57,8 +61,12 @@ def test_only_inner_layers_are_pushed() -> None:
 @pytest.mark.parametrize("strength", [0.5, 2.0])
 def test_the_threshold_is_step_size_times_strength(strength: float) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    model = nn.Sequential(
+        nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)
+    ).double()
     group = [p.detach().clone() for p in model[2].parameters()]
     LayerSparsity(strength=strength).attach(model, torch.zeros(1, 4)).proximal(0.1)
-    for parameter, expected in zip(model[2].parameters(), shrink_negative(group, torch.tensor(0.1 * strength)), strict=True):
+    for parameter, expected in zip(
+        model[2].parameters(), shrink_negative(group, torch.tensor(0.1 * strength)), strict=True
+    ):
         torch.testing.assert_close(parameter.detach(), expected)

@@ -1,4 +1,5 @@
-"""Every format brings every network back as it was, and a file that is damaged is refused with one sentence."""
+"""Every format brings every network back as it was, and a file that is damaged is refused with one
+sentence."""
 
 from pathlib import Path
 from typing import Any
@@ -9,28 +10,34 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from slimfront.trainables.compaction import compact
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.models import MODELS
+from slimfront.trainables.shipping import FORMATS, Format, Shipped, load, save
+from slimfront.trainables.structure.graph import hidden_layers, trace
 from tests.trainables.compaction.test_networks import NETWORKS as OURS
 from tests.trainables.networks import Mixed, Transformer, damage_batch_norms
-from trainables.compaction import compact
-from trainables.errors import UserError
-from trainables.graph import hidden_layers, trace
-from trainables.models import MODELS
-from trainables.shipping import FORMATS, Format, Shipped, load, save
 
 NETWORKS: dict[str, dict[str, Any]] = OURS | {"mixed": {}}
 SHAPE = (3, 8, 8)
-IMAGES = torch.randint(0, 256, (5, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randint(
+    0, 256, (5, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
 
 
 def shipped(name: str, *, dead: float = 0.3, **options: Any) -> Shipped:
     """A compact network with dead channels, behind a normalisation of images."""
     torch.manual_seed(0)
     chosen = NETWORKS[name] | options
-    model = Mixed() if name == "mixed" else MODELS[name](name=name, **chosen).build(SHAPE, classes=5)
+    model = (
+        Mixed() if name == "mixed" else MODELS[name](name=name, **chosen).build(SHAPE, classes=5)
+    )
     damage_batch_norms(model)
     with torch.no_grad():
         for layer in hidden_layers(trace(model)):
-            layer.scale_rows((torch.rand(layer.layer.weight.shape[0]) >= dead).to(layer.layer.weight))
+            layer.scale_rows(
+                (torch.rand(layer.layer.weight.shape[0]) >= dead).to(layer.layer.weight)
+            )
     mean, std = torch.full((3, 1, 1), 120.0), torch.full((3, 1, 1), 60.0)
     network = compact(model.eval(), (IMAGES - mean) / std).network
     return Shipped(network, mean, std).eval()
@@ -39,7 +46,9 @@ def shipped(name: str, *, dead: float = 0.3, **options: Any) -> Shipped:
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
-def test_every_network_comes_back_from_every_format_for_batches_of_any_size(tmp_path: Path, name: str, kind: Format) -> None:
+def test_every_network_comes_back_from_every_format_for_batches_of_any_size(
+    tmp_path: Path, name: str, kind: Format
+) -> None:
     network, path = shipped(name), tmp_path / f"network.{kind}"
     save(network, IMAGES, path, kind)
     back = load(path)
@@ -72,7 +81,9 @@ def test_a_transformer_without_some_of_its_heads_comes_back_from_every_format(
         assert float((got - wanted).abs().max() / wanted.abs().max()) < 1e-5
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     depth=st.integers(1, 5),
     width=st.integers(1, 24),
@@ -80,7 +91,9 @@ def test_a_transformer_without_some_of_its_heads_comes_back_from_every_format(
     kind=st.sampled_from(["pt2", "safetensors", "onnx"]),
 )
 @torch.no_grad()
-def test_perceptrons_of_any_shape_come_back(tmp_path: Path, depth: int, width: int, dead: float, kind: Format) -> None:
+def test_perceptrons_of_any_shape_come_back(
+    tmp_path: Path, depth: int, width: int, dead: float, kind: Format
+) -> None:
     network = shipped("mlp", dead=dead, depth=depth, width=width)
     path = tmp_path / f"network.{kind}"
     save(network, IMAGES, path, kind)
@@ -90,18 +103,26 @@ def test_perceptrons_of_any_shape_come_back(tmp_path: Path, depth: int, width: i
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
-def test_a_damaged_file_is_refused_with_one_sentence(tmp_path: Path, kind: Format, damage: str) -> None:
+def test_a_damaged_file_is_refused_with_one_sentence(
+    tmp_path: Path, kind: Format, damage: str
+) -> None:
     path = tmp_path / f"network.{kind}"
     save(shipped("mlp"), IMAGES, path, kind)
     content = path.read_bytes()
-    path.write_bytes({"truncated": content[: len(content) // 2], "garbage": b"\x00nothing" * 50, "empty": b""}[damage])
+    path.write_bytes(
+        {"truncated": content[: len(content) // 2], "garbage": b"\x00nothing" * 50, "empty": b""}[
+            damage
+        ]
+    )
     with pytest.raises(UserError, match=f"network.{kind} cannot be read as {kind}: ") as caught:
         load(path)
     assert "\n" not in str(caught.value)
 
 
 def test_files_that_are_none_of_ours_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the suffix says no format; known: \.pt2, \.onnx, \.safetensors"):
+    with pytest.raises(
+        UserError, match=r"the suffix says no format; known: \.pt2, \.onnx, \.safetensors"
+    ):
         load(tmp_path / "network.pkl")
     with pytest.raises(UserError, match="there is no file"):
         load(tmp_path / "network.pt2")
@@ -113,7 +134,9 @@ def test_files_that_are_none_of_ours_are_refused(tmp_path: Path) -> None:
 
 
 def test_safetensors_refuses_a_network_that_was_not_compacted(tmp_path: Path) -> None:
-    network = Shipped(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), torch.tensor(0.0), torch.tensor(1.0))
+    network = Shipped(
+        nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), torch.tensor(0.0), torch.tensor(1.0)
+    )
     with pytest.raises(UserError, match="safetensors holds networks that were compacted"):
         save(network, IMAGES, tmp_path / "network.safetensors", "safetensors")
 
@@ -130,7 +153,14 @@ def test_what_torch_cannot_export_is_refused_with_one_sentence(tmp_path: Path) -
         assert "\n" not in str(caught.value)
 
 
-def test_onnx_that_is_not_installed_is_named_with_the_way_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainables.shipping.formats.find_spec", lambda name: None if name == "onnxruntime" else object())
-    with pytest.raises(UserError, match=r"needs onnxruntime; install it by: pip install 'slimfront\[onnx\]'"):
+def test_onnx_that_is_not_installed_is_named_with_the_way_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "slimfront.trainables.shipping.formats.find_spec",
+        lambda name: None if name == "onnxruntime" else object(),
+    )
+    with pytest.raises(
+        UserError, match=r"needs onnxruntime; install it by: pip install 'slimfront\[onnx\]'"
+    ):
         save(shipped("mlp"), IMAGES, tmp_path / "network.onnx", "onnx")

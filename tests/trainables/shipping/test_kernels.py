@@ -1,4 +1,5 @@
-"""Sparse kernels: the same outputs, only in layers that suit them, and only where they were measured to be faster."""
+"""Sparse kernels: the same outputs, only in layers that suit them, and only where they were
+measured to be faster."""
 
 from pathlib import Path
 
@@ -6,20 +7,29 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainables.compaction import compact
-from trainables.errors import UserError
-from trainables.latency import Latency, Timing
-from trainables.shipping import kernels
-from trainables.shipping.formats import Shipped, load, save
-from trainables.shipping.kernels import HalfLinear, SemiStructuredLinear, has_2_of_4, is_2_of_4, try_kernels, with_sparse_kernels
-from trainables.sparsifiers.nm import nm_mask
+from slimfront.trainables.compaction import compact
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.measures.latency import Latency, Timing
+from slimfront.trainables.shipping import kernels
+from slimfront.trainables.shipping.formats import Shipped, load, save
+from slimfront.trainables.shipping.kernels import (
+    HalfLinear,
+    SemiStructuredLinear,
+    has_2_of_4,
+    is_2_of_4,
+    try_kernels,
+    with_sparse_kernels,
+)
+from slimfront.trainables.sparsifiers.nm import nm_mask
 
 FEW = Latency(runs=3, warm_up=0)
 
 
 def test_sparse_kernels_compute_the_same_and_are_tried_only_where_half_is_zero() -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(50, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 5)).eval()
+    network = nn.Sequential(
+        nn.Linear(50, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 5)
+    ).eval()
     assert with_sparse_kernels(network) is None
     with torch.no_grad():
         network[2].weight.mul_(torch.rand(30, 40) > 0.9)
@@ -47,7 +57,9 @@ def test_sparse_kernels_take_inputs_with_more_than_two_dimensions() -> None:
 def perceptron(width: int = 128) -> nn.Sequential:
     """Its second layer is 2:4, the others are dense."""
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(50, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)).eval()
+    network = nn.Sequential(
+        nn.Linear(50, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
+    ).eval()
     with torch.no_grad():
         network[2].weight.mul_(nm_mask(network[2].weight, 2, 4))
     return network
@@ -80,7 +92,12 @@ class Fake24(nn.Module):
 @pytest.mark.parametrize(
     ("half", "single", "off", "faster"),
     [(2.0, 0.5, 0.0, True), (0.9, 0.5, 0.0, False), (2.0, 3.0, 0.0, False), (2.0, 0.5, 9.0, False)],
-    ids=["faster", "slower than half precision", "slower than single precision", "computes something else"],
+    ids=[
+        "faster",
+        "slower than half precision",
+        "slower than single precision",
+        "computes something else",
+    ],
 )
 def test_2_of_4_must_be_faster_than_half_and_single_precision_and_right(
     monkeypatch: pytest.MonkeyPatch, half: float, single: float, off: float, faster: bool
@@ -132,6 +149,8 @@ def test_2_of_4_kernels_compute_the_same_on_a_gpu_and_load_from_a_file(tmp_path:
     assert SemiStructuredLinear in {type(module) for module in back.modules()}
     assert SemiStructuredLinear not in {type(module) for module in load(path).modules()}
     for size in (1, 3, 64):
-        torch.testing.assert_close(back(inputs[:size].cuda()).cpu(), shipped(inputs[:size]), rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(
+            back(inputs[:size].cuda()).cpu(), shipped(inputs[:size]), rtol=1e-2, atol=1e-2
+        )
     tried = {each.kernel: each for each in try_kernels(shipped, inputs, FEW)}
     assert tried["2:4"].difference < 1e-2

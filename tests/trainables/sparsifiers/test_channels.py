@@ -1,4 +1,5 @@
-"""Channel sparsity: what is zeroed goes, through additions, concatenations, grouped and depthwise convolutions."""
+"""Channel sparsity: what is zeroed goes, through additions, concatenations, grouped and depthwise
+convolutions."""
 
 from typing import Any
 
@@ -6,17 +7,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from slimfront.trainables.compaction import compact
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.measures.measure import measure
+from slimfront.trainables.models import MODELS
+from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting
+from slimfront.trainables.structure.attention import Attention
+from slimfront.trainables.structure.head_groups import HeadGroup
 from tests.trainables.networks import Mixed, Transformer, damage_batch_norms
 from tests.trainables.sparsifiers.made import STEPS, network, sgd, train, with_sparsity
-from trainables.attention import Attention
-from trainables.compaction import compact
-from trainables.errors import UserError
-from trainables.heads import HeadGroup
-from trainables.measures import measure
-from trainables.models import MODELS
-from trainables.sparsifiers import ActiveSparsifier, Setting
 
-SHAPES = {"mixed": (3, 8, 8), "resnet20": (1, 8, 8), "vgg": (1, 8, 8), "mlp": (1, 8, 8), "transformer": (1, 8, 8)}
+SHAPES = {
+    "mixed": (3, 8, 8),
+    "resnet20": (1, 8, 8),
+    "vgg": (1, 8, 8),
+    "mlp": (1, 8, 8),
+    "transformer": (1, 8, 8),
+}
 
 
 def build(name: str) -> nn.Module:
@@ -33,18 +40,25 @@ def build(name: str) -> nn.Module:
     return MODELS[name](name=name, **options[name]).build(SHAPES[name], classes=5)
 
 
-def attached(name: str, model: nn.Module, sparsity: float = 0.5, **options: Any) -> ActiveSparsifier:
+def attached(
+    name: str, model: nn.Module, sparsity: float = 0.5, **options: Any
+) -> ActiveSparsifier:
     def examples(count: int) -> tuple[Tensor, Tensor]:
         return torch.randn(count, *SHAPES[name]), torch.zeros(count, dtype=torch.long)
 
-    return with_sparsity("channels", sparsity, **options).attach(Setting(model, sgd(model), STEPS, 0, examples))
+    return with_sparsity("channels", sparsity, **options).attach(
+        Setting(model, sgd(model), STEPS, 0, examples)
+    )
 
 
 def trained(name: str, model: nn.Module, sparsity: float = 0.5, **options: Any) -> ActiveSparsifier:
     active = attached(name, model, sparsity, **options)
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
-        inputs, labels = torch.randn(8, *SHAPES[name], generator=generator), torch.randint(5, (8,), generator=generator)
+        inputs, labels = (
+            torch.randn(8, *SHAPES[name], generator=generator),
+            torch.randint(5, (8,), generator=generator),
+        )
         active.setting.optimizer.zero_grad()
         (nn.functional.cross_entropy(model(inputs), labels) * 0.1).backward()
         active.before_step(step)
@@ -56,11 +70,16 @@ def trained(name: str, model: nn.Module, sparsity: float = 0.5, **options: Any) 
 @pytest.mark.parametrize(
     ("name", "importance"),
     [
-        (n, i) for n in list(SHAPES)[:4] for i in ("norm", "batch-norm", "taylor") if (n, i) != ("mlp", "batch-norm")
+        (n, i)
+        for n in list(SHAPES)[:4]
+        for i in ("norm", "batch-norm", "taylor")
+        if (n, i) != ("mlp", "batch-norm")
     ],  # it has none
 )
 @pytest.mark.parametrize("compare", ["global", "group"])
-def test_half_of_the_channels_are_zeroed_and_compaction_removes_them_for_real(name: str, importance: str, compare: str) -> None:
+def test_half_of_the_channels_are_zeroed_and_compaction_removes_them_for_real(
+    name: str, importance: str, compare: str
+) -> None:
     model = build(name)
     active = trained(name, model, importance=importance, compare=compare)
     parameters = dict(model.named_parameters())
@@ -70,11 +89,16 @@ def test_half_of_the_channels_are_zeroed_and_compaction_removes_them_for_real(na
     inputs = torch.randn(16, *SHAPES[name])
     compacted = compact(model, inputs)
     before, after = measure(model, inputs)["params"], compacted.report.after["params"]
-    rows = {name: (mask.flatten(1) if mask.dim() > 1 else mask[:, None]).any(1) for name, mask in active.masks.items()}
+    rows = {
+        name: (mask.flatten(1) if mask.dim() > 1 else mask[:, None]).any(1)
+        for name, mask in active.masks.items()
+    }
     assert any(not kept.all() for kept in rows.values())
     assert after < 0.6 * before
     alive = [p for p in compacted.network.parameters() if p.dim() > 1]
-    assert all(bool(p.detach().flatten(1).any(1).all()) for p in alive[:-1]), "a zeroed channel is still there"
+    assert all(bool(p.detach().flatten(1).any(1).all()) for p in alive[:-1]), (
+        "a zeroed channel is still there"
+    )
 
 
 def test_each_group_keeps_a_channel_at_any_sparsity() -> None:
@@ -87,12 +111,18 @@ def test_each_group_keeps_a_channel_at_any_sparsity() -> None:
 def test_the_outputs_of_the_network_and_excluded_layers_keep_their_channels() -> None:
     active = attached("mlp", build("mlp"), exclude=("first",))
     written = {name for group in active.groups for name in group.writers}  # type: ignore[attr-defined]
-    layers = [name for name, module in active.setting.model.named_modules() if isinstance(module, nn.Linear)]
+    layers = [
+        name
+        for name, module in active.setting.model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
     assert written == {f"{name}.{kind}" for name in layers[1:-1] for kind in ("weight", "bias")}
 
 
 def test_importance_by_batch_norm_is_refused_where_there_is_none() -> None:
-    with pytest.raises(UserError, match="batch-norm needs a batch norm behind each layer; take norm or taylor"):
+    with pytest.raises(
+        UserError, match="batch-norm needs a batch norm behind each layer; take norm or taylor"
+    ):
         attached("mlp", build("mlp"), importance="batch-norm")
 
 
@@ -108,7 +138,9 @@ def test_the_smallest_units_by_norm_go_first() -> None:
         model[0].bias[7] = 0
         model[2].weight[:, 7] *= 1e-3
     active = with_sparsity("channels", 1 / 60, start=0.0, end=0.0, importance="norm").attach(
-        Setting(model, sgd(model), STEPS, 0, lambda count: (torch.randn(count, 20), torch.zeros(count)))
+        Setting(
+            model, sgd(model), STEPS, 0, lambda count: (torch.randn(count, 20), torch.zeros(count))
+        )
     )
     train(active, (0, 2))
     assert [int(row) for row in (~active.masks["0.weight"].any(1)).nonzero()] == [7]
@@ -127,16 +159,24 @@ def test_batch_norms_that_have_seen_data_do_not_keep_a_zeroed_channel_alive() ->
 
 @pytest.mark.parametrize("importance", ["norm", "taylor"])
 @pytest.mark.parametrize("compare", ["global", "group"])
-def test_whole_heads_of_attention_are_zeroed_and_compaction_removes_them_for_real(importance: str, compare: str) -> None:
+def test_whole_heads_of_attention_are_zeroed_and_compaction_removes_them_for_real(
+    importance: str, compare: str
+) -> None:
     model = build("transformer")
     active = trained("transformer", model, importance=importance, compare=compare)
     parameters = dict(model.named_parameters())
-    dead = {g.name: int((~g.alive(parameters)).sum()) for g in active.groups if isinstance(g, HeadGroup)}  # type: ignore[attr-defined]
+    dead = {
+        g.name: int((~g.alive(parameters)).sum()) for g in active.groups if isinstance(g, HeadGroup)
+    }  # type: ignore[attr-defined]
     assert set(dead) == {"blocks.0.attention", "blocks.1.attention"}
     assert compare == "global" or dead == {"blocks.0.attention": 2, "blocks.1.attention": 2}
     inputs = torch.randn(16, *SHAPES["transformer"])
     compacted = compact(model, inputs)
-    left = {name.removesuffix(".heads"): m.heads for name, m in compacted.network.named_modules() if isinstance(m, Attention)}
+    left = {
+        name.removesuffix(".heads"): m.heads
+        for name, m in compacted.network.named_modules()
+        if isinstance(m, Attention)
+    }
     assert left == {name: 4 - count for name, count in dead.items()}
     assert compacted.report.after["flops"] < 0.8 * measure(model, inputs)["flops"]
 
@@ -155,5 +195,12 @@ def test_the_least_important_head_goes_first_and_an_excluded_attention_keeps_its
 
 
 def test_importance_by_batch_norm_is_refused_for_heads() -> None:
-    with pytest.raises(UserError, match="batch-norm needs a batch norm behind each layer; take norm or taylor"):
-        attached("transformer", build("transformer"), importance="batch-norm", exclude=("blocks.0.up", "blocks.1.up"))
+    with pytest.raises(
+        UserError, match="batch-norm needs a batch norm behind each layer; take norm or taylor"
+    ):
+        attached(
+            "transformer",
+            build("transformer"),
+            importance="batch-norm",
+            exclude=("blocks.0.up", "blocks.1.up"),
+        )

@@ -7,18 +7,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.sparsifiers import SPARSIFIERS, ActiveSparsifier, Setting
+from slimfront.trainables.sparsifiers.base import prunable_weights
+from slimfront.trainables.sparsifiers.masks import layer_densities
 from tests.trainables.networks import Transformer
 from tests.trainables.sparsifiers.made import STEPS, attach, network, sgd, train, with_sparsity
-from trainables.errors import UserError
-from trainables.sparsifiers import SPARSIFIERS, ActiveSparsifier, Setting
-from trainables.sparsifiers.base import prunable_weights
-from trainables.sparsifiers.masks import layer_densities
 
 NAMES = sorted(SPARSIFIERS)
 # `channels` counts channels and drops whole rows, biases too: test_channels.py.
 OF_WEIGHTS = [name for name in NAMES if name != "channels"]
 # N:M masks have sparsities of their own, and no densities of layers.
-TARGETS = [(name, s) for name in OF_WEIGHTS for s in ((0.5, 0.75, 0.9) if name == "nm" else (0.0, 0.5, 0.9, 0.95, 0.99))]
+TARGETS = [
+    (name, s)
+    for name in OF_WEIGHTS
+    for s in ((0.5, 0.75, 0.9) if name == "nm" else (0.0, 0.5, 0.9, 0.95, 0.99))
+]
 DENSITIES = [
     (name, densities)
     for name in NAMES
@@ -32,7 +36,9 @@ def adam(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
 
 
-def trained(name: str, sparsity: float, *, seed: int = 0, optimizer: Any = sgd, **options: Any) -> ActiveSparsifier:
+def trained(
+    name: str, sparsity: float, *, seed: int = 0, optimizer: Any = sgd, **options: Any
+) -> ActiveSparsifier:
     active = attach(with_sparsity(name, sparsity, **options), seed=seed, optimizer=optimizer)
     train(active)
     return active
@@ -59,7 +65,9 @@ def test_the_target_is_met_to_within_one_weight_per_tensor(name: str, sparsity: 
 
 @pytest.mark.parametrize(("name", "densities"), DENSITIES)
 @pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.95])
-def test_the_densities_of_the_layers_equal_the_closed_form(name: str, densities: str, sparsity: float) -> None:
+def test_the_densities_of_the_layers_equal_the_closed_form(
+    name: str, densities: str, sparsity: float
+) -> None:
     active = trained(name, sparsity, densities=densities)
     closed = layer_densities({n: w.shape for n, w in active.weights.items()}, sparsity, densities)  # type: ignore[arg-type]
     for layer, mask in active.masks.items():
@@ -77,7 +85,9 @@ def test_zeros_stay_zero_through_momentum_and_weight_decay(name: str, optimizer:
             assert not weight[~mask].any()
             for moment in active.setting.optimizer.state.get(weight, {}).values():
                 if moment.shape == weight.shape:
-                    assert not moment[~mask].any(), f"step {step}: the optimiser remembers a dropped weight"
+                    assert not moment[~mask].any(), (
+                        f"step {step}: the optimiser remembers a dropped weight"
+                    )
 
     train(active, watch=watch)
     assert dropped(active)
@@ -112,12 +122,15 @@ def test_a_continued_run_equals_an_uninterrupted_one(name: str, middle: int) -> 
     torch.save(state, file)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    continued = attach(with_sparsity(name, 0.8), seed=5)  # nothing may depend on the seed of the second process
+    # Nothing may depend on the seed of the second process.
+    continued = attach(with_sparsity(name, 0.8), seed=5)
     continued.setting.model.load_state_dict(saved["model"])
     continued.setting.optimizer.load_state_dict(saved["optimizer"])
     continued.load_state_dict(saved["sparsifier"])
     train(continued, (middle, STEPS))
-    for a, b in zip(whole.setting.model.parameters(), continued.setting.model.parameters(), strict=True):
+    for a, b in zip(
+        whole.setting.model.parameters(), continued.setting.model.parameters(), strict=True
+    ):
         assert torch.equal(a, b)
     assert all(torch.equal(whole.masks[key], continued.masks[key]) for key in whole.masks)
     assert whole.progress(STEPS - 1) == continued.progress(STEPS - 1)
@@ -137,7 +150,11 @@ def test_a_state_does_not_change_when_training_goes_on(name: str) -> None:
 def test_biases_are_never_dropped(name: str) -> None:
     active = trained(name, 0.9)
     assert all(key.endswith("weight") for key in active.masks)
-    assert all(module.bias.all() for module in active.setting.model.modules() if isinstance(module, nn.Linear))
+    assert all(
+        module.bias.all()
+        for module in active.setting.model.modules()
+        if isinstance(module, nn.Linear)
+    )
 
 
 @pytest.mark.parametrize("name", OF_WEIGHTS)
@@ -150,7 +167,10 @@ def test_excluded_layers_stay_dense_and_the_target_is_of_the_others(name: str) -
 
 @pytest.mark.parametrize("name", NAMES)
 def test_excluding_a_layer_that_is_not_there_is_refused_and_so_is_excluding_all(name: str) -> None:
-    with pytest.raises(UserError, match=r"sparsifier\.exclude: 'head' is not a linear or convolutional layer; known: 0, 2, 4"):
+    with pytest.raises(
+        UserError,
+        match=r"sparsifier\.exclude: 'head' is not a linear or convolutional layer; known: 0, 2, 4",
+    ):
         attach(with_sparsity(name, 0.5, exclude=("head",)))
     with pytest.raises(UserError, match="or all are excluded"):
         attach(with_sparsity(name, 0.5, exclude=("first", "2", "last")))

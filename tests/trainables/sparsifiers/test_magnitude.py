@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from slimfront.trainables.sparsifiers.magnitude import Magnitude
 from tests.trainables.sparsifiers.made import attach
-from trainables.sparsifiers.magnitude import Magnitude
 
 
 def network() -> nn.Module:

@@ -5,18 +5,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainables.sparsifiers.masks import choose_masks, drop_and_grow, erdos_renyi_kernel, top_mask
-from trainables.sparsifiers.schedules import cosine_decay, cubic_sparsity
+from slimfront.trainables.sparsifiers.masks import (
+    choose_masks,
+    drop_and_grow,
+    erdos_renyi_kernel,
+    top_mask,
+)
+from slimfront.trainables.sparsifiers.schedules import cosine_decay, cubic_sparsity
 
-shapes = st.lists(st.lists(st.integers(1, 12), min_size=2, max_size=4).map(torch.Size), min_size=1, max_size=5)
+shapes = st.lists(
+    st.lists(st.integers(1, 12), min_size=2, max_size=4).map(torch.Size), min_size=1, max_size=5
+)
 
 
 @given(shapes=shapes, sparsity=st.floats(0, 0.99))
-def test_erk_densities_are_at_most_one_and_add_up_to_the_target(shapes: list[torch.Size], sparsity: float) -> None:
+def test_erk_densities_are_at_most_one_and_add_up_to_the_target(
+    shapes: list[torch.Size], sparsity: float
+) -> None:
     named = {str(number): shape for number, shape in enumerate(shapes)}
     densities = erdos_renyi_kernel(named, sparsity)
     total = sum(math.prod(shape) for shape in shapes)
-    assert sum(densities[n] * math.prod(s) for n, s in named.items()) == pytest.approx((1 - sparsity) * total)
+    assert sum(densities[n] * math.prod(s) for n, s in named.items()) == pytest.approx(
+        (1 - sparsity) * total
+    )
     assert all(0 <= density <= 1 for density in densities.values())
     # Layers that are not full are in the proportion of their raw densities.
     free = {n: densities[n] / (sum(s) / math.prod(s)) for n, s in named.items() if densities[n] < 1}
@@ -25,7 +36,9 @@ def test_erk_densities_are_at_most_one_and_add_up_to_the_target(shapes: list[tor
 
 def test_erk_by_hand() -> None:
     # Raw densities 26/1440 and 14/48 over 1,440 and 48 weights: ε (26 + 14) = 0.1 · 1488.
-    densities = erdos_renyi_kernel({"conv": torch.Size([10, 16, 3, 3]), "linear": torch.Size([6, 8])}, 0.9)
+    densities = erdos_renyi_kernel(
+        {"conv": torch.Size([10, 16, 3, 3]), "linear": torch.Size([6, 8])}, 0.9
+    )
     scale = 148.8 / (10 + 16 + 3 + 3 + 6 + 8)
     assert densities["conv"] == pytest.approx(scale * 32 / 1440)
     assert densities["linear"] == pytest.approx(scale * 14 / 48)
@@ -47,7 +60,9 @@ def test_global_ranks_all_layers_together_and_uniform_each_alone() -> None:
 
 
 @given(seed=st.integers(0, 1000), active=st.integers(0, 30), share=st.floats(0, 1))
-def test_dropping_and_growing_keeps_the_count_and_moves_the_right_ones(seed: int, active: int, share: float) -> None:
+def test_dropping_and_growing_keeps_the_count_and_moves_the_right_ones(
+    seed: int, active: int, share: float
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     mask = top_mask(torch.rand(5, 6, generator=generator), active)
     magnitude, growth = (torch.rand(5, 6, generator=generator) for _ in range(2))
@@ -55,9 +70,13 @@ def test_dropping_and_growing_keeps_the_count_and_moves_the_right_ones(seed: int
     moved = drop_and_grow(mask, magnitude, growth, count)
     assert int(moved.sum()) == active
     # The slow way, index by index.
-    inside = sorted((i for i in range(30) if mask.flatten()[i]), key=lambda i: float(magnitude.flatten()[i]))
+    inside = sorted(
+        (i for i in range(30) if mask.flatten()[i]), key=lambda i: float(magnitude.flatten()[i])
+    )
     stay = set(inside[count:])
-    outside = sorted((i for i in range(30) if i not in stay), key=lambda i: -float(growth.flatten()[i]))
+    outside = sorted(
+        (i for i in range(30) if i not in stay), key=lambda i: -float(growth.flatten()[i])
+    )
     assert {i for i in range(30) if moved.flatten()[i]} == stay | set(outside[:count])
 
 

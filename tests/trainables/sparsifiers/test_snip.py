@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from slimfront.trainables.sparsifiers import SNIP
+from slimfront.trainables.sparsifiers.base import prunable_weights
+from slimfront.trainables.sparsifiers.snip import sensitivities
 from tests.trainables.sparsifiers.made import attach, examples, network
-from trainables.sparsifiers import SNIP
-from trainables.sparsifiers.base import prunable_weights
-from trainables.sparsifiers.snip import sensitivities
 
 
 def test_the_sensitivity_is_the_change_of_loss_when_a_weight_is_scaled() -> None:
@@ -21,7 +21,9 @@ def test_the_sensitivity_is_the_change_of_loss_when_a_weight_is_scaled() -> None
             with torch.no_grad():
                 model_copy[2].weight[row, column] *= factor
             losses.append(float(nn.functional.cross_entropy(model_copy(inputs), labels)))
-        assert float(scores[row, column]) == pytest.approx(abs(losses[0] - losses[1]) / (2 * step), rel=1e-4, abs=1e-9)
+        assert float(scores[row, column]) == pytest.approx(
+            abs(losses[0] - losses[1]) / (2 * step), rel=1e-4, abs=1e-9
+        )
 
 
 def test_the_most_sensitive_weights_of_all_layers_are_kept() -> None:
@@ -34,7 +36,9 @@ def test_the_most_sensitive_weights_of_all_layers_are_kept() -> None:
 
 
 def test_looking_leaves_the_network_its_gradients_and_the_random_numbers_alone() -> None:
-    model = nn.Sequential(nn.Linear(20, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4)).eval()
+    model = nn.Sequential(
+        nn.Linear(20, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4)
+    ).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     sensitivities(model, *examples(16))

@@ -1,0 +1,1 @@
+"""Submit, status, logs and stop, over Ray Jobs."""

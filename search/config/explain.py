@@ -1,0 +1,57 @@
+"""Says in one sentence what is wrong with a config: where, what, and what would be right."""
+
+import re
+
+from pydantic import ValidationError
+
+from slimfront.trainables.errors import shorten
+from slimfront.trainables.redaction import redact
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem, and how many more there are."""
+    more = error.error_count() - 1
+    return explain_first(error) + (f" (and {more} more)" if more else "")
+
+
+def explain_first(error: ValidationError | KeyError, inside: str = "") -> str:
+    """The first problem as a clause: where, what, and what would be right. Where is left out if it
+    is `inside`."""
+    if isinstance(error, KeyError):
+        return str(error.args[0])
+    first = error.errors(include_url=False)[0]
+    parts = [str(part) for part in first["loc"]]
+    if len(parts) > 1 and (parts[-1] in _UNION_TAGS or parts[-1].startswith("literal[")):
+        parts.pop()
+    where = ".".join(parts)
+    message = (
+        first["msg"]
+        .removeprefix("Value error, ")
+        .replace("valid dictionary", "mapping of keys to values")
+    )
+    message = re.sub(r" or instance of \w+", "", message)
+    message = redact(message[:1].lower() + message[1:])
+    got = first["input"]
+    if isinstance(got, str) and shorten(got) != got:
+        message = message.replace(repr(got), repr(shorten(got))).replace(got, shorten(got))
+    if first["type"] == "missing":
+        return f"'{shorten(where)}' is missing"
+    if first["type"] not in _COMPLETE:
+        message = re.sub("^input should", "it should", message)
+        if isinstance(got, str | int | float | bool | None):
+            message += f", and it is {shorten(repr(got))}"
+    if where in ("", inside) or first["type"] == "space":
+        return message
+    where = shorten(where, 100)
+    return (
+        f"in '{where}': {message}"
+        if first["type"].startswith("unknown_")
+        else f"'{where}': {message}"
+    )
+
+
+_UNION_TAGS = ("int", "float", "bool", "str")
+"""What pydantic adds to the location of a value that fits no member of a union."""
+
+_COMPLETE = ("unknown_key", "unknown_name", "no_name", "space", "value_error")
+"""Our own messages, which name the value where that helps."""

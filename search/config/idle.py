@@ -1,0 +1,55 @@
+"""Finds what a space varies to no effect: values of something that is switched off wherever they
+are tried."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from slimfront.trainables.candidate import Candidate
+
+Ends = Mapping[str, tuple[Any, ...]]
+"""By path: the ends of a range, or all choices."""
+
+
+def idle(
+    ends: Ends, candidate: Callable[[Mapping[str, object]], Candidate]
+) -> Iterator[tuple[str, str]]:
+    """Paths that change nothing, each with the reason and what would be right.
+
+    Args:
+        candidate: makes the candidate in which some paths have other values.
+    """
+    for name in ends.get("sparsifier", ()):
+        sparsifier = candidate({"sparsifier": name}).sparsifier
+        if sparsifier is not None and not sparsifier.on:
+            yield (
+                "sparsifier",
+                f"'{name}' alone has sparsity 0 and does nothing; set sparsifier: "
+                f"{{name: {name}, sparsity: 0.9}}, and let "
+                "sparsifier.name vary, sparsifier.sparsity, or both",
+            )
+    for part, acts, right in _parts(ends):
+        paths = [path for path in ends if path.startswith(f"{part}.")]
+        if paths and not any(acts(candidate({path: end})) for path in paths for end in ends[path]):
+            yield paths[0], f"changes nothing, since {right}"
+
+
+def _parts(ends: Ends) -> Iterator[tuple[str, Callable[[Candidate], bool], str]]:
+    """What can be off: where it stands, whether it acts in a candidate, and what switches it on."""
+    yield (
+        "sparsifier",
+        lambda c: c.sparsifier is not None and c.sparsifier.on,
+        "sparsifier.sparsity is 0; set it, or let it vary",
+    )
+    yield "refit", lambda c: c.refit.epochs > 0, "refit.epochs is 0; set it, or let it vary"
+    yield "one_shot", lambda c: c.one_shot.steps > 0, "one_shot.steps is 0; set it, or let it vary"
+    for name in dict.fromkeys(path.split(".")[1] for path in ends if path.startswith("penalties.")):
+        yield (
+            f"penalties.{name}",
+            partial(_penalty_acts, name),
+            f"penalties.{name}.strength is 0; set it, or let it vary",
+        )
+
+
+def _penalty_acts(name: str, candidate: Candidate) -> bool:
+    return candidate.penalties[name].on

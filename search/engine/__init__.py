@@ -1,0 +1,1 @@
+"""What runs a search: searcher, scheduler, observer, runner and packing."""

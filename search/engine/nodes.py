@@ -1,0 +1,181 @@
+"""The Ray cluster that a search runs on: joining one or starting a local one, and how many trials
+its nodes hold now."""
+
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from slimfront.search.config.schema import Config
+from slimfront.trainables.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Read by Ray Tune: no CSV, JSON and TensorBoard files per trial (MLflow has it all), and Ctrl-C is
+# ours to handle.
+_TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # the searcher holds back what has no room
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Relative paths in a config mean the same in a trial as in the driver.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+_RECOUNT_S = 1.0
+
+
+@contextmanager
+def ray_session(address: str | None = None, working_dir: str | None = None) -> Iterator[None]:
+    """A Ray cluster: one that is running, that at `address` or RAY_ADDRESS, or a local one for the
+    time of the block.
+
+    Args:
+        address: `auto` or HOST:PORT of a cluster that this machine is a node of.
+        working_dir: what processes on its nodes find in their working directory; nothing is sent if
+            None.
+
+    Raises:
+        UserError: if there is no cluster at `address`, or it does not let us in.
+    """
+    os.environ.update(_TUNE_ENVIRONMENT)
+    if ray.is_initialized():
+        yield
+        return
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        start_local_ray()
+    else:
+        _join(address, working_dir)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_local_ray(num_cpus: int | None = None) -> None:
+    """Starts Ray quietly: its own chatter stays in its log files."""
+    os.environ.update(_TUNE_ENVIRONMENT)
+    ray.init(
+        num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+    )
+    _quieten()
+
+
+def _join(address: str | None, working_dir: str | None) -> None:
+    shown = address or os.environ["RAY_ADDRESS"]
+    environment: dict[str, Any] = {"working_dir": working_dir} if working_dir else {}
+    try:
+        _knock(shown)
+        ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        reason = (
+            str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        )
+        raise UserError(
+            f"no Ray cluster can be joined at {shown} from this machine ({reason}); it must be a "
+            "node of the cluster: start one "
+            "with `ray start`, or use `slimfront submit`"
+        ) from None
+    _quieten()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError if nothing listens at HOST:PORT: Ray itself would try for many minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _quieten() -> None:
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    # It lists failed trials, which we report with reasons.
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
+
+
+def slots(nodes: list[dict[str, Any]], trial: Mapping[str, float]) -> int:
+    """How many trials that take `trial`, such as {"CPU": 1}, fit on the live ones of `ray.nodes()`,
+    each whole on one node."""
+    fit = 0
+    for node in nodes:
+        if node["Alive"]:
+            fit += min(
+                _fit(name, node["Resources"].get(name, 0.0), asked) for name, asked in trial.items()
+            )
+    return fit
+
+
+def _fit(resource: str, there: float, asked: float) -> int:
+    if resource == "GPU" and asked < 1:  # a share is of one GPU, not of two
+        return int(there) * math.floor(1 / asked + 1e-9)
+    return math.floor(there / asked + 1e-9)
+
+
+def check_fits(config: Config) -> None:
+    """Finds out before a search if some node has the resources of one trial.
+
+    With a `search.concurrency` of its own, a search waits for such a node: a cluster's autoscaler
+    may add one.
+
+    Raises:
+        UserError: if none has, and `search.concurrency` is auto.
+    """
+    trial = config.resources.for_ray()
+    live = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if slots(ray.nodes(), trial):
+        return
+    if config.search.concurrency != "auto":
+        log.warning(
+            "no node has the resources of a trial (%s) yet; trials wait for one", _shown(trial)
+        )
+        return
+    for name, asked in trial.items():
+        most = max((node.get(name, 0.0) for node in live), default=0.0)
+        if asked > most:
+            key = {"CPU": "cpu", "GPU": "gpu", "memory": "memory"}.get(name, f"custom.{name}")
+            right = (
+                f"set resources.{key} to {most:g} or less"
+                if most
+                else f"leave resources.{key} out, or add a node that has it"
+            )
+            raise UserError(
+                f"resources.{key}: a trial asks for {asked:g} {name}, and there is {most:g} here; "
+                f"{right}"
+            )
+    raise UserError(
+        f"resources: no node has all that a trial asks for ({_shown(trial)}); ask for less, or add "
+        "such a node"
+    )
+
+
+def _shown(trial: Mapping[str, float]) -> str:
+    return ", ".join(f"{asked:g} {name}" for name, asked in trial.items())
+
+
+def room(config: Config) -> Callable[[], int]:
+    """How many trials may be under way: `search.concurrency`; where it is auto what the live nodes
+    hold, counted each second.
+
+    At least one, which waits for a node if there is none.
+    """
+    asked = config.search.concurrency
+    if asked != "auto":
+        number = asked
+        return lambda: number
+    trial = config.resources.for_ray()
+    counted_at, count = -_RECOUNT_S, 1
+
+    def now() -> int:
+        nonlocal counted_at, count
+        if time.monotonic() - counted_at >= _RECOUNT_S:
+            counted_at, count = time.monotonic(), max(slots(ray.nodes(), trial), 1)
+        return count
+
+    return now

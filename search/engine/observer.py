@@ -1,0 +1,307 @@
+"""Turns Ray Tune's events into the journal, and passes each on to the records, the recorder, the
+study and the progress."""
+
+import errno
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+
+from slimfront.search.engine.driver_only import DriverOnly
+from slimfront.search.engine.interrupt import Interrupt
+from slimfront.search.engine.progress import Progress
+from slimfront.search.record.journal import Event, Journal
+from slimfront.search.record.ledger import Ledger, Point, TrialRecord, label
+from slimfront.search.record.storage import delete
+from slimfront.search.tracking import Recorder
+from slimfront.trainables.measures.measure import EXTRA_MEASURES, MEASURES
+
+log = logging.getLogger(__name__)
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of a file system that takes no more: a full disk, no inodes left, a quota, a limit on
+files, read-only of a sudden."""
+
+
+class Observer(DriverOnly, tune.Callback):
+    """Writes down what happens in the journal first, and then tells everyone else.
+
+    `tell(record)` tells the study how a trial ended, `again(record)` has one suggested once more.
+    If the journal cannot be written any more (a full disk), nothing more is believed to have
+    happened: the search is asked to end, and `failure` says why.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        ledger: Ledger,
+        recorder: Recorder,
+        interrupt: Interrupt,
+        progress: Progress | None,
+        retries: int = 0,
+        relative: Callable[[str], str] = os.path.relpath,
+    ) -> None:
+        """`relative` makes the path of a checkpoint, as Ray names it, relative to the search's
+        folder."""
+        self.relative = relative
+        self.journal = journal
+        self.ledger = ledger
+        self.recorder = recorder
+        self.interrupt = interrupt
+        self.progress = progress
+        self.tell: Callable[[TrialRecord], None] = lambda _record: None
+        self.again: Callable[[TrialRecord], None] = lambda _record: None
+        self.retries = retries
+        self.lost: Counter[str] = Counter()
+        self.failure: OSError | None = None
+
+    def write(self, kind: str, **content: Any) -> Event | None:
+        """One event to the journal, the records and the recorder; None if the journal takes no
+        more."""
+        if self.failure is not None:
+            return None
+        try:
+            event = self.journal.append(kind, **content)
+        except OSError as error:
+            self.failure = error
+            self.interrupt.requested = True
+            return None
+        self.ledger.apply(event)
+        self.recorder.take(event)
+        return event
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """A trial got its process."""
+        self._record(trial)
+        self._show()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial reported some epochs; those that it repeats after its process was lost are left
+        out."""
+        record = self._record(trial)
+        history = [
+            epoch
+            for epoch in result.get("history", [])
+            if record is None or epoch["epoch"] > record.epoch
+        ]
+        if history:
+            self.write("epochs", number=trial.config["number"], history=history)
+        if record is not None and self._matters(record, result):
+            # Ray looks at it next; the point follows in `on_checkpoint`.
+            result["should_checkpoint"] = True
+        elif record is not None and not any(
+            point.epoch == result.get("epoch") for point in record.points
+        ):
+            self._point(record, result, None)
+        self._show()
+
+    def _matters(self, record: TrialRecord, result: dict[str, Any]) -> bool:
+        """Whether a report must be kept: the trial goes on from there, or a network of it would
+        join the front.
+
+        One that would not join it now never will, since only what dominates a member of the front
+        takes its place.
+        """
+        if not result.get("done") or record.number is None:
+            return not result.get("failure")
+        networks = [result, *result.get("pruned", [])] if "val_accuracy" in result else []
+        return any(
+            self.ledger.would_enter_front(record, _measures(network.get("measures", network)))
+            for network in networks
+        )
+
+    def on_checkpoint(
+        self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any
+    ) -> None:
+        """A trial's last report is safe in a checkpoint: its network can ship, and its training can
+        go on from there."""
+        result, record = trial.last_result or {}, self._record(trial)
+        if record is None or "val_accuracy" not in result:
+            return
+        # Its process was lost before it went on from there.
+        if any(point.epoch == result["epoch"] for point in record.points):
+            known = self.ledger.find(record, result["epoch"])
+            old = known.checkpoint
+            self.write(
+                "moved",
+                number=record.number,
+                epoch=known.epoch,
+                checkpoint=self.relative(checkpoint.path),
+            )
+            if old is not None and self.failure is None:
+                delete(old)
+            return
+        before, front_before = record.resumable, [point.origin for point in self.ledger.front()]
+        self._point(record, result, self.relative(checkpoint.path))
+        self._clear([*front_before, *([before] if before else [])])
+
+    def _point(self, record: TrialRecord, result: dict[str, Any], checkpoint: str | None) -> None:
+        """A network was measured, and those pruned from it; they are kept in the checkpoint, or not
+        at all."""
+        if "val_accuracy" not in result:
+            return
+        self.write(
+            "point",
+            number=record.number,
+            epoch=result["epoch"],
+            measures=_measures(result),
+            compaction=result.get("compaction", []),
+            checkpoint=checkpoint,
+            pruned=[
+                {"measures": _measures(p["measures"]), "compaction": p["compaction"]}
+                for p in result.get("pruned", [])
+            ],
+        )
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """A trial lost its process, and goes on in another from its last checkpoint; or there was
+        no room for that."""
+        if self._no_room(trial):
+            return
+        log.warning(
+            "%s lost its process (%s); it goes on from its last checkpoint",
+            label(trial.config["number"]),
+            _reason(trial),
+        )
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """A trial ended by itself: completed, or failed with a reason; or it was stopped early."""
+        result = trial.last_result or {}
+        reason, status = result.get("failure"), "completed"
+        if reason:
+            status = "failed"
+        elif not result.get("finished"):
+            status, reason = "stopped", f"stopped early after {result.get('epoch', 0)} epochs"
+        self._end(trial, status, reason)
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """A trial raised or lost its process, once too often; or before it had begun, which Ray
+        does not try again."""
+        record = self._record(trial)
+        if record is None or self._no_room(trial):
+            return
+        self.lost[record.label] += max(trial.num_failures, 1)
+        if self.lost[record.label] <= self.retries:
+            log.warning("%s lost its process (%s); it begins again", record.label, _reason(trial))
+            self.again(record)
+            return
+        self._ended(record.number, "failed", _reason(trial))
+
+    def _no_room(self, trial: Trial) -> bool:
+        """Whether a trial could not be kept for want of room: then the search ends, and no trial
+        has failed."""
+        reason = _reason(trial)
+        number = next(
+            (
+                number
+                for number in NO_ROOM
+                if f"[Errno {number}]" in reason or os.strerror(number) in reason
+            ),
+            None,
+        )
+        if number is None:
+            return False
+        self.failure = self.failure or OSError(number, os.strerror(number))
+        self.interrupt.requested = True
+        return True
+
+    def reject(self, number: int, values: dict[str, Any], reason: str) -> None:
+        """A trial was proposed whose values make no candidate: it has failed before it could
+        start."""
+        if label(number) not in self.ledger.by_label:
+            self.write("trial", number=number, values=values, seed=0)
+        self._ended(number, "failed", reason)
+
+    def _record(self, trial: Trial) -> TrialRecord | None:
+        """The record of a trial, made when it is first heard of: a process can die before the trial
+        starts."""
+        number = trial.config["number"]
+        record = self.ledger.by_label.get(label(number))
+        if record is None:
+            self.write(
+                "trial",
+                number=number,
+                values=trial.config["values"],
+                seed=trial.config["candidate"]["training"]["seed"],
+            )
+            record = self.ledger.by_label.get(label(number))
+        elif record.status != "running" and record.interrupted:
+            self.write("continued", number=number)
+        return record
+
+    def _end(self, trial: Trial, status: str, reason: str | None) -> None:
+        if self._record(trial) is not None:
+            self._ended(trial.config["number"], status, reason)
+
+    def _ended(self, number: int | None, status: str, reason: str | None) -> None:
+        event = self.write("ended", number=number, status=status, reason=reason)
+        if event is None:
+            return
+        record = self.ledger.by_label[label(number)]
+        self.tell(record)
+        if record.status == "failed":
+            log.warning("%s failed: %s", record.label, record.reason)
+        self._clear(record.points)
+        self._show()
+
+    def _clear(self, points: list[Point]) -> None:
+        """Deletes the checkpoints of those points that are neither on the front nor needed to
+        continue a trial."""
+        kept = {id(point.origin) for point in self.ledger.front()}
+        for point in points:
+            record = point.trial
+            needed = record.unfinished or record is self.ledger.dense
+            if (
+                point.checkpoint is None
+                or id(point) in kept
+                or (needed and point is record.resumable)
+            ):
+                continue
+            delete(point.checkpoint)
+            point.checkpoint = None
+
+    def _show(self) -> None:
+        if self.progress:
+            self.progress.update(self.ledger)
+
+
+def _measures(result: dict[str, Any]) -> dict[str, float]:
+    return {
+        name: result[name]
+        for name in ("val_accuracy", *MEASURES, *EXTRA_MEASURES, "layers_merged")
+        if name in result
+    }
+
+
+def _reason(trial: Trial) -> str:
+    """The first sentence of the last line of the error of a trial that raised (`ValueError: …`), or
+    why its process died."""
+    # trial.get_error() reads the synced copy, which is not there yet when Tune calls back; this is
+    # the driver's own.
+    file = Path(trial.error_file or "")
+    lines = (
+        [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        if file.is_file()
+        else []
+    )
+    return (
+        re.split(r"[.] (?=[A-Z])", lines[-1])[0]
+        if lines
+        else "the trial's process ended without saying why"
+    )

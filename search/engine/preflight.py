@@ -1,0 +1,45 @@
+"""What is tried of a config before a search, and by `slimfront check`: its data, its networks, and
+one step of each."""
+
+import torch
+
+from slimfront.search.config.schema import Config
+from slimfront.trainables.data.look import looked_at
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.measures.measure import measure, measure_extra
+from slimfront.trainables.penalties.base import check_penalties
+from slimfront.trainables.shipping.formats import need_onnx
+from slimfront.trainables.training.rehearsal import rehearse
+
+
+def preflight(config: Config) -> dict[str, float]:
+    """Builds the data and every architecture of a config, and takes each through one real step: see
+    `rehearsal.rehearse`.
+
+    Returns:
+        The sizes of the dense network, untrained, by measure: the scale of the hypervolume.
+
+    Raises:
+        UserError: one sentence that says which part of the config does not fit the others, and why.
+    """
+    base = config.candidate({})
+    try:
+        data = looked_at(base.data, torch.device("cpu"))
+        network = base.model.build(data.input_shape, data.classes)
+        sample = data.prepare(data.validation.inputs[:8])
+        if base.int8 or "int8" in config.space:
+            need_onnx()
+        sizes = measure(network, sample) | measure_extra(
+            network, sample, base.measures, latency=base.latency
+        )
+        check_penalties(config.varied_penalties(), network, sample)
+        for candidate in config.rehearsed():
+            rehearse(candidate)
+        return {name: float(value) for name, value in sizes.items()}
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the model '{base.model.name}' does not work on the data set '{base.data.name}': "
+            f"{error}"
+        ) from error

@@ -1,0 +1,1 @@
+"""Everything that touches what Ray does not document, and nothing else."""

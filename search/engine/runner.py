@@ -1,0 +1,410 @@
+"""Assembles the Ray Tune experiment of a config and runs it: trials, records, the front, and the
+test set."""
+
+import dataclasses
+import gc
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from optuna.exceptions import StorageInternalError
+from pydantic import ValidationError
+from ray import tune
+
+from slimfront.search.config.explain import explain_first
+from slimfront.search.config.objectives import Direction
+from slimfront.search.config.schema import Config
+from slimfront.search.engine.interrupt import Interrupt
+from slimfront.search.engine.nodes import check_fits, ray_session, room
+from slimfront.search.engine.observer import Observer
+from slimfront.search.engine.packing import Packing, pack
+from slimfront.search.engine.preflight import preflight
+from slimfront.search.engine.progress import Progress
+from slimfront.search.engine.ray_internals.controller import starts_are_awaited
+from slimfront.search.engine.ray_internals.slots import seats
+from slimfront.search.engine.scheduler import MultiObjectiveASHA
+from slimfront.search.engine.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
+from slimfront.search.record.fencing import Superseded
+from slimfront.search.record.ledger import Point, SearchResult, label
+from slimfront.search.record.session import Session, begin, open_study, starting_values, take_up
+from slimfront.search.tracking import Client, Recorder, connect
+from slimfront.search.tracking.outbox import first_line
+from slimfront.trainables.data import load_once
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.measures.measure import accuracy
+from slimfront.trainables.shipping.int8 import as_int8
+from slimfront.trainables.shipping.network_file import read
+from slimfront.trainables.trainable import CandidateTrainable
+
+log = logging.getLogger(__name__)
+
+
+def run_search(
+    config: Config,
+    progress: Progress | None = None,
+    name: str | None = None,
+    trainable: type[tune.Trainable] = CandidateTrainable,
+    *,
+    address: str | None = None,
+    working_dir: str | None = None,
+    interrupt: Interrupt | None = None,
+) -> SearchResult:
+    """Runs one search to its end, or until Ctrl-C.
+
+    Args:
+        name: of the search; made from the config's name and the time if left out.
+        trainable: what trains a candidate.
+        address: of a Ray cluster, and `working_dir`, what its nodes are sent: see
+            `nodes.ray_session`.
+        interrupt: what ends the search early, beside signals.
+
+    Raises:
+        UserError: before any trial starts, if the tracking store does not answer, the network does
+            not fit the data, the resources of one trial are not there, or there is a search of that
+            name.
+    """
+    dense_sizes = preflight(config)
+    starts = starting_values(config)
+    client = connect(config.tracking.absolute_uri())
+    with ray_session(address, working_dir):
+        check_fits(config)
+        session = begin(config, name, dense_sizes, starts)
+        try:
+            return _run(session, client, progress, trainable, interrupt)
+        finally:
+            session.journal.close()
+
+
+def resume_search(
+    search: str,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+    storage_path: str = "runs",
+    *,
+    address: str | None = None,
+    working_dir: str | None = None,
+) -> SearchResult:
+    """Continues a search that was cut off, or has ended and may now take longer.
+
+    Finished trials stay as they are; others continue from their last checkpoint.
+
+    Args:
+        search: its name, in `storage_path`.
+        overrides: `path=value`; only what `RESUMABLE` names may change.
+        address: of a Ray cluster, and `working_dir`, what its nodes are sent: see
+            `nodes.ray_session`.
+
+    Raises:
+        UserError: if there is no such search, its state cannot be read, it is running, or it is
+            asked to change.
+    """
+    session = take_up(search, storage_path, overrides)
+    try:
+        client = connect(session.config.tracking.absolute_uri())
+        with ray_session(address, working_dir):
+            check_fits(session.config)
+            return _run(session, client, progress)
+    finally:
+        session.journal.close()
+
+
+def _run(
+    session: Session,
+    client: Client,
+    progress: Progress | None,
+    trainable: type[tune.Trainable] = CandidateTrainable,
+    interrupt: Interrupt | None = None,
+) -> SearchResult:
+    begun = time.monotonic()
+    packing = (
+        pack(session.config)
+        if issubclass(trainable, CandidateTrainable)
+        else Packing(1, room(session.config))
+    )
+    config, ledger = session.config, session.ledger
+    before, number, ledger.planned = session.seconds_before(), session.number, config.search.trials
+    study = open_study(session)
+    unfinished, untold = reconcile(study, config.distributions(), ledger)
+    left = None if config.search.time is None else max(float(config.search.time) - before, 0.0)
+    interrupt = interrupt or Interrupt()
+    interrupt.end_after(left)
+    folder = session.folder
+    recorder = Recorder(client, config, folder.search, folder.local, session.earlier, folder.place)
+    if config.tracking.system_metrics:
+        recorder.watch_system()
+    observer = Observer(
+        session.journal,
+        ledger,
+        recorder,
+        interrupt,
+        progress,
+        config.search.retries,
+        folder.relative,
+    )
+    patience = config.search.patience
+    searcher = StudySearcher(
+        study,
+        config.distributions(),
+        config.objectives,
+        _config_maker(session, scheduler := _scheduler(session, observer)),
+        config.search.trials,
+        constraints=config.chosen_constraints(),
+        unfinished=unfinished,
+        on_invalid=observer.reject,
+        enough=lambda: patience is not None and ledger.since_gain >= patience,
+        room=packing.room,
+    )
+    observer.tell, observer.again = searcher.tell, searcher.again
+    for record in untold:
+        searcher.tell(record)
+    # From here on trials may have finished: whatever happens, they are recorded and the front is
+    # told.
+    with interrupt.on_signals(), _loaded_stays():
+        try:
+            observer.write("session", session=number)
+            if progress is not None:
+                progress.begun(folder.search, recorder.page_address)
+            if searcher.to_come:
+                with (
+                    seats(packing.size, packing.processes),
+                    starts_are_awaited(),
+                    _without_ray_s_snapshots(),
+                ):
+                    _run_trials(session, searcher, scheduler, observer, trainable)
+        # By a write to the study, not to the journal.
+        except (OSError, StorageInternalError) as error:
+            observer.failure = observer.failure or _as_os_error(error)
+            interrupt.requested = True
+        finally:
+            result = _finish(session, observer, recorder, before + time.monotonic() - begun)
+    if observer.failure is not None:
+        if isinstance(observer.failure, Superseded):
+            raise UserError(
+                f"{_reason(observer.failure)}; what this process did since then does not count"
+            ) from None
+        name, place = session.directory.name, session.folder.place.partition("?")[0]
+        raise UserError(
+            f"{name} cannot be kept in {place} ({_reason(observer.failure)}); what is there is "
+            "safe: make room, then `slimfront "
+            f"resume {name}`"
+        )
+    return result
+
+
+@contextmanager
+def _loaded_stays() -> Iterator[None]:
+    """Within, the collector of garbage leaves alone what is loaded: to go through it takes a third
+    of a second each time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error).splitlines()[0]
+
+
+def _as_os_error(error: Exception) -> OSError:
+    return error if isinstance(error, OSError) else OSError(first_line(error))
+
+
+def _finish(
+    session: Session, observer: Observer, recorder: Recorder, seconds: float
+) -> SearchResult:
+    """Marks what was cut off, touches the test set, and ends the record of this session."""
+    ledger = session.ledger
+    for record in [*ledger.trials, *([ledger.dense] if ledger.dense else [])]:
+        if record.status == "running":
+            observer.write("interrupted", number=record.number)
+    dense = ledger.dense.last if ledger.dense and ledger.dense.status == "completed" else None
+    _touch_test_set(session.config, [*ledger.front(), *([dense] if dense else [])], observer)
+    cut_off = observer.interrupt.requested
+    result = SearchResult(
+        session.directory.name,
+        ledger,
+        ledger.front(),
+        seconds,
+        session.config.tracking.shown_uri(),
+        cut_off,
+    )
+    status = "interrupted" if cut_off else "failed" if result.all_failed else "completed"
+    observer.write("finished", status=status, seconds=round(seconds, 2))
+    delivered = recorder.close()
+    return dataclasses.replace(result, run_ids=dict(recorder.run_ids), undelivered=not delivered)
+
+
+def _scheduler(session: Session, observer: Observer) -> MultiObjectiveASHA | None:
+    stopping = session.config.search.early_stopping
+    if stopping is None:
+        return None
+    return MultiObjectiveASHA(
+        {
+            o.name: "max" if o.direction is Direction.MAXIMIZE else "min"
+            for o in session.config.chosen_objectives()
+        },
+        time_attr="epoch",
+        grace=session.config.grace(),
+        reduction=stopping.reduction,
+        max_time=session.config.training.epochs,
+        brackets=stopping.brackets,
+        tie_break=stopping.tie_break,
+        earlier=[event["entry"] for event in session.earlier if event["event"] == "rung"],
+        record=lambda entry: observer.write("rung", entry=entry),
+        key=lambda trial: label(trial.config["number"]),
+        exempt=lambda trial: trial.config["number"] is None,  # the dense reference
+    )
+
+
+def _config_maker(
+    session: Session, scheduler: MultiObjectiveASHA | None
+) -> Callable[[Unfinished], dict[str, Any]]:
+    """Makes the Tune config of a trial. Without `training.seed`, trial n of search seed s trains
+    with 1,000,003 s + n + 1."""
+    config = session.config
+    rungs = (
+        sorted({math.ceil(time) for level in scheduler.levels for time in level})
+        if scheduler
+        else []
+    )
+
+    def make(trial: Unfinished) -> dict[str, Any]:
+        number = trial.number
+        try:
+            candidate = (
+                config.candidate({}).dense() if number is None else config.candidate(trial.values)
+            )
+        except (KeyError, ValidationError) as error:
+            raise InvalidCandidate(
+                f"these values make no candidate: {explain_first(error)}"
+            ) from error
+        if candidate.training.seed is None:
+            seed = 1_000_003 * config.search.seed + (0 if number is None else number + 1)
+            candidate = candidate.model_copy(
+                update={"training": candidate.training.model_copy(update={"seed": seed})}
+            )
+        return {
+            "number": number,
+            "values": trial.values,
+            "candidate": candidate.model_dump(mode="json"),
+            "resources": config.resources.for_ray(),
+            "processes": config.resources.processes_of_a_trial(),
+            "report_at": [] if number is None else rungs,
+            "resume_from": trial.checkpoint,
+            "session": f"{session.folder.search}-{session.number}",
+        }
+
+    return make
+
+
+@contextmanager
+def _without_ray_s_snapshots() -> Iterator[None]:
+    """Keeps Ray Tune from telling that it could not write its own state: a search is resumed from
+    its journal alone."""
+    loggers = [
+        logging.getLogger(name)
+        for name in ("ray.tune.execution.experiment_state", "ray.train._internal.syncer")
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _run_trials(
+    session: Session,
+    searcher: StudySearcher,
+    scheduler: MultiObjectiveASHA | None,
+    observer: Observer,
+    trainable: type[tune.Trainable],
+) -> None:
+    config = session.config
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=-1,  # the searcher says when it is over
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: label(trial.config["number"]),
+        ),
+        run_config=tune.RunConfig(
+            name=f"session-{session.number}",  # Ray numbers checkpoints from 0 in each
+            storage_path=session.folder.root,
+            storage_filesystem=session.folder.bucket,
+            callbacks=[observer],
+            stop=observer.interrupt,
+            verbose=0,
+            # The observer asks.
+            checkpoint_config=tune.CheckpointConfig(
+                checkpoint_frequency=0, checkpoint_at_end=False
+            ),
+            failure_config=tune.FailureConfig(max_failures=config.search.retries),
+        ),
+    )
+    tuner.fit()
+
+
+def _touch_test_set(config: Config, points: list[Point], observer: Observer) -> None:
+    """Measures the test accuracy of networks that have none yet, on their compact form as stored.
+
+    A network that cannot be read any more costs a warning and its test accuracy, not the front.
+    """
+    data = load_once(config.data, torch.device("cpu"))
+    for point in points:
+        if point.test_accuracy is not None:
+            continue
+        try:
+            network = read(point.file, config.model_of(point.trial.values))
+            if config.ships_int8(point.trial):
+                measured = as_int8(network, data).test_accuracy(data)
+            else:
+                measured = accuracy(network, *data.test, prepare=data.prepare)
+        except UserError as error:
+            log.warning(
+                "%s has no test accuracy, since its network cannot be read: %s", point.name, error
+            )
+            continue
+        observer.write(
+            "tested",
+            number=point.trial.number,
+            epoch=point.epoch,
+            step=point.step,
+            test_accuracy=measured,
+        )
+
+
+def sync_search(
+    search: str,
+    storage_path: str = "runs",
+    tracking_uri: str | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[bool, list[str]]:
+    """Delivers to MLflow what it did not take while the search ran.
+
+    Returns:
+        Whether all that MLflow takes is there now, and the names of what it refused for good.
+
+    Raises:
+        UserError: if there is no such search, it is running, or the store does not answer.
+    """
+    wanted = [*overrides, *([f"tracking.uri={tracking_uri}"] if tracking_uri else [])]
+    session = take_up(search, storage_path, wanted)
+    try:
+        client = connect(session.config.tracking.absolute_uri())
+        folder = session.folder
+        recorder = Recorder(
+            client, session.config, folder.search, folder.local, session.earlier, folder.place
+        )
+        return recorder.close(), recorder.refused
+    finally:
+        session.journal.close()

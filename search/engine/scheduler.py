@@ -1,0 +1,229 @@
+"""Multi-objective successive halving for Ray Tune. It stands alone: copy or import it for any
+trainable that reports numbers.
+
+Schmucker et al. 2021, Multi-objective asynchronous successive halving, arXiv 2106.12639: at each
+rung a trial is ranked, among all that have reached that rung so far, by non-dominated sorting; ties
+within a front are broken by an ε-net, which prefers points far from those already chosen; the trial
+goes on if it is among the top 1/η. Decisions are taken as trials arrive, so none waits for another.
+
+    from slimfront.search.engine.scheduler import MultiObjectiveASHA
+
+    scheduler = MultiObjectiveASHA({"accuracy": "max", "parameters": "min"}, time_attr="epoch",
+    grace=1, reduction=3) tune.Tuner(trainable, tune_config=tune.TuneConfig(scheduler=scheduler,
+    num_samples=100))
+
+Leave `metric` and `mode` of `TuneConfig` out: the objectives are named here.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import moocore
+import numpy as np
+from numpy.typing import NDArray
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+Losses = NDArray[np.float64]
+"""(N, M): N trials with M objectives, all minimised."""
+TieBreak = Literal["epsilon_net", "crowding"]
+
+
+def epsilon_net_order(losses: Losses) -> list[int]:
+    """An order of points in which each is as far as can be from all before it.
+
+    The first is the best in the first objective. Distances are Euclidean, with each objective
+    scaled to [0, 1]; of equal distances the earlier point comes first.
+    """
+    low, high = losses.min(axis=0), losses.max(axis=0)
+    scaled = (losses - low) / np.where(high > low, high - low, 1.0)
+    order = [int(np.argmin(losses[:, 0]))]
+    nearest = np.linalg.norm(scaled - scaled[order[0]], axis=1)
+    nearest[order[0]] = -1.0
+    while len(order) < len(losses):
+        chosen = int(np.argmax(nearest))
+        order.append(chosen)
+        nearest = np.minimum(nearest, np.linalg.norm(scaled - scaled[chosen], axis=1))
+        nearest[order] = -1.0
+    return order
+
+
+def crowding_order(losses: Losses) -> list[int]:
+    """An order of points by falling crowding distance (Deb et al. 2002, NSGA-II, section III.B):
+    the least crowded first."""
+    distance = np.zeros(len(losses))
+    for column in losses.T:
+        order = np.argsort(column, kind="stable")
+        span = column[order[-1]] - column[order[0]]
+        distance[order[[0, -1]]] = np.inf
+        if span > 0:
+            distance[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
+    return [int(i) for i in np.argsort(-distance, kind="stable")]
+
+
+_TIE_BREAKS: dict[str, Callable[[Losses], list[int]]] = {
+    "epsilon_net": epsilon_net_order,
+    "crowding": crowding_order,
+}
+
+
+def ranking(losses: Losses, tie_break: TieBreak = "epsilon_net") -> list[int]:
+    """The indices of points from best to worst: front by front, within a front by the tie-break;
+    points with NaN come last."""
+    usable = np.flatnonzero(np.isfinite(losses).all(axis=1))
+    order: list[int] = []
+    if len(usable):
+        ranks = moocore.pareto_rank(losses[usable])
+        for rank in range(int(ranks.max()) + 1):
+            front = usable[ranks == rank]
+            order += [int(front[i]) for i in _TIE_BREAKS[tie_break](losses[front])]
+    return order + [int(i) for i in range(len(losses)) if i not in set(order)]
+
+
+def goes_on(
+    others: Losses, mine: Losses, reduction: float, tie_break: TieBreak = "epsilon_net"
+) -> bool:
+    """Whether a trial with losses `mine` (M,) is among the top 1/η of a rung that `others` (N, M)
+    reached before it.
+
+    That is, fewer than ⌈N / η⌉ of the N others rank before it; the first of a rung always goes on.
+    A trial with NaN does not.
+    """
+    if not np.isfinite(mine).all():
+        return False
+    if not len(others):
+        return True
+    position = ranking(np.vstack([mine[None], others]), tie_break).index(0)
+    return position < math.ceil(len(others) / reduction)
+
+
+class MultiObjectiveASHA(FIFOScheduler):
+    """Asynchronous successive halving on several objectives.
+
+    Args:
+        objectives: what results are judged by, `{"accuracy": "max", "parameters": "min"}`; all of
+            it must be in a result when a rung is reached.
+        time_attr: what counts time in a result, rising.
+        grace: the time of the first rung: no trial is stopped before.
+        reduction: η; the top 1/η of a rung go on, and the next rung is at η times its time.
+        max_time: no rung is at this time or later (a trial ends by itself then).
+        brackets: trials are dealt out in turn to so many brackets; bracket s has its first rung at
+            grace · ηˢ.
+        tie_break: `epsilon_net` or `crowding`.
+        record: called with what must be remembered for a restart, plain data that JSON can hold:
+            Ray never saves a scheduler's state itself.
+        earlier: what `record` was called with before the restart, in order.
+        key: what a trial is called there, the same after a restart; Ray's trial id if left out.
+        exempt: trials that are neither judged nor counted, such as a reference.
+    """
+
+    def __init__(
+        self,
+        objectives: Mapping[str, Literal["min", "max"]],
+        *,
+        time_attr: str = "training_iteration",
+        grace: float = 1,
+        reduction: float = 3,
+        max_time: float = math.inf,
+        brackets: int = 1,
+        tie_break: TieBreak = "epsilon_net",
+        record: Callable[[dict[str, Any]], object] = lambda _entry: None,
+        earlier: Iterable[dict[str, Any]] = (),
+        key: Callable[[Trial], str] | None = None,
+        exempt: Callable[[Trial], bool] = lambda _trial: False,
+    ) -> None:
+        super().__init__()
+        if not objectives or any(mode not in ("min", "max") for mode in objectives.values()):
+            raise ValueError(
+                f"objectives map names to 'min' or 'max', and they are {dict(objectives)}"
+            )
+        if grace <= 0 or reduction <= 1 or brackets < 1 or tie_break not in _TIE_BREAKS:
+            raise ValueError(
+                "grace must be above 0, reduction above 1, brackets at least 1, tie_break "
+                "epsilon_net or crowding"
+            )
+        self.objectives = dict(objectives)
+        self.time_attr = time_attr
+        self.reduction = reduction
+        self.tie_break: TieBreak = tie_break
+        self.key = key or (lambda trial: str(trial.trial_id))
+        self.exempt = exempt
+        self.levels = [
+            rung_times(grace * reduction**bracket, reduction, max_time)
+            for bracket in range(brackets)
+        ]
+        self.brackets: dict[str, int] = {}
+        self.rungs: dict[tuple[int, int], dict[str, Losses]] = {}
+        self.record = record
+        for entry in earlier:
+            self._take_up(entry)
+
+    def _take_up(self, entry: dict[str, Any]) -> None:
+        self.brackets[entry["trial"]] = entry["bracket"]
+        if "rung" in entry:
+            losses = [math.nan if loss is None else loss for loss in entry["losses"]]
+            self.rungs.setdefault((entry["bracket"], entry["rung"]), {})[entry["trial"]] = np.array(
+                losses
+            )
+
+    def _record(self, entry: dict[str, Any]) -> None:
+        self._take_up(entry)
+        self.record(entry)
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Deals the trial out to a bracket; one that comes back after a restart keeps its own."""
+        super().on_trial_add(tune_controller, trial)
+        name = self.key(trial)
+        if not self.exempt(trial) and name not in self.brackets:
+            self._record({"trial": name, "bracket": len(self.brackets) % len(self.levels)})
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002
+        """CONTINUE or STOP; a trial is judged once at each rung, at the first result at or after
+        its time."""
+        decision: str = TrialScheduler.CONTINUE
+        if self.exempt(trial) or self.time_attr not in result:
+            return decision
+        name, bracket = self.key(trial), self.brackets[self.key(trial)]
+        for rung, time in enumerate(self.levels[bracket]):
+            others = self.rungs.get((bracket, rung), {})
+            if result[self.time_attr] < time or name in others:
+                continue
+            mine = self.losses(result)
+            before = np.array(list(others.values())).reshape(len(others), len(self.objectives))
+            if not goes_on(before, mine, self.reduction, self.tie_break):
+                decision = TrialScheduler.STOP
+            self._record(
+                {
+                    "trial": name,
+                    "bracket": bracket,
+                    "rung": rung,
+                    "losses": [float(loss) if math.isfinite(loss) else None for loss in mine],
+                }
+            )
+        return decision
+
+    def losses(self, result: Mapping[str, Any]) -> Losses:
+        """The objectives of a result, (M,), turned so that less is better; NaN for one that is
+        missing."""
+        values = [float(result.get(name, math.nan)) for name in self.objectives]
+        return np.array(
+            [
+                -v if mode == "max" else v
+                for v, mode in zip(values, self.objectives.values(), strict=True)
+            ]
+        )
+
+    def debug_string(self) -> str:
+        """One line for Ray's status."""
+        filled = {
+            f"{b}/{self.levels[b][r]:g}": len(trials)
+            for (b, r), trials in sorted(self.rungs.items())
+        }
+        return f"MultiObjectiveASHA, trials per bracket/rung: {filled}"
+
+
+def rung_times(grace: float, reduction: float, max_time: float, most: int = 30) -> list[float]:
+    """grace, grace · η, grace · η², … below `max_time`; without one, `most` of them."""
+    times = [grace * reduction**power for power in range(most)]
+    return [time for time in times if time < max_time]

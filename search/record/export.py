@@ -1,0 +1,130 @@
+"""Exports a network of a search's front: picks it, ships it, and writes its card beside it."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slimfront.search.config.schema import Config
+from slimfront.search.record.ledger import Ledger, Point, SearchResult
+from slimfront.search.record.locate import locate
+from slimfront.search.record.picks import Member, member_name, pick
+from slimfront.search.record.report import as_json
+from slimfront.search.record.session import read_search
+from slimfront.trainables import markdown
+from slimfront.trainables.data import load_once
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.shipping import FORMATS, Format, Shipment, ship
+from slimfront.trainables.shipping.card import card
+from slimfront.trainables.shipping.network_file import read
+from slimfront.trainables.shipping.shipment import check_output
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A shipped network and its card, which is at `card_path`."""
+
+    shipment: Shipment
+    card: str
+    card_path: Path
+
+
+def export(
+    search: str,
+    storage_path: str,
+    wanted: str,
+    output: Path,
+    kind: str | None = None,
+    *,
+    min_accuracy: float | None = None,
+    int8: bool = False,
+) -> Exported:
+    """Writes the network that `wanted` names (see `picks.pick`) to `output`, and its card to the
+    same name with .md.
+
+    Args:
+        kind: one of `FORMATS`; what `output`'s suffix says if None.
+
+    Raises:
+        UserError: if there is no such search or network, its file is lost, or it cannot be written.
+    """
+    chosen = _format(output, kind)
+    card_path = output.with_suffix(".md")
+    for path in (output, card_path):
+        check_output(path)
+    search, storage_path = locate(search, storage_path)
+    config, ledger = read_search(search, storage_path)
+    point, member = _picked(search, config, ledger, wanted, min_accuracy)
+    try:
+        network = read(point.file, config.model_of(point.trial.values))
+    except UserError as error:
+        raise UserError(
+            f"the network of {member_name(member)} cannot be read any more: {error}"
+        ) from None
+    base = config.candidate({})
+    data = load_once(base.data, torch.device("cpu"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        dense = base.model.build(data.input_shape, data.classes).eval()
+    searched = config.ships_int8(point.trial)
+    if searched and chosen != "onnx":
+        raise UserError(
+            f"--output {output}: {member_name(member)} was measured as an int8 network, and those "
+            "ship as onnx"
+        )
+    shipment = ship(
+        network, dense, data, output, chosen, int8=int8 or searched, latency=base.latency
+    )
+    text = card(
+        shipment,
+        f"{member_name(member)} of {search}",
+        data,
+        base.data.name,
+        _trained(config, point),
+        point.compaction,
+    )
+    card_path.write_text(text, encoding="utf-8")
+    return Exported(shipment, text, card_path)
+
+
+def _format(output: Path, kind: str | None) -> Format:
+    by_suffix: Mapping[str, Format] = {f".{name}": name for name in FORMATS}
+    found = by_suffix.get(output.suffix)
+    if kind is not None and found != kind:
+        raise UserError(f"--output {output}: a file of the format {kind} ends in .{kind}")
+    if found is None:
+        raise UserError(f"--output {output}: it ends in none of {', '.join(by_suffix)}")
+    return found
+
+
+def _picked(
+    search: str, config: Config, ledger: Ledger, wanted: str, min_accuracy: float | None
+) -> tuple[Point, Member]:
+    front = ledger.front()
+    result = SearchResult(
+        search, ledger, front, 0.0, config.tracking.shown_uri(), interrupted=False
+    )
+    report = as_json(result)
+    member = pick(report, wanted, min_accuracy)
+    return front[report["front"].index(member)], member
+
+
+def _trained(config: Config, point: Point) -> dict[str, Any]:
+    values = {
+        markdown.code(path): f"{value:.4g}" if isinstance(value, float) else markdown.text(value)
+        for path, value in point.trial.values.items()
+    }
+    penalties = ", ".join(map(markdown.code, config.varied_penalties())) or "none"
+    sparsifier = "none" if config.sparsifier is None else markdown.code(config.sparsifier.name)
+    pruned = {"one-shot pruning": f"step {point.step}"} if point.step else {}
+    how = {
+        "network": markdown.code(config.model.name),
+        "penalties": penalties,
+        "sparsifier": sparsifier,
+    }
+    return how | {"epochs": point.epoch, "seed": point.trial.seed} | pruned | values

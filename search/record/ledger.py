@@ -1,0 +1,315 @@
+"""What is known about the trials of a search, as its journal tells it, and the front of the
+networks they passed through."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from slimfront.search.config.objectives import Constraint, Objective, losses
+from slimfront.search.record.journal import Event
+from slimfront.search.record.pareto import Points, hypervolume, knee
+from slimfront.search.record.storage import fetch, join
+from slimfront.trainables.shipping.network_file import network_file
+
+Status = Literal["running", "completed", "stopped", "failed"]
+
+
+def label(number: int | None) -> str:
+    """The name of trial `number`: trial-007; the dense reference has no number."""
+    return "dense" if number is None else f"trial-{number:03d}"
+
+
+@dataclass(eq=False)
+class Point:
+    """A network that a trial passed through: compact, measured, and kept in a checkpoint as it
+    could ship.
+
+    `pruned` are the networks that one-shot pruning made of it, `step` 1 and on, which share the
+    checkpoint of their `source`.
+    """
+
+    trial: "TrialRecord" = field(repr=False)
+    epoch: int
+    measures: dict[str, float]
+    compaction: list[list[str]]
+    checkpoint: str | None
+    test_accuracy: float | None = None
+    step: int = 0
+    pruned: list["Point"] = field(default_factory=list, repr=False)
+    source: "Point | None" = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """How people see it: trial-007, with @ and the epoch where it is not the trial's last, and
+        / and the one-shot step."""
+        ended = self.origin is self.trial.last and self.trial.status == "completed"
+        return (
+            self.trial.label
+            + ("" if ended else f"@{self.epoch}")
+            + (f"/{self.step}" if self.step else "")
+        )
+
+    @property
+    def origin(self) -> "Point":
+        """The network that came out of training: itself, or the one that it was pruned from."""
+        return self.source or self
+
+    @property
+    def file(self) -> Path | None:
+        """Where its network is stored, or a copy from a bucket; None if it was deleted. Raises
+        UserError without a copy."""
+        checkpoint = self.origin.checkpoint
+        return None if checkpoint is None else fetch(checkpoint, network_file(self.step))
+
+
+@dataclass(eq=False)
+class TrialRecord:
+    """One trial. `number` is Optuna's, and None for the dense reference; `values` are the searched
+    ones by dotted path."""
+
+    number: int | None
+    values: dict[str, Any]
+    seed: int
+    status: Status = "running"
+    reason: str | None = None
+    points: list[Point] = field(default_factory=list)
+    epoch: int = 0
+    """The last epoch that was reported."""
+    interrupted: bool = False
+
+    @property
+    def label(self) -> str:
+        """How people see it: trial-007, or dense."""
+        return label(self.number)
+
+    @property
+    def last(self) -> Point | None:
+        """The last network that it was measured as."""
+        return self.points[-1] if self.points else None
+
+    @property
+    def resumable(self) -> Point | None:
+        """The last network that was kept, with the training that can go on from there."""
+        return next(
+            (point for point in reversed(self.points) if point.checkpoint is not None), None
+        )
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """The measures of its last network; empty if it has none."""
+        return self.last.measures if self.last else {}
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it would be continued by a resume."""
+        return self.status == "running" or self.interrupted
+
+
+class Ledger:
+    """The trials of one search, and the front and hypervolume of their networks.
+
+    The front is taken over every network that was measured, of whatever trial: one that was stopped
+    early, or failed later, may have passed through a good one. `dense_sizes` scale the losses (see
+    `Objective.loss`). Checkpoints are given relative to `place`, a directory or a URI, so that a
+    search can be moved.
+    """
+
+    def __init__(
+        self,
+        objectives: list[Objective],
+        dense_sizes: dict[str, float],
+        constraints: Iterable[Constraint] = (),
+        place: str = ".",
+    ) -> None:
+        self.objectives = objectives
+        self.dense_sizes = dense_sizes
+        self.constraints = list(constraints)
+        self.place = place
+        self.planned = 0
+        """How many trials there are to be."""
+        self.dense: TrialRecord | None = None
+        self.trials: list[TrialRecord] = []
+        self.counts: Counter[Status] = Counter()
+        """How many of them have each status: asked at every event, when they may be thousands."""
+        self.by_label: dict[str, TrialRecord] = {}
+        self._front: list[Point] = []
+        self._losses: Points = np.empty((0, len(objectives)))
+        """Those of the front's members, (members, objectives)."""
+        self._hypervolume = 0.0
+        self._hypervolume_at_gain = 0.0
+        self.since_gain = 0
+        """How many trials have ended since the hypervolume last rose."""
+
+    def apply(self, event: Event) -> None:
+        """Takes in one event of the journal; kinds that are not about trials change nothing.
+
+        `trial` (number, values, seed): a trial begins. `epochs` (number, history): it reported.
+        `point` (number, epoch, measures, compaction, checkpoint, pruned): it was measured, and what
+        one-shot pruning made of it. `moved` (number, epoch, checkpoint): that is kept elsewhere.
+        `ended` (number, status, reason). `interrupted` (number) and `continued` (number): it was
+        cut off with the search, and taken up again. `tested` (number, epoch, step, test_accuracy).
+        """
+        kind = event["event"]
+        if kind == "trial":
+            self._add(TrialRecord(event["number"], event["values"], event["seed"]))
+            return
+        if "number" not in event:
+            return
+        record = self.by_label[label(event["number"])]
+        if kind == "epochs":
+            record.epoch = max([record.epoch, *(int(epoch["epoch"]) for epoch in event["history"])])
+        elif kind == "point":
+            self._add_point(record, event)
+        elif kind == "moved":
+            self.find(record, event["epoch"]).checkpoint = self._path(event["checkpoint"])
+        elif kind == "ended":
+            self._becomes(record, event["status"], event["reason"])
+            if record.number is not None:
+                gained = self._hypervolume > self._hypervolume_at_gain
+                self.since_gain = 0 if gained else self.since_gain + 1
+                self._hypervolume_at_gain = self._hypervolume
+        elif kind == "interrupted":
+            self._becomes(record, "stopped", "interrupted", interrupted=True)
+        elif kind == "continued":
+            self._becomes(record, "running")
+        elif kind == "tested":
+            self.find(record, event["epoch"], event.get("step", 0)).test_accuracy = event[
+                "test_accuracy"
+            ]
+
+    def _path(self, checkpoint: str | None) -> str | None:
+        return None if checkpoint is None else join(self.place, checkpoint)
+
+    @staticmethod
+    def find(record: TrialRecord, epoch: int, step: int = 0) -> Point:
+        """The network of a trial that was measured after so many epochs, or one pruned from it.
+        Raises StopIteration if none."""
+        point = next(point for point in record.points if point.epoch == epoch)
+        return next(pruned for pruned in point.pruned if pruned.step == step) if step else point
+
+    def _add(self, record: TrialRecord) -> None:
+        self.by_label[record.label] = record
+        if record.number is None:
+            self.dense = record
+        else:
+            self.trials.append(record)
+            self.counts[record.status] += 1
+
+    def _becomes(
+        self,
+        record: TrialRecord,
+        status: Status,
+        reason: str | None = None,
+        *,
+        interrupted: bool = False,
+    ) -> None:
+        if record.number is not None:
+            self.counts[record.status] -= 1
+            self.counts[status] += 1
+        record.status, record.reason, record.interrupted = status, reason, interrupted
+
+    def _add_point(self, record: TrialRecord, event: Event) -> None:
+        point = Point(
+            record,
+            event["epoch"],
+            event["measures"],
+            event["compaction"],
+            self._path(event["checkpoint"]),
+        )
+        for step, pruned in enumerate(event.get("pruned", []), start=1):
+            done = [*point.compaction, *pruned["compaction"]]
+            point.pruned.append(
+                Point(record, point.epoch, pruned["measures"], done, None, step=step, source=point)
+            )
+        record.points.append(point)
+        entered = (
+            [self._enters_front(network) for network in (point, *point.pruned)]
+            if record.number is not None
+            else []
+        )
+        if any(entered):
+            self._hypervolume = hypervolume(self._losses, np.ones(len(self.objectives)))
+
+    def would_enter_front(self, record: TrialRecord, measures: dict[str, float]) -> bool:
+        """Whether a network of the trial with these measures would join the front; one that would
+        not now never will."""
+        return record.number is not None and self._loss_on_front(record, measures) is not None
+
+    def _loss_on_front(self, record: TrialRecord, measures: dict[str, float]) -> Points | None:
+        """The losses of a network that meets the constraints, and is not dominated or as good as an
+        earlier one of its trial."""
+        loss: Points = losses([measures], self.objectives, self.dense_sizes)[0]
+        if not np.isfinite(loss).all() or not all(c.met_by(measures) for c in self.constraints):
+            return None
+        for member in np.flatnonzero((self._losses <= loss).all(axis=1)):
+            if (self._losses[member] < loss).any() or self._front[member].trial is record:
+                return None
+        return loss
+
+    def _enters_front(self, point: Point) -> bool:
+        loss = self._loss_on_front(point.trial, point.measures)
+        if loss is None:
+            return False
+        dominated = (loss <= self._losses).all(axis=1) & (loss < self._losses).any(axis=1)
+        stay = np.flatnonzero(~dominated)
+        self._front = [*(self._front[member] for member in stay), point]
+        self._losses = np.vstack([self._losses[stay], loss])
+        return True
+
+    def with_status(self, status: Status) -> list[TrialRecord]:
+        """The trials of that status; the dense reference is not among them."""
+        return [trial for trial in self.trials if trial.status == status]
+
+    def front(self) -> list[Point]:
+        """The non-dominated networks that meet the constraints, most accurate first."""
+        return [self._front[index] for index in self._order()]
+
+    def _order(self) -> list[int]:
+        def key(index: int) -> tuple[float, float, int]:
+            point = self._front[index]
+            return (
+                -point.measures["val_accuracy"],
+                point.measures["nonzero_params"],
+                point.trial.number or 0,
+            )
+
+        return sorted(range(len(self._front)), key=key)
+
+    def knee(self) -> Point | None:
+        """The member of the front below which accuracy falls fastest (see `pareto.knee`); None
+        without a front."""
+        order = self._order()
+        return self._front[order[knee(self._losses[order])]] if order else None
+
+    def hypervolume(self) -> float:
+        """The front's hypervolume on the scale of `Objective.loss`, from 0 (no better than dense)
+        to 1."""
+        return self._hypervolume
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A search that has ended, or was cut off."""
+
+    search: str
+    ledger: Ledger
+    front: list[Point]
+    wall_seconds: float
+    tracking_uri: str
+    interrupted: bool
+    run_ids: dict[str, str] = field(default_factory=dict)
+    """MLflow run ids by the trials' labels."""
+    undelivered: bool = False
+    """Whether the tracking store does not have everything yet."""
+
+    @property
+    def all_failed(self) -> bool:
+        """Whether no trial completed or was stopped early, though none was cut off: the exit code
+        of the command is then 1."""
+        return (
+            all(trial.status == "failed" for trial in self.ledger.trials) and not self.interrupted
+        )

@@ -1,0 +1,56 @@
+"""Pareto mathematics: arrays in, arrays out, everything minimised. Directions are flipped in
+`objectives.py`."""
+
+import moocore
+import numpy as np
+from numpy.typing import NDArray
+
+Points = NDArray[np.float64]
+"""(N, M): N points with M objectives, all minimised."""
+
+
+def non_dominated(points: Points) -> NDArray[np.bool_]:
+    """Which points no other point dominates, (N,).
+
+    A point dominates another if it is at most as large everywhere and smaller somewhere, so equal
+    points are all kept. A point with NaN or +inf is never on the front and dominates nothing.
+    """
+    usable = np.isfinite(points).all(axis=1)
+    front = np.zeros(len(points), dtype=bool)
+    if usable.any():
+        front[usable] = moocore.is_nondominated(points[usable], keep_weakly=True)
+    return front
+
+
+def hypervolume(points: Points, reference: NDArray[np.float64]) -> float:
+    """Volume dominated by the points and bounded by `reference` (M,), larger is better.
+
+    Points with NaN or infinity, and points that are not better than the reference in every
+    objective, add nothing.
+    """
+    usable = points[np.isfinite(points).all(axis=1)]
+    inside = usable[(usable < reference).all(axis=1)]
+    return float(moocore.hypervolume(inside, ref=reference)) if len(inside) else 0.0
+
+
+def ranks(points: Points) -> NDArray[np.int64]:
+    """Which front each point is on, (N,): 0 is the non-dominated one, 1 that of the rest, …; −1 for
+    one with NaN or infinity."""
+    usable = np.isfinite(points).all(axis=1)
+    found = np.full(len(points), -1, dtype=np.int64)
+    if usable.any():
+        found[usable] = moocore.pareto_rank(points[usable])
+    return found
+
+
+def knee(points: Points) -> int:
+    """The index of the point of a front that lies farthest below the plane through its extremes;
+    the first of equals.
+
+    Each objective is scaled to [0, 1] over the points, so that the plane is Σ xᵢ = 1 and the knee
+    has the smallest sum (Das 1999, On characterizing the knee of the Pareto curve). `points` (N, M)
+    are finite, N ≥ 1.
+    """
+    low, high = points.min(axis=0), points.max(axis=0)
+    scaled = (points - low) / np.where(high > low, high - low, 1.0)
+    return int(np.argmin(scaled.sum(axis=1)))

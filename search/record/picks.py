@@ -1,0 +1,71 @@
+"""Choosing a network of a front that was read back: by what it is, or by its trial."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slimfront.search.config.objectives import OBJECTIVES, losses
+from slimfront.search.record.pareto import knee
+from slimfront.trainables.errors import UserError
+
+Member = dict[str, Any]
+"""A member of a front, as in front.json (see `report.as_json`)."""
+PICKS = ("knee", "smallest", "most-accurate")
+
+
+def member_name(member: Member) -> str:
+    """trial-007@30, and /3 where it was pruned: what `pick` takes."""
+    step = member.get("one_shot", 0)
+    return f"{member['trial']}@{member['epoch']}" + (f"/{step}" if step else "")
+
+
+def sizes(member: Member) -> dict[str, float]:
+    """The measures of a member; `params` there are the searched values, and the number of
+    parameters is `total_params`."""
+    return member | {"params": member.get("total_params", float("nan"))}
+
+
+def pick(report: Mapping[str, Any], wanted: str, min_accuracy: float | None = None) -> Member:
+    """The member that `wanted` names: knee, smallest, most-accurate, or a trial, which may have
+    @EPOCH and /STEP behind it.
+
+    Args:
+        report: `front` and `objectives`, as in front.json (see `report.as_json`).
+        min_accuracy: only networks with this validation accuracy or more are looked at; where that
+            leaves the front's knee out, knee is that of the networks that are left.
+
+    Raises:
+        UserError: if there is none.
+    """
+    front: Sequence[Member] = report["front"]
+    able = [m for m in front if min_accuracy is None or m["val_accuracy"] >= min_accuracy]
+    if not able:
+        best = max((m["val_accuracy"] for m in front), default=None)
+        raise UserError(
+            "the front is empty"
+            if best is None
+            else f"no network of the front has validation accuracy {min_accuracy}; the best has {best:.4f}"
+        )
+    if wanted == "knee":
+        return next((m for m in able if m["knee"]), None) or _knee(able, report["objectives"])
+    if wanted == "smallest":
+        return min(able, key=lambda m: (m["nonzero_params"], -m["val_accuracy"]))
+    if wanted == "most-accurate":
+        return max(able, key=lambda m: (m["val_accuracy"], -m["nonzero_params"]))
+    named = [m for m in able if wanted in (m["trial"], member_name(m))]
+    if not named:
+        known = ", ".join(member_name(m) for m in able[:8]) + (", …" if len(able) > 8 else "")
+        raise UserError(
+            f"--pick {wanted}: it is not on the front; choose {', '.join(PICKS)}, or one of {known}"
+        )
+    return max(named, key=lambda m: (m["epoch"], -m.get("one_shot", 0)))
+
+
+def _knee(members: Sequence[Member], objectives: Sequence[str]) -> Member:
+    """The knee of some members of a front, by the same losses as `Ledger.knee`.
+
+    Those are relative to the dense network's sizes, but a knee is the same whatever they are
+    relative to.
+    """
+    measures = [sizes(member) for member in members]
+    scale = {name: max(1.0, *(m[name] for m in measures)) for name in objectives}
+    return members[knee(losses(measures, [OBJECTIVES[name] for name in objectives], scale))]

@@ -1,0 +1,191 @@
+"""What a search prints: its front as a table for people, or as one JSON object for programs."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from slimfront.search import terminal
+from slimfront.search.config.settings import SearchOptions, Tracking
+from slimfront.search.record.ledger import Point, SearchResult
+from slimfront.search.record.storage import parent
+from slimfront.search.terminal import Column, cell
+from slimfront.trainables.errors import one_line
+from slimfront.trainables.redaction import without_secrets
+
+
+def as_json(result: SearchResult) -> dict[str, Any]:
+    """The result as plain data.
+
+    A front member is a network that its trial was at `epoch`, after `one_shot` steps of pruning. In
+    it `params` are the searched values, as in MLflow and Optuna; the measure of that name, the
+    number of parameters, is `total_params` there.
+    """
+    ledger = result.ledger
+    return {
+        "search": result.search,
+        "objectives": [objective.name for objective in ledger.objectives],
+        "trials": {status: ledger.counts[status] for status in ("completed", "stopped", "failed")},
+        "dense": _measures(ledger.dense.last) if ledger.dense and ledger.dense.last else {},
+        "front": [
+            {
+                "trial": point.trial.label,
+                "epoch": point.epoch,
+                "one_shot": point.step,
+                "knee": point is ledger.knee(),
+                "run_id": result.run_ids.get(point.trial.label),
+                **_measures(point),
+                "params": point.trial.values,
+            }
+            for point in result.front
+        ],
+        "hypervolume": ledger.hypervolume(),
+        "wall_seconds": round(result.wall_seconds, 2),
+        "tracking_uri": result.tracking_uri,
+        "undelivered": result.undelivered,
+    }
+
+
+def _measures(point: Point) -> dict[str, Any]:
+    first = {
+        "val_accuracy": point.measures.get("val_accuracy"),
+        "test_accuracy": point.test_accuracy,
+    }
+    measures = first | point.measures
+    return measures | {"total_params": measures["params"]} if "params" in measures else measures
+
+
+_SHOWN = ("val_accuracy", "nonzero_params", "params", "layers", "flops")
+"""What the table always has a column for."""
+
+
+def as_text(result: SearchResult, command: str, width: int | None = 160) -> str:
+    """The table of the front and the summary, `width` characters wide (None: as wide as the
+    terminal)."""
+    width = width or terminal.console().width
+    tables = terminal.as_text(as_tables(result, width), width) if result.front else ""
+    return f"{tables}{summary(result, command)}\n"
+
+
+def exit_code(result: SearchResult) -> int:
+    """What a command that ran a search ends with: 130 if it was cut off, 1 if every trial
+    failed."""
+    return 130 if result.interrupted else int(result.all_failed)
+
+
+def as_tables(result: SearchResult, width: int) -> list[Table]:
+    """The front, most accurate first, with the dense network above it.
+
+    Where the searched values do not fit beside the measures, they follow in tables of their own,
+    with a row for each trial.
+    """
+    dense = result.ledger.dense.last if result.ledger.dense else None
+    points = [*([dense] if dense else []), *result.front]
+    aims = [
+        *(o.name for o in result.ledger.objectives),
+        *(c.name for c in result.ledger.constraints),
+    ]
+    others = [name for name in dict.fromkeys(aims) if name not in _SHOWN]
+    title, sections = f"Front of {result.search}", [0] if dense else []
+    measured = _measured(points, dense, others)
+    varied = _varied(points)
+    if terminal.fits([*measured, *varied], width):
+        return terminal.as_tables(title, [*measured, *varied], width, sections)
+    trials = list({point.trial.label: point for point in result.front}.values())
+    values = [Column("trial", [point.trial.label for point in trials], left=True), *_varied(trials)]
+    return [
+        *terminal.as_tables(title, measured, width, sections),
+        *terminal.as_tables("Their values", values, width),
+    ]
+
+
+def _measured(points: list[Point], dense: Point | None, others: list[str]) -> list[Column]:
+    """The columns that name a network and say what it is worth."""
+
+    def sizes(name: str) -> list[str]:
+        return [f"{point.measures[name]:,.0f}" for point in points]
+
+    whole = dense.measures["nonzero_params"] if dense else None
+    return [
+        Column("trial", [point.trial.label for point in points], left=True),
+        Column("epoch", [str(point.epoch) for point in points]),
+        Column("one-\nshot", [str(point.step or "") for point in points]),
+        Column("val acc", [f"{point.measures['val_accuracy']:.4f}" for point in points]),
+        Column(
+            "test acc",
+            [
+                "-" if point.test_accuracy is None else f"{point.test_accuracy:.4f}"
+                for point in points
+            ],
+        ),
+        Column("non-zero", sizes("nonzero_params")),
+        Column(
+            "of dense",
+            [
+                f"{point.measures['nonzero_params'] / whole:.1%}" if whole else "-"
+                for point in points
+            ],
+        ),
+        Column("params", sizes("params")),
+        Column("layers", sizes("layers")),
+        Column("FLOPs", sizes("flops")),
+        *(
+            Column(
+                name.replace("_", "\n"),
+                [_show_measure(point.measures.get(name)) for point in points],
+            )
+            for name in others
+        ),
+    ]
+
+
+def _varied(points: list[Point]) -> list[Column]:
+    """A column for each searched value."""
+    paths = sorted({path for point in points for path in point.trial.values})
+    return [
+        Column(
+            cell(path).replace(".", ".\n"),
+            [_show(point.trial.values.get(path, "")) for point in points],
+        )
+        for path in paths
+    ]
+
+
+def _show_measure(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _show(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else cell(value)
+
+
+def summary(result: SearchResult, command: str) -> str:
+    """What happened, and the next command to type; `command` is how this shell calls slimfront."""
+    ledger = result.ledger
+    counts = {status: ledger.counts[status] for status in ("completed", "stopped", "failed")}
+    trials = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
+    store = (
+        ""
+        if result.tracking_uri == Tracking().shown_uri()
+        else f" --tracking-uri {result.tracking_uri}"
+    )
+    path = without_secrets(parent(ledger.place))
+    kept = (
+        ""
+        if path == str(Path(SearchOptions().storage_path).resolve())
+        else f" --storage-path {path}"
+    )
+    if not result.front:
+        reasons = Counter(trial.reason for trial in ledger.trials if trial.reason).most_common(1)
+        trials += f" (most often: {one_line(reasons[0][0])})" if reasons else ""
+    ends = [f"Review it in MLflow: {command} ui {result.search}{store}"]
+    if result.interrupted:
+        ends.append(f"Continue it: {command} resume {result.search}{kept}")
+    if result.undelivered:
+        ends.append(
+            f"MLflow does not have all of it yet; when it answers again: {command} sync "
+            f"{result.search}{kept}"
+        )
+    head = f"Trials: {trials}; front {len(result.front)}, hypervolume {ledger.hypervolume():.4f}, {result.wall_seconds:.0f} s."
+    return "\n".join([head, *ends])

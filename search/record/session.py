@@ -1,0 +1,406 @@
+"""The state of a search on disk: its directory, its journal, its config as it began, and Optuna's
+study."""
+
+import json
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+
+from slimfront.search.config.schema import Config, as_plain, dump, load_recorded
+from slimfront.search.config.settings import STORE_VARIABLE
+from slimfront.search.config.space import flatten
+from slimfront.search.record.journal import (
+    JOURNAL_FILE,
+    Event,
+    Journal,
+    damaged,
+    present,
+    read_events,
+)
+from slimfront.search.record.ledger import Ledger
+from slimfront.search.record.locate import locate
+from slimfront.search.record.storage import Folder, Storage
+from slimfront.search.record.study import OnlyWriter, rebuild
+from slimfront.trainables.data import Factory as DataFactory
+from slimfront.trainables.errors import UserError, shorten
+from slimfront.trainables.models import Factory as ModelFactory
+from slimfront.trainables.options import suggest
+from slimfront.trainables.redaction import HIDDEN, without_secrets
+
+STUDY_FILE = "study.journal"
+"""Optuna's study, where it is in no database."""
+
+
+@dataclass
+class Session:
+    """One run of the driver on a search: the first, or one that resumes it."""
+
+    config: Config
+    folder: Folder
+    journal: Journal
+    earlier: list[Event]
+    ledger: Ledger
+    resumed: bool
+
+    @property
+    def directory(self) -> Path:
+        """Where its journal and its study are, on this machine; its name is the search's."""
+        return self.folder.local
+
+    @property
+    def number(self) -> int:
+        """1 for the first."""
+        return 1 + len([event for event in self.earlier if event["event"] == "session"])
+
+    def seconds_before(self) -> float:
+        """Seconds of wall time that earlier sessions took, up to their last sign of life."""
+        spent, last = 0.0, 0.0
+        begun: float | None = None
+        for event in self.earlier:
+            now = float(
+                event["elapsed"] if "elapsed" in event else event["time"]
+            )  # journals of version 0.1 have the time of day alone
+            if event["event"] == "session":
+                spent += max(last - begun, 0.0) if begun is not None else 0.0
+                begun = now
+            last = now
+        return (spent + (max(last - begun, 0.0) if begun is not None else 0.0)) / 1000
+
+
+def begin(
+    config: Config, name: str | None, dense_sizes: dict[str, float], starts: list[dict[str, Any]]
+) -> Session:
+    """A new search, in a new directory. Raises UserError if there is one of that name, or the
+    directory cannot be made."""
+    folder = new_folder(config, name)
+    journal = Journal(folder.local, folder.mirror(config.search.storage))
+    if (folder.local / JOURNAL_FILE).stat().st_size:
+        journal.close()
+        raise UserError(_THERE.format(name=folder.search))
+    begun = journal.append(
+        "begun", search=folder.search, config=dump(config), dense_sizes=dense_sizes, starts=starts
+    )
+    return Session(config, folder, journal, [begun], _ledger(config, begun, folder), resumed=False)
+
+
+def take_up(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Session:
+    """A search that is there, with what its journal tells.
+
+    Raises:
+        UserError: if there is no such search, it is running, its journal cannot be read, or
+            `overrides` change what may not.
+    """
+    folder = _folder(search, storage_path)
+    journal = Journal(folder.local, folder.mirror(_database(folder, overrides)))
+    try:
+        earlier = list(read_events(folder.local / JOURNAL_FILE))
+        if not earlier or earlier[0]["event"] != "begun":
+            raise UserError(_UNREADABLE.format(search=search))
+        config = resumed_config(earlier[0]["config"], overrides, folder.search, trains=True)
+        _check_code(config, folder)
+        ledger = _ledger(config, earlier[0], folder)
+        _apply_all(ledger, earlier, folder)
+    except BaseException:
+        journal.close()
+        raise
+    return Session(config, folder, journal, earlier, ledger, resumed=True)
+
+
+def _database(folder: Folder, overrides: Sequence[str]) -> str | None:
+    """The database that says which driver has a search in a bucket, as its config names it."""
+    if folder.bucket is None:
+        return None
+    begun = next(iter(read_events(folder.local / JOURNAL_FILE)), None)
+    if begun is None or begun["event"] != "begun":
+        raise UserError(_UNREADABLE.format(search=folder.search))
+    return resumed_config(begun["config"], overrides, folder.search).search.storage
+
+
+_UNREADABLE = "the journal of {search} does not say what was searched; restore it from a copy, or start a new search"
+
+
+def _ledger(config: Config, begun: Event, folder: Folder) -> Ledger:
+    return Ledger(
+        config.chosen_objectives(), begun["dense_sizes"], config.chosen_constraints(), folder.place
+    )
+
+
+def new_folder(config: Config, name: str | None) -> Folder:
+    """The new folder of this search in its storage path; its name is the search's."""
+    storage = Storage(config.search.storage_path)
+    for candidate in [name] if name else new_names(config.name):
+        try:
+            return storage.make(candidate)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(
+                f"search.storage_path: cannot write to {storage.shown}: {reason}"
+            ) from None
+    if name:
+        raise UserError(_THERE.format(name=name))
+    raise UserError(f"search.storage_path: {storage.shown} has a hundred searches of this second")
+
+
+def new_names(config_name: str) -> list[str]:
+    """Names for a search that was given none, the first to be tried first: that of its config, and
+    the time."""
+    stamped = f"{config_name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    return [stamped, *(f"{stamped}-{n}" for n in range(2, 100))]
+
+
+_THERE = "there is a search '{name}' already; continue it with `slimfront resume {name}`, or choose another name"
+
+RESUMABLE = (
+    "search.trials",
+    "search.time",
+    "search.patience",
+    "search.concurrency",
+    "search.retries",
+    "search.storage",
+    "resources",
+    "tracking.uri",
+)
+"""What may change when a search is resumed; `search.storage` and `tracking.uri` only to give a
+password again."""
+
+
+def resumed_config(
+    text: str, overrides: Sequence[str], search: str, *, trains: bool = False
+) -> Config:
+    """The config of a search as it began, with overrides.
+
+    Args:
+        trains: whether the search goes on, which needs the secrets that its factories were given.
+
+    Raises:
+        UserError: if something else would change, or a secret is needed that was not given again.
+    """
+    began = load_recorded(text)
+    hidden = [path for path, value in flatten(as_plain(began)).items() if HIDDEN in str(value)]
+    given = [override.partition("=")[0] for override in overrides]
+    for override, path in zip(overrides, given, strict=True):
+        if path not in hidden and not any(
+            path == allowed or path.startswith(f"{allowed}.") for allowed in RESUMABLE
+        ):
+            raise UserError(
+                f"--set {shorten(override)}: a resumed search cannot change '{shorten(path)}', "
+                f"only {', '.join(RESUMABLE)}; "
+                f"start a new search with search.start_from={search}"
+            )
+    for path in hidden:
+        if trains and path not in given:
+            raise UserError(
+                f"{path} of {search} had a secret, which is not recorded; give it again: "
+                f"SLIMFRONT_SET='{path}=…' in the "
+                "environment"
+            )
+    again = os.environ.get(STORE_VARIABLE, "")
+    if "tracking.uri" not in given and _place(again) == _place(began.tracking.uri):
+        # The same store, with the password that is not recorded.
+        overrides = [*overrides, f"tracking.uri={json.dumps(again)}"]
+    config = load_recorded(text, overrides)
+    _refuse_other_stores(config, began, search)
+    for path in set(hidden) & set(given):
+        if flatten(as_plain(config))[path] != flatten(as_plain(began))[path]:
+            raise UserError(
+                f"{path}: only its secret can be given again, and the rest of it differs from what "
+                f"{search} began with"
+            )
+    return config
+
+
+def _place(uri: str | None) -> str:
+    # Twice: what stood alone before an @ when it was recorded was a user's name, and seems a token
+    # now.
+    return without_secrets(without_secrets(uri or ""))
+
+
+def _refuse_other_stores(config: Config, began: Config, search: str) -> None:
+    if _place(config.search.storage) != _place(began.search.storage):
+        raise UserError(
+            f"search.storage: the study of {search} is at "
+            f"{began.search.storage or 'its own directory'}, and stays there"
+        )
+    if _place(config.tracking.absolute_uri()) != _place(began.tracking.absolute_uri()):
+        raise UserError(
+            f"tracking.uri: {search} is recorded at {began.tracking.shown_uri()}, and stays there"
+        )
+
+
+def read_search(search: str, storage_path: str) -> tuple[Config, Ledger]:
+    """The config of a search and what is known about its trials, as its journal tells it now; it
+    may be running.
+
+    Raises:
+        UserError: if there is no such search, or its journal cannot be read.
+    """
+    folder = _folder(search, storage_path)
+    events = read_events(folder.local / JOURNAL_FILE)
+    begun = next(iter(events), None)
+    if begun is None or begun["event"] != "begun":
+        raise UserError(_UNREADABLE.format(search=search))
+    config = resumed_config(begun["config"], (), search)
+    _check_code(config, folder)
+    ledger = _ledger(config, begun, folder)
+    _apply_all(ledger, events, folder, first=2)
+    return config, ledger
+
+
+def _check_code(config: Config, folder: Folder) -> None:
+    """Refuses a journal that names code of the user's (factories) where others may have written
+    that.
+
+    What the user named when the search began is in the journal, and what reads it runs it. A bucket
+    cannot say who wrote to it.
+
+    Raises:
+        UserError: if the journal belongs to another user than this one or root, or others may write
+            to it.
+    """
+    named = [
+        part.factory
+        for part in (config.model, config.data)
+        if isinstance(part, (ModelFactory, DataFactory))
+    ]
+    if folder.bucket is not None or not named:
+        return
+    file = folder.local / JOURNAL_FILE
+    state = file.stat()
+    theirs = "it belongs to another user" if state.st_uid not in (os.getuid(), 0) else None
+    theirs = "others may write to it" if state.st_mode & stat.S_IWOTH else theirs
+    if theirs:
+        raise UserError(
+            f"the journal {file} names code to run ({', '.join(named)}), and {theirs}; make it "
+            "yours if you trust it: chown, or "
+            "chmod o-w"
+        )
+
+
+def _apply_all(ledger: Ledger, events: Iterable[Event], folder: Folder, first: int = 1) -> None:
+    """Takes in the events of a journal from line `first` on. Raises UserError for one that does not
+    fit those before it."""
+    for number, event in enumerate(events, start=first):
+        try:
+            ledger.apply(event)
+        except (KeyError, TypeError, ValueError, StopIteration, AttributeError) as error:
+            reason = f"its event '{event['event']}' does not fit what is before it: {type(error).__name__} {error}"
+            raise damaged(folder.local / JOURNAL_FILE, number, reason) from None
+
+
+def _folder(search: str, storage_path: str) -> Folder:
+    search, storage_path = locate(search, storage_path)
+    storage = Storage(storage_path)
+    folder = storage.folder(search)
+    if not present(folder):
+        known = storage.searches(JOURNAL_FILE)
+        raise UserError(
+            f"there is no search '{search}' in {storage.shown}; {suggest(search, known)}"
+        )
+    return folder
+
+
+def starting_values(config: Config) -> list[dict[str, Any]]:
+    """The values to try first: those of the config, or of the front of an earlier search as far as
+    they vary here."""
+    wanted = config.search.start_from
+    if not isinstance(wanted, str):
+        return [dict(values) for values in wanted]
+    try:
+        _, ledger = read_search(wanted, config.search.storage_path)
+    except UserError as error:
+        raise UserError(f"search.start_from: {error}") from None
+    front = ledger.front()
+    values = [
+        {path: value for path, value in point.trial.values.items() if path in config.space}
+        for point in front
+    ]
+    return [v for number, v in enumerate(values) if v and v not in values[:number]]
+
+
+def rebuild_study(search: str, storage_path: str, overrides: Sequence[str] = ()) -> int:
+    """Makes Optuna's study of a search anew from its journal; how many trials it has then.
+
+    The study as it was stays beside the journal with another name; in a database it is deleted.
+
+    Raises:
+        UserError: if there is no such search, it is running, or its journal cannot be read.
+    """
+    session = take_up(search, storage_path, overrides)
+    try:
+        file = session.directory / STUDY_FILE
+        if session.config.search.storage is not None:
+            with suppress(KeyError):  # there is none
+                optuna.delete_study(
+                    study_name=session.directory.name, storage=session.config.search.storage
+                )
+        elif file.exists():
+            file.replace(file.with_suffix(f".{datetime.now(UTC):%Y%m%d-%H%M%S}"))
+        study = open_study(session, starts=False)
+        rebuild(study, session.config.distributions(), session.ledger)
+        for values in session.earlier[0]["starts"][len(study.get_trials(deepcopy=False)) :]:
+            study.enqueue_trial(values)
+        return len(session.ledger.trials)
+    finally:
+        session.journal.close()
+
+
+def open_study(session: Session, *, starts: bool = True) -> optuna.Study:
+    """Optuna's study of the search, made or found again; a new one begins with the `starts` of the
+    search."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    directory, config = session.directory, session.config
+    storage: BaseStorage
+    try:
+        if config.search.storage is None:
+            file = directory / STUDY_FILE
+            _mend(file)
+            storage = JournalStorage(JournalFileBackend(str(file)))
+        else:
+            database = RDBStorage(config.search.storage)
+            if session.journal.fence is not None:
+                session.journal.fence.guard(database.engine)
+            storage = OnlyWriter(database)
+        study = optuna.create_study(
+            study_name=directory.name,
+            storage=storage,
+            sampler=config.search.build_sampler(),
+            directions=[o.direction.value for o in config.chosen_objectives()],
+            load_if_exists=session.resumed,
+        )
+    except UserError:
+        raise
+    except optuna.exceptions.DuplicatedStudyError:
+        raise UserError(
+            f"search.storage has a study '{directory.name}' already; choose another name for this "
+            "search"
+        ) from None
+    except Exception as error:  # every database raises its own kinds
+        raise UserError(
+            f"Optuna's storage of {directory.name} cannot be used: "
+            f"{(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from None
+    if starts and not study.get_trials(deepcopy=False):
+        for values in session.earlier[0]["starts"]:
+            study.enqueue_trial(values)
+    return study
+
+
+def _mend(file: Path) -> None:
+    """Takes away what a killed process can leave of Optuna's journal: half a line, and its lock."""
+    Path(f"{file}.lock").unlink(missing_ok=True)
+    if file.exists():
+        content = file.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(file, whole)

@@ -1,0 +1,132 @@
+"""Optuna's study: kept in a database by the one driver that writes to it, and made anew from the
+journal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from slimfront.search.record.ledger import Ledger
+
+
+class OnlyWriter(InMemoryStorage):
+    """A study in memory and, ahead of that, in `database`, which nobody else may write to.
+
+    Optuna's own cache of a database expects that others write, and so reads every trial under way
+    each time it is asked for one
+    more: with hundreds of them, a driver does little else. Ids of studies and trials are those in
+    memory, not the database's.
+    """
+
+    def __init__(self, database: BaseStorage) -> None:
+        super().__init__()
+        self.database = database
+        self.study_ids: list[int] = []
+        """The database's, by the ids in memory."""
+        self.trial_ids: list[int] = []
+
+    def create_new_study(
+        self, directions: Sequence[StudyDirection], study_name: str | None = None
+    ) -> int:
+        """As Optuna has it; raises DuplicatedStudyError if the database has one of that name."""
+        self.study_ids.append(self.database.create_new_study(directions, study_name))
+        return super().create_new_study(directions, study_name)
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        """As Optuna has it; reads the study if that was not done yet."""
+        if study_name not in {study.study_name for study in self.get_all_studies()}:
+            self._read(self.database.get_study_id_from_name(study_name), study_name)
+        return super().get_study_id_from_name(study_name)
+
+    def _read(self, there: int, name: str) -> None:
+        self.study_ids.append(there)
+        here = super().create_new_study(self.database.get_study_directions(there), name)
+        for key, value in self.database.get_study_user_attrs(there).items():
+            super().set_study_user_attr(here, key, value)
+        for key, value in self.database.get_study_system_attrs(there).items():
+            super().set_study_system_attr(here, key, value)
+        for trial in self.database.get_all_trials(there, deepcopy=False):
+            self.trial_ids.append(trial._trial_id)
+            super().create_new_trial(here, trial)
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        """As Optuna has it."""
+        self.database.set_study_user_attr(self.study_ids[study_id], key, value)
+        super().set_study_user_attr(study_id, key, value)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        """As Optuna has it."""
+        self.database.set_study_system_attr(self.study_ids[study_id], key, value)
+        super().set_study_system_attr(study_id, key, value)
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """As Optuna has it."""
+        self.trial_ids.append(
+            self.database.create_new_trial(self.study_ids[study_id], template_trial)
+        )
+        return super().create_new_trial(study_id, template_trial)
+
+    def set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+    ) -> None:
+        """As Optuna has it."""
+        self.database.set_trial_param(
+            self.trial_ids[trial_id], param_name, param_value_internal, distribution
+        )
+        super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """As Optuna has it."""
+        changed = self.database.set_trial_state_values(self.trial_ids[trial_id], state, values)
+        return changed and super().set_trial_state_values(trial_id, state, values)
+
+    def set_trial_intermediate_value(
+        self, trial_id: int, step: int, intermediate_value: float
+    ) -> None:
+        """As Optuna has it."""
+        self.database.set_trial_intermediate_value(
+            self.trial_ids[trial_id], step, intermediate_value
+        )
+        super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """As Optuna has it."""
+        self.database.set_trial_user_attr(self.trial_ids[trial_id], key, value)
+        super().set_trial_user_attr(trial_id, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """As Optuna has it."""
+        self.database.set_trial_system_attr(self.trial_ids[trial_id], key, value)
+        super().set_trial_system_attr(trial_id, key, value)
+
+
+def rebuild(
+    study: optuna.Study, distributions: dict[str, BaseDistribution], ledger: Ledger
+) -> None:
+    """Puts the trials of the journal into an empty study, as running; `reconcile` then finds out
+    what became of them.
+
+    Numbers that the journal does not know, of trials that were proposed and never began, become
+    failed trials.
+    """
+    trials = {record.number: record for record in ledger.trials}
+    for number in range(max((record.number or 0 for record in ledger.trials), default=-1) + 1):
+        record = trials.get(number)
+        if record is None:
+            study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+            continue
+        known = {path: distributions[path] for path in record.values if path in distributions}
+        params = {path: record.values[path] for path in known}
+        study.add_trial(
+            optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=known)
+        )

@@ -1,0 +1,1 @@
+"""Measures of a network: sizes, FLOPs, accuracy and latency."""

@@ -1,0 +1,179 @@
+"""Attention as parts that can be made smaller one by one: projections that are linear layers, and
+heads between them.
+
+`nn.MultiheadAttention` holds its projections as one tensor and insists on heads of width embed_dim
+/ heads, so that it cannot lose a head. A traced network that is to be changed or stored has each
+taken apart by `split_attention`.
+
+Torch-Pruning 1.6.1 is not used for heads: its `MultiheadAttentionPruner` takes single channels out
+of the embedding and the projections together, which must still divide by a number of heads that
+stays; and `prune_num_heads` ranks heads of networks whose projections are linear layers of their
+own, which it must be told, and leaves the number in their code to the caller.
+"""
+
+import inspect
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.structure.graph import module_of
+
+_SIGNATURE = inspect.signature(nn.MultiheadAttention.forward)
+
+
+class Attention(nn.Module):
+    """softmax(QKᵀ / √d) V of each head, between the projections (Vaswani et al. 2017, arXiv
+    1706.03762, eq. 1); no parameters.
+
+    `dropout` is the share of attention weights that are zeroed in training mode.
+    """
+
+    def __init__(self, heads: int, batch_first: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.batch_first = batch_first
+        self.dropout = dropout
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """(N, L, heads · d), (N, S, heads · d), (N, S, heads · e) to (N, L, heads · e); L, S before
+        N without `batch_first`.
+
+        `mask` (L, S) is added before the softmax, or says with True what is not attended to, as for
+        `nn.MultiheadAttention`.
+        """
+        swapped = query.dim() == 3 and not self.batch_first
+        inputs = [part.transpose(0, 1) if swapped else part for part in (query, key, value)]
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in inputs)
+        if mask is not None and mask.dtype == torch.bool:
+            mask = ~mask  # scaled_dot_product_attention says with True what is attended to
+        dropout = self.dropout if self.training else 0.0
+        out = (
+            F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+            .transpose(-3, -2)
+            .flatten(-2)
+        )
+        return out.transpose(0, 1) if swapped else out
+
+    def extra_repr(self) -> str:
+        """What is shown of it."""
+        return f"{self.heads}, batch_first={self.batch_first}, dropout={self.dropout}"
+
+
+@torch.no_grad()
+def split_attention(network: fx.GraphModule) -> list[str]:
+    """Replaces every `nn.MultiheadAttention` by linear layers query, key, value and out around
+    `heads`, in place; names them.
+
+    Raises:
+        UserError: if one uses what that cannot stand for: masks that depend on the input, weights
+            as an output, `add_bias_kv`, `add_zero_attn`.
+    """
+    calls = [(node, module_of(network, node)) for node in network.graph.nodes]
+    split: list[str] = []
+    for node, module in calls:
+        if not isinstance(module, nn.MultiheadAttention):
+            continue
+        name = str(node.target)
+        arguments = _arguments(network, node, module, name)
+        if name not in split:
+            network.delete_submodule(name)
+            for part, layer in _parts(module).items():
+                network.add_submodule(f"{name}.{part}", layer)
+            split.append(name)
+        with network.graph.inserting_before(node):
+            projected = tuple(
+                network.graph.call_module(f"{name}.{part}", (arguments[part],))
+                for part in ("query", "key", "value")
+            )
+            mask = () if arguments["attn_mask"] is None else (arguments["attn_mask"],)
+            attended = network.graph.call_module(f"{name}.heads", (*projected, *mask))
+            out = network.graph.call_module(f"{name}.out", (attended,))
+        for user in list(node.users):
+            user.replace_all_uses_with(out)
+            network.graph.erase_node(user)
+        network.graph.erase_node(node)
+    if split:
+        network.recompile()
+    return split
+
+
+def projections(network: nn.Module) -> set[nn.Module]:
+    """The modules of a traced network that `Attention` reads the outputs of; none for a network
+    that is not traced."""
+    if not isinstance(network, fx.GraphModule):
+        return set()
+    inputs = [
+        n
+        for node in network.graph.nodes
+        if isinstance(module_of(network, node), Attention)
+        for n in node.all_input_nodes
+    ]
+    return {
+        module for module in (module_of(network, node) for node in inputs) if module is not None
+    }
+
+
+def _arguments(
+    network: fx.GraphModule, node: fx.Node, module: nn.MultiheadAttention, name: str
+) -> dict[str, Any]:
+    """The arguments of a call by name, all of them ones that `Attention` can stand for; the outputs
+    that are not used go."""
+    bound = _SIGNATURE.bind(module, *node.args, **node.kwargs)
+    bound.apply_defaults()
+    mask = bound.arguments["attn_mask"]
+    problem = None
+    if module.bias_k is not None or module.add_zero_attn:
+        problem = "uses add_bias_kv or add_zero_attn"
+    elif bound.arguments["key_padding_mask"] is not None:
+        problem = "has a key_padding_mask"
+    elif mask is not None and not (
+        isinstance(mask, fx.Node) and mask.op == "get_attr" and _tensor(network, mask).dim() == 2
+    ):
+        problem = "has an attn_mask that is not a buffer (L, S)"
+    for user in list(node.users):
+        first = user.target is operator.getitem and user.args[1] == 0
+        if not first and user.users:
+            problem = "has its attention weights read"
+        elif not first:
+            network.graph.erase_node(user)
+    if problem:
+        raise UserError(f"the attention '{name}' {problem}, which its compact form cannot do")
+    return bound.arguments
+
+
+def _tensor(network: fx.GraphModule, node: fx.Node) -> Tensor:
+    parent, _, leaf = str(node.target).rpartition(".")
+    tensor: Tensor = getattr(network.get_submodule(parent), leaf)
+    return tensor
+
+
+def _parts(module: nn.MultiheadAttention) -> dict[str, nn.Module]:
+    """The linear layers and heads that do what the module does."""
+    if module.in_proj_weight is not None:
+        weights = module.in_proj_weight.chunk(3)
+    else:
+        weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+    biases = (None, None, None) if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
+    parts: dict[str, nn.Module] = {
+        name: _linear(weight, bias)
+        for name, weight, bias in zip(("query", "key", "value"), weights, biases, strict=True)
+    }
+    parts["heads"] = Attention(module.num_heads, module.batch_first, module.dropout)
+    parts["out"] = _linear(module.out_proj.weight, module.out_proj.bias)
+    for part in parts.values():
+        part.train(module.training)
+    return parts
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone())
+    return layer

@@ -1,0 +1,207 @@
+"""Channels that can only be removed together, by Torch-Pruning's dependency graph.
+
+Fang et al. 2023, DepGraph: towards any structural pruning, arXiv 2301.12900. A residual addition,
+for example, couples the channels of all layers whose outputs are added: channel c of one can go
+only with channel c of the others.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torch_pruning import ops
+
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.structure.attention import projections
+from slimfront.trainables.structure.graph import tied_modules
+
+_WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_PLAIN = (
+    ops._ConcatOp,
+    ops._SplitOp,
+    ops._ReshapeOp,
+    ops._SliceOp,
+    ops._ElementWiseOp,
+    ops._ExpandOp,
+)
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """Units of layers that can be removed one by one."""
+
+    name: str
+    """Of the first layer that writes the units."""
+    units: int
+    writers: dict[str, Tensor]
+    """What makes the channels, by parameter name: the unit of each row (rows,) of that parameter;
+    −1: none of this group.
+
+    Weights and biases of linear and convolutional layers, and of batch norms: a unit whose rows are
+    all 0 is 0.
+    """
+
+    @property
+    def parameters(self) -> set[str]:
+        """The names of all parameters that make its units."""
+        return set(self.writers)
+
+    def alive(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Which units have a row that is not all 0: (units,) bool."""
+        alive = torch.zeros(self.units, dtype=torch.bool)
+        for name, owners in self.writers.items():
+            parameter = parameters[name].detach().cpu()
+            alive[owners[parameter.reshape(len(parameter), -1).any(1) & (owners >= 0)]] = True
+        return alive
+
+
+@dataclass(frozen=True)
+class ChannelGroup(UnitGroup):
+    """Units of channels, each of which can be removed from every layer that writes or reads it.
+
+    A unit is one channel; where a grouped convolution ties them together, one channel of each of
+    its groups.
+    """
+
+    root: nn.Module
+    channels: int
+    dependencies: torch_pruning.Group
+    """What Torch-Pruning's importances are taken of: (channels,) each, see `per_unit`."""
+
+    def per_unit(self, of_channels: Tensor) -> Tensor:
+        """The mean over the channels of each unit: (channels,) to (units,)."""
+        return of_channels.view(-1, self.units).mean(0)
+
+
+def channel_groups(network: nn.Module, inputs: Tensor) -> list[ChannelGroup]:
+    """The groups whose units can be removed without changing the shape of the network's output, in
+    order of execution.
+
+    Groups with layers that do not keep zero channels apart from the others, such as a layer norm,
+    are left out.
+
+    Args:
+        network: with parameters that have gradients; it is run once on `inputs`, in evaluation
+            mode.
+        inputs: (N, *input_shape), N ≥ 1.
+
+    Raises:
+        UserError: if Torch-Pruning cannot analyse the network.
+    """
+    try:
+        graph = _graph(network, inputs)
+        groups = list(_groups(network, graph))
+        _let_go(graph)
+        return groups
+    except Exception as error:  # Torch-Pruning raises many kinds on a network that it does not know
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"Torch-Pruning cannot analyse the network, to find which channels go together ({said})"
+        ) from error
+
+
+def remove_units(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor]) -> None:
+    """Takes units out of a network, in place: `dead` has the units (units,) bool by the name of
+    their group."""
+    graph = _graph(network, inputs)
+    for group in list(_groups(network, graph)):
+        if group.name in dead and dead[group.name].any():
+            units = dead[group.name].nonzero().flatten()
+            channels = [
+                int(unit) + start
+                for start in range(0, group.channels, group.units)
+                for unit in units
+            ]
+            graph.get_pruning_group(group.root, _out(graph, group.root), channels).prune()
+
+
+def _graph(network: nn.Module, inputs: Tensor) -> torch_pruning.DependencyGraph:
+    training = network.training
+    try:
+        with torch.enable_grad():
+            # As a tuple: with a bare tensor Torch-Pruning first calls the network with each example
+            # as an argument of its own.
+            return torch_pruning.DependencyGraph().build_dependency(
+                network.eval(), example_inputs=(inputs[:1],), verbose=False
+            )
+    finally:
+        network.train(training)
+
+
+def _let_go(graph: torch_pruning.DependencyGraph) -> None:
+    """Drops the operations of autograd that the graph was read from, which nothing needs any more.
+
+    They hold on to nodes that later backward passes would use too, bound to the stream of today: no
+    other could be recorded.
+    """
+    for operation, node in graph.module2node.items():
+        for holder in (operation, node):
+            if getattr(holder, "grad_fn", None) is not None:
+                holder.grad_fn = None
+
+
+def _out(graph: torch_pruning.DependencyGraph, layer: nn.Module) -> Any:
+    return graph.get_pruner_of_module(layer).prune_out_channels
+
+
+def _groups(network: nn.Module, graph: torch_pruning.DependencyGraph) -> Iterator[ChannelGroup]:
+    names = {id(module): name for name, module in network.named_modules()}
+    order = {name: position for position, name in enumerate(names.values())}
+    found = []
+    within_heads = projections(network)  # heads go whole, by `compaction.heads`
+    tied = {network.get_submodule(name) for name in tied_modules(network)}
+    for dependencies in graph.get_all_groups(root_module_types=list(_WEIGHT_LAYERS)):
+        if dependencies[0].dep.layer in within_heads or tied.intersection(
+            item.dep.layer for item in dependencies
+        ):
+            continue
+        group = _group(graph, dependencies, names)
+        if group is not None:
+            found.append(group)
+    yield from sorted(found, key=lambda group: order[group.name])
+
+
+def _group(
+    graph: torch_pruning.DependencyGraph, dependencies: torch_pruning.Group, names: dict[int, str]
+) -> ChannelGroup | None:
+    root = dependencies[0].dep.layer
+    channels = len(dependencies[0].idxs)
+    tied = 1
+    for item in dependencies:
+        layer = item.dep.layer
+        reaches_output = not item.dep.target.outputs and graph.is_out_channel_pruning_fn(
+            item.dep.pruning_fn
+        )
+        if reaches_output or not isinstance(layer, (*_WEIGHT_LAYERS, *_NORMS, *_PLAIN)):
+            return None
+        groups = getattr(layer, "groups", 1)
+        if 1 < groups < getattr(layer, "out_channels", 1) or (
+            groups > 1 and layer.in_channels != layer.out_channels
+        ):
+            tied = max(tied, groups)
+    if channels % tied:
+        return None
+    units = channels // tied
+    writers: dict[str, Tensor] = {}
+    for item in dependencies:
+        layer = item.dep.layer
+        if not (
+            graph.is_out_channel_pruning_fn(item.dep.pruning_fn)
+            and isinstance(layer, (*_WEIGHT_LAYERS, *_NORMS))
+        ):
+            continue
+        if any(root_channel is None for root_channel in item.root_idxs):
+            return None
+        for kind in ("weight", "bias"):
+            parameter = getattr(layer, kind)
+            if parameter is None:
+                continue
+            owners = writers.setdefault(
+                f"{names[id(layer)]}.{kind}", torch.full((len(parameter),), -1)
+            )
+            owners[torch.tensor(item.idxs)] = torch.tensor(item.root_idxs) % units
+    return ChannelGroup(names[id(root)], units, writers, root, channels, dependencies)

@@ -1,0 +1,64 @@
+"""The heads of attention as units that go together: with a head's queries, keys and values zero,
+nothing of it is left.
+
+Michel et al. 2019, Are sixteen heads really better than one?, arXiv 1905.10650. A head that was
+zeroed while training is removed by `compaction.heads`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from slimfront.trainables.structure.channel_groups import UnitGroup
+
+_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")
+
+
+@dataclass(frozen=True)
+class HeadGroup(UnitGroup):
+    """The heads of one `nn.MultiheadAttention`, named as it is; a unit is the rows of a head in
+    query, key and value."""
+
+    @property
+    def reader(self) -> str:
+        """The parameter that reads the heads: (out, heads · width)."""
+        return f"{self.name}.out_proj.weight"
+
+    @property
+    def parameters(self) -> set[str]:
+        """The names of all parameters that make or read its units."""
+        return {*self.writers, self.reader}
+
+    def importance(
+        self, of_entry: Callable[[Tensor], Tensor], parameters: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The sum of `of_entry` over what makes and reads each head, relative to the mean:
+        (heads,)."""
+        total = of_entry(parameters[self.reader]).unflatten(1, (self.units, -1)).sum((0, 2))
+        for name, owners in self.writers.items():
+            rows = of_entry(parameters[name]).reshape(len(owners), -1).sum(1)
+            total = total.index_add(0, owners.to(rows.device), rows)
+        relative: Tensor = total / total.mean().clamp_min(torch.finfo(total.dtype).tiny)
+        return relative
+
+
+def head_groups(network: nn.Module) -> list[HeadGroup]:
+    """The heads of all attention that keeps a zero head zero: not with `add_bias_kv`, whose value
+    is no row of a projection."""
+    return [
+        HeadGroup(name, module.num_heads, _writers(name, module))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+        and module.bias_v is None
+        and not module.add_zero_attn
+    ]
+
+
+def _writers(name: str, module: nn.MultiheadAttention) -> dict[str, Tensor]:
+    """The head of each row: query, key and value have the same rows, one after another where they
+    share a parameter."""
+    of_one = torch.arange(module.num_heads).repeat_interleave(module.head_dim)
+    sizes = {kind: len(p) for kind in _PROJECTIONS if (p := getattr(module, kind)) is not None}
+    return {f"{name}.{kind}": of_one.repeat(size // len(of_one)) for kind, size in sizes.items()}

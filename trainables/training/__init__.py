@@ -1,0 +1,1 @@
+"""Training of one candidate: the step, the loop, refit, optimisers and precision."""

@@ -1,0 +1,134 @@
+"""What becomes of a network when its training is over: it is made compact, refitted, measured, and
+pruned further."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.compaction import Compacted, compact
+from slimfront.trainables.data import Dataset
+from slimfront.trainables.errors import TrialFailure
+from slimfront.trainables.measures.measure import accuracy, measure, measure_extra
+from slimfront.trainables.penalties.features import remove_hooks
+from slimfront.trainables.shipping.int8 import as_int8
+from slimfront.trainables.training.one_shot import prune
+
+Number = int | float
+
+CHECKED_INPUTS = 1024
+"""Compaction is checked on at most so many validation inputs: the features of all of them at once
+would fill a memory."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished candidate: metrics of each epoch, the compact network, and its measures with
+    `val_accuracy`."""
+
+    history: list[dict[str, Number]]
+    compacted: Compacted
+    measures: dict[str, Number]
+    pruned: tuple["Trained", ...] = ()
+    """The same network pruned further and further in one shot, where the candidate asks for it;
+    their histories are empty."""
+
+
+class Finishing:
+    """Finishes networks of one candidate, of any epoch."""
+
+    def __init__(self, candidate: Candidate, data: Dataset) -> None:
+        """`data` is on the device of the networks."""
+        self.candidate = candidate
+        self.data = data
+        self.dense: nn.Module | None = None
+        """What speed-ups are against, once it is asked for: its weights do not matter."""
+
+    def finish(
+        self,
+        model: nn.Module,
+        epoch: int,
+        refit: Callable[[nn.Module], list[dict[str, float]]] | None,
+        *,
+        one_shot: bool,
+    ) -> Trained:
+        """Compacts the network as it is now, refits it if asked to, measures it, prunes it further;
+        `model` stays as it is.
+
+        Args:
+            epoch: how many epochs it was trained for.
+            refit: trains the compact network further, in place, and gives the metrics of each
+                epoch; None: it is not.
+            one_shot: whether to prune it further in one shot, as the candidate says.
+
+        Returns:
+            The compact network, its measures with `val_accuracy` and `layers_merged`, and the
+            metrics of the refit, as epochs that go on counting from those of training.
+
+        Raises:
+            TrialFailure: if compaction changed the outputs on the validation inputs, or refit
+                diverges.
+        """
+        inputs = self.data.prepare(self.data.validation.inputs[:CHECKED_INPUTS])
+        compacted = compact(model, inputs, self.candidate.compaction)
+        remove_hooks(compacted.network)
+        metrics = refit(compacted.network) if refit else []
+        history: list[dict[str, Number]] = [
+            {"epoch": epoch + 1 + n, **metric} for n, metric in enumerate(metrics)
+        ]
+        sizes = measure(compacted.network, inputs) if metrics else compacted.report.after
+        measures = self._measures(compacted.network, inputs, sizes)
+        trained = Trained(
+            history, compacted, measures | {"layers_merged": compacted.report.count("merged")}
+        )
+        return replace(trained, pruned=tuple(self._pruned(trained))) if one_shot else trained
+
+    def _pruned(self, trained: Trained) -> Iterator[Trained]:
+        """The network pruned in one shot, each one compacted and measured, until it is not worth
+        measuring any more."""
+        if self.candidate.one_shot.steps == 0:
+            return
+        seen = self.data.prepare(self.data.train.inputs[:CHECKED_INPUTS])
+        inputs = self.data.prepare(self.data.validation.inputs[:CHECKED_INPUTS])
+        least = trained.measures["val_accuracy"] / 2
+        for network in prune(trained.compacted.network, seen, self.candidate.one_shot):
+            if (
+                not self.candidate.int8
+                and accuracy(network, *self.data.validation, prepare=self.data.prepare) < least
+            ):
+                return  # before the work of making it compact, which keeps what it computes
+            try:
+                compacted = compact(network, inputs, self.candidate.compaction)
+            except TrialFailure:
+                return  # nearly nothing is left of its outputs
+            measures = self._measures(compacted.network, inputs, compacted.report.after)
+            if not measures["val_accuracy"] >= least:
+                return
+            merged = trained.measures["layers_merged"] + compacted.report.count("merged")
+            yield Trained([], compacted, measures | {"layers_merged": merged})
+
+    def _measures(
+        self, network: nn.Module, inputs: Tensor, sizes: Mapping[str, float]
+    ) -> dict[str, Number]:
+        """`val_accuracy`, `sizes`, and what else the candidate asks for; of the int8 network, where
+        that is to ship."""
+        if self.candidate.int8:
+            int8 = as_int8(copy.deepcopy(network).cpu(), self.data)
+            return {"val_accuracy": int8.val_accuracy(self.data), **sizes, **int8.sizes()}
+        val_accuracy = accuracy(network, *self.data.validation, prepare=self.data.prepare)
+        return {"val_accuracy": val_accuracy, **sizes, **self._extra_measures(network, inputs)}
+
+    def _extra_measures(self, network: nn.Module, inputs: Tensor) -> dict[str, Number]:
+        """The measures that the candidate asks for beyond those that are always taken; `inputs` (N,
+        *input_shape)."""
+        names, latency = self.candidate.measures, self.candidate.latency
+        if "speedup" in names and self.dense is None:
+            dense = latency.against or self.candidate.model
+            with torch.random.fork_rng(devices=[]):
+                self.dense = dense.build(self.data.input_shape, self.data.classes).to(
+                    self.data.device
+                )
+        return measure_extra(network, inputs, names, self.dense, latency)

@@ -1,0 +1,51 @@
+"""Channels last: how convolutions on a GPU like images and their weights to lie, the channels of a
+pixel beside each other.
+
+Only where numbers lie changes, not which there are: state, packs, compaction and shipped networks
+know nothing of it.
+"""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def channels_last(inputs: Tensor) -> Tensor:
+    """Images (N, C, H, W) with their channels last in memory; other inputs as they are."""
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+
+
+def contiguous_copy(model: nn.Module) -> nn.Module:
+    """A copy whose weights lie as torch lays them out by default."""
+    copied = copy.deepcopy(model)
+    return copied.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
+
+
+def thin(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Those with four dimensions, one of them of size 1: their layout is ambiguous, and that of
+    gradients may differ."""
+    return [parameter for parameter in parameters if parameter.dim() == 4 and 1 in parameter.shape]
+
+
+def align_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Gives gradients the strides of their parameters: fused optimisers on a GPU may refuse others
+    that mean the same."""
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is not None and gradient.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+
+
+def align_state(optimizer: torch.optim.Optimizer) -> None:
+    """Gives what the optimiser keeps of a parameter its strides: fused kernels pair numbers by
+    their place in memory."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if (
+                isinstance(value, Tensor)
+                and value.shape == parameter.shape
+                and value.stride() != parameter.stride()
+            ):
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -1,0 +1,48 @@
+"""The losses of a training, as one module: DistributedDataParallel must see every parameter that
+either of them reads."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from slimfront.trainables.penalties.base import ActivePenalty
+from slimfront.trainables.penalties.cka import ActiveFeatures
+from slimfront.trainables.precision import forward_pass, wide
+from slimfront.trainables.training.compiled import Compiled
+
+
+class Losses(nn.Module):
+    """The task loss of some examples, and what the penalties add to it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        penalties: Sequence[ActivePenalty],
+        *,
+        bf16: bool = False,
+        compiled: Compiled | None = None,
+    ) -> None:
+        """With `bf16` the network computes in bfloat16; both losses are taken in float32.
+        `compiled` is `model`."""
+        super().__init__()
+        self.model = model
+        self.penalties = penalties
+        self.bf16 = bf16
+        self.compiled = compiled
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of `inputs` (N, …) with `labels` (N,), and penalty loss; the latter without
+        gradient where none acts."""
+        watched = any(
+            isinstance(penalty, ActiveFeatures) and penalty.features.watching
+            for penalty in self.penalties
+        )
+        network = self.model if watched or self.compiled is None else self.compiled
+        with forward_pass(inputs.device, self.bf16):
+            outputs = network(inputs)
+        task_loss = nn.functional.cross_entropy(wide(outputs), labels)
+        extra = [
+            value for value in (penalty.loss() for penalty in self.penalties) if value is not None
+        ]
+        return task_loss, torch.stack(extra).sum() if extra else torch.zeros_like(task_loss)

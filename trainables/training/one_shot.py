@@ -1,0 +1,97 @@
+"""One-shot pruning of a finished network: further, smaller candidates that cost no training."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from slimfront.trainables.options import Options
+from slimfront.trainables.structure.graph import copied
+
+
+class OneShot(Options):
+    """Makes up to `steps` further candidates of a compact network, each with the share `keep` of
+    the weights of the one before.
+
+    0 steps: none. They end early once the validation accuracy is less than half of what it was.
+    """
+
+    steps: int = Field(8, ge=0)
+    keep: float = Field(0.7, gt=0, lt=1)
+
+
+def prune(network: nn.Module, inputs: Tensor, options: OneShot) -> Iterator[nn.Module]:
+    """A copy of the network, sparser and sparser, without training; biases are kept.
+
+    The weights with the smallest scores in the whole network are set to exactly 0. A weight's score
+    is its magnitude times the norm of the inputs that it sees, |w| · ‖x‖₂ (Wanda: Sun et al. 2024,
+    arXiv 2306.11695, eq. 1), for a convolution that of its input channel. The paper compares within
+    each row; here, where rows and layers may go whole, all weights are compared.
+
+    Args:
+        network: in evaluation mode.
+        inputs: (N, *input_shape), training inputs that the norms are taken on.
+
+    Yields:
+        One and the same copy, in evaluation mode, with fewer weights each time.
+    """
+    scores = _scores(network, inputs)
+    if not scores:
+        return
+    together = torch.cat([score.flatten() for score in scores.values()])
+    # By numpy, which is ten times as fast: torch wants to know the places too.
+    ordered = torch.from_numpy(np.sort(together.double().cpu().numpy())).flip(0)
+    alive = int((ordered > 0).sum())
+    kept = alive
+    sparser = copied(network)
+    pruned = [(scores[name], module) for name, module in sparser.named_modules() if name in scores]
+    for step in range(1, options.steps + 1):
+        fewer = int(alive * options.keep**step)
+        if fewer < 1 or fewer == kept:
+            return
+        kept = fewer
+        with torch.no_grad():
+            for score, module in pruned:
+                module.weight.mul_(score >= float(ordered[kept - 1]))
+        yield sparser
+
+
+@torch.no_grad()
+def _scores(network: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+    """|w| · ‖x‖₂ of every weight of linear and convolutional layers, by the layer's name, in the
+    shape of the weight."""
+    scores: dict[str, Tensor] = {}
+    handles = []
+
+    def listen(name: str, layer: nn.Module) -> None:
+        def hook(_layer: nn.Module, seen: tuple[Tensor, ...]) -> None:
+            scores[name] = _score(layer, seen[0])
+
+        handles.append(layer.register_forward_pre_hook(hook))
+
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            listen(name, module)
+    try:
+        network(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return scores
+
+
+def _score(layer: nn.Module, seen: Tensor) -> Tensor:
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    if isinstance(layer, nn.Linear):
+        norms: Tensor = seen.reshape(-1, seen.shape[-1]).norm(dim=0)
+        return weight.abs() * norms
+    channels: Tensor = seen.transpose(0, 1).flatten(1).norm(dim=1)
+    groups: int = layer.groups  # type: ignore[assignment]
+    # Weights are (out, in / groups, *kernel): the outputs of group g read the g-th part of the
+    # input channels.
+    per_output: Tensor = channels.view(groups, -1).repeat_interleave(
+        weight.shape[0] // groups, dim=0
+    )
+    return weight.abs() * per_output.view(*per_output.shape, *[1] * (weight.ndim - 2))

@@ -1,0 +1,262 @@
+"""What the processes of one training, its ranks, do together: share batches, average gradients,
+agree.
+
+All ranks draw the same batches, and each takes its share. What they hold is the same on all of them
+after every step, bit by bit: weights, because gradients are averaged; the statistics of batch
+norms, which are averaged too; and masks, which are rank 0's.
+"""
+
+import copy
+import os
+import socket
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.nn.parallel import DistributedDataParallel
+
+from slimfront.trainables.data import Dataset
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.measures.measure import count_right
+from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.training.losses import Losses
+
+LEAST_SHARE = 4
+"""A batch with fewer examples per rank is taken whole by all: batch norms need two examples, and
+CKA-SR needs four."""
+
+_RANK_STREAM, _EPOCH_STREAM = 0x3C6EF372FE94F82B, 0xA54FF53A5F1D36F1
+"""Factors of rank and epoch in the seeds of augmentation and dropout."""
+
+
+_leaving = threading.Lock()
+
+
+class Solo:
+    """The only process of its training: everything is its own."""
+
+    rank, size = 0, 1
+
+    def share(self, batch: Tensor) -> tuple[Tensor, float]:
+        """This rank's part of `batch` (N,), and the weight of its mean: the mean over the ranks is
+        then that of the batch."""
+        return batch, 1.0
+
+    def wrap(self, losses: Losses, sample: Tensor, *, overlap: bool) -> nn.Module:
+        """`losses`, whose parameters get averaged gradients; before its first call, all ranks have
+        the same state.
+
+        Args:
+            sample: (N, *input_shape), what the network sees.
+            overlap: average while the backward pass goes on; else, only `reduce` does.
+        """
+        return losses
+
+    def level(self, tensors: Iterable[Tensor]) -> None:
+        """Gives all ranks the values of rank 0, in place; before `wrap`, ranks are on their own,
+        and nothing happens."""
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Gives all ranks the mean of their floating-point values, in place."""
+
+    def reduce(self, parameters: Iterable[nn.Parameter], short: bool) -> bool:
+        """Averages the gradients, unless a rank is `short` of memory; whether one is."""
+        return short
+
+    def stir(self, seed: int, epoch: int, augmenter: torch.Generator) -> None:
+        """Gives each rank random numbers of its own in `epoch`; rank 0 goes on with those that a
+        single process has."""
+
+    def count_right(self, network: nn.Module, data: Dataset) -> Tensor:
+        """How many validation examples the network classifies rightly, an int64 scalar on its
+        device."""
+        return count_right(network, *data.validation, prepare=data.prepare)
+
+
+class Group(Solo):
+    """One of several ranks; `join` must have been called in each of their processes."""
+
+    def __init__(self, rank: int, size: int, device: torch.device) -> None:
+        self.rank, self.size, self.device = rank, size, device
+        self.met = False
+
+    def share(self, batch: Tensor) -> tuple[Tensor, float]:
+        """The rank-th of equal parts, or all of a batch that is too small to be parted."""
+        if len(batch) < LEAST_SHARE * self.size:
+            return batch, 1.0
+        mine = batch.tensor_split(self.size)[self.rank]
+        return mine, len(mine) * self.size / len(batch)
+
+    def wrap(self, losses: Losses, sample: Tensor, *, overlap: bool) -> nn.Module:
+        """In DistributedDataParallel, unless gradients must wait for `reduce`."""
+        self.met = True
+        self.level([*losses.parameters(), *losses.buffers()])
+        if not overlap:
+            return losses
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # a new name for broadcast_buffers, not known to all torch that we take
+            return DistributedDataParallel(
+                losses,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,  # they are averaged instead
+                init_sync=False,
+                find_unused_parameters=_may_leave_out(losses.model, sample),
+            )
+
+    @torch.no_grad()
+    def level(self, tensors: Iterable[Tensor]) -> None:
+        """Broadcast from rank 0."""
+        if self.met:
+            with _flat(tensors) as flats:
+                for flat in flats:
+                    dist.broadcast(flat, src=0)
+
+    @torch.no_grad()
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """All-reduce."""
+        with _flat(tensors) as flats:
+            for flat in flats:
+                dist.all_reduce(flat)
+                flat /= self.size
+
+    def reduce(self, parameters: Iterable[nn.Parameter], short: bool) -> bool:
+        """All-reduce, of the flags first; a gradient that no rank has stays None."""
+        there = list(parameters)
+        flags = torch.tensor(
+            [short, *(p.grad is not None for p in there)], dtype=torch.uint8, device=self.device
+        )
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        any_short, *wanted = flags.tolist()
+        if any_short:
+            return True
+        gradients = []
+        for parameter, needed in zip(there, wanted, strict=True):
+            if needed:
+                parameter.grad = (
+                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                )
+                gradients.append(parameter.grad)
+        self.average(gradients)
+        return False
+
+    def stir(self, seed: int, epoch: int, augmenter: torch.Generator) -> None:
+        """From the seed, the epoch and the rank, so that nothing of them must be kept in a
+        checkpoint."""
+        if self.rank:
+            mixed = (seed + self.rank * _RANK_STREAM + epoch * _EPOCH_STREAM) % 2**63
+            augmenter.manual_seed(mixed)
+            torch.manual_seed(mixed + 1)
+
+    def count_right(self, network: nn.Module, data: Dataset) -> Tensor:
+        """Each rank counts those in a share of the examples."""
+        inputs, labels = (tensor[self.rank :: self.size] for tensor in data.validation)
+        none = torch.zeros((), dtype=torch.int64, device=self.device)
+        counted = (
+            count_right(network, inputs, labels, prepare=data.prepare) if len(labels) else none
+        )
+        dist.all_reduce(counted)
+        return counted
+
+
+def _may_leave_out(model: nn.Module, sample: Tensor) -> bool:
+    """Whether a batch may come with parameters that its outputs do not depend on; looking for them
+    in each takes time."""
+    try:
+        trace(model)
+    except UserError:
+        return True  # it may decide by its inputs what it computes
+    twin = copy.deepcopy(model).train()
+    trained = [parameter for parameter in twin.parameters() if parameter.requires_grad]
+    with torch.random.fork_rng(devices=[sample.device] if sample.is_cuda else []):
+        gradients = torch.autograd.grad(twin(sample).sum(), trained, allow_unused=True)
+    return any(gradient is None for gradient in gradients)
+
+
+@contextmanager
+def _flat(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """One tensor per type with all entries of `tensors`, which take what becomes of it: one message
+    instead of many."""
+    kinds: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault(tensor.dtype, []).append(tensor)
+    flats = {
+        kind: torch.cat([tensor.flatten() for tensor in alike]) for kind, alike in kinds.items()
+    }
+    yield list(flats.values())
+    for kind, alike in kinds.items():
+        for tensor, part in zip(
+            alike, flats[kind].split([tensor.numel() for tensor in alike]), strict=True
+        ):
+            tensor.copy_(part.view_as(tensor))
+
+
+def listen() -> socket.socket:
+    """A socket on loopback, at a port that is free, for the ranks to meet at."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def join(
+    rank: int,
+    size: int,
+    device: torch.device,
+    port: int,
+    timeout_s: float,
+    listener: socket.socket | None = None,
+) -> None:
+    """Connects this process with the others of a training; returns when all `size` of them have
+    called it.
+
+    Args:
+        port: of the socket that rank 0 gives as `listener`.
+        timeout_s: how long to wait for another rank, here and later.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    descriptor = None if listener is None else listener.detach()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with _environment():
+        store = TCPStore(
+            "127.0.0.1",
+            port,
+            size,
+            rank == 0,
+            timeout,
+            wait_for_workers=False,
+            master_listen_fd=descriptor,
+        )
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+
+
+def leave() -> None:
+    """Ends what `join` began, whatever state the others are in; calls that wait for them raise."""
+    with _leaving:
+        if dist.is_initialized():
+            # Destroy_process_group may wait for ranks that are gone.
+            dist.distributed_c10d._abort_process_group()
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Gloo talks over loopback; a call of NCCL that is given up raises, where by default it would
+    end the process."""
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    wanted = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "2"} | (
+        {"GLOO_SOCKET_IFNAME": loopback} if loopback else {}
+    )
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update({name: value for name, value in wanted.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]

@@ -1,0 +1,93 @@
+"""Refit: a short training of the compact network without penalties, zeros kept zero (arXiv
+2006.15604, section 2)."""
+
+import math
+from contextlib import closing
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from slimfront.trainables.data import Dataset
+from slimfront.trainables.errors import TrialFailure
+from slimfront.trainables.measures.measure import accuracy
+from slimfront.trainables.options import Options
+from slimfront.trainables.training.optimizers import (
+    OptimizerName,
+    build_optimizer,
+    scheduled,
+    set_lr,
+    take_step,
+)
+
+
+class Refit(Options):
+    """How the compact network is trained further: `epochs` (0: not at all), from learning rate `lr`
+    down to 0 on a cosine."""
+
+    epochs: int = Field(0, ge=0)
+    lr: float = Field(1e-3, gt=0)
+
+
+def refit(
+    network: nn.Module,
+    data: Dataset,
+    options: Refit,
+    *,
+    optimizer: OptimizerName,
+    momentum: float,
+    batch_size: int,
+    shuffler: torch.Generator,
+    augmenter: torch.Generator,
+) -> list[dict[str, float]]:
+    """Trains `network` in place by the task loss alone; parameters that are exactly zero stay zero.
+
+    Args:
+        momentum: for sgd.
+        shuffler: gives the order of the batches.
+        augmenter: varies the training images, where the data set says so.
+
+    Returns:
+        Per epoch: `train_loss`, `val_accuracy` and `lr`.
+
+    Raises:
+        TrialFailure: if the loss is not finite.
+    """
+    parameters = list(network.parameters())
+    alive = [p.detach() != 0 for p in parameters]
+    steps = build_optimizer(optimizer, parameters, options.lr, momentum=momentum, weight_decay=0.0)
+    history = []
+    for epoch in range(options.epochs):
+        network.train()
+        losses: list[Tensor] = []
+        order = torch.randperm(len(data.train.labels), generator=shuffler).to(
+            data.train.labels.device
+        )
+        chosen = order.split(batch_size)
+        with closing(data.batches(chosen)) as batches:
+            for index, (stored, labels) in enumerate(batches):
+                lr = scheduled(options.lr, "cosine", (epoch + index / len(chosen)) / options.epochs)
+                set_lr(steps, lr)
+                inputs = data.augmented(stored, augmenter)
+                loss = nn.functional.cross_entropy(network(inputs), labels.to(data.device))
+                steps.zero_grad()
+                loss.backward()
+                take_step(steps)
+                with torch.no_grad():
+                    for parameter, mask in zip(parameters, alive, strict=True):
+                        parameter.mul_(mask)
+                losses.append(loss.detach() * len(labels))
+        train_loss = float(torch.stack(losses).sum() / len(data.train.labels))
+        if not math.isfinite(train_loss):
+            raise TrialFailure(
+                f"diverged: the loss of refit is {train_loss} in its epoch {epoch + 1}"
+            )
+        history.append(
+            {
+                "train_loss": train_loss,
+                "val_accuracy": accuracy(network, *data.validation, prepare=data.prepare),
+                "lr": lr,
+            }
+        )
+    network.eval()
+    return history

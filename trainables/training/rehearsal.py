@@ -1,0 +1,276 @@
+"""One real step on a copy, before training: what cannot be trained, made compact, kept or shipped
+is found out at once."""
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.compaction import compact
+from slimfront.trainables.compaction.agreement import Probe, difference, outputs
+from slimfront.trainables.data import Split
+from slimfront.trainables.data.look import looked_at
+from slimfront.trainables.errors import TrialFailure, UserError
+from slimfront.trainables.shipping.formats import why_not_exported
+from slimfront.trainables.shipping.int8 import as_int8
+from slimfront.trainables.shipping.network_file import check_storable, restore, store
+from slimfront.trainables.sparsifiers.base import out_of_reach
+from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.training.loop import Training
+from slimfront.trainables.training.losses import Losses
+
+_SAMPLES = 16
+"""So many real inputs are looked at."""
+_TOLERANCE = 1e-4
+_NEGLIGIBLE = 0.1
+
+log = logging.getLogger(__name__)
+
+
+def rehearse(candidate: Candidate, device: torch.device | str = "cpu") -> None:
+    """Builds the candidate's network and takes it through all that training will do with it, once;
+    nothing of it stays.
+
+    On a full batch and on the last, smaller one of an epoch: forward, backward, optimiser,
+    penalties and an update of the sparsifier; then compaction, storing and, where a network is not
+    kept as a graph, what exporting begins with.
+
+    Raises:
+        UserError: one sentence that names what cannot be done, and the module where that is known.
+    """
+    looked_at(candidate.data, torch.device(device))
+    with _naming(None, "the network cannot be trained"):
+        training = Training(candidate, device)
+    try:
+        _Rehearsal(training).run()
+    finally:
+        training.close()
+
+
+class _Rehearsal:
+    """The rehearsal of one training, which is used up by it."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.model = training.model
+        self.sample = training.data.prepare(training.data.train.inputs[:_SAMPLES])
+
+    def run(self) -> None:
+        """All of it, in the order in which training comes to it."""
+        self._name_what_stays_dense()
+        initial = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self._check_outputs()
+        self._check_trace()
+        try:
+            self._take_steps()
+        except torch.OutOfMemoryError:
+            # Whether there is more memory later, and whether batches may be halved, is for training
+            # to see.
+            return
+        if not all(bool(value.isfinite().all()) for value in self.model.parameters()):
+            self.model.load_state_dict(initial)  # it diverges, which is a result and no mistake
+        self._compact_and_keep()
+
+    def _name_what_stays_dense(self) -> None:
+        """Warns of layers that no sparsifier reaches, where they are more than a tenth of all
+        weights."""
+        dense = out_of_reach(self.model)
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        if self.training.sparsifier is None or sum(dense.values()) <= _NEGLIGIBLE * total:
+            return
+        layers = sorted({name.rpartition(".")[0] or name for name in dense})
+        log.warning(
+            "%s of %s weights stay dense, whatever sparsifier.sparsity says: no sparsifier acts on "
+            "%s",
+            f"{sum(dense.values()):,}",
+            f"{total:,}",
+            ", ".join(f"'{name}'" for name in layers[:10]) + (" …" if len(layers) > 10 else ""),
+        )
+
+    def _check_outputs(self) -> None:
+        """Whether the network gives logits, and the same ones each time in evaluation mode."""
+        training = self.training
+        with (
+            _naming(self.model, "the network cannot be run"),
+            torch.no_grad(),
+            training.own_noise(),
+        ):
+            self.model.eval()
+            first, second = self.model(self.sample), self.model(self.sample)
+        _check_logits(first, len(self.sample), training.data.classes)
+        if difference(first, second, _TOLERANCE, both_nan=True) > _TOLERANCE:
+            raise UserError(
+                "the network draws random numbers in evaluation mode, so that no two of its "
+                "outputs are equal; give a functional "
+                "dropout `training=self.training`"
+            )
+
+    def _check_trace(self) -> None:
+        """Whether the traced network computes what the network does; one that cannot be traced is
+        told of elsewhere."""
+        for mode in (False, True):
+            self.model.train(mode)
+            try:
+                traced = trace(self.model)
+            except UserError:
+                return
+            with (
+                _naming(self.model, "the network cannot be run"),
+                torch.random.fork_rng(devices=[]),
+            ):
+                probe = Probe(self.model, self.sample)
+                repeats = probe.difference(self.model, _TOLERANCE) <= _TOLERANCE
+            if repeats and probe.difference(traced, _TOLERANCE) > _TOLERANCE:
+                where = "training" if mode else "evaluation"
+                raise UserError(
+                    f"{type(self.model).__name__}.forward goes another way for other inputs (in "
+                    f"{where} mode), which its traced "
+                    "form does not; write it without branches that depend on data or on the size "
+                    "of a batch"
+                )
+
+    def _take_steps(self) -> None:
+        training, data = self.training, self.training.data
+        self.model.train()
+        training.losses = Losses(self.model, training.penalties, bf16=training.options.bf16)
+        count, size = len(data.train.labels), training.options.batch_size
+        steps = [(_last_due(training), min(size, count))] + (
+            [(0, count % size)] if count > size and count % size else []
+        )
+        for number, (step, examples) in enumerate(steps):
+            last = " the last batch of an epoch, of" if number else ""
+            problem = f"the network cannot be trained on{last} {examples} example{'s' if examples > 1 else ''}"
+            advice = "; set training.batch_size to another number" if number else ""
+            batch = Split(data.train.inputs[:examples], data.train.labels[:examples])
+            with _naming(self.model, problem, advice), training.own_noise():
+                training.step = step
+                _check_logits_of_step(training, batch)
+                training._train_batch(batch, 1.0)
+
+    def _compact_and_keep(self) -> None:
+        training, candidate = self.training, self.training.candidate
+        if candidate.compaction.enabled:
+            check_storable(self.model, self.sample)
+        with _naming(None, "the network cannot be made compact and kept"):
+            network = compact(self.model, self.sample, candidate.compaction).network
+            stored = store(
+                network, candidate.model, training.data.input_shape, training.data.classes
+            )
+            back = restore(stored, candidate.model).to(self.sample.device)
+            if (
+                difference(
+                    outputs(network, self.sample),
+                    outputs(back, self.sample),
+                    _TOLERANCE,
+                    both_nan=True,
+                )
+                > _TOLERANCE
+            ):
+                raise UserError("the network is not the same after it was stored and read again")
+        if "model" in stored:
+            _check_shippable(network, self.sample)
+        if candidate.int8:
+            with _naming(None, "the network cannot be quantised to int8"):
+                as_int8(copy.deepcopy(network).cpu(), training.data).val_accuracy(training.data)
+
+
+def _check_shippable(network: nn.Module, sample: Tensor) -> None:
+    """Refuses a network that is not kept as a graph, and that torch.export, the other way to ship
+    it, does not take."""
+    reason = why_not_exported(network, sample)
+    if reason is not None:
+        raise UserError(
+            f"no format can ship this network: {reason}; write its forward without what is named, "
+            "or leave that out"
+        )
+
+
+def _check_logits(found: object, count: int, classes: int) -> None:
+    if not isinstance(found, Tensor):
+        raise UserError(
+            f"the network returns a {type(found).__name__}; it must return one tensor of logits, "
+            f"(N, {classes}), so wrap it in a "
+            "module that gives just that"
+        )
+    if not found.is_floating_point() or found.dim() != 2 or len(found) != count:
+        raise UserError(
+            f"the network returns {tuple(found.shape)} ({found.dtype}) for {count} inputs; it must "
+            "return logits, "
+            f"({count}, {classes})"
+        )
+    if found.shape[1] < classes:
+        raise UserError(
+            f"the network gives {found.shape[1]} logits, and the data set has {classes} classes; "
+            "give it an output each"
+        )
+
+
+def _check_logits_of_step(training: Training, batch: Split) -> None:
+    """In training mode a network may return something else: auxiliary outputs, say."""
+    with torch.no_grad(), _statistics_kept(training.model):
+        found = training.model(training.data.prepare(batch.inputs))
+    _check_logits(found, len(batch.labels), training.data.classes)
+
+
+@contextmanager
+def _statistics_kept(model: nn.Module) -> Iterator[None]:
+    before = [buffer.clone() for buffer in model.buffers()]
+    yield
+    for buffer, value in zip(model.buffers(), before, strict=True):
+        buffer.copy_(value)
+
+
+def _last_due(training: Training) -> int:
+    """The last step in which the sparsifier changes its masks, when as many weights are zero as
+    ever; else the last step."""
+    last = training.steps_per_epoch() * training.options.epochs - 1
+    sparsifier = training.sparsifier
+    if sparsifier is None:
+        return last
+    return next((step for step in range(last, -1, -1) if sparsifier.due(step)), last)
+
+
+@contextmanager
+def _naming(model: nn.Module | None, problem: str, advice: str = "") -> Iterator[None]:
+    """Turns whatever is raised within into one sentence, which names the module of `model` that was
+    at work.
+
+    No copies may be made of `model` within: they would carry its hooks.
+    """
+    within: list[str] = []
+    names = {module: name for name, module in (model.named_modules() if model is not None else ())}
+
+    def enter(module: nn.Module, _inputs: object) -> None:
+        within.append(
+            f"'{names[module]}' ({type(module).__name__})"
+            if names[module]
+            else type(module).__name__
+        )
+
+    def leave(_module: nn.Module, _inputs: object, _outputs: object) -> None:
+        within.pop()
+
+    handles = [
+        hook
+        for module in names
+        for hook in (module.register_forward_pre_hook(enter), module.register_forward_hook(leave))
+    ]
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        lines = str(error).splitlines() or [""]
+        said = (
+            lines[0] if isinstance(error, TrialFailure) else f"{type(error).__name__}: {lines[0]}"
+        )
+        raise UserError(
+            f"{problem}: {f'{within[-1]} raised ' if within else ''}{said}{advice}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()

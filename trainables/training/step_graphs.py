@@ -1,0 +1,359 @@
+"""Steps of training recorded once as CUDA graphs, and then replayed: small networks spend their
+time launching kernels.
+
+What a step reads is on the GPU before it begins: the order of an epoch's examples, what
+augmentation draws, learning rates and proximal step sizes, and counters that say where in them it
+is. So a replay needs nothing from this process, and nothing waits.
+
+Recorded are full batches, one graph for each phase of the penalties (with CKA-SR: batches that it
+looks at, and others). Steps in which a sparsifier changes its masks, the last and smaller batch,
+and the first few steps are taken as ever, by the same code.
+"""
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Generator, Hashable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimfront.trainables.data.transforms import Draws, draw
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.gpu import to_device
+from slimfront.trainables.penalties.base import ActiveGroups
+from slimfront.trainables.penalties.cka import ActiveFeatures
+from slimfront.trainables.training.ranks import Solo
+
+if TYPE_CHECKING:
+    from slimfront.trainables.training.loop import Training
+
+CudaGraphs = bool | Literal["auto"]
+
+Replay = Callable[[], None]
+Record = Callable[[Callable[[], None]], Replay]
+
+log = logging.getLogger(__name__)
+
+WARM_UP = 3
+"""So many steps of a phase are taken as ever before it is recorded: libraries choose their
+algorithms in them."""
+
+_PHASES = 8
+"""At most so many phases are recorded; a penalty whose strength rises in each step has a phase in
+each."""
+
+_SEEN = 64
+"""So many phases are counted that are not recorded yet."""
+
+_AHEAD = 32
+"""Augmentation is drawn for so many batches at once: one copy to the GPU for all of them."""
+
+
+def record_on_gpu(take: Callable[[], None]) -> Replay:
+    """Takes a step by recording it and replaying it once; what it returns takes further ones."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        graph.capture_begin(capture_error_mode="thread_local")
+        take()
+    finally:
+        graph.capture_end()
+    graph.replay()
+    return graph.replay
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A recorded step, and the addresses of all that it reads and writes."""
+
+    replay: Replay
+    addresses: tuple[int, ...]
+
+
+class StepGraphs:
+    """The steps of one training, an epoch at a time."""
+
+    def __init__(self, training: "Training", record: Record = record_on_gpu) -> None:
+        """`record` takes a step in such a way that it can be repeated; tests have one that needs no
+        GPU."""
+        self.training = training
+        self.record = record
+        self.stream = torch.cuda.Stream(training.device) if training.device.type == "cuda" else None
+        self.refusal: str | None = None
+        """Why steps are no longer recorded."""
+        self.recorded: dict[Hashable, _Recorded] = {}
+        self.seen: Counter[Hashable] = Counter()
+        self.replays = 0
+        self._make_tables()
+
+    def _make_tables(self) -> None:
+        device, data = self.training.device, self.training.data
+        count, self.size = len(data.train.labels), self.training.options.batch_size
+        batches = -(-count // self.size)
+        self.order = torch.zeros(count, dtype=torch.int64, device=device)
+        self.mirrored = (
+            torch.zeros(count, 1, dtype=torch.bool, device=device) if data.augment.flip else None
+        )
+        self.corner = (
+            torch.zeros(2, count, 1, dtype=torch.int64, device=device)
+            if data.augment.crop
+            else None
+        )
+        # What fused optimisers take.
+        self.rates = torch.zeros(batches, dtype=torch.float32, device=device)
+        self.step_sizes = torch.zeros_like(self.rates)
+        self.first = torch.zeros((), dtype=torch.int64, device=device)
+        """The place in `order` where the coming batch begins."""
+        self.number = torch.zeros(1, dtype=torch.int64, device=device)
+        """Which step of the epoch comes."""
+        self.places = torch.arange(self.size, device=device)
+        self.totals = torch.zeros(2, dtype=torch.float64, device=device)
+        """The sums of task losses, each times the size of its batch, and of penalty losses."""
+
+    def on_stream(self) -> AbstractContextManager[object]:
+        """Within, what is computed is queued behind the steps taken before, and beside what other
+        trainings do."""
+        return torch.cuda.stream(self.stream) if self.stream is not None else nullcontext()
+
+    def steps(self, order: Tensor) -> Generator[None]:
+        """Takes the steps of an epoch on the examples in `order` (N,), one for each item that is
+        asked for."""
+        count = len(order)
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.training.device))
+        with self.on_stream():
+            self._begin(order)
+        for number, first in enumerate(range(0, count, self.size)):
+            with self.on_stream():
+                if number % _AHEAD == 0:
+                    self._draw(first, min(first + _AHEAD * self.size, count))
+                self._step(min(self.size, count - first))
+            yield
+        if self.stream is not None:
+            torch.cuda.current_stream(self.training.device).wait_stream(self.stream)
+
+    def means(self) -> Tensor:
+        """The mean task loss of the epoch's examples, and the mean penalty loss of its steps: (2,),
+        float64."""
+        counts = torch.tensor([len(self.order), len(self.rates)], dtype=torch.float64)
+        return self.totals / to_device(counts, self.totals.device)
+
+    def _begin(self, order: Tensor) -> None:
+        training = self.training
+        rates = [
+            training.learning_rate(training.step + number) for number in range(len(self.rates))
+        ]
+        _fill(self.order, order)
+        _fill(self.rates, torch.tensor(rates))
+        _fill(self.step_sizes, torch.tensor([training.proximal_step(rate) for rate in rates]))
+        for counter in (self.first, self.number, self.totals):
+            counter.zero_()
+
+    def _draw(self, first: int, last: int) -> None:
+        """Draws the augmentation of the examples at places `first` to `last`, batch by batch, as
+        without recording."""
+        training = self.training
+        if not training.data.augment.active:
+            return
+        sizes = [min(self.size, last - begin) for begin in range(first, last, self.size)]
+        drawn = [draw(size, training.data.augment, training.augmenter) for size in sizes]
+        if self.mirrored is not None:
+            _fill(self.mirrored[first:last], torch.cat([one.mirrored for one in drawn]))  # type: ignore[misc]
+        if self.corner is not None:
+            _fill(self.corner[:, first:last], torch.cat([one.corner for one in drawn], 1))  # type: ignore[misc]
+
+    def _step(self, size: int) -> None:
+        training = self.training
+        phase = self._phase(training.step)
+        due = training.sparsifier is not None and training.sparsifier.due(training.step)
+        recorded = self.recorded.get(phase)
+        if due or size < self.size:
+            self._take(size)
+            self._forget_what_moved()
+        elif recorded is not None:
+            recorded.replay()
+            self.replays += 1
+        elif self._ready(phase):
+            self._take_recorded(phase, size)
+        else:
+            self._take_watched(size)
+            self._count(phase)
+            self._forget_what_moved()
+        training.step += 1
+
+    def _phase(self, step: int) -> Hashable:
+        """Equal for two steps in which the same is computed."""
+        training = self.training
+        epoch = step / training.steps_per_epoch()
+        pairs = zip(training.penalties, training.penalty_options, strict=True)
+        return tuple(penalty.phase(step, options.scale(epoch)) for penalty, options in pairs)  # type: ignore[attr-defined]
+
+    def _count(self, phase: Hashable) -> None:
+        if len(self.seen) > _SEEN:
+            self.seen.clear()
+        self.seen[phase] += 1
+
+    def _ready(self, phase: Hashable) -> bool:
+        return self.refusal is None and self.seen[phase] >= WARM_UP and len(self.recorded) < _PHASES
+
+    def _take(self, size: int) -> None:
+        """One step that is not replayed, with the random numbers that this training has alone."""
+        with self.training.own_noise():
+            self._compute(size)
+
+    def _compute(self, size: int) -> None:
+        """One step of this training, which reads its examples and numbers from the tables, at the
+        counters."""
+        training, data = self.training, self.training.data
+        places = self.first + self.places[:size]
+        chosen = self.order.index_select(0, places)
+        mirrored = None if self.mirrored is None else self.mirrored.index_select(0, places)
+        corner = None if self.corner is None else self.corner.index_select(1, places)
+        inputs = data.varied(data.train.inputs.index_select(0, chosen), Draws(mirrored, corner))
+        labels = data.train.labels.index_select(0, chosen)
+        lr, step_size = (
+            table.index_select(0, self.number).squeeze(0) for table in (self.rates, self.step_sizes)
+        )
+        task_loss, penalty_loss = training.take_prepared_step(inputs, labels, lr, step_size)
+        with torch.no_grad():
+            self.totals += torch.stack([task_loss.double() * size, penalty_loss.double()])
+            self.first += size
+            self.number += 1
+
+    def _take_watched(self, size: int) -> None:
+        """The same; finds out whether the network keeps anything in Python that a replay would not
+        see."""
+        if self.refusal is not None or len(self.seen) > _PHASES:
+            self._take(size)
+            return
+        with self.training.own_noise():
+            before = _outside(self.training.model, self.stream is not None)
+            self._compute(size)
+            changed = _outside(self.training.model, self.stream is not None) != before
+        if changed:
+            self._refuse("the network draws random numbers, or counts something, in each step")
+
+    def _take_recorded(self, phase: Hashable, size: int) -> None:
+        try:
+            replay = self.record(lambda: self._compute(size))
+        except (RuntimeError, torch.OutOfMemoryError) as error:  # nothing was computed
+            message = str(error).strip().splitlines()
+            self._refuse(f"{type(error).__name__}: {message[0] if message else ''}")
+            self._take(size)
+            return
+        self.training.clear_gradients()  # they lie in the graph's memory
+        self.recorded[phase] = _Recorded(replay, self._addresses())
+        self.replays += 1
+
+    def _refuse(self, reason: str) -> None:
+        self.refusal = reason
+        if self.training.options.cuda_graphs is True:
+            raise UserError(
+                f"training.cuda_graphs: true: steps of this network cannot be recorded ({reason}); "
+                "set it to auto"
+            )
+        log.info("training.cuda_graphs: auto: steps are not recorded: %s", reason)
+
+    def _forget_what_moved(self) -> None:
+        """Drops recordings of tensors that are no longer used, such as an optimiser's that was
+        reset."""
+        if not self.recorded:
+            return
+        addresses = self._addresses()
+        moved = [
+            phase for phase, recorded in self.recorded.items() if recorded.addresses != addresses
+        ]
+        for phase in moved:
+            del self.recorded[phase]
+            del self.seen[phase]
+
+    def check_addresses(self) -> None:
+        """To be called when anything but a step may have changed the training's tensors."""
+        self._forget_what_moved()
+
+    def _addresses(self) -> tuple[int, ...]:
+        training = self.training
+        held: list[Any] = [*training.model.parameters(), *training.model.buffers()]
+        held += training.sparsifier.masks.values() if training.sparsifier else ()
+        for state in training.optimizer.state.values():
+            held += state.values()
+        return tuple(tensor.data_ptr() for tensor in held if isinstance(tensor, Tensor))
+
+
+def why_not(training: "Training") -> str | None:
+    """Why the steps of a training cannot be recorded; None if they may be."""
+    if training.device.type != "cuda":
+        return "it needs a GPU"
+    return why_not_anywhere(training)
+
+
+def why_not_anywhere(training: "Training") -> str | None:
+    """The same, but for the device."""
+    options, data = training.options, training.data
+    if type(training.ranks) is not Solo:
+        return "the training has several processes"
+    if options.out_of_memory == "halve":
+        return "training.out_of_memory is halve"
+    if data.train.inputs.device.type != training.device.type:
+        return "the training data are not on the GPU"
+    if any(
+        isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        for module in training.model.modules()
+    ):
+        return "the network drops at random"
+    if not all(
+        isinstance(penalty, (ActiveGroups, ActiveFeatures)) for penalty in training.penalties
+    ):
+        return "a penalty acts on neither groups nor features"
+    return None
+
+
+def step_graphs(training: "Training") -> StepGraphs | None:
+    """The recorded steps of a training, if `training.cuda_graphs` asks for them and they can be.
+
+    Raises:
+        UserError: if it is `true`, and they cannot.
+    """
+    wanted = training.options.cuda_graphs
+    if wanted is False:
+        return None
+    reason = why_not(training)
+    if reason is None:
+        return StepGraphs(training)
+    if wanted is True:
+        raise UserError(
+            f"training.cuda_graphs: true: steps cannot be recorded: {reason}; set it to auto or "
+            "false"
+        )
+    if training.device.type == "cuda":
+        log.info("training.cuda_graphs: auto: steps are not recorded: %s", reason)
+    return None
+
+
+def _fill(table: Tensor, values: Tensor) -> None:
+    """Copies `values` into a table on the GPU without waiting for it."""
+    pinned = values.pin_memory() if table.is_cuda and not values.is_cuda else values
+    table.copy_(pinned, non_blocking=True)
+
+
+def _outside(model: nn.Module, on_gpu: bool) -> tuple[object, ...]:
+    """What a replay cannot change: random numbers of this process, and numbers that modules keep in
+    Python."""
+    random_states = [
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+    ]  # type: ignore[index]
+    if on_gpu:
+        random_states.append(torch.cuda.get_rng_state().tolist())
+    kept = [
+        (name, key, value)
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, (bool, int, float, str))
+    ]
+    return (*random_states, kept)

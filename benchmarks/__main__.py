@@ -61,10 +61,9 @@ def main() -> None:
             printed = subprocess.run(
                 command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
             ).stdout
-        # Ray may print before it.
         table = re.sub(
             r"\A.*?(?=^\d+ seeds?;)", "", printed, flags=re.DOTALL | re.MULTILINE
-        ).strip()
+        ).strip()  # Ray may print before it
         print(table, flush=True)
         for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
             text = page.read_text()

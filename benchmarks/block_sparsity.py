@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import Outcome, at_least, run, spread
-from slimfront.trainables import Candidate
+from slimfront import Candidate
 from slimfront.trainables.measures.measure import accuracy
 from slimfront.trainables.training.loop import Training
 
@@ -41,8 +41,10 @@ def train_one(
                 "seed": seed,
             },
             "penalties": {"block": {"strength": strength}} if strength else {},
-            # Small: batch norms are folded by then.
-            "refit": {"epochs": max(1, epochs // 2), "lr": 2e-3},
+            "refit": {
+                "epochs": max(1, epochs // 2),
+                "lr": 2e-3,
+            },  # small: batch norms are folded by then
         }
     )
     training = Training(candidate, device)

@@ -19,7 +19,7 @@ from torch import nn
 from torch_pruning.pruner.importance import GroupMagnitudeImportance, GroupTaylorImportance
 
 from benchmarks.common import Outcome, at_least, at_most, run, spread
-from slimfront.trainables import Candidate, train
+from slimfront import Candidate, train
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.measures.latency import Latency, time_networks
 from slimfront.trainables.measures.measure import accuracy, measure

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import Goal, Outcome, at_least, run
-from slimfront.trainables import Candidate
+from slimfront import Candidate
 from slimfront.trainables.data.base import Split
 from slimfront.trainables.training.loop import Training
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from benchmarks.common import Outcome, at_least, at_most, run
-from slimfront.trainables import Candidate
+from slimfront import Candidate
 from slimfront.trainables.data.cache import FOLDER
 from slimfront.trainables.training.loop import Training
 
@@ -38,7 +38,7 @@ PROCESS = """
 import json, sys, time
 from pathlib import Path
 import torch
-from slimfront.trainables import Candidate
+from slimfront import Candidate
 from slimfront.trainables.data import load_once
 torch.set_num_threads(1)
 def memory():  # its share of what it has in memory: pages of several processes count in parts
@@ -147,8 +147,9 @@ def data(arguments: argparse.Namespace) -> Outcome:
         datasets.config.HF_DATASETS_CACHE = Path(directory, "arrow")
         folder.mkdir()
         write_images(folder, count)
-        # Its own copy, made only once.
-        datasets.load_dataset("parquet", data_files={"train": str(folder / "train.parquet")})
+        datasets.load_dataset(
+            "parquet", data_files={"train": str(folder / "train.parquet")}
+        )  # its own copy, made only once
         for where in WHERE:
             shutil.rmtree(cache, ignore_errors=True)
             first[where], _ = start_processes(folder, where, processes)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import Outcome, run, spread
-from slimfront.trainables import Candidate
+from slimfront import Candidate
 from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.measures.measure import accuracy
 from slimfront.trainables.packs import Pack

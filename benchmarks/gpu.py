@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Outcome, at_least, at_most, run
 from benchmarks.penalty_steps import PENALTY_OPTIONS
-from slimfront.trainables import Candidate
+from slimfront import Candidate
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.measures.latency import seconds_of
 from slimfront.trainables.packs import Pack
@@ -218,8 +218,9 @@ def rivals(scale: Scale, device: torch.device) -> dict[str, Entry]:
     like = training(device, scale)
     made: dict[str, Entry] = {}
     for name, switches in SWITCHES.items():
-        # Elsewhere it takes longer than all else: `benchmarks.compiled` is for that.
-        if "compile" in switches and not on_gpu:
+        if (
+            "compile" in switches and not on_gpu
+        ):  # elsewhere it takes longer than all else: `benchmarks.compiled` is for that
             continue
         flags = {
             "bf16": "bf16" in name,

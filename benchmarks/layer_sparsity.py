@@ -16,7 +16,7 @@ from torch import nn
 
 from benchmarks.common import Goal, Outcome, Spread, at_least, at_most, run, spread
 from benchmarks.pictures import before_and_after
-from slimfront.trainables import Candidate
+from slimfront import Candidate
 from slimfront.trainables.data import load_once
 from slimfront.trainables.measures.measure import accuracy
 from slimfront.trainables.shipping.network_file import restore, store

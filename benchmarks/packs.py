@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.common import Outcome, at_least, run
-from slimfront.trainables import Candidate
+from slimfront import Candidate
 from slimfront.trainables.packs import Pack
 from slimfront.trainables.training.loop import Training
 

@@ -17,6 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.common import Goal, Outcome, at_most, run
 from benchmarks.curves import THIRD, Curve, compare, shares
+from slimfront import train
 from slimfront.search.config.samplers import SAMPLERS
 from slimfront.search.config.schema import Config, load
 from slimfront.search.engine import runner
@@ -24,7 +25,6 @@ from slimfront.search.engine.nodes import start_local_ray
 from slimfront.search.engine.searcher import StudySearcher
 from slimfront.search.record.journal import JOURNAL_FILE, Event, read_events
 from slimfront.search.record.ledger import Ledger, TrialRecord
-from slimfront.trainables import train
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import Outcome, run, spread
-from slimfront.trainables import Candidate
+from slimfront import Candidate
 from slimfront.trainables.measures.measure import accuracy
 from slimfront.trainables.sparsifiers import SPARSIFIERS
 from slimfront.trainables.training.loop import Training
@@ -73,8 +73,9 @@ def fit(job: Job) -> float:
 
 def sparsifiers(sparsities: tuple[float, ...]) -> list[dict[str, Any]]:
     """Every sparsifier at every sparsity; N:M masks at theirs."""
-    # Of weights, to a free target.
-    names = [name for name in sorted(SPARSIFIERS) if name not in ("nm", "channels")]
+    names = [
+        name for name in sorted(SPARSIFIERS) if name not in ("nm", "channels")
+    ]  # of weights, to a free target
     every = {name: {"every": EVERY[name]} if name in EVERY else {} for name in names}
     return [{"name": name, "sparsity": s} | every[name] for s in sparsities for name in names] + [
         {"name": "nm"}

@@ -171,13 +171,15 @@ class Stack:
 
     def __enter__(self) -> Self:
         try:
-            # Compose.yaml lists a service after those that it depends on.
-            for process in self.processes:
+            for (
+                process
+            ) in self.processes:  # compose.yaml lists a service after those that it depends on
                 for needed in process.service.get("depends_on", {}):
                     self._await(needed)
                 self._start(process)
-                # One after another: nodes that start at once take the same sockets.
-                if process.name not in self.services:
+                if (
+                    process.name not in self.services
+                ):  # one after another: nodes that start at once take the same sockets
                     self._await(process.name)
             for process in self.processes:
                 self._await(process.name)

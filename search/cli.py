@@ -423,8 +423,9 @@ def main() -> None:
     handler = RichHandler(console=_errors, show_time=False, show_path=False)
     handler.addFilter(_hide_secrets)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    # How far long decoding is.
-    logging.getLogger("slimfront.trainables.data").setLevel(logging.INFO)
+    logging.getLogger("slimfront.trainables.data").setLevel(
+        logging.INFO
+    )  # how far long decoding is
     try:
         app()
     except UserError as error:

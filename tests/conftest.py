@@ -11,8 +11,8 @@ import pytest
 import torch
 import yaml
 
+from slimfront import Candidate
 from slimfront.search.config.schema import Config
-from slimfront.trainables import Candidate
 from slimfront.trainables.data.cache import FOLDER
 
 # In CI the same examples each time, elsewhere new ones: a change is not blamed for what luck finds.

@@ -35,7 +35,7 @@ def test_a_candidate_trains_where_ray_optuna_and_mlflow_are_not_installed() -> N
 import sys
 for name in ("ray", "optuna", "mlflow", "search"):
     sys.modules[name] = None  # importing it raises ImportError
-from slimfront.trainables import Candidate, train
+from slimfront import Candidate, train
 trained = train(Candidate.model_validate({"model": {"name": "mlp", "depth": 1, "width": 4}, "training": {"epochs": 1}}))
 print(sorted(trained.measures))
 """

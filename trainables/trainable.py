@@ -88,8 +88,9 @@ class CandidateTrainable(tune.Trainable):
         training = self._new_training(Candidate.model_validate(self.candidate))
         if self.resume_from is not None:
             try:
-                # Copied here where it lies in a bucket.
-                with tune.Checkpoint(self.resume_from).as_directory() as directory:
+                with tune.Checkpoint(
+                    self.resume_from
+                ).as_directory() as directory:  # copied here where it lies in a bucket
                     training.load_state_dict(load_tensors(Path(directory, TRAINING_FILE)))
             except (UserError, FileNotFoundError) as error:
                 log.warning("a trial cannot go on from its checkpoint, and begins again: %s", error)

@@ -88,8 +88,9 @@ class Cluster:
             yield
         except UserError:
             raise
-        # Ray raises RuntimeError with the answer of the server, and kinds of its own.
-        except Exception as error:
+        except (
+            Exception
+        ) as error:  # Ray raises RuntimeError with the answer of the server, and kinds of its own
             text = " ".join(str(error).split())
             if any(code in text for code in ("401", "403", "uthenticat", "nauthorized")):
                 raise UserError(

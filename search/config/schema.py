@@ -167,8 +167,9 @@ class Config(Candidate):
             (path, value) for path, parameter in self.space.items() for value in parameter.ends()
         ]
         for path, value in [*values, *(item for start in starts for item in start.items())]:
-            # NaN is not equal to itself.
-            if repr(redact_values(value, path.rpartition(".")[2])) != repr(value):
+            if repr(redact_values(value, path.rpartition(".")[2])) != repr(
+                value
+            ):  # NaN is not equal to itself
                 raise _space_error(
                     path,
                     "varies in secrets, and all values of a trial are recorded; name them without "
@@ -245,8 +246,9 @@ class Config(Candidate):
             any(path.partition(".")[0] == "model" for path in self.space)
             and plain["latency"]["against"] is None
         ):
-            # Every trial's speed-up is against the same network.
-            plain["latency"]["against"] = plain["model"]
+            plain["latency"]["against"] = plain[
+                "model"
+            ]  # every trial's speed-up is against the same network
         if (
             self.sparsifier is not None
             and values.get("sparsifier.name", self.sparsifier.name) != self.sparsifier.name
@@ -357,6 +359,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         UserError: one sentence of one line that says what is wrong, where, and what would be right.
     """
     return _explained(lambda: read_text(path), str(path), overrides, GIVEN)
+
+
+def from_mapping(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """The config that a YAML file with this content would be. Raises UserError as `load`."""
+    return _explained(lambda: write(dict(tree)), "the config", overrides, GIVEN)
 
 
 def load_recorded(text: str, overrides: Sequence[str] = ()) -> Config:

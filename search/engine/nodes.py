@@ -96,8 +96,9 @@ def _knock(address: str) -> None:
 
 def _quieten() -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # It lists failed trials, which we report with reasons.
-    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.tune.tune").setLevel(
+        logging.CRITICAL
+    )  # it lists failed trials, which we report with reasons
 
 
 def slots(nodes: list[dict[str, Any]], trial: Mapping[str, float]) -> int:

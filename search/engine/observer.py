@@ -97,8 +97,9 @@ class Observer(DriverOnly, tune.Callback):
         if history:
             self.write("epochs", number=trial.config["number"], history=history)
         if record is not None and self._matters(record, result):
-            # Ray looks at it next; the point follows in `on_checkpoint`.
-            result["should_checkpoint"] = True
+            result["should_checkpoint"] = (
+                True  # Ray looks at it next; the point follows in `on_checkpoint`
+            )
         elif record is not None and not any(
             point.epoch == result.get("epoch") for point in record.points
         ):
@@ -128,8 +129,9 @@ class Observer(DriverOnly, tune.Callback):
         result, record = trial.last_result or {}, self._record(trial)
         if record is None or "val_accuracy" not in result:
             return
-        # Its process was lost before it went on from there.
-        if any(point.epoch == result["epoch"] for point in record.points):
+        if any(
+            point.epoch == result["epoch"] for point in record.points
+        ):  # its process was lost before it went on from there
             known = self.ledger.find(record, result["epoch"])
             old = known.checkpoint
             self.write(

@@ -175,8 +175,10 @@ def _run(
                     _without_ray_s_snapshots(),
                 ):
                     _run_trials(session, searcher, scheduler, observer, trainable)
-        # By a write to the study, not to the journal.
-        except (OSError, StorageInternalError) as error:
+        except (
+            OSError,
+            StorageInternalError,
+        ) as error:  # by a write to the study, not to the journal
             observer.failure = observer.failure or _as_os_error(error)
             interrupt.requested = True
         finally:
@@ -344,10 +346,9 @@ def _run_trials(
             callbacks=[observer],
             stop=observer.interrupt,
             verbose=0,
-            # The observer asks.
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=0, checkpoint_at_end=False
-            ),
+            ),  # the observer asks
             failure_config=tune.FailureConfig(max_failures=config.search.retries),
         ),
     )

@@ -61,8 +61,9 @@ def read_events(file: Path) -> Iterator[Event]:
         lines = file.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"the journal {file} cannot be read: {error.strerror}") from None
-    # After the last newline there is nothing, or what a dying process wrote.
-    for number, line in enumerate(lines[:-1], start=1):
+    for number, line in enumerate(
+        lines[:-1], start=1
+    ):  # after the last newline there is nothing, or what a dying process wrote
         try:
             event = _decoded(line, number)
         except (ValueError, RecursionError) as error:
@@ -177,8 +178,9 @@ class Journal:
         except UserError:
             self.lock.close()
             raise
-        # What could not be written must not be tried again when it is closed.
-        self.file = path.open("ab", buffering=0)
+        self.file = path.open(
+            "ab", buffering=0
+        )  # what could not be written must not be tried again when it is closed
         content = path.read_bytes()
         self.size = content.rfind(b"\n") + 1
         self.count = content.count(b"\n")
@@ -212,8 +214,9 @@ class Journal:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file.name))
             os.fsync(self.file.fileno())
         except OSError:
-            # A part of a line is cut off when the journal is opened again, too.
-            with suppress(OSError):
+            with suppress(
+                OSError
+            ):  # a part of a line is cut off when the journal is opened again, too
                 self.file.truncate(self.size)
             raise
         self.size += len(line)

@@ -207,8 +207,10 @@ def resumed_config(
             )
     again = os.environ.get(STORE_VARIABLE, "")
     if "tracking.uri" not in given and _place(again) == _place(began.tracking.uri):
-        # The same store, with the password that is not recorded.
-        overrides = [*overrides, f"tracking.uri={json.dumps(again)}"]
+        overrides = [
+            *overrides,
+            f"tracking.uri={json.dumps(again)}",
+        ]  # the same store, with the password that is not recorded
     config = load_recorded(text, overrides)
     _refuse_other_stores(config, began, search)
     for path in set(hidden) & set(given):

@@ -148,8 +148,11 @@ def load(point: Point, config: Config) -> nn.Module | None:
     """The network of a point as it is stored; None if its file cannot be read."""
     try:
         return read(point.file, config.model_of(point.trial.values))
-    # The latter two of values that are no candidate's any more.
-    except (UserError, KeyError, ValueError):
+    except (
+        UserError,
+        KeyError,
+        ValueError,
+    ):  # the latter two of values that are no candidate's any more
         return None
 
 

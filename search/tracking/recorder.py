@@ -277,8 +277,9 @@ class Recorder:
     def _put_session(self, event: Event) -> None:
         if event["session"] > 1:
             self._to("").status = "RUNNING"
-            # Of a session before, whose end could not be written.
-            self.page_work.pop("finish", None)
+            self.page_work.pop(
+                "finish", None
+            )  # of a session before, whose end could not be written
 
     def _put_trial(self, event: Event) -> None:
         name = label(event["number"])

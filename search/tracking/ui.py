@@ -45,13 +45,15 @@ def open_ui(
         "--workers",
         "1",
     ]
-    # So that the server ends with us, however we are ended.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # so that the server ends with us, however we are ended
     # Four processes for jobs of MLflow's that a search has none of would make the start twice as
     # long.
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | os.environ
-    # Not on the command line, where everyone could read its password.
-    environment["MLFLOW_BACKEND_STORE_URI"] = uri
+    environment["MLFLOW_BACKEND_STORE_URI"] = (
+        uri  # not on the command line, where everyone could read its password
+    )
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
     ) as server:
@@ -83,8 +85,9 @@ def _refuse_taken_port(port: int) -> None:
 
 def _wait_until_up(server: "subprocess.Popen[bytes]", url: str) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
-    # No proxy reaches this machine's own server.
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    direct = urllib.request.build_opener(
+        urllib.request.ProxyHandler({})
+    )  # no proxy reaches this machine's own server
     while time.monotonic() < deadline:
         if server.poll() is not None:
             said = (

@@ -229,8 +229,10 @@ def test_a_search_survives_lost_nodes_a_stop_and_a_new_head(
         config = write_config(
             tmp_path,
             training={"epochs": EPOCHS, "batch_size": 16, "report_every": 10},
-            # More than can end before it is stopped.
-            search={"trials": 500, "storage": postgres.replace(":secret@", "@")},
+            search={
+                "trials": 500,
+                "storage": postgres.replace(":secret@", "@"),
+            },  # more than can end before it is stopped
             resources={"pack": 1},
             tracking={"uri": server.url},
         )

@@ -32,7 +32,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 RACE = """
 import random, sys, time
-from slimfront.search import fencing
+from slimfront.search.record import fencing
 fencing.LEASE_S = 0.5
 seed, database, search = sys.argv[1:]
 chance = random.Random(int(seed))
@@ -83,7 +83,7 @@ STOPPED = """
 import sys, time
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from slimfront.search import fencing
+from slimfront.search.record import fencing
 fencing.LEASE_S = 1.0
 database, search = sys.argv[1:]
 fence = fencing.Fence(database, search, "stopped")

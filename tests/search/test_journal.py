@@ -18,8 +18,9 @@ def kinds(directory: Path) -> list[str]:
 def test_what_was_appended_is_read_back_in_order_with_its_time(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     written = [journal.append("one", number=1, text="ä\n"), journal.append("two")]
-    # Before it is closed: each event is safe at once.
-    assert list(read_events(tmp_path / JOURNAL_FILE)) == written
+    assert (
+        list(read_events(tmp_path / JOURNAL_FILE)) == written
+    )  # before it is closed: each event is safe at once
     assert written[0]["time"] <= written[1]["time"]
     journal.close()
 

@@ -7,6 +7,7 @@ import pytest
 from mlflow import MlflowClient
 from pydantic import ValidationError
 
+from slimfront import train
 from slimfront.search.config.schema import Config
 from slimfront.search.engine import packing
 from slimfront.search.engine.interrupt import Interrupt
@@ -14,7 +15,6 @@ from slimfront.search.engine.packing import pack
 from slimfront.search.engine.progress import Progress
 from slimfront.search.engine.runner import resume_search, run_search
 from slimfront.search.record.ledger import Ledger
-from slimfront.trainables import train
 from slimfront.trainables.errors import UserError
 from tests.conftest import SMALL_CONFIG, small_config
 from tests.search.searches import Kills, actors, check_histories, runs_of

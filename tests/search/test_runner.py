@@ -15,13 +15,13 @@ import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
+from slimfront import measure, train
 from slimfront.search.config.schema import Config
 from slimfront.search.engine.progress import Progress
 from slimfront.search.engine.runner import resume_search, run_search
 from slimfront.search.record.journal import Journal
 from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.report import as_json
-from slimfront.trainables import measure, train
 from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.measures.measure import accuracy
@@ -228,8 +228,12 @@ def test_a_trial_can_be_repeated_alone_from_its_values_and_seed(
 @pytest.mark.slow
 def test_with_one_trial_at_a_time_a_seed_repeats_suggestions_and_results(tmp_path: Path) -> None:
     def run(name: str) -> list[tuple[dict[str, Any], dict[str, float]]]:
-        # TPE looks at results after 10 trials.
-        options = {"trials": 12, "concurrency": 1, "sampler": "tpe", "seed": 1}
+        options = {
+            "trials": 12,
+            "concurrency": 1,
+            "sampler": "tpe",
+            "seed": 1,
+        }  # TPE looks at results after 10 trials
         (tmp_path / name).mkdir()
         result = run_search(
             small_config(tmp_path / name, search=options, training={"epochs": 1, "batch_size": 512})

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from slimfront.trainables import Candidate
+from slimfront import Candidate
 
 
 def test_a_candidate_goes_through_plain_data_unchanged(candidate: Candidate) -> None:

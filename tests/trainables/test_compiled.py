@@ -14,7 +14,7 @@ import torch._inductor.config
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from slimfront.trainables import Candidate
+from slimfront import Candidate
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.packs import Pack, packable
 from slimfront.trainables.sparsifiers import SPARSIFIERS

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from slimfront.trainables import Candidate, measure, train
+from slimfront import Candidate, measure, train
 from slimfront.trainables.gpu import free_memory, take_share, to_device
 from slimfront.trainables.training.loop import Training
 from tests.conftest import SMALL_CANDIDATE
@@ -103,8 +103,9 @@ def test_on_a_gpu_a_batch_that_does_not_fit_is_taken_in_parts() -> None:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert tight.parts > 1
-    # Batch norms see the parts.
-    assert metrics["train_loss"] == pytest.approx(expected["train_loss"], rel=0.2)
+    assert metrics["train_loss"] == pytest.approx(
+        expected["train_loss"], rel=0.2
+    )  # batch norms see the parts
 
 
 @pytest.mark.gpu

@@ -58,8 +58,9 @@ def test_importance_is_a_sum_over_what_makes_and_reads_a_head_relative_to_the_me
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.zero_()
-        # A row of the first head, of the first, of the first.
-        parameters["attention.in_proj_weight"][[0, 13, 26]] = 1
+        parameters["attention.in_proj_weight"][[0, 13, 26]] = (
+            1  # a row of the first head, of the first, of the first
+        )
         parameters["attention.in_proj_bias"][4] = 4  # of the second
         parameters["attention.out_proj.weight"][:, 11] = 1  # of the third
     wanted = torch.tensor([36.0, 16.0, 12.0])

@@ -122,8 +122,9 @@ def test_the_pruned_networks_of_a_training_are_smaller_and_smaller_compact_and_m
             int(p.count_nonzero()) for p in network.parameters()
         )
         assert pruned.measures["val_accuracy"] >= trained.measures["val_accuracy"] / 2
-    # Units that went dead are gone.
-    assert trained.pruned[-1].measures["params"] < trained.measures["params"]
+    assert (
+        trained.pruned[-1].measures["params"] < trained.measures["params"]
+    )  # units that went dead are gone
 
 
 def test_pruning_changes_nothing_of_the_training_nor_of_what_was_measured_before() -> None:

@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from slimfront.trainables import Candidate, train
+from slimfront import Candidate, train
 from slimfront.trainables.compaction import compact
 from slimfront.trainables.errors import TrialFailure, UserError
 from slimfront.trainables.measures.measure import accuracy

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from slimfront.trainables import Candidate, train
+from slimfront import Candidate, train
 from slimfront.trainables.data import Dataset, Digits, load_once
 from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.models import MLP

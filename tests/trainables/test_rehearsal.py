@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables import Candidate, train
+from slimfront import Candidate, train
 from slimfront.trainables.compaction import compact
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.graph import trace

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables import Candidate
+from slimfront import Candidate
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.packs import Pack
 from slimfront.trainables.packs.streams import can_stream

@@ -88,8 +88,9 @@ def test_no_step_waits_and_an_epoch_waits_at_most_twice(
 ) -> None:
     training = made(name, how)
     training.run_epoch()  # the optimiser makes its state in the first step
-    # It reads numbers that no GPU holds.
-    monkeypatch.setattr("slimfront.trainables.training.step_graphs._outside", lambda *_: ())
+    monkeypatch.setattr(
+        "slimfront.trainables.training.step_graphs._outside", lambda *_: ()
+    )  # it reads numbers that no GPU holds
     with waits(monkeypatch) as found:
         for _ in training.steps():
             pass

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from slimfront.trainables import Candidate, train
+from slimfront import Candidate, train
 from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.sparsifiers import SPARSIFIERS
@@ -177,8 +177,9 @@ def test_augmentation_changes_what_is_trained_on_and_nothing_else() -> None:
     assert varied.run_epoch()["train_loss"] != same.run_epoch()["train_loss"]
     assert torch.equal(varied.shuffler.get_state(), same.shuffler.get_state())
     assert not torch.equal(varied.augmenter.get_state(), before[0])
-    # Nothing is drawn where nothing is varied.
-    assert torch.equal(same.augmenter.get_state(), before[1])
+    assert torch.equal(
+        same.augmenter.get_state(), before[1]
+    )  # nothing is drawn where nothing is varied
 
 
 def test_training_learns_from_uint8_images_and_compacts_on_what_the_network_sees() -> None:

@@ -54,8 +54,9 @@ def remove_dead_heads(graph: fx.GraphModule) -> list[Removed]:
         query = _linear(graph, attended.inputs[0])
         projections = [*(_linear(graph, each) for each in attended.inputs), out]
         if query.in_features * out.out_features > sum(each.weight.numel() for each in projections):
-            # The output projection would become larger than all of them.
-            dead[0] &= not bool(dead.all())
+            dead[0] &= not bool(
+                dead.all()
+            )  # the output projection would become larger than all of them
         constant &= dead
         if not dead.any():
             continue

@@ -165,8 +165,11 @@ def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> R
         constant = constant & ~keep
         whole = False
     elif whole and _is_larger_without(layer, following):
-        # Of a bottleneck: without it, the reader would have many more weights, all of them zero.
-        keep[0] = True
+        keep[0] = (
+            # Of a bottleneck: without it, the reader would have many more weights, all of them
+            # zero.
+            True
+        )
         whole, emptied = False, True
     count = int((~keep).sum())
     if count == 0:

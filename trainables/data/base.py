@@ -241,8 +241,9 @@ def hold_out(
     """
     from sklearn.model_selection import train_test_split
 
-    # Rounded, so that 0.2 + 0.4 of 60 rows are 36 of them, not 37.
-    count = math.ceil(round(fraction * len(indices), 6))
+    count = math.ceil(
+        round(fraction * len(indices), 6)
+    )  # rounded, so that 0.2 + 0.4 of 60 rows are 36 of them, not 37
     try:
         left, held = train_test_split(
             indices.numpy(),

@@ -24,5 +24,6 @@ class Digits(Data):
         )
 
     def fingerprint(self) -> str | None:
-        # They never change; mapping them into memory saves importing scikit-learn, a second.
-        return ""
+        return (
+            ""  # they never change; mapping them into memory saves importing scikit-learn, a second
+        )

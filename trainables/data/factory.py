@@ -57,8 +57,9 @@ class Factory(Data):
     def load(self, empty: Empty = in_process) -> Dataset:
         function = import_by_path(self.factory, "data factory")
         try:
-            # What it does to them must not reach these options.
-            made = function(**copy.deepcopy(self.args))
+            made = function(
+                **copy.deepcopy(self.args)
+            )  # what it does to them must not reach these options
         except UserError:
             raise
         except Exception as error:
@@ -127,8 +128,9 @@ class Factory(Data):
     def _tensor(self, given: Tensor | np.ndarray[Any, Any], part: str) -> Tensor:
         try:
             with warnings.catch_warnings():
-                # Nothing writes to it.
-                warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+                warnings.filterwarnings(
+                    "ignore", "The given NumPy array is not writable"
+                )  # nothing writes to it
                 return torch.as_tensor(given).detach().cpu()
         except TypeError:
             raise self._wrong(

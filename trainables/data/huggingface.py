@@ -151,8 +151,9 @@ class HuggingFace(Data):
             files = [
                 Path(part["filename"]) for rows in _read(self).values() for part in rows.cache_files
             ]
-        # Loading says what is missing.
-        return files_state(files) if all(file.is_file() for file in files) else None
+        return (
+            files_state(files) if all(file.is_file() for file in files) else None
+        )  # loading says what is missing
 
     def _splits(self) -> "tuple[datasets.Dataset, datasets.Dataset | None]":
         """The training rows, and the test rows if the data has some of its own."""

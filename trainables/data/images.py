@@ -115,11 +115,13 @@ def _decode_into(
                 if coloured and channels == 1:
                     raise _Coloured
                 _check_sizes(images, (height, width))
-                # Torch would start threads for each image.
-                outs = [out.numpy() for out in made[number]]
+                outs = [
+                    out.numpy() for out in made[number]
+                ]  # torch would start threads for each image
                 for row, image in enumerate(images, first):
-                    # Grey becomes RGB where there are 3 channels.
-                    outs[part_of[row]][place[row]] = image.transpose(2, 0, 1)
+                    outs[part_of[row]][place[row]] = image.transpose(
+                        2, 0, 1
+                    )  # grey becomes RGB where there are 3 channels
                 first += len(images)
                 progress.advance(len(images))
     return [out for outs in made for out in outs]
@@ -141,8 +143,9 @@ def _decoded(
         done += len(item[1])
         spent = time.monotonic() - started
         left = spent / done * (rows.count() - done)
-        # The very first images take longer.
-        if spent > LONG / 20 and left > LONG and (cores := usable_cores()) > 1:
+        if (
+            spent > LONG / 20 and left > LONG and (cores := usable_cores()) > 1
+        ):  # the very first images take longer
             try:
                 # The caller's thread keeps reading and writing.
                 yield from ahead(

@@ -16,8 +16,9 @@ Empty = Callable[[Sequence[int], torch.dtype], Tensor]
 """Gives room for a tensor of this shape and type, in memory or in a file."""
 
 _HEADER = 64 * 1024  # a multiple of every page size
-# So that a private mapping may be larger than memory; not in Python 3.11.
-_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+_NORESERVE = (
+    0x4000 if sys.platform == "linux" else 0
+)  # so that a private mapping may be larger than memory; not in Python 3.11
 _SAMPLES, _SAMPLE = 16, 64 * 1024
 
 
@@ -68,8 +69,9 @@ class TensorFile:
             raise OSError(f"the header of {self.path} takes {len(line)} bytes")
         self.file.write(line)
         self.file.flush()
-        # A machine that stops must not leave a complete name with an incomplete content.
-        os.fsync(self.file.fileno())
+        os.fsync(
+            self.file.fileno()
+        )  # a machine that stops must not leave a complete name with an incomplete content
 
     def _place(self, tensor: Tensor) -> dict[str, Any]:
         tensor = tensor.contiguous()

@@ -124,6 +124,7 @@ def _listen(connection: Connection, commands: "queue.SimpleQueue[tuple[str, Any]
 
 def main() -> None:
     """Serves the pipe whose file descriptor is the first argument of this process."""
-    # Ctrl-C reaches all processes of a terminal; rank 0 decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes of a terminal; rank 0 decides
     serve(Connection(int(sys.argv[1])))

@@ -184,8 +184,9 @@ class Team:
             child.kill()
             child.wait()
         if self.replies is not None:
-            # It sees them end; later it might meddle with those that come next.
-            self.replies.complete(_GRACE_S)
+            self.replies.complete(
+                _GRACE_S
+            )  # it sees them end; later it might meddle with those that come next
         for connection in self.children:
             connection.close()
         self.children, self.replies = {}, None

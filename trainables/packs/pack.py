@@ -180,10 +180,9 @@ class Pack:
         members = stack.members
         train, size = members[0].data.train, members[0].options.batch_size
         count = len(train.labels)
-        # (K, N).
         orders = torch.stack(
             [torch.randperm(count, generator=member.shuffler) for member in members]
-        )
+        )  # (K, N)
         batches = orders.to(train.labels.device).split(size, 1)
         plan = Plan(members, step, len(batches), stack.weights)
         task_losses, penalty_losses = [], []
@@ -207,8 +206,9 @@ class Pack:
         inputs = data.train.inputs[batch]
         if not data.augment.active:
             return data.prepare(inputs)
-        # At once: it takes few kernels.
-        varied = data.augmented(inputs.flatten(0, 1), *(member.augmenter for member in members))
+        varied = data.augmented(
+            inputs.flatten(0, 1), *(member.augmenter for member in members)
+        )  # at once: it takes few kernels
         return varied.view(*batch.shape, *varied.shape[1:])
 
     def _count_right(self, stack: Stack, step: Step) -> Tensor:

@@ -69,10 +69,7 @@ def unpackable_setting(training: Training) -> str | None:
     if training.options.out_of_memory == "halve" or training.parts > 1:
         return "training.out_of_memory: halve cannot be in a pack, whose memory is shared; set it to fail, or resources.pack to 1"
     if training.options.compile is True and training.graphs is None:
-        return (
-            "training.compile: true cannot be in a pack, which is not compiled; set it to auto or "
-            "false, or resources.pack to 1"
-        )
+        return "training.compile: true cannot be in a pack, which is not compiled; set it to auto or false, or resources.pack to 1"
     return None
 
 

@@ -34,10 +34,9 @@ class Plan:
         ]
         for name in step.penalties:
             options = [member.candidate.penalties[name] for member in members]
-            # (K, groups).
             full = torch.tensor(
                 [step.strengths(name, each) for each in options], dtype=torch.float64
-            )
+            )  # (K, groups)
             if not full.any():
                 continue
             scales = torch.tensor(

@@ -29,10 +29,9 @@ class Stack:
         parameters = dict(members[0].model.named_parameters())
         self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
         self.sizes = [parameter.numel() for parameter in parameters.values()]
-        # (K, P).
         self.weights = torch.stack(
             [torch.cat([p.detach().flatten() for p in m.model.parameters()]) for m in members]
-        )
+        )  # (K, P)
         self.moments = self.weights.new_zeros(len(MOMENTS), *self.weights.shape)  # (moments, K, P)
         self.steps = torch.zeros(
             len(members), len(self.sizes), dtype=torch.float32, device=self.weights.device
@@ -40,8 +39,9 @@ class Stack:
         self.kept = torch.ones_like(self.weights) if any(m.sparsifier for m in members) else None
         """(K, P), 0 where a sparsifier dropped a weight; None where there is no sparsifier."""
         buffers = [dict(member.model.named_buffers()) for member in members]
-        # (K, …).
-        self.buffers = {name: torch.stack([each[name] for each in buffers]) for name in buffers[0]}
+        self.buffers = {
+            name: torch.stack([each[name] for each in buffers]) for name in buffers[0]
+        }  # (K, …)
         for row, member in enumerate(members):
             for parameter, view in zip(
                 member.model.parameters(), self._split(self.weights[row]), strict=True
@@ -156,8 +156,9 @@ class Stack:
                 self._sparsifier(row).before_step(self.members[row].step)
             if self.kept is not None:
                 kept = self.named(self.kept).values()
-                # Two may be one tensor.
-                gradients = [g * mask for g, mask in zip(gradients, kept, strict=True)]
+                gradients = [
+                    g * mask for g, mask in zip(gradients, kept, strict=True)
+                ]  # two may be one tensor
             self.steps += 1
             of_members = zip(*(gradient.unbind() for gradient in gradients), strict=True)
             entries = plan.entries[number]

@@ -93,8 +93,9 @@ def pairwise_cka(features: Sequence[Tensor], *, unbiased: bool = True) -> Tensor
         # underflow.
         largest = gram.detach().abs().amax((-2, -1), keepdim=True)
         scaled = (gram / torch.where(largest > 0, largest, 1)).double()
-        # (L, n²).
-        centred = (unbiased_centring(scaled) if unbiased else double_centring(scaled)).flatten(1)
+        centred = (unbiased_centring(scaled) if unbiased else double_centring(scaled)).flatten(
+            1
+        )  # (L, n²)
         squared = centred.square().sum(1, keepdim=True)
         # What is left of constant features is rounding: some eps in each entry of a matrix whose
         # largest entry is 1.

@@ -105,8 +105,14 @@ def read(file: Path | None, model: Model | None = None) -> nn.Module:
         raise UserError("its file was deleted")
     try:
         return restore(load_tensors(file), model)
-    # Of data of another form.
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ) as error:  # of data of another form
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{file} is damaged, or was not written by slimfront: {reason}") from None
 
@@ -168,8 +174,9 @@ def check_storable(network: nn.Module, sample: Tensor) -> None:
 def _way_out(network: nn.Module, sample: Tensor) -> str:
     """What to do with a network that cannot be compacted: to train it as it is leads nowhere if
     nothing can ship it then."""
-    # Imported late: this is the only need for it.
-    from slimfront.trainables.shipping.formats import why_not_exported
+    from slimfront.trainables.shipping.formats import (
+        why_not_exported,
+    )  # imported late: this is the only need for it
 
     reason = why_not_exported(network, sample)
     if reason is None:

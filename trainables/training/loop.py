@@ -523,8 +523,9 @@ def train(
             see `rehearsal.rehearse`.
         TrialFailure: if the loss diverges, or compaction changes the outputs.
     """
-    # It takes trainings apart, and so imports this module.
-    from slimfront.trainables.training.rehearsal import rehearse
+    from slimfront.trainables.training.rehearsal import (
+        rehearse,
+    )  # it takes trainings apart, and so imports this module
 
     rehearse(candidate, device)
     training = Training(candidate, device)

@@ -40,8 +40,9 @@ class Opened:
 
     def hear(self, message: ConsoleMessage) -> None:
         ours = message.location["url"].startswith(("blob:", "file:"))
-        # That one is expected: see the click below.
-        if message.type == "error" and ours and "sandboxed" not in message.text:
+        if (
+            message.type == "error" and ours and "sandboxed" not in message.text
+        ):  # that one is expected: see the click below
             self.complaints.append(message.text)
 
     def fail(self, error: Error) -> None:

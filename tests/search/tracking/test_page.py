@@ -257,8 +257,9 @@ def test_importances_name_what_drives_an_objective_and_need_some_trials() -> Non
                 "seed": 0,
             }
         )
-        # The size is always the same: it has no variance to explain.
-        point(book, number, 1, drives, 100)
+        point(
+            book, number, 1, drives, 100
+        )  # the size is always the same: it has no variance to explain
         end(book, number)
     shares = charts.importances(book, space)
     assert set(shares) == {"val_accuracy"}

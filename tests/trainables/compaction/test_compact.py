@@ -89,8 +89,9 @@ def test_merging_can_be_limited_to_where_it_saves_weights() -> None:
     with torch.no_grad():
         for layer in linears(model)[1:]:
             layer.weight.zero_()
-        # One unit that reads everything, and one output row of everything:
-        linears(model)[1].weight[0] = 1
+        linears(model)[1].weight[0] = (
+            1  # one unit that reads everything, and one output row of everything:
+        )
         linears(model)[1].weight[:, 0] = 1
         linears(model)[2].weight[:, 0] = 1  # their product is full
         linears(model)[2].weight[0] = 1

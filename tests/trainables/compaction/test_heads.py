@@ -152,8 +152,9 @@ def test_whatever_heads_are_dead_go_and_outputs_stay_equal(seed: int) -> None:
     left = {}
     for index, block in enumerate(model.blocks):
         attention: nn.MultiheadAttention = block.attention  # type: ignore[assignment]
-        # Alive, constant, zero, unread.
-        kinds = torch.randint(0, 4, (4,), generator=generator).tolist()
+        kinds = torch.randint(
+            0, 4, (4,), generator=generator
+        ).tolist()  # alive, constant, zero, unread
         for head, kind in enumerate(kinds):
             rows = slice(4 * head, 4 * head + 4)
             if kind in (1, 2):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from slimfront.trainables import Candidate
+from slimfront import Candidate
 from slimfront.trainables.data import (
     Augment,
     Data,

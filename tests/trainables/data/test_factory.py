@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from slimfront.trainables import Candidate, train
+from slimfront import Candidate, train
 from slimfront.trainables.data import Factory
 from slimfront.trainables.errors import UserError
 
@@ -31,8 +31,9 @@ def test_arrays_of_other_types_become_standardised_float32() -> None:
 def test_a_data_set_is_taken_as_it_is_split() -> None:
     data = Factory(factory=f"{MADE}:ready_dataset").load()
     assert [len(part.labels) for part in (data.train, data.validation, data.test)] == [10, 10, 10]
-    # Its constants were worked out.
-    assert float(data.prepare(data.train.inputs).mean()) == pytest.approx(0, abs=1e-5)
+    assert float(data.prepare(data.train.inputs).mean()) == pytest.approx(
+        0, abs=1e-5
+    )  # its constants were worked out
 
 
 def test_a_candidate_trains_on_the_data_of_a_module_in_the_working_directory(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from slimfront.trainables import Candidate, train
+from slimfront import Candidate, train
 from slimfront.trainables.data import DataFiles, HuggingFace, load_once
 from slimfront.trainables.errors import UserError
 from tests.trainables.data import made
@@ -59,8 +59,11 @@ def test_folders_of_images_are_decoded_exactly(channels: int, tmp_path: Path) ->
         (image.numpy().tobytes(), int(label))
         for image, label in zip(data.test.inputs, data.test.labels, strict=True)
     }
-    # A folder's classes are in the order of their names: bright, dark, grey.
-    number = {0: 1, 1: 2, 2: 0}
+    number = {
+        0: 1,
+        1: 2,
+        2: 0,
+    }  # a folder's classes are in the order of their names: bright, dark, grey
     assert in_memory == {
         (i.contiguous().numpy().tobytes(), number[int(y)])
         for i, y in zip(expected, labels, strict=True)
@@ -277,8 +280,10 @@ IMAGE, CLASS, NUMBER = (
         ({"img": IMAGE, "fine_label": CLASS, "coarse_label": CLASS}, {}),  # the usual names
         ({"left": IMAGE, "image": IMAGE, "label": NUMBER, "age": NUMBER}, {}),
         ({"left": IMAGE, "right": IMAGE, "a": CLASS, "b": CLASS}, {"image": "right", "label": "b"}),
-        # Whole numbers that are not called classes.
-        ({"picture": IMAGE, "age": NUMBER}, {"label": "age"}),
+        (
+            {"picture": IMAGE, "age": NUMBER},
+            {"label": "age"},
+        ),  # whole numbers that are not called classes
     ],
 )
 def test_the_columns_are_found_or_named(
@@ -348,8 +353,9 @@ def test_names_of_classes_are_numbered_in_their_order(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "train.parquet"))
     data = HuggingFace(path=str(tmp_path)).load()
     assert data.train.labels.bincount().tolist() == [6, 6, 6]
-    # The darkest class.
-    cat = int(data.train.labels[(data.train.inputs.float().mean((1, 2, 3)) < 60)][0])
+    cat = int(
+        data.train.labels[(data.train.inputs.float().mean((1, 2, 3)) < 60)][0]
+    )  # the darkest class
     assert cat == 2
 
 

@@ -14,8 +14,9 @@ TENSORS = {
     "images": torch.randint(
         256, (300, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     ),
-    # More than is checked.
-    "rows": torch.randn(1000, 700, generator=torch.Generator().manual_seed(1)),
+    "rows": torch.randn(
+        1000, 700, generator=torch.Generator().manual_seed(1)
+    ),  # more than is checked
     "labels": torch.arange(300),
     "constant": torch.tensor(0.1),
     "none": torch.empty(0, 4),

@@ -15,7 +15,7 @@ import pytest
 import torch
 from joblib.externals.loky import ProcessPoolExecutor
 
-from slimfront.trainables import Candidate
+from slimfront import Candidate
 from slimfront.trainables.data import Dataset, HuggingFace, base, cache, images, load_once
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.measures.measure import accuracy

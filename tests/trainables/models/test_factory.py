@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from slimfront.trainables import Candidate, train
+from slimfront import Candidate, train
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.models import MODELS
 

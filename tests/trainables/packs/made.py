@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimfront.trainables import Candidate
+from slimfront import Candidate
 from slimfront.trainables.data import Data, Dataset, load_once
 from slimfront.trainables.data.base import Split
 from slimfront.trainables.models.resnet import BasicBlock

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from slimfront.trainables import Candidate
+from slimfront import Candidate
 from slimfront.trainables.packs import Pack
 from slimfront.trainables.sparsifiers import SPARSIFIERS
 from tests.trainables.packs.made import (

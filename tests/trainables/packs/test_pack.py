@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from slimfront.trainables import Candidate
+from slimfront import Candidate
 from slimfront.trainables.errors import TrialFailure, UserError
 from slimfront.trainables.packs import Pack, pack_key
 from slimfront.trainables.penalties import PENALTIES

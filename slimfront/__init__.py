@@ -1,0 +1,42 @@
+"""slimfront: the front between quality and compactness of a PyTorch network, as networks that are
+really smaller.
+
+What is listed here may be relied on; everything else is internal. Each name is imported when it is
+first asked for, so that a command that trains nothing does not wait for torch.
+
+- `Candidate`: what is trained, and how: data, network, penalties, sparsifier and training, checked
+  when it is made.
+- `train`: trains one candidate, and gives the compact network with its measures.
+- `compact`: makes a trained sparse network smaller, with the same outputs.
+- `measure`: the parameters, FLOPs and bytes of a network.
+- `search`: runs the search of a config; the same name is the package that the command is made of.
+- `load`: reads a finished search, with the networks of its front.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slimfront.search.python_api import load as load
+    from slimfront.trainables.candidate import Candidate as Candidate
+    from slimfront.trainables.compaction import compact as compact
+    from slimfront.trainables.measures.measure import measure as measure
+    from slimfront.trainables.training.loop import train as train
+
+__all__ = ["Candidate", "compact", "load", "measure", "search", "train"]
+
+_HOMES = {
+    "Candidate": "trainables.candidate",
+    "compact": "trainables.compaction",
+    "load": "search.python_api",
+    "measure": "trainables.measures.measure",
+    "train": "trainables.training.loop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "search":
+        return importlib.import_module("slimfront.search")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'slimfront' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"slimfront.{_HOMES[name]}"), name)

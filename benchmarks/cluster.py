@@ -227,8 +227,11 @@ def servers(directory: Path) -> Iterator[tuple[str, str, dict[str, psutil.Proces
     with (directory / "server.txt").open("w") as said:
         server = subprocess.Popen(
             [*command, "--artifacts-destination", str(directory / "artifacts")],
-            stdout=said, stderr=subprocess.STDOUT, env=environment, cwd=directory,
-        )  # fmt: skip
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=directory,
+        )
     try:
         url = f"http://127.0.0.1:{port}"
         while True:

@@ -280,10 +280,11 @@ def speedup(results: list[Result], batch_size: int) -> float:
 def row(cell: tuple[str, str, int], results: list[Result]) -> dict[str, Any]:
     """One line of the table."""
     model, method, size = cell
+    removed = OURS[model][size].channels if method.startswith("ours") else SIZES[size]
     return {
         "network": model,
         "method": method,
-        "channels removed": f"{OURS[model][size].channels if method.startswith('ours') else SIZES[size]:.0%}",
+        "channels removed": f"{removed:.0%}",
         "test accuracy": spread([r.accuracy for r in results], 4),
         "parameters": spread([r.measures["params"] for r in results], 0),
         "layers": spread([r.measures["layers"] for r in results], 1),

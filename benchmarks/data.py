@@ -42,7 +42,8 @@ from slimfront import Candidate
 from slimfront.trainables.data import load_once
 torch.set_num_threads(1)
 def memory():  # its share of what it has in memory: pages of several processes count in parts
-    return 1024 * int(Path("/proc/self/smaps_rollup").read_text().partition("\\nPss:")[2].split()[0])
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * int(rollup.partition("\\nPss:")[2].split()[0])
 options = Candidate.model_validate({"data": json.loads(sys.argv[1])}).data
 before = memory()
 print("ready", flush=True)
@@ -52,7 +53,8 @@ data = load_once(options, torch.device("cpu"))
 batch = next(data.batches(torch.arange(len(data.train.labels)).split(128)))
 data.prepare(batch.inputs)
 print(time.perf_counter() - started, flush=True)
-sum(int(batch.inputs.sum()) for batch in data.batches(torch.arange(len(data.train.labels)).split(128)))
+order = torch.arange(len(data.train.labels)).split(128)
+sum(int(batch.inputs.sum()) for batch in data.batches(order))
 print("read", flush=True)
 sys.stdin.readline()
 print(memory() - before, flush=True)

@@ -48,12 +48,13 @@ def watched(name: str, rival: Rival, device: torch.device, steps: int) -> dict[s
         "LaunchKernel" in event.name or "GraphLaunch" in event.name for event in profiler.events()
     )
     all_steps = steps * rival.candidates
+    kernels_ms = sum(event.device_time for event in on_gpu) / 1e3
     return {
         "training": name,
         "ms per step of a candidate": f"{1e3 * wall / all_steps:.3f}",
         "kernels and copies per step": f"{len(on_gpu) / all_steps:.0f}",
         "launches by the CPU per step": f"{launches / all_steps:.1f}",
-        "ms of kernels per step, added up": f"{sum(event.device_time for event in on_gpu) / 1e3 / all_steps:.3f}",
+        "ms of kernels per step, added up": f"{kernels_ms / all_steps:.3f}",
     }
 
 

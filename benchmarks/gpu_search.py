@@ -42,7 +42,10 @@ def changes(arguments: argparse.Namespace, device: torch.device, folder: Path) -
         shortened |= {f"training.{name}": value for name, value in BF16_LAST.items()}
     if CIFAR.exists() and not arguments.quick:
         return shortened | {"data.path": CIFAR, "data.limit": arguments.images}
-    factory = '{name: factory, factory: "benchmarks.gpu:images", args: {count: 240}, augment: {crop: 4, flip: true}}'
+    factory = (
+        '{name: factory, factory: "benchmarks.gpu:images", args: {count: 240}, '
+        "augment: {crop: 4, flip: true}}"
+    )
     return shortened | {"data": factory, "model": "{name: resnet20, depth: 8, width: 4}"}
 
 

@@ -118,7 +118,11 @@ def assembled(seed: int, trials: int, config: Config, dense_sizes: dict[str, flo
 
     class Remember(tune.Callback):
         def on_trial_complete(
-            self, iteration: int, trials: list[Any], trial: Any, **info: Any
+            self,
+            iteration: int,  # noqa: ARG002
+            trials: list[Any],  # noqa: ARG002
+            trial: Any,
+            **info: Any,  # noqa: ARG002
         ) -> None:
             ended.append(dict(trial.last_result))
 

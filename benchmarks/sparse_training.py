@@ -87,7 +87,10 @@ def paired(values: list[float], baseline: list[float]) -> str:
     differences = [100 * (a - b) for a, b in zip(values, baseline, strict=True)]
     if len(differences) < 2:
         return f"{differences[0]:+.2f}"
-    return f"{statistics.mean(differences):+.2f} ± {statistics.stdev(differences) / math.sqrt(len(differences)):.2f}"
+    return (
+        f"{statistics.mean(differences):+.2f} ± "
+        f"{statistics.stdev(differences) / math.sqrt(len(differences)):.2f}"
+    )
 
 
 def sparse_training(arguments: argparse.Namespace) -> Outcome:

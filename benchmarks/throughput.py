@@ -236,18 +236,22 @@ def compare(
             kind: statistics.median(t.core_seconds()[kind] for t in taken)
             for kind in ("trials", "driver", "Ray")
         }
+        with_start = statistics.median(t.total_rate() for t in taken)
+        cores = statistics.median(spent)
+        parts = ", ".join(f"{seconds:.3f}" for seconds in kinds.values())
         rows.append(
             {
                 "workload": workload.name,
                 "search": name,
                 "trials": f"{rounds} × {trials[name]}",
                 "trials per hour": f"{statistics.median(t.rate() for t in taken):,.0f}",
-                "over (a): median (range)": f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-                "trials per hour with Ray's start": f"{statistics.median(t.total_rate() for t in taken):,.0f}",
-                "core-seconds per trial (in trials, driver, Ray)": f"{statistics.median(spent):.3f} "
-                f"({', '.join(f'{seconds:.3f}' for seconds in kinds.values())})",
-                "over the bare loop": f"{statistics.median(spent) / plain:.2f}",
-                "over the fused one": f"{statistics.median(spent) / fused_loop:.2f}",
+                "over (a): median (range)": (
+                    f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+                ),
+                "trials per hour with Ray's start": f"{with_start:,.0f}",
+                "core-seconds per trial (in trials, driver, Ray)": f"{cores:.3f} ({parts})",
+                "over the bare loop": f"{cores / plain:.2f}",
+                "over the fused one": f"{cores / fused_loop:.2f}",
             }
         )
         values[f"{name} rate"], values[f"{name} cores"] = (

@@ -231,7 +231,9 @@ class Contender:
             "search": f"{self.name}, {self.trials} trials",
             "seconds": f"{statistics.median(a for a, _ in found):.1f}",
             "seconds without tracking": f"{statistics.median(b for _, b in found):.1f}",
-            "ratio: median (range)": f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
+            "ratio: median (range)": (
+                f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+            ),
             "rounds": str(self.rounds),
             "calls per trial": f"{calls / self.trials:.1f}",
         }

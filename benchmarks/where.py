@@ -28,9 +28,13 @@ _FOLDER, _SEATS = "SLIMFRONT_CLOCKS", "SLIMFRONT_SEATS"
 _WARM = 6
 
 _TRIAL = {
-    "slimfront.trainables.training.loop:Training.__init__": "network, optimiser and penalties are made",
+    "slimfront.trainables.training.loop:Training.__init__": (
+        "network, optimiser and penalties are made"
+    ),
     "slimfront.trainables.training.loop:Training.run_epoch": "epochs: order of batches, metrics",
-    "slimfront.trainables.training.loop:Training._train_batch": "steps: batches, schedule, bookkeeping",
+    "slimfront.trainables.training.loop:Training._train_batch": (
+        "steps: batches, schedule, bookkeeping"
+    ),
     "slimfront.trainables.training.losses:Losses.forward": "steps: forward",
     "torch:Tensor.backward": "steps: backward",
     "slimfront.trainables.training.loop:take_step": "steps: optimiser",
@@ -53,14 +57,18 @@ _TRIAL = {
     "slimfront.trainables.compaction.compact:measure": "measures",
     "slimfront.trainables.trainable:store": "networks to plain data",
     "slimfront.trainables.trainable:CandidateTrainable.step": "candidate read, report put together",
-    "slimfront.trainables.trainable:CandidateTrainable._start": "candidate read, report put together",
+    "slimfront.trainables.trainable:CandidateTrainable._start": (
+        "candidate read, report put together"
+    ),
     "slimfront.trainables.trainable:CandidateTrainable.save_checkpoint": "checkpoints written",
     "ray.tune:Trainable.train": "Ray's part of a report",
     "ray.tune:Trainable._report_class_trainable_checkpoint": "checkpoints copied by Ray",
 }
 _DRIVER = {
     "ray.tune.execution.tune_controller:TuneController.step": "Tune's event loop",
-    "ray.tune.execution.tune_controller:TuneController.checkpoint": "Tune's snapshots of the experiment",
+    "ray.tune.execution.tune_controller:TuneController.checkpoint": (
+        "Tune's snapshots of the experiment"
+    ),
     "ray.tune.execution.tune_controller:TuneController.on_step_end": "Tune's event loop",
     "ray.air.execution._internal.actor_manager:RayActorManager.next": "Ray's messages",
     "search.searcher:StudySearcher.suggest": "Optuna suggests",

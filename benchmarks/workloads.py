@@ -30,9 +30,12 @@ def mlp() -> "nn.Module":
     from torch import nn
 
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), *[m for _ in range(3) for m in (nn.Linear(128, 128), nn.ReLU())],
+        nn.Flatten(),
+        nn.Linear(64, 128),
+        nn.ReLU(),
+        *[m for _ in range(3) for m in (nn.Linear(128, 128), nn.ReLU())],
         nn.Linear(128, 10),
-    )  # fmt: skip
+    )
 
 
 def deep_mlp() -> "nn.Module":
@@ -51,9 +54,12 @@ def resnet() -> "nn.Module":
         def __init__(self, inputs: int, outputs: int, stride: int) -> None:
             super().__init__()
             self.branch = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
-                nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs),
-            )  # fmt: skip
+                nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+                nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(outputs),
+            )
             projection = (
                 nn.Conv2d(inputs, outputs, 1, stride, bias=False),
                 nn.BatchNorm2d(outputs),
@@ -66,9 +72,16 @@ def resnet() -> "nn.Module":
             return added
 
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), Block(8, 8, 1), Block(8, 16, 2), Block(16, 32, 2),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
-    )  # fmt: skip
+        nn.Conv2d(1, 8, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        Block(8, 8, 1),
+        Block(8, 16, 2),
+        Block(16, 32, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
 
 
 NETWORKS: dict[str, Callable[[], "nn.Module"]] = {

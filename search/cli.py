@@ -87,7 +87,10 @@ UriOption = Annotated[
 AddressOption = Annotated[
     str | None,
     typer.Option(
-        help="A Ray cluster: auto or HOST:PORT on one of its nodes, ray://HOST:10001 from elsewhere. Left out: this machine."
+        help=(
+            "A Ray cluster: auto or HOST:PORT on one of its nodes, "
+            "ray://HOST:10001 from elsewhere. Left out: this machine."
+        )
     ),
 ]
 
@@ -173,7 +176,10 @@ def _with_environment(overrides: list[str] | None = None) -> list[str]:
 
 def _say_where(config: "Config") -> None:
     if config.tracking.from_environment:
-        where = f"tracking.uri is not in the config: it is {config.tracking.shown_uri()}, from MLFLOW_TRACKING_URI"
+        where = (
+            "tracking.uri is not in the config: it is "
+            f"{config.tracking.shown_uri()}, from MLFLOW_TRACKING_URI"
+        )
         _errors.print(where, soft_wrap=True)
 
 

@@ -36,7 +36,8 @@ import sys
 for name in ("ray", "optuna", "mlflow", "search"):
     sys.modules[name] = None  # importing it raises ImportError
 from slimfront import Candidate, train
-trained = train(Candidate.model_validate({"model": {"name": "mlp", "depth": 1, "width": 4}, "training": {"epochs": 1}}))
+model = {"name": "mlp", "depth": 1, "width": 4}
+trained = train(Candidate.model_validate({"model": model, "training": {"epochs": 1}}))
 print(sorted(trained.measures))
 """
     done = subprocess.run(

@@ -27,7 +27,10 @@ SearchArgument = Annotated[str, typer.Argument(help="Name of the search.")]
 WorkingDirOption = Annotated[
     Path | None,
     typer.Option(
-        help="Code that the nodes need; left out: the present directory, where the config names a factory in it."
+        help=(
+            "Code that the nodes need; left out: the present directory, where the "
+            "config names a factory in it."
+        )
     ),
 ]
 _DASHBOARD = "http://127.0.0.1:8265"

@@ -43,7 +43,10 @@ def pick(report: Mapping[str, Any], wanted: str, min_accuracy: float | None = No
         raise UserError(
             "the front is empty"
             if best is None
-            else f"no network of the front has validation accuracy {min_accuracy}; the best has {best:.4f}"
+            else (
+                f"no network of the front has validation accuracy {min_accuracy}; the "
+                f"best has {best:.4f}"
+            )
         )
     if wanted == "knee":
         return next((m for m in able if m["knee"]), None) or _knee(able, report["objectives"])

@@ -187,5 +187,8 @@ def summary(result: SearchResult, command: str) -> str:
             f"MLflow does not have all of it yet; when it answers again: {command} sync "
             f"{result.search}{kept}"
         )
-    head = f"Trials: {trials}; front {len(result.front)}, hypervolume {ledger.hypervolume():.4f}, {result.wall_seconds:.0f} s."
+    head = (
+        f"Trials: {trials}; front {len(result.front)}, hypervolume "
+        f"{ledger.hypervolume():.4f}, {result.wall_seconds:.0f} s."
+    )
     return "\n".join([head, *ends])

@@ -125,7 +125,10 @@ def _database(folder: Folder, overrides: Sequence[str]) -> str | None:
     return resumed_config(begun["config"], overrides, folder.search).search.storage
 
 
-_UNREADABLE = "the journal of {search} does not say what was searched; restore it from a copy, or start a new search"
+_UNREADABLE = (
+    "the journal of {search} does not say what was searched; restore it "
+    "from a copy, or start a new search"
+)
 
 
 def _ledger(config: Config, begun: Event, folder: Folder) -> Ledger:
@@ -159,7 +162,10 @@ def new_names(config_name: str) -> list[str]:
     return [stamped, *(f"{stamped}-{n}" for n in range(2, 100))]
 
 
-_THERE = "there is a search '{name}' already; continue it with `slimfront resume {name}`, or choose another name"
+_THERE = (
+    "there is a search '{name}' already; continue it with `slimfront "
+    "resume {name}`, or choose another name"
+)
 
 RESUMABLE = (
     "search.trials",
@@ -296,7 +302,10 @@ def _apply_all(ledger: Ledger, events: Iterable[Event], folder: Folder, first: i
         try:
             ledger.apply(event)
         except (KeyError, TypeError, ValueError, StopIteration, AttributeError) as error:
-            reason = f"its event '{event['event']}' does not fit what is before it: {type(error).__name__} {error}"
+            reason = (
+                f"its event '{event['event']}' does not fit what is before it: "
+                f"{type(error).__name__} {error}"
+            )
             raise damaged(folder.local / JOURNAL_FILE, number, reason) from None
 
 

@@ -148,8 +148,10 @@ front.on("plotly_click", function (clicked) {
     link.href = url;
     link.target = "_blank";
     link.textContent = url;
-    said.replaceChildren(clicked.points[0].text.split("<br>")[0].replace(/<[^>]*>/g, "") + ": ", link);
-    window.open(url, "_blank");  // MLflow's artifact viewer does not let pages open others: there the link is copied
+    const shown = clicked.points[0].text.split("<br>")[0].replace(/<[^>]*>/g, "");
+    said.replaceChildren(shown + ": ", link);
+    // MLflow's artifact viewer does not let pages open others: there the link is copied.
+    window.open(url, "_blank");
 });
 """
 

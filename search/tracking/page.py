@@ -151,7 +151,9 @@ class Page:
             digest=digest.hexdigest()[:16],
             source_type="slimfront",
             source=json.dumps(shown, separators=(",", ":")),
-            profile=f'{{{sizes}, "classes": {data.classes}, "input_shape": {list(data.input_shape)}}}',
+            profile=(
+                f'{{{sizes}, "classes": {data.classes}, "input_shape": {list(data.input_shape)}}}'
+            ),
         )
         self.client.log_inputs(
             self.parent, [DatasetInput(logged, [InputTag("mlflow.data.context", "training")])]

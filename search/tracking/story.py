@@ -83,12 +83,18 @@ def _searched(config: Config, ledger: Ledger) -> str:
 
 
 def _recommended(knee: Point, dense: Point | None) -> str:
-    said = f"The knee of the front: the network below which accuracy falls fastest for what is saved. {_compared(knee, dense)}"
+    said = (
+        "The knee of the front: the network below which accuracy falls fastest "
+        f"for what is saved. {_compared(knee, dense)}"
+    )
     values = ", ".join(
         f"{code(path)} = {_short(value)}" for path, value in knee.trial.values.items()
     )
     pruned = f", then pruned in one shot, step {knee.step}" if knee.step else ""
-    return f"{said}  \nIt was trained with {values}, seed {knee.trial.seed}, for {knee.epoch} epochs{pruned}."
+    return (
+        f"{said}  \nIt was trained with {values}, seed {knee.trial.seed}, for "
+        f"{knee.epoch} epochs{pruned}."
+    )
 
 
 def _alternatives(front: list[Point], knee: Point, dense: Point | None, link: Link) -> str:
@@ -139,7 +145,10 @@ def _row(name: str, point: Point, dense: Point | None) -> str:
     m = point.measures
     share = f"{m['nonzero_params'] / dense.measures['nonzero_params']:.1%}" if dense else ""
     test = "" if point.test_accuracy is None else f"{point.test_accuracy:.4f}"
-    sizes = f"{m['nonzero_params']:,.0f} | {share} | {m['params']:,.0f} | {m['layers']:.0f} | {m['flops']:,.0f}"
+    sizes = (
+        f"{m['nonzero_params']:,.0f} | {share} | {m['params']:,.0f} | "
+        f"{m['layers']:.0f} | {m['flops']:,.0f}"
+    )
     return f"| {name} | {m['val_accuracy']:.4f} | {test} | {sizes} |"
 
 

@@ -119,7 +119,10 @@ def test_each_role_reaches_its_own_databases_with_its_own_password(stack: Any) -
 
 
 def test_a_job_has_the_passwords_of_the_head_and_a_worker_has_none(stack: Any) -> None:
-    program = "import os; print([n for n in ('PGPASSWORD', 'MLFLOW_TRACKING_PASSWORD') if len(os.environ[n]) >= 16])"
+    program = (
+        "import os; print([n for n in ('PGPASSWORD', "
+        "'MLFLOW_TRACKING_PASSWORD') if len(os.environ[n]) >= 16])"
+    )
     url, job = stack.url("head", 8265) + "/api/jobs/", "a-job"
     assert (
         status(

@@ -35,7 +35,10 @@ def test_a_head_that_is_slow_is_asked_three_times(monkeypatch: pytest.MonkeyPatc
     asked = failing(monkeypatch, LATE, LATE, LATE)
     with pytest.raises(
         UserError,
-        match=r"no Ray cluster answers at ray://head:1 \(RuntimeError: Starting Ray client server failed",
+        match=(
+            r"no Ray cluster answers at ray://head:1 \(RuntimeError: Starting Ray "
+            r"client server failed"
+        ),
     ):
         client._connect("ray://head:1", ".")
     assert len(asked) == 3

@@ -120,13 +120,18 @@ def test_what_only_the_cluster_can_know_is_refused_there_and_said_here(
     cluster: RayCluster, tmp_path: Path
 ) -> None:
     for words, problem in (
-        (["submit", write_config(tmp_path), "--set", "resources.cpu=2", "--name", "big"],
-         "ended before the search began: resources.cpu: a trial asks for 2 CPU, and there is 1 "
-         "here; set res"),
+        (
+            ["submit", write_config(tmp_path), "--set", "resources.cpu=2", "--name", "big"],
+            "ended before the search began: resources.cpu: a trial asks for 2 CPU, and there is 1 "
+            "here; set res",
+        ),
         (["status", "nothing"], "has no search 'nothing'; known: big"),
-        (["submit", "--resume", "nothing"], "this cluster has had no job of the search 'nothing' (it has had: big)"),
+        (
+            ["submit", "--resume", "nothing"],
+            "this cluster has had no job of the search 'nothing' (it has had: big)",
+        ),
         (["submit", "--name", "x"], "say what to submit: a config, or --resume SEARCH"),
-    ):  # fmt: skip
+    ):
         refused = cluster.run(*words, "--address", cluster.jobs)
         assert refused.returncode == 2
         assert problem in refused.stderr.splitlines()[-1]

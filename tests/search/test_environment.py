@@ -19,7 +19,10 @@ from tests.conftest import SMALL_CONFIG
 from tests.search.test_cli import slimfront
 
 ROOT = Path(__file__).parents[2]
-FACTORY = "from torch import nn\n\ndef network(width):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), "
+FACTORY = (
+    "from torch import nn\n\ndef network(width):\n    return "
+    "nn.Sequential(nn.Flatten(), nn.Linear(64, width), "
+)
 FACTORY += "nn.Linear(width, 10))\n"
 
 
@@ -31,9 +34,8 @@ def test_the_store_of_the_environment_is_used_and_said(
     code, out, err = slimfront(capsys, monkeypatch, "check", str(config_file))
     assert code == 0
     assert yaml.safe_load(out)["tracking"]["uri"] == "http://me@host:5000"
-    assert (
-        err
-        == "tracking.uri is not in the config: it is http://me@host:5000, from MLFLOW_TRACKING_URI\n"
+    assert err == (
+        "tracking.uri is not in the config: it is http://me@host:5000, from MLFLOW_TRACKING_URI\n"
     )
 
     code, out, err = slimfront(

@@ -69,7 +69,10 @@ def test_a_search_whose_disk_is_full_ends_in_one_sentence_and_goes_on_when_there
 ) -> None:
     with pytest.raises(
         UserError,
-        match=r"full cannot be kept in .*/runs/full \(.*\).*make room, then `slimfront resume full`",
+        match=(
+            r"full cannot be kept in .*/runs/full \(.*\).*make room, then "
+            r"`slimfront resume full`"
+        ),
     ) as caught:
         run_search(on(disk, tmp_path), name="full")
     assert "\n" not in str(caught.value)

@@ -79,8 +79,13 @@ def test_a_report_is_kept_where_training_goes_on_or_a_network_of_it_joins_the_fr
     assert report(observer, dense, 1, 0.1, 900, done=True)
     points = [event for event in read_events(tmp_path / JOURNAL_FILE) if event["event"] == "point"]
     assert [(p["number"], p["epoch"], p["checkpoint"]) for p in points] == [
-        (0, 1, "0-1"), (0, 2, "0-2"), (1, 1, "1-1"), (1, 2, None), (2, 1, "2-1"), (None, 1, "None-1"),
-    ]  # fmt: skip
+        (0, 1, "0-1"),
+        (0, 2, "0-2"),
+        (1, 1, "1-1"),
+        (1, 2, None),
+        (2, 1, "2-1"),
+        (None, 1, "None-1"),
+    ]
     assert [point.name for point in observer.ledger.front()] == ["trial-000@2", "trial-002@1/1"]
     second.last_result["finished"] = True
     observer.on_trial_complete(0, [], second)

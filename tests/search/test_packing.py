@@ -121,7 +121,10 @@ def test_candidates_that_do_not_pack_are_refused_where_packs_are_asked_for(tmp_p
     model = {"factory": "tests.search.test_packing:dropping"}
     with pytest.raises(
         UserError,
-        match=r"resources\.pack: the model's '1' drops at random.*set its rate to 0, or resources\.pack to 1",
+        match=(
+            r"resources\.pack: the model's '1' drops at random.*set its rate to 0, "
+            r"or resources\.pack to 1"
+        ),
     ):
         run_search(packed(tmp_path, 4, model=model))
     assert pack(packed(tmp_path, "auto", 1000, model=model)).size == 1

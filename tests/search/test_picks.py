@@ -50,7 +50,10 @@ def test_a_network_is_picked_by_what_it_is_or_by_its_trial(
 def test_what_is_not_there_gets_a_sentence() -> None:
     with pytest.raises(
         UserError,
-        match=r"--pick trial-009: it is not on the front; choose knee, smallest, most-accurate, or one of ",
+        match=(
+            r"--pick trial-009: it is not on the front; choose knee, smallest, "
+            r"most-accurate, or one of "
+        ),
     ):
         pick(FRONT, "trial-009")
     with pytest.raises(
@@ -62,7 +65,7 @@ def test_what_is_not_there_gets_a_sentence() -> None:
         pick({"objectives": [], "front": []}, "knee")
 
 
-def test_where_the_knee_is_not_accurate_enough_it_is_the_knee_of_those_that_are_as_the_ledger_would_find_it() -> (
+def test_a_knee_that_is_not_accurate_enough_is_the_knee_of_those_that_are_as_in_the_ledger() -> (
     None
 ):
     sizes = {0.99: 10_000, 0.98: 2_000, 0.97: 1_800, 0.96: 1_600, 0.7: 30, 0.1: 10}

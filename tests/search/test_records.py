@@ -61,9 +61,7 @@ def test_the_front_is_over_the_networks_that_all_trials_passed_through_most_accu
     assert names(book) == ["trial-000", "trial-001@1", "trial-000@1"]
 
 
-def test_a_network_as_good_as_an_earlier_one_of_the_same_trial_is_left_out_and_one_of_another_trial_is_not() -> (
-    None
-):
+def test_a_network_as_good_as_an_earlier_one_of_its_trial_is_left_out_and_of_another_not() -> None:
     book = ledger()
     for number in (0, 1):
         begin(book, number)

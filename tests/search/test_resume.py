@@ -242,7 +242,10 @@ def test_a_state_that_cannot_be_read_is_refused_and_never_begun_again(untouched:
     study.unlink()
     with pytest.raises(
         UserError,
-        match=r"Optuna's study 'done' has no trial-000, .* which the journal has; .*slimfront rebuild done",
+        match=(
+            r"Optuna's study 'done' has no trial-000, .* which the journal has; "
+            r".*slimfront rebuild done"
+        ),
     ):
         resume_search("done", storage_path=str(untouched / "runs"))
     study.write_bytes(kept)
@@ -264,7 +267,10 @@ def test_a_journal_that_is_older_than_its_study_is_refused_and_the_study_can_be_
     journal.write_text("".join(lines[:keep]))  # as a copy of the day before
     with pytest.raises(
         UserError,
-        match=r"the journal of done is older than Optuna's study, which knows how trial-\d+.* ended",
+        match=(
+            r"the journal of done is older than Optuna's study, which knows how "
+            r"trial-\d+.* ended"
+        ),
     ):
         resume_search("done", storage_path=storage_path)
     known = {record.label: record.values for record in read_search("done", storage_path)[1].trials}

@@ -163,7 +163,7 @@ def test_no_new_trials_once_it_is_enough_but_those_left_unfinished_are_continued
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-def test_every_sampler_takes_several_objectives_and_constraints_and_repeats_itself_with_the_same_seed(
+def test_every_sampler_takes_objectives_and_constraints_and_repeats_itself_with_a_seed(
     sampler: str,
 ) -> None:
     def run(seed: int) -> list[dict[str, Any]]:

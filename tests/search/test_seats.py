@@ -52,11 +52,13 @@ def test_each_seat_of_a_dead_process_is_told_once_and_as_ray_tune_expects(
     tracked = {}
     for name in ("busy", "leaving", "idle", "new"):
         tracked[name] = manager.add_actor(
-            Trainable, None, {},  # type: ignore[arg-type]
+            Trainable,
+            None,
+            {},  # type: ignore[arg-type]
             on_start=lambda _, name=name: said.append(f"{name} began"),
             on_stop=lambda _, name=name: said.append(f"{name} left"),
             on_error=lambda _, error, name=name: said.append(f"{name} died of {error}"),
-        )  # fmt: skip
+        )
     inner: Any = manager.inner
     for _ in range(3):
         inner.answer("sit")

@@ -120,7 +120,10 @@ def test_a_search_goes_on_when_its_secrets_are_given_again(
 
     with pytest.raises(
         UserError,
-        match=r"data\.args\.url of mine had a secret, which is not recorded; give it again: SLIMFRONT_SET=",
+        match=(
+            r"data\.args\.url of mine had a secret, which is not recorded; give it "
+            r"again: SLIMFRONT_SET="
+        ),
     ):
         take_up("mine", "runs")
     again = [

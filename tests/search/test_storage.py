@@ -224,7 +224,10 @@ def test_a_place_that_is_none_is_refused(
     monkeypatch.setattr(storage, "PATIENCE_S", 0.0)
     with pytest.raises(
         UserError,
-        match=r"search\.storage_path: ftp://x is not a directory, and not a bucket such as s3://NAME/s",
+        match=(
+            r"search\.storage_path: ftp://x is not a directory, and not a bucket "
+            r"such as s3://NAME/s"
+        ),
     ):
         Storage("ftp://x")
     away = Storage("s3://nowhere/searches?" + bucket.partition("?")[2])
@@ -303,6 +306,9 @@ def test_copies_are_not_kept_where_others_may_write(
     place.chmod(0o777)
     with pytest.raises(
         UserError,
-        match=r"copies of what is in a bucket cannot be kept .*others may write to it; .* set TMPDIR",
+        match=(
+            r"copies of what is in a bucket cannot be kept .*others may write to "
+            r"it; .* set TMPDIR"
+        ),
     ):
         Storage(bucket).folder("one")

@@ -38,6 +38,9 @@ def test_a_batch_too_small_for_a_penalty_is_refused(penalty: str, least: int) ->
     tree["training"]["batch_size"] -= 1
     with pytest.raises(
         ValueError,
-        match=rf"penalties\.{penalty} looks at {least} samples of a batch or more; set training\.batch_size",
+        match=(
+            rf"penalties\.{penalty} looks at {least} samples of a batch or more; set "
+            r"training\.batch_size"
+        ),
     ):
         Candidate.model_validate(tree)

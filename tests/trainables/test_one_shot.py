@@ -17,9 +17,7 @@ def nonzeros(network: nn.Module) -> list[int]:
     ]
 
 
-def test_each_step_keeps_its_share_of_the_weights_that_were_not_zero_and_leaves_the_network_alone() -> (
-    None
-):
+def test_each_step_keeps_its_share_of_weights_not_zero_and_leaves_the_network_alone() -> None:
     network = nn.Sequential(nn.Linear(10, 20), nn.Flatten(), nn.Linear(20, 5)).eval()
     with torch.no_grad():
         network[0].weight[:10] = 0  # 100 of its weights are left
@@ -102,9 +100,7 @@ def candidate(**parts: object) -> Candidate:
     )
 
 
-def test_the_pruned_networks_of_a_training_are_smaller_and_smaller_compact_and_measured_as_they_are() -> (
-    None
-):
+def test_the_pruned_networks_of_a_training_shrink_are_compact_and_measured_as_they_are() -> None:
     training = Training(candidate(one_shot={"steps": 5, "keep": 0.7}))
     while not training.done:
         training.run_epoch()

@@ -234,7 +234,10 @@ def test_such_a_network_is_an_error_where_recording_is_asked_for() -> None:
     training.options = training.options.model_copy(update={"cuda_graphs": True})
     with pytest.raises(
         UserError,
-        match=r"training\.cuda_graphs: true: steps of this network cannot be recorded .*set it to auto",
+        match=(
+            r"training\.cuda_graphs: true: steps of this network cannot be recorded "
+            r".*set it to auto"
+        ),
     ):
         training.run_epoch()
 

@@ -139,9 +139,7 @@ def test_a_checkpoint_is_plain_and_continues_bit_exactly(tmp_path: Path) -> None
     assert resumed.train()["history"] == results[-1]["history"]
 
 
-def test_every_report_has_the_measures_of_the_compact_network_and_measuring_changes_no_training() -> (
-    None
-):
+def test_every_report_has_measures_of_the_compact_network_and_measuring_changes_nothing() -> None:
     often, rarely = (CandidateTrainable(SECOND | {"report_at": at}) for at in ([1, 2, 3], []))
     reports = [often.train(), often.train(), often.train()]
     assert [report["epoch"] for report in reports] == [1, 2, 3]

@@ -285,9 +285,7 @@ def test_out_of_memory_is_met_with_smaller_parts_of_the_batch_and_the_same_gradi
     assert continued.parts == 4
 
 
-def test_out_of_memory_fails_the_trial_unless_it_may_halve_and_so_does_one_example_that_is_too_large() -> (
-    None
-):
+def test_out_of_memory_fails_the_trial_unless_it_may_halve_as_one_too_large_example_does() -> None:
     for behaviour, most in (("fail", 40), ("halve", 0)):
         options = {"epochs": 1, "batch_size": 128, "seed": 1, "out_of_memory": behaviour}
         training = Training(with_changes(training=options))
@@ -331,7 +329,7 @@ def test_extra_measures_are_taken_of_a_network_and_of_those_pruned_from_it() -> 
         assert "latency_ms" not in network.measures
 
 
-def test_a_transformer_loses_heads_under_penalty_and_sparsifier_continues_bit_exactly_and_ships_them_removed(
+def test_a_transformer_loses_heads_continues_bit_exactly_and_ships_without_them(
     tmp_path: Any,
 ) -> None:
     candidate = with_changes(

@@ -91,11 +91,9 @@ def cache_folder() -> Path:
     """
     named = os.environ.get(FOLDER)
     # Where memory holds /tmp, /var/tmp is on a disk; whoever sets TMPDIR knows better.
-    usual = (
-        tempfile.gettempdir()
-        if "TMPDIR" in os.environ or not os.access("/var/tmp", os.W_OK)
-        else "/var/tmp"
-    )
+    usual = "/var/tmp"  # noqa: S108 (it is made and checked by own_folder)
+    if "TMPDIR" in os.environ or not os.access(usual, os.W_OK):
+        usual = tempfile.gettempdir()
     folder = Path(named) if named else Path(usual, f"slimfront-{os.getuid()}")
     return own_folder(folder, named=bool(named))
 
@@ -247,7 +245,10 @@ def _make_room(folder: Path, needed: int) -> None:
         except BlockingIOError:
             continue  # someone writes it, or this process does
     if used + needed > limit:
-        what = f"{needed / 1e9:.3g} GB do not fit beside {used / 1e9:.3g} GB into its limit of {limit / 1e9:.3g} GB"
+        what = (
+            f"{needed / 1e9:.3g} GB do not fit beside {used / 1e9:.3g} GB into its "
+            f"limit of {limit / 1e9:.3g} GB"
+        )
         raise OSError(errno.ENOSPC, what, str(folder))
 
 
@@ -264,7 +265,10 @@ def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 def _complain(options: Data, error: OSError) -> None:
     """Says why the cache is not used; that is an error where the data has to be on disk."""
-    reason = f"the data set '{options.name}' cannot be put into the cache on disk: {error}; set {FOLDER} to a folder with room"
+    reason = (
+        f"the data set '{options.name}' cannot be put into the cache on disk: "
+        f"{error}; set {FOLDER} to a folder with room"
+    )
     if options.in_memory is False:
         raise UserError(f"{reason}, or leave out 'in_memory: false'") from None
     _warn_once(reason)

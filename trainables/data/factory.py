@@ -146,8 +146,13 @@ class Factory(Data):
                 or len(inputs) != len(labels)
                 or not len(labels)
             ):
-                raise self._wrong(f"has a split '{name}' of shape {tuple(inputs.shape)} with {len(labels)} labels",
-                                  f"examples of the shape {data.input_shape}, with one label each")  # fmt: skip
+                raise self._wrong(
+                    (
+                        f"has a split '{name}' of shape {tuple(inputs.shape)} with "
+                        f"{len(labels)} labels"
+                    ),
+                    f"examples of the shape {data.input_shape}, with one label each",
+                )
             if (
                 labels.dtype != torch.int64
                 or int(labels.min()) < 0

@@ -65,11 +65,20 @@ def packable(candidate: Candidate, device: torch.device | str = "cpu") -> str | 
 def unpackable_setting(training: Training) -> str | None:
     """The same, as far as it may differ between trainings of one key."""
     if type(training.ranks) is not Solo:
-        return "a training of several processes cannot be in a pack; set processes to 1, or resources.pack to 1"
+        return (
+            "a training of several processes cannot be in a pack; set processes to "
+            "1, or resources.pack to 1"
+        )
     if training.options.out_of_memory == "halve" or training.parts > 1:
-        return "training.out_of_memory: halve cannot be in a pack, whose memory is shared; set it to fail, or resources.pack to 1"
+        return (
+            "training.out_of_memory: halve cannot be in a pack, whose memory is "
+            "shared; set it to fail, or resources.pack to 1"
+        )
     if training.options.compile is True and training.graphs is None:
-        return "training.compile: true cannot be in a pack, which is not compiled; set it to auto or false, or resources.pack to 1"
+        return (
+            "training.compile: true cannot be in a pack, which is not compiled; "
+            "set it to auto or false, or resources.pack to 1"
+        )
     return None
 
 
@@ -83,12 +92,21 @@ def packable_training(training: Training) -> str | None:
 def _of_network(model: nn.Module) -> str | None:
     for name, module in model.named_modules():
         if isinstance(module, (_DropoutNd, nn.MultiheadAttention)) and _rate(module) > 0:
-            return f"the model's '{name}' drops at random, which packs cannot repeat; set its rate to 0, or resources.pack to 1"
+            return (
+                f"the model's '{name}' drops at random, which packs cannot repeat; set "
+                "its rate to 0, or resources.pack to 1"
+            )
     parameters = list(model.parameters())
     if any(not parameter.requires_grad for parameter in parameters):
-        return "the model has parameters that are not trained, which packs do not leave out; set resources.pack to 1"
+        return (
+            "the model has parameters that are not trained, which packs do not "
+            "leave out; set resources.pack to 1"
+        )
     if len({parameter.dtype for parameter in parameters}) > 1:
-        return "the model has parameters of several types, which packs do not stack; set resources.pack to 1"
+        return (
+            "the model has parameters of several types, which packs do not stack; "
+            "set resources.pack to 1"
+        )
     return None
 
 
@@ -111,7 +129,10 @@ def _of_step(training: Training) -> str | None:
     for name, penalty in step.penalties.items():
         if not isinstance(penalty, (ActiveGroups, ActiveFeatures)):
             kind = type(penalty).__name__
-            return f"penalties.{name} cannot be in a pack: {kind} acts on neither groups nor features; set resources.pack to 1"
+            return (
+                f"penalties.{name} cannot be in a pack: {kind} acts on neither groups "
+                "nor features; set resources.pack to 1"
+            )
     parameters = {
         n: p.detach().expand(2, *p.shape).clone().requires_grad_()
         for n, p in training.model.named_parameters()
@@ -140,8 +161,14 @@ def _of_step(training: Training) -> str | None:
         if not training.options.bf16 or isinstance(error, torch.OutOfMemoryError):
             raise
         said = str(error).splitlines()[0]
-        return f"this network does not pack in bf16 ({said}); set training.precision to float32, or resources.pack to 1"
+        return (
+            f"this network does not pack in bf16 ({said}); set training.precision "
+            "to float32, or resources.pack to 1"
+        )
     for name, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
-            return f"the model does not use its parameter '{name}', which packs do not leave out; set resources.pack to 1"
+            return (
+                f"the model does not use its parameter '{name}', which packs do not "
+                "leave out; set resources.pack to 1"
+            )
     return None

@@ -23,7 +23,9 @@ _SIZES = {
     "peak_activation_bytes": "bytes of activations at most, one input",
 }
 _LOADING = {
-    "pt2": "import torch\n\nnetwork = torch.export.load({path!r}).module()\nlogits = network(inputs)",
+    "pt2": (
+        "import torch\n\nnetwork = torch.export.load({path!r}).module()\nlogits = network(inputs)"
+    ),
     "onnx": (
         "import onnxruntime\n\nsession = onnxruntime.InferenceSession({path!r})\n"
         'logits = session.run(None, {{"input": inputs}})[0]  # inputs: a NumPy array'

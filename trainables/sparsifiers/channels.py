@@ -73,7 +73,10 @@ class Channels(Scheduled):
 def _nothing_to_remove(model: nn.Module) -> str:
     dense = sorted({name.rpartition(".")[0] or name for name in out_of_reach(model)})
     if not dense:
-        return "sparsifier: there is no channel in this network that can be removed, or all are excluded"
+        return (
+            "sparsifier: there is no channel in this network that can be removed, "
+            "or all are excluded"
+        )
     named = ", ".join(f"'{name}'" for name in dense[:10]) + (" …" if len(dense) > 10 else "")
     return (
         "sparsifier: there is no channel in this network that can be removed, or all are "

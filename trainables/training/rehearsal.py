@@ -143,7 +143,10 @@ class _Rehearsal:
         )
         for number, (step, examples) in enumerate(steps):
             last = " the last batch of an epoch, of" if number else ""
-            problem = f"the network cannot be trained on{last} {examples} example{'s' if examples > 1 else ''}"
+            problem = (
+                f"the network cannot be trained on{last} {examples} "
+                f"example{'s' if examples > 1 else ''}"
+            )
             advice = "; set training.batch_size to another number" if number else ""
             batch = Split(data.train.inputs[:examples], data.train.labels[:examples])
             with _naming(self.model, problem, advice), training.own_noise():

@@ -204,7 +204,10 @@ class Seats:
                 told(error)
 
     def remove_actor(
-        self, tracked_actor: TrackedActor, kill: bool = False, stop_future: Any = None
+        self,
+        tracked_actor: TrackedActor,
+        kill: bool = False,
+        stop_future: Any = None,  # noqa: ARG002 (nobody waits)
     ) -> bool:
         """Has a seat left, and then its process ended if it was the last; whether `on_stop` will be
         called."""

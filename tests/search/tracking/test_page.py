@@ -48,7 +48,8 @@ def test_the_description_tells_the_story_with_links_to_the_trials(
     text = parent.data.tags["mlflow.note.content"]
     knee = result.ledger.knee()
     assert knee is not None
-    place = f"#/experiments/{parent.info.experiment_id}/runs/{result.run_ids[knee.trial.label]}?workflowType=machine_learning"
+    run = result.run_ids[knee.trial.label]
+    place = f"#/experiments/{parent.info.experiment_id}/runs/{run}?workflowType=machine_learning"
     assert f"### Recommended: [{knee.name}]({place})" in text
     assert "more `val_accuracy` and less `nonzero_params`" in text
     assert "`sparsifier.sparsity` | 0.1 to 0.9 |" in text

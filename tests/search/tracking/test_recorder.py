@@ -422,7 +422,10 @@ def test_models_that_cannot_be_made_are_named_one_by_one_and_the_search_ends(
     client = connect(config.tracking.uri)
     assert record(client, config, tmp_path / "search-1", story()).close()
     assert runs(client)[""].info.status == "FINISHED"
-    wanted = "the model of trial-000 cannot be made (this network branches on its inputs): it is not in MLflow"
+    wanted = (
+        "the model of trial-000 cannot be made (this network branches on its "
+        "inputs): it is not in MLflow"
+    )
     assert [one.getMessage() for one in caplog.records if "the model of" in one.getMessage()] == [
         wanted
     ]

@@ -55,7 +55,10 @@ def log_in(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     with pytest.raises(
         UserError,
-        match=r"the tracking store at http://127.* refuses the user or the password; set MLFLOW_TRACK",
+        match=(
+            r"the tracking store at http://127.* refuses the user or the password; "
+            r"set MLFLOW_TRACK"
+        ),
     ):
         run_search(config, name="dies")
     assert not Path(config.search.storage_path).exists()

@@ -99,7 +99,8 @@ options = Factory.model_validate_json(sys.argv[1])
 Path(sys.argv[2]).touch()
 data = load_shared(options)
 maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if ".data" in line]
-print(json.dumps([hashlib.sha256(data.train.inputs.numpy().tobytes()).hexdigest(), maps[0].split()[3:]]))
+digest = hashlib.sha256(data.train.inputs.numpy().tobytes()).hexdigest()
+print(json.dumps([digest, maps[0].split()[3:]]))
 """
 
 

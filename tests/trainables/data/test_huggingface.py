@@ -376,7 +376,10 @@ def test_an_empty_folder_is_refused_with_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         UserError,
-        match=r"the data set '.*empty' cannot be loaded: .*or a folder with parquet files or images",
+        match=(
+            r"the data set '.*empty' cannot be loaded: .*or a folder with parquet "
+            r"files or images"
+        ),
     ):
         HuggingFace(path=str(tmp_path / "empty")).load()
 

@@ -209,7 +209,8 @@ def peak(options):
     done.set()
     watcher.join()
     most[0] = max(most[0], anonymous())
-    return most[0] - before, sum(part.inputs.nbytes for part in (data.train, data.validation, data.test))
+    parts = (data.train, data.validation, data.test)
+    return most[0] - before, sum(part.inputs.nbytes for part in parts)
 HuggingFace(path=sys.argv[1], limit=64).load()  # imports, and what is allocated once
 print(json.dumps(peak(HuggingFace(path=sys.argv[1], in_memory=sys.argv[2] == "memory"))))
 """

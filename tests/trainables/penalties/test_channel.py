@@ -161,7 +161,10 @@ def test_what_it_cannot_act_on_is_refused_in_a_sentence(monkeypatch: pytest.Monk
     one_layer, sample = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), torch.randn(2, 1, 8, 8)
     with pytest.raises(
         UserError,
-        match=r"penalties\.channel: there is no channel and no head in this network that can be removed; leave it out",
+        match=(
+            r"penalties\.channel: there is no channel and no head in this network "
+            r"that can be removed; leave it out"
+        ),
     ):
         check_penalties({"channel": ChannelSparsity(strength=1.0)}, one_layer, sample)
     with pytest.raises(
@@ -176,6 +179,9 @@ def test_what_it_cannot_act_on_is_refused_in_a_sentence(monkeypatch: pytest.Monk
     monkeypatch.setattr("slimfront.trainables.structure.channel_groups._graph", fails)
     with pytest.raises(
         UserError,
-        match=r"^penalties\.channel: Torch-Pruning cannot analyse the network, .*strange.*; leave it out",
+        match=(
+            r"^penalties\.channel: Torch-Pruning cannot analyse the network, "
+            r".*strange.*; leave it out"
+        ),
     ):
         ChannelSparsity(strength=1.0).attach(build("resnet20"), sample)

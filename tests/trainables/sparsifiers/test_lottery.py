@@ -44,9 +44,7 @@ def test_late_rewinding_goes_back_to_the_weights_of_that_step() -> None:
     assert active.progress(40) == 1
 
 
-def test_the_schedule_of_the_learning_rate_starts_anew_in_each_round_and_the_last_takes_the_rest() -> (
-    None
-):
+def test_the_learning_rate_starts_anew_in_each_round_and_the_last_takes_the_rest() -> None:
     active = attach(LotteryTicket(sparsity=0.5, rounds=2), steps=41)
     assert [active.progress(step) for step in (0, 12, 13, 25, 26, 41)] == pytest.approx(
         [0, 12 / 13, 0, 12 / 13, 0, 1]

@@ -97,8 +97,8 @@ def _goals(ends: list[Ended]) -> list[Goal]:
 
 
 def _import() -> None:
-    import search.cli
-    import search.config  # noqa: F401
+    import slimfront.search.cli
+    import slimfront.search.config.schema  # noqa: F401
 
 
 def _forked(number: int) -> Ended:

@@ -1,4 +1,4 @@
-"""What a search may be called."""
+"""What a search may be called, and which storage paths are buckets."""
 
 import re
 
@@ -17,3 +17,9 @@ def check_name(name: str) -> None:
     """Raises UserError if a search cannot be called so."""
     if not is_name(name):
         raise UserError(f"--name: {BAD_NAME.format(name=shorten(name))}")
+
+
+def is_bucket(path: str) -> bool:
+    """Whether a storage path names a bucket, such as `s3://bucket/searches`, and not a
+    directory."""
+    return "://" in path

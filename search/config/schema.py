@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from optuna.distributions import BaseDistribution
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -11,9 +11,9 @@ from pydantic_core import PydanticCustomError
 
 from slimfront.search.config.explain import explain, explain_first
 from slimfront.search.config.idle import idle
-from slimfront.search.config.names import BAD_NAME, is_name
+from slimfront.search.config.names import BAD_NAME, is_bucket, is_name
 from slimfront.search.config.objectives import OBJECTIVES, Constraint, Objective
-from slimfront.search.config.settings import Resources, SearchOptions, Tracking, is_bucket
+from slimfront.search.config.settings import Resources, SearchOptions, Tracking
 from slimfront.search.config.space import Parameter, flatten, set_path, set_paths
 from slimfront.search.config.yaml_files import GIVEN, RECORDED, Limits, parse, read_text, write
 from slimfront.trainables.candidate import Candidate
@@ -23,9 +23,6 @@ from slimfront.trainables.models import Model
 from slimfront.trainables.options import Options, suggest
 from slimfront.trainables.penalties import Penalty
 from slimfront.trainables.redaction import redact_values, without_secrets
-
-if TYPE_CHECKING:
-    from slimfront.search.record.ledger import TrialRecord
 
 _COMBINATIONS = 100
 """How many combinations of a space are checked before a search."""
@@ -284,7 +281,7 @@ class Config(Candidate):
         found = self.varied_sparsifiers()
         for path, parameter in self.space.items():
             if path.partition(".")[0] in ("model", "int8") or path == "training.batch_size":
-                values = parameter.choices if parameter.choices is not None else parameter.ends()
+                values = parameter.choices or parameter.ends()
                 found += [self.candidate({path: value}) for value in values]
         return list({candidate.model_dump_json(): candidate for candidate in found}.values())
 
@@ -303,10 +300,14 @@ class Config(Candidate):
         """The constraints, in the order of the config."""
         return [Constraint.parse(name, text) for name, text in self.constraints.items()]
 
-    def ships_int8(self, trial: "TrialRecord") -> bool:
-        """Whether a trial's networks ship, and were measured, as int8; the dense reference never
-        does."""
-        return trial.number is not None and bool(trial.values.get("int8", self.int8))
+    def ships_int8(self, number: int | None, values: Mapping[str, object]) -> bool:
+        """Whether networks of a trial ship, and were measured, as int8; the dense one never does.
+
+        Args:
+            number: of the trial; None for the dense reference.
+            values: of the trial, by dotted path.
+        """
+        return number is not None and bool(values.get("int8", self.int8))
 
     def grace(self) -> float:
         """Epochs before the first rung."""

@@ -255,9 +255,3 @@ class Tracking(Options):
         return (
             f"{scheme}{Path(file).absolute()}" if self.uri.startswith(scheme) and file else self.uri
         )
-
-
-def is_bucket(path: str) -> bool:
-    """Whether a storage path names a bucket, such as `s3://bucket/searches`, and not a
-    directory."""
-    return "://" in path

@@ -366,7 +366,7 @@ def _touch_test_set(config: Config, points: list[Point], observer: Observer) -> 
             continue
         try:
             network = read(point.file, config.model_of(point.trial.values))
-            if config.ships_int8(point.trial):
+            if config.ships_int8(point.trial.number, point.trial.values):
                 measured = as_int8(network, data).test_accuracy(data)
             else:
                 measured = accuracy(network, *data.test, prepare=data.prepare)

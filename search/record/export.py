@@ -71,7 +71,7 @@ def export(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         dense = base.model.build(data.input_shape, data.classes).eval()
-    searched = config.ships_int8(point.trial)
+    searched = config.ships_int8(point.trial.number, point.trial.values)
     if searched and chosen != "onnx":
         raise UserError(
             f"--output {output}: {member_name(member)} was measured as an int8 network, and those "

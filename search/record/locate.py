@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from slimfront.search.config.names import is_name
-from slimfront.search.config.settings import is_bucket
+from slimfront.search.config.names import is_bucket, is_name
 from slimfront.trainables.errors import UserError, shorten
 
 JOURNAL_FILE = "journal.jsonl"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from slimfront.search.config.settings import is_bucket
+from slimfront.search.config.names import is_bucket
 from slimfront.search.record.fencing import Fence, Superseded
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.folders import own_folder

@@ -243,7 +243,9 @@ class Page:
         def log_network(point: Point, network: nn.Module) -> None:
             with making(f"the model of {point.name}"):
                 shipped = Shipped(network, *data.normalisation()).eval()
-                int8 = as_int8(network, data).file if self.config.ships_int8(point.trial) else None
+                int8 = None
+                if self.config.ships_int8(point.trial.number, point.trial.values):
+                    int8 = as_int8(network, data).file
             log_model(
                 self.client,
                 self.experiment_id,

@@ -167,9 +167,9 @@ class Step:
         """The full strengths that a member's options of the penalty give its groups; a features
         penalty is one group."""
         penalty = self.penalties[name]
-        return (
-            penalty.strengths(options) if isinstance(penalty, ActiveGroups) else [options.strength]
-        )  # type: ignore[arg-type]
+        if isinstance(penalty, ActiveGroups):
+            return penalty.strengths(options)  # type: ignore[arg-type]
+        return [options.strength]
 
     def by_proximal(self, name: str) -> bool:
         """Whether the penalty acts by its proximal step, and not by the loss."""

@@ -347,8 +347,8 @@ def _outside(model: nn.Module, on_gpu: bool) -> tuple[object, ...]:
     random_states = [
         torch.get_rng_state().tolist(),
         random.getstate(),
-        np.random.get_state()[1].tolist(),
-    ]  # type: ignore[index]
+        np.random.get_state()[1].tolist(),  # type: ignore[index]
+    ]
     if on_gpu:
         random_states.append(torch.cuda.get_rng_state().tolist())
     kept = [

@@ -4,7 +4,7 @@ CONFIG ?= configs/digits.yaml
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: search test test-all chromium check chaos fuzz bench constraints clean
+.PHONY: search test test-all chromium check chaos fuzz adversarial bench constraints clean
 
 search: $(INSTALLED)
 	$(BIN)/slimfront search $(CONFIG)
@@ -36,6 +36,10 @@ chaos: $(INSTALLED)
 # Ten thousand broken configs.
 fuzz: $(INSTALLED)
 	$(BIN)/python -m benchmarks fuzz
+
+# Ten thousand networks that are drawn to mislead compaction.
+adversarial: $(INSTALLED)
+	$(BIN)/python -m benchmarks adversarial
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks

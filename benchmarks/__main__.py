@@ -32,6 +32,7 @@ BENCHMARKS = {
     "throughput_profile_packs": ["throughput", "--profile", "16"],
     "chaos": ["chaos"],
     "fuzz": ["fuzz"],
+    "adversarial": ["adversarial"],
 }
 """What to run, by the name of the table: the benchmark and its options. It goes between
 `<!-- NAME -->` and `<!-- /NAME -->`."""

@@ -170,7 +170,7 @@ def normed() -> nn.Sequential:
 
 
 def test_folded_rows_compute_what_layer_and_norm_compute(normed: nn.Sequential) -> None:
-    convolution, linear = layers_of(trace(normed))
+    convolution, linear = layers_of(trace(normed, torch.zeros(2, 2, 4, 4, dtype=torch.float64)))
     images, vectors = (
         torch.randn(5, 2, 4, 4, dtype=torch.float64),
         torch.randn(5, 12, dtype=torch.float64),
@@ -184,7 +184,7 @@ def test_folded_rows_compute_what_layer_and_norm_compute(normed: nn.Sequential) 
 
 
 def test_what_is_written_as_folded_reads_back_and_zeros_stay_zero(normed: nn.Sequential) -> None:
-    for layer in layers_of(trace(normed)):
+    for layer in layers_of(trace(normed, torch.zeros(2, 2, 4, 4, dtype=torch.float64))):
         weight, bias = (t.detach().clamp(min=0) for t in layer.folded())
         layer.write_folded(weight, bias)
         for written, expected in zip(layer.folded(), (weight, bias), strict=True):
@@ -196,7 +196,7 @@ def test_what_is_written_as_folded_reads_back_and_zeros_stay_zero(normed: nn.Seq
 def test_rows_are_scaled_as_folded_and_the_scale_outlives_normalisation(
     normed: nn.Sequential,
 ) -> None:
-    for layer in layers_of(trace(normed)):
+    for layer in layers_of(trace(normed, torch.zeros(2, 2, 4, 4, dtype=torch.float64))):
         weight, bias = (t.detach().clone() for t in layer.folded())
         factors = torch.linspace(0, 1, len(bias), dtype=torch.float64)
         before = layer.layer.weight.detach().clone()

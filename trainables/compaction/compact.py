@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 from slimfront.trainables.compaction.agreement import EXACT, Probe, outputs
 from slimfront.trainables.compaction.attention_heads import remove_dead_heads
 from slimfront.trainables.compaction.blocks import drop_empty_branches
-from slimfront.trainables.compaction.coupled import remove_coupled_channels
+from slimfront.trainables.compaction.coupled import dead_units, remove_coupled_channels
 from slimfront.trainables.compaction.layers import clear_rounding, fold_batch_norms
 from slimfront.trainables.compaction.merge import MergePolicy, drop_idle_relus, merge_layers
+from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.quick import make_quick
 from slimfront.trainables.compaction.units import Removed, remove_dead_units
 from slimfront.trainables.errors import TrialFailure
@@ -23,7 +24,7 @@ from slimfront.trainables.measures.measure import count_flops, measure
 from slimfront.trainables.options import Options
 from slimfront.trainables.precision import all_of_float32
 from slimfront.trainables.structure.attention import split_attention
-from slimfront.trainables.structure.graph import copied, trace
+from slimfront.trainables.structure.graph import Conv, copied, note_ranks
 
 Action = Literal[
     "folded",
@@ -35,6 +36,7 @@ Action = Literal[
     "heads removed",
     "removed",
     "block removed",
+    "zeros stay",
 ]
 Step = tuple[str, Action, str]
 """A layer, what became of it, and a detail."""
@@ -127,6 +129,8 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
                 steps += _merge_approximately(network, options)
                 _tidy(network)
                 network.recompile()
+            if isinstance(network, fx.GraphModule):
+                steps += _name_what_stays(network)
     finally:
         model.train(training)
     if not apart <= options.tolerance:  # NaN too
@@ -135,6 +139,30 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
             f"{options.tolerance:.0e}"
         )
     return Compacted(network, Report(tuple(steps), apart, measure(network, inputs)))
+
+
+def _name_what_stays(network: fx.GraphModule) -> list[Step]:
+    """Names the layers that keep units without a weight, but for those that give the network's
+    outputs."""
+    last = {
+        str(node.target)
+        for node in network.graph.nodes
+        if node.op == "call_module" and _gives_output(node)
+    }
+    stay = {name: count for name, count in dead_units(network).items() if name not in last}
+    if stay:
+        named = ", ".join(f"{count:,} of '{name}'" for name, count in list(stay.items())[:10])
+        log.warning(
+            "units without a weight stay, since removing them would change the outputs, or nothing "
+            "here can remove them: %s%s",
+            named,
+            " …" if len(stay) > 10 else "",
+        )
+    return [(name, "zeros stay", f"{count} units without a weight") for name, count in stay.items()]
+
+
+def _gives_output(node: fx.Node) -> bool:
+    return any(user.op == "output" for user in node.users)
 
 
 def _badness(apart: float) -> float:
@@ -149,7 +177,7 @@ def _smaller(
 
     If they are too far, each kind of removal is tried alone, and left out if it is to blame.
     """
-    original = trace(model)
+    original = traced_in_both_modes(model)
     start = _start(original, inputs, options)
     network, steps = _reduced(start, options, _REMOVALS)
     apart = start.probe.difference(network, start.tolerance)
@@ -179,7 +207,7 @@ def _grown(before: nn.Module, after: nn.Module, inputs: Tensor, steps: list[Step
     others, they follow from weights.
     """
     merged = any(step[1] == "merged" for step in steps) and any(
-        isinstance(m, nn.Conv2d) for m in after.modules()
+        isinstance(m, Conv) for m in after.modules()
     )
     sizes = []
     for network in (before, after):
@@ -217,6 +245,7 @@ def _start(original: fx.GraphModule, inputs: Tensor, options: Compaction) -> _St
     network, exact_inputs = _in_float64(original, inputs)
     tolerance = EXACT if exact_inputs.dtype == torch.float64 else options.tolerance
     split_attention(network)
+    note_ranks(network, exact_inputs)
     probe = Probe(network, exact_inputs)
     folded = fold_batch_norms(network)
     if folded and not probe.agrees(_compiled(network), tolerance):

@@ -4,12 +4,14 @@ the like couple them."""
 import logging
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction.agreement import EXACT, Probe
 from slimfront.trainables.compaction.units import Removed
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.structure.channel_groups import channel_groups, remove_units
+from slimfront.trainables.precision import all_of_float32
+from slimfront.trainables.structure.channel_groups import ChannelGroup, channel_groups, remove_units
 from slimfront.trainables.structure.graph import WeightLayer, copied
 
 log = logging.getLogger(__name__)
@@ -25,9 +27,7 @@ def remove_coupled_channels(
     `tolerance`): what lies between the layers does not pass zeros on, or the network has a size
     written into its code. `inputs` (N, *input_shape) show what couples.
     """
-    if not any(
-        _has_dead_row(layer) for layer in network.modules() if isinstance(layer, WeightLayer)
-    ):
+    if not dead_units(network):
         return []
     network.recompile()  # its graph may have changed
     try:
@@ -53,6 +53,59 @@ def remove_coupled_channels(
     return [Removed(name, int(dead[name].sum()), whole=False) for name in right]
 
 
+def removable_groups(network: nn.Module, inputs: Tensor) -> list[ChannelGroup]:
+    """The groups of `channel_groups` of which a unit that is zero can be removed, which is tried on
+    a copy.
+
+    Torch-Pruning takes what it does not know for operations that act on each channel alone. Others,
+    such as a norm of another axis, a softmax or a mean over channels, or a size in the code, only
+    show then.
+
+    Raises:
+        UserError: if Torch-Pruning cannot analyse the network.
+    """
+    groups = channel_groups(network, inputs)
+    units = {
+        group.name: torch.arange(group.units) == group.units - 1
+        for group in groups
+        if group.units > 1
+    }
+    if not units:
+        return groups
+    zeroed = copied(network).eval()
+    with torch.no_grad(), all_of_float32():
+        _zero(zeroed, groups, units)
+        try:
+            exact = zeroed.double()
+            seen, tolerance = inputs[:_SEEN].double(), EXACT
+            probe = Probe(exact, seen, fresh=False)
+        except (RuntimeError, TypeError, ValueError):
+            exact, seen, tolerance = copied(network).eval(), inputs[:_SEEN], _LOOSE
+            _zero(exact, groups, units)
+            probe = Probe(exact, seen, fresh=False)
+        right = _rightly_removed(
+            list(units),
+            lambda names: _without(
+                exact, seen, {name: units[name] for name in names}, probe, tolerance
+            ),
+        )
+    return [group for group in groups if group.name in right or group.name not in units]
+
+
+_SEEN = 2
+"""So few inputs show whether units can be removed: the weights are random, or as good as."""
+_LOOSE = 1e-4
+"""How far outputs may be apart where a network cannot be run in float64."""
+
+
+def _zero(network: nn.Module, groups: list[ChannelGroup], units: dict[str, Tensor]) -> None:
+    parameters = dict(network.named_parameters())
+    for group in groups:
+        for name, owners in group.writers.items() if group.name in units else ():
+            rows = units[group.name][owners.clamp(min=0)] & (owners >= 0)
+            parameters[name][rows.to(parameters[name].device)] = 0
+
+
 def _rightly_removed(names: list[str], right: Callable[[list[str]], bool]) -> list[str]:
     """Those groups that can go together, found by halving: most are right, so that few networks are
     looked at."""
@@ -69,11 +122,28 @@ def _rightly_removed(names: list[str], right: Callable[[list[str]], bool]) -> li
     )
 
 
-def _has_dead_row(layer: WeightLayer) -> bool:
-    rows = layer.weight.detach().flatten(1).any(1)
-    if layer.bias is not None:
-        rows |= layer.bias.detach() != 0
-    return not bool(rows.all())
+def dead_units(network: nn.Module) -> dict[str, int]:
+    """How many units of each linear and convolutional layer have no weight and no bias, by the
+    layer's name."""
+    found: dict[str, int] = {}
+    for name, layer in network.named_modules():
+        if isinstance(
+            layer, WeightLayer | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+        ):
+            count = int((~_alive(layer)).sum())
+            found |= {name: count} if count else {}
+    return found
+
+
+def _alive(layer: nn.Module) -> Tensor:
+    """Which units have a weight or a bias that is not 0: (units,)."""
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
+    if not isinstance(layer, WeightLayer):  # transposed: (in, out / groups, …), the inputs by group
+        groups: int = layer.groups  # type: ignore[assignment]
+        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    alive = weight.flatten(1).any(1)
+    bias: Tensor | None = layer.bias  # type: ignore[assignment]
+    return alive if bias is None else alive | (bias.detach() != 0)
 
 
 def _without(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.structure.graph import (
+    Conv,
     Layer,
     WeightLayer,
     layers_of,
@@ -14,15 +15,27 @@ from slimfront.trainables.structure.graph import (
 )
 
 
-class _Linear(nn.Linear):
+class _Undrawn:
+    """Mixed into layers: leaves the weights as they are, since to draw them takes longer than all
+    else, even without memory."""
+
     def reset_parameters(self) -> None:
-        """Leaves the weights as they are: to draw them takes longer than all else, even without
-        memory."""
+        """Does nothing."""
 
 
-class _Conv2d(nn.Conv2d):
-    def reset_parameters(self) -> None:
-        """The same."""
+class _Linear(_Undrawn, nn.Linear): ...
+
+
+class _Conv1d(_Undrawn, nn.Conv1d): ...
+
+
+class _Conv2d(_Undrawn, nn.Conv2d): ...
+
+
+class _Conv3d(_Undrawn, nn.Conv3d): ...
+
+
+_CONVS: dict[type[Conv], type[Conv]] = {nn.Conv1d: _Conv1d, nn.Conv2d: _Conv2d, nn.Conv3d: _Conv3d}
 
 
 def with_weights(like: WeightLayer, weight: Tensor, bias: Tensor | None) -> WeightLayer:
@@ -30,14 +43,15 @@ def with_weights(like: WeightLayer, weight: Tensor, bias: Tensor | None) -> Weig
     (out, in, …) and `bias` (out)."""
     outputs, inputs = weight.shape[:2]
     layer: WeightLayer
+    kind: type[nn.Module]
     if isinstance(like, nn.Linear):
-        layer = _Linear(inputs, outputs, bias=bias is not None, device="meta")
+        kind, layer = nn.Linear, _Linear(inputs, outputs, bias=bias is not None, device="meta")
     else:
-        kernel = (int(weight.shape[2]), int(weight.shape[3]))
-        layer = _Conv2d(
+        kind = next(each for each in _CONVS if isinstance(like, each))
+        layer = _CONVS[kind](
             inputs,
             outputs,
-            kernel,
+            tuple(weight.shape[2:]),  # type: ignore[arg-type]
             stride=like.stride,  # type: ignore[arg-type]
             padding=like.padding,  # type: ignore[arg-type]
             dilation=like.dilation,  # type: ignore[arg-type]
@@ -45,7 +59,7 @@ def with_weights(like: WeightLayer, weight: Tensor, bias: Tensor | None) -> Weig
             padding_mode=like.padding_mode,
             device="meta",
         )
-    layer.__class__ = nn.Linear if isinstance(like, nn.Linear) else nn.Conv2d  # type: ignore[assignment]
+    layer.__class__ = kind  # type: ignore[assignment]
     layer.weight = nn.Parameter(weight.detach().to(like.weight))
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().to(like.weight))
@@ -96,7 +110,7 @@ def clear_rounding(graph: fx.GraphModule, folded: list[str], dtype: torch.dtype)
     any_cleared = False
     for name in folded:
         layer = graph.get_submodule(name)
-        assert isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None
+        assert isinstance(layer, WeightLayer) and layer.bias is not None
         error = rounding(layer.weight, layer.bias, dtype)
         for tensor in (layer.weight, layer.bias):
             small = (tensor < 0) & (tensor >= -error)

@@ -15,6 +15,7 @@ from slimfront.trainables.compaction.layers import (
     with_weights,
 )
 from slimfront.trainables.structure.graph import (
+    Conv,
     WeightLayer,
     call_counts,
     is_relu,
@@ -78,9 +79,7 @@ def merge_layers(
             continue
         grows = count_nonzeros(combined) > count_nonzeros(first) + count_nonzeros(second)
         larger = _count(combined) > _count(first) + _count(second)
-        if (policy == "smaller" and (grows or larger)) or (
-            larger and isinstance(combined, nn.Conv2d)
-        ):
+        if (policy == "smaller" and (grows or larger)) or (larger and isinstance(combined, Conv)):
             kept.append(str(node.target))
             continue
         set_module(graph, str(following.target), combined)
@@ -108,30 +107,41 @@ def product(first: WeightLayer, second: WeightLayer) -> WeightLayer | None:
         return with_weights(
             second, weight, _combined_bias(first, second.weight.double(), second.bias)
         )
-    if not isinstance(first, nn.Conv2d) or not isinstance(second, nn.Conv2d):
+    if (
+        not isinstance(first, Conv)
+        or not isinstance(second, Conv)
+        or first.weight.dim() != second.weight.dim()
+    ):
         return None
     zero_padded = first.padding_mode == second.padding_mode == "zeros"
     if not zero_padded or isinstance(first.padding, str) or isinstance(second.padding, str):
         return None
-    if second.kernel_size == (1, 1) and second.padding == (0, 0):
-        weight = torch.einsum(
-            "om,mikl->oikl", second.weight.double()[:, :, 0, 0], first.weight.double()
-        )
+    if _is_pointwise(second):
+        matrix = second.weight.double().flatten(1)
         combined = with_weights(
-            first, weight, _combined_bias(first, second.weight.double()[:, :, 0, 0], second.bias)
+            first,
+            torch.einsum("om,mi...->oi...", matrix, first.weight.double()),
+            _combined_bias(first, matrix, second.bias),
         )
-        assert isinstance(combined, nn.Conv2d)
-        combined.stride = (first.stride[0] * second.stride[0], first.stride[1] * second.stride[1])
+        assert isinstance(combined, Conv)
+        combined.stride = tuple(a * b for a, b in zip(first.stride, second.stride, strict=True))
         return combined
-    plain = first.kernel_size == (1, 1) and first.padding == (0, 0) and first.stride == (1, 1)
-    if plain and (second.padding == (0, 0) or first.bias is None or not first.bias.any()):
+    plain = _is_pointwise(first) and set(first.stride) == {1}
+    if plain and (not any(second.padding) or first.bias is None or not first.bias.any()):
         weight = torch.einsum(
-            "omkl,mi->oikl", second.weight.double(), first.weight.double()[:, :, 0, 0]
+            "om...,mi->oi...", second.weight.double(), first.weight.double().flatten(1)
         )
         return with_weights(
-            second, weight, _combined_bias(first, second.weight.double().sum((2, 3)), second.bias)
+            second,
+            weight,
+            _combined_bias(first, second.weight.double().flatten(2).sum(2), second.bias),
         )
     return None
+
+
+def _is_pointwise(layer: Conv) -> bool:
+    """Whether it is 1×1 without padding."""
+    return set(layer.kernel_size) == {1} and not any(layer.padding)
 
 
 @torch.no_grad()

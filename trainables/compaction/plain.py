@@ -9,35 +9,34 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from slimfront.trainables.compaction.quick import make_quick
-from slimfront.trainables.structure.attention import Attention
+from slimfront.trainables.structure.attention import Attention, ScaledDotProduct
+from slimfront.trainables.structure.graph import Conv
 
 FORMAT = 2
+
+_CONV = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+)
+_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+_MAX = ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")
+_AVERAGE = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
 
 # The modules that may appear in a compact network, with the constructor arguments that rebuild
 # them.
 _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "linear": (nn.Linear, ("in_features", "out_features")),
-    "conv2d": (
-        nn.Conv2d,
-        (
-            "in_channels",
-            "out_channels",
-            "kernel_size",
-            "stride",
-            "padding",
-            "dilation",
-            "groups",
-            "padding_mode",
-        ),
-    ),
-    "batch_norm1d": (
-        nn.BatchNorm1d,
-        ("num_features", "eps", "momentum", "affine", "track_running_stats"),
-    ),
-    "batch_norm2d": (
-        nn.BatchNorm2d,
-        ("num_features", "eps", "momentum", "affine", "track_running_stats"),
-    ),
+    **{f"conv{n}d": (kind, _CONV) for n, kind in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d), 1)},
+    **{
+        f"batch_norm{n}d": (kind, _NORM)
+        for n, kind in enumerate((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), 1)
+    },
     "layer_norm": (nn.LayerNorm, ("normalized_shape", "eps", "elementwise_affine")),
     "attention": (Attention, ("heads", "batch_first", "dropout")),
     "relu": (nn.ReLU, ()),
@@ -47,16 +46,22 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "flatten": (nn.Flatten, ("start_dim", "end_dim")),
     "identity": (nn.Identity, ()),
     "dropout": (nn.Dropout, ("p",)),
+    "dropout1d": (nn.Dropout1d, ("p",)),
     "dropout2d": (nn.Dropout2d, ("p",)),
-    "max_pool2d": (
-        nn.MaxPool2d,
-        ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode"),
-    ),
-    "avg_pool2d": (
-        nn.AvgPool2d,
-        ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-    ),
+    "dropout3d": (nn.Dropout3d, ("p",)),
+    "alpha_dropout": (nn.AlphaDropout, ("p",)),
+    "feature_alpha_dropout": (nn.FeatureAlphaDropout, ("p",)),
+    "scaled_dot_product": (ScaledDotProduct, ("dropout", "is_causal", "scale", "enable_gqa")),
+    **{
+        f"max_pool{n}d": (kind, _MAX)
+        for n, kind in enumerate((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), 1)
+    },
+    "avg_pool1d": (nn.AvgPool1d, _AVERAGE),
+    "avg_pool2d": (nn.AvgPool2d, (*_AVERAGE, "divisor_override")),
+    "avg_pool3d": (nn.AvgPool3d, (*_AVERAGE, "divisor_override")),
+    "adaptive_avg_pool1d": (nn.AdaptiveAvgPool1d, ("output_size",)),
     "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
+    "adaptive_avg_pool3d": (nn.AdaptiveAvgPool3d, ("output_size",)),
 }
 _TENSORS = ("parameter", "buffer")
 _KINDS = {cls: kind for kind, (cls, _) in _MODULES.items()}
@@ -237,7 +242,7 @@ def _module_to_plain(module: nn.Module, name: str) -> dict[str, Any]:
     arguments = {
         argument: _argument_to_plain(getattr(module, argument)) for argument in _MODULES[kind][1]
     }
-    if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
+    if isinstance(module, nn.Linear | Conv | nn.LayerNorm):
         arguments["bias"] = module.bias is not None
     state = {key: tensor.detach().cpu().clone() for key, tensor in module.state_dict().items()}
     return {"kind": kind, "arguments": arguments, "state": state}

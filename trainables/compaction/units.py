@@ -14,6 +14,7 @@ from slimfront.trainables.compaction.layers import (
     with_weights,
 )
 from slimfront.trainables.structure.graph import (
+    Conv,
     WeightLayer,
     call_counts,
     calls,
@@ -24,8 +25,15 @@ from slimfront.trainables.structure.graph import (
     weight_layer,
 )
 
-_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-_UNCHANGED = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_POOLS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
+    nn.Linear: (),  # whose units are the last axis, which a pool would mix
+    nn.Conv1d: (nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d),
+    nn.Conv2d: (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+    nn.Conv3d: (nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d),
+}
+"""What pools each of the units of a layer for itself."""
+_AVERAGES = nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d
+_UNCHANGED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 @dataclass(frozen=True)
@@ -60,15 +68,21 @@ class _Path:
     def padded(self) -> bool:
         """Whether zeros are padded in between, or sums divided by another number: a constant unit
         would not be constant."""
-        pools = [module for module in self.modules if isinstance(module, nn.AvgPool2d)]
+        pools = [module for module in self.modules if isinstance(module, _AVERAGES)]
         if any(
-            pool.padding not in (0, (0, 0)) or pool.divisor_override is not None for pool in pools
+            _any(pool.padding) or getattr(pool, "divisor_override", None) is not None
+            for pool in pools
         ):
             return True
-        return isinstance(self.following, nn.Conv2d) and self.following.padding not in (
-            (0, 0),
-            "valid",
+        return (
+            isinstance(self.following, Conv)
+            and self.following.padding != "valid"
+            and _any(self.following.padding)
         )
+
+
+def _any(padding: str | int | tuple[int, ...]) -> bool:
+    return any(padding) if isinstance(padding, tuple) else bool(padding)
 
 
 @torch.no_grad()
@@ -116,11 +130,17 @@ def _path(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> _Pat
             return _Path(node, current, layer, following, tuple(between), modules, relu)
         if is_relu(graph, current):
             relu = True
-        elif not (calls(graph, current, (*_POOLS, *_UNCHANGED)) or is_flatten(graph, current)):
+        elif not (
+            calls(graph, current, (*_pools(layer), *_UNCHANGED)) or is_flatten(graph, current)
+        ):
             return None
         between.append(current)
         current = only_user(current)
     return None
+
+
+def _pools(layer: WeightLayer) -> tuple[type[nn.Module], ...]:
+    return next(pools for kind, pools in _POOLS.items() if isinstance(layer, kind))
 
 
 def _reads_units_in_order(
@@ -132,7 +152,7 @@ def _reads_units_in_order(
     units, inputs = layer.weight.shape[0], following.weight.shape[1]
     if type(layer) is type(following):
         return units == inputs and not shapes
-    if not isinstance(layer, nn.Conv2d) or len(shapes) != 1 or inputs % units:
+    if not isinstance(layer, Conv) or len(shapes) != 1 or inputs % units:
         return False
     module = module_of(graph, shapes[0])
     if isinstance(module, nn.Flatten):
@@ -158,7 +178,7 @@ def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> R
     if bool(keep.all()):
         return None
     whole = not bool(keep.any())
-    spans_space = isinstance(layer, nn.Conv2d) or isinstance(following, nn.Conv2d)
+    spans_space = isinstance(layer, Conv) or isinstance(following, Conv)
     emptied = False
     if whole and spans_space:
         keep[0] = True  # the shape of what the reader reads would change

@@ -37,7 +37,8 @@ class BlockSparsity(GroupPenalty):
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[list[Held]]:
         groups = {
-            branch.last.name: _scale_of(branch.last) for branch in residual_branches(trace(model))
+            branch.last.name: _scale_of(branch.last)
+            for branch in residual_branches(trace(model, sample))
         }
 
         @torch.no_grad()

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from slimfront.trainables.compaction.coupled import removable_groups
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty, Held, held
-from slimfront.trainables.structure.channel_groups import UnitGroup, channel_groups
+from slimfront.trainables.structure.channel_groups import UnitGroup
 from slimfront.trainables.structure.graph import rows
 from slimfront.trainables.structure.head_groups import head_groups
 
@@ -91,7 +92,7 @@ class ChannelSparsity(GroupPenalty):
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Units]:
         try:
-            found: list[UnitGroup] = [*channel_groups(model, sample), *head_groups(model)]
+            found: list[UnitGroup] = [*removable_groups(model, sample), *head_groups(model)]
         except UserError as error:
             raise UserError(f"penalties.channel: {error}; leave it out, or take node") from error
         groups = {group.name: _units(group, model) for group in found}

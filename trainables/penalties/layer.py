@@ -59,7 +59,7 @@ class LayerSparsity(GroupPenalty):
     nothing_to_do = "there is no layer in this network that stands between two ReLUs"
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Layer]:
-        groups = {layer.name: layer for layer in inner_layers(trace(model))}
+        groups = {layer.name: layer for layer in inner_layers(trace(model, sample))}
 
         def shrink(layer: Layer, threshold: Tensor) -> None:
             layer.write_folded(*shrink_negative(layer.folded(), threshold))

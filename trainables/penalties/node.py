@@ -41,7 +41,7 @@ class NodeSparsity(GroupPenalty):
     nothing_to_do = "there is no layer in this network that feeds only a ReLU"
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Layer]:
-        groups = {layer.name: layer for layer in hidden_layers(trace(model))}
+        groups = {layer.name: layer for layer in hidden_layers(trace(model, sample))}
 
         def shrink(layer: Layer, threshold: Tensor) -> None:
             layer.scale_rows(row_factors(*layer.folded(), threshold))

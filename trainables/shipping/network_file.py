@@ -1,7 +1,6 @@
 """How a finished network is kept: as a graph of plain data where it was compacted, else as the
 state of the model it is."""
 
-import copy
 import pickle
 import zipfile
 import zlib
@@ -12,11 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction.compact import Compaction, relative_difference
+from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.plain import FORMAT, from_plain, to_plain
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.models import Model
 from slimfront.trainables.structure.attention import split_attention
-from slimfront.trainables.structure.graph import trace
 
 _DAMAGE = (
     OSError,
@@ -155,7 +154,7 @@ def check_storable(network: nn.Module, sample: Tensor) -> None:
     training = network.training
     network.eval()
     try:
-        traced = copy.deepcopy(trace(network))
+        traced = traced_in_both_modes(network)
         split_attention(traced)
         restored = from_plain(to_plain(traced))
         with torch.no_grad():

@@ -18,6 +18,7 @@ from torch_pruning.pruner.importance import (
     GroupTaylorImportance,
 )
 
+from slimfront.trainables.compaction.coupled import removable_groups
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.sparsifiers.base import (
     SPARSIFIERS,
@@ -29,7 +30,7 @@ from slimfront.trainables.sparsifiers.base import (
 )
 from slimfront.trainables.sparsifiers.masks import choose_masks
 from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
-from slimfront.trainables.structure.channel_groups import ChannelGroup, channel_groups
+from slimfront.trainables.structure.channel_groups import ChannelGroup
 from slimfront.trainables.structure.head_groups import HeadGroup, head_groups
 
 _IMPORTANCES = {
@@ -101,7 +102,7 @@ class ActiveChannels(ActiveSparsifier):
         )
         try:
             groups: list[ChannelGroup | HeadGroup] = [
-                *channel_groups(setting.model, inputs),
+                *removable_groups(setting.model, inputs),
                 *head_groups(setting.model),
             ]
         except UserError as error:

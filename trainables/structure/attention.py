@@ -65,6 +65,36 @@ class Attention(nn.Module):
         return f"{self.heads}, batch_first={self.batch_first}, dropout={self.dropout}"
 
 
+class ScaledDotProduct(nn.Module):
+    """`scaled_dot_product_attention` as a module, whose `dropout` acts in training mode alone."""
+
+    def __init__(
+        self,
+        dropout: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.is_causal = is_causal
+        self.scale = scale
+        self.enable_gqa = enable_gqa
+
+    def options(self) -> dict[str, Any]:
+        """What the function is given beside tensors and dropout."""
+        return {"is_causal": self.is_causal, "scale": self.scale, "enable_gqa": self.enable_gqa}
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """(…, L, d), (…, S, d), (…, S, e) to (…, L, e); `mask` as the function takes it."""
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, **self.options()
+        )
+
+
 @torch.no_grad()
 def split_attention(network: fx.GraphModule) -> list[str]:
     """Replaces every `nn.MultiheadAttention` by linear layers query, key, value and out around

@@ -200,6 +200,8 @@ def _group(
             parameter = getattr(layer, kind)
             if parameter is None:
                 continue
+            if max(item.idxs) >= len(parameter):  # a norm of another axis
+                return None
             owners = writers.setdefault(
                 f"{names[id(layer)]}.{kind}", torch.full((len(parameter),), -1)
             )

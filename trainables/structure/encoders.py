@@ -4,11 +4,24 @@ between kernels."""
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+_HELPERS = ("_conv_forward", "_check_input_dim", "weight", "bias")
+"""What the forward of a module of torch.nn calls or reads of itself, which a subclass could
+change."""
 
 
 class Tracer(fx.Tracer):
     """torch.fx's tracer, which sees the layers within `nn.TransformerEncoderLayer` and
-    `nn.TransformerEncoder`."""
+    `nn.TransformerEncoder`.
+
+    A subclass of a module of torch.nn that computes what that does is one of them; of any other it
+    sees the code.
+    """
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether it is called as a whole."""
+        return super().is_leaf_module(m, module_qualified_name) or plain_kind(m) is not None
 
     def call_module(
         self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -18,7 +31,41 @@ class Tracer(fx.Tracer):
             return _layer(m, *args, **kwargs)
         if type(m) is nn.TransformerEncoder:
             return _encoder(m, *args, **kwargs)
+        if isinstance(m, _NormBase) and not self.is_leaf_module(m, self.path_of_module(m)):
+            vars(m)["_check_input_dim"] = lambda _inputs: (
+                None
+            )  # it asks how many axes the inputs have, which tracing does not know
+            try:
+                return super().call_module(m, forward, args, kwargs)
+            finally:
+                del vars(m)["_check_input_dim"]
         return super().call_module(m, forward, args, kwargs)
+
+
+def plain_kind(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch.nn whose forward a module has, by itself or by inheritance; None where its
+    own code computes something.
+
+    None too for containers, which are what is in them.
+    """
+    if isinstance(module, nn.Sequential | nn.TransformerEncoder | nn.TransformerEncoderLayer):
+        return None
+    kinds = type(module).__mro__
+    own = kinds[
+        : next((n for n, kind in enumerate(kinds) if kind.__module__.startswith("torch.nn")), 0)
+    ]
+    plain = kinds[len(own)]
+    if (
+        not plain.__module__.startswith("torch.nn.modules")
+        or plain is nn.Module
+        or "forward" not in dir(plain)
+    ):
+        return None
+    return (
+        None
+        if any(name in vars(kind) for kind in own for name in ("forward", "__call__", *_HELPERS))
+        else plain
+    )
 
 
 def _encoder(

@@ -7,7 +7,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,13 @@ from torch import Tensor, fx, nn
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.encoders import Tracer
 
-WeightLayer = nn.Linear | nn.Conv2d
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+WeightLayer = nn.Linear | Conv
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+_RANK = "rank"
+"""Where a node says how many axes its output has."""
 
 _RELUS: tuple[object, ...] = (nn.ReLU, torch.relu, F.relu, "relu", "relu_")
 _ADDITIONS: tuple[object, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -36,11 +40,19 @@ _SIGN_KEEPERS: tuple[object, ...] = (
     *_SHAPES,
     nn.Identity,
     nn.Dropout,
+    nn.Dropout1d,
     nn.Dropout2d,
+    nn.Dropout3d,
     F.dropout,
+    nn.MaxPool1d,
+    nn.AvgPool1d,
+    nn.AdaptiveAvgPool1d,
     nn.MaxPool2d,
     nn.AvgPool2d,
     nn.AdaptiveAvgPool2d,
+    nn.MaxPool3d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool3d,
     F.max_pool2d,
     F.avg_pool2d,
     F.adaptive_avg_pool2d,
@@ -51,14 +63,33 @@ _ROUNDING_EPS = 16
 rounding errors of folding."""
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+_NORM_OF: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: nn.BatchNorm1d,
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.Conv3d: nn.BatchNorm3d,
+}
+
+
+def trace(model: nn.Module, sample: Tensor | None = None) -> fx.GraphModule:
     """The graph of a network; it shares the network's modules and parameters.
+
+    With a `sample` (N, *input_shape) it is also known of how many axes the outputs are, as
+    `note_ranks` finds out.
 
     Raises:
         UserError: if the network's forward cannot be traced (data-dependent control flow, say).
     """
     if isinstance(model, fx.GraphModule):
-        return model
+        traced: fx.GraphModule = model
+    else:
+        traced = _traced(model)
+    if sample is not None:
+        note_ranks(traced, sample)
+    return traced
+
+
+def _traced(model: nn.Module) -> fx.GraphModule:
     try:
         tracer = Tracer()
         graph = _without_defaults(tracer.trace(model, _defaults(model)))
@@ -69,6 +100,34 @@ def trace(model: nn.Module) -> fx.GraphModule:
             "layer, node and block penalties and compaction need a forward without data-dependent "
             "control flow"
         ) from error
+
+
+class _Ranks(fx.Interpreter):
+    """Runs a graph and notes in each node how many axes its output has."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Runs one operation."""
+        made = super().run_node(n)
+        n.meta[_RANK] = made.dim() if isinstance(made, Tensor) else None
+        return made
+
+
+def note_ranks(graph: fx.GraphModule, inputs: Tensor) -> None:
+    """Notes in each node how many axes its output has for these inputs (N, *input_shape): linear
+    layers take any number.
+
+    What cannot be run has no ranks: whoever runs the network says why.
+    """
+    modes = [(module, module.training) for module in graph.modules()]
+    graph.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            _Ranks(graph).run(inputs[:2].clone())
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _defaults(model: nn.Module) -> dict[str, object] | None:
@@ -166,9 +225,9 @@ def is_flatten(graph: fx.GraphModule, node: object) -> bool:
 
 
 def weight_layer(graph: fx.GraphModule, node: object) -> WeightLayer | None:
-    """The linear or (ungrouped) 2-d convolutional layer that the node calls, if it does."""
+    """The linear or (ungrouped) convolutional layer that the node calls, if it does."""
     module = module_of(graph, node)
-    if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+    if isinstance(module, nn.Linear) or (isinstance(module, Conv) and module.groups == 1):
         return module
     return None
 
@@ -176,7 +235,7 @@ def weight_layer(graph: fx.GraphModule, node: object) -> WeightLayer | None:
 def batch_norm(graph: fx.GraphModule, node: object) -> BatchNorm | None:
     """The batch norm with running statistics that the node calls, if it does."""
     module = module_of(graph, node)
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
+    if isinstance(module, BatchNorm) and module.running_mean is not None:
         return module
     return None
 
@@ -300,7 +359,12 @@ def rounding(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
 
 def layers_of(graph: fx.GraphModule) -> list[Layer]:
     """The weight layers of a network that are called once, in order of execution, each with its
-    batch norm if any."""
+    batch norm if any.
+
+    A batch norm belongs to a layer whose units are its channels. Behind a linear layer that is so
+    only where the output is of two axes, (N, units): of more, the norm's channels are the second
+    axis, and the units the last. So ranks must be known there.
+    """
     counts = call_counts(graph)
     found = []
     for node in graph.graph.nodes:
@@ -309,11 +373,19 @@ def layers_of(graph: fx.GraphModule) -> list[Layer]:
             continue
         after = only_user(node)
         norm = batch_norm(graph, after) if after is not None and counts[after.target] == 1 else None
-        if norm is not None and not norm.affine:
+        if norm is not None and not (norm.affine and _over_units(node, layer, norm)):
             norm = None
         last = after if norm is not None and after is not None else node
         found.append(Layer(str(node.target), layer, norm, node, last))
     return found
+
+
+def _over_units(node: fx.Node, layer: WeightLayer, norm: BatchNorm) -> bool:
+    """Whether the channels of a norm that follows a layer are the layer's units."""
+    kind = next(norm for kind, norm in _NORM_OF.items() if isinstance(layer, kind))
+    return isinstance(norm, kind) and (
+        not isinstance(layer, nn.Linear) or node.meta.get(_RANK) == 2
+    )
 
 
 def nonnegative_nodes(

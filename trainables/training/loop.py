@@ -92,8 +92,8 @@ class Training:
         self.optimizer = build_optimizer(
             options.optimizer, self.parameters, options.lr, options.momentum, options.weight_decay
         )
-        self.inner = _inner_layers(self.model)
         sample = self.data.prepare(self.data.train.inputs[:8])
+        self.inner = _inner_layers(self.model, sample)
         self.penalty_options = [p for p in candidate.penalties.values() if p.on]
         self.penalties = [options.attach(self.model, sample) for options in self.penalty_options]
         self.sparsifier: ActiveSparsifier | None = None
@@ -498,11 +498,11 @@ def _refuse_computed_weights(candidate: Candidate, model: nn.Module) -> None:
         )
 
 
-def _inner_layers(model: nn.Module) -> list[Layer]:
+def _inner_layers(model: nn.Module, sample: Tensor) -> list[Layer]:
     """The layers whose activity is reported; none for a network that cannot be traced, which may
     train all the same."""
     try:
-        return inner_layers(trace(model))
+        return inner_layers(trace(model, sample))
     except UserError:
         return []
 

@@ -1,0 +1,114 @@
+"""The compact network drops in training mode what the model drops there, and says where it
+cannot."""
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slimfront.trainables.compaction import compact, from_plain, to_plain
+from slimfront.trainables.shipping.formats import why_not_exported
+from slimfront.trainables.shipping.network_file import check_storable
+
+INPUTS = torch.randn(16, 6, 8, generator=torch.Generator().manual_seed(1))
+DROPOUTS: dict[str, Callable[[Tensor, bool], Tensor]] = {
+    "dropout": lambda x, on: F.dropout(x, 0.5, on),
+    "by name": lambda x, on: F.dropout(x, p=0.5, training=on),
+    "in training alone": lambda x, on: F.dropout(x) if on else x,
+    "share": lambda x, on: F.dropout(x, 0.5 if on else 0.0),
+    "torch": lambda x, on: torch.dropout(x, 0.5, on),
+    "channels": lambda x, on: F.dropout1d(x, 0.5, on),
+    "alpha": lambda x, on: F.alpha_dropout(x, 0.5, on),
+    "feature alpha": lambda x, on: F.feature_alpha_dropout(x, 0.5, on),
+    "attention": lambda x, on: F.scaled_dot_product_attention(
+        x, x, x, dropout_p=0.5 if on else 0.0
+    ),
+}
+
+
+class Dropping(nn.Module):
+    """Dropout by a function between two layers."""
+
+    def __init__(self, function: Callable[[Tensor, bool], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.function = nn.Linear(8, 8), nn.Linear(48, 5), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 6, 8) to (N, 5)."""
+        out: Tensor = self.second(
+            self.function(torch.relu(self.first(x)), self.training).flatten(1)
+        )
+        return out
+
+
+def spread_of_runs(network: nn.Module, inputs: Tensor = INPUTS) -> float:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return float((network(inputs) - network(inputs)).abs().max())
+
+
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_functional_dropout_follows_the_mode_of_the_compact_network(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    model = Dropping(DROPOUTS[name]).eval()
+    check_storable(model, INPUTS)
+    network = compact(model, INPUTS).network
+    stored = from_plain(to_plain(network))  # type: ignore[arg-type]
+    for each in (network, stored):
+        assert spread_of_runs(each.eval()) == 0
+        torch.testing.assert_close(each(INPUTS), model.eval()(INPUTS))
+        assert spread_of_runs(each.train()) > 0
+        outputs = [(torch.manual_seed(3), kept.train()(INPUTS))[1] for kept in (model, each)]
+        torch.testing.assert_close(outputs[1], outputs[0])
+    assert why_not_exported(network.eval(), INPUTS) is None
+    assert not [record for record in caplog.records if record.name.startswith("trainables")]
+
+
+def test_what_else_training_mode_does_is_named_before_it_is_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Depth(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (torch.rand_like(x[:, :1, :1]) > 0.5) if self.training else x
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.path, self.head = nn.Linear(8, 8), Depth(), nn.Linear(48, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.path(self.first(x)).flatten(1))
+            return out
+
+    with caplog.at_level(logging.WARNING):
+        compact(Outer(), INPUTS)
+    assert (
+        "in training mode 'path' (Depth) does something else, which compaction cannot keep"
+        in caplog.text
+    )
+
+
+def test_a_network_that_can_be_traced_in_evaluation_mode_alone_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        compact(Dropping(lambda x, on: x * (torch.rand(len(x), 1, 1) > 0.5) if on else x), INPUTS)
+    assert "in training mode Dropping.forward does something else" in caplog.text
+
+
+def test_statistics_do_not_change_while_the_network_is_traced_for_training() -> None:
+    class Own(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(super().forward(x))
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), Own(8), nn.Linear(8, 5)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    network = compact(model, INPUTS).network
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    torch.testing.assert_close(network(INPUTS), model.eval()(INPUTS))

@@ -57,7 +57,8 @@ def build():
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project whose own modules are called as the rooms of ours, one of which its factory uses."""
+    """A project whose own modules are called as the rooms of ours, one of which its factory
+    uses."""
     (tmp_path / "search").mkdir()
     (tmp_path / "search" / "__init__.py").write_text("grid = 10\n")
     (tmp_path / "search.py").write_text(MINE)  # a package goes before a module of the same name

@@ -478,7 +478,10 @@ def _problem(seed: int, model: nn.Module, result: Any, said: _Said) -> str:
             return f"wrong: {apart:.1e} for a batch of {len(batch)}"
     nonzero = [sum(int(p.count_nonzero()) for p in each.parameters()) for each in (model, network)]
     if _size(network) > _size(model) or nonzero[1] > nonzero[0]:
-        return f"larger: {_size(model)} to {_size(network)} parameters, {nonzero[0]} to {nonzero[1]} non-zero"
+        return (
+            f"larger: {_size(model)} to {_size(network)} parameters, {nonzero[0]} "
+            f"to {nonzero[1]} non-zero"
+        )
     last = {
         str(node.target)
         for node in network.graph.nodes

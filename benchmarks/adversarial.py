@@ -49,7 +49,7 @@ def _alone() -> None:
 
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    logging.getLogger("trainables").propagate = False
+    logging.getLogger("slimfront.trainables").propagate = False
 
 
 def _row(kind: str, ends: list[Ended]) -> dict[str, object]:

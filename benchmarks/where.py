@@ -73,13 +73,13 @@ _DRIVER = {
     "ray.air.execution._internal.actor_manager:RayActorManager.next": "Ray's messages",
     "search.searcher:StudySearcher.suggest": "Optuna suggests",
     "search.searcher:StudySearcher.tell": "Optuna is told",
-    "search.journal:Journal.append": "journal",
+    "slimfront.search.record.journal:Journal.append": "journal",
     "search.observer:Observer.on_trial_start": "records",
     "search.observer:Observer.on_trial_result": "records",
     "search.observer:Observer.on_checkpoint": "records",
     "search.observer:Observer.on_trial_complete": "records",
-    "search.tracking.recorder:Recorder._take_in": "MLflow",
-    "search.tracking.recorder:Recorder._write": "MLflow",
+    "slimfront.search.tracking.recorder:Recorder._take_in": "MLflow",
+    "slimfront.search.tracking.recorder:Recorder._write": "MLflow",
 }
 
 

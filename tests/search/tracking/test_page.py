@@ -110,7 +110,7 @@ _WITHOUT_SLIMFRONT = """
 import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("search", "trainables", "ray", "optuna"):
+        if name.split(".")[0] in ("slimfront", "ray", "optuna"):
             raise ImportError(name)
 sys.meta_path.insert(0, Blocked())
 import mlflow, numpy, torch

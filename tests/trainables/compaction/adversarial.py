@@ -434,7 +434,7 @@ def examine(seed: int) -> Ended:
     except Exception as error:
         return Ended(seed, (), "fault", f"drawing: {error!r}")
     said = _Said()
-    log = logging.getLogger("trainables")
+    log = logging.getLogger("slimfront.trainables")
     log.addHandler(said)
     try:
         result = compact(model, inputs)

@@ -66,7 +66,7 @@ def test_functional_dropout_follows_the_mode_of_the_compact_network(
         outputs = [(torch.manual_seed(3), kept.train()(INPUTS))[1] for kept in (model, each)]
         torch.testing.assert_close(outputs[1], outputs[0])
     assert why_not_exported(network.eval(), INPUTS) is None
-    assert not [record for record in caplog.records if record.name.startswith("trainables")]
+    assert not [record for record in caplog.records if record.name.startswith("slimfront")]
 
 
 def test_what_else_training_mode_does_is_named_before_it_is_lost(

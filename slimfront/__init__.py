@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from slimfront.trainables.candidate import Candidate as Candidate
     from slimfront.trainables.compaction import compact as compact
     from slimfront.trainables.measures.measure import measure as measure
-    from slimfront.trainables.training.loop import train as train
+    from slimfront.trainables.training.train import train as train
 
 __all__ = ["Candidate", "compact", "load", "measure", "search", "train"]
 
@@ -30,7 +30,7 @@ _HOMES = {
     "compact": "trainables.compaction",
     "load": "search.python_api",
     "measure": "trainables.measures.measure",
-    "train": "trainables.training.loop",
+    "train": "trainables.training.train",
 }
 
 

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from slimfront.trainables.candidate import Candidate
-from slimfront.trainables.training.loop import Training, train
+from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.one_shot import OneShot, prune
+from slimfront.trainables.training.train import train
 
 
 def nonzeros(network: nn.Module) -> list[int]:

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.distributed.child import Reply, Welcome, packed, unpacked
 from slimfront.trainables.errors import TrialFailure, UserError
-from slimfront.trainables.training.loop import Number, Training
+from slimfront.trainables.training.finishing import Number
+from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.ranks import Group, join, leave, listen
 
 TIMEOUT_S = 600.0

@@ -19,7 +19,8 @@ from slimfront.trainables.packs.packable import (
 from slimfront.trainables.packs.plan import Plan
 from slimfront.trainables.packs.stack import Stack
 from slimfront.trainables.packs.step import Step
-from slimfront.trainables.training.loop import Number, Trained, Training
+from slimfront.trainables.training.finishing import Number, Trained
+from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.optimizers import set_lr
 from slimfront.trainables.training.refit import Refit
 

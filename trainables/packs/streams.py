@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from slimfront.trainables.errors import TrialFailure
-from slimfront.trainables.training.loop import Number, Training
+from slimfront.trainables.training.finishing import Number
+from slimfront.trainables.training.loop import Training
 
 
 def can_stream(members: Sequence[Training]) -> bool:

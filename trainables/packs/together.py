@@ -9,7 +9,8 @@ from typing import Any
 from slimfront.trainables.errors import TrialFailure, UserError
 from slimfront.trainables.packs.pack import Pack
 from slimfront.trainables.packs.packable import pack_key
-from slimfront.trainables.training.loop import Number, Training
+from slimfront.trainables.training.finishing import Number
+from slimfront.trainables.training.loop import Training
 
 
 class Alone:

@@ -2,9 +2,8 @@
 `finishing` does."""
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,8 +31,6 @@ from slimfront.trainables.training.optimizers import build_optimizer, scheduled,
 from slimfront.trainables.training.ranks import Solo
 from slimfront.trainables.training.refit import Refit, refit
 from slimfront.trainables.training.step_graphs import StepGraphs, step_graphs
-
-__all__ = ["Number", "Trained", "Training", "train"]
 
 REPORT_STEPS = 2000
 """With `training.report_every: auto`, a report comes after so many steps, at the end of an epoch:
@@ -505,37 +502,3 @@ def _inner_layers(model: nn.Module, sample: Tensor) -> list[Layer]:
         return inner_layers(trace(model, sample))
     except UserError:
         return []
-
-
-def train(
-    candidate: Candidate,
-    device: torch.device | str = "cpu",
-    on_epoch: Callable[[dict[str, Number]], None] | None = None,
-) -> Trained:
-    """Trains, compacts and measures one candidate, in this process, once a step on a copy has shown
-    that it can be done.
-
-    Args:
-        on_epoch: called with the metrics of each epoch, as `Training.run_epoch` returns them.
-
-    Raises:
-        UserError: before training, if the network cannot be trained, made compact, kept or shipped:
-            see `rehearsal.rehearse`.
-        TrialFailure: if the loss diverges, or compaction changes the outputs.
-    """
-    from slimfront.trainables.training.rehearsal import (
-        rehearse,
-    )  # it takes trainings apart, and so imports this module
-
-    rehearse(candidate, device)
-    training = Training(candidate, device)
-    history = []
-    try:
-        while not training.done:
-            history.append(training.run_epoch())
-            if on_epoch:
-                on_epoch(history[-1])
-        finished = training.finish()
-    finally:
-        training.close()
-    return replace(finished, history=history + finished.history)

@@ -9,19 +9,6 @@ Points = NDArray[np.float64]
 """(N, M): N points with M objectives, all minimised."""
 
 
-def non_dominated(points: Points) -> NDArray[np.bool_]:
-    """Which points no other point dominates, (N,).
-
-    A point dominates another if it is at most as large everywhere and smaller somewhere, so equal
-    points are all kept. A point with NaN or +inf is never on the front and dominates nothing.
-    """
-    usable = np.isfinite(points).all(axis=1)
-    front = np.zeros(len(points), dtype=bool)
-    if usable.any():
-        front[usable] = moocore.is_nondominated(points[usable], keep_weakly=True)
-    return front
-
-
 def hypervolume(points: Points, reference: NDArray[np.float64]) -> float:
     """Volume dominated by the points and bounded by `reference` (M,), larger is better.
 

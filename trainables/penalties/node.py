@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfront.trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty
-from slimfront.trainables.structure.graph import Layer, hidden_layers, rows, trace
+from slimfront.trainables.structure.graph import Layer, hidden_layers, trace
 
 
 def row_norms(weight: Tensor, bias: Tensor) -> Tensor:
@@ -24,13 +24,6 @@ def row_factors(weight: Tensor, bias: Tensor, threshold: Tensor) -> Tensor:
     threshold / ‖row‖), (out)."""
     norms = row_norms(weight, bias)
     return (1 - threshold / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(min=0)
-
-
-def shrink_rows(weight: Tensor, bias: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-    """Proximal operator of `threshold` · Σ ‖row‖₂ over the rows of [W | b]; shapes as in
-    `row_norms`. NaN in, NaN out."""
-    factors = row_factors(weight, bias, threshold)
-    return weight * rows(factors, weight), bias * factors
 
 
 @PENALTIES.register("node")

@@ -10,7 +10,7 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from torch.sparse import to_sparse_semi_structured
 from slimfront.trainables.measures.latency import Latency, Timing, time_networks
 
 Kernel = Literal["CSR", "2:4"]
-KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
 BATCHES = (1, 64)
 """The sizes of batch that networks are timed at."""

@@ -17,14 +17,22 @@ from slimfront.trainables.penalties.block import group_norm, shrink_group
 from slimfront.trainables.penalties.channel import shrink_units, unit_norms
 from slimfront.trainables.penalties.connection import soft_threshold
 from slimfront.trainables.penalties.layer import negative_norm, shrink_negative
-from slimfront.trainables.penalties.node import row_norms, shrink_rows
+from slimfront.trainables.penalties.node import row_factors, row_norms
+from slimfront.trainables.structure.graph import rows
 
 Group = list[Tensor]
+
+
+def scale_rows(group: Group, factors: Tensor) -> Group:
+    """The rows of [W | b] times `factors`."""
+    weight, bias = group
+    return [weight * rows(factors, weight), bias * factors]
+
 
 # Of every group penalty: its value on a group, and its proximal step.
 GROUP_PENALTIES: dict[str, tuple[Callable[[Group], Tensor], Callable[[Group, Tensor], Group]]] = {
     "layer": (negative_norm, shrink_negative),
-    "node": (lambda g: row_norms(*g).sum(), lambda g, t: list(shrink_rows(*g, t))),
+    "node": (lambda g: row_norms(*g).sum(), lambda g, t: scale_rows(g, row_factors(*g, t))),
     "connection": (
         lambda g: torch.stack([x.abs().sum() for x in g]).sum(),
         lambda g, t: [soft_threshold(x, t) for x in g],

@@ -13,7 +13,9 @@ from typing import Any
 import ray
 
 from slimfront.search.config.schema import Config
-from slimfront.trainables.errors import UserError
+from slimfront.search.engine.leftovers import Leftovers, nothing_left
+from slimfront.search.engine.ray_internals import local_ray
+from slimfront.trainables.errors import UserError, shorten
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ _TUNE_ENVIRONMENT = {
 }
 
 _RECOUNT_S = 1.0
+_LINGER_S = 3.0
+"""How long processes may take to end by themselves when a search is over."""
 
 
 @contextmanager
@@ -50,30 +54,42 @@ def ray_session(address: str | None = None, working_dir: str | None = None) -> I
     if ray.is_initialized():
         yield
         return
-    if address is None and "RAY_ADDRESS" not in os.environ:
-        start_local_ray()
-    else:
-        _join(address, working_dir)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with nothing_left() as leftovers:
+        if address is None and "RAY_ADDRESS" not in os.environ:
+            start_local_ray(leftovers=leftovers)
+        else:
+            _join(address, working_dir)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            _end(leftovers)
 
 
-def start_local_ray(num_cpus: int | None = None) -> None:
-    """Starts Ray quietly: its own chatter stays in its log files."""
+def start_local_ray(num_cpus: int | None = None, leftovers: Leftovers | None = None) -> None:
+    """Starts a Ray for this machine alone. Raises UserError if it cannot start."""
     os.environ.update(_TUNE_ENVIRONMENT)
-    ray.init(
-        num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-    )
+    local_ray.start(num_cpus, leftovers)
     _quieten()
+
+
+def _end(leftovers: Leftovers) -> None:
+    """Ends what trials have started and left, and says so."""
+    ended = leftovers.end(_LINGER_S)
+    if ended:
+        shown = "; ".join(shorten(text) for text in ended[:3]) + ("; …" if len(ended) > 3 else "")
+        log.warning(
+            "%d processes that the search had started still ran, and were ended: %s",
+            len(ended),
+            shown,
+        )
 
 
 def _join(address: str | None, working_dir: str | None) -> None:
     shown = address or os.environ["RAY_ADDRESS"]
     environment: dict[str, Any] = {"working_dir": working_dir} if working_dir else {}
     try:
-        _knock(shown)
+        _check_reachable(shown)
         ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = (
@@ -87,7 +103,7 @@ def _join(address: str | None, working_dir: str | None) -> None:
     _quieten()
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Raises OSError if nothing listens at HOST:PORT: Ray itself would try for many minutes."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal():
@@ -98,6 +114,9 @@ def _quieten() -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     # It lists failed trials, which we report with reasons.
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
+    # Ray prints paragraphs about each process that dies, past its loggers; the observer says what
+    # that meant for a trial.
+    ray._private.worker.print_to_stdstream = lambda data, **_: log.debug("%s", data)
 
 
 def slots(nodes: list[dict[str, Any]], trial: Mapping[str, float]) -> int:
@@ -159,7 +178,7 @@ def _shown(trial: Mapping[str, float]) -> str:
     return ", ".join(f"{asked:g} {name}" for name, asked in trial.items())
 
 
-def room(config: Config) -> Callable[[], int]:
+def capacity(config: Config) -> Callable[[], int]:
     """How many trials may be under way: `search.concurrency`; where it is auto what the live nodes
     hold, counted each second.
 

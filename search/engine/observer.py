@@ -17,7 +17,7 @@ from slimfront.search.engine.driver_only import DriverOnly
 from slimfront.search.engine.interrupt import Interrupt
 from slimfront.search.engine.progress import Progress
 from slimfront.search.record.journal import Event, Journal
-from slimfront.search.record.ledger import Ledger, Point, TrialRecord, label
+from slimfront.search.record.ledger import Ledger, MeasuredNetwork, TrialRecord, label
 from slimfront.search.record.storage import delete
 from slimfront.search.tracking import Recorder
 from slimfront.trainables.measures.measure import EXTRA_MEASURES, MEASURES
@@ -260,7 +260,7 @@ class Observer(DriverOnly, tune.Callback):
         self._clear(record.points)
         self._show()
 
-    def _clear(self, points: list[Point]) -> None:
+    def _clear(self, points: list[MeasuredNetwork]) -> None:
         """Deletes the checkpoints of those points that are neither on the front nor needed to
         continue a trial."""
         kept = {id(point.origin) for point in self.ledger.front()}
@@ -300,8 +300,13 @@ def _reason(trial: Trial) -> str:
         if file.is_file()
         else []
     )
-    return (
-        re.split(r"[.] (?=[A-Z])", lines[-1])[0]
-        if lines
-        else "the trial's process ended without saying why"
-    )
+    said = re.split(r"[.] (?=[A-Z])", lines[-1])[0] if lines else _SILENT
+    return _SILENT if said.startswith(_RAY_S) else said
+
+
+_SILENT = "it ended without saying why: it crashed, or was killed, perhaps for want of memory"
+_RAY_S = (
+    "The actor is dead because its worker process has died",
+    "The actor died unexpectedly before finishing this task",
+)
+"""How Ray says so."""

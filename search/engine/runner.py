@@ -19,20 +19,26 @@ from slimfront.search.config.explain import explain_first
 from slimfront.search.config.objectives import Direction
 from slimfront.search.config.schema import Config
 from slimfront.search.engine.interrupt import Interrupt
-from slimfront.search.engine.nodes import check_fits, ray_session, room
+from slimfront.search.engine.nodes import capacity, check_fits, ray_session
 from slimfront.search.engine.observer import Observer
 from slimfront.search.engine.packing import Packing, pack
 from slimfront.search.engine.preflight import preflight
 from slimfront.search.engine.progress import Progress
 from slimfront.search.engine.ray_internals.controller import starts_are_awaited
-from slimfront.search.engine.ray_internals.slots import seats
+from slimfront.search.engine.ray_internals.slots import shared_processes
 from slimfront.search.engine.scheduler import MultiObjectiveASHA
 from slimfront.search.engine.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
 from slimfront.search.record.fencing import Superseded
-from slimfront.search.record.ledger import Point, SearchResult, label
-from slimfront.search.record.session import Session, begin, open_study, starting_values, take_up
+from slimfront.search.record.ledger import MeasuredNetwork, SearchResult, label
+from slimfront.search.record.session import (
+    Session,
+    begin,
+    open_existing,
+    open_study,
+    starting_values,
+)
 from slimfront.search.tracking import Client, Recorder, connect
-from slimfront.search.tracking.outbox import first_line
+from slimfront.search.tracking.write_queue import first_line
 from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.measures.measure import accuracy
@@ -69,7 +75,7 @@ def run_search(
     """
     dense_sizes = preflight(config)
     starts = starting_values(config)
-    client = connect(config.tracking.absolute_uri())
+    client = connect(config.tracking.absolute_uri(), writes=True)
     with ray_session(address, working_dir):
         check_fits(config)
         session = begin(config, name, dense_sizes, starts)
@@ -102,9 +108,9 @@ def resume_search(
         UserError: if there is no such search, its state cannot be read, it is running, or it is
             asked to change.
     """
-    session = take_up(search, storage_path, overrides)
+    session = open_existing(search, storage_path, overrides)
     try:
-        client = connect(session.config.tracking.absolute_uri())
+        client = connect(session.config.tracking.absolute_uri(), writes=True)
         with ray_session(address, working_dir):
             check_fits(session.config)
             return _run(session, client, progress)
@@ -123,7 +129,7 @@ def _run(
     packing = (
         pack(session.config)
         if issubclass(trainable, CandidateTrainable)
-        else Packing(1, room(session.config))
+        else Packing(1, capacity(session.config))
     )
     config, ledger = session.config, session.ledger
     before, number, ledger.planned = session.seconds_before(), session.number, config.search.trials
@@ -156,7 +162,7 @@ def _run(
         unfinished=unfinished,
         on_invalid=observer.reject,
         enough=lambda: patience is not None and ledger.since_gain >= patience,
-        room=packing.room,
+        capacity=packing.capacity,
     )
     observer.tell, observer.again = searcher.tell, searcher.again
     for record in untold:
@@ -170,7 +176,7 @@ def _run(
                 progress.begun(folder.search, recorder.page_address)
             if searcher.to_come:
                 with (
-                    seats(packing.size, packing.processes),
+                    shared_processes(packing.size, packing.processes),
                     starts_are_awaited(),
                     _without_ray_s_snapshots(),
                 ):
@@ -223,7 +229,10 @@ def _finish(
         if record.status == "running":
             observer.write("interrupted", number=record.number)
     dense = ledger.dense.last if ledger.dense and ledger.dense.status == "completed" else None
-    _touch_test_set(session.config, [*ledger.front(), *([dense] if dense else [])], observer)
+    say = (observer.progress or Progress()).finishing
+    networks = [*ledger.front(), *([dense] if dense else [])]
+    say(f"Measuring {len(networks)} networks on the test set")
+    _touch_test_set(session.config, networks, observer)
     cut_off = observer.interrupt.requested
     result = SearchResult(
         session.directory.name,
@@ -235,6 +244,7 @@ def _finish(
     )
     status = "interrupted" if cut_off else "failed" if result.all_failed else "completed"
     observer.write("finished", status=status, seconds=round(seconds, 2))
+    say(f"Writing the rest to MLflow, with the models of {len(ledger.front())} networks")
     delivered = recorder.close()
     return dataclasses.replace(result, run_ids=dict(recorder.run_ids), undelivered=not delivered)
 
@@ -354,7 +364,7 @@ def _run_trials(
     tuner.fit()
 
 
-def _touch_test_set(config: Config, points: list[Point], observer: Observer) -> None:
+def _touch_test_set(config: Config, points: list[MeasuredNetwork], observer: Observer) -> None:
     """Measures the test accuracy of networks that have none yet, on their compact form as stored.
 
     A network that cannot be read any more costs a warning and its test accuracy, not the front.
@@ -398,9 +408,9 @@ def sync_search(
         UserError: if there is no such search, it is running, or the store does not answer.
     """
     wanted = [*overrides, *([f"tracking.uri={tracking_uri}"] if tracking_uri else [])]
-    session = take_up(search, storage_path, wanted)
+    session = open_existing(search, storage_path, wanted)
     try:
-        client = connect(session.config.tracking.absolute_uri())
+        client = connect(session.config.tracking.absolute_uri(), writes=True)
         folder = session.folder
         recorder = Recorder(
             client, session.config, folder.search, folder.local, session.earlier, folder.place

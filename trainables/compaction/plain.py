@@ -96,7 +96,7 @@ _METHODS = (
 )
 
 
-def to_plain(network: fx.GraphModule) -> dict[str, Any]:
+def serialise(network: fx.GraphModule) -> dict[str, Any]:
     """A traced network as a dictionary of plain data and tensors.
 
     Raises:
@@ -142,8 +142,8 @@ def to_plain(network: fx.GraphModule) -> dict[str, Any]:
     return {"format": FORMAT, "modules": modules, "nodes": nodes}
 
 
-def from_plain(plain: dict[str, Any]) -> fx.GraphModule:
-    """The network that `to_plain` stored, in evaluation mode on the CPU, with bit-identical
+def deserialise(plain: dict[str, Any]) -> fx.GraphModule:
+    """The network that `serialise` stored, in evaluation mode on the CPU, with bit-identical
     weights.
 
     Raises:
@@ -188,7 +188,7 @@ def check_plain(plain: dict[str, Any]) -> None:
     of ours may get there.
 
     Raises:
-        ValueError: if a name is none, or an operation, module or method is not one that `to_plain`
+        ValueError: if a name is none, or an operation, module or method is not one that `serialise`
             stores.
     """
     for name, stored in plain["modules"].items():

@@ -97,7 +97,7 @@ class _Rehearsal:
         with (
             _naming(self.model, "the network cannot be run"),
             torch.no_grad(),
-            training.own_noise(),
+            training.own_rng_state(),
         ):
             self.model.eval()
             first, second = self.model(self.sample), self.model(self.sample)
@@ -146,7 +146,7 @@ class _Rehearsal:
             problem = f"the network cannot be trained on{last} {examples} example{'s' if examples > 1 else ''}"
             advice = "; set training.batch_size to another number" if number else ""
             batch = Split(data.train.inputs[:examples], data.train.labels[:examples])
-            with _naming(self.model, problem, advice), training.own_noise():
+            with _naming(self.model, problem, advice), training.own_rng_state():
                 training.step = step
                 _check_logits_of_step(training, batch)
                 training._train_batch(batch, 1.0)

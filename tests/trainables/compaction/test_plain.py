@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from slimfront.trainables.compaction import from_plain, to_plain
+from slimfront.trainables.compaction import deserialise, serialise
 from slimfront.trainables.models.resnet import BasicBlock
 
 
@@ -25,14 +25,14 @@ def network() -> nn.Sequential:
 def test_a_stored_network_loads_with_weights_only_in_another_process(tmp_path: Path) -> None:
     model = network()
     inputs = torch.randn(5, 4)
-    torch.save(to_plain(fx.symbolic_trace(model)), tmp_path / "network.pt")
+    torch.save(serialise(fx.symbolic_trace(model)), tmp_path / "network.pt")
     torch.save({"inputs": inputs, "outputs": model(inputs)}, tmp_path / "expected.pt")
     program = f"""
 import torch
 from pathlib import Path
-from slimfront.trainables.compaction import from_plain
+from slimfront.trainables.compaction import deserialise
 folder = Path({str(tmp_path)!r})
-network = from_plain(torch.load(folder / "network.pt", weights_only=True))
+network = deserialise(torch.load(folder / "network.pt", weights_only=True))
 expected = torch.load(folder / "expected.pt", weights_only=True)
 assert torch.equal(network(expected["inputs"]), expected["outputs"])
 """
@@ -44,7 +44,7 @@ assert torch.equal(network(expected["inputs"]), expected["outputs"])
 
 def test_an_unknown_kind_of_module_is_named() -> None:
     with pytest.raises(ValueError, match="cannot store a Softmax"):
-        to_plain(fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), nn.Softmax(1))))
+        serialise(fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), nn.Softmax(1))))
 
 
 def test_an_unknown_operation_is_named() -> None:
@@ -53,7 +53,7 @@ def test_an_unknown_operation_is_named() -> None:
             return torch.linalg.pinv(x)
 
     with pytest.raises(ValueError, match="cannot store the operation 'linalg_pinv'"):
-        to_plain(fx.symbolic_trace(Odd()))
+        serialise(fx.symbolic_trace(Odd()))
 
 
 def test_a_network_with_branches_and_nested_modules_comes_back_bit_identical() -> None:
@@ -62,9 +62,9 @@ def test_a_network_with_branches_and_nested_modules_comes_back_bit_identical() -
         nn.Conv2d(1, 4, 3), nn.ReLU(), BasicBlock(4, 8, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     ).eval()
     inputs = torch.randn(3, 1, 8, 8)
-    assert torch.equal(from_plain(to_plain(fx.symbolic_trace(model)))(inputs), model(inputs))
+    assert torch.equal(deserialise(serialise(fx.symbolic_trace(model)))(inputs), model(inputs))
 
 
 def test_another_format_is_refused() -> None:
     with pytest.raises(ValueError, match="stored in format 99, and this version reads format"):
-        from_plain({"format": 99})
+        deserialise({"format": 99})

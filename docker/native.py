@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,6 +38,8 @@ LISTENS = re.compile(r"\bport=(\d+)")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 _MARK = "SLIMFRONT_NATIVE"
 _START_S, _STOP_S = 120.0, 20.0
+_RESTARTS, _CALM_S = 5, 120.0
+"""How often a service may end within so many seconds before that is given up."""
 
 
 class StackError(Exception):
@@ -78,6 +80,8 @@ class Process:
     service: dict[str, Any]
     ports: dict[str, int]
     popen: "subprocess.Popen[bytes] | None" = None
+    ends: list[float] = field(default_factory=list)
+    """When it ended of late, in seconds of a clock that nobody sets."""
 
 
 class Stack:
@@ -205,14 +209,47 @@ class Stack:
         self._owned.close()
 
     def wait(self) -> None:
-        """Returns never; raises StackError once a service has ended."""
+        """Returns never; starts again what has ended, as Compose would.
+
+        Raises:
+            StackError: if a service does not restart by compose.yaml, or ends again and again.
+        """
         while True:
-            for process in self.processes:
-                if process.popen is not None and process.popen.poll() is not None:
-                    raise StackError(
-                        f"{process.name} has ended; it says:\n{self.log(process.name)[-2000:]}"
-                    )
+            self.mend()
             time.sleep(1)
+
+    def mend(self) -> list[str]:
+        """Starts again what has ended; the names of that. Raises StackError as `wait`."""
+        mended = []
+        for process in self.processes:
+            if process.popen is None or process.popen.poll() is None:
+                continue
+            process.ends = [
+                moment for moment in process.ends if time.monotonic() - moment < _CALM_S
+            ] + [time.monotonic()]
+            if process.service.get("restart", "no") == "no" or len(process.ends) > _RESTARTS:
+                raise StackError(
+                    f"{process.name} has ended; it says:\n{self.log(process.name)[-2000:]}"
+                )
+            print(f"{process.name} has ended, and is started again.", flush=True)
+            self._end(process)  # what it left
+            self._start(process)
+            mended.append(process.name)
+        return mended
+
+    def add_worker(self) -> str:
+        """Starts one more worker, and waits until it is healthy; its name."""
+        like = next(
+            process for process in self.processes if process.name.partition("-")[0] == "worker"
+        )
+        taken = {process.name for process in self.processes}
+        name = next(name for n in range(2, 1000) if (name := f"worker-{n}") not in taken)
+        ports = iter(_free_ports(len(like.ports) + 1))
+        process = Process(name, like.service, {port: next(ports) for port in like.ports})
+        self.processes.append(process)
+        self._start(process)
+        self._await(name)
+        return name
 
     def left_behind(self) -> list[str]:
         """Command lines of processes that a service of this stack started and that still run."""
@@ -239,7 +276,7 @@ class Stack:
         )
         stand_in.chmod(0o755)
         here = self.directory / "cwd" / process.name
-        here.mkdir(parents=True)
+        here.mkdir(parents=True, exist_ok=True)
         for source, target in self._volumes(process):
             if source.parent == self.directory:
                 source.mkdir(exist_ok=True)
@@ -255,7 +292,7 @@ class Stack:
         options = [f"--temp-dir={self.directory / process.name}"] if is_node else []
         entrypoint = service.get("entrypoint", ["entrypoint.sh"])
         command = [*self._localised([*entrypoint, *service["command"]], process), *options]
-        with (self.directory / f"{process.name}.log").open("wb") as out:
+        with (self.directory / f"{process.name}.log").open("ab") as out:
             process.popen = subprocess.Popen(
                 command,
                 cwd=here,

@@ -350,7 +350,7 @@ def register(
     from slimfront.search.tracking import compare, connect, models
 
     search = name_in_store(search)
-    client = connect(_absolute(tracking_uri))
+    client = connect(_absolute(tracking_uri), writes=True)
     member = pick_member(compare.read_front(client, search), pick, min_accuracy)
     version = models.register(client, member, name, search)
     print(

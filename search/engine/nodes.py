@@ -13,7 +13,10 @@ from typing import Any
 import ray
 
 from slimfront.search.config.schema import Config
-from slimfront.trainables.errors import UserError
+from slimfront.search.engine.leftovers import Leftovers, nothing_left
+from slimfront.search.engine.ray_internals import local_ray
+from slimfront.search.engine.ray_internals.quiet import quieten
+from slimfront.trainables.errors import UserError, shorten
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,8 @@ _TUNE_ENVIRONMENT = {
 }
 
 _RECOUNT_S = 1.0
+_LINGER_S = 3.0
+"""How long processes may take to end by themselves when a search is over."""
 
 
 @contextmanager
@@ -50,23 +55,35 @@ def ray_session(address: str | None = None, working_dir: str | None = None) -> I
     if ray.is_initialized():
         yield
         return
-    if address is None and "RAY_ADDRESS" not in os.environ:
-        start_local_ray()
-    else:
-        _join(address, working_dir)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with nothing_left() as leftovers:
+        if address is None and "RAY_ADDRESS" not in os.environ:
+            start_local_ray(leftovers=leftovers)
+        else:
+            _join(address, working_dir)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            _end(leftovers)
 
 
-def start_local_ray(num_cpus: int | None = None) -> None:
-    """Starts Ray quietly: its own chatter stays in its log files."""
+def start_local_ray(num_cpus: int | None = None, leftovers: Leftovers | None = None) -> None:
+    """Starts a Ray for this machine alone. Raises UserError if it cannot start."""
     os.environ.update(_TUNE_ENVIRONMENT)
-    ray.init(
-        num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-    )
-    _quieten()
+    local_ray.start(num_cpus, leftovers)
+    quieten()
+
+
+def _end(leftovers: Leftovers) -> None:
+    """Ends what trials have started and left, and says so."""
+    ended = leftovers.end(_LINGER_S)
+    if ended:
+        shown = "; ".join(shorten(text) for text in ended[:3]) + ("; …" if len(ended) > 3 else "")
+        log.warning(
+            "%d processes that the search had started still ran, and were ended: %s",
+            len(ended),
+            shown,
+        )
 
 
 def _join(address: str | None, working_dir: str | None) -> None:
@@ -84,7 +101,7 @@ def _join(address: str | None, working_dir: str | None) -> None:
             "node of the cluster: start one "
             "with `ray start`, or use `slimfront submit`"
         ) from None
-    _quieten()
+    quieten()
 
 
 def _check_reachable(address: str) -> None:
@@ -92,13 +109,6 @@ def _check_reachable(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=10).close()
-
-
-def _quieten() -> None:
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.tune.tune").setLevel(
-        logging.CRITICAL
-    )  # it lists failed trials, which we report with reasons
 
 
 def slots(nodes: list[dict[str, Any]], trial: Mapping[str, float]) -> int:

@@ -302,8 +302,13 @@ def _reason(trial: Trial) -> str:
         if file.is_file()
         else []
     )
-    return (
-        re.split(r"[.] (?=[A-Z])", lines[-1])[0]
-        if lines
-        else "the trial's process ended without saying why"
-    )
+    said = re.split(r"[.] (?=[A-Z])", lines[-1])[0] if lines else _SILENT
+    return _SILENT if said.startswith(_RAY_S) else said
+
+
+_SILENT = "it ended without saying why: it crashed, or was killed, perhaps for want of memory"
+_RAY_S = (
+    "The actor is dead because its worker process has died",
+    "The actor died unexpectedly before finishing this task",
+)
+"""How Ray says so."""

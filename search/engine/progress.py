@@ -28,6 +28,9 @@ class Progress:
     def update(self, ledger: "Ledger") -> None:
         """Called when a trial starts, reports or ends."""
 
+    def finishing(self, what: str) -> None:
+        """Called after the last trial, with what is being done."""
+
 
 class ProgressDisplay(Progress):
     """Trials done, front size, hypervolume and time left. A context manager."""
@@ -81,6 +84,10 @@ class ProgressDisplay(Progress):
         elif time.monotonic() - self.last_line >= _LINE_EVERY_S or done == ledger.planned:
             self.console.print(self._state(ledger, done), highlight=False)
             self.last_line = time.monotonic()
+
+    def finishing(self, what: str) -> None:
+        """Says what is being done after the last trial."""
+        self.console.print(f"{what} …", markup=False, highlight=False, soft_wrap=True)
 
     def _state(self, ledger: "Ledger", done: int) -> str:
         stopped, failed = ledger.counts["stopped"], ledger.counts["failed"]

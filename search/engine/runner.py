@@ -75,7 +75,7 @@ def run_search(
     """
     dense_sizes = preflight(config)
     starts = starting_values(config)
-    client = connect(config.tracking.absolute_uri())
+    client = connect(config.tracking.absolute_uri(), writes=True)
     with ray_session(address, working_dir):
         check_fits(config)
         session = begin(config, name, dense_sizes, starts)
@@ -110,7 +110,7 @@ def resume_search(
     """
     session = open_existing(search, storage_path, overrides)
     try:
-        client = connect(session.config.tracking.absolute_uri())
+        client = connect(session.config.tracking.absolute_uri(), writes=True)
         with ray_session(address, working_dir):
             check_fits(session.config)
             return _run(session, client, progress)
@@ -231,7 +231,10 @@ def _finish(
         if record.status == "running":
             observer.write("interrupted", number=record.number)
     dense = ledger.dense.last if ledger.dense and ledger.dense.status == "completed" else None
-    _touch_test_set(session.config, [*ledger.front(), *([dense] if dense else [])], observer)
+    say = (observer.progress or Progress()).finishing
+    networks = [*ledger.front(), *([dense] if dense else [])]
+    say(f"Measuring {len(networks)} networks on the test set")
+    _touch_test_set(session.config, networks, observer)
     cut_off = observer.interrupt.requested
     result = SearchResult(
         session.directory.name,
@@ -243,6 +246,7 @@ def _finish(
     )
     status = "interrupted" if cut_off else "failed" if result.all_failed else "completed"
     observer.write("finished", status=status, seconds=round(seconds, 2))
+    say(f"Writing the rest to MLflow, with the models of {len(ledger.front())} networks")
     delivered = recorder.close()
     return dataclasses.replace(result, run_ids=dict(recorder.run_ids), undelivered=not delivered)
 
@@ -407,7 +411,7 @@ def sync_search(
     wanted = [*overrides, *([f"tracking.uri={tracking_uri}"] if tracking_uri else [])]
     session = open_existing(search, storage_path, wanted)
     try:
-        client = connect(session.config.tracking.absolute_uri())
+        client = connect(session.config.tracking.absolute_uri(), writes=True)
         folder = session.folder
         recorder = Recorder(
             client, session.config, folder.search, folder.local, session.earlier, folder.place

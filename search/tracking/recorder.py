@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from slimfront.search.config.schema import Config
@@ -370,6 +371,18 @@ class Recorder:
         self.client.set_tag(self.parent, "slimfront.status", event["status"])
         ends = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
         self.client.set_terminated(self.parent, ends[event["status"]], end_time=event["time"])
+        self._look_again(ends[event["status"]])
+
+    def _look_again(self, status: str) -> None:
+        """Raises MlflowException unless the store has the end that it took: something else may
+        answer in MLflow's place."""
+        info = self.client.get_run(self.parent).info
+        if info.run_id != self.parent or (
+            info.lifecycle_stage == "active" and info.status != status
+        ):
+            raise MlflowException(
+                f"the store took all writes and does not have the end of {self.search}"
+            )
 
 
 def _number_in(file: Path) -> int:

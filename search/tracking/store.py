@@ -1,7 +1,10 @@
 """Where MLflow keeps things: connecting to a store, and refusing one that does not answer."""
 
+import contextlib
 import logging
 import os
+import secrets
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +25,17 @@ _PROBE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT":
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
-def connect(uri: str) -> MlflowClient:
+def connect(uri: str, *, writes: bool = False) -> MlflowClient:
     """A client of the tracking store at `uri`; an SQLite file is created if it is missing.
 
+    Args:
+        writes: whether something will be written.
+
     Raises:
-        UserError: if the store does not answer within a few seconds.
+        UserError: if the store does not answer within a few seconds, is no MLflow server, or cannot
+            be written to.
     """
+    _check_file(uri, writes=writes)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -41,6 +49,7 @@ def connect(uri: str) -> MlflowClient:
         with _environment(_PROBE):
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
+            unknown = client.get_experiment_by_name(f"slimfront-{secrets.token_hex(8)}")
     except Exception as error:  # every store raises its own kinds
         if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
             raise UserError(
@@ -52,7 +61,48 @@ def connect(uri: str) -> MlflowClient:
             f"the tracking store at {without_secrets(uri)} does not answer ({_deepest(error)}); "
             "start it, or set tracking.uri to one that runs"
         ) from None
+    if unknown is not None:  # whatever answers everything alike has an experiment of any name
+        raise UserError(
+            f"what answers at {without_secrets(uri)} is no MLflow server (it claims to have an "
+            "experiment of a random name); "
+            "set tracking.uri to one"
+        )
     return client
+
+
+def _check_file(uri: str, *, writes: bool) -> None:
+    """Raises UserError if an SQLite file cannot be made or written to, which MLflow would try for
+    two minutes."""
+    scheme, _, path = uri.partition(":///")
+    if scheme != "sqlite" or not path or path.startswith(":memory:"):
+        return
+    file = Path(path.partition("?")[0])
+    if file.exists() and not writes:
+        return
+    there, reason = file.exists(), ""
+    try:
+        if not there and not file.parent.is_dir():
+            reason = f"there is no folder {file.parent}"
+        else:
+            with contextlib.closing(
+                sqlite3.connect(file, timeout=1.0, isolation_level=None)
+            ) as database:
+                database.execute("BEGIN IMMEDIATE")
+                # SQLite opens what it may only read without a word.
+                database.execute("CREATE TABLE slimfront_may_write (a)")
+                database.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        busy = getattr(error, "sqlite_errorcode", None) in (
+            sqlite3.SQLITE_BUSY,
+            sqlite3.SQLITE_LOCKED,
+        )
+        reason = "" if busy else str(error)
+    if reason:
+        raise UserError(
+            f"the tracking store {file} cannot be written to ({reason}); make its folder writable, "
+            "with room on its disk, or set "
+            "tracking.uri to another"
+        )
 
 
 def open_experiment(client: MlflowClient, name: str, artifacts: Path, uri: str) -> str:

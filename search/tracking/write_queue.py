@@ -109,6 +109,9 @@ class WriteQueue:
             run = self._unless_refused(
                 f"the run {label}", lambda: self.client.create_run(self.experiment_id, **creation)
             )
+            # Whatever stands in MLflow's place, such as a page to log in.
+            if run is not None and not run.info.run_id:
+                raise MlflowException(f"the store made the run {label} and gave it no id")
             if run is not None:
                 self.run_ids[label] = run.info.run_id
         if label in self.run_ids:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -193,6 +194,25 @@ def test_secrets_are_rotated_as_the_docs_say(stack: Any) -> None:
     )
     assert status(url, **basic("slimfront", stack.settings["MLFLOW_ADMIN_PASSWORD"])) == 401
     assert status(url, **basic("slimfront", new)) == 200
+
+
+def test_a_worker_that_dies_is_started_again_and_one_can_be_added(stack: Any) -> None:
+    (worker,) = [process for process in stack.processes if process.name == "worker"]
+    before = worker.popen.pid
+    os.killpg(before, signal.SIGKILL)
+    worker.popen.wait()
+    assert stack.mend() == ["worker"]
+    assert worker.popen.pid != before
+    ends = time.monotonic() + 120
+    while True:  # on a busy machine Ray gives up its start after 30 s, and is started again
+        try:
+            stack._await("worker")
+            break
+        except sys.modules["native"].StackError:
+            assert time.monotonic() < ends
+            stack.mend()
+    assert stack.add_worker() == "worker-2"
+    assert stack.mend() == []
 
 
 def test_it_goes_down_without_leaving_a_process(stack: Any) -> None:

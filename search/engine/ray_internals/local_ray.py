@@ -1,0 +1,164 @@
+"""A Ray of this machine's own for one search: on loopback alone, started with patience, and gone
+with its driver."""
+
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import ray_constants, services
+
+from slimfront.search.engine.leftovers import Leftovers
+from slimfront.trainables.errors import UserError, shorten
+
+log = logging.getLogger(__name__)
+
+START_S = 300.0
+"""How long a start of Ray may take."""
+_SAY_EVERY_S = 20.0
+_ROOM_BYTES = 30_000_000
+"""What Ray needs for its logs and sockets at least."""
+_SHARED = Path("/dev/shm")  # noqa: S108 (where Linux has it)
+
+
+def _patience() -> dict[str, str]:
+    """Ray's own limits of waiting while it starts, which are too short for a busy machine, by the
+    variables that set them."""
+    seconds, ms = str(int(START_S)), str(int(1000 * START_S))
+    names = {"gcs_server_port_wait_time_s": seconds, "gcs_rpc_server_connect_timeout_s": "60"}
+    names |= {"worker_register_timeout_seconds": seconds, "agent_register_timeout_ms": ms}
+    return {f"RAY_{name}": value for name, value in names.items()}
+
+
+def start(num_cpus: int | None = None, leftovers: Leftovers | None = None) -> None:
+    """Starts Ray quietly, so that it listens on loopback alone; its own chatter stays in its log
+    files.
+
+    Raises:
+        UserError: if it cannot start here, or is not there after `START_S` seconds.
+    """
+    for name, value in _patience().items():
+        os.environ.setdefault(name, value)
+    _check_places()
+    began = time.monotonic()
+    with _loopback(), _patient(began), _progress(began):
+        try:
+            ray.init(
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except Exception as error:  # Ray raises many kinds here, bare Exceptions among them
+            waited = time.monotonic() - began
+            ray.shutdown()
+            if leftovers is not None:
+                leftovers.end()
+            raise UserError(_sentence(error, waited)) from None
+    if leftovers is not None:
+        leftovers.belongs(ray._private.worker._global_node.get_session_dir_path())
+
+
+def _sentence(error: Exception, waited: float) -> str:
+    reason = shorten((str(error).splitlines() or [type(error).__name__])[0], 200)
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"Ray cannot start: {reason}"
+    return (
+        f"Ray did not start within {waited:.0f} s ({reason}); the machine may be too busy: try "
+        "again when it has less to do, or "
+        "use a running cluster with --address"
+    )
+
+
+def _check_places() -> None:
+    """Ray ends this whole process where it cannot write, so this is found out before it tries."""
+    place = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 (where Ray takes it to be)
+    for folder, what in (
+        (place, "its logs and sockets there; set RAY_TMPDIR to another directory"),
+        (_SHARED, "results there"),
+    ):
+        if not folder.is_dir():
+            continue
+        try:
+            with tempfile.NamedTemporaryFile(dir=folder, prefix="slimfront-") as file:
+                file.write(b"\0" * 4096)
+                file.flush()
+            free = shutil.disk_usage(folder).free
+        except OSError as error:
+            raise UserError(
+                f"Ray cannot start: {folder} cannot be written to ({error.strerror}), and it keeps "
+                f"{what}"
+            ) from None
+        if free < _ROOM_BYTES:
+            raise UserError(
+                f"Ray cannot start: {folder} has {free / 1e6:.0f} MB left, and it keeps {what}"
+            )
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Has a Ray that starts within take 127.0.0.1 for the address of this machine, and so all its
+    processes listen there alone.
+
+    It is Ray's own way on other systems than Linux. An address that is given to `ray.init` does not
+    do it: where it is loopback, Ray takes the machine's in its place.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _patient(began: float) -> Iterator[None]:
+    """Within, the driver waits for its node as long as for the rest; Ray itself gives up after 30
+    s, whatever is set."""
+    ask: Callable[[Any, Any], Any] = services.get_node
+
+    def get_node(address: Any, node: Any) -> Any:
+        while True:
+            try:
+                return ask(address, node)
+            except RuntimeError:
+                if time.monotonic() - began > START_S:
+                    raise
+            time.sleep(0.2)
+
+    services.get_node = get_node
+    try:
+        yield
+    finally:
+        services.get_node = ask
+
+
+@contextmanager
+def _progress(began: float) -> Iterator[None]:
+    """Says now and then that Ray is being waited for."""
+    over = threading.Event()
+
+    def say() -> None:
+        while not over.wait(_SAY_EVERY_S):
+            waited = time.monotonic() - began
+            log.warning(
+                "Ray has been starting for %.0f s; the machine is busy, and up to %.0f s are "
+                "waited",
+                waited,
+                START_S,
+            )
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -1,0 +1,218 @@
+"""A Ray of a search's own: where it listens, how long it is waited for, and that nothing of it
+stays."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from ray._private import services
+
+from slimfront.search.engine.leftovers import MARK, Leftovers
+from slimfront.search.engine.ray_internals import local_ray
+from slimfront.trainables.errors import UserError
+from tests.conftest import SMALL_CONFIG
+from tests.search.clusters import wait_for
+
+ROOT = Path(__file__).parents[2]
+LEAVING = """
+import subprocess, os, sys, time
+from torch import nn
+
+def network(width):
+    if os.environ.get("RAY_RAYLET_PID"):  # in a trial's process
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(987)"])
+        command = [sys.executable, "-c", "import time; time.sleep(986)"]
+        subprocess.Popen(command, start_new_session=True, close_fds=True)
+        subprocess.run(["setsid", "--fork", "sleep", "984"])
+        if not os.fork():
+            if os.fork():
+                os._exit(0)
+            time.sleep(985)
+            os._exit(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+"""
+
+
+def started(
+    directory: Path, *, trials: int, epochs: int, code: str = LEAVING
+) -> "subprocess.Popen[str]":
+    """A search whose trials run this code of its user's."""
+    (directory / "leaving.py").write_text(code)
+    model = {"factory": "leaving:network", "args": {"width": 4}}
+    space = {"sparsifier.sparsity": {"low": 0.1, "high": 0.9}}
+    tree = SMALL_CONFIG | {"model": model, "space": space, "penalties": {}}
+    tree |= {
+        "search": {"trials": trials},
+        "training": SMALL_CONFIG["training"] | {"epochs": epochs},
+    }
+    (directory / "c.yaml").write_text(yaml.safe_dump(tree))
+    command = [sys.executable, "-m", "slimfront", "search", "c.yaml", "--name", "leaving"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command,
+        cwd=directory,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def of_search(directory: Path) -> list[psutil.Process]:
+    """All processes whose working directory is the search's, forks among them."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(directory) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    for process in of_search(tmp_path):
+        process.kill()
+
+
+@pytest.mark.timeout(180)
+def test_a_search_listens_on_loopback_alone_and_nothing_of_it_stays_when_its_driver_is_killed(
+    directory: Path,
+) -> None:
+    driver = started(directory, trials=500, epochs=200)
+    wait_for(
+        lambda: any("time.sleep(986)" in " ".join(p.cmdline()) for p in of_search(directory)), 100
+    )
+    listening = [
+        (process.name(), connection.laddr)
+        for process in of_search(directory)
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) > 5
+    assert [
+        found for found in listening if found[1].ip.removeprefix("::ffff:") != "127.0.0.1"
+    ] == []
+
+    assert len(of_search(directory)) > 8
+    driver.send_signal(signal.SIGKILL)
+    wait_for(lambda: not of_search(directory), 25)
+
+
+@pytest.mark.timeout(180)
+def test_what_trials_started_ends_with_the_search_which_says_so(directory: Path) -> None:
+    driver = started(directory, trials=2, epochs=1)
+    _, said = driver.communicate(timeout=150)
+    assert driver.returncode == 0, said
+    assert of_search(directory) == []
+    assert "processes that the search had started still ran, and were ended: " in " ".join(
+        said.split()
+    )
+    assert "sleep 984" in " ".join(said.split())
+
+
+def test_a_process_with_another_mark_is_let_alone() -> None:
+    program = [sys.executable, "-c", "import time; time.sleep(60)"]
+    leftovers = Leftovers()
+    mine = subprocess.Popen(program, env=os.environ | {MARK: leftovers.mark})
+    others = [
+        subprocess.Popen(program, env=os.environ | {MARK: "f" * 24}),
+        subprocess.Popen(program),
+    ]
+    try:
+        assert leftovers.end() == [" ".join(program)]
+        assert mine.wait(5) == -signal.SIGTERM
+        assert [process.poll() for process in others] == [None, None]
+    finally:
+        for process in [mine, *others]:
+            process.kill()
+            process.wait()
+
+
+DYING = """
+import os, signal
+from torch import nn
+
+def network(width):
+    if os.environ.get("RAY_RAYLET_PID"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+"""
+
+
+@pytest.mark.timeout(180)
+def test_a_process_that_dies_is_told_in_words_of_ours(directory: Path) -> None:
+    driver = started(directory, trials=1, epochs=1, code=DYING)
+    _, said = driver.communicate(timeout=150)
+    assert driver.returncode == 1
+    text = " ".join(said.split())
+    assert (
+        "trial-000 lost its process (it ended without saying why: it crashed, or was killed, "
+        "perhaps for want of" in text
+    )
+    assert "raylet" not in said
+    assert "worker" not in said
+    assert max(len(line) for line in said.splitlines()) < 200
+
+
+def test_a_ray_that_does_not_come_up_is_one_sentence_after_a_wait_that_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(local_ray, "START_S", 1.0)
+    monkeypatch.setattr(local_ray, "_SAY_EVERY_S", 0.3)
+    asked = []
+
+    def init(**_: object) -> None:
+        def never(*_: object) -> None:
+            asked.append(None)
+            raise RuntimeError("no node yet")
+
+        monkeypatch.setattr(services, "get_node", never)
+        with local_ray._patient(time.monotonic()):
+            try:
+                services.get_node("address", "node")
+            except RuntimeError:
+                raise Exception(
+                    "The current node timed out during startup. This could\nhappen"
+                ) from None
+
+    monkeypatch.setattr(local_ray.ray, "init", init)
+    monkeypatch.setattr(local_ray.ray, "shutdown", lambda: None)
+    with pytest.raises(
+        UserError,
+        match=(
+            r"Ray did not start within \d+ s \(The current node timed out during "
+            r"startup\. This could\)"
+        ),
+    ):
+        local_ray.start()
+    assert len(asked) > 2
+    assert "Ray has been starting for" in caplog.text
+
+
+def test_where_ray_cannot_write_it_is_not_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(_path: Path) -> "shutil._ntuple_diskusage":
+        return shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6)
+
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(local_ray.shutil, "disk_usage", full)
+    with pytest.raises(
+        UserError,
+        match=(
+            r"Ray cannot start: .* has 1 MB left, and it keeps its logs and sockets "
+            r"there; set RAY_TMPDIR"
+        ),
+    ):
+        local_ray.start()

@@ -23,6 +23,7 @@ from slimfront.search.config.schema import Config, load
 from slimfront.search.engine import runner
 from slimfront.search.engine.nodes import start_local_ray
 from slimfront.search.engine.searcher import StudySearcher
+from slimfront.search.record.events import NetworkMeasured, TrialBegan
 from slimfront.search.record.journal import JOURNAL_FILE, Event, read_events
 from slimfront.search.record.ledger import Ledger, TrialRecord
 
@@ -87,18 +88,18 @@ def curve_of(events: list[Event], config: Config, variant: Variant) -> Curve:
     shown = Ledger(config.chosen_objectives(), events[0]["dense_sizes"])
     waiting: dict[int, Event] = {}
     for event in events:
-        if event.get("number", 0) is None or event["event"] in ("tested", "moved"):
+        if getattr(event, "number", None) is None or event.kind in ("tested", "moved"):
             continue
-        kind = event["event"]
+        kind = event.kind
         if kind == "epochs":
-            spent += len(event["history"])
+            spent += len(event.history)
         if not variant.one_shot:
             event = event | {"pruned": []}
         if kind == "point" and not variant.candidates:
-            waiting[event["number"]] = event
+            waiting[event.number] = event
             continue
-        if kind == "ended" and event["number"] in waiting:
-            shown.apply(waiting.pop(event["number"]))
+        if kind == "ended" and event.number in waiting:
+            shown.apply(waiting.pop(event.number))
         shown.apply(event)
         curve.append((spent, shown.hypervolume()))
     return curve
@@ -146,17 +147,12 @@ def assembled(seed: int, trials: int, config: Config, dense_sizes: dict[str, flo
         ).fit()
     ledger, curve = Ledger(objectives, dense_sizes), Curve()
     for number, measures in enumerate(ended):
-        ledger.apply({"event": "trial", "number": number, "values": {}, "seed": 0})
+        ledger.apply(TrialBegan(number=number, values={}, seed=0))
         taken = {o.name: measures[o.name] for o in objectives}
         ledger.apply(
-            {
-                "event": "point",
-                "number": number,
-                "epoch": epochs,
-                "measures": taken,
-                "compaction": [],
-                "checkpoint": None,
-            }
+            NetworkMeasured(
+                number=number, epoch=epochs, measures=taken, compaction=[], checkpoint=None
+            )
         )
         curve.append(((number + 1) * epochs, ledger.hypervolume()))
     return curve

@@ -16,7 +16,16 @@ from ray.tune.experiment import Trial
 from slimfront.search.engine.driver_only import DriverOnly
 from slimfront.search.engine.interrupt import Interrupt
 from slimfront.search.engine.progress import Progress
-from slimfront.search.record.journal import Event, Journal
+from slimfront.search.record.events import (
+    CheckpointMoved,
+    EpochsReported,
+    Event,
+    NetworkMeasured,
+    TrialBegan,
+    TrialContinued,
+    TrialEnded,
+)
+from slimfront.search.record.journal import Journal
 from slimfront.search.record.ledger import Ledger, MeasuredNetwork, TrialRecord, label
 from slimfront.search.record.storage import delete
 from slimfront.search.tracking import Recorder
@@ -61,13 +70,13 @@ class Observer(DriverOnly, tune.Callback):
         self.lost: Counter[str] = Counter()
         self.failure: OSError | None = None
 
-    def write(self, kind: str, **content: Any) -> Event | None:
+    def write(self, event: Event) -> Event | None:
         """One event to the journal, the records and the recorder; None if the journal takes no
         more."""
         if self.failure is not None:
             return None
         try:
-            event = self.journal.append(kind, **content)
+            event = self.journal.append(event)
         except OSError as error:
             self.failure = error
             self.interrupt.requested = True
@@ -95,7 +104,7 @@ class Observer(DriverOnly, tune.Callback):
             if record is None or epoch["epoch"] > record.epoch
         ]
         if history:
-            self.write("epochs", number=trial.config["number"], history=history)
+            self.write(EpochsReported(number=trial.config["number"], history=history))
         if record is not None and self._matters(record, result):
             result["should_checkpoint"] = (
                 True  # Ray looks at it next; the point follows in `on_checkpoint`
@@ -135,10 +144,11 @@ class Observer(DriverOnly, tune.Callback):
             known = self.ledger.find(record, result["epoch"])
             old = known.checkpoint
             self.write(
-                "moved",
-                number=record.number,
-                epoch=known.epoch,
-                checkpoint=self.relative(checkpoint.path),
+                CheckpointMoved(
+                    number=record.number,
+                    epoch=known.epoch,
+                    checkpoint=self.relative(checkpoint.path),
+                )
             )
             if old is not None and self.failure is None:
                 delete(old)
@@ -153,16 +163,17 @@ class Observer(DriverOnly, tune.Callback):
         if "val_accuracy" not in result:
             return
         self.write(
-            "point",
-            number=record.number,
-            epoch=result["epoch"],
-            measures=_measures(result),
-            compaction=result.get("compaction", []),
-            checkpoint=checkpoint,
-            pruned=[
-                {"measures": _measures(p["measures"]), "compaction": p["compaction"]}
-                for p in result.get("pruned", [])
-            ],
+            NetworkMeasured(
+                number=record.number,
+                epoch=result["epoch"],
+                measures=_measures(result),
+                compaction=result.get("compaction", []),
+                checkpoint=checkpoint,
+                pruned=[
+                    {"measures": _measures(p["measures"]), "compaction": p["compaction"]}
+                    for p in result.get("pruned", [])
+                ],
+            )
         )
 
     def on_trial_recover(
@@ -227,7 +238,7 @@ class Observer(DriverOnly, tune.Callback):
         """A trial was proposed whose values make no candidate: it has failed before it could
         start."""
         if label(number) not in self.ledger.by_label:
-            self.write("trial", number=number, values=values, seed=0)
+            self.write(TrialBegan(number=number, values=values, seed=0))
         self._ended(number, "failed", reason)
 
     def _record(self, trial: Trial) -> TrialRecord | None:
@@ -237,14 +248,15 @@ class Observer(DriverOnly, tune.Callback):
         record = self.ledger.by_label.get(label(number))
         if record is None:
             self.write(
-                "trial",
-                number=number,
-                values=trial.config["values"],
-                seed=trial.config["candidate"]["training"]["seed"],
+                TrialBegan(
+                    number=number,
+                    values=trial.config["values"],
+                    seed=trial.config["candidate"]["training"]["seed"],
+                )
             )
             record = self.ledger.by_label.get(label(number))
         elif record.status != "running" and record.interrupted:
-            self.write("continued", number=number)
+            self.write(TrialContinued(number=number))
         return record
 
     def _end(self, trial: Trial, status: str, reason: str | None) -> None:
@@ -252,7 +264,7 @@ class Observer(DriverOnly, tune.Callback):
             self._ended(trial.config["number"], status, reason)
 
     def _ended(self, number: int | None, status: str, reason: str | None) -> None:
-        event = self.write("ended", number=number, status=status, reason=reason)
+        event = self.write(TrialEnded(number=number, status=status, reason=reason))
         if event is None:
             return
         record = self.ledger.by_label[label(number)]

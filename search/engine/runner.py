@@ -28,6 +28,13 @@ from slimfront.search.engine.ray_internals.controller import starts_are_awaited
 from slimfront.search.engine.ray_internals.slots import shared_processes
 from slimfront.search.engine.scheduler import MultiObjectiveASHA
 from slimfront.search.engine.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
+from slimfront.search.record.events import (
+    NetworkTested,
+    RungReached,
+    SessionBegan,
+    SessionEnded,
+    TrialInterrupted,
+)
 from slimfront.search.record.fencing import Superseded
 from slimfront.search.record.ledger import MeasuredNetwork, SearchResult, label
 from slimfront.search.record.session import (
@@ -171,7 +178,7 @@ def _run(
     # told.
     with interrupt.on_signals(), _loaded_stays():
         try:
-            observer.write("session", session=number)
+            observer.write(SessionBegan(session=number))
             if progress is not None:
                 progress.begun(folder.search, recorder.page_address)
             if searcher.to_come:
@@ -229,7 +236,7 @@ def _finish(
     ledger = session.ledger
     for record in [*ledger.trials, *([ledger.dense] if ledger.dense else [])]:
         if record.status == "running":
-            observer.write("interrupted", number=record.number)
+            observer.write(TrialInterrupted(number=record.number))
     dense = ledger.dense.last if ledger.dense and ledger.dense.status == "completed" else None
     say = (observer.progress or Progress()).finishing
     networks = [*ledger.front(), *([dense] if dense else [])]
@@ -245,7 +252,7 @@ def _finish(
         cut_off,
     )
     status = "interrupted" if cut_off else "failed" if result.all_failed else "completed"
-    observer.write("finished", status=status, seconds=round(seconds, 2))
+    observer.write(SessionEnded(status=status, seconds=round(seconds, 2)))
     say(f"Writing the rest to MLflow, with the models of {len(ledger.front())} networks")
     delivered = recorder.close()
     return dataclasses.replace(result, run_ids=dict(recorder.run_ids), undelivered=not delivered)
@@ -266,8 +273,8 @@ def _scheduler(session: Session, observer: Observer) -> MultiObjectiveASHA | Non
         max_time=session.config.training.epochs,
         brackets=stopping.brackets,
         tie_break=stopping.tie_break,
-        earlier=[event["entry"] for event in session.earlier if event["event"] == "rung"],
-        record=lambda entry: observer.write("rung", entry=entry),
+        earlier=[event.entry for event in session.earlier if isinstance(event, RungReached)],
+        record=lambda entry: observer.write(RungReached(entry=entry)),
         key=lambda trial: label(trial.config["number"]),
         exempt=lambda trial: trial.config["number"] is None,  # the dense reference
     )
@@ -386,11 +393,12 @@ def _touch_test_set(config: Config, points: list[MeasuredNetwork], observer: Obs
             )
             continue
         observer.write(
-            "tested",
-            number=point.trial.number,
-            epoch=point.epoch,
-            step=point.step,
-            test_accuracy=measured,
+            NetworkTested(
+                number=point.trial.number,
+                epoch=point.epoch,
+                step=point.step,
+                test_accuracy=measured,
+            )
         )
 
 

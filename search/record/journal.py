@@ -9,14 +9,23 @@ Optuna's study, which knows what was proposed.
 import errno
 import fcntl
 import json
+import logging
 import os
 import time
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
+from slimfront.search.record.events import (
+    EpochsReported,
+    Event,
+    RungReached,
+    TrialEnded,
+    UnknownKind,
+    parse,
+)
 from slimfront.search.record.fencing import Fence
 from slimfront.search.record.locate import JOURNAL_FILE as JOURNAL_FILE
 from slimfront.search.record.storage import Folder, Mirror
@@ -25,28 +34,11 @@ from slimfront.trainables.redaction import redact
 
 LOCK_FILE = "lock"
 
-Event = dict[str, Any]
-"""`event` is its kind, `n` its number from 1, `time` its time in ms, `elapsed` the ms since the
-process of its session opened the journal, on a clock that nobody sets; the rest depends on the kind
-(see `Ledger.apply`)."""
+Written = TypeVar("Written", bound=Event)
 
-_KEYS: dict[str, tuple[str, ...]] = {
-    "begun": ("time", "config", "dense_sizes", "starts"),
-    "session": ("time", "session"),
-    "trial": ("time", "number", "values", "seed"),
-    "epochs": ("time", "number", "history"),
-    "point": ("time", "number", "epoch", "measures", "compaction", "checkpoint"),
-    "moved": ("time", "number", "epoch", "checkpoint"),
-    "ended": ("time", "number", "status", "reason"),
-    "interrupted": ("time", "number"),
-    "continued": ("time", "number"),
-    "tested": ("time", "number", "epoch", "test_accuracy"),
-    "rung": ("time", "entry"),
-    "finished": ("time", "status", "seconds"),
-}
-"""What an event of each kind has."""
+log = logging.getLogger(__name__)
 
-_CAN_WAIT = ("epochs", "rung")
+_CAN_WAIT = (EpochsReported, RungReached)
 """Kinds that a bucket gets with the next event of another kind: what they say is said again by a
 trial that is continued."""
 
@@ -61,14 +53,14 @@ def read_events(file: Path) -> Iterator[Event]:
         lines = file.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"the journal {file} cannot be read: {error.strerror}") from None
-    for number, line in enumerate(
-        lines[:-1], start=1
-    ):  # after the last newline there is nothing, or what a dying process wrote
+    # After the last newline there is nothing, or what a dying process wrote.
+    for number, line in enumerate(lines[:-1], start=1):
         try:
-            event = _decoded(line, number)
+            yield _decoded(line, number)
+        except UnknownKind as error:
+            log.warning("line %d of the journal %s is left out: %s", number, file, error)
         except (ValueError, RecursionError) as error:
             raise damaged(file, number, str(error)) from None
-        yield event
 
 
 def damaged(file: Path, number: int, reason: str) -> UserError:
@@ -82,7 +74,7 @@ def damaged(file: Path, number: int, reason: str) -> UserError:
 
 def _encoded(event: Event) -> bytes:
     """An event as a line, which ends with a checksum of all before it."""
-    text = json.dumps(event, separators=(",", ":")).encode()[:-1]
+    text = json.dumps(event.as_plain(), separators=(",", ":")).encode()[:-1]
     return b'%s,"crc":"%08x"}\n' % (text, zlib.crc32(text))
 
 
@@ -91,25 +83,23 @@ def _decoded(line: bytes, number: int) -> Event:
     checksums.
 
     Raises:
+        UnknownKind: if it is of a kind that this version does not know.
         ValueError: if it is none, or not as it was written, or another line is missing or there
             twice.
     """
     text, mark, check = line.rpartition(b',"crc":"')
     if mark and check != b'%08x"}' % zlib.crc32(text):
         raise ValueError("its checksum is another")
-    event = json.loads(line)
-    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+    plain = json.loads(line)
+    if not isinstance(plain, dict):
         raise ValueError("it is no event")
-    if "n" in event and event.pop("crc", None) is None:
+    if "n" in plain and "crc" not in plain:
         raise ValueError("its checksum is not there")
-    if event.get("n", number) != number:
+    if plain.get("n", number) != number:
         raise ValueError(
-            f"it was written as line {event['n']}: lines before it are missing, or there twice"
+            f"it was written as line {plain['n']}: lines before it are missing, or there twice"
         )
-    missing = [key for key in _KEYS.get(event["event"], ()) if key not in event]
-    if missing:
-        raise ValueError(f"its event '{event['event']}' has no '{missing[0]}'")
-    return event
+    return parse(plain)
 
 
 def present(folder: Folder) -> bool:
@@ -178,9 +168,8 @@ class Journal:
         except UserError:
             self.lock.close()
             raise
-        self.file = path.open(
-            "ab", buffering=0
-        )  # what could not be written must not be tried again when it is closed
+        # What could not be written must not be tried again when it is closed.
+        self.file = path.open("ab", buffering=0)
         content = path.read_bytes()
         self.size = content.rfind(b"\n") + 1
         self.count = content.count(b"\n")
@@ -192,38 +181,38 @@ class Journal:
         """What says whether this process may still write to a search in a bucket."""
         return None if self.mirror is None else self.mirror.fence
 
-    def append(self, kind: str, **content: Any) -> Event:
-        """Writes one event; returns it with its time. Raises OSError if it could not be made safe.
+    def append(self, event: Written) -> Written:
+        """Writes one event; returns it with its number and time.
 
         A reason is text from anywhere, such as an exception of the user's code: its secrets are
         hidden.
+
+        Raises:
+            OSError: if it could not be made safe.
         """
-        if isinstance(content.get("reason"), str):
-            content["reason"] = redact(content["reason"], names=True)
-        elapsed = round(1000 * (time.monotonic() - self.begun))
-        event = {
-            "event": kind,
+        stamp: dict[str, Any] = {
             "n": self.count + 1,
             "time": time.time_ns() // 1_000_000,
-            "elapsed": elapsed,
-            **content,
+            "elapsed": round(1000 * (time.monotonic() - self.begun)),
         }
+        if isinstance(event, TrialEnded) and event.reason is not None:
+            stamp["reason"] = redact(event.reason, names=True)
+        event = event.model_copy(update=stamp)
         line = _encoded(event)
         try:
             if self.file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file.name))
             os.fsync(self.file.fileno())
         except OSError:
-            with suppress(
-                OSError
-            ):  # a part of a line is cut off when the journal is opened again, too
+            # A part of a line is cut off when the journal is opened again, too.
+            with suppress(OSError):
                 self.file.truncate(self.size)
             raise
         self.size += len(line)
         self.count += 1
         if self.mirror is not None:
             self.waiting += line
-            if kind not in _CAN_WAIT:
+            if not isinstance(event, _CAN_WAIT):
                 self.mirror.push(self.waiting)
                 self.waiting = b""
         return event

@@ -10,7 +10,18 @@ from typing import Any, Literal
 import numpy as np
 
 from slimfront.search.config.objectives import Constraint, Objective, losses
-from slimfront.search.record.journal import Event
+from slimfront.search.record.events import (
+    CheckpointMoved,
+    EpochsReported,
+    Event,
+    NetworkMeasured,
+    NetworkTested,
+    OfTrial,
+    TrialBegan,
+    TrialContinued,
+    TrialEnded,
+    TrialInterrupted,
+)
 from slimfront.search.record.pareto import Points, hypervolume, knee
 from slimfront.search.record.storage import fetch, join
 from slimfront.trainables.shipping.network_file import network_file
@@ -145,41 +156,43 @@ class Ledger:
         """How many trials have ended since the hypervolume last rose."""
 
     def apply(self, event: Event) -> None:
-        """Takes in one event of the journal; kinds that are not about trials change nothing.
+        """Takes in one event of the journal; those that are not about trials change nothing.
 
-        `trial` (number, values, seed): a trial begins. `epochs` (number, history): it reported.
-        `point` (number, epoch, measures, compaction, checkpoint, pruned): it was measured, and what
-        one-shot pruning made of it. `moved` (number, epoch, checkpoint): that is kept elsewhere.
-        `ended` (number, status, reason). `interrupted` (number) and `continued` (number): it was
-        cut off with the search, and taken up again. `tested` (number, epoch, step, test_accuracy).
+        Raises:
+            KeyError: if its trial did not begin.
+            StopIteration: if its network was not measured.
         """
-        kind = event["event"]
-        if kind == "trial":
-            self._add(TrialRecord(event["number"], event["values"], event["seed"]))
+        if isinstance(event, TrialBegan):
+            self._add(TrialRecord(event.number, event.values, event.seed))
             return
-        if "number" not in event:
+        if not isinstance(event, OfTrial):
             return
-        record = self.by_label[label(event["number"])]
-        if kind == "epochs":
-            record.epoch = max([record.epoch, *(int(epoch["epoch"]) for epoch in event["history"])])
-        elif kind == "point":
-            self._add_point(record, event)
-        elif kind == "moved":
-            self.find(record, event["epoch"]).checkpoint = self._path(event["checkpoint"])
-        elif kind == "ended":
-            self._becomes(record, event["status"], event["reason"])
-            if record.number is not None:
-                gained = self._hypervolume > self._hypervolume_at_gain
-                self.since_gain = 0 if gained else self.since_gain + 1
-                self._hypervolume_at_gain = self._hypervolume
-        elif kind == "interrupted":
-            self._becomes(record, "stopped", "interrupted", interrupted=True)
-        elif kind == "continued":
-            self._becomes(record, "running")
-        elif kind == "tested":
-            self.find(record, event["epoch"], event.get("step", 0)).test_accuracy = event[
-                "test_accuracy"
-            ]
+        record = self.by_label[label(event.number)]
+        match event:
+            case EpochsReported():
+                epochs = [int(epoch["epoch"]) for epoch in event.history]
+                record.epoch = max([record.epoch, *epochs])
+            case NetworkMeasured():
+                self._add_point(record, event)
+            case CheckpointMoved():
+                self.find(record, event.epoch).checkpoint = self._path(event.checkpoint)
+            case TrialEnded():
+                self._end(record, event)
+            case TrialInterrupted():
+                self._becomes(record, "stopped", "interrupted", interrupted=True)
+            case TrialContinued():
+                self._becomes(record, "running")
+            case NetworkTested():
+                network = self.find(record, event.epoch, event.step)
+                network.test_accuracy = event.test_accuracy
+
+    def _end(self, record: TrialRecord, event: TrialEnded) -> None:
+        self._becomes(record, event.status, event.reason)
+        if record.number is None:
+            return
+        gained = self._hypervolume > self._hypervolume_at_gain
+        self.since_gain = 0 if gained else self.since_gain + 1
+        self._hypervolume_at_gain = self._hypervolume
 
     def _path(self, checkpoint: str | None) -> str | None:
         return None if checkpoint is None else join(self.place, checkpoint)
@@ -212,15 +225,15 @@ class Ledger:
             self.counts[status] += 1
         record.status, record.reason, record.interrupted = status, reason, interrupted
 
-    def _add_point(self, record: TrialRecord, event: Event) -> None:
+    def _add_point(self, record: TrialRecord, event: NetworkMeasured) -> None:
         point = MeasuredNetwork(
             record,
-            event["epoch"],
-            event["measures"],
-            event["compaction"],
-            self._path(event["checkpoint"]),
+            event.epoch,
+            event.measures,
+            event.compaction,
+            self._path(event.checkpoint),
         )
-        for step, pruned in enumerate(event.get("pruned", []), start=1):
+        for step, pruned in enumerate(event.pruned, start=1):
             done = [*point.compaction, *pruned["compaction"]]
             point.pruned.append(
                 MeasuredNetwork(

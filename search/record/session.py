@@ -18,9 +18,9 @@ from optuna.storages.journal import JournalFileBackend
 from slimfront.search.config.schema import Config, as_plain, dump, load_recorded
 from slimfront.search.config.settings import STORE_VARIABLE
 from slimfront.search.config.space import flatten
+from slimfront.search.record.events import Event, SearchBegan, SessionBegan
 from slimfront.search.record.journal import (
     JOURNAL_FILE,
-    Event,
     Journal,
     damaged,
     present,
@@ -59,17 +59,22 @@ class Session:
     @property
     def number(self) -> int:
         """1 for the first."""
-        return 1 + len([event for event in self.earlier if event["event"] == "session"])
+        return 1 + len([event for event in self.earlier if isinstance(event, SessionBegan)])
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """The values to try first, as they were when the search began."""
+        begun = self.earlier[0]
+        return begun.starts if isinstance(begun, SearchBegan) else []
 
     def seconds_before(self) -> float:
         """Seconds of wall time that earlier sessions took, up to their last sign of life."""
         spent, last = 0.0, 0.0
         begun: float | None = None
         for event in self.earlier:
-            now = float(
-                event["elapsed"] if "elapsed" in event else event["time"]
-            )  # journals of version 0.1 have the time of day alone
-            if event["event"] == "session":
+            # Journals of version 0.1 have the time of day alone.
+            now = float(event.time if event.elapsed is None else event.elapsed)
+            if isinstance(event, SessionBegan):
                 spent += max(last - begun, 0.0) if begun is not None else 0.0
                 begun = now
             last = now
@@ -87,7 +92,9 @@ def begin(
         journal.close()
         raise UserError(_THERE.format(name=folder.search))
     begun = journal.append(
-        "begun", search=folder.search, config=dump(config), dense_sizes=dense_sizes, starts=starts
+        SearchBegan(
+            search=folder.search, config=dump(config), dense_sizes=dense_sizes, starts=starts
+        )
     )
     return Session(config, folder, journal, [begun], _ledger(config, begun, folder), resumed=False)
 
@@ -103,11 +110,12 @@ def open_existing(search: str, storage_path: str, overrides: Sequence[str] = ())
     journal = Journal(folder.local, folder.mirror(_database(folder, overrides)))
     try:
         earlier = list(read_events(folder.local / JOURNAL_FILE))
-        if not earlier or earlier[0]["event"] != "begun":
+        begun = next(iter(earlier), None)
+        if not isinstance(begun, SearchBegan):
             raise UserError(_UNREADABLE.format(search=search))
-        config = resumed_config(earlier[0]["config"], overrides, folder.search, trains=True)
+        config = resumed_config(begun.config, overrides, folder.search, trains=True)
         _check_code(config, folder)
-        ledger = _ledger(config, earlier[0], folder)
+        ledger = _ledger(config, begun, folder)
         _apply_all(ledger, earlier, folder)
     except BaseException:
         journal.close()
@@ -120,9 +128,9 @@ def _database(folder: Folder, overrides: Sequence[str]) -> str | None:
     if folder.bucket is None:
         return None
     begun = next(iter(read_events(folder.local / JOURNAL_FILE)), None)
-    if begun is None or begun["event"] != "begun":
+    if not isinstance(begun, SearchBegan):
         raise UserError(_UNREADABLE.format(search=folder.search))
-    return resumed_config(begun["config"], overrides, folder.search).search.storage
+    return resumed_config(begun.config, overrides, folder.search).search.storage
 
 
 _UNREADABLE = (
@@ -131,9 +139,9 @@ _UNREADABLE = (
 )
 
 
-def _ledger(config: Config, begun: Event, folder: Folder) -> Ledger:
+def _ledger(config: Config, begun: SearchBegan, folder: Folder) -> Ledger:
     return Ledger(
-        config.chosen_objectives(), begun["dense_sizes"], config.chosen_constraints(), folder.place
+        config.chosen_objectives(), begun.dense_sizes, config.chosen_constraints(), folder.place
     )
 
 
@@ -256,9 +264,9 @@ def read_search(search: str, storage_path: str) -> tuple[Config, Ledger]:
     folder = _folder(search, storage_path)
     events = read_events(folder.local / JOURNAL_FILE)
     begun = next(iter(events), None)
-    if begun is None or begun["event"] != "begun":
+    if not isinstance(begun, SearchBegan):
         raise UserError(_UNREADABLE.format(search=search))
-    config = resumed_config(begun["config"], (), search)
+    config = resumed_config(begun.config, (), search)
     _check_code(config, folder)
     ledger = _ledger(config, begun, folder)
     _apply_all(ledger, events, folder, first=2)
@@ -303,7 +311,7 @@ def _apply_all(ledger: Ledger, events: Iterable[Event], folder: Folder, first: i
             ledger.apply(event)
         except (KeyError, TypeError, ValueError, StopIteration, AttributeError) as error:
             reason = (
-                f"its event '{event['event']}' does not fit what is before it: "
+                f"its event '{event.kind}' does not fit what is before it: "
                 f"{type(error).__name__} {error}"
             )
             raise damaged(folder.local / JOURNAL_FILE, number, reason) from None
@@ -359,7 +367,7 @@ def rebuild_study(search: str, storage_path: str, overrides: Sequence[str] = ())
             file.replace(file.with_suffix(f".{datetime.now(UTC):%Y%m%d-%H%M%S}"))
         study = open_study(session, starts=False)
         rebuild(study, session.config.distributions(), session.ledger)
-        for values in session.earlier[0]["starts"][len(study.get_trials(deepcopy=False)) :]:
+        for values in session.starts[len(study.get_trials(deepcopy=False)) :]:
             study.enqueue_trial(values)
         return len(session.ledger.trials)
     finally:
@@ -402,7 +410,7 @@ def open_study(session: Session, *, starts: bool = True) -> optuna.Study:
             f"{(str(error).splitlines() or [type(error).__name__])[0]}"
         ) from None
     if starts and not study.get_trials(deepcopy=False):
-        for values in session.earlier[0]["starts"]:
+        for values in session.starts:
             study.enqueue_trial(values)
     return study
 

@@ -20,7 +20,19 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from slimfront.search.config.schema import Config
-from slimfront.search.record.journal import Event
+from slimfront.search.record.events import (
+    EpochsReported,
+    Event,
+    NetworkMeasured,
+    NetworkTested,
+    SearchBegan,
+    SessionBegan,
+    SessionEnded,
+    TrialBegan,
+    TrialContinued,
+    TrialEnded,
+    TrialInterrupted,
+)
 from slimfront.search.record.ledger import Ledger, label
 from slimfront.search.tracking.page import Page, last_tags, live_metrics
 from slimfront.search.tracking.store import open_experiment, run_route
@@ -211,26 +223,26 @@ class Recorder:
 
     def _take_in(self, event: Event, *, known: bool) -> None:
         """Brings the records up to date, and puts what is new into the write_queue."""
-        if event["event"] == "begun":
+        if isinstance(event, SearchBegan):
             objectives, constraints = (
                 self.config.chosen_objectives(),
                 self.config.chosen_constraints(),
             )
-            self.ledger = Ledger(objectives, event["dense_sizes"], constraints, self.place)
-            self.begun = event["time"]
+            self.ledger = Ledger(objectives, event.dense_sizes, constraints, self.place)
+            self.begun = event.time
         if self.ledger is not None:
             self.ledger.apply(event)
             self._remember(event, self.ledger)
-        put = getattr(self, f"_put_{event['event']}", None)
+        put = getattr(self, f"_put_{event.kind}", None)
         if put and not known:
             put(event)
 
     def _remember(self, event: Event, ledger: Ledger) -> None:
-        if event["event"] == "epochs":
-            self.epochs += len(event["history"])
-        elif event["event"] == "ended" and event["number"] is not None:
+        if isinstance(event, EpochsReported):
+            self.epochs += len(event.history)
+        elif isinstance(event, TrialEnded) and event.number is not None:
             self.history.append(
-                ((event["time"] - self.begun) / 60_000, self.epochs, ledger.hypervolume())
+                ((event.time - self.begun) / 60_000, self.epochs, ledger.hypervolume())
             )
 
     def _write(self, *, everything: bool) -> None:
@@ -274,60 +286,58 @@ class Recorder:
     def _to(self, name: str) -> PendingWrites:
         return self.write_queue.to(name, self.number)
 
-    def _put_begun(self, _event: Event) -> None:
+    def _put_begun(self, _event: SearchBegan) -> None:
         self.page_work["begin"] = self.page.begin
 
-    def _put_session(self, event: Event) -> None:
-        if event["session"] > 1:
+    def _put_session(self, event: SessionBegan) -> None:
+        if event.session > 1:
             self._to("").status = "RUNNING"
             self.page_work.pop(
                 "finish", None
             )  # of a session before, whose end could not be written
 
-    def _put_trial(self, event: Event) -> None:
-        name = label(event["number"])
+    def _put_trial(self, event: TrialBegan) -> None:
+        name = label(event.number)
         tags = {
             "mlflow.parentRunId": self.parent,
-            "slimfront.role": "dense" if event["number"] is None else "trial",
+            "slimfront.role": "dense" if event.number is None else "trial",
             "slimfront.search": self.search,
             "slimfront.trial": name,
-            "slimfront.seed": str(event["seed"]),
+            "slimfront.seed": str(event.seed),
         }
         writes = self._to(name)
-        writes.creation = {"start_time": event["time"], "run_name": name, "tags": tags}
-        writes.add_params(event["values"] | {"seed": event["seed"]})
+        writes.creation = {"start_time": event.time, "run_name": name, "tags": tags}
+        writes.add_params(event.values | {"seed": event.seed})
 
-    def _put_continued(self, event: Event) -> None:
-        writes = self._to(label(event["number"]))
+    def _put_continued(self, event: TrialContinued) -> None:
+        writes = self._to(label(event.number))
         writes.status, writes.ended = "RUNNING", None
 
-    def _put_epochs(self, event: Event) -> None:
+    def _put_epochs(self, event: EpochsReported) -> None:
         """The metrics of some epochs as `epoch/NAME`, with step = epoch; the plain names are for
         the compact network."""
-        writes = self._to(label(event["number"]))
-        for epoch in event["history"]:
+        writes = self._to(label(event.number))
+        for epoch in event.history:
             values = {f"epoch/{name}": value for name, value in epoch.items() if name != "epoch"}
-            writes.add_metrics(values, event["time"], int(epoch["epoch"]))
+            writes.add_metrics(values, event.time, int(epoch["epoch"]))
 
-    def _put_point(self, event: Event) -> None:
+    def _put_point(self, event: NetworkMeasured) -> None:
         """The measures of the compact network, with step = epoch."""
-        self._to(label(event["number"])).add_metrics(
-            event["measures"], event["time"], event["epoch"]
-        )
+        self._to(label(event.number)).add_metrics(event.measures, event.time, event.epoch)
 
-    def _put_ended(self, event: Event) -> None:
-        self._end(event, event["status"], event["reason"])
+    def _put_ended(self, event: TrialEnded) -> None:
+        self._end(event, event.status, event.reason)
 
-    def _put_interrupted(self, event: Event) -> None:
+    def _put_interrupted(self, event: TrialInterrupted) -> None:
         self._end(event, "interrupted", "interrupted; `slimfront resume` continues it")
 
-    def _end(self, event: Event, status: str, reason: str | None) -> None:
-        writes = self._to(label(event["number"]))
+    def _end(self, event: TrialEnded | TrialInterrupted, status: str, reason: str | None) -> None:
+        writes = self._to(label(event.number))
         writes.add_tags(
             {"slimfront.status": status} | ({"slimfront.reason": reason[:5000]} if reason else {})
         )
-        writes.status, writes.ended = _MLFLOW_STATUS[status], event["time"]
-        if event["number"] is not None:
+        writes.status, writes.ended = _MLFLOW_STATUS[status], event.time
+        if event.number is not None:
             self._put_live(event)
 
     def _put_live(self, event: Event) -> None:
@@ -336,42 +346,42 @@ class Recorder:
         assert self.ledger is not None
         live = live_metrics(self.ledger)
         step = int(sum(value for name, value in live.items() if name.startswith("trials_")))
-        self._to("").add_metrics(live, event["time"], step)
+        self._to("").add_metrics(live, event.time, step)
         if time.monotonic() - self.pictured > _PAGE_EVERY_S:
             self.pictured = time.monotonic()
             self.page_work["refresh"] = partial(self.page.refresh, self.ledger, self.history)
 
-    def _put_tested(self, event: Event) -> None:
+    def _put_tested(self, event: NetworkTested) -> None:
         """The test accuracy of a front member; where it was pruned, with all its measures, as
         `one_shot_STEP/NAME`."""
         assert self.ledger is not None
-        step, measures = event.get("step", 0), {"test_accuracy": event["test_accuracy"]}
+        step, measures = event.step, {"test_accuracy": event.test_accuracy}
         if step:
             measures |= self.ledger.find(
-                self.ledger.by_label[label(event["number"])], event["epoch"], step
+                self.ledger.by_label[label(event.number)], event.epoch, step
             ).measures
         prefix = f"one_shot_{step}/" if step else ""
         values = {prefix + name: value for name, value in measures.items()}
-        self._to(label(event["number"])).add_metrics(values, event["time"], event["epoch"])
+        self._to(label(event.number)).add_metrics(values, event.time, event.epoch)
 
-    def _put_finished(self, event: Event) -> None:
+    def _put_finished(self, event: SessionEnded) -> None:
         self.page_work["finish"] = partial(self._finish, event)
 
-    def _finish(self, event: Event) -> None:
+    def _finish(self, event: SessionEnded) -> None:
         """Completes the trials' tags and the page of the search, and then ends the parent run."""
-        ledger, interrupted = self.ledger, event["status"] == "interrupted"
+        ledger, interrupted = self.ledger, event.status == "interrupted"
         assert ledger is not None
         for name, tags in last_tags(ledger).items():
             self._to(name).add_tags(tags)
         self.write_queue.send(everything=True)
         finish = partial(
-            self.page.finish, ledger, self.history, event["seconds"], interrupted=interrupted
+            self.page.finish, ledger, self.history, event.seconds, interrupted=interrupted
         )
         self._on_page(finish)
-        self.client.set_tag(self.parent, "slimfront.status", event["status"])
+        self.client.set_tag(self.parent, "slimfront.status", event.status)
         ends = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
-        self.client.set_terminated(self.parent, ends[event["status"]], end_time=event["time"])
-        self._look_again(ends[event["status"]])
+        self.client.set_terminated(self.parent, ends[event.status], end_time=event.time)
+        self._look_again(ends[event.status])
 
     def _look_again(self, status: str) -> None:
         """Raises MlflowException unless the store has the end that it took: something else may

@@ -14,6 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from slimfront.search.engine.progress import Progress
+from slimfront.search.record.events import parse
 from slimfront.search.record.journal import _encoded, read_events
 from slimfront.search.record.ledger import Ledger, SearchResult
 
@@ -74,7 +75,10 @@ class Kills(Progress):
 def replace_in_journal(file: Path, old: str, new: str) -> None:
     """Writes a journal with another text for `old`, as its search would have written it
     elsewhere."""
-    events = [json.loads(json.dumps(event).replace(old, new)) for event in read_events(file)]
+    events = [
+        parse(json.loads(json.dumps(event.as_plain()).replace(old, new)))
+        for event in read_events(file)
+    ]
     file.write_bytes(b"".join(_encoded(event) for event in events))
 
 

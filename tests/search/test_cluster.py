@@ -292,12 +292,12 @@ def test_a_search_survives_lost_nodes_a_stop_and_a_new_head(
             trained = [
                 e["epoch"]
                 for event in events(tmp_path, "epochs")
-                if event["number"] == number
-                for e in event["history"]
+                if event.number == number
+                for e in event.history
             ]
             assert trained == list(range(1, EPOCHS + 1))  # nothing twice, nothing left out
         ends = Counter(
-            event["number"] for event in events(tmp_path, "ended") if event["status"] == "completed"
+            event.number for event in events(tmp_path, "ended") if event.status == "completed"
         )
         assert ends == {None: 1} | dict.fromkeys(range(trials), 1)
         study = optuna.load_study(study_name="e2e", storage=postgres)
@@ -319,7 +319,7 @@ def test_a_search_survives_lost_nodes_a_stop_and_a_new_head(
 
 def events(directory: Path, kind: str) -> list[Event]:
     file = directory / "runs" / "e2e" / JOURNAL_FILE
-    return [event for event in read_events(file) if event["event"] == kind] if file.exists() else []
+    return [event for event in read_events(file) if event.kind == kind] if file.exists() else []
 
 
 def trains(node: subprocess.Popen[str]) -> bool:

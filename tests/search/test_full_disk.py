@@ -9,6 +9,7 @@ import pytest
 
 from slimfront.search.config.schema import Config
 from slimfront.search.engine.runner import resume_search, run_search
+from slimfront.search.record.events import EpochsReported, TrialContinued
 from slimfront.search.record.journal import JOURNAL_FILE, Journal, read_events
 from slimfront.trainables.errors import UserError
 from tests.conftest import small_config
@@ -77,9 +78,7 @@ def test_a_search_whose_disk_is_full_ends_in_one_sentence_and_goes_on_when_there
         run_search(on(disk, tmp_path), name="full")
     assert "\n" not in str(caught.value)
     before = events(disk)
-    assert not [
-        event for event in before if event["event"] == "ended" and event["status"] == "failed"
-    ]
+    assert not [event for event in before if event.kind == "ended" and event.status == "failed"]
     disk.grow()
     result = resume_search("full", storage_path=str(disk.place / "runs"))
     assert len(result.ledger.with_status("completed")) == 6
@@ -97,7 +96,11 @@ def test_a_journal_has_whole_lines_only_however_full_its_disk_is(
 
         def fill() -> None:
             while True:
-                written.append(journal.append("note", number=len(written), text="x" * 1000))
+                written.append(
+                    journal.append(
+                        EpochsReported(number=len(written), history=[{"text": "x" * 1000}])
+                    )
+                )
 
         with pytest.raises(OSError, match="No space left on device"):
             fill()
@@ -105,7 +108,7 @@ def test_a_journal_has_whole_lines_only_however_full_its_disk_is(
         assert list(read_events(disk.place / JOURNAL_FILE)) == written
         disk.grow()
         again = Journal(disk.place)
-        written.append(again.append("note", number=-1))
+        written.append(again.append(TrialContinued(number=-1)))
         again.close()
         assert list(read_events(disk.place / JOURNAL_FILE)) == written
     finally:

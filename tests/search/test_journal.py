@@ -3,25 +3,68 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from slimfront.search.config.schema import Config
+from slimfront.search.record.events import (
+    KINDS,
+    CheckpointMoved,
+    EpochsReported,
+    NetworkMeasured,
+    NetworkTested,
+    RungReached,
+    SearchBegan,
+    SessionBegan,
+    SessionEnded,
+    TrialBegan,
+    TrialContinued,
+    TrialEnded,
+    TrialInterrupted,
+    parse,
+)
 from slimfront.search.record.journal import JOURNAL_FILE, Journal, read_events
 from slimfront.search.record.session import begin, open_existing, read_search
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.models import Factory
 
+EXAMPLES = {
+    example.kind: example
+    for example in (
+        SearchBegan(search="s", config="name: s", dense_sizes={"params": 3.0}, starts=[{"a.b": 1}]),
+        SessionBegan(session=2),
+        TrialBegan(number=None, values={"a.b": 0.5}, seed=3),
+        EpochsReported(number=0, history=[{"epoch": 1, "train_loss": 0.5}]),
+        NetworkMeasured(
+            number=0,
+            epoch=1,
+            measures={"params": 2.0},
+            compaction=[["1", "removed", "3 units"]],
+            checkpoint="c",
+            pruned=[{"measures": {"params": 1.0}, "compaction": []}],
+        ),
+        CheckpointMoved(number=0, epoch=1, checkpoint="d"),
+        TrialEnded(number=0, status="completed", reason=None),
+        TrialInterrupted(number=0),
+        TrialContinued(number=0),
+        NetworkTested(number=0, epoch=1, step=1, test_accuracy=0.5),
+        RungReached(entry={"level": 0}),
+        SessionEnded(status="completed", seconds=1.5),
+    )
+}
+
 
 def kinds(directory: Path) -> list[str]:
-    return [event["event"] for event in read_events(directory / JOURNAL_FILE)]
+    return [event.kind for event in read_events(directory / JOURNAL_FILE)]
 
 
 def test_what_was_appended_is_read_back_in_order_with_its_time(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    written = [journal.append("one", number=1, text="ä\n"), journal.append("two")]
-    assert (
-        list(read_events(tmp_path / JOURNAL_FILE)) == written
-    )  # before it is closed: each event is safe at once
-    assert written[0]["time"] <= written[1]["time"]
+    ended = TrialEnded(number=1, status="failed", reason="ä\n")
+    written = [journal.append(ended), journal.append(SessionBegan(session=2))]
+    # Before it is closed: each event is safe at once.
+    assert list(read_events(tmp_path / JOURNAL_FILE)) == written
+    assert written[0].time <= written[1].time
+    assert [event.n for event in written] == [1, 2]
     journal.close()
 
 
@@ -30,19 +73,39 @@ def test_a_last_line_that_a_crash_cut_off_is_left_out_and_cut_off(
     tmp_path: Path, torn: bytes
 ) -> None:
     journal = Journal(tmp_path)
-    journal.append("one")
+    journal.append(SessionBegan(session=1))
     journal.close()
     with (tmp_path / JOURNAL_FILE).open("ab") as file:
         file.write(torn)
-    assert kinds(tmp_path) == ["one"]
+    assert kinds(tmp_path) == ["session"]
     journal = Journal(tmp_path)
-    journal.append("two")
+    journal.append(TrialContinued(number=0))
     journal.close()
-    assert kinds(tmp_path) == ["one", "two"]
+    assert kinds(tmp_path) == ["session", "continued"]
+
+
+def test_an_event_of_a_kind_that_this_version_does_not_know_is_left_out_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = ['{"event": "session", "session": 1}', '{"event": "celebrated"}']
+    (tmp_path / JOURNAL_FILE).write_text("\n".join([*lines, lines[0], ""]))
+    assert kinds(tmp_path) == ["session", "session"]
+    assert "line 2 of the journal" in caplog.text
+    assert "'celebrated' are unknown" in caplog.text
+
+
+def test_every_kind_of_event_is_read_back_as_it_was_written() -> None:
+    assert len(KINDS) == len({cls.__name__ for cls in KINDS.values()}) == 12
+    for kind, cls in KINDS.items():
+        example = EXAMPLES[kind]
+        assert isinstance(example, cls)
+        assert parse(json.loads(json.dumps(example.as_plain()))) == example
+        with pytest.raises(ValidationError, match="frozen"):
+            example.time = 3  # type: ignore[misc]
 
 
 def test_a_damaged_line_within_the_journal_is_refused(tmp_path: Path) -> None:
-    (tmp_path / JOURNAL_FILE).write_text('{"event": "one"}\nnonsense\n{"event": "two"}\n')
+    (tmp_path / JOURNAL_FILE).write_text('{"event": "session", "session": 1}\nnonsense\n')
     with pytest.raises(UserError, match="is damaged in line 2; restore it from a copy"):
         kinds(tmp_path)
 
@@ -69,18 +132,18 @@ def test_the_time_that_a_search_took_does_not_depend_on_the_clock_of_the_machine
     ticks = [100.0]
     monkeypatch.setattr("slimfront.search.record.journal.time.monotonic", lambda: ticks[0])
     session = begin(config, "timed", {}, [])
-    session.journal.append("session", session=1)
+    session.journal.append(SessionBegan(session=1))
     now[0] -= 3600 * 10**9  # someone sets the clock back by an hour
     ticks[0] += 20
-    session.journal.append("trial", number=0, values={}, seed=1)
+    session.journal.append(TrialBegan(number=0, values={}, seed=1))
     session.journal.close()
     ticks[0] = 5.0  # after a reboot
     again = open_existing("timed", config.search.storage_path)
     assert again.seconds_before() == 20
-    again.journal.append("session", session=2)
+    again.journal.append(SessionBegan(session=2))
     now[0] += 9000 * 10**9
     ticks[0] += 7
-    again.journal.append("ended", number=0, status="failed", reason="x")
+    again.journal.append(TrialEnded(number=0, status="failed", reason="x"))
     again.journal.close()
     third = open_existing("timed", config.search.storage_path)
     assert third.seconds_before() == 27
@@ -107,7 +170,7 @@ def written_search(config: Config) -> Path:
         ("ended", {"number": 0, "status": "completed", "reason": None}),
         ("finished", {"status": "completed", "seconds": 1.0}),
     ):
-        session.journal.append(kind, **content)
+        session.journal.append(KINDS[kind](**content))
     session.journal.close()
     return session.directory / JOURNAL_FILE
 
@@ -170,13 +233,13 @@ def test_a_journal_of_version_0_1_is_read(config: Config) -> None:
     events = list(read_events(file))
     file.write_text(
         "".join(
-            json.dumps({k: v for k, v in event.items() if k not in ("n", "elapsed")}) + "\n"
+            json.dumps({"event": event.kind, "time": event.time} | event.content()) + "\n"
             for event in events
         )
     )
-    assert [event["event"] for event in read_events(file)] == [event["event"] for event in events]
+    assert [event.kind for event in read_events(file)] == [event.kind for event in events]
     session = open_existing("kept", config.search.storage_path)
-    session.journal.append("session", session=2)
+    session.journal.append(SessionBegan(session=2))
     session.journal.close()
     assert len(read_search("kept", config.search.storage_path)[1].trials) == 1
 

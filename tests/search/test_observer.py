@@ -10,6 +10,7 @@ import pytest
 from slimfront.search.config.objectives import OBJECTIVES
 from slimfront.search.engine.interrupt import Interrupt
 from slimfront.search.engine.observer import Observer
+from slimfront.search.record.events import NetworkMeasured
 from slimfront.search.record.journal import JOURNAL_FILE, Journal, read_events
 from slimfront.search.record.ledger import Ledger
 
@@ -77,8 +78,12 @@ def test_a_report_is_kept_where_training_goes_on_or_a_network_of_it_joins_the_fr
         observer, third, 1, 0.8, 200, done=True, **pruned(0.7, 50)
     )  # for what was pruned from it
     assert report(observer, dense, 1, 0.1, 900, done=True)
-    points = [event for event in read_events(tmp_path / JOURNAL_FILE) if event["event"] == "point"]
-    assert [(p["number"], p["epoch"], p["checkpoint"]) for p in points] == [
+    points = [
+        event
+        for event in read_events(tmp_path / JOURNAL_FILE)
+        if isinstance(event, NetworkMeasured)
+    ]
+    assert [(p.number, p.epoch, p.checkpoint) for p in points] == [
         (0, 1, "0-1"),
         (0, 2, "0-2"),
         (1, 1, "1-1"),
@@ -112,8 +117,12 @@ def test_a_trial_whose_last_report_was_not_kept_can_still_go_on_from_the_one_bef
     assert not report(
         observer, unlucky, 2, 0.8, 200, done=True
     )  # it ends a second time, and is in the journal once
-    points = [event for event in read_events(tmp_path / JOURNAL_FILE) if event["event"] == "point"]
-    assert [(p["number"], p["epoch"]) for p in points] == [(0, 1), (1, 1), (1, 2)]
+    points = [
+        event
+        for event in read_events(tmp_path / JOURNAL_FILE)
+        if isinstance(event, NetworkMeasured)
+    ]
+    assert [(p.number, p.epoch) for p in points] == [(0, 1), (1, 1), (1, 2)]
 
 
 def test_a_trial_that_fails_has_nothing_to_keep(observer: Observer) -> None:

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from slimfront.search.config.objectives import OBJECTIVES, Constraint
+from slimfront.search.record.events import NetworkMeasured, TrialBegan
 from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.picks import member_name, pick
 from slimfront.search.record.report import as_json
@@ -73,17 +74,12 @@ def test_a_knee_that_is_not_accurate_enough_is_the_knee_of_those_that_are_as_in_
         [OBJECTIVES["val_accuracy"], OBJECTIVES["nonzero_params"]], {"nonzero_params": 123_456.0}
     )
     for number, (accuracy, size) in enumerate(sizes.items()):
-        ledger.apply({"event": "trial", "number": number, "values": {}, "seed": 0})
+        ledger.apply(TrialBegan(number=number, values={}, seed=0))
         measures = {"val_accuracy": accuracy, "nonzero_params": size, "params": size}
         ledger.apply(
-            {
-                "event": "point",
-                "number": number,
-                "epoch": 1,
-                "measures": measures,
-                "compaction": [],
-                "checkpoint": "c",
-            }
+            NetworkMeasured(
+                number=number, epoch=1, measures=measures, compaction=[], checkpoint="c"
+            )
         )
     report = as_json(SearchResult("s", ledger, ledger.front(), 0.0, "", interrupted=False))
     assert pick(report, "knee")["nonzero_params"] == 30
@@ -91,16 +87,11 @@ def test_a_knee_that_is_not_accurate_enough_is_the_knee_of_those_that_are_as_in_
         ledger.objectives, ledger.dense_sizes, [Constraint.parse("val_accuracy", ">= 0.9")]
     )
     for number, trial in enumerate(ledger.trials):
-        able.apply({"event": "trial", "number": number, "values": {}, "seed": 0})
+        able.apply(TrialBegan(number=number, values={}, seed=0))
         able.apply(
-            {
-                "event": "point",
-                "number": number,
-                "epoch": 1,
-                "measures": trial.measures,
-                "compaction": [],
-                "checkpoint": "c",
-            }
+            NetworkMeasured(
+                number=number, epoch=1, measures=trial.measures, compaction=[], checkpoint="c"
+            )
         )
     expected = able.knee()
     assert expected is not None

@@ -4,6 +4,16 @@ from typing import Any
 import pytest
 
 from slimfront.search.config.objectives import OBJECTIVES, Constraint
+from slimfront.search.record.events import (
+    CheckpointMoved,
+    EpochsReported,
+    NetworkMeasured,
+    NetworkTested,
+    TrialBegan,
+    TrialContinued,
+    TrialEnded,
+    TrialInterrupted,
+)
 from slimfront.search.record.ledger import Ledger, label
 
 
@@ -13,7 +23,7 @@ def ledger(*constraints: Constraint) -> Ledger:
 
 
 def begin(book: Ledger, number: int | None) -> None:
-    book.apply({"event": "trial", "number": number, "values": {}, "seed": 0})
+    book.apply(TrialBegan(number=number, values={}, seed=0))
 
 
 def point(
@@ -31,13 +41,13 @@ def point(
         "compaction": [],
         "checkpoint": checkpoint,
     }
-    book.apply({"event": "point", "number": number, **content})
+    book.apply(NetworkMeasured(number=number, **content))
 
 
 def end(
     book: Ledger, number: int | None, status: str = "completed", reason: str | None = None
 ) -> None:
-    book.apply({"event": "ended", "number": number, "status": status, "reason": reason})
+    book.apply(TrialEnded(number=number, status=status, reason=reason))
 
 
 def names(book: Ledger) -> list[str]:
@@ -80,16 +90,16 @@ def test_networks_pruned_in_one_shot_are_candidates_of_their_own_that_share_a_ch
     measures = {"val_accuracy": 0.9, "nonzero_params": 100}
     content = {"epoch": 4, "measures": measures, "compaction": [], "checkpoint": "here"}
     content["pruned"] = [{"measures": m, "compaction": []} for m in pruned]
-    book.apply({"event": "point", "number": 0, **content})
+    book.apply(NetworkMeasured(number=0, **content))
     end(book, 0)
     assert names(book) == ["trial-000", "trial-000/1"]
     assert [str(p.file) for p in book.front()] == ["here/network.pt", "here/network-1.pt"]
     assert (
         book.trials[0].measures == measures
     )  # the trial's own network is the one that was trained
-    book.apply({"event": "tested", "number": 0, "epoch": 4, "step": 1, "test_accuracy": 0.8})
+    book.apply(NetworkTested(number=0, epoch=4, step=1, test_accuracy=0.8))
     assert [p.test_accuracy for p in book.front()] == [None, 0.8]
-    book.apply({"event": "moved", "number": 0, "epoch": 4, "checkpoint": "there"})
+    book.apply(CheckpointMoved(number=0, epoch=4, checkpoint="there"))
     assert [str(p.file) for p in book.front()] == ["there/network.pt", "there/network-1.pt"]
 
 
@@ -124,7 +134,7 @@ def test_a_network_that_is_kept_elsewhere_counts_once() -> None:
     point(book, 0, 5, 0.8, 100, "first")
     assert book.trials[0].points[0].checkpoint == "first"
     book.place = "/moved"
-    book.apply({"event": "moved", "number": 0, "epoch": 5, "checkpoint": "second"})
+    book.apply(CheckpointMoved(number=0, epoch=5, checkpoint="second"))
     assert [p.checkpoint for p in book.trials[0].points] == ["/moved/second"]
     assert len(book.front()) == 1
 
@@ -134,10 +144,10 @@ def test_an_interrupted_trial_is_unfinished_until_it_has_ended() -> None:
     begin(book, 0)
     trial = book.trials[0]
     assert trial.unfinished
-    book.apply({"event": "interrupted", "number": 0})
+    book.apply(TrialInterrupted(number=0))
     assert trial.unfinished
     assert (trial.status, trial.reason) == ("stopped", "interrupted")
-    book.apply({"event": "continued", "number": 0})
+    book.apply(TrialContinued(number=0))
     assert (trial.status, trial.reason) == ("running", None)
     end(book, 0, "stopped", "stopped early after 3 epochs")
     assert not trial.unfinished
@@ -150,11 +160,11 @@ def test_the_counts_are_those_of_the_trials_with_each_status() -> None:
     end(book, 0, "failed", "it broke")
     end(book, None)
     for event, counts in (
-        ("interrupted", {"running": 1, "stopped": 1, "failed": 1}),
-        ("continued", {"running": 2, "failed": 1}),
-        ("continued", {"running": 2, "failed": 1}),
+        (TrialInterrupted, {"running": 1, "stopped": 1, "failed": 1}),
+        (TrialContinued, {"running": 2, "failed": 1}),
+        (TrialContinued, {"running": 2, "failed": 1}),
     ):
-        book.apply({"event": event, "number": 1})
+        book.apply(event(number=1))
         assert {status: len(book.with_status(status)) for status in counts} == counts
         assert +book.counts == counts
 
@@ -162,8 +172,8 @@ def test_the_counts_are_those_of_the_trials_with_each_status() -> None:
 def test_the_last_reported_epoch_is_remembered() -> None:
     book = ledger()
     begin(book, 0)
-    book.apply({"event": "epochs", "number": 0, "history": [{"epoch": 1}, {"epoch": 2}]})
-    book.apply({"event": "epochs", "number": 0, "history": [{"epoch": 1}]})
+    book.apply(EpochsReported(number=0, history=[{"epoch": 1}, {"epoch": 2}]))
+    book.apply(EpochsReported(number=0, history=[{"epoch": 1}]))
     assert book.trials[0].epoch == 2
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from slimfront.search import terminal
 from slimfront.search.record import report
+from slimfront.search.record.events import NetworkMeasured, TrialBegan
 from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.terminal import Column
 from tests.search.test_records import end, ledger
@@ -19,14 +20,7 @@ WIDE = {f"model.args.value_{n}": n / 7 for n in range(40)}
 def result(values: dict[str, Any], trials: int = 3, reason: str | None = None) -> SearchResult:
     book: Ledger = ledger()
     for number in (None, *range(trials)):
-        book.apply(
-            {
-                "event": "trial",
-                "number": number,
-                "values": {} if number is None else values,
-                "seed": 0,
-            }
-        )
+        book.apply(TrialBegan(number=number, values={} if number is None else values, seed=0))
         index = 0 if number is None else number + 1
         measures = {
             "val_accuracy": 0.9 - index / 10,
@@ -37,7 +31,7 @@ def result(values: dict[str, Any], trials: int = 3, reason: str | None = None) -
         }
         if reason is None:
             content = {"epoch": 30, "measures": measures, "compaction": [], "checkpoint": ""}
-            book.apply({"event": "point", "number": number, **content})
+            book.apply(NetworkMeasured(number=number, **content))
         end(book, number, "failed" if reason else "completed", reason)
     return SearchResult("mine", book, book.front(), 1.0, "sqlite:///x.db", interrupted=False)
 

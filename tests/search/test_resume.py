@@ -107,7 +107,7 @@ def chaos(directory: Path, seed: int, rounds: int, workers: int, most: int) -> C
 def check_chaos(directory: Path, result: dict[str, Any]) -> int:
     """Exactly the trials that were asked for, in Optuna and in MLflow, each once, none running,
     every history whole: how many."""
-    counted = Counter(event["number"] for event in events(directory) if event["event"] == "ended")
+    counted = Counter(event.number for event in events(directory) if event.kind == "ended")
     assert sorted(number for number in counted if number is not None) == list(range(TRIALS))
     assert set(counted.values()) == {1}
     assert sum(result["trials"].values()) == TRIALS

@@ -19,6 +19,7 @@ from slimfront import measure, train
 from slimfront.search.config.schema import Config
 from slimfront.search.engine.progress import Progress
 from slimfront.search.engine.runner import resume_search, run_search
+from slimfront.search.record.events import Event, TrialEnded
 from slimfront.search.record.journal import Journal
 from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.report import as_json
@@ -446,10 +447,10 @@ def test_a_full_disk_ends_the_search_in_one_sentence_and_loses_nothing_that_was_
 ) -> None:
     real = Journal.append
 
-    def append(self: Journal, kind: str, **content: Any) -> Any:
-        if kind == "ended" and content["number"] == 1:
+    def append(self: Journal, event: Event) -> Event:
+        if isinstance(event, TrialEnded) and event.number == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(self, kind, **content)
+        return real(self, event)
 
     config = small_config(tmp_path, search={"trials": 4, "concurrency": 1})
     monkeypatch.setattr(Journal, "append", append)

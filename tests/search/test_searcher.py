@@ -13,6 +13,13 @@ from optuna.trial import TrialState
 from slimfront.search.config.objectives import OBJECTIVES, Constraint
 from slimfront.search.config.samplers import SAMPLERS, build_sampler, sampler_options
 from slimfront.search.engine.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
+from slimfront.search.record.events import (
+    Event,
+    NetworkMeasured,
+    TrialBegan,
+    TrialEnded,
+    TrialInterrupted,
+)
 from slimfront.search.record.ledger import Ledger, TrialRecord
 from slimfront.trainables.errors import UserError
 
@@ -45,7 +52,7 @@ def suggested(s: StudySearcher, trial_id: str = "any") -> dict[str, Any]:
     return config
 
 
-def ledger_with(*events: dict[str, Any]) -> Ledger:
+def ledger_with(*events: Event) -> Ledger:
     book = Ledger([OBJECTIVES[name] for name in OBJECTIVE_NAMES], {"nonzero_params": 1000.0})
     for event in events:
         book.apply(event)
@@ -53,7 +60,7 @@ def ledger_with(*events: dict[str, Any]) -> Ledger:
 
 
 def begun(number: int | None) -> dict[str, Any]:
-    return {"event": "trial", "number": number, "values": {"x": 0.5}, "seed": 0}
+    return TrialBegan(number=number, values={"x": 0.5}, seed=0)
 
 
 def measured(
@@ -61,23 +68,18 @@ def measured(
 ) -> dict[str, Any]:
     measures = {"val_accuracy": accuracy, "nonzero_params": size}
     checkpoint = f"checkpoint of {number} at {epoch}"
-    return {
-        "event": "point",
-        "number": number,
-        "epoch": epoch,
-        "measures": measures,
-        "compaction": [],
-        "checkpoint": checkpoint,
-    }
+    return NetworkMeasured(
+        number=number, epoch=epoch, measures=measures, compaction=[], checkpoint=checkpoint
+    )
 
 
 def ended(
     number: int | None, status: str = "completed", reason: str | None = None
 ) -> dict[str, Any]:
-    return {"event": "ended", "number": number, "status": status, "reason": reason}
+    return TrialEnded(number=number, status=status, reason=reason)
 
 
-def record(*events: dict[str, Any]) -> TrialRecord:
+def record(*events: Event) -> TrialRecord:
     return ledger_with(begun(0), *events).trials[0]
 
 
@@ -124,7 +126,7 @@ def test_a_trial_that_has_to_begin_again_is_suggested_again_from_its_last_checkp
     ],
 )
 def test_a_trial_without_usable_objectives_is_told_as_failed_with_its_reason(
-    events: list[dict[str, Any]], reason: str
+    events: list[Event], reason: str
 ) -> None:
     s = searcher()
     suggested(s), suggested(s)
@@ -235,7 +237,7 @@ def test_after_a_crash_every_trial_that_was_given_out_is_found_again() -> None:
             measured(2, epoch=10),
             ended(3, "failed", "died"),
         ),
-        {"event": "interrupted", "number": None},
+        TrialInterrupted(number=None),
     )
     unfinished, untold = reconcile(study, SPACE, book)
     assert [(u.number, u.checkpoint) for u in unfinished] == [

@@ -10,6 +10,7 @@ import yaml
 
 from slimfront.search.cluster.submission import checked
 from slimfront.search.config.schema import Config, as_plain, dump, load, secret_paths
+from slimfront.search.record.events import TrialEnded
 from slimfront.search.record.journal import Journal
 from slimfront.search.record.session import begin, open_existing
 from slimfront.trainables.errors import UserError
@@ -153,13 +154,14 @@ def test_a_search_goes_on_when_its_secrets_are_given_again(
 def test_a_reason_is_recorded_without_secrets(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     event = journal.append(
-        "ended",
-        number=0,
-        status="failed",
-        reason="OSError: https://me:hunter2@host/x?sig=hunter2 password=hunter2",
+        TrialEnded(
+            number=0,
+            status="failed",
+            reason="OSError: https://me:hunter2@host/x?sig=hunter2 password=hunter2",
+        )
     )
     journal.close()
-    assert event["reason"] == "OSError: https://me:***@host/x?sig=*** password=***"
+    assert event.reason == "OSError: https://me:***@host/x?sig=*** password=***"
     assert "hunter2" not in (tmp_path / "journal.jsonl").read_text()
 
 

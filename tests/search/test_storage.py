@@ -14,6 +14,7 @@ from pyarrow import fs
 
 from slimfront.search.engine.runner import resume_search, run_search
 from slimfront.search.record import fencing, storage
+from slimfront.search.record.events import EpochsReported, SessionBegan, TrialContinued
 from slimfront.search.record.export import export
 from slimfront.search.record.fencing import Fence, Superseded
 from slimfront.search.record.journal import JOURNAL_FILE, Journal, present, read_events
@@ -96,9 +97,9 @@ def test_a_journal_in_a_bucket_is_read_on_another_machine(
 ) -> None:
     monkeypatch.setattr(storage, "SEGMENT_BYTES", 200)
     journal = journal_of(bucket, database)
-    written = [journal.append("note", number=number) for number in range(20)]
+    written = [journal.append(TrialContinued(number=number)) for number in range(20)]
     journal.append(
-        "epochs", number=20, history=[]
+        EpochsReported(number=20, history=[])
     )  # waits for the next event, and is lost with the machine
     another_machine(tmp_path)
     folder = Storage(bucket).folder("one")
@@ -108,7 +109,10 @@ def test_a_journal_in_a_bucket_is_read_on_another_machine(
     assert len(files.get_file_info(fs.FileSelector(f"{root}/one/journal"))) > 3
     journal.close()
     again = Journal(folder.local, folder.mirror(database))
-    written += [again.append("epochs", number=21, history=[]), again.append("note", number=21)]
+    written += [
+        again.append(EpochsReported(number=21, history=[])),
+        again.append(TrialContinued(number=21)),
+    ]
     another_machine(tmp_path)
     assert present(folder)
     assert list(read_events(folder.local / JOURNAL_FILE)) == written
@@ -120,7 +124,7 @@ def test_one_driver_at_a_time_and_another_when_it_is_lost(
 ) -> None:
     monkeypatch.setattr(fencing, "LEASE_S", 1.5)
     first = journal_of(bucket, database)
-    first.append("opened")
+    first.append(SessionBegan(session=1))
     another_machine(tmp_path)
     folder = Storage(bucket).folder("one")
     folder.local.mkdir(parents=True)
@@ -133,12 +137,14 @@ def test_one_driver_at_a_time_and_another_when_it_is_lost(
     first.fence.closing.set()  # it does nothing any more, as if its machine were gone
     first.fence.keeper.join()
     second = Journal(folder.local, folder.mirror(database))
-    second.append("note", number=2)
+    second.append(TrialContinued(number=2))
     with pytest.raises(Superseded, match="another process has taken over one"):
-        first.append("note", number=3)
-    second.append("note", number=4)
+        first.append(TrialContinued(number=3))
+    second.append(TrialContinued(number=4))
     assert present(folder)
-    assert [event.get("number") for event in read_events(folder.local / JOURNAL_FILE)] == [
+    assert [
+        getattr(event, "number", None) for event in read_events(folder.local / JOURNAL_FILE)
+    ] == [
         None,
         2,
         4,
@@ -152,7 +158,7 @@ def test_what_a_superseded_driver_writes_is_not_read_whatever_it_does(
 ) -> None:
     monkeypatch.setattr(fencing, "LEASE_S", 0.5)
     first = journal_of(bucket, database)
-    first.append("opened")
+    first.append(SessionBegan(session=1))
     assert first.fence is not None and first.mirror is not None and first.fence.keeper is not None
     first.fence.closing.set()
     first.fence.keeper.join()
@@ -164,15 +170,15 @@ def test_what_a_superseded_driver_writes_is_not_read_whatever_it_does(
     monkeypatch.setattr(
         first.fence, "check", lambda: None
     )  # it looked just before, and then stood still
-    first.mirror.push(b'{"event": "note", "number": 1}\n')
+    first.mirror.push(b'{"event": "continued", "number": 1}\n')
     monkeypatch.setattr(storage, "SEGMENT_BYTES", 1)
-    first.mirror.push(b'{"event": "note", "number": 2}\n')
-    first.mirror.push(b'{"event": "note", "number": 3}\n')
-    second.push(b'{"event": "note", "number": 4}\n')
+    first.mirror.push(b'{"event": "continued", "number": 2}\n')
+    first.mirror.push(b'{"event": "continued", "number": 3}\n')
+    second.push(b'{"event": "continued", "number": 4}\n')
     third = folder.mirror()
     assert third is not None
     third.pull(tmp_path / "read")
-    assert [event.get("number") for event in read_events(tmp_path / "read")] == [None, 4]
+    assert [getattr(event, "number", None) for event in read_events(tmp_path / "read")] == [None, 4]
     second.release()
 
 
@@ -197,23 +203,23 @@ def test_a_bucket_that_is_away_for_a_while_is_waited_for(
     with s3_server(port) as address:
         uri = new_bucket(address, monkeypatch, tmp_path)
         journal = journal_of(uri, database)
-        journal.append("opened")
+        journal.append(SessionBegan(session=1))
     monkeypatch.setattr(storage, "PATIENCE_S", 0.0)
     with pytest.raises(OSError, match="Could not connect"):
-        journal.append("note", number=1)
+        journal.append(TrialContinued(number=1))
     monkeypatch.setattr(storage, "PATIENCE_S", 600.0)
     with contextlib.ExitStack() as stack:
         monkeypatch.setattr(
             storage.time, "sleep", lambda _seconds: stack.enter_context(s3_server(port))
         )
-        journal.append("note", number=2)
+        journal.append(TrialContinued(number=2))
         assert caplog.text.count("does not take a write; the search waits for it") == 1
         folder = Storage(uri).folder("one")
         assert present(folder)
-        assert [event["event"] for event in read_events(folder.local / JOURNAL_FILE)] == [
-            "opened",
-            "note",
-            "note",
+        assert [event.kind for event in read_events(folder.local / JOURNAL_FILE)] == [
+            "session",
+            "continued",
+            "continued",
         ]
         journal.close()
 

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from slimfront.search.config.schema import Config
+from slimfront.search.record.events import SearchBegan, SessionEnded
 from slimfront.search.tracking import Recorder, connect
 from slimfront.search.tracking.ui import open_ui
 from slimfront.trainables.errors import UserError
@@ -25,10 +26,8 @@ def record_one(config: Config, uri: str, tmp_path: Path) -> str:
     """Records the search `one` there."""
     (tmp_path / "one").mkdir()
     recorder = Recorder(connect(uri), config, "one", tmp_path / "one")
-    recorder.take(
-        {"event": "begun", "time": 1, "search": "one", "dense_sizes": {"nonzero_params": 3}}
-    )
-    recorder.take({"event": "finished", "time": 2, "status": "completed", "seconds": 1.0})
+    recorder.take(SearchBegan(time=1, search="one", dense_sizes={"nonzero_params": 3}))
+    recorder.take(SessionEnded(time=2, status="completed", seconds=1.0))
     assert recorder.close()
     return uri
 

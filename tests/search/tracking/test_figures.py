@@ -5,6 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from slimfront.search.config.objectives import OBJECTIVES
+from slimfront.search.record.events import NetworkMeasured, TrialBegan, TrialEnded
 from slimfront.search.record.ledger import Ledger
 from slimfront.search.tracking.figures import front_html, front_png
 
@@ -22,19 +23,14 @@ MEASURES |= {"speedup": 2.0, "latency_ms": 0.01, "bytes_compressed": 300.0}
 def ledger(objectives: list[str], *, dense: bool = True) -> Ledger:
     book = Ledger([OBJECTIVES[name] for name in objectives], dict.fromkeys(MEASURES, 1000.0))
     for number, values in ((0, {"sparsifier.sparsity": 0.5}), (1, {}), (None, {})):
-        book.apply({"event": "trial", "number": number, "values": values, "seed": 0})
+        book.apply(TrialBegan(number=number, values=values, seed=0))
     for number in (0, None) if dense else (0,):
         book.apply(
-            {
-                "event": "point",
-                "number": number,
-                "epoch": 3,
-                "measures": MEASURES,
-                "compaction": [],
-                "checkpoint": None,
-            }
+            NetworkMeasured(
+                number=number, epoch=3, measures=MEASURES, compaction=[], checkpoint=None
+            )
         )
-    book.apply({"event": "ended", "number": 1, "status": "failed", "reason": "diverged"})
+    book.apply(TrialEnded(number=1, status="failed", reason="diverged"))
     return book
 
 

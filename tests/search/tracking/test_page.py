@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from slimfront.search.config.objectives import OBJECTIVES, Constraint
+from slimfront.search.record.events import TrialBegan
 from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.picks import member_name
 from slimfront.search.record.session import read_search
@@ -251,12 +252,7 @@ def test_importances_name_what_drives_an_objective_and_need_some_trials() -> Non
     for number in range(30):
         drives, nothing = (number * 7 % 30) / 30, (number * 11 % 30) / 30
         book.apply(
-            {
-                "event": "trial",
-                "number": number,
-                "values": {"drives": drives, "does.nothing": nothing},
-                "seed": 0,
-            }
+            TrialBegan(number=number, values={"drives": drives, "does.nothing": nothing}, seed=0)
         )
         point(
             book, number, 1, drives, 100
@@ -273,9 +269,7 @@ def test_the_work_of_importances_grows_no_faster_than_the_trials() -> None:
     def calls(trials: int) -> int:
         chance, book = random.Random(0), Ledger([OBJECTIVES["val_accuracy"]], {})
         for number in range(trials):
-            book.apply(
-                {"event": "trial", "number": number, "values": {"x": chance.random()}, "seed": 0}
-            )
+            book.apply(TrialBegan(number=number, values={"x": chance.random()}, seed=0))
             point(book, number, 1, chance.random(), 100)
             end(book, number)
         profile = cProfile.Profile()

@@ -14,7 +14,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from slimfront.search.config.schema import Config
-from slimfront.search.record.journal import Event
+from slimfront.search.record.events import KINDS, Event
 from slimfront.search.tracking import Recorder, connect, recorder, write_queue
 from slimfront.search.tracking.page import Page
 from slimfront.search.tracking.store import open_experiment
@@ -33,7 +33,7 @@ _time = itertools.count(1_700_000_000_000)
 
 
 def event(kind: str, **content: Any) -> Event:
-    return {"event": kind, "time": next(_time), **content}
+    return KINDS[kind](time=next(_time), **content)
 
 
 def story(trials: int = 1) -> list[Event]:

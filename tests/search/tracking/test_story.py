@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from slimfront.search.config.schema import Config
+from slimfront.search.record.events import NetworkMeasured, TrialBegan
 from slimfront.search.record.ledger import Ledger
 from slimfront.search.tracking.story import describe
 from tests.conftest import SMALL_CONFIG
@@ -28,12 +29,7 @@ def test_values_of_a_config_are_neither_html_nor_links_nor_cells() -> None:
     book = Ledger(config.chosen_objectives(), {"nonzero_params": 1000})
     for number, value in enumerate(HOSTILE):
         book.apply(
-            {
-                "event": "trial",
-                "number": number,
-                "values": {path: value, "sparsifier.sparsity": 0.5},
-                "seed": 0,
-            }
+            TrialBegan(number=number, values={path: value, "sparsifier.sparsity": 0.5}, seed=0)
         )
         measures = {
             "val_accuracy": 0.9 - number / 10,
@@ -43,14 +39,7 @@ def test_values_of_a_config_are_neither_html_nor_links_nor_cells() -> None:
             "flops": 2e6,
         }
         book.apply(
-            {
-                "event": "point",
-                "number": number,
-                "epoch": 1,
-                "measures": measures,
-                "compaction": [],
-                "checkpoint": "",
-            }
+            NetworkMeasured(number=number, epoch=1, measures=measures, compaction=[], checkpoint="")
         )
         end(book, number)
     story = describe("mine", config, book, "1", {})

@@ -1,0 +1,186 @@
+"""What a journal can say: one frozen class for each kind of event, which checks what it is given.
+
+An event is written as one JSON object: `event` is its kind, `n` its number from 1, `time` its time
+in ms, `elapsed` the ms since the process of its session opened the journal, on a clock that nobody
+sets; the rest are the fields of its class.
+"""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+Ending = Literal["completed", "stopped", "failed"]
+"""How a trial ends by itself."""
+
+
+class Event(BaseModel):
+    """What all events have. Keys that a class does not know are left out when one is read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    kind: ClassVar[str]
+
+    time: int = 0
+    n: int | None = None
+    """None in journals of version 0.1."""
+    elapsed: int | None = None
+    """None in journals of version 0.1, which have the time of day alone."""
+
+    def content(self) -> dict[str, Any]:
+        """The fields that only this kind has, as plain data."""
+        own = type(self).model_fields.keys() - Event.model_fields.keys()
+        names = [name for name in type(self).model_fields if name in own]
+        return {name: getattr(self, name) for name in names}
+
+    def as_plain(self) -> dict[str, Any]:
+        """All of it, as it is written."""
+        head = {"event": self.kind, "n": self.n, "time": self.time, "elapsed": self.elapsed}
+        return head | self.content()
+
+
+class OfTrial(Event):
+    """An event about a trial, by its number; the dense reference has none."""
+
+    number: int | None
+
+
+class SearchBegan(Event):
+    """A search begins: its config as YAML, sizes of the dense network by measure, values to try."""
+
+    kind = "begun"
+    search: str = ""
+    config: str = ""
+    dense_sizes: dict[str, float]
+    starts: list[dict[str, Any]] = []
+
+
+class SessionBegan(Event):
+    """A process takes the search up: the first, 1, or one that resumes it."""
+
+    kind = "session"
+    session: int
+
+
+class TrialBegan(OfTrial):
+    """A trial begins: its values by dotted path, and the seed of its training."""
+
+    kind = "trial"
+    values: dict[str, Any]
+    seed: int
+
+
+class EpochsReported(OfTrial):
+    """A trial reported: metrics of each epoch since its last report."""
+
+    kind = "epochs"
+    history: list[dict[str, Any]]
+
+
+class NetworkMeasured(OfTrial):
+    """The network of a trial was measured as it would ship, and those pruned from it."""
+
+    kind = "point"
+    epoch: int
+    measures: dict[str, float]
+    compaction: list[Any]
+    checkpoint: str | None
+    """Below the folder of the search; None where it is kept nowhere."""
+    pruned: list[dict[str, Any]] = []
+    """`measures` and `compaction` of each."""
+
+
+class CheckpointMoved(OfTrial):
+    """The checkpoint of a network that was measured before is kept elsewhere."""
+
+    kind = "moved"
+    epoch: int
+    checkpoint: str | None
+
+
+class TrialEnded(OfTrial):
+    """A trial ended by itself."""
+
+    kind = "ended"
+    status: Ending
+    reason: str | None
+
+
+class TrialInterrupted(OfTrial):
+    """A trial was cut off with the search."""
+
+    kind = "interrupted"
+
+
+class TrialContinued(OfTrial):
+    """A trial that had been cut off was taken up again."""
+
+    kind = "continued"
+
+
+class NetworkTested(OfTrial):
+    """A network's accuracy on the test split; `step` is that of one-shot pruning, 0 for none."""
+
+    kind = "tested"
+    epoch: int
+    step: int = 0
+    test_accuracy: float
+
+
+class RungReached(Event):
+    """Early stopping compared a trial at a rung: see `MultiObjectiveASHA`."""
+
+    kind = "rung"
+    entry: dict[str, Any]
+
+
+class SessionEnded(Event):
+    """A session ended, `seconds` after the search began, sessions before it included."""
+
+    kind = "finished"
+    status: Literal["completed", "interrupted", "failed"]
+    seconds: float
+
+
+KINDS: dict[str, type[Event]] = {
+    cls.kind: cls
+    for cls in (
+        SearchBegan,
+        SessionBegan,
+        TrialBegan,
+        EpochsReported,
+        NetworkMeasured,
+        CheckpointMoved,
+        TrialEnded,
+        TrialInterrupted,
+        TrialContinued,
+        NetworkTested,
+        RungReached,
+        SessionEnded,
+    )
+}
+
+
+class UnknownKind(ValueError):
+    """An event of a kind that this version does not know."""
+
+
+def parse(plain: dict[str, Any]) -> Event:
+    """The event that `as_plain` wrote.
+
+    Raises:
+        UnknownKind: if it is of a kind that this version does not know.
+        ValueError: if a field is missing, or not of its type.
+    """
+    kind = plain.get("event")
+    if not isinstance(kind, str):
+        raise ValueError("it is no event")
+    if kind not in KINDS:
+        raise UnknownKind(f"events of the kind '{kind}' are unknown")
+    try:
+        return KINDS[kind].model_validate(plain)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise ValueError(f"its event '{kind}' has no '{where}'") from None
+        raise ValueError(f"its event '{kind}' has a wrong '{where}': {first['msg']}") from None

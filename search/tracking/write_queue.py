@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 log = logging.getLogger(__name__)
 
-_HOPELESS = {
+PERMANENT_ERRORS = {
     "INVALID_PARAMETER_VALUE",
     "BAD_REQUEST",
     "RESOURCE_ALREADY_EXISTS",
@@ -234,4 +234,4 @@ def first_line(error: Exception) -> str:
 
 
 def _is_hopeless(error: MlflowException) -> bool:
-    return error.error_code in _HOPELESS
+    return error.error_code in PERMANENT_ERRORS

@@ -44,6 +44,12 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}{f': {message}' if message else ''}{where}"
 
 
+def first_line(error: BaseException, most: int = 200) -> str:
+    """The first line that says something of what an error says, or else the name of its kind."""
+    message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return (message or type(error).__name__)[:most]
+
+
 def shorten(value: object, most: int = 60) -> str:
     """A value as a message may repeat it: without secrets, at most `most` characters, the middle of
     longer ones left out."""

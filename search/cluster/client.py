@@ -18,7 +18,7 @@ from slimfront.search.cluster.submission import directory_of_factories, staged
 from slimfront.search.config.names import check_name
 from slimfront.search.config.schema import load
 from slimfront.search.config.yaml_files import read_text
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_line
 
 _ATTEMPTS, _LATE = 3, "Starting Ray client server failed"
 
@@ -156,7 +156,7 @@ def _drive(text: str, overrides: list[str], name: str | None, said: Console) -> 
             driver.stop.remote()
         except ray.exceptions.RayError as error:
             raise UserError(
-                f"the search was lost with its driver on the cluster: {str(error).splitlines()[0]}"
+                f"the search was lost with its driver on the cluster: {first_line(error)}"
             ) from None
     if "error" in result:
         raise UserError(result["error"])

@@ -16,7 +16,7 @@ from slimfront.search.config.schema import Config
 from slimfront.search.engine.leftovers import Leftovers, nothing_left
 from slimfront.search.engine.ray_internals import local_ray
 from slimfront.search.engine.ray_internals.quiet import quieten
-from slimfront.trainables.errors import UserError, shorten
+from slimfront.trainables.errors import UserError, first_line, shorten
 
 log = logging.getLogger(__name__)
 
@@ -93,9 +93,7 @@ def _join(address: str | None, working_dir: str | None) -> None:
         _check_reachable(shown)
         ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        reason = (
-            str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        )
+        reason = first_line(error)
         raise UserError(
             f"no Ray cluster can be joined at {shown} from this machine ({reason}); it must be a "
             "node of the cluster: start one "

@@ -45,9 +45,8 @@ from slimfront.search.record.session import (
     starting_values,
 )
 from slimfront.search.tracking import Client, Recorder, connect
-from slimfront.search.tracking.write_queue import first_line
 from slimfront.trainables.data import load_once
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.measures.measure import accuracy
 from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.shipping.network_file import read
@@ -222,7 +221,7 @@ def _loaded_stays() -> Iterator[None]:
 
 
 def _reason(error: OSError) -> str:
-    return error.strerror or str(error).splitlines()[0]
+    return error.strerror or first_line(error)
 
 
 def _as_os_error(error: Exception) -> OSError:

@@ -34,7 +34,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_line
 
 LEASE_S = 60.0
 """A driver whose counter stands still for so long is lost, and another may take its search."""
@@ -181,7 +181,7 @@ class Fence:
                 self.check_within(connection)
         except SQLAlchemyError as error:
             raise OSError(
-                f"the database of {self.name} does not answer: {str(error).splitlines()[0]}"
+                f"the database of {self.name} does not answer: {first_line(error)}"
             ) from None
 
     def check_within(self, connection: Connection) -> None:

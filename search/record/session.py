@@ -31,7 +31,7 @@ from slimfront.search.record.locate import locate
 from slimfront.search.record.storage import Folder, Storage
 from slimfront.search.record.study import OnlyWriter, rebuild
 from slimfront.trainables.data import Factory as DataFactory
-from slimfront.trainables.errors import UserError, shorten
+from slimfront.trainables.errors import UserError, first_line, shorten
 from slimfront.trainables.models import Factory as ModelFactory
 from slimfront.trainables.options import suggest
 from slimfront.trainables.redaction import HIDDEN, without_secrets
@@ -406,8 +406,7 @@ def open_study(session: Session, *, starts: bool = True) -> optuna.Study:
         ) from None
     except Exception as error:  # every database raises its own kinds
         raise UserError(
-            f"Optuna's storage of {directory.name} cannot be used: "
-            f"{(str(error).splitlines() or [type(error).__name__])[0]}"
+            f"Optuna's storage of {directory.name} cannot be used: {first_line(error)}"
         ) from None
     if starts and not study.get_trials(deepcopy=False):
         for values in session.starts:

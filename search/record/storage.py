@@ -18,7 +18,7 @@ from pyarrow import fs
 
 from slimfront.search.config.names import is_bucket
 from slimfront.search.record.fencing import Fence, Superseded
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.folders import own_folder
 from slimfront.trainables.redaction import without_secrets
 
@@ -127,7 +127,7 @@ class Storage:
         try:
             self.bucket, self.root = fs.FileSystem.from_uri(storage_path)
         except (ValueError, OSError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(
                 f"search.storage_path: {storage_path} is not a directory, and not a bucket such as "
                 f"s3://NAME/searches: {reason}"

@@ -20,7 +20,7 @@ from slimfront.search.record.picks import Member, member_name, sizes
 from slimfront.search.terminal import Column, cell
 from slimfront.search.tracking.figures import LABELS, pairs, steps
 from slimfront.search.tracking.store import find_search
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.measures.measure import EXTRA_MEASURES
 
 
@@ -77,7 +77,7 @@ def read_front(client: MlflowClient, search: str) -> dict[str, Any]:
             file = client.download_artifacts(run.info.run_id, "front.json", folder)
             return dict(json.loads(Path(file).read_text()))
         except (MlflowException, OSError, ValueError) as error:
-            said = str(error).splitlines()[0]
+            said = first_line(error)
             raise UserError(f"the front of {search} cannot be read from MLflow: {said}") from None
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from slimfront.search.record.ledger import MeasuredNetwork
 from slimfront.search.record.picks import Member, member_name
 from slimfront.search.tracking.write_queue import making
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_line
 
 MODEL_TAG = "slimfront.model"
 """On a trial's run, followed by / and the network's name: the id of its logged model."""
@@ -169,9 +169,7 @@ def register(client: MlflowClient, member: Member, name: str, search: str) -> in
             name, source, run_id=member["run_id"], tags=tags, model_id=model_id
         )
     except MlflowException as error:
-        raise UserError(
-            f"the model registry did not take it: {str(error).splitlines()[0]}"
-        ) from None
+        raise UserError(f"the model registry did not take it: {first_line(error)}") from None
     return int(made.version)
 
 

@@ -39,10 +39,10 @@ from slimfront.search.tracking.store import open_experiment, run_route
 from slimfront.search.tracking.write_queue import (
     PendingWrites,
     WriteQueue,
-    first_line,
     unless_impossible,
     unless_refused,
 )
+from slimfront.trainables.errors import first_line
 
 log = logging.getLogger(__name__)
 

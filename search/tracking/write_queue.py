@@ -14,6 +14,8 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from slimfront.trainables.errors import first_line
+
 log = logging.getLogger(__name__)
 
 PERMANENT_ERRORS = {
@@ -226,11 +228,6 @@ def _is_of_a_store(error: Exception) -> bool:
     raise."""
     library = type(error).__module__.partition(".")[0]
     return isinstance(error, (MlflowException, OSError, SQLAlchemyError)) or library in _CLIENTS
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, on one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _is_hopeless(error: MlflowException) -> bool:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from slimfront.trainables.candidate import Candidate
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.packs.step import Step
 from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty, Penalty
 from slimfront.trainables.penalties.cka import ActiveFeatures
@@ -160,7 +160,7 @@ def _of_step(training: Training) -> str | None:
     except RuntimeError as error:  # vmap's rules for some functions want one type for all
         if not training.options.bf16 or isinstance(error, torch.OutOfMemoryError):
             raise
-        said = str(error).splitlines()[0]
+        said = first_line(error)
         return (
             f"this network does not pack in bf16 ({said}); set training.precision "
             "to float32, or resources.pack to 1"

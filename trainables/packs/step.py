@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.measures.measure import plain_attention
 from slimfront.trainables.packs.modules import replace_layers
 from slimfront.trainables.penalties.base import ActiveGroups, ActivePenalty, Penalty
@@ -212,7 +212,7 @@ def _told_plainly() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        said = first_line(error)
         if isinstance(error, torch.OutOfMemoryError) or "vmap" not in str(error):
             raise
         raise UserError(

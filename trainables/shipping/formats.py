@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction import deserialise, serialise
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.shipping.kernels import Kernel, has_2_of_4, with_sparse_kernels
 
 Format = Literal["pt2", "onnx", "safetensors"]
@@ -102,7 +102,7 @@ def load(path: Path, device: str = "cpu") -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # every format raises its own kinds
-        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        said = first_line(error)
         raise UserError(f"{path} cannot be read as {kind}: {said}") from None
 
 
@@ -137,9 +137,7 @@ def _exported(network: Shipped, inputs: Tensor) -> torch.export.ExportedProgram:
             network, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
         )
     except Exception as error:  # torch raises many kinds
-        raise UserError(
-            f"torch.export does not take this network: {str(error).splitlines()[0]}"
-        ) from None
+        raise UserError(f"torch.export does not take this network: {first_line(error)}") from None
 
 
 def _load_pt2(path: Path) -> nn.Module:

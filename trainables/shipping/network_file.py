@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from slimfront.trainables.compaction.compact import Compaction, relative_difference
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.plain import FORMAT, deserialise, serialise
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.models import Model
 from slimfront.trainables.structure.attention import split_attention
 
@@ -112,7 +112,7 @@ def read(file: Path | None, model: Model | None = None) -> nn.Module:
         KeyError,
         AttributeError,
     ) as error:  # of data of another form
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
         raise UserError(f"{file} is damaged, or was not written by slimfront: {reason}") from None
 
 
@@ -136,7 +136,7 @@ def load_tensors(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"there is no file {file}") from None
     except _DAMAGE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
         raise UserError(f"{file} is damaged, or was not written by slimfront: {reason}") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{file} was not written by slimfront: it holds a {type(loaded).__name__}")

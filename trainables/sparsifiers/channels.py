@@ -19,7 +19,7 @@ from torch_pruning.pruner.importance import (
 )
 
 from slimfront.trainables.compaction.coupled import removable_groups
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.sparsifiers.base import (
     SPARSIFIERS,
     ActiveSparsifier,
@@ -159,7 +159,7 @@ class ActiveChannels(ActiveSparsifier):
             raise UserError(
                 f"sparsifier: the channels of '{group.name}'{shared} cannot be ranked: what reads "
                 "them makes several channels of "
-                f"one, or one of several ({str(error).splitlines()[0]}); set sparsifier.exclude: "
+                f"one, or one of several ({first_line(error)}); set sparsifier.exclude: "
                 f"[{group.name}]"
             ) from error
 

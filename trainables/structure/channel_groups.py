@@ -14,7 +14,7 @@ import torch_pruning
 from torch import Tensor, nn
 from torch_pruning import ops
 
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.structure.attention import projections
 from slimfront.trainables.structure.graph import tied_modules
 
@@ -98,7 +98,7 @@ def channel_groups(network: nn.Module, inputs: Tensor) -> list[ChannelGroup]:
         _let_go(graph)
         return groups
     except Exception as error:  # Torch-Pruning raises many kinds on a network that it does not know
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         raise UserError(
             f"Torch-Pruning cannot analyse the network, to find which channels go together ({said})"
         ) from error

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.measures.latency import seconds_of
 from slimfront.trainables.precision import forward_pass, to_float32
 
@@ -76,7 +76,7 @@ class Compiled:
         try:
             outputs: Tensor = self.fast(inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            said = str(error).strip().splitlines()[0]
+            said = first_line(error)
             raise UserError(
                 f"torch.compile fails for this network or on this machine ({said}); set "
                 "training.compile to false"

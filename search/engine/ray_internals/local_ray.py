@@ -16,7 +16,7 @@ import ray
 from ray._private import ray_constants, services
 
 from slimfront.search.engine.leftovers import Leftovers
-from slimfront.trainables.errors import UserError, shorten
+from slimfront.trainables.errors import UserError, first_line, shorten
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def start(num_cpus: int | None = None, leftovers: Leftovers | None = None) -> No
 
 
 def _sentence(error: Exception, waited: float) -> str:
-    reason = shorten((str(error).splitlines() or [type(error).__name__])[0], 200)
+    reason = shorten(first_line(error), 200)
     if isinstance(error, OSError) and error.errno is not None:
         return f"Ray cannot start: {reason}"
     return (

@@ -19,7 +19,7 @@ ROOMS = [
     "structure",
     *("penalties", "sparsifiers", "measures"),
     *("compaction", "shipping"),
-    *("training", "candidate"),
+    *("training", "candidate", "messages"),
     *("packs", "distributed"),
     "trainable",
     "search.terminal",

@@ -16,8 +16,10 @@ from slimfront.trainables.data.factory import SESSION
 from slimfront.trainables.distributed.team import LostProcess, Team
 from slimfront.trainables.errors import UserError, reason
 from slimfront.trainables.gpu import take_share
+from slimfront.trainables.messages import NetworkReport, Report, TrialOrder
 from slimfront.trainables.packs.together import Alone, Left
 from slimfront.trainables.shipping.network_file import load_tensors, network_file, store
+from slimfront.trainables.training.finishing import Trained
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.refit import Refit
 
@@ -31,22 +33,14 @@ next in the same process."""
 
 
 class CandidateTrainable(tune.Trainable):
-    """Trains the candidate in `config["candidate"]` with `config["resources"]`: on the GPU that Ray
-    assigned, if any.
+    """Trains the candidate of a `TrialOrder`, and reports as `Report` says.
 
-    With `config["processes"]` above 1 it trains in so many processes, on a GPU each if there are
-    any; they share the cores.
-
-    A step trains `training.report_every` epochs, or up to the next of `config["report_at"]` (a list
-    of epochs), and reports their metrics as `history`, a list of one dictionary per epoch, with the
-    measures of the compact network of that moment; the last step also refits, and has `finished`.
-    There and at `report_at`, `pruned` has the measures and compaction of the networks that one-shot
-    pruning makes of it. Every report can be saved as a checkpoint with these networks, and is where
+    A step trains `training.report_every` epochs, or up to the next of the order's `report_at`; the
+    last step also refits. Every report can be saved as a checkpoint with its networks, and is where
     whoever takes it sets its `should_checkpoint`. A trial that raises ends with a `failure`, the
     reason, instead of an exception, so that it is not tried again and its process can take the
     next. Exceptions are for what happens to processes: one that is lost, a GPU that fails, files
     out of reach.
-    `config["resume_from"]`, a checkpoint's directory, continues an earlier training.
     """
 
     @classmethod
@@ -65,7 +59,7 @@ class CandidateTrainable(tune.Trainable):
         if ray.is_initialized():
             here = ray.get_runtime_context()
             os.environ[SESSION] = (
-                f"{here.get_node_id()}-{here.get_job_id()}-{config.get('session', '')}"
+                f"{here.get_node_id()}-{here.get_job_id()}-{TrialOrder.of(config).session}"
             )
         self._begin(config)
 
@@ -76,16 +70,13 @@ class CandidateTrainable(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._end_training()
-        self.candidate = config["candidate"]
-        self.resources = config["resources"]
-        self.processes: int = config.get("processes", 1)
-        self.report_at = set(config.get("report_at", ()))
-        self.resume_from: str | None = config.get("resume_from")
+        self.order = TrialOrder.of(config)
+        self.resume_from = self.order.resume_from
         self.training: Training | None = None
         self.networks: list[dict[str, Any]] = []
 
     def _start(self) -> Training:
-        training = self._new_training(Candidate.model_validate(self.candidate))
+        training = self._new_training(Candidate.model_validate(self.order.candidate))
         if self.resume_from is not None:
             try:
                 with tune.Checkpoint(
@@ -98,18 +89,17 @@ class CandidateTrainable(tune.Trainable):
         return training
 
     def _new_training(self, candidate: Candidate) -> Training:
-        gpus, threads = (
-            self.resources.get("GPU", 0),
-            max(1, int(self.resources["CPU"] / self.processes)),
-        )
+        resources, processes = self.order.resources, self.order.processes
+        gpus = resources.get("GPU", 0)
+        threads = max(1, int(resources["CPU"] / processes))
         device = "cuda" if gpus else "cpu"
         torch.set_num_threads(threads)
         take_share(gpus)  # no trial takes the memory of those that it shares the GPU with
-        if self.processes == 1:
+        if processes == 1:
             return Training(candidate, device)
-        if self.team is None or self.team.size != self.processes:
+        if self.team is None or self.team.size != processes:
             self._end_team()
-            self.team = Team(self.processes, device, threads)
+            self.team = Team(processes, device, threads)
         return self.team.training(candidate)
 
     def step(self) -> dict[str, Any]:
@@ -119,10 +109,10 @@ class CandidateTrainable(tune.Trainable):
             training = self.training = self.training or self._start()
             while not training.done:
                 history.append(self.epoch_runner.run_epoch(training))
-                if len(history) >= training.report_every or training.epoch in self.report_at:
+                if len(history) >= training.report_every or training.epoch in self.order.report_at:
                     break
             self.epoch_runner.leave(training)
-            one_shot = training.done or training.epoch in self.report_at
+            one_shot = training.done or training.epoch in self.order.report_at
             finished = training.finish(None if training.done else Refit(), one_shot=one_shot)
             data = training.data
             self.networks = [
@@ -138,28 +128,20 @@ class CandidateTrainable(tune.Trainable):
             raise
         # The same would happen again: only what happens to a process is worth another try.
         except Exception as error:
-            return {"history": history, "failure": reason(error), "done": True}
-        history += finished.history
-        compaction = [list(step) for step in finished.compacted.report.steps]
-        report = {
-            "history": history,
-            "epoch": training.epoch + len(finished.history),
-            "compaction": compaction,
-        }
-        report["pruned"] = [
-            {
-                "measures": network.measures,
-                "compaction": [list(step) for step in network.compacted.report.steps],
-            }
-            for network in finished.pruned
-        ]
-        return report | {"finished": training.done, "done": training.done} | finished.measures
+            return Report(history, failure=reason(error)).as_result()
+        return Report(
+            history + finished.history,
+            epoch=training.epoch + len(finished.history),
+            network=_reported(finished),
+            pruned=tuple(_reported(network) for network in finished.pruned),
+            finished=training.done,
+        ).as_result()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes the state of training and the compact networks of the last report: tensors and
         plain data only."""
         state = self.training.state_dict() if self.training else {}
-        torch.save(state | {"candidate": self.candidate}, Path(checkpoint_dir, TRAINING_FILE))
+        torch.save(state | {"candidate": self.order.candidate}, Path(checkpoint_dir, TRAINING_FILE))
         for step, network in enumerate(self.networks):
             torch.save(network, Path(checkpoint_dir, network_file(step)))
 
@@ -182,3 +164,8 @@ class CandidateTrainable(tune.Trainable):
         if self.team is not None:
             self.team.close()
             self.team = None
+
+
+def _reported(network: Trained) -> NetworkReport:
+    steps = [list(step) for step in network.compacted.report.steps]
+    return NetworkReport(network.measures, steps)

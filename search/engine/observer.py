@@ -29,7 +29,7 @@ from slimfront.search.record.journal import Journal
 from slimfront.search.record.ledger import Ledger, MeasuredNetwork, TrialRecord, label
 from slimfront.search.record.storage import delete
 from slimfront.search.tracking import Recorder
-from slimfront.trainables.measures.measure import EXTRA_MEASURES, MEASURES
+from slimfront.trainables.messages import Report
 
 log = logging.getLogger(__name__)
 
@@ -97,51 +97,41 @@ class Observer(DriverOnly, tune.Callback):
     ) -> None:
         """A trial reported some epochs; those that it repeats after its process was lost are left
         out."""
-        record = self._record(trial)
+        record, report = self._record(trial), Report.of(result)
         history = [
-            epoch
-            for epoch in result.get("history", [])
-            if record is None or epoch["epoch"] > record.epoch
+            epoch for epoch in report.history if record is None or epoch["epoch"] > record.epoch
         ]
         if history:
             self.write(EpochsReported(number=trial.config["number"], history=history))
-        if record is not None and self._matters(record, result):
-            result["should_checkpoint"] = (
-                True  # Ray looks at it next; the point follows in `on_checkpoint`
-            )
-        elif record is not None and not any(
-            point.epoch == result.get("epoch") for point in record.points
-        ):
-            self._point(record, result, None)
+        if record is not None and self._matters(record, report, done=bool(result.get("done"))):
+            # Ray looks at it next; the network follows in `on_checkpoint`.
+            result["should_checkpoint"] = True
+        elif record is not None and not _was_measured(record, report):
+            self._point(record, report, None)
         self._show()
 
-    def _matters(self, record: TrialRecord, result: dict[str, Any]) -> bool:
+    def _matters(self, record: TrialRecord, report: Report, *, done: bool) -> bool:
         """Whether a report must be kept: the trial goes on from there, or a network of it would
         join the front.
 
         One that would not join it now never will, since only what dominates a member of the front
         takes its place.
         """
-        if not result.get("done") or record.number is None:
-            return not result.get("failure")
-        networks = [result, *result.get("pruned", [])] if "val_accuracy" in result else []
-        return any(
-            self.ledger.would_enter_front(record, _measures(network.get("measures", network)))
-            for network in networks
-        )
+        if not done or record.number is None:
+            return report.failure is None
+        networks = [report.network, *report.pruned] if report.network else []
+        return any(self.ledger.would_enter_front(record, network.measures) for network in networks)
 
     def on_checkpoint(
         self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any
     ) -> None:
         """A trial's last report is safe in a checkpoint: its network can ship, and its training can
         go on from there."""
-        result, record = trial.last_result or {}, self._record(trial)
-        if record is None or "val_accuracy" not in result:
+        report, record = Report.of(trial.last_result or {}), self._record(trial)
+        if record is None or report.network is None or report.epoch is None:
             return
-        if any(
-            point.epoch == result["epoch"] for point in record.points
-        ):  # its process was lost before it went on from there
-            known = self.ledger.find(record, result["epoch"])
+        if _was_measured(record, report):  # its process was lost before it went on from there
+            known = self.ledger.find(record, report.epoch)
             old = known.checkpoint
             self.write(
                 CheckpointMoved(
@@ -154,25 +144,22 @@ class Observer(DriverOnly, tune.Callback):
                 delete(old)
             return
         before, front_before = record.resumable, [point.origin for point in self.ledger.front()]
-        self._point(record, result, self.relative(checkpoint.path))
+        self._point(record, report, self.relative(checkpoint.path))
         self._clear([*front_before, *([before] if before else [])])
 
-    def _point(self, record: TrialRecord, result: dict[str, Any], checkpoint: str | None) -> None:
+    def _point(self, record: TrialRecord, report: Report, checkpoint: str | None) -> None:
         """A network was measured, and those pruned from it; they are kept in the checkpoint, or not
         at all."""
-        if "val_accuracy" not in result:
+        if report.network is None or report.epoch is None:
             return
         self.write(
             NetworkMeasured(
                 number=record.number,
-                epoch=result["epoch"],
-                measures=_measures(result),
-                compaction=result.get("compaction", []),
+                epoch=report.epoch,
+                measures=report.network.measures,
+                compaction=report.network.compaction,
                 checkpoint=checkpoint,
-                pruned=[
-                    {"measures": _measures(p["measures"]), "compaction": p["compaction"]}
-                    for p in result.get("pruned", [])
-                ],
+                pruned=[network.as_plain() for network in report.pruned],
             )
         )
 
@@ -193,12 +180,12 @@ class Observer(DriverOnly, tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """A trial ended by itself: completed, or failed with a reason; or it was stopped early."""
-        result = trial.last_result or {}
-        reason, status = result.get("failure"), "completed"
+        report = Report.of(trial.last_result or {})
+        reason, status = report.failure, "completed"
         if reason:
             status = "failed"
-        elif not result.get("finished"):
-            status, reason = "stopped", f"stopped early after {result.get('epoch', 0)} epochs"
+        elif not report.finished:
+            status, reason = "stopped", f"stopped early after {report.epoch or 0} epochs"
         self._end(trial, status, reason)
 
     def on_trial_error(
@@ -295,12 +282,8 @@ class Observer(DriverOnly, tune.Callback):
             self.progress.update(self.ledger)
 
 
-def _measures(result: dict[str, Any]) -> dict[str, float]:
-    return {
-        name: result[name]
-        for name in ("val_accuracy", *MEASURES, *EXTRA_MEASURES, "layers_merged")
-        if name in result
-    }
+def _was_measured(record: TrialRecord, report: Report) -> bool:
+    return any(point.epoch == report.epoch for point in record.points)
 
 
 def _reason(trial: Trial) -> str:

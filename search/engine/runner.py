@@ -48,6 +48,7 @@ from slimfront.search.tracking import Client, Recorder, connect
 from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.measures.measure import accuracy
+from slimfront.trainables.messages import TrialOrder
 from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.shipping.network_file import read
 from slimfront.trainables.trainable import CandidateTrainable
@@ -306,16 +307,16 @@ def _config_maker(
             candidate = candidate.model_copy(
                 update={"training": candidate.training.model_copy(update={"seed": seed})}
             )
-        return {
-            "number": number,
-            "values": trial.values,
-            "candidate": candidate.model_dump(mode="json"),
-            "resources": config.resources.for_ray(),
-            "processes": config.resources.processes_of_a_trial(),
-            "report_at": [] if number is None else rungs,
-            "resume_from": trial.checkpoint,
-            "session": f"{session.folder.search}-{session.number}",
-        }
+        return TrialOrder(
+            candidate=candidate.model_dump(mode="json"),
+            resources=config.resources.for_ray(),
+            number=number,
+            values=trial.values,
+            processes=config.resources.processes_of_a_trial(),
+            report_at=() if number is None else tuple(rungs),
+            resume_from=trial.checkpoint,
+            session=f"{session.folder.search}-{session.number}",
+        ).as_config()
 
     return make
 

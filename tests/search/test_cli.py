@@ -186,9 +186,15 @@ def test_json_in_a_process_of_its_own_is_the_only_line_on_stdout(config_file: Pa
     assert done.stdout.count("\n") == 1
     assert json.loads(done.stdout)["trials"]["completed"] == 2
     # Ray's chatter does not drown ours: all that is on stderr is our progress.
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    # On a busy machine, what came before says that Ray is being waited for.
+    begun = max(done.stderr.find("The search small"), 0)
+    lines = [line for line in done.stderr[begun:].splitlines() if line.strip()]
+    assert begun == 0 or done.stderr.startswith("WARNING  Ray has been starting for")
     assert re.fullmatch(r"The search small-\d+-\d+ has begun", lines[0]), done.stderr
-    assert all(re.match(r"\d+/2 trials", line) for line in lines[1:]), done.stderr
+    assert all(
+        re.match(r"\d+/2 trials|Measuring \d+ networks|Writing the rest to MLflow", line)
+        for line in lines[1:]
+    ), done.stderr
 
 
 @pytest.mark.timeout(180)

@@ -224,3 +224,21 @@ def test_where_ray_cannot_write_it_is_not_started(
         ),
     ):
         local_ray.start()
+
+
+def test_a_first_server_of_ray_s_that_does_not_answer_is_given_up_for_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = ["Timed out waiting for file /tmp/gcs_server_port", "the disk is odd"]
+    ended = []
+    leftovers = Leftovers()
+    monkeypatch.setattr(leftovers, "end", lambda: ended.append(None))
+
+    def init(**_: object) -> None:
+        raise RuntimeError(said.pop(0))
+
+    monkeypatch.setattr(local_ray.ray, "init", init)
+    monkeypatch.setattr(local_ray.ray, "shutdown", lambda: None)
+    with pytest.raises(UserError, match="the disk is odd"):
+        local_ray.start(leftovers=leftovers)
+    assert len(ended) == 2

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 START_S = 300.0
 """How long a start of Ray may take."""
+_ATTEMPT_S = 60
+"""How long Ray's first server is waited for before another is started. Ray hears no Ctrl-C in this
+time."""
 _SAY_EVERY_S = 20.0
 _ROOM_BYTES = 30_000_000
 """What Ray needs for its logs and sockets at least."""
@@ -32,7 +35,10 @@ def _patience() -> dict[str, str]:
     """Ray's own limits of waiting while it starts, which are too short for a busy machine, by the
     variables that set them."""
     seconds, ms = str(int(START_S)), str(int(1000 * START_S))
-    names = {"gcs_server_port_wait_time_s": seconds, "gcs_rpc_server_connect_timeout_s": "60"}
+    names = {
+        "gcs_server_port_wait_time_s": str(_ATTEMPT_S),
+        "gcs_rpc_server_connect_timeout_s": "60",
+    }
     names |= {"worker_register_timeout_seconds": seconds, "agent_register_timeout_ms": ms}
     return {f"RAY_{name}": value for name, value in names.items()}
 
@@ -49,19 +55,22 @@ def start(num_cpus: int | None = None, leftovers: Leftovers | None = None) -> No
     _check_places()
     began = time.monotonic()
     with _loopback(), _patient(began), _progress(began):
-        try:
-            ray.init(
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except Exception as error:  # Ray raises many kinds here, bare Exceptions among them
-            waited = time.monotonic() - began
-            ray.shutdown()
-            if leftovers is not None:
-                leftovers.end()
-            raise UserError(_sentence(error, waited)) from None
+        while True:
+            try:
+                ray.init(
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+                break
+            except Exception as error:  # Ray raises many kinds here, bare Exceptions among them
+                waited = time.monotonic() - began
+                ray.shutdown()
+                if leftovers is not None:
+                    leftovers.end()
+                if "Timed out" not in str(error) or waited >= START_S:
+                    raise UserError(_sentence(error, waited)) from None
     if leftovers is not None:
         leftovers.belongs(ray._private.worker._global_node.get_session_dir_path())
 

@@ -5,7 +5,7 @@ import torch
 
 from slimfront.search.config.schema import Config
 from slimfront.trainables.data.look import looked_at
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.measures.measure import measure, measure_extra
 from slimfront.trainables.penalties.base import check_penalties
 from slimfront.trainables.shipping.formats import need_onnx
@@ -41,5 +41,5 @@ def preflight(config: Config) -> dict[str, float]:
     except Exception as error:
         raise UserError(
             f"the model '{base.model.name}' does not work on the data set '{base.data.name}': "
-            f"{error}"
+            f"{first_line(error)}"
         ) from error

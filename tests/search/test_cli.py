@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,13 @@ def test_a_missing_file_gets_one_sentence_and_exit_code_2(
     code, out, err = slimfront(capsys, monkeypatch, "search", "nowhere.yaml")
     assert (code, out) == (2, "")
     assert err == "Error: cannot read the config nowhere.yaml: No such file or directory\n"
+
+
+def test_the_version_is_told_both_ways(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = [slimfront(capsys, monkeypatch, way)[:2] for way in ("--version", "version")]
+    assert told[0] == told[1] == (0, f"{installed_version('slimfront')}\n")
 
 
 def test_check_prints_the_resolved_config(

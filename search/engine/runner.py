@@ -18,6 +18,7 @@ from ray import tune
 from slimfront.search.config.explain import explain_first
 from slimfront.search.config.objectives import Direction
 from slimfront.search.config.schema import Config
+from slimfront.search.engine.head import watched_head
 from slimfront.search.engine.interrupt import Interrupt
 from slimfront.search.engine.nodes import capacity, check_fits, ray_session
 from slimfront.search.engine.observer import Observer
@@ -176,7 +177,16 @@ def _run(
         searcher.tell(record)
     # From here on trials may have finished: whatever happens, they are recorded and the front is
     # told.
-    with interrupt.on_signals(), _loaded_stays():
+    name = session.directory.name
+    lost_head = (
+        f"Ray's head node stopped while {name} ran; what was finished is safe: see that the "
+        f"cluster runs again, where it is one, then `slimfront resume {name}`"
+    )
+    with (
+        interrupt.on_signals(),
+        _loaded_stays(),
+        watched_head(interrupt, lost_head) as head,
+    ):
         try:
             observer.write(SessionBegan(session=number))
             if progress is not None:
@@ -188,20 +198,20 @@ def _run(
                     _without_ray_s_snapshots(),
                 ):
                     _run_trials(session, searcher, scheduler, observer, trainable)
-        except (
-            OSError,
-            StorageInternalError,
-        ) as error:  # by a write to the study, not to the journal
+        # By a write to the study, not to the journal.
+        except (OSError, StorageInternalError) as error:
             observer.failure = observer.failure or _as_os_error(error)
             interrupt.requested = True
         finally:
             result = _finish(session, observer, recorder, before + time.monotonic() - begun)
+    if head.lost.is_set():
+        raise UserError(lost_head)
     if observer.failure is not None:
         if isinstance(observer.failure, Superseded):
             raise UserError(
                 f"{_reason(observer.failure)}; what this process did since then does not count"
             ) from None
-        name, place = session.directory.name, session.folder.place.partition("?")[0]
+        place = session.folder.place.partition("?")[0]
         raise UserError(
             f"{name} cannot be kept in {place} ({_reason(observer.failure)}); what is there is "
             "safe: make room, then `slimfront "

@@ -1,4 +1,4 @@
-"""Ways to put packs of trials onto Ray Tune: an actor for each trial, and seats in shared
+"""Ways to put packs of trials onto Ray Tune: an actor for each trial, and slots in shared
 processes; and packs without Ray Tune.
 
 Two packs of 16. What a pack trains and finishes in one process without Ray Tune is the least that
@@ -49,7 +49,7 @@ def started(*, shared: bool) -> tuple[float, float, float]:
     if shared:
         made = ray.remote(num_cpus=1, max_concurrency=PACK)(SharedProcess)
         actors = [made.remote(Thin) for _ in range(PROCESSES)]  # type: ignore[attr-defined]
-        ray.get([actor.sit.remote(seat, {}) for actor in actors for seat in range(PACK)])
+        ray.get([actor.create.remote(slot, {}) for actor in actors for slot in range(PACK)])
         pids = set(ray.get([actor.call.remote(0, "pid", (), {}) for actor in actors]))
     else:
         thin = ray.remote(num_cpus=0)(Thin)
@@ -103,7 +103,7 @@ def mapping(arguments: argparse.Namespace) -> Outcome:
     """What each way takes to start, and per trial of the digits MLP."""
     logging.getLogger().setLevel(logging.ERROR)
     rows = []
-    for name, shared in (("an actor for each trial", False), ("seats in shared processes", True)):
+    for name, shared in (("an actor for each trial", False), ("slots in shared processes", True)):
         seconds, cores, memory = started(shared=shared)
         rows.append(
             {

@@ -24,7 +24,7 @@ from slimfront.search.engine.runner import run_search
 from slimfront.search.record.ledger import Ledger
 from slimfront.trainables.trainable import CandidateTrainable
 
-_FOLDER, _SEATS = "SLIMFRONT_CLOCKS", "SLIMFRONT_SEATS"
+_FOLDER, _SLOTS = "SLIMFRONT_CLOCKS", "SLIMFRONT_SLOTS"
 _WARM = 6
 
 _TRIAL = {
@@ -113,7 +113,7 @@ class Clocks:
 
 class Clocked(CandidateTrainable):
     """The trainable with clocks, which writes down what they show at the end of each trial but the
-    first of each seat."""
+    first of each slot."""
 
     clocks: Clocks | None = None
     ended = 0
@@ -129,7 +129,7 @@ class Clocked(CandidateTrainable):
         """A trial has ended."""
         assert Clocked.clocks is not None
         Clocked.ended += 1
-        first = int(os.environ[_SEATS])
+        first = int(os.environ[_SLOTS])
         if Clocked.ended == first:
             Clocked.before = Counter(Clocked.clocks.spent)
             Clocked.began = time.process_time()
@@ -172,11 +172,11 @@ def where(config: Callable[[int, Path], Config], trials: int, bare_seconds: floa
     clocks = Clocks(_DRIVER)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         planned = config(trials, Path(folder))
-        seats = planned.resources.pack if isinstance(planned.resources.pack, int) else 1
-        os.environ[_FOLDER], os.environ[_SEATS] = folder, str(seats)
+        slots = planned.resources.pack if isinstance(planned.resources.pack, int) else 1
+        os.environ[_FOLDER], os.environ[_SLOTS] = folder, str(slots)
         cores = Cores()
         start_local_ray()
-        marks = Marks(cores, clocks, warm=max(_WARM, 2 * seats))
+        marks = Marks(cores, clocks, warm=max(_WARM, 2 * slots))
         run_search(planned, marks, trainable=Clocked)
         cores.close()
         ray.shutdown()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimfront.search.config.schema import Config, from_mapping
 from slimfront.search.config.schema import load as load_config
-from slimfront.search.record.ledger import Point, SearchResult
+from slimfront.search.record.ledger import MeasuredNetwork, SearchResult
 from slimfront.search.record.locate import locate
 from slimfront.search.record.session import read_search
 
@@ -21,9 +21,9 @@ class SavedSearch:
 
     name: str
     config: Config
-    front: list[Point]
+    front: list[MeasuredNetwork]
 
-    def network(self, point: Point) -> "nn.Module":
+    def network(self, point: MeasuredNetwork) -> "nn.Module":
         """The compact network of a member of the front, on the CPU and in evaluation mode.
 
         Raises:

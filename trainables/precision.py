@@ -41,7 +41,7 @@ def all_of_float32() -> Iterator[None]:
             kind.fp32_precision = precision
 
 
-def wide(tensor: Tensor) -> Tensor:
+def to_float32(tensor: Tensor) -> Tensor:
     """The tensor in float32, if it is of a type with fewer bits; itself if not."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 

@@ -61,7 +61,7 @@ class CandidateTrainable(tune.Trainable):
         # What is loaded stays: a collection that goes through all of it takes as long as an epoch.
         gc.freeze()
         self.team: Team | None = None
-        self.company = Alone()
+        self.epoch_runner = Alone()
         if ray.is_initialized():
             here = ray.get_runtime_context()
             os.environ[SESSION] = (
@@ -118,10 +118,10 @@ class CandidateTrainable(tune.Trainable):
         try:
             training = self.training = self.training or self._start()
             while not training.done:
-                history.append(self.company.run_epoch(training))
+                history.append(self.epoch_runner.run_epoch(training))
                 if len(history) >= training.report_every or training.epoch in self.report_at:
                     break
-            self.company.leave(training)
+            self.epoch_runner.leave(training)
             one_shot = training.done or training.epoch in self.report_at
             finished = training.finish(None if training.done else Refit(), one_shot=one_shot)
             data = training.data
@@ -175,7 +175,7 @@ class CandidateTrainable(tune.Trainable):
 
     def _end_training(self) -> None:
         if getattr(self, "training", None) is not None:
-            self.company.leave(self.training)  # type: ignore[arg-type]
+            self.epoch_runner.leave(self.training)  # type: ignore[arg-type]
             self.training.close()  # type: ignore[union-attr]
 
     def _end_team(self) -> None:

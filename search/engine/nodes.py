@@ -73,7 +73,7 @@ def _join(address: str | None, working_dir: str | None) -> None:
     shown = address or os.environ["RAY_ADDRESS"]
     environment: dict[str, Any] = {"working_dir": working_dir} if working_dir else {}
     try:
-        _knock(shown)
+        _check_reachable(shown)
         ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = (
@@ -87,7 +87,7 @@ def _join(address: str | None, working_dir: str | None) -> None:
     _quieten()
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Raises OSError if nothing listens at HOST:PORT: Ray itself would try for many minutes."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal():
@@ -160,7 +160,7 @@ def _shown(trial: Mapping[str, float]) -> str:
     return ", ".join(f"{asked:g} {name}" for name, asked in trial.items())
 
 
-def room(config: Config) -> Callable[[], int]:
+def capacity(config: Config) -> Callable[[], int]:
     """How many trials may be under way: `search.concurrency`; where it is auto what the live nodes
     hold, counted each second.
 

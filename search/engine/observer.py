@@ -17,7 +17,7 @@ from slimfront.search.engine.driver_only import DriverOnly
 from slimfront.search.engine.interrupt import Interrupt
 from slimfront.search.engine.progress import Progress
 from slimfront.search.record.journal import Event, Journal
-from slimfront.search.record.ledger import Ledger, Point, TrialRecord, label
+from slimfront.search.record.ledger import Ledger, MeasuredNetwork, TrialRecord, label
 from slimfront.search.record.storage import delete
 from slimfront.search.tracking import Recorder
 from slimfront.trainables.measures.measure import EXTRA_MEASURES, MEASURES
@@ -262,7 +262,7 @@ class Observer(DriverOnly, tune.Callback):
         self._clear(record.points)
         self._show()
 
-    def _clear(self, points: list[Point]) -> None:
+    def _clear(self, points: list[MeasuredNetwork]) -> None:
         """Deletes the checkpoints of those points that are neither on the front nor needed to
         continue a trial."""
         kept = {id(point.origin) for point in self.ledger.front()}

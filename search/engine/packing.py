@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import ray
 
 from slimfront.search.config.schema import Config
-from slimfront.search.engine.nodes import room
+from slimfront.search.engine.nodes import capacity
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.gpu import take_share
@@ -24,14 +24,14 @@ _LEAST, _MOST = 4, 64
 
 @dataclass(frozen=True)
 class Packing:
-    """`size` trials share a process, and `room()` trials may be under way."""
+    """`size` trials share a process, and `capacity()` trials may be under way."""
 
     size: int
-    room: Callable[[], int]
+    capacity: Callable[[], int]
 
     def processes(self) -> int:
         """How many processes those trials are spread over."""
-        return math.ceil(self.room() / self.size)
+        return math.ceil(self.capacity() / self.size)
 
 
 def pack(config: Config) -> Packing:
@@ -40,7 +40,7 @@ def pack(config: Config) -> Packing:
     Raises:
         UserError: if the config asks for packs, and its candidates do not pack.
     """
-    places, asked = room(config), config.resources.pack
+    places, asked = capacity(config), config.resources.pack
     candidate = config.candidate({})
     if asked == "auto":
         size = _fastest(config, candidate, places())

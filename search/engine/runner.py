@@ -19,20 +19,26 @@ from slimfront.search.config.explain import explain_first
 from slimfront.search.config.objectives import Direction
 from slimfront.search.config.schema import Config
 from slimfront.search.engine.interrupt import Interrupt
-from slimfront.search.engine.nodes import check_fits, ray_session, room
+from slimfront.search.engine.nodes import capacity, check_fits, ray_session
 from slimfront.search.engine.observer import Observer
 from slimfront.search.engine.packing import Packing, pack
 from slimfront.search.engine.preflight import preflight
 from slimfront.search.engine.progress import Progress
 from slimfront.search.engine.ray_internals.controller import starts_are_awaited
-from slimfront.search.engine.ray_internals.slots import seats
+from slimfront.search.engine.ray_internals.slots import shared_processes
 from slimfront.search.engine.scheduler import MultiObjectiveASHA
 from slimfront.search.engine.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
 from slimfront.search.record.fencing import Superseded
-from slimfront.search.record.ledger import Point, SearchResult, label
-from slimfront.search.record.session import Session, begin, open_study, starting_values, take_up
+from slimfront.search.record.ledger import MeasuredNetwork, SearchResult, label
+from slimfront.search.record.session import (
+    Session,
+    begin,
+    open_existing,
+    open_study,
+    starting_values,
+)
 from slimfront.search.tracking import Client, Recorder, connect
-from slimfront.search.tracking.outbox import first_line
+from slimfront.search.tracking.write_queue import first_line
 from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.measures.measure import accuracy
@@ -102,7 +108,7 @@ def resume_search(
         UserError: if there is no such search, its state cannot be read, it is running, or it is
             asked to change.
     """
-    session = take_up(search, storage_path, overrides)
+    session = open_existing(search, storage_path, overrides)
     try:
         client = connect(session.config.tracking.absolute_uri())
         with ray_session(address, working_dir):
@@ -123,7 +129,7 @@ def _run(
     packing = (
         pack(session.config)
         if issubclass(trainable, CandidateTrainable)
-        else Packing(1, room(session.config))
+        else Packing(1, capacity(session.config))
     )
     config, ledger = session.config, session.ledger
     before, number, ledger.planned = session.seconds_before(), session.number, config.search.trials
@@ -156,7 +162,7 @@ def _run(
         unfinished=unfinished,
         on_invalid=observer.reject,
         enough=lambda: patience is not None and ledger.since_gain >= patience,
-        room=packing.room,
+        capacity=packing.capacity,
     )
     observer.tell, observer.again = searcher.tell, searcher.again
     for record in untold:
@@ -170,7 +176,7 @@ def _run(
                 progress.begun(folder.search, recorder.page_address)
             if searcher.to_come:
                 with (
-                    seats(packing.size, packing.processes),
+                    shared_processes(packing.size, packing.processes),
                     starts_are_awaited(),
                     _without_ray_s_snapshots(),
                 ):
@@ -355,7 +361,7 @@ def _run_trials(
     tuner.fit()
 
 
-def _touch_test_set(config: Config, points: list[Point], observer: Observer) -> None:
+def _touch_test_set(config: Config, points: list[MeasuredNetwork], observer: Observer) -> None:
     """Measures the test accuracy of networks that have none yet, on their compact form as stored.
 
     A network that cannot be read any more costs a warning and its test accuracy, not the front.
@@ -399,7 +405,7 @@ def sync_search(
         UserError: if there is no such search, it is running, or the store does not answer.
     """
     wanted = [*overrides, *([f"tracking.uri={tracking_uri}"] if tracking_uri else [])]
-    session = take_up(search, storage_path, wanted)
+    session = open_existing(search, storage_path, wanted)
     try:
         client = connect(session.config.tracking.absolute_uri())
         folder = session.folder

@@ -157,9 +157,9 @@ class MultiObjectiveASHA(FIFOScheduler):
         self.rungs: dict[tuple[int, int], dict[str, Losses]] = {}
         self.record = record
         for entry in earlier:
-            self._take_up(entry)
+            self._restore(entry)
 
-    def _take_up(self, entry: dict[str, Any]) -> None:
+    def _restore(self, entry: dict[str, Any]) -> None:
         self.brackets[entry["trial"]] = entry["bracket"]
         if "rung" in entry:
             losses = [math.nan if loss is None else loss for loss in entry["losses"]]
@@ -168,7 +168,7 @@ class MultiObjectiveASHA(FIFOScheduler):
             )
 
     def _record(self, entry: dict[str, Any]) -> None:
-        self._take_up(entry)
+        self._restore(entry)
         self.record(entry)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:

@@ -52,7 +52,7 @@ class StudySearcher(DriverOnly, Searcher):
     Args:
         trials: in all, those of earlier sessions too.
         enough: asked before each new trial: whether to ask for no more.
-        room: asked likewise: how many trials may be under way.
+        capacity: asked likewise: how many trials may be under way.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class StudySearcher(DriverOnly, Searcher):
         unfinished: Sequence[Unfinished] = (Unfinished(None, {}),),
         on_invalid: Callable[[int, dict[str, Any], str], None] | None = None,
         enough: Callable[[], bool] = lambda: False,
-        room: Callable[[], int] = lambda: sys.maxsize,
+        capacity: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
         super().__init__()
         self.study = study
@@ -78,7 +78,7 @@ class StudySearcher(DriverOnly, Searcher):
         self.unfinished = list(unfinished)
         self.on_invalid = on_invalid
         self.enough = enough
-        self.room = room
+        self.capacity = capacity
         self.asked = {
             trial.number: trial._trial_id
             for trial in study.get_trials(deepcopy=False)
@@ -101,7 +101,7 @@ class StudySearcher(DriverOnly, Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The config of the next trial; None while there is no room, or others run and may have to
         begin again; then FINISHED."""
-        if len(self.running) >= self.room():
+        if len(self.running) >= self.capacity():
             return None
         while self.to_come and not (not self.unfinished and self.enough()):
             next_one = self.unfinished.pop(0) if self.unfinished else self._ask()

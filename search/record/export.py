@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from slimfront.search.config.schema import Config
-from slimfront.search.record.ledger import Ledger, Point, SearchResult
+from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult
 from slimfront.search.record.locate import locate
 from slimfront.search.record.picks import Member, member_name, pick
 from slimfront.search.record.report import as_json
@@ -104,7 +104,7 @@ def _format(output: Path, kind: str | None) -> Format:
 
 def _picked(
     search: str, config: Config, ledger: Ledger, wanted: str, min_accuracy: float | None
-) -> tuple[Point, Member]:
+) -> tuple[MeasuredNetwork, Member]:
     front = ledger.front()
     result = SearchResult(
         search, ledger, front, 0.0, config.tracking.shown_uri(), interrupted=False
@@ -114,7 +114,7 @@ def _picked(
     return front[report["front"].index(member)], member
 
 
-def _trained(config: Config, point: Point) -> dict[str, Any]:
+def _trained(config: Config, point: MeasuredNetwork) -> dict[str, Any]:
     values = {
         markdown.code(path): f"{value:.4g}" if isinstance(value, float) else markdown.text(value)
         for path, value in point.trial.values.items()

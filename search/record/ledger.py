@@ -24,7 +24,7 @@ def label(number: int | None) -> str:
 
 
 @dataclass(eq=False)
-class Point:
+class MeasuredNetwork:
     """A network that a trial passed through: compact, measured, and kept in a checkpoint as it
     could ship.
 
@@ -39,8 +39,8 @@ class Point:
     checkpoint: str | None
     test_accuracy: float | None = None
     step: int = 0
-    pruned: list["Point"] = field(default_factory=list, repr=False)
-    source: "Point | None" = field(default=None, repr=False)
+    pruned: list["MeasuredNetwork"] = field(default_factory=list, repr=False)
+    source: "MeasuredNetwork | None" = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -54,7 +54,7 @@ class Point:
         )
 
     @property
-    def origin(self) -> "Point":
+    def origin(self) -> "MeasuredNetwork":
         """The network that came out of training: itself, or the one that it was pruned from."""
         return self.source or self
 
@@ -76,7 +76,7 @@ class TrialRecord:
     seed: int
     status: Status = "running"
     reason: str | None = None
-    points: list[Point] = field(default_factory=list)
+    points: list[MeasuredNetwork] = field(default_factory=list)
     epoch: int = 0
     """The last epoch that was reported."""
     interrupted: bool = False
@@ -87,12 +87,12 @@ class TrialRecord:
         return label(self.number)
 
     @property
-    def last(self) -> Point | None:
+    def last(self) -> MeasuredNetwork | None:
         """The last network that it was measured as."""
         return self.points[-1] if self.points else None
 
     @property
-    def resumable(self) -> Point | None:
+    def resumable(self) -> MeasuredNetwork | None:
         """The last network that was kept, with the training that can go on from there."""
         return next(
             (point for point in reversed(self.points) if point.checkpoint is not None), None
@@ -136,7 +136,7 @@ class Ledger:
         self.counts: Counter[Status] = Counter()
         """How many of them have each status: asked at every event, when they may be thousands."""
         self.by_label: dict[str, TrialRecord] = {}
-        self._front: list[Point] = []
+        self._front: list[MeasuredNetwork] = []
         self._losses: Points = np.empty((0, len(objectives)))
         """Those of the front's members, (members, objectives)."""
         self._hypervolume = 0.0
@@ -185,7 +185,7 @@ class Ledger:
         return None if checkpoint is None else join(self.place, checkpoint)
 
     @staticmethod
-    def find(record: TrialRecord, epoch: int, step: int = 0) -> Point:
+    def find(record: TrialRecord, epoch: int, step: int = 0) -> MeasuredNetwork:
         """The network of a trial that was measured after so many epochs, or one pruned from it.
         Raises StopIteration if none."""
         point = next(point for point in record.points if point.epoch == epoch)
@@ -213,7 +213,7 @@ class Ledger:
         record.status, record.reason, record.interrupted = status, reason, interrupted
 
     def _add_point(self, record: TrialRecord, event: Event) -> None:
-        point = Point(
+        point = MeasuredNetwork(
             record,
             event["epoch"],
             event["measures"],
@@ -223,7 +223,9 @@ class Ledger:
         for step, pruned in enumerate(event.get("pruned", []), start=1):
             done = [*point.compaction, *pruned["compaction"]]
             point.pruned.append(
-                Point(record, point.epoch, pruned["measures"], done, None, step=step, source=point)
+                MeasuredNetwork(
+                    record, point.epoch, pruned["measures"], done, None, step=step, source=point
+                )
             )
         record.points.append(point)
         entered = (
@@ -250,7 +252,7 @@ class Ledger:
                 return None
         return loss
 
-    def _enters_front(self, point: Point) -> bool:
+    def _enters_front(self, point: MeasuredNetwork) -> bool:
         loss = self._loss_on_front(point.trial, point.measures)
         if loss is None:
             return False
@@ -264,7 +266,7 @@ class Ledger:
         """The trials of that status; the dense reference is not among them."""
         return [trial for trial in self.trials if trial.status == status]
 
-    def front(self) -> list[Point]:
+    def front(self) -> list[MeasuredNetwork]:
         """The non-dominated networks that meet the constraints, most accurate first."""
         return [self._front[index] for index in self._order()]
 
@@ -279,7 +281,7 @@ class Ledger:
 
         return sorted(range(len(self._front)), key=key)
 
-    def knee(self) -> Point | None:
+    def knee(self) -> MeasuredNetwork | None:
         """The member of the front below which accuracy falls fastest (see `pareto.knee`); None
         without a front."""
         order = self._order()
@@ -297,7 +299,7 @@ class SearchResult:
 
     search: str
     ledger: Ledger
-    front: list[Point]
+    front: list[MeasuredNetwork]
     wall_seconds: float
     tracking_uri: str
     interrupted: bool

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from slimfront.search import terminal
 from slimfront.search.config.settings import SearchOptions, Tracking
-from slimfront.search.record.ledger import Point, SearchResult
+from slimfront.search.record.ledger import MeasuredNetwork, SearchResult
 from slimfront.search.record.storage import parent
 from slimfront.search.terminal import Column, cell
 from slimfront.trainables.errors import one_line
@@ -47,7 +47,7 @@ def as_json(result: SearchResult) -> dict[str, Any]:
     }
 
 
-def _measures(point: Point) -> dict[str, Any]:
+def _measures(point: MeasuredNetwork) -> dict[str, Any]:
     first = {
         "val_accuracy": point.measures.get("val_accuracy"),
         "test_accuracy": point.test_accuracy,
@@ -100,7 +100,9 @@ def as_tables(result: SearchResult, width: int) -> list[Table]:
     ]
 
 
-def _measured(points: list[Point], dense: Point | None, others: list[str]) -> list[Column]:
+def _measured(
+    points: list[MeasuredNetwork], dense: MeasuredNetwork | None, others: list[str]
+) -> list[Column]:
     """The columns that name a network and say what it is worth."""
 
     def sizes(name: str) -> list[str]:
@@ -140,7 +142,7 @@ def _measured(points: list[Point], dense: Point | None, others: list[str]) -> li
     ]
 
 
-def _varied(points: list[Point]) -> list[Column]:
+def _varied(points: list[MeasuredNetwork]) -> list[Column]:
     """A column for each searched value."""
     paths = sorted({path for point in points for path in point.trial.values})
     return [

@@ -92,7 +92,7 @@ def begin(
     return Session(config, folder, journal, [begun], _ledger(config, begun, folder), resumed=False)
 
 
-def take_up(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Session:
+def open_existing(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Session:
     """A search that is there, with what its journal tells.
 
     Raises:
@@ -347,7 +347,7 @@ def rebuild_study(search: str, storage_path: str, overrides: Sequence[str] = ())
     Raises:
         UserError: if there is no such search, it is running, or its journal cannot be read.
     """
-    session = take_up(search, storage_path, overrides)
+    session = open_existing(search, storage_path, overrides)
     try:
         file = session.directory / STUDY_FILE
         if session.config.search.storage is not None:
@@ -375,7 +375,7 @@ def open_study(session: Session, *, starts: bool = True) -> optuna.Study:
     try:
         if config.search.storage is None:
             file = directory / STUDY_FILE
-            _mend(file)
+            _repair(file)
             storage = JournalStorage(JournalFileBackend(str(file)))
         else:
             database = RDBStorage(config.search.storage)
@@ -407,7 +407,7 @@ def open_study(session: Session, *, starts: bool = True) -> optuna.Study:
     return study
 
 
-def _mend(file: Path) -> None:
+def _repair(file: Path) -> None:
     """Takes away what a killed process can leave of Optuna's journal: half a line, and its lock."""
     Path(f"{file}.lock").unlink(missing_ok=True)
     if file.exists():

@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution
 from torch import nn
 
 from slimfront.search.config.schema import Config
-from slimfront.search.record.ledger import Ledger, Point
+from slimfront.search.record.ledger import Ledger, MeasuredNetwork
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.shipping.network_file import read
 
@@ -95,7 +95,9 @@ def importance_png(shares: dict[str, dict[str, float]], title: str) -> Figure:
     return figure
 
 
-def layers_png(networks: Sequence[tuple[Point, nn.Module]], dense: nn.Module, title: str) -> Figure:
+def layers_png(
+    networks: Sequence[tuple[MeasuredNetwork, nn.Module]], dense: nn.Module, title: str
+) -> Figure:
     """Rows are networks, columns the dense network's weight layers; a cell shows the share of its
     weights that is left.
 
@@ -144,7 +146,7 @@ def layers_png(networks: Sequence[tuple[Point, nn.Module]], dense: nn.Module, ti
     return figure
 
 
-def load(point: Point, config: Config) -> nn.Module | None:
+def load(point: MeasuredNetwork, config: Config) -> nn.Module | None:
     """The network of a point as it is stored; None if its file cannot be read."""
     try:
         return read(point.file, config.model_of(point.trial.values))

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 from slimfront.search.config.objectives import Direction, Objective
-from slimfront.search.record.ledger import Ledger, Point
+from slimfront.search.record.ledger import Ledger, MeasuredNetwork
 from slimfront.search.tracking.store import run_route
 
 LABELS = {
@@ -156,7 +156,7 @@ front.on("plotly_click", function (clicked) {
 """
 
 
-def _parallel(ledger: Ledger, front: list[Point]) -> go.Figure:
+def _parallel(ledger: Ledger, front: list[MeasuredNetwork]) -> go.Figure:
     """The objectives and the searched values of the front's members as parallel coordinates,
     coloured by accuracy."""
     paths = list(dict.fromkeys(path for point in front for path in point.trial.values))
@@ -219,22 +219,22 @@ def steps(objective: Objective) -> Literal["steps-post", "steps-pre"]:
     return "steps-post" if objective.direction is Direction.MINIMIZE else "steps-pre"
 
 
-def _ends(ledger: Ledger) -> list[Point]:
+def _ends(ledger: Ledger) -> list[MeasuredNetwork]:
     """The last networks of all trials but the dense reference."""
     return [trial.last for trial in ledger.trials if trial.last]
 
 
-def _dense(ledger: Ledger) -> list[Point]:
+def _dense(ledger: Ledger) -> list[MeasuredNetwork]:
     return [ledger.dense.last] if ledger.dense and ledger.dense.last else []
 
 
 def _values(
-    points: list[Point], size: Objective, accuracy: Objective
+    points: list[MeasuredNetwork], size: Objective, accuracy: Objective
 ) -> tuple[list[float], list[float]]:
     return [p.measures[size.name] for p in points], [p.measures[accuracy.name] for p in points]
 
 
-def _describe(point: Point) -> str:
+def _describe(point: MeasuredNetwork) -> str:
     pruned = f", one-shot pruning step {point.step}" if point.step else ""
     lines = [f"<b>{point.trial.label}</b>, epoch {point.epoch}{pruned}"]
     lines += [f"{name}: {value:.4g}" for name, value in point.measures.items()]

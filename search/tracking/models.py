@@ -16,9 +16,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from torch import Tensor, nn
 
-from slimfront.search.record.ledger import Point
+from slimfront.search.record.ledger import MeasuredNetwork
 from slimfront.search.record.picks import Member, member_name
-from slimfront.search.tracking.outbox import making
+from slimfront.search.tracking.write_queue import making
 from slimfront.trainables.errors import UserError
 
 MODEL_TAG = "slimfront.model"
@@ -29,7 +29,7 @@ def log_model(
     client: MlflowClient,
     experiment_id: str,
     run_id: str,
-    point: Point,
+    point: MeasuredNetwork,
     network: nn.Module,
     inputs: Tensor,
     int8: bytes | None = None,
@@ -110,7 +110,7 @@ def _requirements(*packages: str) -> list[str]:
 
 
 def mark_front(
-    client: MlflowClient, experiment_id: str, run_ids: set[str], front: Sequence[Point]
+    client: MlflowClient, experiment_id: str, run_ids: set[str], front: Sequence[MeasuredNetwork]
 ) -> None:
     """Tags the models of these runs with `slimfront.front`; those of networks that left the front
     in a later session stay."""

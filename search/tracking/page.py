@@ -20,13 +20,13 @@ from torch import nn
 from slimfront.search.config.objectives import Direction, losses
 from slimfront.search.config.schema import Config, as_plain, dump
 from slimfront.search.config.space import flatten
-from slimfront.search.record.ledger import Ledger, Point, SearchResult
+from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult
 from slimfront.search.record.pareto import ranks
 from slimfront.search.record.report import as_json
 from slimfront.search.tracking import charts, figures
 from slimfront.search.tracking.models import log_model, mark_front
-from slimfront.search.tracking.outbox import Outbox, making, unless_impossible
 from slimfront.search.tracking.story import describe
+from slimfront.search.tracking.write_queue import WriteQueue, making, unless_impossible
 from slimfront.trainables.data import load_once
 from slimfront.trainables.redaction import redact_values
 from slimfront.trainables.shipping import Shipped
@@ -95,10 +95,10 @@ class Page:
         search: str,
         experiment_id: str,
         run_ids: dict[str, str],
-        outbox: Outbox,
+        write_queue: WriteQueue,
     ) -> None:
         self.client = client
-        self.outbox = outbox
+        self.write_queue = write_queue
         self.config = config
         self.search = search
         self.experiment_id = experiment_id
@@ -119,7 +119,7 @@ class Page:
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         tags = {"slimfront.version": version("slimfront"), "slimfront.config_digest": digest}
         entries = [Param(key, str(value)) for key, value in params.items()]
-        self.outbox.log(
+        self.write_queue.log(
             "", self.parent, [*entries, *(RunTag(key, value) for key, value in tags.items())]
         )
         self.client.log_text(self.parent, text, "config.yaml")
@@ -221,7 +221,7 @@ class Page:
             )
         self.client.log_text(self.parent, html, "front.html")
 
-    def _log_networks(self, ledger: Ledger, front: list[Point]) -> None:
+    def _log_networks(self, ledger: Ledger, front: list[MeasuredNetwork]) -> None:
         """Models of the front's networks, and which layers they kept; those whose file is lost are
         left out."""
         stored = [
@@ -240,7 +240,7 @@ class Page:
             data = load_once(self.config.candidate({}).data, torch.device("cpu"))
         inputs = data.raw(data.validation.inputs[:2])
 
-        def log_network(point: Point, network: nn.Module) -> None:
+        def log_network(point: MeasuredNetwork, network: nn.Module) -> None:
             with making(f"the model of {point.name}"):
                 shipped = Shipped(network, *data.normalisation()).eval()
                 int8 = None

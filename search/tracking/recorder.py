@@ -21,15 +21,15 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from slimfront.search.config.schema import Config
 from slimfront.search.record.journal import Event
 from slimfront.search.record.ledger import Ledger, label
-from slimfront.search.tracking.outbox import (
-    Letter,
-    Outbox,
+from slimfront.search.tracking.page import Page, last_tags, live_metrics
+from slimfront.search.tracking.store import open_experiment, run_route
+from slimfront.search.tracking.write_queue import (
+    PendingWrites,
+    WriteQueue,
     first_line,
     unless_impossible,
     unless_refused,
 )
-from slimfront.search.tracking.page import Page, last_tags, live_metrics
-from slimfront.search.tracking.store import open_experiment, run_route
 
 log = logging.getLogger(__name__)
 
@@ -95,17 +95,17 @@ class Recorder:
         self.warned = False
         self.monitor: SystemMetricsMonitor | None = None
         self.closing = threading.Event()
-        self.outbox = Outbox(client, self.experiment_id, self.run_ids)
+        self.write_queue = WriteQueue(client, self.experiment_id, self.run_ids)
         self.refused_file = directory / REFUSED_FILE
         if self.refused_file.exists():
-            self.outbox.refused += self.refused_file.read_text(encoding="utf-8").splitlines()
-        self.page = Page(client, config, search, self.experiment_id, self.run_ids, self.outbox)
+            self.write_queue.refused += self.refused_file.read_text(encoding="utf-8").splitlines()
+        self.page = Page(client, config, search, self.experiment_id, self.run_ids, self.write_queue)
         self.history: list[tuple[float, int, float]] = []
         """Minutes since the beginning, epochs trained, and hypervolume, at each end of a trial."""
         self.epochs = 0
         self.pictured = time.monotonic()
         self.page_work: dict[str, Callable[[], None]] = {}
-        """What is to be written on the page after the letters of the outbox, by kind."""
+        """What is to be written on the page after what is pending, by kind."""
         self.complete = True
         self.number = 0
         """Of the event that was taken in last."""
@@ -177,7 +177,7 @@ class Recorder:
             if not self._insist(partial(self._write, everything=over)):
                 self.complete = False
                 return
-            done = self.outbox.done(self.number)
+            done = self.write_queue.done(self.number)
             if done > self.delivered:
                 self.delivered = done
                 self._keep(self.mark, str(done))
@@ -186,7 +186,7 @@ class Recorder:
     @property
     def refused(self) -> list[str]:
         """What MLflow refused for good, by name, each once."""
-        return list(dict.fromkeys(self.outbox.refused))
+        return list(dict.fromkeys(self.write_queue.refused))
 
     def _keep(self, file: Path, content: str) -> None:
         """Writes one of the files that say what MLflow has; without it, a resume only delivers
@@ -201,13 +201,15 @@ class Recorder:
         end."""
         events = []
         with contextlib.suppress(queue.Empty):
-            events.append(self.events.get(timeout=_LOOK_EVERY_S if self.outbox.letters else None))
+            events.append(
+                self.events.get(timeout=_LOOK_EVERY_S if self.write_queue.pending else None)
+            )
             while True:
                 events.append(self.events.get_nowait())
         return events
 
     def _take_in(self, event: Event, *, known: bool) -> None:
-        """Brings the records up to date, and puts what is new into the outbox."""
+        """Brings the records up to date, and puts what is new into the write_queue."""
         if event["event"] == "begun":
             objectives, constraints = (
                 self.config.chosen_objectives(),
@@ -232,7 +234,7 @@ class Recorder:
 
     def _write(self, *, everything: bool) -> None:
         """What has waited long enough, or everything."""
-        self.outbox.send(everything=everything or "finish" in self.page_work)
+        self.write_queue.send(everything=everything or "finish" in self.page_work)
         for kind in list(self.page_work):
             self._on_page(self.page_work[kind])
             del self.page_work[kind]
@@ -241,7 +243,7 @@ class Recorder:
         """Writes something of the search's own page, as far as it can be made and MLflow takes
         it."""
         page = "the page of the search"
-        unless_impossible(page, lambda: unless_refused(page, work, self.outbox.refused))
+        unless_impossible(page, lambda: unless_refused(page, work, self.write_queue.refused))
 
     def _insist(self, write: Callable[[], None]) -> bool:
         """Writes, however often it takes; False if the search ends and the store does not
@@ -268,8 +270,8 @@ class Recorder:
                 self.closing.wait(wait)
             wait = min(2 * wait, _PATIENCE_S[1])
 
-    def _to(self, name: str) -> Letter:
-        return self.outbox.to(name, self.number)
+    def _to(self, name: str) -> PendingWrites:
+        return self.write_queue.to(name, self.number)
 
     def _put_begun(self, _event: Event) -> None:
         self.page_work["begin"] = self.page.begin
@@ -290,21 +292,21 @@ class Recorder:
             "slimfront.trial": name,
             "slimfront.seed": str(event["seed"]),
         }
-        letter = self._to(name)
-        letter.creation = {"start_time": event["time"], "run_name": name, "tags": tags}
-        letter.add_params(event["values"] | {"seed": event["seed"]})
+        writes = self._to(name)
+        writes.creation = {"start_time": event["time"], "run_name": name, "tags": tags}
+        writes.add_params(event["values"] | {"seed": event["seed"]})
 
     def _put_continued(self, event: Event) -> None:
-        letter = self._to(label(event["number"]))
-        letter.status, letter.ended = "RUNNING", None
+        writes = self._to(label(event["number"]))
+        writes.status, writes.ended = "RUNNING", None
 
     def _put_epochs(self, event: Event) -> None:
         """The metrics of some epochs as `epoch/NAME`, with step = epoch; the plain names are for
         the compact network."""
-        letter = self._to(label(event["number"]))
+        writes = self._to(label(event["number"]))
         for epoch in event["history"]:
             values = {f"epoch/{name}": value for name, value in epoch.items() if name != "epoch"}
-            letter.add_metrics(values, event["time"], int(epoch["epoch"]))
+            writes.add_metrics(values, event["time"], int(epoch["epoch"]))
 
     def _put_point(self, event: Event) -> None:
         """The measures of the compact network, with step = epoch."""
@@ -319,11 +321,11 @@ class Recorder:
         self._end(event, "interrupted", "interrupted; `slimfront resume` continues it")
 
     def _end(self, event: Event, status: str, reason: str | None) -> None:
-        letter = self._to(label(event["number"]))
-        letter.add_tags(
+        writes = self._to(label(event["number"]))
+        writes.add_tags(
             {"slimfront.status": status} | ({"slimfront.reason": reason[:5000]} if reason else {})
         )
-        letter.status, letter.ended = _MLFLOW_STATUS[status], event["time"]
+        writes.status, writes.ended = _MLFLOW_STATUS[status], event["time"]
         if event["number"] is not None:
             self._put_live(event)
 
@@ -360,7 +362,7 @@ class Recorder:
         assert ledger is not None
         for name, tags in last_tags(ledger).items():
             self._to(name).add_tags(tags)
-        self.outbox.send(everything=True)
+        self.write_queue.send(everything=True)
         finish = partial(
             self.page.finish, ledger, self.history, event["seconds"], interrupted=interrupted
         )

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 
 from slimfront.search.config.objectives import Direction
 from slimfront.search.config.schema import Config
-from slimfront.search.record.ledger import Ledger, Point
+from slimfront.search.record.ledger import Ledger, MeasuredNetwork
 from slimfront.search.tracking.store import run_route
 from slimfront.trainables.markdown import code, text
 
-Link = Callable[[Point], str]
+Link = Callable[[MeasuredNetwork], str]
 _ROWS = 40
 """So many members of a front are listed; front.json has all of them."""
 
@@ -21,7 +21,7 @@ def describe(
     parts = [f"## {text(search)}", _searched(config, ledger)]
     dense = ledger.dense.last if ledger.dense else None
 
-    def link(point: Point) -> str:
+    def link(point: MeasuredNetwork) -> str:
         run_id = run_ids.get(point.trial.label)
         return f"[{point.name}]({run_route(experiment_id, run_id)[1:]})" if run_id else point.name
 
@@ -82,7 +82,7 @@ def _searched(config: Config, ledger: Ledger) -> str:
     return "\n\n".join(["  \n".join(lines), "\n".join(space)])
 
 
-def _recommended(knee: Point, dense: Point | None) -> str:
+def _recommended(knee: MeasuredNetwork, dense: MeasuredNetwork | None) -> str:
     said = (
         "The knee of the front: the network below which accuracy falls fastest "
         f"for what is saved. {_compared(knee, dense)}"
@@ -97,7 +97,9 @@ def _recommended(knee: Point, dense: Point | None) -> str:
     )
 
 
-def _alternatives(front: list[Point], knee: Point, dense: Point | None, link: Link) -> str:
+def _alternatives(
+    front: list[MeasuredNetwork], knee: MeasuredNetwork, dense: MeasuredNetwork | None, link: Link
+) -> str:
     """The most accurate, and the smallest that is within a point of the dense network."""
     picks = [("most accurate", front[0])]
     if dense:
@@ -114,7 +116,7 @@ def _alternatives(front: list[Point], knee: Point, dense: Point | None, link: Li
     return "\n".join(lines)
 
 
-def _compared(point: Point, dense: Point | None) -> str:
+def _compared(point: MeasuredNetwork, dense: MeasuredNetwork | None) -> str:
     m = point.measures
     said = f"Validation accuracy {m['val_accuracy']:.4f}"
     if dense is None:
@@ -131,7 +133,12 @@ def _compared(point: Point, dense: Point | None) -> str:
     )
 
 
-def _table(front: list[Point], knee: Point | None, dense: Point | None, link: Link) -> str:
+def _table(
+    front: list[MeasuredNetwork],
+    knee: MeasuredNetwork | None,
+    dense: MeasuredNetwork | None,
+    link: Link,
+) -> str:
     head = ("network", "val acc", "test acc", "non-zero", "of dense", "params", "layers", "FLOPs")
     rows = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     if dense:
@@ -141,7 +148,7 @@ def _table(front: list[Point], knee: Point | None, dense: Point | None, link: Li
     return "\n".join(rows)
 
 
-def _row(name: str, point: Point, dense: Point | None) -> str:
+def _row(name: str, point: MeasuredNetwork, dense: MeasuredNetwork | None) -> str:
     m = point.measures
     share = f"{m['nonzero_params'] / dense.measures['nonzero_params']:.1%}" if dense else ""
     test = "" if point.test_accuracy is None else f"{point.test_accuracy:.4f}"

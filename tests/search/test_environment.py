@@ -13,7 +13,7 @@ import yaml
 
 from slimfront.search.cli import _spare_loopback
 from slimfront.search.config.schema import Config, load
-from slimfront.search.record.session import begin, take_up
+from slimfront.search.record.session import begin, open_existing
 from slimfront.search.tracking.ui import _wait_until_up
 from tests.conftest import SMALL_CONFIG
 from tests.search.test_cli import slimfront
@@ -59,7 +59,7 @@ def test_the_environment_gives_the_password_of_a_store_again(
         ("http://elsewhere", "http://me@host:5000"),
     ):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        session = take_up("mine", "runs")
+        session = open_existing("mine", "runs")
         session.journal.close()
         assert session.config.tracking.uri == expected
 

@@ -6,7 +6,7 @@ import pytest
 
 from slimfront.search.config.schema import Config
 from slimfront.search.record.journal import JOURNAL_FILE, Journal, read_events
-from slimfront.search.record.session import begin, read_search, take_up
+from slimfront.search.record.session import begin, open_existing, read_search
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.models import Factory
 
@@ -75,14 +75,14 @@ def test_the_time_that_a_search_took_does_not_depend_on_the_clock_of_the_machine
     session.journal.append("trial", number=0, values={}, seed=1)
     session.journal.close()
     ticks[0] = 5.0  # after a reboot
-    again = take_up("timed", config.search.storage_path)
+    again = open_existing("timed", config.search.storage_path)
     assert again.seconds_before() == 20
     again.journal.append("session", session=2)
     now[0] += 9000 * 10**9
     ticks[0] += 7
     again.journal.append("ended", number=0, status="failed", reason="x")
     again.journal.close()
-    third = take_up("timed", config.search.storage_path)
+    third = open_existing("timed", config.search.storage_path)
     assert third.seconds_before() == 27
     third.journal.close()
 
@@ -121,7 +121,7 @@ def test_a_flipped_byte_anywhere_in_a_journal_is_noticed(config: Config) -> None
             UserError,
             match=r"is damaged in line \d+; restore it from a copy, or start a new search \(.*\)$",
         ):
-            take_up("kept", config.search.storage_path)
+            open_existing("kept", config.search.storage_path)
 
 
 @pytest.mark.parametrize("line", range(7))
@@ -159,7 +159,7 @@ def test_whatever_stands_in_a_journal_is_refused_in_one_sentence(config: Config,
     file = written_search(config)
     lines = file.read_text().splitlines()
     file.write_text("\n".join([*lines[:5], line, *lines[6:]]) + "\n")
-    for read in (read_search, take_up):
+    for read in (read_search, open_existing):
         with pytest.raises(UserError, match="is damaged in line 6; restore it") as caught:
             read("kept", config.search.storage_path)
         assert "\n" not in str(caught.value)
@@ -175,7 +175,7 @@ def test_a_journal_of_version_0_1_is_read(config: Config) -> None:
         )
     )
     assert [event["event"] for event in read_events(file)] == [event["event"] for event in events]
-    session = take_up("kept", config.search.storage_path)
+    session = open_existing("kept", config.search.storage_path)
     session.journal.append("session", session=2)
     session.journal.close()
     assert len(read_search("kept", config.search.storage_path)[1].trials) == 1
@@ -205,7 +205,7 @@ def test_a_journal_that_others_may_have_written_runs_no_code_that_it_names(
         os.chown(file, 12345, 12345) if os.getuid() == 0 else monkeypatch.setattr(
             "os.getuid", lambda: 54321
         )
-    for read in (read_search, take_up):
+    for read in (read_search, open_existing):
         with pytest.raises(
             UserError,
             match=rf"names code to run \(os:getcwd\), and {how}; make it yours if you trust it",

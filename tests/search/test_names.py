@@ -8,7 +8,7 @@ from slimfront.search.config.names import check_name, is_name
 from slimfront.search.config.schema import Config
 from slimfront.search.engine.runner import sync_search
 from slimfront.search.record.locate import locate, name_in_store
-from slimfront.search.record.session import begin, read_search, take_up
+from slimfront.search.record.session import begin, open_existing, read_search
 from slimfront.search.tracking import connect
 from slimfront.trainables.errors import UserError
 from tests.search.test_cli import slimfront
@@ -41,7 +41,7 @@ WAYS = [
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_a_search_leads_to_its_name(begun: Path, way: str) -> None:
     assert locate(way, "runs") == ("mine", str(begun))
-    session = take_up(way, "runs")
+    session = open_existing(way, "runs")
     session.journal.close()
     assert (session.folder.search, session.directory) == ("mine", begun / "mine")
     assert read_search(str(begun / "mine"), "elsewhere")[0] == session.config
@@ -68,7 +68,7 @@ def test_what_leads_to_no_search_is_refused(begun: Path, nonsense: str) -> None:
         UserError,
         match=r"is neither the name of a search nor the path of its directory|there is no search",
     ):
-        take_up(nonsense, "runs")
+        open_existing(nonsense, "runs")
     assert sorted(path.name for path in begun.iterdir()) == ["link", "mine"]
 
 

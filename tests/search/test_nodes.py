@@ -6,7 +6,7 @@ import pytest
 from slimfront.search.config.schema import Config
 from slimfront.search.config.settings import Resources
 from slimfront.search.engine import nodes
-from slimfront.search.engine.nodes import check_fits, room, slots
+from slimfront.search.engine.nodes import capacity, check_fits, slots
 from slimfront.trainables.errors import UserError
 
 
@@ -49,7 +49,7 @@ def test_there_is_room_for_what_joins(
 ) -> None:
     now = 100.0
     monkeypatch.setattr(nodes.time, "monotonic", lambda: now)
-    places = room(asking(config, cpu=2))
+    places = capacity(asking(config, cpu=2))
     assert places() == 2
     cluster.append(node(CPU=8))
     assert places() == 2  # nodes are not counted at every call
@@ -58,7 +58,7 @@ def test_there_is_room_for_what_joins(
     cluster.clear()
     now += 1
     assert places() == 1  # one waits for a node
-    assert room(asking(config, 64))() == 64  # what an autoscaler is to make room for
+    assert capacity(asking(config, 64))() == 64  # what an autoscaler is to make room for
 
 
 def test_resources_that_no_node_has(

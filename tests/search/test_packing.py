@@ -160,10 +160,10 @@ def test_a_pack_is_measured_and_leaves_the_search_rounds_to_learn_from(
     asked: list[int] = []
     monkeypatch.setattr(packing, "best_size", lambda _, most, threads: asked.append(most) or 4)
     monkeypatch.setattr(
-        packing, "room", lambda _: lambda: 2 if concurrency == "auto" else concurrency
+        packing, "capacity", lambda _: lambda: 2 if concurrency == "auto" else concurrency
     )
     found = pack(packed(tmp_path, "auto", trials, search={"concurrency": concurrency}))
     assert asked == ([] if most is None else [most])
     assert found.size == (1 if most is None else 4)
-    assert found.room() == (concurrency if concurrency != "auto" else 2 * found.size)
+    assert found.capacity() == (concurrency if concurrency != "auto" else 2 * found.size)
     assert found.processes() == (4 if concurrency == 4 else 2)

@@ -124,9 +124,9 @@ def check_chaos(directory: Path, result: dict[str, Any]) -> int:
 
 def resume_ledger(directory: Path) -> SearchResult:
     """What the journal tells, without running anything."""
-    from slimfront.search.record.session import take_up
+    from slimfront.search.record.session import open_existing
 
-    session = take_up("chaos", str(directory / "runs"))
+    session = open_existing("chaos", str(directory / "runs"))
     session.journal.close()
     return SearchResult("chaos", session.ledger, session.ledger.front(), 0.0, "", interrupted=False)
 

@@ -11,7 +11,7 @@ import yaml
 from slimfront.search.cluster.submission import checked
 from slimfront.search.config.schema import Config, as_plain, dump, load, secret_paths
 from slimfront.search.record.journal import Journal
-from slimfront.search.record.session import begin, take_up
+from slimfront.search.record.session import begin, open_existing
 from slimfront.trainables.errors import UserError
 from tests.conftest import SMALL_CONFIG
 
@@ -125,14 +125,14 @@ def test_a_search_goes_on_when_its_secrets_are_given_again(
             r"again: SLIMFRONT_SET="
         ),
     ):
-        take_up("mine", "runs")
+        open_existing("mine", "runs")
     again = [
         "data.args.url=https://me:hunter2@host/x",
         "data.args.password=hunter2",
         "data.args.all=['ftp://a:hunter2@b']",
     ]
     again += ["tracking.uri=http://hunter2@host:5000/x?token=hunter2"]
-    taken = take_up(
+    taken = open_existing(
         "mine", "runs", [*again, "search.storage=postgresql://anna@host/optuna?password=hunter2"]
     )
     taken.journal.close()
@@ -146,7 +146,7 @@ def test_a_search_goes_on_when_its_secrets_are_given_again(
         with pytest.raises(
             UserError, match=r"only its secret can be given again|stays there"
         ) as caught:
-            take_up("mine", "runs", [*again, other])
+            open_existing("mine", "runs", [*again, other])
         assert "hunter2" not in str(caught.value)
 
 
@@ -174,7 +174,7 @@ def test_a_user_that_was_recorded_is_the_same_store_again(
         [],
     ).journal.close()
     for again in ([], ["tracking.uri=http://me:other@host/x"], ["tracking.uri=http://host/x"]):
-        take_up("mine", "runs", again).journal.close()
+        open_existing("mine", "runs", again).journal.close()
 
 
 def test_a_job_gets_no_secrets(config_file: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.compaction import compact, from_plain, to_plain
+from slimfront.trainables.compaction import compact, deserialise, serialise
 from slimfront.trainables.shipping.network_file import check_storable
 from slimfront.trainables.structure.graph import hidden_layers, trace
 
@@ -55,7 +55,7 @@ def test_encoders_are_traced_stored_and_compacted_with_equal_outputs(
     }
     assert kinds - {nn.ReLU} == {nn.Linear, nn.LayerNorm, nn.Dropout, nn.MultiheadAttention}
     compacted = compact(network, inputs).network
-    assert torch.equal(from_plain(to_plain(compacted))(inputs), compacted(inputs))  # type: ignore[arg-type]
+    assert torch.equal(deserialise(serialise(compacted))(inputs), compacted(inputs))  # type: ignore[arg-type]
 
 
 def test_the_units_of_a_perceptron_in_an_encoder_can_be_removed() -> None:

@@ -12,7 +12,7 @@ from slimfront.trainables.models.resnet import BasicBlock
 from slimfront.trainables.packs import Pack
 from slimfront.trainables.shipping.network_file import restore, store
 from slimfront.trainables.sparsifiers import SPARSIFIERS
-from slimfront.trainables.training.layout import align_gradients, align_state, thin
+from slimfront.trainables.training.layout import align_gradients, align_state, ambiguous_strides
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.optimizers import take_step
 from tests.trainables.packs.conftest import doubles  # noqa: F401 (float64, on few examples)
@@ -103,7 +103,7 @@ def test_convolutions_get_images_with_channels_last_and_gradients_have_the_strid
     training.run_epoch()
     assert all(seen[:5])  # the steps
     assert all(p.grad is not None and p.grad.stride() == p.stride() for p in training.parameters)
-    assert {tuple(p.shape[1:]) for p in training.thin} == {(1, 3, 3), (4, 1, 1)}
+    assert {tuple(p.shape[1:]) for p in training.ambiguous} == {(1, 3, 3), (4, 1, 1)}
     assert all(
         v.stride() == p.stride()
         for p, s in training.optimizer.state.items()
@@ -123,7 +123,7 @@ def test_gradients_that_autograd_lays_out_otherwise_are_aligned_before_the_optim
         parameter.grad = torch.empty(parameter.shape).copy_(parameter.grad)
         before.append(parameter.grad.stride() == parameter.stride())
 
-    for parameter in training.thin:
+    for parameter in training.ambiguous:
         parameter.register_post_accumulate_grad_hook(otherwise)
 
     def watched(optimizer: torch.optim.Optimizer, lr: torch.Tensor | None) -> None:
@@ -194,8 +194,8 @@ def test_gradients_and_state_are_aligned_with_their_parameters() -> None:
     values = torch.arange(8.0).view(2, 4, 1, 1)
     layer.weight.grad = values.clone()
     assert layer.weight.stride() != values.stride()
-    assert thin(layer.parameters()) == [layer.weight]
-    align_gradients(thin(layer.parameters()))
+    assert ambiguous_strides(layer.parameters()) == [layer.weight]
+    align_gradients(ambiguous_strides(layer.parameters()))
     assert layer.weight.grad.stride() == layer.weight.stride()
     assert torch.equal(layer.weight.grad, values)
     wide = nn.Parameter(torch.randn(2, 4, 3, 3).contiguous(memory_format=torch.channels_last))

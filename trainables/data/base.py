@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from slimfront.trainables.data.ahead import ahead
-from slimfront.trainables.data.room import Empty, in_process, pieces
+from slimfront.trainables.data.tensor_file import Allocator, in_process, pieces
 from slimfront.trainables.data.transforms import Augment, Draws, augment, channel_statistics, varied
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.gpu import free_memory, to_device
@@ -165,11 +165,11 @@ class Data(Options):
             )
         return self
 
-    def load(self, empty: Empty = in_process) -> Dataset:
+    def load(self, allocate: Allocator = in_process) -> Dataset:
         """Reads and splits the data, on the CPU, without augmentation.
 
         Args:
-            empty: gives the room for large tensors; a loader that uses it only in small steps
+            allocate: allocates large tensors; a loader that uses it only in small steps
                 handles more than memory holds.
 
         Raises:
@@ -191,7 +191,7 @@ DATA: Registry[Data] = Registry("data set")
 
 
 def split(
-    options: Data, inputs: Tensor, labels: Tensor, classes: int, empty: Empty = in_process
+    options: Data, inputs: Tensor, labels: Tensor, classes: int, allocate: Allocator = in_process
 ) -> Dataset:
     """Splits examples into training, validation and test, with equal class shares in each
     (stratified).
@@ -200,7 +200,7 @@ def split(
         inputs: (N, *input_shape) real numbers, of which images (N, C, H, W) uint8 stay uint8, and
             all else becomes float32; see `normalised`.
         labels: (N,) int64 in [0, classes).
-        empty: gives the room for the inputs of each split.
+        allocate: allocates the inputs of each split.
 
     Raises:
         UserError: if there are too few examples of a class.
@@ -208,7 +208,7 @@ def split(
     dtype = torch.uint8 if inputs.dtype == torch.uint8 and inputs.dim() == 4 else torch.float32
     splits = []
     for chosen in split_indices(options, labels):
-        taken = empty((len(chosen), *inputs.shape[1:]), dtype)
+        taken = allocate((len(chosen), *inputs.shape[1:]), dtype)
         steps = pieces(taken)
         for part, indices in zip(steps, chosen.split(len(steps[0])), strict=True):
             part.copy_(inputs[indices])

@@ -1,8 +1,8 @@
 """The node's cache: a data set is decoded by one process of a node and mapped into memory by all.
 
-An entry is one file (`room.py`), named by all that decides its content. The first process that
-needs it writes it under a file lock, with another name, and renames it; the others wait for the
-lock. The kernel releases the lock of a process that dies.
+An entry is one file (`tensor_file.py`), named by all that decides its content. The first process
+that needs it writes it under a file lock, with another name, and renames it; the others wait for
+the lock. The kernel releases the lock of a process that dies.
 """
 
 import errno
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from slimfront.trainables.data.base import Data, Dataset, Split
-from slimfront.trainables.data.room import TensorFile, in_process, read_tensors
+from slimfront.trainables.data.tensor_file import TensorFile, in_process, read_tensors
 from slimfront.trainables.data.transforms import Augment
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.folders import own_folder
@@ -184,17 +184,17 @@ def _fill(options: Data, part: Path, *, keep: bool) -> Dataset:
     file = TensorFile(part)
     troubles: list[OSError] = []
 
-    def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def allocate(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         try:
             _make_room(part.parent, torch.empty(tuple(shape), dtype=dtype, device="meta").nbytes)
-            return file.empty(shape, dtype)
+            return file.allocate(shape, dtype)
         except OSError as error:
             troubles.append(error)
             _complain(options, error)
             return in_process(shape, dtype)
 
     try:
-        data = options.load(empty)
+        data = options.load(allocate)
         if troubles or type(data) is not Dataset:
             return data
         tensors = {

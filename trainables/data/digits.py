@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from slimfront.trainables.data.base import DATA, Data, Dataset, split
-from slimfront.trainables.data.room import Empty, in_process
+from slimfront.trainables.data.tensor_file import Allocator, in_process
 
 
 @DATA.register("digits")
@@ -14,13 +14,13 @@ class Digits(Data):
 
     name: Literal["digits"] = "digits"
 
-    def load(self, empty: Empty = in_process) -> Dataset:
+    def load(self, allocate: Allocator = in_process) -> Dataset:
         from sklearn.datasets import load_digits
 
         raw = load_digits()
         inputs = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1)  # (1797, 1, 8, 8)
         return split(
-            self, inputs, torch.tensor(raw.target, dtype=torch.int64), classes=10, empty=empty
+            self, inputs, torch.tensor(raw.target, dtype=torch.int64), classes=10, allocate=allocate
         )
 
     def fingerprint(self) -> str | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from slimfront.trainables.data.base import DATA, Data, Dataset, split
 from slimfront.trainables.data.cache import files_state
-from slimfront.trainables.data.room import Empty, in_process
+from slimfront.trainables.data.tensor_file import Allocator, in_process
 from slimfront.trainables.data.transforms import channel_statistics
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.importing import import_by_path
@@ -54,7 +54,7 @@ class Factory(Data):
             )
         )
 
-    def load(self, empty: Empty = in_process) -> Dataset:
+    def load(self, allocate: Allocator = in_process) -> Dataset:
         function = import_by_path(self.factory, "data factory")
         try:
             made = function(
@@ -78,7 +78,7 @@ class Factory(Data):
                 raise self._wrong(
                     f"has {len(inputs)} inputs and {len(labels)} labels", "one label for each input"
                 )
-            return split(self, inputs, labels, classes=int(labels.max()) + 1, empty=empty)
+            return split(self, inputs, labels, classes=int(labels.max()) + 1, allocate=allocate)
         raise self._wrong(
             f"is {_describe(made)}",
             "a slimfront.trainables.data.Dataset, or (inputs, labels) as tensors or arrays",

@@ -21,7 +21,7 @@ from slimfront.trainables.data.base import (
 )
 from slimfront.trainables.data.cache import files_state
 from slimfront.trainables.data.images import CHUNK, Rows, decode_into
-from slimfront.trainables.data.room import Empty, in_process
+from slimfront.trainables.data.tensor_file import Allocator, in_process
 from slimfront.trainables.errors import UserError, shorten
 from slimfront.trainables.options import Options, suggest
 
@@ -108,7 +108,7 @@ class HuggingFace(Data):
     def _where(self) -> str:
         return f"the data set '{self.path or (self.data_files and self.data_files.train)}'"
 
-    def load(self, empty: Empty = in_process) -> Dataset:
+    def load(self, allocate: Allocator = in_process) -> Dataset:
         train, test = self._splits()
         label = self._column(train.features, "label", _LABEL_NAMES)
         image = self._column(train.features, "image", _IMAGE_NAMES)
@@ -133,7 +133,7 @@ class HuggingFace(Data):
                 self._rows(test, image, "test", [everything]),
             ]
             wanted = [*(labels[indices] for indices in held), test_labels]
-        inputs = decode_into(rows, _decoder(), self.size, empty)
+        inputs = decode_into(rows, _decoder(), self.size, allocate)
         train_split, validation, test_split = (
             Split(x, y) for x, y in zip(inputs, wanted, strict=True)
         )

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from slimfront.trainables.data.ahead import Progress, ahead
-from slimfront.trainables.data.room import Empty
+from slimfront.trainables.data.tensor_file import Allocator
 from slimfront.trainables.errors import UserError
 
 _GREY = ("1", "L", "LA", "La")
@@ -58,7 +58,10 @@ class _Coloured(Exception):
 
 
 def decode_into(
-    sources: Sequence[Rows], decode: Callable[[Any], Image.Image], size: int | None, empty: Empty
+    sources: Sequence[Rows],
+    decode: Callable[[Any], Image.Image],
+    size: int | None,
+    allocate: Allocator,
 ) -> list[Tensor]:
     """Decodes all images of all sources, a few chunks at a time, in processes if it takes long.
 
@@ -66,7 +69,7 @@ def decode_into(
         sources: what to decode.
         decode: makes an image of an encoded one.
         size: width and height to resize to, bilinear; None leaves the images as they are.
-        empty: gives the room for the result.
+        allocate: allocates the result.
 
     Returns:
         For each part of each source (n, C, H, W) uint8. C is 1 where all are grey, else 3: palettes
@@ -78,16 +81,16 @@ def decode_into(
     """
     _warn_of_transparency.cache_clear()
     try:
-        return _decode_into(sources, decode, size, empty, None)
+        return _decode_into(sources, decode, size, allocate, None)
     except _Coloured:  # rare: the first coloured image is not among the first few
-        return _decode_into(sources, decode, size, empty, 3)
+        return _decode_into(sources, decode, size, allocate, 3)
 
 
 def _decode_into(
     sources: Sequence[Rows],
     decode: Callable[[Any], Image.Image],
     size: int | None,
-    empty: Empty,
+    allocate: Allocator,
     channels: int | None,
 ) -> list[Tensor]:
     made: list[list[Tensor]] = []
@@ -109,7 +112,7 @@ def _decode_into(
                     height, width = images[0].shape[:2]
                     shape = (channels, height, width)
                     made = [
-                        [empty((len(part), *shape), torch.uint8) for part in other.parts]
+                        [allocate((len(part), *shape), torch.uint8) for part in other.parts]
                         for other in sources
                     ]
                 if coloured and channels == 1:

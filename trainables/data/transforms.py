@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from slimfront.trainables.data.room import pieces
+from slimfront.trainables.data.tensor_file import pieces
 from slimfront.trainables.gpu import to_device
 from slimfront.trainables.options import Options
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.precision import wide
+from slimfront.trainables.precision import to_float32
 
 
 class _Linear(nn.Linear):
@@ -53,7 +53,7 @@ def _widened(kind: Any) -> type[nn.Module]:
 
     class Widened(kind):
         def forward(self, inputs: Tensor) -> Tensor:
-            made: Tensor = super().forward(wide(inputs))
+            made: Tensor = super().forward(to_float32(inputs))
             return _like(made, inputs)
 
     return Widened

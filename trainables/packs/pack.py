@@ -156,7 +156,7 @@ class Pack:
         return results
 
     def _epoch_alone(self, member: Training) -> dict[str, Number] | TrialFailure:
-        """The epoch of a member that has no company: it is faster without a stack."""
+        """The epoch of a member that has no epoch_runner: it is faster without a stack."""
         self.leave(member)
         try:
             metrics = member.run_epoch()

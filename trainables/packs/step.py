@@ -24,7 +24,7 @@ from slimfront.trainables.packs.modules import replace_layers
 from slimfront.trainables.penalties.base import ActiveGroups, ActivePenalty, Penalty
 from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.penalties.features import remove_hooks
-from slimfront.trainables.precision import forward_pass, wide
+from slimfront.trainables.precision import forward_pass, to_float32
 
 Tensors = dict[str, Tensor]
 
@@ -115,7 +115,7 @@ class Step:
         # Outside of vmap, which takes cross entropy apart, and with the classes before the batch,
         # which is four times as fast.
         task_losses = nn.functional.cross_entropy(
-            wide(outputs).transpose(1, 2), labels, reduction="none"
+            to_float32(outputs).transpose(1, 2), labels, reduction="none"
         ).mean(1)
         return task_losses, torch.stack(extra).sum(0) if extra else torch.zeros_like(task_losses)
 

@@ -142,32 +142,32 @@ pack when it reported."""
 
 
 class SharedProcess:
-    """Runs the trainables of several trials, one in each of its seats; its methods are called in
+    """Runs the trainables of several trials, one in each of its slots; its methods are called in
     threads of their own."""
 
     def __init__(self, trainable: type) -> None:
-        """`trainable` makes one for each trial, and uses its attribute `company` as
+        """`trainable` makes one for each trial, and uses its attribute `epoch_runner` as
         `CandidateTrainable` does."""
         self.trainable = trainable
         self.together = Together()
-        self.seats: dict[int, Any] = {}
+        self.slots: dict[int, Any] = {}
 
-    def sit(self, seat: int, arguments: dict[str, Any]) -> None:
-        """Makes the trainable of a seat."""
+    def create(self, slot: int, arguments: dict[str, Any]) -> None:
+        """Makes the trainable of a slot."""
         with self.together.call():
-            self.seats[seat] = self.trainable(**arguments)
-            self.seats[seat].company = self.together
+            self.slots[slot] = self.trainable(**arguments)
+            self.slots[slot].epoch_runner = self.together
 
     def call(
-        self, seat: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any]
+        self, slot: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any]
     ) -> Any:
-        """What a method of a seat's trainable returns."""
+        """What a method of a slot's trainable returns."""
         if method in _AT_ONCE:
-            return getattr(self.seats[seat], method)(*arguments, **named)
+            return getattr(self.slots[slot], method)(*arguments, **named)
         with self.together.call():
-            return getattr(self.seats[seat], method)(*arguments, **named)
+            return getattr(self.slots[slot], method)(*arguments, **named)
 
-    def leave(self, seat: int) -> None:
-        """Ends the trainable of a seat."""
+    def leave(self, slot: int) -> None:
+        """Ends the trainable of a slot."""
         with self.together.call():
-            self.seats.pop(seat).stop()
+            self.slots.pop(slot).stop()

@@ -76,7 +76,7 @@ GroupT = TypeVar("GroupT")
 
 
 @dataclass(frozen=True)
-class Held:
+class ParameterRef:
     """A parameter by the module that holds it: what is held there changes where many candidates are
     trained at once."""
 
@@ -90,10 +90,10 @@ class Held:
         return tensor
 
 
-def held(model: nn.Module, name: str) -> Held:
+def parameter_ref(model: nn.Module, name: str) -> ParameterRef:
     """The parameter of that name."""
     module, _, leaf = name.rpartition(".")
-    return Held(model.get_submodule(module), leaf)
+    return ParameterRef(model.get_submodule(module), leaf)
 
 
 class GroupPenalty(Penalty):
@@ -116,7 +116,7 @@ class ActiveGroups(Generic[GroupT]):
     """A group penalty at work: `norm` gives the penalty of a group, `shrink` takes its proximal
     step in place.
 
-    Where groups are single parameters (`Held`) and the operator takes each entry by itself,
+    Where groups are single parameters (`ParameterRef`) and the operator takes each entry by itself,
     `shrink_entries` is the same for a tensor and a number, and faster.
     """
 
@@ -178,7 +178,7 @@ class ActiveGroups(Generic[GroupT]):
             if strength == 0 or (not isinstance(step_size, Tensor) and step_size * strength == 0):
                 continue
             if self.shrink_entries is not None and not isinstance(step_size, Tensor):
-                assert isinstance(group, Held)
+                assert isinstance(group, ParameterRef)
                 self.shrink_entries(group.tensor, step_size * strength)
                 continue
             if strength not in thresholds:

@@ -9,7 +9,7 @@ weights in front of a batch norm have no scale.
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty, Held
+from slimfront.trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty, ParameterRef
 from slimfront.trainables.structure.graph import Layer, residual_branches, trace
 
 
@@ -35,14 +35,14 @@ class BlockSparsity(GroupPenalty):
 
     nothing_to_do = "there is no residual branch in this network"
 
-    def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[list[Held]]:
+    def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[list[ParameterRef]]:
         groups = {
             branch.last.name: _scale_of(branch.last)
             for branch in residual_branches(trace(model, sample))
         }
 
         @torch.no_grad()
-        def shrink(group: list[Held], threshold: Tensor) -> None:
+        def shrink(group: list[ParameterRef], threshold: Tensor) -> None:
             tensors = [member.tensor for member in group]
             for tensor, shrunk in zip(tensors, shrink_group(tensors, threshold), strict=True):
                 tensor.copy_(shrunk)
@@ -52,10 +52,10 @@ class BlockSparsity(GroupPenalty):
         )
 
 
-def _scale_of(layer: Layer) -> list[Held]:
+def _scale_of(layer: Layer) -> list[ParameterRef]:
     module = layer.layer if layer.norm is None else layer.norm
     return (
-        [Held(module, "weight")]
+        [ParameterRef(module, "weight")]
         if module.bias is None
-        else [Held(module, "weight"), Held(module, "bias")]
+        else [ParameterRef(module, "weight"), ParameterRef(module, "bias")]
     )

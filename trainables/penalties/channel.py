@@ -19,12 +19,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.compaction.coupled import removable_groups
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty, Held, held
+from slimfront.trainables.penalties.base import (
+    PENALTIES,
+    ActiveGroups,
+    GroupPenalty,
+    ParameterRef,
+    parameter_ref,
+)
 from slimfront.trainables.structure.channel_groups import UnitGroup
 from slimfront.trainables.structure.graph import rows
 from slimfront.trainables.structure.head_groups import head_groups
+from slimfront.trainables.structure.removable import removable_groups
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Units:
     """The parameters that write the units of one group, each with the unit of each row; −1: none of
     this group."""
 
-    parameters: tuple[Held, ...]
+    parameters: tuple[ParameterRef, ...]
     owners: tuple[Tensor, ...]
     units: int
     weight: Tensor
@@ -110,7 +116,7 @@ class ChannelSparsity(GroupPenalty):
 
 
 def _units(group: UnitGroup, model: nn.Module) -> Units:
-    parameters = tuple(held(model, name) for name in group.writers)
+    parameters = tuple(parameter_ref(model, name) for name in group.writers)
     tensors = [parameter.tensor for parameter in parameters]
     owners = tuple(
         owners.to(tensor.device)

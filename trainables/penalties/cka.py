@@ -23,7 +23,7 @@ from slimfront.trainables.penalties.features import (
     find_layers,
     output_shapes,
 )
-from slimfront.trainables.precision import wide
+from slimfront.trainables.precision import to_float32
 
 PairWeights = Mapping[str, Mapping[str, float]]
 
@@ -57,7 +57,7 @@ class _Gram(torch.autograd.Function):
 
     @staticmethod
     def forward(flat: Tensor) -> Tensor:
-        rows = wide(flat)
+        rows = to_float32(flat)
         return rows @ rows.T
 
     @staticmethod
@@ -68,7 +68,7 @@ class _Gram(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (flat,) = ctx.saved_tensors
         with torch.autocast(flat.device.type, enabled=False):
-            return ((gradient + gradient.T) @ wide(flat)).to(flat.dtype)
+            return ((gradient + gradient.T) @ to_float32(flat)).to(flat.dtype)
 
 
 def pairwise_cka(features: Sequence[Tensor], *, unbiased: bool = True) -> Tensor:

@@ -7,7 +7,13 @@ free.
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty, Held, held
+from slimfront.trainables.penalties.base import (
+    PENALTIES,
+    ActiveGroups,
+    GroupPenalty,
+    ParameterRef,
+    parameter_ref,
+)
 from slimfront.trainables.sparsifiers.base import prunable_weights
 
 
@@ -30,13 +36,14 @@ class ConnectionSparsity(GroupPenalty):
     """Connection sparsity; `strength` is λ. It acts on the weights of all linear and convolutional
     layers; needs no tracing."""
 
-    def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Held]:
+    def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[ParameterRef]:
         groups = {
-            name.removesuffix(".weight"): held(model, name) for name in prunable_weights(model)
+            name.removesuffix(".weight"): parameter_ref(model, name)
+            for name in prunable_weights(model)
         }
 
         @torch.no_grad()
-        def shrink(weight: Held, threshold: Tensor) -> None:
+        def shrink(weight: ParameterRef, threshold: Tensor) -> None:
             weight.tensor.copy_(soft_threshold(weight.tensor, threshold))
 
         return ActiveGroups(

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
 
-from slimfront.trainables.compaction import from_plain, to_plain
+from slimfront.trainables.compaction import deserialise, serialise
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.shipping.kernels import Kernel, has_2_of_4, with_sparse_kernels
 
@@ -201,7 +201,7 @@ def _save_safetensors(
             "the format safetensors holds networks that were compacted; this one was trained with "
             "compaction off"
         )
-    plain = to_plain(network.network)
+    plain = serialise(network.network)
     tensors = {"mean": network.mean, "std": network.std}
     for name, module in plain["modules"].items():
         tensors |= {
@@ -231,7 +231,7 @@ def _load_safetensors(path: Path) -> tuple[Shipped, list[Kernel]]:
         module, slash, key = name.rpartition("/")
         if slash:
             plain["modules"][module]["state"][key] = tensor
-    network: nn.Module = from_plain(plain)
+    network: nn.Module = deserialise(plain)
     return Shipped(network, tensors["mean"], tensors["std"]).eval(), plain["sparse_kernels"]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction.compact import Compaction, relative_difference
 from slimfront.trainables.compaction.modes import traced_in_both_modes
-from slimfront.trainables.compaction.plain import FORMAT, from_plain, to_plain
+from slimfront.trainables.compaction.plain import FORMAT, deserialise, serialise
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.models import Model
 from slimfront.trainables.structure.attention import split_attention
@@ -45,7 +45,7 @@ def store(
     A network that is not a traced graph must be one that `model` builds.
     """
     if isinstance(network, fx.GraphModule):
-        return to_plain(network)
+        return serialise(network)
     state = _state(network)
     built = {
         "options": model.model_dump(mode="json"),
@@ -80,7 +80,7 @@ def restore(stored: dict[str, Any], model: Model | None = None) -> nn.Module:
         ValueError: if it is damaged, of another format, or of another model.
     """
     if "model" not in stored:
-        return from_plain(stored)
+        return deserialise(stored)
     built = stored["model"]
     if model is None:
         raise ValueError(
@@ -156,7 +156,7 @@ def check_storable(network: nn.Module, sample: Tensor) -> None:
     try:
         traced = traced_in_both_modes(network)
         split_attention(traced)
-        restored = from_plain(to_plain(traced))
+        restored = deserialise(serialise(traced))
         with torch.no_grad():
             same = torch.equal(restored(sample), traced(sample))
         tolerance = Compaction().tolerance

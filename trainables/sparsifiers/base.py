@@ -34,7 +34,7 @@ class Setting:
     total_steps: int
     seed: int
     examples: Callable[[int], tuple[Tensor, Tensor]]
-    level: Callable[[Iterable[Tensor]], None] = lambda _tensors: None
+    broadcast_from_rank0: Callable[[Iterable[Tensor]], None] = lambda _tensors: None
 
 
 def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -198,7 +198,7 @@ class ActiveSparsifier:
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Takes new masks: zeroes the weights that they drop, and what the optimiser remembers of
         them."""
-        self.setting.level(masks.values())
+        self.setting.broadcast_from_rank0(masks.values())
         for name, mask in masks.items():
             weight = self.weights[name]
             self.masks[name].copy_(mask)

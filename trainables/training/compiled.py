@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.measures.latency import seconds_of
-from slimfront.trainables.precision import forward_pass, wide
+from slimfront.trainables.precision import forward_pass, to_float32
 
 Compile = bool | Literal["auto"]
 
@@ -111,7 +111,7 @@ def pays_back(model: nn.Module, inputs: Tensor, labels: Tensor, steps: int, *, b
         def take() -> None:
             with forward_pass(inputs.device, bf16):
                 outputs = way(inputs)
-            nn.functional.cross_entropy(wide(outputs), labels).backward()
+            nn.functional.cross_entropy(to_float32(outputs), labels).backward()
 
         return seconds_of(take, inputs.device)
 

@@ -23,7 +23,7 @@ def contiguous_copy(model: nn.Module) -> nn.Module:
     return copied.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
 
 
-def thin(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+def ambiguous_strides(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Those with four dimensions, one of them of size 1: their layout is ambiguous, and that of
     gradients may differ."""
     return [parameter for parameter in parameters if parameter.dim() == 4 and 1 in parameter.shape]

@@ -23,9 +23,9 @@ from slimfront.trainables.training.finishing import Finishing, Number, Trained
 from slimfront.trainables.training.layout import (
     align_gradients,
     align_state,
+    ambiguous_strides,
     channels_last,
     contiguous_copy,
-    thin,
 )
 from slimfront.trainables.training.losses import Losses
 from slimfront.trainables.training.optimizers import build_optimizer, scheduled, set_lr, take_step
@@ -81,14 +81,14 @@ class Training:
         with torch.random.fork_rng(devices=self._gpus()):
             torch.manual_seed(seed)  # torch's initialisers know only the global generator
             self.model = candidate.model.build(self.data.input_shape, self.data.classes)
-            self.noise = self._noise()
+            self.rng_state = self._rng_state()
         _refuse_computed_weights(candidate, self.model)
         self.model.to(self.device)
         options = self.options
         if options.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.parameters = list(self.model.parameters())
-        self.thin = thin(self.parameters) if options.channels_last else []
+        self.ambiguous = ambiguous_strides(self.parameters) if options.channels_last else []
         self.optimizer = build_optimizer(
             options.optimizer, self.parameters, options.lr, options.momentum, options.weight_decay
         )
@@ -104,7 +104,7 @@ class Training:
                 self._total_steps(),
                 seed,
                 self._examples,
-                self.ranks.level,
+                self.ranks.broadcast_from_rank0,
             )
             self.sparsifier = candidate.sparsifier.attach(setting)
         self.losses: nn.Module | None = None
@@ -129,7 +129,7 @@ class Training:
     def _gpus(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []
 
-    def _noise(self) -> dict[str, Tensor]:
+    def _rng_state(self) -> dict[str, Tensor]:
         """The state of torch's global generators, by kind of device."""
         state = {"cpu": torch.get_rng_state()}
         return state | (
@@ -137,15 +137,15 @@ class Training:
         )
 
     @contextmanager
-    def own_noise(self) -> Iterator[None]:
+    def own_rng_state(self) -> Iterator[None]:
         """Lends torch's global generators the state of this training: dropout knows no other. They
         get theirs back."""
         with torch.random.fork_rng(devices=self._gpus()):
-            torch.set_rng_state(self.noise["cpu"])
-            if "cuda" in self.noise:
-                torch.cuda.set_rng_state(self.noise["cuda"], self.device)
+            torch.set_rng_state(self.rng_state["cpu"])
+            if "cuda" in self.rng_state:
+                torch.cuda.set_rng_state(self.rng_state["cuda"], self.device)
             yield
-            self.noise = self._noise()
+            self.rng_state = self._rng_state()
 
     def steps_per_epoch(self) -> int:
         """How many steps an epoch has."""
@@ -203,10 +203,10 @@ class Training:
             (len(batch), *self.ranks.share(batch)) for batch in order.split(self.options.batch_size)
         ]
         with (
-            self.own_noise(),
+            self.own_rng_state(),
             closing(self.data.batches([mine for _, mine, _ in shares])) as batches,
         ):
-            self.ranks.stir(self.options.seed or 0, self.epoch, self.augmenter)
+            self.ranks.reseed(self.options.seed or 0, self.epoch, self.augmenter)
             for (_, _, weight), batch in zip(shares, batches, strict=True):
                 task_loss, penalty_loss = self._train_batch(batch, weight)
                 task_losses.append(task_loss)
@@ -269,7 +269,7 @@ class Training:
         compiled = Compiled(self.model, self._share_of_batch()) if self._compiles() else None
         losses = Losses(self.model, self.penalties, bf16=self.options.bf16, compiled=compiled)
         wrapped = self.ranks.wrap(losses, sample, overlap=overlap)
-        self.ranks.level(self.sparsifier.masks.values() if self.sparsifier else ())
+        self.ranks.broadcast_from_rank0(self.sparsifier.masks.values() if self.sparsifier else ())
         return wrapped
 
     def _share_of_batch(self) -> int:
@@ -346,7 +346,7 @@ class Training:
         """What follows the backward pass; `lr` is that of the optimiser if None."""
         if self.sparsifier:
             self.sparsifier.before_step(self.step)
-        align_gradients(self.thin)
+        align_gradients(self.ambiguous)
         take_step(self.optimizer, lr)
         for penalty in self.penalties:
             penalty.proximal(step_size)
@@ -430,7 +430,7 @@ class Training:
         options = refit_options or self.candidate.refit
 
         def further(network: nn.Module) -> list[dict[str, float]]:
-            with self.own_noise():
+            with self.own_rng_state():
                 return refit(
                     network,
                     self.data,
@@ -464,7 +464,7 @@ class Training:
             "sparsifier": self.sparsifier.state_dict() if self.sparsifier else {},
             "shuffler": self.shuffler.get_state(),
             "augmenter": self.augmenter.get_state(),
-            "noise": self.noise,
+            "noise": self.rng_state,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -478,8 +478,8 @@ class Training:
             self.sparsifier.load_state_dict(state["sparsifier"])
         self.shuffler.set_state(state["shuffler"].cpu())
         self.augmenter.set_state(state["augmenter"].cpu())
-        self.noise |= {
-            kind: noise.cpu() for kind, noise in state["noise"].items() if kind in self.noise
+        self.rng_state |= {
+            kind: noise.cpu() for kind, noise in state["noise"].items() if kind in self.rng_state
         }
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.penalties.base import ActivePenalty
 from slimfront.trainables.penalties.cka import ActiveFeatures
-from slimfront.trainables.precision import forward_pass, wide
+from slimfront.trainables.precision import forward_pass, to_float32
 from slimfront.trainables.training.compiled import Compiled
 
 
@@ -41,7 +41,7 @@ class Losses(nn.Module):
         network = self.model if watched or self.compiled is None else self.compiled
         with forward_pass(inputs.device, self.bf16):
             outputs = network(inputs)
-        task_loss = nn.functional.cross_entropy(wide(outputs), labels)
+        task_loss = nn.functional.cross_entropy(to_float32(outputs), labels)
         extra = [
             value for value in (penalty.loss() for penalty in self.penalties) if value is not None
         ]

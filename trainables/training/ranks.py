@@ -58,7 +58,7 @@ class Solo:
         """
         return losses
 
-    def level(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_from_rank0(self, tensors: Iterable[Tensor]) -> None:
         """Gives all ranks the values of rank 0, in place; before `wrap`, ranks are on their own,
         and nothing happens."""
 
@@ -69,7 +69,7 @@ class Solo:
         """Averages the gradients, unless a rank is `short` of memory; whether one is."""
         return short
 
-    def stir(self, seed: int, epoch: int, augmenter: torch.Generator) -> None:
+    def reseed(self, seed: int, epoch: int, augmenter: torch.Generator) -> None:
         """Gives each rank random numbers of its own in `epoch`; rank 0 goes on with those that a
         single process has."""
 
@@ -96,7 +96,7 @@ class Group(Solo):
     def wrap(self, losses: Losses, sample: Tensor, *, overlap: bool) -> nn.Module:
         """In DistributedDataParallel, unless gradients must wait for `reduce`."""
         self.met = True
-        self.level([*losses.parameters(), *losses.buffers()])
+        self.broadcast_from_rank0([*losses.parameters(), *losses.buffers()])
         if not overlap:
             return losses
         with warnings.catch_warnings():
@@ -112,7 +112,7 @@ class Group(Solo):
             )
 
     @torch.no_grad()
-    def level(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_from_rank0(self, tensors: Iterable[Tensor]) -> None:
         """Broadcast from rank 0."""
         if self.met:
             with _flat(tensors) as flats:
@@ -147,7 +147,7 @@ class Group(Solo):
         self.average(gradients)
         return False
 
-    def stir(self, seed: int, epoch: int, augmenter: torch.Generator) -> None:
+    def reseed(self, seed: int, epoch: int, augmenter: torch.Generator) -> None:
         """From the seed, the epoch and the rank, so that nothing of them must be kept in a
         checkpoint."""
         if self.rank:

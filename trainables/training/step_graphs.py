@@ -203,7 +203,7 @@ class StepGraphs:
 
     def _take(self, size: int) -> None:
         """One step that is not replayed, with the random numbers that this training has alone."""
-        with self.training.own_noise():
+        with self.training.own_rng_state():
             self._compute(size)
 
     def _compute(self, size: int) -> None:
@@ -231,7 +231,7 @@ class StepGraphs:
         if self.refusal is not None or len(self.seen) > _PHASES:
             self._take(size)
             return
-        with self.training.own_noise():
+        with self.training.own_rng_state():
             before = _outside(self.training.model, self.stream is not None)
             self._compute(size)
             changed = _outside(self.training.model, self.stream is not None) != before

@@ -12,7 +12,7 @@ from ray.tune import tune
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
-from slimfront.search.engine.ray_internals.slots import Seats
+from slimfront.search.engine.ray_internals.slots import SlotManager
 
 
 @contextmanager
@@ -44,6 +44,6 @@ class _Controller(TuneController):
         if actor is None or actor in self._started_actors:
             return False
         manager = self._actor_manager
-        if isinstance(manager, Seats):
+        if isinstance(manager, SlotManager):
             return manager.is_starting(actor)
         return actor in manager._live_actors_to_ray_actors_resources

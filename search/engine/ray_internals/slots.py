@@ -1,4 +1,4 @@
-"""Several trials of Ray Tune in one process: each takes a seat where Ray Tune would start an actor
+"""Several trials of Ray Tune in one process: each takes a slot where Ray Tune would start an actor
 of its own.
 
 To Ray Tune nothing is different: trials start, report, are saved, stopped and restored one by one.
@@ -26,7 +26,7 @@ Callback = Callable[..., None]
 
 
 @contextmanager
-def seats(size: int, processes: Callable[[], int]) -> Iterator[None]:
+def shared_processes(size: int, processes: Callable[[], int]) -> Iterator[None]:
     """Within, searches put `size` trials into one process, and start up to `processes()` of these
     before they fill any.
 
@@ -36,7 +36,7 @@ def seats(size: int, processes: Callable[[], int]) -> Iterator[None]:
         yield
         return
     before = tune_controller.RayActorManager
-    tune_controller.RayActorManager = partial(Seats, size=size, processes=processes)
+    tune_controller.RayActorManager = partial(SlotManager, size=size, processes=processes)
     try:
         yield
     finally:
@@ -45,7 +45,7 @@ def seats(size: int, processes: Callable[[], int]) -> Iterator[None]:
 
 @dataclass(eq=False)
 class Process:
-    """An actor of Ray's, with `size` seats."""
+    """An actor of Ray's, with `size` slots."""
 
     request: ResourceRequest
     actor: TrackedActor | None = None
@@ -53,7 +53,7 @@ class Process:
 
 
 @dataclass(eq=False)
-class Seat:
+class Slot:
     """What Ray Tune takes for an actor."""
 
     process: Process
@@ -69,24 +69,24 @@ class Seat:
 class Handle:
     """What Ray Tune asks of the handle of an actor."""
 
-    def __init__(self, actor: Any, seat: int) -> None:
+    def __init__(self, actor: Any, slot: int) -> None:
         for method in ("get_auto_filled_metrics", "get_current_ip_pid"):
-            setattr(self, method, _Method(actor, seat, method))
+            setattr(self, method, _Method(actor, slot, method))
 
 
 class _Method:
-    def __init__(self, actor: Any, seat: int, method: str) -> None:
-        self.actor, self.seat, self.method = actor, seat, method
+    def __init__(self, actor: Any, slot: int, method: str) -> None:
+        self.actor, self.slot, self.method = actor, slot, method
 
     def remote(self, *arguments: Any, **named: Any) -> Any:
-        return self.actor.call.remote(self.seat, self.method, arguments, named)
+        return self.actor.call.remote(self.slot, self.method, arguments, named)
 
 
-class Seats:
+class SlotManager:
     """In the place of Ray Tune's `RayActorManager`, with what Ray Tune uses of it: its actors are
-    seats in processes.
+    slots in processes.
 
-    A process that dies takes all its seats with it: each trial fails as if its own process had
+    A process that dies takes all its slots with it: each trial fails as if its own process had
     died.
     """
 
@@ -97,7 +97,7 @@ class Seats:
         self.size = size
         self.most = processes
         self.processes: list[Process] = []
-        self.seats: dict[TrackedActor, Seat] = {}
+        self.slots: dict[TrackedActor, Slot] = {}
         self.failed: set[TrackedActor] = set()
         self.numbers = itertools.count()
         self.late: deque[Callable[[], None]] = deque()
@@ -105,9 +105,9 @@ class Seats:
         self._live_actors_to_ray_actors_resources: dict[TrackedActor, tuple[Handle, None]] = {}
 
     num_live_actors = property(lambda self: len(self._live_actors_to_ray_actors_resources))
-    num_pending_actors = property(lambda self: len(self.seats) - self.num_live_actors)
-    num_total_actors = property(lambda self: len(self.seats))
-    num_actor_tasks = property(lambda self: sum(len(seat.tasks) for seat in self.seats.values()))
+    num_pending_actors = property(lambda self: len(self.slots) - self.num_live_actors)
+    num_total_actors = property(lambda self: len(self.slots))
+    num_actor_tasks = property(lambda self: sum(len(slot.tasks) for slot in self.slots.values()))
 
     def get_live_actors_resources(self) -> dict[str, float]:
         """What is in use, by Ray's names."""
@@ -135,18 +135,18 @@ class Seats:
         on_stop: Callback,
         on_error: Callback,
     ) -> TrackedActor:
-        """A seat, in a process that is started if need be."""
+        """A slot, in a process that is started if need be."""
         tracked = TrackedActor(
             next(self.numbers), on_start=on_start, on_stop=on_stop, on_error=on_error
         )
         process = self._process(cls, resource_request)
-        seat = self.seats[tracked] = Seat(process, next(self.numbers))
-        process.taken[seat.number] = tracked
+        slot = self.slots[tracked] = Slot(process, next(self.numbers))
+        process.taken[slot.number] = tracked
 
-        def sits(_: None) -> None:
+        def created(_: None) -> None:
             handle, _ = self.inner._live_actors_to_ray_actors_resources[process.actor]
-            seat.begun = True
-            self._live_actors_to_ray_actors_resources[tracked] = (Handle(handle, seat.number), None)
+            slot.begun = True
+            self._live_actors_to_ray_actors_resources[tracked] = (Handle(handle, slot.number), None)
             on_start(tracked)
 
         def fails(error: Exception) -> None:
@@ -154,7 +154,7 @@ class Seats:
             self._forget(tracked)
             on_error(tracked, error)
 
-        self._ask(seat, "sit", (seat.number, kwargs), sits, fails)
+        self._ask(slot, "create", (slot.number, kwargs), created, fails)
         return tracked
 
     def _process(self, cls: Any, request: ResourceRequest) -> Process:
@@ -176,30 +176,30 @@ class Seats:
         return process
 
     def _lost(self, process: Process, error: Exception) -> None:
-        """The process died, or could not start. Ray Tune hears of a seat that waits for a trial
+        """The process died, or could not start. Ray Tune hears of a slot that waits for a trial
         when it asks for it next."""
         if process in self.processes:
             self.processes.remove(process)
         for tracked in list(process.taken.values()):
-            seat = self.seats.get(tracked)
-            if seat is None:  # Ray Tune took it away when it heard of another
+            slot = self.slots.get(tracked)
+            if slot is None:  # Ray Tune took it away when it heard of another
                 continue
-            seat.lost = error
-            if seat.tasks or not seat.begun:
+            slot.lost = error
+            if slot.tasks or not slot.begun:
                 self._fail(tracked, error)
 
     def _fail(self, tracked: TrackedActor, error: Exception) -> None:
-        seat = self.seats.pop(tracked)
+        slot = self.slots.pop(tracked)
         self._live_actors_to_ray_actors_resources.pop(tracked, None)
-        tasks, seat.tasks = seat.tasks, {}
-        if seat.leaving:
+        tasks, slot.tasks = slot.tasks, {}
+        if slot.leaving:
             if tracked._on_stop:
                 tracked._on_stop(tracked)
             return
         self.failed.add(tracked)
         if tracked._on_error:
             tracked._on_error(tracked, error)
-        for told in tasks.values() if seat.begun else ():
+        for told in tasks.values() if slot.begun else ():
             if told:
                 told(error)
 
@@ -209,46 +209,46 @@ class Seats:
         kill: bool = False,
         stop_future: Any = None,  # noqa: ARG002 (nobody waits)
     ) -> bool:
-        """Has a seat left, and then its process ended if it was the last; whether `on_stop` will be
+        """Has a slot left, and then its process ended if it was the last; whether `on_stop` will be
         called."""
-        seat = self.seats.get(tracked_actor)
-        if seat is None:
+        slot = self.slots.get(tracked_actor)
+        if slot is None:
             return False
         begun = self._live_actors_to_ray_actors_resources.pop(tracked_actor, None) is not None
         if kill or not begun:
             self._forget(tracked_actor)
             return False
 
-        seat.leaving = True
+        slot.leaving = True
 
         def gone(_: Any) -> None:
             self._forget(tracked_actor)
             if tracked_actor._on_stop:
                 tracked_actor._on_stop(tracked_actor)
 
-        self._ask(seat, "leave", (seat.number,), gone, gone)
+        self._ask(slot, "leave", (slot.number,), gone, gone)
         return True
 
     def _forget(self, tracked: TrackedActor) -> None:
-        seat = self.seats.pop(tracked)
-        seat.tasks.clear()
-        process = seat.process
-        del process.taken[seat.number]
+        slot = self.slots.pop(tracked)
+        slot.tasks.clear()
+        process = slot.process
+        del process.taken[slot.number]
         if not process.taken and process in self.processes:
             self.processes.remove(process)
             self.inner.remove_actor(process.actor)
 
     def is_actor_started(self, tracked_actor: TrackedActor) -> bool:
-        """Whether the seat was taken, and is there."""
-        return tracked_actor in self.seats and self.seats[tracked_actor].begun
+        """Whether the slot was taken, and is there."""
+        return tracked_actor in self.slots and self.slots[tracked_actor].begun
 
     def is_starting(self, tracked_actor: TrackedActor) -> bool:
-        """Whether its process has its resources, and the seat was not taken yet."""
-        seat = self.seats.get(tracked_actor)
+        """Whether its process has its resources, and the slot was not taken yet."""
+        slot = self.slots.get(tracked_actor)
         return (
-            seat is not None
-            and not seat.begun
-            and seat.process.actor in self.inner._live_actors_to_ray_actors_resources
+            slot is not None
+            and not slot.begun
+            and slot.process.actor in self.inner._live_actors_to_ray_actors_resources
         )
 
     def is_actor_failed(self, tracked_actor: TrackedActor) -> bool:
@@ -256,9 +256,9 @@ class Seats:
         return tracked_actor in self.failed
 
     def clear_actor_task_futures(self, tracked_actor: TrackedActor) -> None:
-        """What the seat was asked for is of no interest any more."""
-        if tracked_actor in self.seats:
-            self.seats[tracked_actor].tasks.clear()
+        """What the slot was asked for is of no interest any more."""
+        if tracked_actor in self.slots:
+            self.slots[tracked_actor].tasks.clear()
 
     def schedule_actor_task(
         self,
@@ -270,41 +270,41 @@ class Seats:
         on_error: Callback | None = None,
         _return_future: bool = False,
     ) -> None:
-        """Calls a method of the seat's trainable; `stop` is part of leaving."""
-        seat = self.seats.get(tracked_actor)
-        if seat is None or method_name == "stop":
+        """Calls a method of the slot's trainable; `stop` is part of leaving."""
+        slot = self.slots.get(tracked_actor)
+        if slot is None or method_name == "stop":
             return
         result = partial(on_result, tracked_actor) if on_result else None
         error = partial(on_error, tracked_actor) if on_error else None
-        self._ask(seat, "call", (seat.number, method_name, args or (), kwargs or {}), result, error)
+        self._ask(slot, "call", (slot.number, method_name, args or (), kwargs or {}), result, error)
 
     def _ask(
         self,
-        seat: Seat,
+        slot: Slot,
         method: str,
         arguments: tuple[Any, ...],
         on_result: Callback | None,
         on_error: Callback | None,
     ) -> None:
-        """Asks the process of a seat for something; told of is what comes back while it is of
+        """Asks the process of a slot for something; told of is what comes back while it is of
         interest."""
         number = next(self.numbers)
-        seat.tasks[number] = on_error
-        tracked, lost = seat.process.taken[seat.number], seat.lost
+        slot.tasks[number] = on_error
+        tracked, lost = slot.process.taken[slot.number], slot.lost
         if lost is not None:
-            self.late.append(lambda: self._fail(tracked, lost) if seat.tasks else None)
+            self.late.append(lambda: self._fail(tracked, lost) if slot.tasks else None)
             return
 
         def result(_: TrackedActor, value: Any) -> None:
-            if number in seat.tasks:
-                del seat.tasks[number]
+            if number in slot.tasks:
+                del slot.tasks[number]
                 if on_result:
                     on_result(value)
 
         def error(_: TrackedActor, why: Exception) -> None:
-            if seat.tasks.pop(number, None):
+            if slot.tasks.pop(number, None):
                 on_error(why)  # type: ignore[misc]
 
         self.inner.schedule_actor_task(
-            seat.process.actor, method, arguments, on_result=result, on_error=error
+            slot.process.actor, method, arguments, on_result=result, on_error=error
         )

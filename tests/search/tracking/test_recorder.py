@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from slimfront.search.config.schema import Config
 from slimfront.search.record.journal import Event
-from slimfront.search.tracking import Recorder, connect, outbox, recorder
+from slimfront.search.tracking import Recorder, connect, recorder, write_queue
 from slimfront.search.tracking.page import Page
 from slimfront.search.tracking.store import open_experiment
 from slimfront.trainables.data import DATA, load_once
@@ -361,7 +361,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 def test_errors_of_mlflow_that_are_hopeless_are_known_by_their_code() -> None:
-    assert MlflowException("x", error_code=1000).error_code in outbox._HOPELESS
+    assert MlflowException("x", error_code=1000).error_code in write_queue.PERMANENT_ERRORS
 
 
 def test_the_use_of_the_machine_is_logged_on_the_parent_where_it_is_asked_for(

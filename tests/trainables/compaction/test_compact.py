@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from slimfront.trainables.compaction import Compaction, compact, from_plain, to_plain
+from slimfront.trainables.compaction import Compaction, compact, deserialise, serialise
 from slimfront.trainables.compaction.merge import MergePolicy
 from slimfront.trainables.errors import TrialFailure, UserError
 from slimfront.trainables.measures.measure import measure
@@ -258,7 +258,7 @@ def test_compaction_is_idempotent(model: nn.Sequential, merge: str) -> None:
 def test_the_result_survives_plain_data_bit_exactly(model: nn.Sequential) -> None:
     inputs = inputs_for(model)
     network = compact(model, inputs).network
-    assert torch.equal(from_plain(to_plain(network))(inputs), network(inputs))
+    assert torch.equal(deserialise(serialise(network))(inputs), network(inputs))
 
 
 def test_a_bottleneck_is_not_multiplied_out_unless_the_fewest_layers_are_asked_for() -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimfront.trainables.compaction import compact, from_plain, to_plain
+from slimfront.trainables.compaction import compact, deserialise, serialise
 from slimfront.trainables.shipping.formats import why_not_exported
 from slimfront.trainables.shipping.network_file import check_storable
 
@@ -58,7 +58,7 @@ def test_functional_dropout_follows_the_mode_of_the_compact_network(
     model = Dropping(DROPOUTS[name]).eval()
     check_storable(model, INPUTS)
     network = compact(model, INPUTS).network
-    stored = from_plain(to_plain(network))  # type: ignore[arg-type]
+    stored = deserialise(serialise(network))  # type: ignore[arg-type]
     for each in (network, stored):
         assert spread_of_runs(each.eval()) == 0
         torch.testing.assert_close(each(INPUTS), model.eval()(INPUTS))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from slimfront import Candidate
-from slimfront.trainables.compaction import Compaction, compact, from_plain, to_plain
+from slimfront.trainables.compaction import Compaction, compact, deserialise, serialise
 from slimfront.trainables.data import Digits
 from slimfront.trainables.measures.measure import measure
 from slimfront.trainables.models import MODELS
@@ -218,9 +218,9 @@ def test_the_result_survives_plain_data_state_dict_and_export(name: str) -> None
     network = compact(model, inputs).network
     expected = network(inputs)
     stored = io.BytesIO()
-    torch.save(to_plain(network), stored)
+    torch.save(serialise(network), stored)
     stored.seek(0)
-    loaded = from_plain(torch.load(stored, weights_only=True))
+    loaded = deserialise(torch.load(stored, weights_only=True))
     assert torch.equal(loaded(inputs), expected)
     loaded.load_state_dict(network.state_dict())
     assert torch.equal(loaded(inputs), expected)

@@ -3,7 +3,7 @@ import copy
 import torch
 from torch import nn
 
-from slimfront.trainables.compaction import compact, from_plain, to_plain
+from slimfront.trainables.compaction import compact, deserialise, serialise
 from slimfront.trainables.compaction.quick import make_quick
 from slimfront.trainables.structure.graph import trace
 
@@ -42,7 +42,7 @@ def test_copies_look_up_their_own_modules() -> None:
 def test_compact_and_restored_networks_are_quick_and_can_be_made_smaller_again() -> None:
     inputs = torch.randn(3, 8)
     network = compact(nested(), inputs).network
-    restored = from_plain(to_plain(network))  # type: ignore[arg-type]
+    restored = deserialise(serialise(network))  # type: ignore[arg-type]
     for one in (network, restored, compact(restored, inputs).network):
         assert "getattr" not in one.code  # type: ignore[operator]
         assert torch.allclose(one(inputs), network(inputs))

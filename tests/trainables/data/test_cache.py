@@ -126,7 +126,7 @@ DYING = """
 import sys, time
 from slimfront.trainables.data import Factory
 from slimfront.trainables.data.cache import load_shared
-from slimfront.trainables.data.room import TensorFile
+from slimfront.trainables.data.tensor_file import TensorFile
 def hang(self, *args):
     print("half", flush=True)
     time.sleep(1000)

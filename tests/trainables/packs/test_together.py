@@ -150,15 +150,15 @@ class Trainable:
 
 def test_a_shared_process_calls_the_trainable_of_a_seat() -> None:
     process = SharedProcess(Trainable)
-    process.sit(1, {"name": "a"})
-    process.sit(2, {"name": "b"})
+    process.create(1, {"name": "a"})
+    process.create(2, {"name": "b"})
     assert process.call(1, "greet", ("you",), {"mark": "!"}) == "a: hello you!"
-    assert process.seats[2].company is process.together
+    assert process.slots[2].epoch_runner is process.together
     with process.together.turn:  # somebody works
         assert process.call(2, "get_current_ip_pid", (), {}) == "here"
     with pytest.raises(ValueError, match="stopped"):
         process.leave(2)
-    assert list(process.seats) == [1]
+    assert list(process.slots) == [1]
     assert process.together.calls == 0
 
 

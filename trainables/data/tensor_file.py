@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Empty = Callable[[Sequence[int], torch.dtype], Tensor]
-"""Gives room for a tensor of this shape and type, in memory or in a file."""
+Allocator = Callable[[Sequence[int], torch.dtype], Tensor]
+"""Allocates a tensor of this shape and type, in memory or in a file."""
 
 _HEADER = 64 * 1024  # a multiple of every page size
 _NORESERVE = (
@@ -42,7 +42,7 @@ class TensorFile:
         """Offset and room by address; kept, so that no other tensor gets the address."""
         self.end = _HEADER
 
-    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def allocate(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Room in the file, all of it taken from the disk now: a disk that is full later could only
         end the process."""
         room = torch.empty(tuple(shape), dtype=dtype, device="meta")
@@ -76,7 +76,7 @@ class TensorFile:
     def _place(self, tensor: Tensor) -> dict[str, Any]:
         tensor = tensor.contiguous()
         if tensor.nbytes and tensor.data_ptr() not in self.given:
-            room = self.empty(tensor.shape, tensor.dtype)
+            room = self.allocate(tensor.shape, tensor.dtype)
             for part, source in zip(_pieces(room), _pieces(tensor), strict=True):
                 part.copy_(source)
             tensor = room

@@ -28,11 +28,11 @@ _CLIENTS = ("botocore", "boto3", "urllib3", "google", "azure")
 """Libraries that MLflow reaches artifacts by, whose errors have no common base."""
 
 _COLLECT_S = 3.0
-"""How long a letter to a run that goes on waits for more."""
+"""How long a pending write to a run that goes on waits for more."""
 
 
 @dataclass
-class Letter:
+class PendingWrites:
     """Everything that waits for one run."""
 
     first_event: int
@@ -60,11 +60,11 @@ class Letter:
         self.tags |= values
 
 
-class Outbox:
-    """One letter per run, by the label of its trial; the parent's is ''.
+class WriteQueue:
+    """What is to be written, by run, by the label of its trial; the parent's is ''.
 
-    Sending a letter again changes nothing in MLflow, so one that was sent in part is sent again
-    whole.
+    Writing something again changes nothing in MLflow, so what was
+    written in part is written again.
     """
 
     def __init__(self, client: MlflowClient, experiment_id: str, run_ids: dict[str, str]) -> None:
@@ -73,22 +73,22 @@ class Outbox:
         self.client = client
         self.experiment_id = experiment_id
         self.run_ids = run_ids
-        self.letters: dict[str, Letter] = {}
+        self.pending: dict[str, PendingWrites] = {}
         self.refused: list[str] = []
         """What MLflow refused for good, by the names of runs and of what they were to get."""
 
-    def to(self, label: str, event: int) -> Letter:
-        """The letter that waits for a run, to which something of the event of that number is
+    def to(self, label: str, event: int) -> PendingWrites:
+        """The writes that wait for a run, to which something of the event of that number is
         added."""
-        return self.letters.setdefault(label, Letter(event))
+        return self.pending.setdefault(label, PendingWrites(event))
 
     def done(self, event: int) -> int:
         """The number of the last event of which, like of all before it, nothing waits, if `event`
         was the last of all."""
-        return min((letter.first_event - 1 for letter in self.letters.values()), default=event)
+        return min((writes.first_event - 1 for writes in self.pending.values()), default=event)
 
     def send(self, *, everything: bool) -> None:
-        """Writes the letters of runs that ended and those that have waited for a while, or all, in
+        """Writes what is pending of runs that ended, and what has waited for a while, or all, in
         at most three calls each.
 
         What MLflow refuses for good is left out with a warning.
@@ -98,13 +98,13 @@ class Outbox:
                 waits.
         """
         ripe = time.monotonic() - _COLLECT_S
-        for label, letter in list(self.letters.items()):
-            if everything or letter.ended is not None or letter.begun <= ripe:
-                self._send(label, letter)
-                del self.letters[label]
+        for label, writes in list(self.pending.items()):
+            if everything or writes.ended is not None or writes.begun <= ripe:
+                self._send(label, writes)
+                del self.pending[label]
 
-    def _send(self, label: str, letter: Letter) -> None:
-        creation = letter.creation
+    def _send(self, label: str, writes: PendingWrites) -> None:
+        creation = writes.creation
         if creation is not None and label not in self.run_ids:
             run = self._unless_refused(
                 f"the run {label}", lambda: self.client.create_run(self.experiment_id, **creation)
@@ -112,18 +112,18 @@ class Outbox:
             if run is not None:
                 self.run_ids[label] = run.info.run_id
         if label in self.run_ids:
-            self._fill(label, self.run_ids[label], letter)
+            self._fill(label, self.run_ids[label], writes)
 
-    def _fill(self, label: str, run_id: str, letter: Letter) -> None:
-        tags = [RunTag(name, value) for name, value in letter.tags.items()]
-        self.log(label, run_id, [*letter.entries, *tags])
-        if letter.status is not None and letter.ended is None:
+    def _fill(self, label: str, run_id: str, writes: PendingWrites) -> None:
+        tags = [RunTag(name, value) for name, value in writes.tags.items()]
+        self.log(label, run_id, [*writes.entries, *tags])
+        if writes.status is not None and writes.ended is None:
             self._unless_refused(
                 f"the status of {label}",
-                lambda: self.client.update_run(run_id, status=letter.status),
+                lambda: self.client.update_run(run_id, status=writes.status),
             )
-        elif letter.status is not None:
-            end = partial(self.client.set_terminated, run_id, letter.status, end_time=letter.ended)
+        elif writes.status is not None:
+            end = partial(self.client.set_terminated, run_id, writes.status, end_time=writes.ended)
             self._unless_refused(f"the end of {label}", end)
 
     def log(self, label: str, run_id: str, entries: Sequence[Metric | Param | RunTag]) -> None:

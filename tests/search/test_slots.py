@@ -1,4 +1,4 @@
-"""Seats whose process dies: who has a task hears of it at once, who leaves has left, who waits
+"""Slots whose process dies: who has a task hears of it at once, who leaves has left, who waits
 hears of it when it is asked."""
 
 from types import SimpleNamespace
@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from slimfront.search.engine.ray_internals import slots as seats
-from slimfront.search.engine.ray_internals.slots import Seats
+from slimfront.search.engine.ray_internals import slots
+from slimfront.search.engine.ray_internals.slots import SlotManager
 
 
 class Inner:
@@ -43,12 +43,12 @@ class Trainable:
     __ray_metadata__ = SimpleNamespace(modified_class=SimpleNamespace(__ray_actor_class__=object))
 
 
-def test_each_seat_of_a_dead_process_is_told_once_and_as_ray_tune_expects(
+def test_each_slot_of_a_dead_process_is_told_once_and_as_ray_tune_expects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(seats, "RayActorManager", Inner)
+    monkeypatch.setattr(slots, "RayActorManager", Inner)
     said: list[str] = []
-    manager = Seats(None, 4, lambda: 1)  # type: ignore[arg-type]
+    manager = SlotManager(None, 4, lambda: 1)  # type: ignore[arg-type]
     tracked = {}
     for name in ("busy", "leaving", "idle", "new"):
         tracked[name] = manager.add_actor(
@@ -61,7 +61,7 @@ def test_each_seat_of_a_dead_process_is_told_once_and_as_ray_tune_expects(
         )
     inner: Any = manager.inner
     for _ in range(3):
-        inner.answer("sit")
+        inner.answer("create")
     manager.schedule_actor_task(
         tracked["busy"], "train", on_error=lambda _, error: said.append(f"train failed by {error}")
     )
@@ -81,12 +81,12 @@ def test_each_seat_of_a_dead_process_is_told_once_and_as_ray_tune_expects(
     assert not manager.next(0)
 
 
-def test_a_seat_that_waits_in_a_dead_process_can_still_leave(
+def test_a_slot_that_waits_in_a_dead_process_can_still_leave(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(seats, "RayActorManager", Inner)
+    monkeypatch.setattr(slots, "RayActorManager", Inner)
     said: list[str] = []
-    manager = Seats(None, 4, lambda: 1)  # type: ignore[arg-type]
+    manager = SlotManager(None, 4, lambda: 1)  # type: ignore[arg-type]
     tracked = manager.add_actor(
         Trainable,
         None,
@@ -96,18 +96,18 @@ def test_a_seat_that_waits_in_a_dead_process_can_still_leave(
         lambda *_: said.append("died"),  # type: ignore[arg-type]
     )
     inner: Any = manager.inner
-    inner.answer("sit")
+    inner.answer("create")
     inner.dies(RuntimeError("x"))
     assert manager.remove_actor(tracked)
     assert manager.next(0)
     assert said == ["left"]
 
 
-def test_a_seat_is_starting_from_when_its_process_has_resources_until_it_is_taken(
+def test_a_slot_is_starting_from_when_its_process_has_resources_until_it_is_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(seats, "RayActorManager", Inner)
-    manager = Seats(None, 4, lambda: 1)  # type: ignore[arg-type]
+    monkeypatch.setattr(slots, "RayActorManager", Inner)
+    manager = SlotManager(None, 4, lambda: 1)  # type: ignore[arg-type]
     inner: Any = manager.inner
     live, inner._live_actors_to_ray_actors_resources = (
         inner._live_actors_to_ray_actors_resources,
@@ -119,5 +119,5 @@ def test_a_seat_is_starting_from_when_its_process_has_resources_until_it_is_take
     assert not manager.is_starting(tracked)
     inner._live_actors_to_ray_actors_resources = live
     assert manager.is_starting(tracked)
-    inner.answer("sit")
+    inner.answer("create")
     assert not manager.is_starting(tracked)

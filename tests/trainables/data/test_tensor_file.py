@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from slimfront.trainables.data.cache import memory_bytes
-from slimfront.trainables.data.room import TensorFile, read_tensors
+from slimfront.trainables.data.tensor_file import TensorFile, read_tensors
 
 TENSORS = {
     "images": torch.randint(
@@ -25,7 +25,7 @@ TENSORS = {
 
 def write(path: Path) -> None:
     file = TensorFile(path)
-    room = file.empty(TENSORS["images"].shape, torch.uint8)
+    room = file.allocate(TENSORS["images"].shape, torch.uint8)
     room[:200] = TENSORS["images"][:200]  # in two steps, the others as they are
     room[200:] = TENSORS["images"][200:]
     file.finish(TENSORS | {"images": room}, {"classes": 3})
@@ -62,7 +62,7 @@ def test_a_tensor_stays_readable_after_its_file_is_deleted(tmp_path: Path) -> No
 
 def test_views_of_a_room_are_written_as_what_they_are(tmp_path: Path) -> None:
     file = TensorFile(tmp_path / "a")
-    room = file.empty((10, 4), torch.float32)
+    room = file.allocate((10, 4), torch.float32)
     room.copy_(torch.arange(40.0).view(10, 4))
     views = {"first": room[:3], "later": room[4:], "across": room.T}
     file.finish(views, {})
@@ -103,7 +103,7 @@ def test_damage_is_seen(tmp_path: Path, kind: str) -> None:
 
 def test_an_unfinished_file_is_not_read(tmp_path: Path) -> None:
     file = TensorFile(tmp_path / "a")
-    file.empty((10, 4), torch.float32).fill_(1)
+    file.allocate((10, 4), torch.float32).fill_(1)
     assert read_tensors(tmp_path / "a") is None
     file.close()
 
@@ -112,7 +112,7 @@ def test_room_is_taken_from_the_disk_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = TensorFile(tmp_path / "a")
-    file.empty((10_000_000,), torch.uint8)
+    file.allocate((10_000_000,), torch.uint8)
     assert (tmp_path / "a").stat().st_blocks * 512 >= 10_000_000
 
     def full(*_: object) -> None:
@@ -120,7 +120,7 @@ def test_room_is_taken_from_the_disk_at_once(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
-        file.empty((10,), torch.uint8)
+        file.allocate((10,), torch.uint8)
     file.close()
 
 

@@ -138,3 +138,22 @@ def test_it_works_on_a_network_as_it_is_where_compaction_is_off() -> None:
     (pruned,) = trained.pruned
     assert pruned.measures["params"] == trained.measures["params"]
     assert pruned.measures["nonzero_params"] < 0.6 * trained.measures["nonzero_params"]
+
+
+def test_zero_units_that_stay_are_warned_of_once_and_not_for_each_network(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    training = Training(Candidate.model_validate({"one_shot": {"steps": 8}}), "cpu")
+    flat = [module for module in training.model.modules() if isinstance(module, nn.Linear)]
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(flat[0].in_features, 12), nn.Softmax(1), nn.Linear(12, 10)
+    )
+    with torch.no_grad():
+        network[1].weight[:3] = 0
+        network[1].bias[:3] = 0
+        trained = training.finishing.finish(network, 1, None, one_shot=True)
+        training.finishing.finish(network, 2, None, one_shot=False)
+    training.close()
+    stays = [n for n in (trained, *trained.pruned) if n.compacted.report.count("zeros stay")]
+    assert len(stays) > 1
+    assert caplog.text.count("units without a weight stay") == 1

@@ -271,3 +271,21 @@ def test_int8_that_no_exporter_takes_is_refused_before_training() -> None:
     rehearse(candidate("Bessel", **kept))
     with pytest.raises(UserError, match=r"(?i)onnx|int8"):
         rehearse(candidate("Bessel", int8=True, **kept))
+
+
+class Mixed(Two):
+    def hidden(self, x: Tensor) -> Tensor:
+        """Units of `a` that are zero have a share of the softmax, like all others."""
+        return torch.relu(self.b(torch.relu(self.a(x.flatten(1))).softmax(1)))
+
+
+def test_units_that_a_penalty_makes_zero_and_nothing_can_remove_are_named_before_training(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        rehearse(candidate("Two", penalties={"node": {"strength": 1e-3}}))
+        assert not caplog.records
+        rehearse(candidate("Mixed", penalties={"node": {"strength": 1e-3, "layers": {"a": 0}}}))
+        assert not caplog.records
+        rehearse(candidate("Mixed", penalties={"node": {"strength": 1e-3}}))
+    assert "penalties.node makes units of 'a' zero" in caplog.text

@@ -10,7 +10,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, fx, nn
 
-from slimfront.trainables.compaction.agreement import EXACT, Probe, outputs
 from slimfront.trainables.compaction.attention_heads import remove_dead_heads
 from slimfront.trainables.compaction.blocks import drop_empty_branches
 from slimfront.trainables.compaction.coupled import dead_units, remove_coupled_channels
@@ -23,6 +22,7 @@ from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.measures.measure import count_flops, measure
 from slimfront.trainables.options import Options
 from slimfront.trainables.precision import all_of_float32
+from slimfront.trainables.structure.agreement import EXACT, Probe, outputs
 from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.graph import Conv, copied, note_ranks
 
@@ -91,7 +91,12 @@ class Compacted:
     report: Report
 
 
-def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None) -> Compacted:
+def compact(
+    model: nn.Module,
+    inputs: Tensor,
+    options: Compaction | None = None,
+    told: set[str] | None = None,
+) -> Compacted:
     """A smaller network with the same outputs in evaluation mode; `model` is left as it is.
 
     What is folded, removed and merged is done and judged in float64, where the network can be run
@@ -103,6 +108,8 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
         model: a trained network that torch.fx can trace.
         inputs: (N, *input_shape) real inputs, on which the two networks' outputs are compared.
         options: the defaults if None.
+        told: the layers whose zero units were warned of before, which are not warned of again;
+            those that are warned of here are added.
 
     Raises:
         TrialFailure: if the outputs differ in structure, shape or type, or by more than the
@@ -130,7 +137,7 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
                 _tidy(network)
                 network.recompile()
             if isinstance(network, fx.GraphModule):
-                steps += _name_what_stays(network)
+                steps += _name_what_stays(network, set() if told is None else told)
     finally:
         model.train(training)
     if not apart <= options.tolerance:  # NaN too
@@ -141,22 +148,24 @@ def compact(model: nn.Module, inputs: Tensor, options: Compaction | None = None)
     return Compacted(network, Report(tuple(steps), apart, measure(network, inputs)))
 
 
-def _name_what_stays(network: fx.GraphModule) -> list[Step]:
+def _name_what_stays(network: fx.GraphModule, told: set[str]) -> list[Step]:
     """Names the layers that keep units without a weight, but for those that give the network's
-    outputs."""
+    outputs; warns of those that were not `told` of."""
     last = {
         str(node.target)
         for node in network.graph.nodes
         if node.op == "call_module" and _gives_output(node)
     }
     stay = {name: count for name, count in dead_units(network).items() if name not in last}
-    if stay:
-        named = ", ".join(f"{count:,} of '{name}'" for name, count in list(stay.items())[:10])
+    new = [name for name in stay if name not in told]
+    told.update(new)
+    if new:
+        named = ", ".join(f"{stay[name]:,} of '{name}'" for name in new[:10])
         log.warning(
             "units without a weight stay, since removing them would change the outputs, or nothing "
             "here can remove them: %s%s",
             named,
-            " …" if len(stay) > 10 else "",
+            " …" if len(new) > 10 else "",
         )
     return [(name, "zeros stay", f"{count} units without a weight") for name, count in stay.items()]
 
@@ -320,9 +329,7 @@ def _reduced(
         merged, apart = merge_layers(network, options.merge)
         found += [(name, "merged", "into the next layer") for name in merged]
         if not found and "channels" in removals:
-            gone_together = remove_coupled_channels(
-                network, start.inputs, start.probe, start.tolerance
-            )
+            gone_together = remove_coupled_channels(network, start.inputs, start.tolerance)
             found += [
                 (
                     gone.layer,

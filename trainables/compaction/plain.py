@@ -39,7 +39,15 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     },
     "layer_norm": (nn.LayerNorm, ("normalized_shape", "eps", "elementwise_affine")),
     "attention": (Attention, ("heads", "batch_first", "dropout")),
+    "softmax": (nn.Softmax, ("dim",)),
+    "log_softmax": (nn.LogSoftmax, ("dim",)),
     "relu": (nn.ReLU, ()),
+    "relu6": (nn.ReLU6, ()),
+    "leaky_relu": (nn.LeakyReLU, ("negative_slope",)),
+    "elu": (nn.ELU, ("alpha",)),
+    "silu": (nn.SiLU, ()),
+    "hardswish": (nn.Hardswish, ()),
+    "hardsigmoid": (nn.Hardsigmoid, ()),
     "gelu": (nn.GELU, ("approximate",)),
     "sigmoid": (nn.Sigmoid, ()),
     "tanh": (nn.Tanh, ()),
@@ -72,27 +80,36 @@ def _shape(x: torch.Tensor) -> torch.Size:
     return x.shape
 
 
+_OPERATORS = (
+    *("add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "floordiv", "matmul"),
+    *("neg", "pow", "getitem"),
+)
+_OF_TORCH = (
+    *("add", "sub", "mul", "div", "matmul", "bmm", "einsum", "exp", "sqrt", "rsqrt", "abs"),
+    *("relu", "sigmoid", "tanh", "softmax", "log_softmax", "clamp", "mean", "sum", "amax"),
+    *("cat", "stack", "split", "chunk", "unbind", "flatten", "reshape", "permute", "transpose"),
+    *("unsqueeze", "squeeze", "roll", "flip"),
+)
+_FUNCTIONAL = (
+    *("relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "softplus", "hardtanh"),
+    *("hardswish", "hardsigmoid", "sigmoid", "tanh", "softmax", "log_softmax", "dropout"),
+    *(f"{pool}{n}d" for pool in ("max_pool", "avg_pool", "adaptive_avg_pool") for n in (1, 2, 3)),
+    *("pad", "interpolate", "pixel_shuffle", "pixel_unshuffle", "normalize"),
+    "scaled_dot_product_attention",
+)
 _FUNCTIONS: dict[str, Any] = {
-    "add": operator.add,
-    "iadd": operator.iadd,
-    "torch.add": torch.add,
-    "mul": operator.mul,
-    "torch.flatten": torch.flatten,
-    "torch.cat": torch.cat,
-    "torch.relu": torch.relu,
-    "relu": F.relu,
-    "max_pool2d": F.max_pool2d,
-    "avg_pool2d": F.avg_pool2d,
-    "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
-    "dropout": F.dropout,
-    "gelu": F.gelu,
-    "getitem": operator.getitem,
+    **{name: getattr(operator, name) for name in _OPERATORS},
+    **{f"torch.{name}": getattr(torch, name) for name in _OF_TORCH},
+    **{name: getattr(F, name) for name in _FUNCTIONAL},
     "shape": _shape,
 }
 _FUNCTION_NAMES = {function: name for name, function in _FUNCTIONS.items()}
 _METHODS = (
-    *("relu", "relu_", "flatten", "view", "reshape", "contiguous", "size", "mean", "add", "add_"),
-    *("transpose", "permute", "unsqueeze", "squeeze", "expand"),
+    *("relu", "relu_", "sigmoid", "tanh", "softmax", "log_softmax", "clamp", "exp", "sqrt"),
+    *("rsqrt", "abs", "pow", "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"),
+    *("matmul", "bmm", "mean", "sum", "amax", "chunk", "split", "unbind", "size", "dim"),
+    *("flatten", "unflatten", "view", "reshape", "contiguous", "transpose", "permute"),
+    *("unsqueeze", "squeeze", "expand", "repeat", "roll", "flip"),
 )
 
 

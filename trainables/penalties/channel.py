@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.compaction.coupled import removable_groups
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.penalties.base import (
     PENALTIES,
@@ -31,6 +30,7 @@ from slimfront.trainables.penalties.base import (
 from slimfront.trainables.structure.channel_groups import UnitGroup
 from slimfront.trainables.structure.graph import rows
 from slimfront.trainables.structure.head_groups import head_groups
+from slimfront.trainables.structure.removable import removable_groups
 
 
 @dataclass(frozen=True)

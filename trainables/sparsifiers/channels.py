@@ -18,7 +18,6 @@ from torch_pruning.pruner.importance import (
     GroupTaylorImportance,
 )
 
-from slimfront.trainables.compaction.coupled import removable_groups
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.sparsifiers.base import (
     SPARSIFIERS,
@@ -32,6 +31,7 @@ from slimfront.trainables.sparsifiers.masks import choose_masks
 from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
 from slimfront.trainables.structure.channel_groups import ChannelGroup
 from slimfront.trainables.structure.head_groups import HeadGroup, head_groups
+from slimfront.trainables.structure.removable import removable_groups
 
 _IMPORTANCES = {
     "norm": GroupMagnitudeImportance,

@@ -16,6 +16,7 @@ from torch_pruning import ops
 
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.structure.attention import projections
+from slimfront.trainables.structure.dependencies import Dependencies, Endless
 from slimfront.trainables.structure.graph import tied_modules
 
 _WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -77,7 +78,9 @@ class ChannelGroup(UnitGroup):
         return of_channels.view(-1, self.units).mean(0)
 
 
-def channel_groups(network: nn.Module, inputs: Tensor) -> list[ChannelGroup]:
+def channel_groups(
+    network: nn.Module, inputs: Tensor, endless: list[str] | None = None
+) -> list[ChannelGroup]:
     """The groups whose units can be removed without changing the shape of the network's output, in
     order of execution.
 
@@ -88,27 +91,29 @@ def channel_groups(network: nn.Module, inputs: Tensor) -> list[ChannelGroup]:
         network: with parameters that have gradients; it is run once on `inputs`, in evaluation
             mode.
         inputs: (N, *input_shape), N ≥ 1.
+        endless: gets the names of layers that are left out since no end is found of what goes with
+            their channels.
 
     Raises:
         UserError: if Torch-Pruning cannot analyse the network.
     """
     try:
         graph = _graph(network, inputs)
-        groups = list(_groups(network, graph))
+        groups = _groups(network, graph, [] if endless is None else endless)
         _let_go(graph)
-        return groups
     except Exception as error:  # Torch-Pruning raises many kinds on a network that it does not know
         said = first_line(error)
         raise UserError(
             f"Torch-Pruning cannot analyse the network, to find which channels go together ({said})"
         ) from error
+    return groups
 
 
 def remove_units(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor]) -> None:
     """Takes units out of a network, in place: `dead` has the units (units,) bool by the name of
     their group."""
     graph = _graph(network, inputs)
-    for group in list(_groups(network, graph)):
+    for group in _groups(network, graph, []):
         if group.name in dead and dead[group.name].any():
             units = dead[group.name].nonzero().flatten()
             channels = [
@@ -116,23 +121,24 @@ def remove_units(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor]) ->
                 for start in range(0, group.channels, group.units)
                 for unit in units
             ]
+            graph.update()
             graph.get_pruning_group(group.root, _out(graph, group.root), channels).prune()
 
 
-def _graph(network: nn.Module, inputs: Tensor) -> torch_pruning.DependencyGraph:
+def _graph(network: nn.Module, inputs: Tensor) -> Dependencies:
     training = network.training
     try:
         with torch.enable_grad():
             # As a tuple: with a bare tensor Torch-Pruning first calls the network with each example
             # as an argument of its own.
-            return torch_pruning.DependencyGraph().build_dependency(
-                network.eval(), example_inputs=(inputs[:1],), verbose=False
-            )
+            graph = Dependencies()
+            graph.build_dependency(network.eval(), example_inputs=(inputs[:1],), verbose=False)
+            return graph
     finally:
         network.train(training)
 
 
-def _let_go(graph: torch_pruning.DependencyGraph) -> None:
+def _let_go(graph: Dependencies) -> None:
     """Drops the operations of autograd that the graph was read from, which nothing needs any more.
 
     They hold on to nodes that later backward passes would use too, bound to the stream of today: no
@@ -144,17 +150,18 @@ def _let_go(graph: torch_pruning.DependencyGraph) -> None:
                 holder.grad_fn = None
 
 
-def _out(graph: torch_pruning.DependencyGraph, layer: nn.Module) -> Any:
+def _out(graph: Dependencies, layer: nn.Module) -> Any:
     return graph.get_pruner_of_module(layer).prune_out_channels
 
 
-def _groups(network: nn.Module, graph: torch_pruning.DependencyGraph) -> Iterator[ChannelGroup]:
+def _groups(network: nn.Module, graph: Dependencies, endless: list[str]) -> list[ChannelGroup]:
+    """The groups in order of execution; the layers where no end is found are added to `endless`."""
     names = {id(module): name for name, module in network.named_modules()}
     order = {name: position for position, name in enumerate(names.values())}
     found = []
     within_heads = projections(network)  # heads go whole, by `compaction.heads`
     tied = {network.get_submodule(name) for name in tied_modules(network)}
-    for dependencies in graph.get_all_groups(root_module_types=list(_WEIGHT_LAYERS)):
+    for dependencies in _all_dependencies(graph, names, endless):
         if dependencies[0].dep.layer in within_heads or tied.intersection(
             item.dep.layer for item in dependencies
         ):
@@ -162,11 +169,35 @@ def _groups(network: nn.Module, graph: torch_pruning.DependencyGraph) -> Iterato
         group = _group(graph, dependencies, names)
         if group is not None:
             found.append(group)
-    yield from sorted(found, key=lambda group: order[group.name])
+    return sorted(found, key=lambda group: order[group.name])
+
+
+def _all_dependencies(
+    graph: Dependencies, names: dict[int, str], endless: list[str]
+) -> Iterator[torch_pruning.Group]:
+    """What goes with all outputs of each layer, once for the layers that go together; a layer where
+    no end is found is left out."""
+    seen: set[int] = set()
+    for module in [m for m in graph.module2node if isinstance(m, _WEIGHT_LAYERS)]:
+        pruner = graph.get_pruner_of_module(module)
+        channels = None if pruner is None else pruner.get_out_channels(module)
+        if channels is None or id(module) in seen:
+            continue
+        try:
+            group = graph.get_pruning_group(module, _out(graph, module), list(range(channels)))
+        except Endless:
+            endless.append(names[id(module)])
+            continue
+        seen.update(
+            id(item.dep.layer)
+            for item in group
+            if graph.is_out_channel_pruning_fn(item.dep.pruning_fn)
+        )
+        yield group
 
 
 def _group(
-    graph: torch_pruning.DependencyGraph, dependencies: torch_pruning.Group, names: dict[int, str]
+    graph: Dependencies, dependencies: torch_pruning.Group, names: dict[int, str]
 ) -> ChannelGroup | None:
     root = dependencies[0].dep.layer
     channels = len(dependencies[0].idxs)

@@ -46,6 +46,8 @@ class Finishing:
         self.data = data
         self.dense: nn.Module | None = None
         """What speed-ups are against, once it is asked for: its weights do not matter."""
+        self.told: set[str] = set()
+        """The layers whose zero units were warned of: once, and not for each network."""
 
     def finish(
         self,
@@ -73,7 +75,7 @@ class Finishing:
                 diverges.
         """
         inputs = self.data.prepare(self.data.validation.inputs[:CHECKED_INPUTS])
-        compacted = compact(model, inputs, self.candidate.compaction)
+        compacted = compact(model, inputs, self.candidate.compaction, self.told)
         remove_hooks(compacted.network)
         metrics = refit(compacted.network) if refit else []
         history: list[dict[str, Number]] = [
@@ -101,7 +103,7 @@ class Finishing:
             ):
                 return  # before the work of making it compact, which keeps what it computes
             try:
-                compacted = compact(network, inputs, self.candidate.compaction)
+                compacted = compact(network, inputs, self.candidate.compaction, self.told)
             except TrialFailure:
                 return  # nearly nothing is left of its outputs
             measures = self._measures(compacted.network, inputs, compacted.report.after)

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.compaction import compact
-from slimfront.trainables.compaction.agreement import Probe, difference, outputs
 from slimfront.trainables.data import Split
 from slimfront.trainables.data.look import looked_at
 from slimfront.trainables.errors import TrialFailure, UserError
+from slimfront.trainables.penalties.node import NodeSparsity
 from slimfront.trainables.shipping.formats import why_not_exported
 from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.shipping.network_file import check_storable, restore, store
 from slimfront.trainables.sparsifiers.base import out_of_reach
-from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.structure.agreement import Probe, difference, outputs
+from slimfront.trainables.structure.graph import copied, trace
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.losses import Losses
 
@@ -65,6 +66,7 @@ class _Rehearsal:
         initial = {name: value.clone() for name, value in self.model.state_dict().items()}
         self._check_outputs()
         self._check_trace()
+        self._name_what_cannot_go()
         try:
             self._take_steps()
         except torch.OutOfMemoryError:
@@ -90,6 +92,36 @@ class _Rehearsal:
             f"{total:,}",
             ", ".join(f"'{name}'" for name in layers[:10]) + (" …" if len(layers) > 10 else ""),
         )
+
+    def _name_what_cannot_go(self) -> None:
+        """Warns of layers whose units a node penalty makes zero, and compaction cannot remove: of a
+        copy, a unit of each is."""
+        options = next(
+            (each for each in self.training.penalty_options if isinstance(each, NodeSparsity)), None
+        )
+        if options is None or not self.training.candidate.compaction.enabled:
+            return
+        zeroed = copied(self.model)
+        groups = options.attach(zeroed, self.sample).groups
+        acted_on = {name for name in groups if options.layers.get(name, options.strength) > 0}
+        for name in acted_on:
+            weight = groups[name].layer.weight
+            units = torch.arange(len(weight), device=weight.device)
+            with torch.no_grad():
+                groups[name].scale_rows((units != len(units) // 3).to(weight))
+        told = {name for name, _ in zeroed.named_modules()}
+        try:
+            steps = compact(zeroed, self.sample, self.training.candidate.compaction, told)
+        except (UserError, TrialFailure):
+            return  # which is told of where the network is made compact as it is
+        found = [name for name, action, _ in steps.report.steps if action == "zeros stay"]
+        stay = [name for name in found if name in acted_on]
+        if stay:
+            log.warning(
+                "penalties.node makes units of %s zero that compaction cannot remove, since what "
+                "follows does not keep zeros apart; give these layers 0 in penalties.node.layers",
+                ", ".join(f"'{name}'" for name in stay[:10]) + (" …" if len(stay) > 10 else ""),
+            )
 
     def _check_outputs(self) -> None:
         """Whether the network gives logits, and the same ones each time in evaluation mode."""

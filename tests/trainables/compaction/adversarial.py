@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction import compact
-from slimfront.trainables.compaction.agreement import difference, outputs
+from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.errors import TrialFailure, UserError
+from slimfront.trainables.structure.agreement import difference, outputs
+from slimfront.trainables.structure.attention import Attention, ScaledDotProduct, split_attention
 
 WIDTHS = (4, 6, 8)
 CLASSES = 5
@@ -495,18 +497,61 @@ def _problem(seed: int, model: nn.Module, result: Any, said: _Said) -> str:
             zero = bool(((layer.weight.flatten(1) == 0).all(1) & (bias == 0)).any())
             if zero and (name not in told or "units without a weight stay" not in text):
                 return f"unsaid: zero units of {name}"
-    gone = any(
-        action in ("removed", "block removed", "heads removed")
-        for _, action, _ in result.report.steps
-    )
-    if (
-        not gone
-        and _draws(model, wide)
-        and not _draws(network, wide)
-        and "stays as in evaluation mode" not in text
-    ):
-        return "undropped: the compact network has no dropout in training mode"
+    if "stays as in evaluation mode" not in text:
+        lost = _lost_dropout(model, network)
+        if lost:
+            return f"undropped: {lost} is gone, and the layer that it acts on is not"
+        if _dropouts(network) and not _draws(network, wide):
+            return "undropped: the compact network has no dropout in training mode"
     return ""
+
+
+def _lost_dropout(model: nn.Module, network: fx.GraphModule) -> str:
+    """A dropout of the model that is not in the compact network, though the layers before it and
+    those behind it are; "" if there is none."""
+    before = traced_in_both_modes(model)
+    split_attention(before)
+    called = {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
+    kept = _dropouts(network)
+    for node in before.graph.nodes:
+        if node.op == "call_module" and node.target in _dropouts(before) - kept:
+            sources = _nearest(before, node, lambda each: each.all_input_nodes)
+            readers = _nearest(before, node, lambda each: list(each.users))
+            if sources & called and (not readers or readers & called):
+                return f"'{node.target}'"
+    return ""
+
+
+def _dropouts(network: fx.GraphModule) -> set[str]:
+    """The names of the modules that draw at random in training mode, among those that are
+    called."""
+    called = {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
+    return {name for name in called if _share(network.get_submodule(name)) > 0}
+
+
+def _share(module: nn.Module) -> float:
+    if isinstance(module, Attention | ScaledDotProduct):
+        return module.dropout
+    return module.p if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0
+
+
+def _nearest(
+    network: fx.GraphModule, start: fx.Node, step: Callable[[fx.Node], list[fx.Node]]
+) -> set[str]:
+    """The names of the first layers with weights on all ways from a node."""
+    found, seen, waiting = set(), {start}, [start]
+    while waiting:
+        for node in step(waiting.pop()):
+            if node in seen:
+                continue
+            seen.add(node)
+            if node.op == "call_module" and isinstance(
+                network.get_submodule(str(node.target)), nn.Linear | nn.modules.conv._ConvNd
+            ):
+                found.add(str(node.target))
+            else:
+                waiting.append(node)
+    return found
 
 
 @torch.no_grad()

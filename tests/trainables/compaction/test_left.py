@@ -94,8 +94,7 @@ def test_zero_channels_of_subclasses_go_and_they_can_be_stored(conv: type[nn.Con
     model(images(2))
     model.eval()
     kill(model[0], model[1])
-    if conv is SameConv:  # `pad` is no operation that is stored
-        check_storable(model, images(2))
+    check_storable(model, images(2))
     result = compact(model, images(2))
     assert shapes(result.network) == [(4, 3, 3, 3), (4, 4, 3, 3)]
     assert result.report.count("folded") == 1

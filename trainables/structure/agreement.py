@@ -76,6 +76,11 @@ class Probe:
                 break
         return worst
 
+    def is_of_numbers(self) -> bool:
+        """Whether no output for the real inputs is NaN."""
+        leaves, _ = tree_flatten(self._batches[0][1])
+        return not any(bool(leaf.isnan().any()) for leaf in leaves if isinstance(leaf, Tensor))
+
     def agrees(self, actual: nn.Module, tolerance: float = EXACT) -> bool:
         """Whether no output differs by more than `tolerance`."""
         return self.difference(actual, tolerance) <= tolerance
@@ -170,11 +175,10 @@ def _spread(values: Tensor) -> Tensor:
 
 
 def _batches(real: Tensor, fresh: bool) -> Iterator[Tensor]:
-    """Real inputs, three and one of them; then fresh ones: real values in new combinations, and
-    normal ones."""
+    """Real inputs, three and one of them where there are more; then fresh ones: real values in new
+    combinations, and normal ones."""
     yield real
-    yield real[-3:]
-    yield real[-1:]
+    yield from (real[-count:] for count in (3, 1) if count < len(real))
     if not fresh:
         return
     generator = torch.Generator().manual_seed(0)

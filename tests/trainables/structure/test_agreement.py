@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slimfront.trainables.compaction import compact
-from slimfront.trainables.compaction.agreement import Probe, difference
 from slimfront.trainables.measures.measure import measure
+from slimfront.trainables.structure.agreement import Probe, difference
 
 INPUTS = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 

@@ -1,0 +1,206 @@
+"""Whether units that are zero can be removed: tried on networks of the same structure with other
+weights, too.
+
+On a trained network a wrong removal can go unseen: where a pool takes maxima over units, say, and
+the one that goes was never among them on the inputs that were looked at. Of weights that are drawn
+at random, all take part.
+"""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from slimfront.trainables.precision import all_of_float32
+from slimfront.trainables.structure.agreement import EXACT, Probe
+from slimfront.trainables.structure.channel_groups import ChannelGroup, channel_groups, remove_units
+from slimfront.trainables.structure.graph import BatchNorm, WeightLayer, copied
+
+log = logging.getLogger(__name__)
+
+_SEEN = 2
+"""So few inputs show whether units can be removed from a network whose weights were drawn at
+random."""
+_BIAS = 0.1
+"""The standard deviation of biases that are drawn."""
+_LOOSE = 1e-4
+"""How far outputs may be apart where a network cannot be run in float64."""
+
+
+def removable_groups(network: nn.Module, inputs: Tensor) -> list[ChannelGroup]:
+    """The groups of `channel_groups` of which a unit that is zero can be removed, which is tried on
+    a copy.
+
+    Torch-Pruning takes what it does not know for operations that act on each channel alone. Others,
+    such as a norm of another axis, a softmax or a mean over channels, or a size in the code, only
+    show then. Layers where no end is found of what goes with their channels are warned of.
+
+    Raises:
+        UserError: if Torch-Pruning cannot analyse the network.
+    """
+    endless: list[str] = []
+    groups = channel_groups(network, inputs, endless)
+    if endless:
+        log.warning(
+            "the channels of %s stay as they are: no end is found of what goes with them",
+            ", ".join(f"'{name}'" for name in endless),
+        )
+    units = {  # one that has neighbours on both sides, which something between them may mix
+        group.name: torch.arange(group.units) == group.units // 3
+        for group in groups
+        if group.units > 1
+    }
+    if not units:
+        return groups
+    seen = inputs[:_SEEN]
+
+    def zeroed() -> nn.Module:
+        return _zeroed(network, groups, units)
+
+    def exact() -> nn.Module:
+        return zeroed().double()
+
+    try:
+        right = _together([_drawn(exact, 0)], seen.double(), units, EXACT, fresh=False)
+    except (RuntimeError, TypeError, ValueError):  # it cannot be run in float64
+        right = _together([_drawn(zeroed, 0)], seen, units, _LOOSE, fresh=False)
+    return [group for group in groups if group.name in right or group.name not in units]
+
+
+def removable_together(
+    network: nn.Module, inputs: Tensor, dead: dict[str, Tensor], tolerance: float = EXACT
+) -> list[str]:
+    """Which of the groups can lose those units (units,) bool together, all of them zero: the
+    outputs change by no more than `tolerance`.
+
+    That is tried on `inputs` and on fresh ones (see `Probe`), with the network's own weights and
+    with others that are zero where they are; `network` stays as it is.
+    """
+    if not dead:
+        return []
+
+    def same() -> nn.Module:
+        return copied(network)
+
+    return _together([_drawn(same, 0), _drawn(same, 1), same], inputs, dead, tolerance)
+
+
+def _together(
+    networks: list[Callable[[], nn.Module]],
+    inputs: Tensor,
+    dead: dict[str, Tensor],
+    tolerance: float,
+    *,
+    fresh: bool = True,
+) -> list[str]:
+    """As `removable_together`, tried on what each of `networks` makes."""
+    names, judged = list(dead), False
+    with torch.no_grad(), all_of_float32():
+        for make in networks:
+            left = {name: dead[name] for name in names}
+            found = _of_one(make, inputs, left, tolerance, fresh) if left else None
+            if found is not None:
+                names, judged = found, True
+    return names if judged else []
+
+
+def _of_one(
+    make: Callable[[], nn.Module],
+    inputs: Tensor,
+    dead: dict[str, Tensor],
+    tolerance: float,
+    fresh: bool,
+) -> list[str] | None:
+    """As `_together`, of one network; None if its outputs are no numbers, which says nothing."""
+    network = make()
+    probe = Probe(network, inputs, fresh=fresh)
+    if not probe.is_of_numbers():
+        return None
+    if _remove(network, inputs, dead) and probe.agrees(network, tolerance):
+        return list(dead)  # most often; so that no more copies are made
+    network = make()
+
+    def right(names: list[str]) -> bool:
+        smaller = copied(network)
+        gone = {name: dead[name] for name in names}
+        return _remove(smaller, inputs, gone) and probe.agrees(smaller, tolerance)
+
+    return _rightly_removed(list(dead), right, known_wrong=True)
+
+
+def _remove(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor]) -> bool:
+    """Takes those units out, in place; false if that cannot be done."""
+    try:
+        remove_units(network, inputs, dead)
+    except (RuntimeError, IndexError):  # a shape that does not fit any more
+        return False
+    return True
+
+
+def _drawn(make: Callable[[], nn.Module], seed: int) -> Callable[[], nn.Module]:
+    """Makes what `make` makes, with parameters that are drawn anew where they are not zero."""
+
+    def drawn() -> nn.Module:
+        network = make()
+        _draw(network, torch.Generator().manual_seed(seed))
+        return network
+
+    return drawn
+
+
+def _draw(network: nn.Module, generator: torch.Generator) -> None:
+    of_layers: set[int] = set()
+    for module in network.modules():
+        if not isinstance(module, WeightLayer | BatchNorm):
+            continue
+        of_layers |= {id(parameter) for parameter in module.parameters(recurse=False)}
+        if module.weight is not None:
+            weight = module.weight
+            _redraw(weight, generator, weight[0].numel() ** -0.5)
+        if module.bias is not None:  # small, so that inputs decide what a ReLU lets through
+            _redraw(module.bias, generator, _BIAS)
+        if isinstance(module, BatchNorm) and module.running_mean is not None:
+            mean, variance = module.running_mean, module.running_var
+            assert variance is not None
+            mean.copy_(torch.randn(mean.shape, generator=generator) * _BIAS)
+            variance.copy_(0.5 + torch.rand(variance.shape, generator=generator))
+    for parameter in network.parameters():  # what its code does with others is not known
+        if id(parameter) not in of_layers and parameter.is_floating_point():
+            parameter.mul_(0.5 + torch.rand(parameter.shape, generator=generator).to(parameter))
+
+
+def _redraw(parameter: Tensor, generator: torch.Generator, scale: float) -> None:
+    values = torch.randn(parameter.shape, generator=generator).to(parameter) * scale
+    parameter.copy_(torch.where(parameter != 0, values, 0))
+
+
+def _zeroed(network: nn.Module, groups: list[ChannelGroup], units: dict[str, Tensor]) -> nn.Module:
+    """A copy in evaluation mode in which those units are zero."""
+    zeroed = copied(network).eval()
+    parameters = dict(zeroed.named_parameters())
+    with torch.no_grad():
+        for group in groups:
+            for name, owners in group.writers.items() if group.name in units else ():
+                rows = units[group.name][owners.clamp(min=0)] & (owners >= 0)
+                parameters[name][rows.to(parameters[name].device)] = 0
+    return zeroed
+
+
+def _rightly_removed(
+    names: list[str], right: Callable[[list[str]], bool], *, known_wrong: bool = False
+) -> list[str]:
+    """Those groups that can go together, found by halving: most are right, so that few networks are
+    looked at. With `known_wrong`, not all of them can."""
+    if not names or (not known_wrong and right(names)):
+        return names
+    if len(names) == 1:
+        return []
+    middle = len(names) // 2
+    first, second = _rightly_removed(names[:middle], right), _rightly_removed(names[middle:], right)
+    if not first or not second:
+        return first + second
+    wrong = known_wrong and len(first + second) == len(names)
+    if not wrong and right(first + second):
+        return first + second
+    return max(first, second, key=len)

@@ -10,7 +10,8 @@ first asked for, so that a command that trains nothing does not wait for torch.
 - `compact`: makes a trained sparse network smaller, with the same outputs.
 - `measure`: the parameters, FLOPs and bytes of a network.
 - `search`: runs the search of a config; the same name is the package that the command is made of.
-- `load`: reads a finished search, with the networks of its front.
+- `load`: reads a search by name, with the networks of its front.
+- `UserError`: a mistake in what was asked, as the sentence that the command would print.
 """
 
 import importlib
@@ -18,15 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slimfront.search.python_api import load as load
+    from slimfront.search.python_api import search as search
     from slimfront.trainables.candidate import Candidate as Candidate
     from slimfront.trainables.compaction import compact as compact
+    from slimfront.trainables.errors import UserError as UserError
     from slimfront.trainables.measures.measure import measure as measure
     from slimfront.trainables.training.train import train as train
 
-__all__ = ["Candidate", "compact", "load", "measure", "search", "train"]
+__all__ = ["Candidate", "UserError", "compact", "load", "measure", "search", "train"]
 
 _HOMES = {
     "Candidate": "trainables.candidate",
+    "UserError": "trainables.errors",
     "compact": "trainables.compaction",
     "load": "search.python_api",
     "measure": "trainables.measures.measure",

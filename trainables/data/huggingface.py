@@ -289,10 +289,11 @@ def _read(options: HuggingFace) -> "Mapping[str, datasets.Dataset]":
     """
     import datasets
 
+    path = options.path or ""
     if options.data_files is not None:
         _refuse_missing_files(options.data_files)
     else:
-        _refuse_no_folder(options.path or "")
+        _refuse_no_folder(path)
     try:
         with _quiet():
             if options.data_files is not None:
@@ -301,7 +302,7 @@ def _read(options: HuggingFace) -> "Mapping[str, datasets.Dataset]":
                 named = _parquet_files(options)
             if named:
                 return datasets.load_dataset("parquet", data_files=named)  # type: ignore[no-any-return]
-            return datasets.load_dataset(options.path or "", options.config)  # type: ignore[no-any-return]
+            return datasets.load_dataset(path, options.config)  # type: ignore[no-any-return]
     except Exception as error:  # of many kinds, from the hub, the network, and readers of files
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(

@@ -15,7 +15,8 @@ HIDDEN = "***"
 """What stands in the place of a secret in text that people read."""
 
 _SECRET_NAME = re.compile(
-    r".*(?:password|passwd|passphrase)|(?:.*[\W_])?(?:pass|pwd|secret|token|credentials?|signature|sig|sas|auth|authorization|"
+    r".*(?:password|passwd|passphrase)|"
+    r"(?:.*[\W_])?(?:pass|pwd|secret|token|credentials?|signature|sig|sas|auth|authorization|"
     r"(?:api|access|account|secret|private|shared)[\W_]?key(?:[\W_]?id)?)"
 )
 # Bounded, since a name of any length would be looked for from each of its letters: long text would
@@ -36,11 +37,8 @@ def without_secrets(uri: str) -> str:
 
     `postgresql://anna:secret@host/db` becomes `postgresql://anna@host/db`.
     """
-    return (
-        _WHOLE_URI.sub(lambda match: _cleaned(match[1], match[2], ""), uri)
-        if _WHOLE_URI.fullmatch(uri)
-        else uri
-    )
+    whole = _WHOLE_URI.fullmatch(uri)
+    return _cleaned(whole[1], whole[2], "") if whole else uri
 
 
 def redact(text: str, *, names: bool = False) -> str:
@@ -50,8 +48,10 @@ def redact(text: str, *, names: bool = False) -> str:
         names: leave what stands alone before the `@` of a web address: in what went through here
             before, it is a user's name.
     """
-    if _WHOLE_URI.fullmatch(text) and text.count("://") == 1:  # then even blanks belong to it
-        return _WHOLE_URI.sub(lambda match: _cleaned(match[1], match[2], HIDDEN, names), text)
+    whole = _WHOLE_URI.fullmatch(text)
+    if whole and text.count("://") == 1:
+        # Even blanks belong to it.
+        return _cleaned(whole[1], whole[2], HIDDEN, names)
     text = _URI.sub(lambda match: _cleaned(match[1], match[2], HIDDEN, names), text)
     return _ASSIGNMENT.sub(
         lambda m: f"{m[1]}{m[2]}{HIDDEN}" if is_secret_name(m[1]) and "://" not in m[0] else m[0],
@@ -79,23 +79,30 @@ def is_secret_name(name: str) -> bool:
 
 def _cleaned(scheme: str, rest: str, hidden: str, names: bool = False) -> str:
     """A URI, with `hidden` for its secrets, or without them if it is empty."""
-    scheme_name = (
-        scheme.lower().rpartition("+")[2]
-        if scheme.lower().endswith(("+http", "+https"))
-        else scheme.lower()
-    )
+    scheme_name = scheme.lower()
+    if scheme_name.endswith(("+http", "+https")):
+        scheme_name = scheme_name.rpartition("+")[2]
     login, rest = _login(scheme_name, rest)
-    user, colon, password = login.partition(":")
-    if colon and (scheme_name in _BUCKETS or password in ("", "x-oauth-basic")):
-        user = ""  # the key of a bucket, or a token in the place of a user
-    elif not colon and scheme_name in _NAMELESS and not names:
-        user = ""
-    shown = f"{user}:{hidden}" if user and colon and hidden else user or hidden
-    at = f"{shown}@" if login and shown else ""
+    shown = _shown_login(scheme_name, login, hidden, names) if login else ""
+    at = f"{shown}@" if shown else ""
     rest = _PARAMETER.sub(lambda match: _parameter(match, hidden), rest)
     if not hidden and "?" not in rest:
-        rest = rest.replace("&", "?", 1)  # the first parameter went, with its mark
+        # The first parameter went, with its mark.
+        rest = rest.replace("&", "?", 1)
     return f"{scheme}://{at}{rest}"
+
+
+def _shown_login(scheme: str, login: str, hidden: str, names: bool) -> str:
+    """What is left of a login, which is the user's name at most."""
+    user, colon, password = login.partition(":")
+    if not colon:
+        is_token = scheme in _NAMELESS and not names
+        return hidden if is_token else user
+    # The key of a bucket, or a token in the place of a user.
+    is_secret = scheme in _BUCKETS or password in ("", "x-oauth-basic")
+    if is_secret or not user:
+        return hidden
+    return f"{user}:{hidden}" if hidden else user
 
 
 def _login(scheme: str, rest: str) -> tuple[str, str]:

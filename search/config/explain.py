@@ -3,6 +3,7 @@
 import re
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from slimfront.trainables.errors import shorten
 from slimfront.trainables.redaction import redact
@@ -20,34 +21,41 @@ def explain_first(error: ValidationError | KeyError, inside: str = "") -> str:
     if isinstance(error, KeyError):
         return str(error.args[0])
     first = error.errors(include_url=False)[0]
-    parts = [str(part) for part in first["loc"]]
-    if len(parts) > 1 and (parts[-1] in _UNION_TAGS or parts[-1].startswith("literal[")):
-        parts.pop()
-    where = ".".join(parts)
-    message = (
-        first["msg"]
-        .removeprefix("Value error, ")
-        .replace("valid dictionary", "mapping of keys to values")
-    )
-    message = re.sub(r" or instance of \w+", "", message)
-    message = redact(message[:1].lower() + message[1:])
-    got = first["input"]
-    if isinstance(got, str) and shorten(got) != got:
-        message = message.replace(repr(got), repr(shorten(got))).replace(got, shorten(got))
+    where = _location(first)
     if first["type"] == "missing":
         return f"'{shorten(where)}' is missing"
-    if first["type"] not in _COMPLETE:
-        message = re.sub("^input should", "it should", message)
-        if isinstance(got, str | int | float | bool | None):
-            message += f", and it is {shorten(repr(got))}"
+    message = _message(first)
     if where in ("", inside) or first["type"] == "space":
         return message
-    where = shorten(where, 100)
+    where = f"'{shorten(where, 100)}'"
     return (
-        f"in '{where}': {message}"
-        if first["type"].startswith("unknown_")
-        else f"'{where}': {message}"
+        f"in {where}: {message}" if first["type"].startswith("unknown_") else f"{where}: {message}"
     )
+
+
+def _location(problem: ErrorDetails) -> str:
+    """The dotted path of the value, without what pydantic adds for a union."""
+    parts = [str(part) for part in problem["loc"]]
+    if len(parts) > 1 and (parts[-1] in _UNION_TAGS or parts[-1].startswith("literal[")):
+        parts.pop()
+    return ".".join(parts)
+
+
+def _message(problem: ErrorDetails) -> str:
+    """What is wrong, in the words of a config, without secrets and without long values."""
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message.replace("valid dictionary", "mapping of keys to values")
+    message = re.sub(r" or instance of \w+", "", message)
+    message = redact(message[:1].lower() + message[1:])
+    got = problem["input"]
+    if isinstance(got, str) and shorten(got) != got:
+        message = message.replace(repr(got), repr(shorten(got))).replace(got, shorten(got))
+    if problem["type"] in _COMPLETE:
+        return message
+    message = re.sub("^input should", "it should", message)
+    if isinstance(got, str | int | float | bool | None):
+        message += f", and it is {shorten(repr(got))}"
+    return message
 
 
 _UNION_TAGS = ("int", "float", "bool", "str")

@@ -88,14 +88,11 @@ class Config(Candidate):
 
     @model_validator(mode="after")
     def _databases_are_two(self) -> Self:
-        if (
-            self.search.storage is not None
-            and without_secrets(self.search.storage) == self.tracking.shown_uri()
-        ):
+        storage = self.search.storage
+        if storage is not None and without_secrets(storage) == self.tracking.shown_uri():
             raise ValueError(
                 "search.storage and tracking.uri are the same database; give each one of its own, "
-                "since Optuna and MLflow keep "
-                "their versions in a table of the same name"
+                "since Optuna and MLflow keep their versions in a table of the same name"
             )
         return self
 
@@ -104,69 +101,79 @@ class Config(Candidate):
         if is_bucket(self.search.storage_path) and self.search.storage is None:
             raise ValueError(
                 "search.storage_path is a bucket, which cannot keep Optuna's study; set "
-                "search.storage to a database, such as "
-                "postgresql+psycopg://USER@HOST/optuna"
+                "search.storage to a database, such as postgresql+psycopg://USER@HOST/optuna"
             )
         return self
 
     @model_validator(mode="after")
     def _space_fits_the_candidate(self) -> Self:
         for path, parameter in self.space.items():
-            if path.startswith("data") and not path.startswith("data.augment."):
-                raise _space_error(
-                    path,
-                    "would give trials data that cannot be compared; of 'data' only 'data.augment' "
-                    "may vary",
-                )
-            if path == "training.seed":
-                raise _space_error(
-                    path,
-                    "would have the search pick lucky seeds; leave it out: each trial has a seed "
-                    "of its own",
-                )
-            inside = next((other for other in self.space if other.startswith(f"{path}.")), None)
-            if inside:
-                raise _space_error(
-                    path, f"also holds '{inside}', which varies too; vary one of the two"
-                )
-            for value in parameter.ends():
-                try:
-                    self.candidate({path: value})
-                except KeyError as error:
-                    raise _space_error(path, f"names nothing: {error.args[0]}") from None
-                except ValidationError as error:
-                    raise _space_error(path, explain_first(error, inside=path)) from None
+            self._refuse_path(path)
+            self._refuse_ends(path, parameter)
         for path, parameter in self.space.items():
-            kind = self._field_type(path)
-            if parameter.choices is None and kind not in (int, float):
-                raise _space_error(
-                    path, "is not a number, so it cannot have a range; give 'choices'"
-                )
-            if (
-                parameter.choices is None
-                and kind is int
-                and any(v != int(v or 0) for v in (parameter.low, parameter.step or 1))
-            ):
-                raise _space_error(
-                    path, "is a whole number, so 'low', 'high' and 'step' must be whole too"
-                )
+            if parameter.choices is None:
+                self._refuse_range(path, parameter)
         self._refuse_invalid_combinations()
-        for path, problem in idle(
-            {path: parameter.ends() for path, parameter in self.space.items()}, self.candidate
-        ):
+        ends = {path: parameter.ends() for path, parameter in self.space.items()}
+        for path, problem in idle(ends, self.candidate):
             raise _space_error(path, problem)
         return self
 
+    def _refuse_path(self, path: str) -> None:
+        """Raises an error for a path that may not vary, whatever its values are."""
+        if path.startswith("data") and not path.startswith("data.augment."):
+            raise _space_error(
+                path,
+                "would give trials data that cannot be compared; of 'data' only 'data.augment' "
+                "may vary",
+            )
+        if path == "training.seed":
+            raise _space_error(
+                path,
+                "would have the search pick lucky seeds; leave it out: each trial has a seed of "
+                "its own",
+            )
+        for other in self.space:
+            if other.startswith(f"{path}."):
+                raise _space_error(
+                    path, f"also holds '{other}', which varies too; vary one of the two"
+                )
+
+    def _refuse_ends(self, path: str, parameter: Parameter) -> None:
+        """Raises an error for an end of a range or a choice that makes no candidate."""
+        for value in parameter.ends():
+            try:
+                self.candidate({path: value})
+            except KeyError as error:
+                raise _space_error(path, f"names nothing: {error.args[0]}") from None
+            except ValidationError as error:
+                raise _space_error(path, explain_first(error, inside=path)) from None
+
+    def _refuse_range(self, path: str, parameter: Parameter) -> None:
+        """Raises an error for a range of what is no number, or in parts of what is a whole one."""
+        kind = self._field_type(path)
+        if kind not in (int, float):
+            raise _space_error(path, "is not a number, so it cannot have a range; give 'choices'")
+        if kind is not int:
+            return
+        for value in (parameter.low, parameter.step or 1):
+            if value != int(value or 0):
+                raise _space_error(
+                    path, "is a whole number, so 'low', 'high' and 'step' must be whole too"
+                )
+
     @model_validator(mode="after")
     def _nothing_secret_varies(self) -> Self:
-        starts = () if isinstance(self.search.start_from, str) else self.search.start_from
-        values = [
+        varied = [
             (path, value) for path, parameter in self.space.items() for value in parameter.ends()
         ]
-        for path, value in [*values, *(item for start in starts for item in start.items())]:
-            if repr(redact_values(value, path.rpartition(".")[2])) != repr(
-                value
-            ):  # NaN is not equal to itself
+        if not isinstance(self.search.start_from, str):
+            for start in self.search.start_from:
+                varied += start.items()
+        for path, value in varied:
+            shown = redact_values(value, path.rpartition(".")[2])
+            # Not as values: NaN is not equal to itself.
+            if repr(shown) != repr(value):
                 raise _space_error(
                     path,
                     "varies in secrets, and all values of a trial are recorded; name them without "
@@ -190,8 +197,8 @@ class Config(Candidate):
                 if not _inside(distributions[path], value):
                     shown = shorten(repr(value))
                     raise ValueError(
-                        f"search.start_from[{number}]: {shown} is outside of what '{path}' varies "
-                        "in"
+                        f"search.start_from[{number}]: {shown} is outside of what "
+                        f"'{path}' varies in"
                     )
         return self
 
@@ -229,29 +236,20 @@ class Config(Candidate):
         base = {name: getattr(self, name) for name in Candidate.model_fields}
         plain = Candidate.model_construct(**base).model_dump(mode="json")
         for path in values:
-            if path.partition(".")[0] not in Candidate.model_fields:
-                raise KeyError(
-                    "it is not part of the candidate; "
-                    f"{suggest(path.partition('.')[0], Candidate.model_fields)}"
-                )
-        plain["measures"] = [
-            name
-            for name in EXTRA_MEASURES
-            if name in {*self.measures, *self.objectives, *self.constraints}
-        ]
-        if (
-            any(path.partition(".")[0] == "model" for path in self.space)
-            and plain["latency"]["against"] is None
-        ):
-            plain["latency"]["against"] = plain[
-                "model"
-            ]  # every trial's speed-up is against the same network
-        if (
-            self.sparsifier is not None
-            and values.get("sparsifier.name", self.sparsifier.name) != self.sparsifier.name
-        ):
+            part = path.partition(".")[0]
+            if part not in Candidate.model_fields:
+                known = suggest(part, Candidate.model_fields)
+                raise KeyError(f"it is not part of the candidate; {known}")
+        wanted = {*self.measures, *self.objectives, *self.constraints}
+        plain["measures"] = [name for name in EXTRA_MEASURES if name in wanted]
+        model_varies = any(path.partition(".")[0] == "model" for path in self.space)
+        if model_varies and plain["latency"]["against"] is None:
+            # Every trial's speed-up is against the same network.
+            plain["latency"]["against"] = plain["model"]
+        sparsifier = self.sparsifier
+        if sparsifier and values.get("sparsifier.name", sparsifier.name) != sparsifier.name:
             # Defaults are each sparsifier's own: those of another name may be none of its options.
-            plain["sparsifier"] = self.sparsifier.model_dump(mode="json", exclude_defaults=True)
+            plain["sparsifier"] = sparsifier.model_dump(mode="json", exclude_defaults=True)
         return Candidate.model_validate(set_paths(plain, values))
 
     def varied_penalties(self) -> dict[str, Penalty]:

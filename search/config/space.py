@@ -36,35 +36,38 @@ class Parameter(Options):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.choices is not None:
-            if not self.choices:
-                raise ValueError("'choices' is empty; it needs at least one value")
-            if self.low is not None or self.high is not None or self.log or self.step is not None:
-                raise ValueError(
-                    "'choices' does not go together with 'low', 'high', 'log' or 'step'"
-                )
-            return self
-        if self.low is None or self.high is None:
+            self._refuse_choices(self.choices)
+        elif self.low is None or self.high is None:
             raise ValueError("it needs 'low' and 'high', or 'choices'")
-        if self.low > self.high:
-            raise ValueError(f"low ({self.low}) is greater than high ({self.high})")
-        if self.log and self.low <= 0:
-            raise ValueError(f"with log: true, low must be above 0, and it is {self.low}")
-        if self.log and self.step is not None:
+        else:
+            self._refuse_range(self.low, self.high)
+        return self
+
+    def _refuse_choices(self, choices: tuple[Scalar | None, ...]) -> None:
+        if not choices:
+            raise ValueError("'choices' is empty; it needs at least one value")
+        if self.low is not None or self.high is not None or self.log or self.step is not None:
+            raise ValueError("'choices' does not go together with 'low', 'high', 'log' or 'step'")
+
+    def _refuse_range(self, low: float, high: float) -> None:
+        if low > high:
+            raise ValueError(f"low ({low}) is greater than high ({high})")
+        if self.log and low <= 0:
+            raise ValueError(f"with log: true, low must be above 0, and it is {low}")
+        if self.step is None:
+            return
+        if self.log:
             raise ValueError("'log' and 'step' do not go together")
-        if self.step is not None and self.step <= 0:
+        if self.step <= 0:
             raise ValueError(f"step must be above 0, and it is {self.step}")
-        if self.step is not None and (self.high - self.low) / self.step > _MOST_STEPS:
+        steps = (high - low) / self.step
+        if steps > _MOST_STEPS:
             raise ValueError(
                 f"step ({self.step}) is too small: the range has more than {_MOST_STEPS:,} of "
                 "them; leave it out"
             )
-        if self.step is not None and not math.isclose(
-            (steps := (self.high - self.low) / self.step), round(steps), abs_tol=1e-9
-        ):
-            raise ValueError(
-                f"steps of {self.step} from low ({self.low}) do not end at high ({self.high})"
-            )
-        return self
+        if not math.isclose(steps, round(steps), abs_tol=1e-9):
+            raise ValueError(f"steps of {self.step} from low ({low}) do not end at high ({high})")
 
     def ends(self) -> tuple[Scalar | None, ...]:
         """The values to check against the config's schema: both ends of a range, or all choices."""
@@ -74,7 +77,8 @@ class Parameter(Options):
         """A value from anywhere in the parameter, for checking."""
         if self.choices is not None:
             return random.choice(self.choices)
-        assert self.low is not None and self.high is not None  # _consistent checked
+        # _consistent checked.
+        assert self.low is not None and self.high is not None
         if self.log:
             value = math.exp(random.uniform(math.log(self.low), math.log(self.high)))
             return round(value) if integer else min(max(value, self.low), self.high)
@@ -88,7 +92,8 @@ class Parameter(Options):
         """Optuna's distribution; `integer` says that the value lands in an integer field."""
         if self.choices is not None:
             return CategoricalDistribution(self.choices)
-        assert self.low is not None and self.high is not None  # _consistent checked
+        # _consistent checked.
+        assert self.low is not None and self.high is not None
         if integer:
             return IntDistribution(
                 int(self.low), int(self.high), log=self.log, step=int(self.step or 1)

@@ -18,7 +18,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from slimfront.search.config.objectives import Constraint
@@ -174,52 +174,47 @@ def reconcile(
             journal has, or knows how a trial ended and the journal does not.
     """
     known = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
-    lost = [record.label for record in ledger.trials if record.number not in known]
-    name = study.study_name
-    if lost:
-        raise UserError(
-            f"Optuna's study '{name}' has no {_listed(lost)}, which the journal has; restore the "
-            "study, or make it anew from the "
-            f"journal: slimfront rebuild {name}"
-        )
-    ended = [label(number) for number, trial in known.items() if trial.state.is_finished()]
-    vanished = [
-        trial
-        for trial in ended
-        if trial not in ledger.by_label or ledger.by_label[trial].unfinished
-    ]
-    if vanished:  # the journal is written first
-        raise UserError(
-            f"the journal of {name} is older than Optuna's study, which knows how "
-            f"{_listed(vanished)} ended; restore the newer "
-            "journal, or give these up and make the study anew from this one: slimfront rebuild "
-            f"{name}"
-        )
-    dense = ledger.dense
-    unfinished = (
-        [continued(dense)]
-        if dense and dense.unfinished
-        else []
-        if dense
-        else [Unfinished(None, {})]
-    )
-    untold = []
+    _refuse_one_that_is_older(study.study_name, known, ledger)
+    unfinished, untold = [], []
+    if ledger.dense is None:
+        unfinished.append(Unfinished(None, {}))
+    elif ledger.dense.unfinished:
+        unfinished.append(continued(ledger.dense))
     for number, frozen in sorted(known.items()):
         if frozen.state is not TrialState.RUNNING:
             continue
         heard = ledger.by_label.get(label(number))
         if heard is None:
             trial = optuna.Trial(study, frozen._trial_id)
-            unfinished.append(
-                Unfinished(
-                    number, {path: _suggested(trial, path, d) for path, d in distributions.items()}
-                )
-            )
+            values = {path: _suggested(trial, path, d) for path, d in distributions.items()}
+            unfinished.append(Unfinished(number, values))
         elif heard.unfinished:
             unfinished.append(continued(heard))
         else:
             untold.append(heard)
     return unfinished, untold
+
+
+def _refuse_one_that_is_older(name: str, known: dict[int, FrozenTrial], ledger: Ledger) -> None:
+    """Raises UserError as `reconcile`; `known` are the trials of the study `name` by number."""
+    lost = [record.label for record in ledger.trials if record.number not in known]
+    if lost:
+        raise UserError(
+            f"Optuna's study '{name}' has no {_listed(lost)}, which the journal has; restore the "
+            f"study, or make it anew from the journal: slimfront rebuild {name}"
+        )
+    # The journal is written first.
+    vanished = []
+    for number, trial in known.items():
+        heard = ledger.by_label.get(label(number))
+        if trial.state.is_finished() and (heard is None or heard.unfinished):
+            vanished.append(label(number))
+    if vanished:
+        raise UserError(
+            f"the journal of {name} is older than Optuna's study, which knows how "
+            f"{_listed(vanished)} ended; restore the newer journal, or give these up and make the "
+            f"study anew from this one: slimfront rebuild {name}"
+        )
 
 
 def _listed(names: list[str]) -> str:

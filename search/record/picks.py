@@ -37,38 +37,43 @@ def pick(report: Mapping[str, Any], wanted: str, min_accuracy: float | None = No
         UserError: if there is none.
     """
     front: Sequence[Member] = report["front"]
+    if not front:
+        raise UserError("the front is empty")
     able = [m for m in front if min_accuracy is None or m["val_accuracy"] >= min_accuracy]
     if not able:
-        best = max((m["val_accuracy"] for m in front), default=None)
+        best = max(m["val_accuracy"] for m in front)
         raise UserError(
-            "the front is empty"
-            if best is None
-            else (
-                f"no network of the front has validation accuracy {min_accuracy}; the "
-                f"best has {best:.4f}"
-            )
+            f"no network of the front has validation accuracy {min_accuracy}; the best has "
+            f"{best:.4f}"
         )
     if wanted == "knee":
-        return next((m for m in able if m["knee"]), None) or _knee(able, report["objectives"])
+        return _knee(able, report["objectives"])
     if wanted == "smallest":
         return min(able, key=lambda m: (m["nonzero_params"], -m["val_accuracy"]))
     if wanted == "most-accurate":
         return max(able, key=lambda m: (m["val_accuracy"], -m["nonzero_params"]))
     named = [m for m in able if wanted in (m["trial"], member_name(m))]
     if not named:
-        known = ", ".join(member_name(m) for m in able[:8]) + (", …" if len(able) > 8 else "")
+        known = [member_name(m) for m in able[:8]]
+        if len(able) > 8:
+            known.append("…")
         raise UserError(
-            f"--pick {wanted}: it is not on the front; choose {', '.join(PICKS)}, or one of {known}"
+            f"--pick {wanted}: it is not on the front; choose {', '.join(PICKS)}, or one of "
+            f"{', '.join(known)}"
         )
     return max(named, key=lambda m: (m["epoch"], -m.get("one_shot", 0)))
 
 
 def _knee(members: Sequence[Member], objectives: Sequence[str]) -> Member:
-    """The knee of some members of a front, by the same losses as `Ledger.knee`.
+    """The front's knee where it is among these members; else their own, by the same losses as
+    `Ledger.knee`.
 
     Those are relative to the dense network's sizes, but a knee is the same whatever they are
     relative to.
     """
+    for member in members:
+        if member["knee"]:
+            return member
     measures = [sizes(member) for member in members]
     scale = {name: max(1.0, *(m[name] for m in measures)) for name in objectives}
     return members[knee(losses(measures, [OBJECTIVES[name] for name in objectives], scale))]

@@ -105,57 +105,50 @@ def _measured(
 ) -> list[Column]:
     """The columns that name a network and say what it is worth."""
 
-    def sizes(name: str) -> list[str]:
-        return [f"{point.measures[name]:,.0f}" for point in points]
-
     whole = dense.measures["nonzero_params"] if dense else None
-    return [
+    columns = [
         Column("trial", [point.trial.label for point in points], left=True),
         Column("epoch", [str(point.epoch) for point in points]),
         Column("one-\nshot", [str(point.step or "") for point in points]),
-        Column("val acc", [f"{point.measures['val_accuracy']:.4f}" for point in points]),
-        Column(
-            "test acc",
-            [
-                "-" if point.test_accuracy is None else f"{point.test_accuracy:.4f}"
-                for point in points
-            ],
-        ),
-        Column("non-zero", sizes("nonzero_params")),
-        Column(
-            "of dense",
-            [
-                f"{point.measures['nonzero_params'] / whole:.1%}" if whole else "-"
-                for point in points
-            ],
-        ),
-        Column("params", sizes("params")),
-        Column("layers", sizes("layers")),
-        Column("FLOPs", sizes("flops")),
-        *(
-            Column(
-                name.replace("_", "\n"),
-                [_show_measure(point.measures.get(name)) for point in points],
-            )
-            for name in others
-        ),
+        Column("val acc", [_show_accuracy(point.measures["val_accuracy"]) for point in points]),
+        Column("test acc", [_show_accuracy(point.test_accuracy) for point in points]),
+        Column("non-zero", _show_sizes(points, "nonzero_params")),
+        Column("of dense", [_show_share(point, whole) for point in points]),
+        Column("params", _show_sizes(points, "params")),
+        Column("layers", _show_sizes(points, "layers")),
+        Column("FLOPs", _show_sizes(points, "flops")),
     ]
+    for name in others:
+        shown = [_show_measure(point.measures.get(name)) for point in points]
+        columns.append(Column(name.replace("_", "\n"), shown))
+    return columns
 
 
 def _varied(points: list[MeasuredNetwork]) -> list[Column]:
     """A column for each searched value."""
-    paths = sorted({path for point in points for path in point.trial.values})
-    return [
-        Column(
-            cell(path).replace(".", ".\n"),
-            [_show(point.trial.values.get(path, "")) for point in points],
-        )
-        for path in paths
-    ]
+    columns = []
+    for path in sorted({path for point in points for path in point.trial.values}):
+        shown = [_show(point.trial.values.get(path, "")) for point in points]
+        columns.append(Column(cell(path).replace(".", ".\n"), shown))
+    return columns
+
+
+def _show_accuracy(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _show_sizes(points: list[MeasuredNetwork], name: str) -> list[str]:
+    return [f"{point.measures[name]:,.0f}" for point in points]
+
+
+def _show_share(point: MeasuredNetwork, whole: float | None) -> str:
+    return f"{point.measures['nonzero_params'] / whole:.1%}" if whole else "-"
 
 
 def _show_measure(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _show(value: object) -> str:

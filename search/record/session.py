@@ -134,8 +134,8 @@ def _database(folder: Folder, overrides: Sequence[str]) -> str | None:
 
 
 _UNREADABLE = (
-    "the journal of {search} does not say what was searched; restore it "
-    "from a copy, or start a new search"
+    "the journal of {search} does not say what was searched; restore it from a copy, or start a "
+    "new search"
 )
 
 
@@ -171,8 +171,8 @@ def new_names(config_name: str) -> list[str]:
 
 
 _THERE = (
-    "there is a search '{name}' already; continue it with `slimfront "
-    "resume {name}`, or choose another name"
+    "there is a search '{name}' already; continue it with `slimfront resume {name}`, or choose "
+    "another name"
 )
 
 RESUMABLE = (
@@ -201,39 +201,41 @@ def resumed_config(
         UserError: if something else would change, or a secret is needed that was not given again.
     """
     began = load_recorded(text)
-    hidden = [path for path, value in flatten(as_plain(began)).items() if HIDDEN in str(value)]
+    before = flatten(as_plain(began))
+    hidden = [path for path, value in before.items() if HIDDEN in str(value)]
     given = [override.partition("=")[0] for override in overrides]
     for override, path in zip(overrides, given, strict=True):
-        if path not in hidden and not any(
-            path == allowed or path.startswith(f"{allowed}.") for allowed in RESUMABLE
-        ):
+        if path not in hidden and not _may_change(path):
             raise UserError(
                 f"--set {shorten(override)}: a resumed search cannot change '{shorten(path)}', "
                 f"only {', '.join(RESUMABLE)}; "
                 f"start a new search with search.start_from={search}"
             )
-    for path in hidden:
-        if trains and path not in given:
-            raise UserError(
-                f"{path} of {search} had a secret, which is not recorded; give it again: "
-                f"SLIMFRONT_SET='{path}=…' in the "
-                "environment"
-            )
+    missing = [path for path in hidden if path not in given]
+    if trains and missing:
+        raise UserError(
+            f"{missing[0]} of {search} had a secret, which is not recorded; give it again: "
+            f"SLIMFRONT_SET='{missing[0]}=…' in the environment"
+        )
     again = os.environ.get(STORE_VARIABLE, "")
     if "tracking.uri" not in given and _place(again) == _place(began.tracking.uri):
-        overrides = [
-            *overrides,
-            f"tracking.uri={json.dumps(again)}",
-        ]  # the same store, with the password that is not recorded
+        # The same store, with the password that is not recorded.
+        overrides = [*overrides, f"tracking.uri={json.dumps(again)}"]
     config = load_recorded(text, overrides)
     _refuse_other_stores(config, began, search)
+    after = flatten(as_plain(config))
     for path in set(hidden) & set(given):
-        if flatten(as_plain(config))[path] != flatten(as_plain(began))[path]:
+        if after[path] != before[path]:
             raise UserError(
                 f"{path}: only its secret can be given again, and the rest of it differs from what "
                 f"{search} began with"
             )
     return config
+
+
+def _may_change(path: str) -> bool:
+    """Whether `RESUMABLE` names this path, or a part of the config that it is in."""
+    return any(path == allowed or path.startswith(f"{allowed}.") for allowed in RESUMABLE)
 
 
 def _place(uri: str | None) -> str:
@@ -298,8 +300,7 @@ def _check_code(config: Config, folder: Folder) -> None:
     if theirs:
         raise UserError(
             f"the journal {file} names code to run ({', '.join(named)}), and {theirs}; make it "
-            "yours if you trust it: chown, or "
-            "chmod o-w"
+            "yours if you trust it: chown, or chmod o-w"
         )
 
 

@@ -117,13 +117,10 @@ class HuggingFace(Data):
         if self.limit is not None:
             train, labels = self._limited(train, labels)
         if test is None:
-            chosen = split_indices(
-                self.model_copy(update={"test": self.test or _TEST_SHARE}), labels
-            )
-            rows, wanted = (
-                [self._rows(train, image, "training", chosen)],
-                [labels[indices] for indices in chosen],
-            )
+            shares = self.model_copy(update={"test": self.test or _TEST_SHARE})
+            chosen = split_indices(shares, labels)
+            rows = [self._rows(train, image, "training", chosen)]
+            wanted = [labels[indices] for indices in chosen]
         else:
             test_labels = self._labels(test, label, classes, "test")
             held = hold_out(self, torch.arange(len(labels)), labels, self.validation)
@@ -151,9 +148,9 @@ class HuggingFace(Data):
             files = [
                 Path(part["filename"]) for rows in _read(self).values() for part in rows.cache_files
             ]
-        return (
-            files_state(files) if all(file.is_file() for file in files) else None
-        )  # loading says what is missing
+        # Loading says what is missing.
+        present = all(file.is_file() for file in files)
+        return files_state(files) if present else None
 
     def _splits(self) -> "tuple[datasets.Dataset, datasets.Dataset | None]":
         """The training rows, and the test rows if the data has some of its own."""
@@ -234,8 +231,7 @@ class HuggingFace(Data):
             if value not in classes:
                 raise UserError(
                     f"{self._where} has {which} rows with the label {value!r} in '{column}', which "
-                    "is no class; "
-                    "use a split whose rows are all labelled"
+                    "is no class; use a split whose rows are all labelled"
                 )
         return torch.tensor([classes[value] for value in values], dtype=torch.int64)
 
@@ -248,9 +244,8 @@ class HuggingFace(Data):
         if len(first.unique()) < classes:
             raise UserError(
                 f"the first {self.limit} training rows of {self._where} hold {len(first.unique())} "
-                f"of its {classes} classes; "
-                "make 'limit' larger, or leave it out where the rows are in the order of their "
-                "classes"
+                f"of its {classes} classes; make 'limit' larger, or leave it out where the rows "
+                "are in the order of their classes"
             )
         return train.select(range(len(first))), first
 
@@ -294,28 +289,17 @@ def _read(options: HuggingFace) -> "Mapping[str, datasets.Dataset]":
     """
     import datasets
 
-    files, path = options.data_files, options.path or ""
-    if files is not None:
-        for file in (files.train, files.test):
-            if file is not None and not Path(file).is_file():
-                raise UserError(
-                    f"data_files: there is no file {file}; its folder is counted from {Path.cwd()}"
-                )
-    elif Path(path).is_file():
-        raise UserError(
-            f"data.path: {path} is a file; give its folder, or 'data_files: {{train: {path}}}'"
-        )
-    elif not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise UserError(
-            f"data.path: there is no folder {path}; relative paths count from {Path.cwd()}"
-        )
+    path = options.path or ""
+    if options.data_files is not None:
+        _refuse_missing_files(options.data_files)
+    else:
+        _refuse_no_folder(path)
     try:
         with _quiet():
-            named = (
-                files.model_dump(exclude_none=True)
-                if files is not None
-                else _parquet_files(options)
-            )
+            if options.data_files is not None:
+                named = options.data_files.model_dump(exclude_none=True)
+            else:
+                named = _parquet_files(options)
             if named:
                 return datasets.load_dataset("parquet", data_files=named)  # type: ignore[no-any-return]
             return datasets.load_dataset(path, options.config)  # type: ignore[no-any-return]
@@ -323,9 +307,29 @@ def _read(options: HuggingFace) -> "Mapping[str, datasets.Dataset]":
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
             f"{options._where} cannot be loaded: {reason}; 'path' is a name on the Hugging Face "
-            "hub that can be reached from "
-            "here, or a folder with parquet files or images"
+            "hub that can be reached from here, or a folder with parquet files or images"
         ) from error
+
+
+def _refuse_missing_files(files: DataFiles) -> None:
+    for file in (files.train, files.test):
+        if file is not None and not Path(file).is_file():
+            raise UserError(
+                f"data_files: there is no file {file}; its folder is counted from {Path.cwd()}"
+            )
+
+
+def _refuse_no_folder(path: str) -> None:
+    """Raises UserError for a path that is neither a folder nor a name on the hub."""
+    if Path(path).is_file():
+        raise UserError(
+            f"data.path: {path} is a file; give its folder, or 'data_files: {{train: {path}}}'"
+        )
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if looks_local and not Path(path).is_dir():
+        raise UserError(
+            f"data.path: there is no folder {path}; relative paths count from {Path.cwd()}"
+        )
 
 
 def _parquet_files(options: HuggingFace) -> dict[str, str]:
@@ -336,11 +340,9 @@ def _parquet_files(options: HuggingFace) -> dict[str, str]:
     """
     names = (options.train_split, options.test_split or "test")
     files = {name: Path(options.path or "", f"{name}.parquet") for name in names}
-    return (
-        {name: str(file) for name, file in files.items() if file.is_file()}
-        if files[names[0]].is_file()
-        else {}
-    )
+    if not files[options.train_split].is_file():
+        return {}
+    return {name: str(file) for name, file in files.items() if file.is_file()}
 
 
 @contextmanager

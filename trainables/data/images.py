@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ LONG = 20.0
 """Seconds of decoding that are worth starting processes for: each takes some to start."""
 
 Array = np.ndarray[Any, np.dtype[np.uint8]]
+Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,7 @@ def _decode_into(
     made: list[list[Tensor]] = []
     progress = Progress(f"decoding {sources[0].where}", sum(rows.count() for rows in sources))
     for number, rows in enumerate(sources):
-        part_of, place = (
-            np.empty(rows.count(), dtype=np.int64),
-            np.empty(rows.count(), dtype=np.int64),
-        )
-        for index, part in enumerate(rows.parts):
-            part_of[part.numpy()], place[part.numpy()] = index, np.arange(len(part))
+        part_of, place = _destinations(rows)
         first = 0
         make = partial(_decode, decode=decode, size=size, where=rows.where)
         with closing(_decoded(make, rows)) as chunks:
@@ -110,24 +107,38 @@ def _decode_into(
                 if not made:
                     channels = channels or (3 if coloured else 1)
                     height, width = images[0].shape[:2]
-                    shape = (channels, height, width)
-                    made = [
-                        [allocate((len(part), *shape), torch.uint8) for part in other.parts]
-                        for other in sources
-                    ]
+                    made = _room(sources, (channels, height, width), allocate)
                 if coloured and channels == 1:
                     raise _Coloured
                 _check_sizes(images, (height, width))
-                outs = [
-                    out.numpy() for out in made[number]
-                ]  # torch would start threads for each image
+                # Not written by torch, which would start threads for each image.
+                outs = [out.numpy() for out in made[number]]
                 for row, image in enumerate(images, first):
-                    outs[part_of[row]][place[row]] = image.transpose(
-                        2, 0, 1
-                    )  # grey becomes RGB where there are 3 channels
+                    # Grey becomes RGB where there are 3 channels.
+                    outs[part_of[row]][place[row]] = image.transpose(2, 0, 1)
                 first += len(images)
                 progress.advance(len(images))
-    return [out for outs in made for out in outs]
+    return list(chain.from_iterable(made))
+
+
+def _destinations(rows: Rows) -> tuple[Indices, Indices]:
+    """For each row the number of its part, and its place there."""
+    part_of = np.empty(rows.count(), dtype=np.int64)
+    place = np.empty(rows.count(), dtype=np.int64)
+    for number, part in enumerate(rows.parts):
+        part_of[part.numpy()] = number
+        place[part.numpy()] = np.arange(len(part))
+    return part_of, place
+
+
+def _room(
+    sources: Sequence[Rows], shape: tuple[int, int, int], allocate: Allocator
+) -> list[list[Tensor]]:
+    """A tensor for each part of each source."""
+    room = []
+    for rows in sources:
+        room.append([allocate((len(part), *shape), torch.uint8) for part in rows.parts])
+    return room
 
 
 def _decoded(
@@ -140,15 +151,15 @@ def _decoded(
     images.
     """
     numbered = ((CHUNK * index, chunk) for index, chunk in enumerate(rows.chunks()))
+    cores = usable_cores()
     started, done = time.monotonic(), 0
     for item in numbered:
         yield make(item)
         done += len(item[1])
         spent = time.monotonic() - started
         left = spent / done * (rows.count() - done)
-        if (
-            spent > LONG / 20 and left > LONG and (cores := usable_cores()) > 1
-        ):  # the very first images take longer
+        # Not at once: the very first images take longer.
+        if spent > LONG / 20 and left > LONG and cores > 1:
             try:
                 # The caller's thread keeps reading and writing.
                 yield from ahead(
@@ -179,9 +190,9 @@ def _is_transparent(image: Image.Image) -> bool:
 
 def usable_cores() -> int:
     """Those that this process may use, eight at most: each process takes some 200 MB."""
-    return min(
-        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    if hasattr(os, "sched_getaffinity"):
+        return min(8, len(os.sched_getaffinity(0)))
+    return min(8, os.cpu_count() or 1)
 
 
 def _decode(
@@ -201,8 +212,8 @@ def _decode(
             ) from error
         if image.mode in _DEEP:
             raise UserError(
-                f"row {row} of {where} has more than 8 bits per channel; convert the images to 8 "
-                "bits"
+                f"row {row} of {where} has more than 8 bits per channel; convert the images to "
+                "8 bits"
             )
         if _is_transparent(image):
             _warn_of_transparency(where)
@@ -218,9 +229,8 @@ def _check_sizes(images: list[Array], size: tuple[int, int]) -> None:
     """Raises UserError if an image (H, W, …) is not of this height and width."""
     for image in images:
         if image.shape[:2] != size:
-            few = " and ".join(
-                f"{width}×{height}" for height, width in sorted([size, image.shape[:2]])
-            )
+            two = sorted([size, image.shape[:2]])
+            few = " and ".join(f"{width}×{height}" for height, width in two)
             raise UserError(
                 f"the images have different sizes ({few}, say), and a network needs one; "
                 "add 'size: 32' to the data to resize all to 32×32 pixels"

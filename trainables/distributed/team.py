@@ -143,16 +143,9 @@ class Team:
         except (TrialFailure, UserError) as error:
             failure = error
         except Exception as error:
-            waited = (
-                isinstance(error, dist.DistError)
-                or "gloo" in str(error)
-                or not dist.is_initialized()
-            )
-            if waited:  # for one that is lost; which one is known a moment later
-                replies.trouble.wait(_GRACE_S)
-            lost = replies.lost() or self._no_answer()
+            lost = self._loss_behind(error, replies)
             self.close()
-            if waited:
+            if lost is not None:
                 raise lost from error
             raise
         except BaseException:
@@ -167,27 +160,34 @@ class Team:
             self.close()
         if failure := failure or broken or next(iter(others), None):
             raise failure
-        answers |= {
-            rank: reply.value for rank, reply in replies.by_rank.items() if reply.value is not None
-        }
+        answers |= replies.values()
+
+    def _loss_behind(self, error: Exception, replies: "_Replies") -> LostProcess | None:
+        """Which process is lost where `error` is of a call that waited for one; else None."""
+        of_group = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if not of_group and dist.is_initialized():
+            return None
+        # Which one it is is known a moment later.
+        replies.trouble.wait(_GRACE_S)
+        return replies.lost() or self._no_answer()
 
     def _no_answer(self) -> LostProcess:
         return LostProcess(
-            f"one of the {self.size} processes of a training did not answer for {self.timeout_s:g} "
-            "s"
+            f"one of the {self.size} processes of a training did not answer for "
+            f"{self.timeout_s:g} s"
         )
 
     def close(self) -> None:
         """Ends the other processes."""
-        if self.children:  # else the group is another's
+        # Without children the group is another's.
+        if self.children:
             leave()
         for child in self.children.values():
             child.kill()
             child.wait()
         if self.replies is not None:
-            self.replies.complete(
-                _GRACE_S
-            )  # it sees them end; later it might meddle with those that come next
+            # It sees them end; later it might meddle with those that come next.
+            self.replies.complete(_GRACE_S)
         for connection in self.children:
             connection.close()
         self.children, self.replies = {}, None
@@ -245,19 +245,24 @@ class _Replies:
         self.thread.join(timeout_s)
         return not self.thread.is_alive()
 
+    def values(self) -> dict[int, bytes]:
+        """What the ranks answered, by rank, where that is something."""
+        values = {}
+        for rank, reply in self.by_rank.items():
+            if reply.value is not None:
+                values[rank] = reply.value
+        return values
+
     def lost(self) -> LostProcess | None:
         """Names the rank that broke, if one did, and not one that only missed another."""
         if not self.trouble.is_set():
             return None
-        broken = {
-            rank: reply.broke
-            for rank, reply in sorted(self.by_rank.items())
-            if reply.broke is not None
-        }
-        rank = next(
-            (rank for rank, why in broken.items() if "gloo" not in why and "NCCL" not in why),
-            min(broken),
-        )
+        broken = {}
+        for rank, reply in sorted(self.by_rank.items()):
+            if reply.broke is not None:
+                broken[rank] = reply.broke
+        alone = [rank for rank, why in broken.items() if "gloo" not in why and "NCCL" not in why]
+        rank = min(alone or broken)
         return LostProcess(
             f"process {rank} of the {len(self.children) + 1} of a training is lost: {broken[rank]}"
         )

@@ -75,21 +75,29 @@ def time_networks(
         for run in runs:
             for _ in range(options.warm_up):
                 run(1)
-        repeats = [max(1, round(_LEAST_S / max(run(1), 1e-9))) for run in runs]
-        rounds = []
-        for turn in range(options.runs):
-            order = range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs)))
-            taken = {index: runs[index](repeats[index]) for index in order}
-            rounds.append([taken[index] for index in range(len(runs))])
+        rounds = _interleaved(runs, options.runs)
     for network, training in zip(networks, modes, strict=True):
         network.train(training)
-    return [
-        Timing(
-            tuple(1000 * times[index] for times in rounds),
-            tuple(times[0] / times[index] for times in rounds),
-        )
-        for index in range(len(networks))
-    ]
+    timings = []
+    for index in range(len(networks)):
+        times = tuple(1000 * seconds[index] for seconds in rounds)
+        speedups = tuple(seconds[0] / seconds[index] for seconds in rounds)
+        timings.append(Timing(times, speedups))
+    return timings
+
+
+def _interleaved(runs: Sequence[Callable[[int], float]], rounds: int) -> list[list[float]]:
+    """Seconds per batch, by round and network; every other round is backwards."""
+    repeats = [max(1, round(_LEAST_S / max(run(1), 1e-9))) for run in runs]
+    forwards = list(range(len(runs)))
+    backwards = forwards[::-1]
+    seconds = []
+    for turn in range(rounds):
+        taken = [0.0 for _ in runs]
+        for index in forwards if turn % 2 == 0 else backwards:
+            taken[index] = runs[index](repeats[index])
+        seconds.append(taken)
+    return seconds
 
 
 def _run(network: nn.Module, batch: Tensor) -> Callable[[int], float]:

@@ -3,12 +3,12 @@
 import json
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import UserError, first_line
-from slimfront.trainables.packs.step import Step
+from slimfront.trainables.packs.step import Step, Tensors
 from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty, Penalty
 from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.training.loop import Training
@@ -51,8 +51,7 @@ def check_together(first: Candidate, second: Candidate) -> None:
     if different:
         raise UserError(
             "a pack trains candidates of one architecture, and these differ in "
-            f"{' and '.join(different)}; fix what differs, or "
-            "set resources.pack to 1"
+            f"{' and '.join(different)}; fix what differs, or set resources.pack to 1"
         )
 
 
@@ -66,18 +65,18 @@ def unpackable_setting(training: Training) -> str | None:
     """The same, as far as it may differ between trainings of one key."""
     if type(training.ranks) is not Solo:
         return (
-            "a training of several processes cannot be in a pack; set processes to "
-            "1, or resources.pack to 1"
+            "a training of several processes cannot be in a pack; set processes to 1, or "
+            "resources.pack to 1"
         )
     if training.options.out_of_memory == "halve" or training.parts > 1:
         return (
-            "training.out_of_memory: halve cannot be in a pack, whose memory is "
-            "shared; set it to fail, or resources.pack to 1"
+            "training.out_of_memory: halve cannot be in a pack, whose memory is shared; set it to "
+            "fail, or resources.pack to 1"
         )
     if training.options.compile is True and training.graphs is None:
         return (
-            "training.compile: true cannot be in a pack, which is not compiled; "
-            "set it to auto or false, or resources.pack to 1"
+            "training.compile: true cannot be in a pack, which is not compiled; set it to auto or "
+            "false, or resources.pack to 1"
         )
     return None
 
@@ -93,19 +92,19 @@ def _of_network(model: nn.Module) -> str | None:
     for name, module in model.named_modules():
         if isinstance(module, (_DropoutNd, nn.MultiheadAttention)) and _rate(module) > 0:
             return (
-                f"the model's '{name}' drops at random, which packs cannot repeat; set "
-                "its rate to 0, or resources.pack to 1"
+                f"the model's '{name}' drops at random, which packs cannot repeat; set its rate "
+                "to 0, or resources.pack to 1"
             )
     parameters = list(model.parameters())
     if any(not parameter.requires_grad for parameter in parameters):
         return (
-            "the model has parameters that are not trained, which packs do not "
-            "leave out; set resources.pack to 1"
+            "the model has parameters that are not trained, which packs do not leave out; set "
+            "resources.pack to 1"
         )
     if len({parameter.dtype for parameter in parameters}) > 1:
         return (
-            "the model has parameters of several types, which packs do not stack; "
-            "set resources.pack to 1"
+            "the model has parameters of several types, which packs do not stack; set "
+            "resources.pack to 1"
         )
     return None
 
@@ -124,31 +123,37 @@ def _of_step(training: Training) -> str | None:
     labels = data.train.labels[:count].to(training.device)
     try:
         step = Step(training.model, penalties, inputs, bf16=training.options.bf16)
-    except UserError as error:  # of a penalty that is off, and so was not attached before
+    except UserError as error:
+        # Of a penalty that is off, and so was not attached before.
         return f"a pack needs all penalties of its candidates, even if their strength is 0: {error}"
+    return _of_penalties(step) or _of_losses(step, training, inputs, labels)
+
+
+def _of_penalties(step: Step) -> str | None:
     for name, penalty in step.penalties.items():
         if not isinstance(penalty, (ActiveGroups, ActiveFeatures)):
             kind = type(penalty).__name__
             return (
-                f"penalties.{name} cannot be in a pack: {kind} acts on neither groups "
-                "nor features; set resources.pack to 1"
+                f"penalties.{name} cannot be in a pack: {kind} acts on neither groups nor "
+                "features; set resources.pack to 1"
             )
-    parameters = {
-        n: p.detach().expand(2, *p.shape).clone().requires_grad_()
-        for n, p in training.model.named_parameters()
-    }
-    buffers = {n: b.expand(2, *b.shape).clone() for n, b in training.model.named_buffers()}
-    ones = {
-        n: inputs.new_ones(2, len(step.strengths(n, options)))
-        for n, options in penalties.items()
-        if step.penalties[n].targets
-    }
-    by_loss = {n: one for n, one in ones.items() if not step.by_proximal(n)}
-    by_proximal = {n: one for n, one in ones.items() if step.by_proximal(n)}
+    return None
+
+
+def _of_losses(step: Step, training: Training, inputs: Tensor, labels: Tensor) -> str | None:
+    """Tries the functions of a step on two copies of the network."""
+    model = training.model
+    parameters = {n: _twice(p.detach()).requires_grad_() for n, p in model.named_parameters()}
+    buffers = {n: _twice(b) for n, b in model.named_buffers()}
+    by_loss: Tensors = {}
+    by_proximal: Tensors = {}
+    for name, options in training.candidate.penalties.items():
+        if step.penalties[name].targets:
+            strengths = by_proximal if step.by_proximal(name) else by_loss
+            strengths[name] = inputs.new_ones(2, len(step.strengths(name, options)))
+    two = inputs.expand(2, *inputs.shape)
     try:
-        task, extra = step.losses(
-            parameters, buffers, inputs.expand(2, *inputs.shape), labels.expand(2, -1), by_loss
-        )
+        task, extra = step.losses(parameters, buffers, two, labels.expand(2, -1), by_loss)
         gradients = torch.autograd.grad(
             (task + extra).sum(), list(parameters.values()), allow_unused=True
         )
@@ -157,18 +162,22 @@ def _of_step(training: Training) -> str | None:
         step.outputs(detached, buffers, inputs)
     except UserError as error:
         return str(error)
-    except RuntimeError as error:  # vmap's rules for some functions want one type for all
+    except RuntimeError as error:
+        # vmap's rules for some functions want one type for all.
         if not training.options.bf16 or isinstance(error, torch.OutOfMemoryError):
             raise
-        said = first_line(error)
         return (
-            f"this network does not pack in bf16 ({said}); set training.precision "
-            "to float32, or resources.pack to 1"
+            f"this network does not pack in bf16 ({first_line(error)}); set training.precision to "
+            "float32, or resources.pack to 1"
         )
     for name, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             return (
-                f"the model does not use its parameter '{name}', which packs do not "
-                "leave out; set resources.pack to 1"
+                f"the model does not use its parameter '{name}', which packs do not leave out; "
+                "set resources.pack to 1"
             )
     return None
+
+
+def _twice(tensor: Tensor) -> Tensor:
+    return tensor.expand(2, *tensor.shape).clone()

@@ -21,43 +21,61 @@ class Plan:
 
     def __init__(self, members: Sequence[Training], step: Step, batches: int, like: Tensor) -> None:
         """`like` says where the tensors go, and of which kind they are."""
-        numbers = [range(member.step, member.step + batches) for member in members]
-        self.rates = [
-            [m.learning_rate(s) for m, s in zip(members, row, strict=True)]
-            for row in zip(*numbers, strict=True)
-        ]
+        self.rates: list[list[float]] = []
         self.strengths: list[Tensors] = [{} for _ in range(batches)]
         self.thresholds: list[Tensors] = [{} for _ in range(batches)]
         self.entries: list[list[list[float]] | None] = [None for _ in range(batches)]
-        sizes = [
-            [m.proximal_step(lr) for m, lr in zip(members, row, strict=True)] for row in self.rates
-        ]
+        sizes = []
+        for number in range(batches):
+            rates = [member.learning_rate(member.step + number) for member in members]
+            self.rates.append(rates)
+            sizes.append([m.proximal_step(lr) for m, lr in zip(members, rates, strict=True)])
         for name in step.penalties:
-            options = [member.candidate.penalties[name] for member in members]
-            full = torch.tensor(
-                [step.strengths(name, each) for each in options], dtype=torch.float64
-            )  # (K, groups)
-            if not full.any():
-                continue
-            scales = torch.tensor(
-                [
-                    [_scale(o, s, s / batches) for s in steps]
-                    for o, steps in zip(options, numbers, strict=True)
-                ],
-                dtype=torch.float64,
-            ).T  # (batches, K)
-            by_proximal = step.by_proximal(name)
-            scaled = scales * torch.tensor(sizes, dtype=torch.float64) if by_proximal else scales
-            values = scaled[:, :, None] * full  # (batches, K, groups)
-            if step.entries and name == step.entries[0]:
-                self.entries = values.tolist()
-                continue
-            values = values.to(like)
-            for number in values.flatten(1).any(1).nonzero().flatten().tolist():
-                (self.thresholds if by_proximal else self.strengths)[number][name] = values[number]
+            self._add(name, step, members, sizes, like)
+
+    def _add(
+        self,
+        name: str,
+        step: Step,
+        members: Sequence[Training],
+        sizes: list[list[float]],
+        like: Tensor,
+    ) -> None:
+        """Adds the strengths of a penalty; `sizes` are those of proximal steps, by step and
+        member."""
+        options = [member.candidate.penalties[name] for member in members]
+        # (K, groups)
+        full = torch.tensor([step.strengths(name, own) for own in options], dtype=torch.float64)
+        if not full.any():
+            return
+        scales = _scales(members, options, len(sizes))
+        if step.by_proximal(name):
+            acting = self.thresholds
+            scales = scales * torch.tensor(sizes, dtype=torch.float64)
+        else:
+            acting = self.strengths
+        # (batches, K, groups)
+        values = scales[:, :, None] * full
+        if step.entries and name == step.entries[0]:
+            self.entries = values.tolist()
+            return
+        values = values.to(like)
+        for number in values.flatten(1).any(1).nonzero().flatten().tolist():
+            acting[number][name] = values[number]
+
+
+def _scales(members: Sequence[Training], options: Sequence[object], batches: int) -> Tensor:
+    """The shares of the full strengths (batches, K) of each member's own `options` of a penalty."""
+    by_member = []
+    for member, own in zip(members, options, strict=True):
+        steps = range(member.step, member.step + batches)
+        by_member.append([_scale(own, step, step / batches) for step in steps])
+    return torch.tensor(by_member, dtype=torch.float64).T
 
 
 def _scale(options: object, step: int, epoch: float) -> float:
     """The share of the full strength in a step; 0 where CKA-SR does not look."""
+    if isinstance(options, FeaturePenalty) and step % options.every != 0:
+        return 0.0
     scale: float = options.scale(epoch)  # type: ignore[attr-defined]
-    return scale if not isinstance(options, FeaturePenalty) or step % options.every == 0 else 0.0
+    return scale

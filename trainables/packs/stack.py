@@ -29,29 +29,21 @@ class Stack:
         parameters = dict(members[0].model.named_parameters())
         self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
         self.sizes = [parameter.numel() for parameter in parameters.values()]
-        self.weights = torch.stack(
-            [torch.cat([p.detach().flatten() for p in m.model.parameters()]) for m in members]
-        )  # (K, P)
-        self.moments = self.weights.new_zeros(len(MOMENTS), *self.weights.shape)  # (moments, K, P)
+        self.weights = torch.stack([_row(member) for member in members])
+        """(K, P)"""
+        self.moments = self.weights.new_zeros(len(MOMENTS), *self.weights.shape)
+        """(moments, K, P)"""
         self.steps = torch.zeros(
             len(members), len(self.sizes), dtype=torch.float32, device=self.weights.device
-        )  # (K, parameters)
+        )
+        """(K, parameters)"""
         self.kept = torch.ones_like(self.weights) if any(m.sparsifier for m in members) else None
         """(K, P), 0 where a sparsifier dropped a weight; None where there is no sparsifier."""
         buffers = [dict(member.model.named_buffers()) for member in members]
-        self.buffers = {
-            name: torch.stack([each[name] for each in buffers]) for name in buffers[0]
-        }  # (K, …)
-        for row, member in enumerate(members):
-            for parameter, view in zip(
-                member.model.parameters(), self._split(self.weights[row]), strict=True
-            ):
-                parameter.data = view
-                parameter.grad = None
-            for name, buffer in member.model.named_buffers():
-                buffer.data = self.buffers[name][row]
-            self._take_moments(row)
-            self.refresh(row)
+        self.buffers = {name: torch.stack([each[name] for each in buffers]) for name in buffers[0]}
+        """(K, …)"""
+        for row in range(len(members)):
+            self._take_over(row)
         self.leaves = {
             name: tensor.detach().requires_grad_()
             for name, tensor in self.named(self.weights).items()
@@ -60,15 +52,25 @@ class Stack:
         without putting it together."""
         self.rows = [dict(zip(self.shapes, self._split(row), strict=True)) for row in self.weights]
         """The same of each member alone."""
-        self.updates = [
-            Update(
-                member.optimizer,
-                list(self.rows[row].values()),
-                [self._split(moment) for moment in self.moments[:, row]],
-                self.steps[row].unbind(),
-            )
-            for row, member in enumerate(members)
-        ]
+        self.updates = [self._update(row) for row in range(len(members))]
+
+    def _take_over(self, row: int) -> None:
+        """Makes the member's tensors views of its row, and takes over what its optimiser and its
+        sparsifier remember."""
+        model = self.members[row].model
+        views = self._split(self.weights[row])
+        for parameter, view in zip(model.parameters(), views, strict=True):
+            parameter.data = view
+            parameter.grad = None
+        for name, buffer in model.named_buffers():
+            buffer.data = self.buffers[name][row]
+        self._take_moments(row)
+        self.refresh(row)
+
+    def _update(self, row: int) -> Update:
+        weights = list(self.rows[row].values())
+        moments = [self._split(moment) for moment in self.moments[:, row]]
+        return Update(self.members[row].optimizer, weights, moments, self.steps[row].unbind())
 
     def _split(self, row: Tensor) -> list[Tensor]:
         """A row (P,) as the parameters of its member."""
@@ -91,9 +93,9 @@ class Stack:
         moments = [self._split(moment) for moment in self.moments[:, row]]
         self.moments[:, row] = 0
         self.steps[row] = 0
-        for number, parameter in enumerate(
-            self.members[row].model.parameters() if remembered else ()
-        ):
+        if not remembered:
+            return
+        for number, parameter in enumerate(self.members[row].model.parameters()):
             state = optimizer.state[parameter]
             views = {name: moment[number] for name, moment in zip(MOMENTS, moments, strict=True)}
             views |= {"momentum_buffer": views["exp_avg"], "step": self.steps[row, number]}
@@ -105,9 +107,8 @@ class Stack:
     def lend_gradients(self, row: int, gradients: Sequence[Tensor]) -> None:
         """Gives the member its row of `gradients` (K, …) as the gradients of its parameters, until
         `refresh`."""
-        for parameter, gradient in zip(
-            self.members[row].model.parameters(), gradients, strict=True
-        ):
+        parameters = self.members[row].model.parameters()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient[row]
 
     def refresh(self, row: int) -> None:
@@ -140,32 +141,25 @@ class Stack:
         """Step `number` of the plan's epoch, on inputs (K, B, …) with labels (K, B); task and
         penalty losses (K,)."""
         task, extra = step.losses(self.leaves, self.buffers, inputs, labels, plan.strengths[number])
+        gradients: Sequence[Tensor] = torch.autograd.grad(
+            (task + extra).sum(), list(self.leaves.values())
+        )
         # Contiguous, as the fused optimisers want them: vmap's rules give some transposed.
-        gradients = [
-            g.contiguous()
-            for g in torch.autograd.grad((task + extra).sum(), list(self.leaves.values()))
-        ]
+        gradients = [gradient.contiguous() for gradient in gradients]
         with torch.no_grad():
-            due = [
-                row
-                for row, m in enumerate(self.members)
-                if m.sparsifier and m.sparsifier.due(m.step)
-            ]
+            due = self._due()
             for row in due:
                 self.lend_gradients(row, gradients)
                 self._sparsifier(row).before_step(self.members[row].step)
             if self.kept is not None:
                 kept = self.named(self.kept).values()
-                gradients = [
-                    g * mask for g, mask in zip(gradients, kept, strict=True)
-                ]  # two may be one tensor
+                # Not in place: two may be one tensor.
+                gradients = [g * mask for g, mask in zip(gradients, kept, strict=True)]
             self.steps += 1
             of_members = zip(*(gradient.unbind() for gradient in gradients), strict=True)
-            entries = plan.entries[number]
-            for row, (update, own, lr) in enumerate(
-                zip(self.updates, of_members, plan.rates[number], strict=True)
-            ):
-                update(own, lr)
+            rates, entries = plan.rates[number], plan.entries[number]
+            for row, own in enumerate(of_members):
+                self.updates[row](own, rates[row])
                 if entries is not None:
                     step.shrink_entries(self.rows[row], entries[row])
             if plan.thresholds[number]:
@@ -179,7 +173,20 @@ class Stack:
             member.step += 1
         return task.detach(), extra.detach()
 
+    def _due(self) -> list[int]:
+        """The members whose sparsifiers act in this step."""
+        due = []
+        for row, member in enumerate(self.members):
+            if member.sparsifier and member.sparsifier.due(member.step):
+                due.append(row)
+        return due
+
     def _sparsifier(self, row: int) -> ActiveSparsifier:
         sparsifier = self.members[row].sparsifier
         assert sparsifier is not None
         return sparsifier
+
+
+def _row(member: Training) -> Tensor:
+    """All parameters of the member, one behind the other (P,)."""
+    return torch.cat([parameter.detach().flatten() for parameter in member.model.parameters()])

@@ -143,29 +143,38 @@ def find_layers(model: nn.Module, shapes: dict[str, Shape]) -> list[str]:
         shapes: as `output_shapes` gives them.
     """
     modules = {name: model.get_submodule(name) for name in shapes}
-    composite = {
-        name: module
-        for name, module in modules.items()
-        if next(module.children(), None) is not None
-        and not isinstance(module, CONTAINERS)
-        and any(isinstance(inner, WEIGHTED) for inner in module.modules())
-    }
-    kinds: dict[type, list[str]] = defaultdict(list)
-    for name, module in composite.items():
-        kinds[type(module)].append(name)
-    repeated = [name for names in kinds.values() if by_shape(names, shapes) for name in names]
-    blocks = [
-        name
-        for name in shapes
-        if name in repeated and not any(name.startswith(f"{outer}.") for outer in repeated)
-    ]
-    for layers in (
-        blocks,
-        [name for name, module in modules.items() if isinstance(module, ACTIVATIONS)],
-    ):
-        if len(layers) > 1:
-            return layers
+    blocks = _blocks(modules, shapes)
+    if len(blocks) > 1:
+        return blocks
+    activations = [name for name, module in modules.items() if isinstance(module, ACTIVATIONS)]
+    if len(activations) > 1:
+        return activations
     return [name for name, module in modules.items() if isinstance(module, WEIGHTED)]
+
+
+def _blocks(modules: dict[str, nn.Module], shapes: dict[str, Shape]) -> list[str]:
+    """The blocks among the modules, as `find_layers` says what they are."""
+    kinds: dict[type, list[str]] = defaultdict(list)
+    for name, module in modules.items():
+        if _may_be_block(module):
+            kinds[type(module)].append(name)
+    repeated: set[str] = set()
+    for names in kinds.values():
+        if by_shape(names, shapes):
+            repeated.update(names)
+    outermost = []
+    for name in modules:
+        inner = any(name.startswith(f"{outer}.") for outer in repeated)
+        if name in repeated and not inner:
+            outermost.append(name)
+    return outermost
+
+
+def _may_be_block(module: nn.Module) -> bool:
+    """Whether it is of a user's class that has parts, and weights among them."""
+    if isinstance(module, CONTAINERS) or next(module.children(), None) is None:
+        return False
+    return any(isinstance(inner, WEIGHTED) for inner in module.modules())
 
 
 def check_layers(names: Sequence[str], shapes: dict[str, Shape]) -> None:

@@ -39,30 +39,43 @@ def take_step(optimizer: torch.optim.Optimizer, lr: Tensor | None = None) -> Non
             if None.
     """
     (group,) = optimizer.param_groups
-    sgd = isinstance(optimizer, torch.optim.SGD)
-    states = [optimizer.state.get(parameter, {}) for parameter in group["params"]]
-    gradients = [parameter.grad for parameter in group["params"]]
-    alike = len({(parameter.dtype, parameter.device) for parameter in group["params"]}) == 1
-    ready = all(states) or (sgd and not group["momentum"])
-    if (sgd and lr is None) or not (alike and ready and all(g is not None for g in gradients)):
-        optimizer.step()  # makes the state, and knows what to do where there is no gradient
+    weights = group["params"]
+    states = [optimizer.state.get(weight, {}) for weight in weights]
+    if not _kernel_suffices(optimizer, states, lr):
+        # It makes the state, and knows what to do where there is no gradient.
+        optimizer.step()
         return
+    gradients = [weight.grad for weight in weights]
     rate = group["lr"] if lr is None else lr
-    if sgd:
-        sgd_(
-            group,
-            group["params"],
-            gradients,
-            [state["momentum_buffer"] for state in states] if group["momentum"] else [],
-            rate,
-        )
+    if isinstance(optimizer, torch.optim.SGD):
+        momenta = _of_each(states, "momentum_buffer") if group["momentum"] else []
+        sgd_(group, weights, gradients, momenta, rate)
         return
-    first, second, steps = (
-        [state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")
-    )
+    first, second = _of_each(states, "exp_avg"), _of_each(states, "exp_avg_sq")
+    steps = _of_each(states, "step")
     with torch.no_grad():
         torch._foreach_add_(steps, 1)
-        adam_(group, group["params"], gradients, first, second, steps, rate)
+        adam_(group, weights, gradients, first, second, steps, rate)
+
+
+def _kernel_suffices(
+    optimizer: torch.optim.Optimizer, states: Sequence[Mapping[str, Tensor]], lr: Tensor | None
+) -> bool:
+    """Whether there is a gradient and a state for each parameter, all of one type and device."""
+    (group,) = optimizer.param_groups
+    ready = all(states)
+    if isinstance(optimizer, torch.optim.SGD):
+        if lr is None:
+            return False
+        # Without momentum there is no state.
+        ready = ready or not group["momentum"]
+    if not ready or any(weight.grad is None for weight in group["params"]):
+        return False
+    return len({(weight.dtype, weight.device) for weight in group["params"]}) == 1
+
+
+def _of_each(states: Sequence[Mapping[str, Tensor]], name: str) -> list[Tensor]:
+    return [state[name] for state in states]
 
 
 def sgd_(
@@ -86,16 +99,10 @@ def sgd_(
         "lr": lr,
         "dampening": 0.0,
     }
+    fixed = {"nesterov": False, "maximize": False, "is_first_step": False}
+    kernel: Any = torch._fused_sgd_
     with torch.no_grad():
-        torch._fused_sgd_(
-            weights,
-            gradients,
-            momenta,
-            **given,
-            nesterov=False,
-            maximize=False,
-            is_first_step=False,
-        )  # type: ignore[call-overload]
+        kernel(weights, gradients, momenta, **given, **fixed)
 
 
 def adam_(

@@ -207,17 +207,19 @@ def _run(
     if head.lost.is_set():
         raise UserError(lost_head)
     if observer.failure is not None:
-        if isinstance(observer.failure, Superseded):
-            raise UserError(
-                f"{_reason(observer.failure)}; what this process did since then does not count"
-            ) from None
-        place = session.folder.place.partition("?")[0]
-        raise UserError(
-            f"{name} cannot be kept in {place} ({_reason(observer.failure)}); what is there is "
-            "safe: make room, then `slimfront "
-            f"resume {name}`"
-        )
+        raise _cannot_be_kept(session, observer.failure) from None
     return result
+
+
+def _cannot_be_kept(session: Session, failure: OSError) -> UserError:
+    """What is told of a search whose journal or study took no more."""
+    if isinstance(failure, Superseded):
+        return UserError(f"{_reason(failure)}; what this process did since then does not count")
+    name, place = session.directory.name, session.folder.place.partition("?")[0]
+    return UserError(
+        f"{name} cannot be kept in {place} ({_reason(failure)}); what is there is safe: make room, "
+        f"then `slimfront resume {name}`"
+    )
 
 
 @contextmanager

@@ -141,29 +141,32 @@ def _module_for(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
         return None
     given = _arguments(node)
     others = [value for name, value in given.items() if name not in ("input", *_TENSORS)]
-    if not isinstance(given.get("input"), fx.Node) or any(
-        isinstance(value, fx.Node) for value in others
-    ):
+    if not isinstance(given.get("input"), fx.Node):
         return None
-    found: dict[str, Any] = {}
-    for name in _TENSORS:
-        value = given.get(name)
-        if value is not None:
-            if not isinstance(value, fx.Node) or value.op != "get_attr":
-                return None
-            found[name] = _read(network, str(value.target))
-    if not all(
-        isinstance(value, nn.Parameter)
-        for name, value in found.items()
-        if not name.startswith("running")
-    ):
+    if any(isinstance(value, fx.Node) for value in others):
         return None
-    module = _built(node, given, found)
-    if module is None:
+    found = _tensors_of(network, given)
+    module = None if found is None else _built(node, given, found)
+    if found is None or module is None:
         return None
     for name, value in found.items():
         setattr(module, name, value)
     return module.train(network.training)
+
+
+def _tensors_of(network: fx.GraphModule, given: dict[str, Any]) -> dict[str, Any] | None:
+    """The parameters and buffers among the arguments of a function; None if one is computed."""
+    found: dict[str, Any] = {}
+    for name in _TENSORS:
+        value = given.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, fx.Node) or value.op != "get_attr":
+            return None
+        found[name] = _read(network, str(value.target))
+        if not name.startswith("running") and not isinstance(found[name], nn.Parameter):
+            return None
+    return found
 
 
 def _built(node: fx.Node, given: dict[str, Any], found: dict[str, Any]) -> nn.Module | None:
@@ -358,35 +361,51 @@ def _steps(network: fx.GraphModule, followed: set[str]) -> list[tuple[object, fx
     for node in network.graph.nodes:
         if not node.users and node.op not in ("output", "placeholder"):
             continue
-        arguments = (
-            _arguments(node) if node.op == "call_function" and node.target in _ARGUMENTS else None
-        )
-        named = str(node.target) in followed and node.op == "call_module"
-        off = arguments is not None and node.target in _DROPOUTS and not _is_on(node)
-        target: object = node.target
-        if (
-            named and not isinstance(submodule(network, str(node.target)), ScaledDotProduct)
-        ) or off:
+        module = _followed_module(network, node, followed)
+        if _is_dropout(node, module):
             source = node.args[0] if node.args else node.kwargs["input"]
             assert isinstance(source, fx.Node)
             numbers[node] = numbers[source]
             continue
-        if target is F.scaled_dot_product_attention and arguments is not None:
-            arguments = _attended(arguments)
-        elif named:
-            module = submodule(network, str(node.target))
-            assert isinstance(module, ScaledDotProduct)
-            target = F.scaled_dot_product_attention
-            arguments = _attended(
-                dict(zip(("query", "key", "value", "attn_mask"), node.args, strict=False))
-                | module.options()
-            )
-        op = "call_function" if named else node.op
-        values: Any = (node.args, dict(node.kwargs)) if arguments is None else arguments
+        op, target, values = _call(node, module)
         step = (op, target, repr(fx.node.map_arg(values, number)))
         numbers[node] = str(len(steps))
         steps.append((step, node))
     return steps
+
+
+def _followed_module(
+    network: fx.GraphModule, node: fx.Node, followed: set[str]
+) -> nn.Module | None:
+    """The module that stands for a call which goes by the mode; None for other nodes."""
+    if node.op != "call_module" or str(node.target) not in followed:
+        return None
+    return submodule(network, str(node.target))
+
+
+def _is_known_function(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in _ARGUMENTS
+
+
+def _is_dropout(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a node passes on what it gets: dropout as a module, or a function that is off."""
+    if module is not None:
+        return not isinstance(module, ScaledDotProduct)
+    return _is_known_function(node) and node.target in _DROPOUTS and not _is_on(node)
+
+
+def _call(node: fx.Node, module: nn.Module | None) -> tuple[str, object, Any]:
+    """What a node does, and with what; attention as a function, without its dropout."""
+    attention = F.scaled_dot_product_attention
+    if isinstance(module, ScaledDotProduct):
+        given = dict(zip(("query", "key", "value", "attn_mask"), node.args, strict=False))
+        return "call_function", attention, _attended(given | module.options())
+    if not _is_known_function(node):
+        return node.op, node.target, (node.args, dict(node.kwargs))
+    arguments = _arguments(node)
+    if node.target is attention:
+        arguments = _attended(arguments)
+    return node.op, node.target, arguments
 
 
 def _attended(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -123,28 +123,12 @@ def serialise(network: fx.GraphModule) -> dict[str, Any]:
     kept: dict[int, str] = {}
     nodes = []
     for node in network.graph.nodes:
-        target, values = str(node.target), node.args
-        if node.op == "call_module":
-            if target not in modules:
-                modules[target] = _module_to_plain(network.get_submodule(target), target)
-                _tie(modules[target], network.get_submodule(target), target, kept)
+        target, values = _operation(node)
+        if node.op == "call_module" and target not in modules:
+            modules[target] = _module_to_plain(network.get_submodule(target), target)
+            _tie(modules[target], network.get_submodule(target), target, kept)
         elif node.op == "get_attr":
             modules[target] = _tensor_to_plain(network, target)
-        elif node.op == "call_function" and node.target is getattr and node.args[1:] == ("shape",):
-            target, values = "shape", node.args[:1]
-        elif node.op == "call_function":
-            if node.target not in _FUNCTION_NAMES:
-                raise ValueError(
-                    f"cannot store the operation '{node.name}' ({target}) as plain data"
-                )
-            target = _FUNCTION_NAMES[node.target]
-        elif node.op == "call_method":
-            if target not in _METHODS:
-                raise ValueError(
-                    f"cannot store the operation '{node.name}' (.{target}) as plain data"
-                )
-        elif node.op not in ("placeholder", "output"):
-            raise ValueError(f"cannot store '{node.name}' ({node.op} {target}) as plain data")
         arguments = [_argument_to_plain(value) for value in values]
         keywords = {key: _argument_to_plain(value) for key, value in node.kwargs.items()}
         nodes.append(
@@ -157,6 +141,26 @@ def serialise(network: fx.GraphModule) -> dict[str, Any]:
             }
         )
     return {"format": FORMAT, "modules": modules, "nodes": nodes}
+
+
+def _operation(node: fx.Node) -> tuple[str, tuple[Any, ...]]:
+    """The name of what a node does, and what it does it with.
+
+    Raises:
+        ValueError: if it is not in the tables above.
+    """
+    target = str(node.target)
+    if node.op == "call_function":
+        if node.target is getattr and node.args[1:] == ("shape",):
+            return "shape", node.args[:1]
+        if node.target in _FUNCTION_NAMES:
+            return _FUNCTION_NAMES[node.target], node.args
+        raise ValueError(f"cannot store the operation '{node.name}' ({target}) as plain data")
+    if node.op == "call_method" and target not in _METHODS:
+        raise ValueError(f"cannot store the operation '{node.name}' (.{target}) as plain data")
+    if node.op not in ("call_module", "get_attr", "call_method", "placeholder", "output"):
+        raise ValueError(f"cannot store '{node.name}' ({node.op} {target}) as plain data")
+    return target, node.args
 
 
 def deserialise(plain: dict[str, Any]) -> fx.GraphModule:

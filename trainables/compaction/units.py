@@ -185,35 +185,43 @@ def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> R
         constant = constant & ~keep
         whole = False
     elif whole and _is_larger_without(layer, following):
-        keep[0] = (
-            # Of a bottleneck: without it, the reader would have many more weights, all of them
-            # zero.
-            True
-        )
+        # Of a bottleneck: without it, the reader would have many more weights, all of them zero.
+        keep[0] = True
         whole, emptied = False, True
     count = int((~keep).sum())
     if count == 0:
         return None
-    new_bias: Tensor | None = following.bias
     output = torch.where(constant & read_at_all, value, 0)
-    if bool(output.any()):
-        moved = read.double().sum(2) @ output.double()  # (out of following)
-        new_bias = moved + (0 if following.bias is None else following.bias.double())
+    new_bias = _moved_into_bias(following, read, output)
     if whole:
         weight = following.weight.new_zeros(following.weight.shape[0], layer.weight.shape[1])
         for node in reversed((path.node, *path.between)):
             bypass(graph, node)
     else:
+        kept, share = keep.nonzero().flatten(), 0 if emptied else 1
         outputs, _, *kernel = following.weight.shape
-        kept = keep.nonzero().flatten()
-        share = 0 if emptied else 1
         weight = read[:, kept].reshape(outputs, -1, *kernel) * share
-        kept_bias = None if layer.bias is None else bias[kept] * share
-        set_module(
-            graph, str(path.node.target), with_weights(layer, layer.weight[kept] * share, kept_bias)
-        )
+        _keep_units(graph, path, kept, share)
     set_module(graph, str(path.reader.target), with_weights(following, weight, new_bias))
     return Removed(str(path.node.target), count, whole)
+
+
+def _keep_units(graph: fx.GraphModule, path: _Path, kept: Tensor, share: int) -> None:
+    """Leaves a layer these units alone, times `share`."""
+    layer = path.layer
+    bias = None if layer.bias is None else layer.bias[kept] * share
+    narrower = with_weights(layer, layer.weight[kept] * share, bias)
+    set_module(graph, str(path.node.target), narrower)
+
+
+def _moved_into_bias(following: WeightLayer, read: Tensor, output: Tensor) -> Tensor | None:
+    """The bias of a reader with what constant units give it: `read` (out, units, …), `output`
+    (units)."""
+    if not bool(output.any()):
+        bias: Tensor | None = following.bias
+        return bias
+    moved = read.double().sum(2) @ output.double()  # (out of following)
+    return moved if following.bias is None else moved + following.bias.double()
 
 
 def _is_larger_without(layer: WeightLayer, following: WeightLayer) -> bool:

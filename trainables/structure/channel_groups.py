@@ -199,42 +199,57 @@ def _all_dependencies(
 def _group(
     graph: Dependencies, dependencies: torch_pruning.Group, names: dict[int, str]
 ) -> ChannelGroup | None:
+    """The group of channels that go together; None where they cannot go."""
     root = dependencies[0].dep.layer
     channels = len(dependencies[0].idxs)
     tied = 1
     for item in dependencies:
-        layer = item.dep.layer
-        reaches_output = not item.dep.target.outputs and graph.is_out_channel_pruning_fn(
-            item.dep.pruning_fn
-        )
-        if reaches_output or not isinstance(layer, (*_WEIGHT_LAYERS, *_NORMS, *_PLAIN)):
+        if not _can_lose_channels(graph, item):
             return None
-        groups = getattr(layer, "groups", 1)
-        if 1 < groups < getattr(layer, "out_channels", 1) or (
-            groups > 1 and layer.in_channels != layer.out_channels
-        ):
-            tied = max(tied, groups)
+        tied = max(tied, _tied_channels(item.dep.layer))
     if channels % tied:
         return None
     units = channels // tied
     writers: dict[str, Tensor] = {}
     for item in dependencies:
-        layer = item.dep.layer
-        if not (
-            graph.is_out_channel_pruning_fn(item.dep.pruning_fn)
-            and isinstance(layer, (*_WEIGHT_LAYERS, *_NORMS))
-        ):
+        if not graph.is_out_channel_pruning_fn(item.dep.pruning_fn):
             continue
-        if any(root_channel is None for root_channel in item.root_idxs):
+        layer = item.dep.layer
+        has_entries = isinstance(layer, (*_WEIGHT_LAYERS, *_NORMS))
+        if has_entries and not _own(writers, item, names[id(layer)], units):
             return None
-        for kind in ("weight", "bias"):
-            parameter = getattr(layer, kind)
-            if parameter is None:
-                continue
-            if max(item.idxs) >= len(parameter):  # a norm of another axis
-                return None
-            owners = writers.setdefault(
-                f"{names[id(layer)]}.{kind}", torch.full((len(parameter),), -1)
-            )
-            owners[torch.tensor(item.idxs)] = torch.tensor(item.root_idxs) % units
     return ChannelGroup(names[id(root)], units, writers, root, channels, dependencies)
+
+
+def _can_lose_channels(graph: Dependencies, item: Any) -> bool:
+    """Whether a layer is of a known kind, and its channels are not those of the output."""
+    makes_them = graph.is_out_channel_pruning_fn(item.dep.pruning_fn)
+    if makes_them and not item.dep.target.outputs:
+        return False
+    return isinstance(item.dep.layer, (*_WEIGHT_LAYERS, *_NORMS, *_PLAIN))
+
+
+def _tied_channels(layer: nn.Module) -> int:
+    """How many channels of a layer only go together: one of each group of a grouped convolution."""
+    groups: int = getattr(layer, "groups", 1)
+    if groups == 1:
+        return 1
+    inputs, outputs = getattr(layer, "in_channels", 1), getattr(layer, "out_channels", 1)
+    depthwise = groups >= outputs and inputs == outputs
+    return 1 if depthwise else groups
+
+
+def _own(writers: dict[str, Tensor], item: Any, name: str, units: int) -> bool:
+    """Notes in `writers` which unit each entry of a layer's parameters is of; whether all are of
+    one."""
+    if any(root_channel is None for root_channel in item.root_idxs):
+        return False
+    for kind in ("weight", "bias"):
+        parameter = getattr(item.dep.layer, kind)
+        if parameter is None:
+            continue
+        if max(item.idxs) >= len(parameter):  # a norm of another axis
+            return False
+        owners = writers.setdefault(f"{name}.{kind}", torch.full((len(parameter),), -1))
+        owners[torch.tensor(item.idxs)] = torch.tensor(item.root_idxs) % units
+    return True

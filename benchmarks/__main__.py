@@ -33,6 +33,7 @@ BENCHMARKS = {
     "chaos": ["chaos"],
     "fuzz": ["fuzz"],
     "adversarial": ["adversarial"],
+    "house": ["house"],
 }
 """What to run, by the name of the table: the benchmark and its options. It goes between
 `<!-- NAME -->` and `<!-- /NAME -->`."""
@@ -66,7 +67,7 @@ def main() -> None:
             r"\A.*?(?=^\d+ seeds?;)", "", printed, flags=re.DOTALL | re.MULTILINE
         ).strip()  # Ray may print before it
         print(table, flush=True)
-        for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]:
             text = page.read_text()
             pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
             page.write_text(pattern.sub(lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.house import MOST_BRANCHES, functions
+
 ROOT = Path(__file__).parent.parent
 
 ROOMS = [
@@ -98,6 +100,16 @@ def test_no_room_has_more_modules_than_one_can_keep_in_mind() -> None:
     for folder in {path.parent for path in modules().values()}:
         count = len(list(folder.glob("*.py"))) - 1
         assert count <= 15, f"{folder.relative_to(ROOT)} has {count} modules"
+
+
+def test_no_function_has_more_branches_than_one_can_keep_in_mind() -> None:
+    branchy = [
+        f"{function.name}: {function.branches}"
+        for path in modules().values()
+        for function in functions(path)
+        if function.branches > MOST_BRANCHES
+    ]
+    assert not branchy
 
 
 def test_what_a_room_is_for_stands_in_contributing() -> None:

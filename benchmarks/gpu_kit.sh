@@ -15,6 +15,10 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ ${#parts[@]} -gt 0 ] || parts=(tests bench latency fidelity search profile)
+# Where links do not travel with the files, they are made again.
+for room in search trainables; do
+  [ -e "slimfront/$room/__init__.py" ] || ln -sfn "../$room" "slimfront/$room"
+done
 out=${OUT:-.gpu_kit/out}
 mkdir -p "$out"
 kept=${GPU_KIT_KEPT:-/tmp/slimfront-gpu-kit}   # stays on the machine between calls

@@ -68,7 +68,7 @@ def test_the_peak_of_activations_counts_what_is_alive_at_once() -> None:
             self.narrow = nn.Linear(100, 10)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.flatten(x + self.narrow(self.to_float32(x)), 1)
+            return torch.flatten(x + self.narrow(self.wide(x)), 1)
 
     # x (10) stays alive for the addition; the most is while the narrow layer works: x, its input
     # (100) and its output (10).

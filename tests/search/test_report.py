@@ -11,7 +11,7 @@ from slimfront.search.record import report
 from slimfront.search.record.events import NetworkMeasured, TrialBegan
 from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.terminal import Column
-from tests.search.test_records import end, ledger
+from tests.search.test_ledger import end, ledger
 
 ROOT = Path(__file__).parents[2]
 WIDE = {f"model.args.value_{n}": n / 7 for n in range(40)}

@@ -240,11 +240,8 @@ def test_layers_that_no_sparsifier_reaches_are_named_with_their_weights(
 
 def test_tied_weights_are_pruned_and_made_compact_without_coming_apart() -> None:
     for sparsifier in ({"name": "magnitude", "sparsity": 0.5}, {"name": "nm"}):
-        trained = train(
-            candidate(
-                "", model={"factory": "tests.trainables.test_storage:Tied"}, sparsifier=sparsifier
-            )
-        )
+        tied = {"factory": "tests.trainables.test_network_file:Tied"}
+        trained = train(candidate("", model=tied, sparsifier=sparsifier))
         network = trained.compacted.network
         assert network.get_parameter("a.weight") is network.get_parameter("b.weight")
         assert trained.measures["params"] <= 2 * 64 * 64 + 3 * 64 + 650

@@ -25,7 +25,7 @@ from slimfront.search.tracking.page import live_metrics
 from slimfront.search.tracking.store import find_search
 from slimfront.trainables.data import Digits
 from slimfront.trainables.errors import UserError
-from tests.search.test_records import begin, end, point
+from tests.search.test_ledger import begin, end, point
 
 Finished = tuple[Path, SearchResult]
 

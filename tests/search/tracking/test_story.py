@@ -8,7 +8,7 @@ from slimfront.search.record.events import NetworkMeasured, TrialBegan
 from slimfront.search.record.ledger import Ledger
 from slimfront.search.tracking.story import describe
 from tests.conftest import SMALL_CONFIG
-from tests.search.test_records import end
+from tests.search.test_ledger import end
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -194,7 +194,7 @@ def test_dropout_is_repeatable_and_continues_bit_exactly() -> None:
         options = {"epochs": 2, "batch_size": 128, "lr": 0.01, "seed": 5}
         return Training(
             with_changes(
-                model={"factory": "tests.trainables.test_training:with_dropout"}, training=options
+                model={"factory": "tests.trainables.test_loop:with_dropout"}, training=options
             )
         )
 

@@ -173,7 +173,7 @@ def test_a_factory_that_a_file_names_is_not_called(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    named = Factory(factory="tests.trainables.test_storage:ran")
+    named = Factory(factory="tests.trainables.test_network_file:ran")
     torch.save(store(nn.Linear(4, 2), named, (4,), 2), tmp_path / "network.pt")
     for model in (None, MLP(), Factory(factory="torch.nn:Linear")):
         with pytest.raises(UserError, match="the config"):
@@ -246,7 +246,7 @@ def test_tied_weights_are_counted_and_stored_once_and_tied_after_loading(
     sizes = measure(network, inputs)
     kept = compact(network, inputs).network if compacted else network
     options = MODELS.parse_named(
-        {"name": "factory", "factory": "tests.trainables.test_storage:Tied"}
+        {"name": "factory", "factory": "tests.trainables.test_network_file:Tied"}
     )
     torch.save(store(kept, options, (1, 8, 8), 10), tmp_path / "network.pt")
     restored = restore(torch.load(tmp_path / "network.pt", weights_only=True), options)

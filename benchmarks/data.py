@@ -149,9 +149,8 @@ def data(arguments: argparse.Namespace) -> Outcome:
         datasets.config.HF_DATASETS_CACHE = Path(directory, "arrow")
         folder.mkdir()
         write_images(folder, count)
-        datasets.load_dataset(
-            "parquet", data_files={"train": str(folder / "train.parquet")}
-        )  # its own copy, made only once
+        # Its own copy, made only once.
+        datasets.load_dataset("parquet", data_files={"train": str(folder / "train.parquet")})
         for where in WHERE:
             shutil.rmtree(cache, ignore_errors=True)
             first[where], _ = start_processes(folder, where, processes)

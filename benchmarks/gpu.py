@@ -218,9 +218,8 @@ def rivals(scale: Scale, device: torch.device) -> dict[str, Entry]:
     like = training(device, scale)
     made: dict[str, Entry] = {}
     for name, switches in SWITCHES.items():
-        if (
-            "compile" in switches and not on_gpu
-        ):  # elsewhere it takes longer than all else: `benchmarks.compiled` is for that
+        # Elsewhere it takes longer than all else: `benchmarks.compiled` is for that.
+        if "compile" in switches and not on_gpu:
             continue
         flags = {
             "bf16": "bf16" in name,

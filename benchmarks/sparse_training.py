@@ -73,9 +73,8 @@ def fit(job: Job) -> float:
 
 def sparsifiers(sparsities: tuple[float, ...]) -> list[dict[str, Any]]:
     """Every sparsifier at every sparsity; N:M masks at theirs."""
-    names = [
-        name for name in sorted(SPARSIFIERS) if name not in ("nm", "channels")
-    ]  # of weights, to a free target
+    # Of weights, to a free target.
+    names = [name for name in sorted(SPARSIFIERS) if name not in ("nm", "channels")]
     every = {name: {"every": EVERY[name]} if name in EVERY else {} for name in names}
     return [{"name": name, "sparsity": s} | every[name] for s in sparsities for name in names] + [
         {"name": "nm"}

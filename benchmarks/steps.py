@@ -64,9 +64,8 @@ def step_ratio(mine: list[float], plain: list[float], every: int = 1) -> tuple[f
     weighed by how many there are: neither what the machine does besides nor the rarer kind is lost.
     """
     ratios = [a / b for a, b in zip(mine, plain, strict=True)]
-    looking = [
-        ratio for number, ratio in enumerate(ratios, start=1) if number % every == 0
-    ]  # the first step was left out
+    # The first step was left out.
+    looking = [ratio for number, ratio in enumerate(ratios, start=1) if number % every == 0]
     others = [ratio for number, ratio in enumerate(ratios, start=1) if number % every]
     cost = statistics.median(looking) / every + (
         statistics.median(others) * (every - 1) / every if others else 0.0

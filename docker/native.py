@@ -181,9 +181,8 @@ class Stack:
                 for needed in process.service.get("depends_on", {}):
                     self._await(needed)
                 self._start(process)
-                if (
-                    process.name not in self.services
-                ):  # one after another: nodes that start at once take the same sockets
+                # One after another: nodes that start at once take the same sockets.
+                if process.name not in self.services:
                     self._await(process.name)
             for process in self.processes:
                 self._await(process.name)

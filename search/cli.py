@@ -447,9 +447,8 @@ def main() -> None:
     handler = RichHandler(console=_errors, show_time=False, show_path=False)
     handler.addFilter(_hide_secrets)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("slimfront.trainables.data").setLevel(
-        logging.INFO
-    )  # how far long decoding is
+    # How far long decoding is.
+    logging.getLogger("slimfront.trainables.data").setLevel(logging.INFO)
     try:
         app()
     except UserError as error:

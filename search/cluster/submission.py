@@ -149,9 +149,10 @@ def directory_of_factories(config: Config, beside: Path | None = None) -> Path |
 
 
 def _not_code(folder: str, names: list[str]) -> set[str]:
+    # Sockets, say.
     special = {
         name for name in names if not (Path(folder, name).is_file() or Path(folder, name).is_dir())
-    }  # sockets, say
+    }
     return special | set(shutil.ignore_patterns(".*", *_LEFT_OUT)(folder, names))
 
 

@@ -133,9 +133,8 @@ def _bytes(amount: object) -> object:
         raise ValueError(
             f"{amount!r} is not an amount of memory; it needs the form 4000000000, 4GB or 1.5GiB"
         )
-    return int(
-        min(float(match[1]) * _BYTES[match[2]], 2.0**63)
-    )  # what is far too much is said to be
+    # What is far too much is said to be.
+    return int(min(float(match[1]) * _BYTES[match[2]], 2.0**63))
 
 
 _NAMED_OTHERWISE = {"CPU": "cpu", "GPU": "gpu", "memory": "memory"}

@@ -107,9 +107,8 @@ class Fence:
             if before.owner is not None:
                 before = self._wait_for_loss(before)
             with self.engine.begin() as connection:
-                if (
-                    self.engine.dialect.name == "postgresql"
-                ):  # a driver that is stopped within a write holds the row
+                # A driver that is stopped within a write holds the row.
+                if self.engine.dialect.name == "postgresql":
                     connection.execute(text("SET LOCAL lock_timeout = '10s'"))
                 mine = {"fence": before.fence + 1, "beat": before.beat + 1, "owner": self.owner}
                 taken = connection.execute(_row_of(before).values(**mine)).rowcount
@@ -130,10 +129,11 @@ class Fence:
             ).first()
         if found is not None:
             return found
+        # Another may be making it as well.
         with (
             contextlib.suppress(IntegrityError),
             self.engine.begin() as connection,
-        ):  # another may be making it as well
+        ):
             connection.execute(
                 _DRIVERS.insert().values(search=self.search, fence=0, beat=0, owner=None)
             )

@@ -233,9 +233,8 @@ class Mirror:
         selector = fs.FileSelector(f"{self.root}/journal", allow_not_found=True)
         names = sorted(str(info.base_name) for info in self.bucket.get_file_info(selector))
         objects: dict[str, bytes] = {}
-        for first in reversed(
-            [name for name in names if name.endswith(_FIRST)]
-        ):  # of the last driver, of the one before it …
+        # Of the last driver, of the one before it …
+        for first in reversed([name for name in names if name.endswith(_FIRST)]):
             objects[first] = self._read(first)
             history = _history(objects[first])
             if history is None:

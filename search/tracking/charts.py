@@ -150,11 +150,12 @@ def load(point: MeasuredNetwork, config: Config) -> nn.Module | None:
     """The network of a point as it is stored; None if its file cannot be read."""
     try:
         return read(point.file, config.model_of(point.trial.values))
+    # The latter two of values that are no candidate's any more.
     except (
         UserError,
         KeyError,
         ValueError,
-    ):  # the latter two of values that are no candidate's any more
+    ):
         return None
 
 

@@ -132,9 +132,8 @@ class Page:
         with making("the description of the data set"):
             data = load_once(options, torch.device("cpu"))
         shown = redact_values(options.model_dump(mode="json"))
-        lies = {
-            key: value for key, value in shown.items() if key != "in_memory"
-        }  # wherever it lies, it is the same
+        # Wherever it lies, it is the same.
+        lies = {key: value for key, value in shown.items() if key != "in_memory"}
         digest = hashlib.sha256(json.dumps(lies, separators=(",", ":")).encode())
         for split in (data.train, data.validation, data.test):
             digest.update(split.labels.cpu().numpy().tobytes())

@@ -292,9 +292,8 @@ class Recorder:
     def _put_session(self, event: SessionBegan) -> None:
         if event.session > 1:
             self._to("").status = "RUNNING"
-            self.page_work.pop(
-                "finish", None
-            )  # of a session before, whose end could not be written
+            # Of a session before, whose end could not be written.
+            self.page_work.pop("finish", None)
 
     def _put_trial(self, event: TrialBegan) -> None:
         name = label(event.number)

@@ -45,9 +45,8 @@ def open_ui(
         "--workers",
         "1",
     ]
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # so that the server ends with us, however we are ended
+    # So that the server ends with us, however we are ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Four processes for jobs of MLflow's that a search has none of would make the start twice as
     # long.
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | os.environ
@@ -85,9 +84,8 @@ def _refuse_taken_port(port: int) -> None:
 
 def _wait_until_up(server: "subprocess.Popen[bytes]", url: str) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
-    direct = urllib.request.build_opener(
-        urllib.request.ProxyHandler({})
-    )  # no proxy reaches this machine's own server
+    # No proxy reaches this machine's own server.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < deadline:
         if server.poll() is not None:
             said = (

@@ -84,9 +84,8 @@ def test_everything_that_the_dockerfile_copies_is_there_and_let_through_by_its_d
 
 def test_the_image_is_installed_from_the_pinned_versions_with_extras_that_exist() -> None:
     text = (DOCKER / "Dockerfile").read_text()
-    assert (
-        text.count("-c constraints.txt") == text.count("python install ") - 1
-    )  # the last one installs the code alone
+    # The last one installs the code alone.
+    assert text.count("-c constraints.txt") == text.count("python install ") - 1
     extras = re.search(r"'\.\[(.+)\]'", text)
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert extras is not None and set(extras[1].split(",")) <= set(known)

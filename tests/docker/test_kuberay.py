@@ -95,9 +95,8 @@ def test_the_cluster_asks_for_a_token_grows_and_runs_the_ray_that_is_pinned() ->
     assert CLUSTER["authOptions"] == {"mode": "token"}
     assert CLUSTER["enableInTreeAutoscaling"] is True
     assert CLUSTER["rayVersion"] == version("ray")
-    assert (
-        CLUSTER["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    )  # no trial beside the drivers
+    # No trial beside the drivers.
+    assert CLUSTER["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
 def test_gpus_are_asked_for_by_the_group_that_has_the_image_for_them() -> None:

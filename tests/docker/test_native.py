@@ -175,10 +175,11 @@ def test_secrets_are_rotated_as_the_docs_say(stack: Any) -> None:
         process for process in stack.processes if process.name in ("postgres", "mlflow")
     )
     here = stack.environment_of(postgres)
+    # In a container these are the defaults.
     local = {
         "PGHOST": here["PGDATA"],
         "PGPORT": str(stack.port("postgres", 5432)),
-    }  # in a container these are the defaults
+    }
     changed = {name: new for name in here if name.endswith("_PASSWORD")}
     subprocess.run(
         [ROOT / "docker" / "databases.sh"], env=here | local | changed, check=True, timeout=120

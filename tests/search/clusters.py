@@ -111,12 +111,10 @@ class RayCluster:
 
     def _start(self, *options: str) -> subprocess.Popen[str]:
         said = self.directory / f"node{len(self.nodes)}.txt"
-        (agent,) = free_ports(
-            1
-        )  # its own is the same for every node of a machine, and the second would have none
-        where = self.directory / str(
-            len(self.nodes)
-        )  # nodes that share a directory delete what others need of it
+        # Its own is the same for every node of a machine, and the second would have none.
+        (agent,) = free_ports(1)
+        # Nodes that share a directory delete what others need of it.
+        where = self.directory / str(len(self.nodes))
         own = [
             "--num-cpus=1",
             "--node-ip-address=127.0.0.1",

@@ -129,9 +129,8 @@ def test_an_int8_network_of_a_search_is_measured_recorded_and_shipped_as_int8(
             main()
         assert int(ended.value.code or 0) == code
     assert "was measured as an int8 network, and those ship as onnx" in capsys.readouterr().err
-    assert Path("network.onnx").stat().st_size == pytest.approx(
-        point.measures["bytes"], abs=64
-    )  # names of nodes differ
+    # Names of nodes differ.
+    assert Path("network.onnx").stat().st_size == pytest.approx(point.measures["bytes"], abs=64)
     assert (
         f"| this file | {point.measures['val_accuracy']:.4f} | {point.test_accuracy:.4f} |"
         in Path("network.md").read_text()

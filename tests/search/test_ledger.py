@@ -94,9 +94,8 @@ def test_networks_pruned_in_one_shot_are_candidates_of_their_own_that_share_a_ch
     end(book, 0)
     assert names(book) == ["trial-000", "trial-000/1"]
     assert [str(p.file) for p in book.front()] == ["here/network.pt", "here/network-1.pt"]
-    assert (
-        book.trials[0].measures == measures
-    )  # the trial's own network is the one that was trained
+    # The trial's own network is the one that was trained.
+    assert book.trials[0].measures == measures
     book.apply(NetworkTested(number=0, epoch=4, step=1, test_accuracy=0.8))
     assert [p.test_accuracy for p in book.front()] == [None, 0.8]
     book.apply(CheckpointMoved(number=0, epoch=4, checkpoint="there"))

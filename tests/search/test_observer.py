@@ -74,9 +74,8 @@ def test_a_report_is_kept_where_training_goes_on_or_a_network_of_it_joins_the_fr
     assert report(observer, first, 2, 0.9, 100, done=True)
     assert report(observer, second, 1, 0.1, 900)  # training goes on from there, whatever it is
     assert not report(observer, second, 2, 0.8, 200, done=True, **pruned(0.7, 150))
-    assert report(
-        observer, third, 1, 0.8, 200, done=True, **pruned(0.7, 50)
-    )  # for what was pruned from it
+    # For what was pruned from it.
+    assert report(observer, third, 1, 0.8, 200, done=True, **pruned(0.7, 50))
     assert report(observer, dense, 1, 0.1, 900, done=True)
     points = [
         event
@@ -94,9 +93,8 @@ def test_a_report_is_kept_where_training_goes_on_or_a_network_of_it_joins_the_fr
     assert [point.name for point in observer.ledger.front()] == ["trial-000@2", "trial-002@1/1"]
     second.last_result["finished"] = True
     observer.on_trial_complete(0, [], second)
-    assert (
-        observer.ledger.by_label["trial-001"].measures["nonzero_params"] == 200
-    )  # what the study is told
+    # What the study is told.
+    assert observer.ledger.by_label["trial-001"].measures["nonzero_params"] == 200
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"0-2", "2-1", "None-1"}
 
 
@@ -114,9 +112,8 @@ def test_a_trial_whose_last_report_was_not_kept_can_still_go_on_from_the_one_bef
     assert record.resumable is not None
     assert record.resumable.checkpoint == str(tmp_path / "1-1")
     assert Path(record.resumable.checkpoint).is_dir()
-    assert not report(
-        observer, unlucky, 2, 0.8, 200, done=True
-    )  # it ends a second time, and is in the journal once
+    # It ends a second time, and is in the journal once.
+    assert not report(observer, unlucky, 2, 0.8, 200, done=True)
     points = [
         event
         for event in read_events(tmp_path / JOURNAL_FILE)

@@ -168,9 +168,8 @@ def test_a_search_that_was_moved_and_died_before_its_first_session_goes_on(
     assert len(result.ledger.with_status("completed")) == 3
     assert all(point.file and point.file.is_file() for point in result.front)
     journal = moved / "done" / JOURNAL_FILE
-    journal.write_text(
-        journal.read_text().splitlines(keepends=True)[0]
-    )  # it had begun, and no more
+    # It had begun, and no more.
+    journal.write_text(journal.read_text().splitlines(keepends=True)[0])
     (moved / "done" / "study.journal").write_text("nonsense\nnonsense\n")
     with pytest.raises(UserError, match="Optuna's storage of done cannot be used"):
         resume_search("done", storage_path=str(moved))

@@ -229,12 +229,13 @@ def test_a_trial_can_be_repeated_alone_from_its_values_and_seed(
 @pytest.mark.slow
 def test_with_one_trial_at_a_time_a_seed_repeats_suggestions_and_results(tmp_path: Path) -> None:
     def run(name: str) -> list[tuple[dict[str, Any], dict[str, float]]]:
+        # TPE looks at results after 10 trials.
         options = {
             "trials": 12,
             "concurrency": 1,
             "sampler": "tpe",
             "seed": 1,
-        }  # TPE looks at results after 10 trials
+        }
         (tmp_path / name).mkdir()
         result = run_search(
             small_config(tmp_path / name, search=options, training={"epochs": 1, "batch_size": 512})

@@ -199,9 +199,8 @@ def test_rungs_and_brackets_come_back_after_a_restart() -> None:
     for key, losses in first.rungs.items():
         for name, loss in losses.items():
             np.testing.assert_array_equal(again.rungs[key][name], loss)
-    again.on_trial_add(
-        None, trial("2")
-    )  # a trial that comes back keeps its bracket and is not judged again
+    # A trial that comes back keeps its bracket and is not judged again.
+    again.on_trial_add(None, trial("2"))
     before = len(said)
     again.on_trial_result(None, trial("2"), {"t": 5, "a": 100.0, "b": 0.0})
     assert len(said) == before == 6 + 3 * 3 + 3 * 2

@@ -427,9 +427,8 @@ def test_objectives_and_constraints_say_which_extra_measures_trials_take() -> No
     config = Config.model_validate(tree)
     candidate = config.candidate({"model.width": 9})
     assert candidate.measures == ("latency_ms", "speedup")
-    assert (
-        candidate.latency.against == config.model
-    )  # not the trial's own network, which is narrower
+    # Not the trial's own network, which is narrower.
+    assert candidate.latency.against == config.model
     assert config.candidate({}).measures == candidate.measures
     plain = Config.model_validate(SMALL_CONFIG).candidate({})
     assert plain.measures == ()

@@ -98,9 +98,8 @@ def test_a_journal_in_a_bucket_is_read_on_another_machine(
     monkeypatch.setattr(storage, "SEGMENT_BYTES", 200)
     journal = journal_of(bucket, database)
     written = [journal.append(TrialContinued(number=number)) for number in range(20)]
-    journal.append(
-        EpochsReported(number=20, history=[])
-    )  # waits for the next event, and is lost with the machine
+    # Waits for the next event, and is lost with the machine.
+    journal.append(EpochsReported(number=20, history=[]))
     another_machine(tmp_path)
     folder = Storage(bucket).folder("one")
     assert present(folder)
@@ -167,9 +166,8 @@ def test_what_a_superseded_driver_writes_is_not_read_whatever_it_does(
     assert second is not None
     second.take()
     second.pull(tmp_path / "there")
-    monkeypatch.setattr(
-        first.fence, "check", lambda: None
-    )  # it looked just before, and then stood still
+    # It looked just before, and then stood still.
+    monkeypatch.setattr(first.fence, "check", lambda: None)
     first.mirror.push(b'{"event": "continued", "number": 1}\n')
     monkeypatch.setattr(storage, "SEGMENT_BYTES", 1)
     first.mirror.push(b'{"event": "continued", "number": 2}\n')

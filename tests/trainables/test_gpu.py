@@ -103,9 +103,8 @@ def test_on_a_gpu_a_batch_that_does_not_fit_is_taken_in_parts() -> None:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert tight.parts > 1
-    assert metrics["train_loss"] == pytest.approx(
-        expected["train_loss"], rel=0.2
-    )  # batch norms see the parts
+    # Batch norms see the parts.
+    assert metrics["train_loss"] == pytest.approx(expected["train_loss"], rel=0.2)
 
 
 @pytest.mark.gpu

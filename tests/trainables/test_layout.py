@@ -179,9 +179,8 @@ def test_a_member_of_a_pack_is_as_alone_and_goes_on_from_its_checkpoint(tmp_path
 def test_a_stored_network_lies_as_ever_and_gives_the_same() -> None:
     training, _ = trained_alone(pair(compaction={"merge": "never"})[1])
     network = training.finish().compacted.network
-    assert any(
-        is_channels_last(parameter) for parameter in training.parameters
-    )  # those in training stay
+    # Those in training stay.
+    assert any(is_channels_last(parameter) for parameter in training.parameters)
     assert all(tensor.is_contiguous() for tensor in network.state_dict().values())
     data = training.data
     again = restore(store(network, training.candidate.model, data.input_shape, data.classes))

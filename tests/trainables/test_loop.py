@@ -177,9 +177,8 @@ def test_augmentation_changes_what_is_trained_on_and_nothing_else() -> None:
     assert varied.run_epoch()["train_loss"] != same.run_epoch()["train_loss"]
     assert torch.equal(varied.shuffler.get_state(), same.shuffler.get_state())
     assert not torch.equal(varied.augmenter.get_state(), before[0])
-    assert torch.equal(
-        same.augmenter.get_state(), before[1]
-    )  # nothing is drawn where nothing is varied
+    # Nothing is drawn where nothing is varied.
+    assert torch.equal(same.augmenter.get_state(), before[1])
 
 
 def test_training_learns_from_uint8_images_and_compacts_on_what_the_network_sees() -> None:

@@ -55,9 +55,8 @@ def test_compressed_bytes_unpack_to_the_bitmap_and_the_entries() -> None:
         model.weight.mul_(torch.rand_like(model.weight) > 0.95)
     size = measure_extra(model, torch.zeros(1, 1000), ["bytes_compressed"])["bytes_compressed"]
     plain = measure(model, torch.zeros(1, 1000))["bytes_sparse"]
-    assert (
-        0.5 * plain < size < plain
-    )  # random values hardly compress, a bitmap of one in twenty does
+    # Random values hardly compress, a bitmap of one in twenty does.
+    assert 0.5 * plain < size < plain
 
 
 def test_the_peak_of_activations_counts_what_is_alive_at_once() -> None:
@@ -111,21 +110,18 @@ def test_measures_count_what_is_within_attention_and_leave_the_choice_of_kernels
     found = measure(Attending(), torch.zeros(5, 7, 12))
     assert torch.backends.mha.get_fastpath_enabled() == fast
     assert found["layers"] == 4
-    assert found["flops"] == 2 * 7 * 12 * (4 * 12) + 2 * (
-        2 * 7 * 7 * 12
-    )  # projections; with keys, with values
-    assert (
-        found["peak_activation_bytes"] == 4 * 7 * 12 * 4
-    )  # queries, keys, values and what comes of them
+    # Projections; with keys, with values.
+    assert found["flops"] == 2 * 7 * 12 * (4 * 12) + 2 * (2 * 7 * 7 * 12)
+    # Queries, keys, values and what comes of them.
+    assert found["peak_activation_bytes"] == 4 * 7 * 12 * 4
 
 
 def test_a_transformer_and_its_compact_form_measure_the_same_where_nothing_is_removed() -> None:
     torch.manual_seed(0)
     model, inputs = Transformer().eval(), torch.randn(3, 1, 8, 8)
     before, after = measure(model, inputs), compact(model, inputs).report.after
-    same = set(MEASURES) - {
-        "bytes"
-    }  # a file has a header for each tensor, and there are more of them
+    # A file has a header for each tensor, and there are more of them.
+    same = set(MEASURES) - {"bytes"}
     assert {name: before[name] for name in same} == {name: after[name] for name in same}
 
 

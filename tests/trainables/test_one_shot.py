@@ -119,9 +119,8 @@ def test_the_pruned_networks_of_a_training_shrink_are_compact_and_measured_as_th
             int(p.count_nonzero()) for p in network.parameters()
         )
         assert pruned.measures["val_accuracy"] >= trained.measures["val_accuracy"] / 2
-    assert (
-        trained.pruned[-1].measures["params"] < trained.measures["params"]
-    )  # units that went dead are gone
+    # Units that went dead are gone.
+    assert trained.pruned[-1].measures["params"] < trained.measures["params"]
 
 
 def test_pruning_changes_nothing_of_the_training_nor_of_what_was_measured_before() -> None:

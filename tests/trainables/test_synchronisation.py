@@ -88,9 +88,8 @@ def test_no_step_waits_and_an_epoch_waits_at_most_twice(
 ) -> None:
     training = made(name, how)
     training.run_epoch()  # the optimiser makes its state in the first step
-    monkeypatch.setattr(
-        "slimfront.trainables.training.step_graphs._outside", lambda *_: ()
-    )  # it reads numbers that no GPU holds
+    # It reads numbers that no GPU holds.
+    monkeypatch.setattr("slimfront.trainables.training.step_graphs._outside", lambda *_: ())
     with waits(monkeypatch) as found:
         for _ in training.steps():
             pass

@@ -132,9 +132,8 @@ def test_a_checkpoint_is_plain_and_continues_bit_exactly(tmp_path: Path) -> None
     state = torch.load(tmp_path / "training.pt", weights_only=True)
     assert state["epoch"] == 2
     assert state["candidate"] == SECOND["candidate"]
-    assert torch.load(tmp_path / "network.pt", weights_only=True)[
-        "nodes"
-    ]  # the compact network of that moment
+    # The compact network of that moment.
+    assert torch.load(tmp_path / "network.pt", weights_only=True)["nodes"]
     resumed = CandidateTrainable(SECOND | {"resume_from": str(tmp_path)})
     assert resumed.train()["history"] == results[-1]["history"]
 
@@ -169,9 +168,8 @@ def test_two_processes_share_a_trial_and_the_next_and_end_with_the_one_that_ray_
     assert ray.get(process.pids.remote()) == pids
     alone = train(Candidate.model_validate(SECOND["candidate"]))
     losses = [epoch["train_loss"] for result in first for epoch in result["history"]]
-    assert losses == pytest.approx(
-        [epoch["train_loss"] for epoch in alone.history], rel=0.05
-    )  # CKA-SR sees halves
+    # CKA-SR sees halves.
+    assert losses == pytest.approx([epoch["train_loss"] for epoch in alone.history], rel=0.05)
     others = [psutil.Process(pid) for pid in pids[1:]]
     assert len(others) == 1
     os.kill(pids[0], signal.SIGKILL)

@@ -54,9 +54,8 @@ def remove_dead_heads(graph: fx.GraphModule) -> list[Removed]:
         query = _linear(graph, attended.inputs[0])
         projections = [*(_linear(graph, each) for each in attended.inputs), out]
         if query.in_features * out.out_features > sum(each.weight.numel() for each in projections):
-            dead[0] &= not bool(
-                dead.all()
-            )  # the output projection would become larger than all of them
+            # The output projection would become larger than all of them.
+            dead[0] &= not bool(dead.all())
         constant &= dead
         if not dead.any():
             continue

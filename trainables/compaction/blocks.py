@@ -22,9 +22,8 @@ def drop_empty_branches(graph: fx.GraphModule, inputs: Tensor) -> list[str]:
         empty = [branch for branch in residual_branches(graph) if _is_empty(branch)]
         shapes = _Shapes(graph).of(inputs) if empty else {}
         same = (branch for branch in empty if shapes[branch.shortcut] == shapes[branch.addition])
-        branch = next(
-            same, None
-        )  # one at a time: the next branch's shortcut may be the addition that goes
+        # One at a time: the next branch's shortcut may be the addition that goes.
+        branch = next(same, None)
         if branch is None:
             return dropped
         branch.addition.replace_all_uses_with(branch.shortcut)

@@ -14,9 +14,8 @@ def make_quick(network: fx.GraphModule) -> fx.GraphModule:
     """
 
     def quicker(_before: object) -> Callable[[list[str]], list[str]]:
-        return lambda code: _replaced(
-            code, network
-        )  # functions are not copied with a network, unlike partials
+        # Functions are not copied with a network, unlike partials.
+        return lambda code: _replaced(code, network)
 
     network.graph.on_generate_code(quicker)
     network.recompile()

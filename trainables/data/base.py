@@ -241,9 +241,8 @@ def hold_out(
     """
     from sklearn.model_selection import train_test_split
 
-    count = math.ceil(
-        round(fraction * len(indices), 6)
-    )  # rounded, so that 0.2 + 0.4 of 60 rows are 36 of them, not 37
+    # Rounded, so that 0.2 + 0.4 of 60 rows are 36 of them, not 37.
+    count = math.ceil(round(fraction * len(indices), 6))
     try:
         left, held = train_test_split(
             indices.numpy(),

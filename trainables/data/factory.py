@@ -57,9 +57,8 @@ class Factory(Data):
     def load(self, allocate: Allocator = in_process) -> Dataset:
         function = import_by_path(self.factory, "data factory")
         try:
-            made = function(
-                **copy.deepcopy(self.args)
-            )  # what it does to them must not reach these options
+            # What it does to them must not reach these options.
+            made = function(**copy.deepcopy(self.args))
         except UserError:
             raise
         except Exception as error:
@@ -128,9 +127,8 @@ class Factory(Data):
     def _tensor(self, given: Tensor | np.ndarray[Any, Any], part: str) -> Tensor:
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", "The given NumPy array is not writable"
-                )  # nothing writes to it
+                # Nothing writes to it.
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable")
                 return torch.as_tensor(given).detach().cpu()
         except TypeError:
             raise self._wrong(

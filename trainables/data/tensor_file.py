@@ -16,9 +16,8 @@ Allocator = Callable[[Sequence[int], torch.dtype], Tensor]
 """Allocates a tensor of this shape and type, in memory or in a file."""
 
 _HEADER = 64 * 1024  # a multiple of every page size
-_NORESERVE = (
-    0x4000 if sys.platform == "linux" else 0
-)  # so that a private mapping may be larger than memory; not in Python 3.11
+# So that a private mapping may be larger than memory; not in Python 3.11.
+_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 _SAMPLES, _SAMPLE = 16, 64 * 1024
 
 
@@ -69,9 +68,8 @@ class TensorFile:
             raise OSError(f"the header of {self.path} takes {len(line)} bytes")
         self.file.write(line)
         self.file.flush()
-        os.fsync(
-            self.file.fileno()
-        )  # a machine that stops must not leave a complete name with an incomplete content
+        # A machine that stops must not leave a complete name with an incomplete content.
+        os.fsync(self.file.fileno())
 
     def _place(self, tensor: Tensor) -> dict[str, Any]:
         tensor = tensor.contiguous()

@@ -124,7 +124,6 @@ def _listen(connection: Connection, commands: "queue.SimpleQueue[tuple[str, Any]
 
 def main() -> None:
     """Serves the pipe whose file descriptor is the first argument of this process."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes of a terminal; rank 0 decides
+    # Ctrl-C reaches all processes of a terminal; rank 0 decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(Connection(int(sys.argv[1])))

@@ -64,9 +64,8 @@ def measure(network: nn.Module, inputs: Tensor) -> dict[str, float]:
         network.train(training)
     saved = io.BytesIO()
     state = distinct(network.state_dict(keep_vars=True))
-    torch.save(
-        {name: tensor.detach().cpu() for name, tensor in state.items()}, saved
-    )  # a GPU's names take bytes too
+    # A GPU's names take bytes too.
+    torch.save({name: tensor.detach().cpu() for name, tensor in state.items()}, saved)
     found: dict[str, float] = {
         "params": sum(p.numel() for p in parameters),
         "nonzero_params": sum(int(p.count_nonzero()) for p in parameters),

@@ -207,9 +207,8 @@ class Pack:
         inputs = data.train.inputs[batch]
         if not data.augment.active:
             return data.prepare(inputs)
-        varied = data.augmented(
-            inputs.flatten(0, 1), *(member.augmenter for member in members)
-        )  # at once: it takes few kernels
+        # At once: it takes few kernels.
+        varied = data.augmented(inputs.flatten(0, 1), *(member.augmenter for member in members))
         return varied.view(*batch.shape, *varied.shape[1:])
 
     def _count_right(self, stack: Stack, step: Step) -> Tensor:

@@ -20,9 +20,8 @@ from slimfront.trainables.sparsifiers.base import prunable_weights
 def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
     """Proximal operator of `threshold` · ‖·‖₁: sign(w) · max(0, |w| − threshold), any shape. NaN
     in, NaN out."""
-    return weight - torch.minimum(
-        torch.maximum(weight, -threshold), threshold
-    )  # `clamp` with tensors is slower
+    # `clamp` with tensors is slower.
+    return weight - torch.minimum(torch.maximum(weight, -threshold), threshold)
 
 
 @torch.no_grad()

@@ -173,9 +173,10 @@ def check_storable(network: nn.Module, sample: Tensor) -> None:
 def _way_out(network: nn.Module, sample: Tensor) -> str:
     """What to do with a network that cannot be compacted: to train it as it is leads nowhere if
     nothing can ship it then."""
+    # Imported late: this is the only need for it.
     from slimfront.trainables.shipping.formats import (
         why_not_exported,
-    )  # imported late: this is the only need for it
+    )
 
     reason = why_not_exported(network, sample)
     if reason is None:

@@ -187,9 +187,8 @@ def _batches(real: Tensor, fresh: bool) -> Iterator[Tensor]:
         real.device
     )
     yield features.gather(0, drawn).reshape(_FRESH, *real.shape[1:])
-    if real.is_floating_point() and not bool(
-        (real == real.round()).all()
-    ):  # whole numbers may be indices
+    # Whole numbers may be indices.
+    if real.is_floating_point() and not bool((real == real.round()).all()):
         scale = real.std() if real.numel() > 1 else real.abs().max()
         normal = torch.randn(_FRESH + 1, *real.shape[1:], generator=generator, dtype=torch.float64)
         yield normal.to(real) * scale + real.mean()

@@ -32,9 +32,8 @@ class Tracer(fx.Tracer):
         if type(m) is nn.TransformerEncoder:
             return _encoder(m, *args, **kwargs)
         if isinstance(m, _NormBase) and not self.is_leaf_module(m, self.path_of_module(m)):
-            vars(m)["_check_input_dim"] = lambda _inputs: (
-                None
-            )  # it asks how many axes the inputs have, which tracing does not know
+            # It asks how many axes the inputs have, which tracing does not know.
+            vars(m)["_check_input_dim"] = lambda _inputs: None
             try:
                 return super().call_module(m, forward, args, kwargs)
             finally:

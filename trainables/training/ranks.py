@@ -100,9 +100,8 @@ class Group(Solo):
         if not overlap:
             return losses
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # a new name for broadcast_buffers, not known to all torch that we take
+            # A new name for broadcast_buffers, not known to all torch that we take.
+            warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(
                 losses,
                 device_ids=[self.device] if self.device.type == "cuda" else None,

@@ -103,9 +103,8 @@ class StepGraphs:
             if data.augment.crop
             else None
         )
-        self.rates = torch.zeros(
-            batches, dtype=torch.float32, device=device
-        )  # what fused optimisers take
+        # What fused optimisers take.
+        self.rates = torch.zeros(batches, dtype=torch.float32, device=device)
         self.step_sizes = torch.zeros_like(self.rates)
         self.first = torch.zeros((), dtype=torch.int64, device=device)
         """The place in `order` where the coming batch begins."""

@@ -40,9 +40,8 @@ class Opened:
 
     def hear(self, message: ConsoleMessage) -> None:
         ours = message.location["url"].startswith(("blob:", "file:"))
-        if (
-            message.type == "error" and ours and "sandboxed" not in message.text
-        ):  # that one is expected: see the click below
+        # That one is expected: see the click below.
+        if message.type == "error" and ours and "sandboxed" not in message.text:
             self.complaints.append(message.text)
 
     def fail(self, error: Error) -> None:
@@ -135,9 +134,8 @@ def test_a_click_on_a_point_of_the_downloaded_page_opens_the_run(
 
     store = MlflowClient(opened.base)
     file = Path(store.download_artifacts(opened.result.run_ids[""], "front.html", str(tmp_path)))
-    file.write_text(
-        file.read_text().replace('"http://127.0.0.1:5000"', f'"{opened.base}"')
-    )  # the UI of this test has its own port
+    # The UI of this test has its own port.
+    file.write_text(file.read_text().replace('"http://127.0.0.1:5000"', f'"{opened.base}"'))
     with opened.page.context.new_page() as page:
         page.on("pageerror", opened.fail)
         page.goto(file.as_uri())

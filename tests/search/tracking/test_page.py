@@ -254,9 +254,8 @@ def test_importances_name_what_drives_an_objective_and_need_some_trials() -> Non
         book.apply(
             TrialBegan(number=number, values={"drives": drives, "does.nothing": nothing}, seed=0)
         )
-        point(
-            book, number, 1, drives, 100
-        )  # the size is always the same: it has no variance to explain
+        # The size is always the same: it has no variance to explain.
+        point(book, number, 1, drives, 100)
         end(book, number)
     shares = charts.importances(book, space)
     assert set(shares) == {"val_accuracy"}

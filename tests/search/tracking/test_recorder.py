@@ -298,11 +298,12 @@ def test_a_short_trial_takes_three_calls(
         time.sleep(0.01)
     assert made.close()
     of_a_trial = [name for run_id, name in called if run_id == made.run_ids["trial-002"]]
+    # The last has the tags of front and rank.
     assert of_a_trial == [
         "log_batch",
         "set_terminated",
         "log_batch",
-    ]  # the last has the tags of front and rank
+    ]
 
 
 def test_a_member_that_leaves_the_front_in_a_later_session_loses_its_tag(

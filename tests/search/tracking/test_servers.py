@@ -84,9 +84,8 @@ def test_a_server_with_a_password_that_is_killed_and_restarted_in_the_middle_cos
             update={"tracking": config.tracking.model_copy(update={"uri": server.url})}
         )
         log_in(config, monkeypatch)
-        monkeypatch.setattr(
-            recorder, "_GRACE_S", 300.0
-        )  # the search may be over before the server is up again
+        # The search may be over before the server is up again.
+        monkeypatch.setattr(recorder, "_GRACE_S", 300.0)
         caplog.set_level(logging.WARNING)
         kills = Kills(server, lambda: "MLflow did not take a write" in caplog.text)
         result = run_search(config, kills, "dies")

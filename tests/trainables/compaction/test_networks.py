@@ -161,9 +161,8 @@ def test_dead_channels_are_removed_for_real(name: str) -> None:
         for _, action, detail in result.report.steps
         if action == "units removed"
     )
-    stem = (
-        1 if name.startswith("resnet") else 0
-    )  # the stem's channels are also read by the first shortcut
+    # The stem's channels are also read by the first shortcut.
+    stem = 1 if name.startswith("resnet") else 0
     assert removed >= counts["dead"] - stem * NETWORKS[name]["width"]
     assert result.report.after["params"] < 0.8 * measure(model, inputs)["params"]
 
@@ -200,14 +199,12 @@ def test_a_pointwise_convolution_merges_where_that_is_exact() -> None:
         )
         == 3
     )
-    assert (
-        layers_after(inactive(nn.Conv2d(4, 8, **point), nn.Conv2d(8, 4, **wide, padding=1))) == 4
-    )  # padded bias
+    # Padded bias.
+    assert layers_after(inactive(nn.Conv2d(4, 8, **point), nn.Conv2d(8, 4, **wide, padding=1))) == 4
     assert layers_after(inactive(nn.Conv2d(4, 8, **wide), nn.Conv2d(8, 4, **wide))) == 4  # no 1×1
     assert layers_after(inactive(nn.Conv2d(4, 64, **point), nn.Conv2d(64, 64, **point))) == 3
-    assert (
-        layers_after(inactive(nn.Conv2d(4, 1, **point), nn.Conv2d(1, 64, **wide))) == 4
-    )  # the product costs more
+    # The product costs more.
+    assert layers_after(inactive(nn.Conv2d(4, 1, **point), nn.Conv2d(1, 64, **wide))) == 4
 
 
 @pytest.mark.parametrize("name", NAMES)

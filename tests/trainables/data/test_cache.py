@@ -161,9 +161,8 @@ def test_changed_files_are_decoded_again(tmp_path: Path, folder: Path) -> None:
     made.write_parquet(
         tmp_path / "data" / "train.parquet", [made.png(pixels) for pixels in images], labels
     )
-    os.utime(
-        tmp_path / "data" / "train.parquet", ns=(state.st_atime_ns, state.st_mtime_ns + 1)
-    )  # an instant later
+    # An instant later.
+    os.utime(tmp_path / "data" / "train.parquet", ns=(state.st_atime_ns, state.st_mtime_ns + 1))
     assert_same(load_shared(options), options.load())
     assert len(list(folder.glob("*.data"))) == 2
 
@@ -313,9 +312,8 @@ def test_what_was_not_used_for_longest_goes_when_the_cache_is_full(
     first, second = use(3000), use(3001)
     os.utime(first, (2, 2))
     os.utime(second, (1, 1))
-    orphan = (
-        folder / f"{0:032x}.part"
-    )  # of a process that was killed, of a data set that nobody wants any more
+    # Of a process that was killed, of a data set that nobody wants any more.
+    orphan = folder / f"{0:032x}.part"
     orphan.write_bytes(bytes(100_000))
     os.utime(orphan, (0, 0))
     one = first.stat().st_blocks * 512

@@ -12,9 +12,8 @@ def test_digits_are_split_into_three_disjoint_parts_of_all_1797_images() -> None
     rows = torch.cat([split.inputs for split in (data.train, data.validation, data.test)]).flatten(
         1
     )
-    assert (
-        len(rows.unique(dim=0)) == 1797
-    )  # every digit image is unlike every other, so none is in two splits
+    # Every digit image is unlike every other, so none is in two splits.
+    assert len(rows.unique(dim=0)) == 1797
 
 
 def test_the_split_depends_on_its_seed_only() -> None:

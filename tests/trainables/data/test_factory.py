@@ -31,9 +31,8 @@ def test_arrays_of_other_types_become_standardised_float32() -> None:
 def test_a_data_set_is_taken_as_it_is_split() -> None:
     data = Factory(factory=f"{MADE}:ready_dataset").load()
     assert [len(part.labels) for part in (data.train, data.validation, data.test)] == [10, 10, 10]
-    assert float(data.prepare(data.train.inputs).mean()) == pytest.approx(
-        0, abs=1e-5
-    )  # its constants were worked out
+    # Its constants were worked out.
+    assert float(data.prepare(data.train.inputs).mean()) == pytest.approx(0, abs=1e-5)
 
 
 def test_a_candidate_trains_on_the_data_of_a_module_in_the_working_directory(

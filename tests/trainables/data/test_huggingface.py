@@ -59,11 +59,12 @@ def test_folders_of_images_are_decoded_exactly(channels: int, tmp_path: Path) ->
         (image.numpy().tobytes(), int(label))
         for image, label in zip(data.test.inputs, data.test.labels, strict=True)
     }
+    # A folder's classes are in the order of their names: bright, dark, grey.
     number = {
         0: 1,
         1: 2,
         2: 0,
-    }  # a folder's classes are in the order of their names: bright, dark, grey
+    }
     assert in_memory == {
         (i.contiguous().numpy().tobytes(), number[int(y)])
         for i, y in zip(expected, labels, strict=True)
@@ -353,9 +354,8 @@ def test_names_of_classes_are_numbered_in_their_order(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "train.parquet"))
     data = HuggingFace(path=str(tmp_path)).load()
     assert data.train.labels.bincount().tolist() == [6, 6, 6]
-    cat = int(
-        data.train.labels[(data.train.inputs.float().mean((1, 2, 3)) < 60)][0]
-    )  # the darkest class
+    # The darkest class.
+    cat = int(data.train.labels[(data.train.inputs.float().mean((1, 2, 3)) < 60)][0])
     assert cat == 2
 
 

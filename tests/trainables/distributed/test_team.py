@@ -156,9 +156,8 @@ def test_ranks_stay_the_same_through_batch_norms_dropout_and_augmentation(
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     noise = [state["noise"]["cpu"] for state in training.states()]
     assert not torch.equal(*noise)  # each rank drops out other units
-    measures = (
-        training.finish().measures
-    )  # compacted by rank 0 alone, which must not wait for the others
+    # Compacted by rank 0 alone, which must not wait for the others.
+    measures = training.finish().measures
     assert measures["val_accuracy"] == history[-1]["val_accuracy"]
 
 
@@ -166,13 +165,14 @@ def test_ranks_stay_the_same_through_batch_norms_dropout_and_augmentation(
 def test_a_last_batch_too_small_to_share_and_an_unused_layer_change_nothing(
     team: Team, optimizer: str
 ) -> None:
+    # 3 of 359, and 1.
     training = {
         "epochs": EPOCHS,
         "batch_size": 359,
         "lr": 0.01,
         "seed": 7,
         "optimizer": optimizer,
-    }  # 3 of 359, and 1
+    }
     check_as_alone(team, candidate(model={"factory": f"{MADE}:LeavesOut"}, training=training))
 
 
@@ -243,10 +243,11 @@ def test_all_ranks_take_smaller_parts_where_one_is_short_of_memory(team: Team) -
     assert run(training, 2)[-1]["train_loss"] == pytest.approx(
         run(alone, 2)[-1]["train_loss"], rel=1e-6
     )
+    # 64 of a batch each, in parts of 32.
     assert [state["parts"] for state in training.states()] == [
         2,
         2,
-    ]  # 64 of a batch each, in parts of 32
+    ]
     check_ranks(training)
     check_close(training, alone)
 

@@ -20,9 +20,8 @@ def test_every_network_takes_grey_and_colour_images(name: str, shape: tuple[int,
 def test_cifar_resnets_have_the_sizes_of_the_paper(name: str, millions: float) -> None:
     network = MODELS[name](name=name).build((3, 32, 32), classes=10)
     parameters = sum(p.numel() for p in network.parameters()) / 1e6
-    assert parameters == pytest.approx(
-        millions, abs=0.01
-    )  # table 6 of arXiv 1512.03385; projections add 0.003
+    # Table 6 of arXiv 1512.03385; projections add 0.003.
+    assert parameters == pytest.approx(millions, abs=0.01)
     convolutions = [
         m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
     ]

@@ -166,9 +166,8 @@ def test_the_best_size_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     candidate = candidates(1)[0]
     assert best_size(candidate, 1) == 1
     assert best_size(candidates(1, out_of_memory="halve")[0], 8) == 1
-    rounds = [
-        [1.0, 1.2, 1.6, 3.1, 9.0] for _ in range(5)
-    ]  # of a step of 1 to 16: eight take twice as long as four
+    # Of a step of 1 to 16: eight take twice as long as four.
+    rounds = [[1.0, 1.2, 1.6, 3.1, 9.0] for _ in range(5)]
     rounds[0][2] = rounds[1][3] = rounds[4][4] = 99.0  # something else kept the machine busy
     tried = [9.0] * 4  # whether there is room
     times = iter([1.0, *tried, *itertools.chain(*rounds)])

@@ -43,10 +43,11 @@ GROUP_PENALTIES: dict[str, tuple[Callable[[Group], Tensor], Callable[[Group, Ten
         lambda g, t: shrink_units(g, _OWNERS, 2, t),
     ),
 }
+# Rows that units share, and one of no unit.
 _OWNERS = [
     torch.tensor([0, 1, 1]),
     torch.tensor([1, 0, -1]),
-]  # rows that units share, and one of no unit
+]
 INPUTS = torch.randn(12, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 NAMES = sorted(PENALTIES)
 GROUP_NAMES = sorted(GROUP_PENALTIES)

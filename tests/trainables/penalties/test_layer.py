@@ -22,9 +22,8 @@ def test_the_proximal_step_agrees_with_many_gradient_steps(seed: int, threshold:
     group = random_group(seed)
     norm = float(negative_norm(group))
     step = shrink_negative(group, torch.tensor(threshold, dtype=torch.float64))
-    if (
-        norm > 2 * threshold
-    ):  # inside, the objective is smooth at the solution, whose gradient must vanish
+    # Inside, the objective is smooth at the solution, whose gradient must vanish.
+    if norm > 2 * threshold:
         leaves = [x.clone().requires_grad_() for x in step]
         distance = sum((a - b).square().sum() for a, b in zip(leaves, group, strict=True)) / 2
         (distance + threshold * negative_norm(leaves)).backward()

@@ -59,9 +59,8 @@ def test_a_shipped_file_takes_raw_inputs_and_has_the_accuracies_of_the_network(
     )
     from sklearn.datasets import load_digits
 
-    pixels = torch.tensor(load_digits().images, dtype=torch.float32)[
-        :, None
-    ]  # 0 … 16, as they come
+    # 0 … 16, as they come.
+    pixels = torch.tensor(load_digits().images, dtype=torch.float32)[:, None]
     right = load(path)(pixels).argmax(1) == torch.tensor(load_digits().target)
     assert right.float().mean() > 0.9
     assert shipment.measures["file_bytes"] == path.stat().st_size
@@ -146,9 +145,8 @@ def test_places_that_cannot_be_written_to_are_refused_before_any_work(
     assert (tmp_path / "there.pt2").read_text() == "mine"
     with pytest.raises(UserError, match="there is no directory"):
         ship(trained, dense, data, tmp_path / "nowhere" / "network.pt2")
-    monkeypatch.setattr(
-        os, "access", lambda *_: False
-    )  # tests may run as root, who may write anywhere
+    # Tests may run as root, who may write anywhere.
+    monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UserError, match="permission denied"):
         ship(trained, dense, data, tmp_path / "network.pt2")
 

@@ -122,9 +122,8 @@ def test_a_continued_run_equals_an_uninterrupted_one(name: str, middle: int) -> 
     torch.save(state, file)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    continued = attach(
-        with_sparsity(name, 0.8), seed=5
-    )  # nothing may depend on the seed of the second process
+    # Nothing may depend on the seed of the second process.
+    continued = attach(with_sparsity(name, 0.8), seed=5)
     continued.setting.model.load_state_dict(saved["model"])
     continued.setting.optimizer.load_state_dict(saved["optimizer"])
     continued.load_state_dict(saved["sparsifier"])

@@ -37,9 +37,8 @@ def test_set_moves_its_share_at_random_and_new_weights_get_random_values() -> No
     values = active.weights["0.weight"][grown]
     assert values.all()
     assert len(values.unique()) == len(values)
-    assert float(values.detach().std()) == pytest.approx(
-        1 / (3 * 20) ** 0.5, rel=0.3
-    )  # a linear layer starts uniform in ±1/√in
+    # A linear layer starts uniform in ±1/√in.
+    assert float(values.detach().std()) == pytest.approx(1 / (3 * 20) ** 0.5, rel=0.3)
 
 
 def test_rigl_grows_the_largest_gradients_from_zero() -> None:

@@ -88,11 +88,15 @@ def described(graph: torch_pruning.DependencyGraph, layer: nn.Module, idxs: list
     group = graph.get_pruning_group(
         layer, graph.get_pruner_of_module(layer).prune_out_channels, idxs
     )
+    # Fmt: skip.
     return [
-        (item.dep.layer if isinstance(item.dep.layer, nn.Module) else None,
-         item.dep.handler.__name__, sorted(zip(item.idxs, item.root_idxs, strict=True)))
+        (
+            item.dep.layer if isinstance(item.dep.layer, nn.Module) else None,
+            item.dep.handler.__name__,
+            sorted(zip(item.idxs, item.root_idxs, strict=True)),
+        )
         for item in group
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("idxs", [[3], list(range(8))])

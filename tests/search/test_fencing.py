@@ -1,7 +1,9 @@
 """A search has one driver, whatever processes do and whenever they are stopped."""
 
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -103,6 +105,27 @@ while True:
 """
 
 
+def stop_between_writes(driver: "subprocess.Popen[str]", database: str) -> None:
+    """Stops the driver while it does not write: who is stopped within a write to SQLite keeps the
+    file locked, and nobody can take the search until it goes on."""
+    for _ in range(100):
+        os.kill(driver.pid, signal.SIGSTOP)
+        if not database.startswith("sqlite"):
+            return
+        with contextlib.closing(
+            sqlite3.connect(database.removeprefix("sqlite:///"), timeout=0.2)
+        ) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                os.kill(driver.pid, signal.SIGCONT)
+                time.sleep(0.05)
+            else:
+                connection.rollback()
+                return
+    pytest.fail("the driver was within a write each time that it was stopped")
+
+
 def test_a_driver_that_was_stopped_past_its_lease_writes_nothing_when_it_wakes_up(
     database: str,
 ) -> None:
@@ -117,9 +140,7 @@ def test_a_driver_that_was_stopped_past_its_lease_writes_nothing_when_it_wakes_u
         other = Fence(database, search, "other")
         with pytest.raises(UserError, match="running in another process \\(stopped\\)"):
             other.take()
-        os.kill(driver.pid, signal.SIGSTOP)
-        if database.startswith("sqlite"):
-            time.sleep(0.1)
+        stop_between_writes(driver, database)
         other.take()
         assert other.number == 2
         storage = RDBStorage(database)

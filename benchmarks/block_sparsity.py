@@ -9,7 +9,6 @@ import torch
 
 from benchmarks.common import Outcome, at_least, run, spread
 from slimfront import Candidate
-from slimfront.trainables.measures.measure import accuracy
 from slimfront.trainables.training.loop import Training
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
@@ -51,7 +50,9 @@ def train_one(
     while not training.done:
         training.run_epoch()
     finished = training.finish()
-    test = accuracy(finished.compacted.network, *training.data.test, prepare=training.data.prepare)
+    test = training.data.task.evaluate(
+        finished.compacted.network, *training.data.test, "test", prepare=training.data.prepare
+    )["test_accuracy"]
     m = finished.measures
     removed = finished.compacted.report.count("block removed")
     return {

@@ -22,7 +22,7 @@ from benchmarks.common import Outcome, at_least, at_most, run, spread
 from slimfront import Candidate, train
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.measures.latency import Latency, time_networks
-from slimfront.trainables.measures.measure import accuracy, measure
+from slimfront.trainables.measures.measure import measure
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.refit import Refit, refit
 
@@ -159,7 +159,7 @@ def torch_prunings(job: Job) -> nn.Module:
         if taylor:
             model.zero_grad()
             nn.functional.cross_entropy(
-                model(data.prepare(data.train.inputs)), data.train.labels
+                model(data.prepare(data.train.inputs)), data.train.targets
             ).backward()
         pruner.step()
         epochs = (
@@ -186,14 +186,16 @@ def fit(job: Job) -> Result:
     network = ours(job) if job.method.startswith("ours") else torch_prunings(job)
     data: Dataset = Training(candidate(job)).data
     torch.manual_seed(0)
-    dense = candidate(job).model.build(data.input_shape, data.classes).eval()
+    dense = candidate(job).model.build(data.input_shape, data.head).eval()
     inputs = data.prepare(data.test.inputs)
     speedups = {
         size: time_networks([dense, network], inputs, Latency(batch_size=size))[1].speedup
         for size in (1, 64)
     }
     return Result(
-        accuracy(network, *data.test, prepare=data.prepare), measure(network, inputs), speedups
+        data.task.evaluate(network, *data.test, "test", prepare=data.prepare)["test_accuracy"],
+        measure(network, inputs),
+        speedups,
     )
 
 

@@ -57,7 +57,7 @@ def training(tree: Mapping[str, Any], device: torch.device, *, compiled: bool) -
 def seconds(made: Training) -> float:
     """Of a step."""
     train, size = made.data.train, made.options.batch_size
-    batch = Split(train.inputs[:size], train.labels[:size])
+    batch = Split(train.inputs[:size], train.targets[:size])
     begun = time.perf_counter()
     made._train_batch(batch, 1.0)
     if made.device.type == "cuda":

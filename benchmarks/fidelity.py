@@ -24,7 +24,6 @@ import torch
 from benchmarks.common import Outcome, run, spread
 from slimfront import Candidate
 from slimfront.trainables.errors import TrialFailure
-from slimfront.trainables.measures.measure import accuracy
 from slimfront.trainables.packs import Pack
 from slimfront.trainables.training.loop import Training
 
@@ -242,7 +241,12 @@ def train_group(
             elif training.done:
                 data = training.data
                 left.remove(training)
-                yield jobs_of[training], accuracy(training.model, *data.test, prepare=data.prepare)
+                yield (
+                    jobs_of[training],
+                    data.task.evaluate(training.model, *data.test, "test", prepare=data.prepare)[
+                        "test_accuracy"
+                    ],
+                )
         epoch = trainings[0].epoch
         if epoch % 10 == 0 or epoch - first <= 2:
             seconds = time.perf_counter() - begun

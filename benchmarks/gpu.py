@@ -138,8 +138,8 @@ class Plain:
             for split in (data.train, data.validation)
         )
         self.inputs, self.held_inputs = inputs
-        self.labels, self.held_labels = data.train.labels, data.validation.labels
-        self.model = like.candidate.model.build(data.input_shape, data.classes).to(data.device)
+        self.targets, self.held_labels = data.train.targets, data.validation.targets
+        self.model = like.candidate.model.build(data.input_shape, data.head).to(data.device)
         self.model.to(memory_format=layout)  # type: ignore[call-overload]
         self.network = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.optimizer = torch.optim.SGD(
@@ -150,12 +150,12 @@ class Plain:
         """Trains one, and takes the validation accuracy."""
         self.model.train()
         device = self.inputs.device
-        for batch in torch.randperm(len(self.labels), device=device).split(self.batch):
+        for batch in torch.randperm(len(self.targets), device=device).split(self.batch):
             network = self.network if len(batch) == self.batch else self.model
             with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                 outputs = network(self.inputs[batch])
             self.optimizer.zero_grad()
-            nn.functional.cross_entropy(outputs.float(), self.labels[batch]).backward()
+            nn.functional.cross_entropy(outputs.float(), self.targets[batch]).backward()
             self.optimizer.step()
         self.model.eval()
         with torch.no_grad():
@@ -413,7 +413,7 @@ def gpu(arguments: argparse.Namespace) -> Outcome:
         print(" | ".join(row.values()), flush=True)
     found, switches = rates(scale, device)
     title = f"ResNet-20, width {scale.width}, {what}, on {where}"
-    rows = as_rows(found, switches, title, len(data.train.labels), scale.batch)
+    rows = as_rows(found, switches, title, len(data.train.targets), scale.batch)
     fast = "bf16, channels last"
     goals = []
     if device.type == "cuda":

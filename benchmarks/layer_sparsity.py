@@ -18,7 +18,6 @@ from benchmarks.common import Goal, Outcome, Spread, at_least, at_most, run, spr
 from benchmarks.pictures import before_and_after
 from slimfront import Candidate
 from slimfront.trainables.data import load_once
-from slimfront.trainables.measures.measure import accuracy
 from slimfront.trainables.shipping.network_file import restore, store
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.refit import Refit
@@ -118,9 +117,11 @@ def fit(job: Job) -> list[Fit]:
             continue
         done = training.finish(options)
         data = training.data
-        test = accuracy(done.compacted.network, data.prepare(data.test.inputs), data.test.labels)
+        test = data.task.evaluate(done.compacted.network, *data.test, "test", prepare=data.prepare)[
+            "test_accuracy"
+        ]
         network = store(
-            done.compacted.network, training.candidate.model, data.input_shape, data.classes
+            done.compacted.network, training.candidate.model, data.input_shape, data.head
         )
         m = done.measures
         strength = job.penalties.get("layer", {}).get("strength", 0.0)

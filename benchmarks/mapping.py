@@ -86,7 +86,7 @@ def without_ray_tune() -> float:
                     network.compacted.network,
                     member.candidate.model,
                     member.data.input_shape,
-                    member.data.classes,
+                    member.data.head,
                 )
         spent.append((time.process_time() - begun) / PACK)
     return min(spent)  # without what is imported and loaded the first time

@@ -108,7 +108,7 @@ def products_alone(training: Training, size: int) -> float | None:
         )
         for m in layers
     ]
-    steps = math.ceil(len(training.data.train.labels) / batch)
+    steps = math.ceil(len(training.data.train.targets) / batch)
 
     def epoch() -> None:
         for _ in range(steps):

@@ -13,7 +13,6 @@ import torch
 
 from benchmarks.common import Outcome, run, spread
 from slimfront import Candidate
-from slimfront.trainables.measures.measure import accuracy
 from slimfront.trainables.sparsifiers import SPARSIFIERS
 from slimfront.trainables.training.loop import Training
 
@@ -68,7 +67,9 @@ def fit(job: Job) -> float:
     while not training.done:
         training.run_epoch()
     training.close()
-    return accuracy(training.model, *training.data.test, prepare=training.data.prepare)
+    data = training.data
+    found = data.task.evaluate(training.model, *data.test, "test", prepare=data.prepare)
+    return found["test_accuracy"]
 
 
 def sparsifiers(sparsities: tuple[float, ...]) -> list[dict[str, Any]]:

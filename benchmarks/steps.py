@@ -22,7 +22,7 @@ class Stepper:
             "sgd", self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4
         )
         self.inputs = torch.randn(batch, 3, 32, 32, device=device)
-        self.labels = torch.randint(10, (batch,), device=device)
+        self.targets = torch.randint(10, (batch,), device=device)
         self.penalty: ActivePenalty | None = (
             penalty.attach(self.model, self.inputs[:8]) if penalty else None
         )
@@ -32,7 +32,7 @@ class Stepper:
         """One step as `Training` makes it."""
         if self.penalty:
             self.penalty.before_batch(self.step, 1.0)
-        loss = torch.nn.functional.cross_entropy(self.model(self.inputs), self.labels)
+        loss = torch.nn.functional.cross_entropy(self.model(self.inputs), self.targets)
         extra = self.penalty.loss() if self.penalty else None
         self.optimizer.zero_grad()
         (loss if extra is None else loss + extra).backward()

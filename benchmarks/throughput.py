@@ -279,7 +279,9 @@ def workloads(directory: Path, *, quick: bool) -> list[Workload]:
     files = {"mnist.pt": None, "subset.pt": 4000}
     data = HuggingFace(path=str(MNIST)).load()
     for name, count in files.items():
-        torch.save((data.train.inputs[:count].float(), data.train.labels[:count]), directory / name)
+        torch.save(
+            (data.train.inputs[:count].float(), data.train.targets[:count]), directory / name
+        )
     return [
         digits,
         Workload("MNIST MLP", "deep_mlp", 3, 256, str(directory / "mnist.pt")),

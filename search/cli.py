@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from slimfront.search.record.ledger import SearchResult
 
 app = typer.Typer(
-    help="Finds the Pareto front between accuracy and compactness for a PyTorch network.",
+    help="Finds the Pareto front between quality and compactness for a PyTorch network.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -61,11 +61,14 @@ class ShippedFormat(StrEnum):
     safetensors = "safetensors"
 
 
-PickOption = Annotated[
-    str, typer.Option(help="knee, smallest, most-accurate, or a trial of the front.")
-]
-MinAccuracyOption = Annotated[
-    float | None, typer.Option(help="Only networks with this validation accuracy or more.")
+PickOption = Annotated[str, typer.Option(help="knee, smallest, best, or a trial of the front.")]
+MinQualityOption = Annotated[
+    float | None,
+    typer.Option(
+        "--min-quality",
+        "--min-accuracy",
+        help="Only networks whose quality, the first metric of the task, is this or better.",
+    ),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")
@@ -130,9 +133,9 @@ def search(
     from slimfront.search.config.schema import load
 
     overrides = _with_environment(overrides)
+    _find_beside(config)
     loaded = load(config, overrides)
     _say_where(loaded)
-    _find_beside(config)
     if name is not None:
         check_name(name)
     if address and address.startswith("ray://"):
@@ -293,10 +296,10 @@ def check(
     filled in."""
     from slimfront.search.config.schema import dump, load
 
+    _find_beside(config)
     loaded = load(config, _with_environment(overrides))
     _say_where(loaded)
     if build:
-        _find_beside(config)
         with contextlib.redirect_stdout(sys.stderr):
             from slimfront.search.engine.preflight import preflight
             from slimfront.search.record.session import starting_values
@@ -358,22 +361,24 @@ def register(
     search: Annotated[str, typer.Argument(help="Name of a search in the store.")],
     name: Annotated[str, typer.Option(help="Name of the registered model.")],
     pick: PickOption = "knee",
-    min_accuracy: MinAccuracyOption = None,
+    min_quality: MinQualityOption = None,
     tracking_uri: UriOption = "sqlite:///slimfront.db",
 ) -> None:
     """Put a network of a front in MLflow's model registry."""
     from slimfront.search.record.locate import name_in_store
-    from slimfront.search.record.picks import member_name
+    from slimfront.search.record.picks import member_name, quality_of
     from slimfront.search.record.picks import pick as pick_member
     from slimfront.search.tracking import compare, connect, models
 
     search = name_in_store(search)
     client = connect(_absolute(tracking_uri), writes=True)
-    member = pick_member(compare.read_front(client, search), pick, min_accuracy)
+    front = compare.read_front(client, search)
+    member = pick_member(front, pick, min_quality)
+    quality = quality_of(front)
     version = models.register(client, member, name, search)
     print(
-        f"{name}, version {version}: {member_name(member)} of {search}, validation accuracy "
-        f"{member['val_accuracy']:.4f}."
+        f"{name}, version {version}: {member_name(member)} of {search}, "
+        f"{quality.measure.axis} {member[quality.name]:.4f}."
     )
 
 
@@ -385,7 +390,7 @@ def export(
         typer.Option(help="The file to write; its card is written beside it, with the suffix .md."),
     ],
     pick: PickOption = "knee",
-    min_accuracy: MinAccuracyOption = None,
+    min_quality: MinQualityOption = None,
     kind: Annotated[
         ShippedFormat | None,
         typer.Option("--format", help="Left out: what the suffix of --output says."),
@@ -401,7 +406,7 @@ def export(
 
     chosen = kind.value if kind else None
     exported = export_network(
-        search, storage_path, pick, output, chosen, min_accuracy=min_accuracy, int8=int8
+        search, storage_path, pick, output, chosen, min_quality=min_quality, int8=int8
     )
     print(exported.card)
     print(f"Written to {exported.shipment.path}; this card is {exported.card_path}.")

@@ -11,6 +11,9 @@ first asked for, so that a command that trains nothing does not wait for torch.
 - `measure`: the parameters, FLOPs and bytes of a network.
 - `search`: runs the search of a config; the same name is the package that the command is made of.
 - `load`: reads a search by name, with the networks of its front.
+- `Task`, `Encoded`, `Penalty`, `Sparsifier`, `Model`, `Data`: what a task, a penalty, a sparsifier,
+  a network and a data set of your own are subclasses of; `TASKS`, `PENALTIES`, `SPARSIFIERS`,
+  `MODELS` and `DATA` are where a plug-in registers them by name.
 - `UserError`: a mistake in what was asked, as the sentence that the command would print.
 """
 
@@ -22,14 +25,55 @@ if TYPE_CHECKING:
     from slimfront.search.python_api import search as search
     from slimfront.trainables.candidate import Candidate as Candidate
     from slimfront.trainables.compaction import compact as compact
+    from slimfront.trainables.data import DATA as DATA
+    from slimfront.trainables.data import Data as Data
     from slimfront.trainables.errors import UserError as UserError
     from slimfront.trainables.measures.measure import measure as measure
+    from slimfront.trainables.models import MODELS as MODELS
+    from slimfront.trainables.models import Model as Model
+    from slimfront.trainables.penalties import PENALTIES as PENALTIES
+    from slimfront.trainables.penalties import Penalty as Penalty
+    from slimfront.trainables.sparsifiers import SPARSIFIERS as SPARSIFIERS
+    from slimfront.trainables.sparsifiers import Sparsifier as Sparsifier
+    from slimfront.trainables.tasks import TASKS as TASKS
+    from slimfront.trainables.tasks import Encoded as Encoded
+    from slimfront.trainables.tasks import Task as Task
     from slimfront.trainables.training.train import train as train
 
-__all__ = ["Candidate", "UserError", "compact", "load", "measure", "search", "train"]
+__all__ = [
+    "DATA",
+    "MODELS",
+    "PENALTIES",
+    "SPARSIFIERS",
+    "TASKS",
+    "Candidate",
+    "Data",
+    "Encoded",
+    "Model",
+    "Penalty",
+    "Sparsifier",
+    "Task",
+    "UserError",
+    "compact",
+    "load",
+    "measure",
+    "search",
+    "train",
+]
 
 _HOMES = {
     "Candidate": "trainables.candidate",
+    "DATA": "trainables.data",
+    "Data": "trainables.data",
+    "Encoded": "trainables.tasks",
+    "MODELS": "trainables.models",
+    "Model": "trainables.models",
+    "PENALTIES": "trainables.penalties",
+    "Penalty": "trainables.penalties",
+    "SPARSIFIERS": "trainables.sparsifiers",
+    "Sparsifier": "trainables.sparsifiers",
+    "TASKS": "trainables.tasks",
+    "Task": "trainables.tasks",
     "UserError": "trainables.errors",
     "compact": "trainables.compaction",
     "load": "search.python_api",

@@ -16,7 +16,19 @@ ROOT = Path(__file__).parent.parent
 
 ROOMS = [
     # What is as basic as Python itself: no room.
-    *("redaction", "errors", "folders", "gpu", "options", "importing", "markdown", "precision"),
+    *(
+        "redaction",
+        "errors",
+        "folders",
+        "gpu",
+        "options",
+        "importing",
+        "inputs",
+        "markdown",
+        "plugins",
+        "precision",
+    ),
+    "tasks",
     *("data", "models"),
     "structure",
     *("penalties", "sparsifiers", "measures"),
@@ -36,9 +48,13 @@ BESIDE = {
     ("shipping", "compaction"),
     ("training", "candidate"),  # the options of a candidate stand beside what they configure
     ("options", "precision"),
+    ("options", "importing"),
 }
 
-PRIVATE = ("redaction", "errors", "folders", "gpu", "importing", "markdown", "options", "precision")
+PRIVATE = (
+    *("redaction", "errors", "folders", "gpu", "importing", "inputs", "markdown", "options"),
+    *("plugins", "precision"),
+)
 
 
 @cache

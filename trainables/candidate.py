@@ -1,19 +1,22 @@
 """One candidate: everything that decides how one network is trained, and nothing about
 searching."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from slimfront.trainables.compaction import Compaction
 from slimfront.trainables.data import DATA, Data, Digits
 from slimfront.trainables.measures.latency import Latency
-from slimfront.trainables.measures.measure import EXTRA_MEASURES
+from slimfront.trainables.measures.own import OwnMeasure, check_measures, parse_measures
 from slimfront.trainables.models import MLP, MODELS, Model
-from slimfront.trainables.options import Options, suggest
+from slimfront.trainables.options import Options
 from slimfront.trainables.penalties import PENALTIES, Penalty
+from slimfront.trainables.plugins import load_plugins
 from slimfront.trainables.precision import Precision
 from slimfront.trainables.sparsifiers import SPARSIFIERS, Sparsifier
+from slimfront.trainables.tasks import TASKS, Classification, Task
 from slimfront.trainables.training.compiled import Compile
 from slimfront.trainables.training.one_shot import OneShot
 from slimfront.trainables.training.optimizers import OptimizerName, Schedule
@@ -29,7 +32,7 @@ class LatencyOptions(Latency):
 
 
 class TrainingOptions(Options):
-    """How the weights are trained: cross-entropy loss, shuffled batches.
+    """How the weights are trained: by the loss of the task, on shuffled batches.
 
     `lr` is the learning rate, constant or with `schedule: cosine` falling to 0 at the end;
     `momentum` is for sgd; `weight_decay` as the optimiser defines it. `seed` decides initial
@@ -73,12 +76,15 @@ class TrainingOptions(Options):
 
 
 class Candidate(Options):
-    """A candidate network and its training: data → model → training under penalties and a
+    """A candidate network and its training: task, data → model → training under penalties and a
     sparsifier → compaction → refit, and one-shot pruning for further candidates; with `int8`, each
     is quantised and measured as such. `measures` names what is measured beyond what always is:
-    bytes_compressed, latency_ms, speedup.
+    bytes_compressed, latency_ms, speedup, and functions of the user's (see `OwnMeasure`).
+    `plugins` are modules that register penalties, sparsifiers, tasks, models and data sets.
     """
 
+    plugins: tuple[str, ...] = ()
+    task: SerializeAsAny[Annotated[Task, BeforeValidator(TASKS.parse_named)]] = Classification()
     data: SerializeAsAny[Annotated[Data, BeforeValidator(DATA.parse_named)]] = Digits()
     model: SerializeAsAny[Annotated[Model, BeforeValidator(MODELS.parse_named)]] = MLP()
     training: TrainingOptions = TrainingOptions()
@@ -92,16 +98,25 @@ class Candidate(Options):
     refit: Refit = Refit()
     one_shot: OneShot = OneShot()
     int8: bool = False
-    measures: tuple[str, ...] = ()
+    measures: Annotated[tuple[str | OwnMeasure, ...], BeforeValidator(parse_measures)] = ()
     latency: LatencyOptions = LatencyOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plug_in(cls, given: Any) -> Any:
+        """Before names of what they register are looked up."""
+        named = given.get("plugins") if isinstance(given, Mapping) else None
+        names = [named] if isinstance(named, str) else named if isinstance(named, list) else ()
+        load_plugins(name for name in names if isinstance(name, str))
+        return {**given, "plugins": names} if isinstance(named, str) else given
 
     @field_validator("measures")
     @classmethod
-    def _known_measures(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in EXTRA_MEASURES:
-                raise ValueError(f"unknown extra measure '{name}'; {suggest(name, EXTRA_MEASURES)}")
-        return names
+    def _known_measures(
+        cls, measures: tuple[str | OwnMeasure, ...]
+    ) -> tuple[str | OwnMeasure, ...]:
+        check_measures(measures)
+        return measures
 
     @model_validator(mode="after")
     def _approximate_merging_is_refitted(self) -> Self:
@@ -114,7 +129,7 @@ class Candidate(Options):
 
     @model_validator(mode="after")
     def _int8_is_not_timed(self) -> Self:
-        if self.int8 and {"latency_ms", "speedup"} & set(self.measures):
+        if self.int8 and {"latency_ms", "speedup"} & set(self.asked_measures()):
             raise ValueError(
                 "int8: times of int8 networks are not measured in trials; leave out latency_ms and "
                 "speedup, or int8"
@@ -137,6 +152,14 @@ class Candidate(Options):
                     f"{options.least_batch} or more"
                 )
         return self
+
+    def asked_measures(self) -> list[str]:
+        """The names of slimfront's own measures that are taken where they are asked for."""
+        return [measure for measure in self.measures if isinstance(measure, str)]
+
+    def own_measures(self) -> list[OwnMeasure]:
+        """The measures of the user's."""
+        return [measure for measure in self.measures if isinstance(measure, OwnMeasure)]
 
     def dense(self) -> "Candidate":
         """The same network and training without penalties, sparsifier and what follows: what

@@ -31,7 +31,7 @@ def import_by_path(path: str, what: str) -> Callable[..., Any]:
             f"{what} '{path}': an import path has the form package.module:name, such as "
             "my_data:load"
         )
-    target: Any = _import_module(module_name, path, what)
+    target: Any = import_module(module_name, path, what)
     for part in name.split("."):
         if not hasattr(target, part):
             names = [known for known in dir(target) if not known.startswith("_")]
@@ -45,7 +45,12 @@ def import_by_path(path: str, what: str) -> Callable[..., Any]:
     return target  # type: ignore[no-any-return]
 
 
-def _import_module(name: str, path: str, what: str) -> ModuleType:
+def import_module(name: str, path: str, what: str) -> ModuleType:
+    """The module `name`; `what` and `path` begin messages.
+
+    Raises:
+        UserError: if it cannot be imported.
+    """
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         # As `python -m` does; a console script has its own directory there instead. Left in, for

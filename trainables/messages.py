@@ -8,10 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from slimfront.trainables.measures.measure import EXTRA_MEASURES, MEASURES
-
-_NUMBERS = ("val_accuracy", *MEASURES, *EXTRA_MEASURES, "layers_merged")
-
 
 @dataclass(frozen=True)
 class TrialOrder:
@@ -83,9 +79,9 @@ class Report:
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> "Report":
         """From Ray Tune's result of a trial."""
-        measures = {name: result[name] for name in _NUMBERS if name in result}
+        measures = {name: result[name] for name in result.get("measured", ()) if name in result}
         compaction = [list(step) for step in result.get("compaction", [])]
-        network = NetworkReport(measures, compaction) if "val_accuracy" in measures else None
+        network = NetworkReport(measures, compaction) if measures else None
         return cls(
             history=list(result.get("history", [])),
             epoch=result.get("epoch"),
@@ -107,5 +103,6 @@ class Report:
             "pruned": [network.as_plain() for network in self.pruned],
             "finished": self.finished,
             "done": self.finished,
+            "measured": list(self.network.measures),
             **self.network.measures,
         }

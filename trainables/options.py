@@ -1,10 +1,12 @@
 """Typed options, and registries that find them by the name in a config."""
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 _LONGEST_WORD = 100
@@ -38,6 +40,27 @@ class Options(BaseModel):
                         {"key": str(key), "hint": hint},
                     )
         return data
+
+
+@cache
+def _with_factory(what: str, path: str, base: type[Options]) -> type[Options]:
+    """The class at an import path, which remembers that path: in another process, it is found there
+    again."""
+    # Imported late: it is above this module.
+    from slimfront.trainables.importing import import_by_path
+
+    made = import_by_path(path, f"{what} factory")
+    if not inspect.isclass(made) or not issubclass(made, base):
+        from slimfront.trainables.errors import UserError
+
+        raise UserError(
+            f"{what} factory '{path}': it is no class of the kind; a {what} of your own is a "
+            f"subclass of slimfront.{base.__name__}"
+        )
+    fields: dict[str, Any] = {"factory": (str, path)}
+    if "name" in made.model_fields:
+        fields["name"] = (str, path)
+    return create_model(made.__name__, __base__=made, **fields)
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -87,7 +110,9 @@ class Registry(dict[str, type[OptionsT]]):
             value = {"name": value}
         if not isinstance(value, Mapping):
             return value
-        if "name" not in value and "factory" in value and "factory" in self:
+        if "factory" in value and "factory" not in self:
+            return self.from_factory(value)
+        if "name" not in value and "factory" in value:
             value = {"name": "factory", **value}
         if "name" not in value:
             raise PydanticCustomError(
@@ -113,14 +138,38 @@ class Registry(dict[str, type[OptionsT]]):
                 )
         return cls.model_validate(value)
 
+    def from_factory(self, value: Mapping[str, Any]) -> OptionsT:
+        """Options of the class at the import path `factory`, with the other keys.
+
+        Raises:
+            UserError: if there is none, or it is no class of this kind.
+        """
+        path = value["factory"]
+        return _with_factory(self.what, str(path), self.base()).model_validate(value)  # type: ignore[return-value]
+
+    def base(self) -> type[Options]:
+        """The class that all of this kind are subclasses of."""
+        found: type[Options] = Options
+        for cls in next(iter(self.values())).__mro__:
+            if not issubclass(cls, Options) or cls is Options:
+                break
+            if all(issubclass(other, cls) for other in self.values()):
+                found = cls
+                break
+        return found
+
     def parse_mapping(self, value: Any) -> Any:
         """`{layer: {strength: 1}, …}` to options by name; other values pass through."""
         if not isinstance(value, Mapping):
             return value
         parsed: dict[Any, Any] = {}
         for name, options in value.items():
-            cls = self.find(name)
+            own = isinstance(options, Mapping) and "factory" in options
             try:
+                if own:
+                    parsed[name] = self.from_factory(options)
+                    continue
+                cls = self.find(name)
                 parsed[name] = cls.model_validate({} if options is None else options)
             except ValidationError as error:
                 lines = [

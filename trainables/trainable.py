@@ -73,6 +73,7 @@ class CandidateTrainable(tune.Trainable):
         self.order = TrialOrder.of(config)
         self.resume_from = self.order.resume_from
         self.training: Training | None = None
+        self.problem: str | None = None
         self.networks: list[dict[str, Any]] = []
 
     def _start(self) -> Training:
@@ -105,6 +106,8 @@ class CandidateTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Trains up to the next report; see the class."""
         history: list[dict[str, Any]] = []
+        if self.problem is not None:
+            return Report(history, failure=self.problem).as_result()
         try:
             training = self.training = self.training or self._start()
             while not training.done:
@@ -120,7 +123,8 @@ class CandidateTrainable(tune.Trainable):
                     network.compacted.network,
                     training.candidate.model,
                     data.input_shape,
-                    data.classes,
+                    data.head,
+                    data.call,
                 )
                 for network in (finished, *finished.pruned)
             ]
@@ -148,7 +152,12 @@ class CandidateTrainable(tune.Trainable):
     def load_checkpoint(self, checkpoint_dir: str | None) -> None:
         """Continues bit-exactly where `save_checkpoint` was called."""
         self.resume_from = checkpoint_dir
-        self.training = self._start()
+        try:
+            self.training = self._start()
+        except _OF_THE_PROCESS:
+            raise
+        except Exception as error:  # told by the next step: raised here, it would be tried again
+            self.problem = reason(error)
 
     def cleanup(self) -> None:
         """Takes the hooks off the last candidate's network, and ends the other processes."""

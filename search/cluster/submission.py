@@ -9,7 +9,7 @@ from pathlib import Path
 
 from slimfront.search.cluster.jobs import Cluster, Job
 from slimfront.search.config.names import check_name, is_bucket
-from slimfront.search.config.schema import Config, as_plain, load, secret_paths
+from slimfront.search.config.schema import Config, as_plain, load, own_code, secret_paths
 from slimfront.search.config.space import flatten
 from slimfront.search.config.yaml_files import read_text
 from slimfront.search.record.locate import name_in_store
@@ -138,10 +138,10 @@ def _refuse_secrets(words: Sequence[str]) -> None:
 
 
 def directory_of_factories(config: Config, beside: Path | None = None) -> Path | None:
-    """The directory that holds the module of a model or data factory: the present one, or that of
+    """The directory that holds the module of a factory or a plug-in: the present one, or that of
     the config."""
-    for part in (config.model, config.data):
-        module = str(getattr(part, "factory", "")).partition(":")[0].partition(".")[0]
+    for path in own_code(config):
+        module = path.partition(":")[0].partition(".")[0]
         for folder in [Path.cwd()] + ([beside.resolve().parent] if beside else []):
             if module and (Path(folder, module).is_dir() or Path(folder, f"{module}.py").is_file()):
                 return folder

@@ -3,14 +3,16 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slimfront.trainables.measures.measure import EXTRA_MEASURES, MEASURES
+from slimfront.trainables.measures.described import KNOWN, Measure, of_metrics
 from slimfront.trainables.options import suggest
+from slimfront.trainables.tasks import Classification, Task
 
 
 class Direction(Enum):
@@ -22,34 +24,79 @@ class Direction(Enum):
 
 @dataclass(frozen=True)
 class Objective:
-    """A measure or accuracy that the search minimises or maximises."""
+    """A metric or measure that the search minimises or maximises."""
 
-    name: str
-    direction: Direction
+    measure: Measure
+
+    @property
+    def name(self) -> str:
+        """Its name in a config."""
+        return self.measure.name
+
+    @property
+    def direction(self) -> Direction:
+        """Whether more or less of it is better."""
+        return Direction.MAXIMIZE if self.measure.better == "larger" else Direction.MINIMIZE
 
     def loss(self, value: float, dense: float) -> float:
         """The value on a scale for hypervolumes, where less is better and 1 is the reference point.
 
-        An accuracy a becomes 1 − a. A size v becomes log(1 + v) / log(1 + dense), so that each
-        halving counts alike, and a network as large as the dense one is at the reference. A time
-        becomes its ratio to the dense network's.
+        A metric q in [0, 1] becomes 1 − q, or q where less is better. Any other metric becomes
+        (1 + d) / 2, where d is how much worse it is than the dense network's, relative to that: an
+        error twice as large is at the reference, and half of the way there is as good as dense. A
+        size v becomes log(1 + v) / log(1 + dense), so that each halving counts alike, and a network
+        as large as the dense one is at the reference. A time becomes its ratio to the dense
+        network's, and a speed-up its inverse.
         """
-        if self.name == "speedup":
-            return 1 / value if value > 0 else math.inf
-        if self.name == "latency_ms":
-            return value / dense
-        if self.direction is Direction.MAXIMIZE:
-            return 1 - value
-        return math.log1p(value) / math.log1p(max(dense, 1.0))
+        larger = self.measure.better == "larger"
+        match self.measure.scale:
+            case "share":
+                return 1 - value if larger else value
+            case "relative":
+                worse = dense - value if larger else value - dense
+                return (1 + worse / (abs(dense) or 1.0)) / 2
+            case "inverse":
+                return 1 / value if value > 0 else math.inf
+            case "ratio":
+                ratio = value / dense if dense else math.inf
+                return 1 / ratio if larger and ratio > 0 else ratio
+        return math.log1p(max(value, 0.0)) / math.log1p(max(dense, 1.0))
+
+    def as_good(self, value: float, bound: float) -> bool:
+        """Whether a value is at least as good as another."""
+        larger = self.direction is Direction.MAXIMIZE
+        return value >= bound if larger else value <= bound
+
+    def goodness(self, value: float) -> float:
+        """The value with the sign at which more is better."""
+        return value if self.direction is Direction.MAXIMIZE else -value
+
+    def near(self, value: float, share: float) -> float:
+        """What is as good as `value` but for a tolerance: `share`, of the value where the metric is
+        not in [0, 1]."""
+        tolerance = share if self.measure.scale == "share" else share * abs(value)
+        return value - tolerance if self.direction is Direction.MAXIMIZE else value + tolerance
+
+    def as_plain(self) -> dict[str, str | bool]:
+        """All of it as plain data, which `from_plain` reads."""
+        return asdict(self.measure)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "Objective":
+        """What `as_plain` made."""
+        known = {field.name for field in fields(Measure)}
+        return cls(Measure(**{key: value for key, value in plain.items() if key in known}))
 
 
-OBJECTIVES = {
-    name: Objective(
-        name, Direction.MAXIMIZE if name in ("val_accuracy", "speedup") else Direction.MINIMIZE
-    )
-    for name in ("val_accuracy", *MEASURES, *EXTRA_MEASURES)
-}
-"""What a config may name under `objectives`."""
+def known_objectives(task: Task, own: Mapping[str, Measure] | None = None) -> dict[str, Objective]:
+    """What a config may name under `objectives`: the metrics of its task on the validation split,
+    the measures of every network, and the user's own."""
+    measures = {**of_metrics(task.described()), **KNOWN, **(own or {})}
+    return {name: Objective(measure) for name, measure in measures.items()}
+
+
+OBJECTIVES = known_objectives(Classification())
+"""Those of a config that names no task."""
 
 
 def losses(
@@ -57,7 +104,7 @@ def losses(
     objectives: Sequence[Objective],
     dense: Mapping[str, float],
 ) -> NDArray[np.float64]:
-    """(N, M) losses of N trials' measures; `dense` holds the dense network's sizes. A missing
+    """(N, M) losses of N trials' measures; `dense` holds those of the dense network. A missing
     measure becomes NaN."""
     rows = [
         [o.loss(m.get(o.name, math.nan), dense.get(o.name, math.nan)) for o in objectives]
@@ -75,11 +122,14 @@ class Constraint:
     bound: float
 
     @classmethod
-    def parse(cls, name: str, text: object) -> "Constraint":
-        """From `">= 0.9"` or `"<= 3"`. Raises ValueError with one sentence if it is neither."""
+    def parse(
+        cls, name: str, text: object, known: Mapping[str, Objective] = OBJECTIVES
+    ) -> "Constraint":
+        """From `">= 0.9"` or `"<= 3"`. Raises ValueError with one sentence if it is neither, or if
+        `name` is not among the `known`."""
         match = re.fullmatch(r"\s*(>=|<=)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*", str(text))
-        if name not in OBJECTIVES:
-            raise ValueError(f"'{name}' is not a measure; {suggest(name, OBJECTIVES)}")
+        if name not in known:
+            raise ValueError(f"'{name}' is not a measure; {suggest(name, known)}")
         if match is None:
             raise ValueError(
                 f'the constraint on {name} is {text!r}; it needs the form ">= 0.9" or "<= 3"'

@@ -6,23 +6,31 @@ from random import Random
 from typing import Any, Self
 
 from optuna.distributions import BaseDistribution
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from slimfront.search.config.explain import explain, explain_first
 from slimfront.search.config.idle import idle
 from slimfront.search.config.names import BAD_NAME, is_bucket, is_name
-from slimfront.search.config.objectives import OBJECTIVES, Constraint, Objective
+from slimfront.search.config.objectives import Constraint, Objective, known_objectives
 from slimfront.search.config.settings import Resources, SearchOptions, Tracking
 from slimfront.search.config.space import Parameter, flatten, set_path, set_paths
 from slimfront.search.config.yaml_files import GIVEN, RECORDED, Limits, parse, read_text, write
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import UserError, one_line, shorten
 from slimfront.trainables.measures.measure import EXTRA_MEASURES
+from slimfront.trainables.measures.own import OwnMeasure
 from slimfront.trainables.models import Model
 from slimfront.trainables.options import Options, suggest
 from slimfront.trainables.penalties import Penalty
 from slimfront.trainables.redaction import redact_values, without_secrets
+from slimfront.trainables.tasks import Classification
 
 _COMBINATIONS = 100
 """How many combinations of a space are checked before a search."""
@@ -36,7 +44,8 @@ class Config(Candidate):
 
     name: str
     space: dict[str, Parameter]
-    objectives: tuple[str, ...]
+    objectives: tuple[str, ...] = Field(None, validate_default=True)
+    """Left out: the quality of the task, and the non-zero parameters."""
     constraints: dict[str, str] = Field(default_factory=dict)
     search: SearchOptions = SearchOptions()
     resources: Resources = Resources()
@@ -64,26 +73,36 @@ class Config(Candidate):
             )
         return space
 
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _quality_and_size(cls, names: Any, info: ValidationInfo) -> Any:
+        if names is not None or "task" not in info.data:
+            return names
+        return (f"val_{info.data['task'].described()[0].name}", "nonzero_params")
+
     @field_validator("objectives")
     @classmethod
-    def _known_objectives(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _known_objectives(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        known = _known(info.data)
         for name in names:
-            if name not in OBJECTIVES:
-                raise ValueError(f"unknown objective '{name}'; {suggest(name, OBJECTIVES)}")
+            if name not in known:
+                raise ValueError(f"unknown objective '{name}'; {suggest(name, known)}")
         if len(set(names)) < len(names):
             raise ValueError(f"an objective is named twice in {list(names)}")
         if len(names) < 2:
             raise ValueError(
                 f"a front needs two or more objectives, and there is {len(names)}; known: "
-                f"{', '.join(OBJECTIVES)}"
+                f"{', '.join(known)}"
             )
         return names
 
     @field_validator("constraints")
     @classmethod
-    def _bounds_on_measures(cls, constraints: dict[str, str]) -> dict[str, str]:
+    def _bounds_on_measures(
+        cls, constraints: dict[str, str], info: ValidationInfo
+    ) -> dict[str, str]:
         for name, text in constraints.items():
-            Constraint.parse(name, text)
+            Constraint.parse(name, text, _known(info.data))
         return constraints
 
     @model_validator(mode="after")
@@ -121,6 +140,10 @@ class Config(Candidate):
 
     def _refuse_path(self, path: str) -> None:
         """Raises an error for a path that may not vary, whatever its values are."""
+        if path == "task" or path.startswith("task."):
+            raise _space_error(
+                path, "would give trials that cannot be compared: all are of one task"
+            )
         if path.startswith("data") and not path.startswith("data.augment."):
             raise _space_error(
                 path,
@@ -240,8 +263,9 @@ class Config(Candidate):
             if part not in Candidate.model_fields:
                 known = suggest(part, Candidate.model_fields)
                 raise KeyError(f"it is not part of the candidate; {known}")
-        wanted = {*self.measures, *self.objectives, *self.constraints}
-        plain["measures"] = [name for name in EXTRA_MEASURES if name in wanted]
+        wanted = {*self.asked_measures(), *self.objectives, *self.constraints}
+        own = [measure.model_dump(mode="json") for measure in self.own_measures()]
+        plain["measures"] = [*(name for name in EXTRA_MEASURES if name in wanted), *own]
         model_varies = any(path.partition(".")[0] == "model" for path in self.space)
         if model_varies and plain["latency"]["against"] is None:
             # Every trial's speed-up is against the same network.
@@ -292,11 +316,21 @@ class Config(Candidate):
 
     def chosen_objectives(self) -> list[Objective]:
         """The objectives, in the order of the config."""
-        return [OBJECTIVES[name] for name in self.objectives]
+        known = self.known_objectives()
+        return [known[name] for name in self.objectives]
+
+    def known_objectives(self) -> dict[str, Objective]:
+        """What `objectives` and `constraints` may name."""
+        return _known({"task": self.task, "measures": self.measures})
+
+    def quality(self) -> Objective:
+        """The first metric of the task, by which networks are judged."""
+        return self.known_objectives()[f"val_{self.task.described()[0].name}"]
 
     def chosen_constraints(self) -> list[Constraint]:
         """The constraints, in the order of the config."""
-        return [Constraint.parse(name, text) for name, text in self.constraints.items()]
+        known = self.known_objectives()
+        return [Constraint.parse(name, text, known) for name, text in self.constraints.items()]
 
     def ships_int8(self, number: int | None, values: Mapping[str, object]) -> bool:
         """Whether networks of a trial ship, and were measured, as int8; the dense one never does.
@@ -331,6 +365,14 @@ class Config(Candidate):
         annotation = type(target).model_fields[last].annotation
         options = getattr(annotation, "__args__", (annotation,))  # int | None counts as int
         return next((kind for kind in (int, float) if kind in options), None)
+
+
+def _known(data: Mapping[str, Any]) -> dict[str, Objective]:
+    """What objectives and constraints may name, by the task and measures of a config that is being
+    read; those of classification where they are wrong, which is told instead."""
+    measures = [one for one in data.get("measures", ()) if isinstance(one, OwnMeasure)]
+    own = {measure.name: measure.described() for measure in measures}
+    return known_objectives(data.get("task") or Classification(), own)
 
 
 def _inside(distribution: BaseDistribution, value: Any) -> bool:
@@ -426,6 +468,22 @@ def _override(tree: dict[str, Any], key: str, value: object) -> dict[str, Any]:
                 return tree | {"space": {**space, path: set_path(space[path], inside, value)}}
         return tree | {"space": {**space, key.removeprefix("space."): value}}
     return set_path(tree, key, value)
+
+
+def own_code(config: Config) -> list[str]:
+    """The import paths of all code of the user's that a config names: factories and plug-ins."""
+    factories = _factories(config.model_dump(mode="json"))
+    return [*dict.fromkeys([*factories, *config.plugins])]
+
+
+def _factories(value: object) -> list[str]:
+    """The values of all keys `factory` in plain data."""
+    if isinstance(value, Mapping):
+        found = [str(one) for key, one in value.items() if key == "factory" and one]
+        return found + [path for one in value.values() for path in _factories(one)]
+    if isinstance(value, list):
+        return [path for one in value for path in _factories(one)]
+    return []
 
 
 def as_plain(config: Config) -> dict[str, Any]:

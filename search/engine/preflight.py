@@ -5,10 +5,12 @@ import torch
 
 from slimfront.search.config.schema import Config
 from slimfront.trainables.data.look import looked_at
-from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.errors import TrialFailure, UserError, first_line
 from slimfront.trainables.measures.measure import measure, measure_extra
+from slimfront.trainables.models import built
 from slimfront.trainables.penalties.base import check_penalties
 from slimfront.trainables.shipping.formats import need_onnx
+from slimfront.trainables.training.finishing import measure_own
 from slimfront.trainables.training.rehearsal import rehearse
 
 
@@ -17,25 +19,30 @@ def preflight(config: Config) -> dict[str, float]:
     `rehearsal.rehearse`.
 
     Returns:
-        The sizes of the dense network, untrained, by measure: the scale of the hypervolume.
+        The measures and metrics of the dense network, untrained: the scale of the hypervolume,
+        until the dense network is trained.
 
     Raises:
         UserError: one sentence that says which part of the config does not fit the others, and why.
     """
     base = config.candidate({})
     try:
-        data = looked_at(base.data, torch.device("cpu"))
-        network = base.model.build(data.input_shape, data.classes)
+        data = looked_at(base.data, torch.device("cpu"), base.task)
+        network = built(base.model, data)
         sample = data.prepare(data.validation.inputs[:8])
         if base.int8 or "int8" in config.space:
             need_onnx()
         sizes = measure(network, sample) | measure_extra(
-            network, sample, base.measures, latency=base.latency
+            network, sample, base.asked_measures(), latency=base.latency
         )
+        sizes |= data.task.evaluate(network, *data.validation, prepare=data.prepare)
+        sizes |= measure_own(network, data, base.own_measures()) if base.own_measures() else {}
         check_penalties(config.varied_penalties(), network, sample)
         for candidate in config.rehearsed():
             rehearse(candidate)
         return {name: float(value) for name, value in sizes.items()}
+    except TrialFailure as error:
+        raise UserError(str(error)) from None
     except UserError:
         raise
     except Exception as error:

@@ -48,7 +48,6 @@ from slimfront.search.record.session import (
 from slimfront.search.tracking import Client, Recorder, connect
 from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError, first_line
-from slimfront.trainables.measures.measure import accuracy
 from slimfront.trainables.messages import TrialOrder
 from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.shipping.network_file import read
@@ -385,23 +384,26 @@ def _run_trials(
 
 
 def _touch_test_set(config: Config, points: list[MeasuredNetwork], observer: Observer) -> None:
-    """Measures the test accuracy of networks that have none yet, on their compact form as stored.
+    """Takes the metrics on the test split of networks that have none yet, on their compact form as
+    stored.
 
-    A network that cannot be read any more costs a warning and its test accuracy, not the front.
+    A network that cannot be read any more costs a warning and these metrics, not the front.
     """
-    data = load_once(config.data, torch.device("cpu"))
+    data = load_once(config.data, torch.device("cpu"), config.task)
     for point in points:
-        if point.test_accuracy is not None:
+        if point.tested is not None:
             continue
         try:
             network = read(point.file, config.model_of(point.trial.values))
             if config.ships_int8(point.trial.number, point.trial.values):
-                measured = as_int8(network, data).test_accuracy(data)
+                measured = as_int8(network, data).scores(data, "test")
             else:
-                measured = accuracy(network, *data.test, prepare=data.prepare)
+                measured = data.task.evaluate(network, *data.test, "test", prepare=data.prepare)
         except UserError as error:
             log.warning(
-                "%s has no test accuracy, since its network cannot be read: %s", point.name, error
+                "%s was not measured on the test set, since its network cannot be read: %s",
+                point.name,
+                error,
             )
             continue
         observer.write(
@@ -409,7 +411,7 @@ def _touch_test_set(config: Config, points: list[MeasuredNetwork], observer: Obs
                 number=point.trial.number,
                 epoch=point.epoch,
                 step=point.step,
-                test_accuracy=measured,
+                metrics=measured,
             )
         )
 

@@ -7,7 +7,7 @@ sets; the rest are the fields of its class.
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 Ending = Literal["completed", "stopped", "failed"]
 """How a trial ends by itself."""
@@ -118,12 +118,22 @@ class TrialContinued(OfTrial):
 
 
 class NetworkTested(OfTrial):
-    """A network's accuracy on the test split; `step` is that of one-shot pruning, 0 for none."""
+    """A network's metrics on the test split; `step` is that of one-shot pruning, 0 for none."""
 
     kind = "tested"
     epoch: int
     step: int = 0
-    test_accuracy: float
+    metrics: dict[str, float]
+    """By name, such as `test_accuracy`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_0_1(cls, plain: Any) -> Any:
+        """There the only metric stood by itself."""
+        if not isinstance(plain, dict) or "metrics" in plain:
+            return plain
+        metrics = {name: value for name, value in plain.items() if name.startswith("test_")}
+        return {**plain, "metrics": metrics} if metrics else plain
 
 
 class RungReached(Event):

@@ -17,6 +17,7 @@ from slimfront.search.record.session import read_search
 from slimfront.trainables import markdown
 from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError
+from slimfront.trainables.models import built
 from slimfront.trainables.shipping import FORMATS, Format, Shipment, ship
 from slimfront.trainables.shipping.card import card
 from slimfront.trainables.shipping.network_file import read
@@ -41,7 +42,7 @@ def export(
     output: Path,
     kind: str | None = None,
     *,
-    min_accuracy: float | None = None,
+    min_quality: float | None = None,
     int8: bool = False,
 ) -> Exported:
     """Writes the network that `wanted` names (see `picks.pick`) to `output`, and its card to the
@@ -59,7 +60,7 @@ def export(
         check_output(path)
     search, storage_path = locate(search, storage_path)
     config, ledger = read_search(search, storage_path)
-    point, member = _picked(search, config, ledger, wanted, min_accuracy)
+    point, member = _picked(search, config, ledger, wanted, min_quality)
     try:
         network = read(point.file, config.model_of(point.trial.values))
     except UserError as error:
@@ -67,10 +68,10 @@ def export(
             f"the network of {member_name(member)} cannot be read any more: {error}"
         ) from None
     base = config.candidate({})
-    data = load_once(base.data, torch.device("cpu"))
+    data = load_once(base.data, torch.device("cpu"), base.task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        dense = base.model.build(data.input_shape, data.classes).eval()
+        dense = built(base.model, data).eval()
     searched = config.ships_int8(point.trial.number, point.trial.values)
     if searched and chosen != "onnx":
         raise UserError(
@@ -103,14 +104,14 @@ def _format(output: Path, kind: str | None) -> Format:
 
 
 def _picked(
-    search: str, config: Config, ledger: Ledger, wanted: str, min_accuracy: float | None
+    search: str, config: Config, ledger: Ledger, wanted: str, min_quality: float | None
 ) -> tuple[MeasuredNetwork, Member]:
     front = ledger.front()
     result = SearchResult(
         search, ledger, front, 0.0, config.tracking.shown_uri(), interrupted=False
     )
     report = as_json(result)
-    member = pick(report, wanted, min_accuracy)
+    member = pick(report, wanted, min_quality)
     return front[report["front"].index(member)], member
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from slimfront.search.config.objectives import Constraint, Objective, losses
+from slimfront.search.config.objectives import OBJECTIVES, Constraint, Objective, losses
 from slimfront.search.record.events import (
     CheckpointMoved,
     EpochsReported,
@@ -48,7 +48,8 @@ class MeasuredNetwork:
     measures: dict[str, float]
     compaction: list[list[str]]
     checkpoint: str | None
-    test_accuracy: float | None = None
+    tested: dict[str, float] | None = None
+    """The metrics on the test split, such as `test_accuracy`, once they were taken."""
     step: int = 0
     pruned: list["MeasuredNetwork"] = field(default_factory=list, repr=False)
     source: "MeasuredNetwork | None" = field(default=None, repr=False)
@@ -125,8 +126,9 @@ class Ledger:
 
     The front is taken over every network that was measured, of whatever trial: one that was stopped
     early, or failed later, may have passed through a good one. `dense_sizes` scale the losses (see
-    `Objective.loss`). Checkpoints are given relative to `place`, a directory or a URI, so that a
-    search can be moved.
+    `Objective.loss`): the measures of the dense network, and its metrics, of which those of the
+    trained one replace those of the untrained one as they come. Checkpoints are given relative to
+    `place`, a directory or a URI, so that a search can be moved.
     """
 
     def __init__(
@@ -135,9 +137,14 @@ class Ledger:
         dense_sizes: dict[str, float],
         constraints: Iterable[Constraint] = (),
         place: str = ".",
+        quality: Objective | None = None,
     ) -> None:
+        """`quality` is the first metric of the task; if None, the first among the objectives, or
+        that of classification."""
         self.objectives = objectives
-        self.dense_sizes = dense_sizes
+        metrics = [objective for objective in objectives if objective.measure.quality]
+        self.quality = quality or next(iter([*metrics, *OBJECTIVES.values()]))
+        self.dense_sizes = dict(dense_sizes)
         self.constraints = list(constraints)
         self.place = place
         self.planned = 0
@@ -184,7 +191,7 @@ class Ledger:
                 self._becomes(record, "running")
             case NetworkTested():
                 network = self.find(record, event.epoch, event.step)
-                network.test_accuracy = event.test_accuracy
+                network.tested = event.metrics
 
     def _end(self, record: TrialRecord, event: TrialEnded) -> None:
         self._becomes(record, event.status, event.reason)
@@ -241,6 +248,8 @@ class Ledger:
                 )
             )
         record.points.append(point)
+        if record.number is None:
+            self._rescale(point.measures)
         entered = (
             [self._enters_front(network) for network in (point, *point.pruned)]
             if record.number is not None
@@ -248,6 +257,19 @@ class Ledger:
         )
         if any(entered):
             self._hypervolume = hypervolume(self._losses, np.ones(len(self.objectives)))
+
+    def _rescale(self, dense: dict[str, float]) -> None:
+        """Metrics that are no shares count relative to those of the dense network, which are known
+        now: who is on the front is not changed by it, and the hypervolume is."""
+        relative = [o.name for o in self.objectives if o.measure.scale == "relative"]
+        known = {name: dense[name] for name in relative if name in dense}
+        if not known:
+            return
+        self.dense_sizes |= known
+        measures = [point.measures for point in self._front]
+        self._losses = losses(measures, self.objectives, self.dense_sizes)
+        self._hypervolume = hypervolume(self._losses, np.ones(len(self.objectives)))
+        self._hypervolume_at_gain = min(self._hypervolume_at_gain, self._hypervolume)
 
     def would_enter_front(self, record: TrialRecord, measures: dict[str, float]) -> bool:
         """Whether a network of the trial with these measures would join the front; one that would
@@ -280,14 +302,14 @@ class Ledger:
         return [trial for trial in self.trials if trial.status == status]
 
     def front(self) -> list[MeasuredNetwork]:
-        """The non-dominated networks that meet the constraints, most accurate first."""
+        """The non-dominated networks that meet the constraints, best first."""
         return [self._front[index] for index in self._order()]
 
     def _order(self) -> list[int]:
         def key(index: int) -> tuple[float, float, int]:
             point = self._front[index]
             return (
-                -point.measures["val_accuracy"],
+                -self.quality.goodness(point.measures[self.quality.name]),
                 point.measures["nonzero_params"],
                 point.trial.number or 0,
             )
@@ -295,7 +317,7 @@ class Ledger:
         return sorted(range(len(self._front)), key=key)
 
     def knee(self) -> MeasuredNetwork | None:
-        """The member of the front below which accuracy falls fastest (see `pareto.knee`); None
+        """The member of the front below which quality falls fastest (see `pareto.knee`); None
         without a front."""
         order = self._order()
         return self._front[order[knee(self._losses[order])]] if order else None

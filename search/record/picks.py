@@ -3,13 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slimfront.search.config.objectives import OBJECTIVES, losses
+from slimfront.search.config.objectives import OBJECTIVES, Objective, losses
 from slimfront.search.record.pareto import knee
 from slimfront.trainables.errors import UserError
 
 Member = dict[str, Any]
 """A member of a front, as in front.json (see `report.as_json`)."""
-PICKS = ("knee", "smallest", "most-accurate")
+PICKS = ("knee", "smallest", "best")
+_BEST = ("best", "most-accurate")
+"""The second is the name of version 0.1."""
 
 
 def member_name(member: Member) -> str:
@@ -24,14 +26,14 @@ def sizes(member: Member) -> dict[str, float]:
     return member | {"params": member.get("total_params", float("nan"))}
 
 
-def pick(report: Mapping[str, Any], wanted: str, min_accuracy: float | None = None) -> Member:
-    """The member that `wanted` names: knee, smallest, most-accurate, or a trial, which may have
-    @EPOCH and /STEP behind it.
+def pick(report: Mapping[str, Any], wanted: str, min_quality: float | None = None) -> Member:
+    """The member that `wanted` names: knee, smallest, best, or a trial, which may have @EPOCH and
+    /STEP behind it.
 
     Args:
         report: `front` and `objectives`, as in front.json (see `report.as_json`).
-        min_accuracy: only networks with this validation accuracy or more are looked at; where that
-            leaves the front's knee out, knee is that of the networks that are left.
+        min_quality: only networks of this quality or better are looked at; where that leaves the
+            front's knee out, knee is that of the networks that are left.
 
     Raises:
         UserError: if there is none.
@@ -39,19 +41,21 @@ def pick(report: Mapping[str, Any], wanted: str, min_accuracy: float | None = No
     front: Sequence[Member] = report["front"]
     if not front:
         raise UserError("the front is empty")
-    able = [m for m in front if min_accuracy is None or m["val_accuracy"] >= min_accuracy]
+    quality = quality_of(report)
+    name = quality.name
+    able = [m for m in front if min_quality is None or quality.as_good(m[name], min_quality)]
     if not able:
-        best = max(m["val_accuracy"] for m in front)
+        best = max((m[name] for m in front), key=quality.goodness)
         raise UserError(
-            f"no network of the front has validation accuracy {min_accuracy}; the best has "
+            f"no network of the front has {quality.measure.axis} {min_quality}; the best has "
             f"{best:.4f}"
         )
     if wanted == "knee":
-        return _knee(able, report["objectives"])
+        return _knee(able, described(report))
     if wanted == "smallest":
-        return min(able, key=lambda m: (m["nonzero_params"], -m["val_accuracy"]))
-    if wanted == "most-accurate":
-        return max(able, key=lambda m: (m["val_accuracy"], -m["nonzero_params"]))
+        return min(able, key=lambda m: (m["nonzero_params"], -quality.goodness(m[name])))
+    if wanted in _BEST:
+        return max(able, key=lambda m: (quality.goodness(m[name]), -m["nonzero_params"]))
     named = [m for m in able if wanted in (m["trial"], member_name(m))]
     if not named:
         known = [member_name(m) for m in able[:8]]
@@ -64,7 +68,21 @@ def pick(report: Mapping[str, Any], wanted: str, min_accuracy: float | None = No
     return max(named, key=lambda m: (m["epoch"], -m.get("one_shot", 0)))
 
 
-def _knee(members: Sequence[Member], objectives: Sequence[str]) -> Member:
+def quality_of(report: Mapping[str, Any]) -> Objective:
+    """The quality of the networks of a front.json; in those of version 0.1 the default task's."""
+    name = report.get("quality")
+    if name is None:
+        return next(iter(OBJECTIVES.values()))
+    return Objective.from_plain(report["described"][name])
+
+
+def described(report: Mapping[str, Any]) -> list[Objective]:
+    """The objectives of a front.json."""
+    known = {name: Objective.from_plain(one) for name, one in report.get("described", {}).items()}
+    return [(known | OBJECTIVES)[name] for name in report["objectives"]]
+
+
+def _knee(members: Sequence[Member], objectives: Sequence[Objective]) -> Member:
     """The front's knee where it is among these members; else their own, by the same losses as
     `Ledger.knee`.
 
@@ -75,5 +93,5 @@ def _knee(members: Sequence[Member], objectives: Sequence[str]) -> Member:
         if member["knee"]:
             return member
     measures = [sizes(member) for member in members]
-    scale = {name: max(1.0, *(m[name] for m in measures)) for name in objectives}
-    return members[knee(losses(measures, [OBJECTIVES[name] for name in objectives], scale))]
+    scale = {o.name: max(1.0, *(m[o.name] for m in measures)) for o in objectives}
+    return members[knee(losses(measures, objectives, scale))]

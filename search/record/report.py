@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from slimfront.search import terminal
+from slimfront.search.config.objectives import Objective
 from slimfront.search.config.settings import SearchOptions, Tracking
 from slimfront.search.record.ledger import MeasuredNetwork, SearchResult
 from slimfront.search.record.storage import parent
@@ -23,11 +24,16 @@ def as_json(result: SearchResult) -> dict[str, Any]:
     number of parameters, is `total_params` there.
     """
     ledger = result.ledger
+    quality = ledger.quality.name
     return {
         "search": result.search,
         "objectives": [objective.name for objective in ledger.objectives],
+        "quality": ledger.quality.name,
+        "described": {o.name: o.as_plain() for o in (ledger.quality, *ledger.objectives)},
         "trials": {status: ledger.counts[status] for status in ("completed", "stopped", "failed")},
-        "dense": _measures(ledger.dense.last) if ledger.dense and ledger.dense.last else {},
+        "dense": _measures(ledger.dense.last, quality)
+        if ledger.dense and ledger.dense.last
+        else {},
         "front": [
             {
                 "trial": point.trial.label,
@@ -35,7 +41,7 @@ def as_json(result: SearchResult) -> dict[str, Any]:
                 "one_shot": point.step,
                 "knee": point is ledger.knee(),
                 "run_id": result.run_ids.get(point.trial.label),
-                **_measures(point),
+                **_measures(point, quality),
                 "params": point.trial.values,
             }
             for point in result.front
@@ -47,16 +53,14 @@ def as_json(result: SearchResult) -> dict[str, Any]:
     }
 
 
-def _measures(point: MeasuredNetwork) -> dict[str, Any]:
-    first = {
-        "val_accuracy": point.measures.get("val_accuracy"),
-        "test_accuracy": point.test_accuracy,
-    }
-    measures = first | point.measures
+def _measures(point: MeasuredNetwork, quality: str) -> dict[str, Any]:
+    test = f"test_{quality.removeprefix('val_')}"
+    first = {quality: point.measures.get(quality), test: None}
+    measures = first | (point.tested or {}) | point.measures
     return measures | {"total_params": measures["params"]} if "params" in measures else measures
 
 
-_SHOWN = ("val_accuracy", "nonzero_params", "params", "layers", "flops")
+_SHOWN = ("nonzero_params", "params", "layers", "flops")
 """What the table always has a column for."""
 
 
@@ -75,7 +79,7 @@ def exit_code(result: SearchResult) -> int:
 
 
 def as_tables(result: SearchResult, width: int) -> list[Table]:
-    """The front, most accurate first, with the dense network above it.
+    """The front, best first, with the dense network above it.
 
     Where the searched values do not fit beside the measures, they follow in tables of their own,
     with a row for each trial.
@@ -86,9 +90,11 @@ def as_tables(result: SearchResult, width: int) -> list[Table]:
         *(o.name for o in result.ledger.objectives),
         *(c.name for c in result.ledger.constraints),
     ]
-    others = [name for name in dict.fromkeys(aims) if name not in _SHOWN]
+    quality = result.ledger.quality
+    shown = (quality.name, *_SHOWN)
+    others = [name for name in dict.fromkeys(aims) if name not in shown]
     title, sections = f"Front of {result.search}", [0] if dense else []
-    measured = _measured(points, dense, others)
+    measured = _measured(points, dense, quality, others)
     varied = _varied(points)
     if terminal.fits([*measured, *varied], width):
         return terminal.as_tables(title, [*measured, *varied], width, sections)
@@ -101,17 +107,26 @@ def as_tables(result: SearchResult, width: int) -> list[Table]:
 
 
 def _measured(
-    points: list[MeasuredNetwork], dense: MeasuredNetwork | None, others: list[str]
+    points: list[MeasuredNetwork],
+    dense: MeasuredNetwork | None,
+    quality: Objective,
+    others: list[str],
 ) -> list[Column]:
     """The columns that name a network and say what it is worth."""
 
     whole = dense.measures["nonzero_params"] if dense else None
+    test = f"test_{quality.name.removeprefix('val_')}"
     columns = [
         Column("trial", [point.trial.label for point in points], left=True),
         Column("epoch", [str(point.epoch) for point in points]),
         Column("one-\nshot", [str(point.step or "") for point in points]),
-        Column("val acc", [_show_accuracy(point.measures["val_accuracy"]) for point in points]),
-        Column("test acc", [_show_accuracy(point.test_accuracy) for point in points]),
+        Column(
+            quality.measure.head, [_show_quality(point.measures[quality.name]) for point in points]
+        ),
+        Column(
+            quality.measure.head.replace("val ", "test ", 1),
+            [_show_quality((point.tested or {}).get(test)) for point in points],
+        ),
         Column("non-zero", _show_sizes(points, "nonzero_params")),
         Column("of dense", [_show_share(point, whole) for point in points]),
         Column("params", _show_sizes(points, "params")),
@@ -133,8 +148,13 @@ def _varied(points: list[MeasuredNetwork]) -> list[Column]:
     return columns
 
 
-def _show_accuracy(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _show_quality(value: float | None) -> str:
+    return "-" if value is None else show_quality(value)
+
+
+def show_quality(value: float) -> str:
+    """A metric with four digits behind the point, or with five in all where it is large."""
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.5g}"
 
 
 def _show_sizes(points: list[MeasuredNetwork], name: str) -> list[str]:

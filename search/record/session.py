@@ -141,7 +141,11 @@ _UNREADABLE = (
 
 def _ledger(config: Config, begun: SearchBegan, folder: Folder) -> Ledger:
     return Ledger(
-        config.chosen_objectives(), begun.dense_sizes, config.chosen_constraints(), folder.place
+        config.chosen_objectives(),
+        begun.dense_sizes,
+        config.chosen_constraints(),
+        folder.place,
+        config.quality(),
     )
 
 

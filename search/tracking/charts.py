@@ -96,13 +96,16 @@ def importance_png(shares: dict[str, dict[str, float]], title: str) -> Figure:
 
 
 def layers_png(
-    networks: Sequence[tuple[MeasuredNetwork, nn.Module]], dense: nn.Module, title: str
+    networks: Sequence[tuple[MeasuredNetwork, nn.Module]],
+    dense: nn.Module,
+    title: str,
+    quality: str,
 ) -> Figure:
     """Rows are networks, columns the dense network's weight layers; a cell shows the share of its
     weights that is left.
 
     A layer that was merged into the next one, or removed, is blank: its weights live on, if at all,
-    in the next cell that is not.
+    in the next cell that is not. `quality` is the metric that stands beside a network's name.
     """
     columns = _weights(dense)
     shown = networks[:_ROWS]
@@ -135,7 +138,7 @@ def layers_png(
     axes.set_xticks(range(len(columns)), list(columns), rotation=60, ha="right", fontsize=7)
     axes.set_yticks(
         range(len(shown)),
-        [f"{p.name}  {p.measures['val_accuracy']:.3f}" for p, _ in shown],
+        [f"{p.name}  {p.measures[quality]:.3f}" for p, _ in shown],
         fontsize=7,
     )
     axes.set_title(

@@ -14,14 +14,14 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from slimfront.search import terminal
-from slimfront.search.config.objectives import OBJECTIVES, losses
+from slimfront.search.config.objectives import Objective, losses
 from slimfront.search.record.pareto import hypervolume
-from slimfront.search.record.picks import Member, member_name, sizes
+from slimfront.search.record.picks import Member, described, member_name, quality_of, sizes
+from slimfront.search.record.report import show_quality
 from slimfront.search.terminal import Column, cell
-from slimfront.search.tracking.figures import LABELS, pairs, steps
+from slimfront.search.tracking.figures import pairs, steps
 from slimfront.search.tracking.store import find_search
 from slimfront.trainables.errors import UserError, first_line
-from slimfront.trainables.measures.measure import EXTRA_MEASURES
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Front:
 
     search: str
     objectives: list[str]
+    described: list[Objective]
+    quality: Objective
     dense: Member
     members: list[Member]
     hypervolume: float
@@ -54,7 +56,7 @@ def read_fronts(client: MlflowClient, searches: list[str]) -> list[Front]:
                 f"{other['search']} has "
                 f"{', '.join(other['objectives'])}; only searches with the same can be compared"
             )
-    objectives = [OBJECTIVES[name] for name in first["objectives"]]
+    objectives, quality = described(first), quality_of(first)
     dense = {
         o.name: max(sizes(front["dense"]).get(o.name, 0.0) for front in read) for o in objectives
     }
@@ -63,7 +65,15 @@ def read_fronts(client: MlflowClient, searches: list[str]) -> list[Front]:
         points = losses([sizes(member) for member in front["front"]], objectives, dense)
         volume = hypervolume(points, np.ones(len(objectives))) if len(points) else 0.0
         fronts.append(
-            Front(front["search"], first["objectives"], front["dense"], front["front"], volume)
+            Front(
+                front["search"],
+                first["objectives"],
+                objectives,
+                quality,
+                front["dense"],
+                front["front"],
+                volume,
+            )
         )
     return fronts
 
@@ -81,15 +91,18 @@ def read_front(client: MlflowClient, search: str) -> dict[str, Any]:
             raise UserError(f"the front of {search} cannot be read from MLflow: {said}") from None
 
 
-_COLUMNS = (
-    "val_accuracy",
-    "test_accuracy",
+_SIZES = (
     "nonzero_params",
     "total_params",
     "layers",
     "flops",
     "bytes",
 )
+
+
+def _columns(quality: Objective) -> list[str]:
+    """The keys of a row that say what a network is worth."""
+    return [quality.name, f"test_{quality.name.removeprefix('val_')}", *_SIZES]
 
 
 def as_rows(fronts: list[Front]) -> list[dict[str, Any]]:
@@ -102,7 +115,7 @@ def as_rows(fronts: list[Front]) -> list[dict[str, Any]]:
         ]
         for name, member in named:
             row = {"search": front.search, "network": name, "knee": bool(member.get("knee"))}
-            row |= {column: member.get(column) for column in _COLUMNS}
+            row |= {column: member.get(column) for column in _columns(front.quality)}
             values = member.get("params")
             rows.append(row | (values if isinstance(values, dict) else {}))
     return rows
@@ -121,12 +134,16 @@ def as_csv(fronts: list[Front]) -> str:
 
 def as_json(fronts: list[Front]) -> str:
     """All of it as one JSON array, an object per search."""
-    return json.dumps([vars(front) for front in fronts])
+    keys = ("search", "objectives", "dense", "members", "hypervolume")
+    return json.dumps([{key: getattr(front, key) for key in keys} for front in fronts])
 
 
 def as_text(fronts: list[Front], width: int = 120) -> str:
     """For people: the networks of all searches, each search under its hypervolume."""
-    names = ("network", "val acc", "test acc", "non-zero", "params", "layers", "FLOPs")
+    quality = fronts[0].quality
+    val = quality.measure.head
+    test = val.replace("val ", "test ", 1)
+    names = ("network", val, test, "non-zero", "params", "layers", "FLOPs")
     rows: list[list[str]] = []
     ends = []
     for front in fronts:
@@ -135,7 +152,7 @@ def as_text(fronts: list[Front], width: int = 120) -> str:
         )
         for row in as_rows([front]):
             name = f"  {cell(row['network'])}{'  (knee)' if row['knee'] else ''}"
-            rows.append([name, *(_shown(row, column) for column in _COLUMNS[:-1])])
+            rows.append([name, *(_shown(row, column) for column in _columns(quality)[:-1])])
         ends.append(len(rows) - 1)
     columns = [Column(name, [row[i] for row in rows], left=i == 0) for i, name in enumerate(names)]
     return terminal.as_text(terminal.as_tables("Fronts", columns, width, ends), width)
@@ -145,19 +162,13 @@ def _shown(row: dict[str, Any], column: str) -> str:
     value = row[column]
     if value is None:
         return "-"
-    return (
-        f"{value:.4f}"
-        if "accuracy" in column
-        else f"{value:,.3g}"
-        if column in EXTRA_MEASURES
-        else f"{value:,.0f}"
-    )
+    return f"{value:,.0f}" if column in _SIZES else show_quality(value)
 
 
 def as_png(fronts: list[Front]) -> Figure:
-    """The fronts over each other: the first other objective against the accuracy, or the first two
+    """The fronts over each other: the first other objective against the metric, or the first two
     where it is none."""
-    objectives = [OBJECTIVES[name] for name in fronts[0].objectives]
+    objectives = fronts[0].described
     size, above = pairs(objectives)[0]
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     axes = figure.add_subplot()
@@ -177,11 +188,11 @@ def as_png(fronts: list[Front]) -> Figure:
             axes.scatter(
                 [dense[size.name]], [dense[above.name]], marker="*", s=120, color=f"C{index}"
             )
-    if size.name != "layers":
+    if size.measure.logarithmic:
         axes.set_xscale("log")
     axes.set(
-        xlabel=LABELS[size.name],
-        ylabel=LABELS[above.name],
+        xlabel=size.measure.axis,
+        ylabel=above.measure.axis,
         title="fronts (hypervolume); stars: dense networks",
     )
     axes.grid(alpha=0.3)

@@ -16,34 +16,20 @@ from slimfront.search.config.objectives import Direction, Objective
 from slimfront.search.record.ledger import Ledger, MeasuredNetwork
 from slimfront.search.tracking.store import run_route
 
-LABELS = {
-    "val_accuracy": "validation accuracy",
-    "params": "parameters",
-    "nonzero_params": "non-zero parameters",
-    "layers": "weight layers",
-    "flops": "FLOPs per input",
-    "bytes": "bytes",
-    "bytes_sparse": "bytes, sparse-encoded",
-    "bytes_compressed": "bytes, sparse-encoded and compressed",
-    "peak_activation_bytes": "bytes of activations at most",
-    "latency_ms": "latency, ms per batch",
-    "speedup": "times faster than the dense network",
-}
-
 
 def front_png(ledger: Ledger, title: str) -> Figure:
-    """One panel for each pair of the accuracy (y) and another objective (x): all trials, the front,
+    """One panel for each pair of a metric (y) and another objective (x): all trials, the front,
     and the dense network."""
     objectives = ledger.objectives
     panels = pairs(objectives)
     figure = Figure(figsize=(6.4 * len(panels), 4.8), layout="constrained")
     front = ledger.front()
-    for index, (size, accuracy) in enumerate(panels):
+    for index, (size, metric) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), index + 1)
-        axes.scatter(*_values(_ends(ledger), size, accuracy), s=18, color="0.7", label="trials")
+        axes.scatter(*_values(_ends(ledger), size, metric), s=18, color="0.7", label="trials")
         members = sorted(front, key=lambda t: t.measures[size.name])
         axes.plot(
-            *_values(members, size, accuracy),
+            *_values(members, size, metric),
             marker="o",
             linestyle="-" if len(objectives) == 2 else "",
             drawstyle=steps(size),
@@ -52,19 +38,19 @@ def front_png(ledger: Ledger, title: str) -> Figure:
         )
         if knee := ledger.knee():
             axes.scatter(
-                *_values([knee], size, accuracy), s=90, color="tab:orange", zorder=3, label="knee"
+                *_values([knee], size, metric), s=90, color="tab:orange", zorder=3, label="knee"
             )
         if dense := _dense(ledger):
             axes.scatter(
-                *_values(dense, size, accuracy),
+                *_values(dense, size, metric),
                 marker="*",
                 s=140,
                 color="tab:red",
                 label="dense network",
             )
-        if size.name != "layers":
+        if size.measure.logarithmic:
             axes.set_xscale("log")
-        axes.set(xlabel=LABELS[size.name], ylabel=LABELS[accuracy.name], title=title)
+        axes.set(xlabel=size.measure.axis, ylabel=metric.measure.axis, title=title)
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
     return figure
@@ -78,14 +64,14 @@ def front_html(
     base_url: str = "",
 ) -> str:
     """An interactive page with plotly.js inside it, so that it works offline: size against
-    accuracy, and all values in parallel.
+    quality, and all values in parallel.
 
     A click on a point opens the run of its trial, where `run_ids` has it, in the MLflow that shows
     the page; at `base_url` where the page was opened from a file. MLflow's artifact viewer lets no
     page open another: there the click shows the run's link.
     """
     objectives = ledger.objectives
-    size, accuracy = pairs(objectives)[0]
+    size, metric = pairs(objectives)[0]
     figure = go.Figure()
     front = sorted(ledger.front(), key=lambda t: t.measures[size.name])
     dense = _dense(ledger)
@@ -96,7 +82,7 @@ def front_html(
         ("dense network", dense, "markers", "#d62728"),
     ]
     for name, points, mode, color in layers:
-        x, y = _values(points, size, accuracy)
+        x, y = _values(points, size, metric)
         figure.add_scatter(
             x=x,
             y=y,
@@ -110,11 +96,11 @@ def front_html(
         )
     figure.update_layout(
         title=title,
-        xaxis_title=LABELS[size.name],
-        yaxis_title=LABELS[accuracy.name],
+        xaxis_title=size.measure.axis,
+        yaxis_title=metric.measure.axis,
         template="plotly_white",
     )
-    if size.name != "layers":
+    if size.measure.logarithmic:
         figure.update_xaxes(type="log")
     open_run = (
         _OPEN_RUN.replace("ROUTE", run_route(experiment_id, "RUN")).replace(
@@ -158,12 +144,12 @@ front.on("plotly_click", function (clicked) {
 
 def _parallel(ledger: Ledger, front: list[MeasuredNetwork]) -> go.Figure:
     """The objectives and the searched values of the front's members as parallel coordinates,
-    coloured by accuracy."""
+    coloured by quality."""
     paths = list(dict.fromkeys(path for point in front for path in point.trial.values))
     dimensions = []
     for objective in ledger.objectives:
         values = [point.measures[objective.name] for point in front]
-        scale = objective.name not in ("val_accuracy", "layers", "speedup")
+        scale = objective.measure.logarithmic
         dimensions.append(
             _axis(
                 f"log₁₀ {objective.name}" if scale else objective.name,
@@ -174,12 +160,12 @@ def _parallel(ledger: Ledger, front: list[MeasuredNetwork]) -> go.Figure:
         dimensions.append(
             _axis(html.escape(path), [point.trial.values.get(path) for point in front])
         )
-    color = [point.measures["val_accuracy"] for point in front]
+    color = [point.measures[ledger.quality.name] for point in front]
     line = {
         "color": color,
         "colorscale": "Viridis",
         "showscale": True,
-        "colorbar": {"title": {"text": "val_accuracy"}},
+        "colorbar": {"title": {"text": ledger.quality.name}},
     }
     figure = go.Figure(go.Parcoords(line=line, dimensions=dimensions, labelangle=-12))
     figure.update_layout(margin={"t": 120, "l": 90}, height=480)
@@ -206,11 +192,11 @@ def _log10(value: float) -> float:
 
 
 def pairs(objectives: list[Objective]) -> list[tuple[Objective, Objective]]:
-    """(x, y) of each panel: every other objective with the accuracy, or one with the next where it
-    is not an objective."""
-    sizes = [o for o in objectives if o.name != "val_accuracy"]
-    accuracies = [o for o in objectives if o.name == "val_accuracy"]
-    return [(size, a) for a in accuracies for size in sizes] or list(pairwise(sizes))
+    """(x, y) of each panel: every other objective with the metric, or one with the next where none
+    is a metric, or all are."""
+    metrics = [o for o in objectives if o.measure.quality][:1]
+    sizes = [o for o in objectives if o not in metrics]
+    return [(size, metric) for metric in metrics for size in sizes] or list(pairwise(sizes))
 
 
 def steps(objective: Objective) -> Literal["steps-post", "steps-pre"]:
@@ -229,9 +215,9 @@ def _dense(ledger: Ledger) -> list[MeasuredNetwork]:
 
 
 def _values(
-    points: list[MeasuredNetwork], size: Objective, accuracy: Objective
+    points: list[MeasuredNetwork], size: Objective, metric: Objective
 ) -> tuple[list[float], list[float]]:
-    return [p.measures[size.name] for p in points], [p.measures[accuracy.name] for p in points]
+    return [p.measures[size.name] for p in points], [p.measures[metric.name] for p in points]
 
 
 def _describe(point: MeasuredNetwork) -> str:

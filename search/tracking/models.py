@@ -9,17 +9,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
-from torch import Tensor, nn
+from torch import Tensor
 
 from slimfront.search.record.ledger import MeasuredNetwork
 from slimfront.search.record.picks import Member, member_name
 from slimfront.search.tracking.write_queue import making
 from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.inputs import Several
+from slimfront.trainables.shipping.formats import Shipped, as_called
 
 MODEL_TAG = "slimfront.model"
 """On a trial's run, followed by / and the network's name: the id of its logged model."""
@@ -30,7 +33,7 @@ def log_model(
     experiment_id: str,
     run_id: str,
     point: MeasuredNetwork,
-    network: nn.Module,
+    network: Shipped,
     inputs: Tensor,
     int8: bytes | None = None,
 ) -> str:
@@ -50,8 +53,7 @@ def log_model(
     if known:
         return known
     measures = {key: float(value) for key, value in point.measures.items()}
-    if point.test_accuracy is not None:
-        measures["test_accuracy"] = point.test_accuracy
+    measures |= point.tested or {}
     with tempfile.TemporaryDirectory() as folder, _quietly():
         path = Path(folder, "model")
         with making(f"the model of {point.name}"):
@@ -72,13 +74,14 @@ def log_model(
 
 
 def _save_model(
-    path: Path, network: nn.Module, inputs: Tensor, int8: bytes | None, measures: dict[str, float]
+    path: Path, network: Shipped, inputs: Tensor, int8: bytes | None, measures: dict[str, float]
 ) -> None:
     """Writes an MLflow model to the folder `path`; arguments as for `log_model`."""
     with torch.no_grad():
         outputs = network(inputs)
+    example = _arrays(inputs)
     described = {
-        "signature": infer_signature(inputs.numpy(), outputs.numpy()),
+        "signature": infer_signature(example, outputs.numpy()),
         "metadata": {"slimfront": measures},
     }
     described |= {
@@ -90,9 +93,9 @@ def _save_model(
         import mlflow.pytorch
 
         mlflow.pytorch.save_model(
-            network,
+            as_called(network, inputs),
             str(path),
-            input_example=inputs.numpy(),
+            input_example=tuple(example.values()) if isinstance(example, dict) else example,
             serialization_format="pt2",
             **described,
         )
@@ -101,8 +104,15 @@ def _save_model(
         import onnx
 
         mlflow.onnx.save_model(
-            onnx.load_from_string(int8), str(path), input_example=inputs.numpy(), **described
+            onnx.load_from_string(int8), str(path), input_example=example, **described
         )
+
+
+def _arrays(inputs: Tensor) -> Any:
+    """As MLflow takes them: an array, or arrays by name."""
+    if isinstance(inputs, Several):
+        return {name: tensor.numpy() for name, tensor in inputs.named.items()}
+    return inputs.numpy()
 
 
 def _requirements(*packages: str) -> list[str]:

@@ -29,7 +29,7 @@ from slimfront.search.tracking.story import describe
 from slimfront.search.tracking.write_queue import WriteQueue, making, unless_impossible
 from slimfront.trainables.data import load_once
 from slimfront.trainables.redaction import redact_values
-from slimfront.trainables.shipping import Shipped
+from slimfront.trainables.shipping.formats import shipped
 from slimfront.trainables.shipping.int8 import as_int8
 
 log = logging.getLogger(__name__)
@@ -37,47 +37,49 @@ log = logging.getLogger(__name__)
 UI_URL = "http://127.0.0.1:5000"
 """Where `slimfront ui` shows a store that has no server."""
 NEAR_DENSE = 0.01
-"""A network is about as accurate as the dense one if its validation accuracy is at most so much
-lower."""
+"""A network is about as good as the dense one if its quality is at most so much worse: absolutely
+for a metric in [0, 1], else relative to the dense network's."""
 
 
 def live_metrics(ledger: Ledger) -> dict[str, float]:
     """The state of a search in numbers.
 
-    `accuracy_threshold` is the bound of the constraint on validation accuracy, or else the dense
-    network's accuracy less 0.01; `smallest_NAME` is the smallest such size on the front at that
-    accuracy.
+    `METRIC_threshold` is the bound of the constraint on the quality, or else what is about as good
+    as the dense network's; `smallest_NAME` is the smallest such size on the front that is as good.
     """
     found = {
         f"trials_{status}": float(ledger.counts[status])
         for status in ("completed", "stopped", "failed")
     }
-    front = ledger.front()
+    front, quality = ledger.front(), ledger.quality
     found |= {"hypervolume": ledger.hypervolume(), "front_size": float(len(front))}
     if front:
-        found["best_val_accuracy"] = front[0].measures["val_accuracy"]
-    threshold = accuracy_threshold(ledger)
+        found[f"best_{quality.name}"] = front[0].measures[quality.name]
+    threshold = quality_threshold(ledger)
     if threshold is not None:
-        found["accuracy_threshold"] = threshold
-        able = [point for point in front if point.measures["val_accuracy"] >= threshold]
-        sizes = [o.name for o in ledger.objectives if o.direction is Direction.MINIMIZE]
+        found[f"{quality.name.removeprefix('val_')}_threshold"] = threshold
+        able = [p for p in front if quality.as_good(p.measures[quality.name], threshold)]
+        sizes = [
+            o.name
+            for o in ledger.objectives
+            if o.direction is Direction.MINIMIZE and not o.measure.quality
+        ]
         found |= {
             f"smallest_{name}": float(min(p.measures[name] for p in able)) for name in sizes if able
         }
     return found
 
 
-def accuracy_threshold(ledger: Ledger) -> float | None:
-    """The validation accuracy that counts as good enough; see `live_metrics`. None while it is not
-    known."""
+def quality_threshold(ledger: Ledger) -> float | None:
+    """The quality that counts as good enough; see `live_metrics`. None while it is not known."""
+    quality = ledger.quality
     for constraint in ledger.constraints:
-        if constraint.name == "val_accuracy" and constraint.at_least:
+        at_least = quality.direction is Direction.MAXIMIZE
+        if constraint.name == quality.name and constraint.at_least == at_least:
             return constraint.bound
-    return (
-        ledger.dense.measures["val_accuracy"] - NEAR_DENSE
-        if ledger.dense and ledger.dense.measures
-        else None
-    )
+    if not ledger.dense or not ledger.dense.measures:
+        return None
+    return quality.near(ledger.dense.measures[quality.name], NEAR_DENSE)
 
 
 class Page:
@@ -130,15 +132,15 @@ class Page:
         """The data set with its splits, as an input of the run."""
         options = self.config.candidate({}).data
         with making("the description of the data set"):
-            data = load_once(options, torch.device("cpu"))
+            data = load_once(options, torch.device("cpu"), self.config.task)
         shown = redact_values(options.model_dump(mode="json"))
         # Wherever it lies, it is the same.
         lies = {key: value for key, value in shown.items() if key != "in_memory"}
         digest = hashlib.sha256(json.dumps(lies, separators=(",", ":")).encode())
         for split in (data.train, data.validation, data.test):
-            digest.update(split.labels.cpu().numpy().tobytes())
+            digest.update(split.targets.cpu().numpy().tobytes())
         sizes = ", ".join(
-            f'"{name}": {len(split.labels)}'
+            f'"{name}": {len(split.targets)}'
             for name, split in (
                 ("train", data.train),
                 ("validation", data.validation),
@@ -151,7 +153,8 @@ class Page:
             source_type="slimfront",
             source=json.dumps(shown, separators=(",", ":")),
             profile=(
-                f'{{{sizes}, "classes": {data.classes}, "input_shape": {list(data.input_shape)}}}'
+                f'{{{sizes}, "outputs": {data.head}, "input_shape": {list(data.input_shape)}, '
+                f'"normalised": "{data.normalised}"}}'
             ),
         )
         self.client.log_inputs(
@@ -220,6 +223,11 @@ class Page:
             )
         self.client.log_text(self.parent, html, "front.html")
 
+    def _draw_layers(
+        self, stored: Sequence[tuple[MeasuredNetwork, nn.Module]], dense: nn.Module
+    ) -> Figure:
+        return charts.layers_png(stored, dense, self.search, self.config.quality().name)
+
     def _log_networks(self, ledger: Ledger, front: list[MeasuredNetwork]) -> None:
         """Models of the front's networks, and which layers they kept; those whose file is lost are
         left out."""
@@ -234,14 +242,14 @@ class Page:
             else None
         )
         if stored and dense is not None:
-            self._draw("layers.png", lambda: charts.layers_png(stored, dense, self.search))
+            self._draw("layers.png", partial(self._draw_layers, stored, dense))
         with making("models of the front"):
-            data = load_once(self.config.candidate({}).data, torch.device("cpu"))
+            data = load_once(self.config.candidate({}).data, torch.device("cpu"), self.config.task)
         inputs = data.raw(data.validation.inputs[:2])
 
         def log_network(point: MeasuredNetwork, network: nn.Module) -> None:
             with making(f"the model of {point.name}"):
-                shipped = Shipped(network, *data.normalisation()).eval()
+                ships = shipped(network, data)
                 int8 = None
                 if self.config.ships_int8(point.trial.number, point.trial.values):
                     int8 = as_int8(network, data).file
@@ -250,7 +258,7 @@ class Page:
                 self.experiment_id,
                 self.run_ids[point.trial.label],
                 point,
-                shipped,
+                ships,
                 inputs,
                 int8,
             )

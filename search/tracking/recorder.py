@@ -228,7 +228,13 @@ class Recorder:
                 self.config.chosen_objectives(),
                 self.config.chosen_constraints(),
             )
-            self.ledger = Ledger(objectives, event.dense_sizes, constraints, self.place)
+            self.ledger = Ledger(
+                objectives,
+                event.dense_sizes,
+                constraints,
+                self.place,
+                self.config.quality(),
+            )
             self.begun = event.time
         if self.ledger is not None:
             self.ledger.apply(event)
@@ -351,10 +357,10 @@ class Recorder:
             self.page_work["refresh"] = partial(self.page.refresh, self.ledger, self.history)
 
     def _put_tested(self, event: NetworkTested) -> None:
-        """The test accuracy of a front member; where it was pruned, with all its measures, as
+        """The test metrics of a front member; where it was pruned, with all its measures, as
         `one_shot_STEP/NAME`."""
         assert self.ledger is not None
-        step, measures = event.step, {"test_accuracy": event.test_accuracy}
+        step, measures = event.step, dict(event.metrics)
         if step:
             measures |= self.ledger.find(
                 self.ledger.by_label[label(event.number)], event.epoch, step

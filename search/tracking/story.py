@@ -3,9 +3,10 @@ with links to its trials."""
 
 from collections.abc import Callable, Mapping
 
-from slimfront.search.config.objectives import Direction
+from slimfront.search.config.objectives import Direction, Objective
 from slimfront.search.config.schema import Config
 from slimfront.search.record.ledger import Ledger, MeasuredNetwork
+from slimfront.search.record.report import show_quality
 from slimfront.search.tracking.store import run_route
 from slimfront.trainables.markdown import code, text
 
@@ -30,13 +31,13 @@ def describe(
     if knee is not None:
         parts += [
             f"### Recommended: {link(knee)}",
-            _recommended(knee, dense),
-            _alternatives(front, knee, dense, link),
+            _recommended(ledger, knee, dense),
+            _alternatives(ledger, front, knee, dense, link),
         ]
     if front:
-        parts += [f"### The front, {len(front)} networks", _table(front, knee, dense, link)]
+        parts += [f"### The front, {len(front)} networks", _table(ledger, front, knee, dense, link)]
         if len(front) > _ROWS:
-            parts.append(f"The {_ROWS} most accurate; `front.json` has all {len(front)}.")
+            parts.append(f"The {_ROWS} best; `front.json` has all {len(front)}.")
     parts.append(
         "Artifacts of this run: `front.html` (interactive, works offline), `front.png`, "
         "`front.json`, `history.png` (hypervolume "
@@ -58,8 +59,8 @@ def _searched(config: Config, ledger: Ledger) -> str:
     }
     counts = ", ".join(f"{count} {status}" for status, count in done.items() if count) or "none yet"
     lines = [
-        f"Searched for {' and '.join(aims)}: {code(config.model.name)} on "
-        f"{code(config.data.name)}, "
+        f"Searched for {' and '.join(aims)}: {code(config.task.name)} by "
+        f"{code(config.model.name)} on {code(config.data.name)}, "
         f"{config.training.epochs} epochs a trial, {len(config.space)} values varied.",
         f"Trials: {counts}. Hypervolume {ledger.hypervolume():.4f}.",
     ]
@@ -82,10 +83,10 @@ def _searched(config: Config, ledger: Ledger) -> str:
     return "\n\n".join(["  \n".join(lines), "\n".join(space)])
 
 
-def _recommended(knee: MeasuredNetwork, dense: MeasuredNetwork | None) -> str:
+def _recommended(ledger: Ledger, knee: MeasuredNetwork, dense: MeasuredNetwork | None) -> str:
     said = (
-        "The knee of the front: the network below which accuracy falls fastest "
-        f"for what is saved. {_compared(knee, dense)}"
+        "The knee of the front: the network below which quality falls fastest "
+        f"for what is saved. {_compared(ledger.quality, knee, dense)}"
     )
     values = ", ".join(
         f"{code(path)} = {_short(value)}" for path, value in knee.trial.values.items()
@@ -98,34 +99,40 @@ def _recommended(knee: MeasuredNetwork, dense: MeasuredNetwork | None) -> str:
 
 
 def _alternatives(
-    front: list[MeasuredNetwork], knee: MeasuredNetwork, dense: MeasuredNetwork | None, link: Link
+    ledger: Ledger,
+    front: list[MeasuredNetwork],
+    knee: MeasuredNetwork,
+    dense: MeasuredNetwork | None,
+    link: Link,
 ) -> str:
-    """The most accurate, and the smallest that is within a point of the dense network."""
-    picks = [("most accurate", front[0])]
+    """The best, and the smallest that is about as good as the dense network."""
+    quality = ledger.quality
+    picks = [("best", front[0])]
     if dense:
-        near = [
-            p for p in front if p.measures["val_accuracy"] >= dense.measures["val_accuracy"] - 0.01
-        ]
+        bound = quality.near(dense.measures[quality.name], 0.01)
+        near = [p for p in front if quality.as_good(p.measures[quality.name], bound)]
         if near:
-            picks.append(("smallest within 0.01 of the dense accuracy", near[-1]))
+            smallest = min(near, key=lambda p: p.measures["nonzero_params"])
+            within = "0.01" if quality.measure.scale == "share" else "1%"
+            picks.append((f"smallest within {within} of the dense network's", smallest))
     lines = [
-        f"- {what}: {link(point)}. {_compared(point, dense)}"
+        f"- {what}: {link(point)}. {_compared(quality, point, dense)}"
         for what, point in picks
         if point is not knee
     ]
     return "\n".join(lines)
 
 
-def _compared(point: MeasuredNetwork, dense: MeasuredNetwork | None) -> str:
+def _compared(quality: Objective, point: MeasuredNetwork, dense: MeasuredNetwork | None) -> str:
     m = point.measures
-    said = f"Validation accuracy {m['val_accuracy']:.4f}"
+    said = f"{quality.measure.axis.capitalize()} {show_quality(m[quality.name])}"
     if dense is None:
         return (
             f"{said}, {m['nonzero_params']:,.0f} non-zero parameters in {m['layers']:.0f} layers."
         )
     d = dense.measures
     return (
-        f"{said} (dense {d['val_accuracy']:.4f}) with {m['nonzero_params']:,.0f} non-zero "
+        f"{said} (dense {show_quality(d[quality.name])}) with {m['nonzero_params']:,.0f} non-zero "
         "parameters, "
         f"{m['nonzero_params'] / d['nonzero_params']:.1%} of the dense network's "
         f"{d['nonzero_params']:,.0f}, "
@@ -134,29 +141,37 @@ def _compared(point: MeasuredNetwork, dense: MeasuredNetwork | None) -> str:
 
 
 def _table(
+    ledger: Ledger,
     front: list[MeasuredNetwork],
     knee: MeasuredNetwork | None,
     dense: MeasuredNetwork | None,
     link: Link,
 ) -> str:
-    head = ("network", "val acc", "test acc", "non-zero", "of dense", "params", "layers", "FLOPs")
+    quality = ledger.quality
+    val = quality.measure.head
+    test = val.replace("val ", "test ", 1)
+    head = ("network", val, test, "non-zero", "of dense", "params", "layers", "FLOPs")
     rows = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     if dense:
-        rows.append(_row(f"dense: {link(dense)}", dense, dense))
+        rows.append(_row(quality, f"dense: {link(dense)}", dense, dense))
     for point in front[:_ROWS]:
-        rows.append(_row(link(point) + (" **knee**" if point is knee else ""), point, dense))
+        name = link(point) + (" **knee**" if point is knee else "")
+        rows.append(_row(quality, name, point, dense))
     return "\n".join(rows)
 
 
-def _row(name: str, point: MeasuredNetwork, dense: MeasuredNetwork | None) -> str:
+def _row(
+    quality: Objective, name: str, point: MeasuredNetwork, dense: MeasuredNetwork | None
+) -> str:
     m = point.measures
     share = f"{m['nonzero_params'] / dense.measures['nonzero_params']:.1%}" if dense else ""
-    test = "" if point.test_accuracy is None else f"{point.test_accuracy:.4f}"
+    tested = (point.tested or {}).get(f"test_{quality.name.removeprefix('val_')}")
+    test = "" if tested is None else show_quality(tested)
     sizes = (
         f"{m['nonzero_params']:,.0f} | {share} | {m['params']:,.0f} | "
         f"{m['layers']:.0f} | {m['flops']:,.0f}"
     )
-    return f"| {name} | {m['val_accuracy']:.4f} | {test} | {sizes} |"
+    return f"| {name} | {show_quality(m[quality.name])} | {test} | {sizes} |"
 
 
 def _short(value: object) -> str:

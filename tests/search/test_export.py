@@ -55,8 +55,8 @@ def test_the_knee_is_written_with_its_card_beside_it(
     assert out.endswith("Written to knee.pt2; this card is knee.md.\n")
     assert card.startswith(f"# {knee.trial.label}@{knee.epoch}")
     assert (
-        f"| the trained network | {knee.measures['val_accuracy']:.4f} | {knee.test_accuracy:.4f} |"
-        in card
+        f"| the trained network | {knee.measures['val_accuracy']:.4f} | "
+        f"{knee.tested['test_accuracy']:.4f} |" in card
     )
     assert f"| parameters | {knee.measures['params']:,.0f} |" in card
     for path, value in knee.trial.values.items():
@@ -65,7 +65,7 @@ def test_the_knee_is_written_with_its_card_beside_it(
     with torch.no_grad():
         right = (
             load(tmp_path / "knee.pt2")(data.raw(data.validation.inputs)).argmax(1)
-            == data.validation.labels
+            == data.validation.targets
         )
     assert float(right.float().mean()) == pytest.approx(knee.measures["val_accuracy"], abs=1e-6)
 
@@ -116,8 +116,8 @@ def test_an_int8_network_of_a_search_is_measured_recorded_and_shipped_as_int8(
     logits = mlflow.pyfunc.load_model(f"models:/{model_id}").predict(
         data.raw(data.test.inputs).numpy()
     )["logits"]
-    right = torch.tensor(logits).argmax(1) == data.test.labels
-    assert float(right.float().mean()) == pytest.approx(point.test_accuracy, abs=1e-6)
+    right = torch.tensor(logits).argmax(1) == data.test.targets
+    assert float(right.float().mean()) == pytest.approx(point.tested["test_accuracy"], abs=1e-6)
     monkeypatch.chdir(tmp_path)
     for name, code in (("network.pt2", 2), ("network.onnx", 0)):
         monkeypatch.setattr(
@@ -132,8 +132,8 @@ def test_an_int8_network_of_a_search_is_measured_recorded_and_shipped_as_int8(
     # Names of nodes differ.
     assert Path("network.onnx").stat().st_size == pytest.approx(point.measures["bytes"], abs=64)
     assert (
-        f"| this file | {point.measures['val_accuracy']:.4f} | {point.test_accuracy:.4f} |"
-        in Path("network.md").read_text()
+        f"| this file | {point.measures['val_accuracy']:.4f} | "
+        f"{point.tested['test_accuracy']:.4f} |" in Path("network.md").read_text()
     )
 
 

@@ -46,7 +46,7 @@ EXAMPLES = {
         TrialEnded(number=0, status="completed", reason=None),
         TrialInterrupted(number=0),
         TrialContinued(number=0),
-        NetworkTested(number=0, epoch=1, step=1, test_accuracy=0.5),
+        NetworkTested(number=0, epoch=1, step=1, metrics={"test_accuracy": 0.5}),
         RungReached(entry={"level": 0}),
         SessionEnded(status="completed", seconds=1.5),
     )

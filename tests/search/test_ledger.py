@@ -96,8 +96,8 @@ def test_networks_pruned_in_one_shot_are_candidates_of_their_own_that_share_a_ch
     assert [str(p.file) for p in book.front()] == ["here/network.pt", "here/network-1.pt"]
     # The trial's own network is the one that was trained.
     assert book.trials[0].measures == measures
-    book.apply(NetworkTested(number=0, epoch=4, step=1, test_accuracy=0.8))
-    assert [p.test_accuracy for p in book.front()] == [None, 0.8]
+    book.apply(NetworkTested(number=0, epoch=4, step=1, metrics={"test_accuracy": 0.8}))
+    assert [p.tested for p in book.front()] == [None, {"test_accuracy": 0.8}]
     book.apply(CheckpointMoved(number=0, epoch=4, checkpoint="there"))
     assert [str(p.file) for p in book.front()] == ["there/network.pt", "there/network-1.pt"]
 

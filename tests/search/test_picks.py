@@ -53,7 +53,7 @@ def test_what_is_not_there_gets_a_sentence() -> None:
         UserError,
         match=(
             r"--pick trial-009: it is not on the front; choose knee, smallest, "
-            r"most-accurate, or one of "
+            r"best, or one of "
         ),
     ):
         pick(FRONT, "trial-009")

@@ -25,7 +25,6 @@ from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.report import as_json
 from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.measures.measure import accuracy
 from slimfront.trainables.shipping.network_file import restore
 from tests.conftest import SMALL_CONFIG, small_config
 from tests.search.searches import Kills, check_histories, runs_of, study_of
@@ -177,11 +176,9 @@ def test_the_stored_network_of_a_front_member_has_its_measures_and_test_accuracy
     for point in result.front:
         assert point.file is not None
         network = restore(torch.load(point.file, weights_only=True))
-        assert (
-            accuracy(network, *data.validation, prepare=data.prepare)
-            == point.measures["val_accuracy"]
-        )
-        assert accuracy(network, *data.test, prepare=data.prepare) == point.test_accuracy
+        found = data.task.evaluate(network, *data.validation, prepare=data.prepare)
+        assert found["val_accuracy"] == point.measures["val_accuracy"]
+        assert data.task.evaluate(network, *data.test, "test", prepare=data.prepare) == point.tested
         found = measure(network, data.prepare(data.test.inputs))
         assert {name: found[name] for name in ("params", "nonzero_params", "layers", "flops")} == {
             name: point.measures[name] for name in ("params", "nonzero_params", "layers", "flops")
@@ -209,9 +206,9 @@ def test_the_test_set_is_touched_for_front_members_and_the_dense_network_only(
         for point in record.points
         for n in (point, *point.pruned)
     ]
-    assert {id(n) for n in networks if n.test_accuracy is not None} == {id(n) for n in result.front}
+    assert {id(n) for n in networks if n.tested is not None} == {id(n) for n in result.front}
     assert result.ledger.dense is not None
-    assert [p.test_accuracy is not None for p in result.ledger.dense.points] == [False, True]
+    assert [p.tested is not None for p in result.ledger.dense.points] == [False, True]
 
 
 def test_a_trial_can_be_repeated_alone_from_its_values_and_seed(
@@ -439,7 +436,7 @@ def test_a_front_member_whose_network_is_lost_stays_on_the_front(
                 Path(str(point.file)).unlink(missing_ok=True)
 
     result = run_search(small_config(tmp_path, search={"trials": 2}), Loses())
-    assert result.front[0].test_accuracy is None
+    assert result.front[0].tested is None
     assert "has no test accuracy" in caplog.text
 
 

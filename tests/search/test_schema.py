@@ -224,7 +224,7 @@ def test_a_bad_space_is_explained(
     assert expected in refusal(tmp_path, SMALL_CONFIG | {"space": {path: parameter}})
 
 
-@pytest.mark.parametrize("key", ["name", "space", "objectives"])
+@pytest.mark.parametrize("key", ["name", "space"])
 def test_a_missing_section_is_named(tmp_path: Path, key: str) -> None:
     tree = copy.deepcopy(SMALL_CONFIG)
     del tree[key]

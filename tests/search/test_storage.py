@@ -257,7 +257,7 @@ def test_a_search_in_a_bucket_is_resumed_and_exported_on_another_machine(
     assert (
         len(first.ledger.with_status("completed")) + len(first.ledger.with_status("stopped")) == 3
     )
-    assert all(point.test_accuracy is not None for point in first.front)
+    assert all(point.tested is not None for point in first.front)
     another_machine(tmp_path)
     with pytest.raises(
         UserError, match=r"there is no search 'awy' in s3://b\d+/searches; did you mean 'away'\?"

@@ -183,7 +183,7 @@ def test_a_stored_network_lies_as_ever_and_gives_the_same() -> None:
     assert any(is_channels_last(parameter) for parameter in training.parameters)
     assert all(tensor.is_contiguous() for tensor in network.state_dict().values())
     data = training.data
-    again = restore(store(network, training.candidate.model, data.input_shape, data.classes))
+    again = restore(store(network, training.candidate.model, data.input_shape, data.head))
     inputs = data.prepare(data.validation.inputs)
     assert torch.equal(again(inputs), network(inputs))
 

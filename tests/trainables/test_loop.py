@@ -307,7 +307,7 @@ def test_an_int8_candidate_is_measured_as_its_quantised_file() -> None:
     assert int8.measures["params"] == plain.measures["params"]
     data = Training(with_changes()).data
     quantised = as_int8(int8.compacted.network, data)
-    assert int8.measures["val_accuracy"] == quantised.val_accuracy(data)
+    assert int8.measures["val_accuracy"] == quantised.scores(data, "val")["val_accuracy"]
     assert int8.measures["bytes"] == len(quantised.file)
     assert int8.measures["val_accuracy"] == pytest.approx(plain.measures["val_accuracy"], abs=0.05)
 

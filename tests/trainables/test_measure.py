@@ -7,7 +7,6 @@ from slimfront.trainables.errors import UserError
 from slimfront.trainables.measures.measure import (
     EXTRA_MEASURES,
     MEASURES,
-    accuracy,
     measure,
     measure_extra,
 )
@@ -28,13 +27,6 @@ def test_measures_of_a_known_network_are_exact() -> None:
     assert found["layers"] == 2
     assert found["flops"] == 2 * (8 * 4 + 4 * 2)  # of one input, whatever the batch
     assert found["bytes"] > 4 * found["params"]
-
-
-def test_accuracy_is_the_share_of_right_labels_and_leaves_the_mode_alone() -> None:
-    logits = torch.eye(3)
-    model = nn.Sequential(nn.Identity(), nn.Dropout(0.9)).train()
-    assert accuracy(model, logits, torch.tensor([0, 1, 0]), batch_size=2) == 2 / 3
-    assert model.training
 
 
 def test_sparse_bytes_are_a_bitmap_and_the_entries_that_are_not_zero_where_that_is_smaller() -> (

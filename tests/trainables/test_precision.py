@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from slimfront import Candidate, train
 from slimfront.trainables.compaction import compact
 from slimfront.trainables.errors import TrialFailure, UserError
-from slimfront.trainables.measures.measure import accuracy
 from slimfront.trainables.precision import check_bf16
 from slimfront.trainables.training.loop import Training
 from tests.conftest import SMALL_CANDIDATE
@@ -47,9 +46,9 @@ def check_training_in_bf16(device: str) -> None:
     state = [value for kept in training.optimizer.state.values() for value in kept.values()]
     tensors = [*training.model.state_dict().values(), *gradients, *state]
     assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.float32}
-    assert metrics["val_accuracy"] == accuracy(
-        training.model, *training.data.validation, prepare=training.data.prepare
-    )
+    data = training.data
+    found = data.task.evaluate(training.model, *data.validation, prepare=data.prepare)
+    assert metrics["val_accuracy"] == found["val_accuracy"]
 
 
 def test_only_the_forward_pass_of_training_steps_is_in_bf16() -> None:

@@ -21,7 +21,7 @@ def fitted(
 ) -> tuple[torch.nn.Module, torch.nn.Module, list[dict[str, float]]]:
     """A sparse network, the same after refit, and the metrics of refit."""
     torch.manual_seed(0)
-    network = MLP(depth=2, width=16).build(data.input_shape, data.classes)
+    network = MLP(depth=2, width=16).build(data.input_shape, data.head)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(torch.rand_like(parameter) > 0.5)

@@ -107,7 +107,11 @@ def candidate(kind: str, **changes: Any) -> Candidate:
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("Mapped", {}, "returns a dict; it must return one tensor of logits"),
+        (
+            "Mapped",
+            {},
+            "returns a dict; it must return one tensor, logits, \\(N, 10\\), or task.output",
+        ),
         ("Pair", {}, "returns a tuple"),
         ("Auxiliary", {}, "returns a tuple"),
         (

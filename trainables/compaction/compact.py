@@ -19,6 +19,7 @@ from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.quick import make_quick
 from slimfront.trainables.compaction.units import Removed, remove_dead_units
 from slimfront.trainables.errors import TrialFailure
+from slimfront.trainables.inputs import in_float64
 from slimfront.trainables.measures.measure import count_flops, measure
 from slimfront.trainables.options import Options
 from slimfront.trainables.precision import all_of_float32
@@ -251,8 +252,8 @@ class _Start:
 
 
 def _start(original: fx.GraphModule, inputs: Tensor, options: Compaction) -> _Start:
-    network, exact_inputs = _in_float64(original, inputs)
-    tolerance = EXACT if exact_inputs.dtype == torch.float64 else options.tolerance
+    network, exact_inputs, exact = _in_float64(original, inputs)
+    tolerance = EXACT if exact else options.tolerance
     split_attention(network)
     note_ranks(network, exact_inputs)
     probe = Probe(network, exact_inputs)
@@ -261,7 +262,7 @@ def _start(original: fx.GraphModule, inputs: Tensor, options: Compaction) -> _St
         log.warning("compaction folds no batch norms: that would change the outputs")
         network, folded = _in_float64(original, inputs)[0], []
         split_attention(network)
-    if folded and clear_rounding(network, folded, inputs.dtype):
+    if folded and clear_rounding(network, folded, _type_of(original)):
         probe = Probe(network, exact_inputs)
     return _Start(
         network,
@@ -272,15 +273,21 @@ def _start(original: fx.GraphModule, inputs: Tensor, options: Compaction) -> _St
     )
 
 
-def _in_float64(original: fx.GraphModule, inputs: Tensor) -> tuple[fx.GraphModule, Tensor]:
-    """A copy of the network and its inputs, in float64; in their own type if its code or the device
-    allows no other."""
+def _in_float64(original: fx.GraphModule, inputs: Tensor) -> tuple[fx.GraphModule, Tensor, bool]:
+    """A copy of the network and its inputs, in float64, and true; in their own type, and false, if
+    its code or the device allows no other."""
     try:
         exact = copied(original).eval().double()
-        outputs(exact, inputs[:2].double())
-        return exact, inputs.double()
+        outputs(exact, in_float64(inputs[:2]))
+        return exact, in_float64(inputs), True
     except (RuntimeError, TypeError, ValueError):
-        return copied(original).eval(), inputs
+        return copied(original).eval(), inputs, False
+
+
+def _type_of(network: nn.Module) -> torch.dtype:
+    """The type that a network computes in."""
+    kinds = [p.dtype for p in network.parameters() if p.is_floating_point()]
+    return kinds[0] if kinds else torch.get_default_dtype()
 
 
 def _restore_types(network: fx.GraphModule, original: fx.GraphModule) -> None:

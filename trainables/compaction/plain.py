@@ -12,6 +12,8 @@ from slimfront.trainables.compaction.quick import make_quick
 from slimfront.trainables.structure.attention import Attention, ScaledDotProduct
 from slimfront.trainables.structure.graph import Conv
 
+ConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
 FORMAT = 2
 
 _CONV = (
@@ -37,7 +39,19 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
         f"batch_norm{n}d": (kind, _NORM)
         for n, kind in enumerate((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), 1)
     },
+    **{
+        f"conv_transpose{n}d": (kind, (*_CONV, "output_padding"))
+        for n, kind in enumerate((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), 1)
+    },
+    **{
+        f"instance_norm{n}d": (kind, _NORM)
+        for n, kind in enumerate((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), 1)
+    },
     "layer_norm": (nn.LayerNorm, ("normalized_shape", "eps", "elementwise_affine")),
+    "rms_norm": (nn.RMSNorm, ("normalized_shape", "eps", "elementwise_affine")),
+    "group_norm": (nn.GroupNorm, ("num_groups", "num_channels", "eps", "affine")),
+    "local_response_norm": (nn.LocalResponseNorm, ("size", "alpha", "beta", "k")),
+    "embedding": (nn.Embedding, ("num_embeddings", "embedding_dim", "padding_idx")),
     "attention": (Attention, ("heads", "batch_first", "dropout")),
     "softmax": (nn.Softmax, ("dim",)),
     "log_softmax": (nn.LogSoftmax, ("dim",)),
@@ -50,6 +64,24 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "hardsigmoid": (nn.Hardsigmoid, ()),
     "gelu": (nn.GELU, ("approximate",)),
     "sigmoid": (nn.Sigmoid, ()),
+    "logsigmoid": (nn.LogSigmoid, ()),
+    "prelu": (nn.PReLU, ("num_parameters",)),
+    "selu": (nn.SELU, ()),
+    "celu": (nn.CELU, ("alpha",)),
+    "mish": (nn.Mish, ()),
+    "softplus": (nn.Softplus, ("beta", "threshold")),
+    "softsign": (nn.Softsign, ()),
+    "hardtanh": (nn.Hardtanh, ("min_val", "max_val")),
+    "glu": (nn.GLU, ("dim",)),
+    "threshold": (nn.Threshold, ("threshold", "value")),
+    "upsample": (nn.Upsample, ("size", "scale_factor", "mode", "align_corners")),
+    "pixel_shuffle": (nn.PixelShuffle, ("upscale_factor",)),
+    "pixel_unshuffle": (nn.PixelUnshuffle, ("downscale_factor",)),
+    "channel_shuffle": (nn.ChannelShuffle, ("groups",)),
+    "unflatten": (nn.Unflatten, ("dim", "unflattened_size")),
+    "zero_pad2d": (nn.ZeroPad2d, ("padding",)),
+    "reflection_pad2d": (nn.ReflectionPad2d, ("padding",)),
+    "replication_pad2d": (nn.ReplicationPad2d, ("padding",)),
     "tanh": (nn.Tanh, ()),
     "flatten": (nn.Flatten, ("start_dim", "end_dim")),
     "identity": (nn.Identity, ()),
@@ -70,38 +102,72 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "adaptive_avg_pool1d": (nn.AdaptiveAvgPool1d, ("output_size",)),
     "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
     "adaptive_avg_pool3d": (nn.AdaptiveAvgPool3d, ("output_size",)),
+    "adaptive_max_pool1d": (nn.AdaptiveMaxPool1d, ("output_size", "return_indices")),
+    "adaptive_max_pool2d": (nn.AdaptiveMaxPool2d, ("output_size", "return_indices")),
+    "adaptive_max_pool3d": (nn.AdaptiveMaxPool3d, ("output_size", "return_indices")),
 }
 _TENSORS = ("parameter", "buffer")
 _KINDS = {cls: kind for kind, (cls, _) in _MODULES.items()}
 
 
 def _shape(x: torch.Tensor) -> torch.Size:
-    """What `x.shape` is traced as: any other attribute stays out of stored networks."""
+    """What `x.shape` is traced as: attributes that are not among these stay out of stored
+    networks."""
     return x.shape
+
+
+def _dtype(x: torch.Tensor) -> torch.dtype:
+    """What `x.dtype` is traced as."""
+    return x.dtype
+
+
+def _device(x: torch.Tensor) -> torch.device:
+    """What `x.device` is traced as."""
+    return x.device
+
+
+_ATTRIBUTES = {"shape": _shape, "dtype": _dtype, "device": _device}
 
 
 _OPERATORS = (
     *("add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "floordiv", "matmul"),
-    *("neg", "pow", "getitem"),
+    *("neg", "pow", "getitem", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "xor", "invert"),
+    *("mod", "abs"),
 )
 _OF_TORCH = (
     *("add", "sub", "mul", "div", "matmul", "bmm", "einsum", "exp", "sqrt", "rsqrt", "abs"),
     *("relu", "sigmoid", "tanh", "softmax", "log_softmax", "clamp", "mean", "sum", "amax"),
     *("cat", "stack", "split", "chunk", "unbind", "flatten", "reshape", "permute", "transpose"),
-    *("unsqueeze", "squeeze", "roll", "flip"),
+    *("unsqueeze", "squeeze", "roll", "flip", "where", "arange", "zeros", "ones", "full"),
+    *("zeros_like", "ones_like", "full_like", "cumsum", "amin", "max", "min", "argmax", "norm"),
+    *("maximum", "minimum", "square", "reciprocal", "log", "sin", "cos", "erf", "round", "floor"),
+    *(
+        "logical_and",
+        "logical_or",
+        "logical_not",
+        "masked_fill",
+        "gather",
+        "narrow",
+        "index_select",
+    ),
+    *("var", "std", "prod", "any", "all", "tril", "triu", "outer", "baddbmm", "addmm"),
+    *("broadcast_to", "tile", "repeat_interleave", "movedim", "logsumexp", "eq", "ne", "lt", "gt"),
+    *("max_pool1d", "max_pool2d", "max_pool3d", "selu", "pow"),
 )
 _FUNCTIONAL = (
     *("relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "softplus", "hardtanh"),
     *("hardswish", "hardsigmoid", "sigmoid", "tanh", "softmax", "log_softmax", "dropout"),
     *(f"{pool}{n}d" for pool in ("max_pool", "avg_pool", "adaptive_avg_pool") for n in (1, 2, 3)),
-    *("pad", "interpolate", "pixel_shuffle", "pixel_unshuffle", "normalize"),
+    *(f"adaptive_max_pool{n}d" for n in (1, 2, 3)),
+    *("pad", "interpolate", "pixel_shuffle", "pixel_unshuffle", "normalize", "layer_norm"),
+    *("selu", "celu", "glu", "logsigmoid", "softsign", "one_hot", "embedding", "linear", "conv2d"),
     "scaled_dot_product_attention",
 )
 _FUNCTIONS: dict[str, Any] = {
     **{name: getattr(operator, name) for name in _OPERATORS},
     **{f"torch.{name}": getattr(torch, name) for name in _OF_TORCH},
     **{name: getattr(F, name) for name in _FUNCTIONAL},
-    "shape": _shape,
+    **_ATTRIBUTES,
 }
 _FUNCTION_NAMES = {function: name for name, function in _FUNCTIONS.items()}
 _METHODS = (
@@ -109,7 +175,13 @@ _METHODS = (
     *("rsqrt", "abs", "pow", "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"),
     *("matmul", "bmm", "mean", "sum", "amax", "chunk", "split", "unbind", "size", "dim"),
     *("flatten", "unflatten", "view", "reshape", "contiguous", "transpose", "permute"),
-    *("unsqueeze", "squeeze", "expand", "repeat", "roll", "flip"),
+    *("unsqueeze", "squeeze", "expand", "repeat", "roll", "flip", "to", "type_as", "float"),
+    *("double", "half", "long", "int", "bool", "masked_fill", "masked_fill_", "gather", "eq", "ne"),
+    *("lt", "le", "gt", "ge", "logical_not", "logical_and", "logical_or", "cumsum", "max", "min"),
+    *("amin", "argmax", "norm", "square", "log", "reciprocal", "var", "std", "prod", "any", "all"),
+    *("expand_as", "view_as", "reshape_as", "narrow", "index_select", "clamp_", "clamp_min"),
+    *("clamp_max", "new_zeros", "new_ones", "new_full", "t", "movedim", "swapaxes", "neg", "sin"),
+    *("cos", "floor", "round", "tril", "triu", "repeat_interleave", "type", "clone", "detach"),
 )
 
 
@@ -151,8 +223,8 @@ def _operation(node: fx.Node) -> tuple[str, tuple[Any, ...]]:
     """
     target = str(node.target)
     if node.op == "call_function":
-        if node.target is getattr and node.args[1:] == ("shape",):
-            return "shape", node.args[:1]
+        if node.target is getattr and node.args[1] in _ATTRIBUTES:
+            return str(node.args[1]), node.args[:1]
         if node.target in _FUNCTION_NAMES:
             return _FUNCTION_NAMES[node.target], node.args
         raise ValueError(f"cannot store the operation '{node.name}' ({target}) as plain data")
@@ -197,6 +269,14 @@ def deserialise(plain: dict[str, Any]) -> fx.GraphModule:
         )
     return make_quick(fx.GraphModule(root, graph)).eval()
 
+
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
+        *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    )
+}
 
 _OPERATIONS = ("placeholder", "output", "call_module", "call_function", "call_method", "get_attr")
 
@@ -263,7 +343,7 @@ def _module_to_plain(module: nn.Module, name: str) -> dict[str, Any]:
     arguments = {
         argument: _argument_to_plain(getattr(module, argument)) for argument in _MODULES[kind][1]
     }
-    if isinstance(module, nn.Linear | Conv | nn.LayerNorm):
+    if isinstance(module, nn.Linear | Conv | nn.LayerNorm | ConvTranspose):
         arguments["bias"] = module.bias is not None
     state = {key: tensor.detach().cpu().clone() for key, tensor in module.state_dict().items()}
     return {"kind": kind, "arguments": arguments, "state": state}
@@ -317,8 +397,8 @@ def _submodule(root: nn.Module, path: str) -> nn.Module:
 
 
 def _argument_to_plain(value: Any) -> Any:
-    """Nodes become {"node": name}, tuples {"tuple": […]}, slices {"slice": […]}; numbers, strings,
-    None and lists stay."""
+    """Nodes become {"node": name}, tuples {"tuple": […]}, slices {"slice": […]}, types
+    {"dtype": name}; numbers, strings, None and lists stay."""
     if isinstance(value, fx.Node):
         return {"node": value.name}
     if isinstance(value, tuple):
@@ -329,6 +409,8 @@ def _argument_to_plain(value: Any) -> Any:
         }
     if isinstance(value, list):
         return [_argument_to_plain(item) for item in value]
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ValueError(f"cannot store the argument {value!r} as plain data")
@@ -338,6 +420,8 @@ def _argument_from_plain(value: Any, made: dict[str, fx.Node]) -> Any:
     if isinstance(value, dict):
         if "node" in value:
             return made[value["node"]]
+        if "dtype" in value:
+            return _DTYPES[value["dtype"]]
         if "slice" in value:
             return slice(*(_argument_from_plain(item, made) for item in value["slice"]))
         return tuple(_argument_from_plain(item, made) for item in value["tuple"])

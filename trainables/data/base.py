@@ -1,61 +1,86 @@
 """Data sets as tensors: stored as compactly as they come, and split with a fixed seed."""
 
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, Self
+from functools import partial
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from slimfront.trainables.data.ahead import ahead
+from slimfront.trainables.data.normalise import (
+    Constants,
+    Normalise,
+    chosen,
+    constants,
+    is_image,
+    stored_type,
+)
 from slimfront.trainables.data.tensor_file import Allocator, in_process, pieces
-from slimfront.trainables.data.transforms import Augment, Draws, augment, channel_statistics, varied
+from slimfront.trainables.data.text import trimmed
+from slimfront.trainables.data.transforms import Augment, Draws, augment, varied
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.gpu import free_memory, to_device
+from slimfront.trainables.inputs import Call, Several, described, each, shape_of_one
 from slimfront.trainables.options import Options, Registry
+from slimfront.trainables.tasks import ActiveTask, Classification, Encoded, Task
+
+Division = Literal["auto", "stratified", "random", "groups", "order"]
+
+CLASSIFICATION = Classification()
+"""The task where a config names none."""
 
 PREFETCH = 4
 """Batches that are read ahead of training."""
 
 
 class Split(NamedTuple):
-    """Examples of one split, as stored: `inputs` (N, *input_shape) uint8 or float32, `labels` (N,)
-    int64."""
+    """Examples of one split, as stored: `inputs` (N, *input_shape), `targets` (N, …) as the task
+    has them."""
 
     inputs: Tensor
-    labels: Tensor
+    targets: Tensor
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The three splits of a classification data set.
+    """The three splits of a data set.
 
     The search trains on `train` and judges by `validation`; `test` is touched once per front
     member, at the end.
 
     Images are stored as uint8 (N, C, H, W), a quarter of their size as float32; `mean` and `std`
-    (C, 1, 1) of the training split normalise them. Other inputs are stored as float32, as networks
-    see them, without `mean` and `std`; `standardised_by` has the mean and standard deviation that
-    made them so. Networks get what `prepare` or `augmented` makes of stored inputs, always float32
-    on `device`.
+    (C, 1, 1) of the training split normalise them. Whole numbers, such as token ids, are stored and
+    stay as they are. Other inputs are stored as float32, as networks see them, without `mean` and
+    `std`; `standardised_by` has the mean and standard deviation that made them so. Networks get
+    what `prepare` or `augmented` makes of stored inputs, on `device`.
     """
 
     train: Split
     validation: Split
     test: Split
-    classes: int
+    outputs: int | None = None
+    """How many outputs the head of a network has; None: what the task says."""
     mean: Tensor | None = None
     std: Tensor | None = None
-    standardised_by: tuple[float, float] = (0.0, 1.0)
+    standardised_by: tuple[Tensor, Tensor] | None = None
     augment: Augment = field(default_factory=Augment)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     streamed: bool = False
     """Whether its examples are on disk, and may not all fit into memory."""
+    names: tuple[str, ...] = ()
+    """What each output stands for, where the targets that came were something else."""
+    normalised: str = "none"
+    """How the inputs were normalised, in the words of `data.normalise`."""
+    attached: ActiveTask | None = None
+    """The task, once the data set is loaded."""
 
     def __post_init__(self) -> None:
-        if self.augment.active and len(self.input_shape) != 3:
+        several = isinstance(self.train.inputs, Several)
+        if self.augment.active and (several or len(self.input_shape) != 3):
             raise UserError(
                 "data.augment needs images of the shape (channels, height, width), and this data "
                 "set's inputs have the shape "
@@ -63,44 +88,64 @@ class Dataset:
             )
 
     @property
+    def task(self) -> ActiveTask:
+        """What networks are trained for on these data."""
+        assert self.attached is not None, "it was not loaded by load_once"
+        return self.attached
+
+    @property
+    def call(self) -> Call:
+        """How a network is called with these inputs."""
+        inputs = self.train.inputs
+        names = tuple(inputs.named) if isinstance(inputs, Several) else None
+        return Call(names, self.task.options.output)
+
+    @property
+    def head(self) -> int:
+        """How many outputs a network has for the task."""
+        return self.task.outputs
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input, without the batch."""
-        return tuple(self.train.inputs.shape[1:])
+        """Shape of one input, without the batch; of the first where there are several."""
+        return shape_of_one(self.train.inputs)
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """What a network sees of stored `inputs` (N, *input_shape): float32 on `device`,
-        normalised."""
-        inputs = to_device(inputs, self.device)
-        if self.mean is None or self.std is None:
+        """What a network sees of stored `inputs` (N, *input_shape): on `device`, normalised."""
+        inputs = each(inputs, lambda tensor: to_device(tensor, self.device))
+        if self.mean is None or self.std is None or isinstance(inputs, Several):
             return inputs
         return (inputs.float() - self.mean) / self.std
 
     def raw(self, inputs: Tensor) -> Tensor:
         """Stored `inputs` (N, *input_shape) as they were before any normalisation: what a shipped
         network takes."""
-        mean, std = self.standardised_by
-        return inputs if self.mean is not None else inputs * std + mean
+        if self.standardised_by is None or isinstance(inputs, Several):
+            return inputs
+        mean, std = (constant.to(inputs.device) for constant in self.standardised_by)
+        return inputs * std + mean
 
-    def normalisation(self) -> tuple[Tensor, Tensor]:
+    def normalisation(self) -> tuple[Tensor, Tensor] | None:
         """Mean and standard deviation, on the CPU, that turn raw inputs x into what a network sees:
-        (x − mean) / std."""
+        (x − mean) / std; None where it sees them as they are."""
         if self.mean is not None and self.std is not None:
             return self.mean.cpu(), self.std.cpu()
-        mean, std = self.standardised_by
-        return torch.tensor(mean), torch.tensor(std)
+        return self.standardised_by
 
     def augmented(self, inputs: Tensor, *generators: torch.Generator) -> Tensor:
         """`prepare` with the data set's augmentation, for training; without one, nothing is drawn.
 
         Each generator varies an equal part of `inputs`, as it would by itself.
         """
-        if not self.augment.active:
+        if not self.augment.active or isinstance(inputs, Several):
             return self.prepare(inputs)
         return self.prepare(augment(to_device(inputs, self.device), self.augment, *generators))
 
     def varied(self, inputs: Tensor, draws: Draws) -> Tensor:
         """`prepare` of `inputs`, which are on `device`, with the augmentation that was drawn for
         them."""
+        if isinstance(inputs, Several):
+            return self.prepare(inputs)
         return self.prepare(varied(inputs, self.augment, draws))
 
     def batches(self, chosen: Iterable[Tensor]) -> Generator[Split]:
@@ -112,12 +157,10 @@ class Dataset:
         """
 
         def taken(indices: Tensor) -> Split:
-            return Split(
-                self.train.inputs.index_select(0, indices),
-                self.train.labels.index_select(0, indices),
-            )
+            inputs = each(self.train.inputs, lambda tensor: tensor.index_select(0, indices))
+            return Split(*trimmed(inputs, self.train.targets.index_select(0, indices)))
 
-        on_disk = self.streamed and self.train.inputs.device.type == "cpu"
+        on_disk = self.streamed and self.train.targets.device.type == "cpu"
         yield from ahead(taken, chosen, PREFETCH) if on_disk else map(taken, chosen)
 
     def to(self, device: torch.device) -> "Dataset":
@@ -131,11 +174,12 @@ class Dataset:
         )
         moved = replace(self, mean=mean, std=std, device=device)
         splits = (self.train, self.validation, self.test)
-        if device.type == "cuda" and 2 * sum(t.nbytes for s in splits for t in s) > free_memory(
-            device
-        ):
+        if device.type == "cuda" and 2 * sum(map(nbytes, splits)) > free_memory(device):
             return moved
-        train, validation, test = (Split(s.inputs.to(device), s.labels.to(device)) for s in splits)
+        train, validation, test = (
+            Split(each(s.inputs, lambda tensor: tensor.to(device)), s.targets.to(device))
+            for s in splits
+        )
         return replace(moved, train=train, validation=validation, test=test)
 
 
@@ -144,8 +188,15 @@ class Data(Options):
     once.
 
     `validation` and `test` are the fractions of all examples held out; `seed` fixes the split.
-    `augment` varies the training images. `in_memory` says where the examples are: `true`, in the
-    memory of each process; `false`, on disk, from which batches are read ahead; `auto`, in the
+    `division` says how examples are divided: `stratified` (equal shares of each class in all
+    splits), at `random`, by `groups` (those of one group in one split, where the data has groups),
+    or by `order` (the last ones are the test set, as for time series); `auto` is stratified where
+    the task has classes, by groups where the data has some, else at random. `normalise` says what
+    networks see: `per_feature`, `per_channel` or `global` (less the mean, divided by the standard
+    deviation of the training split), `none`, or `{mean: …, std: …}` of your own; `auto` is per
+    feature for tables, per channel for uint8 images, none for whole numbers, and global for all
+    else. `augment` varies the training images. `in_memory` says where the examples are: `true`, in
+    the memory of each process; `false`, on disk, from which batches are read ahead; `auto`, in the
     node's cache, which its processes share, and read ahead from there if they take more than half
     of the memory.
     """
@@ -154,6 +205,8 @@ class Data(Options):
     validation: float = Field(0.2, gt=0, lt=1)
     test: float = Field(0.2, gt=0, lt=1)
     seed: int = Field(0, ge=0, lt=2**32)
+    division: Division = "auto"
+    normalise: Normalise = "auto"
     augment: Augment = Augment()
     in_memory: bool | Literal["auto"] = "auto"
 
@@ -165,10 +218,11 @@ class Data(Options):
             )
         return self
 
-    def load(self, allocate: Allocator = in_process) -> Dataset:
+    def load(self, task: Task = CLASSIFICATION, allocate: Allocator = in_process) -> Dataset:
         """Reads and splits the data, on the CPU, without augmentation.
 
         Args:
+            task: makes targets of what the data has.
             allocate: allocates large tensors; a loader that uses it only in small steps
                 handles more than memory holds.
 
@@ -191,85 +245,195 @@ DATA: Registry[Data] = Registry("data set")
 
 
 def split(
-    options: Data, inputs: Tensor, labels: Tensor, classes: int, allocate: Allocator = in_process
+    options: Data,
+    task: Task,
+    inputs: Tensor,
+    given: Any,
+    allocate: Allocator = in_process,
+    *,
+    names: Sequence[str] = (),
+    groups: Tensor | None = None,
 ) -> Dataset:
-    """Splits examples into training, validation and test, with equal class shares in each
-    (stratified).
+    """Divides examples into training, validation and test, as `options.division` says.
 
     Args:
-        inputs: (N, *input_shape) real numbers, of which images (N, C, H, W) uint8 stay uint8, and
-            all else becomes float32; see `normalised`.
-        labels: (N,) int64 in [0, classes).
+        inputs: (N, *input_shape) real numbers, or several such tensors by name. Images (N, C, H, W)
+            of uint8 stay uint8, and whole numbers stay whole; all else becomes float32. See
+            `normalised`.
+        given: (N, …) targets as they came: see `Task.encode`.
         allocate: allocates the inputs of each split.
+        names: what each target stands for, where the data says so.
+        groups: (N,) whole numbers; examples of one group are in one split.
 
     Raises:
-        UserError: if there are too few examples of a class.
+        UserError: if there are too few examples, or the task does not take the targets.
     """
-    dtype = torch.uint8 if inputs.dtype == torch.uint8 and inputs.dim() == 4 else torch.float32
+    encoded = task.encode(given, names)
     splits = []
-    for chosen in split_indices(options, labels):
-        taken = allocate((len(chosen), *inputs.shape[1:]), dtype)
-        steps = pieces(taken)
-        for part, indices in zip(steps, chosen.split(len(steps[0])), strict=True):
-            part.copy_(inputs[indices])
-        splits.append(Split(taken, labels[chosen]))
+    for places in split_indices(options, task, encoded.targets, groups):
+        taken = each(inputs, partial(_taken, places, options.normalise, allocate))
+        splits.append(Split(taken, encoded.targets[places]))
     train, validation, test = splits
-    return normalised(train, validation, test, classes)
+    made = normalised(options, train, validation, test)
+    return attach(replace(made, outputs=encoded.outputs, names=encoded.names), task)
 
 
-def split_indices(options: Data, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The indices (n,) of the training, validation and test examples of all `labels` (N,), with
-    equal class shares in each.
+def _taken(places: Tensor, asked: Normalise, allocate: Allocator, tensor: Tensor) -> Tensor:
+    """The rows of a tensor at these places (n,), in the type that they are stored in."""
+    taken = allocate((len(places), *tensor.shape[1:]), stored_type(tensor, asked))
+    steps = pieces(taken)
+    for part, indices in zip(steps, places.split(len(steps[0])), strict=True):
+        part.copy_(tensor[indices])
+    return taken
+
+
+def nbytes(split: Split) -> int:
+    """How many bytes the tensors of a split have."""
+    return split.targets.nbytes + split.inputs.nbytes
+
+
+def split_indices(
+    options: Data, task: Task, targets: Tensor, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The indices (n,) of the training, validation and test examples of all `targets` (N, …).
 
     Raises:
-        UserError: if there are too few examples of a class.
+        UserError: if there are too few examples.
     """
     held_out = options.validation + options.test
-    train, rest = hold_out(options, torch.arange(len(labels)), labels, held_out)
-    validation, test = hold_out(options, rest, labels, options.test / held_out)
+    everything = torch.arange(len(targets))
+    if options.division == "groups" and groups is None:
+        raise UserError(
+            "data.division is groups, and the data has none; its factory returns (inputs, targets, "
+            "groups)"
+        )
+    if groups is not None and options.division in ("auto", "groups"):
+        train, rest = _hold_out_groups(options, everything, groups, held_out)
+        validation, test = _hold_out_groups(options, rest, groups, options.test / held_out)
+        return train, validation, test
+    train, rest = hold_out(options, task, everything, targets, held_out)
+    validation, test = hold_out(options, task, rest, targets, options.test / held_out)
     return train, validation, test
 
 
 def hold_out(
-    options: Data, indices: Tensor, labels: Tensor, fraction: float
+    options: Data, task: Task, indices: Tensor, targets: Tensor, fraction: float
 ) -> tuple[Tensor, Tensor]:
-    """Splits `indices` (n,) into what is left and the held-out `fraction`, with equal shares of
-    `labels` (N,) in both.
+    """Divides `indices` (n,) of `targets` (N, …) into what is left and the held-out `fraction`.
 
     Raises:
-        UserError: if there are too few examples of a class.
+        UserError: if there are too few examples.
     """
     from sklearn.model_selection import train_test_split
 
     # Rounded, so that 0.2 + 0.4 of 60 rows are 36 of them, not 37.
     count = math.ceil(round(fraction * len(indices), 6))
+    if options.division == "order":
+        _refuse_nothing_left(options, len(indices), count)
+        return indices[:-count], indices[-count:]
+    strata = _strata(options, task, targets)
+    stratify = None if strata is None else strata[indices].numpy()
     try:
         left, held = train_test_split(
-            indices.numpy(),
-            test_size=count,
-            random_state=options.seed,
-            stratify=labels[indices].numpy(),
+            indices.numpy(), test_size=count, random_state=options.seed, stratify=stratify
         )
     except ValueError as error:
+        share = "examples" if strata is None else "every class"
         raise UserError(
             f"the data set '{options.name}' has too few examples to hold out a share of "
-            f"{fraction:.3g} of every class: {error}"
+            f"{fraction:.3g} of {share}: {_rarest(strata)}{error}"
         ) from None
     return torch.from_numpy(left), torch.from_numpy(held)
 
 
-def normalised(train: Split, validation: Split, test: Split, classes: int) -> Dataset:
-    """The data set of three splits, normalised by the training split.
+def _strata(options: Data, task: Task, targets: Tensor) -> Tensor | None:
+    if options.division not in ("auto", "stratified"):
+        return None
+    strata = task.strata(targets)
+    if strata is None and options.division == "stratified":
+        raise UserError(
+            f"data.division is stratified, and the task {task.name} has no classes for it; set it "
+            "to random"
+        )
+    return strata
+
+
+def _rarest(strata: Tensor | None) -> str:
+    """Names the class that is too rare."""
+    if strata is None:
+        return ""
+    values, counts = strata.unique(return_counts=True)
+    rarest = int(counts.argmin())
+    number = int(counts[rarest])
+    return f"class {int(values[rarest])} has {number} example{'s' if number > 1 else ''}; "
+
+
+def _refuse_nothing_left(options: Data, available: int, held: int) -> None:
+    if held >= available:
+        raise UserError(
+            f"the data set '{options.name}' has too few examples: none of {available} is left when "
+            f"{held} are held out"
+        )
+
+
+def _hold_out_groups(
+    options: Data, indices: Tensor, groups: Tensor, fraction: float
+) -> tuple[Tensor, Tensor]:
+    """As `hold_out`, with the examples of a group on one side."""
+    from sklearn.model_selection import GroupShuffleSplit
+
+    drawn = GroupShuffleSplit(1, test_size=fraction, random_state=options.seed)
+    try:
+        left, held = next(drawn.split(indices.numpy(), groups=groups[indices].numpy()))
+    except ValueError as error:
+        raise UserError(
+            f"the data set '{options.name}' has too few groups to hold out a share of "
+            f"{fraction:.3g} of them: {error}"
+        ) from None
+    return indices[torch.from_numpy(left)], indices[torch.from_numpy(held)]
+
+
+def normalised(options: Data, train: Split, validation: Split, test: Split) -> Dataset:
+    """The data set of three splits, normalised by the training split as `options.normalise` says.
 
     uint8 images stay as they are, beside the mean and standard deviation of each channel. float32
-    inputs are standardised here, in place, by the mean and standard deviation of all training
-    inputs together.
+    inputs are standardised here, in place.
+
+    Raises:
+        UserError: if the inputs have no features or channels of the kind, or another number.
     """
-    if train.inputs.dtype == torch.uint8:
-        return Dataset(train, validation, test, classes, *channel_statistics(train.inputs))
-    mean, std = train.inputs.mean(), train.inputs.std()
-    std = torch.where(std > 0, std, 1.0)  # constant inputs become zeros, not NaN
+    if isinstance(train.inputs, Several):
+        return _of_several(options, train, validation, test)
+    how = chosen(options.normalise, train.inputs)
+    words = "by given constants" if isinstance(how, Constants) else how.replace("_", " ")
+    made = Dataset(train, validation, test, normalised=words)
+    if how == "none" and not is_image(train.inputs):
+        return made
+    mean, std = constants(how, train.inputs)
+    if is_image(train.inputs):
+        return replace(made, mean=mean, std=std)
     for one in (train, validation, test):
         for part in pieces(one.inputs):
             part.sub_(mean).div_(std)
-    return Dataset(train, validation, test, classes, standardised_by=(float(mean), float(std)))
+    return replace(made, standardised_by=(mean, std))
+
+
+def _of_several(options: Data, train: Split, validation: Split, test: Split) -> Dataset:
+    """Several inputs, which are not normalised."""
+    if options.normalise not in ("auto", "none"):
+        raise UserError(
+            f"data.normalise is {options.normalise}, and the data has several inputs "
+            f"({described(train.inputs)}), which are taken as they are; normalise them yourself, "
+            "and leave it out"
+        )
+    return Dataset(train, validation, test)
+
+
+def attach(data: Dataset, task: Task) -> Dataset:
+    """The data set with the task at work on it."""
+    targets = data.train.targets.cpu()
+    outputs = data.outputs
+    if outputs is None:
+        outputs = task.encode(targets).outputs
+    active = task.attach(targets, Encoded(targets, outputs, data.names))
+    return replace(data, outputs=outputs, attached=active)

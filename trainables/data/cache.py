@@ -25,11 +25,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from slimfront.trainables.data.base import Data, Dataset, Split
+from slimfront.trainables.data.base import CLASSIFICATION, Data, Dataset, Split, attach, nbytes
 from slimfront.trainables.data.tensor_file import TensorFile, in_process, read_tensors
 from slimfront.trainables.data.transforms import Augment
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.folders import own_folder
+from slimfront.trainables.inputs import Several
+from slimfront.trainables.inputs import tensors as tensors_of
+from slimfront.trainables.tasks import Task
 
 FOLDER = "SLIMFRONT_CACHE"
 """The environment variable that names the folder of the cache."""
@@ -45,20 +48,29 @@ log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=4)
-def load_once(options: Data, device: torch.device) -> Dataset:
-    """The data set of these options for networks on `device`: decoded at most once per node, else
-    once per process."""
-    plain = _load_plain(options.model_copy(update={"augment": Augment()}), device)
+def load_once(options: Data, device: torch.device, task: Task | None = None) -> Dataset:
+    """The data set of these options for networks on `device`, with its task: decoded at most once
+    per node, else once per process.
+
+    Args:
+        task: classification if None.
+    """
+    task = task or CLASSIFICATION
+    plain = _load_plain(options.model_copy(update={"augment": Augment()}), device, task)
     return replace(plain, augment=options.augment) if options.augment.active else plain
 
 
 @lru_cache(maxsize=4)
-def _load_plain(options: Data, device: torch.device) -> Dataset:
+def _load_plain(options: Data, device: torch.device, task: Task) -> Dataset:
     """Kept apart from augmentation, so that a search over it shares one set of tensors."""
-    return load_shared(options).to(device)
+    resolved = task.resolve()
+    loaded = load_shared(options, resolved).to(device)
+    if loaded.attached is not None:
+        return loaded
+    return attach(loaded, resolved)
 
 
-def load_shared(options: Data) -> Dataset:
+def load_shared(options: Data, task: Task = CLASSIFICATION) -> Dataset:
     """The data set of these options, on the CPU: from the node's cache, which is filled first if
     need be.
 
@@ -70,16 +82,16 @@ def load_shared(options: Data) -> Dataset:
     """
     fingerprint = None if options.in_memory is True else options.fingerprint()
     if options.in_memory is True or (fingerprint is None and options.in_memory == "auto"):
-        return options.load()
+        return options.load(task)
     try:
         folder = cache_folder()
-        with _locked(folder / f"{_key(options, fingerprint)}.lock") as lock:
+        with _locked(folder / f"{_key(options, task, fingerprint)}.lock") as lock:
             data = _read(lock.with_suffix(".data")) or _fill(
-                options, lock.with_suffix(".part"), keep=fingerprint is not None
+                options, task, lock.with_suffix(".part"), keep=fingerprint is not None
             )
     except OSError as error:
         _complain(options, error)
-        return options.load()
+        return options.load(task)
     return replace(data, streamed=options.in_memory is False or 2 * _size(data) > memory_bytes())
 
 
@@ -114,15 +126,20 @@ def memory_bytes() -> int:
 
 
 def _size(data: Dataset) -> int:
-    return sum(tensor.nbytes for name in _SPLITS for tensor in getattr(data, name))
+    return sum(nbytes(getattr(data, name)) for name in _SPLITS)
 
 
-def _key(options: Data, fingerprint: str | None) -> str:
+def _key(options: Data, task: Task, fingerprint: str | None) -> str:
     """The name of the entry: of all that decides the content."""
     chosen = options.model_dump(mode="json", exclude={"augment", "in_memory"})
     return hashlib.sha256(
         json.dumps(
-            [_version(), chosen, os.getpid() if fingerprint is None else fingerprint],
+            [
+                _version(),
+                chosen,
+                task.model_dump(mode="json"),
+                os.getpid() if fingerprint is None else fingerprint,
+            ],
             sort_keys=True,
         ).encode()
     ).hexdigest()[:32]
@@ -134,7 +151,8 @@ def _version() -> str:
     digest = hashlib.sha256(
         " ".join(version(name) for name in ("pillow", "datasets", "scikit-learn", "torch")).encode()
     )
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    tasks = Path(__file__).parent.parent / "tasks"
+    for file in sorted([*Path(__file__).parent.glob("*.py"), *tasks.glob("*.py")]):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -164,21 +182,31 @@ def _read(entry: Path) -> Dataset | None:
         return None
     tensors, extra = found
     train, validation, test = (
-        Split(tensors[f"{name}.inputs"], tensors[f"{name}.labels"]) for name in _SPLITS
+        Split(_inputs_in(tensors, name, extra["inputs"]), tensors[f"{name}.targets"])
+        for name in _SPLITS
     )
+    by = ("standardised_by.mean", "standardised_by.std")
     return Dataset(
         train,
         validation,
         test,
-        classes=extra["classes"],
+        outputs=extra["outputs"],
         mean=tensors.get("mean"),
         std=tensors.get("std"),
-        standardised_by=(extra["standardised_by"][0], extra["standardised_by"][1]),
+        standardised_by=(tensors[by[0]], tensors[by[1]]) if by[0] in tensors else None,
         augment=Augment.model_validate(extra["augment"]),
+        names=tuple(extra["names"]),
+        normalised=extra["normalised"],
     )
 
 
-def _fill(options: Data, part: Path, *, keep: bool) -> Dataset:
+def _inputs_in(tensors: dict[str, Tensor], split: str, names: list[str]) -> Tensor:
+    """The inputs of a split in an entry: one tensor, or several by name."""
+    named = {name: tensors[f"{split}.inputs.{name}"] for name in names}
+    return named[""] if names == [""] else Several(named)
+
+
+def _fill(options: Data, task: Task, part: Path, *, keep: bool) -> Dataset:
     """Loads the data set into a file at `part`, and renames it to an entry; one that is not to be
     kept has no name any more."""
     file = TensorFile(part)
@@ -194,19 +222,28 @@ def _fill(options: Data, part: Path, *, keep: bool) -> Dataset:
             return in_process(shape, dtype)
 
     try:
-        data = options.load(allocate)
+        data = options.load(task, allocate)
         if troubles or type(data) is not Dataset:
             return data
-        tensors = {
-            f"{name}.{kind}": tensor
-            for name in _SPLITS
-            for kind, tensor in getattr(data, name)._asdict().items()
+        tensors: dict[str, Tensor] = {}
+        for name in _SPLITS:
+            held = getattr(data, name)
+            named = tensors_of(held.inputs)
+            tensors |= {f"{name}.inputs.{key}": tensor for key, tensor in named.items()}
+            tensors[f"{name}.targets"] = held.targets
+        mean, std = data.standardised_by or (None, None)
+        constants = {
+            "mean": data.mean,
+            "std": data.std,
+            "standardised_by.mean": mean,
+            "standardised_by.std": std,
         }
-        constants = {"mean": data.mean, "std": data.std}
         tensors |= {name: constant for name, constant in constants.items() if constant is not None}
         extra = {
-            "classes": data.classes,
-            "standardised_by": data.standardised_by,
+            "outputs": data.outputs,
+            "inputs": list(tensors_of(data.train.inputs)),
+            "names": list(data.names),
+            "normalised": data.normalised,
             "augment": data.augment.model_dump(),
         }
         try:

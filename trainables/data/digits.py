@@ -4,8 +4,9 @@ from typing import Literal
 
 import torch
 
-from slimfront.trainables.data.base import DATA, Data, Dataset, split
+from slimfront.trainables.data.base import CLASSIFICATION, DATA, Data, Dataset, split
 from slimfront.trainables.data.tensor_file import Allocator, in_process
+from slimfront.trainables.tasks import Task
 
 
 @DATA.register("digits")
@@ -14,14 +15,12 @@ class Digits(Data):
 
     name: Literal["digits"] = "digits"
 
-    def load(self, allocate: Allocator = in_process) -> Dataset:
+    def load(self, task: Task = CLASSIFICATION, allocate: Allocator = in_process) -> Dataset:
         from sklearn.datasets import load_digits
 
         raw = load_digits()
         inputs = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1)  # (1797, 1, 8, 8)
-        return split(
-            self, inputs, torch.tensor(raw.target, dtype=torch.int64), classes=10, allocate=allocate
-        )
+        return split(self, task, inputs, torch.tensor(raw.target, dtype=torch.int64), allocate)
 
     def fingerprint(self) -> str | None:
         return (

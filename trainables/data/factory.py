@@ -4,6 +4,7 @@ import copy
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +14,28 @@ import torch
 from pydantic import Field, JsonValue
 from torch import Tensor
 
-from slimfront.trainables.data.base import DATA, Data, Dataset, split
+from slimfront.trainables.data.base import (
+    CLASSIFICATION,
+    DATA,
+    Data,
+    Dataset,
+    Split,
+    attach,
+    hold_out,
+    normalised,
+    split,
+)
 from slimfront.trainables.data.cache import files_state
+from slimfront.trainables.data.loaders import is_torch_data, read_all
+from slimfront.trainables.data.normalise import is_image, stored_type
 from slimfront.trainables.data.tensor_file import Allocator, in_process
 from slimfront.trainables.data.transforms import channel_statistics
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.importing import import_by_path
+from slimfront.trainables.inputs import Several, described, each, shape_of_one, tensors
+from slimfront.trainables.tasks import Task
+
+_SPLITS = ("train", "validation", "test")
 
 SESSION = "SLIMFRONT_SESSION"
 """The environment variable that the processes of one search share: what a factory returns is the
@@ -30,10 +47,15 @@ class Factory(Data):
     """What the callable at the import path `factory` (`package.module:function`) returns for the
     keyword arguments `args`.
 
-    It returns a `Dataset`, which is taken as it is split, or `(inputs, labels)`, tensors or arrays,
-    which are split by
-    `validation`, `test` and `seed`. Images as uint8 (N, channels, height, width) stay uint8; all
-    else becomes float32.
+    It returns `(inputs, targets)` or `(inputs, targets, groups)`, which are divided by `division`,
+    `validation`, `test` and `seed`; or splits of its own: `{"train": (inputs, targets), "test": …,
+    "validation": …}`, of which those that are left out are held out of the training examples; or a
+    `Dataset`, which is taken as it is, normalised already. In place of `(inputs, targets)` it may
+    be a data set or a loader of torch, which is read once.
+
+    Inputs are a tensor or an array, or several: a mapping, of which the network's forward takes
+    each by its name, or a tuple, by their places. Images as uint8 (N, channels, height, width) stay
+    uint8, and whole numbers stay whole; all else becomes float32. Targets are what the task takes.
     """
 
     name: Literal["factory"] = "factory"
@@ -54,34 +76,99 @@ class Factory(Data):
             )
         )
 
-    def load(self, allocate: Allocator = in_process) -> Dataset:
+    def load(self, task: Task = CLASSIFICATION, allocate: Allocator = in_process) -> Dataset:
+        made = self._made()
+        if isinstance(made, Dataset):
+            return self._checked(made, task)
+        if isinstance(made, Mapping) and "train" in made:
+            return self._of_splits({name: self._read(one) for name, one in made.items()}, task)
+        made = self._read(made)
+        if isinstance(made, tuple) and len(made) in (2, 3) and _is_inputs(made[0]):
+            inputs, targets = self._pair(made[:2])
+            groups = None if len(made) == 2 else self._groups(made[2], len(inputs))
+            return split(self, task, inputs, targets, allocate, groups=groups)
+        raise self._wrong(
+            f"is {_describe(made)}",
+            "a slimfront.trainables.data.Dataset, or (inputs, targets) as tensors or arrays",
+        )
+
+    def _read(self, given: Any) -> Any:
+        """Data sets and loaders of torch as inputs and targets; all else as it is."""
+        what = f"what the data factory '{self.factory}' returned"
+        return read_all(given, what) if is_torch_data(given) else given
+
+    def _made(self) -> Any:
         function = import_by_path(self.factory, "data factory")
         try:
             # What it does to them must not reach these options.
-            made = function(**copy.deepcopy(self.args))
+            return function(**copy.deepcopy(self.args))
         except UserError:
             raise
         except Exception as error:
             raise UserError(
                 f"data factory '{self.factory}' raised {type(error).__name__}: {error}"
             ) from error
-        if isinstance(made, Dataset):
-            return self._checked(made)
-        if (
-            isinstance(made, tuple)
-            and len(made) == 2
-            and all(isinstance(part, Tensor | np.ndarray) for part in made)
-        ):
-            inputs, labels = self._as_inputs(made[0]), self._as_labels(made[1])
-            if len(inputs) != len(labels):
+
+    def _pair(self, given: Any) -> tuple[Tensor, Any]:
+        """Inputs as tensors, and as many targets as they came."""
+        if not isinstance(given, tuple | list) or len(given) != 2:
+            raise self._wrong(f"has a split that is {_describe(given)}", "(inputs, targets)")
+        inputs, targets = self._as_inputs(given[0]), given[1]
+        if not hasattr(targets, "__len__") or len(inputs) != len(targets):
+            number = len(targets) if hasattr(targets, "__len__") else "no"
+            raise self._wrong(
+                f"has {len(inputs)} inputs and {number} targets", "one target for each input"
+            )
+        return inputs, targets
+
+    def _groups(self, given: Any, examples: int) -> Tensor:
+        """Groups (N,) as whole numbers, whatever they are called."""
+        names = given.tolist() if hasattr(given, "tolist") else list(given)
+        if len(names) != examples:
+            raise self._wrong(f"has {examples} inputs and {len(names)} groups", "a group for each")
+        places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        return torch.tensor([places[name] for name in names])
+
+    def _of_splits(self, made: Mapping[str, Any], task: Task) -> Dataset:
+        """The user's own splits; what is left out is held out of the training examples."""
+        if set(made) - set(_SPLITS):
+            raise self._wrong(
+                f"has splits {', '.join(map(str, made))}", "train, validation and test"
+            )
+        pairs = {name: self._pair(made[name]) for name in _SPLITS if name in made}
+        encoded = task.encode(_joined([targets for _, targets in pairs.values()]))
+        sizes = [len(inputs) for inputs, _ in pairs.values()]
+        targets = dict(zip(pairs, encoded.targets.split(sizes), strict=True))
+        inputs = {name: inputs for name, (inputs, _) in pairs.items()}
+        self._hold_out_what_lacks(task, inputs, targets)
+        wanted = described(inputs["train"])
+        for name in _SPLITS:
+            if described(inputs[name]) != wanted:
                 raise self._wrong(
-                    f"has {len(inputs)} inputs and {len(labels)} labels", "one label for each input"
+                    f"has inputs {described(inputs[name])} in '{name}'",
+                    f"{wanted}, as in 'train'",
                 )
-            return split(self, inputs, labels, classes=int(labels.max()) + 1, allocate=allocate)
-        raise self._wrong(
-            f"is {_describe(made)}",
-            "a slimfront.trainables.data.Dataset, or (inputs, labels) as tensors or arrays",
-        )
+
+        def stored(tensor: Tensor) -> Tensor:
+            return tensor.to(stored_type(tensor, self.normalise), copy=True)
+
+        splits = [Split(each(inputs[name], stored), targets[name]) for name in _SPLITS]
+        data = normalised(self, splits[0], splits[1], splits[2])
+        return attach(replace(data, outputs=encoded.outputs, names=encoded.names), task)
+
+    def _hold_out_what_lacks(
+        self, task: Task, inputs: dict[str, Tensor], targets: dict[str, Tensor]
+    ) -> None:
+        """Adds the splits that are not there, held out of the training examples."""
+        own_test = "test" in inputs
+        for name, share in (("test", self.test), ("validation", self.validation)):
+            if name in inputs:
+                continue
+            fraction = share if own_test or name == "test" else share / (1 - self.test)
+            everything = torch.arange(len(targets["train"]))
+            left, held = hold_out(self, task, everything, targets["train"], fraction)
+            inputs[name], targets[name] = inputs["train"][held], targets["train"][held]
+            inputs["train"], targets["train"] = inputs["train"][left], targets["train"][left]
 
     def fingerprint(self) -> str | None:
         """Of the module's file, for the processes of one search: what else the function reads
@@ -98,31 +185,26 @@ class Factory(Data):
             else None
         )
 
-    def _as_inputs(self, given: Tensor | np.ndarray[Any, Any]) -> Tensor:
+    def _as_inputs(self, given: Any) -> Tensor:
+        if isinstance(given, tuple):
+            given = {str(place): part for place, part in enumerate(given)}
+        if not isinstance(given, Mapping):
+            return self._one_input(given)
+        made = {str(name): self._one_input(part, least=1) for name, part in given.items()}
+        if len({len(tensor) for tensor in made.values()}) != 1:
+            sizes = ", ".join(f"{name} {len(tensor)}" for name, tensor in made.items())
+            raise self._wrong(f"has inputs of different lengths ({sizes})", "one of each for each")
+        return Several(made)
+
+    def _one_input(self, given: Any, least: int = 2) -> Tensor:
         inputs = self._tensor(given, "inputs")
-        if inputs.ndim < 2 or inputs.is_complex() or not inputs.numel():
+        if inputs.ndim < least or inputs.is_complex() or not inputs.numel():
             shape = tuple(inputs.shape)
             raise self._wrong(
                 f"has inputs of shape {shape} and type {inputs.dtype}",
                 "real numbers of shape (examples, …)",
             )
         return inputs
-
-    def _as_labels(self, given: Tensor | np.ndarray[Any, Any]) -> Tensor:
-        labels = self._tensor(given, "labels")
-        if (
-            labels.ndim != 1
-            or labels.is_floating_point()
-            or labels.is_complex()
-            or not len(labels)
-            or int(labels.min()) < 0
-        ):
-            shape = tuple(labels.shape)
-            raise self._wrong(
-                f"has labels of shape {shape} and type {labels.dtype}",
-                "class numbers from 0, whole, of shape (examples,)",
-            )
-        return labels.long()
 
     def _tensor(self, given: Tensor | np.ndarray[Any, Any], part: str) -> Tensor:
         try:
@@ -135,41 +217,47 @@ class Factory(Data):
                 f"has {part} that are an array of {getattr(given, 'dtype', '?')}", "numbers"
             ) from None
 
-    def _checked(self, data: Dataset) -> Dataset:
+    def _check_split(self, data: Dataset, name: str) -> None:
+        inputs, targets = getattr(data, name)
+        if (
+            shape_of_one(inputs) != data.input_shape
+            or len(inputs) != len(targets)
+            or not len(targets)
+        ):
+            shape = (len(inputs), *shape_of_one(inputs))
+            raise self._wrong(
+                f"has a split '{name}' of shape {shape} with {len(targets)} targets",
+                f"examples of the shape {data.input_shape}, with one target each",
+            )
+        usual = all(
+            is_image(tensor) or tensor.dtype in (torch.float32, torch.int64)
+            for tensor in tensors(inputs).values()
+        )
+        if described(inputs) != described(data.train.inputs) or not usual:
+            raise self._wrong(
+                f"has inputs of {described(inputs)} in '{name}'",
+                "float32, int64, or uint8 images (N, channels, height, width), in all",
+            )
+
+    def _checked(self, data: Dataset, task: Task) -> Dataset:
         """The data set, on the CPU, with what a network needs of it checked."""
-        for name in ("train", "validation", "test"):
-            inputs, labels = getattr(data, name)
-            if (
-                tuple(inputs.shape[1:]) != data.input_shape
-                or len(inputs) != len(labels)
-                or not len(labels)
-            ):
-                raise self._wrong(
-                    (
-                        f"has a split '{name}' of shape {tuple(inputs.shape)} with "
-                        f"{len(labels)} labels"
-                    ),
-                    f"examples of the shape {data.input_shape}, with one label each",
-                )
-            if (
-                labels.dtype != torch.int64
-                or int(labels.min()) < 0
-                or int(labels.max()) >= data.classes
-            ):
-                raise self._wrong(
-                    f"has labels in '{name}' that are not int64 in 0 … {data.classes - 1}", "that"
-                )
-            images = inputs.dtype == torch.uint8 and inputs.ndim == 4
-            if inputs.dtype != data.train.inputs.dtype or not (
-                images or inputs.dtype == torch.float32
-            ):
-                raise self._wrong(
-                    f"has inputs of {inputs.dtype} in '{name}'",
-                    "float32, or uint8 images (N, channels, height, width), in all",
-                )
+        for name in _SPLITS:
+            self._check_split(data, name)
         data = data.to(torch.device("cpu"))
-        if data.train.inputs.dtype == torch.uint8 and (data.mean is None or data.std is None):
-            mean, std = channel_statistics(data.train.inputs)
+        parts = [getattr(data, name) for name in _SPLITS]
+        targets = torch.cat([part.targets for part in parts])
+        encoded = task.encode(targets, data.names, data.outputs)
+        each = encoded.targets.split([len(part.targets) for part in parts])
+        train, validation, test = (
+            Split(part.inputs, own) for part, own in zip(parts, each, strict=True)
+        )
+        data = replace(data, train=train, validation=validation, test=test)
+        data = replace(data, outputs=encoded.outputs, names=encoded.names)
+        data = attach(data, task)
+        images = data.train.inputs
+        unknown = data.mean is None or data.std is None
+        if not isinstance(images, Several) and is_image(images) and unknown:
+            mean, std = channel_statistics(images)
             return replace(data, mean=mean, std=std)
         return data
 
@@ -184,3 +272,17 @@ def _describe(made: object) -> str:
     if isinstance(made, tuple):
         return f"a tuple of ({', '.join(type(part).__name__ for part in made)})"
     return f"of type {type(made).__name__}"
+
+
+def _is_inputs(made: object) -> bool:
+    if isinstance(made, Mapping | tuple):
+        parts = list(made.values()) if isinstance(made, Mapping) else list(made)
+        return bool(parts) and all(isinstance(part, Tensor | np.ndarray) for part in parts)
+    return isinstance(made, Tensor | np.ndarray)
+
+
+def _joined(targets: list[Any]) -> Any:
+    """The targets of several splits, one after the other."""
+    if all(isinstance(one, Tensor) for one in targets):
+        return torch.cat(targets)
+    return np.concatenate([np.asarray(one) for one in targets])

@@ -3,6 +3,7 @@ folders of images."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -11,10 +12,12 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from slimfront.trainables.data.base import (
+    CLASSIFICATION,
     DATA,
     Data,
     Dataset,
     Split,
+    attach,
     hold_out,
     normalised,
     split_indices,
@@ -22,8 +25,10 @@ from slimfront.trainables.data.base import (
 from slimfront.trainables.data.cache import files_state
 from slimfront.trainables.data.images import CHUNK, Rows, decode_into
 from slimfront.trainables.data.tensor_file import Allocator, in_process
+from slimfront.trainables.data.text import tokenized
 from slimfront.trainables.errors import UserError, shorten
 from slimfront.trainables.options import Options, suggest
+from slimfront.trainables.tasks import Encoded, Task
 
 if TYPE_CHECKING:  # imported where data is loaded: it takes a second that other data need not pay
     import datasets
@@ -59,12 +64,15 @@ class DataFiles(Options):
 
 @DATA.register("huggingface")
 class HuggingFace(Data):
-    """Images with class labels: `path` is a name on the hub (its subset: `config`), or a local
+    """Images or text, with targets: `path` is a name on the hub (its subset: `config`), or a local
     folder.
 
     A folder holds parquet files named after their splits (`train.parquet`, `test.parquet`), or
     images as `train/CLASS/x.png`; `data_files` names parquet files instead. Relative paths count
     from the working directory.
+
+    `text` names a column of text, of which `tokenizer`, a tokenizer.json of the library tokenizers,
+    makes `input_ids` and `attention_mask`, of at most `max_length` tokens.
 
     `image` and `label` name the columns, where they are not found: the only Image and the only
     ClassLabel column, or the usual names. `train_split` and `test_split` name the splits. A split
@@ -79,6 +87,9 @@ class HuggingFace(Data):
     config: str | None = None
     data_files: DataFiles | None = None
     image: str | None = None
+    text: str | None = None
+    tokenizer: str | None = None
+    max_length: int = Field(512, ge=1)
     label: str | None = None
     train_split: str = "train"
     test_split: str | None = None
@@ -86,7 +97,16 @@ class HuggingFace(Data):
     size: int | None = Field(None, ge=1)
     limit: int | None = Field(None, ge=1)
 
-    @field_validator("path")
+    @model_validator(mode="after")
+    def _text_has_a_tokenizer(self) -> Self:
+        if (self.text is None) != (self.tokenizer is None):
+            raise ValueError(
+                "'text' names a column of text, and 'tokenizer' the tokenizer.json that makes "
+                "token ids of it; give both, or neither"
+            )
+        return self
+
+    @field_validator("path", "tokenizer")
     @classmethod
     def _from_anywhere(cls, path: str | None) -> str | None:
         return path and _absolute(path)
@@ -108,33 +128,75 @@ class HuggingFace(Data):
     def _where(self) -> str:
         return f"the data set '{self.path or (self.data_files and self.data_files.train)}'"
 
-    def load(self, allocate: Allocator = in_process) -> Dataset:
+    def load(self, task: Task = CLASSIFICATION, allocate: Allocator = in_process) -> Dataset:
         train, test = self._splits()
         label = self._column(train.features, "label", _LABEL_NAMES)
+        if self.text is not None:
+            return self._load_text(task, train, test, label)
         image = self._column(train.features, "image", _IMAGE_NAMES)
-        classes = self._classes(train, label)
-        labels = self._labels(train, label, classes, "training")
+        encoded, targets, test_targets = self._targets(task, train, test, label)
         if self.limit is not None:
-            train, labels = self._limited(train, labels)
-        if test is None:
+            train, targets = self._limited(task, train, targets)
+        if test is None or test_targets is None:
             shares = self.model_copy(update={"test": self.test or _TEST_SHARE})
-            chosen = split_indices(shares, labels)
-            rows = [self._rows(train, image, "training", chosen)]
-            wanted = [labels[indices] for indices in chosen]
+            places = split_indices(shares, task, targets)
+            rows = [self._rows(train, image, "training", places)]
+            wanted = [targets[indices] for indices in places]
         else:
-            test_labels = self._labels(test, label, classes, "test")
-            held = hold_out(self, torch.arange(len(labels)), labels, self.validation)
-            everything = torch.arange(len(test_labels))
+            held = hold_out(self, task, torch.arange(len(targets)), targets, self.validation)
+            everything = torch.arange(len(test_targets))
             rows = [
                 self._rows(train, image, "training", held),
                 self._rows(test, image, "test", [everything]),
             ]
-            wanted = [*(labels[indices] for indices in held), test_labels]
+            wanted = [*(targets[indices] for indices in held), test_targets]
         inputs = decode_into(rows, _decoder(), self.size, allocate)
-        train_split, validation, test_split = (
-            Split(x, y) for x, y in zip(inputs, wanted, strict=True)
-        )
-        return normalised(train_split, validation, test_split, len(classes))
+        splits = [Split(x, y) for x, y in zip(inputs, wanted, strict=True)]
+        made = normalised(self, splits[0], splits[1], splits[2])
+        return attach(replace(made, outputs=encoded.outputs, names=encoded.names), task)
+
+    def _load_text(
+        self,
+        task: Task,
+        train: "datasets.Dataset",
+        test: "datasets.Dataset | None",
+        label: str,
+    ) -> Dataset:
+        """Token ids and masks of a column of text."""
+        encoded, targets, test_targets = self._targets(task, train, test, label)
+        if self.limit is not None:
+            train, targets = self._limited(task, train, targets)
+        texts = self._texts(train, "training")
+        count = len(texts)
+        texts += [] if test is None else self._texts(test, "test")
+        inputs = tokenized(texts, str(self.tokenizer), self.max_length)
+        if test is None or test_targets is None:
+            shares = self.model_copy(update={"test": self.test or _TEST_SHARE})
+            places = list(split_indices(shares, task, targets))
+            everything = targets
+        else:
+            held = hold_out(self, task, torch.arange(count), targets, self.validation)
+            places = [*held, torch.arange(count, len(texts))]
+            everything = torch.cat([targets, test_targets])
+        splits = [Split(inputs[indices], everything[indices]) for indices in places]
+        made = normalised(self, splits[0], splits[1], splits[2])
+        return attach(replace(made, outputs=encoded.outputs, names=encoded.names), task)
+
+    def _texts(self, rows: "datasets.Dataset", which: str) -> list[str]:
+        column = str(self.text)
+        if column not in rows.features:
+            raise UserError(
+                f"the {which} rows of {self._where} have no column '{column}' ('text'); "
+                f"{suggest(column, rows.features)}"
+            )
+        texts = list(rows.select_columns([column])[:][column])
+        wrong = next((text for text in texts if not isinstance(text, str)), None)
+        if wrong is not None or any(text is None for text in texts):
+            raise UserError(
+                f"the column '{column}' of {self._where} holds {type(wrong).__name__} among its "
+                f"{which} rows, and 'text' names a column of strings"
+            )
+        return texts
 
     def fingerprint(self) -> str | None:
         """Of the local files; of a name on the hub, of the files that `datasets` downloaded for its
@@ -198,54 +260,64 @@ class HuggingFace(Data):
             f"{self._where} has {problem}; set '{key}' to the name of one of its columns: {choices}"
         )
 
-    def _classes(self, train: "datasets.Dataset", column: str) -> dict[int | str, int]:
-        """The number of each value in the label column: of a ClassLabel itself, of others their
-        order."""
+    def _targets(
+        self,
+        task: Task,
+        train: "datasets.Dataset",
+        test: "datasets.Dataset | None",
+        column: str,
+    ) -> tuple[Encoded, Tensor, Tensor | None]:
+        """The targets, and those of the training and test rows, as the task trains on them."""
         import datasets
 
         feature = train.features[column]
-        if isinstance(feature, datasets.ClassLabel):
-            return {value: value for value in range(feature.num_classes)}
-        values = train.select_columns([column])[:][column]
-        if not (
-            all(isinstance(value, int) for value in values)
-            or all(isinstance(value, str) for value in values)
-        ):
+        named = feature.names if isinstance(feature, datasets.ClassLabel) else []
+        given = self._values(train, column, "training", len(named))
+        held = [] if test is None else self._values(test, column, "test", len(named))
+        known = {value for value in given if isinstance(value, int | str)}
+        for value in held if len(known) and not named else []:
+            if isinstance(value, int | str) and value not in known:
+                raise self._no_target(value, column, "test")
+        try:
+            encoded = task.encode([*given, *held], named)
+        except UserError as error:
             raise UserError(
-                f"the label column '{column}' of {self._where} is {feature}; labels are whole "
-                "numbers or names"
-            )
-        return {value: number for number, value in enumerate(sorted(set(values)))}
+                f"the column '{column}' of {self._where} is {feature}: {error}"
+            ) from None
+        targets, test_targets = encoded.targets.split([len(given), len(held)])
+        return encoded, targets, None if test is None else test_targets
 
-    def _labels(
-        self, rows: "datasets.Dataset", column: str, classes: dict[int | str, int], which: str
-    ) -> Tensor:
-        """The class numbers (N,) of these rows."""
+    def _values(self, rows: "datasets.Dataset", column: str, which: str, named: int) -> list[Any]:
+        """A column of these rows as it is; `named` is how many names its values have, 0 for
+        none."""
         if column not in rows.features:
             raise UserError(
                 f"the {which} rows of {self._where} have no column '{column}'; "
                 f"{suggest(column, rows.features)}"
             )
-        values = rows.select_columns([column])[:][column]
-        for value in set(values):
-            if value not in classes:
-                raise UserError(
-                    f"{self._where} has {which} rows with the label {value!r} in '{column}', which "
-                    "is no class; use a split whose rows are all labelled"
-                )
-        return torch.tensor([classes[value] for value in values], dtype=torch.int64)
+        values: list[Any] = list(rows.select_columns([column])[:][column])
+        for value in {value for value in values if isinstance(value, int)} if named else ():
+            if not 0 <= value < named:
+                raise self._no_target(value, column, which)
+        return values
+
+    def _no_target(self, value: object, column: str, which: str) -> UserError:
+        return UserError(
+            f"{self._where} has {which} rows with the label {value!r} in '{column}', which is no "
+            "class; use a split whose rows are all labelled"
+        )
 
     def _limited(
-        self, train: "datasets.Dataset", labels: Tensor
+        self, task: Task, train: "datasets.Dataset", targets: Tensor
     ) -> "tuple[datasets.Dataset, Tensor]":
         """The first `limit` rows."""
         assert self.limit is not None
-        first, classes = labels[: self.limit], len(labels.unique())
-        if len(first.unique()) < classes:
+        first, strata = targets[: self.limit], task.strata(targets)
+        if strata is not None and len(strata[: self.limit].unique()) < len(strata.unique()):
             raise UserError(
-                f"the first {self.limit} training rows of {self._where} hold {len(first.unique())} "
-                f"of its {classes} classes; make 'limit' larger, or leave it out where the rows "
-                "are in the order of their classes"
+                f"the first {self.limit} training rows of {self._where} hold "
+                f"{len(strata[: self.limit].unique())} of its {len(strata.unique())} classes; make "
+                "'limit' larger, or leave it out where the rows are in the order of their classes"
             )
         return train.select(range(len(first))), first
 

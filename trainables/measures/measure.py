@@ -3,7 +3,7 @@
 import io
 import math
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,26 +14,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.gpu import to_device
+from slimfront.trainables.measures.described import KNOWN
 from slimfront.trainables.measures.latency import Latency, time_networks
 from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.graph import copied, trace
 
 _WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-MEASURES = (
-    "params",
-    "nonzero_params",
-    "layers",
-    "flops",
-    "bytes",
-    "bytes_sparse",
-    "peak_activation_bytes",
-)
-"""The names of the measures that are always taken, all of them better when smaller."""
-EXTRA_MEASURES = ("bytes_compressed", "latency_ms", "speedup")
-"""Those that are taken where they are asked for; of them only the speed-up is better when
-larger."""
+MEASURES = tuple(name for name, known in KNOWN.items() if not known.asked)
+"""The names of the measures that are always taken."""
+EXTRA_MEASURES = tuple(name for name, known in KNOWN.items() if known.asked)
+"""Those that are taken where they are asked for."""
 
 
 @torch.no_grad()
@@ -258,49 +249,3 @@ def _apart(traced: fx.GraphModule) -> fx.GraphModule:
         traced = copied(traced)
         split_attention(traced)
     return traced
-
-
-def accuracy(
-    network: nn.Module,
-    inputs: Tensor,
-    labels: Tensor,
-    batch_size: int | None = None,
-    prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
-) -> float:
-    """The share of examples whose largest logit is at the label, in evaluation mode; see
-    `count_right`."""
-    return int(count_right(network, inputs, labels, batch_size, prepare)) / len(labels)
-
-
-@torch.no_grad()
-def count_right(
-    network: nn.Module,
-    inputs: Tensor,
-    labels: Tensor,
-    batch_size: int | None = None,
-    prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
-) -> Tensor:
-    """How many examples have their largest logit at the label, in evaluation mode; `inputs` (N, …),
-    `labels` (N,).
-
-    Nothing here waits for a GPU.
-
-    Args:
-        batch_size: 4096 if None, or what makes batches of 64 MiB of float32 if that is less.
-        prepare: makes what the network sees of a batch of inputs: `Dataset.prepare`, for inputs as
-            a data set stores them.
-
-    Returns:
-        An int64 scalar on the device of the network's outputs.
-    """
-    batch_size = batch_size or max(1, min(4096, 2**24 // max(inputs[0].numel(), 1)))
-    training = network.training
-    network.eval()
-    counts = []
-    try:
-        for some, wanted in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
-            found = network(prepare(some)).argmax(1)
-            counts.append((found == to_device(wanted, found.device)).sum())
-    finally:
-        network.train(training)
-    return torch.stack(counts).sum()

@@ -10,13 +10,13 @@ class Model(Options):
 
     name: str
 
-    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         """A freshly initialised network.
 
         Args:
             input_shape: shape of one input, without the batch: (features,) or (channels, height,
                 width).
-            classes: number of outputs (logits).
+            outputs: number of outputs (logits).
         """
         raise NotImplementedError(f"the model '{self.name}' does not say how it is built")
 

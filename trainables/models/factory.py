@@ -17,14 +17,14 @@ class Factory(Model):
     keyword arguments `args`.
 
     It must return an `nn.Module` that takes the data set's inputs (N, *input_shape) and gives
-    logits (N, classes).
+    logits (N, outputs).
     """
 
     name: Literal["factory"] = "factory"
     factory: str
     args: dict[str, JsonValue] = Field(default_factory=dict)
 
-    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         function = import_by_path(self.factory, "model factory")
         try:
             network = function(**copy.deepcopy(self.args))

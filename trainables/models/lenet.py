@@ -20,7 +20,7 @@ class LeNet(Model):
     depth: int = Field(2, ge=1, le=100)
     width: float = Field(1.0, gt=0, le=1000)
 
-    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         channels, height, width = input_shape
         first, second = (max(1, round(c * self.width)) for c in (6, 16))
         units = [max(1, round(u * self.width)) for u in (120, *[84] * (self.depth - 1))]
@@ -31,7 +31,7 @@ class LeNet(Model):
         ]
         layers += [nn.Conv2d(first, second, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
         inputs = second * (height // 4) * (width // 4)
-        for outputs in units:
-            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-            inputs = outputs
-        return nn.Sequential(*layers, nn.Linear(inputs, classes))
+        for count in units:
+            layers += [nn.Linear(inputs, count), nn.ReLU()]
+            inputs = count
+        return nn.Sequential(*layers, nn.Linear(inputs, outputs))

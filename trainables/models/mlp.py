@@ -18,9 +18,9 @@ class MLP(Model):
     depth: int = Field(4, ge=1, le=1000)
     width: int = Field(64, ge=1, le=1_000_000)
 
-    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         sizes = [math.prod(input_shape), *[self.width] * self.depth]
         layers: list[nn.Module] = [nn.Flatten()]
-        for inputs, outputs in pairwise(sizes):
-            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-        return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
+        for before, after in pairwise(sizes):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))

@@ -34,19 +34,19 @@ class BasicBlock(nn.Module):
 
 
 def residual_network(
-    stem: list[nn.Module], width: int, blocks: list[int], classes: int
+    stem: list[nn.Module], width: int, blocks: list[int], outputs: int
 ) -> nn.Module:
     """A stem of `width` output channels, stages of basic blocks that halve the size and double the
     width, and a linear head."""
     layers: list[nn.Module] = [*stem]
     channels = width
     for stage, count in enumerate(blocks):
-        outputs = width * 2**stage
+        wider = width * 2**stage
         for block in range(count):
-            layers.append(BasicBlock(channels, outputs, stride=2 if stage and not block else 1))
-            channels = outputs
+            layers.append(BasicBlock(channels, wider, stride=2 if stage and not block else 1))
+            channels = wider
     network = nn.Sequential(
-        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs)
     )
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -75,10 +75,10 @@ class CifarResNet(Model):
             )
         return self
 
-    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         depth = self.depth or int(self.name.removeprefix("resnet"))
         return residual_network(
-            _small_stem(input_shape[0], self.width), self.width, [(depth - 2) // 6] * 3, classes
+            _small_stem(input_shape[0], self.width), self.width, [(depth - 2) // 6] * 3, outputs
         )
 
 
@@ -94,7 +94,7 @@ class ResNet18(Model):
     depth: int = Field(2, ge=1, le=100)
     width: int = Field(64, ge=1, le=4096)
 
-    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         channels = input_shape[0]
         stem = _small_stem(channels, self.width)
         if min(input_shape[1:]) >= 64:
@@ -104,7 +104,7 @@ class ResNet18(Model):
                 *stem[1:],
                 nn.MaxPool2d(3, stride=2, padding=1),
             ]
-        return residual_network(stem, self.width, [self.depth] * 4, classes)
+        return residual_network(stem, self.width, [self.depth] * 4, outputs)
 
 
 def _small_stem(channels: int, width: int) -> list[nn.Module]:

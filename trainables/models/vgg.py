@@ -24,21 +24,21 @@ class VGG(Model):
     depth: Literal[11, 13, 16, 19] = 16
     width: int = Field(64, ge=1, le=4096)
 
-    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         channels, size = input_shape[0], min(input_shape[1:])
         layers: list[nn.Module] = []
         for stage, count in enumerate(_CONVOLUTIONS[self.depth]):
-            outputs = self.width * min(2**stage, 8)
+            width = self.width * min(2**stage, 8)
             for _ in range(count):
                 layers += [
-                    nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(outputs),
+                    nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(width),
                     nn.ReLU(),
                 ]
-                channels = outputs
+                channels = width
             if size > 1:
                 layers.append(nn.MaxPool2d(2))
                 size //= 2
         return nn.Sequential(
-            *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)
+            *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs)
         )

@@ -7,6 +7,7 @@ import torch
 
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.data import Split
+from slimfront.trainables.inputs import repeated
 from slimfront.trainables.measures.latency import seconds_of, threads_set
 from slimfront.trainables.packs.packable import packable_training
 from slimfront.trainables.packs.plan import Plan
@@ -45,7 +46,7 @@ def best_size(
     if packable_training(first) is not None:
         return 1
     train, size = first.data.train, candidate.training.batch_size
-    batch = Split(train.inputs[:size], train.labels[:size])
+    batch = Split(train.inputs[:size], train.targets[:size])
     with threads_set(threads):
         if _alone(first, batch) > _LONG_S:
             return 1
@@ -85,20 +86,26 @@ def _packed(members: list[Training], batch: Split) -> float:
     first, count = members[0], len(members)
     sample = first.data.prepare(batch.inputs[:8])
     step, stack = (
-        Step(first.model, first.candidate.penalties, sample, bf16=first.options.bf16),
+        Step(
+            first.model,
+            first.candidate.penalties,
+            sample,
+            first.data.task,
+            bf16=first.options.bf16,
+        ),
         Stack(members),
     )
     plan = Plan(members, step, 1, stack.weights)
     inputs = first.data.prepare(batch.inputs)
-    inputs, labels = (
-        inputs.expand(count, *inputs.shape),
-        batch.labels.to(first.device).expand(count, -1),
+    inputs, targets = (
+        repeated(inputs, count),
+        batch.targets.to(first.device).expand(count, *batch.targets.shape),
     )
 
     def take() -> None:
         for member in members:
             member.step = 1
-        stack.train_step(step, inputs, labels, plan, 0)
+        stack.train_step(step, inputs, targets, plan, 0)
 
     seconds = seconds_of(take, first.device)
     for row in range(count):

@@ -142,10 +142,9 @@ class Pack:
             self.stack = Stack(members)
         self.step = self.step or self._new_step(members[0])
         task_losses, penalty_losses = self._steps(self.stack, self.step)
-        right = self._count_right(self.stack, self.step)
-        counts = torch.stack(
-            [member.counts(count) for member, count in zip(members, right.unbind(), strict=True)]
-        ).tolist()
+        scores = self._scores(self.stack, self.step)
+        counted_of_each = torch.stack([member.counts() for member in members])
+        counts = torch.cat([counted_of_each, scores], 1).tolist()
         results: dict[Training, dict[str, Number] | TrialFailure] = {}
         for member, *numbers, counted in zip(
             members, task_losses, penalty_losses, counts, strict=True
@@ -173,6 +172,7 @@ class Pack:
             member.model,
             member.candidate.penalties,
             data.prepare(data.train.inputs[:8]),
+            data.task,
             bf16=member.options.bf16,
         )
 
@@ -180,16 +180,16 @@ class Pack:
         """Trains an epoch; the mean task loss and the mean penalty loss of each member."""
         members = stack.members
         train, size = members[0].data.train, members[0].options.batch_size
-        count = len(train.labels)
+        count = len(train.targets)
         orders = torch.stack(
             [torch.randperm(count, generator=member.shuffler) for member in members]
         )  # (K, N)
-        batches = orders.to(train.labels.device).split(size, 1)
+        batches = orders.to(train.targets.device).split(size, 1)
         plan = Plan(members, step, len(batches), stack.weights)
         task_losses, penalty_losses = [], []
         for number, batch in enumerate(batches):
-            inputs, labels = self._inputs(members, batch), train.labels[batch].to(self.device)
-            task_loss, penalty_loss = stack.train_step(step, inputs, labels, plan, number)
+            inputs, targets = self._inputs(members, batch), train.targets[batch].to(self.device)
+            task_loss, penalty_loss = stack.train_step(step, inputs, targets, plan, number)
             task_losses.append(task_loss * batch.shape[1])
             penalty_losses.append(penalty_loss)
         for member, lr in zip(members, plan.rates[-1], strict=True):
@@ -211,14 +211,16 @@ class Pack:
         varied = data.augmented(inputs.flatten(0, 1), *(member.augmenter for member in members))
         return varied.view(*batch.shape, *varied.shape[1:])
 
-    def _count_right(self, stack: Stack, step: Step) -> Tensor:
-        """How many validation examples each member classifies rightly, (K,)."""
-        inputs, labels = stack.members[0].data.validation
+    def _scores(self, stack: Stack, step: Step) -> Tensor:
+        """What the metrics of each member's validation split are made of (`ActiveTask.state`),
+        (K, n), float64."""
+        data = stack.members[0].data
+        inputs, targets = data.validation
         parameters = stack.named(stack.weights)
         at_once = min(_OUTPUTS[self.device.type], _NUMBERS // max(inputs[0].numel(), 1))
         size = max(1, at_once // len(stack.members))
-        correct = torch.zeros(len(stack.members), dtype=torch.long, device=self.device)
-        for some, wanted in zip(inputs.split(size), labels.split(size), strict=True):
-            outputs = step.outputs(parameters, stack.buffers, stack.members[0].data.prepare(some))
-            correct += (outputs.max(2).indices == wanted.to(self.device)).sum(1)
-        return correct
+        tally = data.task.tally(len(stack.members))
+        for some, wanted in zip(inputs.split(size), targets.split(size), strict=True):
+            outputs = step.outputs(parameters, stack.buffers, data.prepare(some))
+            data.task.count(tally, outputs, wanted)
+        return tally.state()

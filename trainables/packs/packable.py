@@ -8,6 +8,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.inputs import repeated
 from slimfront.trainables.packs.step import Step, Tensors
 from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty, Penalty
 from slimfront.trainables.penalties.cka import ActiveFeatures
@@ -120,13 +121,13 @@ def _of_step(training: Training) -> str | None:
     data = training.data
     count = max([2, *(options.least_batch for options in penalties.values())])
     inputs = data.prepare(data.train.inputs[:count])
-    labels = data.train.labels[:count].to(training.device)
+    targets = data.train.targets[:count].to(training.device)
     try:
-        step = Step(training.model, penalties, inputs, bf16=training.options.bf16)
+        step = Step(training.model, penalties, inputs, data.task, bf16=training.options.bf16)
     except UserError as error:
         # Of a penalty that is off, and so was not attached before.
         return f"a pack needs all penalties of its candidates, even if their strength is 0: {error}"
-    return _of_penalties(step) or _of_losses(step, training, inputs, labels)
+    return _of_penalties(step) or _of_losses(step, training, inputs, targets)
 
 
 def _of_penalties(step: Step) -> str | None:
@@ -140,9 +141,10 @@ def _of_penalties(step: Step) -> str | None:
     return None
 
 
-def _of_losses(step: Step, training: Training, inputs: Tensor, labels: Tensor) -> str | None:
+def _of_losses(step: Step, training: Training, inputs: Tensor, targets: Tensor) -> str | None:
     """Tries the functions of a step on two copies of the network."""
     model = training.model
+    first = next(model.parameters())
     parameters = {n: _twice(p.detach()).requires_grad_() for n, p in model.named_parameters()}
     buffers = {n: _twice(b) for n, b in model.named_buffers()}
     by_loss: Tensors = {}
@@ -150,10 +152,12 @@ def _of_losses(step: Step, training: Training, inputs: Tensor, labels: Tensor) -
     for name, options in training.candidate.penalties.items():
         if step.penalties[name].targets:
             strengths = by_proximal if step.by_proximal(name) else by_loss
-            strengths[name] = inputs.new_ones(2, len(step.strengths(name, options)))
-    two = inputs.expand(2, *inputs.shape)
+            strengths[name] = first.new_ones(2, len(step.strengths(name, options)))
+    two = repeated(inputs, 2)
     try:
-        task, extra = step.losses(parameters, buffers, two, labels.expand(2, -1), by_loss)
+        task, extra = step.losses(
+            parameters, buffers, two, targets.expand(2, *targets.shape), by_loss
+        )
         gradients = torch.autograd.grad(
             (task + extra).sum(), list(parameters.values()), allow_unused=True
         )

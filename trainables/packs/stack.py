@@ -136,11 +136,13 @@ class Stack:
                 state[name] = value.clone()
 
     def train_step(
-        self, step: Step, inputs: Tensor, labels: Tensor, plan: Plan, number: int
+        self, step: Step, inputs: Tensor, targets: Tensor, plan: Plan, number: int
     ) -> tuple[Tensor, Tensor]:
-        """Step `number` of the plan's epoch, on inputs (K, B, …) with labels (K, B); task and
+        """Step `number` of the plan's epoch, on inputs (K, B, …) with targets (K, B, …); task and
         penalty losses (K,)."""
-        task, extra = step.losses(self.leaves, self.buffers, inputs, labels, plan.strengths[number])
+        task, extra = step.losses(
+            self.leaves, self.buffers, inputs, targets, plan.strengths[number]
+        )
         gradients: Sequence[Tensor] = torch.autograd.grad(
             (task + extra).sum(), list(self.leaves.values())
         )

@@ -24,7 +24,8 @@ from slimfront.trainables.packs.modules import replace_layers
 from slimfront.trainables.penalties.base import ActiveGroups, ActivePenalty, Penalty
 from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.penalties.features import remove_hooks
-from slimfront.trainables.precision import forward_pass, to_float32
+from slimfront.trainables.precision import forward_pass
+from slimfront.trainables.tasks import ActiveTask
 
 Tensors = dict[str, Tensor]
 
@@ -34,7 +35,13 @@ class Step:
     them."""
 
     def __init__(
-        self, model: nn.Module, penalties: dict[str, Penalty], sample: Tensor, *, bf16: bool = False
+        self,
+        model: nn.Module,
+        penalties: dict[str, Penalty],
+        sample: Tensor,
+        task: ActiveTask,
+        *,
+        bf16: bool = False,
     ) -> None:
         """`model` is copied; `penalties` act on the copy, their strengths are given in each step.
         `sample` as for `attach`.
@@ -42,6 +49,7 @@ class Step:
         With `bf16` the network computes in bfloat16 in `losses`.
         """
         self.bf16 = bf16
+        self.task = task
         self.model = copy.deepcopy(model)
         remove_hooks(self.model)
         self.penalties = {
@@ -91,11 +99,11 @@ class Step:
         parameters: Tensors,
         buffers: Tensors,
         inputs: Tensor,
-        labels: Tensor,
+        targets: Tensor,
         strengths: Tensors,
     ) -> tuple[Tensor, ...]:
-        """Task and penalty losses (K,) of inputs (K, B, …) with labels (K, B); buffers are written
-        in place.
+        """Task and penalty losses (K,) of inputs (K, B, …) with targets (K, B, …); buffers are
+        written in place.
 
         Args:
             strengths: (K, groups) by the name of the penalty, of those that add to the loss in this
@@ -112,11 +120,7 @@ class Step:
             return outputs, [loss for loss in found if loss is not None]
 
         outputs, extra = self._together(of_one, parameters, buffers, inputs, strengths)
-        # Outside of vmap, which takes cross entropy apart, and with the classes before the batch,
-        # which is four times as fast.
-        task_losses = nn.functional.cross_entropy(
-            to_float32(outputs).transpose(1, 2), labels, reduction="none"
-        ).mean(1)
+        task_losses = self.task.losses(outputs, targets)
         return task_losses, torch.stack(extra).sum(0) if extra else torch.zeros_like(task_losses)
 
     def proximal(self, parameters: Tensors, buffers: Tensors, thresholds: Tensors) -> None:
@@ -136,7 +140,7 @@ class Step:
 
     @torch.no_grad()
     def outputs(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
-        """What the members make of the same inputs (N, …), in evaluation mode: (K, N, classes)."""
+        """What the members make of the same inputs (N, …), in evaluation mode: (K, N, outputs)."""
         self.model.eval()
         try:
             made: Tensor = self._together(lambda: self.model(inputs), parameters, buffers)

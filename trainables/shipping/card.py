@@ -3,12 +3,13 @@ how to load it."""
 
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 
 import torch
 
 from slimfront.trainables.data import Dataset
+from slimfront.trainables.inputs import described
 from slimfront.trainables.markdown import code, text
 from slimfront.trainables.shipping.shipment import Shipment
 
@@ -24,15 +25,15 @@ _SIZES = {
 }
 _LOADING = {
     "pt2": (
-        "import torch\n\nnetwork = torch.export.load({path!r}).module()\nlogits = network(inputs)"
+        "import torch\n\nnetwork = torch.export.load({path!r}).module()\noutputs = network(inputs)"
     ),
     "onnx": (
         "import onnxruntime\n\nsession = onnxruntime.InferenceSession({path!r})\n"
-        'logits = session.run(None, {{"input": inputs}})[0]  # inputs: a NumPy array'
+        'outputs = session.run(None, {{"input": inputs}})[0]  # inputs: a NumPy array'
     ),
     "safetensors": (
         "from pathlib import Path\n\nfrom slimfront.trainables.shipping import load\n\n"
-        "network = load(Path({path!r}))\nlogits = network(inputs)"
+        "network = load(Path({path!r}))\noutputs = network(inputs)"
     ),
 }
 
@@ -51,14 +52,14 @@ def card(
         trained: what is to be said of its training, by name, in Markdown.
         compaction: the (layer, action, detail) of each step.
     """
-    shape = ", ".join(map(str, data.input_shape))
-    dtype = str(data.train.inputs.dtype).removeprefix("torch.")
+    task = data.task
     parts = [
         f"# {text(title)}",
-        f"A network for the data set {code(data_name)}: {dtype} inputs (N, {shape}) as they come, "
-        f"logits (N, {data.classes}). "
-        "Normalisation is its first step.",
-        "## Accuracy\n\n" + _accuracies(shipment),
+        f"A network for the task {code(task.options.name)} on the data set {code(data_name)}: "
+        f"{described(data.train.inputs)} as they come, "
+        f"{task.options.shape_of_outputs(data.validation.targets, data.head)}. "
+        + " ".join(_around(data)),
+        "## Quality\n\n" + _scores(shipment),
         "## Size\n\n" + _sizes(shipment),
         "## Speed\n\n" + speed(shipment),
         "## How it came about\n\n"
@@ -71,13 +72,30 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
-def _accuracies(shipment: Shipment) -> str:
-    rows = ["| | validation | test |", "| --- | ---: | ---: |"]
+def _around(data: Dataset) -> Iterator[str]:
+    """What stands before and behind the network in the file."""
+    if data.normalisation() is None:
+        yield "It takes inputs as they come, without normalisation."
+    else:
+        yield f"Normalisation ({data.normalised}) is its first step."
+    if data.task.scale is not None:
+        yield "Its last step turns outputs into the unit of the targets."
+    if data.names:
+        yield "Its outputs stand for: " + ", ".join(map(code, data.names)) + "."
+
+
+def _scores(shipment: Shipment) -> str:
+    names = [name.removeprefix("val_") for name in shipment.scores if name.startswith("val_")]
+    rows = [
+        "| | " + " | ".join(f"validation {n} | test {n}" for n in names) + " |",
+        "| --- |" + " ---: | ---: |" * len(names),
+    ]
     for name, of in (
-        ("the trained network", shipment.trained_accuracies),
-        ("this file", shipment.accuracies),
+        ("the trained network", shipment.trained_scores),
+        ("this file", shipment.scores),
     ):
-        rows.append(f"| {name} | {of['val_accuracy']:.4f} | {of['test_accuracy']:.4f} |")
+        values = " | ".join(f"{of[f'val_{n}']:.4f} | {of[f'test_{n}']:.4f}" for n in names)
+        rows.append(f"| {name} | {values} |")
     checked = (
         f"The file was loaded in a fresh process and run on the {shipment.checked:,} inputs of "
         "both splits: its outputs differ "

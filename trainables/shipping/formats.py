@@ -1,5 +1,6 @@
 """The formats that a network ships in: `torch.export` (pt2), ONNX, and safetensors."""
 
+import inspect
 import io
 import json
 import logging
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction import deserialise, serialise
+from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.inputs import Several, by_place, described, joined, tensors
 from slimfront.trainables.shipping.kernels import Kernel, has_2_of_4, with_sparse_kernels
 
 Format = Literal["pt2", "onnx", "safetensors"]
@@ -26,22 +29,87 @@ _GRAPH = "slimfront.graph"
 
 
 class Shipped(nn.Module):
-    """A network that takes inputs as they come: normalisation, (x − mean) / std, is its first
-    step."""
+    """A network that takes inputs as they come, and gives outputs in the unit of the targets:
+    normalisation, (x − mean) / std, is its first step, and y · scale + offset its last, where there
+    is any."""
 
-    mean: Tensor
-    std: Tensor
+    mean: Tensor | None
+    std: Tensor | None
+    scale: Tensor | None
+    offset: Tensor | None
 
-    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Tensor | None,
+        std: Tensor | None,
+        scale: Tensor | None = None,
+        offset: Tensor | None = None,
+        names: tuple[str, ...] = (),
+    ) -> None:
+        """`names` are what each output stands for, where the targets that came were something
+        else."""
         super().__init__()
         self.network = network
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
+        self.names = names
+        for name, constant in zip(CONSTANTS, (mean, std, scale, offset), strict=True):
+            self.register_buffer(name, constant)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Raw inputs (N, *input_shape), uint8 or float32, to logits (N, classes)."""
-        logits: Tensor = self.network((inputs.float() - self.mean) / self.std)
-        return logits
+        """Raw inputs (N, *input_shape) to outputs (N, …)."""
+        if self.mean is not None and self.std is not None:
+            inputs = (inputs.float() - self.mean) / self.std
+        outputs: Tensor = self.network(inputs)
+        if self.scale is not None and self.offset is not None:
+            outputs = outputs * self.scale + self.offset
+        return outputs
+
+
+class ByArguments(nn.Module):
+    """A network of several inputs, each of which is an argument of its own, as in the forward of
+    the user's."""
+
+    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.network = network
+        self.names = tuple(names)
+        if not by_place(names):
+            # torch.export asks for the names, and takes no `**named`.
+            kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+            self.__class__ = type("ByArguments", (ByArguments,), {"forward": _forward(self.names)})
+            parameters = [inspect.Parameter(name, kind) for name in ("self", *names)]
+            type(self).forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Raw inputs (N, …), each an argument, to outputs (N, …)."""
+        outputs: Tensor = self.network(Several(dict(zip(self.names, inputs, strict=True))))
+        return outputs
+
+
+def _forward(names: tuple[str, ...]) -> Callable[..., Tensor]:
+    def forward(self: ByArguments, *inputs: Tensor, **named: Tensor) -> Tensor:
+        given = dict(zip(names, inputs, strict=False)) | named
+        outputs: Tensor = self.network(Several({name: given[name] for name in names}))
+        return outputs
+
+    return forward
+
+
+def as_called(network: Shipped, inputs: Tensor) -> nn.Module:
+    """The network as users call it: with each of several inputs an argument of its own."""
+    several = isinstance(inputs, Several)
+    return ByArguments(network, list(tensors(inputs))).eval() if several else network
+
+
+CONSTANTS = ("mean", "std", "scale", "offset")
+
+
+def shipped(network: nn.Module, data: Dataset) -> Shipped:
+    """A network that takes what `data.prepare` makes, as it ships: in evaluation mode, on the
+    CPU."""
+    mean, std = data.normalisation() or (None, None)
+    task = data.task
+    return Shipped(network, mean, std, task.scale, task.offset, data.names).eval()
 
 
 def save(
@@ -94,11 +162,11 @@ def load(path: Path, device: str = "cpu") -> nn.Module:
         )
     try:
         with _quietly():
-            return (
-                _with_kernels(*_load_safetensors(path), device)
-                if kind == "safetensors"
-                else _READERS[kind](path)
-            )
+            if kind != "safetensors":
+                return _READERS[kind](path)
+            network, names, kernels = _load_safetensors(path)
+            ready = _with_kernels(network, kernels, device)
+            return ready if names == [""] else ByArguments(ready, names).eval()
     except UserError:
         raise
     except Exception as error:  # every format raises its own kinds
@@ -117,13 +185,11 @@ def why_not_exported(network: nn.Module, inputs: Tensor) -> str | None:
     Args:
         inputs: (N, *input_shape), what the network sees.
     """
-    inputs = torch.cat([inputs, inputs]) if len(inputs) < 2 else inputs
+    inputs = joined(inputs, inputs) if len(inputs) < 2 else inputs
     with _quietly(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         logging.disable()  # torch.export logs the whole graph that it gave up on
         try:
-            _exported(
-                Shipped(network, inputs.new_tensor(0.0), inputs.new_tensor(1.0)).eval(), inputs[:2]
-            )
+            _exported(Shipped(network, None, None).eval(), inputs[:2])
         except UserError as error:
             return str(error)
         finally:
@@ -132,10 +198,18 @@ def why_not_exported(network: nn.Module, inputs: Tensor) -> str | None:
 
 
 def _exported(network: Shipped, inputs: Tensor) -> torch.export.ExportedProgram:
+    batch = {0: torch.export.Dim("batch", min=1)}
+    called = as_called(network, inputs)
+    names = list(tensors(inputs))
+    values = tuple(tensors(inputs).values())
     try:
-        return torch.export.export(
-            network, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
-        )
+        if not isinstance(inputs, Several):
+            return torch.export.export(called, values, dynamic_shapes=(batch,))
+        if by_place(names):
+            shapes: Any = {"inputs": tuple(batch for _ in names)}
+            return torch.export.export(called, values, dynamic_shapes=shapes)
+        shapes = dict.fromkeys(names, batch)
+        return torch.export.export(called, (), kwargs=inputs.named, dynamic_shapes=shapes)
     except Exception as error:  # torch raises many kinds
         raise UserError(f"torch.export does not take this network: {first_line(error)}") from None
 
@@ -152,11 +226,19 @@ def _save_onnx(network: Shipped, inputs: Tensor, path: Path) -> None:
             (),
             str(path),
             dynamo=True,
-            input_names=["input"],
-            output_names=["logits"],
+            input_names=onnx_names(inputs),
+            output_names=["output"],
             external_data=False,
             verbose=False,
         )
+
+
+def onnx_names(inputs: Tensor) -> list[str]:
+    """What the inputs of an ONNX file are called."""
+    if not isinstance(inputs, Several):
+        return ["input"]
+    names = list(inputs.named)
+    return [f"input_{name}" for name in names] if by_place(names) else names
 
 
 def need_onnx() -> None:
@@ -184,11 +266,13 @@ class OnnxNetwork(nn.Module):
         self.session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
-        self.input = self.session.get_inputs()[0].name
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Raw inputs (N, *input_shape) to logits (N, classes)."""
-        return torch.from_numpy(self.session.run(None, {self.input: inputs.numpy()})[0])
+        """Raw inputs (N, *input_shape) to outputs (N, …)."""
+        known = {one.name for one in self.session.get_inputs()}
+        named = zip(onnx_names(inputs), tensors(inputs).values(), strict=True)
+        fed = {name: tensor.numpy() for name, tensor in named if name in known}
+        return torch.from_numpy(self.session.run(None, fed)[0])
 
 
 def _save_safetensors(
@@ -200,23 +284,25 @@ def _save_safetensors(
             "compaction off"
         )
     plain = serialise(network.network)
-    tensors = {"mean": network.mean, "std": network.std}
+    constants = {name: getattr(network, name) for name in CONSTANTS}
+    stored = {name: constant for name, constant in constants.items() if constant is not None}
     for name, module in plain["modules"].items():
-        tensors |= {
+        stored |= {
             f"{name}/{key}": tensor.contiguous() for key, tensor in module.pop("state").items()
         }
-    dtype = str(inputs.dtype).removeprefix("torch.")
     description = {
-        "dtype": dtype,
-        "input_shape": list(inputs.shape[1:]),
+        "inputs": list(tensors(inputs)),
+        "takes": described(inputs),
         "sparse_kernels": list(sparse_kernels),
+        "names": list(network.names),
         **plain,
     }
-    safetensors.torch.save_file(tensors, path, metadata={_GRAPH: json.dumps(description)})
+    safetensors.torch.save_file(stored, path, metadata={_GRAPH: json.dumps(description)})
 
 
-def _load_safetensors(path: Path) -> tuple[Shipped, list[Kernel]]:
-    """The network on the CPU, and the sparse kernels that the file asks for."""
+def _load_safetensors(path: Path) -> tuple[Shipped, list[str], list[Kernel]]:
+    """The network on the CPU, the names of its inputs, and the sparse kernels that the file asks
+    for."""
     with safetensors.safe_open(path, framework="pt") as file:
         described = (file.metadata() or {}).get(_GRAPH)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -230,7 +316,10 @@ def _load_safetensors(path: Path) -> tuple[Shipped, list[Kernel]]:
         if slash:
             plain["modules"][module]["state"][key] = tensor
     network: nn.Module = deserialise(plain)
-    return Shipped(network, tensors["mean"], tensors["std"]).eval(), plain["sparse_kernels"]
+    constants = [tensors.get(name) for name in CONSTANTS]
+    names = tuple(plain.get("names", ()))
+    made = Shipped(network, constants[0], constants[1], constants[2], constants[3], names).eval()
+    return made, plain.get("inputs", [""]), plain["sparse_kernels"]
 
 
 def _with_kernels(network: nn.Module, kernels: Sequence[Kernel], device: str) -> nn.Module:

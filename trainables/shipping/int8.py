@@ -7,13 +7,20 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from slimfront.trainables.data import Dataset
-from slimfront.trainables.measures.measure import accuracy
-from slimfront.trainables.shipping.formats import OnnxNetwork, Shipped, need_onnx, save
+from slimfront.trainables.inputs import tensors
+from slimfront.trainables.shipping.formats import (
+    OnnxNetwork,
+    Shipped,
+    need_onnx,
+    onnx_names,
+    save,
+    shipped,
+)
 
 _BATCH = 64
 _CALIBRATION = 512
@@ -36,15 +43,12 @@ class Int8:
             "bytes_compressed": float(len(zlib.compress(self.file))),
         }
 
-    def val_accuracy(self, data: Dataset) -> float:
-        """On the validation split."""
-        return accuracy(
-            self.network, *data.validation, prepare=lambda inputs: data.raw(inputs).cpu()
+    def scores(self, data: Dataset, split: Literal["val", "test"]) -> dict[str, float]:
+        """The metrics on the validation or the test split, such as `val_accuracy`."""
+        examples = data.validation if split == "val" else data.test
+        return data.task.evaluate_shipped(
+            self.network, *examples, split, prepare=lambda inputs: data.raw(inputs).cpu()
         )
-
-    def test_accuracy(self, data: Dataset) -> float:
-        """On the test split."""
-        return accuracy(self.network, *data.test, prepare=lambda inputs: data.raw(inputs).cpu())
 
 
 def as_int8(network: nn.Module, data: Dataset, threads: int = 1) -> Int8:
@@ -55,7 +59,7 @@ def as_int8(network: nn.Module, data: Dataset, threads: int = 1) -> Int8:
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "int8.onnx")
-        write_int8(Shipped(network, *data.normalisation()), data, path)
+        write_int8(shipped(network, data), data, path)
         return Int8(OnnxNetwork(path, threads), path.read_bytes())
 
 
@@ -90,11 +94,16 @@ def quantise(source: Path, target: Path, inputs: Tensor) -> None:
 
     class Batches(CalibrationDataReader):
         def __init__(self) -> None:
-            self.batches: Iterator[Any] = iter([part.numpy() for part in inputs.split(_BATCH)])
+            names = onnx_names(inputs)
+            self.batches: Iterator[dict[str, Any]] = iter(
+                [
+                    dict(zip(names, (t.numpy() for t in tensors(part).values()), strict=True))
+                    for part in inputs.split(_BATCH)
+                ]
+            )
 
         def get_next(self) -> dict[str, Any] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {"input": batch}
+            return next(self.batches, None)
 
     root = logging.getLogger()
     level = root.level

@@ -14,7 +14,8 @@ from slimfront.trainables.compaction.compact import Compaction, relative_differe
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.plain import FORMAT, deserialise, serialise
 from slimfront.trainables.errors import UserError, first_line
-from slimfront.trainables.models import Model
+from slimfront.trainables.inputs import Call
+from slimfront.trainables.models import Model, adapted
 from slimfront.trainables.structure.attention import split_attention
 
 _DAMAGE = (
@@ -37,7 +38,11 @@ def network_file(step: int = 0) -> str:
 
 
 def store(
-    network: nn.Module, model: Model, input_shape: tuple[int, ...], classes: int
+    network: nn.Module,
+    model: Model,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    call: Call | None = None,
 ) -> dict[str, Any]:
     """Plain data and tensors, loadable with `weights_only=True`, that `restore` turns into the
     network again.
@@ -50,7 +55,8 @@ def store(
     built = {
         "options": model.model_dump(mode="json"),
         "input_shape": list(input_shape),
-        "classes": classes,
+        "outputs": outputs,
+        "call": (call or Call()).as_plain(),
     }
     return {"format": FORMAT, "model": built, "state": state}
 
@@ -88,7 +94,9 @@ def restore(stored: dict[str, Any], model: Model | None = None) -> nn.Module:
         )
     if built["options"] != model.model_dump(mode="json"):
         raise ValueError("it is a network of another model than the config has")
-    network: nn.Module = model.build(tuple(built["input_shape"]), built["classes"])
+    outputs = built.get("outputs", built.get("classes"))  # the latter in files of version 0.1
+    network = model.build(tuple(built["input_shape"]), outputs)
+    network = adapted(network, Call.of(built.get("call")))
     network.load_state_dict(stored["state"])
     return network.eval()
 

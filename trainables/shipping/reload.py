@@ -15,25 +15,32 @@ BATCH = 1024
 
 
 def main(kind: str, path: str, inputs: str, outputs: str) -> None:
-    """Loads the file, runs it on the inputs (N, *input_shape), and writes its logits (N,
-    classes)."""
-    everything = np.load(inputs)
+    """Loads the file, runs it on the inputs (N, *input_shape), and writes its outputs.
+
+    Several inputs are in an archive, by their names.
+    """
+    loaded = np.load(inputs)
+    everything = dict(loaded) if inputs.endswith(".npz") else {"": loaded}
+    count = len(next(iter(everything.values())))
     run = _runner(kind, path)
-    np.save(
-        outputs,
-        np.concatenate(
-            [run(everything[start : start + BATCH]) for start in range(0, len(everything), BATCH)]
-        ),
-    )
+    made = []
+    for start in range(0, count, BATCH):
+        made.append(run({name: all_[start : start + BATCH] for name, all_ in everything.items()}))
+    np.save(outputs, np.concatenate(made))
 
 
-def _runner(kind: str, path: str) -> Callable[[Any], Any]:
+def _runner(kind: str, path: str) -> Callable[[dict[str, Any]], Any]:
     if kind == "onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return lambda batch: session.run(None, {name: batch})[0]
+        names = [one.name for one in session.get_inputs()]
+
+        def run_onnx(batch: dict[str, Any]) -> Any:
+            fed = {names[0]: batch[""]} if "" in batch else {name: batch[name] for name in names}
+            return session.run(None, fed)[0]
+
+        return run_onnx
     import torch
 
     if kind == "pt2":
@@ -45,9 +52,12 @@ def _runner(kind: str, path: str) -> Callable[[Any], Any]:
 
         network = load(Path(path))
 
-    def run(batch: Any) -> Any:
+    def run(batch: dict[str, Any]) -> Any:
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
         with torch.no_grad():
-            return network(torch.from_numpy(batch)).numpy()
+            if all(name.isdigit() or not name for name in tensors):
+                return network(*tensors.values()).numpy()
+            return network(**tensors).numpy()
 
     return run
 

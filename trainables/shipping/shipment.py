@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import UserError
+from slimfront.trainables.inputs import Several, joined, tensors
 from slimfront.trainables.measures.latency import Latency, Timing, time_networks
 from slimfront.trainables.measures.measure import measure, measure_extra
 from slimfront.trainables.shipping import reload
-from slimfront.trainables.shipping.formats import Format, OnnxNetwork, Shipped, save
+from slimfront.trainables.shipping.formats import Format, OnnxNetwork, Shipped, onnx_names, save
+from slimfront.trainables.shipping.formats import shipped as as_shipped
 from slimfront.trainables.shipping.int8 import write_int8
 from slimfront.trainables.shipping.kernels import BATCHES, Kernel, Tried, try_kernels
 
@@ -37,9 +39,9 @@ class Shipment:
     in a fresh process."""
     checked: int
     """On how many inputs."""
-    accuracies: Mapping[str, float]
-    """`val_accuracy` and `test_accuracy` of the file, from the same outputs."""
-    trained_accuracies: Mapping[str, float]
+    scores: Mapping[str, float]
+    """The metrics of the file on the validation and test splits, from the same outputs."""
+    trained_scores: Mapping[str, float]
     """Those of the network before it was written."""
     measures: Mapping[str, float]
     """Of the network (see `measure`), and `file_bytes`."""
@@ -80,11 +82,8 @@ def ship(
     check_output(path)
     if int8 and kind != "onnx":
         raise UserError(f"int8 networks ship as onnx, and this is to be {kind}")
-    shipped, dense_shipped = (
-        Shipped(network, *data.normalisation()).eval(),
-        Shipped(dense, *data.normalisation()).eval(),
-    )
-    held_out = torch.cat([data.validation.inputs, data.test.inputs]).cpu()
+    shipped, dense_shipped = as_shipped(network, data), as_shipped(dense, data)
+    held_out = joined(data.validation.inputs, data.test.inputs).cpu()
     raw = data.raw(held_out)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".slimfront-") as folder:
         written = Path(folder, path.name)
@@ -96,9 +95,9 @@ def ship(
             save(
                 shipped, data.raw(data.train.inputs[:2].cpu()), written, kind, sparse_kernels=faster
             )
-        logits = _in_a_fresh_process(written, kind, raw)
+        made = _in_a_fresh_process(written, kind, raw)
         wanted = _outputs(shipped, raw)
-        difference = float((logits - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+        difference = float((made - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
         if not int8 and not difference <= _TOLERANCE:
             raise UserError(
                 f"the {kind} file computes something else: its outputs are off by {difference:.1e} "
@@ -115,8 +114,8 @@ def ship(
         int8,
         difference,
         len(raw),
-        _accuracies(logits, data),
-        _accuracies(wanted, data),
+        _scores(made, data),
+        _scores(wanted, data),
         measures,
         measure(dense, sample) | measure_extra(dense, sample, ["bytes_compressed"]),
         timings,
@@ -143,8 +142,15 @@ def _outputs(network: nn.Module, inputs: Tensor) -> Tensor:
 
 def _in_a_fresh_process(path: Path, kind: Format, inputs: Tensor) -> Tensor:
     with tempfile.TemporaryDirectory() as folder:
-        seen, said = Path(folder, "inputs.npy"), Path(folder, "outputs.npy")
-        np.save(seen, inputs.numpy())
+        several = isinstance(inputs, Several)
+        seen = Path(folder, "inputs.npz" if several else "inputs.npy")
+        said = Path(folder, "outputs.npy")
+        if several:
+            names = onnx_names(inputs) if kind == "onnx" else list(tensors(inputs))
+            arrays = (tensor.numpy() for tensor in tensors(inputs).values())
+            np.savez(seen, **dict(zip(names, arrays, strict=True)))  # type: ignore[arg-type]
+        else:
+            np.save(seen, inputs.numpy())
         # -P: the directory of reload.py is no place to import from.
         command = [
             sys.executable,
@@ -162,14 +168,16 @@ def _in_a_fresh_process(path: Path, kind: Format, inputs: Tensor) -> Tensor:
         return torch.from_numpy(np.load(said))
 
 
-def _accuracies(logits: Tensor, data: Dataset) -> dict[str, float]:
-    """Of outputs (validation and then test inputs, classes)."""
-    right = logits.argmax(1) == torch.cat([data.validation.labels, data.test.labels]).cpu()
-    count = len(data.validation.labels)
-    return {
-        "val_accuracy": float(right[:count].float().mean()),
-        "test_accuracy": float(right[count:].float().mean()),
-    }
+def _scores(outputs: Tensor, data: Dataset) -> dict[str, float]:
+    """Of what a shipped network made of the validation and then the test inputs, (N, …)."""
+    task, count = data.task, len(data.validation.targets)
+    found: dict[str, float] = {}
+    for name, part, split in (
+        ("val", outputs[:count], data.validation),
+        ("test", outputs[count:], data.test),
+    ):
+        found |= task.scores(task.state_of_shipped(part, split.targets.cpu()).tolist(), name)
+    return found
 
 
 def _time(

@@ -25,8 +25,9 @@ weights."""
 class Setting:
     """The training that a sparsifier is attached to.
 
-    `examples(n)` gives n training examples, inputs (n, …) and labels (n,), the same ones for the
-    same seed. `level` makes tensors the same, in place, in all processes that share the training.
+    `examples(n)` gives n training examples, inputs (n, …) and targets (n, …), the same ones for the
+    same seed; `loss` is the task's, of outputs and targets. `broadcast_from_rank0` makes tensors
+    the same, in place, in all processes that share the training.
     """
 
     model: nn.Module
@@ -34,6 +35,7 @@ class Setting:
     total_steps: int
     seed: int
     examples: Callable[[int], tuple[Tensor, Tensor]]
+    loss: Callable[[Tensor, Tensor], Tensor]
     broadcast_from_rank0: Callable[[Iterable[Tensor]], None] = lambda _tensors: None
 
 

@@ -7,6 +7,7 @@ weights as they are, without a variance-scaling initialisation of its own.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -23,13 +24,18 @@ from slimfront.trainables.sparsifiers.base import (
 from slimfront.trainables.sparsifiers.masks import Densities, choose_masks
 
 
-def sensitivities(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """|w · ∂loss/∂w| of the prunable weights, on the cross-entropy of one batch; `model` and its
+def sensitivities(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """|w · ∂loss/∂w| of the prunable weights, on the task loss of one batch; `model` and its
     gradients are left alone."""
     twin = copy.deepcopy(model).train()
     weights = prunable_weights(twin)
     with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
-        loss = nn.functional.cross_entropy(twin(inputs), labels)
+        loss = loss_of(twin(inputs), targets)
     gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
     return {
         name: torch.zeros_like(weight) if gradient is None else (weight * gradient).detach().abs()
@@ -48,7 +54,7 @@ class SNIP(TargetSparsifier):
 
     def attach(self, setting: Setting) -> ActiveSparsifier:
         active = ActiveSparsifier(self, setting)
-        scores = sensitivities(setting.model, *setting.examples(self.samples))
+        scores = sensitivities(setting.model, *setting.examples(self.samples), setting.loss)
         active.set_masks(
             choose_masks(
                 {name: scores[name] for name in active.weights}, self.sparsity, self.densities

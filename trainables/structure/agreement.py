@@ -8,11 +8,14 @@ networks are compared in float64, where they can be.
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
+
+from slimfront.trainables.inputs import each, tensors
 
 EXACT = 1e-10
 """How far outputs in float64 may be apart, relative to their spread, where only sums were taken in
@@ -182,13 +185,30 @@ def _batches(real: Tensor, fresh: bool) -> Iterator[Tensor]:
     if not fresh:
         return
     generator = torch.Generator().manual_seed(0)
-    features = real.reshape(len(real), -1)
-    drawn = torch.randint(len(real), (_FRESH, features.shape[1]), generator=generator).to(
-        real.device
-    )
-    yield features.gather(0, drawn).reshape(_FRESH, *real.shape[1:])
+    yield each(real, partial(_recombined, generator))
     # Whole numbers may be indices.
-    if real.is_floating_point() and not bool((real == real.round()).all()):
-        scale = real.std() if real.numel() > 1 else real.abs().max()
-        normal = torch.randn(_FRESH + 1, *real.shape[1:], generator=generator, dtype=torch.float64)
-        yield normal.to(real) * scale + real.mean()
+    if any(_has_fractions(tensor) for tensor in tensors(real).values()):
+        yield each(real, partial(_normal, generator))
+
+
+def _recombined(generator: torch.Generator, real: Tensor) -> Tensor:
+    """Real values (N, …) in new combinations, (_FRESH, …)."""
+    features = real.reshape(len(real), -1)
+    shape = (_FRESH, features.shape[1])
+    drawn = torch.randint(len(real), shape, generator=generator).to(real.device)
+    return features.gather(0, drawn).reshape(_FRESH, *real.shape[1:])
+
+
+def _has_fractions(real: Tensor) -> bool:
+    return real.is_floating_point() and not bool((real == real.round()).all())
+
+
+def _normal(generator: torch.Generator, real: Tensor) -> Tensor:
+    """Normal values of the mean and deviation of the real ones (N, …), (_FRESH + 1, …); whole
+    numbers of them in their order."""
+    if not _has_fractions(real):
+        places = torch.arange(_FRESH + 1, device=real.device) % len(real)
+        return real[places]
+    scale = real.std() if real.numel() > 1 else real.abs().max()
+    normal = torch.randn(_FRESH + 1, *real.shape[1:], generator=generator, dtype=torch.float64)
+    return normal.to(real) * scale + real.mean()

@@ -39,19 +39,23 @@ class Attention(nn.Module):
         self.dropout = dropout
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None = None,
+        padding: Tensor | None = None,
     ) -> Tensor:
         """(N, L, heads · d), (N, S, heads · d), (N, S, heads · e) to (N, L, heads · e); L, S before
         N without `batch_first`.
 
-        `mask` (L, S) is added before the softmax, or says with True what is not attended to, as for
-        `nn.MultiheadAttention`.
+        `mask` (L, S) and `padding` (N, S) are added before the softmax, or say with True what is
+        not attended to, as `attn_mask` and `key_padding_mask` of `nn.MultiheadAttention`.
         """
         swapped = query.dim() == 3 and not self.batch_first
         inputs = [part.transpose(0, 1) if swapped else part for part in (query, key, value)]
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in inputs)
-        if mask is not None and mask.dtype == torch.bool:
-            mask = ~mask  # scaled_dot_product_attention says with True what is attended to
+        mask = _merged(mask, padding, q.dtype)
         dropout = self.dropout if self.training else 0.0
         out = (
             F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -63,6 +67,27 @@ class Attention(nn.Module):
     def extra_repr(self) -> str:
         """What is shown of it."""
         return f"{self.heads}, batch_first={self.batch_first}, dropout={self.dropout}"
+
+
+def _merged(mask: Tensor | None, padding: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Both masks as one that `scaled_dot_product_attention` takes, which says with True what is
+    attended to."""
+    if padding is not None:
+        padding = padding[..., None, None, :]  # (N, S) to (N, heads, L, S)
+        if mask is None:
+            mask = padding
+        elif mask.dtype == padding.dtype == torch.bool:
+            mask = mask | padding
+        else:
+            mask = _added(mask, dtype) + _added(padding, dtype)
+    return ~mask if mask is not None and mask.dtype == torch.bool else mask
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of True as what is added before the softmax."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
 
 
 class ScaledDotProduct(nn.Module):
@@ -101,8 +126,8 @@ def split_attention(network: fx.GraphModule) -> list[str]:
     `heads`, in place; names them.
 
     Raises:
-        UserError: if one uses what that cannot stand for: masks that depend on the input, weights
-            as an output, `add_bias_kv`, `add_zero_attn`.
+        UserError: if one uses what that cannot stand for: an attn_mask that depends on the input,
+            weights as an output, `add_bias_kv`, `add_zero_attn`.
     """
     calls = [(node, module_of(network, node)) for node in network.graph.nodes]
     split: list[str] = []
@@ -121,8 +146,10 @@ def split_attention(network: fx.GraphModule) -> list[str]:
                 network.graph.call_module(f"{name}.{part}", (arguments[part],))
                 for part in ("query", "key", "value")
             )
-            mask = () if arguments["attn_mask"] is None else (arguments["attn_mask"],)
-            attended = network.graph.call_module(f"{name}.heads", (*projected, *mask))
+            masks = [arguments["attn_mask"], arguments["key_padding_mask"]]
+            while masks and masks[-1] is None:
+                masks.pop()
+            attended = network.graph.call_module(f"{name}.heads", (*projected, *masks))
             out = network.graph.call_module(f"{name}.out", (attended,))
         for user in list(node.users):
             user.replace_all_uses_with(out)
@@ -160,8 +187,6 @@ def _arguments(
     problem = None
     if module.bias_k is not None or module.add_zero_attn:
         problem = "uses add_bias_kv or add_zero_attn"
-    elif bound.arguments["key_padding_mask"] is not None:
-        problem = "has a key_padding_mask"
     elif mask is not None and not (
         isinstance(mask, fx.Node) and mask.op == "get_attr" and _tensor(network, mask).dim() == 2
     ):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from slimfront.trainables.inputs import in_float64
 from slimfront.trainables.precision import all_of_float32
 from slimfront.trainables.structure.agreement import EXACT, Probe
 from slimfront.trainables.structure.channel_groups import ChannelGroup, channel_groups, remove_units
@@ -62,7 +63,7 @@ def removable_groups(network: nn.Module, inputs: Tensor) -> list[ChannelGroup]:
         return zeroed().double()
 
     try:
-        right = _together([_drawn(exact, 0)], seen.double(), units, EXACT, fresh=False)
+        right = _together([_drawn(exact, 0)], in_float64(seen), units, EXACT, fresh=False)
     except (RuntimeError, TypeError, ValueError):  # it cannot be run in float64
         right = _together([_drawn(zeroed, 0)], seen, units, _LOOSE, fresh=False)
     return [group for group in groups if group.name in right or group.name not in units]

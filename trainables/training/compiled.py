@@ -9,14 +9,16 @@ validation, refit, compaction and measures are computed as ever.
 
 import copy
 import logging
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.inputs import tensors
 from slimfront.trainables.measures.latency import seconds_of
-from slimfront.trainables.precision import forward_pass, to_float32
+from slimfront.trainables.precision import forward_pass
 
 Compile = bool | Literal["auto"]
 
@@ -84,7 +86,15 @@ class Compiled:
         return outputs
 
 
-def pays_back(model: nn.Module, inputs: Tensor, labels: Tensor, steps: int, *, bf16: bool) -> bool:
+def pays_back(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    steps: int,
+    *,
+    bf16: bool,
+) -> bool:
     """Whether so many steps on such a batch end sooner compiled: measured on a copy of the network,
     and remembered.
 
@@ -92,14 +102,13 @@ def pays_back(model: nn.Module, inputs: Tensor, labels: Tensor, steps: int, *, b
 
     Args:
         inputs: (N, …), what the network sees of a batch.
-        labels: (N,).
+        targets: (N, …).
+        loss: of outputs and targets.
     """
     network = (type(model).__qualname__, repr(model))
     key = (
         network,
-        inputs.shape,
-        inputs.dtype,
-        inputs.stride(),
+        tuple((each.shape, each.dtype, each.stride()) for each in tensors(inputs).values()),
         inputs.device,
         torch.get_num_threads(),
         bf16,
@@ -111,7 +120,7 @@ def pays_back(model: nn.Module, inputs: Tensor, labels: Tensor, steps: int, *, b
         def take() -> None:
             with forward_pass(inputs.device, bf16):
                 outputs = way(inputs)
-            nn.functional.cross_entropy(to_float32(outputs), labels).backward()
+            loss(outputs, targets).backward()
 
         return seconds_of(take, inputs.device)
 

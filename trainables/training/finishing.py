@@ -2,8 +2,10 @@
 pruned further."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +14,11 @@ from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.compaction import Compacted, compact
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import TrialFailure
-from slimfront.trainables.measures.measure import accuracy, measure, measure_extra
+from slimfront.trainables.measures.measure import measure, measure_extra
+from slimfront.trainables.measures.own import OwnMeasure
+from slimfront.trainables.models import built
 from slimfront.trainables.penalties.features import remove_hooks
+from slimfront.trainables.shipping.formats import save, shipped
 from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.training.one_shot import prune
 
@@ -26,8 +31,8 @@ would fill a memory."""
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished candidate: metrics of each epoch, the compact network, and its measures with
-    `val_accuracy`."""
+    """A finished candidate: metrics of each epoch, the compact network, and its measures with the
+    metrics of the validation split."""
 
     history: list[dict[str, Number]]
     compacted: Compacted
@@ -67,8 +72,8 @@ class Finishing:
             one_shot: whether to prune it further in one shot, as the candidate says.
 
         Returns:
-            The compact network, its measures with `val_accuracy` and `layers_merged`, and the
-            metrics of the refit, as epochs that go on counting from those of training.
+            The compact network, its measures with metrics and `layers_merged`, and the metrics of
+            the refit, as epochs that go on counting from those of training.
 
         Raises:
             TrialFailure: if compaction changed the outputs on the validation inputs, or refit
@@ -95,19 +100,18 @@ class Finishing:
             return
         seen = self.data.prepare(self.data.train.inputs[:CHECKED_INPUTS])
         inputs = self.data.prepare(self.data.validation.inputs[:CHECKED_INPUTS])
-        least = trained.measures["val_accuracy"] / 2
+        task = self.data.task
         for network in prune(trained.compacted.network, seen, self.candidate.one_shot):
-            if (
-                not self.candidate.int8
-                and accuracy(network, *self.data.validation, prepare=self.data.prepare) < least
-            ):
-                return  # before the work of making it compact, which keeps what it computes
+            if not self.candidate.int8:
+                scores = task.evaluate(network, *self.data.validation, prepare=self.data.prepare)
+                if not task.worth_going_on(scores, trained.measures):
+                    return  # before the work of making it compact, which keeps what it computes
             try:
                 compacted = compact(network, inputs, self.candidate.compaction, self.told)
             except TrialFailure:
                 return  # nearly nothing is left of its outputs
             measures = self._measures(compacted.network, inputs, compacted.report.after)
-            if not measures["val_accuracy"] >= least:
+            if not task.worth_going_on(measures, trained.measures):
                 return
             merged = trained.measures["layers_merged"] + compacted.report.count("merged")
             yield Trained([], compacted, measures | {"layers_merged": merged})
@@ -115,22 +119,49 @@ class Finishing:
     def _measures(
         self, network: nn.Module, inputs: Tensor, sizes: Mapping[str, float]
     ) -> dict[str, Number]:
-        """`val_accuracy`, `sizes`, and what else the candidate asks for; of the int8 network, where
-        that is to ship."""
+        """Metrics, `sizes`, and what else the candidate asks for; of the int8 network, where that
+        is to ship."""
         if self.candidate.int8:
             int8 = as_int8(copy.deepcopy(network).cpu(), self.data)
-            return {"val_accuracy": int8.val_accuracy(self.data), **sizes, **int8.sizes()}
-        val_accuracy = accuracy(network, *self.data.validation, prepare=self.data.prepare)
-        return {"val_accuracy": val_accuracy, **sizes, **self._extra_measures(network, inputs)}
+            return {**int8.scores(self.data, "val"), **sizes, **int8.sizes()}
+        data = self.data
+        scores = data.task.evaluate(network, *data.validation, prepare=data.prepare)
+        return {**scores, **sizes, **self._extra_measures(network, inputs)}
 
     def _extra_measures(self, network: nn.Module, inputs: Tensor) -> dict[str, Number]:
         """The measures that the candidate asks for beyond those that are always taken; `inputs` (N,
         *input_shape)."""
-        names, latency = self.candidate.measures, self.candidate.latency
+        names, latency = self.candidate.asked_measures(), self.candidate.latency
         if "speedup" in names and self.dense is None:
             dense = latency.against or self.candidate.model
             with torch.random.fork_rng(devices=[]):
-                self.dense = dense.build(self.data.input_shape, self.data.classes).to(
-                    self.data.device
-                )
-        return measure_extra(network, inputs, names, self.dense, latency)
+                self.dense = built(dense, self.data).to(self.data.device)
+        found: dict[str, Number] = dict(measure_extra(network, inputs, names, self.dense, latency))
+        own = self.candidate.own_measures()
+        return found | measure_own(network, self.data, own) if own else found
+
+
+def measure_own(network: nn.Module, data: Dataset, own: Sequence[OwnMeasure]) -> dict[str, Number]:
+    """The user's measures of a compact network.
+
+    Raises:
+        TrialFailure: if a function raises, or gives anything but a finite number.
+        UserError: if one is on the ONNX file, and there can be none.
+    """
+    inputs = data.prepare(data.validation.inputs[:CHECKED_INPUTS])
+    found: dict[str, Number] = {}
+    training = network.training
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "network.onnx")
+        if any(measure.on == "onnx" for measure in own):
+            on_cpu = copy.deepcopy(network).cpu()
+            raw = data.raw(data.validation.inputs[:2].cpu())
+            save(shipped(on_cpu, data), raw, path, "onnx")
+        network.eval()
+        try:
+            for measure_of in own:
+                seen = (str(path),) if measure_of.on == "onnx" else (network, inputs)
+                found[measure_of.name] = measure_of.take(*seen)
+        finally:
+            network.train(training)
+    return found

@@ -13,6 +13,7 @@ from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.data import Dataset, Split, load_once
 from slimfront.trainables.errors import TrialFailure, UserError
 from slimfront.trainables.gpu import to_device
+from slimfront.trainables.models import built
 from slimfront.trainables.precision import check_bf16
 from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting
 from slimfront.trainables.sparsifiers.base import computed_weights, prunable_weights
@@ -67,7 +68,7 @@ class Training:
         if self.options.bf16:
             check_bf16(self.device)
         self.ranks = ranks or Solo()
-        self.data: Dataset = load_once(candidate.data, self.device)
+        self.data: Dataset = load_once(candidate.data, self.device, candidate.task)
         self.epoch = 0
         self.step = 0
         self.parts = 1
@@ -77,7 +78,7 @@ class Training:
         self.augmenter = torch.Generator().manual_seed((seed + _AUGMENTATION_STREAM) % 2**63)
         with torch.random.fork_rng(devices=self._gpus()):
             torch.manual_seed(seed)  # torch's initialisers know only the global generator
-            self.model = candidate.model.build(self.data.input_shape, self.data.classes)
+            self.model = built(candidate.model, self.data)
             self.rng_state = self._rng_state()
         _refuse_computed_weights(candidate, self.model)
         self.model.to(self.device)
@@ -101,6 +102,7 @@ class Training:
                 self._total_steps(),
                 seed,
                 self._examples,
+                self.data.task.loss,
                 self.ranks.broadcast_from_rank0,
             )
             self.sparsifier = candidate.sparsifier.attach(setting)
@@ -118,10 +120,10 @@ class Training:
             ((self.options.seed or 0) + _EXAMPLES_STREAM) % 2**63
         )
         train = self.data.train
-        drawn = torch.randperm(len(train.labels), generator=generator)[:count].to(
-            train.labels.device
+        drawn = torch.randperm(len(train.targets), generator=generator)[:count].to(
+            train.targets.device
         )
-        return self.data.prepare(train.inputs[drawn]), train.labels[drawn].to(self.device)
+        return self.data.prepare(train.inputs[drawn]), train.targets[drawn].to(self.device)
 
     def _gpus(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []
@@ -146,7 +148,7 @@ class Training:
 
     def steps_per_epoch(self) -> int:
         """How many steps an epoch has."""
-        return math.ceil(len(self.data.train.labels) / self.options.batch_size)
+        return math.ceil(len(self.data.train.targets) / self.options.batch_size)
 
     def _total_steps(self) -> int:
         return self.steps_per_epoch() * self.options.epochs
@@ -167,7 +169,8 @@ class Training:
 
         Returns:
             `epoch` (from 1), `train_loss` (mean task loss), `penalty_loss` (mean of what penalties
-            add to it), `val_accuracy` (of the network in training), `sparsity` (share of zeros
+            add to it), the metrics of the network in training on the validation split, such as
+            `val_accuracy`, `sparsity` (share of zeros
             among the prunable weights), `active_layers` (inner layers that still have a negative
             entry), `lr`.
 
@@ -185,14 +188,14 @@ class Training:
         item was asked for.
         """
         self.model.train()
-        order = torch.randperm(len(self.data.train.labels), generator=self.shuffler)
+        order = torch.randperm(len(self.data.train.targets), generator=self.shuffler)
         self.losses = self.losses or self._shared_losses()
         if self.graphs is not None:
             self.graphs.check_addresses()
             yield from self.graphs.steps(order)
             self.means = self.graphs.means()
         else:
-            yield from self._steps(to_device(order, self.data.train.labels.device))
+            yield from self._steps(to_device(order, self.data.train.targets.device))
 
     def _steps(self, order: Tensor) -> Generator[None]:
         task_losses, penalty_losses = [], []
@@ -218,28 +221,28 @@ class Training:
         self.means = torch.stack(means).double()
 
     def numbers(self) -> Tensor:
-        """What `end_epoch` is to know, (5,), float64, on the device: nothing waits for it yet."""
-        return torch.cat([self.means, self.counts(self.ranks.count_right(self.model, self.data))])
+        """What `end_epoch` is to know, (n,), float64, on the device: nothing waits for it yet."""
+        return torch.cat([self.means, self.counts(), self.ranks.scores(self.model, self.data)])
 
     @torch.no_grad()
-    def counts(self, right: Tensor) -> Tensor:
-        """(3,), float64: the rightly classified validation examples, non-zero prunable weights, and
-        active inner layers."""
-        none = right.new_zeros(())
+    def counts(self) -> Tensor:
+        """(2,), float64: the non-zero prunable weights, and active inner layers."""
+        none = torch.zeros((), dtype=torch.int64, device=self.device)
         alive = sum((weight.count_nonzero() for weight in self.weights), none)
         active = sum((layer.active() for layer in self.inner), none)
-        return torch.stack([right, alive, active]).double()
+        return torch.stack([alive, active]).double()
 
     def end_epoch(self, numbers: Sequence[float]) -> dict[str, Number]:
         """Counts an epoch whose steps were taken, and gives its metrics as `run_epoch` does.
 
         Args:
-            numbers: the mean task loss, the mean of what penalties add to it, and `counts`.
+            numbers: the mean task loss, the mean of what penalties add to it, `counts`, and what
+                the task makes its metrics of (`ActiveTask.scores`).
 
         Raises:
             TrialFailure: if the losses are not finite.
         """
-        train_loss, extra_loss, right, alive, active = numbers
+        train_loss, extra_loss, alive, active, *state = numbers
         self.epoch += 1
         if not math.isfinite(train_loss + extra_loss):
             raise TrialFailure(
@@ -250,7 +253,7 @@ class Training:
             "epoch": self.epoch,
             "train_loss": train_loss,
             "penalty_loss": extra_loss,
-            "val_accuracy": int(right) / len(self.data.validation.labels),
+            **self.data.task.scores(state),
             "sparsity": (entries - int(alive)) / max(entries, 1),
             "active_layers": int(active),
             "lr": self.learning_rate(self.step),
@@ -264,7 +267,13 @@ class Training:
         overlap = self.options.out_of_memory == "fail"
         sample = self.data.prepare(self.data.train.inputs[:8])
         compiled = Compiled(self.model, self._share_of_batch()) if self._compiles() else None
-        losses = Losses(self.model, self.penalties, bf16=self.options.bf16, compiled=compiled)
+        losses = Losses(
+            self.model,
+            self.penalties,
+            self.data.task,
+            bf16=self.options.bf16,
+            compiled=compiled,
+        )
         wrapped = self.ranks.wrap(losses, sample, overlap=overlap)
         self.ranks.broadcast_from_rank0(self.sparsifier.masks.values() if self.sparsifier else ())
         return wrapped
@@ -283,20 +292,23 @@ class Training:
     def _pays_back(self) -> bool:
         """Whether most ranks find that it pays back to compile."""
         count = self._share_of_batch()
-        if len(self.data.train.labels) < self.options.batch_size:
+        if len(self.data.train.targets) < self.options.batch_size:
             return False
         inputs = self.data.prepare(self.data.train.inputs[:count])
         inputs = channels_last(inputs) if self.options.channels_last else inputs
-        labels = self.data.train.labels[:count].to(self.device)
-        steps = self._total_steps() - self.step
+        targets = self.data.train.targets[:count].to(self.device)
         found = [
             torch.tensor(
-                float(pays_back(self.model, inputs, labels, steps, bf16=self.options.bf16)),
+                float(self._pays_back_on(inputs, targets, self._total_steps() - self.step)),
                 device=self.device,
             )
         ]
         self.ranks.average(found)
         return bool(found[0] > 0.5)
+
+    def _pays_back_on(self, inputs: Tensor, targets: Tensor, steps: int) -> bool:
+        loss = self.data.task.loss
+        return pays_back(self.model, inputs, targets, loss, steps, bf16=self.options.bf16)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of training step `step` (from 0)."""
@@ -320,13 +332,13 @@ class Training:
         return task_loss, penalty_loss
 
     def take_prepared_step(
-        self, inputs: Tensor, labels: Tensor, lr: Tensor, step_size: Tensor
+        self, inputs: Tensor, targets: Tensor, lr: Tensor, step_size: Tensor
     ) -> tuple[Tensor, Tensor]:
         """One step of a single process that reads nothing but tensors; `step` is not counted.
 
         Args:
             inputs: (N, *input_shape), what the network sees, on the device.
-            labels: (N,), there too.
+            targets: (N, …), there too.
             lr: the learning rate, a float32 scalar there.
             step_size: that of proximal steps, likewise.
 
@@ -335,7 +347,7 @@ class Training:
         """
         set_lr(self.optimizer, self.learning_rate(self.step))
         self.clear_gradients()
-        losses = self._part_gradients(inputs, labels, 1.0)
+        losses = self._part_gradients(inputs, targets, 1.0)
         self._update(lr, step_size)
         return losses
 
@@ -371,17 +383,17 @@ class Training:
             short = False
             losses = [torch.zeros((), device=self.device), torch.zeros((), device=self.device)]
             try:
-                count = len(batch.labels)
+                count = len(batch.targets)
                 for part in map(
                     Split, *(tensor.tensor_split(min(self.parts, count)) for tensor in batch)
                 ):
-                    share = weight * (len(part.labels) / count)
+                    share = weight * (len(part.targets) / count)
                     for total, loss in zip(
                         losses, self._part_gradients(*self._prepared(part), share), strict=True
                     ):
                         total += loss
             except torch.OutOfMemoryError:
-                if not halve or self.parts >= len(batch.labels):
+                if not halve or self.parts >= len(batch.targets):
                     raise
                 short = True
             if not (halve and self.ranks.reduce(self.parameters, short)):
@@ -392,18 +404,20 @@ class Training:
                 torch.cuda.empty_cache()
 
     def _prepared(self, part: Split) -> tuple[Tensor, Tensor]:
-        """What the network sees of some examples, and their labels on the device."""
-        return self.data.augmented(part.inputs, self.augmenter), to_device(part.labels, self.device)
+        """What the network sees of some examples, and their targets on the device."""
+        return self.data.augmented(part.inputs, self.augmenter), to_device(
+            part.targets, self.device
+        )
 
     def _part_gradients(
-        self, inputs: Tensor, labels: Tensor, share: float
+        self, inputs: Tensor, targets: Tensor, share: float
     ) -> tuple[Tensor, Tensor]:
         epoch = self.step / self.steps_per_epoch()
         for penalty, options in zip(self.penalties, self.penalty_options, strict=True):
             penalty.before_batch(self.step, options.scale(epoch))
         inputs = channels_last(inputs) if self.options.channels_last else inputs
         assert self.losses is not None
-        task_loss, penalty_loss = self.losses(inputs, labels)
+        task_loss, penalty_loss = self.losses(inputs, targets)
         loss = task_loss + penalty_loss if penalty_loss.requires_grad else task_loss
         if share == 1:
             loss.backward()

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from slimfront.trainables.penalties.base import ActivePenalty
 from slimfront.trainables.penalties.cka import ActiveFeatures
-from slimfront.trainables.precision import forward_pass, to_float32
+from slimfront.trainables.precision import forward_pass
+from slimfront.trainables.tasks import ActiveTask
 from slimfront.trainables.training.compiled import Compiled
 
 
@@ -19,6 +20,7 @@ class Losses(nn.Module):
         self,
         model: nn.Module,
         penalties: Sequence[ActivePenalty],
+        task: ActiveTask,
         *,
         bf16: bool = False,
         compiled: Compiled | None = None,
@@ -28,12 +30,13 @@ class Losses(nn.Module):
         super().__init__()
         self.model = model
         self.penalties = penalties
+        self.task = task
         self.bf16 = bf16
         self.compiled = compiled
 
-    def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of `inputs` (N, …) with `labels` (N,), and penalty loss; the latter without
-        gradient where none acts."""
+    def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The task loss of `inputs` (N, …) with `targets` (N, …), and penalty loss; the latter
+        without gradient where none acts."""
         watched = any(
             isinstance(penalty, ActiveFeatures) and penalty.features.watching
             for penalty in self.penalties
@@ -41,7 +44,7 @@ class Losses(nn.Module):
         network = self.model if watched or self.compiled is None else self.compiled
         with forward_pass(inputs.device, self.bf16):
             outputs = network(inputs)
-        task_loss = nn.functional.cross_entropy(to_float32(outputs), labels)
+        task_loss = self.task.loss(outputs, targets)
         extra = [
             value for value in (penalty.loss() for penalty in self.penalties) if value is not None
         ]

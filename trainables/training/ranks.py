@@ -23,7 +23,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.measures.measure import count_right
 from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.training.losses import Losses
 
@@ -73,10 +72,10 @@ class Solo:
         """Gives each rank random numbers of its own in `epoch`; rank 0 goes on with those that a
         single process has."""
 
-    def count_right(self, network: nn.Module, data: Dataset) -> Tensor:
-        """How many validation examples the network classifies rightly, an int64 scalar on its
-        device."""
-        return count_right(network, *data.validation, prepare=data.prepare)
+    def scores(self, network: nn.Module, data: Dataset) -> Tensor:
+        """What the metrics of the validation split are made of (`ActiveTask.state`), (n,), float64,
+        on the network's device."""
+        return data.task.state(network, *data.validation, prepare=data.prepare)
 
 
 class Group(Solo):
@@ -154,15 +153,40 @@ class Group(Solo):
             augmenter.manual_seed(mixed)
             torch.manual_seed(mixed + 1)
 
-    def count_right(self, network: nn.Module, data: Dataset) -> Tensor:
-        """Each rank counts those in a share of the examples."""
-        inputs, labels = (tensor[self.rank :: self.size] for tensor in data.validation)
-        none = torch.zeros((), dtype=torch.int64, device=self.device)
-        counted = (
-            count_right(network, inputs, labels, prepare=data.prepare) if len(labels) else none
-        )
-        dist.all_reduce(counted)
-        return counted
+    def scores(self, network: nn.Module, data: Dataset) -> Tensor:
+        """Each rank computes the outputs of a share of the examples."""
+        inputs, targets = (tensor[self.rank :: self.size] for tensor in data.validation)
+        task = data.task
+        if task.mergeable:
+            total = torch.zeros(task.width, dtype=torch.float64, device=self.device)
+            if len(targets):
+                total += task.state(network, inputs, targets, prepare=data.prepare)
+            dist.all_reduce(total)
+            return total
+        # A metric that is no sum over examples needs all outputs in one place.
+        outputs = task.outputs_of(network, inputs, prepare=data.prepare) if len(targets) else None
+        tally = task.tally()
+        everything = data.validation.targets
+        for rank, part in enumerate(self._gather(outputs, len(everything))):
+            if len(part):
+                task.count(tally, part, everything[rank :: self.size])
+        return tally.state()
+
+    def _gather(self, outputs: Tensor | None, count: int) -> list[Tensor]:
+        """The outputs (n, …) of each rank's share of `count` examples, None for no share."""
+        sizes = [len(range(rank, count, self.size)) for rank in range(self.size)]
+        # Rank 0 has a share if any rank has.
+        shape = torch.zeros(8, dtype=torch.int64, device=self.device)
+        if outputs is not None and self.rank == 0:
+            shape[: outputs.dim()] = torch.tensor(outputs.shape)
+        dist.broadcast(shape, 0)
+        rest = [size for size in shape.tolist() if size][1:]
+        padded = torch.zeros((sizes[0], *rest), device=self.device)
+        if outputs is not None:
+            padded[: len(outputs)] = outputs
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(gathered, padded)
+        return [part[:size] for part, size in zip(gathered, sizes, strict=True)]
 
 
 def _may_leave_out(model: nn.Module, sample: Tensor) -> bool:

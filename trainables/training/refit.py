@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import TrialFailure
-from slimfront.trainables.measures.measure import accuracy
 from slimfront.trainables.options import Options
 from slimfront.trainables.training.optimizers import (
     OptimizerName,
@@ -48,7 +47,7 @@ def refit(
         augmenter: varies the training images, where the data set says so.
 
     Returns:
-        Per epoch: `train_loss`, `val_accuracy` and `lr`.
+        Per epoch: `train_loss`, the metrics on the validation split, and `lr`.
 
     Raises:
         TrialFailure: if the loss is not finite.
@@ -60,24 +59,24 @@ def refit(
     for epoch in range(options.epochs):
         network.train()
         losses: list[Tensor] = []
-        order = torch.randperm(len(data.train.labels), generator=shuffler).to(
-            data.train.labels.device
+        order = torch.randperm(len(data.train.targets), generator=shuffler).to(
+            data.train.targets.device
         )
         chosen = order.split(batch_size)
         with closing(data.batches(chosen)) as batches:
-            for index, (stored, labels) in enumerate(batches):
+            for index, (stored, targets) in enumerate(batches):
                 lr = scheduled(options.lr, "cosine", (epoch + index / len(chosen)) / options.epochs)
                 set_lr(steps, lr)
                 inputs = data.augmented(stored, augmenter)
-                loss = nn.functional.cross_entropy(network(inputs), labels.to(data.device))
+                loss = data.task.loss(network(inputs), targets.to(data.device))
                 steps.zero_grad()
                 loss.backward()
                 take_step(steps)
                 with torch.no_grad():
                     for parameter, mask in zip(parameters, alive, strict=True):
                         parameter.mul_(mask)
-                losses.append(loss.detach() * len(labels))
-        train_loss = float(torch.stack(losses).sum() / len(data.train.labels))
+                losses.append(loss.detach() * len(targets))
+        train_loss = float(torch.stack(losses).sum() / len(data.train.targets))
         if not math.isfinite(train_loss):
             raise TrialFailure(
                 f"diverged: the loss of refit is {train_loss} in its epoch {epoch + 1}"
@@ -85,7 +84,7 @@ def refit(
         history.append(
             {
                 "train_loss": train_loss,
-                "val_accuracy": accuracy(network, *data.validation, prepare=data.prepare),
+                **data.task.evaluate(network, *data.validation, prepare=data.prepare),
                 "lr": lr,
             }
         )

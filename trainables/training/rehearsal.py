@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.compaction import compact
-from slimfront.trainables.data import Split
+from slimfront.trainables.data import Dataset, Split
 from slimfront.trainables.data.look import looked_at
 from slimfront.trainables.errors import TrialFailure, UserError
 from slimfront.trainables.penalties.node import NodeSparsity
@@ -43,7 +43,7 @@ def rehearse(candidate: Candidate, device: torch.device | str = "cpu") -> None:
     Raises:
         UserError: one sentence that names what cannot be done, and the module where that is known.
     """
-    looked_at(candidate.data, torch.device(device))
+    looked_at(candidate.data, torch.device(device), candidate.task)
     with _naming(None, "the network cannot be trained"):
         training = Training(candidate, device)
     try:
@@ -124,7 +124,8 @@ class _Rehearsal:
             )
 
     def _check_outputs(self) -> None:
-        """Whether the network gives logits, and the same ones each time in evaluation mode."""
+        """Whether the network gives what the task takes, and the same each time in evaluation
+        mode."""
         training = self.training
         with (
             _naming(self.model, "the network cannot be run"),
@@ -133,7 +134,7 @@ class _Rehearsal:
         ):
             self.model.eval()
             first, second = self.model(self.sample), self.model(self.sample)
-        _check_logits(first, len(self.sample), training.data.classes)
+        _check_outputs(training.data, first, len(self.sample))
         if difference(first, second, _TOLERANCE, both_nan=True) > _TOLERANCE:
             raise UserError(
                 "the network draws random numbers in evaluation mode, so that no two of its "
@@ -168,8 +169,10 @@ class _Rehearsal:
     def _take_steps(self) -> None:
         training, data = self.training, self.training.data
         self.model.train()
-        training.losses = Losses(self.model, training.penalties, bf16=training.options.bf16)
-        count, size = len(data.train.labels), training.options.batch_size
+        training.losses = Losses(
+            self.model, training.penalties, data.task, bf16=training.options.bf16
+        )
+        count, size = len(data.train.targets), training.options.batch_size
         steps = [(_last_due(training), min(size, count))] + (
             [(0, count % size)] if count > size and count % size else []
         )
@@ -180,10 +183,10 @@ class _Rehearsal:
                 f"example{'s' if examples > 1 else ''}"
             )
             advice = "; set training.batch_size to another number" if number else ""
-            batch = Split(data.train.inputs[:examples], data.train.labels[:examples])
+            batch = Split(data.train.inputs[:examples], data.train.targets[:examples])
             with _naming(self.model, problem, advice), training.own_rng_state():
                 training.step = step
-                _check_logits_of_step(training, batch)
+                _check_outputs_of_step(training, batch)
                 training._train_batch(batch, 1.0)
 
     def _compact_and_keep(self) -> None:
@@ -192,9 +195,8 @@ class _Rehearsal:
             check_storable(self.model, self.sample)
         with _naming(None, "the network cannot be made compact and kept"):
             network = compact(self.model, self.sample, candidate.compaction).network
-            stored = store(
-                network, candidate.model, training.data.input_shape, training.data.classes
-            )
+            data = training.data
+            stored = store(network, candidate.model, data.input_shape, data.head, data.call)
             back = restore(stored, candidate.model).to(self.sample.device)
             if (
                 difference(
@@ -210,7 +212,8 @@ class _Rehearsal:
             _check_shippable(network, self.sample)
         if candidate.int8:
             with _naming(None, "the network cannot be quantised to int8"):
-                as_int8(copy.deepcopy(network).cpu(), training.data).val_accuracy(training.data)
+                int8 = as_int8(copy.deepcopy(network).cpu(), training.data)
+                int8.scores(training.data, "val")
 
 
 def _check_shippable(network: nn.Module, sample: Tensor) -> None:
@@ -224,31 +227,15 @@ def _check_shippable(network: nn.Module, sample: Tensor) -> None:
         )
 
 
-def _check_logits(found: object, count: int, classes: int) -> None:
-    if not isinstance(found, Tensor):
-        raise UserError(
-            f"the network returns a {type(found).__name__}; it must return one tensor of logits, "
-            f"(N, {classes}), so wrap it in a "
-            "module that gives just that"
-        )
-    if not found.is_floating_point() or found.dim() != 2 or len(found) != count:
-        raise UserError(
-            f"the network returns {tuple(found.shape)} ({found.dtype}) for {count} inputs; it must "
-            "return logits, "
-            f"({count}, {classes})"
-        )
-    if found.shape[1] < classes:
-        raise UserError(
-            f"the network gives {found.shape[1]} logits, and the data set has {classes} classes; "
-            "give it an output each"
-        )
+def _check_outputs(data: Dataset, found: object, count: int) -> None:
+    data.task.options.check_outputs(found, data.train.targets[:count], data.head)
 
 
-def _check_logits_of_step(training: Training, batch: Split) -> None:
+def _check_outputs_of_step(training: Training, batch: Split) -> None:
     """In training mode a network may return something else: auxiliary outputs, say."""
     with torch.no_grad(), _statistics_kept(training.model):
         found = training.model(training.data.prepare(batch.inputs))
-    _check_logits(found, len(batch.labels), training.data.classes)
+    _check_outputs(training.data, found, len(batch.targets))
 
 
 @contextmanager

@@ -92,7 +92,7 @@ class StepGraphs:
 
     def _make_tables(self) -> None:
         device, data = self.training.device, self.training.data
-        count, self.size = len(data.train.labels), self.training.options.batch_size
+        count, self.size = len(data.train.targets), self.training.options.batch_size
         batches = -(-count // self.size)
         self.order = torch.zeros(count, dtype=torch.int64, device=device)
         self.mirrored = (
@@ -214,11 +214,11 @@ class StepGraphs:
         mirrored = None if self.mirrored is None else self.mirrored.index_select(0, places)
         corner = None if self.corner is None else self.corner.index_select(1, places)
         inputs = data.varied(data.train.inputs.index_select(0, chosen), Draws(mirrored, corner))
-        labels = data.train.labels.index_select(0, chosen)
+        targets = data.train.targets.index_select(0, chosen)
         lr, step_size = (
             table.index_select(0, self.number).squeeze(0) for table in (self.rates, self.step_sizes)
         )
-        task_loss, penalty_loss = training.take_prepared_step(inputs, labels, lr, step_size)
+        task_loss, penalty_loss = training.take_prepared_step(inputs, targets, lr, step_size)
         with torch.no_grad():
             self.totals += torch.stack([task_loss.double() * size, penalty_loss.double()])
             self.first += size

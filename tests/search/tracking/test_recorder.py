@@ -55,7 +55,7 @@ def story(trials: int = 1) -> list[Event]:
             )
         )
         events.append(event("ended", number=number, status="completed", reason=None))
-    events.append(event("tested", number=0, epoch=2, test_accuracy=0.8))
+    events.append(event("tested", number=0, epoch=2, metrics={"test_accuracy": 0.8}))
     return [*events, event("finished", status="completed", seconds=1.0)]
 
 
@@ -412,7 +412,7 @@ def test_models_that_cannot_be_made_are_named_one_by_one_and_the_search_ends(
 ) -> None:
     candidate = config.candidate({})
     data = load_once(candidate.data, torch.device("cpu"))
-    network = candidate.model.build(data.input_shape, data.classes)
+    network = candidate.model.build(data.input_shape, data.head)
     monkeypatch.setattr("slimfront.search.tracking.charts.load", lambda *_: network)
 
     def cannot(*_arguments: Any, **_named: Any) -> None:

@@ -38,7 +38,7 @@ def build(name: str, seed: int = 0) -> nn.Module:
     """A network in float64 whose batch norms have seen data, and have scales and shifts of all
     signs."""
     torch.manual_seed(seed)
-    model = MODELS[name](name=name, **NETWORKS[name]).build(SHAPE, classes=5).double().train()
+    model = MODELS[name](name=name, **NETWORKS[name]).build(SHAPE, outputs=5).double().train()
     for _ in range(2):
         model(torch.randn(16, *SHAPE, dtype=torch.float64))
     with torch.no_grad():

@@ -45,8 +45,8 @@ assert torch.equal(network(expected["inputs"]), expected["outputs"])
 
 
 def test_an_unknown_kind_of_module_is_named() -> None:
-    with pytest.raises(ValueError, match="cannot store a Softsign"):
-        serialise(fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), nn.Softsign())))
+    with pytest.raises(ValueError, match="cannot store a Tanhshrink"):
+        serialise(fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), nn.Tanhshrink())))
 
 
 def test_an_unknown_operation_is_named() -> None:

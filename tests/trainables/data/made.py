@@ -46,7 +46,7 @@ def ready_dataset(dtype: str = "uint8", largest_label: int = 2) -> Dataset:
     inputs, labels = image_tensors(30, dtype=dtype)
     labels[0] = largest_label
     parts = [Split(inputs[i::3], labels[i::3] if i else labels[::3]) for i in range(3)]
-    return Dataset(*parts, classes=3)
+    return Dataset(*parts, outputs=3)
 
 
 def counted(
@@ -65,12 +65,12 @@ def a_list() -> list[int]:
     return [1, 2]
 
 
-def three_tensors() -> tuple[torch.Tensor, ...]:
-    return (torch.zeros(2), torch.zeros(2), torch.zeros(2))
+def four_tensors() -> tuple[torch.Tensor, ...]:
+    return (torch.zeros(2), torch.zeros(2), torch.zeros(2), torch.zeros(2))
 
 
-def negative_labels() -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.zeros(3, 2), torch.tensor([0, -1, 1])
+def labels_with_a_gap() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(3, 2), torch.tensor([-1, 2, 1])
 
 
 def unequal_lengths() -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,6 +16,7 @@ from slimfront.trainables.data import (
     load_once,
     split,
 )
+from slimfront.trainables.data.base import CLASSIFICATION
 from slimfront.trainables.errors import UserError
 from tests.trainables.data.made import image_tensors
 
@@ -39,7 +40,7 @@ def test_images_stay_uint8_in_memory_and_networks_see_normalised_float32() -> No
     data = IMAGES.load()
     for part in (data.train, data.validation, data.test):
         assert part.inputs.dtype == torch.uint8
-        assert part.labels.dtype == torch.int64
+        assert part.targets.dtype == torch.int64
     seen = data.prepare(data.train.inputs)
     assert seen.dtype == torch.float32
     assert seen.mean((0, 2, 3)).tolist() == pytest.approx([0, 0, 0], abs=1e-5)
@@ -90,14 +91,14 @@ def test_every_data_set_can_be_augmented_by_its_config() -> None:
 def test_constant_inputs_are_normalised_to_zeros_instead_of_nan() -> None:
     labels = torch.arange(30) % 3
     for inputs in (torch.full((30, 1, 4, 4), 9, dtype=torch.uint8), torch.ones(30, 5)):
-        data = split(Digits(), inputs, labels, 3)
+        data = split(Digits(), CLASSIFICATION, inputs, labels)
         assert data.prepare(data.train.inputs).count_nonzero() == 0
 
 
 def test_too_few_examples_of_a_class_are_refused_with_a_sentence() -> None:
     inputs, labels = image_tensors(9)
     with pytest.raises(UserError, match=r"the data set 'digits' has too few examples to hold out"):
-        split(Digits(), inputs, labels, 3)
+        split(Digits(), CLASSIFICATION, inputs, labels)
 
 
 def test_a_split_without_training_examples_is_refused() -> None:
@@ -134,7 +135,7 @@ def test_data_that_does_not_fit_a_gpu_stays_outside_and_networks_see_the_same(
     if not fits:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 10**9))
     there = here.to(torch.device("cuda"))
-    assert there.train.inputs.is_cuda == there.test.labels.is_cuda == fits
+    assert there.train.inputs.is_cuda == there.test.targets.is_cuda == fits
     wanted = here.augmented(here.train.inputs, torch.Generator().manual_seed(0))
     found = there.augmented(there.train.inputs, torch.Generator().manual_seed(0))
     assert found.is_cuda
@@ -143,6 +144,6 @@ def test_data_that_does_not_fit_a_gpu_stays_outside_and_networks_see_the_same(
 
 def test_preparing_does_not_change_what_is_stored() -> None:
     split = Split(torch.full((4, 2), 5.0), torch.zeros(4, dtype=torch.int64))
-    data = Dataset(split, split, split, classes=1, mean=torch.tensor(3.0), std=torch.tensor(2.0))
+    data = Dataset(split, split, split, outputs=1, mean=torch.tensor(3.0), std=torch.tensor(2.0))
     assert torch.equal(data.prepare(split.inputs), torch.ones(4, 2))
     assert torch.equal(split.inputs, torch.full((4, 2), 5.0))

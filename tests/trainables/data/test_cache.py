@@ -47,8 +47,8 @@ def assert_same(one: Dataset, other: Dataset) -> None:
         for tensor, wanted in zip(getattr(one, name), getattr(other, name), strict=True):
             assert tensor.dtype == wanted.dtype
             assert torch.equal(tensor, wanted)
-    assert (one.classes, one.standardised_by, one.augment) == (
-        other.classes,
+    assert (one.outputs, one.standardised_by, one.augment) == (
+        other.outputs,
         other.standardised_by,
         other.augment,
     )

@@ -34,11 +34,11 @@ def test_parquet_files_with_pngs_are_decoded_exactly(channels: int, tmp_path: Pa
     made.write_splits(tmp_path, channels)
     data = HuggingFace(path=str(tmp_path)).load()
     assert data.input_shape == (channels, 8, 8)
-    assert data.classes == 3
+    assert data.head == 3
     images, labels = made.pictures(30, channels, seed=1)
     expected = torch.from_numpy(images).reshape(30, 8, 8, channels).permute(0, 3, 1, 2)
     assert torch.equal(data.test.inputs, expected)
-    assert data.test.labels.tolist() == labels.tolist()
+    assert data.test.targets.tolist() == labels.tolist()
     wanted = (
         torch.from_numpy(made.pictures(60, channels)[0])
         .reshape(60, 8, 8, channels)
@@ -57,7 +57,7 @@ def test_folders_of_images_are_decoded_exactly(channels: int, tmp_path: Path) ->
     expected = torch.from_numpy(images).reshape(30, 8, 8, channels).permute(0, 3, 1, 2)
     in_memory = {
         (image.numpy().tobytes(), int(label))
-        for image, label in zip(data.test.inputs, data.test.labels, strict=True)
+        for image, label in zip(data.test.inputs, data.test.targets, strict=True)
     }
     # A folder's classes are in the order of their names: bright, dark, grey.
     number = {
@@ -105,8 +105,8 @@ def test_a_test_split_of_its_own_is_the_test_set_and_validation_is_taken_from_tr
 ) -> None:
     made.write_splits(tmp_path, 1, train=60, test=30)
     data = HuggingFace(path=str(tmp_path), validation=0.25).load()
-    assert [len(part.labels) for part in (data.train, data.validation, data.test)] == [45, 15, 30]
-    assert data.validation.labels.bincount().tolist() == [5, 5, 5]
+    assert [len(part.targets) for part in (data.train, data.validation, data.test)] == [45, 15, 30]
+    assert data.validation.targets.bincount().tolist() == [5, 5, 5]
     again, other = (
         HuggingFace(path=str(tmp_path), validation=0.25).load(),
         HuggingFace(path=str(tmp_path), seed=1).load(),
@@ -118,9 +118,9 @@ def test_a_test_split_of_its_own_is_the_test_set_and_validation_is_taken_from_tr
 def test_without_a_test_split_all_three_are_split_off_the_training_rows(tmp_path: Path) -> None:
     made.write_splits(tmp_path, 1, train=60, test=None)
     data = HuggingFace(path=str(tmp_path)).load()
-    assert [len(part.labels) for part in (data.train, data.validation, data.test)] == [36, 12, 12]
+    assert [len(part.targets) for part in (data.train, data.validation, data.test)] == [36, 12, 12]
     data = HuggingFace(path=str(tmp_path), test=0.4).load()
-    assert [len(part.labels) for part in (data.train, data.validation, data.test)] == [24, 12, 24]
+    assert [len(part.targets) for part in (data.train, data.validation, data.test)] == [24, 12, 24]
 
 
 def test_a_test_fraction_beside_a_test_split_is_refused(tmp_path: Path) -> None:
@@ -143,14 +143,14 @@ def test_parquet_files_may_be_called_after_other_splits(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").rename(tmp_path / "small.parquet")
     (tmp_path / "test.parquet").rename(tmp_path / "held_out.parquet")
     data = HuggingFace(path=str(tmp_path), train_split="small", test_split="held_out").load()
-    assert [len(part.labels) for part in (data.train, data.validation, data.test)] == [48, 12, 30]
+    assert [len(part.targets) for part in (data.train, data.validation, data.test)] == [48, 12, 30]
 
 
 def test_data_files_name_the_files_of_the_splits(tmp_path: Path) -> None:
     made.write_splits(tmp_path, 1)
     (tmp_path / "test.parquet").rename(tmp_path / "other.parquet")
     files = DataFiles(train=str(tmp_path / "train.parquet"), test=str(tmp_path / "other.parquet"))
-    assert len(HuggingFace(data_files=files).load().test.labels) == 30
+    assert len(HuggingFace(data_files=files).load().test.targets) == 30
 
 
 def test_relative_paths_are_made_absolute_when_the_config_is_read(
@@ -161,22 +161,22 @@ def test_relative_paths_are_made_absolute_when_the_config_is_read(
     options = HuggingFace(path="here")
     files = HuggingFace(data_files=DataFiles(train="here/train.parquet"))
     monkeypatch.chdir("/")  # as the processes of a search do
-    assert len(options.load().test.labels) == 30
-    assert len(files.load().test.labels) == 12
+    assert len(options.load().test.targets) == 30
+    assert len(files.load().test.targets) == 12
     assert HuggingFace(path="ylecun/mnist").path == "ylecun/mnist"  # not there: a name on the hub
 
 
 def test_changed_files_are_read_anew(tmp_path: Path) -> None:
     made.write_splits(tmp_path / "data", 1, test=30)
-    assert len(HuggingFace(path=str(tmp_path / "data")).load().test.labels) == 30
+    assert len(HuggingFace(path=str(tmp_path / "data")).load().test.targets) == 30
     made.write_splits(tmp_path / "data", 1, test=33)
-    assert len(HuggingFace(path=str(tmp_path / "data")).load().test.labels) == 33
+    assert len(HuggingFace(path=str(tmp_path / "data")).load().test.targets) == 33
 
 
 def test_limit_uses_the_first_training_rows_only_and_the_whole_test_set(tmp_path: Path) -> None:
     made.write_splits(tmp_path, 1)
     data = HuggingFace(path=str(tmp_path), limit=30).load()
-    assert [len(part.labels) for part in (data.train, data.validation, data.test)] == [24, 6, 30]
+    assert [len(part.targets) for part in (data.train, data.validation, data.test)] == [24, 6, 30]
     first = torch.from_numpy(made.pictures(60, 1)[0][:30]).unsqueeze(1)
     assert decoded_rows(torch.cat([data.train.inputs, data.validation.inputs])) == decoded_rows(
         first
@@ -292,8 +292,8 @@ def test_the_columns_are_found_or_named(
 ) -> None:
     write_columns(tmp_path, columns)
     data = HuggingFace(path=str(tmp_path), **options).load()  # type: ignore[arg-type]
-    assert data.classes == 3
-    assert data.train.labels.bincount().tolist() == [6, 6, 6]
+    assert data.head == 3
+    assert data.train.targets.bincount().tolist() == [6, 6, 6]
 
 
 @pytest.mark.parametrize(
@@ -353,9 +353,9 @@ def test_names_of_classes_are_numbered_in_their_order(tmp_path: Path) -> None:
     features = datasets.Features({"image": IMAGE, "label": datasets.Value("string")})
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "train.parquet"))
     data = HuggingFace(path=str(tmp_path)).load()
-    assert data.train.labels.bincount().tolist() == [6, 6, 6]
+    assert data.train.targets.bincount().tolist() == [6, 6, 6]
     # The darkest class.
-    cat = int(data.train.labels[(data.train.inputs.float().mean((1, 2, 3)) < 60)][0])
+    cat = int(data.train.targets[(data.train.inputs.float().mean((1, 2, 3)) < 60)][0])
     assert cat == 2
 
 
@@ -434,8 +434,8 @@ def test_real_images_are_read(
 ) -> None:
     data = HuggingFace(path=str(REAL / name), limit=rows, **options).load()  # type: ignore[arg-type]
     assert data.input_shape == shape
-    assert data.classes == 10
-    assert [len(part.labels) for part in (data.train, data.validation, data.test)] == [
+    assert data.head == 10
+    assert [len(part.targets) for part in (data.train, data.validation, data.test)] == [
         rows * 0.8,
         rows * 0.2,
         10_000,

@@ -18,7 +18,7 @@ from tests.trainables.data import made
 def changed(name: str, *, value: float | None = None, label: int | None = None) -> Dataset:
     data = Digits().load()
     split: Split = getattr(data, name)
-    inputs, labels = split.inputs.clone(), split.labels.clone()
+    inputs, labels = split.inputs.clone(), split.targets.clone()
     if value is not None:
         inputs[5].flatten()[7] = value
     if label is not None:

@@ -18,7 +18,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from slimfront import Candidate
 from slimfront.trainables.data import Dataset, HuggingFace, base, cache, images, load_once
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.measures.measure import accuracy
+from slimfront.trainables.tasks import Classification, Encoded
 from slimfront.trainables.training.loop import Training
 from tests.conftest import SMALL_CANDIDATE
 from tests.trainables.data import made
@@ -249,7 +249,9 @@ def test_accuracy_is_taken_in_batches_that_fit_into_memory() -> None:
         torch.zeros(1, 3, 512, 512).expand(300, -1, -1, -1),
         torch.zeros(300, dtype=torch.int64),
     )
-    assert accuracy(Network(), inputs, labels) == 1
+    task = Classification()
+    active = task.attach(labels, Encoded(labels, 2))
+    assert active.evaluate(Network(), inputs, labels) == {"val_accuracy": 1}
     assert max(sizes) <= 64 * 2**20
     assert sum(sizes) == 300 * 3 * 512 * 512 * 4
 

@@ -10,7 +10,7 @@ from slimfront.trainables.models import MODELS, VGG, CifarResNet, LeNet, ResNet1
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"resnet110", "factory"}))
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
 def test_every_network_takes_grey_and_colour_images(name: str, shape: tuple[int, ...]) -> None:
-    network = MODELS[name](name=name).build(shape, classes=7)
+    network = MODELS[name](name=name).build(shape, outputs=7)
     assert network(torch.zeros(2, *shape)).shape == (2, 7)
 
 
@@ -18,7 +18,7 @@ def test_every_network_takes_grey_and_colour_images(name: str, shape: tuple[int,
     ("name", "millions"), [("resnet20", 0.27), ("resnet32", 0.46), ("resnet56", 0.85)]
 )
 def test_cifar_resnets_have_the_sizes_of_the_paper(name: str, millions: float) -> None:
-    network = MODELS[name](name=name).build((3, 32, 32), classes=10)
+    network = MODELS[name](name=name).build((3, 32, 32), outputs=10)
     parameters = sum(p.numel() for p in network.parameters()) / 1e6
     # Table 6 of arXiv 1512.03385; projections add 0.003.
     assert parameters == pytest.approx(millions, abs=0.01)
@@ -29,11 +29,11 @@ def test_cifar_resnets_have_the_sizes_of_the_paper(name: str, millions: float) -
 
 
 def test_resnet18_has_the_size_of_the_paper_and_a_small_stem_for_small_images() -> None:
-    large = ResNet18().build((3, 224, 224), classes=1000)
+    large = ResNet18().build((3, 224, 224), outputs=1000)
     assert sum(p.numel() for p in large.parameters()) == 11_689_512
     assert large[0].kernel_size == (7, 7)
     assert large(torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
-    assert ResNet18().build((3, 32, 32), classes=10)[0].kernel_size == (3, 3)
+    assert ResNet18().build((3, 32, 32), outputs=10)[0].kernel_size == (3, 3)
 
 
 def test_vgg16_has_thirteen_convolutions() -> None:

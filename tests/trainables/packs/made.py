@@ -17,6 +17,7 @@ from slimfront.trainables.packs import Pack
 from slimfront.trainables.penalties import PENALTIES
 from slimfront.trainables.penalties.base import GroupPenalty
 from slimfront.trainables.sparsifiers import SPARSIFIERS
+from slimfront.trainables.tasks import Task
 from slimfront.trainables.training.loop import Training
 from tests.trainables.networks import Transformer
 
@@ -66,11 +67,11 @@ def transformer() -> nn.Module:
 
 
 @lru_cache
-def few_digits(options: Data, device: torch.device) -> Dataset:
+def few_digits(options: Data, device: torch.device, task: Task | None = None) -> Dataset:
     """What `load_once` gives, but few examples of it, in float64."""
-    data = load_once(options, device)
+    data = load_once(options, device, task)
     few = [
-        Split(s.inputs[:n].double(), s.labels[:n])
+        Split(s.inputs[:n].double(), s.targets[:n])
         for s, n in zip((data.train, data.validation), (EXAMPLES, 40), strict=True)
     ]
     return replace(data, train=few[0], validation=few[1])

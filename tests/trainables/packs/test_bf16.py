@@ -47,7 +47,11 @@ def test_the_gradients_of_a_pack_are_those_alone_to_the_precision_of_bf16(name: 
     assert packable(half) is None
     steps = [
         Step(
-            Training(c).model, c.penalties, Training(c).data.train.inputs[:8], bf16=c.training.bf16
+            Training(c).model,
+            c.penalties,
+            Training(c).data.train.inputs[:8],
+            Training(c).data.task,
+            bf16=c.training.bf16,
         )
         for c in (plain, half)
     ]

@@ -30,7 +30,7 @@ def build(name: str) -> nn.Module:
     return (
         Mixed()
         if name == "mixed"
-        else MODELS[name](name=name, depth=20, width=8).build(SHAPES[name], classes=5)
+        else MODELS[name](name=name, depth=20, width=8).build(SHAPES[name], outputs=5)
     )
 
 

@@ -30,7 +30,7 @@ def shipped(name: str, *, dead: float = 0.3, **options: Any) -> Shipped:
     torch.manual_seed(0)
     chosen = NETWORKS[name] | options
     model = (
-        Mixed() if name == "mixed" else MODELS[name](name=name, **chosen).build(SHAPE, classes=5)
+        Mixed() if name == "mixed" else MODELS[name](name=name, **chosen).build(SHAPE, outputs=5)
     )
     damage_batch_norms(model)
     with torch.no_grad():

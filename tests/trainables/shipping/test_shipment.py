@@ -11,7 +11,7 @@ from slimfront.trainables.compaction import compact
 from slimfront.trainables.data import Dataset, Digits
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.measures.latency import Latency, Timing
-from slimfront.trainables.measures.measure import accuracy, measure
+from slimfront.trainables.measures.measure import measure
 from slimfront.trainables.shipping import Shipped, load, ship
 from slimfront.trainables.shipping.card import card
 from slimfront.trainables.shipping.kernels import CsrLinear, Tried
@@ -32,7 +32,7 @@ def trained(data: Dataset) -> nn.Module:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(60):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(data.train.inputs), data.train.labels).backward()
+        nn.functional.cross_entropy(model(data.train.inputs), data.train.targets).backward()
         optimizer.step()
     with torch.no_grad():
         model[1].weight[:16] = 0
@@ -52,10 +52,10 @@ def test_a_shipped_file_takes_raw_inputs_and_has_the_accuracies_of_the_network(
     path = tmp_path / f"network.{kind}"
     shipment = ship(trained, dense, data, path, kind, latency=FEW)  # type: ignore[arg-type]
     assert shipment.difference < 1e-5
-    assert shipment.checked == len(data.validation.labels) + len(data.test.labels)
-    assert shipment.accuracies == shipment.trained_accuracies
-    assert shipment.accuracies["test_accuracy"] == pytest.approx(
-        accuracy(trained, *data.test), abs=1e-6
+    assert shipment.checked == len(data.validation.targets) + len(data.test.targets)
+    assert shipment.scores == shipment.trained_scores
+    assert shipment.scores["test_accuracy"] == pytest.approx(
+        data.task.evaluate(trained, *data.test, "test")["test_accuracy"], abs=1e-6
     )
     from sklearn.datasets import load_digits
 
@@ -82,7 +82,7 @@ def test_int8_is_smaller_and_its_accuracy_is_its_own(
     int8 = ship(trained, dense, data, tmp_path / "int8.onnx", "onnx", int8=True, latency=FEW)
     assert int8.measures["file_bytes"] < 0.75 * whole.measures["file_bytes"]
     assert int8.difference > 1e-4
-    assert int8.accuracies["test_accuracy"] > whole.accuracies["test_accuracy"] - 0.03
+    assert int8.scores["test_accuracy"] > whole.scores["test_accuracy"] - 0.03
     with pytest.raises(UserError, match="int8 networks ship as onnx"):
         ship(trained, dense, data, tmp_path / "int8.pt2", "pt2", int8=True)
 
@@ -195,8 +195,8 @@ def test_the_card_has_what_was_measured_and_runs(
         [["1", "units removed", "16 units"]],
     )
     assert (
-        f"| this file | {shipment.accuracies['val_accuracy']:.4f} | "
-        f"{shipment.accuracies['test_accuracy']:.4f} |" in text
+        f"| this file | {shipment.scores['val_accuracy']:.4f} | "
+        f"{shipment.scores['test_accuracy']:.4f} |" in text
     )
     assert f"| parameters | {3610:,} | {4810:,} | 75.1% |" in text
     assert "- units removed: `1`" in text
@@ -205,6 +205,6 @@ def test_the_card_has_what_was_measured_and_runs(
     code = text.split("```python\n")[1].split("```")[0]
     names: dict[str, object] = {"inputs": data.raw(data.test.inputs[:3])}
     exec(code, names)
-    logits = names["logits"]
+    logits = names["outputs"]
     assert isinstance(logits, torch.Tensor)
     assert logits.shape == (3, 10)

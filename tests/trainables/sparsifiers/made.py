@@ -39,7 +39,9 @@ def attach(
 ) -> ActiveSparsifier:
     """The sparsifier on a network with a new optimiser, for a training of `steps`."""
     model = model or network()
-    return options.attach(Setting(model, optimizer(model), steps, seed, examples))
+    return options.attach(
+        Setting(model, optimizer(model), steps, seed, examples, nn.functional.cross_entropy)
+    )
 
 
 def with_sparsity(name: str, sparsity: float, **options: Any) -> Sparsifier:

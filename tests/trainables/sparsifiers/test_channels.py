@@ -37,7 +37,7 @@ def build(name: str) -> nn.Module:
         "vgg": {"depth": 11, "width": 8},
         "mlp": {"depth": 4, "width": 32},
     }
-    return MODELS[name](name=name, **options[name]).build(SHAPES[name], classes=5)
+    return MODELS[name](name=name, **options[name]).build(SHAPES[name], outputs=5)
 
 
 def attached(
@@ -47,7 +47,7 @@ def attached(
         return torch.randn(count, *SHAPES[name]), torch.zeros(count, dtype=torch.long)
 
     return with_sparsity("channels", sparsity, **options).attach(
-        Setting(model, sgd(model), STEPS, 0, examples)
+        Setting(model, sgd(model), STEPS, 0, examples, nn.functional.cross_entropy)
     )
 
 
@@ -139,7 +139,12 @@ def test_the_smallest_units_by_norm_go_first() -> None:
         model[2].weight[:, 7] *= 1e-3
     active = with_sparsity("channels", 1 / 60, start=0.0, end=0.0, importance="norm").attach(
         Setting(
-            model, sgd(model), STEPS, 0, lambda count: (torch.randn(count, 20), torch.zeros(count))
+            model,
+            sgd(model),
+            STEPS,
+            0,
+            lambda count: (torch.randn(count, 20), torch.zeros(count)),
+            nn.functional.cross_entropy,
         )
     )
     train(active, (0, 2))

@@ -193,6 +193,8 @@ def test_the_projections_of_attention_take_part_and_can_be_left_out(name: str) -
         return torch.randn(count, 1, 8, 8), torch.zeros(count, dtype=torch.long)
 
     options = with_sparsity(name, 0.5, exclude=[left_out])
-    active = options.attach(Setting(model, sgd(model), STEPS, 0, images))
+    active = options.attach(
+        Setting(model, sgd(model), STEPS, 0, images, nn.functional.cross_entropy)
+    )
     assert active.masks.keys() == prunable_weights(model).keys() - {left_out}
     assert within in active.masks

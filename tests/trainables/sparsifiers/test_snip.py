@@ -7,12 +7,14 @@ from slimfront.trainables.sparsifiers.base import prunable_weights
 from slimfront.trainables.sparsifiers.snip import sensitivities
 from tests.trainables.sparsifiers.made import attach, examples, network
 
+LOSS = nn.functional.cross_entropy
+
 
 def test_the_sensitivity_is_the_change_of_loss_when_a_weight_is_scaled() -> None:
     model = network().double()
     inputs, labels = examples(32)
     inputs = inputs.double()
-    scores = sensitivities(model, inputs, labels)["2.weight"]
+    scores = sensitivities(model, inputs, labels, LOSS)["2.weight"]
     step = 1e-6
     for row, column in ((0, 0), (3, 7), (19, 39)):
         losses = []
@@ -28,7 +30,7 @@ def test_the_sensitivity_is_the_change_of_loss_when_a_weight_is_scaled() -> None
 
 def test_the_most_sensitive_weights_of_all_layers_are_kept() -> None:
     model = network()
-    scores = sensitivities(model, *examples(64))
+    scores = sensitivities(model, *examples(64), LOSS)
     active = attach(SNIP(sparsity=0.9, samples=64), model)
     kept = torch.cat([scores[name][mask] for name, mask in active.masks.items()])
     dropped = torch.cat([scores[name][~mask] for name, mask in active.masks.items()])
@@ -41,9 +43,9 @@ def test_looking_leaves_the_network_its_gradients_and_the_random_numbers_alone()
     ).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    sensitivities(model, *examples(16))
+    sensitivities(model, *examples(16), LOSS)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert not model.training
-    assert set(sensitivities(model, *examples(16))) == set(prunable_weights(model))
+    assert set(sensitivities(model, *examples(16), LOSS)) == set(prunable_weights(model))

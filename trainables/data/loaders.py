@@ -1,0 +1,123 @@
+"""Data sets and loaders of torch, read into tensors once."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import Dataset as TorchDataset
+
+from slimfront.trainables.errors import UserError, first_line
+
+_BATCH = 256
+_TARGETS = ("labels", "label", "targets", "target")
+"""The keys of a batch that is a mapping under which its targets may be."""
+
+log = logging.getLogger(__name__)
+
+
+def is_torch_data(made: object) -> bool:
+    """Whether it is a data set or a loader of torch."""
+    return isinstance(made, TorchDataset | DataLoader)
+
+
+def read_all(given: Any, what: str) -> tuple[Any, Tensor]:
+    """All examples of a data set or a loader of torch: inputs and targets.
+
+    Batches that were padded to different lengths are padded, with zeros, to the longest. What a
+    data set draws at random is drawn once, here, which is warned of.
+
+    Raises:
+        UserError: if a batch is not inputs and targets; `what` begins the message.
+    """
+    _warn_of_random(given, what)
+    inputs, targets = [], []
+    try:
+        for batch in _batches(given):
+            x, y = _pair(batch, what)
+            inputs.append(x)
+            targets.append(torch.as_tensor(y))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} raised {type(error).__name__}: {first_line(error)}") from error
+    if not inputs:
+        raise UserError(f"{what} has no examples")
+    return _together(inputs, what), _stacked(targets, what)
+
+
+def _batches(given: Any) -> Iterator[Any]:
+    if isinstance(given, DataLoader):
+        return iter(given)
+    if isinstance(given, IterableDataset):
+        return iter(DataLoader(given, batch_size=_BATCH))
+    return iter(DataLoader(given, batch_size=_BATCH, shuffle=False))
+
+
+def _warn_of_random(given: Any, what: str) -> None:
+    one = given.dataset if isinstance(given, DataLoader) else given
+    if isinstance(one, IterableDataset):
+        return
+    try:
+        first, again = one[0], one[0]
+    except Exception:
+        return
+    if not _same(first, again):
+        log.warning(
+            "%s draws its examples at random: they are read once, so that each stays as it was "
+            "drawn; use data.augment for images",
+            what,
+        )
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, Mapping):
+        return all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, tuple | list):
+        return all(_same(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+def _pair(batch: Any, what: str) -> tuple[Any, Any]:
+    """Inputs and targets of a batch."""
+    if isinstance(batch, Mapping):
+        key = next((key for key in _TARGETS if key in batch), None)
+        if key is not None and len(batch) > 1:
+            return {name: batch[name] for name in batch if name != key}, batch[key]
+        raise UserError(
+            f"{what} gives mappings with {', '.join(map(str, batch))}; one key is to be 'labels'"
+        )
+    if isinstance(batch, tuple | list) and len(batch) >= 2:
+        inputs = batch[0] if len(batch) == 2 else tuple(batch[:-1])
+        return inputs, batch[-1]
+    raise UserError(f"{what} gives a {type(batch).__name__}; each example is (inputs, target)")
+
+
+def _together(parts: list[Any], what: str) -> Any:
+    first = parts[0]
+    if isinstance(first, Mapping):
+        return {name: _stacked([part[name] for part in parts], what) for name in first}
+    if isinstance(first, tuple | list):
+        return tuple(_stacked([part[n] for part in parts], what) for n in range(len(first)))
+    return _stacked(parts, what)
+
+
+def _stacked(parts: list[Tensor], what: str) -> Tensor:
+    """The rows of all parts; those that are shorter in one axis are padded."""
+    parts = [torch.as_tensor(part) for part in parts]
+    shapes = [part.shape[1:] for part in parts]
+    if len(set(shapes)) == 1:
+        return torch.cat(parts)
+    if len({len(shape) for shape in shapes}) != 1:
+        raise UserError(f"{what} gives tensors of different numbers of axes")
+    longest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    padded = []
+    for part in parts:
+        whole = part.new_zeros((len(part), *longest))
+        whole[(slice(None), *(slice(size) for size in part.shape[1:]))] = part
+        padded.append(whole)
+    return torch.cat(padded)

@@ -1,0 +1,97 @@
+"""Normalisation of inputs: what networks see is (x − mean) / std of the training split."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from slimfront.trainables.data.transforms import channel_statistics
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.options import Options
+
+
+class Constants(Options):
+    """Mean and standard deviation of the user's own: one number, or one for each feature or
+    channel."""
+
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
+
+
+Normalise = Literal["auto", "per_feature", "per_channel", "global", "none"] | Constants
+
+
+def is_image(inputs: Tensor) -> bool:
+    """Whether inputs are images as they are stored: uint8, (N, channels, height, width)."""
+    return inputs.dtype == torch.uint8 and inputs.dim() == 4
+
+
+def is_whole(inputs: Tensor) -> bool:
+    """Whether inputs are whole numbers that are no images: token ids, say."""
+    return not inputs.is_floating_point() and not is_image(inputs)
+
+
+def chosen(asked: Normalise, inputs: Tensor) -> Normalise:
+    """What is done to inputs: what was asked for, or what `auto` stands for."""
+    if asked != "auto":
+        return asked
+    if is_image(inputs):
+        return "per_channel"
+    if is_whole(inputs):
+        return "none"
+    return "per_feature" if inputs.dim() == 2 else "global"
+
+
+def stored_type(inputs: Tensor, asked: Normalise) -> torch.dtype:
+    """The type that inputs are stored in: images as uint8, whole numbers as int64 unless they are
+    to be normalised, else float32."""
+    if is_image(inputs):
+        return torch.uint8
+    if is_whole(inputs) and chosen(asked, inputs) == "none":
+        return torch.int64
+    return torch.float32
+
+
+def constants(how: Normalise, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, in a shape that goes with inputs (N, *input_shape)."""
+    if isinstance(how, Constants):
+        return _given(how.mean, inputs), _given(how.std, inputs)
+    if is_image(inputs):
+        return _of_images(how, inputs)
+    if how == "global":
+        mean, std = inputs.mean(), inputs.std()
+        # Constant inputs become zeros, not NaN.
+        return mean, torch.where(std > 0, std, 1.0)
+    if how == "per_channel" and inputs.dim() < 3:
+        raise UserError(
+            f"data.normalise is per_channel, and inputs of the shape {tuple(inputs.shape[1:])} "
+            "have no channels; set it to per_feature"
+        )
+    over = (0, *range(2, inputs.dim())) if how == "per_channel" else (0,)
+    mean, std = inputs.mean(over, keepdim=True)[0], inputs.std(over, keepdim=True)[0]
+    return mean, torch.where(std > 0, std, 1.0)
+
+
+def _of_images(how: Normalise, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    if how == "none":
+        return torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    if how == "per_feature":
+        raise UserError(
+            "data.normalise is per_feature, and uint8 images are normalised per_channel or global"
+        )
+    if how == "per_channel":
+        return channel_statistics(inputs)
+    mean, std = channel_statistics(inputs.reshape(len(inputs), 1, -1, inputs.shape[3]))
+    return mean, std
+
+
+def _given(constants: float | tuple[float, ...], inputs: Tensor) -> Tensor:
+    values = torch.tensor(constants)
+    if values.dim() == 0:
+        return values
+    if len(values) != inputs.shape[1]:
+        raise UserError(
+            f"data.normalise has {len(values)} numbers, and inputs of the shape "
+            f"{tuple(inputs.shape[1:])} have {inputs.shape[1]} features or channels"
+        )
+    return values.reshape(-1, *[1] * (inputs.dim() - 2))

@@ -1,0 +1,90 @@
+"""Text as token ids, by a tokenizer of the user's."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.inputs import Several
+
+IDS, MASK = "input_ids", "attention_mask"
+
+
+def tokenized(texts: Sequence[str], tokenizer: str, longest: int) -> Several:
+    """`input_ids` (N, L) and `attention_mask` (N, L), int64: 1 where there is a token, 0 where
+    there is padding.
+
+    Args:
+        tokenizer: the file `tokenizer.json` of the library tokenizers, or its folder.
+        longest: texts are cut off after so many tokens; L is that of the longest.
+
+    Raises:
+        UserError: if the tokenizer cannot be read, or the library is not installed.
+    """
+    read = _tokenizer(tokenizer)
+    read.enable_truncation(longest)
+    read.no_padding()
+    encoded = [one.ids for one in read.encode_batch(list(texts))]
+    length = max(1, *(len(ids) for ids in encoded))
+    padding = _padding(read)
+    ids = torch.full((len(encoded), length), padding, dtype=torch.int64)
+    mask = torch.zeros((len(encoded), length), dtype=torch.int64)
+    for row, one in enumerate(encoded):
+        ids[row, : len(one)] = torch.tensor(one, dtype=torch.int64)
+        mask[row, : len(one)] = 1
+    return Several({IDS: ids, MASK: mask})
+
+
+def _padding(tokenizer: Any) -> int:
+    """The id of padding: the tokenizer's, or 0."""
+    for token in ("[PAD]", "<pad>", "<|pad|>"):
+        found = tokenizer.token_to_id(token)
+        if found is not None:
+            return int(found)
+    return 0
+
+
+def _tokenizer(path: str) -> Any:
+    if find_spec("tokenizers") is None:
+        raise UserError(
+            "data.text needs the library tokenizers; install it by: pip install 'slimfront[text]'"
+        )
+    from tokenizers import Tokenizer
+
+    file = Path(path).expanduser()
+    file = file / "tokenizer.json" if file.is_dir() else file
+    if not file.is_file():
+        raise UserError(f"data.tokenizer: there is no file {file}; its folder is counted from here")
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # of a kind of its own
+        raise UserError(
+            f"data.tokenizer: {file} cannot be read as a tokenizer.json: {first_line(error)}"
+        ) from None
+
+
+def trimmed(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """A batch without the places that are padding in all of its examples; targets (N, L) of each
+    place lose them too.
+
+    On a GPU it stays as it is: to know how long it is, one would have to wait for it.
+    """
+    if not isinstance(inputs, Several) or MASK not in inputs.named or inputs.is_cuda:
+        return inputs, targets
+    mask = inputs.named[MASK]
+    if mask.dim() != 2:
+        return inputs, targets
+    longest = max(1, int(mask.any(0).nonzero().max()) + 1) if bool(mask.any()) else 1
+    width = mask.shape[1]
+    if longest == width:
+        return inputs, targets
+
+    def cut(tensor: Tensor) -> Tensor:
+        places = tensor.dim() >= 2 and tensor.shape[1] == width
+        return tensor[:, :longest] if places else tensor
+
+    return inputs.each(cut), cut(targets)

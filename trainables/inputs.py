@@ -1,0 +1,169 @@
+"""What networks take: one tensor, or several by name.
+
+Inside of slimfront a network always has one argument. Several tensors are `Several`, which has
+those parts of a tensor's interface that batches need, so that what passes inputs along takes
+either. A network whose forward takes each tensor as an argument of its own is given one argument by
+`models.adapted`. Tensors that forward takes by their places are named "0", "1", ….
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import register_pytree_node
+
+if TYPE_CHECKING:
+    _Base = Tensor  # for type checkers it is a tensor, since it goes wherever inputs go
+else:
+    _Base = object
+
+
+class Several(_Base):
+    """Tensors by name, of the same number of examples N: their first axis."""
+
+    def __init__(self, named: Mapping[str, Tensor]) -> None:
+        self.named = dict(named)
+
+    def __getitem__(self, chosen: Any) -> Any:
+        """A tensor by its name, or some of the examples."""
+        if isinstance(chosen, str):
+            return self.named[chosen]
+        return self.each(lambda tensor: tensor[chosen])
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+        return len(self.first)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Several":
+        """The same with every tensor changed."""
+        return Several({name: change(tensor) for name, tensor in self.named.items()})
+
+    @property
+    def first(self) -> Tensor:
+        """The first tensor."""
+        return next(iter(self.named.values()))
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """Where they are."""
+        return self.first.device
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        """Whether that is a GPU."""
+        return self.first.is_cuda
+
+    @property
+    def nbytes(self) -> int:  # type: ignore[override]
+        """How many bytes all have."""
+        return sum(tensor.nbytes for tensor in self.named.values())
+
+    def numel(self) -> int:
+        """How many numbers all have."""
+        return sum(tensor.numel() for tensor in self.named.values())
+
+    def split(self, size: int) -> Iterator["Several"]:  # type: ignore[override]
+        """The examples in batches of `size`, the last one smaller."""
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+    def tensor_split(self, parts: int) -> "list[Several]":  # type: ignore[override]
+        """The examples in so many parts of about the same size."""
+        split = {name: tensor.tensor_split(parts) for name, tensor in self.named.items()}
+        return [Several({name: split[name][n] for name in split}) for n in range(parts)]
+
+    def index_select(self, dim: int, indices: Tensor) -> "Several":
+        """The examples at these places."""
+        return self.each(lambda tensor: tensor.index_select(dim, indices))
+
+    def to(self, *args: Any, **options: Any) -> "Several":
+        """As of a tensor, each."""
+        return self.each(lambda tensor: tensor.to(*args, **options))
+
+    def cpu(self) -> "Several":  # type: ignore[override]
+        """As of a tensor, each."""
+        return self.each(lambda tensor: tensor.cpu())
+
+    def clone(self) -> "Several":  # type: ignore[override]
+        """As of a tensor, each."""
+        return self.each(lambda tensor: tensor.clone())
+
+
+register_pytree_node(
+    Several,
+    lambda several: (list(several.named.values()), list(several.named)),
+    lambda values, names: Several(dict(zip(names, values, strict=True))),
+    serialized_type_name="slimfront.Several",
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a network of the user's is called: with tensors of these names, and which of its outputs
+    counts. See `models.adapted`."""
+
+    names: tuple[str, ...] | None = None
+    """None: with one tensor."""
+    output: str | int | None = None
+    """A key of what forward returns, or a place in it; None: it returns one tensor."""
+
+    def as_plain(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"names": self.names and list(self.names), "output": self.output}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any] | None) -> "Call":
+        """What `as_plain` made; None: as networks of version 0.1."""
+        if plain is None:
+            return cls()
+        names = plain["names"]
+        return cls(None if names is None else tuple(names), plain["output"])
+
+
+def each(inputs: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """The same inputs with every tensor changed."""
+    return inputs.each(change) if isinstance(inputs, Several) else change(inputs)
+
+
+def tensors(inputs: Tensor) -> dict[str, Tensor]:
+    """All tensors of the inputs by name; a single one has none."""
+    return inputs.named if isinstance(inputs, Several) else {"": inputs}
+
+
+def by_place(names: Sequence[str]) -> bool:
+    """Whether tensors of these names are given by their places."""
+    return all(name.isdigit() for name in names)
+
+
+def joined(first: Tensor, second: Tensor) -> Tensor:
+    """The examples of the first, and then those of the second."""
+    if isinstance(first, Several):
+        others = tensors(second)
+        return Several({name: torch.cat([t, others[name]]) for name, t in first.named.items()})
+    return torch.cat([first, second])
+
+
+def repeated(inputs: Tensor, count: int) -> Tensor:
+    """The same inputs for `count` networks: (count, N, …)."""
+    return each(inputs, lambda tensor: tensor.expand(count, *tensor.shape))
+
+
+def shape_of_one(inputs: Tensor) -> tuple[int, ...]:
+    """The shape of one example, without the batch; of the first tensor where there are several."""
+    one = inputs.first if isinstance(inputs, Several) else inputs
+    return tuple(one.shape[1:])
+
+
+def in_float64(inputs: Tensor) -> Tensor:
+    """The same in float64; whole numbers, which may be indices, stay."""
+    return each(inputs, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+
+def described(inputs: Tensor) -> str:
+    """Types and shapes in words: `float32 (N, 3, 8, 8)`."""
+    if isinstance(inputs, Several):
+        return ", ".join(f"`{name}` {described(tensor)}" for name, tensor in inputs.named.items())
+    shape = ", ".join(map(str, inputs.shape[1:]))
+    dtype = str(inputs.dtype).removeprefix("torch.")
+    return f"{dtype} (N, {shape})" if shape else f"{dtype} (N,)"

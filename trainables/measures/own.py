@@ -1,0 +1,113 @@
+"""Measures of the user's, by import path."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic import Field, JsonValue
+
+from slimfront.trainables.errors import TrialFailure, first_line
+from slimfront.trainables.importing import import_by_path
+from slimfront.trainables.measures.described import KNOWN, Measure
+from slimfront.trainables.options import Options, suggest
+from slimfront.trainables.tasks.metrics import Better
+
+
+class OwnMeasure(Options):
+    """What the callable at the import path `factory` gives for a compact network: one number.
+
+    It is called as `function(network, inputs, **args)`, with the network in evaluation mode and
+    some validation inputs as the network sees them; with `on: onnx` as `function(path, **args)`,
+    with the path of the network's ONNX file. `scale` says how it counts in a hypervolume.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
+    factory: str
+    args: dict[str, JsonValue] = Field(default_factory=dict)
+    better: Better = "smaller"
+    on: Literal["network", "onnx"] = "network"
+    label: str = ""
+    scale: Literal["relative", "ratio", "log"] = "relative"
+
+    def described(self) -> Measure:
+        """What is known of it."""
+        return Measure(
+            self.name,
+            self.better,
+            label=self.label,
+            scale=self.scale,
+            asked=True,
+            logarithmic=self.scale == "log",
+        )
+
+    def function(self) -> Callable[..., Any]:
+        """What it calls.
+
+        Raises:
+            UserError: if there is no such function.
+        """
+        return import_by_path(self.factory, f"measure '{self.name}'")
+
+    def take(self, *seen: Any) -> float:
+        """The number; `seen` are a network and inputs, or the path of an ONNX file.
+
+        Raises:
+            TrialFailure: if the function raises, or gives anything but a finite number.
+        """
+        function = self.function()
+        try:
+            found = float(function(*seen, **copy.deepcopy(self.args)))
+        except Exception as error:
+            raise TrialFailure(
+                f"the measure '{self.name}' ({self.factory}) raised {type(error).__name__}: "
+                f"{first_line(error)}"
+            ) from error
+        if not math.isfinite(found):
+            raise TrialFailure(
+                f"the measure '{self.name}' ({self.factory}) gave {found}; it must be a finite "
+                "number"
+            )
+        return found
+
+
+def parse_measures(given: Any) -> Any:
+    """`[latency_ms]`, or `{latency_ms: , energy_mj: {factory: …}}`, to names and measures of the
+    user's."""
+    if isinstance(given, str):
+        return (given,)
+    if isinstance(given, Mapping):
+        given = [
+            name if options is None else {"name": name, **_mapping(name, options)}
+            for name, options in given.items()
+        ]
+    if not isinstance(given, list | tuple):
+        return given
+    return tuple(
+        OwnMeasure.model_validate(one) if isinstance(one, Mapping) else one for one in given
+    )
+
+
+def _mapping(name: object, options: Any) -> Mapping[str, Any]:
+    if isinstance(options, str):
+        return {"factory": options}
+    if not isinstance(options, Mapping):
+        raise ValueError(f"the measure '{name}' is {options!r}; it needs a 'factory'")
+    return options
+
+
+def check_measures(measures: tuple[str | OwnMeasure, ...]) -> None:
+    """Raises ValueError for a measure that is not known, or that has the name of another."""
+    extra = [name for name, known in KNOWN.items() if known.asked]
+    names = [one if isinstance(one, str) else one.name for one in measures]
+    for one in measures:
+        if isinstance(one, str) and one not in extra:
+            raise ValueError(
+                f"unknown extra measure '{one}'; {suggest(one, extra)}; one of your own has a "
+                "'factory'"
+            )
+        if isinstance(one, OwnMeasure) and (one.name in KNOWN or one.name.startswith("val_")):
+            raise ValueError(f"the measure '{one.name}' has a name that is taken; choose another")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"the measure '{twice}' is named twice")

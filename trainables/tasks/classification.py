@@ -1,0 +1,288 @@
+"""Classification: one class for each example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.tasks.base import TASKS, ActiveTask, Criterion, Encoded, Task, as_tensor
+from slimfront.trainables.tasks.metrics import Described, Known, Metric, MetricOptions, ratio
+
+_MOST_SHOWN = 6
+ClassWeights = Literal["balanced"] | tuple[float, ...] | None
+
+MULTICLASS = {
+    "balanced_accuracy": Known("classification.MulticlassAccuracy", defaults={"average": "macro"}),
+    "f1": Known("classification.MulticlassF1Score", defaults={"average": "macro"}),
+    "precision": Known("classification.MulticlassPrecision", defaults={"average": "macro"}),
+    "recall": Known("classification.MulticlassRecall", defaults={"average": "macro"}),
+    "specificity": Known("classification.MulticlassSpecificity", defaults={"average": "macro"}),
+    "auroc": Known("classification.MulticlassAUROC", defaults={"average": "macro"}),
+    "average_precision": Known(
+        "classification.MulticlassAveragePrecision", defaults={"average": "macro"}
+    ),
+    "cohen_kappa": Known("classification.MulticlassCohenKappa", bounded=False),
+    "matthews": Known("classification.MulticlassMatthewsCorrCoef", bounded=False),
+    "calibration_error": Known("classification.MulticlassCalibrationError", "smaller"),
+    "miou": Known("classification.MulticlassJaccardIndex", defaults={"average": "macro"}),
+}
+"""Metrics of torchmetrics that take logits (N, classes, …) and classes (N, …)."""
+
+
+def count_right(outputs: Tensor, targets: Tensor) -> Tensor:
+    """How many of the outputs (N, classes) are largest at the target (N,), and N: (2,), int64."""
+    right = (outputs.argmax(1) == targets).sum()
+    return torch.stack([right, torch.full_like(right, targets.numel())])
+
+
+def count_right_of_each(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The same of K networks: outputs (K, N, classes), (K, 2)."""
+    right = (outputs.max(2).indices == targets).sum(1)
+    return torch.stack([right, torch.full_like(right, targets.numel())], 1)
+
+
+@TASKS.register("classification")
+class Classification(Task):
+    """Cross-entropy of logits (N, classes) with one class for each example; its quality is
+    accuracy.
+
+    `class_weights` are a number for each class, or `balanced`: inversely to how many training
+    examples a class has; they are scaled so that the mean over the training examples is 1.
+    `classes` is how many there are, where the data do not have an example of each.
+    """
+
+    name: Literal["classification"] = "classification"
+    class_weights: ClassWeights = None
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    classes: int | None = Field(None, ge=2)
+
+    KNOWN: ClassVar[Mapping[str, Known]] = MULTICLASS
+    DEFAULT: ClassVar[tuple[str, ...]] = ("accuracy",)
+    LOSSES: ClassVar[tuple[str, ...]] = ("cross_entropy",)
+
+    def describe(self, name: str) -> Described:
+        return (
+            Described(name, "larger", bounded=True)
+            if name == "accuracy"
+            else super().describe(name)
+        )
+
+    def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
+        return encode_classes(given, self.name, names, self.classes or outputs)
+
+    def strata(self, targets: Tensor) -> Tensor | None:
+        return targets
+
+    def warnings(self, train: Tensor, others: Mapping[str, Tensor]) -> Iterator[str]:
+        known = set(train.unique().tolist())
+        for name, targets in others.items():
+            unknown = sorted(set(targets.unique().tolist()) - known)
+            if unknown:
+                shown = ", ".join(map(str, unknown[:10])) + (" …" if len(unknown) > 10 else "")
+                yield (
+                    f"the {name} split has classes that no training example has ({shown}): no "
+                    "network can learn them"
+                )
+
+    def attach(self, targets: Tensor, encoded: Encoded) -> ActiveTask:
+        active = super().attach(targets, encoded)
+        plain = (
+            self.class_weights is None and not self.label_smoothing and isinstance(self.loss, str)
+        )
+        if plain:
+            object.__setattr__(active, "stacked", cross_entropies)
+        return active
+
+    def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
+        weights = class_weights(self.class_weights, targets, encoded)
+        return partial(
+            weighted_cross_entropy, weights=weights, label_smoothing=self.label_smoothing
+        )
+
+    def metric(self, options: MetricOptions, outputs: int) -> Metric:
+        if options.name == "accuracy" and not options.args:
+            described = Described(options.key, "larger", bounded=True)
+            return Metric(described, count_right, ratio, width=2, stacked=count_right_of_each)
+        known = _TOP_K if options.name == "accuracy" else self.KNOWN[str(options.name)]
+        return known.metric(options, {"num_classes": outputs})
+
+    def shape_of_outputs(self, targets: Tensor, outputs: int) -> str:
+        return f"logits, (N, {outputs})"
+
+    def wrong_outputs(self, found: Tensor, targets: Tensor, outputs: int) -> str | None:
+        if found.dim() != 2 or len(found) != len(targets):
+            return (
+                f"the network returns {tuple(found.shape)} ({found.dtype}) for {len(targets)} "
+                f"inputs; it must return logits, ({len(targets)}, {outputs})"
+            )
+        return too_few_logits(found, outputs)
+
+
+_TOP_K = Known("classification.MulticlassAccuracy", defaults={"average": "micro"})
+
+
+def too_few_logits(found: Tensor, outputs: int) -> str | None:
+    """What is wrong with logits (N, classes, …) that have no place for each class."""
+    if found.shape[1] >= outputs:
+        return None
+    return (
+        f"the network gives {found.shape[1]} logits, and the data set has {outputs} classes; give "
+        "it an output each"
+    )
+
+
+def weighted_cross_entropy(
+    outputs: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore: int = -100,
+) -> Tensor:
+    """The mean cross-entropy of logits (N, classes, …) with classes (N, …); each example counts by
+    the weight (classes,) of its class."""
+    if weights is None:
+        return nn.functional.cross_entropy(
+            outputs, targets, ignore_index=ignore, label_smoothing=label_smoothing
+        )
+    each = nn.functional.cross_entropy(
+        outputs,
+        targets,
+        weights.to(outputs.device),
+        ignore_index=ignore,
+        label_smoothing=label_smoothing,
+        reduction="none",
+    )
+    return each.sum() / (targets != ignore).sum()
+
+
+def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean cross-entropy of each of K networks: logits (K, B, classes), classes (K, B); (K,).
+
+    Outside of vmap, which takes cross-entropy apart, and with the classes before the batch, which
+    is four times as fast.
+    """
+    each = nn.functional.cross_entropy(outputs.transpose(1, 2), targets, reduction="none")
+    return each.mean(1)
+
+
+def class_weights(chosen: ClassWeights, targets: Tensor, encoded: Encoded) -> Tensor | None:
+    """The weight of each class, (classes,), scaled so that the mean over the training targets is 1;
+    None: all alike."""
+    if chosen is None:
+        return None
+    known = targets[targets >= 0].flatten()
+    counts = known.bincount(minlength=encoded.outputs).double()[: encoded.outputs]
+    if chosen == "balanced":
+        weights = torch.where(counts > 0, 1 / counts.clamp_min(1), 0.0)
+    else:
+        weights = torch.tensor(chosen, dtype=torch.float64)
+        if len(weights) != encoded.outputs or bool((weights < 0).any()):
+            raise UserError(
+                f"task.class_weights has {len(weights)} numbers, and there are {encoded.outputs} "
+                "classes; give each a number of 0 or more"
+            )
+    mean = (weights * counts).sum() / counts.sum()
+    if not mean > 0:
+        raise UserError("task.class_weights are 0 for all classes of the training examples")
+    return (weights / mean).float()
+
+
+def encode_classes(
+    given: Any, task: str, names: Sequence[str] = (), classes: int | None = None
+) -> Encoded:
+    """Classes as they came, as numbers from 0.
+
+    Names, numbers that begin elsewhere than at 0, and any two numbers are mapped, and what each
+    output stands for is kept.
+
+    Args:
+        given: (N,) whole numbers, whole floats, booleans or strings.
+        names: of the classes from 0, where the data set has them.
+        classes: how many there are, where it is known.
+
+    Raises:
+        UserError: if they are none of that, or leave out a number between the others.
+    """
+    strings = _strings(given)
+    if strings is not None:
+        found = sorted(set(strings))
+        places = {name: place for place, name in enumerate(found)}
+        targets = torch.tensor([places[name] for name in strings], dtype=torch.int64)
+        return _checked(targets, tuple(found), classes, task)
+    targets = _whole(as_tensor(given, task), task)
+    if names or classes:
+        return _of_known_number(targets, names, classes or len(names))
+    return _renumbered(targets, task)
+
+
+def _of_known_number(targets: Tensor, names: Sequence[str], count: int) -> Encoded:
+    """Numbers in 0 … count − 1 as they are."""
+    least, largest = int(targets.min()), int(targets.max())
+    if least < 0 or largest >= count:
+        raise UserError(
+            f"the data has targets from {least} to {largest}, and {count} classes; they are "
+            f"numbers in 0 … {count - 1}"
+        )
+    return Encoded(targets, count, tuple(names) if len(names) == count else ())
+
+
+def _renumbered(targets: Tensor, task: str) -> Encoded:
+    """Numbers from 0, where they began elsewhere, or are any two."""
+    values = targets.unique()
+    least, largest = int(values[0]), int(values[-1])
+    together = largest - least + 1 == len(values)
+    if least == 0 and together:
+        return _checked(targets, (), None, task)
+    if not together and len(values) != 2:
+        known = set(values.tolist())
+        missing = next(n for n in range(least, largest) if n not in known)
+        raise UserError(
+            f"the data has classes from {least} to {largest}, and no example of {missing}; number "
+            f"them without a gap, or set task.classes to {largest + 1} for an output each"
+        )
+    shown = tuple(str(value) for value in values.tolist())
+    return _checked(torch.searchsorted(values, targets), shown, None, task)
+
+
+def _checked(targets: Tensor, names: tuple[str, ...], classes: int | None, task: str) -> Encoded:
+    count = len(names) or int(targets.max()) + 1
+    if classes is not None and classes != count:
+        shown = ", ".join(names[:_MOST_SHOWN]) + (" …" if len(names) > _MOST_SHOWN else "")
+        raise UserError(f"task.classes is {classes}, and the data has {count} ({shown})")
+    if count < 2:
+        raise UserError(f"all examples have one and the same class; the task {task} needs two")
+    return Encoded(targets, count, names)
+
+
+def _strings(given: Any) -> list[str] | None:
+    """The targets, if they are strings."""
+    values = given.tolist() if hasattr(given, "tolist") else list(given)
+    if values and all(isinstance(value, str) for value in values):
+        return values
+    return None
+
+
+def _whole(targets: Tensor, task: str) -> Tensor:
+    if targets.dim() == 2 and targets.shape[1] == 1:
+        targets = targets.squeeze(1)  # a column, as tables have it
+    if targets.dim() != 1 or targets.is_complex():
+        advice = (
+            "; for several classes an example, set task: multilabel" if targets.dim() == 2 else ""
+        )
+        raise UserError(
+            f"the data has targets of shape {tuple(targets.shape)} and type {targets.dtype}; the "
+            f"task {task} takes one whole number for each example, (N,){advice}"
+        )
+    if targets.is_floating_point() and not torch.equal(targets, targets.round()):
+        first = int((targets != targets.round()).nonzero()[0])
+        raise UserError(
+            f"the target of example {first} is {float(targets[first]):g}; the task {task} takes "
+            "whole numbers or names; for numbers, set task: regression"
+        )
+    return targets.long()

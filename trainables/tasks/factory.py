@@ -1,0 +1,55 @@
+"""A task of the user's, by import path."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any, Literal
+
+from pydantic import Field, JsonValue, ValidationError
+
+from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.importing import import_by_path
+from slimfront.trainables.tasks.base import TASKS, Task
+from slimfront.trainables.tasks.metrics import Described
+
+
+@TASKS.register("factory")
+class TaskFactory(Task):
+    """The task that the callable at the import path `factory` makes of the keyword arguments
+    `args`: a subclass of `slimfront.Task`, or a function that returns one.
+
+    `metrics`, `loss` and `output` go to it where they are given.
+    """
+
+    name: Literal["factory"] = "factory"
+    factory: str
+    args: dict[str, JsonValue] = Field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((self.factory, frozenset(self.args), self.output))
+
+    def resolve(self) -> Task:
+        made = import_by_path(self.factory, "task factory")
+        try:
+            task = made(**copy.deepcopy(self.args))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise UserError(f"task factory '{self.factory}': {first['msg']}") from None
+        except Exception as error:
+            raise UserError(
+                f"task factory '{self.factory}' raised {type(error).__name__}: {first_line(error)}"
+            ) from error
+        if not isinstance(task, Task):
+            kind = made.__name__ if inspect.isclass(made) else type(task).__name__
+            raise UserError(
+                f"task factory '{self.factory}' gives a {kind}; it must be a subclass of "
+                "slimfront.Task"
+            )
+        given: dict[str, Any] = {
+            key: getattr(self, key) for key in ("metrics", "loss", "output") if getattr(self, key)
+        }
+        return task.model_copy(update=given)
+
+    def described(self) -> tuple[Described, ...]:
+        return self.resolve().described()

@@ -1,0 +1,288 @@
+"""Metrics: numbers of a network's quality on a split, accumulated over batches."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
+from torch import Tensor
+
+from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.importing import import_by_path
+from slimfront.trainables.options import Options
+
+if TYPE_CHECKING:  # torchmetrics takes a second to import, which most trials need not pay
+    import torchmetrics
+
+Better = Literal["larger", "smaller"]
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is known of a metric before there is data: its name, its direction, and its range."""
+
+    name: str
+    better: Better
+    bounded: bool = False
+    """Whether it is in [0, 1]."""
+    short: str = ""
+    """What heads of tables call it."""
+
+    @property
+    def head(self) -> str:
+        """What tables call it."""
+        return self.short or self.name
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric at work: its description, and how it is taken.
+
+    Most are sums over examples: `sums` gives (k,) of a batch, and `final` makes the value of their
+    totals. Others are not sums of anything (an AUROC, a function of the user's): `whole` makes an
+    accumulator for a split, which sees one batch after the other.
+    """
+
+    described: Described
+    sums: Callable[[Tensor, Tensor], Tensor] | None = None
+    """Of outputs (N, …) and targets (N, …): (k,); `vmap` takes it."""
+    final: Callable[[Sequence[float]], float] = lambda totals: totals[0]
+    whole: Callable[[], Whole] | None = None
+    width: int = 1
+    """k."""
+    stacked: Callable[[Tensor, Tensor], Tensor] | None = None
+    """`sums` of outputs (K, N, …) of K networks and the same targets (N, …): (K, k), where that is
+    faster than `vmap`."""
+
+    @property
+    def name(self) -> str:
+        """Its name in a config."""
+        return self.described.name
+
+
+class Whole:
+    """Accumulates one metric over the batches of a split."""
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Takes in a batch: outputs (N, …) and targets (N, …)."""
+        raise NotImplementedError
+
+    def value(self) -> Tensor:
+        """The value over all batches, a scalar."""
+        raise NotImplementedError
+
+
+class OfTorchmetrics(Whole):
+    """A metric of torchmetrics."""
+
+    def __init__(self, metric: torchmetrics.Metric) -> None:
+        self.metric = metric
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """See `Whole.update`."""
+        self.metric.to(outputs.device).update(outputs, targets)
+
+    def value(self) -> Tensor:
+        """See `Whole.value`."""
+        found: Tensor = self.metric.compute()
+        return found
+
+
+class OfFunction(Whole):
+    """A function of all outputs and targets of a split."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], float | Tensor], name: str) -> None:
+        self.function, self.name = function, name
+        self.outputs: list[Tensor] = []
+        self.targets: list[Tensor] = []
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """See `Whole.update`."""
+        self.outputs.append(outputs)
+        self.targets.append(targets)
+
+    def value(self) -> Tensor:
+        """See `Whole.value`.
+
+        Raises:
+            UserError: if the function raises, or gives anything but one number.
+        """
+        outputs, targets = torch.cat(self.outputs), torch.cat(self.targets)
+        try:
+            found = torch.as_tensor(self.function(outputs, targets))
+        except Exception as error:
+            raise UserError(
+                f"the metric '{self.name}' raised {type(error).__name__}: {first_line(error)}"
+            ) from error
+        if found.numel() != 1:
+            raise UserError(
+                f"the metric '{self.name}' gave {tuple(found.shape)} numbers; it must give one"
+            )
+        return found.to(outputs.device).reshape(())
+
+
+class Tally:
+    """Accumulates the metrics of a task, of one network or of K that see the same examples."""
+
+    def __init__(self, metrics: Sequence[Metric], members: int | None = None) -> None:
+        """`members` is K; None: one network, and no leading dimension."""
+        self.metrics = metrics
+        self.members = members
+        self.sums: list[list[Tensor]] = [[] for _ in metrics]
+        self.wholes = [
+            [] if metric.whole is None else [metric.whole() for _ in range(members or 1)]
+            for metric in metrics
+        ]
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Takes in a batch: outputs (N, …), or (K, N, …) of K networks, and targets (N, …)."""
+        for metric, sums, wholes in zip(self.metrics, self.sums, self.wholes, strict=True):
+            each = [outputs] if self.members is None else outputs.unbind()
+            for whole, own in zip(wholes, each, strict=False):
+                whole.update(own, targets)
+            if not wholes:
+                sums.append(self._sums(metric, outputs, targets))
+
+    def _sums(self, metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor:
+        assert metric.sums is not None
+        if self.members is None:
+            return metric.sums(outputs, targets)
+        if metric.stacked is not None:
+            return metric.stacked(outputs, targets)
+        return torch.func.vmap(metric.sums, in_dims=(0, None))(outputs, targets)
+
+    def state(self) -> Tensor:
+        """All totals and values, (n,) or (K, n), float64: nothing of it waits for a GPU unless a
+        metric does."""
+        parts = []
+        for sums, wholes in zip(self.sums, self.wholes, strict=True):
+            if wholes:
+                values = torch.stack([whole.value().double() for whole in wholes]).unsqueeze(-1)
+                parts.append(values[0] if self.members is None else values)
+            else:
+                parts.append(torch.stack(sums).double().sum(0))
+        return torch.cat(parts, -1)
+
+
+class MetricOptions(Options):
+    """A metric of a config: `name` of the task's, or `factory`, an import path, with `better`.
+
+    What else is given are arguments: `{name: auroc, average: macro}`. `called` is the name in
+    results where it is to be another, such as `{name: accuracy, top_k: 5, called: top5}`. A factory
+    is a function of the outputs and targets of a split that returns a number, or a class of
+    torchmetrics.
+    """
+
+    name: str | None = None
+    factory: str | None = None
+    better: Better | None = None
+    called: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
+    args: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_arguments(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            return {"factory": given} if ":" in given else {"name": given}
+        if not isinstance(given, Mapping):
+            return given
+        known = {key: value for key, value in given.items() if key in cls.model_fields}
+        others = {key: value for key, value in given.items() if key not in cls.model_fields}
+        if not others:
+            return known
+        args = known.get("args", {})
+        return known | {"args": {**args, **others}} if isinstance(args, Mapping) else known
+
+    @model_validator(mode="after")
+    def _one_source(self) -> MetricOptions:
+        if (self.name is None) == (self.factory is None):
+            raise ValueError("give either 'name' or 'factory', an import path")
+        if self.factory is not None and self.better is None:
+            raise ValueError("say whether larger or smaller is better: 'better: larger'")
+        return self
+
+    @field_validator("factory")
+    @classmethod
+    def _a_path(cls, path: str | None, _info: ValidationInfo) -> str | None:
+        if path is not None and ":" not in path:
+            raise ValueError("an import path has the form package.module:name")
+        return path
+
+    @property
+    def key(self) -> str:
+        """Its name in results."""
+        named = self.name or str(self.factory).partition(":")[2].rpartition(".")[2]
+        return self.called or named
+
+    def of_factory(self) -> Metric:
+        """The metric at work, where it comes from an import path.
+
+        Raises:
+            UserError: if there is no such function.
+        """
+        made = import_by_path(str(self.factory), "metric")
+        described = Described(self.key, self.better or "larger")
+        args = dict(self.args)
+        if inspect.isclass(made):
+            built = _built(made, args, self.key)
+            return Metric(described, whole=lambda: OfTorchmetrics(built.clone()))
+
+        def function(outputs: Tensor, targets: Tensor) -> float | Tensor:
+            found: float | Tensor = made(outputs, targets, **args)
+            return found
+
+        return Metric(described, whole=lambda: OfFunction(function, self.key))
+
+
+def _built(made: Callable[..., Any], args: Mapping[str, Any], name: str) -> torchmetrics.Metric:
+    import torchmetrics
+
+    try:
+        built = made(**args)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the metric '{name}' does not take these arguments: {first_line(error)}"
+        ) from None
+    if not isinstance(built, torchmetrics.Metric):
+        raise UserError(
+            f"the metric '{name}' is a {type(built).__name__}; a class must be one of torchmetrics"
+        )
+    return built
+
+
+@dataclass(frozen=True)
+class Known:
+    """A metric that a task offers by name, taken by torchmetrics."""
+
+    of_torchmetrics: str
+    """The class, such as "classification.MulticlassF1Score"."""
+    better: Better = "larger"
+    bounded: bool = True
+    defaults: Mapping[str, Any] | None = None
+
+    def metric(self, options: MetricOptions, given: Mapping[str, Any]) -> Metric:
+        """The metric at work; `given` are arguments that the task knows, such as the number of
+        outputs.
+
+        Raises:
+            UserError: if it does not take what the config gives it.
+        """
+        import torchmetrics
+
+        made: Any = torchmetrics
+        for part in self.of_torchmetrics.split("."):
+            made = getattr(made, part)
+        args = {**(self.defaults or {}), **given, **options.args}
+        built = _built(made, args, options.key)
+        described = Described(options.key, self.better, self.bounded)
+        return Metric(described, whole=lambda: OfTorchmetrics(built.clone()))
+
+
+def ratio(totals: Sequence[float]) -> float:
+    """The first total divided by the second; NaN of nothing."""
+    return totals[0] / totals[1] if totals[1] else math.nan

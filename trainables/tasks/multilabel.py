@@ -1,0 +1,101 @@
+"""Multi-label classification: any number of classes for each example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.tasks.base import TASKS, Criterion, Encoded, Task, as_tensor
+from slimfront.trainables.tasks.metrics import Known, Metric, MetricOptions, Whole
+
+_MOST_SHOWN = 6
+
+
+@TASKS.register("multilabel")
+class MultiLabel(Task):
+    """Targets (N, classes) of 0 and 1, binary cross-entropy with logits of that shape; its quality
+    is the mean F1 of the classes.
+
+    With `class_weights: balanced` the examples that have a class weigh as much as all that do not.
+    """
+
+    name: Literal["multilabel"] = "multilabel"
+    class_weights: Literal["balanced"] | None = None
+
+    KNOWN: ClassVar[Mapping[str, Known]] = {
+        "f1": Known("classification.MultilabelF1Score"),
+        "accuracy": Known("classification.MultilabelAccuracy"),
+        "exact_match": Known("classification.MultilabelExactMatch"),
+        "auroc": Known("classification.MultilabelAUROC"),
+        "average_precision": Known("classification.MultilabelAveragePrecision"),
+        "precision": Known("classification.MultilabelPrecision"),
+        "recall": Known("classification.MultilabelRecall"),
+        "hamming_distance": Known("classification.MultilabelHammingDistance", "smaller"),
+        "miou": Known("classification.MultilabelJaccardIndex"),
+    }
+    DEFAULT: ClassVar[tuple[str, ...]] = ("f1",)
+    LOSSES: ClassVar[tuple[str, ...]] = ("binary_cross_entropy",)
+
+    def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
+        targets = as_tensor(given, self.name)
+        if targets.dim() != 2 or targets.is_complex():
+            raise UserError(
+                f"the data has targets of shape {tuple(targets.shape)}; the task multilabel takes "
+                "a 0 or 1 for each class of each example, (N, classes)"
+            )
+        targets = targets.float()
+        if not bool(((targets == 0) | (targets == 1)).all()):
+            values = [f"{value:g}" for value in targets.unique()[:_MOST_SHOWN].tolist()]
+            raise UserError(
+                f"the data has targets {', '.join(values)} …; the task multilabel takes 0 and 1"
+            )
+        return Encoded(targets, targets.shape[1], tuple(names))
+
+    def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
+        weights = None
+        if self.class_weights == "balanced":
+            having = targets.sum(0)
+            weights = (len(targets) - having) / having.clamp_min(1)
+        return partial(_binary_cross_entropy, weights=weights)
+
+    def metric(self, options: MetricOptions, outputs: int) -> Metric:
+        name = str(options.name)
+        integer = self.KNOWN[name].metric(options, {"num_labels": outputs})
+        whole = integer.whole
+        assert whole is not None
+        return Metric(integer.described, whole=lambda: _WithWholeTargets(whole()))
+
+    def shape_of_outputs(self, targets: Tensor, outputs: int) -> str:
+        return f"logits, (N, {outputs})"
+
+    def wrong_outputs(self, found: Tensor, targets: Tensor, outputs: int) -> str | None:
+        if tuple(found.shape) == (len(targets), outputs):
+            return None
+        return (
+            f"the network returns {tuple(found.shape)} for {len(targets)} inputs, and the data has "
+            f"{outputs} classes; it must return logits, ({len(targets)}, {outputs})"
+        )
+
+
+def _binary_cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    weights = None if weights is None else weights.to(outputs.device)
+    return nn.functional.binary_cross_entropy_with_logits(outputs, targets, pos_weight=weights)
+
+
+class _WithWholeTargets(Whole):
+    """A metric of torchmetrics, which wants whole numbers where the loss wants floats."""
+
+    def __init__(self, metric: Whole) -> None:
+        self.metric = metric
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """See `Whole.update`."""
+        self.metric.update(outputs, targets.long())
+
+    def value(self) -> Tensor:
+        """See `Whole.value`."""
+        return self.metric.value()

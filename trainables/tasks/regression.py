@@ -1,0 +1,147 @@
+"""Regression: numbers for each example."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from slimfront.trainables.tasks.base import TASKS, ActiveTask, Criterion, Encoded, Task, as_tensor
+from slimfront.trainables.tasks.metrics import Described, Known, Metric, MetricOptions, ratio
+
+_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "mse": nn.functional.mse_loss,
+    "mae": nn.functional.l1_loss,
+    "huber": nn.functional.huber_loss,
+}
+
+
+def squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Sums over a batch: of the squared errors, and how many there are: (2,)."""
+    errors = (_like(outputs, targets) - targets).double().square().sum()
+    return torch.stack([errors, torch.full_like(errors, targets.numel())])
+
+
+def absolute_errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The same of the absolute errors."""
+    errors = (_like(outputs, targets) - targets).double().abs().sum()
+    return torch.stack([errors, torch.full_like(errors, targets.numel())])
+
+
+def squares(outputs: Tensor, targets: Tensor) -> Tensor:
+    """What R² is made of, of one target (N,): squared errors, Σy, Σy² and how many, (4,)."""
+    y = targets.double()
+    errors = (_like(outputs, targets).double() - y).square().sum()
+    return torch.stack([errors, y.sum(), y.square().sum(), torch.full_like(errors, y.numel())])
+
+
+def _like(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Outputs (N, 1) as targets (N,) are."""
+    return outputs.reshape(targets.shape)
+
+
+def _root(totals: Sequence[float]) -> float:
+    return math.sqrt(ratio(totals))
+
+
+def _r2(totals: Sequence[float]) -> float:
+    errors, total, square, count = totals
+    spread = square - total * total / count
+    return 1 - errors / spread if spread > 0 else math.nan
+
+
+_OWN = {
+    "mse": (Described("mse", "smaller"), squared_errors, ratio, 2),
+    "rmse": (Described("rmse", "smaller"), squared_errors, _root, 2),
+    "mae": (Described("mae", "smaller"), absolute_errors, ratio, 2),
+}
+
+
+@TASKS.register("regression")
+class Regression(Task):
+    """Numbers (N,) or (N, k) for each example; the loss is `mse`, `mae` or `huber`, and the quality
+    is the mean squared error.
+
+    With `standardise` the network is trained on targets less their mean, divided by their standard
+    deviation; metrics are in the targets' own unit, and the network that ships gives that unit.
+    `delta` is where `huber` turns from squares to a line.
+    """
+
+    name: Literal["regression"] = "regression"
+    standardise: bool = True
+    delta: float = Field(1.0, gt=0)
+
+    KNOWN: ClassVar[Mapping[str, Known]] = {
+        "r2": Known("regression.R2Score", bounded=False),
+        "mape": Known("regression.MeanAbsolutePercentageError", "smaller", bounded=False),
+        "smape": Known("regression.SymmetricMeanAbsolutePercentageError", "smaller", bounded=False),
+        "explained_variance": Known("regression.ExplainedVariance", bounded=False),
+        "pearson": Known("regression.PearsonCorrCoef", bounded=False),
+        "spearman": Known("regression.SpearmanCorrCoef", bounded=False),
+    }
+    DEFAULT: ClassVar[tuple[str, ...]] = ("mse", "r2")
+    LOSSES: ClassVar[tuple[str, ...]] = tuple(_LOSSES)
+
+    @classmethod
+    def metric_names(cls) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*_OWN, *cls.KNOWN)))
+
+    def describe(self, name: str) -> Described:
+        return _OWN[name][0] if name in _OWN else super().describe(name)
+
+    def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
+        targets = as_tensor(given, self.name)
+        if targets.dim() == 2 and targets.shape[1] == 1:
+            targets = targets.squeeze(1)
+        if targets.is_complex() or targets.dim() > 2:
+            raise self.wrong_targets(targets)
+        return Encoded(targets.float(), targets.shape[1] if targets.dim() == 2 else 1)
+
+    def attach(self, targets: Tensor, encoded: Encoded) -> ActiveTask:
+        active = super().attach(targets, encoded)
+        if self.standardise:
+            std = targets.std(0)
+            object.__setattr__(active, "offset", targets.mean(0).reshape(-1))
+            object.__setattr__(active, "scale", torch.where(std > 0, std, 1.0).reshape(-1))
+        return active
+
+    def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
+        chosen = self.loss or "mse"
+        assert isinstance(chosen, str)
+        extra = {"delta": self.delta} if chosen == "huber" else {}
+        return partial(_error, of=partial(_LOSSES[chosen], **extra))
+
+    def metric(self, options: MetricOptions, outputs: int) -> Metric:
+        name = str(options.name)
+        if name in _OWN and not options.args:
+            known, sums, final, width = _OWN[name]
+            described = Described(options.key, known.better)
+            return Metric(described, sums, final, width=width)
+        if name == "r2" and outputs == 1 and not options.args:
+            return Metric(Described(options.key, "larger"), squares, _r2, width=4)
+        return self.KNOWN[name].metric(options, self._of_outputs(name, outputs))
+
+    def _of_outputs(self, name: str, outputs: int) -> dict[str, Any]:
+        return {"num_outputs": outputs} if name in ("pearson", "spearman") else {}
+
+    def shape_of_outputs(self, targets: Tensor, outputs: int) -> str:
+        return f"numbers, (N, {outputs})" + (" or (N,)" if outputs == 1 else "")
+
+    def wrong_outputs(self, found: Tensor, targets: Tensor, outputs: int) -> str | None:
+        wanted = [(len(targets), outputs)] + ([(len(targets),)] if outputs == 1 else [])
+        if tuple(found.shape) in wanted:
+            return None
+        return (
+            f"the network returns {tuple(found.shape)} for {len(targets)} inputs; the data has "
+            f"{outputs} number{'s' if outputs > 1 else ''} for each, so it must return "
+            f"({len(targets)}, {outputs})"
+        )
+
+
+def _error(outputs: Tensor, targets: Tensor, of: Criterion) -> Tensor:
+    return of(_like(outputs, targets), targets)

@@ -1,0 +1,92 @@
+"""Segmentation: a class for each pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.tasks.base import TASKS, Criterion, Encoded, Task, as_tensor
+from slimfront.trainables.tasks.classification import (
+    MULTICLASS,
+    ClassWeights,
+    class_weights,
+    too_few_logits,
+    weighted_cross_entropy,
+)
+from slimfront.trainables.tasks.metrics import Known, Metric, MetricOptions
+
+
+class PerPlace(Task):
+    """What tasks share that have a class for each place of an example: pixels, or tokens."""
+
+    class_weights: ClassWeights = None
+    ignore: int = -100
+    classes: int | None = Field(None, ge=2)
+
+    KNOWN: ClassVar[Mapping[str, Known]] = {
+        **MULTICLASS,
+        "accuracy": Known("classification.MulticlassAccuracy", defaults={"average": "micro"}),
+    }
+    LOSSES: ClassVar[tuple[str, ...]] = ("cross_entropy",)
+    DIMENSIONS: ClassVar[int] = 3
+    PLACES: ClassVar[str] = "(N, height, width)"
+
+    def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
+        targets = as_tensor(given, self.name)
+        whole = not targets.is_floating_point() and not targets.is_complex()
+        if targets.dim() != self.DIMENSIONS or not whole:
+            raise UserError(
+                f"the data has targets of shape {tuple(targets.shape)} and type {targets.dtype}; "
+                f"the task {self.name} takes a whole number for each place, {self.PLACES}"
+            )
+        targets = targets.long()
+        counted = targets[targets != self.ignore]
+        least, largest = (int(counted.min()), int(counted.max())) if len(counted) else (0, 0)
+        count = self.classes or outputs or len(names) or largest + 1
+        if least < 0 or largest >= count:
+            raise UserError(
+                f"the data has classes from {least} to {largest}, and the task {self.name} takes "
+                f"0 … {count - 1}; set task.ignore to the number of places that do not count, such "
+                "as 255"
+            )
+        if count < 2:
+            raise UserError(f"all places have one and the same class; {self.name} needs two")
+        return Encoded(targets, count, tuple(names) if len(names) == count else ())
+
+    def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
+        counted = targets[targets != self.ignore]
+        weights = class_weights(self.class_weights, counted, encoded)
+        return partial(weighted_cross_entropy, weights=weights, ignore=self.ignore)
+
+    def metric(self, options: MetricOptions, outputs: int) -> Metric:
+        given = {"num_classes": outputs, "ignore_index": self.ignore}
+        return self.KNOWN[str(options.name)].metric(options, given)
+
+
+@TASKS.register("segmentation")
+class Segmentation(PerPlace):
+    """Cross-entropy of logits (N, classes, height, width) with a class for each pixel (N, height,
+    width); its quality is the mean intersection over union of the classes.
+
+    Pixels of the number `ignore` do not count.
+    """
+
+    name: Literal["segmentation"] = "segmentation"
+
+    DEFAULT: ClassVar[tuple[str, ...]] = ("miou", "accuracy")
+
+    def shape_of_outputs(self, targets: Tensor, outputs: int) -> str:
+        return f"logits, (N, {outputs}, {', '.join(map(str, targets.shape[1:]))})"
+
+    def wrong_outputs(self, found: Tensor, targets: Tensor, outputs: int) -> str | None:
+        if found.dim() != 4 or len(found) != len(targets) or found.shape[2:] != targets.shape[1:]:
+            return (
+                f"the network returns {tuple(found.shape)} for {len(targets)} inputs; it must "
+                f"return {self.shape_of_outputs(targets, outputs)}"
+            )
+        return too_few_logits(found, outputs)

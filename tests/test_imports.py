@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = [
     # What is as basic as Python itself: no room.
     *("redaction", "errors", "folders", "gpu", "options", "importing", "markdown", "precision"),
+    "torch_internals",
     *("data", "models"),
     "structure",
     *("penalties", "sparsifiers", "measures"),
@@ -38,7 +39,10 @@ BESIDE = {
     ("options", "precision"),
 }
 
-PRIVATE = ("redaction", "errors", "folders", "gpu", "importing", "markdown", "options", "precision")
+PRIVATE = (
+    *("redaction", "errors", "folders", "gpu", "importing", "markdown", "options", "precision"),
+    "torch_internals",
+)
 
 
 @cache

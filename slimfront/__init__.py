@@ -11,6 +11,8 @@ first asked for, so that a command that trains nothing does not wait for torch.
 - `measure`: the parameters, FLOPs and bytes of a network.
 - `search`: runs the search of a config; the same name is the package that the command is made of.
 - `load`: reads a search by name, with the networks of its front.
+- `MultiObjectiveASHA`: a scheduler of Ray Tune that stops trials early by several objectives, for
+  any trainable.
 - `UserError`: a mistake in what was asked, as the sentence that the command would print.
 """
 
@@ -18,6 +20,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from slimfront.search.engine.scheduler import MultiObjectiveASHA as MultiObjectiveASHA
     from slimfront.search.python_api import load as load
     from slimfront.search.python_api import search as search
     from slimfront.trainables.candidate import Candidate as Candidate
@@ -26,10 +29,20 @@ if TYPE_CHECKING:
     from slimfront.trainables.measures.measure import measure as measure
     from slimfront.trainables.training.train import train as train
 
-__all__ = ["Candidate", "UserError", "compact", "load", "measure", "search", "train"]
+__all__ = [
+    "Candidate",
+    "MultiObjectiveASHA",
+    "UserError",
+    "compact",
+    "load",
+    "measure",
+    "search",
+    "train",
+]
 
 _HOMES = {
     "Candidate": "trainables.candidate",
+    "MultiObjectiveASHA": "search.engine.scheduler",
     "UserError": "trainables.errors",
     "compact": "trainables.compaction",
     "load": "search.python_api",

@@ -130,7 +130,7 @@ def _install(environment: Path, combination: Combination) -> str | None:
     others = [line for line in tested if not follows.match(line)]
     while True:
         (environment / "pins.txt").write_text("\n".join(pins + others))
-        command = [environment / "bin" / "python", "-m", "pip", "install", "--no-compile"]
+        command = [environment / "bin" / "python", "-m", "pip", "install"]
         options = ["--disable-pip-version-check", "-c", environment / "pins.txt"]
         done = subprocess.run(
             [*command, *options, *_requirements()], capture_output=True, text=True

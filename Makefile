@@ -4,7 +4,7 @@ CONFIG ?= configs/digits.yaml
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: search test test-all chromium check chaos fuzz adversarial bench constraints clean
+.PHONY: search test test-all chromium check coverage versions chaos fuzz adversarial bench constraints clean
 
 search: $(INSTALLED)
 	$(BIN)/slimfront search $(CONFIG)
@@ -28,6 +28,15 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Which lines the tests run, also those in processes of their own; the files with the fewest first.
+coverage: $(INSTALLED) chromium
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=
+	$(BIN)/coverage report --sort=cover
+
+# The fast tests with other versions of Python, torch, Ray and MLflow, each in an environment that is made for it.
+versions: $(INSTALLED)
+	$(BIN)/python -m benchmarks versions
 
 # A search killed twenty times.
 chaos: $(INSTALLED)

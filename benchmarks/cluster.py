@@ -12,11 +12,9 @@ import contextlib
 import heapq
 import itertools
 import logging
-import os
 import random
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -39,6 +37,7 @@ from slimfront.search.engine.nodes import start_local_ray
 from slimfront.search.engine.progress import Progress
 from slimfront.search.engine.runner import run_search
 from slimfront.search.record.ledger import Ledger
+from slimfront.search.tracking.server import server_command, server_environment
 
 REPORT_S = 1.0
 """How long a trial of three reports does nothing before each: short, so that the driver is what
@@ -208,28 +207,12 @@ def servers(directory: Path) -> Iterator[tuple[str, str, dict[str, psutil.Proces
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    environment = os.environ | {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_BACKEND_STORE_URI": mlflow,
-    }
     with (directory / "server.txt").open("w") as said:
         server = subprocess.Popen(
-            [*command, "--artifacts-destination", str(directory / "artifacts")],
+            [*server_command(port), "--artifacts-destination", str(directory / "artifacts")],
             stdout=said,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=server_environment(mlflow),
             cwd=directory,
         )
     try:

@@ -8,7 +8,6 @@ import re
 import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -31,6 +30,7 @@ from slimfront.search.config.schema import load
 from slimfront.search.engine import runner
 from slimfront.search.engine.nodes import start_local_ray
 from slimfront.search.tracking import Recorder
+from slimfront.search.tracking.server import server_command, server_environment
 
 EPOCHS, METRICS = 20, 12
 AT_ONCE = 4
@@ -100,28 +100,12 @@ def local_server(directory: Path) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{directory}/server.db",
-        "--artifacts-destination",
-        str(directory / "artifacts"),
-    ]
+    command = [*server_command(port), "--artifacts-destination", str(directory / "artifacts")]
+    environment = server_environment(f"sqlite:///{directory}/server.db")
     said = directory / "server.txt"
     with (
         said.open("w") as out,
-        subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as process,
+        subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment) as process,
     ):
         try:
             while True:

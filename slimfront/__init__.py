@@ -14,6 +14,8 @@ first asked for, so that a command that trains nothing does not wait for torch.
 - `Task`, `Encoded`, `Penalty`, `Sparsifier`, `Model`, `Data`: what a task, a penalty, a sparsifier,
   a network and a data set of your own are subclasses of; `TASKS`, `PENALTIES`, `SPARSIFIERS`,
   `MODELS` and `DATA` are where a plug-in registers them by name.
+- `MultiObjectiveASHA`: a scheduler of Ray Tune that stops trials early by several objectives, for
+  any trainable.
 - `UserError`: a mistake in what was asked, as the sentence that the command would print.
 """
 
@@ -21,6 +23,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from slimfront.search.engine.scheduler import MultiObjectiveASHA as MultiObjectiveASHA
     from slimfront.search.python_api import load as load
     from slimfront.search.python_api import search as search
     from slimfront.trainables.candidate import Candidate as Candidate
@@ -50,6 +53,7 @@ __all__ = [
     "Data",
     "Encoded",
     "Model",
+    "MultiObjectiveASHA",
     "Penalty",
     "Sparsifier",
     "Task",
@@ -74,6 +78,7 @@ _HOMES = {
     "Sparsifier": "trainables.sparsifiers",
     "TASKS": "trainables.tasks",
     "Task": "trainables.tasks",
+    "MultiObjectiveASHA": "search.engine.scheduler",
     "UserError": "trainables.errors",
     "compact": "trainables.compaction",
     "load": "search.python_api",

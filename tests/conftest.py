@@ -1,7 +1,9 @@
 """What several tests share: small candidates, a small config, and one Ray session."""
 
+import functools
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,11 +85,27 @@ def config(tmp_path: Path) -> Config:
 
 
 def small_config(directory: Path, **changes: Any) -> Config:
-    """SMALL_CONFIG with whole sections replaced, recording below `directory`."""
-    tree = SMALL_CONFIG | changes
+    """SMALL_CONFIG with whole sections replaced, recording below `directory`, where there is a
+    store without experiments. Trials have a process each unless it is said: what `auto` finds out
+    first takes as long as a trial."""
+    tree = {"resources": {"pack": 1}} | SMALL_CONFIG | changes
     tree["search"] = tree["search"] | {"storage_path": str(directory / "runs")}
-    tree["tracking"] = {"uri": f"sqlite:///{directory}/slimfront.db"}
+    store = directory / "slimfront.db"
+    tree["tracking"] = {"uri": f"sqlite:///{store}"}
+    if directory.is_dir() and not store.exists():
+        store.write_bytes(empty_store())
     return Config.model_validate(tree)
+
+
+@functools.cache
+def empty_store() -> bytes:
+    """A new SQLite store of MLflow's, which takes a second to make: it replays all versions of its
+    tables."""
+    from slimfront.search.tracking import connect
+
+    with tempfile.TemporaryDirectory() as folder:
+        connect(f"sqlite:///{folder}/slimfront.db")
+        return Path(folder, "slimfront.db").read_bytes()
 
 
 @pytest.fixture(scope="session")

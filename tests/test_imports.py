@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 ROOMS = [
     # What is as basic as Python itself: no room.
+    "torch_internals",
     *(
         "redaction",
         "errors",
@@ -53,7 +54,7 @@ BESIDE = {
 
 PRIVATE = (
     *("redaction", "errors", "folders", "gpu", "importing", "inputs", "markdown", "options"),
-    *("plugins", "precision"),
+    *("plugins", "precision", "torch_internals"),
 )
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import register_pytree_node
+
+from slimfront.trainables.torch_internals import register_container
 
 if TYPE_CHECKING:
     _Base = Tensor  # for type checkers it is a tensor, since it goes wherever inputs go
@@ -90,11 +91,11 @@ class Several(_Base):
         return self.each(lambda tensor: tensor.clone())
 
 
-register_pytree_node(
+register_container(
     Several,
     lambda several: (list(several.named.values()), list(several.named)),
     lambda values, names: Several(dict(zip(names, values, strict=True))),
-    serialized_type_name="slimfront.Several",
+    "slimfront.Several",
 )
 
 

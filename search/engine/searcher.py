@@ -23,6 +23,7 @@ from ray.tune.search import Searcher
 
 from slimfront.search.config.objectives import Constraint
 from slimfront.search.engine.driver_only import DriverOnly
+from slimfront.search.record import optuna_internals
 from slimfront.search.record.ledger import Ledger, TrialRecord, label
 from slimfront.trainables.errors import UserError
 
@@ -80,7 +81,7 @@ class StudySearcher(DriverOnly, Searcher):
         self.enough = enough
         self.capacity = capacity
         self.asked = {
-            trial.number: trial._trial_id
+            trial.number: optuna_internals.trial_id(trial)
             for trial in study.get_trials(deepcopy=False)
             if trial.state in _BEGUN
         }
@@ -118,7 +119,7 @@ class StudySearcher(DriverOnly, Searcher):
     def _ask(self) -> Unfinished:
         self.remaining -= 1
         trial = self.study.ask(self.distributions)
-        self.asked[trial.number] = trial._trial_id
+        self.asked[trial.number] = optuna_internals.trial_id(trial)
         return Unfinished(trial.number, trial.params)
 
     def on_trial_complete(
@@ -185,7 +186,7 @@ def reconcile(
             continue
         heard = ledger.by_label.get(label(number))
         if heard is None:
-            trial = optuna.Trial(study, frozen._trial_id)
+            trial = optuna.Trial(study, optuna_internals.trial_id(frozen))
             values = {path: _suggested(trial, path, d) for path, d in distributions.items()}
             unfinished.append(Unfinished(number, values))
         elif heard.unfinished:

@@ -11,6 +11,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from slimfront.search.record.ledger import Ledger
+from slimfront.search.record.optuna_internals import trial_id
 
 
 class OnlyWriter(InMemoryStorage):
@@ -50,7 +51,7 @@ class OnlyWriter(InMemoryStorage):
         for key, value in self.database.get_study_system_attrs(there).items():
             super().set_study_system_attr(here, key, value)
         for trial in self.database.get_all_trials(there, deepcopy=False):
-            self.trial_ids.append(trial._trial_id)
+            self.trial_ids.append(trial_id(trial))
             super().create_new_trial(here, trial)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:

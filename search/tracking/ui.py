@@ -1,16 +1,15 @@
 """Opens MLflow's UI on the store of a search."""
 
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 import webbrowser
 from collections.abc import Callable
 
+from slimfront.search.tracking.server import server_command, server_environment
 from slimfront.search.tracking.store import connect, find_search, run_route
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.redaction import without_secrets
@@ -33,28 +32,13 @@ def open_ui(
         _announce(without_secrets(uri).rstrip("/") + page, browser, say)
         return
     _refuse_taken_port(port)
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
     # So that the server ends with us, however we are ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Four processes for jobs of MLflow's that a search has none of would make the start twice as
-    # long.
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | os.environ
-    environment["MLFLOW_BACKEND_STORE_URI"] = (
-        uri  # not on the command line, where everyone could read its password
-    )
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+        server_command(port),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=server_environment(uri),
     ) as server:
         try:
             _wait_until_up(server, f"http://127.0.0.1:{port}")

@@ -15,4 +15,6 @@ def finished(
 ) -> tuple[Path, SearchResult]:
     """One search of six trials and where it is; nobody changes it."""
     directory = tmp_path_factory.mktemp("finished")
-    return directory, run_search(small_config(directory, search={"trials": 6}))
+    return directory, run_search(
+        small_config(directory, search={"trials": 6}, resources={"pack": "auto"})
+    )

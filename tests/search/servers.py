@@ -4,11 +4,12 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from slimfront.search.tracking.server import server_command, server_environment
 
 PASSWORD = "x" * 16
 
@@ -35,28 +36,9 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            "--workers",
-            "1",
-        ]
-        self.command += [
-            "--backend-store-uri",
-            store,
-            "--artifacts-destination",
-            str(directory / "artifacts"),
-            *options,
-        ]
-        self.environment = (
-            os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | environment
-        )
+        artifacts = ["--artifacts-destination", str(directory / "artifacts")]
+        self.command = [*server_command(self.port), *artifacts, *options]
+        self.environment = server_environment(store) | environment
         self.directory = directory
 
     def start(self, *, wait: bool = True) -> None:

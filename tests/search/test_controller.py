@@ -1,7 +1,6 @@
 """Processes that take longer to start than a trial takes."""
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,30 @@ import pytest
 from slimfront.search.engine.runner import run_search
 from slimfront.trainables.trainable import CandidateTrainable
 from tests.conftest import small_config
+from tests.search.clusters import wait_for
 
-START_S = 2.0
+TRIALS = 4
+"""The first process trains so many while the second starts."""
 
 
 def slow_to_start(directory: Path) -> type[CandidateTrainable]:
-    """Trains in a process that leaves its number in `directory`; all but the first take long to
-    start."""
+    """Trains in a process that leaves its number in `directory`, with a line for each trial; the
+    second has started when the first has trained some more."""
+
+    def trained() -> int:
+        return sum(len(file.read_text().splitlines()) for file in directory.iterdir())
 
     class SlowToStart(CandidateTrainable):
         def setup(self, config: dict[str, Any]) -> None:
             if any(directory.iterdir()) and not (directory / str(os.getpid())).exists():
-                time.sleep(START_S)
+                enough = trained() + TRIALS
+                wait_for(lambda: trained() >= enough, 60)
             (directory / str(os.getpid())).touch()
             super().setup(config)
 
         def step(self) -> dict[str, Any]:
             with (directory / str(os.getpid())).open("a") as file:
-                file.write("step\n")
+                file.write("trained\n")
             return super().step()
 
     return SlowToStart
@@ -42,11 +47,11 @@ def test_a_process_that_starts_is_waited_for_although_another_could_take_its_tri
     config = small_config(
         tmp_path,
         resources={"pack": 1},
-        search={"trials": 30, "sampler": "random"},
+        search={"trials": 24, "sampler": "random"},
         training={"epochs": 8, "report_every": 8},
     )
     result = run_search(config, trainable=slow_to_start(processes))
-    steps = [len(file.read_text().splitlines()) for file in processes.iterdir()]
-    assert sum(steps) == len(result.ledger.trials) + 1
-    assert len(steps) == 2
-    assert min(steps) > 2
+    trained = [len(file.read_text().splitlines()) for file in processes.iterdir()]
+    assert sum(trained) == len(result.ledger.trials) + 1
+    assert len(trained) == 2
+    assert min(trained) > 2

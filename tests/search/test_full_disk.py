@@ -40,7 +40,7 @@ class Disk:
         subprocess.run(["umount", "--lazy", str(self.place)], check=True)
 
 
-@pytest.fixture(params=["size=3m", "size=100m,nr_inodes=50"])
+@pytest.fixture(params=["size=3m", pytest.param("size=100m,nr_inodes=50", marks=pytest.mark.slow)])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
     """One with room for a few checkpoints, or for a few files."""
     made = Disk(tmp_path / "disk", request.param)

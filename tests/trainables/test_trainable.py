@@ -75,17 +75,22 @@ class Process:
         return [os.getpid(), *(child.pid for child in self.trainable.team.children.values())]
 
 
-def run_in_turn(*configs: dict[str, Any]) -> list[dict[str, Any]]:
-    """The results of the last of several trials that one process runs after another."""
+def all_in_turn(*configs: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The results of several trials that one process runs after another."""
     process = Process.remote(configs[0])
     try:
-        results = ray.get(process.run.remote())
+        results = [ray.get(process.run.remote())]
         for config in configs[1:]:
             assert ray.get(process.reset.remote(config))
-            results = ray.get(process.run.remote())
+            results.append(ray.get(process.run.remote()))
     finally:
         ray.kill(process)
-    return list(results)
+    return results
+
+
+def run_in_turn(*configs: dict[str, Any]) -> list[dict[str, Any]]:
+    """The results of the last of several trials that one process runs after another."""
+    return all_in_turn(*configs)[-1]
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +116,27 @@ def test_the_trainable_reports_what_training_alone_gives(fresh: list[dict[str, A
     assert [len(result["history"]) for result in results] == [2, 1]
 
 
-def test_divergence_is_a_result_and_the_process_lives_on() -> None:
-    last = run_in_turn(DIVERGING)[-1]
+def raising(error: str) -> dict[str, Any]:
+    model = {"factory": "tests.trainables.test_trainable:Raises", "args": {"error": error}}
+    return config_of(model=model, penalties={}, sparsifier=None, compaction={"enabled": False})
+
+
+ERRORS = ("IndexError", "ValueError", "RuntimeError", "AttributeError", "AssertionError")
+
+
+@pytest.fixture(scope="module")
+def failures(ray_session: None, fresh: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The last result of a trial that diverges, and of those that raise, by error, all of one
+    process, which lives on."""
+    *failed, well = all_in_turn(DIVERGING, *map(raising, ERRORS), SECOND)
+    assert well == fresh
+    return {name: results[-1] for name, results in zip(("", *ERRORS), failed, strict=True)}
+
+
+def test_divergence_is_a_result_and_the_process_lives_on(
+    failures: dict[str, dict[str, Any]],
+) -> None:
+    last = failures[""]
     assert last["done"]
     assert "diverged" in last["failure"]
     assert "val_accuracy" not in last
@@ -246,15 +270,11 @@ class Raises(torch.nn.Module):
         return out
 
 
-@pytest.mark.parametrize(
-    "error", ["IndexError", "ValueError", "RuntimeError", "AttributeError", "AssertionError"]
-)
+@pytest.mark.parametrize("error", ERRORS)
 def test_an_exception_of_a_trial_is_a_result_with_its_reason_and_the_process_lives_on(
-    error: str, fresh: list[dict[str, Any]]
+    error: str, failures: dict[str, dict[str, Any]]
 ) -> None:
-    model = {"factory": "tests.trainables.test_trainable:Raises", "args": {"error": error}}
-    raising = config_of(model=model, penalties={}, sparsifier=None, compaction={"enabled": False})
-    last = run_in_turn(raising)[-1]
+    last = failures[error]
     assert last["done"]
     assert f"{error}: of the user's" in last["failure"]
     assert "test_trainable.py, line " in last["failure"]

@@ -25,6 +25,7 @@ from slimfront.trainables.options import Options
 from slimfront.trainables.precision import all_of_float32
 from slimfront.trainables.structure.agreement import EXACT, Probe, outputs
 from slimfront.trainables.structure.attention import split_attention
+from slimfront.trainables.structure.evaluating import evaluating
 from slimfront.trainables.structure.graph import Conv, copied, note_ranks
 
 Action = Literal[
@@ -118,29 +119,22 @@ def compact(
         UserError: if the network cannot be traced, or has attention that cannot be taken apart.
     """
     options = options or Compaction()
-    training = model.training
-    model.eval()
-    try:
-        with all_of_float32():
-            network, steps, apart = (
-                _smaller(model, inputs, options)
-                if options.enabled
-                else (copied(model).eval(), [], 0.0)
+    with evaluating(model), all_of_float32():
+        network, steps, apart = (
+            _smaller(model, inputs, options) if options.enabled else (copied(model), [], 0.0)
+        )
+        if apart <= options.tolerance:
+            apart = max(
+                apart,
+                relative_difference(model, network, inputs, options.tolerance),
+                key=_badness,
             )
-            if apart <= options.tolerance:
-                apart = max(
-                    apart,
-                    relative_difference(model, network, inputs, options.tolerance),
-                    key=_badness,
-                )
-            if isinstance(network, fx.GraphModule) and options.approximate:
-                steps += _merge_approximately(network, options)
-                _tidy(network)
-                network.recompile()
-            if isinstance(network, fx.GraphModule):
-                steps += _name_what_stays(network, set() if told is None else told)
-    finally:
-        model.train(training)
+        if isinstance(network, fx.GraphModule) and options.approximate:
+            steps += _merge_approximately(network, options)
+            _tidy(network)
+            network.recompile()
+        if isinstance(network, fx.GraphModule):
+            steps += _name_what_stays(network, set() if told is None else told)
     if not apart <= options.tolerance:  # NaN too
         raise TrialFailure(
             f"compaction changed the outputs by {apart:.2e} of their spread; the tolerance is "

@@ -20,6 +20,7 @@ from slimfront.trainables.compaction.layers import set_module
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.attention import ScaledDotProduct
 from slimfront.trainables.structure.encoders import plain_kind
+from slimfront.trainables.structure.evaluating import evaluating
 from slimfront.trainables.structure.graph import Conv, copied, submodule, trace
 
 log = logging.getLogger(__name__)
@@ -77,11 +78,8 @@ def traced_in_both_modes(model: nn.Module) -> fx.GraphModule:
     """
     if isinstance(model, fx.GraphModule):
         return copied(model).eval()
-    training = model.training
-    try:
-        evaluated = copied(trace(model.eval())).eval()
-    finally:
-        model.train(training)
+    with evaluating(model):
+        evaluated = copied(trace(model)).eval()
     as_modules(evaluated)
     # Whose statistics an inlined batch norm may count on while it is traced.
     other = copied(model).train()

@@ -4,7 +4,6 @@ import json
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import UserError, first_line
@@ -12,6 +11,7 @@ from slimfront.trainables.inputs import repeated
 from slimfront.trainables.packs.step import Step, Tensors
 from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty, Penalty
 from slimfront.trainables.penalties.cka import ActiveFeatures
+from slimfront.trainables.torch_internals import Dropout
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.ranks import Solo
 
@@ -91,7 +91,7 @@ def packable_training(training: Training) -> str | None:
 
 def _of_network(model: nn.Module) -> str | None:
     for name, module in model.named_modules():
-        if isinstance(module, (_DropoutNd, nn.MultiheadAttention)) and _rate(module) > 0:
+        if isinstance(module, (Dropout, nn.MultiheadAttention)) and _rate(module) > 0:
             return (
                 f"the model's '{name}' drops at random, which packs cannot repeat; set its rate "
                 "to 0, or resources.pack to 1"
@@ -111,7 +111,7 @@ def _of_network(model: nn.Module) -> str | None:
 
 
 def _rate(module: nn.Module) -> float:
-    rate: float = module.p if isinstance(module, _DropoutNd) else module.dropout  # type: ignore[assignment]
+    rate: float = module.p if isinstance(module, Dropout) else module.dropout  # type: ignore[assignment]
     return rate
 
 

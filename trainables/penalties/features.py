@@ -2,8 +2,7 @@
 by forward hooks."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,8 @@ from torch.utils.hooks import RemovableHandle
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.options import suggest
+from slimfront.trainables.structure.evaluating import evaluating
+from slimfront.trainables.torch_internals import forward_hooks
 
 ACTIVATIONS = (
     nn.ReLU,
@@ -83,21 +84,9 @@ class Features:
 def remove_hooks(copied: nn.Module) -> None:
     """Takes the hooks of `Features` off a copy of a network in training, whose own hooks stay."""
     for module in copied.modules():
-        for number, hook in list(module._forward_hooks.items()):
+        for number, hook in list(forward_hooks(module).items()):
             if hasattr(hook, _OURS):
-                del module._forward_hooks[number]
-
-
-@contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad():
-            model.eval()
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+                del forward_hooks(module)[number]
 
 
 def output_shapes(model: nn.Module, sample: Tensor) -> dict[str, Shape]:
@@ -110,7 +99,7 @@ def output_shapes(model: nn.Module, sample: Tensor) -> dict[str, Shape]:
         if name
     ]
     try:
-        with _in_evaluation(model):
+        with evaluating(model), torch.no_grad():
             model(sample[:2])
     finally:
         for handle in handles:

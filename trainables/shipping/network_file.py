@@ -17,6 +17,7 @@ from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.inputs import Call
 from slimfront.trainables.models import Model, adapted
 from slimfront.trainables.structure.attention import split_attention
+from slimfront.trainables.structure.evaluating import evaluating
 
 _DAMAGE = (
     OSError,
@@ -159,23 +160,24 @@ def check_storable(network: nn.Module, sample: Tensor) -> None:
         UserError: if it cannot be traced, or does not come back from plain data as it was;
             compaction must be off then.
     """
-    training = network.training
-    network.eval()
-    try:
-        traced = traced_in_both_modes(network)
-        split_attention(traced)
-        restored = deserialise(serialise(traced))
-        with torch.no_grad():
-            same = torch.equal(restored(sample), traced(sample))
-        tolerance = Compaction().tolerance
-        if not same or not relative_difference(network, traced, sample, tolerance) <= tolerance:
-            raise ValueError("its stored form does not compute the same")
-    except (UserError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"the network cannot be compacted: {error}; {_way_out(network.eval(), sample)}"
-        ) from None
-    finally:
-        network.train(training)
+    with evaluating(network):
+        try:
+            _store_and_restore(network, sample)
+        except (UserError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the network cannot be compacted: {error}; {_way_out(network, sample)}"
+            ) from None
+
+
+def _store_and_restore(network: nn.Module, sample: Tensor) -> None:
+    traced = traced_in_both_modes(network)
+    split_attention(traced)
+    restored = deserialise(serialise(traced))
+    with torch.no_grad():
+        same = torch.equal(restored(sample), traced(sample))
+    tolerance = Compaction().tolerance
+    if not same or not relative_difference(network, traced, sample, tolerance) <= tolerance:
+        raise ValueError("its stored form does not compute the same")
 
 
 def _way_out(network: nn.Module, sample: Tensor) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten
 
 from slimfront.trainables.inputs import each, tensors
+from slimfront.trainables.torch_internals import flattened
 
 EXACT = 1e-10
 """How far outputs in float64 may be apart, relative to their spread, where only sums were taken in
@@ -81,7 +81,7 @@ class Probe:
 
     def is_of_numbers(self) -> bool:
         """Whether no output for the real inputs is NaN."""
-        leaves, _ = tree_flatten(self._batches[0][1])
+        leaves, _ = flattened(self._batches[0][1])
         return not any(bool(leaf.isnan().any()) for leaf in leaves if isinstance(leaf, Tensor))
 
     def agrees(self, actual: nn.Module, tolerance: float = EXACT) -> bool:
@@ -127,9 +127,9 @@ def difference(
         NaN where an element is NaN; infinity where structure, shapes, types, or numbers that are no
         floats differ.
     """
-    leaves, structure = tree_flatten(wanted)
-    others, other_structure = tree_flatten(got)
-    wider, wider_structure = tree_flatten(wanted if spread_of is None else spread_of)
+    leaves, structure = flattened(wanted)
+    others, other_structure = flattened(got)
+    wider, wider_structure = flattened(wanted if spread_of is None else spread_of)
     if structure != other_structure:
         return float("inf")
     if wider_structure != structure:

@@ -12,23 +12,16 @@ from typing import Any
 import torch
 import torch_pruning
 from torch import Tensor, nn
-from torch_pruning import ops
 
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.structure.attention import projections
 from slimfront.trainables.structure.dependencies import Dependencies, Endless
+from slimfront.trainables.structure.evaluating import evaluating
 from slimfront.trainables.structure.graph import tied_modules
+from slimfront.trainables.structure.pruning_internals import PLAIN_OPERATIONS
 
 _WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_PLAIN = (
-    ops._ConcatOp,
-    ops._SplitOp,
-    ops._ReshapeOp,
-    ops._SliceOp,
-    ops._ElementWiseOp,
-    ops._ExpandOp,
-)
 
 
 @dataclass(frozen=True)
@@ -126,16 +119,12 @@ def remove_units(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor]) ->
 
 
 def _graph(network: nn.Module, inputs: Tensor) -> Dependencies:
-    training = network.training
-    try:
-        with torch.enable_grad():
-            # As a tuple: with a bare tensor Torch-Pruning first calls the network with each example
-            # as an argument of its own.
-            graph = Dependencies()
-            graph.build_dependency(network.eval(), example_inputs=(inputs[:1],), verbose=False)
-            return graph
-    finally:
-        network.train(training)
+    with evaluating(network), torch.enable_grad():
+        # As a tuple: with a bare tensor Torch-Pruning first calls the network with each example as
+        # an argument of its own.
+        graph = Dependencies()
+        graph.build_dependency(network, example_inputs=(inputs[:1],), verbose=False)
+        return graph
 
 
 def _let_go(graph: Dependencies) -> None:
@@ -226,7 +215,7 @@ def _can_lose_channels(graph: Dependencies, item: Any) -> bool:
     makes_them = graph.is_out_channel_pruning_fn(item.dep.pruning_fn)
     if makes_them and not item.dep.target.outputs:
         return False
-    return isinstance(item.dep.layer, (*_WEIGHT_LAYERS, *_NORMS, *_PLAIN))
+    return isinstance(item.dep.layer, (*_WEIGHT_LAYERS, *_NORMS, *PLAIN_OPERATIONS))
 
 
 def _tied_channels(layer: nn.Module) -> int:

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch_pruning
 from torch import nn
-from torch_pruning._helpers import GroupItem, _HybridIndex
 from torch_pruning.dependency import index_mapping
 from torch_pruning.dependency.dependency import Dependency
 from torch_pruning.pruner import function
+
+from slimfront.trainables.structure import pruning_internals
 
 _TIMES = 4
 """A channel of one layer goes with at most so many of the widest one, each for itself."""
@@ -46,10 +47,9 @@ class Dependencies(torch_pruning.DependencyGraph):
             pruning_fn = function.prune_depthwise_conv_out_channels
         root = self.module2node[module]
         first = Dependency(pruning_fn, pruning_fn, source=root, target=root)
-        channels = [_HybridIndex(idx=index, root_idx=index) for index in idxs]
+        channels = pruning_internals.channels(idxs)
         followed: dict[Any, set[Any]] = {(root, pruning_fn): set(channels)}
-        group = torch_pruning.Group()
-        group._DG = self
+        group = pruning_internals.empty_group(self)
         group.add_dep(first, channels)
         most, waiting = _TIMES * self._most_channels(), [(first, channels)]
         while waiting:
@@ -66,10 +66,7 @@ class Dependencies(torch_pruning.DependencyGraph):
                 if fresh:
                     group.add_and_merge(dependency, fresh)
                     waiting.append((dependency, fresh))
-        for place, (dependency, channels) in enumerate(group.items):
-            item = GroupItem(dependency, [channel.idx for channel in channels])
-            item.root_idxs = [channel.root_idx for channel in channels]
-            group[place] = item
+        pruning_internals.settle(group)
         return group
 
     def _most_channels(self) -> int:
@@ -83,7 +80,7 @@ def _mapped(dependency: Any, channels: list[Any], most: int) -> list[Any]:
     for mapping in dependency.index_mapping:
         if mapping is None:
             continue
-        if not mapping.reverse and len(channels) * getattr(mapping, "_stride", 1) > most:
+        if not mapping.reverse and len(channels) * pruning_internals.stride(mapping) > most:
             raise Endless
         channels = mapping(channels)
     return channels

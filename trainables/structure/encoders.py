@@ -4,9 +4,10 @@ between kernels."""
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _NormBase
 
-_HELPERS = ("_conv_forward", "_check_input_dim", "weight", "bias")
+from slimfront.trainables.torch_internals import FORWARD_HELPERS, NORM, of_any_rank
+
+_HELPERS = (*FORWARD_HELPERS, "weight", "bias")
 """What the forward of a module of torch.nn calls or reads of itself, which a subclass could
 change."""
 
@@ -31,13 +32,10 @@ class Tracer(fx.Tracer):
             return _layer(m, *args, **kwargs)
         if type(m) is nn.TransformerEncoder:
             return _encoder(m, *args, **kwargs)
-        if isinstance(m, _NormBase) and not self.is_leaf_module(m, self.path_of_module(m)):
+        if isinstance(m, NORM) and not self.is_leaf_module(m, self.path_of_module(m)):
             # It asks how many axes the inputs have, which tracing does not know.
-            vars(m)["_check_input_dim"] = lambda _inputs: None
-            try:
+            with of_any_rank(m):
                 return super().call_module(m, forward, args, kwargs)
-            finally:
-                del vars(m)["_check_input_dim"]
         return super().call_module(m, forward, args, kwargs)
 
 

@@ -6,6 +6,7 @@ import inspect
 import operator
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ from torch import Tensor, fx, nn
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.encoders import Tracer
+from slimfront.trainables.structure.evaluating import evaluating
+from slimfront.trainables.torch_internals import is_check
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 WeightLayer = nn.Linear | Conv
@@ -118,16 +121,9 @@ def note_ranks(graph: fx.GraphModule, inputs: Tensor) -> None:
 
     What cannot be run has no ranks: whoever runs the network says why.
     """
-    modes = [(module, module.training) for module in graph.modules()]
-    graph.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            _Ranks(graph).run(inputs[:2].clone())
-    except (RuntimeError, ValueError, IndexError, TypeError):
-        return
-    finally:
-        for module, training in modes:
-            module.training = training
+    unknown = suppress(RuntimeError, ValueError, IndexError, TypeError)
+    with unknown, evaluating(graph), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        _Ranks(graph).run(inputs[:2].clone())
 
 
 def _defaults(model: nn.Module) -> dict[str, object] | None:
@@ -143,10 +139,7 @@ def _without_defaults(graph: fx.Graph) -> fx.Graph:
     optional = [node for node in graph.nodes if node.op == "placeholder"][1:]
     for node in optional:
         checks = [user for user in _descendants(node) if not user.users]
-        if all(
-            getattr(check.target, "__name__", "") in ("_assert_is_none", "_assert")
-            for check in checks
-        ):
+        if all(is_check(check) for check in checks):
             for user in reversed(_descendants(node)):
                 graph.erase_node(user)
             graph.erase_node(node)
@@ -184,7 +177,7 @@ def submodule(graph: fx.GraphModule, name: str) -> nn.Module:
     module: nn.Module | None = graph
     for part in name.split("."):
         assert module is not None
-        module = module._modules[part]
+        module = getattr(module, part)
     assert module is not None
     return module
 

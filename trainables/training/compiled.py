@@ -19,6 +19,7 @@ from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.inputs import tensors
 from slimfront.trainables.measures.latency import seconds_of
 from slimfront.trainables.precision import forward_pass
+from slimfront.trainables.torch_internals import allow_many_networks, compile_error
 
 Compile = bool | Literal["auto"]
 
@@ -51,12 +52,7 @@ class Compiled:
     def __init__(self, model: nn.Module, batch_size: int) -> None:
         """`model` shares its parameters and buffers with this; it compiles at the first batch of
         `batch_size`."""
-        import torch._dynamo
-
-        # Hooks of the user's are traced with the network they are on, and another network of the
-        # class may have others.
-        torch._dynamo.config.skip_nnmodule_hook_guards = False
-        torch._dynamo.config.recompile_limit = _ARCHITECTURES
+        allow_many_networks(_ARCHITECTURES)
         options: dict[str, Any] = {
             "fallback_random": True,  # dropout as it is without compiling
             # Else a pool of processes as large as the machine.
@@ -77,7 +73,7 @@ class Compiled:
             return whole
         try:
             outputs: Tensor = self.fast(inputs)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except compile_error() as error:
             said = first_line(error)
             raise UserError(
                 f"torch.compile fails for this network or on this machine ({said}); set "

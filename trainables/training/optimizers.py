@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from slimfront.trainables.torch_internals import count_up, fused_adam, fused_sgd
+
 OptimizerName = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
 
@@ -54,7 +56,7 @@ def take_step(optimizer: torch.optim.Optimizer, lr: Tensor | None = None) -> Non
     first, second = _of_each(states, "exp_avg"), _of_each(states, "exp_avg_sq")
     steps = _of_each(states, "step")
     with torch.no_grad():
-        torch._foreach_add_(steps, 1)
+        count_up(steps)
         adam_(group, weights, gradients, first, second, steps, rate)
 
 
@@ -100,7 +102,7 @@ def sgd_(
         "dampening": 0.0,
     }
     fixed = {"nesterov": False, "maximize": False, "is_first_step": False}
-    kernel: Any = torch._fused_sgd_
+    kernel = fused_sgd()
     with torch.no_grad():
         kernel(weights, gradients, momenta, **given, **fixed)
 
@@ -123,7 +125,7 @@ def adam_(
         steps: a scalar for each, the number of this step, from 1.
         lr: a number, or a float32 scalar on the device.
     """
-    kernel: Any = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+    kernel = fused_adam(group)
     (beta1, beta2), eps, weight_decay = group["betas"], group["eps"], group["weight_decay"]
     given = {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay, "eps": eps}
     kernel(weights, gradients, first, second, [], steps, **given, amsgrad=False, maximize=False)

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.torch_internals import abort_process_group
 from slimfront.trainables.training.losses import Losses
 
 LEAST_SHARE = 4
@@ -263,8 +264,7 @@ def leave() -> None:
     """Ends what `join` began, whatever state the others are in; calls that wait for them raise."""
     with _leaving:
         if dist.is_initialized():
-            # Destroy_process_group may wait for ranks that are gone.
-            dist.distributed_c10d._abort_process_group()
+            abort_process_group()
 
 
 @contextmanager

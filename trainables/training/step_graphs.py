@@ -27,6 +27,7 @@ from slimfront.trainables.errors import UserError
 from slimfront.trainables.gpu import to_device
 from slimfront.trainables.penalties.base import ActiveGroups
 from slimfront.trainables.penalties.cka import ActiveFeatures
+from slimfront.trainables.torch_internals import Dropout
 from slimfront.trainables.training.ranks import Solo
 
 if TYPE_CHECKING:
@@ -300,10 +301,7 @@ def why_not_anywhere(training: "Training") -> str | None:
         return "training.out_of_memory is halve"
     if data.train.inputs.device.type != training.device.type:
         return "the training data are not on the GPU"
-    if any(
-        isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-        for module in training.model.modules()
-    ):
+    if any(isinstance(module, Dropout) and module.p > 0 for module in training.model.modules()):
         return "the network drops at random"
     if not all(
         isinstance(penalty, (ActiveGroups, ActiveFeatures)) for penalty in training.penalties

@@ -20,6 +20,7 @@ from slimfront.search.tracking.page import Page
 from slimfront.search.tracking.store import open_experiment
 from slimfront.trainables.data import DATA, load_once
 from slimfront.trainables.errors import UserError
+from tests.search.clusters import wait_for
 
 MEASURES = {
     "val_accuracy": 0.9,
@@ -140,9 +141,10 @@ def test_events_written_again_because_the_mark_was_lost_double_nothing(
 
 def break_store(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> threading.Event:
-    """Makes every write of the client fail until the event that it returns is set."""
-    well = threading.Event()
+) -> tuple[threading.Event, threading.Semaphore]:
+    """Makes every write of the client fail until the event that it returns is set; the semaphore
+    is released for each that failed."""
+    well, failed = threading.Event(), threading.Semaphore(0)
     for name in (
         "create_run",
         "log_batch",
@@ -157,11 +159,12 @@ def break_store(
 
         def write(*args: Any, real: Any = real, **kwargs: Any) -> Any:
             if not well.is_set():
+                failed.release()
                 raise error
             return real(*args, **kwargs)
 
         monkeypatch.setattr(client, name, write)
-    return well
+    return well, failed
 
 
 def test_a_store_that_is_dead_for_a_while_costs_one_warning_and_nothing_else(
@@ -173,12 +176,12 @@ def test_a_store_that_is_dead_for_a_while_costs_one_warning_and_nothing_else(
     monkeypatch.setattr(recorder, "_PATIENCE_S", (0.02, 0.05))
     client, events = connect(config.tracking.uri), story(trials=3)
     made = record(client, config, tmp_path / "search-1", events[:4])
-    while made.delivered < 4:
-        time.sleep(0.01)
-    well = break_store(client, monkeypatch, ConnectionError("the server is gone"))
+    wait_for(lambda: made.delivered == 4, 60)
+    well, failed = break_store(client, monkeypatch, ConnectionError("the server is gone"))
     for one in events[4:]:
         made.take(one)
-    time.sleep(0.3)
+    for _ in range(3):  # it is tried again, without another warning
+        assert failed.acquire(timeout=60)
     well.set()
     assert made.close()
     check_story(client, trials=3)
@@ -294,8 +297,7 @@ def test_a_short_trial_takes_three_calls(
             return real(*args, **kwargs)
 
         monkeypatch.setattr(client, name, call)
-    while made.delivered < len(events):
-        time.sleep(0.01)
+    wait_for(lambda: made.delivered == len(events), 60)
     assert made.close()
     of_a_trial = [name for run_id, name in called if run_id == made.run_ids["trial-002"]]
     # The last has the tags of front and rank.
@@ -372,10 +374,7 @@ def test_the_use_of_the_machine_is_logged_on_the_parent_where_it_is_asked_for(
     client, events = connect(config.tracking.uri), story()
     made = record(client, config, tmp_path / "search-1", events[:2])
     made.watch_system()
-    ends = time.monotonic() + 20
-    while "system/cpu_utilization_percentage" not in runs(client)[""].data.metrics:
-        assert time.monotonic() < ends
-        time.sleep(0.2)
+    wait_for(lambda: "system/cpu_utilization_percentage" in runs(client)[""].data.metrics, 60)
     assert made.close()
 
 

@@ -191,14 +191,19 @@ def test_the_best_size_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_measuring_the_best_size_takes_real_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    # However slow the machine is: steps that take long alone are not tried in packs.
-    monkeypatch.setattr("slimfront.trainables.packs.calibrate._LONG_S", 1e9)
-    state, threads = torch.get_rng_state(), []
-    train_step = Stack.train_step
+    # Each step is taken, and as if it took as long however many train in it.
     monkeypatch.setattr(
-        Stack, "train_step", lambda *a: (threads.append(torch.get_num_threads()), train_step(*a))[1]
+        "slimfront.trainables.packs.calibrate.seconds_of", lambda take, _: (take(), 0.01)[1]
     )
-    assert best_size(candidates(1)[0], 4, threads=2) in (1, 2, 4)
-    assert set(threads) == {2}
+    state, seen = torch.get_rng_state(), []
+    train_step = Stack.train_step
+
+    def noted(stack: Stack, *arguments: Any) -> Any:
+        seen.append((len(stack.members), torch.get_num_threads()))
+        return train_step(stack, *arguments)
+
+    monkeypatch.setattr(Stack, "train_step", noted)
+    assert best_size(candidates(1)[0], 4, threads=2) == 4
+    assert set(seen) == {(2, 2), (4, 2)}
     assert torch.get_num_threads() == 1
     assert torch.equal(state, torch.get_rng_state())

@@ -1,6 +1,8 @@
 """Every format brings every network back as it was, and a file that is damaged is refused with one
 sentence."""
 
+import functools
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +103,22 @@ def test_perceptrons_of_any_shape_come_back(
     assert float((load(path)(IMAGES) - wanted).abs().max() / wanted.abs().max()) < 1e-5
 
 
+@functools.cache
+def saved(kind: Format) -> bytes:
+    """A file of a format, which takes seconds to write in some."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"network.{kind}")
+        save(shipped("mlp"), IMAGES, path, kind)
+        return path.read_bytes()
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
 def test_a_damaged_file_is_refused_with_one_sentence(
     tmp_path: Path, kind: Format, damage: str
 ) -> None:
     path = tmp_path / f"network.{kind}"
-    save(shipped("mlp"), IMAGES, path, kind)
-    content = path.read_bytes()
+    content = saved(kind)
     path.write_bytes(
         {"truncated": content[: len(content) // 2], "garbage": b"\x00nothing" * 50, "empty": b""}[
             damage

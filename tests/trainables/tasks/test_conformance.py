@@ -162,7 +162,7 @@ def test_outputs_that_do_not_fit_the_targets_are_refused(job: str) -> None:
     outputs = built(made.model, data)(data.prepare(data.train.inputs[:4]))
     targets, check = data.train.targets[:4], data.task.options.check_outputs
     check(outputs, targets, data.head)
-    with pytest.raises(UserError, match="the network (returns|gives)"):
+    with pytest.raises(UserError, match=r"the network (returns|gives)"):
         check(outputs, targets, data.head + 1)
     with pytest.raises(UserError, match="returns a dict; it must return one tensor"):
         check({"logits": outputs}, targets, data.head)

@@ -1,0 +1,110 @@
+"""What we use of torch although it does not document it, behind names of ours.
+
+`tests/test_undocumented.py` says with the version of torch what is gone. Tried with torch 2.13.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import register_pytree_node, tree_flatten
+
+Dropout = _DropoutNd
+"""The base of all dropouts, which users' own have too; `p` is the rate."""
+
+NORM = _NormBase
+"""The base of batch and instance norms, which users' own have too."""
+
+FORWARD_HELPERS = ("_conv_forward", "_check_input_dim")
+"""Methods that the forward of a module of torch.nn calls, which a subclass could change."""
+
+_FX_CHECKS = ("_assert_is_none", "_assert")
+
+
+def flattened(outputs: object) -> tuple[list[Any], object]:
+    """What is in nested lists, tuples and dictionaries, and their structure, which can be
+    compared."""
+    return tree_flatten(outputs)
+
+
+def register_container(
+    kind: type,
+    parts: Callable[[Any], tuple[list[Any], Any]],
+    made: Callable[[Iterable[Any], Any], Any],
+    name: str,
+) -> None:
+    """Has `vmap` and exporters see the tensors within objects of a class.
+
+    Args:
+        parts: the tensors of an object, and what else it is made of.
+        made: the object of both.
+        name: what exported programs call the class.
+    """
+    register_pytree_node(kind, parts, made, serialized_type_name=name)
+
+
+def is_check(node: fx.Node) -> bool:
+    """Whether torch.fx put a node in to check that an optional argument is what it was."""
+    return getattr(node.target, "__name__", "") in _FX_CHECKS
+
+
+@contextmanager
+def of_any_rank(norm: nn.Module) -> Iterator[None]:
+    """Within, a norm does not ask how many axes its inputs have."""
+    vars(norm)["_check_input_dim"] = lambda _inputs: None
+    try:
+        yield
+    finally:
+        del vars(norm)["_check_input_dim"]
+
+
+def forward_hooks(module: nn.Module) -> dict[int, Any]:
+    """The forward hooks of a module, as it has them: what is deleted here is off the module.
+
+    A copied module has the hooks of the original, whose handles do not know it.
+    """
+    return module._forward_hooks
+
+
+def allow_many_networks(most: int) -> None:
+    """Has torch.compile keep up to `most` codes of one class of network, and look at hooks.
+
+    The hooks of the user's are traced with the network they are on, and another network of the
+    class may have others.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
+    torch._dynamo.config.recompile_limit = most
+
+
+def compile_error() -> type[Exception]:
+    """What torch.compile raises at the first call where it cannot compile."""
+    import torch._dynamo
+
+    return torch._dynamo.exc.TorchDynamoException
+
+
+def abort_process_group() -> None:
+    """Ends the process group, whatever state the others are in: `destroy_process_group` may wait
+    for ranks that are gone."""
+    torch.distributed.distributed_c10d._abort_process_group()
+
+
+def count_up(steps: list[Tensor]) -> None:
+    """Adds 1 to each, in one call."""
+    torch._foreach_add_(steps, 1)
+
+
+def fused_sgd() -> Any:
+    """The kernel of SGD's step."""
+    return torch._fused_sgd_
+
+
+def fused_adam(group: Mapping[str, Any]) -> Any:
+    """The kernel of Adam's step; of AdamW's, where weight decay is decoupled."""
+    return torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_

@@ -1,7 +1,6 @@
 """Turns Ray Tune's events into the journal, and passes each on to the records, the recorder, the
 study and the progress."""
 
-import errno
 import logging
 import os
 import re
@@ -27,15 +26,11 @@ from slimfront.search.record.events import (
 )
 from slimfront.search.record.journal import Journal
 from slimfront.search.record.ledger import Ledger, MeasuredNetwork, TrialRecord, label
-from slimfront.search.record.storage import delete
+from slimfront.search.record.storage import NO_ROOM, delete
 from slimfront.search.tracking import Recorder
 from slimfront.trainables.messages import Report
 
 log = logging.getLogger(__name__)
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""Errors of a file system that takes no more: a full disk, no inodes left, a quota, a limit on
-files, read-only of a sudden."""
 
 
 class Observer(DriverOnly, tune.Callback):

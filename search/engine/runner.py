@@ -45,7 +45,7 @@ from slimfront.search.record.session import (
     open_study,
     starting_values,
 )
-from slimfront.search.tracking import Client, Recorder, connect
+from slimfront.search.tracking import Client, Recorder, connect, taking_writes
 from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.measures.measure import accuracy
@@ -147,7 +147,10 @@ def _run(
     interrupt = interrupt or Interrupt()
     interrupt.end_after(left)
     folder = session.folder
-    recorder = Recorder(client, config, folder.search, folder.local, session.earlier, folder.place)
+    with taking_writes(config.tracking.absolute_uri(), f"slimfront resume {folder.search}"):
+        recorder = Recorder(
+            client, config, folder.search, folder.local, session.earlier, folder.place
+        )
     if config.tracking.system_metrics:
         recorder.watch_system()
     observer = Observer(
@@ -431,11 +434,12 @@ def sync_search(
     wanted = [*overrides, *([f"tracking.uri={tracking_uri}"] if tracking_uri else [])]
     session = open_existing(search, storage_path, wanted)
     try:
-        client = connect(session.config.tracking.absolute_uri(), writes=True)
-        folder = session.folder
-        recorder = Recorder(
-            client, session.config, folder.search, folder.local, session.earlier, folder.place
-        )
+        uri, folder = session.config.tracking.absolute_uri(), session.folder
+        client = connect(uri, writes=True)
+        with taking_writes(uri, f"slimfront sync {folder.search}"):
+            recorder = Recorder(
+                client, session.config, folder.search, folder.local, session.earlier, folder.place
+            )
         return recorder.close(), recorder.refused
     finally:
         session.journal.close()

@@ -12,8 +12,9 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
 
+from slimfront.search.record.storage import NO_ROOM
+from slimfront.search.tracking.store import is_of_a_store
 from slimfront.trainables.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -26,9 +27,6 @@ PERMANENT_ERRORS = {
     "INVALID_STATE",
 }
 """MLflow's error codes of writes that would fail again."""
-_CLIENTS = ("botocore", "boto3", "urllib3", "google", "azure")
-"""Libraries that MLflow reaches artifacts by, whose errors have no common base."""
-
 _COLLECT_S = 3.0
 """How long a pending write to a run that goes on waits for more."""
 
@@ -200,10 +198,12 @@ class Impossible(Exception):
 @contextmanager
 def making(what: str) -> Iterator[None]:
     """Around what is computed before it is written: whatever goes wrong there becomes
-    `Impossible`."""
+    `Impossible`, but for a want of room, which passes."""
     try:
         yield
     except Exception as error:  # pictures, exporters and compilers raise many kinds
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
         raise Impossible(f"{what} cannot be made ({first_line(error)})") from error
 
 
@@ -218,16 +218,9 @@ def unless_impossible(what: str, work: Callable[[], None]) -> None:
     except Impossible as error:
         log.warning("%s: it is not in MLflow", error)
     except Exception as error:
-        if _is_of_a_store(error):
+        if is_of_a_store(error):
             raise
         log.warning("%s cannot be written (%s): it is not in MLflow", what, first_line(error))
-
-
-def _is_of_a_store(error: Exception) -> bool:
-    """Whether it may be the store that does not answer: what its clients and their libraries
-    raise."""
-    library = type(error).__module__.partition(".")[0]
-    return isinstance(error, (MlflowException, OSError, SQLAlchemyError)) or library in _CLIENTS
 
 
 def _is_hopeless(error: MlflowException) -> bool:

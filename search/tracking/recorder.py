@@ -40,7 +40,6 @@ from slimfront.search.tracking.write_queue import (
     PendingWrites,
     WriteQueue,
     unless_impossible,
-    unless_refused,
 )
 from slimfront.trainables.errors import first_line
 
@@ -53,6 +52,7 @@ _PATIENCE_S = (1.0, 30.0)
 """First and longest wait between two attempts of a write that failed."""
 _GRACE_S = 10.0
 """How long the end of a search waits for a store that does not answer."""
+_REMOTE = ("http:", "https:", "databricks")
 _PAGE_EVERY_S = 30.0
 _LOOK_EVERY_S = 0.5
 """How often is looked whether something has waited long enough to be written."""
@@ -108,7 +108,8 @@ class Recorder:
         self.warned = False
         self.monitor: SystemMetricsMonitor | None = None
         self.closing = threading.Event()
-        self.write_queue = WriteQueue(client, self.experiment_id, self.run_ids)
+        embedded = not config.tracking.uri.startswith(_REMOTE)
+        self.write_queue = WriteQueue(client, self.experiment_id, self.run_ids, embedded=embedded)
         self.refused_file = directory / REFUSED_FILE
         if self.refused_file.exists():
             self.write_queue.refused += self.refused_file.read_text(encoding="utf-8").splitlines()
@@ -256,7 +257,8 @@ class Recorder:
         """Writes something of the search's own page, as far as it can be made and MLflow takes
         it."""
         page = "the page of the search"
-        unless_impossible(page, lambda: unless_refused(page, work, self.write_queue.refused))
+        unless_impossible(page, lambda: self.write_queue.unless_refused(page, work))
+        self.write_queue.look()
 
     def _insist(self, write: Callable[[], None]) -> bool:
         """Writes, however often it takes; False if the search ends and the store does not

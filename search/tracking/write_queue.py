@@ -27,6 +27,8 @@ PERMANENT_ERRORS = {
     "INVALID_STATE",
 }
 """MLflow's error codes of writes that would fail again."""
+_LOOK_AFTER = 20
+"""So many runs are written to before it is looked whether MLflow has taken it."""
 _COLLECT_S = 3.0
 """How long a pending write to a run that goes on waits for more."""
 
@@ -67,10 +69,23 @@ class WriteQueue:
     written in part is written again.
     """
 
-    def __init__(self, client: MlflowClient, experiment_id: str, run_ids: dict[str, str]) -> None:
+    def __init__(
+        self,
+        client: MlflowClient,
+        experiment_id: str,
+        run_ids: dict[str, str],
+        *,
+        embedded: bool = True,
+    ) -> None:
         """`run_ids` are the ids of the runs that are there, by label; those made here are added to
-        it."""
+        it.
+
+        Args:
+            embedded: whether the store is in this process: then nothing else can answer in its
+                place.
+        """
         self.client = client
+        self.embedded = embedded
         self.experiment_id = experiment_id
         self.run_ids = run_ids
         self.pending: dict[str, PendingWrites] = {}
@@ -89,7 +104,7 @@ class WriteQueue:
 
     def send(self, *, everything: bool) -> None:
         """Writes what is pending of runs that ended, and what has waited for a while, or all, in
-        at most three calls each.
+        at most three calls each; it waits no longer once it is sure that MLflow took it.
 
         What MLflow refuses for good is left out with a warning.
 
@@ -98,15 +113,35 @@ class WriteQueue:
                 waits.
         """
         ripe = time.monotonic() - _COLLECT_S
+        sent: list[str] = []
         for label, writes in list(self.pending.items()):
             if everything or writes.ended is not None or writes.begun <= ripe:
                 self._send(label, writes)
-                del self.pending[label]
+                sent.append(label)
+            if len(sent) >= _LOOK_AFTER:
+                self._settle(sent)
+        self._settle(sent)
+
+    def _settle(self, sent: list[str]) -> None:
+        if sent:
+            self.look()
+        for label in sent:
+            del self.pending[label]
+        sent.clear()
+
+    def look(self) -> None:
+        """Raises MlflowException unless it is still MLflow that answers: a page to log in, or
+        another server at the same address, takes every write, or refuses it, as MLflow would."""
+        if self.embedded:
+            return
+        found = self.client.get_experiment(self.experiment_id)
+        if str(found.experiment_id) != str(self.experiment_id):
+            raise MlflowException("what answers now is no MLflow server, or another one")
 
     def _send(self, label: str, writes: PendingWrites) -> None:
         creation = writes.creation
         if creation is not None and label not in self.run_ids:
-            run = self._unless_refused(
+            run = self.unless_refused(
                 f"the run {label}", lambda: self.client.create_run(self.experiment_id, **creation)
             )
             # Whatever stands in MLflow's place, such as a page to log in.
@@ -121,18 +156,18 @@ class WriteQueue:
         tags = [RunTag(name, value) for name, value in writes.tags.items()]
         self.log(label, run_id, [*writes.entries, *tags])
         if writes.status is not None and writes.ended is None:
-            self._unless_refused(
+            self.unless_refused(
                 f"the status of {label}",
                 lambda: self.client.update_run(run_id, status=writes.status),
             )
         elif writes.status is not None:
             end = partial(self.client.set_terminated, run_id, writes.status, end_time=writes.ended)
-            self._unless_refused(f"the end of {label}", end)
+            self.unless_refused(f"the end of {label}", end)
 
     def log(self, label: str, run_id: str, entries: Sequence[Metric | Param | RunTag]) -> None:
         """Writes values to a run; those that MLflow refuses are left out, with one warning that
         names them."""
-        refused = _refused(self.client, run_id, entries)
+        refused = self._refused(run_id, entries)
         if not refused:
             return
         names, whose = list(dict.fromkeys(name for name, _ in refused)), label or "the search"
@@ -147,47 +182,49 @@ class WriteQueue:
             why,
         )
 
-    def _unless_refused(self, what: str, write: Callable[[], Any]) -> Any:
-        return unless_refused(what, write, self.refused)
-
-
-def _refused(
-    client: MlflowClient, run_id: str, entries: Sequence[Metric | Param | RunTag]
-) -> list[tuple[str, str]]:
-    """Writes a batch; if it is refused, its halves, until only what MLflow cannot take is left: its
-    names, and why."""
-    if not entries:
+    def _refused(
+        self, run_id: str, entries: Sequence[Metric | Param | RunTag]
+    ) -> list[tuple[str, str]]:
+        """Writes a batch; if it is refused, its halves, until only what MLflow cannot take is left:
+        its names, and why."""
+        if not entries:
+            return []
+        try:
+            self.client.log_batch(
+                run_id,
+                metrics=[entry for entry in entries if isinstance(entry, Metric)],
+                params=[entry for entry in entries if isinstance(entry, Param)],
+                tags=[entry for entry in entries if isinstance(entry, RunTag)],
+            )
+        except MlflowException as error:
+            if not self._is_hopeless(error):
+                raise
+            if len(entries) == 1:
+                return [(entries[0].key, first_line(error))]
+            half = len(entries) // 2
+            return self._refused(run_id, entries[:half]) + self._refused(run_id, entries[half:])
         return []
-    try:
-        client.log_batch(
-            run_id,
-            metrics=[entry for entry in entries if isinstance(entry, Metric)],
-            params=[entry for entry in entries if isinstance(entry, Param)],
-            tags=[entry for entry in entries if isinstance(entry, RunTag)],
-        )
-    except MlflowException as error:
-        if not _is_hopeless(error):
-            raise
-        if len(entries) == 1:
-            return [(entries[0].key, first_line(error))]
-        half = len(entries) // 2
-        return _refused(client, run_id, entries[:half]) + _refused(client, run_id, entries[half:])
-    return []
 
+    def unless_refused(self, what: str, write: Callable[[], Any]) -> Any:
+        """What the write returns; None, with a warning, if MLflow would refuse it again: then
+        `what` is added to `refused`."""
+        try:
+            return write()
+        except MlflowException as error:
+            if not self._is_hopeless(error):
+                raise
+            log.warning(
+                "MLflow refused %s (%s); the search goes on without it", what, first_line(error)
+            )
+            self.refused.append(what)
+            return None
 
-def unless_refused(what: str, write: Callable[[], Any], refused: list[str]) -> Any:
-    """What the write returns; None, with a warning, if MLflow would refuse it again: then `what` is
-    added to `refused`."""
-    try:
-        return write()
-    except MlflowException as error:
-        if not _is_hopeless(error):
-            raise
-        log.warning(
-            "MLflow refused %s (%s); the search goes on without it", what, first_line(error)
-        )
-        refused.append(what)
-        return None
+    def _is_hopeless(self, error: MlflowException) -> bool:
+        """Whether it is MLflow that refuses a write, and would again."""
+        if error.error_code not in PERMANENT_ERRORS:
+            return False
+        self.look()
+        return True
 
 
 class Impossible(Exception):
@@ -221,7 +258,3 @@ def unless_impossible(what: str, work: Callable[[], None]) -> None:
         if is_of_a_store(error):
             raise
         log.warning("%s cannot be written (%s): it is not in MLflow", what, first_line(error))
-
-
-def _is_hopeless(error: MlflowException) -> bool:
-    return error.error_code in PERMANENT_ERRORS

@@ -73,6 +73,24 @@ def connect(uri: str, *, writes: bool = False) -> MlflowClient:
     return client
 
 
+def check_store(uri: str) -> None:
+    """Finds out whether a search could write to the store at `uri`, and makes nothing there.
+
+    Raises:
+        UserError: as `connect`.
+    """
+    scheme, _, path = uri.partition(":///")
+    file = Path(path.partition("?")[0])
+    if scheme != "sqlite" or file.exists():
+        connect(uri, writes=True)
+        return
+    _check_file(uri, writes=True)
+    # What it was tried with.
+    with contextlib.suppress(OSError):
+        if not file.stat().st_size:
+            file.unlink()
+
+
 def _check_file(uri: str, *, writes: bool) -> None:
     """Raises UserError if an SQLite file cannot be made or written to, which MLflow would try for
     two minutes."""

@@ -28,6 +28,17 @@ USED = [
         "ray.tune.execution.tune_controller:RayActorManager",
         "search/engine/ray_internals/slots.py",
     ),
+    ("ray", "ray.tune.tune:ExperimentAnalysis", "search/engine/ray_internals/snapshots.py"),
+    (
+        "ray",
+        "ray.tune.impl.tuner_internal:TunerInternal.__getstate__",
+        "search/engine/ray_internals/snapshots.py",
+    ),
+    (
+        "ray",
+        "ray.tune.execution.tune_controller:TuneController.checkpoint",
+        "search/engine/ray_internals/snapshots.py",
+    ),
     ("optuna", "optuna.distributions:BaseDistribution._contains", "search/config/schema.py"),
     ("torch", "torch:_fused_adam_", "trainables/training/optimizers.py"),
     ("torch", "torch:_fused_adamw_", "trainables/training/optimizers.py"),

@@ -76,6 +76,7 @@ class WriteQueue:
         run_ids: dict[str, str],
         *,
         embedded: bool = True,
+        may_write: Callable[[], None] = lambda: None,
     ) -> None:
         """`run_ids` are the ids of the runs that are there, by label; those made here are added to
         it.
@@ -83,8 +84,11 @@ class WriteQueue:
         Args:
             embedded: whether the store is in this process: then nothing else can answer in its
                 place.
+            may_write: raises Superseded once another driver has the search, and is asked before
+                each run is written to. MLflow itself cannot refuse a driver.
         """
         self.client = client
+        self.may_write = may_write
         self.embedded = embedded
         self.experiment_id = experiment_id
         self.run_ids = run_ids
@@ -139,6 +143,7 @@ class WriteQueue:
             raise MlflowException("what answers now is no MLflow server, or another one")
 
     def _send(self, label: str, writes: PendingWrites) -> None:
+        self.may_write()
         creation = writes.creation
         if creation is not None and label not in self.run_ids:
             run = self.unless_refused(

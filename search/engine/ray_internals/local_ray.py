@@ -72,7 +72,14 @@ def start(num_cpus: int | None = None, leftovers: Leftovers | None = None) -> No
                 if "Timed out" not in str(error) or waited >= START_S:
                     raise UserError(_sentence(error, waited)) from None
     if leftovers is not None:
-        leftovers.belongs(ray._private.worker._global_node.get_session_dir_path())
+        leftovers.belongs(session_directory())
+
+
+def session_directory() -> str:
+    """Where the Ray that this process has joined keeps its logs and sockets on this machine; empty
+    if it has joined none."""
+    node = ray._private.worker._global_node
+    return str(node.get_session_dir_path()) if node is not None else ""
 
 
 def _sentence(error: Exception, waited: float) -> str:

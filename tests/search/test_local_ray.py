@@ -242,3 +242,38 @@ def test_a_first_server_of_ray_s_that_does_not_answer_is_given_up_for_another(
     with pytest.raises(UserError, match="the disk is odd"):
         local_ray.start(leftovers=leftovers)
     assert len(ended) == 2
+
+
+ABORTING = """
+import os, sys
+from slimfront.search.engine.leftovers import nothing_left
+from slimfront.search.engine.ray_internals import local_ray
+
+way = sys.argv[1]
+
+def init(**_):
+    if way == "starts":
+        os.abort()  # as a failed check in Ray's C++ does
+
+local_ray.ray.init = init
+local_ray.ray.shutdown = lambda: None
+local_ray.session_directory = lambda: "/nowhere"
+with nothing_left() as leftovers:
+    local_ray.start(leftovers=leftovers)
+    if way == "runs":
+        os.abort()
+"""
+
+
+@pytest.mark.parametrize(("way", "told"), [("starts", 1), ("runs", 0), ("ends", 0)])
+def test_a_ray_that_aborts_while_it_starts_is_told_in_one_sentence(way: str, told: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ABORTING, way],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,  # which the watcher has too: it is read to the watcher's end
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == (0 if way == "ends" else -signal.SIGABRT)
+    assert done.stderr.count("Error: this process was ended while Ray started") == told
+    assert done.stderr.count("\n") == told

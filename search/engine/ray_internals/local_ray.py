@@ -53,6 +53,8 @@ def start(num_cpus: int | None = None, leftovers: Leftovers | None = None) -> No
     for name, value in _patience().items():
         os.environ.setdefault(name, value)
     _check_places()
+    if leftovers is not None:
+        leftovers.starts()
     began = time.monotonic()
     with _loopback(), _patient(began), _progress(began):
         while True:
@@ -70,6 +72,8 @@ def start(num_cpus: int | None = None, leftovers: Leftovers | None = None) -> No
                 if leftovers is not None:
                     leftovers.end()
                 if "Timed out" not in str(error) or waited >= START_S:
+                    if leftovers is not None:
+                        leftovers.started()
                     raise UserError(_sentence(error, waited)) from None
     if leftovers is not None:
         leftovers.belongs(session_directory())

@@ -51,7 +51,8 @@ class Leftovers:
     def __init__(self) -> None:
         self.mark = os.urandom(12).hex()
         self.directory: Path | None = None
-
+        self.prefix: bytes | None = None
+        """How an entry of their environment begins, in the place of the mark."""
         self.spared = {os.getpid()}
         self.watcher: subprocess.Popen[str] | None = None
 
@@ -115,7 +116,10 @@ class Leftovers:
         return found
 
     def _belongs(self, folder: Path) -> bool:
-        if f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+        environment = (folder / "environ").read_bytes().split(b"\0")
+        if self.prefix is not None:
+            return any(entry.startswith(self.prefix) for entry in environment)
+        if f"{MARK}={self.mark}".encode() in environment:
             return True
         if self.directory is None:
             return False
@@ -175,6 +179,14 @@ def nothing_left() -> Iterator[Leftovers]:
         else:
             os.environ[MARK] = before
         leftovers.release()
+
+
+def end_here(prefix: str) -> list[str]:
+    """Ends the processes of this machine whose environment has an entry that begins so; their
+    command lines."""
+    leftovers = Leftovers()
+    leftovers.prefix = prefix.encode()
+    return leftovers.end()
 
 
 def watch(mark: str, driver: int) -> None:

@@ -250,13 +250,15 @@ def test_a_first_server_of_ray_s_that_does_not_answer_is_given_up_for_another(
 
 
 ABORTING = """
-import os, sys
+import os, sys, time
 from slimfront.search.engine.leftovers import nothing_left
 from slimfront.search.engine.ray_internals import local_ray
 
 way = sys.argv[1]
 
 def init(**_):
+    if way == "hangs":
+        time.sleep(50)
     if way == "starts":
         os.abort()  # as a failed check in Ray's C++ does
 
@@ -311,3 +313,17 @@ def test_what_trials_started_on_other_nodes_of_a_cluster_ends_with_the_search(
         ]
         for left in (f"time.sleep({number}7)", f"time.sleep({number}6)", f"sleep {number}4"):
             assert [command for command in running if left in command] == []
+
+
+def test_a_ray_that_hangs_while_it_starts_ends_in_one_sentence() -> None:
+    impatient = "local_ray.START_S, local_ray._HANGS_S, local_ray._SAY_EVERY_S = 0.1, 0.1, 0.3"
+    done = subprocess.run(
+        [sys.executable, "-c", ABORTING.replace("way = ", f"{impatient}\nway = "), "hangs"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=45,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: Ray did not start within ")
+    assert done.stderr.count("\n") == 1

@@ -4,6 +4,7 @@ with its driver."""
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -25,6 +26,8 @@ START_S = 300.0
 _ATTEMPT_S = 60
 """How long Ray's first server is waited for before another is started. Ray hears no Ctrl-C in this
 time."""
+_HANGS_S = 120.0
+"""After so much more it is taken to hang."""
 _SAY_EVERY_S = 20.0
 _ROOM_BYTES = 30_000_000
 """What Ray needs for its logs and sockets at least."""
@@ -56,7 +59,7 @@ def start(num_cpus: int | None = None, leftovers: Leftovers | None = None) -> No
     if leftovers is not None:
         leftovers.starts()
     began = time.monotonic()
-    with _loopback(), _patient(began), _progress(began):
+    with _loopback(), _patient(began), _progress(began, leftovers):
         while True:
             try:
                 ray.init(
@@ -161,13 +164,20 @@ def _patient(began: float) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(began: float) -> Iterator[None]:
-    """Says now and then that Ray is being waited for."""
+def _progress(began: float, leftovers: Leftovers | None) -> Iterator[None]:
+    """Says now and then that Ray is being waited for; ends the process where Ray waits in C++, for
+    a process of its own that died, and would for ever."""
     over = threading.Event()
 
     def say() -> None:
         while not over.wait(_SAY_EVERY_S):
             waited = time.monotonic() - began
+            if waited > START_S + _HANGS_S:
+                if leftovers is not None:
+                    leftovers.started()
+                message = _sentence(TimeoutError("it hangs"), waited)
+                print(f"Error: {message}", file=sys.stderr, flush=True)
+                os._exit(2)
             log.warning(
                 "Ray has been starting for %.0f s; the machine is busy, and up to %.0f s are "
                 "waited",

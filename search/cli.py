@@ -291,6 +291,15 @@ def check(
     build: Annotated[
         bool, typer.Option(help="Load the data, build the networks and take one step of each, too.")
     ] = True,
+    stores: Annotated[
+        bool,
+        typer.Option(
+            help=(
+                "Ask whether the tracking store and the study's database answer, too; "
+                "not with --no-build."
+            )
+        ),
+    ] = True,
 ) -> None:
     """Check a config as a search would before its first trial, and print it with all defaults
     filled in."""
@@ -301,11 +310,13 @@ def check(
     _say_where(loaded)
     if build:
         with contextlib.redirect_stdout(sys.stderr):
-            from slimfront.search.engine.preflight import preflight
+            from slimfront.search.engine.preflight import ask_stores, preflight
             from slimfront.search.record.session import starting_values
 
             starting_values(loaded)
             preflight(loaded)
+            if stores:
+                ask_stores(loaded)
     print(dump(loaded), end="")
 
 

@@ -37,6 +37,17 @@ USED = [
     ),
     ("ray", "ray.tune.execution.tune_controller:RayActorManager", f"{RAY}/slots.py"),
     ("ray", "ray.tune.tune:TuneController._maybe_reuse_cached_actor", f"{RAY}/controller.py"),
+    ("ray", "ray.tune.tune:ExperimentAnalysis", "search/engine/ray_internals/snapshots.py"),
+    (
+        "ray",
+        "ray.tune.impl.tuner_internal:TunerInternal.__getstate__",
+        "search/engine/ray_internals/snapshots.py",
+    ),
+    (
+        "ray",
+        "ray.tune.execution.tune_controller:TuneController.checkpoint",
+        "search/engine/ray_internals/snapshots.py",
+    ),
     ("optuna", "optuna.distributions:BaseDistribution._contains", "search/config/schema.py"),
     ("torch", "torch:_fused_adam_", TORCH),
     ("torch", "torch:_fused_adamw_", TORCH),

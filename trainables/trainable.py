@@ -18,12 +18,15 @@ from slimfront.trainables.errors import UserError, reason
 from slimfront.trainables.gpu import take_share
 from slimfront.trainables.messages import NetworkReport, Report, TrialOrder
 from slimfront.trainables.packs.together import Alone, Left
+from slimfront.trainables.redaction import redact_values
 from slimfront.trainables.shipping.network_file import load_tensors, network_file, store
 from slimfront.trainables.training.finishing import Trained
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.refit import Refit
 
 TRAINING_FILE = "training.pt"
+
+_PROBE_BYTES = 1 << 20
 
 log = logging.getLogger(__name__)
 
@@ -145,9 +148,10 @@ class CandidateTrainable(tune.Trainable):
         """Writes the state of training and the compact networks of the last report: tensors and
         plain data only."""
         state = self.training.state_dict() if self.training else {}
-        torch.save(state | {"candidate": self.order.candidate}, Path(checkpoint_dir, TRAINING_FILE))
+        state |= {"candidate": redact_values(self.order.candidate)}
+        _save(state, Path(checkpoint_dir, TRAINING_FILE))
         for step, network in enumerate(self.networks):
-            torch.save(network, Path(checkpoint_dir, network_file(step)))
+            _save(network, Path(checkpoint_dir, network_file(step)))
 
     def load_checkpoint(self, checkpoint_dir: str | None) -> None:
         """Continues bit-exactly where `save_checkpoint` was called."""
@@ -173,6 +177,18 @@ class CandidateTrainable(tune.Trainable):
         if self.team is not None:
             self.team.close()
             self.team = None
+
+
+def _save(content: dict[str, Any], file: Path) -> None:
+    """Writes it; raises OSError where there is no room, of which torch says nothing."""
+    try:
+        torch.save(content, file)
+    except RuntimeError:
+        with file.with_suffix(".probe").open("wb") as probe:
+            probe.write(b"\0" * _PROBE_BYTES)
+            probe.flush()
+            os.fsync(probe.fileno())
+        raise
 
 
 def _reported(network: Trained) -> NetworkReport:

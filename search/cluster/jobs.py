@@ -16,7 +16,7 @@ from typing import Any
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from slimfront.search.engine.progress import BEGUN
+from slimfront.search.engine.progress import BEGUN, said_last
 from slimfront.search.record.locate import name_in_store
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.options import suggest
@@ -218,13 +218,9 @@ class Cluster:
             return _job(self.client.get_job_info(job.job_id))
 
     def progress(self, job: Job) -> str:
-        """The last line in which a job said how its search goes; empty if it has not yet."""
-        lines = [
-            line
-            for line in self.logs(job).splitlines()
-            if " trials, " in line and "hypervolume" in line
-        ]
-        return lines[-1] if lines else ""
+        """The last line in which a job said how its search goes, or what it does after its last
+        trial; empty if it has not yet."""
+        return said_last(self.logs(job))
 
 
 def _job(details: JobDetails) -> Job:

@@ -35,6 +35,12 @@ _RAY = (
 )
 """What stands in the command lines of Ray's own processes, but for workers: a fork of one has its
 name."""
+_STARTS, _STARTED = "starts", "started"
+"""What the watcher is told, beside a directory."""
+_ABORTED = (
+    "Error: this process was ended while Ray started: Ray aborts where it cannot go on, and what "
+    "it said stands above; no trial has run: try again, when the machine has less to do"
+)
 _HELPERS = ("resource_tracker", "multiprocessing.forkserver")
 """Processes of Python's own that end with the one that started them."""
 
@@ -45,7 +51,8 @@ class Leftovers:
     def __init__(self) -> None:
         self.mark = os.urandom(12).hex()
         self.directory: Path | None = None
-
+        self.prefix: bytes | None = None
+        """How an entry of their environment begins, in the place of the mark."""
         self.spared = {os.getpid()}
         self.watcher: subprocess.Popen[str] | None = None
 
@@ -64,11 +71,23 @@ class Leftovers:
         )
         self.spared.add(self.watcher.pid)
 
+    def starts(self) -> None:
+        """Says that Ray is about to start, which may end this process in C++: then the watcher
+        tells it."""
+        self._tell(_STARTS)
+
     def belongs(self, directory: str) -> None:
-        """Says where the search's own Ray keeps its files."""
+        """Says where the search's own Ray, which has started, keeps its files."""
         self.directory = Path(directory)
+        self._tell(directory)
+
+    def started(self) -> None:
+        """Says that what is told from here on is this process's own."""
+        self._tell(_STARTED)
+
+    def _tell(self, line: str) -> None:
         if self.watcher is not None and self.watcher.stdin is not None:
-            self.watcher.stdin.write(f"{directory}\n")
+            self.watcher.stdin.write(f"{line}\n")
             self.watcher.stdin.flush()
 
     def release(self) -> None:
@@ -97,7 +116,10 @@ class Leftovers:
         return found
 
     def _belongs(self, folder: Path) -> bool:
-        if f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+        environment = (folder / "environ").read_bytes().split(b"\0")
+        if self.prefix is not None:
+            return any(entry.startswith(self.prefix) for entry in environment)
+        if f"{MARK}={self.mark}".encode() in environment:
             return True
         if self.directory is None:
             return False
@@ -159,19 +181,45 @@ def nothing_left() -> Iterator[Leftovers]:
         leftovers.release()
 
 
+def end_here(prefix: str) -> list[str]:
+    """Ends the processes of this machine whose environment has an entry that begins so; their
+    command lines."""
+    leftovers = Leftovers()
+    leftovers.prefix = prefix.encode()
+    return leftovers.end()
+
+
 def watch(mark: str, driver: int) -> None:
     """What the watcher does: waits until the driver is gone, and then ends what is left."""
     leftovers = Leftovers()
-    leftovers.mark = mark
-    while os.getppid() == driver:
-        ready, _, _ = select.select([sys.stdin], [], [], 0.5)
-        if ready:
-            line = sys.stdin.readline()
-            if line:
-                leftovers.directory = Path(line.strip())
-            else:  # its end: what the driver started has closed it too, or the driver is going
-                time.sleep(0.2)
+    leftovers.mark, starts, text = mark, False, b""
+    os.set_blocking(0, False)
+    while True:
+        gone = os.getppid() != driver  # and then what it said last
+        if not gone:
+            select.select([0], [], [], 0.5)
+        said = _said()
+        text += said
+        *lines, rest = text.split(b"\n")
+        for line in lines:
+            if line.startswith(b"/"):
+                leftovers.directory = Path(os.fsdecode(line))
+            starts = line == _STARTS.encode() if line else starts
+        text = rest
+        if gone:
+            break
+        if not said:  # its end: what the driver started has closed it too, or the driver is going
+            time.sleep(0.2)
+    if starts:
+        print(_ABORTED, file=sys.stderr, flush=True)
     leftovers.end()
+
+
+def _said() -> bytes:
+    try:
+        return os.read(0, 65536)
+    except BlockingIOError:
+        return b""
 
 
 if __name__ == "__main__":

@@ -7,15 +7,17 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from slimfront.search.config.schema import Config
-from slimfront.search.engine.leftovers import Leftovers, nothing_left
+from slimfront.search.engine.leftovers import Leftovers, end_here, nothing_left
 from slimfront.search.engine.ray_internals import local_ray
 from slimfront.search.engine.ray_internals.quiet import quieten
+from slimfront.trainables.data.factory import SESSION
 from slimfront.trainables.errors import UserError, first_line, shorten
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ _TUNE_ENVIRONMENT = {
 }
 
 _RECOUNT_S = 1.0
+_NODES_S = 30.0
+"""How long the nodes of a cluster may take to end what is left on them."""
 _LINGER_S = 3.0
 """How long processes may take to end by themselves when a search is over."""
 
@@ -56,15 +60,18 @@ def ray_session(address: str | None = None, working_dir: str | None = None) -> I
         yield
         return
     with nothing_left() as leftovers:
-        if address is None and "RAY_ADDRESS" not in os.environ:
-            start_local_ray(leftovers=leftovers)
-        else:
+        joins = address is not None or "RAY_ADDRESS" in os.environ
+        if joins:
             _join(address, working_dir)
+        else:
+            start_local_ray(leftovers=leftovers)
         try:
             yield
+            if joins:  # after an error the cluster may answer to nothing
+                _say_ended(_end_on_nodes())
         finally:
             ray.shutdown()
-            _end(leftovers)
+            _say_ended(leftovers.end(_LINGER_S))
 
 
 def start_local_ray(num_cpus: int | None = None, leftovers: Leftovers | None = None) -> None:
@@ -74,9 +81,31 @@ def start_local_ray(num_cpus: int | None = None, leftovers: Leftovers | None = N
     quieten()
 
 
-def _end(leftovers: Leftovers) -> None:
-    """Ends what trials have started and left, and says so."""
-    ended = leftovers.end(_LINGER_S)
+def _end_on_nodes() -> list[str]:
+    """Ends what trials of this driver have started and left on the nodes of a cluster; its command
+    lines.
+
+    A trial has the name of its session in its environment, and so has what it starts. A fork that
+    runs no program of its own has its parent's environment from before, and is not found.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    end = ray.remote(num_cpus=0, max_retries=0)(end_here)
+    asked = [
+        end.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(f"{SESSION}={node['NodeID']}-{job}-")
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_NODES_S)
+    ended: list[str] = []
+    for answer in answered:
+        with suppress(ray.exceptions.RayError):  # its node was lost
+            ended += ray.get(answer)
+    return ended
+
+
+def _say_ended(ended: list[str]) -> None:
     if ended:
         shown = "; ".join(shorten(text) for text in ended[:3]) + ("; …" if len(ended) > 3 else "")
         log.warning(

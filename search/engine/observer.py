@@ -1,7 +1,6 @@
 """Turns Ray Tune's events into the journal, and passes each on to the records, the recorder, the
 study and the progress."""
 
-import errno
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ from ray.tune.experiment import Trial
 from slimfront.search.engine.driver_only import DriverOnly
 from slimfront.search.engine.interrupt import Interrupt
 from slimfront.search.engine.progress import Progress
+from slimfront.search.engine.room import no_room_for_ray, no_room_in
 from slimfront.search.record.events import (
     CheckpointMoved,
     EpochsReported,
@@ -32,10 +32,6 @@ from slimfront.search.tracking import Recorder
 from slimfront.trainables.messages import Report
 
 log = logging.getLogger(__name__)
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""Errors of a file system that takes no more: a full disk, no inodes left, a quota, a limit on
-files, read-only of a sudden."""
 
 
 class Observer(DriverOnly, tune.Callback):
@@ -206,20 +202,15 @@ class Observer(DriverOnly, tune.Callback):
     def _no_room(self, trial: Trial) -> bool:
         """Whether a trial could not be kept for want of room: then the search ends, and no trial
         has failed."""
-        reason = _reason(trial)
-        number = next(
-            (
-                number
-                for number in NO_ROOM
-                if f"[Errno {number}]" in reason or os.strerror(number) in reason
-            ),
-            None,
-        )
-        if number is None:
-            return False
-        self.failure = self.failure or OSError(number, os.strerror(number))
+        failure = no_room_in(_reason(trial)) or no_room_for_ray()
+        if failure is not None:
+            self.end(failure)
+        return failure is not None
+
+    def end(self, failure: OSError) -> None:
+        """Ends the search, which cannot be kept or cannot go on; nothing more is written."""
+        self.failure = self.failure or failure
         self.interrupt.requested = True
-        return True
 
     def reject(self, number: int, values: dict[str, Any], reason: str) -> None:
         """A trial was proposed whose values make no candidate: it has failed before it could

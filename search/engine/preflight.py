@@ -4,6 +4,8 @@ one step of each."""
 import torch
 
 from slimfront.search.config.schema import Config
+from slimfront.search.record.study import check_database
+from slimfront.search.tracking import check_store
 from slimfront.trainables.data.look import looked_at
 from slimfront.trainables.errors import TrialFailure, UserError, first_line
 from slimfront.trainables.measures.measure import measure, measure_extra
@@ -12,6 +14,18 @@ from slimfront.trainables.penalties.base import check_penalties
 from slimfront.trainables.shipping.formats import need_onnx
 from slimfront.trainables.training.finishing import measure_own
 from slimfront.trainables.training.rehearsal import rehearse
+
+
+def ask_stores(config: Config) -> None:
+    """Finds out whether a search of this config could write to its tracking store, and reach the
+    database of its study; nothing is made there.
+
+    Raises:
+        UserError: one sentence that says which does not answer, and why.
+    """
+    check_store(config.tracking.absolute_uri())
+    if config.search.storage is not None:
+        check_database(config.search.storage)
 
 
 def preflight(config: Config) -> dict[str, float]:

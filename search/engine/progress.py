@@ -17,6 +17,20 @@ _LINE_EVERY_S = 5.0
 BEGUN = "The search {search} has begun"
 """How the line begins that says so."""
 
+_DOING = " …"
+"""How the lines end that say what is done after the last trial."""
+
+
+def said_last(text: str) -> str:
+    """Of what a search has printed, the last line that says how it goes, or what it does after its
+    last trial; empty if there is none."""
+    lines = [
+        line
+        for line in text.splitlines()
+        if (" trials, " in line and "hypervolume" in line) or line.endswith(_DOING)
+    ]
+    return lines[-1] if lines else ""
+
 
 class Progress:
     """Whoever shows how the search goes; this one shows nothing."""
@@ -87,7 +101,7 @@ class ProgressDisplay(Progress):
 
     def finishing(self, what: str) -> None:
         """Says what is being done after the last trial."""
-        self.console.print(f"{what} …", markup=False, highlight=False, soft_wrap=True)
+        self.console.print(f"{what}{_DOING}", markup=False, highlight=False, soft_wrap=True)
 
     def _state(self, ledger: "Ledger", done: int) -> str:
         stopped, failed = ledger.counts["stopped"], ledger.counts["failed"]

@@ -14,6 +14,7 @@ import torch
 from optuna.exceptions import StorageInternalError
 from pydantic import ValidationError
 from ray import tune
+from ray.tune.error import TuneError
 
 from slimfront.search.config.explain import explain_first
 from slimfront.search.config.objectives import Direction
@@ -27,6 +28,8 @@ from slimfront.search.engine.preflight import preflight
 from slimfront.search.engine.progress import Progress
 from slimfront.search.engine.ray_internals.controller import starts_are_awaited
 from slimfront.search.engine.ray_internals.slots import shared_processes
+from slimfront.search.engine.ray_internals.snapshots import without_snapshots
+from slimfront.search.engine.room import NoRoomForRay, no_room_in, watched_room
 from slimfront.search.engine.scheduler import MultiObjectiveASHA
 from slimfront.search.engine.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
 from slimfront.search.record.events import (
@@ -45,7 +48,7 @@ from slimfront.search.record.session import (
     open_study,
     starting_values,
 )
-from slimfront.search.tracking import Client, Recorder, connect
+from slimfront.search.tracking import Client, Recorder, connect, taking_writes
 from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.messages import TrialOrder
@@ -146,7 +149,8 @@ def _run(
     interrupt = interrupt or Interrupt()
     interrupt.end_after(left)
     folder = session.folder
-    recorder = Recorder(client, config, folder.search, folder.local, session.earlier, folder.place)
+    with taking_writes(config.tracking.absolute_uri(), f"slimfront resume {folder.search}"):
+        recorder = _recorder(session, client)
     if config.tracking.system_metrics:
         recorder.watch_system()
     observer = Observer(
@@ -185,22 +189,20 @@ def _run(
         interrupt.on_signals(),
         _loaded_stays(),
         watched_head(interrupt, lost_head) as head,
+        watched_room(observer.end),
     ):
         try:
-            observer.write(SessionBegan(session=number))
-            if progress is not None:
-                progress.begun(folder.search, recorder.page_address)
-            if searcher.to_come:
-                with (
-                    shared_processes(packing.size, packing.processes),
-                    starts_are_awaited(),
-                    _without_ray_s_snapshots(),
-                ):
-                    _run_trials(session, searcher, scheduler, observer, trainable)
-        # By a write to the study, not to the journal.
-        except (OSError, StorageInternalError) as error:
-            observer.failure = observer.failure or _as_os_error(error)
-            interrupt.requested = True
+            with _no_room_ends(observer):
+                observer.write(SessionBegan(session=number))
+                if progress is not None:
+                    progress.begun(folder.search, recorder.page_address)
+                if searcher.to_come:
+                    with (
+                        shared_processes(packing.size, packing.processes),
+                        starts_are_awaited(),
+                        without_snapshots(),
+                    ):
+                        _run_trials(session, searcher, scheduler, observer, trainable)
         finally:
             result = _finish(session, observer, recorder, before + time.monotonic() - begun)
     if head.lost.is_set():
@@ -210,11 +212,46 @@ def _run(
     return result
 
 
+@contextmanager
+def _no_room_ends(observer: Observer) -> Iterator[None]:
+    """Within, a write that found no room, in the driver or in Ray Tune, ends the search in
+    order."""
+    try:
+        yield
+    # By a write to the study, not to the journal.
+    except (OSError, StorageInternalError) as error:
+        observer.end(_as_os_error(error))
+    except TuneError as error:
+        failure = no_room_in(str(error))
+        if failure is None:
+            raise
+        observer.end(failure)
+
+
+def _recorder(session: Session, client: Client) -> Recorder:
+    folder, fence = session.folder, session.journal.fence
+    return Recorder(
+        client,
+        session.config,
+        folder.search,
+        folder.local,
+        session.earlier,
+        folder.place,
+        fence.check if fence is not None else lambda: None,
+    )
+
+
 def _cannot_be_kept(session: Session, failure: OSError) -> UserError:
     """What is told of a search whose journal or study took no more."""
     if isinstance(failure, Superseded):
         return UserError(f"{_reason(failure)}; what this process did since then does not count")
     name, place = session.directory.name, session.folder.place.partition("?")[0]
+    if isinstance(failure, NoRoomForRay):
+        return UserError(
+            f"{name} cannot go on: there is no room left in {failure.filename}, where Ray and "
+            "trials write while they run; what was finished is safe: make room, then "
+            f"`slimfront resume {name}`"
+        )
     return UserError(
         f"{name} cannot be kept in {place} ({_reason(failure)}); what is there is safe: make room, "
         f"then `slimfront resume {name}`"
@@ -332,24 +369,6 @@ def _config_maker(
     return make
 
 
-@contextmanager
-def _without_ray_s_snapshots() -> Iterator[None]:
-    """Keeps Ray Tune from telling that it could not write its own state: a search is resumed from
-    its journal alone."""
-    loggers = [
-        logging.getLogger(name)
-        for name in ("ray.tune.execution.experiment_state", "ray.train._internal.syncer")
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def _run_trials(
     session: Session,
     searcher: StudySearcher,
@@ -433,11 +452,10 @@ def sync_search(
     wanted = [*overrides, *([f"tracking.uri={tracking_uri}"] if tracking_uri else [])]
     session = open_existing(search, storage_path, wanted)
     try:
-        client = connect(session.config.tracking.absolute_uri(), writes=True)
-        folder = session.folder
-        recorder = Recorder(
-            client, session.config, folder.search, folder.local, session.earlier, folder.place
-        )
+        uri, folder = session.config.tracking.absolute_uri(), session.folder
+        client = connect(uri, writes=True)
+        with taking_writes(uri, f"slimfront sync {folder.search}"):
+            recorder = _recorder(session, client)
         return recorder.close(), recorder.refused
     finally:
         session.journal.close()

@@ -1,6 +1,7 @@
 """Where searches are kept: a directory, or the bucket of an S3-compatible object store."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -31,6 +32,10 @@ _FIRST = "-00000000.jsonl"
 
 _TAKEN = "taken"
 """The key of what a driver found."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of a file system that takes no more: a full disk, no inodes left, a quota, a limit on
+files, read-only of a sudden."""
 
 PATIENCE_S = 600.0
 """How long a write to a bucket that does not answer is tried again."""

@@ -2,6 +2,7 @@
 journal."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -9,9 +10,40 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
 
 from slimfront.search.record.ledger import Ledger
 from slimfront.search.record.optuna_internals import trial_id
+from slimfront.trainables.errors import UserError, first_line
+
+_ANSWERS_S = 10
+"""How long a database may take to let somebody in."""
+
+
+def check_database(url: str) -> None:
+    """Finds out whether the database at `url` answers, and makes nothing there.
+
+    Raises:
+        UserError: if it does not, or does not let us in.
+    """
+    try:
+        place = make_url(url)
+        backend = place.get_backend_name()
+        options = {} if backend == "sqlite" else {"connect_timeout": _ANSWERS_S}
+        file = Path(place.database or "") if backend == "sqlite" else None
+        there = file is None or file.exists()
+        engine = create_engine(place, connect_args=options)
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+        engine.dispose()
+        if file is not None and not there:
+            file.unlink(missing_ok=True)
+    except Exception as error:  # every database raises its own kinds
+        raise UserError(
+            f"search.storage: the database of the study does not answer ({first_line(error)}); "
+            "start it, or set search.storage to one that runs"
+        ) from None
 
 
 class OnlyWriter(InMemoryStorage):

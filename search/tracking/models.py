@@ -64,13 +64,24 @@ def log_model(
             "slimfront.one_shot": str(point.step),
         }
         params = {key: f"{value:g}" for key, value in measures.items()}
-        made = client.create_logged_model(
-            experiment_id, name, run_id, tags=tags, params=params, model_type="compact network"
-        )
-        client.log_model_artifacts(made.model_id, str(path))
-        client.finalize_logged_model(made.model_id, "READY")
-    client.set_tag(run_id, f"{MODEL_TAG}/{name}", made.model_id)
-    return str(made.model_id)
+        model_id = _begun(client, experiment_id, run_id, name)
+        if model_id is None:
+            model_id = client.create_logged_model(
+                experiment_id, name, run_id, tags=tags, params=params, model_type="compact network"
+            ).model_id
+        client.log_model_artifacts(model_id, str(path))
+        client.finalize_logged_model(model_id, "READY")
+    client.set_tag(run_id, f"{MODEL_TAG}/{name}", model_id)
+    return str(model_id)
+
+
+def _begun(client: MlflowClient, experiment_id: str, run_id: str, name: str) -> str | None:
+    """The id of a run's model that was logged before, perhaps in part: its artifacts had no room,
+    or its server died."""
+    found = client.search_logged_models(
+        [experiment_id], f"name = '{name}' AND source_run_id = '{run_id}'", max_results=1
+    )
+    return str(found[0].model_id) if found else None
 
 
 def _save_model(

@@ -33,6 +33,7 @@ from slimfront.search.record.events import (
     TrialEnded,
     TrialInterrupted,
 )
+from slimfront.search.record.fencing import Superseded
 from slimfront.search.record.ledger import Ledger, label
 from slimfront.search.tracking.page import Page, last_tags, live_metrics
 from slimfront.search.tracking.store import open_experiment, run_route
@@ -40,7 +41,6 @@ from slimfront.search.tracking.write_queue import (
     PendingWrites,
     WriteQueue,
     unless_impossible,
-    unless_refused,
 )
 from slimfront.trainables.errors import first_line
 
@@ -53,6 +53,7 @@ _PATIENCE_S = (1.0, 30.0)
 """First and longest wait between two attempts of a write that failed."""
 _GRACE_S = 10.0
 """How long the end of a search waits for a store that does not answer."""
+_REMOTE = ("http:", "https:", "databricks")
 _PAGE_EVERY_S = 30.0
 _LOOK_EVERY_S = 0.5
 """How often is looked whether something has waited long enough to be written."""
@@ -79,6 +80,7 @@ class Recorder:
         directory: Path,
         earlier: Iterable[Event] = (),
         place: str | None = None,
+        may_write: Callable[[], None] = lambda: None,
     ) -> None:
         """Makes the parent run at once, or finds it again; raises what MLflow raises if that fails.
 
@@ -86,6 +88,7 @@ class Recorder:
             directory: of the search; the number of events delivered is kept in it.
             earlier: all events of the journal so far.
             place: where its checkpoints are, if not there.
+            may_write: raises Superseded once another driver has the search.
         """
         self.client = client
         self.config = config
@@ -108,7 +111,10 @@ class Recorder:
         self.warned = False
         self.monitor: SystemMetricsMonitor | None = None
         self.closing = threading.Event()
-        self.write_queue = WriteQueue(client, self.experiment_id, self.run_ids)
+        embedded = not config.tracking.uri.startswith(_REMOTE)
+        self.write_queue = WriteQueue(
+            client, self.experiment_id, self.run_ids, embedded=embedded, may_write=may_write
+        )
         self.refused_file = directory / REFUSED_FILE
         if self.refused_file.exists():
             self.write_queue.refused += self.refused_file.read_text(encoding="utf-8").splitlines()
@@ -261,17 +267,21 @@ class Recorder:
     def _on_page(self, work: Callable[[], None]) -> None:
         """Writes something of the search's own page, as far as it can be made and MLflow takes
         it."""
+        self.write_queue.may_write()
         page = "the page of the search"
-        unless_impossible(page, lambda: unless_refused(page, work, self.write_queue.refused))
+        unless_impossible(page, lambda: self.write_queue.unless_refused(page, work))
+        self.write_queue.look()
 
     def _insist(self, write: Callable[[], None]) -> bool:
         """Writes, however often it takes; False if the search ends and the store does not
-        answer."""
+        answer, or if another driver has the search."""
         wait, gave_up_at = _PATIENCE_S[0], None
         while True:
             try:
                 write()
                 return True
+            except Superseded:
+                return False
             except Exception as error:  # stores raise their own kinds
                 if not self.warned:
                     self.warned = True

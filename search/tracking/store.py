@@ -12,6 +12,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from slimfront.search.record.locate import name_in_store
 from slimfront.trainables.errors import UserError
@@ -19,6 +20,8 @@ from slimfront.trainables.redaction import without_secrets
 
 # The tag that makes the UI open an experiment in its model-training mode, not the GenAI mode.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+_CLIENTS = ("botocore", "boto3", "urllib3", "google", "azure")
+"""Libraries that MLflow reaches artifacts by, whose errors have no common base."""
 _PROBE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 # MLflow's own are 7 retries that double their wait and 120 s: one write to a dead server would take
 # minutes.
@@ -36,7 +39,8 @@ def connect(uri: str, *, writes: bool = False) -> MlflowClient:
             be written to.
     """
     _check_file(uri, writes=writes)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    # It logs the traceback of each write that a database does not take, beside raising it.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # Two lines at the end of every run.
@@ -67,6 +71,24 @@ def connect(uri: str, *, writes: bool = False) -> MlflowClient:
             "set tracking.uri to one"
         )
     return client
+
+
+def check_store(uri: str) -> None:
+    """Finds out whether a search could write to the store at `uri`, and makes nothing there.
+
+    Raises:
+        UserError: as `connect`.
+    """
+    scheme, _, path = uri.partition(":///")
+    file = Path(path.partition("?")[0])
+    if scheme != "sqlite" or file.exists():
+        connect(uri, writes=True)
+        return
+    _check_file(uri, writes=True)
+    # What it was tried with.
+    with contextlib.suppress(OSError):
+        if not file.stat().st_size:
+            file.unlink()
 
 
 def _check_file(uri: str, *, writes: bool) -> None:
@@ -102,6 +124,34 @@ def _check_file(uri: str, *, writes: bool) -> None:
             "with room on its disk, or set "
             "tracking.uri to another"
         )
+
+
+@contextmanager
+def taking_writes(uri: str, command: str) -> Iterator[None]:
+    """Around the first writes of a search.
+
+    Args:
+        command: what goes on where this ended.
+
+    Raises:
+        UserError: if the store at `uri` does not take them.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_of_a_store(error):
+            raise
+        raise UserError(
+            f"the tracking store at {without_secrets(uri)} does not take what is written "
+            f"({_deepest(error)}); see that it has room and may be written to, then `{command}`"
+        ) from None
+
+
+def is_of_a_store(error: Exception) -> bool:
+    """Whether it may be the store that does not answer: what its clients and their libraries
+    raise."""
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, (MlflowException, OSError, SQLAlchemyError)) or library in _CLIENTS
 
 
 def open_experiment(client: MlflowClient, name: str, artifacts: Path, uri: str) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
 
+from slimfront.search.record.storage import NO_ROOM
+from slimfront.search.tracking.store import is_of_a_store
 from slimfront.trainables.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -26,9 +27,8 @@ PERMANENT_ERRORS = {
     "INVALID_STATE",
 }
 """MLflow's error codes of writes that would fail again."""
-_CLIENTS = ("botocore", "boto3", "urllib3", "google", "azure")
-"""Libraries that MLflow reaches artifacts by, whose errors have no common base."""
-
+_LOOK_AFTER = 20
+"""So many runs are written to before it is looked whether MLflow has taken it."""
 _COLLECT_S = 3.0
 """How long a pending write to a run that goes on waits for more."""
 
@@ -69,10 +69,27 @@ class WriteQueue:
     written in part is written again.
     """
 
-    def __init__(self, client: MlflowClient, experiment_id: str, run_ids: dict[str, str]) -> None:
+    def __init__(
+        self,
+        client: MlflowClient,
+        experiment_id: str,
+        run_ids: dict[str, str],
+        *,
+        embedded: bool = True,
+        may_write: Callable[[], None] = lambda: None,
+    ) -> None:
         """`run_ids` are the ids of the runs that are there, by label; those made here are added to
-        it."""
+        it.
+
+        Args:
+            embedded: whether the store is in this process: then nothing else can answer in its
+                place.
+            may_write: raises Superseded once another driver has the search, and is asked before
+                each run is written to. MLflow itself cannot refuse a driver.
+        """
         self.client = client
+        self.may_write = may_write
+        self.embedded = embedded
         self.experiment_id = experiment_id
         self.run_ids = run_ids
         self.pending: dict[str, PendingWrites] = {}
@@ -91,7 +108,7 @@ class WriteQueue:
 
     def send(self, *, everything: bool) -> None:
         """Writes what is pending of runs that ended, and what has waited for a while, or all, in
-        at most three calls each.
+        at most three calls each; it waits no longer once it is sure that MLflow took it.
 
         What MLflow refuses for good is left out with a warning.
 
@@ -100,15 +117,36 @@ class WriteQueue:
                 waits.
         """
         ripe = time.monotonic() - _COLLECT_S
+        sent: list[str] = []
         for label, writes in list(self.pending.items()):
             if everything or writes.ended is not None or writes.begun <= ripe:
                 self._send(label, writes)
-                del self.pending[label]
+                sent.append(label)
+            if len(sent) >= _LOOK_AFTER:
+                self._settle(sent)
+        self._settle(sent)
+
+    def _settle(self, sent: list[str]) -> None:
+        if sent:
+            self.look()
+        for label in sent:
+            del self.pending[label]
+        sent.clear()
+
+    def look(self) -> None:
+        """Raises MlflowException unless it is still MLflow that answers: a page to log in, or
+        another server at the same address, takes every write, or refuses it, as MLflow would."""
+        if self.embedded:
+            return
+        found = self.client.get_experiment(self.experiment_id)
+        if str(found.experiment_id) != str(self.experiment_id):
+            raise MlflowException("what answers now is no MLflow server, or another one")
 
     def _send(self, label: str, writes: PendingWrites) -> None:
+        self.may_write()
         creation = writes.creation
         if creation is not None and label not in self.run_ids:
-            run = self._unless_refused(
+            run = self.unless_refused(
                 f"the run {label}", lambda: self.client.create_run(self.experiment_id, **creation)
             )
             # Whatever stands in MLflow's place, such as a page to log in.
@@ -123,18 +161,18 @@ class WriteQueue:
         tags = [RunTag(name, value) for name, value in writes.tags.items()]
         self.log(label, run_id, [*writes.entries, *tags])
         if writes.status is not None and writes.ended is None:
-            self._unless_refused(
+            self.unless_refused(
                 f"the status of {label}",
                 lambda: self.client.update_run(run_id, status=writes.status),
             )
         elif writes.status is not None:
             end = partial(self.client.set_terminated, run_id, writes.status, end_time=writes.ended)
-            self._unless_refused(f"the end of {label}", end)
+            self.unless_refused(f"the end of {label}", end)
 
     def log(self, label: str, run_id: str, entries: Sequence[Metric | Param | RunTag]) -> None:
         """Writes values to a run; those that MLflow refuses are left out, with one warning that
         names them."""
-        refused = _refused(self.client, run_id, entries)
+        refused = self._refused(run_id, entries)
         if not refused:
             return
         names, whose = list(dict.fromkeys(name for name, _ in refused)), label or "the search"
@@ -149,47 +187,49 @@ class WriteQueue:
             why,
         )
 
-    def _unless_refused(self, what: str, write: Callable[[], Any]) -> Any:
-        return unless_refused(what, write, self.refused)
-
-
-def _refused(
-    client: MlflowClient, run_id: str, entries: Sequence[Metric | Param | RunTag]
-) -> list[tuple[str, str]]:
-    """Writes a batch; if it is refused, its halves, until only what MLflow cannot take is left: its
-    names, and why."""
-    if not entries:
+    def _refused(
+        self, run_id: str, entries: Sequence[Metric | Param | RunTag]
+    ) -> list[tuple[str, str]]:
+        """Writes a batch; if it is refused, its halves, until only what MLflow cannot take is left:
+        its names, and why."""
+        if not entries:
+            return []
+        try:
+            self.client.log_batch(
+                run_id,
+                metrics=[entry for entry in entries if isinstance(entry, Metric)],
+                params=[entry for entry in entries if isinstance(entry, Param)],
+                tags=[entry for entry in entries if isinstance(entry, RunTag)],
+            )
+        except MlflowException as error:
+            if not self._is_hopeless(error):
+                raise
+            if len(entries) == 1:
+                return [(entries[0].key, first_line(error))]
+            half = len(entries) // 2
+            return self._refused(run_id, entries[:half]) + self._refused(run_id, entries[half:])
         return []
-    try:
-        client.log_batch(
-            run_id,
-            metrics=[entry for entry in entries if isinstance(entry, Metric)],
-            params=[entry for entry in entries if isinstance(entry, Param)],
-            tags=[entry for entry in entries if isinstance(entry, RunTag)],
-        )
-    except MlflowException as error:
-        if not _is_hopeless(error):
-            raise
-        if len(entries) == 1:
-            return [(entries[0].key, first_line(error))]
-        half = len(entries) // 2
-        return _refused(client, run_id, entries[:half]) + _refused(client, run_id, entries[half:])
-    return []
 
+    def unless_refused(self, what: str, write: Callable[[], Any]) -> Any:
+        """What the write returns; None, with a warning, if MLflow would refuse it again: then
+        `what` is added to `refused`."""
+        try:
+            return write()
+        except MlflowException as error:
+            if not self._is_hopeless(error):
+                raise
+            log.warning(
+                "MLflow refused %s (%s); the search goes on without it", what, first_line(error)
+            )
+            self.refused.append(what)
+            return None
 
-def unless_refused(what: str, write: Callable[[], Any], refused: list[str]) -> Any:
-    """What the write returns; None, with a warning, if MLflow would refuse it again: then `what` is
-    added to `refused`."""
-    try:
-        return write()
-    except MlflowException as error:
-        if not _is_hopeless(error):
-            raise
-        log.warning(
-            "MLflow refused %s (%s); the search goes on without it", what, first_line(error)
-        )
-        refused.append(what)
-        return None
+    def _is_hopeless(self, error: MlflowException) -> bool:
+        """Whether it is MLflow that refuses a write, and would again."""
+        if error.error_code not in PERMANENT_ERRORS:
+            return False
+        self.look()
+        return True
 
 
 class Impossible(Exception):
@@ -200,10 +240,12 @@ class Impossible(Exception):
 @contextmanager
 def making(what: str) -> Iterator[None]:
     """Around what is computed before it is written: whatever goes wrong there becomes
-    `Impossible`."""
+    `Impossible`, but for a want of room, which passes."""
     try:
         yield
     except Exception as error:  # pictures, exporters and compilers raise many kinds
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
         raise Impossible(f"{what} cannot be made ({first_line(error)})") from error
 
 
@@ -218,17 +260,6 @@ def unless_impossible(what: str, work: Callable[[], None]) -> None:
     except Impossible as error:
         log.warning("%s: it is not in MLflow", error)
     except Exception as error:
-        if _is_of_a_store(error):
+        if is_of_a_store(error):
             raise
         log.warning("%s cannot be written (%s): it is not in MLflow", what, first_line(error))
-
-
-def _is_of_a_store(error: Exception) -> bool:
-    """Whether it may be the store that does not answer: what its clients and their libraries
-    raise."""
-    library = type(error).__module__.partition(".")[0]
-    return isinstance(error, (MlflowException, OSError, SQLAlchemyError)) or library in _CLIENTS
-
-
-def _is_hopeless(error: MlflowException) -> bool:
-    return error.error_code in PERMANENT_ERRORS

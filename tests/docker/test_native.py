@@ -212,8 +212,42 @@ def test_a_worker_that_dies_is_started_again_and_one_can_be_added(stack: Any) ->
         except sys.modules["native"].StackError:
             assert time.monotonic() < ends
             stack.mend()
-    assert stack.add_worker() == "worker-2"
     assert stack.mend() == []
+
+
+def add_worker(directory: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "docker" / "native.py"), "--add-worker"],
+        env=os.environ | {"SLIMFRONT_STACK": directory},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_worker_is_added_from_the_command_line_to_a_stack_that_runs(stack: Any) -> None:
+    asking = add_worker(stack.client_environment()["SLIMFRONT_STACK"])
+    ends = time.monotonic() + 200
+    while asking.poll() is None:
+        assert time.monotonic() < ends
+        stack.answer()  # as `wait` does
+        time.sleep(0.2)
+    said, error = asking.communicate()
+    assert (asking.returncode, said, error) == (0, "worker-2 has started.\n", "")
+    assert [p.name for p in stack.processes if p.name.startswith("worker")] == [
+        "worker",
+        "worker-2",
+    ]
+    assert stack.mend() == []
+    assert [*stack.directory.glob("*.answered"), *stack.directory.glob("*.asked")] == []
+
+
+def test_a_worker_for_a_stack_that_does_not_run_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    for place in ("", str(tmp_path / "gone")):
+        said, error = (asking := add_worker(place)).communicate(timeout=60)
+        assert (asking.returncode, said) == (2, "")
+        assert error.startswith("SLIMFRONT_STACK does not name a stack that runs; ")
+        assert error.count("\n") == 1
 
 
 def test_it_goes_down_without_leaving_a_process(stack: Any) -> None:

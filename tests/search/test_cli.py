@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sqlalchemy import create_engine, inspect
 
 from slimfront.search.cli import main
 from slimfront.search.config.schema import load
@@ -112,10 +113,12 @@ IMPOSSIBLE = {
         "raised TypeError",
     ),
     "start": ({"search": {"start_from": "no-such-search"}}, "no-such-search"),
+    "store": ({"tracking": {"uri": "http://127.0.0.1:1"}}, "does not answer"),
+    "file": ({"tracking": {"uri": "sqlite:///nowhere/x.db"}}, "there is no folder"),
 }
 
 
-@pytest.mark.parametrize("part", ["data", "network", "start"])
+@pytest.mark.parametrize("part", ["data", "network", "start", "store", "file"])
 def test_check_refuses_what_a_search_refuses_later(
     part: str,
     config_file: Path,
@@ -132,6 +135,31 @@ def test_check_refuses_what_a_search_refuses_later(
     assert named in answers["check"]
     assert answers["check"] == answers["search"]
     assert slimfront(capsys, monkeypatch, "check", "--no-build", str(config_file))[0] == 0
+
+
+def test_check_asks_the_database_of_the_study_unless_it_is_told_not_to(
+    config_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    postgres: str,
+) -> None:
+    def check(database: str, *more: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("SLIMFRONT_SET", f"search.storage={database}")
+        return slimfront(capsys, monkeypatch, "check", str(config_file), *more)
+
+    wrong = postgres.replace("secret", "wrong")
+    code, _, err = check(wrong)
+    assert code == 2
+    assert "search.storage: the database of the study does not answer" in err
+    assert "password authentication failed" in err
+    assert err.count("\n") == 1
+    assert check(wrong, "--no-stores")[0] == 0
+    assert check(postgres)[0] == 0
+    assert check("sqlite:///nowhere/study.db")[0] == 2
+    assert check("sqlite:///study.db")[0] == 0
+    assert sorted(path.name for path in Path().iterdir()) == ["small.yaml"]
+    with create_engine(postgres).connect() as connection:
+        assert inspect(connection).get_table_names() == []
 
 
 def test_ui_without_a_search_says_what_to_do(

@@ -20,7 +20,7 @@ from slimfront.search.engine.leftovers import MARK, Leftovers
 from slimfront.search.engine.ray_internals import local_ray
 from slimfront.trainables.errors import UserError
 from tests.conftest import SMALL_CONFIG
-from tests.search.clusters import wait_for
+from tests.search.clusters import RayCluster, wait_for
 
 ROOT = Path(__file__).parents[2]
 LEAVING = """
@@ -46,15 +46,7 @@ def started(
     directory: Path, *, trials: int, epochs: int, code: str = LEAVING
 ) -> "subprocess.Popen[str]":
     """A search whose trials run this code of its user's."""
-    (directory / "leaving.py").write_text(code)
-    model = {"factory": "leaving:network", "args": {"width": 4}}
-    space = {"sparsifier.sparsity": {"low": 0.1, "high": 0.9}}
-    tree = SMALL_CONFIG | {"model": model, "space": space, "penalties": {}}
-    tree |= {
-        "search": {"trials": trials},
-        "training": SMALL_CONFIG["training"] | {"epochs": epochs},
-    }
-    (directory / "c.yaml").write_text(yaml.safe_dump(tree))
+    write_search(directory, trials=trials, epochs=epochs, code=code)
     command = [sys.executable, "-m", "slimfront", "search", "c.yaml", "--name", "leaving"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
@@ -65,6 +57,19 @@ def started(
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def write_search(directory: Path, *, trials: int, epochs: int, code: str = LEAVING) -> None:
+    """The config of such a search, and its code."""
+    (directory / "leaving.py").write_text(code)
+    model = {"factory": "leaving:network", "args": {"width": 4}}
+    space = {"sparsifier.sparsity": {"low": 0.1, "high": 0.9}}
+    tree = SMALL_CONFIG | {"model": model, "space": space, "penalties": {}}
+    tree |= {
+        "search": {"trials": trials},
+        "training": SMALL_CONFIG["training"] | {"epochs": epochs},
+    }
+    (directory / "c.yaml").write_text(yaml.safe_dump(tree))
 
 
 def of_search(directory: Path) -> list[psutil.Process]:
@@ -242,3 +247,83 @@ def test_a_first_server_of_ray_s_that_does_not_answer_is_given_up_for_another(
     with pytest.raises(UserError, match="the disk is odd"):
         local_ray.start(leftovers=leftovers)
     assert len(ended) == 2
+
+
+ABORTING = """
+import os, sys, time
+from slimfront.search.engine.leftovers import nothing_left
+from slimfront.search.engine.ray_internals import local_ray
+
+way = sys.argv[1]
+
+def init(**_):
+    if way == "hangs":
+        time.sleep(50)
+    if way == "starts":
+        os.abort()  # as a failed check in Ray's C++ does
+
+local_ray.ray.init = init
+local_ray.ray.shutdown = lambda: None
+local_ray.session_directory = lambda: "/nowhere"
+with nothing_left() as leftovers:
+    local_ray.start(leftovers=leftovers)
+    if way == "runs":
+        os.abort()
+"""
+
+
+@pytest.mark.parametrize(("way", "told"), [("starts", 1), ("runs", 0), ("ends", 0)])
+def test_a_ray_that_aborts_while_it_starts_is_told_in_one_sentence(way: str, told: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ABORTING, way],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,  # which the watcher has too: it is read to the watcher's end
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == (0 if way == "ends" else -signal.SIGABRT)
+    assert done.stderr.count("Error: this process was ended while Ray started") == told
+    assert done.stderr.count("\n") == told
+
+
+@pytest.mark.timeout(300)
+def test_what_trials_started_on_other_nodes_of_a_cluster_ends_with_the_search(
+    directory: Path,
+) -> None:
+    with RayCluster(PYTHONPATH=f"{ROOT}{os.pathsep}{directory}") as cluster:
+        cluster.add_head("--num-cpus=0")
+        cluster.add_node()
+        # Seconds that no other run of these tests has.
+        code = LEAVING.replace("98", number := f"{os.getpid()}0")
+        write_search(directory, trials=2, epochs=1, code=code)
+        where = {"RAY_ADDRESS": f"127.0.0.1:{cluster.port}"}
+        done = subprocess.run(
+            [sys.executable, "-m", "slimfront", "search", "c.yaml", "--name", "leaving"],
+            cwd=directory,
+            env=cluster.environment | where,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+        said = " ".join(done.stderr.split())
+        assert "processes that the search had started still ran, and were ended: " in said
+        running = [
+            " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])
+        ]
+        for left in (f"time.sleep({number}7)", f"time.sleep({number}6)", f"sleep {number}4"):
+            assert [command for command in running if left in command] == []
+
+
+def test_a_ray_that_hangs_while_it_starts_ends_in_one_sentence() -> None:
+    impatient = "local_ray.START_S, local_ray._HANGS_S, local_ray._SAY_EVERY_S = 0.1, 0.1, 0.3"
+    done = subprocess.run(
+        [sys.executable, "-c", ABORTING.replace("way = ", f"{impatient}\nway = "), "hangs"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=45,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: Ray did not start within ")
+    assert done.stderr.count("\n") == 1

@@ -1,6 +1,7 @@
 """No password of a config is printed or recorded, and a search that had one goes on when it is
 given again."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -190,3 +191,36 @@ def test_a_job_gets_no_secrets(config_file: Path) -> None:
         ) as caught:
             checked(config_file, overrides)
         assert "hunter2" not in str(caught.value)
+
+
+FACTORY = """
+import torch
+
+def data(url, password):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(300, 1, 8, 8, generator=generator)
+    return inputs, torch.randint(0, 10, (300,), generator=generator)
+"""
+
+
+@pytest.mark.timeout(180)
+def test_no_file_of_a_search_has_what_its_factory_was_given_as_a_secret(tmp_path: Path) -> None:
+    given = {"url": "https://me:hunter2@host/x", "password": "hunter2"}
+    data = {"name": "factory", "factory": "mine:data", "args": given}
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "mine.py").write_text(FACTORY)
+    config = SMALL_CONFIG | {"data": data, "search": {"trials": 3}}
+    (tmp_path / "given" / "c.yaml").write_text(yaml.safe_dump(config))
+    done = subprocess.run(
+        [sys.executable, "-m", "slimfront", "search", "given/c.yaml", "--name", "secret"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert [file for file in files if file.name == "training.pt"]
+    found = [file for file in files if b"hunter2" in file.read_bytes()]
+    assert found == [tmp_path / "given" / "c.yaml"]

@@ -20,14 +20,16 @@ def starts_are_awaited() -> Iterator[None]:
     """Within, searches wait for processes that start, while more trials are to come for those that
     are free."""
     before = tune.TuneController
-    tune.TuneController = _Controller
+    tune.TuneController = Controller
     try:
         yield
     finally:
         tune.TuneController = before
 
 
-class _Controller(TuneController):
+class Controller(TuneController):
+    """Ray Tune's, but for that."""
+
     def _maybe_reuse_cached_actor(self, trial: Trial) -> bool:
         if (
             trial not in self._resetting_trials

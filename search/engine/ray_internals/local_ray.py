@@ -4,6 +4,7 @@ with its driver."""
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -25,6 +26,8 @@ START_S = 300.0
 _ATTEMPT_S = 60
 """How long Ray's first server is waited for before another is started. Ray hears no Ctrl-C in this
 time."""
+_HANGS_S = 120.0
+"""After so much more it is taken to hang."""
 _SAY_EVERY_S = 20.0
 _ROOM_BYTES = 30_000_000
 """What Ray needs for its logs and sockets at least."""
@@ -53,8 +56,10 @@ def start(num_cpus: int | None = None, leftovers: Leftovers | None = None) -> No
     for name, value in _patience().items():
         os.environ.setdefault(name, value)
     _check_places()
+    if leftovers is not None:
+        leftovers.starts()
     began = time.monotonic()
-    with _loopback(), _patient(began), _progress(began):
+    with _loopback(), _patient(began), _progress(began, leftovers):
         while True:
             try:
                 ray.init(
@@ -70,9 +75,18 @@ def start(num_cpus: int | None = None, leftovers: Leftovers | None = None) -> No
                 if leftovers is not None:
                     leftovers.end()
                 if "Timed out" not in str(error) or waited >= START_S:
+                    if leftovers is not None:
+                        leftovers.started()
                     raise UserError(_sentence(error, waited)) from None
     if leftovers is not None:
-        leftovers.belongs(ray._private.worker._global_node.get_session_dir_path())
+        leftovers.belongs(session_directory())
+
+
+def session_directory() -> str:
+    """Where the Ray that this process has joined keeps its logs and sockets on this machine; empty
+    if it has joined none."""
+    node = ray._private.worker._global_node
+    return str(node.get_session_dir_path()) if node is not None else ""
 
 
 def _sentence(error: Exception, waited: float) -> str:
@@ -150,13 +164,20 @@ def _patient(began: float) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(began: float) -> Iterator[None]:
-    """Says now and then that Ray is being waited for."""
+def _progress(began: float, leftovers: Leftovers | None) -> Iterator[None]:
+    """Says now and then that Ray is being waited for; ends the process where Ray waits in C++, for
+    a process of its own that died, and would for ever."""
     over = threading.Event()
 
     def say() -> None:
         while not over.wait(_SAY_EVERY_S):
             waited = time.monotonic() - began
+            if waited > START_S + _HANGS_S:
+                if leftovers is not None:
+                    leftovers.started()
+                message = _sentence(TimeoutError("it hangs"), waited)
+                print(f"Error: {message}", file=sys.stderr, flush=True)
+                os._exit(2)
             log.warning(
                 "Ray has been starting for %.0f s; the machine is busy, and up to %.0f s are "
                 "waited",

@@ -14,7 +14,9 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from slimfront.search.config.schema import Config
+from slimfront.search.record import fencing
 from slimfront.search.record.events import KINDS, Event
+from slimfront.search.record.fencing import Fence
 from slimfront.search.tracking import Recorder, connect, recorder, write_queue
 from slimfront.search.tracking.page import Page
 from slimfront.search.tracking.store import open_experiment
@@ -137,6 +139,36 @@ def test_events_written_again_because_the_mark_was_lost_double_nothing(
     (directory / recorder.DELIVERED_FILE).write_text(str(len(events) - lost))
     assert record(client, config, directory, events, len(events)).close()
     check_story(client)
+
+
+def test_a_driver_that_lost_its_search_writes_nothing_over_what_the_next_one_wrote(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fencing, "LEASE_S", 1.0)
+    monkeypatch.setattr(write_queue, "_COLLECT_S", 0.0)
+    database, client = f"sqlite:///{tmp_path}/study.db", connect(config.tracking.uri)
+    first, second = (Fence(database, "search-1", name) for name in ("first", "second"))
+    first.take()
+    events = story()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    stopped = Recorder(client, config, "search-1", tmp_path / "one", events[:3], None, first.check)
+    while stopped.delivered < 3:
+        time.sleep(0.01)
+    assert first.keeper is not None
+    first.closing.set()
+    first.keeper.join()  # it stands still past its lease
+    second.take()
+    there = Recorder(client, config, "search-1", tmp_path / "two", events, None, second.check)
+    assert there.close()
+    begun = time.monotonic()
+    stopped.take(event("epochs", number=0, history=[{"epoch": 3, "train_loss": 9.0}]))
+    stopped.take(event("interrupted", number=0))
+    stopped.take(event("finished", status="interrupted", seconds=1.0))
+    assert not stopped.close()
+    assert time.monotonic() - begun < 5
+    check_story(client)
+    second.release()
 
 
 def break_store(

@@ -300,6 +300,13 @@ def check(
             )
         ),
     ] = True,
+    network: Annotated[
+        bool,
+        typer.Option(
+            "--network",
+            help="Print what of the network can shrink, layer by layer, instead of the config.",
+        ),
+    ] = False,
 ) -> None:
     """Check a config as a search would before its first trial, and print it with all defaults
     filled in."""
@@ -308,6 +315,11 @@ def check(
     _find_beside(config)
     loaded = load(config, _with_environment(overrides))
     _say_where(loaded)
+    if network:
+        from slimfront.search.engine.described_network import describe_network
+
+        print(describe_network(loaded, None if sys.stdout.isatty() else 160), end="")
+        return
     if build:
         with contextlib.redirect_stdout(sys.stderr):
             from slimfront.search.engine.preflight import ask_stores, preflight

@@ -106,6 +106,25 @@ def test_check_prints_the_resolved_config(
     assert load(Path("resolved.yaml")) == load(config_file, ["training.epochs=5"])
 
 
+def test_check_says_layer_by_layer_what_can_shrink_and_what_cannot(
+    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = (
+        *("--set", "data={factory: 'tests.trainables.tasks.made:sentences'}"),
+        *("--set", "model={factory: 'tests.trainables.tasks.made:Reader'}"),
+        *("--set", "task={name: sequence, output: logits}"),
+    )
+    code, out, _ = slimfront(capsys, monkeypatch, "check", str(config_file), "--network", *changes)
+    assert code == 0
+    rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
+    assert set(rows) == {"embedding", "hidden", "head"}
+    assert "no penalty or sparsifier acts on Embedding" in rows["embedding"]
+    assert "node" in rows["hidden"] and "sparsifiers, whole units go" in rows["hidden"]
+    assert "node" not in rows["head"] and "sparsifiers" in rows["head"]
+    # 8 · 24 + 24 and 24 · 2 + 2, of 30 · 8 more.
+    assert "266 of 506 parameters (52.6%)" in out
+
+
 IMPOSSIBLE = {
     "data": ({"data": {"name": "factory", "factory": "nowhere:load"}}, "nowhere"),
     "network": (

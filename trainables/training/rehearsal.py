@@ -27,7 +27,6 @@ from slimfront.trainables.training.losses import Losses
 _SAMPLES = 16
 """So many real inputs are looked at."""
 _TOLERANCE = 1e-4
-_NEGLIGIBLE = 0.1
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +61,7 @@ class _Rehearsal:
 
     def run(self) -> None:
         """All of it, in the order in which training comes to it."""
+        self._refuse_idle_penalties()
         self._name_what_stays_dense()
         initial = {name: value.clone() for name, value in self.model.state_dict().items()}
         self._check_outputs()
@@ -77,12 +77,21 @@ class _Rehearsal:
             self.model.load_state_dict(initial)  # it diverges, which is a result and no mistake
         self._compact_and_keep()
 
+    def _refuse_idle_penalties(self) -> None:
+        training = self.training
+        switched_on = {n: o for n, o in training.candidate.penalties.items() if o.on}
+        for (name, options), active in zip(switched_on.items(), training.penalties, strict=True):
+            if active.targets == 0:
+                raise UserError(
+                    f"penalties.{name}: {options.nothing_to_do}; leave it out, or choose another "
+                    "model"
+                )
+
     def _name_what_stays_dense(self) -> None:
-        """Warns of layers that no sparsifier reaches, where they are more than a tenth of all
-        weights."""
+        """Warns of layers that no sparsifier reaches: its sparsity counts the others alone."""
         dense = out_of_reach(self.model)
         total = sum(parameter.numel() for parameter in self.model.parameters())
-        if self.training.sparsifier is None or sum(dense.values()) <= _NEGLIGIBLE * total:
+        if self.training.sparsifier is None or not dense:
             return
         layers = sorted({name.rpartition(".")[0] or name for name in dense})
         log.warning(

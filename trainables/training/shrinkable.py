@@ -1,0 +1,107 @@
+"""What of a network can shrink, layer by layer: by which penalty or sparsifier, or why not."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.penalties import PENALTIES, Penalty
+from slimfront.trainables.penalties.base import ActiveGroups
+from slimfront.trainables.sparsifiers.base import computed_weights, prunable_weights
+from slimfront.trainables.structure.removable import removable_groups
+
+
+@dataclass
+class LayerReport:
+    """What is known of one layer that has parameters."""
+
+    name: str
+    kind: str
+    """Its class."""
+    parameters: int
+    by: list[str] = field(default_factory=list)
+    """The penalties that act on it, and `sparsifiers` where those do."""
+    units: bool = False
+    """Whether compaction can remove units of it that are zero."""
+    why_not: str = ""
+    """Why nothing acts on it."""
+
+
+@dataclass(frozen=True)
+class NetworkReport:
+    """What of a network can shrink."""
+
+    layers: list[LayerReport]
+    problems: list[str]
+    """Sentences on what could not be found out."""
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return sum(layer.parameters for layer in self.layers)
+
+    def reached(self, by: str) -> int:
+        """Parameters of the layers that something acts on."""
+        return sum(layer.parameters for layer in self.layers if by in layer.by)
+
+
+def what_can_shrink(network: nn.Module, sample: Tensor) -> NetworkReport:
+    """Finds out what acts on each layer of a network.
+
+    Args:
+        sample: (N, *input_shape), what the network sees of a few real inputs.
+    """
+    layers = {
+        name: LayerReport(name, type(module).__name__, count)
+        for name, module in network.named_modules()
+        if (count := sum(p.numel() for p in module.parameters(recurse=False)))
+    }
+    acting: dict[str, list[str]] = defaultdict(list)
+    problems: list[str] = []
+    for penalty, kind in PENALTIES.items():
+        for acted_on in _groups(penalty, kind, network, sample, problems):
+            acting[acted_on].append(penalty)
+    for weight in prunable_weights(network):
+        acting[weight.rpartition(".")[0]].append("sparsifiers")
+    removable = _removable(network, sample, problems)
+    computed = set(computed_weights(network))
+    for name, layer in layers.items():
+        layer.by = list(dict.fromkeys(acting[name]))
+        layer.units = name in removable or "node" in layer.by
+        layer.why_not = "" if layer.by else _why_not(name, layer.kind, computed)
+    return NetworkReport(list(layers.values()), list(dict.fromkeys(problems)))
+
+
+def _groups(
+    name: str, kind: type[Penalty], network: nn.Module, sample: Tensor, problems: list[str]
+) -> list[str]:
+    """The layers that a penalty acts on; none of one that looks at features."""
+    try:
+        active = kind(strength=1.0).attach(network, sample)
+    except UserError as error:
+        problems.append(f"{name}: {error}")
+        return []
+    except Exception as error:  # of a plug-in, or of options that it needs
+        problems.append(f"{name}: {type(error).__name__}: {first_line(error)}")
+        return []
+    active.close()
+    return list(active.groups) if isinstance(active, ActiveGroups) else []
+
+
+def _removable(network: nn.Module, sample: Tensor, problems: list[str]) -> set[str]:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return {group.name for group in removable_groups(network, sample)}
+    except UserError as error:
+        problems.append(f"whole channels: {error}")
+        return set()
+
+
+def _why_not(name: str, kind: str, computed: set[str]) -> str:
+    if name in computed:
+        return "its weight is computed anew in every forward pass"
+    if "Norm" in kind:
+        return "a normalisation: it loses what the layer before it loses"
+    return f"no penalty or sparsifier acts on {kind}"

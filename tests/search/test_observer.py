@@ -44,6 +44,7 @@ def report(
         "epoch": epoch,
         "val_accuracy": accuracy,
         "nonzero_params": size,
+        "measured": ["val_accuracy", "nonzero_params"],
         "history": [{"epoch": epoch}],
         "done": False,
     }

@@ -129,6 +129,8 @@ def test_the_json_has_what_programs_need(finished: tuple[Path, SearchResult]) ->
     keys = [
         "search",
         "objectives",
+        "quality",
+        "described",
         "trials",
         "dense",
         "front",
@@ -437,7 +439,7 @@ def test_a_front_member_whose_network_is_lost_stays_on_the_front(
 
     result = run_search(small_config(tmp_path, search={"trials": 2}), Loses())
     assert result.front[0].tested is None
-    assert "has no test accuracy" in caplog.text
+    assert "was not measured on the test set" in caplog.text
 
 
 def test_a_full_disk_ends_the_search_in_one_sentence_and_loses_nothing_that_was_finished(

@@ -143,22 +143,26 @@ def weighted_cross_entropy(
     weights: Tensor | None = None,
     label_smoothing: float = 0.0,
     ignore: int = -100,
+    places: float | None = None,
 ) -> Tensor:
     """The mean cross-entropy of logits (N, classes, …) with classes (N, …); each example counts by
-    the weight (classes,) of its class."""
-    if weights is None:
-        return nn.functional.cross_entropy(
-            outputs, targets, ignore_index=ignore, label_smoothing=label_smoothing
-        )
+    the weight (classes,) of its class.
+
+    Where some places do not count, the sum is divided by N times `places`, the number that an
+    example of the training split has on average, and not by the number in this batch: so that the
+    mean over parts of a batch is that over the batch.
+    """
+    if weights is None and places is None:
+        return nn.functional.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
     each = nn.functional.cross_entropy(
         outputs,
         targets,
-        weights.to(outputs.device),
+        None if weights is None else weights.to(outputs.device),
         ignore_index=ignore,
         label_smoothing=label_smoothing,
         reduction="none",
     )
-    return each.sum() / (targets != ignore).sum()
+    return each.mean() if places is None else each.sum() / (len(targets) * places)
 
 
 def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:

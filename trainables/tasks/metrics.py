@@ -252,7 +252,13 @@ def _built(made: Callable[..., Any], args: Mapping[str, Any], name: str) -> torc
         raise UserError(
             f"the metric '{name}' is a {type(built).__name__}; a class must be one of torchmetrics"
         )
+    # Of several processes each has all outputs already, or one alone measures.
+    built.distributed_available_fn = _by_itself
     return built
+
+
+def _by_itself() -> bool:
+    return False
 
 
 @dataclass(frozen=True)

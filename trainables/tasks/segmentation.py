@@ -61,7 +61,9 @@ class PerPlace(Task):
     def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
         counted = targets[targets != self.ignore]
         weights = class_weights(self.class_weights, counted, encoded)
-        return partial(weighted_cross_entropy, weights=weights, ignore=self.ignore)
+        some_ignored = len(counted) < targets.numel()
+        places = len(counted) / len(targets) if some_ignored else None
+        return partial(weighted_cross_entropy, weights=weights, ignore=self.ignore, places=places)
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
         given = {"num_classes": outputs, "ignore_index": self.ignore}

@@ -21,6 +21,7 @@ from slimfront.trainables.shipping.network_file import check_storable, restore, 
 from slimfront.trainables.sparsifiers.base import out_of_reach
 from slimfront.trainables.structure.agreement import Probe, difference, outputs
 from slimfront.trainables.structure.graph import copied, trace
+from slimfront.trainables.training.finishing import measure_own
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.losses import Losses
 
@@ -223,6 +224,9 @@ class _Rehearsal:
             with _naming(None, "the network cannot be quantised to int8"):
                 int8 = as_int8(copy.deepcopy(network).cpu(), training.data)
                 int8.scores(training.data, "val")
+        if own := candidate.own_measures():
+            with _naming(None, "the network cannot be measured"):
+                measure_own(network, training.data, own)
 
 
 def _check_shippable(network: nn.Module, sample: Tensor) -> None:

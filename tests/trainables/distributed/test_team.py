@@ -19,6 +19,7 @@ from slimfront.trainables.sparsifiers import SPARSIFIERS
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.ranks import LEAST_SHARE
 from tests.trainables.packs.made import FORMS
+from tests.trainables.tasks.made import JOBS
 
 MADE = "tests.trainables.distributed.made"
 EPOCHS = 3
@@ -362,3 +363,16 @@ def test_ranks_stay_the_same_on_gpus(name: str) -> None:
         history = run(training, 4)
         assert history[-1]["train_loss"] < history[0]["train_loss"]
         check_ranks(training)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_task_on_two_processes_has_the_metrics_of_one(job: str, team: Team) -> None:
+    tree = {**JOBS[job], "training": {"epochs": 2, "batch_size": 32, "lr": 0.01, "seed": 1}}
+    made = Candidate.model_validate(tree)
+    alone, shared = Training(made), team.training(made)
+    wanted = [alone.run_epoch() for _ in range(2)]
+    found = [shared.run_epoch() for _ in range(2)]
+    for one, other in zip(found, wanted, strict=True):
+        assert one == pytest.approx(other, rel=2e-2, abs=2e-3)
+    shared.close()
+    alone.close()

@@ -28,6 +28,10 @@ _CONV = (
 )
 _NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 _MAX = ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")
+_RECURRENT = (
+    *("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout"),
+    "bidirectional",
+)
 _AVERAGE = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
 
 # The modules that may appear in a compact network, with the constructor arguments that rebuild
@@ -51,6 +55,10 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "rms_norm": (nn.RMSNorm, ("normalized_shape", "eps", "elementwise_affine")),
     "group_norm": (nn.GroupNorm, ("num_groups", "num_channels", "eps", "affine")),
     "local_response_norm": (nn.LocalResponseNorm, ("size", "alpha", "beta", "k")),
+    "gru": (nn.GRU, _RECURRENT),
+    "lstm": (nn.LSTM, (*_RECURRENT, "proj_size")),
+    "rnn": (nn.RNN, (*_RECURRENT, "nonlinearity")),
+    "bilinear": (nn.Bilinear, ("in1_features", "in2_features", "out_features")),
     "embedding": (nn.Embedding, ("num_embeddings", "embedding_dim", "padding_idx")),
     "attention": (Attention, ("heads", "batch_first", "dropout")),
     "softmax": (nn.Softmax, ("dim",)),
@@ -343,7 +351,7 @@ def _module_to_plain(module: nn.Module, name: str) -> dict[str, Any]:
     arguments = {
         argument: _argument_to_plain(getattr(module, argument)) for argument in _MODULES[kind][1]
     }
-    if isinstance(module, nn.Linear | Conv | nn.LayerNorm | ConvTranspose):
+    if isinstance(module, nn.Linear | nn.Bilinear | Conv | nn.LayerNorm | ConvTranspose):
         arguments["bias"] = module.bias is not None
     state = {key: tensor.detach().cpu().clone() for key, tensor in module.state_dict().items()}
     return {"kind": kind, "arguments": arguments, "state": state}

@@ -172,7 +172,8 @@ class Dataset:
         mean, std = (
             None if constant is None else constant.to(device) for constant in (self.mean, self.std)
         )
-        moved = replace(self, mean=mean, std=std, device=device)
+        attached = None if self.attached is None else self.attached.to(device)
+        moved = replace(self, mean=mean, std=std, device=device, attached=attached)
         splits = (self.train, self.validation, self.test)
         if device.type == "cuda" and 2 * sum(map(nbytes, splits)) > free_memory(device):
             return moved

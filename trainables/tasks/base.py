@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -72,6 +73,14 @@ class ActiveTask:
     def width(self) -> int:
         """How many numbers `state` has."""
         return sum(metric.width for metric in self.metrics)
+
+    def to(self, device: torch.device) -> ActiveTask:
+        """The task for networks on `device`: what its loss and metrics need is there, so that no
+        step waits for a copy."""
+        offset = None if self.offset is None else self.offset.to(device)
+        scale = None if self.scale is None else self.scale.to(device)
+        criterion = _moved(self.criterion, device)
+        return replace(self, criterion=criterion, offset=offset, scale=scale)
 
     def worth_going_on(self, scores: Mapping[str, float], before: Mapping[str, float]) -> bool:
         """Whether the quality is at least half of what it was `before`, or its error at most twice
@@ -194,6 +203,17 @@ class ActiveTask:
         """The same of a network that gives outputs in the unit of the targets."""
         outputs = self.outputs_of(network, inputs, prepare)
         return self.scores(self.state_of_shipped(outputs, targets.cpu()).tolist(), split)
+
+
+def _moved(criterion: Criterion, device: torch.device) -> Criterion:
+    """The criterion with the tensors that it was made with on `device`."""
+    if not isinstance(criterion, partial):
+        return criterion
+    there = {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in criterion.keywords.items()
+    }
+    return partial(criterion.func, *criterion.args, **there)
 
 
 def _at_once(inputs: Tensor) -> int:

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from slimfront.trainables.errors import UserError
 from slimfront.trainables.tasks.base import TASKS, ActiveTask, Criterion, Encoded, Task, as_tensor
 from slimfront.trainables.tasks.metrics import Described, Known, Metric, MetricOptions, ratio
 
@@ -100,7 +101,14 @@ class Regression(Task):
             targets = targets.squeeze(1)
         if targets.is_complex() or targets.dim() > 2:
             raise self.wrong_targets(targets)
-        return Encoded(targets.float(), targets.shape[1] if targets.dim() == 2 else 1)
+        found = targets.float()
+        if not bool(found.isfinite().all()):
+            first = int((~found.isfinite()).nonzero()[0][0])
+            raise UserError(f"the target of example {first} is larger than float32 can hold")
+        if bool((found == found[0]).all()):
+            shown = ", ".join(f"{value:g}" for value in found[0].reshape(-1)[:3].tolist())
+            raise UserError(f"all examples have one and the same target, {shown}")
+        return Encoded(found, targets.shape[1] if targets.dim() == 2 else 1)
 
     def attach(self, targets: Tensor, encoded: Encoded) -> ActiveTask:
         active = super().attach(targets, encoded)

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from slimfront.trainables.data.ahead import ahead
+from slimfront.trainables.data.finite import refuse_no_numbers
 from slimfront.trainables.data.normalise import (
     Constants,
     Normalise,
@@ -192,13 +193,13 @@ class Data(Options):
     all splits), at `random`, by `groups` (those of one group in one split, where the data has
     groups), or by `order` (the last ones are the test set, as for time series); `auto` is by groups
     where the data has some, stratified where the task has kinds of targets, else at random.
-    `normalise` says what networks see: `per_feature`, `per_channel` or `global` (less the mean, divided by the standard
-    deviation of the training split), `none`, or `{mean: …, std: …}` of your own; `auto` is per
-    feature for tables, per channel for uint8 images, none for whole numbers, and global for all
-    else. `augment` varies the training images. `in_memory` says where the examples are: `true`, in
-    the memory of each process; `false`, on disk, from which batches are read ahead; `auto`, in the
-    node's cache, which its processes share, and read ahead from there if they take more than half
-    of the memory.
+    `normalise` says what networks see: `per_feature`, `per_channel` or `global` (less the mean,
+    divided by the standard deviation of the training split), `none`, or `{mean: …, std: …}` of your
+    own; `auto` is per feature for tables, per channel for uint8 images, none for whole numbers, and
+    global for all else. `augment` varies the training images. `in_memory` says where the examples
+    are: `true`, in the memory of each process; `false`, on disk, from which batches are read ahead;
+    `auto`, in the node's cache, which its processes share, and read ahead from there if they take
+    more than half of the memory.
     """
 
     name: str
@@ -266,8 +267,10 @@ def split(
         groups: (N,) whole numbers; examples of one group are in one split.
 
     Raises:
-        UserError: if there are too few examples, or the task does not take the targets.
+        UserError: if there are too few examples, an input is NaN or infinite, or the task does not
+            take the targets.
     """
+    refuse_no_numbers(inputs)
     encoded = task.encode(given, names)
     splits = []
     for places in split_indices(options, task, encoded.targets, groups, encoded.names):

@@ -26,6 +26,7 @@ from slimfront.trainables.data.base import (
     split,
 )
 from slimfront.trainables.data.cache import files_state
+from slimfront.trainables.data.finite import refuse_no_numbers
 from slimfront.trainables.data.loaders import is_torch_data, read_all
 from slimfront.trainables.data.normalise import is_image, stored_type
 from slimfront.trainables.data.tensor_file import Allocator, in_process
@@ -139,6 +140,8 @@ class Factory(Data):
                 f"has splits {', '.join(map(str, made))}", "train, validation and test"
             )
         pairs = {name: self._pair(made[name]) for name in _SPLITS if name in made}
+        for name, (given, _) in pairs.items():
+            refuse_no_numbers(given, f" of {name}")
         encoded = task.encode(_joined([targets for _, targets in pairs.values()]))
         sizes = [len(inputs) for inputs, _ in pairs.values()]
         targets = dict(zip(pairs, encoded.targets.split(sizes), strict=True))

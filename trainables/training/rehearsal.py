@@ -47,16 +47,26 @@ def rehearse(candidate: Candidate, device: torch.device | str = "cpu") -> None:
         UserError: one sentence that names what cannot be done, and the module where that is known.
     """
     data = looked_at(candidate.data, torch.device(device), candidate.task)
-    if any(not tensor.is_floating_point() for tensor in tensors(data.train.inputs).values()):
-        with torch.random.fork_rng(devices=[]), _naming(None, "the network cannot be built"):
-            network = built(candidate.model, data).to(device)
-        check_whole_numbers(network, data.prepare(data.train.inputs[:_SAMPLES]))
+    _run_once(candidate, data)
     with _naming(None, "the network cannot be trained"):
         training = Training(candidate, device)
     try:
         _Rehearsal(training).run()
     finally:
         training.close()
+
+
+@torch.no_grad()
+def _run_once(candidate: Candidate, data: Dataset) -> None:
+    """Before sparsifiers and penalties look at the network, which fail in words of their own."""
+    with torch.random.fork_rng():
+        with _naming(None, "the network cannot be built"):
+            network = built(candidate.model, data).to(data.device).eval()
+        sample = data.prepare(data.train.inputs[:_SAMPLES])
+        check_whole_numbers(network, sample)
+        with _naming(network, "the network cannot be run"):
+            found = network(sample)
+    _check_outputs(data, found, len(sample))
 
 
 @torch.no_grad()

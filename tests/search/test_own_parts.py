@@ -172,7 +172,7 @@ def test_plug_ins_are_imported_by_check_resume_and_export(searched: Any) -> None
     ("changes", "message"),
     [
         ({"plugins": ["my_slimm"]}, "there is no module 'my_slimm'"),
-        ({"plugins": []}, "unknown penalty 'my_l2'; did you mean"),
+        ({"plugins": []}, "unknown penalty 'my_l2'; known: aug_cka"),
         ({"plugins": ["half"]}, "half"),
     ],
 )

@@ -134,6 +134,12 @@ class Candidate(Options):
                 "int8: times of int8 networks are not measured in trials; leave out latency_ms and "
                 "speedup, or int8"
             )
+        seen = next((one.name for one in self.own_measures() if one.on == "network"), None)
+        if self.int8 and seen is not None:
+            raise ValueError(
+                f"int8: the measure '{seen}' is of a network in torch, and an int8 network is an "
+                "ONNX file; give it 'on: onnx', or leave out int8"
+            )
         return self
 
     @model_validator(mode="after")

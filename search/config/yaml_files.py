@@ -202,11 +202,13 @@ class _Loader(yaml.SafeLoader):
         return made
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As PyYAML; a key is plain, not too long, and stands once."""
+        """As PyYAML; a key is plain, not too long, and stands once; `on` and `no` are text."""
         if not isinstance(node, yaml.MappingNode):  # of a tag that was written by hand
             raise _Refused("this is not a mapping", node.start_mark)
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
+            if key_node.tag == f"{_PREFIX}bool" and isinstance(key_node.value, str):
+                key_node.tag = f"{_PREFIX}str"  # `on: onnx`, which YAML 1.1 reads as true
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise _Refused(

@@ -13,7 +13,7 @@ from slimfront.trainables.models import built
 from slimfront.trainables.penalties.base import check_penalties
 from slimfront.trainables.shipping.formats import need_onnx
 from slimfront.trainables.training.finishing import measure_own
-from slimfront.trainables.training.rehearsal import rehearse
+from slimfront.trainables.training.rehearsal import check_whole_numbers, rehearse
 
 
 def ask_stores(config: Config) -> None:
@@ -44,6 +44,7 @@ def preflight(config: Config) -> dict[str, float]:
         data = looked_at(base.data, torch.device("cpu"), base.task)
         network = built(base.model, data)
         sample = data.prepare(data.validation.inputs[:8])
+        check_whole_numbers(network, sample)
         if base.int8 or "int8" in config.space:
             need_onnx()
         sizes = measure(network, sample) | measure_extra(

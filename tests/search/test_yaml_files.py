@@ -103,3 +103,11 @@ def test_no_more_is_read_of_a_file_than_a_config_may_have(tmp_path: Path) -> Non
         read_text(file)
     os.truncate(file, GIVEN.size)
     assert len(read_text(file)) == GIVEN.size
+
+
+def test_a_key_that_yaml_1_1_reads_as_true_is_the_text_that_it_is() -> None:
+    assert parse("measures: {kb: {factory: a:b, on: onnx}}", "it") == {
+        "measures": {"kb": {"factory": "a:b", "on": "onnx"}}
+    }
+    assert parse("{on: 1, off: 2, no: 3, 'yes': 4}", "it") == {"on": 1, "off": 2, "no": 3, "yes": 4}
+    assert parse(write({"on": True, "x": "on"}), "it") == {"on": True, "x": "on"}

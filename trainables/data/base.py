@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from slimfront.trainables.data.ahead import ahead
+from slimfront.trainables.data.finite import refuse_no_numbers
 from slimfront.trainables.data.normalise import (
     Constants,
     Normalise,
@@ -189,17 +190,17 @@ class Data(Options):
     once.
 
     `validation` and `test` are the fractions of all examples held out; `seed` fixes the split.
-    `division` says how examples are divided: `stratified` (equal shares of each class in all
-    splits), at `random`, by `groups` (those of one group in one split, where the data has groups),
-    or by `order` (the last ones are the test set, as for time series); `auto` is stratified where
-    the task has classes, by groups where the data has some, else at random. `normalise` says what
-    networks see: `per_feature`, `per_channel` or `global` (less the mean, divided by the standard
-    deviation of the training split), `none`, or `{mean: …, std: …}` of your own; `auto` is per
-    feature for tables, per channel for uint8 images, none for whole numbers, and global for all
-    else. `augment` varies the training images. `in_memory` says where the examples are: `true`, in
-    the memory of each process; `false`, on disk, from which batches are read ahead; `auto`, in the
-    node's cache, which its processes share, and read ahead from there if they take more than half
-    of the memory.
+    `division` says how examples are divided: `stratified` (equal shares of each kind of target in
+    all splits), at `random`, by `groups` (those of one group in one split, where the data has
+    groups), or by `order` (the last ones are the test set, as for time series); `auto` is by groups
+    where the data has some, stratified where the task has kinds of targets, else at random.
+    `normalise` says what networks see: `per_feature`, `per_channel` or `global` (less the mean,
+    divided by the standard deviation of the training split), `none`, or `{mean: …, std: …}` of your
+    own; `auto` is per feature for tables, per channel for uint8 images, none for whole numbers, and
+    global for all else. `augment` varies the training images. `in_memory` says where the examples
+    are: `true`, in the memory of each process; `false`, on disk, from which batches are read ahead;
+    `auto`, in the node's cache, which its processes share, and read ahead from there if they take
+    more than half of the memory.
     """
 
     name: str
@@ -267,11 +268,13 @@ def split(
         groups: (N,) whole numbers; examples of one group are in one split.
 
     Raises:
-        UserError: if there are too few examples, or the task does not take the targets.
+        UserError: if there are too few examples, an input is NaN or infinite, or the task does not
+            take the targets.
     """
+    refuse_no_numbers(inputs)
     encoded = task.encode(given, names)
     splits = []
-    for places in split_indices(options, task, encoded.targets, groups):
+    for places in split_indices(options, task, encoded.targets, groups, encoded.names):
         taken = each(inputs, partial(_taken, places, options.normalise, allocate))
         splits.append(Split(taken, encoded.targets[places]))
     train, validation, test = splits
@@ -294,9 +297,14 @@ def nbytes(split: Split) -> int:
 
 
 def split_indices(
-    options: Data, task: Task, targets: Tensor, groups: Tensor | None = None
+    options: Data,
+    task: Task,
+    targets: Tensor,
+    groups: Tensor | None = None,
+    names: Sequence[str] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The indices (n,) of the training, validation and test examples of all `targets` (N, …).
+    """The indices (n,) of the training, validation and test examples of all `targets` (N, …);
+    `names` are what the outputs stand for, for messages.
 
     Raises:
         UserError: if there are too few examples.
@@ -312,13 +320,18 @@ def split_indices(
         train, rest = _hold_out_groups(options, everything, groups, held_out)
         validation, test = _hold_out_groups(options, rest, groups, options.test / held_out)
         return train, validation, test
-    train, rest = hold_out(options, task, everything, targets, held_out)
-    validation, test = hold_out(options, task, rest, targets, options.test / held_out)
+    train, rest = hold_out(options, task, everything, targets, held_out, names)
+    validation, test = hold_out(options, task, rest, targets, options.test / held_out, names)
     return train, validation, test
 
 
 def hold_out(
-    options: Data, task: Task, indices: Tensor, targets: Tensor, fraction: float
+    options: Data,
+    task: Task,
+    indices: Tensor,
+    targets: Tensor,
+    fraction: float,
+    names: Sequence[str] = (),
 ) -> tuple[Tensor, Tensor]:
     """Divides `indices` (n,) of `targets` (N, …) into what is left and the held-out `fraction`.
 
@@ -327,6 +340,11 @@ def hold_out(
     """
     from sklearn.model_selection import train_test_split
 
+    if options.division == "groups":
+        raise UserError(
+            "data.division is groups, and the data has splits of its own and no groups; leave it "
+            "out, or give all three splits"
+        )
     # Rounded, so that 0.2 + 0.4 of 60 rows are 36 of them, not 37.
     count = math.ceil(round(fraction * len(indices), 6))
     if options.division == "order":
@@ -339,10 +357,10 @@ def hold_out(
             indices.numpy(), test_size=count, random_state=options.seed, stratify=stratify
         )
     except ValueError as error:
-        share = "examples" if strata is None else "every class"
+        share = "examples" if strata is None else "every kind of target"
         raise UserError(
             f"the data set '{options.name}' has too few examples to hold out a share of "
-            f"{fraction:.3g} of {share}: {_rarest(strata)}{error}"
+            f"{fraction:.3g} of {share}: {_rarest(task, strata, names)}{error}"
         ) from None
     return torch.from_numpy(left), torch.from_numpy(held)
 
@@ -353,20 +371,21 @@ def _strata(options: Data, task: Task, targets: Tensor) -> Tensor | None:
     strata = task.strata(targets)
     if strata is None and options.division == "stratified":
         raise UserError(
-            f"data.division is stratified, and the task {task.name} has no classes for it; set it "
-            "to random"
+            f"data.division is stratified, and the task {task.name} has no kinds of targets whose "
+            "shares could be equal; set it to random"
         )
     return strata
 
 
-def _rarest(strata: Tensor | None) -> str:
-    """Names the class that is too rare."""
+def _rarest(task: Task, strata: Tensor | None, names: Sequence[str]) -> str:
+    """Names the stratum that is too rare."""
     if strata is None:
         return ""
     values, counts = strata.unique(return_counts=True)
     rarest = int(counts.argmin())
     number = int(counts[rarest])
-    return f"class {int(values[rarest])} has {number} example{'s' if number > 1 else ''}; "
+    which = task.stratum(int(values[rarest]), names)
+    return f"{which} has {number} example{'s' if number > 1 else ''}; "
 
 
 def _refuse_nothing_left(options: Data, available: int, held: int) -> None:

@@ -26,6 +26,7 @@ from slimfront.trainables.data.base import (
     split,
 )
 from slimfront.trainables.data.cache import files_state
+from slimfront.trainables.data.finite import refuse_no_numbers
 from slimfront.trainables.data.loaders import is_torch_data, read_all
 from slimfront.trainables.data.normalise import is_image, stored_type
 from slimfront.trainables.data.tensor_file import Allocator, in_process
@@ -81,8 +82,9 @@ class Factory(Data):
         if isinstance(made, Dataset):
             return self._checked(made, task)
         if isinstance(made, Mapping) and "train" in made:
-            return self._of_splits({name: self._read(one) for name, one in made.items()}, task)
-        made = self._read(made)
+            read = {name: self._read(one, task) for name, one in made.items()}
+            return self._of_splits(read, task)
+        made = self._read(made, task)
         if isinstance(made, tuple) and len(made) in (2, 3) and _is_inputs(made[0]):
             inputs, targets = self._pair(made[:2])
             groups = None if len(made) == 2 else self._groups(made[2], len(inputs))
@@ -92,10 +94,12 @@ class Factory(Data):
             "a slimfront.trainables.data.Dataset, or (inputs, targets) as tensors or arrays",
         )
 
-    def _read(self, given: Any) -> Any:
+    def _read(self, given: Any, task: Task) -> Any:
         """Data sets and loaders of torch as inputs and targets; all else as it is."""
         what = f"what the data factory '{self.factory}' returned"
-        return read_all(given, what) if is_torch_data(given) else given
+        if not is_torch_data(given):
+            return given
+        return read_all(given, what, seed=self.seed, ignore=getattr(task, "ignore", None))
 
     def _made(self) -> Any:
         function = import_by_path(self.factory, "data factory")
@@ -136,11 +140,13 @@ class Factory(Data):
                 f"has splits {', '.join(map(str, made))}", "train, validation and test"
             )
         pairs = {name: self._pair(made[name]) for name in _SPLITS if name in made}
+        for name, (given, _) in pairs.items():
+            refuse_no_numbers(given, f" of {name}")
         encoded = task.encode(_joined([targets for _, targets in pairs.values()]))
         sizes = [len(inputs) for inputs, _ in pairs.values()]
         targets = dict(zip(pairs, encoded.targets.split(sizes), strict=True))
         inputs = {name: inputs for name, (inputs, _) in pairs.items()}
-        self._hold_out_what_lacks(task, inputs, targets)
+        self._hold_out_what_lacks(task, inputs, targets, encoded.names)
         wanted = described(inputs["train"])
         for name in _SPLITS:
             if described(inputs[name]) != wanted:
@@ -157,7 +163,11 @@ class Factory(Data):
         return attach(replace(data, outputs=encoded.outputs, names=encoded.names), task)
 
     def _hold_out_what_lacks(
-        self, task: Task, inputs: dict[str, Tensor], targets: dict[str, Tensor]
+        self,
+        task: Task,
+        inputs: dict[str, Tensor],
+        targets: dict[str, Tensor],
+        names: tuple[str, ...],
     ) -> None:
         """Adds the splits that are not there, held out of the training examples."""
         own_test = "test" in inputs
@@ -166,7 +176,7 @@ class Factory(Data):
                 continue
             fraction = share if own_test or name == "test" else share / (1 - self.test)
             everything = torch.arange(len(targets["train"]))
-            left, held = hold_out(self, task, everything, targets["train"], fraction)
+            left, held = hold_out(self, task, everything, targets["train"], fraction, names)
             inputs[name], targets[name] = inputs["train"][held], targets["train"][held]
             inputs["train"], targets["train"] = inputs["train"][left], targets["train"][left]
 
@@ -207,11 +217,14 @@ class Factory(Data):
         return inputs
 
     def _tensor(self, given: Tensor | np.ndarray[Any, Any], part: str) -> Tensor:
+        given = given.to_numpy() if hasattr(given, "to_numpy") else given  # a table of pandas
         try:
             with warnings.catch_warnings():
                 # Nothing writes to it.
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-                return torch.as_tensor(given).detach().cpu()
+                made = torch.as_tensor(given).detach().cpu()
+                unusual = made.dtype in (torch.uint16, torch.uint32, torch.uint64)
+                return made.long() if unusual else made  # torch can do little with these
         except TypeError:
             raise self._wrong(
                 f"has {part} that are an array of {getattr(given, 'dtype', '?')}", "numbers"
@@ -277,12 +290,21 @@ def _describe(made: object) -> str:
 def _is_inputs(made: object) -> bool:
     if isinstance(made, Mapping | tuple):
         parts = list(made.values()) if isinstance(made, Mapping) else list(made)
-        return bool(parts) and all(isinstance(part, Tensor | np.ndarray) for part in parts)
-    return isinstance(made, Tensor | np.ndarray)
+        return bool(parts) and all(_is_array(part) for part in parts)
+    return _is_array(made)
+
+
+def _is_array(made: object) -> bool:
+    """Whether it is a tensor, an array, or a table of pandas."""
+    return isinstance(made, Tensor | np.ndarray) or hasattr(made, "to_numpy")
 
 
 def _joined(targets: list[Any]) -> Any:
     """The targets of several splits, one after the other."""
     if all(isinstance(one, Tensor) for one in targets):
+        widths = {tuple(one.shape[1:]) for one in targets}
+        if len(widths) > 1:
+            shown = " and ".join(map(str, sorted(widths)))
+            raise UserError(f"the splits have targets of different shapes, (N, …) of {shown}")
         return torch.cat(targets)
     return np.concatenate([np.asarray(one) for one in targets])

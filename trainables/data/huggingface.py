@@ -1,5 +1,5 @@
-"""Image classification data through Hugging Face `datasets`: from the hub, from parquet files, from
-folders of images."""
+"""Images and text with targets, through Hugging Face `datasets`: from the hub, from parquet files,
+from folders of images."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -139,11 +139,13 @@ class HuggingFace(Data):
             train, targets = self._limited(task, train, targets)
         if test is None or test_targets is None:
             shares = self.model_copy(update={"test": self.test or _TEST_SHARE})
-            places = split_indices(shares, task, targets)
+            places = split_indices(shares, task, targets, None, encoded.names)
             rows = [self._rows(train, image, "training", places)]
             wanted = [targets[indices] for indices in places]
         else:
-            held = hold_out(self, task, torch.arange(len(targets)), targets, self.validation)
+            held = hold_out(
+                self, task, torch.arange(len(targets)), targets, self.validation, encoded.names
+            )
             everything = torch.arange(len(test_targets))
             rows = [
                 self._rows(train, image, "training", held),
@@ -172,10 +174,12 @@ class HuggingFace(Data):
         inputs = tokenized(texts, str(self.tokenizer), self.max_length)
         if test is None or test_targets is None:
             shares = self.model_copy(update={"test": self.test or _TEST_SHARE})
-            places = list(split_indices(shares, task, targets))
+            places = list(split_indices(shares, task, targets, None, encoded.names))
             everything = targets
         else:
-            held = hold_out(self, task, torch.arange(count), targets, self.validation)
+            held = hold_out(
+                self, task, torch.arange(count), targets, self.validation, encoded.names
+            )
             places = [*held, torch.arange(count, len(texts))]
             everything = torch.cat([targets, test_targets])
         splits = [Split(inputs[indices], everything[indices]) for indices in places]

@@ -1,9 +1,12 @@
 """Data sets and loaders of torch, read into tensors once."""
 
 import logging
+import random
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -12,6 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from slimfront.trainables.errors import UserError, first_line
 
 _BATCH = 256
+_TRIES = 8
 _TARGETS = ("labels", "label", "targets", "target")
 """The keys of a batch that is a mapping under which its targets may be."""
 
@@ -23,29 +27,65 @@ def is_torch_data(made: object) -> bool:
     return isinstance(made, TorchDataset | DataLoader)
 
 
-def read_all(given: Any, what: str) -> tuple[Any, Tensor]:
+def read_all(given: Any, what: str, *, seed: int = 0, ignore: int | None = None) -> tuple[Any, Any]:
     """All examples of a data set or a loader of torch: inputs and targets.
 
-    Batches that were padded to different lengths are padded, with zeros, to the longest. What a
-    data set draws at random is drawn once, here, which is warned of.
+    Batches that were padded to different lengths are padded to the longest: inputs with zeros,
+    targets with `ignore`. What a data set draws at random is drawn once, here, which is warned of;
+    with the same `seed` every process draws the same.
 
     Raises:
-        UserError: if a batch is not inputs and targets; `what` begins the message.
+        UserError: if a batch is not inputs and targets, or targets would have to be padded and
+            `ignore` is None; `what` begins the message.
     """
-    _warn_of_random(given, what)
+    with _seeded(seed):
+        _warn_of_random(given, what)
+    with _seeded(seed):
+        return _read_all(given, what, ignore)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """All that draws random numbers begins at `seed`, and goes on afterwards as before."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _read_all(given: Any, what: str, ignore: int | None) -> tuple[Any, Any]:
+    if isinstance(given, DataLoader) and given.drop_last:
+        log.warning("%s leaves out the last examples of an epoch (drop_last)", what)
     inputs, targets = [], []
     try:
         for batch in _batches(given):
             x, y = _pair(batch, what)
             inputs.append(x)
-            targets.append(torch.as_tensor(y))
+            targets.append(y)
+        if not inputs:
+            raise UserError(f"{what} has no examples")
+        if all(isinstance(one, str) for batch in targets for one in batch):
+            return _together(inputs, what), [name for batch in targets for name in batch]
+        return _together(inputs, what), _stacked_targets(targets, what, ignore)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{what} raised {type(error).__name__}: {first_line(error)}") from error
-    if not inputs:
-        raise UserError(f"{what} has no examples")
-    return _together(inputs, what), _stacked(targets, what)
+
+
+def _stacked_targets(parts: list[Any], what: str, ignore: int | None) -> Tensor:
+    parts = [torch.as_tensor(part) for part in parts]
+    if ignore is None and len({part.shape[1:] for part in parts}) > 1:
+        raise UserError(
+            f"{what} gives batches with targets of different shapes, which this task cannot pad"
+        )
+    return _stacked(parts, what, ignore or 0)
 
 
 def _batches(given: Any) -> Iterator[Any]:
@@ -61,10 +101,11 @@ def _warn_of_random(given: Any, what: str) -> None:
     if isinstance(one, IterableDataset):
         return
     try:
-        first, again = one[0], one[0]
+        first, *others = [one[0] for _ in range(_TRIES)]
+        varies = not all(_same(first, other) for other in others)
     except Exception:
         return
-    if not _same(first, again):
+    if varies:
         log.warning(
             "%s draws its examples at random: they are read once, so that each stays as it was "
             "drawn; use data.augment for images",
@@ -106,8 +147,8 @@ def _together(parts: list[Any], what: str) -> Any:
     return _stacked(parts, what)
 
 
-def _stacked(parts: list[Tensor], what: str) -> Tensor:
-    """The rows of all parts; those that are shorter in one axis are padded."""
+def _stacked(parts: list[Tensor], what: str, fill: int = 0) -> Tensor:
+    """The rows of all parts; those that are shorter in one axis are padded with `fill`."""
     parts = [torch.as_tensor(part) for part in parts]
     shapes = [part.shape[1:] for part in parts]
     if len(set(shapes)) == 1:
@@ -117,7 +158,7 @@ def _stacked(parts: list[Tensor], what: str) -> Tensor:
     longest = [max(sizes) for sizes in zip(*shapes, strict=True)]
     padded = []
     for part in parts:
-        whole = part.new_zeros((len(part), *longest))
+        whole = part.new_full((len(part), *longest), fill)
         whole[(slice(None), *(slice(size) for size in part.shape[1:]))] = part
         padded.append(whole)
     return torch.cat(padded)

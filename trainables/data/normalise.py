@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from pydantic import field_validator
 from torch import Tensor
 
 from slimfront.trainables.data.transforms import channel_statistics
@@ -16,6 +17,17 @@ class Constants(Options):
 
     mean: float | tuple[float, ...]
     std: float | tuple[float, ...]
+
+    @field_validator("std")
+    @classmethod
+    def _above_zero(cls, std: float | tuple[float, ...]) -> float | tuple[float, ...]:
+        if any(one <= 0 for one in (std if isinstance(std, tuple) else (std,))):
+            raise ValueError("every standard deviation must be above 0")
+        return std
+
+
+_ROUNDING = 1e-6
+"""A standard deviation of less than this share of the mean is what rounding made of a constant."""
 
 
 Normalise = Literal["auto", "per_feature", "per_channel", "global", "none"] | Constants
@@ -69,7 +81,7 @@ def constants(how: Normalise, inputs: Tensor) -> tuple[Tensor, Tensor]:
         )
     over = (0, *range(2, inputs.dim())) if how == "per_channel" else (0,)
     mean, std = inputs.mean(over, keepdim=True)[0], inputs.std(over, keepdim=True)[0]
-    return mean, torch.where(std > 0, std, 1.0)
+    return mean, torch.where(std > _ROUNDING * mean.abs(), std, 1.0)
 
 
 def _of_images(how: Normalise, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ def tokenized(texts: Sequence[str], tokenizer: str, longest: int) -> Several:
     mask = torch.zeros((len(encoded), length), dtype=torch.int64)
     for row, one in enumerate(encoded):
         ids[row, : len(one)] = torch.tensor(one, dtype=torch.int64)
-        mask[row, : len(one)] = 1
+        mask[row, : max(1, len(one))] = 1  # without a token, the mean over none would be NaN
     return Several({IDS: ids, MASK: mask})
 
 

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import UserError
@@ -59,8 +59,7 @@ def _check_names(network: nn.Module, names: Sequence[str]) -> None:
     kinds = {parameter.kind for parameter in parameters.values()}
     what = f"{type(network).__name__}.forward"
     if by_place(names):
-        if inspect.Parameter.VAR_POSITIONAL not in kinds and len(parameters) < len(names):
-            raise UserError(f"the data has {len(names)} inputs, and {what} takes {len(parameters)}")
+        _check_places(parameters, names, what)
         return
     if inspect.Parameter.VAR_KEYWORD in kinds:
         return
@@ -81,12 +80,32 @@ def _check_names(network: nn.Module, names: Sequence[str]) -> None:
         raise UserError(f"{what} needs '{missing[0]}', and the data has only {', '.join(names)}")
 
 
+def _check_places(
+    parameters: Mapping[str, inspect.Parameter], names: Sequence[str], what: str
+) -> None:
+    """As `_check_names`, for inputs that are given by their places."""
+    every = list(parameters.values())
+    placed = [one for one in every if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    if all(one.kind != one.VAR_POSITIONAL for one in every) and len(placed) < len(names):
+        raise UserError(
+            f"the data has {len(names)} inputs, and {what} takes {len(placed)} by their places"
+        )
+    rest = [*placed[len(names) :], *(one for one in every if one.kind == one.KEYWORD_ONLY)]
+    missing = [one.name for one in rest if one.default is one.empty]
+    if missing:
+        raise UserError(f"{what} needs '{missing[0]}', and the data has {len(names)} inputs")
+
+
 def picked(made: Any, output: str | int) -> Any:
     """The output of that key, attribute or place.
 
     Raises:
         UserError: if there is none.
     """
+    if isinstance(made, Tensor):
+        raise UserError(
+            f"task.output is {output!r}, and the network returns one tensor; leave task.output out"
+        )
     try:
         named = isinstance(output, str) and not isinstance(made, Mapping)
         return getattr(made, str(output)) if named else made[output]

@@ -9,8 +9,9 @@ from importlib.metadata import version
 import torch
 
 from slimfront.trainables.data import Dataset
-from slimfront.trainables.inputs import described
+from slimfront.trainables.inputs import Several, by_place, described
 from slimfront.trainables.markdown import code, text
+from slimfront.trainables.shipping.formats import onnx_names
 from slimfront.trainables.shipping.shipment import Shipment
 
 _SIZES = {
@@ -25,15 +26,15 @@ _SIZES = {
 }
 _LOADING = {
     "pt2": (
-        "import torch\n\nnetwork = torch.export.load({path!r}).module()\noutputs = network(inputs)"
+        "import torch\n\nnetwork = torch.export.load({path!r}).module()\noutputs = network({given})"
     ),
     "onnx": (
         "import onnxruntime\n\nsession = onnxruntime.InferenceSession({path!r})\n"
-        'outputs = session.run(None, {{"input": inputs}})[0]  # inputs: a NumPy array'
+        "outputs = session.run(None, {fed})[0]  # inputs: NumPy arrays"
     ),
     "safetensors": (
         "from pathlib import Path\n\nfrom slimfront.trainables.shipping import load\n\n"
-        "network = load(Path({path!r}))\noutputs = network(inputs)"
+        "network = load(Path({path!r}))\noutputs = network({given})"
     ),
 }
 
@@ -65,11 +66,23 @@ def card(
         "## How it came about\n\n"
         + "\n".join(f"- {name}: {value}" for name, value in trained.items()),
         "## What compaction did\n\n" + did(compaction),
-        f"## Loading\n\n```python\n{_LOADING[shipment.kind].format(path=shipment.path.name)}\n```",
+        f"## Loading\n\n```python\n{_loading(shipment, data)}\n```",
         f"Written with torch {version('torch')}, Python {platform.python_version()}, slimfront "
         f"{version('slimfront')}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _loading(shipment: Shipment, data: Dataset) -> str:
+    """The Python that loads the file and calls it."""
+    inputs = data.train.inputs
+    arguments, fed = "inputs", '{"input": inputs}'
+    if isinstance(inputs, Several):
+        names = list(inputs.named)
+        values = onnx_names(inputs)
+        arguments = ", ".join(values if by_place(names) else [f"{n}={n}" for n in names])
+        fed = "{" + ", ".join(f'"{name}": {name}' for name in values) + "}"
+    return _LOADING[shipment.kind].format(path=shipment.path.name, given=arguments, fed=fed)
 
 
 def _around(data: Dataset) -> Iterator[str]:

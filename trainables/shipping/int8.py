@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.inputs import tensors
+from slimfront.trainables.measures.own import OwnMeasure
 from slimfront.trainables.shipping.formats import (
     OnnxNetwork,
     Shipped,
@@ -42,6 +43,13 @@ class Int8:
             "bytes_sparse": size,
             "bytes_compressed": float(len(zlib.compress(self.file))),
         }
+
+    def measure(self, own: OwnMeasure) -> float:
+        """A measure of the user's, of its file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "network.onnx")
+            path.write_bytes(self.file)
+            return own.take(str(path))
 
     def scores(self, data: Dataset, split: Literal["val", "test"]) -> dict[str, float]:
         """The metrics on the validation or the test split, such as `val_accuracy`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -281,7 +282,8 @@ class Task(Options):
     def _known_loss(cls, loss: str | FunctionOptions) -> str | FunctionOptions:
         if isinstance(loss, str) and loss and loss not in cls.LOSSES:
             raise ValueError(
-                f"unknown loss '{loss}'; {suggest(loss, cls.LOSSES)}, or {{factory: IMPORT PATH}}"
+                f"unknown loss '{loss}', and one of your own is {{factory: IMPORT PATH}}; "
+                f"{suggest(loss, cls.LOSSES)}"
             )
         return loss
 
@@ -336,6 +338,10 @@ class Task(Options):
         """(N,) whole numbers whose shares are to be equal in all splits; None: examples are drawn
         at random."""
         return None
+
+    def stratum(self, number: int, names: Sequence[str] = ()) -> str:
+        """What one of the numbers that `strata` gives is called in messages."""
+        return f"stratum {number}"
 
     def warnings(self, train: Tensor, others: Mapping[str, Tensor]) -> Iterator[str]:
         """What is odd about the targets of the training split beside those of the others, by their
@@ -448,14 +454,42 @@ def as_tensor(given: Any, task: str) -> Tensor:
     Raises:
         UserError: if they are not numbers, or there are none.
     """
+    given = given.to_numpy() if hasattr(given, "to_numpy") else given
+    _refuse_other_than_numbers(given, task)
     try:
-        found = torch.as_tensor(given).detach().cpu()
-    except (TypeError, ValueError, RuntimeError):
+        with warnings.catch_warnings():
+            # Nothing writes to it.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            found = torch.as_tensor(given).detach().cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         kind = getattr(given, "dtype", type(given).__name__)
         raise UserError(f"targets of the task {task} are numbers, and these are {kind}") from None
+    if found.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        found = found.long()  # torch can do little with these
     if not found.dim() or not len(found):
         raise UserError("there are no targets: the data has no examples")
     if found.is_floating_point() and not bool(found.isfinite().all()):
         first = int((~found.isfinite()).flatten(1 if found.dim() > 1 else 0).nonzero()[0][0])
         raise UserError(f"the target of example {first} is NaN or infinite; leave it out")
     return found
+
+
+def _refuse_other_than_numbers(given: Any, task: str) -> None:
+    """Raises UserError for a list, or an array of objects, with something else among its numbers,
+    and says where."""
+    kind = getattr(given, "dtype", None)
+    if not (isinstance(given, list | tuple) or (kind is not None and str(kind) == "object")):
+        return
+    for place, one in enumerate(given):
+        if one is None or isinstance(one, str):
+            shown = "missing" if one is None else f"'{one}'"
+            raise UserError(
+                f"the target of example {place} is {shown}, and the task {task} takes numbers here"
+            )
+
+
+def whole(targets: Tensor) -> bool:
+    """Whether targets are whole numbers, of whatever type."""
+    if targets.is_complex():
+        return False
+    return not targets.is_floating_point() or torch.equal(targets, targets.round())

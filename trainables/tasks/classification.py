@@ -11,7 +11,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.tasks.base import TASKS, ActiveTask, Criterion, Encoded, Task, as_tensor
+from slimfront.trainables.tasks.base import (
+    TASKS,
+    ActiveTask,
+    Criterion,
+    Encoded,
+    Task,
+    as_tensor,
+    whole,
+)
 from slimfront.trainables.tasks.metrics import Described, Known, Metric, MetricOptions, ratio
 
 _MOST_SHOWN = 6
@@ -78,6 +86,9 @@ class Classification(Task):
 
     def strata(self, targets: Tensor) -> Tensor | None:
         return targets
+
+    def stratum(self, number: int, names: Sequence[str] = ()) -> str:
+        return f"class '{names[number]}'" if names else f"class {number}"
 
     def warnings(self, train: Tensor, others: Mapping[str, Tensor]) -> Iterator[str]:
         known = set(train.unique().tolist())
@@ -203,10 +214,12 @@ def encode_classes(
     """Classes as they came, as numbers from 0.
 
     Names, numbers that begin elsewhere than at 0, and any two numbers are mapped, and what each
-    output stands for is kept.
+    output stands for is kept. Of rows with a 1 for the class and 0 for all others, the place of the
+    1 is taken.
 
     Args:
-        given: (N,) whole numbers, whole floats, booleans or strings.
+        given: (N,) or (N, 1) whole numbers, whole floats, booleans or strings, or (N, classes) with
+            one 1 in each row.
         names: of the classes from 0, where the data set has them.
         classes: how many there are, where it is known.
 
@@ -218,15 +231,17 @@ def encode_classes(
         found = sorted(set(strings))
         places = {name: place for place, name in enumerate(found)}
         targets = torch.tensor([places[name] for name in strings], dtype=torch.int64)
-        return _checked(targets, tuple(found), classes, task)
+        return _checked(targets, tuple(found), classes)
     targets = _whole(as_tensor(given, task), task)
     if names or classes:
         return _of_known_number(targets, names, classes or len(names))
-    return _renumbered(targets, task)
+    return _renumbered(targets)
 
 
 def _of_known_number(targets: Tensor, names: Sequence[str], count: int) -> Encoded:
     """Numbers in 0 … count − 1 as they are."""
+    if len(targets.unique()) < 2:
+        raise _one_class_only()
     least, largest = int(targets.min()), int(targets.max())
     if least < 0 or largest >= count:
         raise UserError(
@@ -236,13 +251,13 @@ def _of_known_number(targets: Tensor, names: Sequence[str], count: int) -> Encod
     return Encoded(targets, count, tuple(names) if len(names) == count else ())
 
 
-def _renumbered(targets: Tensor, task: str) -> Encoded:
+def _renumbered(targets: Tensor) -> Encoded:
     """Numbers from 0, where they began elsewhere, or are any two."""
     values = targets.unique()
     least, largest = int(values[0]), int(values[-1])
     together = largest - least + 1 == len(values)
     if least == 0 and together:
-        return _checked(targets, (), None, task)
+        return _checked(targets, (), None)
     if not together and len(values) != 2:
         known = set(values.tolist())
         missing = next(n for n in range(least, largest) if n not in known)
@@ -251,30 +266,57 @@ def _renumbered(targets: Tensor, task: str) -> Encoded:
             f"them without a gap, or set task.classes to {largest + 1} for an output each"
         )
     shown = tuple(str(value) for value in values.tolist())
-    return _checked(torch.searchsorted(values, targets), shown, None, task)
+    return _checked(torch.searchsorted(values, targets), shown, None)
 
 
-def _checked(targets: Tensor, names: tuple[str, ...], classes: int | None, task: str) -> Encoded:
+def _checked(targets: Tensor, names: tuple[str, ...], classes: int | None) -> Encoded:
     count = len(names) or int(targets.max()) + 1
     if classes is not None and classes != count:
         shown = ", ".join(names[:_MOST_SHOWN]) + (" …" if len(names) > _MOST_SHOWN else "")
         raise UserError(f"task.classes is {classes}, and the data has {count} ({shown})")
-    if count < 2:
-        raise UserError(f"all examples have one and the same class; the task {task} needs two")
+    if count < 2 or len(targets.unique()) < 2:
+        raise _one_class_only()
     return Encoded(targets, count, names)
 
 
+def _one_class_only() -> UserError:
+    return UserError("all examples have one and the same class; there must be two or more")
+
+
 def _strings(given: Any) -> list[str] | None:
-    """The targets, if they are strings."""
+    """The targets, if they are strings.
+
+    Raises:
+        UserError: if only some are.
+    """
     values = given.tolist() if hasattr(given, "tolist") else list(given)
-    if values and all(isinstance(value, str) for value in values):
-        return values
-    return None
+    if values and all(isinstance(value, list) and len(value) == 1 for value in values):
+        values = [value[0] for value in values]  # a column, as tables have it
+    strings = [isinstance(value, str) for value in values]
+    if not any(strings):
+        return None
+    if not all(strings):
+        first = strings.index(False)
+        raise UserError(
+            f"the target of example {first} is {values[first]!r}, and others are names; leave it "
+            "out, or give it a name"
+        )
+    return values
+
+
+def is_one_hot(targets: Tensor) -> bool:
+    """Whether targets (N, classes, …) are 1 in one place of the second axis, and 0 elsewhere."""
+    if targets.dim() < 2 or targets.shape[1] < 2 or targets.is_complex():
+        return False
+    only = bool(((targets == 0) | (targets == 1)).all())
+    return only and bool((targets.long().sum(1) == 1).all())
 
 
 def _whole(targets: Tensor, task: str) -> Tensor:
     if targets.dim() == 2 and targets.shape[1] == 1:
         targets = targets.squeeze(1)  # a column, as tables have it
+    if is_one_hot(targets):
+        targets = targets.long().argmax(1)
     if targets.dim() != 1 or targets.is_complex():
         advice = (
             "; for several classes an example, set task: multilabel" if targets.dim() == 2 else ""
@@ -283,7 +325,7 @@ def _whole(targets: Tensor, task: str) -> Tensor:
             f"the data has targets of shape {tuple(targets.shape)} and type {targets.dtype}; the "
             f"task {task} takes one whole number for each example, (N,){advice}"
         )
-    if targets.is_floating_point() and not torch.equal(targets, targets.round()):
+    if not whole(targets):
         first = int((targets != targets.round()).nonzero()[0])
         raise UserError(
             f"the target of example {first} is {float(targets[first]):g}; the task {task} takes "

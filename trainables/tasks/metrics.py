@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -243,7 +244,10 @@ def _built(made: Callable[..., Any], args: Mapping[str, Any], name: str) -> torc
     import torchmetrics
 
     try:
-        built = made(**args)
+        with warnings.catch_warnings():
+            # Several say that they keep all outputs of a split, which is small here.
+            warnings.filterwarnings("ignore", "Metric `.*` will save all targets")
+            built = made(**args)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"the metric '{name}' does not take these arguments: {first_line(error)}"

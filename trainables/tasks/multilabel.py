@@ -12,8 +12,6 @@ from slimfront.trainables.errors import UserError
 from slimfront.trainables.tasks.base import TASKS, Criterion, Encoded, Task, as_tensor
 from slimfront.trainables.tasks.metrics import Known, Metric, MetricOptions, Whole
 
-_MOST_SHOWN = 6
-
 
 @TASKS.register("multilabel")
 class MultiLabel(Task):
@@ -48,11 +46,17 @@ class MultiLabel(Task):
                 "a 0 or 1 for each class of each example, (N, classes)"
             )
         targets = targets.float()
+        if bool(((targets == -1) | (targets == 1)).all()):
+            targets = (targets + 1) / 2  # −1 stands for no
         if not bool(((targets == 0) | (targets == 1)).all()):
-            values = [f"{value:g}" for value in targets.unique()[:_MOST_SHOWN].tolist()]
+            wrong = ((targets != 0) & (targets != 1)).nonzero()[0]
+            row, column = int(wrong[0]), int(wrong[1])
             raise UserError(
-                f"the data has targets {', '.join(values)} …; the task multilabel takes 0 and 1"
+                f"the target of example {row} has {float(targets[row, column]):g} at class "
+                f"{column}; the task multilabel takes 0 and 1"
             )
+        if targets.shape[1] < 1:
+            raise UserError("the data has targets without a class")
         return Encoded(targets, targets.shape[1], tuple(names))
 
     def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:

@@ -11,8 +11,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from slimfront.trainables.errors import UserError
 from slimfront.trainables.tasks.base import TASKS, ActiveTask, Criterion, Encoded, Task, as_tensor
-from slimfront.trainables.tasks.metrics import Described, Known, Metric, MetricOptions, ratio
+from slimfront.trainables.tasks.metrics import (
+    Described,
+    Known,
+    Metric,
+    MetricOptions,
+    Whole,
+    ratio,
+)
 
 _LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": nn.functional.mse_loss,
@@ -100,7 +108,14 @@ class Regression(Task):
             targets = targets.squeeze(1)
         if targets.is_complex() or targets.dim() > 2:
             raise self.wrong_targets(targets)
-        return Encoded(targets.float(), targets.shape[1] if targets.dim() == 2 else 1)
+        found = targets.float()
+        if not bool(found.isfinite().all()):
+            first = int((~found.isfinite()).nonzero()[0][0])
+            raise UserError(f"the target of example {first} is larger than float32 can hold")
+        if bool((found == found[0]).all()):
+            shown = ", ".join(f"{value:g}" for value in found[0].reshape(-1)[:3].tolist())
+            raise UserError(f"all examples have one and the same target, {shown}")
+        return Encoded(found, targets.shape[1] if targets.dim() == 2 else 1)
 
     def attach(self, targets: Tensor, encoded: Encoded) -> ActiveTask:
         active = super().attach(targets, encoded)
@@ -124,7 +139,10 @@ class Regression(Task):
             return Metric(described, sums, final, width=width)
         if name == "r2" and outputs == 1 and not options.args:
             return Metric(Described(options.key, "larger"), squares, _r2, width=4)
-        return self.KNOWN[name].metric(options, self._of_outputs(name, outputs))
+        known = self.KNOWN[name].metric(options, self._of_outputs(name, outputs))
+        whole = known.whole
+        assert whole is not None
+        return Metric(known.described, whole=lambda: _LikeTargets(whole()))
 
     def _of_outputs(self, name: str, outputs: int) -> dict[str, Any]:
         return {"num_outputs": outputs} if name in ("pearson", "spearman") else {}
@@ -141,6 +159,21 @@ class Regression(Task):
             f"{outputs} number{'s' if outputs > 1 else ''} for each, so it must return "
             f"({len(targets)}, {outputs})"
         )
+
+
+class _LikeTargets(Whole):
+    """A metric of torchmetrics, which wants outputs in the shape of the targets."""
+
+    def __init__(self, metric: Whole) -> None:
+        self.metric = metric
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """See `Whole.update`."""
+        self.metric.update(_like(outputs, targets), targets)
+
+    def value(self) -> Tensor:
+        """See `Whole.value`."""
+        return self.metric.value()
 
 
 def _error(outputs: Tensor, targets: Tensor, of: Criterion) -> Tensor:

@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.tasks.base import TASKS, Criterion, Encoded, Task, as_tensor
+from slimfront.trainables.tasks.base import TASKS, Criterion, Encoded, Task, as_tensor, whole
 from slimfront.trainables.tasks.classification import (
     MULTICLASS,
     ClassWeights,
     class_weights,
+    is_one_hot,
     too_few_logits,
     weighted_cross_entropy,
 )
@@ -37,16 +39,24 @@ class PerPlace(Task):
     PLACES: ClassVar[str] = "(N, height, width)"
 
     def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
-        targets = as_tensor(given, self.name)
-        whole = not targets.is_floating_point() and not targets.is_complex()
-        if targets.dim() != self.DIMENSIONS or not whole:
+        targets = self._places(as_tensor(given, self.name))
+        if targets.dim() != self.DIMENSIONS or not whole(targets):
             raise UserError(
                 f"the data has targets of shape {tuple(targets.shape)} and type {targets.dtype}; "
                 f"the task {self.name} takes a whole number for each place, {self.PLACES}"
             )
         targets = targets.long()
         counted = targets[targets != self.ignore]
-        least, largest = (int(counted.min()), int(counted.max())) if len(counted) else (0, 0)
+        if not len(counted):
+            raise UserError(f"no place of any example counts: all are {self.ignore}, task.ignore")
+        values = counted.unique()
+        two = len(values) == 2 and not (self.classes or outputs or len(names))
+        if two and values.tolist() != [0, 1]:
+            mapped = torch.full_like(targets, self.ignore)
+            for place, value in enumerate(values.tolist()):
+                mapped[targets == value] = place
+            return Encoded(mapped, 2, tuple(str(value) for value in values.tolist()))
+        least, largest = int(values[0]), int(values[-1])
         count = self.classes or outputs or len(names) or largest + 1
         if least < 0 or largest >= count:
             raise UserError(
@@ -54,9 +64,17 @@ class PerPlace(Task):
                 f"0 … {count - 1}; set task.ignore to the number of places that do not count, such "
                 "as 255"
             )
-        if count < 2:
+        if count < 2 or len(values) < 2:
             raise UserError(f"all places have one and the same class; {self.name} needs two")
         return Encoded(targets, count, tuple(names) if len(names) == count else ())
+
+    def _places(self, targets: Tensor) -> Tensor:
+        """Targets with a channel of their own, (N, 1, …), or one for each class, without it."""
+        if targets.dim() == self.DIMENSIONS + 1 and targets.shape[1] == 1:
+            return targets.squeeze(1)
+        if targets.dim() == self.DIMENSIONS + 1 and is_one_hot(targets):
+            return targets.long().argmax(1)
+        return targets
 
     def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
         counted = targets[targets != self.ignore]

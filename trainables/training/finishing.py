@@ -14,6 +14,7 @@ from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.compaction import Compacted, compact
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import TrialFailure
+from slimfront.trainables.inputs import each
 from slimfront.trainables.measures.measure import measure, measure_extra
 from slimfront.trainables.measures.own import OwnMeasure
 from slimfront.trainables.models import built
@@ -123,7 +124,8 @@ class Finishing:
         is to ship."""
         if self.candidate.int8:
             int8 = as_int8(copy.deepcopy(network).cpu(), self.data)
-            return {**int8.scores(self.data, "val"), **sizes, **int8.sizes()}
+            own = {one.name: int8.measure(one) for one in self.candidate.own_measures()}
+            return {**int8.scores(self.data, "val"), **sizes, **int8.sizes(), **own}
         data = self.data
         scores = data.task.evaluate(network, *data.validation, prepare=data.prepare)
         return {**scores, **sizes, **self._extra_measures(network, inputs)}
@@ -160,8 +162,10 @@ def measure_own(network: nn.Module, data: Dataset, own: Sequence[OwnMeasure]) ->
         network.eval()
         try:
             for measure_of in own:
-                seen = (str(path),) if measure_of.on == "onnx" else (network, inputs)
-                found[measure_of.name] = measure_of.take(*seen)
+                # Of copies: the function is the user's, and may change what it is given.
+                seen = (copy.deepcopy(network), each(inputs, Tensor.clone))
+                of_file = measure_of.on == "onnx"
+                found[measure_of.name] = measure_of.take(*((str(path),) if of_file else seen))
         finally:
             network.train(training)
     return found

@@ -13,7 +13,10 @@ from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.compaction import compact
 from slimfront.trainables.data import Dataset, Split
 from slimfront.trainables.data.look import looked_at
-from slimfront.trainables.errors import TrialFailure, UserError
+from slimfront.trainables.data.text import MASK, trimmed
+from slimfront.trainables.errors import TrialFailure, UserError, first_line
+from slimfront.trainables.inputs import Several, described, each, tensors
+from slimfront.trainables.models import built
 from slimfront.trainables.penalties.node import NodeSparsity
 from slimfront.trainables.shipping.formats import why_not_exported
 from slimfront.trainables.shipping.int8 import as_int8
@@ -43,13 +46,51 @@ def rehearse(candidate: Candidate, device: torch.device | str = "cpu") -> None:
     Raises:
         UserError: one sentence that names what cannot be done, and the module where that is known.
     """
-    looked_at(candidate.data, torch.device(device), candidate.task)
+    data = looked_at(candidate.data, torch.device(device), candidate.task)
+    _run_once(candidate, data)
     with _naming(None, "the network cannot be trained"):
         training = Training(candidate, device)
     try:
         _Rehearsal(training).run()
     finally:
         training.close()
+
+
+@torch.no_grad()
+def _run_once(candidate: Candidate, data: Dataset) -> None:
+    """Before sparsifiers and penalties look at the network, which fail in words of their own."""
+    with torch.random.fork_rng():
+        with _naming(None, "the network cannot be built"):
+            network = built(candidate.model, data).to(data.device).eval()
+        sample = data.prepare(data.train.inputs[:_SAMPLES])
+        check_whole_numbers(network, sample)
+        with _naming(network, "the network cannot be run"):
+            found = network(sample)
+    _check_outputs(data, found, len(sample))
+
+
+@torch.no_grad()
+def check_whole_numbers(network: nn.Module, sample: Tensor) -> None:
+    """Refuses a network that takes real numbers only, where the inputs are whole ones.
+
+    Raises:
+        UserError: if it fails on `sample`, and does not on the same in float32.
+    """
+    if all(tensor.is_floating_point() for tensor in tensors(sample).values()):
+        return
+    network = copy.deepcopy(network).eval()
+    try:
+        network(sample)
+    except Exception as error:
+        try:
+            network(each(sample, lambda tensor: tensor.float()))
+        except Exception:
+            return  # it fails in another way, which is told of where it does
+        raise UserError(
+            f"the network does not take the inputs, {described(sample)}, which stay whole numbers "
+            f"({type(error).__name__}: {first_line(error)}); if they are quantities, set "
+            "data.normalise to per_feature or global, and they become float32"
+        ) from None
 
 
 class _Rehearsal:
@@ -186,6 +227,7 @@ class _Rehearsal:
         steps = [(_last_due(training), min(size, count))] + (
             [(0, count % size)] if count > size and count % size else []
         )
+        self._take_short_batch(min(size, count))
         for number, (step, examples) in enumerate(steps):
             last = " the last batch of an epoch, of" if number else ""
             problem = (
@@ -198,6 +240,26 @@ class _Rehearsal:
                 training.step = step
                 _check_outputs_of_step(training, batch)
                 training._train_batch(batch, 1.0)
+
+    def _take_short_batch(self, examples: int) -> None:
+        """Where padding is cut off from batches, the network is tried on a shorter one."""
+        data = self.training.data
+        inputs = data.train.inputs
+        if not isinstance(inputs, Several) or MASK not in inputs.named:
+            return
+        shortest = inputs[MASK].flatten(1).sum(1).argsort()[:examples]
+        cut, targets = trimmed(inputs[shortest], data.train.targets[shortest])
+        problem = (
+            f"the network cannot be run on a batch whose padding was cut off, {described(cut)}"
+        )
+        with (
+            _naming(self.model, problem),
+            torch.no_grad(),
+            _statistics_kept(self.model),
+            self.training.own_rng_state(),
+        ):
+            found = self.model(data.prepare(cut))
+        data.task.options.check_outputs(found, targets, data.head)
 
     def _compact_and_keep(self) -> None:
         training, candidate = self.training, self.training.candidate

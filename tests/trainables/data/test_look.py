@@ -29,9 +29,7 @@ def changed(name: str, *, value: float | None = None, label: int | None = None) 
 @pytest.mark.parametrize("name", ["train", "validation", "test"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_refused_by_its_place(name: str, value: float) -> None:
-    with pytest.raises(
-        UserError, match=rf"input 5 of {name} has NaN or infinite numbers \(1 of 64\)"
-    ):
+    with pytest.raises(UserError, match=rf"input 5 of {name} has NaN or infinite numbers, 1 of 64"):
         check_data(changed(name, value=value))
 
 

@@ -1,0 +1,69 @@
+"""Networks of several inputs as MLflow models, in a real store, loaded as MLflow loads them."""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from slimfront.search.record.ledger import MeasuredNetwork, TrialRecord
+from slimfront.search.tracking import connect
+from slimfront.search.tracking.models import log_model
+from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.data import load_once
+from slimfront.trainables.inputs import Several
+from slimfront.trainables.shipping.formats import shipped
+from slimfront.trainables.shipping.int8 import as_int8
+from slimfront.trainables.training.train import train
+
+HERE = "tests.trainables.test_inputs"
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[Any, Any]:
+    made = Candidate.model_validate(
+        {
+            "task": {"name": "classification", "output": "out"},
+            "data": {"factory": f"{HERE}:data"},
+            "model": {"factory": f"{HERE}:Two"},
+            "training": {"epochs": 1, "seed": 0},
+            "one_shot": {"steps": 0},
+        }
+    )
+    return train(made).compacted.network, load_once(made.data, torch.device("cpu"), made.task)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_network_of_two_inputs_is_logged_and_loaded_by_pytorch_and_pyfunc(
+    trained: tuple[Any, Any], int8: bool, tmp_path: Path
+) -> None:
+    network, data = trained
+    uri = f"sqlite:///{tmp_path}/store.db"
+    connect(uri)
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("e", artifact_location=str(tmp_path / "artifacts"))
+    run = client.create_run(experiment).info.run_id
+    point = MeasuredNetwork(TrialRecord(7, {}, 0), 3, {"val_accuracy": 0.5}, [], None)
+    inputs = data.raw(data.test.inputs[:2])
+    quantised = as_int8(network, data) if int8 else None
+    file = quantised.file if quantised else None
+    found = log_model(client, experiment, run, point, shipped(network, data), inputs, file)
+    assert log_model(client, experiment, run, point, shipped(network, data), inputs) == found
+    uri_of_model = client.get_logged_model(found).artifact_location
+    several = data.test.inputs[:6]
+    assert isinstance(several, Several)
+    with torch.no_grad():
+        wanted = (quantised.network if quantised else network)(several).numpy()
+    loaded = mlflow.pyfunc.load_model(uri_of_model)
+    asked = {name: tensor.numpy() for name, tensor in several.named.items()}
+    answered = loaded.predict(asked)
+    values = next(iter(answered.values())) if isinstance(answered, dict) else answered
+    assert np.allclose(np.asarray(values), wanted, atol=1e-4)
+    assert loaded.metadata.signature.inputs.input_names() == ["x", "z"]
+    if not int8:
+        again = mlflow.pytorch.load_model(uri_of_model)
+        made = again(several["x"], several["z"])  # type: ignore[call-overload]
+        assert np.allclose(made.detach().numpy(), wanted, atol=1e-4)

@@ -1,0 +1,38 @@
+"""Inputs that are no numbers are found, and named by their places."""
+
+from torch import Tensor
+
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.inputs import tensors
+
+_PIECE = 2**24
+"""So many numbers are looked at at once."""
+
+
+def refuse_no_numbers(inputs: Tensor, where: str = "", reason: str = "") -> None:
+    """Raises UserError if an input (N, …) has NaN or infinite numbers.
+
+    Args:
+        where: which inputs they are, such as " of train".
+        reason: where else that may come from.
+    """
+    for tensor in tensors(inputs).values():
+        if tensor.is_floating_point() and len(tensor):
+            _refuse(tensor, where, reason)
+
+
+def _refuse(tensor: Tensor, where: str, reason: str) -> None:
+    step = max(1, _PIECE // max(tensor[0].numel(), 1))
+    for first in range(0, len(tensor), step):
+        part = tensor[first : first + step]
+        if bool(part.isfinite().all()):
+            continue
+        wrong = ~part.reshape(len(part), -1).isfinite()
+        example = int(wrong.any(1).nonzero()[0])
+        place = int(wrong[example].nonzero()[0])
+        many = f", {int(wrong[example].sum())} of {wrong.shape[1]}, the first at {place}"
+        raise UserError(
+            f"the data: input {first + example}{where} has NaN or infinite numbers"
+            f"{many if wrong.shape[1] > 1 else ''}{reason}; leave such examples out, or fill them "
+            "in"
+        )

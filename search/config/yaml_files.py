@@ -125,7 +125,8 @@ _KINDS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 where it matters: 1e-3 is a number, a date is text, and a key may not stand twice.
+    """YAML 1.2 where it matters: 1e-3 is a number, a date is text, the keys `on`, `off`, `yes` and
+    `no` are text, and a key may not stand twice.
 
     Bounds are checked while the text is read, and not on what it became: by then an alias bomb has
     gone off.
@@ -207,6 +208,8 @@ class _Loader(yaml.SafeLoader):
             raise _Refused("this is not a mapping", node.start_mark)
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
+            if key_node.tag == f"{_PREFIX}bool" and key_node.value.lower() not in ("true", "false"):
+                key_node.tag = f"{_PREFIX}str"
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise _Refused(

@@ -122,9 +122,7 @@ def test_the_front_has_a_small_network_as_good_as_the_dense_one_which_is_exporte
     assert share <= 0.3, seen
 
     bound = ["--min-quality", repr(smallest[quality])]
-    card = command(
-        "export", report["search"], "--output", "net.pt2", "--pick", "smallest", *bound
-    )
+    card = command("export", report["search"], "--output", "net.pt2", "--pick", "smallest", *bound)
     assert f"| non-zero parameters | {smallest['nonzero_params']:,.0f} |" in card
     assert callable(load(tmp_path / "net.pt2"))
 

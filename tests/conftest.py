@@ -134,12 +134,20 @@ def postgres(postgres_server: Any) -> str:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
+def users_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where processes of the Ray of tests find modules, as they do beside a config."""
+    return tmp_path_factory.mktemp("code")
+
+
+@pytest.fixture(scope="session")
+def ray_session(users_code: Path) -> Iterator[None]:
     """A local Ray cluster of two cores, shared by the tests that run searches."""
     import ray
 
     from slimfront.search.engine.nodes import start_local_ray
 
-    start_local_ray(num_cpus=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(users_code), prepend=os.pathsep)
+        start_local_ray(num_cpus=2)
     yield
     ray.shutdown()

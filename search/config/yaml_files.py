@@ -125,7 +125,8 @@ _KINDS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 where it matters: 1e-3 is a number, a date is text, and a key may not stand twice.
+    """YAML 1.2 where it matters: 1e-3 is a number, a date is text, the keys `on`, `off`, `yes` and
+    `no` are text, and a key may not stand twice.
 
     Bounds are checked while the text is read, and not on what it became: by then an alias bomb has
     gone off.

@@ -57,6 +57,11 @@ def test_a_date_is_text_whether_there_is_such_a_day_or_not() -> None:
     assert parse("[2026-01-31, 2024-13-45]", "c") == ["2026-01-31", "2024-13-45"]
 
 
+def test_a_key_that_yaml_1_1_takes_for_a_boolean_is_text() -> None:
+    assert parse("{on: onnx, no: yes}", "c") == {"on": "onnx", "no": True}
+    assert parse(write({"on": {"off": 1}}), "c") == {"on": {"off": 1}}
+
+
 def test_aliases_within_bounds_are_taken() -> None:
     assert parse("a: &a {x: 1}\nb: [*a, *a]", "c") == {"a": {"x": 1}, "b": [{"x": 1}, {"x": 1}]}
 

@@ -56,7 +56,8 @@ class Factory(Data):
 
     Inputs are a tensor or an array, or several: a mapping, of which the network's forward takes
     each by its name, or a tuple, by their places. Images as uint8 (N, channels, height, width) stay
-    uint8, and whole numbers stay whole; all else becomes float32. Targets are what the task takes.
+    uint8, whole numbers stay whole, and truths bool; all else becomes float32. Targets are what the
+    task takes.
     """
 
     name: Literal["factory"] = "factory"
@@ -243,13 +244,13 @@ class Factory(Data):
                 f"examples of the shape {data.input_shape}, with one target each",
             )
         usual = all(
-            is_image(tensor) or tensor.dtype in (torch.float32, torch.int64)
+            is_image(tensor) or tensor.dtype in (torch.float32, torch.int64, torch.bool)
             for tensor in tensors(inputs).values()
         )
         if described(inputs) != described(data.train.inputs) or not usual:
             raise self._wrong(
                 f"has inputs of {described(inputs)} in '{name}'",
-                "float32, int64, or uint8 images (N, channels, height, width), in all",
+                "float32, int64, bool, or uint8 images (N, channels, height, width), in all",
             )
 
     def _checked(self, data: Dataset, task: Task) -> Dataset:

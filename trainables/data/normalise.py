@@ -55,12 +55,12 @@ def chosen(asked: Normalise, inputs: Tensor) -> Normalise:
 
 
 def stored_type(inputs: Tensor, asked: Normalise) -> torch.dtype:
-    """The type that inputs are stored in: images as uint8, whole numbers as int64 unless they are
-    to be normalised, else float32."""
+    """The type that inputs are stored in: images as uint8, truths as bool and whole numbers as
+    int64 unless they are to be normalised, else float32."""
     if is_image(inputs):
         return torch.uint8
     if is_whole(inputs) and chosen(asked, inputs) == "none":
-        return torch.int64
+        return torch.bool if inputs.dtype == torch.bool else torch.int64
     return torch.float32
 
 

@@ -50,14 +50,24 @@ class PerPlace(Task):
         if not len(counted):
             raise UserError(f"no place of any example counts: all are {self.ignore}, task.ignore")
         values = counted.unique()
-        two = len(values) == 2 and not (self.classes or outputs or len(names))
-        if two and values.tolist() != [0, 1]:
-            mapped = torch.full_like(targets, self.ignore)
-            for place, value in enumerate(values.tolist()):
-                mapped[targets == value] = place
-            return Encoded(mapped, 2, tuple(str(value) for value in values.tolist()))
+        known = self.classes or outputs or len(names)
+        if len(values) == 2 and not known and values.tolist() != [0, 1]:
+            return self._of_two(targets, values)
+        return self._numbered(targets, values, known, names)
+
+    def _of_two(self, targets: Tensor, values: Tensor) -> Encoded:
+        """Any two numbers as 0 and 1, such as the 0 and 255 of a mask."""
+        mapped = torch.full_like(targets, self.ignore)
+        for place, value in enumerate(values.tolist()):
+            mapped[targets == value] = place
+        return Encoded(mapped, 2, tuple(str(value) for value in values.tolist()))
+
+    def _numbered(
+        self, targets: Tensor, values: Tensor, known: int | None, names: Sequence[str]
+    ) -> Encoded:
+        """Numbers from 0 as they are."""
         least, largest = int(values[0]), int(values[-1])
-        count = self.classes or outputs or len(names) or largest + 1
+        count = known or largest + 1
         if least < 0 or largest >= count:
             raise UserError(
                 f"the data has classes from {least} to {largest}, and the task {self.name} takes "

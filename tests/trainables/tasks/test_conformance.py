@@ -122,8 +122,24 @@ def test_all_of_a_training_works_and_what_comes_out_is_smaller(job: str) -> None
     assert all(name in pruned.measures for pruned in done.pruned)
 
 
-@pytest.mark.parametrize("job", JOBS)
-@pytest.mark.parametrize("kind", ["pt2", "onnx", "safetensors"])
+KINDS = ("pt2", "onnx", "safetensors")
+OFTEN = {
+    *(("regression", "pt2"), ("tokens", "pt2"), ("classification", "onnx"), ("sequence", "onnx")),
+    *(("segmentation", "onnx"), ("multilabel", "safetensors"), ("weighted", "safetensors")),
+    *(("several", "safetensors"), ("sequence", "safetensors")),
+}
+"""Each task, and each kind of file; the other pairs take long."""
+
+
+def pairs() -> list[Any]:
+    return [
+        pytest.param(job, kind, marks=() if (job, kind) in OFTEN else pytest.mark.slow)
+        for job in JOBS
+        for kind in KINDS
+    ]
+
+
+@pytest.mark.parametrize(("job", "kind"), pairs())
 def test_a_shipped_file_has_the_metrics_of_the_network(job: str, kind: str, tmp_path: Path) -> None:
     made = candidate(job, training={"epochs": 1}, sparsifier={"name": "magnitude", "sparsity": 0.5})
     network = train(made).compacted.network

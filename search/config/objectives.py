@@ -115,7 +115,7 @@ def losses(
 
 @dataclass(frozen=True)
 class Constraint:
-    """A bound that a network must keep to be on the front, such as val_accuracy >= 0.9."""
+    """A bound that a network must keep to be on the front, such as val_f1 >= 0.9."""
 
     name: str
     at_least: bool

@@ -89,3 +89,10 @@ def test_an_error_in_zero_to_one_counts_as_it_is() -> None:
 def test_an_objective_comes_back_from_plain_data() -> None:
     for one in (objective("smaller"), *OBJECTIVES.values()):
         assert Objective.from_plain(one.as_plain() | {"of a later version": 1}) == one
+
+
+def test_nothing_of_what_should_be_large_is_no_win() -> None:
+    for scale in ("ratio", "log", "inverse"):
+        assert objective("larger", scale).loss(0.0, 2.0) == math.inf
+    assert objective("smaller", "ratio").loss(0.0, 0.0) == 1
+    assert objective("larger", "log").loss(2.0, 2.0) == pytest.approx(1)

@@ -269,7 +269,9 @@ def test_the_front_and_its_hypervolume_do_not_depend_on_when_the_dense_network_c
     )
     assert books[0].hypervolume() == pytest.approx(books[1].hypervolume(), rel=1e-12)
     assert 0 < books[0].hypervolume() < 1
-    assert [point.name for book in books if (point := book.knee())][0] == books[1].knee().name  # type: ignore[union-attr]
+    knees = [book.knee() for book in books]
+    assert knees[0] is not None and knees[1] is not None
+    assert knees[0].name == knees[1].name
 
 
 def test_a_metric_that_is_better_when_smaller_puts_the_smallest_first() -> None:

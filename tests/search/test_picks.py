@@ -118,7 +118,9 @@ def test_a_knee_can_be_over_the_number_of_parameters_latency_and_speed_up() -> N
     assert pick(report, "knee", 0.93)["trial"] == "trial-001"
 
 
-MSE = Objective(Measure("val_mse", "smaller", "validation mse", "relative", quality=True))
+MSE = Objective(
+    Measure("val_mse", "smaller", "validation mse", "relative", short="val mse", quality=True)
+)
 ERRORS: dict[str, Any] = {
     "objectives": ["val_mse", "nonzero_params"],
     "quality": "val_mse",

@@ -92,6 +92,8 @@ def candidate(task: Any, data: Mapping[str, Any] | None = None, **training: Any)
     )
 
 
+MICRO = {"num_classes": 3, "average": "micro"}
+RAISES = {"factory": f"{HERE}:raises", "better": "larger"}
 NUMBERS = {"factory": f"{HERE}:numbers"}
 
 
@@ -158,7 +160,7 @@ def test_a_loss_and_metrics_of_the_users_own_are_taken() -> None:
     [
         (
             {"factory": f"{HERE}:not_a_task"},
-            "gives a dict; it must be a subclass of slimfront.Task",
+            "gives a dict; it must be a subclass of",
         ),
         ({"factory": f"{HERE}:Top", "args": {"num_classes": 3}}, "it must be a subclass of slim"),
         ({"factory": f"{HERE}:quantil"}, "there is no 'quantil' in it; did you mean 'quantile'"),

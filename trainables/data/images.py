@@ -212,10 +212,10 @@ def _decode(
             raise UserError(
                 f"{_named(row, item, where)} is not an image that Pillow can read: {reason}"
             ) from error
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":
             raise UserError(
-                f"{_named(row, item, where)} has {image.n_frames} frames or pages; keep one of "
-                "each file"
+                f"{_named(row, item, where)} has {frames} frames or pages; keep one of each file"
             )
         if image.mode in _DEEP:
             raise UserError(

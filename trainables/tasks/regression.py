@@ -139,10 +139,10 @@ class Regression(Task):
             return Metric(described, sums, final, width=width)
         if name == "r2" and outputs == 1 and not options.args:
             return Metric(Described(options.key, "larger"), squares, _r2, width=4)
-        known = self.KNOWN[name].metric(options, self._of_outputs(name, outputs))
-        whole = known.whole
+        made = self.KNOWN[name].metric(options, self._of_outputs(name, outputs))
+        whole = made.whole
         assert whole is not None
-        return Metric(known.described, whole=lambda: _LikeTargets(whole()))
+        return Metric(made.described, whole=lambda: _LikeTargets(whole()))
 
     def _of_outputs(self, name: str, outputs: int) -> dict[str, Any]:
         return {"num_outputs": outputs} if name in ("pearson", "spearman") else {}

@@ -181,8 +181,8 @@ def test_by_order_the_last_examples_are_the_test_set() -> None:
 
 def test_stratified_splits_have_equal_shares_and_are_what_a_task_with_kinds_gets() -> None:
     for division in ("auto", "stratified"):
-        for split in divided(division=division):
-            shares = [sum(n % 3 == kind for n in split) for kind in range(3)]
+        for part in divided(division=division):
+            shares = [sum(n % 3 == kind for n in part) for kind in range(3)]
             assert len(set(shares)) == 1
     assert divided(division="auto") == divided(division="stratified")
     assert divided(division="random") != divided(division="stratified")

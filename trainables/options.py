@@ -67,7 +67,7 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 class Registry(dict[str, type[OptionsT]]):
-    """Options classes by the name that a config calls them: `name: mlp` finds `models["mlp"]`.
+    """Types of options by the name that a config calls them: `name: mlp` finds `models["mlp"]`.
 
     Adding a model, data set, penalty or sparsifier is one file with one decorated class.
     """

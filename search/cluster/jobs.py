@@ -25,7 +25,7 @@ _SEARCH, _STORAGE = "slimfront.search", "slimfront.storage_path"
 """Metadata of a job."""
 
 _STOP_S = 90
-"""What Ray waits after SIGTERM before it kills a driver, which measures the test accuracy of its
+"""What Ray waits after SIGTERM before it kills a driver, which measures the test metrics of its
 front in this time."""
 
 _READY_S = 60

@@ -46,7 +46,8 @@ class Objective:
         error twice as large is at the reference, and half of the way there is as good as dense. A
         size v becomes log(1 + v) / log(1 + dense), so that each halving counts alike, and a network
         as large as the dense one is at the reference. A time becomes its ratio to the dense
-        network's, and a speed-up its inverse.
+        network's, and a speed-up its inverse; so does
+        what is logarithmic or a ratio, and better when larger.
         """
         larger = self.measure.better == "larger"
         match self.measure.scale:
@@ -56,11 +57,12 @@ class Objective:
                 worse = dense - value if larger else value - dense
                 return (1 + worse / (abs(dense) or 1.0)) / 2
             case "inverse":
-                return 1 / value if value > 0 else math.inf
+                return _inverse(value)
             case "ratio":
-                ratio = value / dense if dense else math.inf
-                return 1 / ratio if larger and ratio > 0 else ratio
-        return math.log1p(max(value, 0.0)) / math.log1p(max(dense, 1.0))
+                ratio = value / dense if dense else (math.inf if value else 1.0)
+                return _inverse(ratio) if larger else ratio
+        share = math.log1p(max(value, 0.0)) / math.log1p(max(dense, 1.0))
+        return _inverse(share) if larger else share
 
     def as_good(self, value: float, bound: float) -> bool:
         """Whether a value is at least as good as another."""
@@ -86,6 +88,10 @@ class Objective:
         """What `as_plain` made."""
         known = {field.name for field in fields(Measure)}
         return cls(Measure(**{key: value for key, value in plain.items() if key in known}))
+
+
+def _inverse(share: float) -> float:
+    return 1 / share if share > 0 else math.inf
 
 
 def known_objectives(task: Task, own: Mapping[str, Measure] | None = None) -> dict[str, Objective]:
@@ -115,7 +121,7 @@ def losses(
 
 @dataclass(frozen=True)
 class Constraint:
-    """A bound that a network must keep to be on the front, such as val_accuracy >= 0.9."""
+    """A bound that a network must keep to be on the front, such as val_f1 >= 0.9."""
 
     name: str
     at_least: bool

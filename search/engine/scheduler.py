@@ -8,7 +8,7 @@ goes on if it is among the top 1/η. Decisions are taken as trials arrive, so no
 
     from slimfront.search.engine.scheduler import MultiObjectiveASHA
 
-    scheduler = MultiObjectiveASHA({"accuracy": "max", "parameters": "min"}, time_attr="epoch",
+    scheduler = MultiObjectiveASHA({"quality": "max", "parameters": "min"}, time_attr="epoch",
     grace=1, reduction=3) tune.Tuner(trainable, tune_config=tune.TuneConfig(scheduler=scheduler,
     num_samples=100))
 
@@ -102,7 +102,7 @@ class MultiObjectiveASHA(FIFOScheduler):
     """Asynchronous successive halving on several objectives.
 
     Args:
-        objectives: what results are judged by, `{"accuracy": "max", "parameters": "min"}`; all of
+        objectives: what results are judged by, `{"quality": "max", "parameters": "min"}`; all of
             it must be in a result when a rung is reached.
         time_attr: what counts time in a result, rising.
         grace: the time of the first rung: no trial is stopped before.

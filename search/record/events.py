@@ -124,7 +124,7 @@ class NetworkTested(OfTrial):
     epoch: int
     step: int = 0
     metrics: dict[str, float]
-    """By name, such as `test_accuracy`."""
+    """By name, such as `test_f1`."""
 
     @model_validator(mode="before")
     @classmethod

@@ -49,7 +49,7 @@ class MeasuredNetwork:
     compaction: list[list[str]]
     checkpoint: str | None
     tested: dict[str, float] | None = None
-    """The metrics on the test split, such as `test_accuracy`, once they were taken."""
+    """The metrics on the test split, such as `test_f1`, once they were taken."""
     step: int = 0
     pruned: list["MeasuredNetwork"] = field(default_factory=list, repr=False)
     source: "MeasuredNetwork | None" = field(default=None, repr=False)

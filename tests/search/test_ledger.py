@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from slimfront.search.config.objectives import OBJECTIVES, Constraint
+from slimfront.search.config.objectives import OBJECTIVES, Constraint, Objective
 from slimfront.search.record.events import (
     CheckpointMoved,
     EpochsReported,
@@ -15,6 +15,8 @@ from slimfront.search.record.events import (
     TrialInterrupted,
 )
 from slimfront.search.record.ledger import Ledger, label
+from slimfront.trainables.measures.described import Measure
+from slimfront.trainables.tasks.metrics import Better
 
 
 def ledger(*constraints: Constraint) -> Ledger:
@@ -226,3 +228,71 @@ def test_a_trial_goes_on_from_the_last_of_its_networks_that_was_kept() -> None:
     assert book.trials[0].last is not None
     assert book.trials[0].resumable is not None
     assert (book.trials[0].last.epoch, book.trials[0].resumable.epoch) == (3, 2)
+
+
+def regression_ledger(quality: str = "val_mse", better: Better = "smaller") -> Ledger:
+    metric = Objective(Measure(quality, better, scale="relative", quality=True))
+    sizes = {"nonzero_params": 1000.0, quality: 80.0}  # of the untrained dense network
+    return Ledger([metric, OBJECTIVES["nonzero_params"]], sizes)
+
+
+def measured(book: Ledger, number: int | None, epoch: int, error: float, size: float) -> None:
+    measures = {book.quality.name: error, "nonzero_params": size}
+    content: dict[str, Any] = {"measures": measures, "compaction": [], "checkpoint": ""}
+    book.apply(NetworkMeasured(number=number, epoch=epoch, **content))
+
+
+ERRORS = [(0, 1, 4.0, 300), (1, 1, 9.0, 100), (0, 2, 2.0, 400), (1, 2, 30.0, 20), (2, 1, 3.0, 350)]
+
+
+@pytest.mark.parametrize("when", range(len(ERRORS) + 1))
+def test_the_front_and_its_hypervolume_do_not_depend_on_when_the_dense_network_comes(
+    when: int,
+) -> None:
+    """A journal is replayed in the order in which things happened, which is another each time."""
+    books = []
+    for place in (0, when):
+        book = regression_ledger()
+        for number in (None, 0, 1, 2):
+            begin(book, number)
+        for step, one in enumerate(ERRORS):
+            if step == place:
+                measured(book, None, 1, 5.0, 1000)
+            measured(book, *one)
+        if place == len(ERRORS):
+            measured(book, None, 1, 5.0, 1000)
+        books.append(book)
+    assert (
+        names(books[0])
+        == names(books[1])
+        == ["trial-000@2", "trial-002@1", "trial-000@1", "trial-001@1", "trial-001@2"]
+    )
+    assert books[0].hypervolume() == pytest.approx(books[1].hypervolume(), rel=1e-12)
+    assert 0 < books[0].hypervolume() < 1
+    knees = [book.knee() for book in books]
+    assert knees[0] is not None and knees[1] is not None
+    assert knees[0].name == knees[1].name
+
+
+def test_a_metric_that_is_better_when_smaller_puts_the_smallest_first() -> None:
+    book = regression_ledger()
+    for number in (None, 0):
+        begin(book, number)
+    measured(book, 0, 1, 9.0, 100)
+    measured(book, 0, 2, 2.0, 400)
+    measured(book, 0, 3, 9.5, 400)  # worse and larger
+    assert [point.epoch for point in book.front()] == [2, 1]
+
+
+def test_a_negative_metric_that_is_better_when_larger_has_its_front() -> None:
+    book = regression_ledger("val_likelihood", "larger")
+    for number in (None, 0):
+        begin(book, number)
+    measured(book, None, 1, -2.0, 1000)
+    for epoch, (value, size) in enumerate([(-2.5, 100), (-1.5, 400), (-3.0, 200)], 1):
+        measured(book, 0, epoch, value, size)
+    assert [point.epoch for point in book.front()] == [2, 1]
+    assert book.hypervolume() > 0
+    assert not book.would_enter_front(
+        book.trials[0], {"val_likelihood": -3.0, "nonzero_params": 300}
+    )

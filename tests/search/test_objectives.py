@@ -3,7 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from slimfront.search.config.objectives import OBJECTIVES, Direction, losses
+from slimfront.search.config.objectives import OBJECTIVES, Direction, Objective, losses
+from slimfront.trainables.measures.described import Measure, Scale
+from slimfront.trainables.tasks.metrics import Better
 
 
 def test_accuracies_are_maximised_and_sizes_minimised() -> None:
@@ -37,3 +39,60 @@ def test_a_missing_measure_becomes_nan() -> None:
     assert table.shape == (2, 2)
     assert table[0].tolist() == [0.5, 1.0]
     assert np.isnan(table[1, 1])
+
+
+def objective(better: Better, scale: Scale = "relative") -> Objective:
+    return Objective(Measure("val_own", better, scale=scale, quality=True))
+
+
+@pytest.mark.parametrize(
+    ("better", "dense", "value", "loss"),
+    [
+        ("smaller", 4.0, 4.0, 0.5),  # as good as dense
+        ("smaller", 4.0, 8.0, 1.0),  # an error twice as large is at the reference
+        ("smaller", 4.0, 0.0, 0.0),  # no error at all
+        ("smaller", 4.0, 12.0, 1.5),
+        ("larger", -2.0, -2.0, 0.5),  # a log-likelihood: negative, and larger is better
+        ("larger", -2.0, -4.0, 1.0),
+        ("larger", -2.0, -1.0, 0.25),
+        ("larger", 0.6, 0.3, 0.75),  # an R²
+        ("larger", 0.6, -0.6, 1.5),  # which may be negative where dense is not
+        ("larger", 1e6, 2e6, 0.0),  # unbounded
+        ("smaller", 0.0, 0.5, 0.75),  # nothing can be relative to 0
+    ],
+)
+def test_metrics_without_bounds_count_relative_to_the_dense_network(
+    better: Better, dense: float, value: float, loss: float
+) -> None:
+    assert objective(better).loss(value, dense) == pytest.approx(loss)
+
+
+@pytest.mark.parametrize("better", ["larger", "smaller"])
+@pytest.mark.parametrize("scale", ["share", "relative", "ratio", "log"])
+@pytest.mark.parametrize("dense", [0.5, 3.0])
+def test_what_is_better_has_the_smaller_loss_on_every_scale(
+    better: Better, scale: Scale, dense: float
+) -> None:
+    one = objective(better, scale)
+    values = sorted([0.1, 0.4, 0.9], key=one.goodness)
+    found = [one.loss(value, dense) for value in values]
+    assert found == sorted(found, reverse=True) and len(set(found)) == 3
+    assert [one.as_good(values[1], value) for value in values] == [True, True, False]
+    assert one.as_good(one.near(0.9, 0.1), 0.9) is False
+    assert one.as_good(0.9, one.near(0.9, 0.1))
+
+
+def test_an_error_in_zero_to_one_counts_as_it_is() -> None:
+    assert objective("smaller", "share").loss(0.2, math.nan) == 0.2
+
+
+def test_an_objective_comes_back_from_plain_data() -> None:
+    for one in (objective("smaller"), *OBJECTIVES.values()):
+        assert Objective.from_plain(one.as_plain() | {"of a later version": 1}) == one
+
+
+def test_nothing_of_what_should_be_large_is_no_win() -> None:
+    for scale in ("ratio", "log", "inverse"):
+        assert objective("larger", scale).loss(0.0, 2.0) == math.inf
+    assert objective("smaller", "ratio").loss(0.0, 0.0) == 1
+    assert objective("larger", "log").loss(2.0, 2.0) == pytest.approx(1)

@@ -1,13 +1,15 @@
+import json
 from typing import Any
 
 import pytest
 
-from slimfront.search.config.objectives import OBJECTIVES, Constraint
+from slimfront.search.config.objectives import OBJECTIVES, Constraint, Objective
 from slimfront.search.record.events import NetworkMeasured, TrialBegan
 from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.picks import member_name, pick
-from slimfront.search.record.report import as_json
+from slimfront.search.record.report import as_json, as_text
 from slimfront.trainables.errors import UserError
+from slimfront.trainables.measures.described import Measure
 
 
 def member(
@@ -114,3 +116,63 @@ def test_a_knee_can_be_over_the_number_of_parameters_latency_and_speed_up() -> N
     ]
     report = {"objectives": ["val_accuracy", "params", "latency_ms", "speedup"], "front": members}
     assert pick(report, "knee", 0.93)["trial"] == "trial-001"
+
+
+MSE = Objective(
+    Measure("val_mse", "smaller", "validation mse", "relative", short="val mse", quality=True)
+)
+ERRORS: dict[str, Any] = {
+    "objectives": ["val_mse", "nonzero_params"],
+    "quality": "val_mse",
+    "described": {one.name: one.as_plain() for one in (MSE, OBJECTIVES["nonzero_params"])},
+    "front": [
+        {
+            "trial": f"trial-00{n}",
+            "epoch": 9,
+            "knee": n == 2,
+            "val_mse": mse,
+            "nonzero_params": size,
+        }
+        for n, mse, size in ((1, 2.0, 900), (2, 3.0, 300), (3, 8.0, 200), (4, 90.0, 10))
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "worst", "expected"),
+    [
+        ("best", None, "trial-001@9"),
+        ("smallest", None, "trial-004@9"),
+        ("smallest", 10, "trial-003@9"),
+        ("knee", None, "trial-002@9"),
+        ("knee", 2.5, "trial-001@9"),
+    ],
+)
+def test_a_network_is_picked_by_a_metric_that_is_better_when_smaller(
+    wanted: str, worst: float | None, expected: str
+) -> None:
+    assert member_name(pick(ERRORS, wanted, worst)) == expected
+
+
+def test_a_bound_that_no_error_keeps_is_refused_with_the_smallest() -> None:
+    with pytest.raises(UserError, match=r"has validation mse 1; the best has 2\.0000"):
+        pick(ERRORS, "knee", 1)
+
+
+def test_a_report_of_errors_is_read_back_as_it_was_written() -> None:
+    book = Ledger([MSE, OBJECTIVES["nonzero_params"]], {"nonzero_params": 1000.0, "val_mse": 50.0})
+    book.apply(TrialBegan(number=0, values={}, seed=0))
+    for epoch, mse, size in ((1, 70.5, 100), (2, 0.25, 300)):
+        measures = {"val_mse": mse, "nonzero_params": size, "params": 400, "layers": 2, "flops": 9}
+        book.apply(
+            NetworkMeasured(
+                number=0, epoch=epoch, measures=measures, compaction=[], checkpoint=None
+            )
+        )
+    result = SearchResult("s", book, book.front(), 1.0, "sqlite:///x.db", False)
+    plain = json.loads(json.dumps(as_json(result)))
+    assert plain["quality"] == "val_mse"
+    assert [one["val_mse"] for one in plain["front"]] == [0.25, 70.5]
+    assert pick(plain, "best")["val_mse"] == 0.25
+    text = as_text(result, "slimfront")
+    assert "val mse" in text and "0.2500" in text and "70.5000" in text

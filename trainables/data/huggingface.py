@@ -320,8 +320,9 @@ class HuggingFace(Data):
         if strata is not None and len(strata[: self.limit].unique()) < len(strata.unique()):
             raise UserError(
                 f"the first {self.limit} training rows of {self._where} hold "
-                f"{len(strata[: self.limit].unique())} of its {len(strata.unique())} classes; make "
-                "'limit' larger, or leave it out where the rows are in the order of their classes"
+                f"{len(strata[: self.limit].unique())} of its {len(strata.unique())} kinds of "
+                "targets; make 'limit' larger, or leave it out where the rows are in the order of "
+                "their targets"
             )
         return train.select(range(len(first))), first
 

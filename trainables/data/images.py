@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from slimfront.trainables.data.ahead import Progress, ahead
 from slimfront.trainables.data.tensor_file import Allocator
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_line
 
 _GREY = ("1", "L", "LA", "La")
 _ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
@@ -207,13 +207,20 @@ def _decode(
             image = decode(item)
             image.load()
         except Exception as error:  # Pillow raises many kinds on broken files
+            broken = isinstance(error, UnidentifiedImageError)
+            reason = "it is of no known kind, or broken" if broken else first_line(error)
             raise UserError(
-                f"row {row} of {where} is not an image that Pillow can read: {error}"
+                f"{_named(row, item, where)} is not an image that Pillow can read: {reason}"
             ) from error
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":
+            raise UserError(
+                f"{_named(row, item, where)} has {frames} frames or pages; keep one of each file"
+            )
         if image.mode in _DEEP:
             raise UserError(
-                f"row {row} of {where} has more than 8 bits per channel; convert the images to "
-                "8 bits"
+                f"{_named(row, item, where)} has more than 8 bits per channel; convert the images "
+                "to 8 bits"
             )
         if _is_transparent(image):
             _warn_of_transparency(where)
@@ -223,6 +230,12 @@ def _decode(
         pixels = np.asarray(image, dtype=np.uint8)
         images.append(pixels[:, :, None] if pixels.ndim == 2 else pixels)
     return images
+
+
+def _named(row: int, encoded: Any, where: str) -> str:
+    """An image in words, with its file where it has one."""
+    path = encoded.get("path") if isinstance(encoded, Mapping) else None
+    return f"row {row} of {where}{f', the file {path},' if path else ''}"
 
 
 def _check_sizes(images: list[Array], size: tuple[int, int]) -> None:

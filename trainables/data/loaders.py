@@ -130,7 +130,7 @@ def _pair(batch: Any, what: str) -> tuple[Any, Any]:
         if key is not None and len(batch) > 1:
             return {name: batch[name] for name in batch if name != key}, batch[key]
         raise UserError(
-            f"{what} gives mappings with {', '.join(map(str, batch))}; one key is to be 'labels'"
+            f"{what} gives mappings with {', '.join(map(str, batch))}; one key is to be 'targets'"
         )
     if isinstance(batch, tuple | list) and len(batch) >= 2:
         inputs = batch[0] if len(batch) == 2 else tuple(batch[:-1])

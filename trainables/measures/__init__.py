@@ -1,1 +1,1 @@
-"""Measures of a network: sizes, FLOPs, accuracy and latency."""
+"""Measures of a network: sizes, FLOPs, latency, and the user's own."""

@@ -67,7 +67,7 @@ KNOWN: dict[str, Measure] = {
 
 
 def of_metrics(metrics: Iterable[Described], split: str = "val") -> dict[str, Measure]:
-    """The metrics of a task on a split, by name, such as `val_accuracy`."""
+    """The metrics of a task on a split, by name, such as `val_f1`."""
     words = {"val": "validation", "test": "test"}
     return {
         f"{split}_{metric.name}": Measure(

@@ -52,7 +52,7 @@ class Int8:
             return own.take(str(path))
 
     def scores(self, data: Dataset, split: Literal["val", "test"]) -> dict[str, float]:
-        """The metrics on the validation or the test split, such as `val_accuracy`."""
+        """The metrics on the validation or the test split, such as `val_f1`."""
         examples = data.validation if split == "val" else data.test
         return data.task.evaluate_shipped(
             self.network, *examples, split, prepare=lambda inputs: data.raw(inputs).cpu()

@@ -183,17 +183,17 @@ def submodule(graph: fx.GraphModule, name: str) -> nn.Module:
 
 
 def calls(graph: fx.GraphModule, node: object, kinds: tuple[object, ...]) -> bool:
-    """Whether a node calls one of `kinds`: module classes, functions, or names of tensor
+    """Whether a node calls one of `kinds`: types of modules, functions, or names of tensor
     methods."""
     if not isinstance(node, fx.Node):
         return False
     if node.op == "call_module":
-        return isinstance(module_of(graph, node), _classes(kinds))
+        return isinstance(module_of(graph, node), _types(kinds))
     return node.op in ("call_function", "call_method") and node.target in kinds
 
 
 @functools.cache
-def _classes(kinds: tuple[object, ...]) -> tuple[type, ...]:
+def _types(kinds: tuple[object, ...]) -> tuple[type, ...]:
     return tuple(kind for kind in kinds if isinstance(kind, type))
 
 

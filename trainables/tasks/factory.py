@@ -49,7 +49,13 @@ class TaskFactory(Task):
         given: dict[str, Any] = {
             key: getattr(self, key) for key in ("metrics", "loss", "output") if getattr(self, key)
         }
-        return task.model_copy(update=given)
+        task = task.model_copy(update=given)
+        if not task.chosen_metrics():
+            raise UserError(
+                f"task factory '{self.factory}' gives a task that names no metric, by which "
+                "networks are judged; set task.metrics, or DEFAULT of the class"
+            )
+        return task
 
     def described(self) -> tuple[Described, ...]:
         return self.resolve().described()

@@ -170,9 +170,8 @@ class Training:
         Returns:
             `epoch` (from 1), `train_loss` (mean task loss), `penalty_loss` (mean of what penalties
             add to it), the metrics of the network in training on the validation split, such as
-            `val_accuracy`, `sparsity` (share of zeros
-            among the prunable weights), `active_layers` (inner layers that still have a negative
-            entry), `lr`.
+            `val_f1`, `sparsity` (share of zeros among the prunable weights), `active_layers` (inner
+            layers that still have a negative entry), `lr`.
 
         Raises:
             TrialFailure: if the loss is not finite.

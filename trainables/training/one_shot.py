@@ -15,7 +15,8 @@ class OneShot(Options):
     """Makes up to `steps` further candidates of a compact network, each with the share `keep` of
     the weights of the one before.
 
-    0 steps: none. They end early once the validation accuracy is less than half of what it was.
+    0 steps: none. They end early once the quality is less than half of what it was, or the error
+    more than twice that.
     """
 
     steps: int = Field(8, ge=0)

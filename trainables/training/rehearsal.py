@@ -66,7 +66,11 @@ def _run_once(candidate: Candidate, data: Dataset) -> None:
         check_whole_numbers(network, sample)
         with _naming(network, "the network cannot be run"):
             found = network(sample)
-    _check_outputs(data, found, len(sample))
+        _check_outputs(data, found, len(sample))
+        with _naming(None, "a metric of the task cannot be taken"):
+            tally = data.task.tally()
+            data.task.count(tally, found, data.train.targets[: len(sample)])
+            tally.state()
 
 
 @torch.no_grad()

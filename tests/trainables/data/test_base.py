@@ -1,5 +1,7 @@
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from slimfront.trainables.data import (
 )
 from slimfront.trainables.data.base import CLASSIFICATION
 from slimfront.trainables.errors import UserError
+from slimfront.trainables.tasks import Regression, Task
 from tests.trainables.data.made import image_tensors
 
 CPU = torch.device("cpu")
@@ -147,3 +150,102 @@ def test_preparing_does_not_change_what_is_stored() -> None:
     data = Dataset(split, split, split, outputs=1, mean=torch.tensor(3.0), std=torch.tensor(2.0))
     assert torch.equal(data.prepare(split.inputs), torch.ones(4, 2))
     assert torch.equal(split.inputs, torch.full((4, 2), 5.0))
+
+
+def numbered(count: int = 60, groups: bool = False, kinds: int = 3) -> Any:
+    """Example n has n as its input; groups of five in a row."""
+    x = torch.arange(float(count)).unsqueeze(1)
+    y = torch.arange(count) % kinds
+    return (x, y, [f"person {n // 5}" for n in range(count)]) if groups else (x, y)
+
+
+def divided(task: Task = CLASSIFICATION, **options: Any) -> list[list[int]]:
+    """The numbers of the examples in each split."""
+    args = {key: options.pop(key) for key in ("count", "groups", "kinds") if key in options}
+    factory = f"tests.trainables.data.test_base:{options.pop('made', 'numbered')}"
+    data = Factory(factory=factory, args=args, normalise="none", **options).load(task)
+    splits = (data.train, data.validation, data.test)
+    return [sorted(split.inputs[:, 0].int().tolist()) for split in splits]
+
+
+@pytest.mark.parametrize("division", ["auto", "random", "stratified", "order"])
+def test_every_example_is_in_one_split(division: str) -> None:
+    splits = divided(division=division)
+    assert sorted(chain(*splits)) == list(range(60))
+    assert [len(split) for split in splits] == [36, 12, 12]
+
+
+def test_by_order_the_last_examples_are_the_test_set() -> None:
+    assert divided(division="order") == [list(range(36)), list(range(36, 48)), list(range(48, 60))]
+
+
+def test_stratified_splits_have_equal_shares_and_are_what_a_task_with_kinds_gets() -> None:
+    for division in ("auto", "stratified"):
+        for part in divided(division=division):
+            shares = [sum(n % 3 == kind for n in part) for kind in range(3)]
+            assert len(set(shares)) == 1
+    assert divided(division="auto") == divided(division="stratified")
+    assert divided(division="random") != divided(division="stratified")
+    assert divided(division="random", seed=1) != divided(division="random")
+
+
+@pytest.mark.parametrize("division", ["auto", "groups"])
+def test_examples_of_one_group_are_in_one_split(division: str) -> None:
+    splits = divided(division=division, groups=True)
+    people = [{n // 5 for n in split} for split in splits]
+    assert sorted(chain(*splits)) == list(range(60))
+    assert not (people[0] & people[1] or people[0] & people[2] or people[1] & people[2])
+    assert all(people)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        (CLASSIFICATION, {"division": "groups"}, "division is groups, and the data has none; its"),
+        (
+            Regression(),
+            {"division": "stratified"},
+            "the task regression has no kinds of targets whose shares could be equal; set it to ra",
+        ),
+        (CLASSIFICATION, {"groups": True, "count": 9}, "too few groups to hold out a share of"),
+        (CLASSIFICATION, {"division": "order", "count": 2}, "none of 1 is left when 1 are held"),
+        (CLASSIFICATION, {"count": 61, "kinds": 60}, "class 1 has 1 example; "),
+        (CLASSIFICATION, {"made": "one_rare"}, "class 'rare' has 1 example; "),
+        (
+            CLASSIFICATION,
+            {"made": "own_splits", "division": "groups"},
+            "the data has splits of its own and no groups",
+        ),
+    ],
+)
+def test_a_division_that_cannot_be_is_refused(
+    task: Task, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        divided(task, **options)
+    assert "\n" not in str(caught.value)
+
+
+def one_rare() -> Any:
+    return torch.arange(30.0).unsqueeze(1), ["rare", *(["often", "usual"] * 15)[:29]]
+
+
+def own_splits(left_out: str = "validation") -> Any:
+    x, y = numbered()
+    made = {"train": (x[:40], y[:40]), "validation": (x[40:50], y[40:50]), "test": (x[50:], y[50:])}
+    del made[left_out]
+    return made
+
+
+def test_splits_of_the_users_own_stay_and_what_is_left_out_is_held_out_of_training() -> None:
+    train, validation, test = divided(made="own_splits")
+    assert test == list(range(50, 60))
+    assert len(validation) == 8 and sorted(train + validation) == list(range(40))
+    last = Factory(
+        factory="tests.trainables.data.test_base:own_splits",
+        args={"left_out": "test"},
+        normalise="none",
+        division="order",
+    ).load()
+    assert last.validation.inputs[:, 0].tolist() == list(range(40, 50))
+    assert last.test.inputs[:, 0].tolist() == list(range(32, 40))

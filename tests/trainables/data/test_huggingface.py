@@ -186,7 +186,7 @@ def test_limit_uses_the_first_training_rows_only_and_the_whole_test_set(tmp_path
 def test_a_limit_that_leaves_out_classes_is_refused(tmp_path: Path) -> None:
     made.write_folder(tmp_path, 1)
     with pytest.raises(
-        UserError, match=r"the first 10 training rows of .* hold 1 of its 3 classes"
+        UserError, match=r"the first 10 training rows of .* hold 1 of its 3 kinds of targets"
     ):
         HuggingFace(path=str(tmp_path), limit=10).load()
 

@@ -176,7 +176,7 @@ def test_text_and_tokenizer_go_together(folder: Path) -> None:
         ({"label": "modd"}, "no column 'modd' .*did you mean 'mood'"),
         ({"tokenizer": "/nowhere/tokenizer.json"}, "there is no file /nowhere/tokenizer.json"),
         ({"tokenizer": "train.parquet"}, "cannot be read as a tokenizer.json"),
-        ({"limit": 1}, "hold 1 of its 2 classes"),
+        ({"limit": 1}, "hold 1 of its 2 kinds of targets"),
     ],
 )
 def test_what_is_wrong_with_text_is_one_sentence(

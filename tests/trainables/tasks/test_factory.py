@@ -1,0 +1,208 @@
+"""Tasks, losses and metrics of the user's, by import path."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from slimfront import Candidate, Encoded, Task, train
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.packs import Pack
+from slimfront.trainables.training.rehearsal import rehearse
+
+HERE = "tests.trainables.tasks.test_factory"
+
+
+class Quantile(Task):
+    """A quantile of a number, by the pinball loss."""
+
+    name: str = "quantile"
+    q: float = 0.9
+    DEFAULT: ClassVar[tuple[str, ...]] = ()
+
+    def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
+        return Encoded(torch.as_tensor(given).float().reshape(-1, 1), 1)
+
+    def criterion(self, targets: Tensor, encoded: Encoded) -> Any:
+        def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
+            over = wanted - outputs
+            return torch.maximum(self.q * over, (self.q - 1) * over).mean()
+
+        return loss
+
+    def wrong_outputs(self, found: Tensor, targets: Tensor, outputs: int) -> str | None:
+        right = tuple(found.shape) == (len(targets), 1)
+        return None if right else "the network must return (N, 1)"
+
+
+def quantile(q: float) -> Task:
+    return Quantile(q=q, metrics=[{"factory": f"{HERE}:covered", "better": "larger"}])
+
+
+def covered(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs >= targets).float().mean()
+
+
+def numbers() -> tuple[Tensor, Tensor]:
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    return x, x[:, 0]
+
+
+def focal(outputs: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
+    each = nn.functional.cross_entropy(outputs, targets, reduction="none")
+    return (1 - (-each).exp()) ** gamma * each
+
+
+def misses(outputs: Tensor, targets: Tensor, weight: float = 1.0) -> float:
+    return weight * int((outputs.argmax(1) != targets).sum())
+
+
+def raises(outputs: Tensor, targets: Tensor) -> Tensor:
+    raise ValueError("no such luck\nat all")
+
+
+def a_list(outputs: Tensor, targets: Tensor) -> list[float]:
+    return [0.0]
+
+
+def per_class(outputs: Tensor, targets: Tensor) -> Tensor:
+    return outputs.mean(0)
+
+
+def not_a_task() -> dict[str, int]:
+    return {}
+
+
+class Top(MulticlassAccuracy):
+    """A class of torchmetrics of the user's."""
+
+
+def candidate(task: Any, data: Mapping[str, Any] | None = None, **training: Any) -> Candidate:
+    return Candidate.model_validate(
+        {
+            "task": task,
+            "data": data or {"factory": "tests.trainables.tasks.made:classes"},
+            "model": {"name": "mlp", "depth": 1, "width": 16},
+            "training": {"epochs": 8, "batch_size": 16, "lr": 0.01, "seed": 1} | training,
+            "one_shot": {"steps": 0},
+        }
+    )
+
+
+MICRO = {"num_classes": 3, "average": "micro"}
+RAISES = {"factory": f"{HERE}:raises", "better": "larger"}
+NUMBERS = {"factory": f"{HERE}:numbers"}
+
+
+@pytest.mark.parametrize(
+    ("task", "low"),
+    [
+        ({"factory": f"{HERE}:quantile", "args": {"q": 0.9}}, 0.7),
+        (
+            {
+                "name": "factory",
+                "factory": f"{HERE}:Quantile",
+                "args": {"q": 0.95},
+                "metrics": {"factory": f"{HERE}:covered", "better": "larger"},
+            },
+            0.8,
+        ),
+    ],
+)
+def test_a_task_of_the_users_own_is_trained_alone_and_in_packs(task: Any, low: float) -> None:
+    made = candidate(task, NUMBERS)
+    rehearse(made)
+    done = train(made)
+    assert low < done.measures["val_covered"] <= 1
+    pack = Pack([candidate(task, NUMBERS, seed=seed, epochs=1) for seed in (1, 2)])
+    members = list(pack.members)
+    found = pack.run_epoch()
+    assert all(0 <= found[one]["val_covered"] <= 1 for one in members)  # type: ignore[index]
+    pack.close()
+
+
+def test_a_loss_and_metrics_of_the_users_own_are_taken() -> None:
+    made = candidate(
+        {
+            "name": "classification",
+            "loss": {"factory": f"{HERE}:focal", "args": {"gamma": 1.0}},
+            "metrics": [
+                {"factory": f"{HERE}:misses", "better": "smaller", "weight": 2},
+                {
+                    "factory": f"{HERE}:Top",
+                    "better": "larger",
+                    "num_classes": 3,
+                    "average": "micro",
+                },
+                {"factory": f"{HERE}:Top", "better": "larger", "called": "macro", "num_classes": 3},
+                "accuracy",
+            ],
+        }
+    )
+    assert [one.better for one in made.task.described()] == [
+        "smaller",
+        "larger",
+        "larger",
+        "larger",
+    ]
+    measures = train(made).measures
+    right = measures["val_accuracy"]
+    assert measures["val_Top"] == pytest.approx(right)
+    assert measures["val_misses"] == pytest.approx(2 * 48 * (1 - right))
+    assert right > 0.6 and 0 < measures["val_macro"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            {"factory": f"{HERE}:not_a_task"},
+            "gives a dict; it must be a subclass of",
+        ),
+        ({"factory": f"{HERE}:Top", "args": {"num_classes": 3}}, "it must be a subclass of slim"),
+        ({"factory": f"{HERE}:quantil"}, "there is no 'quantil' in it; did you mean 'quantile'"),
+        ({"factory": f"{HERE}:quantile"}, "raised TypeError: .*missing 1 required"),
+        ({"factory": f"{HERE}:Quantile", "args": {"r": 1}}, "unknown key 'r'"),
+        ({"factory": f"{HERE}:Quantile"}, "names no metric"),
+        (
+            {"name": "classification", "loss": {"factory": f"{HERE}:raises"}},
+            "raises' raised ValueError: no such luck",
+        ),
+        (
+            {"name": "classification", "loss": {"factory": f"{HERE}:a_list"}},
+            "gave list; it must give a tensor",
+        ),
+        (
+            {
+                "name": "classification",
+                "metrics": {"factory": f"{HERE}:raises", "better": "larger"},
+            },
+            "the metric 'raises' raised ValueError: no such luck",
+        ),
+        (
+            {
+                "name": "classification",
+                "metrics": {"factory": f"{HERE}:per_class", "better": "larger"},
+            },
+            r"the metric 'per_class' gave \(3,\) numbers; it must give one",
+        ),
+        (
+            {
+                "name": "classification",
+                "metrics": {"factory": f"{HERE}:Top", "better": "larger", "classes": 3},
+            },
+            "the metric 'Top' does not take these arguments",
+        ),
+        (
+            {"name": "classification", "metrics": {"name": "f1", "averag": "macro"}},
+            "the metric 'f1'",
+        ),
+    ],
+)
+def test_what_is_wrong_with_them_is_one_sentence_before_training(task: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        rehearse(candidate(task))
+    assert "\n" not in str(caught.value)

@@ -93,7 +93,7 @@ def test_the_page_has_the_six_jobs() -> None:
 @pytest.mark.parametrize("name", JOBS)
 def test_a_job_takes_at_most_twenty_lines(name: str) -> None:
     assert len(JOBS[name].lines) <= 20
-    assert max(map(len, JOBS[name].lines)) <= 110
+    assert max(map(len, JOBS[name].lines)) <= 100
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -7,6 +7,7 @@ from slimfront.search.config.schema import Config
 from slimfront.search.record.study import check_database
 from slimfront.search.tracking import check_store
 from slimfront.trainables.data.look import looked_at
+from slimfront.trainables.data.normalise import advice
 from slimfront.trainables.errors import TrialFailure, UserError, first_line
 from slimfront.trainables.measures.measure import measure, measure_extra
 from slimfront.trainables.models import built
@@ -39,11 +40,12 @@ def preflight(config: Config) -> dict[str, float]:
     Raises:
         UserError: one sentence that says which part of the config does not fit the others, and why.
     """
-    base = config.candidate({})
+    base, hint = config.candidate({}), ""
     try:
         data = looked_at(base.data, torch.device("cpu"), base.task)
         network = built(base.model, data)
         sample = data.prepare(data.validation.inputs[:8])
+        hint = advice(sample)
         if base.int8 or "int8" in config.space:
             need_onnx()
         sizes = measure(network, sample) | measure_extra(
@@ -62,5 +64,5 @@ def preflight(config: Config) -> dict[str, float]:
     except Exception as error:
         raise UserError(
             f"the model '{base.model.name}' does not work on the data set '{base.data.name}': "
-            f"{first_line(error)}"
+            f"{first_line(error)}{hint}"
         ) from error

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from slimfront.trainables.data.transforms import channel_statistics
 from slimfront.trainables.errors import UserError
+from slimfront.trainables.inputs import Several
 from slimfront.trainables.options import Options
 
 
@@ -29,6 +30,16 @@ def is_image(inputs: Tensor) -> bool:
 def is_whole(inputs: Tensor) -> bool:
     """Whether inputs are whole numbers that are no images: token ids, say."""
     return not inputs.is_floating_point() and not is_image(inputs)
+
+
+def advice(inputs: Tensor) -> str:
+    """What may help where a network does not take these inputs, to add to a sentence."""
+    if isinstance(inputs, Several) or inputs.dim() != 2 or not is_whole(inputs):
+        return ""
+    return (
+        "; the inputs are whole numbers, which stay so, as token ids must: for a table, set "
+        "data.normalise to per_feature"
+    )
 
 
 def chosen(asked: Normalise, inputs: Tensor) -> Normalise:

@@ -13,6 +13,7 @@ from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.compaction import compact
 from slimfront.trainables.data import Dataset, Split
 from slimfront.trainables.data.look import looked_at
+from slimfront.trainables.data.normalise import advice
 from slimfront.trainables.errors import TrialFailure, UserError
 from slimfront.trainables.penalties.node import NodeSparsity
 from slimfront.trainables.shipping.formats import why_not_exported
@@ -128,7 +129,7 @@ class _Rehearsal:
         mode."""
         training = self.training
         with (
-            _naming(self.model, "the network cannot be run"),
+            _naming(self.model, "the network cannot be run", advice(self.sample)),
             torch.no_grad(),
             training.own_rng_state(),
         ):

@@ -134,3 +134,9 @@ def masked_ids(count: int = 60) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Token ids, and truths that say which of them there are."""
     ids = torch.arange(count * 5).view(count, 5) % 7
     return {"ids": ids.to(torch.int32), "mask": ids > 0}, torch.arange(count) % 2
+
+
+def ages() -> tuple[torch.Tensor, torch.Tensor]:
+    """A table of whole numbers."""
+    years = torch.arange(180).view(60, 3)
+    return years, torch.arange(60) % 2

@@ -294,7 +294,7 @@ def test_units_that_a_penalty_makes_zero_and_nothing_can_remove_are_named_before
 
 def test_a_table_of_whole_numbers_that_a_network_does_not_take_gets_advice() -> None:
     plain = {"data": {"factory": "tests.trainables.data.made:ages"}, "model": "mlp"}
-    with pytest.raises(UserError, match="whole numbers.* set data.normalise to per_feature"):
+    with pytest.raises(UserError, match=r"whole numbers.* set data.normalise to per_feature"):
         rehearse(Candidate.model_validate(plain))
     plain["data"]["normalise"] = "per_feature"
     rehearse(Candidate.model_validate(plain))

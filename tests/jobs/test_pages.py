@@ -93,7 +93,7 @@ def test_the_page_has_the_six_jobs() -> None:
 @pytest.mark.parametrize("name", JOBS)
 def test_a_job_takes_at_most_twenty_lines(name: str) -> None:
     assert len(JOBS[name].lines) <= 20
-    assert max(map(len, JOBS[name].lines)) <= 110
+    assert max(map(len, JOBS[name].lines)) <= 100
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -118,8 +118,10 @@ def test_the_front_has_a_small_network_as_good_as_the_dense_one_which_is_exporte
     assert smallest is not None, (dense[quality], [m[quality] for m in report["front"]])
     share = smallest["nonzero_params"] / dense["nonzero_params"]
     seen = {"dense": dense[quality], "small": smallest[quality], "share": share}
-    record_property(name, seen | {"seconds": report["wall_seconds"]})
     assert share <= 0.3, seen
+    small = [m[quality] for m in good if m["nonzero_params"] <= 0.3 * dense["nonzero_params"]]
+    seen["best"] = max(small) if described["better"] == "larger" else min(small)
+    record_property(name, seen | {"seconds": report["wall_seconds"]})
 
     bound = ["--min-quality", repr(smallest[quality])]
     card = command("export", report["search"], "--output", "net.pt2", "--pick", "smallest", *bound)

@@ -290,3 +290,11 @@ def test_units_that_a_penalty_makes_zero_and_nothing_can_remove_are_named_before
         assert not caplog.records
         rehearse(candidate("Mixed", penalties={"node": {"strength": 1e-3}}))
     assert "penalties.node makes units of 'a' zero" in caplog.text
+
+
+def test_a_table_of_whole_numbers_that_a_network_does_not_take_gets_advice() -> None:
+    plain = {"data": {"factory": "tests.trainables.data.made:ages"}, "model": "mlp"}
+    with pytest.raises(UserError, match=r"whole numbers.* set data\.normalise to per_feature"):
+        rehearse(Candidate.model_validate(plain))
+    plain["data"]["normalise"] = "per_feature"
+    rehearse(Candidate.model_validate(plain))

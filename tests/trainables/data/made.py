@@ -128,3 +128,15 @@ def write_folder(folder: Path, channels: int, count: int = 30) -> None:
             file = folder / split / ("dark", "grey", "bright")[label] / f"{row:03}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(png(pixels))
+
+
+def masked_ids(count: int = 60) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Token ids, and truths that say which of them there are."""
+    ids = torch.arange(count * 5).view(count, 5) % 7
+    return {"ids": ids.to(torch.int32), "mask": ids > 0}, torch.arange(count) % 2
+
+
+def ages() -> tuple[torch.Tensor, torch.Tensor]:
+    """A table of whole numbers."""
+    years = torch.arange(180).view(60, 3)
+    return years, torch.arange(60) % 2

@@ -6,8 +6,9 @@ import torch
 from pydantic import ValidationError
 
 from slimfront import Candidate, train
-from slimfront.trainables.data import Factory
+from slimfront.trainables.data import Factory, load_once
 from slimfront.trainables.errors import UserError
+from slimfront.trainables.inputs import Several
 
 MADE = "tests.trainables.data.made"
 
@@ -28,6 +29,18 @@ def test_arrays_of_other_types_become_standardised_float32() -> None:
     varied = inputs[:, inputs.std(0) > 0]
     assert varied.shape[1] > 50
     assert varied.std(0).tolist() == pytest.approx([1] * varied.shape[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("in_memory", [True, "auto"])
+def test_whole_numbers_and_truths_stay_what_they_are(
+    in_memory: bool | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIMFRONT_SESSION", "truths")
+    options = Factory(factory=f"{MADE}:masked_ids", in_memory=in_memory)
+    inputs = load_once(options, torch.device("cpu")).train.inputs
+    assert isinstance(inputs, Several)
+    assert [tensor.dtype for tensor in inputs.named.values()] == [torch.int64, torch.bool]
+    assert torch.equal(inputs["ids"] > 0, inputs["mask"])
 
 
 def test_a_data_set_is_taken_as_it_is_split() -> None:

@@ -207,7 +207,10 @@ def _say_where(config: "Config") -> None:
 def _find_beside(config: Path) -> None:
     """Has factories found that lie beside the config, here and in the processes that a Ray of our
     own starts."""
-    beside = str(config.resolve().parent)
+    try:
+        beside = str(config.resolve().parent)
+    except (OSError, RuntimeError, ValueError):  # links in a circle, say: told where it is read
+        return
     if beside not in sys.path:
         sys.path.append(beside)
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

@@ -106,6 +106,22 @@ def test_check_prints_the_resolved_config(
     assert load(Path("resolved.yaml")) == load(config_file, ["training.epochs=5"])
 
 
+@pytest.mark.parametrize("command", ["check", "search"])
+def test_links_in_a_circle_get_one_sentence(
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    one, other = tmp_path / "one.yaml", tmp_path / "other.yaml"
+    one.symlink_to(other)
+    other.symlink_to(one)
+    code, out, err = slimfront(capsys, monkeypatch, command, str(one))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"Error: cannot read the config {one}: ")
+    assert err.count("\n") == 1
+
+
 def test_check_says_layer_by_layer_what_can_shrink_and_what_cannot(
     config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -60,10 +60,11 @@ class ActiveTask:
     offset: Tensor | None = None
     """Outputs · `scale` + `offset` are in the unit of the targets; None: they are as they come."""
     scale: Tensor | None = None
-    mergeable: bool = field(init=False, default=True)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mergeable", all(m.whole is None for m in self.metrics))
+    @property
+    def mergeable(self) -> bool:
+        """Whether all metrics are sums over examples, which processes can add up."""
+        return all(metric.whole is None for metric in self.metrics)
 
     @property
     def quality(self) -> Described:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -106,9 +107,7 @@ class Classification(Task):
         plain = (
             self.class_weights is None and not self.label_smoothing and isinstance(self.loss, str)
         )
-        if plain:
-            object.__setattr__(active, "stacked", cross_entropies)
-        return active
+        return replace(active, stacked=cross_entropies) if plain else active
 
     def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
         weights = class_weights(self.class_weights, targets, encoded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -119,11 +120,11 @@ class Regression(Task):
 
     def attach(self, targets: Tensor, encoded: Encoded) -> ActiveTask:
         active = super().attach(targets, encoded)
-        if self.standardise:
-            std = targets.std(0)
-            object.__setattr__(active, "offset", targets.mean(0).reshape(-1))
-            object.__setattr__(active, "scale", torch.where(std > 0, std, 1.0).reshape(-1))
-        return active
+        if not self.standardise:
+            return active
+        std = targets.std(0)
+        scale = torch.where(std > 0, std, 1.0).reshape(-1)
+        return replace(active, offset=targets.mean(0).reshape(-1), scale=scale)
 
     def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
         chosen = self.loss or "mse"

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,14 @@ def test_the_page_has_the_six_jobs() -> None:
     assert list(JOBS) == ["diabetes", "tumours", "topics", "ink", "odd", "wine"]
 
 
+OFTEN = ("diabetes", "wine")
+"""The other jobs take half a minute to a minute each."""
+
+
+def often(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in names]
+
+
 @pytest.mark.parametrize("name", JOBS)
 def test_a_job_takes_at_most_twenty_lines(name: str) -> None:
     assert len(JOBS[name].lines) <= 20
@@ -97,7 +105,7 @@ def test_a_job_takes_at_most_twenty_lines(name: str) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("job", JOBS, indirect=True)
+@pytest.mark.parametrize("job", often(JOBS), indirect=True)
 def test_the_front_has_a_small_network_as_good_as_the_dense_one_which_is_exported(
     job: tuple[str, Job],
     command: Any,

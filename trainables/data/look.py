@@ -41,7 +41,7 @@ def check_data(data: Dataset) -> None:
             ", or so have those that it was standardised with",
         )
     others = {name: getattr(data, name).targets for name in _SPLITS[1:]}
-    how = f"normalised {data.normalised}, by the training split"
+    how = f"normalised ({data.normalised}) by the training split"
     if data.normalised == "none":
         how = "taken as they are (data.normalise)"
     elif data.normalised == _GIVEN:

@@ -189,7 +189,7 @@ def test_inputs_that_are_no_numbers_are_refused_with_where_they_are(which: str, 
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("auto", "Inputs, float32 (N, 4), are normalised per feature, by the training split."),
+        ("auto", "Inputs, float32 (N, 4), are normalised (per feature) by the training split."),
         ("none", "Inputs, float32 (N, 4), are taken as they are (data.normalise)."),
         ({"mean": 0, "std": 2}, "Inputs, float32 (N, 4), are normalised by given constants."),
     ],

@@ -42,7 +42,7 @@ def epsilon_net_order(losses: Losses) -> list[int]:
     nearest = np.linalg.norm(scaled - scaled[order[0]], axis=1)
     nearest[order[0]] = -1.0
     while len(order) < len(losses):
-        chosen = int(np.argmax(nearest))
+        chosen = int(np.argmax(nearest.round(9)))  # what is equal but for rounding is equal
         order.append(chosen)
         nearest = np.minimum(nearest, np.linalg.norm(scaled - scaled[chosen], axis=1))
         nearest[order] = -1.0

@@ -5,14 +5,14 @@ import io
 
 from rich.console import Console
 
-from slimfront.search.config.objectives import Direction, Objective
+from slimfront.search.config.objectives import OBJECTIVES
 from slimfront.search.engine.progress import ProgressDisplay, said_last
 from slimfront.search.record.ledger import Ledger
 
 
 def test_after_the_last_trial_status_tells_what_the_search_does_then() -> None:
     printed = io.StringIO()
-    ledger = Ledger([Objective("val_accuracy", Direction.MAXIMIZE)], {"val_accuracy": 1.0})
+    ledger = Ledger([OBJECTIVES["val_accuracy"]], {"val_accuracy": 1.0})
     ledger.planned = 0
     with ProgressDisplay(Console(file=printed)) as progress:
         assert said_last(printed.getvalue()) == ""

@@ -33,6 +33,11 @@ def dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return all(x <= y for x, y in zip(a, b, strict=True)) and a != b
 
 
+def farthest(scaled: dict[int, list[float]], point: int, taken: list[int]) -> float:
+    """How far a point is from the nearest that is taken, but for rounding: equals are equal."""
+    return round(min(math.dist(scaled[point], scaled[other]) for other in taken), 9)
+
+
 def slow_ranking(points: list[tuple[float, ...]]) -> list[int]:
     """Front by front, in each the ε-net order, word for word: always the point farthest from those
     already taken."""
@@ -50,9 +55,7 @@ def slow_ranking(points: list[tuple[float, ...]]) -> list[int]:
         taken = [min(front, key=lambda i: points[i][0])]
         while len(taken) < len(front):
             rest = [i for i in front if i not in taken]
-            taken.append(
-                max(rest, key=lambda i: (min(math.dist(scaled[i], scaled[j]) for j in taken), -i))
-            )
+            taken.append(max(rest, key=lambda i: (farthest(scaled, i, taken), -i)))
         order += taken
         left -= set(front)
     return order

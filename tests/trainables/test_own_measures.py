@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slimfront import Candidate, train
 from slimfront.search.config.schema import Config
-from slimfront.trainables.errors import TrialFailure, UserError
+from slimfront.trainables.errors import UserError
 
 HERE = "tests.trainables.test_own_measures"
 
@@ -92,12 +92,13 @@ def test_what_a_measure_does_to_the_network_stays_without_effect() -> None:
         ("two", "raised ValueError: only one element tensors can be converted"),
     ],
 )
-def test_a_measure_that_gives_no_number_fails_the_trial_in_one_sentence(
+def test_a_measure_that_gives_no_number_is_one_sentence_before_training(
     function: str, message: str
 ) -> None:
-    with pytest.raises(TrialFailure, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         train(candidate(own(function)))
-    assert str(caught.value).startswith(f"the measure 'mine' ({HERE}:{function})")
+    named = f"the network cannot be measured: the measure 'mine' ({HERE}:{function})"
+    assert str(caught.value).startswith(named)
     assert "\n" not in str(caught.value)
 
 

@@ -103,7 +103,7 @@ def _warn_of_random(given: Any, what: str) -> None:
     try:
         first, *others = [one[0] for _ in range(_TRIES)]
         varies = not all(_same(first, other) for other in others)
-    except Exception:
+    except Exception:  # whatever it raises is told where all are read
         return
     if varies:
         log.warning(

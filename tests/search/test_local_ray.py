@@ -7,9 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,7 +19,7 @@ import yaml
 from ray._private import services
 
 from slimfront.search.engine.leftovers import MARK, Leftovers
-from slimfront.search.engine.ray_internals import local_ray
+from slimfront.search.engine.ray_internals import local_ray, places
 from slimfront.trainables.errors import UserError
 from tests.conftest import SMALL_CONFIG
 from tests.search.clusters import RayCluster, wait_for
@@ -93,6 +95,16 @@ def commands(directory: Path) -> list[str]:
     return found
 
 
+def listening_of(processes: list[psutil.Process]) -> list[tuple[str, Any]]:
+    """The names of those that listen, with the addresses; one that has ended meanwhile has none."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            name, connections = process.name(), process.net_connections()
+            found += [(name, one.laddr) for one in connections if one.status == psutil.CONN_LISTEN]
+    return found
+
+
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
@@ -106,12 +118,7 @@ def test_a_search_listens_on_loopback_alone_and_nothing_of_it_stays_when_its_dri
 ) -> None:
     driver = started(directory, trials=500, epochs=200)
     wait_for(lambda: any("time.sleep(986)" in command for command in commands(directory)), 100)
-    listening = [
-        (process.name(), connection.laddr)
-        for process in of_search(directory)
-        for connection in process.net_connections()
-        if connection.status == psutil.CONN_LISTEN
-    ]
+    listening = listening_of(of_search(directory))
     assert len(listening) > 5
     assert [
         found for found in listening if found[1].ip.removeprefix("::ffff:") != "127.0.0.1"
@@ -214,13 +221,13 @@ def test_a_ray_that_does_not_come_up_is_one_sentence_after_a_wait_that_is_told(
 
 
 def test_where_ray_cannot_write_it_is_not_started(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(_path: Path) -> "shutil._ntuple_diskusage":
         return shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6)
 
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setattr(local_ray.shutil, "disk_usage", full)
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    monkeypatch.setattr(places.shutil, "disk_usage", full)
     with pytest.raises(
         UserError,
         match=(
@@ -229,6 +236,42 @@ def test_where_ray_cannot_write_it_is_not_started(
         ),
     ):
         local_ray.start()
+
+
+def test_a_directory_that_is_too_long_for_sockets_is_refused_if_it_is_ray_s_and_else_not_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = tmp_path / "a-directory-of-a-job-on-a-cluster" / "with-a-long-name"
+    long.mkdir(parents=True)
+    monkeypatch.setenv("RAY_TMPDIR", str(long))
+    with pytest.raises(
+        UserError, match=r"RAY_TMPDIR \(.*\) has \d+ characters, .* at most 39; set it to a shorter"
+    ):
+        local_ray.start()
+    monkeypatch.delenv("RAY_TMPDIR")
+    monkeypatch.setenv("TMPDIR", str(long))
+    places.check_places()
+    assert os.environ["RAY_TMPDIR"] == "/tmp"
+    assert "Ray keeps its logs and sockets in /tmp: TMPDIR has" in caplog.text
+
+
+@pytest.mark.timeout(180)
+def test_the_longest_directory_that_is_taken_is_not_too_long_for_ray(tmp_path: Path) -> None:
+    place = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
+    longest = place / ("x" * (39 - len(str(place)) - 1))
+    longest.mkdir()
+    code = "from slimfront.search.engine.ray_internals import local_ray; local_ray.start(1)"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(longest)},
+            capture_output=True,
+            text=True,
+            timeout=150,
+        )
+        assert done.returncode == 0, done.stderr
+    finally:
+        shutil.rmtree(place)
 
 
 def test_a_first_server_of_ray_s_that_does_not_answer_is_given_up_for_another(
@@ -252,7 +295,7 @@ def test_a_first_server_of_ray_s_that_does_not_answer_is_given_up_for_another(
 ABORTING = """
 import os, sys, time
 from slimfront.search.engine.leftovers import nothing_left
-from slimfront.search.engine.ray_internals import local_ray
+from slimfront.search.engine.ray_internals import local_ray, places
 
 way = sys.argv[1]
 

@@ -4,8 +4,10 @@ on when there is room."""
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +27,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+def disk() -> Iterator[Disk]:
     """One with room for a Ray; its path is short, for there are sockets in it."""
-    made = Disk(tmp_path_factory.mktemp("t") / "d", "size=60m")
+    place = Path(tempfile.mkdtemp(prefix="slimfront-", dir="/tmp"))
+    made = Disk(place / "d", "size=60m")
     yield made
     made.close()
+    shutil.rmtree(place)
 
 
 def fill(disk: Disk) -> None:

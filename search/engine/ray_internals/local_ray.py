@@ -3,20 +3,18 @@ with its driver."""
 
 import logging
 import os
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import ray_constants, services
 
 from slimfront.search.engine.leftovers import Leftovers
+from slimfront.search.engine.ray_internals.places import check_places
 from slimfront.trainables.errors import UserError, first_line, shorten
 
 log = logging.getLogger(__name__)
@@ -29,9 +27,6 @@ time."""
 _HANGS_S = 120.0
 """After so much more it is taken to hang."""
 _SAY_EVERY_S = 20.0
-_ROOM_BYTES = 30_000_000
-"""What Ray needs for its logs and sockets at least."""
-_SHARED = Path("/dev/shm")  # noqa: S108 (where Linux has it)
 
 
 def _patience() -> dict[str, str]:
@@ -55,7 +50,7 @@ def start(num_cpus: int | None = None, leftovers: Leftovers | None = None) -> No
     """
     for name, value in _patience().items():
         os.environ.setdefault(name, value)
-    _check_places()
+    check_places()
     if leftovers is not None:
         leftovers.starts()
     began = time.monotonic()
@@ -98,31 +93,6 @@ def _sentence(error: Exception, waited: float) -> str:
         "again when it has less to do, or "
         "use a running cluster with --address"
     )
-
-
-def _check_places() -> None:
-    """Ray ends this whole process where it cannot write, so this is found out before it tries."""
-    place = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 (where Ray takes it to be)
-    for folder, what in (
-        (place, "its logs and sockets there; set RAY_TMPDIR to another directory"),
-        (_SHARED, "results there"),
-    ):
-        if not folder.is_dir():
-            continue
-        try:
-            with tempfile.NamedTemporaryFile(dir=folder, prefix="slimfront-") as file:
-                file.write(b"\0" * 4096)
-                file.flush()
-            free = shutil.disk_usage(folder).free
-        except OSError as error:
-            raise UserError(
-                f"Ray cannot start: {folder} cannot be written to ({error.strerror}), and it keeps "
-                f"{what}"
-            ) from None
-        if free < _ROOM_BYTES:
-            raise UserError(
-                f"Ray cannot start: {folder} has {free / 1e6:.0f} MB left, and it keeps {what}"
-            )
 
 
 @contextmanager

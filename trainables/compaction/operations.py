@@ -1,0 +1,244 @@
+"""The operations and modules that a stored network may have, by name.
+
+They are what torch says can be done with tensors, the layers of `torch.nn` and our own, and plain
+arithmetic. A name in a file is looked up among these alone, so that it can never stand for anything
+else: nothing here reads or writes a file, loads code or takes a function.
+"""
+
+import functools
+import inspect
+import math
+import operator
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import get_overridable_functions
+
+from slimfront.trainables.structure.attention import Attention, ScaledDotProduct
+
+Function = Callable[..., Any]
+
+ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT", "is_cuda", "real", "imag")
+"""What a network's code may read of a tensor."""
+
+_OPERATORS = (
+    *("add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "floordiv", "ifloordiv"),
+    *("matmul", "imatmul", "neg", "pos", "pow", "ipow", "getitem", "eq", "ne", "lt", "le", "gt"),
+    *("ge", "and_", "iand", "or_", "ior", "xor", "ixor", "invert", "not_", "mod", "imod", "abs"),
+)
+_OF_NUMBERS = ("sqrt", "floor", "ceil", "log", "log2", "exp", "prod")
+"""Functions of `math`."""
+_FACTORIES = (
+    *("arange", "linspace", "eye", "zeros", "ones", "full", "empty", "scalar_tensor", "tensor"),
+    *("rand_like", "randn_like", "tril_indices", "triu_indices"),
+)
+"""What makes tensors of numbers, which torch does not count among what is done with them."""
+_NOT_OVERRIDABLE = ("hardswish", "hardsigmoid", "sigmoid", "tanh", "upsample", "unflatten")
+"""Operations on tensors that torch leaves out of its list."""
+_NAMESPACES: dict[str, ModuleType] = {
+    "torch.linalg.": torch.linalg,
+    "torch.fft.": torch.fft,
+    "torch.special.": torch.special,
+    "torch.": torch,
+    "": F,
+}
+"""Where a function is looked up, by how its name begins; longer beginnings first."""
+_ATEN = "aten."
+_NEVER = frozenset(
+    {
+        *("apply_", "map_", "map2_", "backward", "register_hook", "module_load", "record_stream"),
+        *("register_post_accumulate_grad_hook", "numpy", "storage", "untyped_storage", "data_ptr"),
+        *("const_data_ptr", "share_memory_", "set_", "resize_", "resize_as_", "retain_grad"),
+        *("item", "tolist", "pin_memory", "requires_grad_", "from_file", "save", "load"),
+    }
+)
+"""What is done with memory, gradients or Python rather than with numbers."""
+_OWN_METHODS = ("unflatten", "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "type")
+_NO_LAYERS = (
+    *(nn.Module, nn.Container, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList),
+    *(nn.ParameterDict, nn.RNNBase, nn.RNNCellBase),
+)
+_NO_LAYER_BEGINS = ("Transformer", "Lazy", "DataParallel")
+_OWN_MODULES: tuple[type[nn.Module], ...] = (Attention, ScaledDotProduct)
+
+
+@functools.cache
+def _functions() -> dict[str, Function]:
+    """All functions by the name that they are stored under."""
+    found: dict[str, Function] = {name: getattr(operator, name) for name in _OPERATORS}
+    found |= {f"math.{name}": getattr(math, name) for name in _OF_NUMBERS}
+    found |= {f"torch.{name}": getattr(torch, name) for name in _FACTORIES}
+    listed = get_overridable_functions()
+    for beginning, namespace in _NAMESPACES.items():
+        functions = [*listed.get(namespace, ()), *_further(namespace)]
+        found |= dict(_named(beginning, namespace, functions, found))
+    return {name: function for name, function in found.items() if _last(name) not in _NEVER}
+
+
+def _further(namespace: ModuleType) -> Iterator[Function]:
+    """Functions of a namespace that torch lists elsewhere, or not at all."""
+    if namespace is torch:
+        yield from get_overridable_functions()[torch.functional]
+    for name in _NOT_OVERRIDABLE:
+        if hasattr(namespace, name):
+            yield getattr(namespace, name)
+
+
+def _named(
+    beginning: str, namespace: ModuleType, functions: Iterable[Function], taken: dict[str, Function]
+) -> Iterator[tuple[str, Function]]:
+    for function in functions:
+        for name in _names_in(namespace, function):
+            if not name.startswith("_") and beginning + name not in taken:
+                yield beginning + name, function
+
+
+@functools.cache
+def _names_in(namespace: ModuleType, function: Function) -> tuple[str, ...]:
+    """What a namespace calls a function: its own name, or else another."""
+    own = getattr(function, "__name__", "")
+    if getattr(namespace, own, None) is function:
+        return (own,)
+    return tuple(name for name, value in _members(namespace) if value is function)
+
+
+@functools.cache
+def _members(namespace: ModuleType) -> tuple[tuple[str, Any], ...]:
+    return tuple(vars(namespace).items())
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+@functools.cache
+def _names() -> dict[object, str]:
+    return {function: name for name, function in reversed(_functions().items())}
+
+
+def name_of(function: object) -> str | None:
+    """The name under which a function is stored; None if it is none of those."""
+    if isinstance(function, torch._ops.OpOverload):
+        return str(function) if _aten(str(function)) is function else None
+    if not isinstance(function, Hashable) or not callable(function):
+        return None
+    return _names().get(function)
+
+
+def function_of(name: object) -> Function | None:
+    """The function of a name; None if there is none."""
+    if not isinstance(name, str):
+        return None
+    if name.startswith(_ATEN):
+        return _aten(name)
+    return _functions().get(name)
+
+
+def _aten(name: str) -> Function | None:
+    """An overload of an operation of torch's own library, such as `aten.add.Tensor`."""
+    parts = name.split(".")
+    if len(parts) != 3 or not all(part.isidentifier() for part in parts):
+        return None
+    _, packet, overload = parts
+    if packet.startswith("__") or overload.startswith("__") or packet in _NEVER:
+        return None
+    found = getattr(getattr(torch.ops.aten, packet, None), overload, None)
+    return found if isinstance(found, torch._ops.OpOverload) and _computes(found) else None
+
+
+def _computes(operation: torch._ops.OpOverload) -> bool:
+    """Whether an operation makes tensors and numbers of tensors, or of numbers alone; some others
+    of the library read files."""
+    arguments = operation._schema.arguments
+    of_tensors = any("Tensor" in str(argument.type) for argument in arguments)
+    name = operation._schema.name.removeprefix("aten::")
+    return of_tensors or name in (*_FACTORIES, "full", "sym_size")
+
+
+@functools.cache
+def methods() -> frozenset[str]:
+    """The names of tensors' methods that may be called."""
+    listed = {
+        getattr(method, "__name__", "") for method in get_overridable_functions()[torch.Tensor]
+    }
+    plain = {name for name in listed if name and not name.startswith("_")}
+    return frozenset((plain | set(_OWN_METHODS)) - _NEVER)
+
+
+@functools.cache
+def _kinds() -> dict[str, type[nn.Module]]:
+    """The kinds of modules by name, in small letters."""
+    of_torch = [kind for kind in vars(nn).values() if inspect.isclass(kind) and _is_layer(kind)]
+    return {kind.__name__.lower(): kind for kind in (*of_torch, *_OWN_MODULES)}
+
+
+def _is_layer(kind: type) -> bool:
+    """Whether a class of torch.nn is a layer, and no base of others, container or loss."""
+    if not issubclass(kind, nn.Module) or kind in _NO_LAYERS:
+        return False
+    return not kind.__name__.startswith(_NO_LAYER_BEGINS) and "Loss" not in kind.__name__
+
+
+def kind_of(name: object) -> type[nn.Module] | None:
+    """The kind of module of a name, as version 0.1 wrote it too (`batch_norm2d`); None if there is
+    none."""
+    return _kinds().get(name.replace("_", "").lower()) if isinstance(name, str) else None
+
+
+def is_kind(module: nn.Module) -> bool:
+    """Whether a module is of a kind that may be stored, and of no class of its own."""
+    return _kinds().get(type(module).__name__.lower()) is type(module)
+
+
+def arguments_of(module: nn.Module) -> dict[str, Any]:
+    """The arguments that make a module of this kind and these sizes.
+
+    Raises:
+        ValueError: if the module does not tell one that it needs.
+    """
+    if isinstance(module, nn.MultiheadAttention):
+        return _arguments_of_attention(module)
+    found: dict[str, Any] = {}
+    for name, parameter in inspect.signature(type(module).__init__).parameters.items():
+        if name in ("self", "device", "dtype") or name.startswith("_"):
+            continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            found |= _of_base(module)
+        elif hasattr(module, name):
+            value = getattr(module, name)
+            is_tensor = name == "bias" and not isinstance(value, bool)
+            found[name] = value is not None if is_tensor else value
+        elif parameter.default is parameter.empty:
+            raise ValueError(f"it does not tell its '{name}'")
+    return found
+
+
+def _of_base(module: nn.Module) -> dict[str, Any]:
+    """The arguments of the base class, to which a recurrent layer hands on what it is given."""
+    if not isinstance(module, nn.RNNBase):
+        return {}
+    names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout")
+    found = {name: getattr(module, name) for name in (*names, "bidirectional")}
+    if isinstance(module, nn.LSTM):
+        found["proj_size"] = module.proj_size
+    if isinstance(module, nn.RNN):
+        found["nonlinearity"] = module.nonlinearity
+    return found
+
+
+def _arguments_of_attention(module: nn.MultiheadAttention) -> dict[str, Any]:
+    return {
+        "embed_dim": module.embed_dim,
+        "num_heads": module.num_heads,
+        "dropout": module.dropout,
+        "bias": module.in_proj_bias is not None,
+        "add_bias_kv": module.bias_k is not None,
+        "add_zero_attn": module.add_zero_attn,
+        "kdim": module.kdim,
+        "vdim": module.vdim,
+        "batch_first": module.batch_first,
+    }

@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -176,7 +176,7 @@ def _kinds() -> dict[str, type[nn.Module]]:
     return {kind.__name__.lower(): kind for kind in (*of_torch, *_OWN_MODULES)}
 
 
-def _is_layer(kind: type) -> bool:
+def _is_layer(kind: type) -> TypeGuard[type[nn.Module]]:
     """Whether a class of torch.nn is a layer, and no base of others, container or loss."""
     if not issubclass(kind, nn.Module) or kind in _NO_LAYERS:
         return False

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils._pytree import register_pytree_node, tree_flatten
+from torch.utils._pytree import register_pytree_node, tree_flatten, tree_map
 
 Dropout = _DropoutNd
 """The base of all dropouts, which users' own have too; `p` is the rate."""
@@ -108,3 +108,8 @@ def fused_sgd() -> Any:
 def fused_adam(group: Mapping[str, Any]) -> Any:
     """The kernel of Adam's step; of AdamW's, where weight decay is decoupled."""
     return torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+
+
+def mapped_tree(value: object, change: Callable[[Any], Any]) -> Any:
+    """Nested lists, tuples and dictionaries with each of what is in them changed."""
+    return tree_map(change, value)

@@ -1,13 +1,15 @@
-"""Dead channels that several layers share: removed from all of them, where residual additions and
-the like couple them."""
+"""Dead units that several layers share: removed from all of them, where residual additions, heads
+and the like couple them."""
 
 import logging
+from collections.abc import Callable
 
 from torch import Tensor, fx, nn
 
+from slimfront.trainables.compaction.slicing import sliced
 from slimfront.trainables.compaction.units import Removed
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.structure.agreement import EXACT
+from slimfront.trainables.structure.agreement import EXACT, Probe
 from slimfront.trainables.structure.channel_groups import channel_groups, remove_units
 from slimfront.trainables.structure.graph import WeightLayer
 from slimfront.trainables.structure.removable import removable_together
@@ -18,16 +20,45 @@ log = logging.getLogger(__name__)
 def remove_coupled_channels(
     network: fx.GraphModule, inputs: Tensor, tolerance: float = EXACT
 ) -> list[Removed]:
-    """Removes the channels that are 0 in every layer that writes them, in place; each group keeps
-    at least one unit.
+    """Removes the units that every reader of theirs reads as 0, or with weights of 0, in place;
+    each layer keeps at least one.
 
-    A group is left as it is where the outputs could change by more than `tolerance`: what lies
-    between the layers does not pass zeros on, or the network has a size written into its code.
-    `inputs` (N, *input_shape) show what couples.
+    Units stay where the outputs could change by more than `tolerance`, or where the network has a
+    size written into its code that cannot be changed. `inputs` (N, *input_shape) show what couples.
     """
-    if not dead_units(network):
+    if not _has_zeros(network):
         return []
     network.recompile()  # its graph may have changed
+    own = sliced(network, inputs, _agreement(network, inputs, tolerance))
+    if own:
+        return [Removed(name, count, whole=False) for name, count in own.items()]
+    return _removed_by_dependencies(network, inputs, tolerance)
+
+
+def _agreement(
+    network: fx.GraphModule, inputs: Tensor, tolerance: float
+) -> Callable[[nn.Module], bool]:
+    """Whether another network computes what this one does, which is run when that is asked."""
+    return lambda other: Probe(network, inputs).agrees(other, tolerance)
+
+
+def _has_zeros(network: nn.Module) -> bool:
+    """Whether a parameter of several axes is 0 all along one of them."""
+    return any(_has_zero_line(p.detach()) for p in network.parameters() if p.dim() > 1)
+
+
+def _has_zero_line(parameter: Tensor) -> bool:
+    entries = parameter.flatten(2) if parameter.dim() > 2 else parameter.unsqueeze(2)
+    nonzero = entries.any(2)
+    return not bool(nonzero.any(0).all() and nonzero.any(1).all())
+
+
+def _removed_by_dependencies(
+    network: fx.GraphModule, inputs: Tensor, tolerance: float
+) -> list[Removed]:
+    """The same by Torch-Pruning's graph, for what ours does not follow."""
+    if not dead_units(network):
+        return []
     try:
         groups = channel_groups(network, inputs)
     except UserError as error:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.overrides import get_overridable_functions
 
 from slimfront.trainables.structure.attention import Attention, ScaledDotProduct
+from slimfront.trainables.structure.counting import CountingGroupNorm, CountingNorm
 
 Function = Callable[..., Any]
 
@@ -63,7 +64,12 @@ _NO_LAYERS = (
     *(nn.ParameterDict, nn.RNNBase, nn.RNNCellBase),
 )
 _NO_LAYER_BEGINS = ("Transformer", "Lazy", "DataParallel")
-_OWN_MODULES: tuple[type[nn.Module], ...] = (Attention, ScaledDotProduct)
+_OWN_MODULES: tuple[type[nn.Module], ...] = (
+    Attention,
+    ScaledDotProduct,
+    CountingNorm,
+    CountingGroupNorm,
+)
 
 
 @functools.cache

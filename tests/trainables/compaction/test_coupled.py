@@ -112,12 +112,13 @@ def test_a_channel_stays_where_what_follows_makes_something_of_zero() -> None:
     assert difference(model, compacted.network) == 0
 
 
-def test_a_channel_stays_where_the_code_says_how_many_there_are() -> None:
+def test_a_channel_goes_where_the_code_says_how_many_there_are() -> None:
     torch.manual_seed(0)
     model = Coupled(nn.ReLU(), channels=8).eval()
     kill(model, 3)
     compacted = compact(model, INPUTS)
-    assert compacted.report.after["params"] == measure(model, INPUTS)["params"]
+    assert compacted.report.after["params"] < measure(model, INPUTS)["params"]
+    assert difference(model, compacted.network) < 1e-5
 
 
 def test_a_layer_norm_over_the_channels_keeps_them() -> None:
@@ -132,7 +133,7 @@ def test_a_layer_norm_over_the_channels_keeps_them() -> None:
     assert difference(model, compacted.network) == 0
 
 
-def test_a_network_that_torch_pruning_cannot_analyse_keeps_its_channels_and_says_so(
+def test_a_network_that_torch_pruning_cannot_analyse_loses_its_channels(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
@@ -144,8 +145,8 @@ def test_a_network_that_torch_pruning_cannot_analyse_keeps_its_channels_and_says
     monkeypatch.setattr("slimfront.trainables.structure.channel_groups._graph", fails)
     with caplog.at_level(logging.WARNING):
         compacted = compact(model, INPUTS)
-    assert "Torch-Pruning cannot analyse the network" in caplog.text
-    assert compacted.report.after["params"] == measure(model, INPUTS)["params"]
+    assert caplog.text == ""
+    assert compacted.report.after["params"] < measure(model, INPUTS)["params"]
 
 
 def test_what_autograd_made_for_the_analysis_is_let_go_of() -> None:

@@ -108,6 +108,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rnn": {"input_size": 3, "hidden_size": 4, "nonlinearity": "relu"},
     "layernorm": {"normalized_shape": (3, 4), "bias": False},
     "multiheadattention": {"embed_dim": 8, "num_heads": 2, "kdim": 4, "add_bias_kv": True},
+    "countinggroupnorm": {"sizes": (2, 3), "total": 4, "eps": 1e-5},
     "attention": {"heads": 3, "dropout": 0.1},
     "unflatten": {"dim": 1, "unflattened_size": (2, 2)},
     "fractionalmaxpool2d": {"kernel_size": 2, "output_size": 3},

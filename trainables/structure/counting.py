@@ -1,0 +1,125 @@
+"""Norms that count channels which are not there: what layer, RMS and group norms become when
+channels that were 0 are taken out."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class CountingNorm(nn.Module):
+    """The layer norm of (…, `channels`) and of `missing` channels of 0 beside them (Ba et al. 2016,
+    arXiv 1607.06450); without `centred`, the RMS norm (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+
+    def __init__(
+        self,
+        channels: int,
+        missing: int,
+        eps: float,
+        centred: bool = True,
+        weighted: bool = True,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.missing = missing
+        self.eps = eps
+        self.centred = centred
+        self.weighted = weighted
+        self.weight = nn.Parameter(torch.ones(channels)) if weighted else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, channels) to the same."""
+        total = self.channels + self.missing
+        if self.centred:
+            mean = x.sum(-1, keepdim=True) / total
+            x = x - mean
+            squares = x.square().sum(-1, keepdim=True) + self.missing * mean.square()
+        else:
+            squares = x.square().sum(-1, keepdim=True)
+        x = x * (squares / total + self.eps).rsqrt()
+        if self.weight is not None:
+            x = x * self.weight
+        return x if self.bias is None else x + self.bias
+
+    def extra_repr(self) -> str:
+        """What is shown of it."""
+        return (
+            f"{self.channels}, missing={self.missing}, eps={self.eps}, centred={self.centred}, "
+            f"weighted={self.weighted}, bias={self.bias is not None}"
+        )
+
+
+class CountingGroupNorm(nn.Module):
+    """The group norm (Wu & He 2018, arXiv 1803.08494) of (N, channels, …), and of channels of 0
+    beside them: `sizes` says how many of each group are there, and each had `total`."""
+
+    def __init__(self, sizes: tuple[int, ...], total: int, eps: float, affine: bool = True) -> None:
+        super().__init__()
+        self.sizes = tuple(sizes)
+        self.total = total
+        self.eps = eps
+        self.affine = affine
+        channels = sum(sizes)
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+        groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        of_group = (torch.arange(len(sizes)).unsqueeze(1) == groups).to(torch.get_default_dtype())
+        self.register_buffer("of_group", of_group)
+        """(groups, channels): 1 where a channel is of a group."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, …) to the same."""
+        shape = x.shape
+        x = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
+        entries = self.total * x.shape[2]
+        of_group: Tensor = self.of_group  # type: ignore[assignment]
+        mean = (x.sum(2) @ of_group.t()) / entries  # (N, groups)
+        x = x - (mean @ of_group).unsqueeze(2)
+        there = of_group.sum(1)
+        absent = (self.total - there) * x.shape[2]
+        squares = x.square().sum(2) @ of_group.t() + absent * mean.square()
+        x = x * ((squares / entries + self.eps).rsqrt() @ of_group).unsqueeze(2)
+        if self.weight is not None and self.bias is not None:
+            x = x * self.weight.unsqueeze(1) + self.bias.unsqueeze(1)
+        return x.reshape(shape)
+
+    def extra_repr(self) -> str:
+        """What is shown of it."""
+        return f"{self.sizes}, total={self.total}, eps={self.eps}, affine={self.affine}"
+
+
+def counting(module: Any, kept: Tensor) -> nn.Module:
+    """The norm that does what `module`, whose parameters were made smaller already, did when the
+    channels that are not in `kept` (channels,) were 0."""
+    like = next(module.parameters(), torch.zeros(()))
+    if isinstance(module, nn.GroupNorm | CountingGroupNorm):
+        made = _of_groups(module, kept)
+    else:
+        before = module.missing if isinstance(module, CountingNorm) else 0
+        eps = module.eps
+        if eps is None:  # as nn.RMSNorm has it
+            eps = torch.finfo(like.dtype).eps
+        made = CountingNorm(
+            int(kept.sum()),
+            before + int((~kept).sum()),
+            eps,
+            centred=not isinstance(module, nn.RMSNorm) and getattr(module, "centred", True),
+            weighted=module.weight is not None,
+            bias=getattr(module, "bias", None) is not None,
+        )
+    made = made.to(like.device, like.dtype).train(module.training)
+    for name in ("weight", "bias"):
+        if getattr(made, name) is not None:
+            setattr(made, name, getattr(module, name))
+    return made
+
+
+def _of_groups(module: Any, kept: Tensor) -> nn.Module:
+    if isinstance(module, CountingGroupNorm):
+        parts, total = kept.split(list(module.sizes)), module.total
+    else:
+        parts, total = kept.chunk(module.num_groups), module.num_channels // module.num_groups
+    sizes = tuple(int(part.sum()) for part in parts)
+    return CountingGroupNorm(sizes, total, module.eps, module.affine)

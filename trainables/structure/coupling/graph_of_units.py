@@ -1,0 +1,26 @@
+"""The walk with all handlers there are: a new kind of layer or operation is added to one of their
+tables, or registered by its user."""
+
+from torch import Tensor, fx, nn
+
+from slimfront.trainables.structure.coupling import entries, layers, mixing
+from slimfront.trainables.structure.coupling.walk import Handler, Handlers, Walk, walked
+
+HANDLERS = Handlers(
+    modules={**entries.MODULES, **mixing.MODULES, **layers.MODULES},
+    functions={**entries.FUNCTIONS, **mixing.FUNCTIONS},
+)
+
+
+def register(kind: type[nn.Module] | str, handler: Handler) -> None:
+    """Has a kind of module, or a function or method of this name, followed by a handler."""
+    if isinstance(kind, str):
+        HANDLERS.functions[kind] = handler
+    else:
+        HANDLERS.modules[kind] = handler
+
+
+def units_of(graph: fx.GraphModule, inputs: Tensor) -> Walk:
+    """What is known of the units of a traced network, found with a few `inputs` (N, *input_shape)
+    in evaluation mode."""
+    return walked(graph, inputs, HANDLERS)

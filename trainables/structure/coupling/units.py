@@ -1,0 +1,189 @@
+"""Units by number: which go together, what reads them, and which can all go at once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+NONE = -1
+"""In the place of a unit: there is none, and what is there stays."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Units that an operation reads where dropping them would change what it computes, unless the
+    unit of `unless` beside each (−1: none) goes too."""
+
+    units: Tensor
+    unless: Tensor
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """Units (n,) of which each stands for all `members` (n, m): it goes if and only if they do."""
+
+    units: Tensor
+    members: Tensor
+
+
+@dataclass
+class Units:
+    """The units of a network, and what is known of them."""
+
+    count: int = 0
+    reasons: dict[str, list[Tensor]] = field(default_factory=dict)
+    """What cannot go, by why."""
+    _ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _reads: list[_Read] = field(default_factory=list)
+    _wholes: list[_Whole] = field(default_factory=list)
+    _packs: list[Tensor] = field(default_factory=list)
+    _spaces: list[Tensor] = field(default_factory=list)
+
+    def fresh(self, count: int) -> Tensor:
+        """New units, (count,)."""
+        made = torch.arange(self.count, self.count + count)
+        self.count += count
+        self._spaces.append(made)
+        return made
+
+    def tie(self, one: Tensor, other: Tensor) -> None:
+        """Has units go together, entry by entry; where one side has none, those of the other
+        stay."""
+        one, other = (side.reshape(-1) for side in torch.broadcast_tensors(one, other))
+        alone = (one == NONE) != (other == NONE)
+        self.keep(torch.maximum(one, other)[alone], "it meets what has no units")
+        both = (one != NONE) & (other != NONE) & (one != other)
+        if both.any():
+            pairs = torch.stack([one[both], other[both]]).unique(dim=1)
+            self._ties.append((pairs[0], pairs[1]))
+
+    def keep(self, units: Tensor, why: str) -> None:
+        """Has units stay."""
+        kept = units[units != NONE]
+        if kept.numel():
+            self.reasons.setdefault(why, []).append(kept.reshape(-1).unique())
+
+    def read(self, units: Tensor, harmless: Tensor, unless: Tensor | None = None) -> None:
+        """Notes that units (n,) are read, where it is `harmless` (n,) if they go, or harmless if
+        the unit of `unless` (n,) goes too."""
+        found = (units != NONE) & ~harmless
+        if found.any():
+            others = torch.full_like(units, NONE) if unless is None else unless
+            self._reads.append(_Read(units[found], others.expand_as(units)[found]))
+
+    def whole(self, members: Tensor) -> Tensor:
+        """Units (n,) that each stand for all of a row of `members` (n, m)."""
+        made = torch.arange(self.count, self.count + len(members))
+        self.count += len(members)
+        self.same_as_all(made, members)
+        return made
+
+    def same_as_all(self, units: Tensor, members: Tensor) -> None:
+        """Has units (n,) go if and only if all of their row of `members` (n, m) do."""
+        known = (units != NONE) & (members != NONE).all(1)
+        self.keep(units[~known], "what it is part of stays")
+        self.keep(members[~known], "what it is part of stays")
+        self._wholes.append(_Whole(units[known], members[known]))
+
+    def pack(self, units: Tensor) -> None:
+        """Has what stays of units along several axes be of one size along each of them."""
+        self._packs.append(units)
+
+    def never_empty(self, units: Tensor) -> None:
+        """Has one of these units stay at least."""
+        self._spaces.append(units.reshape(-1))
+
+    def roots(self) -> Tensor:
+        """One unit of those that each goes with, (count,)."""
+        roots = torch.arange(self.count)
+        if not self._ties:
+            return roots
+        one, other = (torch.cat(sides) for sides in zip(*self._ties, strict=True))
+        while True:
+            lowest = torch.minimum(roots[one], roots[other])
+            lower = roots.clone()
+            lower.scatter_reduce_(0, roots[one], lowest, "amin")
+            lower.scatter_reduce_(0, roots[other], lowest, "amin")
+            lower = lower[lower]
+            if torch.equal(lower, roots):
+                return roots
+            roots = lower
+
+    def removable(self, wanted: Tensor | None = None) -> Tensor:
+        """The largest set of units that can all go at once, (count,) bool; of those `wanted` alone,
+        if given."""
+        roots = self.roots()
+        gone = torch.ones(self.count, dtype=torch.bool)
+
+        def restore(units: Tensor) -> bool:
+            """Whether one of these was to go."""
+            places = roots[units[units != NONE]]
+            changed = bool(gone[places].any())
+            gone[places] = False
+            return changed
+
+        for groups in self.reasons.values():
+            restore(torch.cat(groups))
+        if wanted is not None:
+            restore((~wanted).nonzero().flatten())
+        changed = True
+        while changed:
+            changed = False
+            for read in self._reads:
+                without = (read.unless == NONE) | ~gone[roots[read.unless]]
+                changed |= restore(read.units[without])
+            for whole in self._wholes:
+                changed |= self._agree(whole, gone, roots, restore)
+            for units in self._packs:
+                changed |= restore(units[_unpackable(_kept(units, gone[roots]))])
+            for units in self._spaces:
+                if units.numel() and not _kept(units, gone[roots]).any():
+                    changed |= restore(units[:1])
+        return gone[roots]
+
+    @staticmethod
+    def _agree(
+        whole: _Whole, gone: Tensor, roots: Tensor, restore: Callable[[Tensor], bool]
+    ) -> bool:
+        all_gone = gone[roots[whole.members]].all(1)
+        itself = gone[roots[whole.units]]
+        changed = restore(whole.units[itself & ~all_gone])
+        return restore(whole.members[all_gone & ~itself]) or changed
+
+
+def _kept(units: Tensor, gone: Tensor) -> Tensor:
+    """Which entries stay, for units of any shape."""
+    return (units == NONE) | ~gone[units]
+
+
+def _unpackable(kept: Tensor) -> Tensor:
+    """Which entries must stay too, so that those that stay are of one size along each axis: bool of
+    any shape."""
+    if kept.dim() < 2:
+        return torch.zeros_like(kept)
+    counts = kept.sum(-1)
+    most = counts.max()
+    rows = counts > 0
+    missing = torch.where(rows, most - counts, 0)
+    place = (~kept).cumsum(-1)
+    wanted = ~kept & (place <= missing.unsqueeze(-1))
+    return wanted | (_unpackable(rows).unsqueeze(-1) & ~kept)
+
+
+def packed(tensor: Tensor, kept: Tensor) -> Tensor:
+    """The entries of a tensor that stay; `kept` is bool, of the tensor's number of axes, 1 where
+    all along an axis is alike."""
+    shape = packed_shape(tensor.shape, kept)
+    return tensor[kept.expand(tensor.shape)].reshape(shape)
+
+
+def packed_shape(shape: torch.Size, kept: Tensor) -> tuple[int, ...]:
+    """The shape of what stays."""
+    sizes = list(shape)
+    while kept.dim() and kept.numel() > 1:
+        last = max(axis for axis in range(kept.dim()) if kept.shape[axis] > 1)
+        counts = kept.sum(last, keepdim=True)
+        sizes[last] = int(counts.max())
+        kept = counts > 0
+    return tuple(sizes)

@@ -64,9 +64,9 @@ class CountingGroupNorm(nn.Module):
         channels = sum(sizes)
         self.weight = nn.Parameter(torch.ones(channels)) if affine else None
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
-        groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-        of_group = (torch.arange(len(sizes)).unsqueeze(1) == groups).to(torch.get_default_dtype())
-        self.register_buffer("of_group", of_group)
+        owners = [group for group, size in enumerate(sizes) for _ in range(size)]
+        of_group = [[float(owner == group) for owner in owners] for group in range(len(sizes))]
+        self.register_buffer("of_group", torch.tensor(of_group))
         """(groups, channels): 1 where a channel is of a group."""
 
     def forward(self, x: Tensor) -> Tensor:

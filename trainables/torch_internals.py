@@ -3,15 +3,17 @@
 `tests/test_undocumented.py` says with the version of torch what is gone. Tried with torch 2.13.
 """
 
+import io
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils._pytree import register_pytree_node, tree_flatten, tree_map
+from torch.utils._pytree import register_pytree_node, tree_flatten, tree_map, tree_unflatten
 
 Dropout = _DropoutNd
 """The base of all dropouts, which users' own have too; `p` is the rate."""
@@ -22,7 +24,21 @@ NORM = _NormBase
 FORWARD_HELPERS = ("_conv_forward", "_check_input_dim")
 """Methods that the forward of a module of torch.nn calls, which a subclass could change."""
 
+OpOverload = torch._ops.OpOverload
+"""An operation of torch's own library for arguments of certain kinds."""
+
 _FX_CHECKS = ("_assert_is_none", "_assert")
+
+
+def function_name(node: fx.Node) -> str:
+    """What a node calls, by a name that a function, a method, and an operator of Python share."""
+    if node.op == "call_method":
+        return str(node.target).rstrip("_")
+    if isinstance(node.target, OpOverload):
+        return node.target._schema.name.removeprefix("aten::").rstrip("_")
+    name = getattr(node.target, "__name__", "")
+    in_place = name in ("iadd", "isub", "imul", "itruediv", "ipow", "imatmul", "ifloordiv")
+    return (name[1:] if in_place else name).strip("_")
 
 
 def flattened(outputs: object) -> tuple[list[Any], object]:
@@ -113,3 +129,20 @@ def fused_adam(group: Mapping[str, Any]) -> Any:
 def mapped_tree(value: object, change: Callable[[Any], Any]) -> Any:
     """Nested lists, tuples and dictionaries with each of what is in them changed."""
     return tree_map(change, value)
+
+
+def unflattened(leaves: list[Any], structure: Any) -> Any:
+    """What `flattened` took apart."""
+    return tree_unflatten(leaves, structure)
+
+
+@contextmanager
+def quiet_export() -> Iterator[None]:
+    """Within, torch.export says nothing: it logs the whole graph that it gave up on."""
+    disabled = logging.root.manager.disable
+    logging.disable()
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        try:
+            yield
+        finally:
+            logging.disable(disabled)

@@ -6,24 +6,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction.attention_heads import remove_dead_heads
 from slimfront.trainables.compaction.blocks import drop_empty_branches
 from slimfront.trainables.compaction.coupled import dead_units, remove_coupled_channels
+from slimfront.trainables.compaction.exact import (
+    in_float64_where_it_can,
+    restore_types,
+    type_of,
+)
 from slimfront.trainables.compaction.layers import clear_rounding, fold_batch_norms
 from slimfront.trainables.compaction.merge import MergePolicy, drop_idle_relus, merge_layers
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.quick import make_quick
 from slimfront.trainables.compaction.units import Removed, remove_dead_units
 from slimfront.trainables.errors import TrialFailure
-from slimfront.trainables.inputs import in_float64
 from slimfront.trainables.measures.measure import count_flops, measure
 from slimfront.trainables.options import Options
 from slimfront.trainables.precision import all_of_float32
-from slimfront.trainables.structure.agreement import EXACT, Probe, outputs
+from slimfront.trainables.structure.agreement import EXACT, Probe
 from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.evaluating import evaluating
 from slimfront.trainables.structure.graph import Conv, copied, note_ranks
@@ -107,7 +110,7 @@ def compact(
     type, is compared once more on all of `inputs`.
 
     Args:
-        model: a trained network that torch.fx can trace.
+        model: a trained network that torch.fx can trace, or torch.export.
         inputs: (N, *input_shape) real inputs, on which the two networks' outputs are compared.
         options: the defaults if None.
         told: the layers whose zero units were warned of before, which are not warned of again;
@@ -181,7 +184,7 @@ def _smaller(
 
     If they are too far, each kind of removal is tried alone, and left out if it is to blame.
     """
-    original = traced_in_both_modes(model)
+    original = traced_in_both_modes(model, inputs[:3])
     start = _start(original, inputs, options)
     network, steps = _reduced(start, options, _REMOVALS)
     apart = start.probe.difference(network, start.tolerance)
@@ -196,7 +199,7 @@ def _smaller(
         network, steps = _reduced(start, options, right)
         apart = start.probe.difference(network, start.tolerance)
     steps = [*start.steps, *steps]
-    _restore_types(network, original)
+    restore_types(network, original)
     if options.merge != "always" and (grown := _grown(original, network, inputs, steps)):
         log.warning("compaction leaves the network as it is: it would have more %s", grown)
         network, steps, apart = _unchanged(original), [], 0.0
@@ -246,7 +249,7 @@ class _Start:
 
 
 def _start(original: fx.GraphModule, inputs: Tensor, options: Compaction) -> _Start:
-    network, exact_inputs, exact = _in_float64(original, inputs)
+    network, exact_inputs, exact = in_float64_where_it_can(original, inputs)
     tolerance = EXACT if exact else options.tolerance
     split_attention(network)
     note_ranks(network, exact_inputs)
@@ -254,9 +257,9 @@ def _start(original: fx.GraphModule, inputs: Tensor, options: Compaction) -> _St
     folded = fold_batch_norms(network)
     if folded and not probe.agrees(_compiled(network), tolerance):
         log.warning("compaction folds no batch norms: that would change the outputs")
-        network, folded = _in_float64(original, inputs)[0], []
+        network, folded = in_float64_where_it_can(original, inputs)[0], []
         split_attention(network)
-    if folded and clear_rounding(network, folded, _type_of(original)):
+    if folded and clear_rounding(network, folded, type_of(original)):
         probe = Probe(network, exact_inputs)
     return _Start(
         network,
@@ -265,43 +268,6 @@ def _start(original: fx.GraphModule, inputs: Tensor, options: Compaction) -> _St
         tolerance,
         tuple((name, "folded", "batch norm") for name in folded),
     )
-
-
-def _in_float64(original: fx.GraphModule, inputs: Tensor) -> tuple[fx.GraphModule, Tensor, bool]:
-    """A copy of the network and its inputs, in float64, and true; in their own type, and false, if
-    its code or the device allows no other."""
-    try:
-        exact = copied(original).eval().double()
-        outputs(exact, in_float64(inputs[:2]))
-        return exact, in_float64(inputs), True
-    except (RuntimeError, TypeError, ValueError):
-        return copied(original).eval(), inputs, False
-
-
-def _type_of(network: nn.Module) -> torch.dtype:
-    """The type that a network computes in."""
-    kinds = [p.dtype for p in network.parameters() if p.is_floating_point()]
-    return kinds[0] if kinds else torch.get_default_dtype()
-
-
-def _restore_types(network: fx.GraphModule, original: fx.GraphModule) -> None:
-    """Gives parameters and buffers the types that they had; those that are new, that of the first
-    parameter."""
-    types = {
-        name: tensor.dtype
-        for name, tensor in (*original.named_parameters(), *original.named_buffers())
-    }
-    first = next(
-        (dtype for dtype in types.values() if dtype.is_floating_point), torch.get_default_dtype()
-    )
-    network.zero_grad()
-    for prefix, module in network.named_modules():
-        for name, tensor in (
-            *module.named_parameters(recurse=False),
-            *module.named_buffers(recurse=False),
-        ):
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.to(types.get(f"{prefix}.{name}".lstrip("."), first))
 
 
 def _is_right(start: _Start, options: Compaction, kind: Removal) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction.layers import set_module
 from slimfront.trainables.errors import UserError
@@ -70,8 +70,10 @@ _ARGUMENTS: dict[object, tuple[str, ...]] = {
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
-def traced_in_both_modes(model: nn.Module) -> fx.GraphModule:
+def traced_in_both_modes(model: nn.Module, sample: Tensor | None = None) -> fx.GraphModule:
     """A traced copy of the model in evaluation mode, whose dropout follows the mode that it is in.
+
+    With a `sample` (N, *input_shape) a network that torch.fx cannot trace is exported.
 
     Raises:
         UserError: if the model cannot be traced.
@@ -79,13 +81,13 @@ def traced_in_both_modes(model: nn.Module) -> fx.GraphModule:
     if isinstance(model, fx.GraphModule):
         return copied(model).eval()
     with evaluating(model):
-        evaluated = copied(trace(model)).eval()
+        evaluated = copied(trace(model, sample)).eval()
     as_modules(evaluated)
     # Whose statistics an inlined batch norm may count on while it is traced.
     other = copied(model).train()
     try:
         with torch.random.fork_rng(devices=[]):
-            trained = copied(trace(other))
+            trained = copied(trace(other, sample))
         as_modules(trained)
         followed = _follow_mode(trained)
         apart = _first_difference(evaluated, trained, followed)

@@ -20,6 +20,7 @@ from torch.overrides import get_overridable_functions
 
 from slimfront.trainables.structure.attention import Attention, ScaledDotProduct
 from slimfront.trainables.structure.counting import CountingGroupNorm, CountingNorm
+from slimfront.trainables.torch_internals import OpOverload
 
 Function = Callable[..., Any]
 
@@ -128,7 +129,7 @@ def _names() -> dict[object, str]:
 
 def name_of(function: object) -> str | None:
     """The name under which a function is stored; None if it is none of those."""
-    if isinstance(function, torch._ops.OpOverload):
+    if isinstance(function, OpOverload):
         return str(function) if _aten(str(function)) is function else None
     if not isinstance(function, Hashable) or not callable(function):
         return None
@@ -153,10 +154,10 @@ def _aten(name: str) -> Function | None:
     if packet.startswith("__") or overload.startswith("__") or packet in _NEVER:
         return None
     found = getattr(getattr(torch.ops.aten, packet, None), overload, None)
-    return found if isinstance(found, torch._ops.OpOverload) and _computes(found) else None
+    return found if isinstance(found, OpOverload) and _computes(found) else None
 
 
-def _computes(operation: torch._ops.OpOverload) -> bool:
+def _computes(operation: OpOverload) -> bool:
     """Whether an operation makes tensors and numbers of tensors, or of numbers alone; some others
     of the library read files."""
     arguments = operation._schema.arguments

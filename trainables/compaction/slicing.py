@@ -19,11 +19,11 @@ from slimfront.trainables.structure.coupling.units import NONE, packed, packed_s
 from slimfront.trainables.structure.coupling.walk import (
     Walk,
     found_in,
-    function_name,
     mapped_known,
     numbers_of,
 )
 from slimfront.trainables.structure.graph import copied, module_of, submodule
+from slimfront.trainables.torch_internals import OpOverload, function_name
 
 _SIZES_AT_ONCE = ("view", "reshape", "expand", "_unsafe_view", "view_copy", "broadcast_to")
 _SPLITS = ("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
@@ -154,7 +154,7 @@ class Slices:
         elif name in _SPLITS:
             axis = kwargs.pop("dim", args[2] if len(args) > 2 else 0)
             sizes = [self.shape(part)[axis] for part in made]
-            aten = isinstance(target, torch._ops.OpOverload)
+            aten = isinstance(target, OpOverload)
             target = torch.ops.aten.split_with_sizes.default if aten else "split"
             op, args = ("call_function" if aten else "call_method"), [args[0], sizes, axis]
         elif name == "getitem" and isinstance(self.walk.known[node.all_input_nodes[0]], Known):

@@ -170,7 +170,7 @@ def check_storable(network: nn.Module, sample: Tensor) -> None:
 
 
 def _store_and_restore(network: nn.Module, sample: Tensor) -> None:
-    traced = traced_in_both_modes(network)
+    traced = traced_in_both_modes(network, sample[:3])
     split_attention(traced)
     restored = deserialise(serialise(traced))
     with torch.no_grad():

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.encoders import Tracer
 from slimfront.trainables.structure.evaluating import evaluating
+from slimfront.trainables.structure.exported import CannotExport, exported
 from slimfront.trainables.torch_internals import is_check
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -78,7 +79,8 @@ def trace(model: nn.Module, sample: Tensor | None = None) -> fx.GraphModule:
     """The graph of a network; it shares the network's modules and parameters.
 
     With a `sample` (N, *input_shape) it is also known of how many axes the outputs are, as
-    `note_ranks` finds out.
+    `note_ranks` finds out; and a network that torch.fx cannot trace is exported, as it is in
+    evaluation mode.
 
     Raises:
         UserError: if the network's forward cannot be traced (data-dependent control flow, say).
@@ -86,23 +88,29 @@ def trace(model: nn.Module, sample: Tensor | None = None) -> fx.GraphModule:
     if isinstance(model, fx.GraphModule):
         traced: fx.GraphModule = model
     else:
-        traced = _traced(model)
+        traced = _traced(model, sample)
     if sample is not None:
         note_ranks(traced, sample)
     return traced
 
 
-def _traced(model: nn.Module) -> fx.GraphModule:
+def _traced(model: nn.Module, sample: Tensor | None) -> fx.GraphModule:
     try:
         tracer = Tracer()
         graph = _without_defaults(tracer.trace(model, _defaults(model)))
         return fx.GraphModule(tracer.root, graph, type(model).__name__)
     except Exception as error:
-        raise UserError(
-            f"{type(model).__name__}.forward cannot be traced ({error}); "
-            "layer, node and block penalties and compaction need a forward without data-dependent "
-            "control flow"
-        ) from error
+        reason: Exception = error
+    if sample is not None:
+        try:
+            return exported(model, sample)
+        except CannotExport as error:
+            reason = error
+    raise UserError(
+        f"{type(model).__name__}.forward cannot be traced ({reason}); "
+        "layer, node and block penalties and compaction need a forward without data-dependent "
+        "control flow"
+    ) from reason
 
 
 class _Ranks(fx.Interpreter):

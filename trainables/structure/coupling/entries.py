@@ -13,10 +13,10 @@ from slimfront.trainables.structure.coupling.walk import (
     Handler,
     Walk,
     found_in,
-    function_name,
     mapped_known,
 )
 from slimfront.trainables.structure.graph import submodule
+from slimfront.trainables.torch_internals import function_name
 
 UNARY = (
     *("relu", "relu6", "elu", "gelu", "silu", "mish", "selu", "celu", "leaky_relu", "hardtanh"),

@@ -11,8 +11,9 @@ from slimfront.trainables.structure.attention import Attention, ScaledDotProduct
 from slimfront.trainables.structure.coupling.entries import joined
 from slimfront.trainables.structure.coupling.known import Known, compressed, varying
 from slimfront.trainables.structure.coupling.units import NONE
-from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk, function_name
+from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk
 from slimfront.trainables.structure.graph import submodule
+from slimfront.trainables.torch_internals import OpOverload, function_name
 
 _SUMS = ("sum", "mean", "norm", "linalg_vector_norm", "vector_norm")
 """What leaves zeros out of account, but for how many there are."""
@@ -168,6 +169,32 @@ def linear(walk: Walk, call: Call) -> Any:
         return made
     zero = made.zeros() & bias.zeros().reshape([1] * (made.dim - 1) + [-1])
     return Known(made.shape, joined(walk, [made, bias], made.shape)).with_zero(zero)
+
+
+def addmm(walk: Walk, call: Call) -> Any:
+    """A product of matrices beside what is added to it."""
+    added, one, other = call.args[:3]
+    letters = "abcdefgh"[: one.dim - 2]
+    made = contract(walk, one, letters + "mk", other, letters + "kn", letters + "mn")
+    if call.kwargs:
+        return NotImplemented
+    zero = made.zeros() & added.zeros().reshape(
+        [1] * (made.dim - added.dim) + [*added.zeros().shape]
+    )
+    return Known(made.shape, joined(walk, [made, added], made.shape)).with_zero(zero)
+
+
+def embedding(walk: Walk, call: Call) -> Any:
+    """Rows of a weight that is computed, or shared, by their number."""
+    is_aten = isinstance(call.node.target, OpOverload)
+    weight, chosen = call.args[:2] if is_aten else call.args[1::-1]
+    walk.stay(chosen, "they are indices")
+    for colour in weight.along(0):
+        walk.units.keep(colour, "they are chosen by index")
+    shape = torch.Size([*chosen.shape, weight.shape[1]])
+    colours = [colour.reshape([1] * chosen.dim + [-1]) for colour in weight.but(0)]
+    zero = weight.zeros().all(0).reshape([1] * chosen.dim + [-1])
+    return Known(shape, tuple(colours)).with_zero(zero)
 
 
 def contract(walk: Walk, one: Known, left: str, other: Known, right: str, out: str) -> Known:
@@ -331,8 +358,10 @@ def _attended(walk: Walk, query: Known, key: Known, value: Known, mask: Known | 
     scores = Known(shape, joined(walk, [one, other], shape))
     if isinstance(mask, Known):
         full = torch.broadcast_shapes(shape, torch.Size([*mask.shape[:-2], 1, 1]))
-        walk.stay(mask, "it is a mask of attention")
-        above = Known(torch.Size([*mask.shape[:-2], 1, 1]))
+        ends = (mask.dim - 1, mask.dim - 2)
+        after = [walk.all_or_none_of(colour, ends, why) for colour in mask.colours]
+        left = tuple(colour for colour in after if colour is not None)
+        above = Known(torch.Size([*mask.shape[:-2], 1, 1]), left)
         scores = Known(full, joined(walk, [scores, above], full))
     after = [walk.all_or_none(colour, value.dim - 2, why) for colour in value.colours]
     values = Known(value.shape, tuple(colour for colour in after if colour is not None))
@@ -389,7 +418,9 @@ FUNCTIONS: dict[str, Handler] = {
     **dict.fromkeys(_KEEP_SHAPE, along_axis),
     **dict.fromkeys((*_POOLS, *_RESIZE), pool),
     **dict.fromkeys(("matmul", "bmm", "mm"), matmul),
+    **dict.fromkeys(("addmm", "baddbmm"), addmm),
     "einsum": einsum,
+    "embedding": embedding,
     "linear": linear,
     "normalize": normalise,
     "scaled_dot_product_attention": attention,

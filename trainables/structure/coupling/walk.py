@@ -12,7 +12,7 @@ from slimfront.trainables.structure.coupling.known import Known, compressed, is_
 from slimfront.trainables.structure.coupling.units import NONE, Units
 from slimfront.trainables.structure.evaluating import evaluating
 from slimfront.trainables.structure.graph import module_of, submodule
-from slimfront.trainables.torch_internals import mapped_tree
+from slimfront.trainables.torch_internals import function_name, mapped_tree
 
 Handler = Callable[["Walk", "Call"], Any]
 """What a handler is: of the walk and a call, it returns what is known of the call's output, or
@@ -217,17 +217,6 @@ class Handlers:
         if node.op == "call_module":
             return self.modules.get(type(submodule(graph, str(node.target))))
         return self.functions.get(function_name(node))
-
-
-def function_name(node: fx.Node) -> str:
-    """What a node calls, by a name that a function, a method, and an operator of Python share."""
-    if node.op == "call_method":
-        return str(node.target).rstrip("_")
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.removeprefix("aten::").rstrip("_")
-    name = getattr(node.target, "__name__", "")
-    in_place = name in ("iadd", "isub", "imul", "itruediv", "ipow", "imatmul", "ifloordiv")
-    return (name[1:] if in_place else name).strip("_")
 
 
 class _Run(fx.Interpreter):

@@ -1,0 +1,88 @@
+"""A network in float64, in which compaction judges what it does, and back in its own types."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from slimfront.trainables.inputs import in_float64
+from slimfront.trainables.structure.agreement import outputs
+from slimfront.trainables.structure.graph import copied
+
+_WIDENED = "widened"
+"""Marks a node that was told to compute in float64; what it was told before."""
+
+
+def in_float64_where_it_can(
+    original: fx.GraphModule, inputs: Tensor
+) -> tuple[fx.GraphModule, Tensor, bool]:
+    """A copy of the network and its inputs, in float64, and true; in their own type, and false, if
+    its code or the device allows no other."""
+    try:
+        exact = copied(original).eval().double()
+        _widen(exact)
+        outputs(exact, in_float64(inputs[:2]))
+        return exact, in_float64(inputs), True
+    except (RuntimeError, TypeError, ValueError):
+        return copied(original).eval(), inputs, False
+
+
+def type_of(network: nn.Module) -> torch.dtype:
+    """The type that a network computes in."""
+    kinds = [p.dtype for p in network.parameters() if p.is_floating_point()]
+    return kinds[0] if kinds else torch.get_default_dtype()
+
+
+def restore_types(network: fx.GraphModule, original: fx.GraphModule) -> None:
+    """Gives parameters and buffers the types that they had; those that are new, that of the first
+    parameter."""
+    types = {
+        name: tensor.dtype
+        for name, tensor in (*original.named_parameters(), *original.named_buffers())
+    }
+    first = next(
+        (dtype for dtype in types.values() if dtype.is_floating_point), torch.get_default_dtype()
+    )
+    network.zero_grad()
+    _narrow(network)
+    for prefix, module in network.named_modules():
+        for name, tensor in (
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        ):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(types.get(f"{prefix}.{name}".lstrip("."), first))
+
+
+def _widen(network: fx.GraphModule) -> None:
+    """Has casts to float32 in a network's code be casts to float64."""
+    for node in network.graph.nodes:
+        if node.op == "call_method" and node.target == "float":
+            node.meta[_WIDENED], node.target = node.target, "double"
+        elif _names_type(node, torch.float32):
+            node.meta[_WIDENED] = torch.float32
+            _rename_types(node, torch.float32, torch.float64)
+    network.recompile()
+
+
+def _narrow(network: fx.GraphModule) -> None:
+    """Takes that back."""
+    for node in network.graph.nodes:
+        before = node.meta.pop(_WIDENED, None)
+        if before == "float":
+            node.target = before
+        elif before is not None:
+            _rename_types(node, torch.float64, before)
+    network.recompile()
+
+
+def _names_type(node: fx.Node, dtype: torch.dtype) -> bool:
+    return any(value is dtype for value in (*node.args, *node.kwargs.values()))
+
+
+def _rename_types(node: fx.Node, before: torch.dtype, after: torch.dtype) -> None:
+    def renamed(value: Any) -> Any:
+        return after if value is before else value
+
+    node.args = tuple(renamed(value) for value in node.args)
+    node.kwargs = {key: renamed(value) for key, value in node.kwargs.items()}

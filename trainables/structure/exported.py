@@ -1,0 +1,224 @@
+"""The graph of a network that torch.fx cannot trace, by torch.export: of shapes alone, so that code
+which chooses by shapes, optional arguments or types is seen through.
+
+Its operations are those of torch's own library. Those of layers become calls of the network's
+modules again, so that all that is known of layers holds for them.
+"""
+
+import operator
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from slimfront.trainables.errors import first_line
+from slimfront.trainables.inputs import Several, joined, tensors
+from slimfront.trainables.structure.encoders import plain_kind
+from slimfront.trainables.torch_internals import function_name, quiet_export, unflattened
+
+_LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
+    "linear": (nn.Linear,),
+    "conv1d": (nn.Conv1d,),
+    "conv2d": (nn.Conv2d,),
+    "conv3d": (nn.Conv3d,),
+    "conv_transpose1d": (nn.ConvTranspose1d,),
+    "conv_transpose2d": (nn.ConvTranspose2d,),
+    "conv_transpose3d": (nn.ConvTranspose3d,),
+    "batch_norm": (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    "layer_norm": (nn.LayerNorm,),
+    "rms_norm": (nn.RMSNorm,),
+    "group_norm": (nn.GroupNorm,),
+    "embedding": (nn.Embedding,),
+    "prelu": (nn.PReLU,),
+}
+"""Which kinds of modules do one operation with parameters of theirs."""
+_PLAIN: dict[str, Callable[..., Any]] = {
+    "aten.relu.default": F.relu,
+    "aten.add.Tensor": operator.add,
+    "aten.mul.Tensor": operator.mul,
+    "aten.sub.Tensor": operator.sub,
+    "aten.flatten.using_ints": torch.flatten,
+    "aten.dropout.default": F.dropout,
+    "aten.scaled_dot_product_attention.default": F.scaled_dot_product_attention,
+    **{
+        f"aten.__{name}__.{kind}": getattr(operator, f"{name}_" if name != "xor" else name)
+        for name in ("and", "or", "xor")
+        for kind in ("Tensor", "Scalar")
+    },
+}
+"""Operations that are known by another name, with the same arguments."""
+_CHECKS = ("_assert", "sym_constrain", "_guards_fn")
+
+
+class CannotExport(Exception):
+    """torch.export does not take a network."""
+
+
+def exported(model: nn.Module, sample: Tensor) -> fx.GraphModule:
+    """The graph of a network in the mode that it is in, of its own modules and parameters.
+
+    Args:
+        sample: (N, *input_shape); the graph takes any number of inputs.
+
+    Raises:
+        CannotExport: if torch.export does not take the network, as where its code decides by the
+            values of its inputs.
+    """
+    program = _program(model, sample)
+    try:
+        return _as_graph(model, program, sample)
+    except (KeyError, ValueError, AttributeError, RuntimeError) as error:
+        raise CannotExport(first_line(error)) from error
+
+
+class _Apart(nn.Module):
+    """A network whose inputs come each as an argument."""
+
+    def __init__(self, network: nn.Module, names: Iterable[str]) -> None:
+        super().__init__()
+        self.network = network
+        self.names = tuple(names)
+
+    def forward(self, inputs: list[Tensor]) -> Any:
+        """As the network's."""
+        named = dict(zip(self.names, inputs, strict=True))
+        return self.network(Several(named) if named.keys() != {""} else named[""])
+
+
+def _program(model: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
+    while len(sample) < 3:
+        sample = joined(sample, sample)
+    sample = sample[:3]
+    named = tensors(sample) if isinstance(sample, Several) else {"": sample}
+    batch = torch.export.Dim("batch", min=1)
+    shapes = ([{0: batch} for _ in named],)
+    apart = _Apart(model, named).train(model.training)
+    with quiet_export(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.export.export(apart, (list(named.values()),), dynamic_shapes=shapes)
+        except Exception as error:  # torch raises many kinds
+            raise CannotExport(first_line(error)) from None
+
+
+def _as_graph(
+    model: nn.Module, program: torch.export.ExportedProgram, sample: Tensor
+) -> fx.GraphModule:
+    graph = fx.Graph()
+    inputs = graph.placeholder("inputs")
+    held: dict[str, Any] = dict(model.named_modules())
+    made = _placeholders(graph, inputs, program, sample, held)
+    device = None
+    outputs: tuple[Any, ...] = ()
+    for node in program.graph_module.graph.nodes:
+        if node.op == "placeholder" or _is_check(node):
+            continue
+        if node.op == "output":
+            outputs = node.args[0]
+        elif node.op == "get_attr":
+            held[str(node.target)] = getattr(program.graph_module, str(node.target))
+            made[node] = graph.get_attr(str(node.target))
+        else:
+            if "device" in node.kwargs and device is None:
+                device = graph.call_function(getattr, (next(iter(made.values())), "device"))
+            made[node] = _copied(graph, node, made, device, held)
+    given = [made[output] for output in outputs[_mutated(program) :]]
+    assert program.call_spec.out_spec is not None
+    graph.output(unflattened(given, program.call_spec.out_spec))
+    used = {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}
+    network = fx.GraphModule({name: _target(model, held, name) for name in used}, graph)
+    network.graph.eliminate_dead_code()
+    network.graph.lint()
+    network.recompile()
+    return network.train(model.training)
+
+
+def _target(model: nn.Module, held: dict[str, Any], name: str) -> Any:
+    if name in held:
+        return held[name]
+    owner, _, leaf = name.rpartition(".")
+    return getattr(model.get_submodule(owner), leaf)
+
+
+def _placeholders(
+    graph: fx.Graph,
+    inputs: fx.Node,
+    program: torch.export.ExportedProgram,
+    sample: Tensor,
+    held: dict[str, Any],
+) -> dict[fx.Node, fx.Node]:
+    """The inputs, parameters, buffers and constants of an exported program in the new graph."""
+    names = iter(tensors(sample)) if isinstance(sample, Several) else None
+    places = {node.name: node for node in program.graph_module.graph.nodes}
+    made: dict[fx.Node, fx.Node] = {}
+    for spec in program.graph_signature.input_specs:
+        node = places[spec.arg.name]
+        if spec.kind == torch.export.graph_signature.InputKind.USER_INPUT:
+            name = None if names is None else next(names)
+            item = inputs if name is None else graph.call_function(operator.getitem, (inputs, name))
+            made[node] = item
+            continue
+        assert spec.target is not None
+        name = spec.target.removeprefix("network.")
+        if spec.target in program.constants and spec.target not in program.state_dict:
+            name = name.replace(".", "_") if "." not in name else name
+            held[name] = _buffer(program.constants[spec.target])
+        made[node] = graph.get_attr(name)
+    # Inputs first: what follows asks one of them for its device.
+    return dict(sorted(made.items(), key=lambda pair: pair[1].op == "get_attr"))
+
+
+def _buffer(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _mutated(program: torch.export.ExportedProgram) -> int:
+    """How many outputs stand for buffers that are written to; they come first."""
+    user = torch.export.graph_signature.OutputKind.USER_OUTPUT
+    return sum(spec.kind != user for spec in program.graph_signature.output_specs)
+
+
+def _is_check(node: fx.Node) -> bool:
+    name = getattr(node.target, "__name__", str(node.target))
+    return any(check in name for check in _CHECKS)
+
+
+def _copied(
+    graph: fx.Graph,
+    node: fx.Node,
+    made: dict[fx.Node, fx.Node],
+    device: fx.Node | None,
+    held: dict[str, Any],
+) -> fx.Node:
+    """A node in the new graph: a call of a layer, or the same operation."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: made[source])
+    layer = _layer_of(node, args, held)
+    if layer is not None:
+        where = 1 if function_name(node) == "embedding" else 0
+        return graph.call_module(layer, (args[where],))
+    plain = _PLAIN.get(str(node.target))
+    if plain is not None and (not kwargs or plain is F.scaled_dot_product_attention):
+        return graph.call_function(plain, args, kwargs)
+    if "device" in kwargs:
+        kwargs = {**kwargs, "device": device}
+    kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"}
+    return graph.create_node(node.op, node.target, args, kwargs, node.name)
+
+
+def _layer_of(node: fx.Node, args: Any, held: dict[str, Any]) -> str | None:
+    """The module whose parameters an operation of a layer takes; None if it is none such."""
+    kinds = _LAYERS.get(function_name(node))
+    if kinds is None:
+        return None
+    parameters = [a for a in args if isinstance(a, fx.Node) and a.op == "get_attr"]
+    owners = {str(parameter.target).rpartition(".")[0] for parameter in parameters}
+    if len(owners) != 1:
+        return None
+    owner = owners.pop()
+    module = held.get(owner)
+    if not isinstance(module, nn.Module) or plain_kind(module) not in kinds:
+        return None
+    return owner if getattr(module, "padding_mode", "zeros") == "zeros" else None

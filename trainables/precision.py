@@ -30,11 +30,24 @@ def all_of_float32() -> Iterator[None]:
     networks that are the same function, one with its batch norms folded, then differ by more than
     compaction tolerates.
     """
+    with _of_precision("ieee"):
+        yield
+
+
+@contextmanager
+def as_torch_has_it() -> Iterator[None]:
+    """Within, it is as torch has it by default: its exporter raises an error else."""
+    with _of_precision("none"):
+        yield
+
+
+@contextmanager
+def _of_precision(wanted: str) -> Iterator[None]:
     kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [kind.fp32_precision for kind in kinds]
     try:
         for kind in kinds:
-            kind.fp32_precision = "ieee"
+            kind.fp32_precision = wanted
         yield
     finally:
         for kind, precision in zip(kinds, before, strict=True):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.structure.attention import Attention, split_attention
+from slimfront.trainables.structure.attention import split_attention
+from slimfront.trainables.structure.attention_modules import Attention
 from slimfront.trainables.structure.graph import trace
 from tests.trainables.networks import Transformer
 

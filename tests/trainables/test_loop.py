@@ -9,7 +9,7 @@ from slimfront import Candidate, train
 from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.sparsifiers import SPARSIFIERS
-from slimfront.trainables.structure.attention import Attention
+from slimfront.trainables.structure.attention_modules import Attention
 from slimfront.trainables.training.loop import Training
 from tests.conftest import SMALL_CANDIDATE
 

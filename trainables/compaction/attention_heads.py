@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction.layers import set_module, with_weights
 from slimfront.trainables.compaction.units import Removed
-from slimfront.trainables.structure.attention import Attention
+from slimfront.trainables.structure.attention_modules import Attention
 from slimfront.trainables.structure.graph import call_counts, module_of, only_user
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction.layers import set_module
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.structure.attention import ScaledDotProduct
+from slimfront.trainables.structure.attention_modules import ScaledDotProduct
 from slimfront.trainables.structure.encoders import plain_kind
 from slimfront.trainables.structure.evaluating import evaluating
 from slimfront.trainables.structure.graph import Conv, copied, submodule, trace

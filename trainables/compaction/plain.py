@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from slimfront.trainables.compaction import operations
 from slimfront.trainables.compaction.quick import make_quick
+from slimfront.trainables.structure import operations
 
 FORMAT = 2
 
@@ -157,10 +157,12 @@ def _is_known(operation: str, target: object, modules: dict[str, Any]) -> bool:
 
 
 def _check_path(path: object, parts: int | None = None) -> None:
-    """Raises ValueError if `path` is not names with dots between them, each an identifier or a
-    number."""
+    """Raises ValueError if `path` is not names with dots between them, each a number, or an
+    identifier, but for hyphens."""
     names = path.split(".") if isinstance(path, str) else []
-    plain = all(name.isidentifier() or name.isdecimal() for name in names)
+    plain = all(name.replace("-", "_").isidentifier() or name.isdecimal() for name in names)
+    if parts is not None:  # it stands in code as it is
+        plain = plain and all(name.isidentifier() for name in names)
     if (
         not names
         or not plain

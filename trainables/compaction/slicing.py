@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction.layers import set_module
-from slimfront.trainables.structure.attention import Attention
+from slimfront.trainables.structure.attention_modules import Attention
 from slimfront.trainables.structure.counting import counting
 from slimfront.trainables.structure.coupling.entries import MOVES, called
 from slimfront.trainables.structure.coupling.graph_of_units import units_of

@@ -30,7 +30,7 @@ from slimfront.trainables.penalties.base import (
 from slimfront.trainables.structure.channel_groups import UnitGroup
 from slimfront.trainables.structure.graph import rows
 from slimfront.trainables.structure.head_groups import head_groups
-from slimfront.trainables.structure.removable import removable_groups
+from slimfront.trainables.structure.removable import removable_units
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class ChannelSparsity(GroupPenalty):
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Units]:
         try:
-            found: list[UnitGroup] = [*removable_groups(model, sample), *head_groups(model)]
+            found: list[UnitGroup] = [*removable_units(model, sample), *head_groups(model)]
         except UserError as error:
             raise UserError(f"penalties.channel: {error}; leave it out, or take node") from error
         groups = {group.name: _units(group, model) for group in found}

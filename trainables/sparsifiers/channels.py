@@ -31,7 +31,8 @@ from slimfront.trainables.sparsifiers.masks import choose_masks
 from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
 from slimfront.trainables.structure.channel_groups import ChannelGroup
 from slimfront.trainables.structure.head_groups import HeadGroup, head_groups
-from slimfront.trainables.structure.removable import removable_groups
+from slimfront.trainables.structure.removable import removable_units
+from slimfront.trainables.structure.shared_units import SharedUnits
 
 _IMPORTANCES = {
     "norm": GroupMagnitudeImportance,
@@ -71,6 +72,9 @@ class Channels(Scheduled):
         return ActiveChannels(self, setting)
 
 
+AnyGroup = ChannelGroup | SharedUnits | HeadGroup
+
+
 def _nothing_to_remove(model: nn.Module) -> str:
     dense = sorted({name.rpartition(".")[0] or name for name in out_of_reach(model)})
     if not dense:
@@ -101,8 +105,8 @@ class ActiveChannels(ActiveSparsifier):
             - taking_part(setting.model, options.exclude).keys()
         )
         try:
-            groups: list[ChannelGroup | HeadGroup] = [
-                *removable_groups(setting.model, inputs),
+            groups: list[AnyGroup] = [
+                *removable_units(setting.model, inputs),
                 *head_groups(setting.model),
             ]
         except UserError as error:
@@ -145,10 +149,10 @@ class ActiveChannels(ActiveSparsifier):
                 masks[name] &= rows.to(masks[name].device).view(-1, *[1] * (masks[name].dim() - 1))
         self.set_masks(masks)
 
-    def _has_batch_norm(self, group: ChannelGroup | HeadGroup) -> bool:
+    def _has_batch_norm(self, group: AnyGroup) -> bool:
         return isinstance(group, ChannelGroup) and self.importance(group.dependencies) is not None
 
-    def _ranked(self, group: ChannelGroup | HeadGroup) -> Tensor:
+    def _ranked(self, group: AnyGroup) -> Tensor:
         try:
             return self._scores(group)
         except (IndexError, RuntimeError) as error:
@@ -163,9 +167,9 @@ class ActiveChannels(ActiveSparsifier):
                 f"[{group.name}]"
             ) from error
 
-    def _scores(self, group: ChannelGroup | HeadGroup) -> Tensor:
+    def _scores(self, group: AnyGroup) -> Tensor:
         """Importance of each unit, (units,); −1 of those that are gone, so that they stay gone."""
-        if isinstance(group, HeadGroup):
+        if not isinstance(group, ChannelGroup):
             scores = group.importance(_OF_ENTRIES[self.options.importance], self.parameters)
         else:
             scores = group.per_unit(self.importance(group.dependencies))

@@ -16,108 +16,13 @@ import operator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.errors import UserError
+from slimfront.trainables.structure.attention_modules import Attention
 from slimfront.trainables.structure.graph import module_of
 
 _SIGNATURE = inspect.signature(nn.MultiheadAttention.forward)
-
-
-class Attention(nn.Module):
-    """softmax(QKᵀ / √d) V of each head, between the projections (Vaswani et al. 2017, arXiv
-    1706.03762, eq. 1); no parameters.
-
-    `dropout` is the share of attention weights that are zeroed in training mode.
-    """
-
-    def __init__(self, heads: int, batch_first: bool = True, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.heads = heads
-        self.batch_first = batch_first
-        self.dropout = dropout
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None = None,
-        padding: Tensor | None = None,
-    ) -> Tensor:
-        """(N, L, heads · d), (N, S, heads · d), (N, S, heads · e) to (N, L, heads · e); L, S before
-        N without `batch_first`.
-
-        `mask` (L, S) and `padding` (N, S) are added before the softmax, or say with True what is
-        not attended to, as `attn_mask` and `key_padding_mask` of `nn.MultiheadAttention`.
-        """
-        swapped = query.dim() == 3 and not self.batch_first
-        inputs = [part.transpose(0, 1) if swapped else part for part in (query, key, value)]
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in inputs)
-        mask = _merged(mask, padding, q.dtype)
-        dropout = self.dropout if self.training else 0.0
-        out = (
-            F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-            .transpose(-3, -2)
-            .flatten(-2)
-        )
-        return out.transpose(0, 1) if swapped else out
-
-    def extra_repr(self) -> str:
-        """What is shown of it."""
-        return f"{self.heads}, batch_first={self.batch_first}, dropout={self.dropout}"
-
-
-def _merged(mask: Tensor | None, padding: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Both masks as one that `scaled_dot_product_attention` takes, which says with True what is
-    attended to."""
-    if padding is not None:
-        padding = padding[..., None, None, :]  # (N, S) to (N, heads, L, S)
-        if mask is None:
-            mask = padding
-        elif mask.dtype == padding.dtype == torch.bool:
-            mask = mask | padding
-        else:
-            mask = _added(mask, dtype) + _added(padding, dtype)
-    return ~mask if mask is not None and mask.dtype == torch.bool else mask
-
-
-def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask of True as what is added before the softmax."""
-    if mask.dtype != torch.bool:
-        return mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
-
-
-class ScaledDotProduct(nn.Module):
-    """`scaled_dot_product_attention` as a module, whose `dropout` acts in training mode alone."""
-
-    def __init__(
-        self,
-        dropout: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> None:
-        super().__init__()
-        self.dropout = dropout
-        self.is_causal = is_causal
-        self.scale = scale
-        self.enable_gqa = enable_gqa
-
-    def options(self) -> dict[str, Any]:
-        """What the function is given beside tensors and dropout."""
-        return {"is_causal": self.is_causal, "scale": self.scale, "enable_gqa": self.enable_gqa}
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
-        """(…, L, d), (…, S, d), (…, S, e) to (…, L, e); `mask` as the function takes it."""
-        dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, **self.options()
-        )
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from slimfront.trainables.errors import first_line
 from slimfront.trainables.inputs import Several, joined, tensors
+from slimfront.trainables.precision import as_torch_has_it
 from slimfront.trainables.structure.encoders import plain_kind
 from slimfront.trainables.torch_internals import function_name, quiet_export, unflattened
 
@@ -95,8 +96,9 @@ def _program(model: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
     named = tensors(sample) if isinstance(sample, Several) else {"": sample}
     batch = torch.export.Dim("batch", min=1)
     shapes = ([{0: batch} for _ in named],)
-    apart = _Apart(model, named).train(model.training)
-    with quiet_export(), warnings.catch_warnings():
+    apart = _Apart(model, named)
+    apart.training = model.training
+    with quiet_export(), as_torch_has_it(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return torch.export.export(apart, (list(named.values()),), dynamic_shapes=shapes)
@@ -133,7 +135,8 @@ def _as_graph(
     network.graph.eliminate_dead_code()
     network.graph.lint()
     network.recompile()
-    return network.train(model.training)
+    network.training = model.training  # its modules are the model's, and stay in their modes
+    return network
 
 
 def _target(model: nn.Module, held: dict[str, Any], name: str) -> Any:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.errors import UserError
+from slimfront.trainables.structure import operations
 from slimfront.trainables.structure.encoders import Tracer
 from slimfront.trainables.structure.evaluating import evaluating
 from slimfront.trainables.structure.exported import CannotExport, exported
@@ -95,22 +96,45 @@ def trace(model: nn.Module, sample: Tensor | None = None) -> fx.GraphModule:
 
 
 def _traced(model: nn.Module, sample: Tensor | None) -> fx.GraphModule:
+    traced: fx.GraphModule | None = None
     try:
         tracer = Tracer()
-        graph = _without_defaults(tracer.trace(model, _defaults(model)))
-        return fx.GraphModule(tracer.root, graph, type(model).__name__)
+        graph = _without_checks(_without_defaults(tracer.trace(model, _defaults(model))))
+        traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
+        reason: Exception | None = None
     except Exception as error:
-        reason: Exception = error
-    if sample is not None:
+        reason = error
+    if sample is not None and (traced is None or not _is_known(traced)):
         try:
             return exported(model, sample)
         except CannotExport as error:
-            reason = error
+            reason = reason and error
+    if traced is not None:
+        return traced
     raise UserError(
         f"{type(model).__name__}.forward cannot be traced ({reason}); "
         "layer, node and block penalties and compaction need a forward without data-dependent "
         "control flow"
     ) from reason
+
+
+def _is_known(traced: fx.GraphModule) -> bool:
+    """Whether all that a network's code calls is known: what torch.fx takes for one call can be a
+    function of a library, which is of other operations."""
+    return all(
+        node.op != "call_function"
+        or operations.name_of(node.target) is not None
+        or (node.target is getattr and node.args[1] in operations.ATTRIBUTES)
+        for node in traced.graph.nodes
+    )
+
+
+def _without_checks(graph: fx.Graph) -> fx.Graph:
+    """Takes out checks that nothing reads."""
+    for node in reversed(graph.nodes):
+        if is_check(node) and not node.users:
+            graph.erase_node(node)
+    return graph
 
 
 class _Ranks(fx.Interpreter):

@@ -12,11 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from slimfront.trainables.errors import UserError
 from slimfront.trainables.inputs import in_float64
 from slimfront.trainables.precision import all_of_float32
 from slimfront.trainables.structure.agreement import EXACT, Probe
 from slimfront.trainables.structure.channel_groups import ChannelGroup, channel_groups, remove_units
 from slimfront.trainables.structure.graph import BatchNorm, WeightLayer, copied
+from slimfront.trainables.structure.shared_units import SharedUnits, shared_units
 
 log = logging.getLogger(__name__)
 
@@ -29,24 +31,51 @@ _LOOSE = 1e-4
 """How far outputs may be apart where a network cannot be run in float64."""
 
 
-def removable_groups(network: nn.Module, inputs: Tensor) -> list[ChannelGroup]:
+def removable_units(network: nn.Module, inputs: Tensor) -> list[ChannelGroup | SharedUnits]:
+    """The groups of units that can be removed once they are zero: those of Torch-Pruning's graph,
+    and by our own those that it does not follow.
+
+    Layers where no end is found of what goes with their channels are warned of.
+
+    Raises:
+        UserError: if Torch-Pruning cannot analyse the network, and there are none by our own.
+    """
+    endless: list[str] = []
+    failure: UserError | None = None
+    groups: list[ChannelGroup] = []
+    try:
+        groups = removable_groups(network, inputs, endless)
+    except UserError as error:
+        failure = error
+    taken = {name for group in groups for name in group.writers}
+    shared = shared_units(network, inputs, taken)
+    if failure is not None and not shared:
+        raise failure
+    found = {name.rpartition(".")[0] for group in shared for name in group.writers}
+    stay = [name for name in endless if name not in found]
+    if stay:
+        log.warning(
+            "the channels of %s stay as they are: no end is found of what goes with them",
+            ", ".join(f"'{name}'" for name in stay),
+        )
+    return [*groups, *shared]
+
+
+def removable_groups(
+    network: nn.Module, inputs: Tensor, endless: list[str] | None = None
+) -> list[ChannelGroup]:
     """The groups of `channel_groups` of which a unit that is zero can be removed, which is tried on
     a copy.
 
     Torch-Pruning takes what it does not know for operations that act on each channel alone. Others,
     such as a norm of another axis, a softmax or a mean over channels, or a size in the code, only
-    show then. Layers where no end is found of what goes with their channels are warned of.
+    show then. Layers where no end is found of what goes with their channels are added to
+    `endless`.
 
     Raises:
         UserError: if Torch-Pruning cannot analyse the network.
     """
-    endless: list[str] = []
     groups = channel_groups(network, inputs, endless)
-    if endless:
-        log.warning(
-            "the channels of %s stay as they are: no end is found of what goes with them",
-            ", ".join(f"'{name}'" for name in endless),
-        )
     units = {  # one that has neighbours on both sides, which something between them may mix
         group.name: torch.arange(group.units) == group.units // 3
         for group in groups

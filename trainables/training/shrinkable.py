@@ -10,7 +10,7 @@ from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.penalties import PENALTIES, Penalty
 from slimfront.trainables.penalties.base import ActiveGroups
 from slimfront.trainables.sparsifiers.base import computed_weights, prunable_weights
-from slimfront.trainables.structure.removable import removable_groups
+from slimfront.trainables.structure.removable import removable_units
 
 
 @dataclass
@@ -93,7 +93,7 @@ def _groups(
 def _removable(network: nn.Module, sample: Tensor, problems: list[str]) -> set[str]:
     try:
         with torch.random.fork_rng(devices=[]):
-            return {group.name for group in removable_groups(network, sample)}
+            return {group.name for group in removable_units(network, sample)}
     except UserError as error:
         problems.append(f"whole channels: {error}")
         return set()

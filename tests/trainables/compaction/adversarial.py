@@ -15,7 +15,8 @@ from slimfront.trainables.compaction import compact
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.errors import TrialFailure, UserError
 from slimfront.trainables.structure.agreement import difference, outputs
-from slimfront.trainables.structure.attention import Attention, ScaledDotProduct, split_attention
+from slimfront.trainables.structure.attention import split_attention
+from slimfront.trainables.structure.attention_modules import Attention, ScaledDotProduct
 
 WIDTHS = (4, 6, 8)
 CLASSES = 5

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.compaction import Compacted, compact
 from slimfront.trainables.measures.measure import measure
-from slimfront.trainables.structure.attention import Attention
+from slimfront.trainables.structure.attention_modules import Attention
 from slimfront.trainables.structure.channel_groups import channel_groups
 from tests.trainables.networks import Transformer
 

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from slimfront.trainables.compaction import deserialise, operations, serialise
+from slimfront.trainables.compaction import deserialise, serialise
 from slimfront.trainables.compaction.plain import _module_from_plain, _module_to_plain
 from slimfront.trainables.models.resnet import BasicBlock
+from slimfront.trainables.structure import operations
 
 
 def network() -> nn.Sequential:

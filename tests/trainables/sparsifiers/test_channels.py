@@ -12,7 +12,7 @@ from slimfront.trainables.errors import UserError
 from slimfront.trainables.measures.measure import measure
 from slimfront.trainables.models import MODELS
 from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting
-from slimfront.trainables.structure.attention import Attention
+from slimfront.trainables.structure.attention_modules import Attention
 from slimfront.trainables.structure.head_groups import HeadGroup
 from tests.trainables.networks import Mixed, Transformer, damage_batch_norms
 from tests.trainables.sparsifiers.made import STEPS, network, sgd, train, with_sparsity

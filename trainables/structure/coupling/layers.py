@@ -56,7 +56,7 @@ def linear(walk: Walk, call: Call) -> Any:
     weight = module.weight
     if read is not None:
         walk.units.read(read, zero_in | ~weight.any(0))
-    walk.tensor(f"{name}.weight", 1, read)
+    walk.tensor(f"{name}.weight", 1, read, reads=True)
     written = _written(walk, f"{name}.weight", 0, len(weight))
     walk.tensor(f"{name}.weight", 0, written)
     _note(walk, name, module, "bias", 0, written)
@@ -123,7 +123,7 @@ def _apart_from_positions(walk: Walk, known: Known, axis: int, name: str) -> Kno
 def _conv_units(
     walk: Walk, name: str, module: Any, read: Tensor | None, rows: int
 ) -> Tensor | None:
-    walk.tensor(f"{name}.weight", 1 - rows, read)
+    walk.tensor(f"{name}.weight", 1 - rows, read, reads=True)
     written = _written(walk, f"{name}.weight", rows, module.out_channels)
     walk.tensor(f"{name}.weight", rows, written)
     _note(walk, name, module, "bias", 0, written)
@@ -194,7 +194,7 @@ def bilinear(walk: Walk, call: Call) -> Any:
         weight = module.weight.any(0).any(1 - number)
         if read is not None:
             walk.units.read(read, known.zero_along(known.dim - 1) | ~weight)
-        walk.tensor(f"{name}.weight", number + 1, read)
+        walk.tensor(f"{name}.weight", number + 1, read, reads=True)
     written = _written(walk, f"{name}.weight", 0, module.out_features)
     walk.tensor(f"{name}.weight", 0, written)
     _note(walk, name, module, "bias", 0, written)
@@ -349,9 +349,9 @@ def _gates(
     zero: Tensor = ~fed.reshape(gates, -1).any(0)
     walk.units.read(own, zero | ~across.any(0))
     walk.tensor(f"{name}.weight_ih_{layer}", 0, own.repeat(gates))
-    walk.tensor(f"{name}.weight_ih_{layer}", 1, read)
+    walk.tensor(f"{name}.weight_ih_{layer}", 1, read, reads=True)
     walk.tensor(f"{name}.weight_hh_{layer}", 0, own.repeat(gates))
-    walk.tensor(f"{name}.weight_hh_{layer}", 1, own)
+    walk.tensor(f"{name}.weight_hh_{layer}", 1, own, reads=True)
     return zero
 
 

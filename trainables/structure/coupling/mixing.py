@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from slimfront.trainables.structure.attention import Attention, ScaledDotProduct
+from slimfront.trainables.structure.attention_modules import Attention, ScaledDotProduct
 from slimfront.trainables.structure.coupling.entries import joined
 from slimfront.trainables.structure.coupling.known import Known, compressed, varying
 from slimfront.trainables.structure.coupling.units import NONE

@@ -96,23 +96,40 @@ class Units:
 
     def roots(self) -> Tensor:
         """One unit of those that each goes with, (count,)."""
-        roots = torch.arange(self.count)
-        if not self._ties:
-            return roots
-        one, other = (torch.cat(sides) for sides in zip(*self._ties, strict=True))
-        while True:
-            lowest = torch.minimum(roots[one], roots[other])
-            lower = roots.clone()
-            lower.scatter_reduce_(0, roots[one], lowest, "amin")
-            lower.scatter_reduce_(0, roots[other], lowest, "amin")
-            lower = lower[lower]
-            if torch.equal(lower, roots):
-                return roots
-            roots = lower
+        return _joined(self.count, self._ties)
 
-    def removable(self, wanted: Tensor | None = None) -> Tensor:
-        """The largest set of units that can all go at once, (count,) bool; of those `wanted` alone,
-        if given."""
+    def parts(self) -> set[int]:
+        """The units, by the one of those that each goes with, that others stand for."""
+        roots = self.roots()
+        return {
+            int(root)
+            for whole in self._wholes
+            for root in roots[whole.members.reshape(-1)].unique()
+        }
+
+    def whole_sets(self, roots: Tensor) -> list[Tensor]:
+        """The sets of units that go at once where a unit stands for others: all that are joined by
+        that, each by the one of those that it goes with."""
+        pairs = [
+            (
+                whole.units.unsqueeze(1).expand_as(whole.members).reshape(-1),
+                whole.members.reshape(-1),
+            )
+            for whole in self._wholes
+        ]
+        if not pairs:
+            return []
+        ones = torch.cat([roots[one] for one, _ in pairs])
+        others = torch.cat([roots[other] for _, other in pairs])
+        joined = _joined(len(roots), [(roots, torch.arange(len(roots))), (ones, others)])
+        found: dict[int, list[int]] = {}
+        for root in torch.cat([ones, others]).unique().tolist():
+            found.setdefault(int(joined[root]), []).append(root)
+        return [torch.tensor(group) for group in found.values()]
+
+    def removable(self, *, structure_only: bool = False) -> Tensor:
+        """The largest set of units that can all go at once, (count,) bool; with `structure_only`,
+        whatever the weights are, and whether or not any stay."""
         roots = self.roots()
         gone = torch.ones(self.count, dtype=torch.bool)
 
@@ -125,19 +142,20 @@ class Units:
 
         for groups in self.reasons.values():
             restore(torch.cat(groups))
-        if wanted is not None:
-            restore((~wanted).nonzero().flatten())
+        reads = self._reads
+        if structure_only:
+            reads = [_of_structure(read) for read in self._reads]
         changed = True
         while changed:
             changed = False
-            for read in self._reads:
+            for read in reads:
                 without = (read.unless == NONE) | ~gone[roots[read.unless]]
                 changed |= restore(read.units[without])
             for whole in self._wholes:
                 changed |= self._agree(whole, gone, roots, restore)
             for units in self._packs:
                 changed |= restore(units[_unpackable(_kept(units, gone[roots]))])
-            for units in self._spaces:
+            for units in () if structure_only else self._spaces:
                 if units.numel() and not _kept(units, gone[roots]).any():
                     changed |= restore(units[:1])
         return gone[roots]
@@ -150,6 +168,29 @@ class Units:
         itself = gone[roots[whole.units]]
         changed = restore(whole.units[itself & ~all_gone])
         return restore(whole.members[all_gone & ~itself]) or changed
+
+
+def _joined(count: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The lowest of those that pairs join each with, (count,)."""
+    roots = torch.arange(count)
+    if not pairs:
+        return roots
+    one, other = (torch.cat(sides) for sides in zip(*pairs, strict=True))
+    while True:
+        lowest = torch.minimum(roots[one], roots[other])
+        lower = roots.clone()
+        lower.scatter_reduce_(0, roots[one], lowest, "amin")
+        lower.scatter_reduce_(0, roots[other], lowest, "amin")
+        lower = lower[lower]
+        if torch.equal(lower, roots):
+            return roots
+        roots = lower
+
+
+def _of_structure(read: _Read) -> _Read:
+    """What of a read does not follow from weights: that some go only with others."""
+    conditional = read.unless != NONE
+    return _Read(read.units[conditional], read.unless[conditional])
 
 
 def _kept(units: Tensor, gone: Tensor) -> Tensor:

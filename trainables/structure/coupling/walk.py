@@ -57,14 +57,18 @@ class Walk:
     """What each node makes: numbers, and the shapes of tensors."""
     groups: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """The units that grouped convolutions read and write, by name: (groups, in), (groups, out)."""
+    reading: set[tuple[str, int]] = field(default_factory=set)
+    """The axes of parameters, by name, along which they read units."""
     _names: dict[int, str] = field(default_factory=dict)
     """The first name of each parameter and buffer, by identity."""
 
-    def tensor(self, name: str, axis: int, units: Tensor | None) -> None:
-        """Notes the units along an axis of a parameter or buffer; None: all of it stays. What it
-        has been noted for elsewhere goes together."""
+    def tensor(self, name: str, axis: int, units: Tensor | None, *, reads: bool = False) -> None:
+        """Notes the units along an axis of a parameter or buffer, which it makes, or `reads`; None:
+        all of it stays. What it has been noted for elsewhere goes together."""
         tensor = _get(self.graph, name)
         name = self._names.setdefault(id(tensor), name)
+        if reads:
+            self.reading.add((name, axis))
         missing = [torch.full((0,), NONE)] * tensor.dim()
         noted = self.tensors.setdefault(name, list(missing))
         before = noted[axis]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import get_overridable_functions
 
-from slimfront.trainables.structure.attention import Attention, ScaledDotProduct
+from slimfront.trainables.structure.attention_modules import Attention, ScaledDotProduct
 from slimfront.trainables.structure.counting import CountingGroupNorm, CountingNorm
 from slimfront.trainables.torch_internals import OpOverload
 

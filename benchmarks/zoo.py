@@ -115,7 +115,7 @@ def examined(names: Sequence[str], jobs: int = 1, seconds: float = SECONDS) -> I
     """
     context = multiprocessing.get_context("forkserver")
     libraries = [n.library for n in NETWORKS.values() if importlib.util.find_spec(n.library)]
-    context.set_forkserver_preload(["benchmarks.zoo_steps", *dict.fromkeys(libraries)])
+    context.set_forkserver_preload(["benchmarks.zoo_warm", *dict.fromkeys(libraries)])
     waiting, busy = list(reversed(names)), list[_Job]()
     with tempfile.TemporaryDirectory() as folder:
         try:

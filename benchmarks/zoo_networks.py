@@ -122,12 +122,10 @@ def _torchvision(family: str, name: str, **options: Any) -> nn.Module:
 
 _CLASSIFIERS: dict[str, tuple[int, dict[str, Any]]] = {
     "alexnet": (64, {}),
-    "vgg11": (32, {}),
     "vgg11_bn": (32, {}),
     "resnet18": (64, {}),
     "resnet50": (64, {}),
     "resnext50_32x4d": (64, {}),
-    "wide_resnet50_2": (64, {}),
     "squeezenet1_1": (64, {}),
     "densenet121": (64, {}),
     "inception_v3": (96, {"aux_logits": False, "init_weights": False}),
@@ -137,18 +135,20 @@ _CLASSIFIERS: dict[str, tuple[int, dict[str, Any]]] = {
     "mobilenet_v3_small": (64, {}),
     "mobilenet_v3_large": (64, {}),
     "mnasnet0_5": (64, {}),
-    "regnet_x_400mf": (64, {}),
     "regnet_y_400mf": (64, {}),
     "efficientnet_b0": (64, {}),
     "efficientnet_v2_s": (64, {}),
     "convnext_tiny": (64, {}),
-    "vit_b_16": (64, {"image_size": 64}),
     "swin_t": (64, {}),
     "swin_v2_t": (64, {}),
     "maxvit_t": (224, {}),
 }
-"""Of torchvision, with the side of their images; the largest get fewer layers below."""
+"""Of torchvision, with the side of their images."""
 
+_VISION_TRANSFORMER = {
+    **{"image_size": 64, "patch_size": 16, "num_layers": 4, "num_heads": 3},
+    **{"hidden_dim": 192, "mlp_dim": 768},
+}
 _SEGMENTATION = (
     *("fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large"),
     "lraspp_mobilenet_v3_large",
@@ -163,6 +163,11 @@ def _of_torchvision() -> list[Network]:
         build = partial(_torchvision, "", name, **options)
         size = f"3 × {side} × {side}"
         made.append(Network(name, build, _normal(3, side, side), size, library="torchvision"))
+    build = partial(_torchvision, "", "VisionTransformer", **_VISION_TRANSFORMER)
+    size = "3 × 64 × 64"
+    made.append(
+        Network("VisionTransformer", build, _normal(3, 64, 64), size, library="torchvision")
+    )
     for name in _SEGMENTATION:
         build = partial(_torchvision, ".segmentation", name, weights=None, weights_backbone=None)
         made.append(

@@ -12,6 +12,9 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
+from slimfront.trainables.inputs import Call
+from slimfront.trainables.models import adapted
+
 Zeros = dict[str, list[tuple[int, list[int]]]]
 """By the name of a parameter: axes, and places along them where it is to be zero."""
 
@@ -24,6 +27,8 @@ _WEIGHTS = (
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_TURNED = "Conv1D"
+"""The class of transformers' linear layers whose weight is (inputs, outputs)."""
 _RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _KEY_VALUE_HEADS = ("num_key_value_heads",)
@@ -31,14 +36,15 @@ _QUERIES = ("qkv", "query", "q_proj", "q_lin", "q")
 _KEYS_VALUES = ("key", "value", "k_proj", "v_proj", "k_lin", "v_lin", "k", "v")
 
 
-def by_groups(network: nn.Module, inputs: Tensor) -> Zeros:
-    """All that writes the channels that Torch-Pruning would remove; `network` stays as it is.
+def by_groups(network: nn.Module, call: Call, inputs: Tensor) -> Zeros:
+    """All that writes the channels that Torch-Pruning would remove; `network`, which is `adapted`
+    to the call, stays as it is.
 
     Raises:
         Exception: whatever Torch-Pruning raises, if it cannot analyse the network.
         ValueError: if it finds nothing that can go.
     """
-    network = copy.deepcopy(network)
+    network = _with_all_outputs(network, call)
     names = {parameter: name for name, parameter in network.named_parameters()}
     pruner, graph = _pruner(network, inputs)
     zeros: Zeros = {}
@@ -64,11 +70,11 @@ def by_layers(network: nn.Module, inputs: Tensor) -> Zeros:
     the layers that give the network's outputs."""
     ran, outputs = _run(network, inputs)
     names = {parameter: name for name, parameter in network.named_parameters()}
-    layers = [module for module in ran if isinstance(module, _WEIGHTS)]
+    layers = [module for module in ran if _has_outputs(module)]
     last = [module for module in layers[-_LAST:] if _width(module) in outputs.shape[1:]]
     zeros = _recurrent(network)
     for module, behind in zip(ran, [*ran[1:], None], strict=True):
-        if not isinstance(module, _WEIGHTS) or module in last or module is layers[-1]:
+        if not _has_outputs(module) or module in last or module is layers[-1]:
             continue
         places = list(range(1, _width(module), 2))
         written = list(_written(module, places))
@@ -92,24 +98,34 @@ def zero(network: nn.Module, zeros: Zeros) -> int:
         for axis, places in chosen:
             parameters[name].index_fill_(axis, torch.tensor(places, dtype=torch.long), 0.0)
     return sum(
-        _dead(module.weight, 1 if isinstance(module, _TRANSPOSED) else 0)
-        for module in network.modules()
-        if isinstance(module, _WEIGHTS)
+        _dead(module.weight, _axis(module)) for module in network.modules() if _has_outputs(module)
     )
 
 
-def pruned_alone(network: nn.Module, inputs: Tensor) -> nn.Module:
+def pruned_alone(network: nn.Module, call: Call, inputs: Tensor) -> nn.Module:
     """What Torch-Pruning makes of a copy of the network, in which the same channels go.
 
     Raises:
         Exception: whatever Torch-Pruning raises.
     """
-    made = copy.deepcopy(network)
+    made = _with_all_outputs(network, call)
     pruner, _ = _pruner(made, inputs)
     pruner.step()
     for module in made.modules():
         _tell_heads(module)
-    return made
+    return _adapted_anew(made, call)
+
+
+def _with_all_outputs(network: nn.Module, call: Call) -> nn.Module:
+    """A copy of a network, adapted to the call, that returns all that it did before: what it
+    returns beside the output that counts also reads its channels."""
+    return _adapted_anew(copy.deepcopy(network), Call(call.names))
+
+
+def _adapted_anew(network: nn.Module, call: Call) -> nn.Module:
+    if type(network).__module__ == adapted.__module__:
+        network.__class__ = type(network).__bases__[0]
+    return adapted(network, call)
 
 
 def _pruner(
@@ -174,10 +190,19 @@ def _written(module: nn.Module, places: list[int]) -> Iterator[tuple[nn.Paramete
             if "_l0" in name:
                 yield parameter, 0, _in_gates(parameter, module.hidden_size, places)
     elif not isinstance(module, nn.PReLU):
-        transposed = isinstance(module, _TRANSPOSED)
         for name, parameter in module.named_parameters(recurse=False):
-            axis = (-1 if "Norm" in type(module).__name__ else 0) + transposed * (name == "weight")
-            yield parameter, axis, places
+            yield parameter, _axis(module) if name == "weight" else -1, places
+
+
+def _has_outputs(module: nn.Module) -> bool:
+    return isinstance(module, _WEIGHTS) or type(module).__name__ == _TURNED
+
+
+def _axis(module: nn.Module) -> int:
+    """Which axis of a module's weight its outputs are."""
+    if isinstance(module, _TRANSPOSED) or type(module).__name__ == _TURNED:
+        return 1
+    return -1 if "Norm" in type(module).__name__ else 0
 
 
 def _in_gates(parameter: Tensor, hidden: int, places: Sequence[int]) -> list[int]:
@@ -198,8 +223,9 @@ def _recurrent(network: nn.Module) -> Zeros:
 
 def _width(module: nn.Module) -> int:
     """How many outputs a layer has."""
-    width: int = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-    return width
+    if type(module).__name__ == _TURNED:
+        return module.nf
+    return module.out_features if isinstance(module, nn.Linear) else module.out_channels
 
 
 def _dead(weight: Tensor, axis: int) -> int:
@@ -244,7 +270,10 @@ def _heads(network: nn.Module) -> dict[nn.Module, int]:
 
 
 def _tell_heads(module: nn.Module) -> None:
-    """Corrects what an attention module knows of the width of its heads, as users must."""
+    """Corrects what an attention module knows of the width of its heads, and torchvision's
+    transformers of their own, as users must."""
+    if hasattr(module, "conv_proj") and hasattr(module, "hidden_dim"):
+        module.hidden_dim = module.conv_proj.out_channels
     count, queries = _first(module, _HEADS, int), _first(module, _QUERIES, nn.Linear)
     if not isinstance(count, int) or not isinstance(queries, nn.Linear):
         return

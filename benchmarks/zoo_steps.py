@@ -41,6 +41,8 @@ sees."""
 _PRUNING_S, _TARGETS_S = 40, 40
 """Seconds that Torch-Pruning has, and the penalties have to find their targets."""
 
+_TOOK_TOO_LONG = f"layers: Torch-Pruning took over {_PRUNING_S} s"
+
 
 class _TooLong(Exception):
     """A step took longer than it may."""
@@ -141,10 +143,10 @@ def _zeroed(zoo: Zoo, network: nn.Module) -> None:
     zeros, inputs = None, zoo.inputs(2)
     with zoo.step("zero", _PRUNING_S):
         try:
-            zeros = zoo_pruning.by_groups(network, inputs)
+            zeros = zoo_pruning.by_groups(network, zoo.of.call, inputs)
             zoo.row["zeroed_by"] = "groups"
         except _TooLong:
-            zoo.row["zeroed_by"] = f"layers: Torch-Pruning took over {_PRUNING_S} s"
+            zoo.row["zeroed_by"] = _TOOK_TOO_LONG
         except Exception as error:
             zoo.row["zeroed_by"] = f"layers: {type(error).__name__}: {first_line(error)}"
     with zoo.step("zero layers"):
@@ -221,9 +223,12 @@ def _called(loaded: nn.Module, kind: str, batch: Tensor) -> Tensor:
 
 
 def _torch_pruning_alone(zoo: Zoo, network: nn.Module) -> None:
+    if zoo.row.get("zeroed_by") == _TOOK_TOO_LONG:  # it would again
+        zoo.row["failures"]["Torch-Pruning"] = f"took over {_PRUNING_S} s"
+        return
     with zoo.step("Torch-Pruning", _PRUNING_S):
         try:
-            made = zoo_pruning.pruned_alone(network, zoo.inputs(2))
+            made = zoo_pruning.pruned_alone(network, zoo.of.call, zoo.inputs(2))
             batch = zoo.inputs(5)
             apart = _difference(_outputs(network, batch), _outputs(made, batch))
             zoo.row["torch_pruning"] = _count(made)

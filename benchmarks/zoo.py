@@ -42,6 +42,8 @@ def benchmark(arguments: argparse.Namespace) -> Outcome:
     """Half of the units of each network zeroed, compacted, stored, reloaded and exported."""
     names = _names(arguments)
     rows = _kept(arguments.keep)
+    if arguments.keep is not None:
+        arguments.keep.parent.mkdir(parents=True, exist_ok=True)
     for row in examined([n for n in names if n not in rows], arguments.jobs, arguments.seconds):
         rows[row["network"]] = row
         if arguments.keep is not None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 import torch_pruning
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from slimfront.trainables.inputs import Call
 from slimfront.trainables.models import adapted
@@ -192,6 +193,8 @@ def _written(module: nn.Module, places: list[int]) -> Iterator[tuple[nn.Paramete
     elif not isinstance(module, nn.PReLU):
         for name, parameter in module.named_parameters(recurse=False):
             yield parameter, _axis(module) if name == "weight" else -1, places
+        if is_parametrized(module, "weight"):  # of weight_norm it is the length of each row
+            yield next(module.parametrizations.weight.parameters()), _axis(module), places
 
 
 def _has_outputs(module: nn.Module) -> bool:
@@ -241,7 +244,7 @@ def _run(network: nn.Module, inputs: Tensor) -> tuple[list[nn.Module], Tensor]:
     def note(module: nn.Module, *_: object) -> None:
         ran.setdefault(module)
 
-    leaves = [module for module in network.modules() if not list(module.children())]
+    leaves = [m for m in network.modules() if _has_outputs(m) or not list(m.children())]
     hooks = [module.register_forward_hook(note) for module in leaves]
     with torch.no_grad():
         outputs: Tensor = network(inputs)

@@ -65,15 +65,18 @@ class Zoo:
         }
 
     @contextmanager
-    def step(self, name: str, seconds: float = 0) -> Iterator[None]:
-        """A step of that name; what it raises is noted, as a fault if it is no sentence of ours."""
+    def step(
+        self, name: str, seconds: float = 0, refusals: tuple[type[Exception], ...] = ()
+    ) -> Iterator[None]:
+        """A step of that name; what it raises is noted, as a fault if it is no sentence of ours:
+        neither an error of the user's, nor one of `refusals`."""
         self.row["at"] = name
         self.told(self.row)
         start = time.perf_counter()
         try:
             with _at_most(seconds):
                 yield
-        except (UserError, TrialFailure) as error:
+        except (UserError, TrialFailure, *refusals) as error:
             self.row["failures"][name] = str(error)
         except _TooLong:
             self.row["failures"][name] = f"took over {seconds:g} s"
@@ -182,7 +185,7 @@ def _stored(zoo: Zoo, network: nn.Module) -> None:
     """Through a file, and back: the outputs must be the same to the bit."""
     model = Factory(factory="benchmarks.zoo_networks:built", args={"name": zoo.of.name})
     batch = zoo.inputs(3)
-    with zoo.step("store"), tempfile.TemporaryDirectory() as folder:
+    with zoo.step("store", refusals=(ValueError,)), tempfile.TemporaryDirectory() as folder:
         wanted = _outputs(network, batch)
         stored = network_file.store(
             network, model, shape_of_one(batch), wanted.shape[-1], zoo.of.call

@@ -193,8 +193,11 @@ def _written(module: nn.Module, places: list[int]) -> Iterator[tuple[nn.Paramete
     elif not isinstance(module, nn.PReLU):
         for name, parameter in module.named_parameters(recurse=False):
             yield parameter, _axis(module) if name == "weight" else -1, places
-        if is_parametrized(module, "weight"):  # of weight_norm it is the length of each row
-            yield next(module.parametrizations.weight.parameters()), _axis(module), places
+        if is_parametrized(module, "weight"):  # the length of each row, or its direction
+            axis = _axis(module)
+            made_of = list(module.parametrizations.weight.parameters())
+            fits = [each for each in made_of if each.shape[axis] == _width(module)]
+            yield from ((each, axis, places) for each in fits[:1])
 
 
 def _has_outputs(module: nn.Module) -> bool:

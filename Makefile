@@ -4,7 +4,7 @@ CONFIG ?= configs/digits.yaml
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: search test test-all chromium check coverage versions chaos fuzz adversarial bench constraints clean
+.PHONY: search test test-all chromium check coverage versions chaos fuzz adversarial zoo bench constraints clean
 
 search: $(INSTALLED)
 	$(BIN)/slimfront search $(CONFIG)
@@ -50,6 +50,11 @@ fuzz: $(INSTALLED)
 adversarial: $(INSTALLED)
 	$(BIN)/python -m benchmarks adversarial
 
+# Networks of torchvision, timm, transformers and segmentation-models-pytorch, in an environment that has them.
+zoo: .venv-zoo/.installed
+	rm -f runs/zoo.jsonl
+	.venv-zoo/bin/python -m benchmarks zoo
+
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
@@ -58,6 +63,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "slimfront needs Python 3.11; set PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv-zoo/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "slimfront needs Python 3.11; set PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv .venv-zoo
+	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx]' \
+	  torchvision timm transformers segmentation-models-pytorch
 	@touch $@
 
 # The versions of a fresh install of pyproject.toml's ranges, without local build tags such as +cpu.
@@ -69,4 +81,4 @@ constraints:
 	rm -rf .venv-fresh
 
 clean:
-	rm -rf .venv .venv-fresh *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-fresh .venv-zoo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 
+OF_THE_ZOO = ("torchvision", "timm", "transformers", "segmentation-models-pytorch")
+"""Libraries that `make zoo` alone installs."""
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -77,7 +80,7 @@ def device() -> str:
 def versions() -> dict[str, str]:
     """What is installed of the libraries that results depend on, by name."""
     found = {}
-    for name in ("torch", "ray", "optuna", "mlflow"):
+    for name in ("torch", "ray", "optuna", "mlflow", *OF_THE_ZOO):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

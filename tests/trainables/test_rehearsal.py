@@ -227,6 +227,16 @@ class Recurrent(nn.Module):
         return self.head(self.lstm(x.view(-1, 8, 8))[0][:, -1])
 
 
+class Embedded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.head = nn.Embedding(17, 32), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        """(N, 1, 8, 8) to (N, 10)."""
+        return self.head(self.rows((x * 16).long().clamp(0, 16).flatten(1)).sum(1))
+
+
 def test_layers_that_no_sparsifier_reaches_are_named_with_their_weights(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -238,8 +248,10 @@ def test_layers_that_no_sparsifier_reaches_are_named_with_their_weights(
         rehearse(candidate("Two", **sparse))
         assert not caplog.records
         rehearse(candidate("Recurrent", **sparse))
-    assert "5,120 of 5,706 weights stay dense" in caplog.text
-    assert "'lstm'" in caplog.text
+        assert not caplog.records
+        rehearse(candidate("Embedded", **sparse))
+    assert "544 of 874 weights stay dense" in caplog.text
+    assert "'rows'" in caplog.text
 
 
 def test_tied_weights_are_pruned_and_made_compact_without_coming_apart() -> None:
@@ -251,15 +263,22 @@ def test_tied_weights_are_pruned_and_made_compact_without_coming_apart() -> None
         assert trained.measures["params"] <= 2 * 64 * 64 + 3 * 64 + 650
 
 
+class Summed(Embedded):
+    def forward(self, x: Tensor) -> Any:
+        """(N, 1, 8, 8) to (N, 32)."""
+        return self.rows((x * 16).long().clamp(0, 16).flatten(1)).sum(1)
+
+
 def test_channels_where_none_can_be_removed_names_the_layers_that_no_sparsifier_reaches() -> None:
     channels = {
         "sparsifier": {"name": "channels", "sparsity": 0.5},
         "compaction": {"enabled": False},
     }
     with pytest.raises(
-        UserError, match=r"no channel in this network that can be removed.*'lstm' has weights"
+        UserError, match=r"no channel in this network that can be removed.*'rows' has weights"
     ):
-        rehearse(candidate("Recurrent", **channels))
+        rehearse(candidate("Summed", **channels))
+    rehearse(candidate("Recurrent", **channels))
 
 
 class Bessel(Two):

@@ -30,7 +30,7 @@ def remove_coupled_channels(
         return []
     network.recompile()  # its graph may have changed
     own = sliced(network, inputs, _agreement(network, inputs, tolerance))
-    if own:
+    if own is not None:
         return [Removed(name, count, whole=False) for name, count in own.items()]
     return _removed_by_dependencies(network, inputs, tolerance)
 

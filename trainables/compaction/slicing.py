@@ -449,25 +449,26 @@ _SETTLE: Sequence[tuple[Any, Callable[[Any], None]]] = (
 
 def sliced(
     network: fx.GraphModule, inputs: Tensor, agrees: Callable[[nn.Module], bool]
-) -> dict[str, int]:
+) -> dict[str, int] | None:
     """Takes out of a network, in place, all units that can go without a change of its outputs; how
-    many rows each layer lost, by name.
+    many rows each layer lost, by name; None if nothing was done, and not all of it is known.
 
     What cannot be taken out since a size is written into the code stays. Each try is made on a
     copy, and kept if it `agrees`; else nothing is done.
     """
     kept: list[str] = []
-    by_batch = _by_batch(network, inputs)
+    two = inputs[torch.arange(2) % len(inputs)]
     while True:
         copy = copied(network)
-        walk = units_of(copy, inputs[:2])
+        walk = units_of(copy, two)
         for node in copy.graph.nodes:
             if node.name in kept:
                 walk.stay([walk.known[node], *_inputs(walk, node)], "a size in the code")
         gone = walk.units.removable()
         lost = _lost(walk, gone)
         if not lost:
-            return {}
+            return None if kept or walk.unknown else {}
+        by_batch = _by_batch(copy, walk, inputs)
         nodes = frozenset(node for node in copy.graph.nodes if node.name in by_batch)
         try:
             Slices(copy, walk, gone, nodes).apply()
@@ -475,7 +476,7 @@ def sliced(
             kept.append(stuck.node.name)
             continue
         if not agrees(copy):
-            return {}
+            return None
         _take_over(network, copy)
         return lost
 
@@ -496,13 +497,11 @@ def _lost(walk: Walk, gone: Tensor) -> dict[str, int]:
     return found
 
 
-def _by_batch(network: fx.GraphModule, inputs: Tensor) -> frozenset[str]:
+def _by_batch(network: fx.GraphModule, walk: Walk, inputs: Tensor) -> frozenset[str]:
     """The names of the nodes that make other numbers for another number of inputs."""
-    numbers = []
-    for count in (2, 3):
-        repeated = inputs[torch.arange(count) % len(inputs)]
-        numbers.append(numbers_of(network, repeated))
-    return frozenset(name for name, value in numbers[0].items() if numbers[1][name] != value)
+    for_three = numbers_of(network, inputs[torch.arange(3) % len(inputs)])
+    for_two = {node.name: value for node, value in walk.known.items() if node.name in for_three}
+    return frozenset(name for name, value in for_two.items() if for_three[name] != value)
 
 
 def _take_over(network: fx.GraphModule, other: fx.GraphModule) -> None:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.options import Options, Registry, suggest
 
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
-    **dict.fromkeys((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d), ("weight",)),
+    **dict.fromkeys((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear), ("weight",)),
+    **dict.fromkeys(_TRANSPOSED, ("weight",)),
     nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
 }
 _MASK_STREAM = 0x6A09E667F3BCC909
@@ -42,16 +44,24 @@ class Setting:
 def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights that may be dropped, by parameter name, in order.
 
-    Those of linear and convolutional layers, and the projections of attention, which are linear
-    layers in all but name; what several layers share is there once.
+    Those of linear, bilinear, convolutional and recurrent layers, and the projections of attention,
+    which are linear layers in all but name; what several layers share is there once.
     """
     found: dict[int, tuple[str, Tensor]] = {}
     for name, module in model.named_modules():
-        kinds = next((kinds for layer, kinds in _WEIGHTS.items() if isinstance(module, layer)), ())
-        for kind in kinds:
-            if (weight := getattr(module, kind)) is not None:
+        for kind in _weights_of(module):
+            weight = getattr(module, kind)
+            if weight is not None:
                 found.setdefault(id(weight), (f"{name}.{kind}" if name else kind, weight))
     return dict(found.values())
+
+
+def _weights_of(module: nn.Module) -> tuple[str, ...]:
+    """The names of a layer's own weights."""
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        names = (name for name, _ in module.named_parameters(recurse=False))
+        return tuple(name for name in names if name.startswith("weight_"))
+    return next((names for layer, names in _WEIGHTS.items() if isinstance(module, layer)), ())
 
 
 def computed_weights(model: nn.Module) -> list[str]:
@@ -62,12 +72,8 @@ def computed_weights(model: nn.Module) -> list[str]:
     """
     layers: tuple[type[nn.Module], ...] = (
         *_WEIGHTS,
-        nn.ConvTranspose1d,
-        nn.ConvTranspose2d,
-        nn.ConvTranspose3d,
         nn.RNNBase,
         nn.Embedding,
-        nn.Bilinear,
     )
     return [
         name
@@ -82,7 +88,7 @@ def computed_weights(model: nn.Module) -> list[str]:
 
 def out_of_reach(model: nn.Module) -> dict[str, int]:
     """The matrices that no sparsifier acts on, by parameter name with their number of weights:
-    recurrent layers and the like."""
+    embeddings and the like."""
     reached = {id(weight) for weight in prunable_weights(model).values()}
     return {
         name: p.numel()

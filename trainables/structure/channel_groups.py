@@ -237,6 +237,8 @@ def _own(writers: dict[str, Tensor], item: Any, name: str, units: int) -> bool:
         parameter = getattr(item.dep.layer, kind)
         if parameter is None:
             continue
+        if not isinstance(parameter, nn.Parameter):  # it is computed anew in each forward
+            return False
         if max(item.idxs) >= len(parameter):  # a norm of another axis
             return False
         owners = writers.setdefault(f"{name}.{kind}", torch.full((len(parameter),), -1))

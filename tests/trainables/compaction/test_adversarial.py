@@ -49,7 +49,9 @@ def test_networks_that_once_misled_it_come_out_right(seed: int) -> None:
 
 def test_the_comparison_sees_that_dropout_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules[compact.__module__]
-    monkeypatch.setattr(module, "traced_in_both_modes", lambda model: trace(model.eval()))
+    monkeypatch.setattr(
+        module, "traced_in_both_modes", lambda model, sample=None: trace(model.eval(), sample)
+    )
     seeds = [seed for seed in range(120) if "dropout" in draw(seed)[0]]
     ends = [examine(seed) for seed in seeds]
     assert sum(end.problem.startswith("undropped") for end in ends) > len(ends) / 2

@@ -184,4 +184,5 @@ def test_what_it_cannot_act_on_is_refused_in_a_sentence(monkeypatch: pytest.Monk
             r".*strange.*; leave it out"
         ),
     ):
-        ChannelSparsity(strength=1.0).attach(build("resnet20"), sample)
+        ChannelSparsity(strength=1.0).attach(one_layer, sample)
+    assert ChannelSparsity(strength=1.0).attach(build("resnet20"), sample).targets > 10

@@ -57,6 +57,8 @@ class Walk:
     """What each node makes: numbers, and the shapes of tensors."""
     groups: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """The units that grouped convolutions read and write, by name: (groups, in), (groups, out)."""
+    unknown: list[str] = field(default_factory=list)
+    """The nodes whose kind no handler knows, or not in this form."""
     reading: set[tuple[str, int]] = field(default_factory=set)
     """The axes of parameters, by name, along which they read units."""
     _names: dict[int, str] = field(default_factory=dict)
@@ -269,6 +271,7 @@ def _known(walk: Walk, node: fx.Node, made: Any, handlers: Handlers) -> Any:
     handler = handlers.of(walk.graph, node)
     found = NotImplemented if handler is None else _handled(handler, walk, Call(node, args, kwargs))
     if found is NotImplemented or not _fits(found, made):
+        walk.unknown.append(_title(node))
         walk.stay((args, kwargs), _KEPT_WHOLE.format(_title(node)))
         _stays_in_module(walk, node)
         return made

@@ -163,7 +163,7 @@ def _zeroed(zoo: Zoo, network: nn.Module) -> None:
 def _compacted(zoo: Zoo, network: nn.Module) -> Compacted | None:
     zoo.row["traced"] = False
     with zoo.step("trace"):
-        traced_in_both_modes(network)
+        traced_in_both_modes(network, zoo.inputs(3))
         zoo.row["traced"] = True
     made = None
     with zoo.step("compact"):

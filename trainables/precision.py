@@ -30,27 +30,30 @@ def all_of_float32() -> Iterator[None]:
     networks that are the same function, one with its batch norms folded, then differ by more than
     compaction tolerates.
     """
-    with _of_precision("ieee"):
+    with _of_precision("ieee", "ieee"):
         yield
 
 
 @contextmanager
 def as_torch_has_it() -> Iterator[None]:
-    """Within, it is as torch has it by default: its exporter raises an error else."""
-    with _of_precision("none"):
+    """Within, it is as it was before all: torch's exporter raises an error else."""
+    with _of_precision(*_USUAL):
         yield
+
+
+_KINDS = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+_USUAL = tuple(kind.fp32_precision for kind in _KINDS)
 
 
 @contextmanager
-def _of_precision(wanted: str) -> Iterator[None]:
-    kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before = [kind.fp32_precision for kind in kinds]
+def _of_precision(*wanted: str) -> Iterator[None]:
+    before = [kind.fp32_precision for kind in _KINDS]
     try:
-        for kind in kinds:
-            kind.fp32_precision = wanted
+        for kind, precision in zip(_KINDS, wanted, strict=True):
+            kind.fp32_precision = precision
         yield
     finally:
-        for kind, precision in zip(kinds, before, strict=True):
+        for kind, precision in zip(_KINDS, before, strict=True):
             kind.fp32_precision = precision
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from slimfront.trainables.compaction.layers import set_module
 from slimfront.trainables.errors import UserError
@@ -80,6 +81,7 @@ def traced_in_both_modes(model: nn.Module, sample: Tensor | None = None) -> fx.G
     """
     if isinstance(model, fx.GraphModule):
         return copied(model).eval()
+    model = _with_plain_weights(model)
     with evaluating(model):
         evaluated = copied(trace(model, sample)).eval()
     as_modules(evaluated)
@@ -106,6 +108,30 @@ def traced_in_both_modes(model: nn.Module, sample: Tensor | None = None) -> fx.G
     state = evaluated.state_dict()
     trained.load_state_dict(state)
     return trained.eval()
+
+
+def _with_plain_weights(model: nn.Module) -> nn.Module:
+    """The model, or a copy of it whose weights are what its parametrisations compute now."""
+    if not any(is_parametrized(module) for module in model.modules()):
+        return model
+    plain = copy.deepcopy(model)
+    for module in list(plain.modules()):
+        if is_parametrized(module):
+            _compute_weights(module)
+    return plain
+
+
+def _compute_weights(module: nn.Module) -> None:
+    """Makes a module's parametrised weights plain ones, in place.
+
+    torch's own way takes the weight off the class, which copies of the module share.
+    """
+    weights = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
+    kind = type_before_parametrizations(module)
+    del module.parametrizations
+    module.__class__ = kind
+    for name, weight in weights.items():
+        module.register_parameter(name, nn.Parameter(weight.clone()))
 
 
 def as_modules(network: fx.GraphModule) -> None:

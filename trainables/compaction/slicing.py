@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction.layers import set_module
-from slimfront.trainables.structure.attention_modules import Attention
+from slimfront.trainables.structure.attention_modules import Attention, ScaledDotProduct
 from slimfront.trainables.structure.counting import counting
 from slimfront.trainables.structure.coupling.entries import MOVES, called
 from slimfront.trainables.structure.coupling.graph_of_units import units_of
@@ -92,6 +92,8 @@ class Slices:
             self._after.append(lambda: self._recount(node))
         if not any(True for _ in found_in(self.walk.known[node])) or node.op == "placeholder":
             return None
+        if name == "scaled_dot_product_attention":
+            return self._with_scale(node)
         if name not in MOVES or not self._is_touched(node):
             return self._with_numbers(node)
         op, target, args, kwargs = self._moved(node, name)
@@ -133,6 +135,18 @@ class Slices:
             if (args, kwargs) == (node.args, node.kwargs)
             else (node.op, node.target, args, kwargs)
         )
+
+    def _with_scale(self, node: fx.Node) -> tuple[str, Any, Any, Any] | None:
+        """Attention whose scale stays what it was by the width of its queries."""
+        width = self._old_width(self.walk.known[node.all_input_nodes[0]])
+        if width is None or node.kwargs.get("scale") is not None:
+            return self._with_numbers(node)
+        return node.op, node.target, node.args, {**node.kwargs, "scale": width**-0.5}
+
+    def _old_width(self, query: Known, heads: int = 1, heads_left: int = 1) -> int | None:
+        """How wide each head of queries was, if it becomes narrower; None if not."""
+        width = query.shape[-1] // heads
+        return None if self.shape(query)[-1] // heads_left == width else width
 
     def _number(self, source: fx.Node) -> Any:
         return (
@@ -348,13 +362,25 @@ class Slices:
             module = module_of(self.network, node)
             if module is not None and node.target not in seen:
                 seen.add(node.target)
-                self._settle(str(node.target), module)
+                self._settle(node, module)
 
-    def _settle(self, name: str, module: nn.Module) -> None:
-        """Tells a layer its new sizes; one that counts, how many there were."""
+    def _settle_attention(self, node: fx.Node, module: Attention | ScaledDotProduct) -> None:
+        query = self.walk.known[node.all_input_nodes[0]]
+        before = heads = 1
         if isinstance(module, Attention):
-            for _, heads in self.walk.counts.get(name, ()):
-                module.heads = int(self.kept(heads).sum())
+            before = heads = module.heads
+            for _, units in self.walk.counts.get(str(node.target), ()):
+                heads = int(self.kept(units).any(1).sum())
+            module.heads = heads
+        width = self._old_width(query, before, heads)
+        if width is not None and module.scale is None:
+            module.scale = width**-0.5
+
+    def _settle(self, node: fx.Node, module: nn.Module) -> None:
+        """Tells a layer its new sizes; one that counts, how many there were."""
+        name = str(node.target)
+        if isinstance(module, Attention | ScaledDotProduct):
+            self._settle_attention(node, module)
             return
         units = [units for _, units in self.walk.counts.get(name, ())]
         if units and not self.kept(units[0]).all():

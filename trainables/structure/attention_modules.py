@@ -11,14 +11,22 @@ class Attention(nn.Module):
     """softmax(QKᵀ / √d) V of each head, between the projections (Vaswani et al. 2017, arXiv
     1706.03762, eq. 1); no parameters.
 
-    `dropout` is the share of attention weights that are zeroed in training mode.
+    `dropout` is the share of attention weights that are zeroed in training mode; `scale` is what
+    scores are multiplied by, 1 / √d if None.
     """
 
-    def __init__(self, heads: int, batch_first: bool = True, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        heads: int,
+        batch_first: bool = True,
+        dropout: float = 0.0,
+        scale: float | None = None,
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.batch_first = batch_first
         self.dropout = dropout
+        self.scale = scale
 
     def forward(
         self,
@@ -39,16 +47,16 @@ class Attention(nn.Module):
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in inputs)
         mask = _merged(mask, padding, q.dtype)
         dropout = self.dropout if self.training else 0.0
-        out = (
-            F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-            .transpose(-3, -2)
-            .flatten(-2)
+        attended = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, scale=self.scale
         )
+        out = attended.transpose(-3, -2).flatten(-2)
         return out.transpose(0, 1) if swapped else out
 
     def extra_repr(self) -> str:
         """What is shown of it."""
-        return f"{self.heads}, batch_first={self.batch_first}, dropout={self.dropout}"
+        scale = "" if self.scale is None else f", scale={self.scale}"
+        return f"{self.heads}, batch_first={self.batch_first}, dropout={self.dropout}{scale}"
 
 
 def _merged(mask: Tensor | None, padding: Tensor | None, dtype: torch.dtype) -> Tensor | None:

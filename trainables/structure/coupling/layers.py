@@ -107,8 +107,8 @@ def conv(walk: Walk, call: Call) -> Any:
         walk.units.read(read, zero_in | ~weight.any(1).reshape(-1))
     if module.groups == 1:
         written = _conv_units(walk, name, module, read, rows)
-    elif weight.shape[2] == 1:
-        written = _depthwise_units(walk, name, module, read, rows, weight.shape[1])
+    elif weight.shape[1:] == (1, 1):
+        written = _depthwise_units(walk, name, module, read)
     else:
         written = _grouped_units(walk, name, module, read, rows)
     return _made(walk, call.node, rest, axis, written, zero)
@@ -131,16 +131,14 @@ def _conv_units(
 
 
 def _depthwise_units(
-    walk: Walk, name: str, module: Any, read: Tensor | None, rows: int, times: int
+    walk: Walk, name: str, module: nn.Module, read: Tensor | None
 ) -> Tensor | None:
     """A channel and what is made of it go together."""
-    written = None if read is None else read.repeat_interleave(times)
-    if read is not None and written is not None:
-        walk.groups[name] = (read.reshape(-1, 1), written.reshape(-1, times))
-    # The weight of a transposed one is (in, out / groups, …): its rows are the inputs, too.
-    walk.tensor(f"{name}.weight", 0, read if rows else written)
-    _note(walk, name, module, "bias", 0, written)
-    return written
+    walk.tensor(f"{name}.weight", 0, read)
+    _note(walk, name, module, "bias", 0, read)
+    if read is not None:
+        walk.groups[name] = (read.reshape(-1, 1), read.reshape(-1, 1))
+    return read
 
 
 def _grouped_units(

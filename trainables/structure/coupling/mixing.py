@@ -327,8 +327,8 @@ def _tied_where_shared(
 
 
 def attention(walk: Walk, call: Call) -> Any:
-    """`scaled_dot_product_attention` of (…, L, d), (…, S, d), (…, S, e): queries and keys keep
-    their width, which sets the scale; heads go as a whole."""
+    """`scaled_dot_product_attention` of (…, L, d), (…, S, d), (…, S, e): a head
+    goes as a whole, or some of its width."""
     if call.node.op == "call_module":
         names: tuple[str, ...] = ("query", "key", "value", "attn_mask")
     else:
@@ -344,18 +344,13 @@ def attention(walk: Walk, call: Call) -> Any:
 
 
 def _attended(walk: Walk, query: Known, key: Known, value: Known, mask: Known | None) -> Any:
-    why = "the scale of attention follows from their number"
-    heads = []
-    for side in (query, key):
-        ends = (side.dim - 1, side.dim - 2)
-        after = [walk.all_or_none_of(colour, ends, why) for colour in side.colours]
-        heads.append([colour for colour in after if colour is not None])
-    shape = torch.Size([*query.shape[:-2], 1, 1])
-    one, other = (
-        Known(torch.Size([*side.shape[:-2], 1, 1]), tuple(colours))
-        for side, colours in zip((query, key), heads, strict=True)
-    )
-    scores = Known(shape, joined(walk, [one, other], shape))
+    why = "attention goes over all of them"
+    letters = "abcdefgh"[: query.dim - 2]
+    product = contract(walk, query, letters + "ld", key, letters + "sd", letters + "ls")
+    ends = (product.dim - 1, product.dim - 2)
+    after = [walk.all_or_none_of(colour, ends, why) for colour in product.colours]
+    shape = torch.Size([*product.shape[:-2], 1, 1])
+    scores = Known(shape, tuple(colour for colour in after if colour is not None))
     if isinstance(mask, Known):
         full = torch.broadcast_shapes(shape, torch.Size([*mask.shape[:-2], 1, 1]))
         ends = (mask.dim - 1, mask.dim - 2)
@@ -408,7 +403,7 @@ def own_attention(walk: Walk, call: Call) -> Any:
     made = _attended(walk, query, key, value, None)
     heads = [c for c in made.colours if c.shape[-3] > 1]
     if heads:
-        walk.counts[str(call.node.target)] = [(0, heads[0].narrow(-1, 0, 1).reshape(-1))]
+        walk.counts[call.name] = [(0, heads[0].reshape(module.heads, -1))]
     together = walk.moved(made, lambda e: e.transpose(-3, -2))
     return walk.moved(together, lambda e: e.flatten(-2))
 

@@ -167,7 +167,7 @@ class Units:
         all_gone = gone[roots[whole.members]].all(1)
         itself = gone[roots[whole.units]]
         changed = restore(whole.units[itself & ~all_gone])
-        return restore(whole.members[all_gone & ~itself]) or changed
+        return restore(whole.members[all_gone & ~itself, :1]) or changed
 
 
 def _joined(count: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:

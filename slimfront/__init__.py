@@ -14,6 +14,8 @@ first asked for, so that a command that trains nothing does not wait for torch.
 - `Task`, `Encoded`, `Penalty`, `Sparsifier`, `Model`, `Data`: what a task, a penalty, a sparsifier,
   a network and a data set of your own are subclasses of; `TASKS`, `PENALTIES`, `SPARSIFIERS`,
   `MODELS` and `DATA` are where a plug-in registers them by name.
+- `register_handler`: teaches what an operation or a layer does to units, so that what flows through
+  it can be made smaller; `Known` is what is known of a tensor there.
 - `MultiObjectiveASHA`: a scheduler of Ray Tune that stops trials early by several objectives, for
   any trainable.
 - `UserError`: a mistake in what was asked, as the sentence that the command would print.
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
     from slimfront.trainables.penalties import Penalty as Penalty
     from slimfront.trainables.sparsifiers import SPARSIFIERS as SPARSIFIERS
     from slimfront.trainables.sparsifiers import Sparsifier as Sparsifier
+    from slimfront.trainables.structure.coupling.graph_of_units import (
+        register_handler as register_handler,
+    )
+    from slimfront.trainables.structure.coupling.known import Known as Known
     from slimfront.trainables.tasks import TASKS as TASKS
     from slimfront.trainables.tasks import Encoded as Encoded
     from slimfront.trainables.tasks import Task as Task
@@ -52,6 +58,7 @@ __all__ = [
     "Candidate",
     "Data",
     "Encoded",
+    "Known",
     "Model",
     "MultiObjectiveASHA",
     "Penalty",
@@ -61,6 +68,7 @@ __all__ = [
     "compact",
     "load",
     "measure",
+    "register_handler",
     "search",
     "train",
 ]
@@ -70,6 +78,7 @@ _HOMES = {
     "DATA": "trainables.data",
     "Data": "trainables.data",
     "Encoded": "trainables.tasks",
+    "Known": "trainables.structure.coupling.known",
     "MODELS": "trainables.models",
     "Model": "trainables.models",
     "PENALTIES": "trainables.penalties",
@@ -83,6 +92,7 @@ _HOMES = {
     "compact": "trainables.compaction",
     "load": "search.python_api",
     "measure": "trainables.measures.measure",
+    "register_handler": "trainables.structure.coupling.graph_of_units",
     "train": "trainables.training.train",
 }
 

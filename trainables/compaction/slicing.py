@@ -57,8 +57,8 @@ class Slices:
     def mask(self, known: Known) -> Tensor:
         """Which entries of a tensor stay, of size 1 where all are alike."""
         found = torch.ones([1] * known.dim, dtype=torch.bool)
-        for colour in known.colours:
-            found = found & self.kept(colour)
+        for unit_map in known.unit_maps:
+            found = found & self.kept(unit_map)
         return found
 
     def shape(self, known: Known) -> tuple[int, ...]:
@@ -280,22 +280,22 @@ class Slices:
             return  # an item of several outputs
         given = fx.node.map_arg((args[1:], kwargs), self._value)
         changed = _Call(op, target)
-        for colour in known.colours:
-            entries = packed(colour.expand(known.shape), self.mask(known)).double()
+        for unit_map in known.unit_maps:
+            entries = packed(unit_map.expand(known.shape), self.mask(known)).double()
             try:
                 moved = called(self.walk, changed, [entries, *given[0]], given[1])  # type: ignore[arg-type]
             except (RuntimeError, IndexError, ValueError, TypeError):
                 raise CannotSlice(node) from None
-            self._compare(node, colour, moved)
+            self._compare(node, unit_map, moved)
 
-    def _compare(self, node: fx.Node, colour: Tensor, moved: Any) -> None:
+    def _compare(self, node: fx.Node, unit_map: Tensor, moved: Any) -> None:
         outputs = list(found_in(self.walk.known[node]))
         pieces = list(moved) if isinstance(moved, list | tuple) else [moved]
         if [piece.shape for piece in pieces] != [self.shape(one) for one in outputs]:
             raise CannotSlice(node)
-        numbers = set(colour.unique().tolist())
+        numbers = set(unit_map.unique().tolist())
         for output, piece in zip(outputs, pieces, strict=True):
-            for other in output.colours:
+            for other in output.unit_maps:
                 if not numbers.intersection(other.unique().tolist()):
                     continue
                 wanted = packed(other.expand(output.shape), self.mask(output))

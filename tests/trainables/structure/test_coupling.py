@@ -2,6 +2,7 @@
 the outputs stay."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from slimfront.trainables.compaction import compact, deserialise, serialise
 from slimfront.trainables.structure.agreement import Probe
 from slimfront.trainables.structure.coupling import graph_of_units
-from slimfront.trainables.structure.coupling.known import Known
 from slimfront.trainables.structure.coupling.units import NONE, Units, packed, packed_shape
-from slimfront.trainables.structure.coupling.walk import Call, Walk
 from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.structure.shared_units import shared_units
 
@@ -407,13 +406,28 @@ def test_what_no_handler_knows_blocks_its_units_and_no_others_until_one_is_regis
     assert bool(walk.units.removable(structure_only=True)[walk.units_of("0.weight", 0)].all())
     assert not bool(walk.units.removable(structure_only=True)[walk.units_of("2.weight", 0)].any())
 
-    def running(_walk: Walk, call: Call) -> Any:
-        known: Known = call.args[0]
-        return known, known
-
-    monkeypatch.setitem(graph_of_units.HANDLERS.functions, "cummax", running)
+    monkeypatch.setattr(graph_of_units.HANDLERS, "functions", {**graph_of_units.HANDLERS.functions})
+    page = (Path(__file__).parents[3] / "docs" / "networks.md").read_text()
+    exec(page.split("```python")[1].split("```")[0], {})
     walk = graph_of_units.units_of(trace(model, inputs), inputs[:2])
     assert walk.unknown == []
+    assert not bool(walk.units.removable(structure_only=True)[walk.units_of("2.weight", 0)].any())
+    images = torch.randn(5, 8, 3, dtype=torch.float64)
+    over_positions = (
+        Network(
+            lambda net, x: net.b(torch.cummax(net.a(x), 2)[0]),
+            a=nn.Conv1d(8, 6, 1),
+            b=nn.Conv1d(6, 2, 1),
+        )
+        .double()
+        .eval()
+    )
+    with torch.no_grad():
+        for parameter in over_positions.a.parameters():
+            parameter[2:4] = 0
+    made = compact(over_positions, images).network
+    assert sum(p.numel() for p in made.parameters()) == 8 * 4 + 4 + 4 * 2 + 2
+    torch.testing.assert_close(made(images), over_positions(images))
 
 
 def test_units_that_do_not_fill_a_block_stay() -> None:

@@ -101,7 +101,7 @@ def unary(walk: Walk, call: Call) -> Any:
         return called(walk, call.node, [zeros, *rest], call.kwargs)
 
     keeps = walk.zero_of(of_zeros, known.dim)
-    return Known(known.shape, known.colours, known.zero if keeps else None)
+    return Known(known.shape, known.unit_maps, known.zero if keeps else None)
 
 
 def _without_known(args: Sequence[Any]) -> list[Any]:
@@ -123,35 +123,38 @@ def pointwise(walk: Walk, call: Call) -> Any:
 
 
 def joined(walk: Walk, sides: Sequence[Known], shape: torch.Size) -> tuple[Tensor, ...]:
-    """The colours of tensors that are broadcast against each other."""
+    """The unit maps of tensors that are broadcast against each other."""
     lined_up = [_lined_up(side, len(shape)) for side in sides]
-    colours = [colour for side in lined_up for colour in side.colours]
+    unit_maps = [unit_map for side in lined_up for unit_map in side.unit_maps]
     for axis in range(len(shape)):
         if shape[axis] == 1:
             continue
         full = [side for side in lined_up if side.shape[axis] > 1]
         if any(not side.along(axis) for side in full):
             why = "it meets what has no units"
-            after = [walk.all_or_none(colour, axis, why) for colour in colours]
-            colours = [colour for colour in after if colour is not None]
+            after = [walk.all_or_none(unit_map, axis, why) for unit_map in unit_maps]
+            unit_maps = [unit_map for unit_map in after if unit_map is not None]
             lined_up = [_without_axis(walk, side, axis) for side in lined_up]
-    return walk.apart(colours)
+    return walk.apart(unit_maps)
 
 
 def _without_axis(walk: Walk, side: Known, axis: int) -> Known:
     after = [
-        walk.all_or_none(colour, axis, "it meets what has no units") for colour in side.colours
+        walk.all_or_none(unit_map, axis, "it meets what has no units")
+        for unit_map in side.unit_maps
     ]
-    return Known(side.shape, tuple(colour for colour in after if colour is not None), side.zero)
+    return Known(
+        side.shape, tuple(unit_map for unit_map in after if unit_map is not None), side.zero
+    )
 
 
 def _lined_up(side: Known, dim: int) -> Known:
     """A tensor with axes of size 1 in front."""
     front = [1] * (dim - side.dim)
     shape = torch.Size([*front, *side.shape])
-    colours = tuple(colour.reshape(*front, *colour.shape) for colour in side.colours)
+    unit_maps = tuple(unit_map.reshape(*front, *unit_map.shape) for unit_map in side.unit_maps)
     zero = None if side.zero is None else side.zero.reshape(*front, *side.zero.shape)
-    return Known(shape, colours, zero)
+    return Known(shape, unit_maps, zero)
 
 
 def _zeros(name: str, operands: list[Any], kwargs: dict[str, Any], dim: int) -> Tensor | None:
@@ -196,11 +199,11 @@ def move(walk: Walk, call: Call) -> Any:
     for index in found_in((list(call.args[1:]), call.kwargs)):
         if index.value is None and not like:
             return NotImplemented
-        for colour in () if like else index.colours:
-            walk.units.keep(colour, "it is an index")
+        for unit_map in () if like else index.unit_maps:
+            walk.units.keep(unit_map, "it is an index")
     for axis in _indexed(known, call.args[1:], call.kwargs):
-        for colour in known.along(axis):
-            walk.units.keep(colour, "they are chosen by index")
+        for unit_map in known.along(axis):
+            walk.units.keep(unit_map, "they are chosen by index")
     rest = mapped_known(list(call.args[1:]), _index)
     named = mapped_known(call.kwargs, _index)
     made = called(walk, call.node, [torch.zeros(known.shape), *rest], named)
@@ -253,7 +256,9 @@ def pad(walk: Walk, call: Call) -> Any:
     def padded(entries: Tensor, outside: float) -> Tensor:
         return nn.functional.pad(entries, list(amounts), value=outside)
 
-    moved = walk.moved(Known(known.shape, known.colours), lambda entries: padded(entries, _OUTSIDE))
+    moved = walk.moved(
+        Known(known.shape, known.unit_maps), lambda entries: padded(entries, _OUTSIDE)
+    )
     zero = known.zeros().expand(known.shape).double()
     return moved.with_zero(padded(zero, 1.0 if value == 0 else 0.0) != 0)
 
@@ -270,9 +275,9 @@ def _one_after_another(walk: Walk, parts: list[Known], axis: int) -> Known:
     shape[axis] = sum(part.shape[axis] for part in parts)
     rest = [_without_axis_units(walk, part, axis) for part in parts]
     wide = torch.Size([*shape[:axis], 1, *shape[axis + 1 :]])
-    beside = joined(walk, [Known(wide, part.colours) for part in rest], wide)
+    beside = joined(walk, [Known(wide, part.unit_maps) for part in rest], wide)
     own = [_along_cat(part, axis) for part in parts]
-    colours = list(beside)
+    unit_maps = list(beside)
     if any(units is not None for units in own):
         filled = [
             units if units is not None else torch.full((part.shape[axis],), -1)
@@ -280,28 +285,28 @@ def _one_after_another(walk: Walk, parts: list[Known], axis: int) -> Known:
         ]
         view = [1] * len(shape)
         view[axis] = -1
-        colours.append(torch.cat(filled).reshape(view))
+        unit_maps.append(torch.cat(filled).reshape(view))
     zero = torch.cat([part.zeros().expand(part.shape) for part in parts], axis)
-    known = Known(torch.Size(shape), walk.apart(colours))
+    known = Known(torch.Size(shape), walk.apart(unit_maps))
     return known.with_zero(compressed(zero) if bool(zero.any()) else None)
 
 
 def _without_axis_units(walk: Walk, part: Known, axis: int) -> Known:
     """A part without the units that vary along the axis alone; those of others too go as a whole
     there."""
-    colours = []
-    for colour in part.colours:
-        if colour.shape[axis] == 1:
-            colours.append(colour)
-        elif colour.numel() > colour.shape[axis]:
-            left = walk.all_or_none(colour, axis, "it is joined with others")
-            colours += [] if left is None else [left]
-    return Known(part.shape, tuple(colours))
+    unit_maps = []
+    for unit_map in part.unit_maps:
+        if unit_map.shape[axis] == 1:
+            unit_maps.append(unit_map)
+        elif unit_map.numel() > unit_map.shape[axis]:
+            left = walk.all_or_none(unit_map, axis, "it is joined with others")
+            unit_maps += [] if left is None else [left]
+    return Known(part.shape, tuple(unit_maps))
 
 
 def _along_cat(part: Known, axis: int) -> Tensor | None:
     """The units along the axis alone, (size,)."""
-    alone = [c for c in part.colours if c.shape[axis] > 1 and c.numel() == c.shape[axis]]
+    alone = [c for c in part.unit_maps if c.shape[axis] > 1 and c.numel() == c.shape[axis]]
     return alone[0].reshape(-1) if alone else None
 
 

@@ -12,8 +12,15 @@ HANDLERS = Handlers(
 )
 
 
-def register(kind: type[nn.Module] | str, handler: Handler) -> None:
-    """Has a kind of module, or a function or method of this name, followed by a handler."""
+def register_handler(kind: type[nn.Module] | str, handler: Handler) -> None:
+    """Teaches what a kind of layer of torch.nn, or a function or method of this name, does to the
+    units of its inputs.
+
+    Args:
+        handler: of the walk over the network (`Walk`) and of a call (`Call`), whose arguments have
+            a `Known` in the place of each tensor; it returns what is known of the output, in the
+            output's structure, or `NotImplemented` for a form of the call that it does not know.
+    """
     if isinstance(kind, str):
         HANDLERS.functions[kind] = handler
     else:

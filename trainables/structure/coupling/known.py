@@ -14,11 +14,11 @@ class Known:
     """A tensor of a network."""
 
     shape: torch.Size
-    colours: tuple[Tensor, ...] = ()
+    unit_maps: tuple[Tensor, ...] = ()
     """The numbers of units, each of as many axes as `shape` and of size 1 along those where all
     entries are alike; −1 where an entry is of no unit. Each is of other axes: channels, heads."""
     zero: Tensor | None = None
-    """Which entries are 0 for every input, as `colours`; None if none is."""
+    """Which entries are 0 for every input, as `unit_maps`; None if none is."""
     value: Tensor | None = None
     """What it is, where that depends on no input and no parameter."""
 
@@ -34,12 +34,12 @@ class Known:
         return torch.zeros([1] * self.dim, dtype=torch.bool)
 
     def along(self, axis: int) -> tuple[Tensor, ...]:
-        """The colours that vary along an axis."""
-        return tuple(colour for colour in self.colours if colour.shape[axis] > 1)
+        """The unit maps that vary along an axis."""
+        return tuple(unit_map for unit_map in self.unit_maps if unit_map.shape[axis] > 1)
 
     def but(self, axis: int) -> tuple[Tensor, ...]:
-        """The colours that do not vary along an axis."""
-        return tuple(colour for colour in self.colours if colour.shape[axis] == 1)
+        """The unit maps that do not vary along an axis."""
+        return tuple(unit_map for unit_map in self.unit_maps if unit_map.shape[axis] == 1)
 
     def zero_along(self, axis: int) -> Tensor:
         """Which places along an axis are 0 everywhere else: (size,)."""
@@ -53,7 +53,7 @@ class Known:
         return replace(self, zero=zero if zero is not None and bool(zero.any()) else None)
 
 
-def is_colour(units: Tensor) -> bool:
+def is_unit_map(units: Tensor) -> bool:
     """Whether units vary along an axis, and there are any."""
     return units.numel() > 1 and bool((units != NONE).any())
 

@@ -16,16 +16,16 @@ _READS = "'{}' needs all of them"
 
 def _units_along(walk: Walk, known: Known, axis: int, name: str) -> tuple[Tensor | None, Known]:
     """The units along an axis (size,), None if there are none; and the tensor with its other
-    colours."""
+    unit_maps."""
     found = known.along(axis)
     rest = Known(known.shape, known.but(axis), known.zero)
     if not found:
         return None, rest
-    colour = found[0]
-    if len(varying(colour)) > 1:  # each place along the other axes reads by the same weights
-        walk.units.keep(colour, _READS.format(name))
+    unit_map = found[0]
+    if len(varying(unit_map)) > 1:  # each place along the other axes reads by the same weights
+        walk.units.keep(unit_map, _READS.format(name))
         return None, rest
-    return colour.reshape(-1), rest
+    return unit_map.reshape(-1), rest
 
 
 def _module(walk: Walk, node: fx.Node) -> Any:
@@ -79,11 +79,11 @@ def _made(
     shape = walk.shape_of(node)
     if shape is None:
         return NotImplemented
-    colours = list(rest.colours)
+    unit_maps = list(rest.unit_maps)
     if written is not None:
-        colours.append(along(written, axis, len(shape)))
+        unit_maps.append(along(written, axis, len(shape)))
     zeros = along(zero.expand(shape[axis]), axis, len(shape))
-    return Known(shape, walk.apart(colours)).with_zero(compressed(zeros))
+    return Known(shape, walk.apart(unit_maps)).with_zero(compressed(zeros))
 
 
 def conv(walk: Walk, call: Call) -> Any:
@@ -116,8 +116,10 @@ def conv(walk: Walk, call: Call) -> Any:
 
 def _apart_from_positions(walk: Walk, known: Known, axis: int, name: str) -> Known:
     positions = range(axis + 1, known.dim)
-    after = [walk.all_or_none_of(c, positions, _READS.format(name)) for c in known.colours]
-    return Known(known.shape, tuple(colour for colour in after if colour is not None), known.zero)
+    after = [walk.all_or_none_of(c, positions, _READS.format(name)) for c in known.unit_maps]
+    return Known(
+        known.shape, tuple(unit_map for unit_map in after if unit_map is not None), known.zero
+    )
 
 
 def _conv_units(
@@ -312,7 +314,7 @@ def recurrent(walk: Walk, call: Call) -> Any:
     made, ends = walk.made[call.node]
     last = len(made.shape) - 1
     assert read is not None
-    out = Known(made.shape, walk.apart([*rest.colours, along(read, last, last + 1)]))
+    out = Known(made.shape, walk.apart([*rest.unit_maps, along(read, last, last + 1)]))
     states = torch.stack(units)  # (layers · ways, hidden)
     if len(made.shape) == 3:
         states = states.unsqueeze(1)

@@ -37,28 +37,28 @@ def reduce(walk: Walk, call: Call) -> Any:
     known = call.args[0]
     name = function_name(call.node)
     axes, keepdim = _axes(name, known, call.args, call.kwargs)
-    colours = []
-    for colour in known.colours:
-        mixed = sorted(varying(colour) & set(axes))
-        if mixed and name in _SUMS and len(varying(colour)) == 1:
-            _read_sum(walk, call.node, known, colour, mixed[0], name)
+    unit_maps = []
+    for unit_map in known.unit_maps:
+        mixed = sorted(varying(unit_map) & set(axes))
+        if mixed and name in _SUMS and len(varying(unit_map)) == 1:
+            _read_sum(walk, call.node, known, unit_map, mixed[0], name)
             continue
-        left = walk.all_or_none_of(colour, mixed, _MIXED.format(call.node.name))
-        colours += [] if left is None else [left]
+        left = walk.all_or_none_of(unit_map, mixed, _MIXED.format(call.node.name))
+        unit_maps += [] if left is None else [left]
     zero = None
     if known.zero is not None and name in (*_SUMS, "amax", "amin"):
         zero = known.zero.all(dim=tuple(axes), keepdim=True)
     shape = [1 if axis in axes else size for axis, size in enumerate(known.shape)]
-    made = Known(torch.Size(shape), tuple(colours)).with_zero(zero)
+    made = Known(torch.Size(shape), tuple(unit_maps)).with_zero(zero)
     if keepdim:
         return made
     return walk.moved(made, lambda entries: entries.squeeze(tuple(axes)))
 
 
 def _read_sum(
-    walk: Walk, node: fx.Node, known: Known, colour: Tensor, axis: int, name: str
+    walk: Walk, node: fx.Node, known: Known, unit_map: Tensor, axis: int, name: str
 ) -> None:
-    units = colour.reshape(-1)
+    units = unit_map.reshape(-1)
     walk.units.read(units, known.zero_along(axis))
     if name == "mean":
         walk.counts.setdefault(node.name, []).append((axis, units))
@@ -91,18 +91,18 @@ def along_axis(walk: Walk, call: Call) -> Any:
     if axis is None:
         return NotImplemented
     why = _MIXED.format(call.node.name)
-    after = [walk.all_or_none(colour, axis % known.dim, why) for colour in known.colours]
-    return Known(known.shape, tuple(colour for colour in after if colour is not None))
+    after = [walk.all_or_none(unit_map, axis % known.dim, why) for unit_map in known.unit_maps]
+    return Known(known.shape, tuple(unit_map for unit_map in after if unit_map is not None))
 
 
 def normalise(walk: Walk, call: Call) -> Any:
     """Divides by the norm along an axis, for which zeros count nothing."""
     known = call.args[0]
     axis = call.kwargs.get("dim", call.args[2] if len(call.args) > 2 else 1) % known.dim
-    for colour in known.along(axis):
-        if len(varying(colour)) > 1:
+    for unit_map in known.along(axis):
+        if len(varying(unit_map)) > 1:
             return NotImplemented
-        walk.units.read(colour.reshape(-1), known.zero_along(axis))
+        walk.units.read(unit_map.reshape(-1), known.zero_along(axis))
     return known
 
 
@@ -111,14 +111,14 @@ def pool(walk: Walk, call: Call) -> Any:
     known = call.args[0]
     spatial = range(_first_position(walk, call.node, known), known.dim)
     why = _MIXED.format(call.node.name)
-    after = [walk.all_or_none_of(colour, spatial, why) for colour in known.colours]
+    after = [walk.all_or_none_of(unit_map, spatial, why) for unit_map in known.unit_maps]
     made = walk.shape_of(call.node)
     if made is None:
         return NotImplemented
     zero = None
     if known.zero is not None:
         zero = known.zero.all(dim=tuple(spatial), keepdim=True)
-    left = tuple(colour for colour in after if colour is not None)
+    left = tuple(unit_map for unit_map in after if unit_map is not None)
     return Known(made, left).with_zero(zero)
 
 
@@ -189,12 +189,12 @@ def embedding(walk: Walk, call: Call) -> Any:
     is_aten = isinstance(call.node.target, OpOverload)
     weight, chosen = call.args[:2] if is_aten else call.args[1::-1]
     walk.stay(chosen, "they are indices")
-    for colour in weight.along(0):
-        walk.units.keep(colour, "they are chosen by index")
+    for unit_map in weight.along(0):
+        walk.units.keep(unit_map, "they are chosen by index")
     shape = torch.Size([*chosen.shape, weight.shape[1]])
-    colours = [colour.reshape([1] * chosen.dim + [-1]) for colour in weight.but(0)]
+    unit_maps = [unit_map.reshape([1] * chosen.dim + [-1]) for unit_map in weight.but(0)]
     zero = weight.zeros().all(0).reshape([1] * chosen.dim + [-1])
-    return Known(shape, tuple(colours)).with_zero(zero)
+    return Known(shape, tuple(unit_maps)).with_zero(zero)
 
 
 def contract(walk: Walk, one: Known, left: str, other: Known, right: str, out: str) -> Known:
@@ -203,19 +203,19 @@ def contract(walk: Walk, one: Known, left: str, other: Known, right: str, out: s
     other, right = _without_ones(walk, other, right, one, left)
     summed = [letter for letter in left if letter not in out]
     summed += [letter for letter in right if letter not in out and letter not in summed]
-    colours: list[Tensor] = []
+    unit_maps: list[Tensor] = []
     mine, theirs = _spread(one, left, out, summed), _spread(other, right, out, summed)
     zero = mine.zeros() | theirs.zeros()
     for axis in range(len(out), len(out) + len(summed)):
         mine, theirs, made = _summed(walk, mine, theirs, axis, zero)
-        colours += made
+        unit_maps += made
     sizes = {
         **dict(zip(right, other.shape, strict=True)),
         **dict(zip(left, one.shape, strict=True)),
     }
     shape = torch.Size([sizes.get(letter, 1) for letter in out])
-    colours += [*mine.colours, *theirs.colours]
-    flat = [colour.reshape(colour.shape[: len(out)]) for colour in colours]
+    unit_maps += [*mine.unit_maps, *theirs.unit_maps]
+    flat = [unit_map.reshape(unit_map.shape[: len(out)]) for unit_map in unit_maps]
     flat = _tied_where_shared(walk, flat, left, right, one, other, out)
     none = zero.all(dim=tuple(range(len(out), zero.dim()))) if summed else zero
     return Known(shape, walk.apart(flat)).with_zero(compressed(none))
@@ -254,13 +254,13 @@ def _spread(known: Known, letters: str, out: str, summed: list[str]) -> Known:
 
     shape = arranged(torch.empty(known.shape, device="meta")).shape
     zero = None if known.zero is None else arranged(known.zero)
-    return Known(shape, tuple(arranged(colour) for colour in known.colours), zero)
+    return Known(shape, tuple(arranged(unit_map) for unit_map in known.unit_maps), zero)
 
 
 def _summed(
     walk: Walk, mine: Known, theirs: Known, axis: int, zero: Tensor
 ) -> tuple[Known, Known, list[Tensor]]:
-    """Both sides without the axis that is summed over, and the colours that the sum has: each of
+    """Both sides without the axis that is summed over, and the unit maps that the sum has: each of
     its units stands for all that are summed."""
     one, other = mine.along(axis), theirs.along(axis)
     why = "a product sums over them"
@@ -276,8 +276,8 @@ def _summed(
         else:
             made = _rows_of(walk, common, zero, axis)
     elif one or other:
-        for colour in (*one, *other):
-            left = walk.all_or_none(colour, axis, why)
+        for unit_map in (*one, *other):
+            left = walk.all_or_none(unit_map, axis, why)
             made += [] if left is None else [left]
     return (
         Known(mine.shape, mine.but(axis), mine.zero),
@@ -286,29 +286,29 @@ def _summed(
     )
 
 
-def _rows_of(walk: Walk, colour: Tensor, zero: Tensor, axis: int) -> list[Tensor]:
-    """Units of what stays after a sum over one of the axes of a colour: each stands for the units
+def _rows_of(walk: Walk, unit_map: Tensor, zero: Tensor, axis: int) -> list[Tensor]:
+    """Units of what stays after a sum over one of the axes of a unit map: each stands for the units
     summed over; those can go where that does."""
-    rows = colour.movedim(axis, -1)
+    rows = unit_map.movedim(axis, -1)
     members = rows.reshape(-1, rows.shape[-1])
     stand = walk.units.whole(members)
-    harmless = zero.expand([max(a, b) for a, b in zip(zero.shape, colour.shape, strict=True)])
+    harmless = zero.expand([max(a, b) for a, b in zip(zero.shape, unit_map.shape, strict=True)])
     others = tuple(
-        a for a in range(harmless.dim()) if colour.shape[a] == 1 and harmless.shape[a] > 1
+        a for a in range(harmless.dim()) if unit_map.shape[a] == 1 and harmless.shape[a] > 1
     )
     if others:
         harmless = harmless.all(dim=others, keepdim=True)
     each = harmless.movedim(axis, -1).expand(rows.shape).reshape(members.shape)
     unless = stand.unsqueeze(1).expand(members.shape)
     walk.units.read(members.reshape(-1), each.reshape(-1), unless=unless.reshape(-1))
-    shape = list(colour.shape)
+    shape = list(unit_map.shape)
     shape[axis] = 1
     return [stand.reshape(shape)]
 
 
 def _tied_where_shared(
     walk: Walk,
-    colours: list[Tensor],
+    unit_maps: list[Tensor],
     left: str,
     right: str,
     one: Known,
@@ -321,9 +321,9 @@ def _tied_where_shared(
             continue
         mine, theirs = one.along(left.index(letter)), other.along(right.index(letter))
         if bool(mine) != bool(theirs):
-            after = [walk.all_or_none(c, place, "it meets what has no units") for c in colours]
-            colours = [colour for colour in after if colour is not None]
-    return colours
+            after = [walk.all_or_none(c, place, "it meets what has no units") for c in unit_maps]
+            unit_maps = [unit_map for unit_map in after if unit_map is not None]
+    return unit_maps
 
 
 def attention(walk: Walk, call: Call) -> Any:
@@ -348,42 +348,42 @@ def _attended(walk: Walk, query: Known, key: Known, value: Known, mask: Known | 
     letters = "abcdefgh"[: query.dim - 2]
     product = contract(walk, query, letters + "ld", key, letters + "sd", letters + "ls")
     ends = (product.dim - 1, product.dim - 2)
-    after = [walk.all_or_none_of(colour, ends, why) for colour in product.colours]
+    after = [walk.all_or_none_of(unit_map, ends, why) for unit_map in product.unit_maps]
     shape = torch.Size([*product.shape[:-2], 1, 1])
-    scores = Known(shape, tuple(colour for colour in after if colour is not None))
+    scores = Known(shape, tuple(unit_map for unit_map in after if unit_map is not None))
     if isinstance(mask, Known):
         full = torch.broadcast_shapes(shape, torch.Size([*mask.shape[:-2], 1, 1]))
         ends = (mask.dim - 1, mask.dim - 2)
-        after = [walk.all_or_none_of(colour, ends, why) for colour in mask.colours]
-        left = tuple(colour for colour in after if colour is not None)
+        after = [walk.all_or_none_of(unit_map, ends, why) for unit_map in mask.unit_maps]
+        left = tuple(unit_map for unit_map in after if unit_map is not None)
         above = Known(torch.Size([*mask.shape[:-2], 1, 1]), left)
         scores = Known(full, joined(walk, [scores, above], full))
-    after = [walk.all_or_none(colour, value.dim - 2, why) for colour in value.colours]
-    values = Known(value.shape, tuple(colour for colour in after if colour is not None))
-    for colour in scores.colours:
+    after = [walk.all_or_none(unit_map, value.dim - 2, why) for unit_map in value.unit_maps]
+    values = Known(value.shape, tuple(unit_map for unit_map in after if unit_map is not None))
+    for unit_map in scores.unit_maps:
         # Scores are read by the values alone: they go with the head that they are of.
         walk.units.read(
-            colour.reshape(-1),
-            torch.zeros(colour.numel(), dtype=torch.bool),
-            unless=_heads(walk, colour, values),
+            unit_map.reshape(-1),
+            torch.zeros(unit_map.numel(), dtype=torch.bool),
+            unless=_heads(walk, unit_map, values),
         )
     made = torch.Size([*scores.shape[:-2], query.shape[-2], value.shape[-1]])
-    colours = joined(walk, [Known(made, scores.colours), Known(made, values.colours)], made)
+    unit_maps = joined(walk, [Known(made, scores.unit_maps), Known(made, values.unit_maps)], made)
     zero = None
     if value.zero is not None:
         zero = value.zero.all(dim=-2, keepdim=True)
-    return Known(made, colours).with_zero(zero)
+    return Known(made, unit_maps).with_zero(zero)
 
 
-def _heads(walk: Walk, colour: Tensor, values: Known) -> Tensor:
+def _heads(walk: Walk, unit_map: Tensor, values: Known) -> Tensor:
     """For each head's scores, the unit of that head; it goes if all of the head's values do."""
-    for other in values.colours:
-        if varying(colour) <= varying(other):
-            order = sorted(varying(colour))
+    for other in values.unit_maps:
+        if varying(unit_map) <= varying(other):
+            order = sorted(varying(unit_map))
             rest = [axis for axis in range(other.dim()) if axis not in order]
-            members = other.permute(*order, *rest).reshape(colour.numel(), -1)
+            members = other.permute(*order, *rest).reshape(unit_map.numel(), -1)
             return walk.units.whole(members)
-    return torch.full((colour.numel(),), NONE)
+    return torch.full((unit_map.numel(),), NONE)
 
 
 def own_attention(walk: Walk, call: Call) -> Any:
@@ -401,7 +401,7 @@ def own_attention(walk: Walk, call: Call) -> Any:
             walk.stay(mask, "it is a mask of attention")
     query, key, value = by_head
     made = _attended(walk, query, key, value, None)
-    heads = [c for c in made.colours if c.shape[-3] > 1]
+    heads = [c for c in made.unit_maps if c.shape[-3] > 1]
     if heads:
         walk.counts[call.name] = [(0, heads[0].reshape(module.heads, -1))]
     together = walk.moved(made, lambda e: e.transpose(-3, -2))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from slimfront.trainables.structure.coupling.known import Known, compressed, is_colour, varying
+from slimfront.trainables.structure.coupling.known import Known, compressed, is_unit_map, varying
 from slimfront.trainables.structure.coupling.units import NONE, Units
 from slimfront.trainables.structure.evaluating import evaluating
 from slimfront.trainables.structure.graph import module_of, submodule
@@ -99,14 +99,14 @@ class Walk:
     def moved(self, known: Known, move: Callable[[Tensor], Tensor]) -> Known:
         """What a move of entries makes of a tensor; `move` takes tensors of its shape, in
         float64."""
-        colours = []
+        unit_maps = []
         shape = None
-        for colour in known.colours:
-            full = move(colour.expand(known.shape).double())
+        for unit_map in known.unit_maps:
+            full = move(unit_map.expand(known.shape).double())
             shape = full.shape
             made = compressed(full.long())
-            if is_colour(made):
-                colours.append(made)
+            if is_unit_map(made):
+                unit_maps.append(made)
             else:
                 self.units.keep(made, "it is taken out alone")
         zero = None
@@ -116,30 +116,30 @@ class Walk:
             zero = compressed(full != 0)
         if shape is None:
             shape = move(torch.zeros(1, dtype=torch.float64).expand(known.shape)).shape
-        for colour in colours:
-            if len(varying(colour)) > 1:
-                self.units.pack(colour)
-        return Known(shape, self.apart(colours), zero)
+        for unit_map in unit_maps:
+            if len(varying(unit_map)) > 1:
+                self.units.pack(unit_map)
+        return Known(shape, self.apart(unit_maps), zero)
 
-    def apart(self, colours: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    def apart(self, unit_maps: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """Colours of one tensor, none of which vary along the same axis: those that do are made one
         where they agree, and stay where they do not."""
         found: list[Tensor] = []
-        for colour in colours:
-            meets = [other for other in found if varying(other) & varying(colour)]
+        for unit_map in unit_maps:
+            meets = [other for other in found if varying(other) & varying(unit_map)]
             if not meets:
-                found.append(colour)
+                found.append(unit_map)
             elif len(meets) == 1:
                 found[:] = [other for other in found if other is not meets[0]]
-                found.append(self._made_one(meets[0], colour))
+                found.append(self._made_one(meets[0], unit_map))
             else:
-                self.units.keep(colour, "it meets others in several ways")
+                self.units.keep(unit_map, "it meets others in several ways")
                 for other in meets:
                     self.units.keep(other, "it meets others in several ways")
         return tuple(found)
 
     def _made_one(self, one: Tensor, other: Tensor) -> Tensor:
-        """One colour of two that vary along a common axis."""
+        """One unit map of two that vary along a common axis."""
         if varying(one) == varying(other):
             self.units.tie(one, other)
             return torch.where(one == NONE, other, one)
@@ -152,20 +152,20 @@ class Walk:
         self.units.same_as_all(coarse.expand(rows).reshape(-1), members)
         return fine
 
-    def all_or_none(self, colour: Tensor, axis: int, why: str) -> Tensor | None:
-        """Has what is along an axis of a colour go as a whole; a colour of its other axes, or None
-        if it has none and stays."""
-        if colour.shape[axis] == 1:
-            return colour
-        if len(varying(colour)) == 1:
-            self.units.keep(colour, why)
+    def all_or_none(self, unit_map: Tensor, axis: int, why: str) -> Tensor | None:
+        """Has the units along an axis go as a whole; the unit map of the other axes, or None if
+        there is none, and they stay."""
+        if unit_map.shape[axis] == 1:
+            return unit_map
+        if len(varying(unit_map)) == 1:
+            self.units.keep(unit_map, why)
             return None
-        self.units.tie(colour, colour.narrow(axis, 0, 1))
-        return colour.narrow(axis, 0, 1)
+        self.units.tie(unit_map, unit_map.narrow(axis, 0, 1))
+        return unit_map.narrow(axis, 0, 1)
 
-    def all_or_none_of(self, colour: Tensor, axes: Iterable[int], why: str) -> Tensor | None:
+    def all_or_none_of(self, unit_map: Tensor, axes: Iterable[int], why: str) -> Tensor | None:
         """The same along several axes."""
-        left: Tensor | None = colour
+        left: Tensor | None = unit_map
         for axis in axes:
             if left is not None:
                 left = self.all_or_none(left, axis, why)
@@ -174,8 +174,8 @@ class Walk:
     def stay(self, value: Any, why: str) -> None:
         """Has all units stay of tensors within nested values."""
         for known in found_in(value):
-            for colour in known.colours:
-                self.units.keep(colour, why)
+            for unit_map in known.unit_maps:
+                self.units.keep(unit_map, why)
 
     def zero_of(self, run: Callable[[Tensor], Any], dim: int) -> bool:
         """Whether an operation on each entry makes 0 of 0."""
@@ -211,7 +211,7 @@ def numbers_of(graph: fx.GraphModule, inputs: Tensor) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Handlers:
     """How what kind of call is followed: by class of module, or by name of function or method."""
 
@@ -302,7 +302,7 @@ def _with_values(found: Any, made: Any) -> Any:
 
 
 def _with_value(known: Known, value: Tensor | None) -> Known:
-    return Known(known.shape, known.colours, known.zero, value)
+    return Known(known.shape, known.unit_maps, known.zero, value)
 
 
 def _stays_in_module(walk: Walk, node: fx.Node) -> None:
@@ -321,7 +321,7 @@ def _attribute(walk: Walk, name: str, made: Any) -> Any:
         return made
     value = made.value
     assert value is not None
-    colours = []
+    unit_maps = []
     for axis, size in enumerate(made.shape):
         if size == 1:
             continue
@@ -329,9 +329,9 @@ def _attribute(walk: Walk, name: str, made: Any) -> Any:
         if units is None:
             units = walk.units.fresh(size)
         walk.tensor(name, axis, units)
-        colours.append(along(units, axis, made.dim))
+        unit_maps.append(along(units, axis, made.dim))
     zero = compressed(value == 0) if value.numel() else None
-    return Known(made.shape, tuple(colours), zero, value).with_zero(zero)
+    return Known(made.shape, tuple(unit_maps), zero, value).with_zero(zero)
 
 
 def along(units: Tensor, axis: int, dim: int) -> Tensor:
@@ -367,14 +367,14 @@ def mapped_known(value: Any, change: Callable[[Known], Any]) -> Any:
     return value
 
 
-def _rows(colour: Tensor, axes: frozenset[int]) -> tuple[list[int], Tensor]:
-    """The shape of a colour along `axes` alone, and its units by place there: (places, others)."""
-    order = [*sorted(axes), *(axis for axis in range(colour.dim()) if axis not in axes)]
+def _rows(unit_map: Tensor, axes: frozenset[int]) -> tuple[list[int], Tensor]:
+    """The shape of a unit map along `axes` alone, and its units by place there: (places, others)."""
+    order = [*sorted(axes), *(axis for axis in range(unit_map.dim()) if axis not in axes)]
     places = 1
     for axis in axes:
-        places *= colour.shape[axis]
-    shape = [colour.shape[axis] if axis in axes else 1 for axis in range(colour.dim())]
-    return shape, colour.permute(order).reshape(places, -1)
+        places *= unit_map.shape[axis]
+    shape = [unit_map.shape[axis] if axis in axes else 1 for axis in range(unit_map.dim())]
+    return shape, unit_map.permute(order).reshape(places, -1)
 
 
 def _get(graph: fx.GraphModule, name: str) -> Tensor:

@@ -41,6 +41,12 @@ def function_name(node: fx.Node) -> str:
     return (name[1:] if in_place else name).strip("_")
 
 
+def signature(operation: Any) -> tuple[str, list[str]]:
+    """The name of an operation of torch's own library, and the kinds of its arguments."""
+    schema = operation._schema
+    return schema.name.removeprefix("aten::"), [str(one.type) for one in schema.arguments]
+
+
 def flattened(outputs: object) -> tuple[list[Any], object]:
     """What is in nested lists, tuples and dictionaries, and their structure, which can be
     compared."""

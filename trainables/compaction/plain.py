@@ -287,28 +287,36 @@ def _argument_to_plain(value: Any) -> Any:
     """Nodes become {"node": name}, tuples {"tuple": […]}, mappings {"mapping": [[key, value], …]},
     slices {"slice": […]}, "..." {"ellipsis": True}, devices {"device": name} and other constants of
     torch {"dtype": name} and the like; numbers, strings, None and lists stay."""
-    if isinstance(value, fx.Node):
-        return {"node": value.name}
-    if isinstance(value, tuple):
-        return {"tuple": [_argument_to_plain(item) for item in value]}
-    if isinstance(value, slice):
-        return {
-            "slice": [_argument_to_plain(item) for item in (value.start, value.stop, value.step)]
-        }
-    if isinstance(value, list):
-        return [_argument_to_plain(item) for item in value]
-    if isinstance(value, dict):
-        pairs = [[_argument_to_plain(part) for part in pair] for pair in value.items()]
-        return {"mapping": pairs}
-    if value is Ellipsis:
-        return {"ellipsis": True}
-    if isinstance(value, torch.device):
-        return {"device": str(value)}
-    for name, (kind, _) in _NAMED.items():
-        if isinstance(value, kind):
-            return {name: str(value).removeprefix("torch.")}
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, list):
+        return [_argument_to_plain(item) for item in value]
+    form, content = _form(value)
+    return {form: content}
+
+
+def _form(value: Any) -> tuple[str, Any]:
+    """What an argument that is no plain value is stored as.
+
+    Raises:
+        ValueError: if it cannot be stored.
+    """
+    if isinstance(value, fx.Node):
+        return "node", value.name
+    if isinstance(value, tuple):
+        return "tuple", [_argument_to_plain(item) for item in value]
+    if isinstance(value, slice):
+        parts = (value.start, value.stop, value.step)
+        return "slice", [_argument_to_plain(part) for part in parts]
+    if isinstance(value, dict):
+        return "mapping", [[_argument_to_plain(part) for part in pair] for pair in value.items()]
+    if isinstance(value, torch.device):
+        return "device", str(value)
+    if value is Ellipsis:
+        return "ellipsis", True
+    for name, (kind, _) in _NAMED.items():
+        if isinstance(value, kind):
+            return name, str(value).removeprefix("torch.")
     raise ValueError(f"cannot store the argument {value!r} as plain data")
 
 

@@ -412,10 +412,13 @@ def _as(before: Tensor, after: Tensor) -> Tensor:
 def _replace(network: nn.Module, new: dict[int, Tensor]) -> None:
     """Puts tensors in the place of others, wherever those are."""
     for module in network.modules():
-        for held in (module._parameters, module._buffers):
-            for leaf, tensor in held.items():
-                if tensor is not None and id(tensor) in new:
-                    held[leaf] = new[id(tensor)]  # type: ignore[assignment]
+        held = [
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        ]
+        for leaf, tensor in held:
+            if id(tensor) in new:
+                setattr(module, leaf, new[id(tensor)])
 
 
 def _settle_linear(module: nn.Linear) -> None:
@@ -439,7 +442,6 @@ def _settle_norm(module: Any) -> None:
 def _settle_recurrent(module: Any) -> None:
     module.input_size = module.weight_ih_l0.shape[1]
     module.hidden_size = module.weight_hh_l0.shape[1]
-    module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
 
 
 def _settle_embedding(module: nn.Embedding) -> None:
@@ -532,9 +534,13 @@ def _by_batch(network: fx.GraphModule, walk: Walk, inputs: Tensor) -> frozenset[
 
 def _take_over(network: fx.GraphModule, other: fx.GraphModule) -> None:
     """Makes a network what another one is."""
-    for name in list(network._modules):
+    for name, _ in list(network.named_children()):
         delattr(network, name)
-    network._modules.update(other._modules)
-    network._parameters.update(other._parameters)
-    network._buffers.update(other._buffers)
+    held = (
+        *other.named_children(),
+        *other.named_parameters(recurse=False),
+        *other.named_buffers(recurse=False),
+    )
+    for name, part in held:
+        setattr(network, name, part)
     network.graph = other.graph

@@ -5,6 +5,7 @@ Its operations are those of torch's own library. Those of layers become calls of
 modules again, so that all that is known of layers holds for them.
 """
 
+import copy
 import operator
 import warnings
 from collections.abc import Callable, Iterable
@@ -222,6 +223,10 @@ def _layer_of(node: fx.Node, args: Any, held: dict[str, Any]) -> str | None:
         return None
     owner = owners.pop()
     module = held.get(owner)
-    if not isinstance(module, nn.Module) or plain_kind(module) not in kinds:
+    if not isinstance(module, kinds) or getattr(module, "padding_mode", "zeros") != "zeros":
         return None
-    return owner if getattr(module, "padding_mode", "zeros") == "zeros" else None
+    if plain_kind(module) not in kinds:  # its own code calls the operation, with its parameters
+        plain = copy.copy(module)
+        plain.__class__ = next(kind for kind in kinds if isinstance(module, kind))
+        held[owner] = plain
+    return owner

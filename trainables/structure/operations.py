@@ -20,7 +20,7 @@ from torch.overrides import get_overridable_functions
 
 from slimfront.trainables.structure.attention_modules import Attention, ScaledDotProduct
 from slimfront.trainables.structure.counting import CountingGroupNorm, CountingNorm
-from slimfront.trainables.torch_internals import OpOverload
+from slimfront.trainables.torch_internals import OpOverload, signature
 
 Function = Callable[..., Any]
 
@@ -160,9 +160,8 @@ def _aten(name: str) -> Function | None:
 def _computes(operation: OpOverload) -> bool:
     """Whether an operation makes tensors and numbers of tensors, or of numbers alone; some others
     of the library read files."""
-    arguments = operation._schema.arguments
-    of_tensors = any("Tensor" in str(argument.type) for argument in arguments)
-    name = operation._schema.name.removeprefix("aten::")
+    name, kinds = signature(operation)
+    of_tensors = any("Tensor" in kind for kind in kinds)
     return of_tensors or name in (*_FACTORIES, "full", "sym_size")
 
 

@@ -368,7 +368,7 @@ def mapped_known(value: Any, change: Callable[[Known], Any]) -> Any:
 
 
 def _rows(unit_map: Tensor, axes: frozenset[int]) -> tuple[list[int], Tensor]:
-    """The shape of a unit map along `axes` alone, and its units by place there: (places, others)."""
+    """The shape of a unit map along `axes` alone, and its units there: (places, others)."""
     order = [*sorted(axes), *(axis for axis in range(unit_map.dim()) if axis not in axes)]
     places = 1
     for axis in axes:

@@ -113,5 +113,17 @@ def test_an_objective_comes_back_from_plain_data() -> None:
 def test_nothing_of_what_should_be_large_is_no_win() -> None:
     for scale in ("ratio", "log", "inverse"):
         assert objective("larger", scale).loss(0.0, 2.0) == math.inf
-    assert objective("smaller", "ratio").loss(0.0, 0.0) == 1
+    for scale in ("ratio", "log"):
+        assert objective("smaller", scale).loss(0.0, 0.0) == 1
+        assert objective("smaller", scale).loss(0.1, 0.0) == math.inf
     assert objective("larger", "log").loss(2.0, 2.0) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("scale", ["ratio", "log"])
+@pytest.mark.parametrize("dense", [1e-6, 0.3, 1.0, 1e9])
+def test_the_dense_network_is_at_the_reference_however_small_its_measure_is(
+    scale: Scale, dense: float
+) -> None:
+    for better in ("larger", "smaller"):
+        assert objective(better, scale).loss(dense, dense) == pytest.approx(1)
+    assert objective("smaller", scale).loss(dense / 2, dense) < 1

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from slimfront import Candidate, train
 from slimfront.search.config.schema import Config
+from slimfront.search.engine.preflight import preflight
 from slimfront.trainables.errors import UserError
 
 HERE = "tests.trainables.test_own_measures"
@@ -40,6 +41,10 @@ def raises(network: nn.Module, inputs: Tensor) -> float:
 
 def not_a_number(network: nn.Module, inputs: Tensor) -> float:
     return float("nan")
+
+
+def constant(network: nn.Module, inputs: Tensor, of: float = 0.0) -> float:
+    return of
 
 
 def a_word(network: nn.Module, inputs: Tensor) -> str:
@@ -121,6 +126,44 @@ def test_a_function_that_is_not_there_is_named() -> None:
 def test_measures_that_are_wrong_in_themselves_are_refused(measures: Any, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Candidate.model_validate({"measures": measures})
+
+
+@pytest.mark.parametrize(
+    ("scale", "better", "wanted", "least"),
+    [
+        ("ratio", "smaller", -1.0, "0 or more"),
+        ("log", "smaller", -0.5, "0 or more"),
+        ("ratio", "larger", 0.0, "above 0"),
+        ("log", "larger", -3.0, "above 0"),
+    ],
+)
+def test_a_scale_of_sizes_has_no_place_for_what_is_negative(
+    scale: str, better: str, wanted: float, least: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        train(candidate(own("constant", args={"of": wanted}, scale=scale, better=better)))
+    assert str(caught.value) == (
+        f"the network cannot be measured: the measure 'mine' ({HERE}:constant) gave {wanted:g}, "
+        f"and 'scale: {scale}' is for numbers that are {least}; give it 'scale: relative'"
+    )
+    done = train(candidate(own("constant", args={"of": wanted}, better=better)))
+    assert done.measures["mine"] == wanted
+
+
+@pytest.mark.parametrize("scale", ["ratio", "log"])
+def test_nothing_can_be_compared_with_a_dense_network_of_0(scale: str) -> None:
+    tree: dict[str, Any] = {
+        "name": "own",
+        "data": "digits",
+        "model": {"name": "mlp", "depth": 1, "width": 8},
+        "measures": {"mine": {"factory": f"{HERE}:constant", "scale": scale}},
+        "space": {"training.lr": {"low": 1e-3, "high": 1e-2}},
+        "objectives": ["val_accuracy", "mine"],
+    }
+    with pytest.raises(UserError, match="is 0 for the dense network, .* give it 'scale: relative'"):
+        preflight(Config.model_validate(tree))
+    tree["measures"]["mine"]["scale"] = "relative"
+    assert preflight(Config.model_validate(tree))["mine"] == 0
 
 
 def test_an_int8_network_has_measures_of_its_file_only() -> None:

@@ -19,7 +19,8 @@ class OwnMeasure(Options):
 
     It is called as `function(network, inputs, **args)`, with the network in evaluation mode and
     some validation inputs as the network sees them; with `on: onnx` as `function(path, **args)`,
-    with the path of the network's ONNX file. `scale` says how it counts in a hypervolume.
+    with the path of the network's ONNX file. `scale` says how it counts in a hypervolume: `ratio`
+    and `log` are for numbers that are never negative.
     """
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
@@ -53,7 +54,8 @@ class OwnMeasure(Options):
         """The number; `seen` are a network and inputs, or the path of an ONNX file.
 
         Raises:
-            TrialFailure: if the function raises, or gives anything but a finite number.
+            TrialFailure: if the function raises, or gives anything but a finite number, or one that
+                its scale has no place for.
         """
         function = self.function()
         try:
@@ -68,7 +70,18 @@ class OwnMeasure(Options):
                 f"the measure '{self.name}' ({self.factory}) gave {found}; it must be a finite "
                 "number"
             )
+        if not self.has_place_for(found):
+            least = "above 0" if self.better == "larger" else "0 or more"
+            raise TrialFailure(
+                f"the measure '{self.name}' ({self.factory}) gave {found:g}, and 'scale: "
+                f"{self.scale}' is for numbers that are {least}; give it 'scale: relative'"
+            )
         return found
+
+    def has_place_for(self, value: float) -> bool:
+        """Whether the scale, on which sizes and times are compared by how many times larger they
+        are, has a place for a value."""
+        return self.scale == "relative" or value > 0 or (value == 0 and self.better == "smaller")
 
 
 def parse_measures(given: Any) -> Any:

@@ -160,7 +160,9 @@ def test_nothing_can_be_compared_with_a_dense_network_of_0(scale: str) -> None:
         "space": {"training.lr": {"low": 1e-3, "high": 1e-2}},
         "objectives": ["val_accuracy", "mine"],
     }
-    with pytest.raises(UserError, match="is 0 for the dense network, .* give it 'scale: relative'"):
+    with pytest.raises(
+        UserError, match=r"is 0 for the dense network, .* give it 'scale: relative'"
+    ):
         preflight(Config.model_validate(tree))
     tree["measures"]["mine"]["scale"] = "relative"
     assert preflight(Config.model_validate(tree))["mine"] == 0

@@ -55,8 +55,10 @@ class Objective:
             case "share":
                 return 1 - value if larger else value
             case "relative":
-                worse = dense - value if larger else value - dense
-                return (1 + worse / (abs(dense) or 1.0)) / 2
+                # A metric may have no value for a network that is not trained yet.
+                base = dense if math.isfinite(dense) else 0.0
+                worse = base - value if larger else value - base
+                return (1 + worse / (abs(base) or 1.0)) / 2
             case "inverse":
                 return _inverse(value)
             case "ratio":
@@ -117,7 +119,7 @@ def losses(
     dense: Mapping[str, float],
 ) -> NDArray[np.float64]:
     """(N, M) losses of N trials' measures; `dense` holds those of the dense network. A missing
-    measure becomes NaN."""
+    measure of a trial becomes NaN."""
     rows = [
         [o.loss(m.get(o.name, math.nan), dense.get(o.name, math.nan)) for o in objectives]
         for m in measures

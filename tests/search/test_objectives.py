@@ -127,3 +127,15 @@ def test_the_dense_network_is_at_the_reference_however_small_its_measure_is(
     for better in ("larger", "smaller"):
         assert objective(better, scale).loss(dense, dense) == pytest.approx(1)
     assert objective("smaller", scale).loss(dense / 2, dense) < 1
+
+
+@pytest.mark.parametrize("dense", [math.nan, math.inf, -math.inf, 0.0])
+@pytest.mark.parametrize("better", ["larger", "smaller"])
+def test_a_metric_that_the_dense_network_has_none_of_is_relative_to_1(
+    better: Better, dense: float
+) -> None:
+    one = objective(better)
+    values = sorted([-2.0, 0.0, 3.0], key=one.goodness)
+    found = [one.loss(value, dense) for value in values]
+    assert found == sorted(found, reverse=True) and len(set(found)) == 3
+    assert math.isnan(one.loss(math.nan, dense))

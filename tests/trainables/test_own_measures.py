@@ -6,12 +6,16 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from ray.tune.result import AUTO_RESULT_KEYS, DEBUG_METRICS, DONE, SHOULD_CHECKPOINT
 from torch import Tensor, nn
 
 from slimfront import Candidate, train
 from slimfront.search.config.schema import Config
 from slimfront.search.engine.preflight import preflight
 from slimfront.trainables.errors import UserError
+from slimfront.trainables.measures.own import TAKEN
+from slimfront.trainables.messages import NetworkReport, Report
+from slimfront.trainables.training.loop import Training
 
 HERE = "tests.trainables.test_own_measures"
 
@@ -112,12 +116,26 @@ def test_a_function_that_is_not_there_is_named() -> None:
         train(candidate(own("weight")))
 
 
+def test_names_that_mean_something_else_are_taken() -> None:
+    """Measures stand beside them in results of Ray Tune, in MLflow and in front.json."""
+    network = NetworkReport({}, [])
+    reported = Report([], 1, network, (), None).as_result() | Report([], failure="").as_result()
+    made = Training(candidate())
+    epoch = made.run_epoch()
+    made.close()
+    for name in {*reported, *epoch, *AUTO_RESULT_KEYS, *DEBUG_METRICS, DONE, SHOULD_CHECKPOINT}:
+        assert name in TAKEN or name.startswith("val_"), name
+
+
 @pytest.mark.parametrize(
     ("measures", "message"),
     [
         (["latency"], "unknown extra measure 'latency'; did you mean 'latency_ms'"),
         ([own("weights", "params")], "the measure 'params' has a name that is taken"),
         ([own("weights", "val_x")], "the measure 'val_x' has a name that is taken"),
+        ([own("weights", "test_x")], "the measure 'test_x' has a name that is taken"),
+        ([own("weights", "done")], "the measure 'done' has a name that is taken"),
+        ([own("weights", "lr")], "the measure 'lr' has a name that is taken"),
         ([own("weights"), own("two")], "the measure 'mine' is named twice"),
         ({"mine": 3}, "the measure 'mine' is 3; it needs a 'factory'"),
         ([own("weights", better="more")], "Input should be 'larger' or 'smaller'"),

@@ -13,6 +13,22 @@ from slimfront.trainables.measures.described import KNOWN, Measure
 from slimfront.trainables.options import Options, suggest
 from slimfront.trainables.tasks.metrics import Better
 
+TAKEN = frozenset(
+    (
+        # What an epoch of a trial has beside its metrics, in MLflow too.
+        *("epoch", "train_loss", "penalty_loss", "sparsity", "active_layers", "lr"),
+        # What a report of a trial has (`messages.Report`), and what Ray Tune adds to it.
+        *("history", "compaction", "pruned", "finished", "done", "measured", "failure"),
+        *("training_iteration", "trial_id", "experiment_tag", "experiment_id", "date", "timestamp"),
+        *("time_this_iter_s", "time_total_s", "time_since_restore", "iterations_since_restore"),
+        *("timesteps_total", "timesteps_since_restore", "episodes_total", "timesteps_this_iter"),
+        *("pid", "hostname", "node_ip", "config", "should_checkpoint", "checkpoint_dir_name"),
+        # What a member of a front has, and a trial in MLflow.
+        *("trial", "one_shot", "knee", "run_id", "total_params", "layers_merged"),
+    )
+)
+"""Names that mean something else where measures are written down."""
+
 
 class OwnMeasure(Options):
     """What the callable at the import path `factory` gives for a compact network: one number.
@@ -119,7 +135,9 @@ def check_measures(measures: tuple[str | OwnMeasure, ...]) -> None:
                 f"unknown extra measure '{one}'; {suggest(one, extra)}; one of your own has a "
                 "'factory'"
             )
-        if isinstance(one, OwnMeasure) and (one.name in KNOWN or one.name.startswith("val_")):
+        if isinstance(one, OwnMeasure) and (
+            one.name in KNOWN or one.name in TAKEN or one.name.startswith(("val_", "test_"))
+        ):
             raise ValueError(f"the measure '{one.name}' has a name that is taken; choose another")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

@@ -294,6 +294,12 @@ class Task(Options):
                     "targets, or give {factory: IMPORT PATH, better: larger or smaller}"
                 )
             raise ValueError(f"unknown metric '{name}'; {suggest(name, known)}")
+        for metric in metrics:
+            if metric.name is not None and metric.better is not None:
+                raise ValueError(
+                    f"whether more of the metric '{metric.name}' is better is known; leave out "
+                    "'better', which is for metrics by 'factory'"
+                )
 
     @field_validator("loss")
     @classmethod
@@ -332,9 +338,8 @@ class Task(Options):
                 found.append(Described(options.key, options.better or "larger"))
             else:
                 known = self.describe(str(options.name))
-                better = options.better or known.better
                 short = known.short if options.called is None else ""
-                found.append(Described(options.key, better, known.bounded, short))
+                found.append(Described(options.key, known.better, known.bounded, short))
         return tuple(found)
 
     def describe(self, name: str) -> Described:

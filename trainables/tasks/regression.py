@@ -140,6 +140,11 @@ class Regression(Task):
             return Metric(described, sums, final, width=width)
         if name == "r2" and outputs == 1 and not options.args:
             return Metric(Described(options.key, "larger"), squares, _r2, width=4)
+        if name in _OWN:
+            raise UserError(
+                f"the metric '{options.key}' takes no arguments, and it has "
+                f"{', '.join(map(repr, options.args))}"
+            )
         made = self.KNOWN[name].metric(options, self._of_outputs(name, outputs))
         whole = made.whole
         assert whole is not None

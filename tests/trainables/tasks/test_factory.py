@@ -224,6 +224,10 @@ def test_a_loss_and_metrics_of_the_users_own_are_taken() -> None:
             {"factory": f"{HERE}:Margin", "metrics": "f1", "loss": "hing"},
             "Margin': unknown loss 'hing', .* did you mean 'hinge'",
         ),
+        (
+            {"factory": f"{HERE}:Margin", "metrics": {"name": "f1", "better": "smaller"}},
+            "whether more of the metric 'f1' is better is known; leave out 'better'",
+        ),
         ({"factory": f"{HERE}:Unknown"}, "DEFAULT names 'accuracy', which is not in KNOWN"),
         (
             {"factory": f"{HERE}:Astray", "metrics": "r2"},

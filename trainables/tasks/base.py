@@ -420,9 +420,13 @@ class Task(Options):
     def active_metrics(self, outputs: int) -> tuple[Metric, ...]:
         """All metrics that are taken, at work."""
         return tuple(
-            self.metric(options, outputs) if options.factory is None else options.of_factory()
+            self.metric(options, outputs) if options.factory is None else self.own_metric(options)
             for options in self.chosen_metrics()
         )
+
+    def own_metric(self, options: MetricOptions) -> Metric:
+        """A metric of the user's at work."""
+        return options.of_factory()
 
     def own_loss(self) -> Criterion | None:
         """The user's loss, if the config names one."""

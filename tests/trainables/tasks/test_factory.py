@@ -104,6 +104,11 @@ def not_a_task() -> dict[str, int]:
     return {}
 
 
+def error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """As most would write it: of outputs (N, 1) and targets (N,) it would be of (N, N)."""
+    return (outputs - targets).square().mean()
+
+
 class Top(MulticlassAccuracy):
     """A class of torchmetrics of the user's."""
 
@@ -149,6 +154,32 @@ def test_a_task_of_the_users_own_is_trained_alone_and_in_packs(task: Any, low: f
     members = list(pack.members)
     found = pack.run_epoch()
     assert all(0 <= found[one]["val_covered"] <= 1 for one in members)  # type: ignore[index]
+    pack.close()
+
+
+@pytest.mark.parametrize("data", ["numbers", "several_numbers"])
+def test_functions_of_a_regression_see_outputs_in_the_shape_of_the_targets(data: str) -> None:
+    task = {
+        "name": "regression",
+        "loss": {"factory": f"{HERE}:error"},
+        "metrics": [
+            "mse",
+            {"factory": f"{HERE}:error", "better": "smaller"},
+            {"factory": "torchmetrics.regression:MeanSquaredError", "better": "smaller"},
+        ],
+    }
+    source = {"factory": f"tests.trainables.tasks.made:{data}"}
+    made = candidate(task, source)
+    rehearse(made)
+    own, plain = train(made), train(candidate({"name": "regression"}, source))
+    assert own.measures["val_mse"] == pytest.approx(plain.measures["val_mse"], rel=1e-4)
+    for name in ("val_error", "val_MeanSquaredError"):
+        assert own.measures[name] == pytest.approx(own.measures["val_mse"], rel=1e-4)
+    pack = Pack([candidate(task, source, seed=seed, epochs=1) for seed in (1, 2)])
+    members = list(pack.members)
+    for found in map(pack.run_epoch().get, members):
+        assert isinstance(found, dict)
+        assert found["val_error"] == pytest.approx(found["val_mse"], rel=1e-4)
     pack.close()
 
 

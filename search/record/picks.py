@@ -49,11 +49,7 @@ def pick(report: Mapping[str, Any], wanted: str, min_quality: float | None = Non
         value = member[name]
         return -math.inf if value is None else quality.goodness(value)
 
-    able = [
-        m
-        for m in front
-        if min_quality is None or (m[name] is not None and quality.as_good(m[name], min_quality))
-    ]
+    able = _able(front, quality, min_quality)
     if not able:
         best = max(front, key=goodness)[name]
         raise UserError(
@@ -77,6 +73,16 @@ def pick(report: Mapping[str, Any], wanted: str, min_quality: float | None = Non
             f"{', '.join(known)}"
         )
     return max(named, key=lambda m: (m["epoch"], -m.get("one_shot", 0)))
+
+
+def _able(
+    front: Sequence[Member], quality: Objective, min_quality: float | None
+) -> Sequence[Member]:
+    """The members whose quality is as good as wanted; one without a number is not."""
+    if min_quality is None:
+        return front
+    values = [(member, member[quality.name]) for member in front]
+    return [m for m, value in values if value is not None and quality.as_good(value, min_quality)]
 
 
 def quality_of(report: Mapping[str, Any]) -> Objective:

@@ -160,13 +160,15 @@ def _why_empty(ledger: Ledger) -> str:
     """Why none of the networks that were measured is on the front."""
     points = [point for trial in ledger.trials for point in trial.points]
     measured = [network.measures for point in points for network in (point, *point.pruned)]
+    if not measured:
+        return ""
     for objective in ledger.objectives:
         values = [measures.get(objective.name, math.nan) for measures in measured]
-        if values and not any(map(math.isfinite, values)):
+        if not any(map(math.isfinite, values)):
             return f" ({objective.name} was {values[-1]} for every network)"
     for constraint in ledger.constraints:
-        if measured and not any(constraint.met_by(measures) for measures in measured):
-            nearest = min(measured, key=constraint.violation)
+        nearest = min(measured, key=constraint.violation)
+        if not constraint.met_by(nearest):
             bound = f"{constraint.name} {'>=' if constraint.at_least else '<='} "
             return (
                 f" (no network keeps {bound}{constraint.bound:g}; the nearest has "

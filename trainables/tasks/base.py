@@ -295,10 +295,13 @@ class Task(Options):
                 )
             raise ValueError(f"unknown metric '{name}'; {suggest(name, known)}")
         for metric in metrics:
-            if metric.name is not None and metric.better is not None:
+            if metric.name is None or metric.better is None:
+                continue
+            better = cls.model_construct().describe(metric.name).better
+            if metric.better != better:
                 raise ValueError(
-                    f"whether more of the metric '{metric.name}' is better is known; leave out "
-                    "'better', which is for metrics by 'factory'"
+                    f"the metric '{metric.name}' is better when {better}; leave out 'better', "
+                    "which is for metrics by 'factory'"
                 )
 
     @field_validator("loss")

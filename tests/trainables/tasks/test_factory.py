@@ -185,7 +185,11 @@ def test_functions_of_a_regression_see_outputs_in_the_shape_of_the_targets(data:
 
 def test_metrics_of_a_task_that_is_alike_are_known_by_name() -> None:
     for loss in ("", "squared_hinge"):
-        metrics = ["accuracy", "f1", {"name": "auroc", "average": "weighted", "called": "area"}]
+        metrics = [
+            "accuracy",
+            {"name": "f1", "better": "larger"},
+            {"name": "auroc", "average": "weighted", "called": "area"},
+        ]
         made = candidate({"factory": f"{HERE}:Margin", "metrics": metrics, "loss": loss})
         assert [(one.name, one.bounded) for one in made.task.described()] == [
             ("accuracy", True),
@@ -257,7 +261,7 @@ def test_a_loss_and_metrics_of_the_users_own_are_taken() -> None:
         ),
         (
             {"factory": f"{HERE}:Margin", "metrics": {"name": "f1", "better": "smaller"}},
-            "whether more of the metric 'f1' is better is known; leave out 'better'",
+            "the metric 'f1' is better when larger; leave out 'better'",
         ),
         ({"factory": f"{HERE}:Unknown"}, "DEFAULT names 'accuracy', which is not in KNOWN"),
         (

@@ -394,6 +394,7 @@ def register(
     from slimfront.search.record.locate import name_in_store
     from slimfront.search.record.picks import member_name, quality_of
     from slimfront.search.record.picks import pick as pick_member
+    from slimfront.search.record.report import show_quality
     from slimfront.search.tracking import compare, connect, models
 
     search = name_in_store(search)
@@ -404,7 +405,7 @@ def register(
     version = models.register(client, member, name, search)
     print(
         f"{name}, version {version}: {member_name(member)} of {search}, "
-        f"{quality.measure.axis} {member[quality.name]:.4f}."
+        f"{quality.measure.axis} {show_quality(member[quality.name])}."
     )
 
 

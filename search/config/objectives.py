@@ -46,22 +46,25 @@ class Objective:
         error twice as large is at the reference, and half of the way there is as good as dense. A
         size v becomes log(1 + v) / log(1 + dense), so that each halving counts alike, and a network
         as large as the dense one is at the reference. A time becomes its ratio to the dense
-        network's, and a speed-up its inverse; so does
-        what is logarithmic or a ratio, and better when larger.
+        network's, and a speed-up its inverse; so does what is logarithmic or a ratio, and better
+        when larger. Sizes, times and ratios are never negative: measures of the user's are held to
+        that when they are taken (`OwnMeasure.take`).
         """
         larger = self.measure.better == "larger"
         match self.measure.scale:
             case "share":
                 return 1 - value if larger else value
             case "relative":
-                worse = dense - value if larger else value - dense
-                return (1 + worse / (abs(dense) or 1.0)) / 2
+                # A metric may have no value for a network that is not trained yet.
+                base = dense if math.isfinite(dense) else 0.0
+                worse = base - value if larger else value - base
+                return (1 + worse / (abs(base) or 1.0)) / 2
             case "inverse":
                 return _inverse(value)
             case "ratio":
-                ratio = value / dense if dense else (math.inf if value else 1.0)
+                ratio = _ratio(value, dense)
                 return _inverse(ratio) if larger else ratio
-        share = math.log1p(max(value, 0.0)) / math.log1p(max(dense, 1.0))
+        share = _ratio(math.log1p(max(value, 0.0)), math.log1p(max(dense, 0.0)))
         return _inverse(share) if larger else share
 
     def as_good(self, value: float, bound: float) -> bool:
@@ -90,6 +93,11 @@ class Objective:
         return cls(Measure(**{key: value for key, value in plain.items() if key in known}))
 
 
+def _ratio(value: float, dense: float) -> float:
+    """How large a value is beside the dense network's; of nothing, nothing is as large."""
+    return value / dense if dense else (math.inf if value else 1.0)
+
+
 def _inverse(share: float) -> float:
     return 1 / share if share > 0 else math.inf
 
@@ -111,7 +119,7 @@ def losses(
     dense: Mapping[str, float],
 ) -> NDArray[np.float64]:
     """(N, M) losses of N trials' measures; `dense` holds those of the dense network. A missing
-    measure becomes NaN."""
+    measure of a trial becomes NaN."""
     rows = [
         [o.loss(m.get(o.name, math.nan), dense.get(o.name, math.nan)) for o in objectives]
         for m in measures

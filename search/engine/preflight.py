@@ -1,11 +1,14 @@
 """What is tried of a config before a search, and by `slimfront check`: its data, its networks, and
 one step of each."""
 
+from collections.abc import Mapping
+
 import torch
 
 from slimfront.search.config.schema import Config
 from slimfront.search.record.study import check_database
 from slimfront.search.tracking import check_store
+from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.data.look import looked_at
 from slimfront.trainables.errors import TrialFailure, UserError, first_line
 from slimfront.trainables.measures.measure import measure, measure_extra
@@ -52,6 +55,7 @@ def preflight(config: Config) -> dict[str, float]:
         )
         sizes |= data.task.evaluate(network, *data.validation, prepare=data.prepare)
         sizes |= measure_own(network, data, base.own_measures()) if base.own_measures() else {}
+        _check_scales(base, sizes)
         check_penalties(config.varied_penalties(), network, sample)
         for candidate in config.rehearsed():
             rehearse(candidate)
@@ -65,3 +69,14 @@ def preflight(config: Config) -> dict[str, float]:
             f"the model '{base.model.name}' does not work on the data set '{base.data.name}': "
             f"{first_line(error)}"
         ) from error
+
+
+def _check_scales(candidate: Candidate, sizes: Mapping[str, float]) -> None:
+    """Refuses a measure of the user's that is compared with the dense network's as so many times as
+    large, where that is 0."""
+    for own in candidate.own_measures():
+        if own.scale != "relative" and sizes[own.name] == 0:
+            raise UserError(
+                f"the measure '{own.name}' ({own.factory}) is 0 for the dense network, with which "
+                f"'scale: {own.scale}' compares every other; give it 'scale: relative'"
+            )

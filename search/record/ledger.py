@@ -1,6 +1,7 @@
 """What is known about the trials of a search, as its journal tells it, and the front of the
 networks they passed through."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -262,7 +263,7 @@ class Ledger:
         """Metrics that are no shares count relative to those of the dense network, which are known
         now: who is on the front is not changed by it, and the hypervolume is."""
         relative = [o.name for o in self.objectives if o.measure.scale == "relative"]
-        known = {name: dense[name] for name in relative if name in dense}
+        known = {name: dense[name] for name in relative if math.isfinite(dense.get(name, math.nan))}
         if not known:
             return
         self.dense_sizes |= known
@@ -308,8 +309,9 @@ class Ledger:
     def _order(self) -> list[int]:
         def key(index: int) -> tuple[float, float, int]:
             point = self._front[index]
+            quality = self.quality.goodness(point.measures[self.quality.name])
             return (
-                -self.quality.goodness(point.measures[self.quality.name]),
+                math.inf if math.isnan(quality) else -quality,
                 point.measures["nonzero_params"],
                 point.trial.number or 0,
             )

@@ -1,5 +1,6 @@
 """Choosing a network of a front that was read back: by what it is, or by its trial."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,19 +44,25 @@ def pick(report: Mapping[str, Any], wanted: str, min_quality: float | None = Non
         raise UserError("the front is empty")
     quality = quality_of(report)
     name = quality.name
-    able = [m for m in front if min_quality is None or quality.as_good(m[name], min_quality)]
+
+    def goodness(member: Member) -> float:
+        value = member[name]
+        return -math.inf if value is None else quality.goodness(value)
+
+    able = _able(front, quality, min_quality)
     if not able:
-        best = max((m[name] for m in front), key=quality.goodness)
+        best = max(front, key=goodness)[name]
         raise UserError(
-            f"no network of the front has {quality.measure.axis} {min_quality}; the best has "
-            f"{best:.4f}"
+            f"no network of the front has {quality.measure.axis} {min_quality:g} or "
+            f"{quality.measure.better}; the best has "
+            f"{'no number' if best is None else format(best, '.6g')}"
         )
     if wanted == "knee":
         return _knee(able, described(report))
     if wanted == "smallest":
-        return min(able, key=lambda m: (m["nonzero_params"], -quality.goodness(m[name])))
+        return min(able, key=lambda m: (m["nonzero_params"], -goodness(m)))
     if wanted in _BEST:
-        return max(able, key=lambda m: (quality.goodness(m[name]), -m["nonzero_params"]))
+        return max(able, key=lambda m: (goodness(m), -m["nonzero_params"]))
     named = [m for m in able if wanted in (m["trial"], member_name(m))]
     if not named:
         known = [member_name(m) for m in able[:8]]
@@ -66,6 +73,16 @@ def pick(report: Mapping[str, Any], wanted: str, min_quality: float | None = Non
             f"{', '.join(known)}"
         )
     return max(named, key=lambda m: (m["epoch"], -m.get("one_shot", 0)))
+
+
+def _able(
+    front: Sequence[Member], quality: Objective, min_quality: float | None
+) -> Sequence[Member]:
+    """The members whose quality is as good as wanted; one without a number is not."""
+    if min_quality is None:
+        return front
+    values = [(member, member[quality.name]) for member in front]
+    return [m for m, value in values if value is not None and quality.as_good(value, min_quality)]
 
 
 def quality_of(report: Mapping[str, Any]) -> Objective:

@@ -1,5 +1,6 @@
 """What a search prints: its front as a table for people, or as one JSON object for programs."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from rich.table import Table
 from slimfront.search import terminal
 from slimfront.search.config.objectives import Objective
 from slimfront.search.config.settings import SearchOptions, Tracking
-from slimfront.search.record.ledger import MeasuredNetwork, SearchResult
+from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult
 from slimfront.search.record.storage import parent
 from slimfront.search.terminal import Column, cell
 from slimfront.trainables.errors import one_line
@@ -57,7 +58,14 @@ def _measures(point: MeasuredNetwork, quality: str) -> dict[str, Any]:
     test = f"test_{quality.removeprefix('val_')}"
     first = {quality: point.measures.get(quality), test: None}
     measures = first | (point.tested or {}) | point.measures
+    # JSON has no NaN and no infinity, which a metric of the user's may be.
+    measures = {name: finite(value) for name, value in measures.items()}
     return measures | {"total_params": measures["params"]} if "params" in measures else measures
+
+
+def finite(value: float | None) -> float | None:
+    """A number, or None where there is none."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 _SHOWN = ("nonzero_params", "params", "layers", "flops")
@@ -121,11 +129,11 @@ def _measured(
         Column("epoch", [str(point.epoch) for point in points]),
         Column("one-\nshot", [str(point.step or "") for point in points]),
         Column(
-            quality.measure.head, [_show_quality(point.measures[quality.name]) for point in points]
+            quality.measure.head, [show_quality(point.measures[quality.name]) for point in points]
         ),
         Column(
             quality.measure.head.replace("val ", "test ", 1),
-            [_show_quality((point.tested or {}).get(test)) for point in points],
+            [show_quality((point.tested or {}).get(test)) for point in points],
         ),
         Column("non-zero", _show_sizes(points, "nonzero_params")),
         Column("of dense", [_show_share(point, whole) for point in points]),
@@ -148,12 +156,32 @@ def _varied(points: list[MeasuredNetwork]) -> list[Column]:
     return columns
 
 
-def _show_quality(value: float | None) -> str:
-    return "-" if value is None else show_quality(value)
+def _why_empty(ledger: Ledger) -> str:
+    """Why none of the networks that were measured is on the front."""
+    points = [point for trial in ledger.trials for point in trial.points]
+    measured = [network.measures for point in points for network in (point, *point.pruned)]
+    if not measured:
+        return ""
+    for objective in ledger.objectives:
+        values = [measures.get(objective.name, math.nan) for measures in measured]
+        if not any(map(math.isfinite, values)):
+            return f" ({objective.name} was {values[-1]} for every network)"
+    for constraint in ledger.constraints:
+        nearest = min(measured, key=constraint.violation)
+        if not constraint.met_by(nearest):
+            bound = f"{constraint.name} {'>=' if constraint.at_least else '<='} "
+            return (
+                f" (no network keeps {bound}{constraint.bound:g}; the nearest has "
+                f"{nearest.get(constraint.name, math.nan):.6g})"
+            )
+    return ""
 
 
-def show_quality(value: float) -> str:
-    """A metric with four digits behind the point, or with five in all where it is large."""
+def show_quality(value: float | None) -> str:
+    """A metric with four digits behind the point, or with five in all where it is large; a dash
+    where it is none."""
+    if value is None or math.isnan(value):
+        return "-"
     return f"{value:.4f}" if abs(value) < 100 else f"{value:.5g}"
 
 
@@ -168,7 +196,7 @@ def _show_share(point: MeasuredNetwork, whole: float | None) -> str:
 def _show_measure(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _show(value: object) -> str:
@@ -194,6 +222,7 @@ def summary(result: SearchResult, command: str) -> str:
     if not result.front:
         reasons = Counter(trial.reason for trial in ledger.trials if trial.reason).most_common(1)
         trials += f" (most often: {one_line(reasons[0][0])})" if reasons else ""
+        trials += _why_empty(ledger)
     ends = [f"Review it in MLflow: {command} ui {result.search}{store}"]
     if result.interrupted:
         ends.append(f"Continue it: {command} resume {result.search}{kept}")

@@ -58,7 +58,7 @@ def read_fronts(client: MlflowClient, searches: list[str]) -> list[Front]:
             )
     objectives, quality = described(first), quality_of(first)
     dense = {
-        o.name: max(sizes(front["dense"]).get(o.name, 0.0) for front in read) for o in objectives
+        o.name: max(sizes(front["dense"]).get(o.name) or 0.0 for front in read) for o in objectives
     }
     fronts = []
     for front in read:
@@ -184,7 +184,7 @@ def as_png(fronts: list[Front]) -> Figure:
             label=f"{front.search} ({front.hypervolume:.4f})",
         )
         dense = sizes(front.dense)
-        if above.name in dense:
+        if dense.get(above.name) is not None and dense.get(size.name) is not None:
             axes.scatter(
                 [dense[size.name]], [dense[above.name]], marker="*", s=120, color=f"C{index}"
             )

@@ -148,7 +148,7 @@ def test_mistakes_get_one_sentence_exit_code_2_and_leave_nothing(export, tmp_pat
         ),
         (
             ("--output", "x.pt2", "--min-accuracy", "1.5"),
-            "no network of the front has validation accuracy 1.5; the best has",
+            "no network of the front has validation accuracy 1.5 or larger; the best has",
         ),
         (("--output", "there.pt2"), "there.pt2 is there already; choose another name"),
         (("--output", "taken.pt2"), "taken.md is there already"),

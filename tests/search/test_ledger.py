@@ -274,6 +274,23 @@ def test_the_front_and_its_hypervolume_do_not_depend_on_when_the_dense_network_c
     assert knees[0].name == knees[1].name
 
 
+@pytest.mark.parametrize("unknown", [math.nan, math.inf])
+def test_networks_are_judged_where_the_untrained_dense_one_has_no_metric(unknown: float) -> None:
+    books = [regression_ledger(), regression_ledger()]
+    books[1].dense_sizes["val_mse"] = unknown
+    for book in books:
+        for number in (None, 0, 1, 2):
+            begin(book, number)
+        for one in ERRORS:
+            measured(book, *one)
+        assert math.isfinite(book.hypervolume())
+        measured(book, None, 1, 5.0, 1000)
+    assert names(books[0]) == names(books[1])
+    assert books[0].hypervolume() == books[1].hypervolume() > 0
+    measured(books[1], None, 2, unknown, 1000)
+    assert books[0].hypervolume() == books[1].hypervolume()
+
+
 def test_a_metric_that_is_better_when_smaller_puts_the_smallest_first() -> None:
     book = regression_ledger()
     for number in (None, 0):

@@ -113,5 +113,29 @@ def test_an_objective_comes_back_from_plain_data() -> None:
 def test_nothing_of_what_should_be_large_is_no_win() -> None:
     for scale in ("ratio", "log", "inverse"):
         assert objective("larger", scale).loss(0.0, 2.0) == math.inf
-    assert objective("smaller", "ratio").loss(0.0, 0.0) == 1
+    for scale in ("ratio", "log"):
+        assert objective("smaller", scale).loss(0.0, 0.0) == 1
+        assert objective("smaller", scale).loss(0.1, 0.0) == math.inf
     assert objective("larger", "log").loss(2.0, 2.0) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("scale", ["ratio", "log"])
+@pytest.mark.parametrize("dense", [1e-6, 0.3, 1.0, 1e9])
+def test_the_dense_network_is_at_the_reference_however_small_its_measure_is(
+    scale: Scale, dense: float
+) -> None:
+    for better in ("larger", "smaller"):
+        assert objective(better, scale).loss(dense, dense) == pytest.approx(1)
+    assert objective("smaller", scale).loss(dense / 2, dense) < 1
+
+
+@pytest.mark.parametrize("dense", [math.nan, math.inf, -math.inf, 0.0])
+@pytest.mark.parametrize("better", ["larger", "smaller"])
+def test_a_metric_that_the_dense_network_has_none_of_is_relative_to_1(
+    better: Better, dense: float
+) -> None:
+    one = objective(better)
+    values = sorted([-2.0, 0.0, 3.0], key=one.goodness)
+    found = [one.loss(value, dense) for value in values]
+    assert found == sorted(found, reverse=True) and len(set(found)) == 3
+    assert math.isnan(one.loss(math.nan, dense))

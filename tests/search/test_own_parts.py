@@ -10,8 +10,15 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
-from slimfront.search.record.events import NetworkMeasured, TrialContinued, TrialEnded
+from slimfront.search.record.events import (
+    EpochsReported,
+    NetworkMeasured,
+    TrialBegan,
+    TrialContinued,
+    TrialEnded,
+)
 from slimfront.search.record.journal import read_events
 from slimfront.trainables.measures.described import KNOWN
 
@@ -72,6 +79,42 @@ def focal(outputs, targets, gamma=2.0):
     each = torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
     return (1 - (-each).exp()) ** gamma * each
 """
+PARTS = """
+import torch
+from slimfront import Penalty
+from slimfront.trainables.sparsifiers.base import ActiveSparsifier, TargetSparsifier
+
+class ActiveNorm:
+    targets = 1
+    def __init__(self, options, model):
+        self.options, self.model, self.scale = options, model, 0.0
+    def before_batch(self, step, scale):
+        self.scale = scale
+    def loss(self):
+        norm = sum(p.abs().pow(self.options.power).sum() for p in self.model.parameters())
+        return self.scale * self.options.strength * norm
+    def proximal(self, step_size):
+        pass
+    def close(self):
+        pass
+
+class MyNorm(Penalty):
+    power: float = 2.0
+    def attach(self, model, sample):
+        return ActiveNorm(self, model)
+
+class Last(ActiveSparsifier):
+    def __init__(self, options, setting):
+        super().__init__(options, setting)
+        draw = torch.Generator().manual_seed(options.draw)
+        self.set_masks({name: torch.rand(weight.shape, generator=draw) > options.sparsity
+                        for name, weight in self.weights.items()})
+
+class MyMask(TargetSparsifier):
+    draw: int = 0
+    def attach(self, setting):
+        return Last(self, setting)
+"""
 BROKEN = """
 import sys
 if "default_worker" in sys.argv[0]:
@@ -106,6 +149,20 @@ CONFIG: dict[str, Any] = {
     "search": {"trials": 2, "concurrency": 1, "sampler": "random"},
 }
 
+OF_PARTS: dict[str, Any] = {
+    "name": "parts",
+    "data": "digits",
+    "model": {"name": "mlp", "depth": 2, "width": 12},
+    "training": {"epochs": 2, "lr": 0.01},
+    "penalties": {"mine": {"factory": "my_parts:MyNorm", "strength": 1e-4, "power": 1.5}},
+    "sparsifier": {"factory": "my_parts:MyMask", "sparsity": 0.5, "draw": 3},
+    "space": {
+        "penalties.mine.strength": {"low": 1e-5, "high": 1e-3, "log": True},
+        "sparsifier.sparsity": {"low": 0.3, "high": 0.9},
+    },
+    "search": {"trials": 3, "sampler": "random"},
+}
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -136,7 +193,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Command, d
     run = command(folder)
     done = run("search", "own.yaml", "--json")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "Inputs, float32 (N, 1, 8, 8), are normalised global" in " ".join(done.stderr.split())
+    assert "Inputs, float32 (N, 1, 8, 8), are normalised (global)" in " ".join(done.stderr.split())
     return folder, run, json.loads(done.stdout)
 
 
@@ -186,6 +243,44 @@ def test_what_cannot_be_imported_is_one_sentence(
     assert done.returncode == 2
     said = " ".join(done.stderr.split())
     assert said.startswith("Error: ") and message in said and "Traceback" not in said
+
+
+def test_a_penalty_and_a_sparsifier_by_import_path_are_searched_over(searched: Any) -> None:
+    """No plug-in registers them: config, workers, journal, MLflow, resume and export find them."""
+    folder, run, _ = searched
+    (folder / "my_parts.py").write_text(PARTS)
+    (folder / "parts.yaml").write_text(yaml.safe_dump(OF_PARTS))
+    done = run("search", "parts.yaml", "--json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout)
+    assert report["trials"] == {"completed": 3, "stopped": 0, "failed": 0}
+    mine = "penalties.mine.strength"
+    strengths = {one["params"][mine] for one in report["front"]}
+    assert strengths and all(1e-5 <= value <= 1e-3 for value in strengths)
+    events = list(read_events(next(folder.glob("runs/parts-*/journal.jsonl"))))
+    of_trials = [event for event in events if isinstance(event, EpochsReported)]
+    reported = {event.number: event.history[-1] for event in of_trials}
+    begun = {event.number: event.values for event in events if isinstance(event, TrialBegan)}
+    for number, epoch in reported.items():
+        if number is None:  # the dense network has neither
+            assert epoch["penalty_loss"] == epoch["sparsity"] == 0
+            continue
+        assert epoch["penalty_loss"] > 0
+        assert epoch["sparsity"] == pytest.approx(begun[number]["sparsifier.sparsity"], abs=0.1)
+    client = MlflowClient(f"sqlite:///{folder}/slimfront.db")
+    experiment = client.get_experiment_by_name("parts")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    trials = [run for run in runs if run.data.tags["slimfront.role"] == "trial"]
+    recorded = [run.data.params[mine] for run in trials if mine in run.data.params]
+    assert {str(value) for value in strengths} <= set(recorded) and len(recorded) == 3
+    exported = run("export", report["search"], "--pick", "smallest", "--output", "parts.onnx")
+    assert exported.returncode == 0, exported.stderr[-1000:]
+    assert "my_parts:MyMask" in (folder / "parts.md").read_text()
+    more = run("resume", report["search"], "--set", "search.trials=4", "--json")
+    assert more.returncode == 0, more.stderr[-1000:]
+    assert json.loads(more.stdout)["trials"]["completed"] == 4
 
 
 def test_a_plug_in_that_only_workers_cannot_import_fails_a_trial_once(searched: Any) -> None:

@@ -61,7 +61,7 @@ def test_what_is_not_there_gets_a_sentence() -> None:
         pick(FRONT, "trial-009")
     with pytest.raises(
         UserError,
-        match=r"no network of the front has validation accuracy 0\.99; the best has 0\.9800",
+        match=r"has validation accuracy 0\.99 or larger; the best has 0\.98",
     ):
         pick(FRONT, "knee", 0.99)
     with pytest.raises(UserError, match="the front is empty"):
@@ -155,7 +155,7 @@ def test_a_network_is_picked_by_a_metric_that_is_better_when_smaller(
 
 
 def test_a_bound_that_no_error_keeps_is_refused_with_the_smallest() -> None:
-    with pytest.raises(UserError, match=r"has validation mse 1; the best has 2\.0000"):
+    with pytest.raises(UserError, match=r"has validation mse 1 or smaller; the best has 2"):
         pick(ERRORS, "knee", 1)
 
 
@@ -176,3 +176,19 @@ def test_a_report_of_errors_is_read_back_as_it_was_written() -> None:
     assert pick(plain, "best")["val_mse"] == 0.25
     text = as_text(result, "slimfront")
     assert "val mse" in text and "0.2500" in text and "70.5000" in text
+
+
+def test_networks_without_a_quality_come_last_and_keep_no_bound() -> None:
+    """A metric of the user's may have no value for some network, which is on the front by other
+    objectives."""
+    front = [dict(member) for member in ERRORS["front"]]
+    front[0]["val_mse"] = None
+    front[3]["val_mse"] = None
+    report = ERRORS | {"front": front}
+    assert member_name(pick(report, "best")) == "trial-002@9"
+    assert member_name(pick(report, "smallest")) == "trial-004@9"
+    assert member_name(pick(report, "smallest", 100)) == "trial-003@9"
+    for member in front:
+        member["val_mse"] = None
+    with pytest.raises(UserError, match="mse 100 or smaller; the best has no number"):
+        pick(report, "best", 100)

@@ -1,16 +1,21 @@
 """What a search prints: values as they are, in tables that fit the terminal."""
 
 import ast
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from slimfront.search import terminal
+from slimfront.search.config.objectives import OBJECTIVES, Constraint, Objective
 from slimfront.search.record import report
 from slimfront.search.record.events import NetworkMeasured, TrialBegan
 from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.terminal import Column
+from slimfront.trainables.measures.described import Measure
+from slimfront.trainables.tasks.metrics import Better
 from tests.search.test_ledger import end, ledger
 
 ROOT = Path(__file__).parents[2]
@@ -101,3 +106,43 @@ def test_every_console_is_made_in_one_place() -> None:
         ]
         names = {call.id for call in calls if isinstance(call, ast.Name)}
         assert "Console" not in names or file.name == "terminal.py", file
+
+
+def unjudged(value: float, *constraints: Constraint, better: Better = "smaller") -> SearchResult:
+    """A search of one trial by the mean squared error, which has this value."""
+    quality = Objective(Measure("val_mse", better, scale="relative", quality=True))
+    book = Ledger([quality, OBJECTIVES["nonzero_params"]], {"nonzero_params": 9.0}, constraints)
+    for number in (None, 0):
+        book.apply(TrialBegan(number=number, values={}, seed=0))
+        measures = {"val_mse": value, "nonzero_params": 5.0, "params": 9.0}
+        sizes = {"layers": 2.0, "flops": 20.0}
+        content = {"epoch": 3, "compaction": [], "checkpoint": "", "pruned": []}
+        book.apply(NetworkMeasured(number=number, measures=measures | sizes, **content))
+        end(book, number, "completed")
+    return SearchResult("mine", book, book.front(), 1.0, "sqlite:///x.db", interrupted=False)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_quality_that_is_no_number_is_told_and_is_null_in_json(value: float) -> None:
+    found = unjudged(value)
+    assert found.front == []
+    text = report.as_text(found, "slimfront")
+    assert f"Trials: 1 completed (val_mse was {value} for every network); front 0" in text
+    plain = report.as_json(found)
+    assert plain["dense"]["val_mse"] is None
+    json.dumps(plain, allow_nan=False)
+
+
+def test_constraints_that_no_network_keeps_are_told_with_the_nearest() -> None:
+    bounds = (Constraint("nonzero_params", False, 100.0), Constraint("val_mse", False, 2.5))
+    text = report.as_text(unjudged(3.25, *bounds), "slimfront")
+    assert "(no network keeps val_mse <= 2.5; the nearest has 3.25)" in text
+
+
+def test_what_is_no_quality_is_a_dash() -> None:
+    assert [report.show_quality(value) for value in (None, math.nan, -0.5, -12345.678)] == [
+        "-",
+        "-",
+        "-0.5000",
+        "-12346",
+    ]

@@ -6,11 +6,16 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from ray.tune.result import AUTO_RESULT_KEYS, DEBUG_METRICS, DONE, SHOULD_CHECKPOINT
 from torch import Tensor, nn
 
 from slimfront import Candidate, train
 from slimfront.search.config.schema import Config
+from slimfront.search.engine.preflight import preflight
 from slimfront.trainables.errors import UserError
+from slimfront.trainables.measures.own import TAKEN
+from slimfront.trainables.messages import NetworkReport, Report
+from slimfront.trainables.training.loop import Training
 
 HERE = "tests.trainables.test_own_measures"
 
@@ -40,6 +45,10 @@ def raises(network: nn.Module, inputs: Tensor) -> float:
 
 def not_a_number(network: nn.Module, inputs: Tensor) -> float:
     return float("nan")
+
+
+def constant(network: nn.Module, inputs: Tensor, of: float = 0.0) -> float:
+    return of
 
 
 def a_word(network: nn.Module, inputs: Tensor) -> str:
@@ -107,12 +116,26 @@ def test_a_function_that_is_not_there_is_named() -> None:
         train(candidate(own("weight")))
 
 
+def test_names_that_mean_something_else_are_taken() -> None:
+    """Measures stand beside them in results of Ray Tune, in MLflow and in front.json."""
+    network = NetworkReport({}, [])
+    reported = Report([], 1, network, (), None).as_result() | Report([], failure="").as_result()
+    made = Training(candidate())
+    epoch = made.run_epoch()
+    made.close()
+    for name in {*reported, *epoch, *AUTO_RESULT_KEYS, *DEBUG_METRICS, DONE, SHOULD_CHECKPOINT}:
+        assert name in TAKEN or name.startswith("val_"), name
+
+
 @pytest.mark.parametrize(
     ("measures", "message"),
     [
         (["latency"], "unknown extra measure 'latency'; did you mean 'latency_ms'"),
         ([own("weights", "params")], "the measure 'params' has a name that is taken"),
         ([own("weights", "val_x")], "the measure 'val_x' has a name that is taken"),
+        ([own("weights", "test_x")], "the measure 'test_x' has a name that is taken"),
+        ([own("weights", "done")], "the measure 'done' has a name that is taken"),
+        ([own("weights", "lr")], "the measure 'lr' has a name that is taken"),
         ([own("weights"), own("two")], "the measure 'mine' is named twice"),
         ({"mine": 3}, "the measure 'mine' is 3; it needs a 'factory'"),
         ([own("weights", better="more")], "Input should be 'larger' or 'smaller'"),
@@ -121,6 +144,46 @@ def test_a_function_that_is_not_there_is_named() -> None:
 def test_measures_that_are_wrong_in_themselves_are_refused(measures: Any, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Candidate.model_validate({"measures": measures})
+
+
+@pytest.mark.parametrize(
+    ("scale", "better", "wanted", "least"),
+    [
+        ("ratio", "smaller", -1.0, "0 or more"),
+        ("log", "smaller", -0.5, "0 or more"),
+        ("ratio", "larger", 0.0, "above 0"),
+        ("log", "larger", -3.0, "above 0"),
+    ],
+)
+def test_a_scale_of_sizes_has_no_place_for_what_is_negative(
+    scale: str, better: str, wanted: float, least: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        train(candidate(own("constant", args={"of": wanted}, scale=scale, better=better)))
+    assert str(caught.value) == (
+        f"the network cannot be measured: the measure 'mine' ({HERE}:constant) gave {wanted:g}, "
+        f"and 'scale: {scale}' is for numbers that are {least}; give it 'scale: relative'"
+    )
+    done = train(candidate(own("constant", args={"of": wanted}, better=better)))
+    assert done.measures["mine"] == wanted
+
+
+@pytest.mark.parametrize("scale", ["ratio", "log"])
+def test_nothing_can_be_compared_with_a_dense_network_of_0(scale: str) -> None:
+    tree: dict[str, Any] = {
+        "name": "own",
+        "data": "digits",
+        "model": {"name": "mlp", "depth": 1, "width": 8},
+        "measures": {"mine": {"factory": f"{HERE}:constant", "scale": scale}},
+        "space": {"training.lr": {"low": 1e-3, "high": 1e-2}},
+        "objectives": ["val_accuracy", "mine"],
+    }
+    with pytest.raises(
+        UserError, match=r"is 0 for the dense network, .* give it 'scale: relative'"
+    ):
+        preflight(Config.model_validate(tree))
+    tree["measures"]["mine"]["scale"] = "relative"
+    assert preflight(Config.model_validate(tree))["mine"] == 0
 
 
 def test_an_int8_network_has_measures_of_its_file_only() -> None:

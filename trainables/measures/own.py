@@ -13,13 +13,30 @@ from slimfront.trainables.measures.described import KNOWN, Measure
 from slimfront.trainables.options import Options, suggest
 from slimfront.trainables.tasks.metrics import Better
 
+TAKEN = frozenset(
+    (
+        # What an epoch of a trial has beside its metrics, in MLflow too.
+        *("epoch", "train_loss", "penalty_loss", "sparsity", "active_layers", "lr"),
+        # What a report of a trial has (`messages.Report`), and what Ray Tune adds to it.
+        *("history", "compaction", "pruned", "finished", "done", "measured", "failure"),
+        *("training_iteration", "trial_id", "experiment_tag", "experiment_id", "date", "timestamp"),
+        *("time_this_iter_s", "time_total_s", "time_since_restore", "iterations_since_restore"),
+        *("timesteps_total", "timesteps_since_restore", "episodes_total", "timesteps_this_iter"),
+        *("pid", "hostname", "node_ip", "config", "should_checkpoint", "checkpoint_dir_name"),
+        # What a member of a front has, and a trial in MLflow.
+        *("trial", "one_shot", "knee", "run_id", "total_params", "layers_merged"),
+    )
+)
+"""Names that mean something else where measures are written down."""
+
 
 class OwnMeasure(Options):
     """What the callable at the import path `factory` gives for a compact network: one number.
 
     It is called as `function(network, inputs, **args)`, with the network in evaluation mode and
     some validation inputs as the network sees them; with `on: onnx` as `function(path, **args)`,
-    with the path of the network's ONNX file. `scale` says how it counts in a hypervolume.
+    with the path of the network's ONNX file. `scale` says how it counts in a hypervolume: `ratio`
+    and `log` are for numbers that are never negative.
     """
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
@@ -53,7 +70,8 @@ class OwnMeasure(Options):
         """The number; `seen` are a network and inputs, or the path of an ONNX file.
 
         Raises:
-            TrialFailure: if the function raises, or gives anything but a finite number.
+            TrialFailure: if the function raises, or gives anything but a finite number, or one that
+                its scale has no place for.
         """
         function = self.function()
         try:
@@ -68,7 +86,18 @@ class OwnMeasure(Options):
                 f"the measure '{self.name}' ({self.factory}) gave {found}; it must be a finite "
                 "number"
             )
+        if not self.has_place_for(found):
+            least = "above 0" if self.better == "larger" else "0 or more"
+            raise TrialFailure(
+                f"the measure '{self.name}' ({self.factory}) gave {found:g}, and 'scale: "
+                f"{self.scale}' is for numbers that are {least}; give it 'scale: relative'"
+            )
         return found
+
+    def has_place_for(self, value: float) -> bool:
+        """Whether the scale, on which sizes and times are compared by how many times larger they
+        are, has a place for a value."""
+        return self.scale == "relative" or value > 0 or (value == 0 and self.better == "smaller")
 
 
 def parse_measures(given: Any) -> Any:
@@ -106,7 +135,9 @@ def check_measures(measures: tuple[str | OwnMeasure, ...]) -> None:
                 f"unknown extra measure '{one}'; {suggest(one, extra)}; one of your own has a "
                 "'factory'"
             )
-        if isinstance(one, OwnMeasure) and (one.name in KNOWN or one.name.startswith("val_")):
+        if isinstance(one, OwnMeasure) and (
+            one.name in KNOWN or one.name in TAKEN or one.name.startswith(("val_", "test_"))
+        ):
             raise ValueError(f"the measure '{one.name}' has a name that is taken; choose another")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

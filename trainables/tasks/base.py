@@ -241,6 +241,10 @@ class Task(Options):
     which networks are judged. `loss` is one of the task's, or a function of the user's (outputs,
     targets) that returns a mean. `output` says which of several outputs of a network counts: a key
     of a mapping, or a place in a tuple.
+
+    A class whose outputs and targets look like those of a task says so by `LIKE`, the name of that
+    task, and has its metrics by name: `LIKE = "classification"` for logits (N, classes) and classes
+    (N,), `LIKE = "regression"` for numbers.
     """
 
     name: str = "own"
@@ -254,6 +258,8 @@ class Task(Options):
     """The metrics where a config names none."""
     LOSSES: ClassVar[tuple[str, ...]] = ()
     """The losses by name, the default first."""
+    LIKE: ClassVar[str] = ""
+    """The task whose metrics are known here too; none if empty."""
 
     def __hash__(self) -> int:
         # Arguments of metrics have no hash. What compares equal must only hash alike.
@@ -267,31 +273,61 @@ class Task(Options):
     @field_validator("metrics")
     @classmethod
     def _known_metrics(cls, metrics: tuple[MetricOptions, ...]) -> tuple[MetricOptions, ...]:
-        for metric in metrics:
-            if metric.name is not None and metric.name not in cls.metric_names():
-                raise ValueError(
-                    f"unknown metric '{metric.name}'; {suggest(metric.name, cls.metric_names())}"
-                )
+        cls.check_metrics(metrics)
         names = [metric.key for metric in metrics]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two metrics are called '{twice}'; give one another name by 'called'")
         return metrics
 
+    @classmethod
+    def check_metrics(cls, metrics: Sequence[MetricOptions]) -> None:
+        """Raises ValueError for a metric by a name that the task does not know."""
+        known = cls.metric_names()
+        for name in (metric.name for metric in metrics):
+            if name is None or name in known:
+                continue
+            if not known:
+                raise ValueError(
+                    f"the metric '{name}' is another task's, and {cls.__name__} has none by name; "
+                    "set LIKE of the class to the name of a task with the same outputs and "
+                    "targets, or give {factory: IMPORT PATH, better: larger or smaller}"
+                )
+            raise ValueError(f"unknown metric '{name}'; {suggest(name, known)}")
+        for metric in metrics:
+            if metric.name is None or metric.better is None:
+                continue
+            better = cls.model_construct().describe(metric.name).better
+            if metric.better != better:
+                raise ValueError(
+                    f"the metric '{metric.name}' is better when {better}; leave out 'better', "
+                    "which is for metrics by 'factory'"
+                )
+
     @field_validator("loss")
     @classmethod
     def _known_loss(cls, loss: str | FunctionOptions) -> str | FunctionOptions:
+        cls.check_loss(loss)
+        return loss
+
+    @classmethod
+    def check_loss(cls, loss: str | FunctionOptions) -> None:
+        """Raises ValueError for a loss by a name that the task does not know."""
         if isinstance(loss, str) and loss and loss not in cls.LOSSES:
             raise ValueError(
                 f"unknown loss '{loss}', and one of your own is {{factory: IMPORT PATH}}; "
                 f"{suggest(loss, cls.LOSSES)}"
             )
-        return loss
 
     @classmethod
     def metric_names(cls) -> tuple[str, ...]:
         """All metrics by name."""
-        return tuple(dict.fromkeys((*cls.DEFAULT, *cls.KNOWN)))
+        alike = TASKS.find(cls.LIKE).metric_names() if cls.LIKE else ()
+        return tuple(dict.fromkeys((*cls.DEFAULT, *cls.KNOWN, *alike)))
+
+    def _alike(self, name: str) -> Task:
+        """The task that knows a metric of this name: itself, or the one of `LIKE`."""
+        return TASKS.find(self.LIKE)() if self.LIKE and name not in self.KNOWN else self
 
     def chosen_metrics(self) -> tuple[MetricOptions, ...]:
         """The metrics that are taken, the quality first."""
@@ -305,13 +341,15 @@ class Task(Options):
                 found.append(Described(options.key, options.better or "larger"))
             else:
                 known = self.describe(str(options.name))
-                better = options.better or known.better
                 short = known.short if options.called is None else ""
-                found.append(Described(options.key, better, known.bounded, short))
+                found.append(Described(options.key, known.better, known.bounded, short))
         return tuple(found)
 
     def describe(self, name: str) -> Described:
         """What is known of the metric called `name`."""
+        alike = self._alike(name)
+        if alike is not self:
+            return alike.describe(name)
         known = self.KNOWN[name]
         return Described(name, known.better, known.bounded)
 
@@ -377,14 +415,21 @@ class Task(Options):
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
         """One of the task's metrics at work."""
+        alike = self._alike(str(options.name))
+        if alike is not self:
+            return alike.metric(options, outputs)
         return self.KNOWN[str(options.name)].metric(options, {})
 
     def active_metrics(self, outputs: int) -> tuple[Metric, ...]:
         """All metrics that are taken, at work."""
         return tuple(
-            self.metric(options, outputs) if options.factory is None else options.of_factory()
+            self.metric(options, outputs) if options.factory is None else self.own_metric(options)
             for options in self.chosen_metrics()
         )
+
+    def own_metric(self, options: MetricOptions) -> Metric:
+        """A metric of the user's at work."""
+        return options.of_factory()
 
     def own_loss(self) -> Criterion | None:
         """The user's loss, if the config names one."""

@@ -262,7 +262,8 @@ def _renumbered(targets: Tensor) -> Encoded:
         missing = next(n for n in range(least, largest) if n not in known)
         raise UserError(
             f"the data has classes from {least} to {largest}, and no example of {missing}; number "
-            f"them without a gap, or set task.classes to {largest + 1} for an output each"
+            f"them without a gap, or set task.classes to {largest + 1} for an output each; where "
+            "they are amounts, set task: regression"
         )
     shown = tuple(str(value) for value in values.tolist())
     return _checked(torch.searchsorted(values, targets), shown, None)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.importing import import_by_path
-from slimfront.trainables.tasks.base import TASKS, Task
-from slimfront.trainables.tasks.metrics import Described
+from slimfront.trainables.tasks.base import TASKS, FunctionOptions, Task
+from slimfront.trainables.tasks.metrics import Described, MetricOptions
 
 
 @TASKS.register("factory")
@@ -19,7 +20,8 @@ class TaskFactory(Task):
     """The task that the callable at the import path `factory` makes of the keyword arguments
     `args`: a subclass of `slimfront.Task`, or a function that returns one.
 
-    `metrics`, `loss` and `output` go to it where they are given.
+    `metrics`, `loss` and `output` go to it where they are given; names of metrics and losses are
+    those of its class.
     """
 
     name: Literal["factory"] = "factory"
@@ -28,6 +30,14 @@ class TaskFactory(Task):
 
     def __hash__(self) -> int:
         return hash((self.factory, frozenset(self.args), self.output))
+
+    @classmethod
+    def check_metrics(cls, metrics: Sequence[MetricOptions]) -> None:
+        """Names are those of the class at the import path: `resolve` checks them."""
+
+    @classmethod
+    def check_loss(cls, loss: str | FunctionOptions) -> None:
+        """The same."""
 
     def resolve(self) -> Task:
         made = import_by_path(self.factory, "task factory")
@@ -50,6 +60,18 @@ class TaskFactory(Task):
             key: getattr(self, key) for key in ("metrics", "loss", "output") if getattr(self, key)
         }
         task = task.model_copy(update=given)
+        try:
+            task.check_metrics(task.chosen_metrics())
+            task.check_loss(task.loss)
+            task.described()
+        except ValueError as error:
+            raise UserError(f"task factory '{self.factory}': {error}") from None
+        except KeyError as error:
+            raise UserError(
+                f"task factory '{self.factory}': DEFAULT names {error}, which is not in KNOWN, and "
+                "'describe' and 'metric' of the class do not know it; known: "
+                f"{', '.join(task.KNOWN) or 'none'}"
+            ) from None
         if not task.chosen_metrics():
             raise UserError(
                 f"task factory '{self.factory}' gives a task that names no metric, by which "

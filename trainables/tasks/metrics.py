@@ -86,7 +86,8 @@ class OfTorchmetrics(Whole):
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """See `Whole.update`."""
-        self.metric.to(outputs.device).update(outputs, targets)
+        # Some take views, and the outputs of one network of a pack are not contiguous.
+        self.metric.to(outputs.device).update(outputs.contiguous(), targets.contiguous())
 
     def value(self) -> Tensor:
         """See `Whole.value`."""

@@ -77,7 +77,8 @@ class Regression(Task):
     is the mean squared error.
 
     With `standardise` the network is trained on targets less their mean, divided by their standard
-    deviation; metrics are in the targets' own unit, and the network that ships gives that unit.
+    deviation; metrics are in the targets' own unit, and the network that ships gives that unit. A
+    loss and metrics of the user's see outputs in the shape of the targets, (N,) for one number.
     `delta` is where `huber` turns from squares to a line.
     """
 
@@ -140,10 +141,20 @@ class Regression(Task):
             return Metric(described, sums, final, width=width)
         if name == "r2" and outputs == 1 and not options.args:
             return Metric(Described(options.key, "larger"), squares, _r2, width=4)
-        made = self.KNOWN[name].metric(options, self._of_outputs(name, outputs))
-        whole = made.whole
-        assert whole is not None
-        return Metric(made.described, whole=lambda: _LikeTargets(whole()))
+        if name in _OWN:
+            raise UserError(
+                f"the metric '{options.key}' takes no arguments, and it has "
+                f"{', '.join(map(repr, options.args))}"
+            )
+        return _like_targets(self.KNOWN[name].metric(options, self._of_outputs(name, outputs)))
+
+    def own_metric(self, options: MetricOptions) -> Metric:
+        # Outputs (N, 1) less targets (N,) would be (N, N), without a word.
+        return _like_targets(super().own_metric(options))
+
+    def own_loss(self) -> Criterion | None:
+        own = super().own_loss()
+        return None if own is None else partial(_error, of=own)
 
     def _of_outputs(self, name: str, outputs: int) -> dict[str, Any]:
         return {"num_outputs": outputs} if name in ("pearson", "spearman") else {}
@@ -162,8 +173,15 @@ class Regression(Task):
         )
 
 
+def _like_targets(metric: Metric) -> Metric:
+    """The metric, of outputs in the shape of the targets."""
+    whole = metric.whole
+    assert whole is not None
+    return Metric(metric.described, whole=lambda: _LikeTargets(whole()))
+
+
 class _LikeTargets(Whole):
-    """A metric of torchmetrics, which wants outputs in the shape of the targets."""
+    """A metric that wants outputs in the shape of the targets."""
 
     def __init__(self, metric: Whole) -> None:
         self.metric = metric

@@ -38,6 +38,34 @@ class Quantile(Task):
         return None if right else "the network must return (N, 1)"
 
 
+class Margin(Task):
+    """Classes by the multi-class hinge loss; what it gives looks as in classification."""
+
+    LIKE: ClassVar[str] = "classification"
+    LOSSES: ClassVar[tuple[str, ...]] = ("hinge", "squared_hinge")
+
+    def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
+        targets = torch.as_tensor(given)
+        return Encoded(targets, int(targets.max()) + 1)
+
+    def criterion(self, targets: Tensor, encoded: Encoded) -> Any:
+        power = 2 if self.loss == "squared_hinge" else 1
+
+        def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
+            right = outputs.gather(1, wanted[:, None])
+            return (1 + outputs - right).clamp_min(0).pow(power).mean()
+
+        return loss
+
+
+class Unknown(Quantile):
+    DEFAULT: ClassVar[tuple[str, ...]] = ("accuracy",)
+
+
+class Astray(Quantile):
+    LIKE: ClassVar[str] = "regresion"
+
+
 def quantile(q: float) -> Task:
     return Quantile(q=q, metrics=[{"factory": f"{HERE}:covered", "better": "larger"}])
 
@@ -74,6 +102,11 @@ def per_class(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def not_a_task() -> dict[str, int]:
     return {}
+
+
+def error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """As most would write it: of outputs (N, 1) and targets (N,) it would be of (N, N)."""
+    return (outputs - targets).square().mean()
 
 
 class Top(MulticlassAccuracy):
@@ -124,6 +157,53 @@ def test_a_task_of_the_users_own_is_trained_alone_and_in_packs(task: Any, low: f
     pack.close()
 
 
+@pytest.mark.parametrize("data", ["numbers", "several_numbers"])
+def test_functions_of_a_regression_see_outputs_in_the_shape_of_the_targets(data: str) -> None:
+    task = {
+        "name": "regression",
+        "loss": {"factory": f"{HERE}:error"},
+        "metrics": [
+            "mse",
+            {"factory": f"{HERE}:error", "better": "smaller"},
+            {"factory": "torchmetrics.regression:MeanSquaredError", "better": "smaller"},
+        ],
+    }
+    source = {"factory": f"tests.trainables.tasks.made:{data}"}
+    made = candidate(task, source)
+    rehearse(made)
+    own, plain = train(made), train(candidate({"name": "regression"}, source))
+    assert own.measures["val_mse"] == pytest.approx(plain.measures["val_mse"], rel=1e-4)
+    for name in ("val_error", "val_MeanSquaredError"):
+        assert own.measures[name] == pytest.approx(own.measures["val_mse"], rel=1e-4)
+    pack = Pack([candidate(task, source, seed=seed, epochs=1) for seed in (1, 2)])
+    members = list(pack.members)
+    for found in map(pack.run_epoch().get, members):
+        assert isinstance(found, dict)
+        assert found["val_error"] == pytest.approx(found["val_mse"], rel=1e-4)
+    pack.close()
+
+
+def test_metrics_of_a_task_that_is_alike_are_known_by_name() -> None:
+    for loss in ("", "squared_hinge"):
+        metrics = [
+            "accuracy",
+            {"name": "f1", "better": "larger"},
+            {"name": "auroc", "average": "weighted", "called": "area"},
+        ]
+        made = candidate({"factory": f"{HERE}:Margin", "metrics": metrics, "loss": loss})
+        assert [(one.name, one.bounded) for one in made.task.described()] == [
+            ("accuracy", True),
+            ("f1", True),
+            ("area", True),
+        ]
+        rehearse(made)
+        measures = train(made).measures
+        assert measures["val_accuracy"] > 0.6 and measures["val_area"] > 0.8
+    regression = {"factory": f"{HERE}:Quantile", "metrics": ["mae", "r2"]}
+    with pytest.raises(UserError, match="the metric 'mae' is another task's, and Quantile has"):
+        rehearse(candidate(regression, NUMBERS))
+
+
 def test_a_loss_and_metrics_of_the_users_own_are_taken() -> None:
     made = candidate(
         {
@@ -167,6 +247,27 @@ def test_a_loss_and_metrics_of_the_users_own_are_taken() -> None:
         ({"factory": f"{HERE}:quantile"}, "raised TypeError: .*missing 1 required"),
         ({"factory": f"{HERE}:Quantile", "args": {"r": 1}}, "unknown key 'r'"),
         ({"factory": f"{HERE}:Quantile"}, "names no metric"),
+        (
+            {"factory": f"{HERE}:Quantile", "metrics": ["accuracy", "f1"]},
+            "the metric 'accuracy' is another task's, and Quantile has none by name; set LIKE of",
+        ),
+        (
+            {"factory": f"{HERE}:Margin", "metrics": "acuracy"},
+            "Margin': unknown metric 'acuracy'; did you mean 'accuracy'",
+        ),
+        (
+            {"factory": f"{HERE}:Margin", "metrics": "f1", "loss": "hing"},
+            "Margin': unknown loss 'hing', .* did you mean 'hinge'",
+        ),
+        (
+            {"factory": f"{HERE}:Margin", "metrics": {"name": "f1", "better": "smaller"}},
+            "the metric 'f1' is better when larger; leave out 'better'",
+        ),
+        ({"factory": f"{HERE}:Unknown"}, "DEFAULT names 'accuracy', which is not in KNOWN"),
+        (
+            {"factory": f"{HERE}:Astray", "metrics": "r2"},
+            "Astray': unknown task 'regresion'; did you mean 'regression'",
+        ),
         (
             {"name": "classification", "loss": {"factory": f"{HERE}:raises"}},
             "raises' raised ValueError: no such luck",

@@ -430,7 +430,9 @@ def export(
     card."""
     from slimfront.search.record.export import export as export_network
 
-    chosen = kind.value if kind else None
+    chosen = None
+    if kind:
+        chosen = kind.value
     exported = export_network(
         search, storage_path, pick, output, chosen, min_quality=min_quality, int8=int8
     )
@@ -455,7 +457,9 @@ def _command() -> str:
     on_path = shutil.which("slimfront")
     if sys.argv[0].endswith("__main__.py"):
         return "slimfront"
-    return "slimfront" if on_path and Path(on_path).samefile(sys.argv[0]) else sys.argv[0]
+    if on_path and Path(on_path).samefile(sys.argv[0]):
+        return "slimfront"
+    return sys.argv[0]
 
 
 def _hide_secrets(record: logging.LogRecord) -> bool:

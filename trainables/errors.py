@@ -40,7 +40,9 @@ def reason(error: Exception) -> str:
         return str(error)
     message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    where = ""
+    if frames:
+        where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
     return f"{type(error).__name__}{f': {message}' if message else ''}{where}"
 
 
@@ -58,7 +60,9 @@ def shorten(value: object, most: int = 60) -> str:
 
 def _clip(text: str, most: int) -> str:
     half = (most - 3) // 2
-    return text if len(text) <= most else f"{text[:half]} … {text[len(text) - half :]}"
+    if len(text) <= most:
+        return text
+    return f"{text[:half]} … {text[len(text) - half :]}"
 
 
 def one_line(message: str, most: int = _MOST) -> str:

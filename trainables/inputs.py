@@ -124,12 +124,16 @@ class Call:
 
 def each(inputs: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """The same inputs with every tensor changed."""
-    return inputs.each(change) if isinstance(inputs, Several) else change(inputs)
+    if isinstance(inputs, Several):
+        return inputs.each(change)
+    return change(inputs)
 
 
 def tensors(inputs: Tensor) -> dict[str, Tensor]:
     """All tensors of the inputs by name; a single one has none."""
-    return inputs.named if isinstance(inputs, Several) else {"": inputs}
+    if isinstance(inputs, Several):
+        return inputs.named
+    return {"": inputs}
 
 
 def by_place(names: Sequence[str]) -> bool:
@@ -152,7 +156,9 @@ def repeated(inputs: Tensor, count: int) -> Tensor:
 
 def shape_of_one(inputs: Tensor) -> tuple[int, ...]:
     """The shape of one example, without the batch; of the first tensor where there are several."""
-    one = inputs.first if isinstance(inputs, Several) else inputs
+    one = inputs
+    if isinstance(inputs, Several):
+        one = inputs.first
     return tuple(one.shape[1:])
 
 
@@ -167,4 +173,6 @@ def described(inputs: Tensor) -> str:
         return ", ".join(f"`{name}` {described(tensor)}" for name, tensor in inputs.named.items())
     shape = ", ".join(map(str, inputs.shape[1:]))
     dtype = str(inputs.dtype).removeprefix("torch.")
-    return f"{dtype} (N, {shape})" if shape else f"{dtype} (N,)"
+    if shape:
+        return f"{dtype} (N, {shape})"
+    return f"{dtype} (N,)"

@@ -81,7 +81,9 @@ class Report:
         """From Ray Tune's result of a trial."""
         measures = {name: result[name] for name in result.get("measured", ()) if name in result}
         compaction = [list(step) for step in result.get("compaction", [])]
-        network = NetworkReport(measures, compaction) if measures else None
+        network = None
+        if measures:
+            network = NetworkReport(measures, compaction)
         return cls(
             history=list(result.get("history", [])),
             epoch=result.get("epoch"),

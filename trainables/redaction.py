@@ -38,7 +38,9 @@ def without_secrets(uri: str) -> str:
     `postgresql://anna:secret@host/db` becomes `postgresql://anna@host/db`.
     """
     whole = _WHOLE_URI.fullmatch(uri)
-    return _cleaned(whole[1], whole[2], "") if whole else uri
+    if whole:
+        return _cleaned(whole[1], whole[2], "")
+    return uri
 
 
 def redact(text: str, *, names: bool = False) -> str:
@@ -67,7 +69,9 @@ def redact_values(value: Any, key: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [redact_values(item, key) for item in value]
     if isinstance(value, str):
-        return HIDDEN if value and is_secret_name(key) else redact(value)
+        if value and is_secret_name(key):
+            return HIDDEN
+        return redact(value)
     return value
 
 
@@ -83,8 +87,12 @@ def _cleaned(scheme: str, rest: str, hidden: str, names: bool = False) -> str:
     if scheme_name.endswith(("+http", "+https")):
         scheme_name = scheme_name.rpartition("+")[2]
     login, rest = _login(scheme_name, rest)
-    shown = _shown_login(scheme_name, login, hidden, names) if login else ""
-    at = f"{shown}@" if shown else ""
+    shown = ""
+    if login:
+        shown = _shown_login(scheme_name, login, hidden, names)
+    at = ""
+    if shown:
+        at = f"{shown}@"
     rest = _PARAMETER.sub(lambda match: _parameter(match, hidden), rest)
     if not hidden and "?" not in rest:
         # The first parameter went, with its mark.
@@ -97,12 +105,16 @@ def _shown_login(scheme: str, login: str, hidden: str, names: bool) -> str:
     user, colon, password = login.partition(":")
     if not colon:
         is_token = scheme in _NAMELESS and not names
-        return hidden if is_token else user
+        if is_token:
+            return hidden
+        return user
     # The key of a bucket, or a token in the place of a user.
     is_secret = scheme in _BUCKETS or password in ("", "x-oauth-basic")
     if is_secret or not user:
         return hidden
-    return f"{user}:{hidden}" if hidden else user
+    if hidden:
+        return f"{user}:{hidden}"
+    return user
 
 
 def _login(scheme: str, rest: str) -> tuple[str, str]:
@@ -128,4 +140,6 @@ def _parameter(match: re.Match[str], hidden: str) -> str:
     )
     if not secret or value.startswith(HIDDEN):
         return match[0]
-    return f"{mark}{name}={hidden}" if hidden else ""
+    if hidden:
+        return f"{mark}{name}={hidden}"
+    return ""

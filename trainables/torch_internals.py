@@ -107,4 +107,6 @@ def fused_sgd() -> Any:
 
 def fused_adam(group: Mapping[str, Any]) -> Any:
     """The kernel of Adam's step; of AdamW's, where weight decay is decoupled."""
-    return torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+    if group["decoupled_weight_decay"]:
+        return torch._fused_adamw_
+    return torch._fused_adam_

@@ -169,7 +169,9 @@ def list_jobs(
         Column(head, list(map(cell, texts)), left=True)
         for head, texts in zip(heads, cells, strict=True)
     ]
-    width = terminal.console().width if sys.stdout.isatty() else 200
+    width = 200
+    if sys.stdout.isatty():
+        width = terminal.console().width
     print(terminal.as_text(terminal.as_tables("Searches", columns, width), width), end="")
 
 
@@ -183,5 +185,9 @@ def _plain(job: "Job") -> dict[str, str | None]:
 
 
 def _times(job: "Job") -> str:
-    began = f"since {job.started:%Y-%m-%d %H:%M:%S} UTC" if job.started else "not started"
-    return f"{began}, until {job.ended:%H:%M:%S}" if job.ended else began
+    began = "not started"
+    if job.started:
+        began = f"since {job.started:%Y-%m-%d %H:%M:%S} UTC"
+    if job.ended:
+        return f"{began}, until {job.ended:%H:%M:%S}"
+    return began

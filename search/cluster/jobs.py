@@ -102,7 +102,9 @@ class Cluster:
     def start(self, search: str, storage_path: str, options: Sequence[str], directory: Path) -> Job:
         """Starts a job that runs `slimfront` with `options`, in a copy of `directory`."""
         earlier = len(self.jobs(search))
-        job_id = f"{search}-{earlier + 1}" if earlier else search
+        job_id = search
+        if earlier:
+            job_id = f"{search}-{earlier + 1}"
         with self._answers():
             self._submit_when_ready(
                 entrypoint="exec python -m slimfront "

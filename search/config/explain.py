@@ -28,9 +28,9 @@ def explain_first(error: ValidationError | KeyError, inside: str = "") -> str:
     if where in ("", inside) or first["type"] == "space":
         return message
     where = f"'{shorten(where, 100)}'"
-    return (
-        f"in {where}: {message}" if first["type"].startswith("unknown_") else f"{where}: {message}"
-    )
+    if first["type"].startswith("unknown_"):
+        return f"in {where}: {message}"
+    return f"{where}: {message}"
 
 
 def _location(problem: ErrorDetails) -> str:

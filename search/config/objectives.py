@@ -36,7 +36,9 @@ class Objective:
     @property
     def direction(self) -> Direction:
         """Whether more or less of it is better."""
-        return Direction.MAXIMIZE if self.measure.better == "larger" else Direction.MINIMIZE
+        if self.measure.better == "larger":
+            return Direction.MAXIMIZE
+        return Direction.MINIMIZE
 
     def loss(self, value: float, dense: float) -> float:
         """The value on a scale for hypervolumes, where less is better and 1 is the reference point.
@@ -52,7 +54,9 @@ class Objective:
         larger = self.measure.better == "larger"
         match self.measure.scale:
             case "share":
-                return 1 - value if larger else value
+                if larger:
+                    return 1 - value
+                return value
             case "relative":
                 worse = dense - value if larger else value - dense
                 return (1 + worse / (abs(dense) or 1.0)) / 2
@@ -60,24 +64,36 @@ class Objective:
                 return _inverse(value)
             case "ratio":
                 ratio = value / dense if dense else (math.inf if value else 1.0)
-                return _inverse(ratio) if larger else ratio
+                if larger:
+                    return _inverse(ratio)
+                return ratio
         share = math.log1p(max(value, 0.0)) / math.log1p(max(dense, 1.0))
-        return _inverse(share) if larger else share
+        if larger:
+            return _inverse(share)
+        return share
 
     def as_good(self, value: float, bound: float) -> bool:
         """Whether a value is at least as good as another."""
         larger = self.direction is Direction.MAXIMIZE
-        return value >= bound if larger else value <= bound
+        if larger:
+            return value >= bound
+        return value <= bound
 
     def goodness(self, value: float) -> float:
         """The value with the sign at which more is better."""
-        return value if self.direction is Direction.MAXIMIZE else -value
+        if self.direction is Direction.MAXIMIZE:
+            return value
+        return -value
 
     def near(self, value: float, share: float) -> float:
         """What is as good as `value` but for a tolerance: `share`, of the value where the metric is
         not in [0, 1]."""
-        tolerance = share if self.measure.scale == "share" else share * abs(value)
-        return value - tolerance if self.direction is Direction.MAXIMIZE else value + tolerance
+        tolerance = share
+        if self.measure.scale != "share":
+            tolerance = share * abs(value)
+        if self.direction is Direction.MAXIMIZE:
+            return value - tolerance
+        return value + tolerance
 
     def as_plain(self) -> dict[str, str | bool]:
         """All of it as plain data, which `from_plain` reads."""
@@ -91,7 +107,9 @@ class Objective:
 
 
 def _inverse(share: float) -> float:
-    return 1 / share if share > 0 else math.inf
+    if share > 0:
+        return 1 / share
+    return math.inf
 
 
 def known_objectives(task: Task, own: Mapping[str, Measure] | None = None) -> dict[str, Objective]:
@@ -147,7 +165,9 @@ class Constraint:
         measured."""
         value = measures.get(self.name, math.nan)
         violation = self.bound - value if self.at_least else value - self.bound
-        return math.inf if math.isnan(violation) else violation
+        if math.isnan(violation):
+            return math.inf
+        return violation
 
     def met_by(self, measures: Mapping[str, float]) -> bool:
         """Whether the bound is kept."""

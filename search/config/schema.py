@@ -344,11 +344,9 @@ class Config(Candidate):
     def grace(self) -> float:
         """Epochs before the first rung."""
         stopping = self.search.early_stopping
-        return (
-            max(3 * self.training.epochs // 10, 1)
-            if stopping is None or stopping.grace == "auto"
-            else stopping.grace
-        )
+        if stopping is None or stopping.grace == "auto":
+            return max(3 * self.training.epochs // 10, 1)
+        return stopping.grace
 
     def _field_type(self, path: str) -> object:
         """int or float for the field at a dotted path, None for another type.
@@ -361,7 +359,9 @@ class Config(Candidate):
         for name in parents:
             target = target[name] if isinstance(target, Mapping) else getattr(target, name)
         if not isinstance(target, Options):
-            return int if all(isinstance(end, int) for end in self.space[path].ends()) else float
+            if all(isinstance(end, int) for end in self.space[path].ends()):
+                return int
+            return float
         annotation = type(target).model_fields[last].annotation
         options = getattr(annotation, "__args__", (annotation,))  # int | None counts as int
         return next((kind for kind in (int, float) if kind in options), None)

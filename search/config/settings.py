@@ -75,8 +75,11 @@ class SearchOptions(Options):
 
     @staticmethod
     def _name_and_options(sampler: str | dict[str, Any]) -> tuple[str, int, dict[str, Any]]:
-        named = {"name": sampler} if isinstance(sampler, str) else sampler
-        return named["name"], 0, {key: value for key, value in named.items() if key != "name"}
+        if isinstance(sampler, str):
+            return sampler, 0, {}
+        options = dict(sampler)
+        name = options.pop("name")
+        return name, 0, options
 
     def build_sampler(self) -> BaseSampler:
         """Optuna's sampler; TPE begins later where trials are stopped early, since there are more
@@ -89,7 +92,9 @@ class SearchOptions(Options):
     @field_validator("early_stopping", mode="before")
     @classmethod
     def _on_or_off(cls, value: object) -> object:
-        return ({} if value else None) if isinstance(value, bool) else value
+        if isinstance(value, bool):
+            return {} if value else None
+        return value
 
     @field_validator("time")
     @classmethod
@@ -212,7 +217,9 @@ class Resources(Options):
 
     def processes_of_a_trial(self) -> int:
         """In how many processes a trial trains."""
-        return max(1, int(self.gpu)) if self.processes == "auto" else self.processes
+        if self.processes == "auto":
+            return max(1, int(self.gpu))
+        return self.processes
 
     def for_ray(self) -> dict[str, float]:
         """The resources by Ray's names, without those that a trial does not need."""
@@ -251,6 +258,6 @@ class Tracking(Options):
         """The URI with the path of an SQLite file made absolute, so that it means the same from
         every directory."""
         scheme, file = "sqlite:///", self.uri.removeprefix("sqlite:///")
-        return (
-            f"{scheme}{Path(file).absolute()}" if self.uri.startswith(scheme) and file else self.uri
-        )
+        if self.uri.startswith(scheme) and file:
+            return f"{scheme}{Path(file).absolute()}"
+        return self.uri

@@ -71,7 +71,9 @@ class Parameter(Options):
 
     def ends(self) -> tuple[Scalar | None, ...]:
         """The values to check against the config's schema: both ends of a range, or all choices."""
-        return self.choices if self.choices is not None else (self.low, self.high)
+        if self.choices is not None:
+            return self.choices
+        return (self.low, self.high)
 
     def draw(self, random: Random, *, integer: bool) -> Scalar | None:
         """A value from anywhere in the parameter, for checking."""
@@ -81,11 +83,15 @@ class Parameter(Options):
         assert self.low is not None and self.high is not None
         if self.log:
             value = math.exp(random.uniform(math.log(self.low), math.log(self.high)))
-            return round(value) if integer else min(max(value, self.low), self.high)
+            if integer:
+                return round(value)
+            return min(max(value, self.low), self.high)
         if integer or self.step is not None:
             step = self.step or 1
             value = self.low + step * random.randint(0, int((self.high - self.low) / step + 1e-9))
-            return int(value) if integer else value
+            if integer:
+                return int(value)
+            return value
         return random.uniform(self.low, self.high)
 
     def distribution(self, *, integer: bool) -> BaseDistribution:

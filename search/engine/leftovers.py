@@ -204,7 +204,8 @@ def watch(mark: str, driver: int) -> None:
         for line in lines:
             if line.startswith(b"/"):
                 leftovers.directory = Path(os.fsdecode(line))
-            starts = line == _STARTS.encode() if line else starts
+            if line:
+                starts = line == _STARTS.encode()
         text = rest
         if gone:
             break

@@ -115,7 +115,9 @@ class Observer(DriverOnly, tune.Callback):
         """
         if not done or record.number is None:
             return report.failure is None
-        networks = [report.network, *report.pruned] if report.network else []
+        networks = []
+        if report.network:
+            networks = [report.network, *report.pruned]
         return any(self.ledger.would_enter_front(record, network.measures) for network in networks)
 
     def on_checkpoint(
@@ -283,13 +285,15 @@ def _reason(trial: Trial) -> str:
     # trial.get_error() reads the synced copy, which is not there yet when Tune calls back; this is
     # the driver's own.
     file = Path(trial.error_file or "")
-    lines = (
-        [line.strip() for line in file.read_text().splitlines() if line.strip()]
-        if file.is_file()
-        else []
-    )
-    said = re.split(r"[.] (?=[A-Z])", lines[-1])[0] if lines else _SILENT
-    return _SILENT if said.startswith(_RAY_S) else said
+    lines = []
+    if file.is_file():
+        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    said = _SILENT
+    if lines:
+        said = re.split(r"[.] (?=[A-Z])", lines[-1])[0]
+    if said.startswith(_RAY_S):
+        return _SILENT
+    return said
 
 
 _SILENT = "it ended without saying why: it crashed, or was killed, perhaps for want of memory"

@@ -29,7 +29,9 @@ def said_last(text: str) -> str:
         for line in text.splitlines()
         if (" trials, " in line and "hypervolume" in line) or line.endswith(_DOING)
     ]
-    return lines[-1] if lines else ""
+    if lines:
+        return lines[-1]
+    return ""
 
 
 class Progress:
@@ -79,7 +81,9 @@ class ProgressDisplay(Progress):
 
     def begun(self, search: str, page: str | None) -> None:
         """Says that a search has begun, and where it can be watched, if anywhere."""
-        watch = f"; watch it at {page}" if page else ""
+        watch = ""
+        if page:
+            watch = f"; watch it at {page}"
         self.console.print(
             f"{BEGUN.format(search=search)}{watch}", markup=False, highlight=False, soft_wrap=True
         )

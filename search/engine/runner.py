@@ -145,7 +145,9 @@ def _run(
     before, number, ledger.planned = session.seconds_before(), session.number, config.search.trials
     study = open_study(session)
     unfinished, untold = reconcile(study, config.distributions(), ledger)
-    left = None if config.search.time is None else max(float(config.search.time) - before, 0.0)
+    left = None
+    if config.search.time is not None:
+        left = max(float(config.search.time) - before, 0.0)
     interrupt = interrupt or Interrupt()
     interrupt.end_after(left)
     folder = session.folder
@@ -274,7 +276,9 @@ def _reason(error: OSError) -> str:
 
 
 def _as_os_error(error: Exception) -> OSError:
-    return error if isinstance(error, OSError) else OSError(first_line(error))
+    if isinstance(error, OSError):
+        return error
+    return OSError(first_line(error))
 
 
 def _finish(
@@ -285,7 +289,9 @@ def _finish(
     for record in [*ledger.trials, *([ledger.dense] if ledger.dense else [])]:
         if record.status == "running":
             observer.write(TrialInterrupted(number=record.number))
-    dense = ledger.dense.last if ledger.dense and ledger.dense.status == "completed" else None
+    dense = None
+    if ledger.dense and ledger.dense.status == "completed":
+        dense = ledger.dense.last
     say = (observer.progress or Progress()).finishing
     networks = [*ledger.front(), *([dense] if dense else [])]
     say(f"Measuring {len(networks)} networks on the test set")
@@ -299,7 +305,9 @@ def _finish(
         session.config.tracking.shown_uri(),
         cut_off,
     )
-    status = "interrupted" if cut_off else "failed" if result.all_failed else "completed"
+    status = "interrupted"
+    if not cut_off:
+        status = "failed" if result.all_failed else "completed"
     observer.write(SessionEnded(status=status, seconds=round(seconds, 2)))
     say(f"Writing the rest to MLflow, with the models of {len(ledger.front())} networks")
     delivered = recorder.close()
@@ -334,11 +342,9 @@ def _config_maker(
     """Makes the Tune config of a trial. Without `training.seed`, trial n of search seed s trains
     with 1,000,003 s + n + 1."""
     config = session.config
-    rungs = (
-        sorted({math.ceil(time) for level in scheduler.levels for time in level})
-        if scheduler
-        else []
-    )
+    rungs = []
+    if scheduler:
+        rungs = sorted({math.ceil(time) for level in scheduler.levels for time in level})
 
     def make(trial: Unfinished) -> dict[str, Any]:
         number = trial.number

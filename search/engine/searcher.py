@@ -114,7 +114,9 @@ class StudySearcher(DriverOnly, Searcher):
                 continue
             self.running.add(trial_id)
             return config
-        return None if self.running else str(Searcher.FINISHED)
+        if self.running:
+            return None
+        return str(Searcher.FINISHED)
 
     def _ask(self) -> Unfinished:
         self.remaining -= 1

@@ -133,7 +133,9 @@ class NetworkTested(OfTrial):
         if not isinstance(plain, dict) or "metrics" in plain:
             return plain
         metrics = {name: value for name, value in plain.items() if name.startswith("test_")}
-        return {**plain, "metrics": metrics} if metrics else plain
+        if metrics:
+            return {**plain, "metrics": metrics}
+        return plain
 
 
 class RungReached(Event):

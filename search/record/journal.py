@@ -179,7 +179,9 @@ class Journal:
     @property
     def fence(self) -> Fence | None:
         """What says whether this process may still write to a search in a bucket."""
-        return None if self.mirror is None else self.mirror.fence
+        if self.mirror is None:
+            return None
+        return self.mirror.fence
 
     def append(self, event: Written) -> Written:
         """Writes one event; returns it with its number and time.

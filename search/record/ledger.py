@@ -31,7 +31,9 @@ Status = Literal["running", "completed", "stopped", "failed"]
 
 def label(number: int | None) -> str:
     """The name of trial `number`: trial-007; the dense reference has no number."""
-    return "dense" if number is None else f"trial-{number:03d}"
+    if number is None:
+        return "dense"
+    return f"trial-{number:03d}"
 
 
 @dataclass(eq=False)
@@ -75,7 +77,9 @@ class MeasuredNetwork:
         """Where its network is stored, or a copy from a bucket; None if it was deleted. Raises
         UserError without a copy."""
         checkpoint = self.origin.checkpoint
-        return None if checkpoint is None else fetch(checkpoint, network_file(self.step))
+        if checkpoint is None:
+            return None
+        return fetch(checkpoint, network_file(self.step))
 
 
 @dataclass(eq=False)
@@ -101,7 +105,9 @@ class TrialRecord:
     @property
     def last(self) -> MeasuredNetwork | None:
         """The last network that it was measured as."""
-        return self.points[-1] if self.points else None
+        if self.points:
+            return self.points[-1]
+        return None
 
     @property
     def resumable(self) -> MeasuredNetwork | None:
@@ -113,7 +119,9 @@ class TrialRecord:
     @property
     def measures(self) -> dict[str, float]:
         """The measures of its last network; empty if it has none."""
-        return self.last.measures if self.last else {}
+        if self.last:
+            return self.last.measures
+        return {}
 
     @property
     def unfinished(self) -> bool:
@@ -202,14 +210,18 @@ class Ledger:
         self._hypervolume_at_gain = self._hypervolume
 
     def _path(self, checkpoint: str | None) -> str | None:
-        return None if checkpoint is None else join(self.place, checkpoint)
+        if checkpoint is None:
+            return None
+        return join(self.place, checkpoint)
 
     @staticmethod
     def find(record: TrialRecord, epoch: int, step: int = 0) -> MeasuredNetwork:
         """The network of a trial that was measured after so many epochs, or one pruned from it.
         Raises StopIteration if none."""
         point = next(point for point in record.points if point.epoch == epoch)
-        return next(pruned for pruned in point.pruned if pruned.step == step) if step else point
+        if step:
+            return next(pruned for pruned in point.pruned if pruned.step == step)
+        return point
 
     def _add(self, record: TrialRecord) -> None:
         self.by_label[record.label] = record
@@ -250,11 +262,9 @@ class Ledger:
         record.points.append(point)
         if record.number is None:
             self._rescale(point.measures)
-        entered = (
-            [self._enters_front(network) for network in (point, *point.pruned)]
-            if record.number is not None
-            else []
-        )
+        entered = []
+        if record.number is not None:
+            entered = [self._enters_front(network) for network in (point, *point.pruned)]
         if any(entered):
             self._hypervolume = hypervolume(self._losses, np.ones(len(self.objectives)))
 
@@ -320,7 +330,9 @@ class Ledger:
         """The member of the front below which quality falls fastest (see `pareto.knee`); None
         without a front."""
         order = self._order()
-        return self._front[order[knee(self._losses[order])]] if order else None
+        if order:
+            return self._front[order[knee(self._losses[order])]]
+        return None
 
     def hypervolume(self) -> float:
         """The front's hypervolume on the scale of `Objective.loss`, from 0 (no better than dense)

@@ -17,7 +17,9 @@ def hypervolume(points: Points, reference: NDArray[np.float64]) -> float:
     """
     usable = points[np.isfinite(points).all(axis=1)]
     inside = usable[(usable < reference).all(axis=1)]
-    return float(moocore.hypervolume(inside, ref=reference)) if len(inside) else 0.0
+    if len(inside):
+        return float(moocore.hypervolume(inside, ref=reference))
+    return 0.0
 
 
 def ranks(points: Points) -> NDArray[np.int64]:

@@ -57,7 +57,9 @@ def _measures(point: MeasuredNetwork, quality: str) -> dict[str, Any]:
     test = f"test_{quality.removeprefix('val_')}"
     first = {quality: point.measures.get(quality), test: None}
     measures = first | (point.tested or {}) | point.measures
-    return measures | {"total_params": measures["params"]} if "params" in measures else measures
+    if "params" in measures:
+        return measures | {"total_params": measures["params"]}
+    return measures
 
 
 _SHOWN = ("nonzero_params", "params", "layers", "flops")
@@ -68,14 +70,18 @@ def as_text(result: SearchResult, command: str, width: int | None = 160) -> str:
     """The table of the front and the summary, `width` characters wide (None: as wide as the
     terminal)."""
     width = width or terminal.console().width
-    tables = terminal.as_text(as_tables(result, width), width) if result.front else ""
+    tables = ""
+    if result.front:
+        tables = terminal.as_text(as_tables(result, width), width)
     return f"{tables}{summary(result, command)}\n"
 
 
 def exit_code(result: SearchResult) -> int:
     """What a command that ran a search ends with: 130 if it was cut off, 1 if every trial
     failed."""
-    return 130 if result.interrupted else int(result.all_failed)
+    if result.interrupted:
+        return 130
+    return int(result.all_failed)
 
 
 def as_tables(result: SearchResult, width: int) -> list[Table]:
@@ -84,7 +90,9 @@ def as_tables(result: SearchResult, width: int) -> list[Table]:
     Where the searched values do not fit beside the measures, they follow in tables of their own,
     with a row for each trial.
     """
-    dense = result.ledger.dense.last if result.ledger.dense else None
+    dense = None
+    if result.ledger.dense:
+        dense = result.ledger.dense.last
     points = [*([dense] if dense else []), *result.front]
     aims = [
         *(o.name for o in result.ledger.objectives),
@@ -114,7 +122,9 @@ def _measured(
 ) -> list[Column]:
     """The columns that name a network and say what it is worth."""
 
-    whole = dense.measures["nonzero_params"] if dense else None
+    whole = None
+    if dense:
+        whole = dense.measures["nonzero_params"]
     test = f"test_{quality.name.removeprefix('val_')}"
     columns = [
         Column("trial", [point.trial.label for point in points], left=True),
@@ -149,12 +159,16 @@ def _varied(points: list[MeasuredNetwork]) -> list[Column]:
 
 
 def _show_quality(value: float | None) -> str:
-    return "-" if value is None else show_quality(value)
+    if value is None:
+        return "-"
+    return show_quality(value)
 
 
 def show_quality(value: float) -> str:
     """A metric with four digits behind the point, or with five in all where it is large."""
-    return f"{value:.4f}" if abs(value) < 100 else f"{value:.5g}"
+    if abs(value) < 100:
+        return f"{value:.4f}"
+    return f"{value:.5g}"
 
 
 def _show_sizes(points: list[MeasuredNetwork], name: str) -> list[str]:
@@ -162,17 +176,23 @@ def _show_sizes(points: list[MeasuredNetwork], name: str) -> list[str]:
 
 
 def _show_share(point: MeasuredNetwork, whole: float | None) -> str:
-    return f"{point.measures['nonzero_params'] / whole:.1%}" if whole else "-"
+    if whole:
+        return f"{point.measures['nonzero_params'] / whole:.1%}"
+    return "-"
 
 
 def _show_measure(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
 
 
 def _show(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else cell(value)
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return cell(value)
 
 
 def summary(result: SearchResult, command: str) -> str:
@@ -180,17 +200,13 @@ def summary(result: SearchResult, command: str) -> str:
     ledger = result.ledger
     counts = {status: ledger.counts[status] for status in ("completed", "stopped", "failed")}
     trials = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
-    store = (
-        ""
-        if result.tracking_uri == Tracking().shown_uri()
-        else f" --tracking-uri {result.tracking_uri}"
-    )
+    store = ""
+    if result.tracking_uri != Tracking().shown_uri():
+        store = f" --tracking-uri {result.tracking_uri}"
     path = without_secrets(parent(ledger.place))
-    kept = (
-        ""
-        if path == str(Path(SearchOptions().storage_path).resolve())
-        else f" --storage-path {path}"
-    )
+    kept = ""
+    if path != str(Path(SearchOptions().storage_path).resolve()):
+        kept = f" --storage-path {path}"
     if not result.front:
         reasons = Counter(trial.reason for trial in ledger.trials if trial.reason).most_common(1)
         trials += f" (most often: {one_line(reasons[0][0])})" if reasons else ""

@@ -65,7 +65,9 @@ class Session:
     def starts(self) -> list[dict[str, Any]]:
         """The values to try first, as they were when the search began."""
         begun = self.earlier[0]
-        return begun.starts if isinstance(begun, SearchBegan) else []
+        if isinstance(begun, SearchBegan):
+            return begun.starts
+        return []
 
     def seconds_before(self) -> float:
         """Seconds of wall time that earlier sessions took, up to their last sign of life."""
@@ -299,8 +301,11 @@ def _check_code(config: Config, folder: Folder) -> None:
         return
     file = folder.local / JOURNAL_FILE
     state = file.stat()
-    theirs = "it belongs to another user" if state.st_uid not in (os.getuid(), 0) else None
-    theirs = "others may write to it" if state.st_mode & stat.S_IWOTH else theirs
+    theirs = None
+    if state.st_uid not in (os.getuid(), 0):
+        theirs = "it belongs to another user"
+    if state.st_mode & stat.S_IWOTH:
+        theirs = "others may write to it"
     if theirs:
         raise UserError(
             f"the journal {file} names code to run ({', '.join(named)}), and {theirs}; make it "

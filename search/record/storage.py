@@ -141,7 +141,9 @@ class Storage:
     @property
     def shown(self) -> str:
         """The path as it may be printed: without keys that its URI may hold."""
-        return without_secrets(self.place).partition("?")[0] if self.bucket else self.place
+        if self.bucket:
+            return without_secrets(self.place).partition("?")[0]
+        return self.place
 
     def folder(self, search: str) -> "Folder":
         """The folder of a search, whether it is there or not."""
@@ -339,12 +341,18 @@ def _history(first: bytes) -> dict[str, int] | None:
     """What a driver found when it took the search, by its first object; None if that is not one."""
     line, end, _ = first.partition(b"\n")
     try:
-        taken = json.loads(line)[_TAKEN] if end else None
-        return None if taken is None else {str(name): int(length) for name, length in taken.items()}
+        taken = None
+        if end:
+            taken = json.loads(line)[_TAKEN]
+        if taken is None:
+            return None
+        return {str(name): int(length) for name, length in taken.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _events(part: bytes) -> bytes:
     """The lines of an object without what its driver found."""
-    return part if _history(part) is None else part.partition(b"\n")[2]
+    if _history(part) is None:
+        return part
+    return part.partition(b"\n")[2]

@@ -30,8 +30,12 @@ def check_database(url: str) -> None:
     try:
         place = make_url(url)
         backend = place.get_backend_name()
-        options = {} if backend == "sqlite" else {"connect_timeout": _ANSWERS_S}
-        file = Path(place.database or "") if backend == "sqlite" else None
+        options = {}
+        if backend != "sqlite":
+            options = {"connect_timeout": _ANSWERS_S}
+        file = None
+        if backend == "sqlite":
+            file = Path(place.database or "")
         there = file is None or file.exists()
         engine = create_engine(place, connect_args=options)
         with engine.connect() as connection:

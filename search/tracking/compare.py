@@ -63,7 +63,9 @@ def read_fronts(client: MlflowClient, searches: list[str]) -> list[Front]:
     fronts = []
     for front in read:
         points = losses([sizes(member) for member in front["front"]], objectives, dense)
-        volume = hypervolume(points, np.ones(len(objectives))) if len(points) else 0.0
+        volume = 0.0
+        if len(points):
+            volume = hypervolume(points, np.ones(len(objectives)))
         fronts.append(
             Front(
                 front["search"],
@@ -162,7 +164,9 @@ def _shown(row: dict[str, Any], column: str) -> str:
     value = row[column]
     if value is None:
         return "-"
-    return f"{value:,.0f}" if column in _SIZES else show_quality(value)
+    if column in _SIZES:
+        return f"{value:,.0f}"
+    return show_quality(value)
 
 
 def as_png(fronts: list[Front]) -> Figure:

@@ -102,13 +102,11 @@ def front_html(
     )
     if size.measure.logarithmic:
         figure.update_xaxes(type="log")
-    open_run = (
-        _OPEN_RUN.replace("ROUTE", run_route(experiment_id, "RUN")).replace(
+    open_run = ""
+    if run_ids:
+        open_run = _OPEN_RUN.replace("ROUTE", run_route(experiment_id, "RUN")).replace(
             "BASE", base_url.rstrip("/")
         )
-        if run_ids
-        else ""
-    )
     page = figure.to_html(
         include_plotlyjs=True, full_html=True, div_id="front", post_script=open_run
     )
@@ -202,7 +200,9 @@ def pairs(objectives: list[Objective]) -> list[tuple[Objective, Objective]]:
 def steps(objective: Objective) -> Literal["steps-post", "steps-pre"]:
     """How a front is drawn along an objective: between two members, the one on its better side is
     the best there is."""
-    return "steps-post" if objective.direction is Direction.MINIMIZE else "steps-pre"
+    if objective.direction is Direction.MINIMIZE:
+        return "steps-post"
+    return "steps-pre"
 
 
 def _ends(ledger: Ledger) -> list[MeasuredNetwork]:
@@ -211,7 +211,9 @@ def _ends(ledger: Ledger) -> list[MeasuredNetwork]:
 
 
 def _dense(ledger: Ledger) -> list[MeasuredNetwork]:
-    return [ledger.dense.last] if ledger.dense and ledger.dense.last else []
+    if ledger.dense and ledger.dense.last:
+        return [ledger.dense.last]
+    return []
 
 
 def _values(
@@ -221,7 +223,9 @@ def _values(
 
 
 def _describe(point: MeasuredNetwork) -> str:
-    pruned = f", one-shot pruning step {point.step}" if point.step else ""
+    pruned = ""
+    if point.step:
+        pruned = f", one-shot pruning step {point.step}"
     lines = [f"<b>{point.trial.label}</b>, epoch {point.epoch}{pruned}"]
     lines += [f"{name}: {value:.4g}" for name, value in point.measures.items()]
     values = point.trial.values.items()

@@ -216,7 +216,9 @@ class Page:
 
     def _log_front(self, ledger: Ledger) -> None:
         uri = self.config.tracking.shown_uri()
-        base_url = uri if uri.startswith("http") else UI_URL
+        base_url = UI_URL
+        if uri.startswith("http"):
+            base_url = uri
         with making("the page front.html"):
             html = figures.front_html(
                 ledger, self.search, self.experiment_id, self.run_ids, base_url
@@ -236,11 +238,9 @@ class Page:
             for point in front
             if (network := charts.load(point, self.config)) is not None
         ]
-        dense = (
-            charts.load(ledger.dense.last, self.config)
-            if ledger.dense and ledger.dense.last
-            else None
-        )
+        dense = None
+        if ledger.dense and ledger.dense.last:
+            dense = charts.load(ledger.dense.last, self.config)
         if stored and dense is not None:
             self._draw("layers.png", partial(self._draw_layers, stored, dense))
         with making("models of the front"):
@@ -275,7 +275,9 @@ def last_tags(ledger: Ledger) -> dict[str, dict[str, str]]:
     trials = [trial for trial in ledger.trials if trial.last]
     on_front = {point.trial.label for point in front}
     points = losses([trial.measures for trial in trials], ledger.objectives, ledger.dense_sizes)
-    tags = {} if knee is None else {"": {"slimfront.knee": knee.name}}
+    tags = {}
+    if knee is not None:
+        tags = {"": {"slimfront.knee": knee.name}}
     for trial, rank in zip(trials, ranks(points), strict=True):
         tags[trial.label] = {
             "slimfront.front": "true" if trial.label in on_front else "false",

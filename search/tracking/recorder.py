@@ -143,11 +143,9 @@ class Recorder:
     def page_address(self) -> str | None:
         """The address of the search's page; None if its store has no server."""
         uri = self.config.tracking.shown_uri().rstrip("/")
-        return (
-            uri + run_route(self.experiment_id, self.parent)
-            if uri.startswith(("http:", "https:"))
-            else None
-        )
+        if uri.startswith(("http:", "https:")):
+            return uri + run_route(self.experiment_id, self.parent)
+        return None
 
     def _known_runs(self) -> dict[str, str]:
         """Ids of this search's runs in the store, by label; the parent is ''."""
@@ -375,7 +373,9 @@ class Recorder:
             measures |= self.ledger.find(
                 self.ledger.by_label[label(event.number)], event.epoch, step
             ).measures
-        prefix = f"one_shot_{step}/" if step else ""
+        prefix = ""
+        if step:
+            prefix = f"one_shot_{step}/"
         values = {prefix + name: value for name, value in measures.items()}
         self._to(label(event.number)).add_metrics(values, event.time, event.epoch)
 

@@ -117,7 +117,9 @@ def _check_file(uri: str, *, writes: bool) -> None:
             sqlite3.SQLITE_BUSY,
             sqlite3.SQLITE_LOCKED,
         )
-        reason = "" if busy else str(error)
+        reason = ""
+        if not busy:
+            reason = str(error)
     if reason:
         raise UserError(
             f"the tracking store {file} cannot be written to ({reason}); make its folder writable, "
@@ -159,11 +161,9 @@ def open_experiment(client: MlflowClient, name: str, artifacts: Path, uri: str) 
     artifacts under `artifacts`."""
     experiment: Experiment | None = client.get_experiment_by_name(name)
     if experiment is None:
-        location = (
-            None
-            if uri.startswith(("http:", "https:", "databricks"))
-            else artifacts.resolve().as_uri()
-        )
+        location = None
+        if not uri.startswith(("http:", "https:", "databricks")):
+            location = artifacts.resolve().as_uri()
         return str(
             client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
         )
@@ -225,4 +225,6 @@ def _deepest(error: BaseException) -> str:
     while (below := error.__cause__ or error.__context__) is not None:
         error = below
     lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    if lines:
+        return lines[0][:200]
+    return type(error).__name__

@@ -20,11 +20,15 @@ def describe(
 ) -> str:
     """Markdown for the tag `mlflow.note.content`; links go to runs of the same MLflow UI."""
     parts = [f"## {text(search)}", _searched(config, ledger)]
-    dense = ledger.dense.last if ledger.dense else None
+    dense = None
+    if ledger.dense:
+        dense = ledger.dense.last
 
     def link(point: MeasuredNetwork) -> str:
         run_id = run_ids.get(point.trial.label)
-        return f"[{point.name}]({run_route(experiment_id, run_id)[1:]})" if run_id else point.name
+        if run_id:
+            return f"[{point.name}]({run_route(experiment_id, run_id)[1:]})"
+        return point.name
 
     front = ledger.front()
     knee = ledger.knee()
@@ -72,11 +76,9 @@ def _searched(config: Config, ledger: Ledger) -> str:
         )
     space = ["| varied | in |", "| --- | --- |"]
     for path, parameter in config.space.items():
-        said = (
-            f"{parameter.low:g} to {parameter.high:g}{' (log)' if parameter.log else ''}"
-            if parameter.choices is None
-            else ""
-        )
+        said = ""
+        if parameter.choices is None:
+            said = f"{parameter.low:g} to {parameter.high:g}{' (log)' if parameter.log else ''}"
         space.append(
             f"| {code(path, cell=True)} | {said or ', '.join(map(text, parameter.choices or ()))} |"
         )
@@ -91,7 +93,9 @@ def _recommended(ledger: Ledger, knee: MeasuredNetwork, dense: MeasuredNetwork |
     values = ", ".join(
         f"{code(path)} = {_short(value)}" for path, value in knee.trial.values.items()
     )
-    pruned = f", then pruned in one shot, step {knee.step}" if knee.step else ""
+    pruned = ""
+    if knee.step:
+        pruned = f", then pruned in one shot, step {knee.step}"
     return (
         f"{said}  \nIt was trained with {values}, seed {knee.trial.seed}, for "
         f"{knee.epoch} epochs{pruned}."
@@ -113,7 +117,9 @@ def _alternatives(
         near = [p for p in front if quality.as_good(p.measures[quality.name], bound)]
         if near:
             smallest = min(near, key=lambda p: p.measures["nonzero_params"])
-            within = "0.01" if quality.measure.scale == "share" else "1%"
+            within = "1%"
+            if quality.measure.scale == "share":
+                within = "0.01"
             picks.append((f"smallest within {within} of the dense network's", smallest))
     lines = [
         f"- {what}: {link(point)}. {_compared(quality, point, dense)}"
@@ -164,9 +170,13 @@ def _row(
     quality: Objective, name: str, point: MeasuredNetwork, dense: MeasuredNetwork | None
 ) -> str:
     m = point.measures
-    share = f"{m['nonzero_params'] / dense.measures['nonzero_params']:.1%}" if dense else ""
+    share = ""
+    if dense:
+        share = f"{m['nonzero_params'] / dense.measures['nonzero_params']:.1%}"
     tested = (point.tested or {}).get(f"test_{quality.name.removeprefix('val_')}")
-    test = "" if tested is None else show_quality(tested)
+    test = ""
+    if tested is not None:
+        test = show_quality(tested)
     sizes = (
         f"{m['nonzero_params']:,.0f} | {share} | {m['params']:,.0f} | "
         f"{m['layers']:.0f} | {m['flops']:,.0f}"
@@ -175,4 +185,6 @@ def _row(
 
 
 def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else text(value)
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return text(value)

@@ -98,7 +98,9 @@ class Dataset:
     def call(self) -> Call:
         """How a network is called with these inputs."""
         inputs = self.train.inputs
-        names = tuple(inputs.named) if isinstance(inputs, Several) else None
+        names = None
+        if isinstance(inputs, Several):
+            names = tuple(inputs.named)
         return Call(names, self.task.options.output)
 
     @property
@@ -173,7 +175,9 @@ class Dataset:
         mean, std = (
             None if constant is None else constant.to(device) for constant in (self.mean, self.std)
         )
-        attached = None if self.attached is None else self.attached.to(device)
+        attached = None
+        if self.attached is not None:
+            attached = self.attached.to(device)
         moved = replace(self, mean=mean, std=std, device=device, attached=attached)
         splits = (self.train, self.validation, self.test)
         if device.type == "cuda" and 2 * sum(map(nbytes, splits)) > free_memory(device):
@@ -351,13 +355,17 @@ def hold_out(
         _refuse_nothing_left(options, len(indices), count)
         return indices[:-count], indices[-count:]
     strata = _strata(options, task, targets)
-    stratify = None if strata is None else strata[indices].numpy()
+    stratify = None
+    if strata is not None:
+        stratify = strata[indices].numpy()
     try:
         left, held = train_test_split(
             indices.numpy(), test_size=count, random_state=options.seed, stratify=stratify
         )
     except ValueError as error:
-        share = "examples" if strata is None else "every kind of target"
+        share = "every kind of target"
+        if strata is None:
+            share = "examples"
         raise UserError(
             f"the data set '{options.name}' has too few examples to hold out a share of "
             f"{fraction:.3g} of {share}: {_rarest(task, strata, names)}{error}"
@@ -425,7 +433,9 @@ def normalised(options: Data, train: Split, validation: Split, test: Split) -> D
     if isinstance(train.inputs, Several):
         return _of_several(options, train, validation, test)
     how = chosen(options.normalise, train.inputs)
-    words = "by given constants" if isinstance(how, Constants) else how.replace("_", " ")
+    words = "by given constants"
+    if not isinstance(how, Constants):
+        words = how.replace("_", " ")
     made = Dataset(train, validation, test, normalised=words)
     if how == "none" and not is_image(train.inputs):
         return made

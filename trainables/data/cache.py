@@ -57,7 +57,9 @@ def load_once(options: Data, device: torch.device, task: Task | None = None) -> 
     """
     task = task or CLASSIFICATION
     plain = _load_plain(options.model_copy(update={"augment": Augment()}), device, task)
-    return replace(plain, augment=options.augment) if options.augment.active else plain
+    if options.augment.active:
+        return replace(plain, augment=options.augment)
+    return plain
 
 
 @lru_cache(maxsize=4)
@@ -80,7 +82,9 @@ def load_shared(options: Data, task: Task = CLASSIFICATION) -> Dataset:
         UserError: as `Data.load` does; or if the data has to be on disk (`in_memory: false`) and
             cannot be written there.
     """
-    fingerprint = None if options.in_memory is True else options.fingerprint()
+    fingerprint = None
+    if options.in_memory is not True:
+        fingerprint = options.fingerprint()
     if options.in_memory is True or (fingerprint is None and options.in_memory == "auto"):
         return options.load(task)
     try:
@@ -120,7 +124,9 @@ def memory_bytes() -> int:
     """The memory of this machine, or of its container if that has less."""
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        text = Path(file).read_text().strip() if Path(file).is_file() else "max"
+        text = "max"
+        if Path(file).is_file():
+            text = Path(file).read_text().strip()
         found = min(found, int(text) if text.isdigit() else found)
     return found
 
@@ -203,7 +209,9 @@ def _read(entry: Path) -> Dataset | None:
 def _inputs_in(tensors: dict[str, Tensor], split: str, names: list[str]) -> Tensor:
     """The inputs of a split in an entry: one tensor, or several by name."""
     named = {name: tensors[f"{split}.inputs.{name}"] for name in names}
-    return named[""] if names == [""] else Several(named)
+    if names == [""]:
+        return named[""]
+    return Several(named)
 
 
 def _fill(options: Data, task: Task, part: Path, *, keep: bool) -> Dataset:
@@ -248,7 +256,9 @@ def _fill(options: Data, task: Task, part: Path, *, keep: bool) -> Dataset:
         }
         try:
             file.finish(tensors, extra)
-            written = part.replace(part.with_suffix(".data")) if keep else part
+            written = part
+            if keep:
+                written = part.replace(part.with_suffix(".data"))
             return _read(written) or data
         except OSError as error:
             _complain(options, error)

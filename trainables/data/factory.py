@@ -88,7 +88,9 @@ class Factory(Data):
         made = self._read(made, task)
         if isinstance(made, tuple) and len(made) in (2, 3) and _is_inputs(made[0]):
             inputs, targets = self._pair(made[:2])
-            groups = None if len(made) == 2 else self._groups(made[2], len(inputs))
+            groups = None
+            if len(made) != 2:
+                groups = self._groups(made[2], len(inputs))
             return split(self, task, inputs, targets, allocate, groups=groups)
         raise self._wrong(
             f"is {_describe(made)}",
@@ -120,7 +122,7 @@ class Factory(Data):
             raise self._wrong(f"has a split that is {_describe(given)}", "(inputs, targets)")
         inputs, targets = self._as_inputs(given[0]), given[1]
         if not hasattr(targets, "__len__") or len(inputs) != len(targets):
-            number = len(targets) if hasattr(targets, "__len__") else "no"
+            number = str(len(targets)) if hasattr(targets, "__len__") else "no"
             raise self._wrong(
                 f"has {len(inputs)} inputs and {number} targets", "one target for each input"
             )
@@ -175,7 +177,9 @@ class Factory(Data):
         for name, share in (("test", self.test), ("validation", self.validation)):
             if name in inputs:
                 continue
-            fraction = share if own_test or name == "test" else share / (1 - self.test)
+            fraction = share
+            if not (own_test or name == "test"):
+                fraction = share / (1 - self.test)
             everything = torch.arange(len(targets["train"]))
             left, held = hold_out(self, task, everything, targets["train"], fraction, names)
             inputs[name], targets[name] = inputs["train"][held], targets["train"][held]
@@ -190,11 +194,9 @@ class Factory(Data):
         session = os.environ.get(SESSION)
         import_by_path(self.factory, "data factory")
         file = getattr(sys.modules[self.factory.partition(":")[0]], "__file__", None)
-        return (
-            f"{session} {files_state([Path(file)])}"
-            if session and file and Path(file).is_file()
-            else None
-        )
+        if session and file and Path(file).is_file():
+            return f"{session} {files_state([Path(file)])}"
+        return None
 
     def _as_inputs(self, given: Any) -> Tensor:
         if isinstance(given, tuple):
@@ -218,14 +220,17 @@ class Factory(Data):
         return inputs
 
     def _tensor(self, given: Tensor | np.ndarray[Any, Any], part: str) -> Tensor:
-        given = given.to_numpy() if hasattr(given, "to_numpy") else given  # a table of pandas
+        if hasattr(given, "to_numpy"):
+            given = given.to_numpy()
         try:
             with warnings.catch_warnings():
                 # Nothing writes to it.
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
                 made = torch.as_tensor(given).detach().cpu()
                 unusual = made.dtype in (torch.uint16, torch.uint32, torch.uint64)
-                return made.long() if unusual else made  # torch can do little with these
+                if unusual:
+                    return made.long()
+                return made
         except TypeError:
             raise self._wrong(
                 f"has {part} that are an array of {getattr(given, 'dtype', '?')}", "numbers"

@@ -43,7 +43,9 @@ def _absolute(path: str) -> str:
     other directories."""
     try:
         local = Path(path).expanduser()
-        return str(local.absolute()) if local.exists() else path
+        if local.exists():
+            return str(local.absolute())
+        return path
     except (RuntimeError, OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"'{shorten(path)}' cannot be a path: {reason}") from None
@@ -216,7 +218,9 @@ class HuggingFace(Data):
             ]
         # Loading says what is missing.
         present = all(file.is_file() for file in files)
-        return files_state(files) if present else None
+        if present:
+            return files_state(files)
+        return None
 
     def _splits(self) -> "tuple[datasets.Dataset, datasets.Dataset | None]":
         """The training rows, and the test rows if the data has some of its own."""
@@ -225,7 +229,9 @@ class HuggingFace(Data):
             if name is not None and name not in found:
                 raise UserError(f"{self._where} has no split '{name}'; {suggest(name, found)}")
         test_name = self.test_split or "test"
-        test = found[test_name] if test_name in found and test_name != self.train_split else None
+        test = None
+        if test_name in found and test_name != self.train_split:
+            test = found[test_name]
         for name, rows in ((self.train_split, found[self.train_split]), (test_name, test)):
             if rows is not None and not len(rows):
                 raise UserError(f"the split '{name}' of {self._where} has no rows")
@@ -249,11 +255,15 @@ class HuggingFace(Data):
                     f"{self._where} has no column '{chosen}' ('{key}'); {suggest(chosen, features)}"
                 )
             return str(chosen)
-        kind = datasets.Image if key == "image" else datasets.ClassLabel
+        kind = datasets.ClassLabel
+        if key == "image":
+            kind = datasets.Image
         candidates = [name for name, feature in features.items() if isinstance(feature, kind)]
         named = [name for name in usual if name in (candidates or features)]
         if len(candidates) == 1 or len(named) == 1:
-            return candidates[0] if len(candidates) == 1 else named[0]
+            if len(candidates) == 1:
+                return candidates[0]
+            return named[0]
         problem = (
             f"{len(candidates)} {key} columns"
             if candidates
@@ -275,9 +285,13 @@ class HuggingFace(Data):
         import datasets
 
         feature = train.features[column]
-        named = feature.names if isinstance(feature, datasets.ClassLabel) else []
+        named = []
+        if isinstance(feature, datasets.ClassLabel):
+            named = feature.names
         given = self._values(train, column, "training", len(named))
-        held = [] if test is None else self._values(test, column, "test", len(named))
+        held = []
+        if test is not None:
+            held = self._values(test, column, "test", len(named))
         known = {value for value in given if isinstance(value, int | str)}
         for value in held if len(known) and not named else []:
             if isinstance(value, int | str) and value not in known:

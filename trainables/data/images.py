@@ -208,7 +208,9 @@ def _decode(
             image.load()
         except Exception as error:  # Pillow raises many kinds on broken files
             broken = isinstance(error, UnidentifiedImageError)
-            reason = "it is of no known kind, or broken" if broken else first_line(error)
+            reason = "it is of no known kind, or broken"
+            if not broken:
+                reason = first_line(error)
             raise UserError(
                 f"{_named(row, item, where)} is not an image that Pillow can read: {reason}"
             ) from error
@@ -234,7 +236,9 @@ def _decode(
 
 def _named(row: int, encoded: Any, where: str) -> str:
     """An image in words, with its file where it has one."""
-    path = encoded.get("path") if isinstance(encoded, Mapping) else None
+    path = None
+    if isinstance(encoded, Mapping):
+        path = encoded.get("path")
     return f"row {row} of {where}{f', the file {path},' if path else ''}"
 
 

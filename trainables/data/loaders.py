@@ -97,7 +97,9 @@ def _batches(given: Any) -> Iterator[Any]:
 
 
 def _warn_of_random(given: Any, what: str) -> None:
-    one = given.dataset if isinstance(given, DataLoader) else given
+    one = given
+    if isinstance(given, DataLoader):
+        one = given.dataset
     if isinstance(one, IterableDataset):
         return
     try:

@@ -51,7 +51,9 @@ def chosen(asked: Normalise, inputs: Tensor) -> Normalise:
         return "per_channel"
     if is_whole(inputs):
         return "none"
-    return "per_feature" if inputs.dim() == 2 else "global"
+    if inputs.dim() == 2:
+        return "per_feature"
+    return "global"
 
 
 def stored_type(inputs: Tensor, asked: Normalise) -> torch.dtype:
@@ -60,7 +62,9 @@ def stored_type(inputs: Tensor, asked: Normalise) -> torch.dtype:
     if is_image(inputs):
         return torch.uint8
     if is_whole(inputs) and chosen(asked, inputs) == "none":
-        return torch.bool if inputs.dtype == torch.bool else torch.int64
+        if inputs.dtype == torch.bool:
+            return torch.bool
+        return torch.int64
     return torch.float32
 
 

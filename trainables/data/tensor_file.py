@@ -143,7 +143,9 @@ def _check(tensor: Tensor) -> int:
 
 def _pieces(tensor: Tensor) -> Sequence[Tensor]:
     """The tensor in pieces along its first dimension, of some MiB each."""
-    return pieces(tensor) if tensor.dim() else (tensor,)
+    if tensor.dim():
+        return pieces(tensor)
+    return (tensor,)
 
 
 def pieces(tensor: Tensor, size: int = 2**24) -> Sequence[Tensor]:

@@ -56,7 +56,8 @@ def _tokenizer(path: str) -> Any:
     from tokenizers import Tokenizer
 
     file = Path(path).expanduser()
-    file = file / "tokenizer.json" if file.is_dir() else file
+    if file.is_dir():
+        file = file / "tokenizer.json"
     if not file.is_file():
         raise UserError(f"data.tokenizer: there is no file {file}; its folder is counted from here")
     try:
@@ -78,13 +79,17 @@ def trimmed(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     mask = inputs.named[MASK]
     if mask.dim() != 2:
         return inputs, targets
-    longest = max(1, int(mask.any(0).nonzero().max()) + 1) if bool(mask.any()) else 1
+    longest = 1
+    if bool(mask.any()):
+        longest = max(1, int(mask.any(0).nonzero().max()) + 1)
     width = mask.shape[1]
     if longest == width:
         return inputs, targets
 
     def cut(tensor: Tensor) -> Tensor:
         places = tensor.dim() >= 2 and tensor.shape[1] == width
-        return tensor[:, :longest] if places else tensor
+        if places:
+            return tensor[:, :longest]
+        return tensor
 
     return inputs.each(cut), cut(targets)

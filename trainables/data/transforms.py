@@ -78,8 +78,12 @@ def draw(count: int, options: Augment, *generators: torch.Generator) -> Draws:
             [torch.randint(high, shape, generator=generator) for generator in generators], -2
         )
 
-    mirrored = numbers(2).bool() if options.flip else None
-    corner = numbers(2 * options.crop + 1, 2) if options.crop else None
+    mirrored = None
+    if options.flip:
+        mirrored = numbers(2).bool()
+    corner = None
+    if options.crop:
+        corner = numbers(2 * options.crop + 1, 2)
     return Draws(mirrored, corner)
 
 

@@ -273,7 +273,9 @@ def _how(child: subprocess.Popen[bytes]) -> str:
         code = child.wait(_GRACE_S)
     except subprocess.TimeoutExpired:
         return "and cannot be reached"
-    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    if code < 0:
+        return f"by {signal.Signals(-code).name}"
+    return f"with exit code {code}"
 
 
 class LedTraining(Training):

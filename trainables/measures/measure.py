@@ -134,9 +134,9 @@ def _encoded(tensor: Tensor) -> bytes:
 def _count_layers(module: nn.Module) -> int:
     """The layers that a module is, without those within it: query, key and value of attention are
     parameters of its own."""
-    return (
-        3 if isinstance(module, nn.MultiheadAttention) else int(isinstance(module, _WEIGHT_LAYERS))
-    )
+    if isinstance(module, nn.MultiheadAttention):
+        return 3
+    return int(isinstance(module, _WEIGHT_LAYERS))
 
 
 @contextmanager

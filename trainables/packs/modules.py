@@ -22,11 +22,15 @@ class _Linear(nn.Linear):
         if inputs.dim() != 2:
             return super().forward(inputs)
         outputs = torch.mm(self.weight, inputs.t()).t()
-        return outputs if self.bias is None else outputs + _like(self.bias, outputs)
+        if self.bias is None:
+            return outputs
+        return outputs + _like(self.bias, outputs)
 
 
 def _like(tensor: Tensor, other: Tensor) -> Tensor:
-    return tensor if tensor.dtype == other.dtype else tensor.to(other.dtype)
+    if tensor.dtype == other.dtype:
+        return tensor
+    return tensor.to(other.dtype)
 
 
 def _halved(kind: Any) -> type[nn.Module]:
@@ -44,7 +48,9 @@ def _halved(kind: Any) -> type[nn.Module]:
 
 
 def _half(tensor: Tensor | None) -> Tensor | None:
-    return tensor.bfloat16() if tensor is not None and tensor.dtype == torch.float32 else tensor
+    if tensor is not None and tensor.dtype == torch.float32:
+        return tensor.bfloat16()
+    return tensor
 
 
 def _widened(kind: Any) -> type[nn.Module]:

@@ -43,7 +43,9 @@ class Update:
     def remembers(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
         """The names of what the optimiser keeps of each parameter."""
         if isinstance(optimizer, torch.optim.SGD):
-            return ("momentum_buffer",) if optimizer.param_groups[0]["momentum"] else ()
+            if optimizer.param_groups[0]["momentum"]:
+                return ("momentum_buffer",)
+            return ()
         return ("step", *MOMENTS)
 
     def __call__(self, gradients: tuple[Tensor, ...], lr: float) -> None:

@@ -64,9 +64,10 @@ class Pack:
         Raises:
             UserError: if it does not pack, or not with the others.
         """
-        training = (
-            candidate if isinstance(candidate, Training) else Training(candidate, self.device)
-        )
+        if isinstance(candidate, Training):
+            training = candidate
+        else:
+            training = Training(candidate, self.device)
         if state is not None:
             training.load_state_dict(state)
         if reason := unpackable_setting(training) if self.first else packable_training(training):

@@ -73,7 +73,9 @@ class Step:
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         on_cpu = all(parameter.device.type == "cpu" for parameter in self.model.parameters())
         first = next((name for name in self.penalties if self.by_proximal(name)), None)
-        penalty = self.penalties[first] if first is not None else None
+        penalty = None
+        if first is not None:
+            penalty = self.penalties[first]
         if (
             first is None
             or not on_cpu
@@ -187,7 +189,9 @@ def _loss(penalty: ActivePenalty, strengths: Tensor) -> Tensor | None:
         return penalty.weighted(strengths.unbind())
     assert isinstance(penalty, ActiveFeatures)
     value = penalty.value()
-    return None if value is None else strengths[0] * value
+    if value is None:
+        return None
+    return strengths[0] * value
 
 
 def _places(model: nn.Module) -> list[tuple[dict[str, Any], str, str]]:

@@ -58,7 +58,9 @@ class Penalty(Options):
         """The share of the full strength at an epoch (from 0, fractional within an epoch)."""
         if epoch < self.warmup:
             return 0.0
-        return 1.0 if self.ramp == 0 else min((epoch - self.warmup) / self.ramp, 1.0)
+        if self.ramp == 0:
+            return 1.0
+        return min((epoch - self.warmup) / self.ramp, 1.0)
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActivePenalty:
         """The penalty on `model`; `sample` (N, *input_shape) is a batch of real inputs to look at

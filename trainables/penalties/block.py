@@ -54,8 +54,7 @@ class BlockSparsity(GroupPenalty):
 
 def _scale_of(layer: Layer) -> list[ParameterRef]:
     module = layer.layer if layer.norm is None else layer.norm
-    return (
-        [ParameterRef(module, "weight")]
-        if module.bias is None
-        else [ParameterRef(module, "weight"), ParameterRef(module, "bias")]
-    )
+    weight = ParameterRef(module, "weight")
+    if module.bias is None:
+        return [weight]
+    return [weight, ParameterRef(module, "bias")]

@@ -252,7 +252,9 @@ class ActiveFeatures:
     def loss(self) -> Tensor | None:
         """β · L_C of the batch just seen, or None if it was not watched or was too small."""
         value = self.value()
-        return None if value is None else self.strength * value
+        if value is None:
+            return None
+        return self.strength * value
 
     def value(self) -> Tensor | None:
         """L_C of the batch just seen, or None if it was not watched or was too small; a scalar."""
@@ -270,7 +272,9 @@ class ActiveFeatures:
         """Equal for two training steps in which it computes the same: whether it watches the batch,
         and how strong it is."""
         watches = scale * self.options.strength > 0 and step % self.options.every == 0
-        return scale if watches else None
+        if watches:
+            return scale
+        return None
 
     def close(self) -> None:
         """Removes the hooks and the kept features."""

@@ -155,7 +155,9 @@ class ActiveChannels(ActiveSparsifier):
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             others = sorted({name.rpartition(".")[0] for name in group.writers} - {group.name})
-            shared = f", which it shares with {', '.join(others)}," if others else ""
+            shared = ""
+            if others:
+                shared = f", which it shares with {', '.join(others)},"
             raise UserError(
                 f"sparsifier: the channels of '{group.name}'{shared} cannot be ranked: what reads "
                 "them makes several channels of "

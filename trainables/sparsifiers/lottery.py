@@ -88,8 +88,12 @@ class ActiveLotteryTicket(ActiveSparsifier):
         """The first round goes from 0 to 1, the others from where the weights were rewound to."""
         number = min(step // self.length, self.options.rounds)
         begun = number * self.length
-        length = self.setting.total_steps - begun if number == self.options.rounds else self.length
-        start = self.rewind_to / self.length if number else 0.0
+        length = self.length
+        if number == self.options.rounds:
+            length = self.setting.total_steps - begun
+        start = 0.0
+        if number:
+            start = self.rewind_to / self.length
         return start + (1 - start) * (step - begun) / length
 
     def state_dict(self) -> dict[str, Any]:

@@ -24,7 +24,9 @@ def erdos_renyi_kernel(shapes: Mapping[str, torch.Size], sparsity: float) -> dic
     while True:
         wanted = (1 - sparsity) * sum(sizes.values()) - sum(sizes[name] for name in dense)
         free = [name for name in shapes if name not in dense]
-        scale = wanted / sum(raw[name] * sizes[name] for name in free) if free else 0.0
+        scale = 0.0
+        if free:
+            scale = wanted / sum(raw[name] * sizes[name] for name in free)
         full = {name for name in free if scale * raw[name] > 1}
         if not full:
             return {name: 1.0 if name in dense else scale * raw[name] for name in shapes}
@@ -36,11 +38,9 @@ def layer_densities(
 ) -> dict[str, float]:
     """The share of weights that each layer keeps: the same everywhere, or by the Erdős–Rényi
     kernel."""
-    return (
-        erdos_renyi_kernel(shapes, sparsity)
-        if densities == "erk"
-        else dict.fromkeys(shapes, 1 - sparsity)
-    )
+    if densities == "erk":
+        return erdos_renyi_kernel(shapes, sparsity)
+    return dict.fromkeys(shapes, 1 - sparsity)
 
 
 def top_mask(scores: Tensor, kept: int) -> Tensor:

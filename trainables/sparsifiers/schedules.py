@@ -56,7 +56,9 @@ class Updates:
 
     def progress(self, step: int) -> float:
         """0 at the first update, 1 at the last."""
-        return 1.0 if step >= self.last else (step - self.first) / (self.last - self.first)
+        if step >= self.last:
+            return 1.0
+        return (step - self.first) / (self.last - self.first)
 
     def check_several(self, name: str) -> None:
         """Raises UserError if masks that should move would be updated only at the last step."""

@@ -77,4 +77,6 @@ class ActiveSET(RandomStart):
 def _deviation(weight: torch.Tensor, mask: torch.Tensor) -> float:
     """The root mean square of the weights under the mask: their standard deviation, since initial
     weights have mean 0."""
-    return float(weight.detach()[mask].square().mean().sqrt()) if mask.any() else 0.0
+    if mask.any():
+        return float(weight.detach()[mask].square().mean().sqrt())
+    return 0.0

@@ -79,8 +79,12 @@ class ActiveTask:
     def to(self, device: torch.device) -> ActiveTask:
         """The task for networks on `device`: what its loss and metrics need is there, so that no
         step waits for a copy."""
-        offset = None if self.offset is None else self.offset.to(device)
-        scale = None if self.scale is None else self.scale.to(device)
+        offset = None
+        if self.offset is not None:
+            offset = self.offset.to(device)
+        scale = None
+        if self.scale is not None:
+            scale = self.scale.to(device)
         criterion = _moved(self.criterion, device)
         return replace(self, criterion=criterion, offset=offset, scale=scale)
 
@@ -262,7 +266,9 @@ class Task(Options):
     @field_validator("metrics", mode="before")
     @classmethod
     def _one_or_more(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, str | Mapping) else given
+        if isinstance(given, str | Mapping):
+            return (given,)
+        return given
 
     @field_validator("metrics")
     @classmethod
@@ -306,7 +312,9 @@ class Task(Options):
             else:
                 known = self.describe(str(options.name))
                 better = options.better or known.better
-                short = known.short if options.called is None else ""
+                short = ""
+                if options.called is None:
+                    short = known.short
                 found.append(Described(options.key, better, known.bounded, short))
         return tuple(found)
 
@@ -455,7 +463,8 @@ def as_tensor(given: Any, task: str) -> Tensor:
     Raises:
         UserError: if they are not numbers, or there are none.
     """
-    given = given.to_numpy() if hasattr(given, "to_numpy") else given
+    if hasattr(given, "to_numpy"):
+        given = given.to_numpy()
     _refuse_other_than_numbers(given, task)
     try:
         with warnings.catch_warnings():
@@ -483,7 +492,9 @@ def _refuse_other_than_numbers(given: Any, task: str) -> None:
         return
     for place, one in enumerate(given):
         if one is None or isinstance(one, str):
-            shown = "missing" if one is None else f"'{one}'"
+            shown = "missing"
+            if one is not None:
+                shown = f"'{one}'"
             raise UserError(
                 f"the target of example {place} is {shown}, and the task {task} takes numbers here"
             )

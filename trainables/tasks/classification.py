@@ -76,11 +76,9 @@ class Classification(Task):
     LOSSES: ClassVar[tuple[str, ...]] = ("cross_entropy",)
 
     def describe(self, name: str) -> Described:
-        return (
-            Described(name, "larger", bounded=True)
-            if name == "accuracy"
-            else super().describe(name)
-        )
+        if name == "accuracy":
+            return Described(name, "larger", bounded=True)
+        return super().describe(name)
 
     def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
         return encode_classes(given, self.name, names, self.classes or outputs)
@@ -89,7 +87,9 @@ class Classification(Task):
         return targets
 
     def stratum(self, number: int, names: Sequence[str] = ()) -> str:
-        return f"class '{names[number]}'" if names else f"class {number}"
+        if names:
+            return f"class '{names[number]}'"
+        return f"class {number}"
 
     def warnings(self, train: Tensor, others: Mapping[str, Tensor]) -> Iterator[str]:
         known = set(train.unique().tolist())
@@ -107,7 +107,9 @@ class Classification(Task):
         plain = (
             self.class_weights is None and not self.label_smoothing and isinstance(self.loss, str)
         )
-        return replace(active, stacked=cross_entropies) if plain else active
+        if plain:
+            return replace(active, stacked=cross_entropies)
+        return active
 
     def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
         weights = class_weights(self.class_weights, targets, encoded)
@@ -119,7 +121,9 @@ class Classification(Task):
         if options.name == "accuracy" and not options.args:
             described = Described(options.key, "larger", bounded=True)
             return Metric(described, count_right, ratio, width=2, stacked=count_right_of_each)
-        known = _TOP_K if options.name == "accuracy" else self.KNOWN[str(options.name)]
+        known = _TOP_K
+        if options.name != "accuracy":
+            known = self.KNOWN[str(options.name)]
         return known.metric(options, {"num_classes": outputs})
 
     def shape_of_outputs(self, targets: Tensor, outputs: int) -> str:
@@ -172,7 +176,9 @@ def weighted_cross_entropy(
         label_smoothing=label_smoothing,
         reduction="none",
     )
-    return each.mean() if places is None else each.sum() / (len(targets) * places)
+    if places is None:
+        return each.mean()
+    return each.sum() / (len(targets) * places)
 
 
 def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -317,9 +323,9 @@ def _whole(targets: Tensor, task: str) -> Tensor:
     if is_one_hot(targets):
         targets = targets.long().argmax(1)
     if targets.dim() != 1 or targets.is_complex():
-        advice = (
-            "; for several classes an example, set task: multilabel" if targets.dim() == 2 else ""
-        )
+        advice = ""
+        if targets.dim() == 2:
+            advice = "; for several classes an example, set task: multilabel"
         raise UserError(
             f"the data has targets of shape {tuple(targets.shape)} and type {targets.dtype}; the "
             f"task {task} takes one whole number for each example, (N,){advice}"

@@ -189,7 +189,9 @@ class MetricOptions(Options):
     @classmethod
     def _gather_arguments(cls, given: Any) -> Any:
         if isinstance(given, str):
-            return {"factory": given} if ":" in given else {"name": given}
+            if ":" in given:
+                return {"factory": given}
+            return {"name": given}
         if not isinstance(given, Mapping):
             return given
         known = {key: value for key, value in given.items() if key in cls.model_fields}
@@ -197,7 +199,9 @@ class MetricOptions(Options):
         if not others:
             return known
         args = known.get("args", {})
-        return known | {"args": {**args, **others}} if isinstance(args, Mapping) else known
+        if isinstance(args, Mapping):
+            return known | {"args": {**args, **others}}
+        return known
 
     @model_validator(mode="after")
     def _one_source(self) -> MetricOptions:
@@ -295,4 +299,6 @@ class Known:
 
 def ratio(totals: Sequence[float]) -> float:
     """The first total divided by the second; NaN of nothing."""
-    return totals[0] / totals[1] if totals[1] else math.nan
+    if totals[1]:
+        return totals[0] / totals[1]
+    return math.nan

@@ -61,7 +61,9 @@ def _root(totals: Sequence[float]) -> float:
 def _r2(totals: Sequence[float]) -> float:
     errors, total, square, count = totals
     spread = square - total * total / count
-    return 1 - errors / spread if spread > 0 else math.nan
+    if spread > 0:
+        return 1 - errors / spread
+    return math.nan
 
 
 _OWN = {
@@ -101,7 +103,9 @@ class Regression(Task):
         return tuple(dict.fromkeys((*_OWN, *cls.KNOWN)))
 
     def describe(self, name: str) -> Described:
-        return _OWN[name][0] if name in _OWN else super().describe(name)
+        if name in _OWN:
+            return _OWN[name][0]
+        return super().describe(name)
 
     def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
         targets = as_tensor(given, self.name)
@@ -129,7 +133,9 @@ class Regression(Task):
     def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
         chosen = self.loss or "mse"
         assert isinstance(chosen, str)
-        extra = {"delta": self.delta} if chosen == "huber" else {}
+        extra = {}
+        if chosen == "huber":
+            extra = {"delta": self.delta}
         return partial(_error, of=partial(_LOSSES[chosen], **extra))
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
@@ -146,7 +152,9 @@ class Regression(Task):
         return Metric(made.described, whole=lambda: _LikeTargets(whole()))
 
     def _of_outputs(self, name: str, outputs: int) -> dict[str, Any]:
-        return {"num_outputs": outputs} if name in ("pearson", "spearman") else {}
+        if name in ("pearson", "spearman"):
+            return {"num_outputs": outputs}
+        return {}
 
     def shape_of_outputs(self, targets: Tensor, outputs: int) -> str:
         return f"numbers, (N, {outputs})" + (" or (N,)" if outputs == 1 else "")

@@ -90,7 +90,9 @@ class PerPlace(Task):
         counted = targets[targets != self.ignore]
         weights = class_weights(self.class_weights, counted, encoded)
         some_ignored = len(counted) < targets.numel()
-        places = len(counted) / len(targets) if some_ignored else None
+        places = None
+        if some_ignored:
+            places = len(counted) / len(targets)
         return partial(weighted_cross_entropy, weights=weights, ignore=self.ignore, places=places)
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:

@@ -83,16 +83,22 @@ class Finishing:
         inputs = self.data.prepare(self.data.validation.inputs[:CHECKED_INPUTS])
         compacted = compact(model, inputs, self.candidate.compaction, self.told)
         remove_hooks(compacted.network)
-        metrics = refit(compacted.network) if refit else []
+        metrics = []
+        if refit:
+            metrics = refit(compacted.network)
         history: list[dict[str, Number]] = [
             {"epoch": epoch + 1 + n, **metric} for n, metric in enumerate(metrics)
         ]
-        sizes = measure(compacted.network, inputs) if metrics else compacted.report.after
+        sizes = compacted.report.after
+        if metrics:
+            sizes = measure(compacted.network, inputs)
         measures = self._measures(compacted.network, inputs, sizes)
         trained = Trained(
             history, compacted, measures | {"layers_merged": compacted.report.count("merged")}
         )
-        return replace(trained, pruned=tuple(self._pruned(trained))) if one_shot else trained
+        if one_shot:
+            return replace(trained, pruned=tuple(self._pruned(trained)))
+        return trained
 
     def _pruned(self, trained: Trained) -> Iterator[Trained]:
         """The network pruned in one shot, each one compacted and measured, until it is not worth
@@ -140,7 +146,9 @@ class Finishing:
                 self.dense = built(dense, self.data).to(self.data.device)
         found: dict[str, Number] = dict(measure_extra(network, inputs, names, self.dense, latency))
         own = self.candidate.own_measures()
-        return found | measure_own(network, self.data, own) if own else found
+        if own:
+            return found | measure_own(network, self.data, own)
+        return found
 
 
 def measure_own(network: nn.Module, data: Dataset, own: Sequence[OwnMeasure]) -> dict[str, Number]:

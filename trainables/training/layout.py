@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 def channels_last(inputs: Tensor) -> Tensor:
     """Images (N, C, H, W) with their channels last in memory; other inputs as they are."""
-    return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+    if inputs.dim() == 4:
+        return inputs.contiguous(memory_format=torch.channels_last)
+    return inputs
 
 
 def contiguous_copy(model: nn.Module) -> nn.Module:

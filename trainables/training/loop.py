@@ -126,7 +126,9 @@ class Training:
         return self.data.prepare(train.inputs[drawn]), train.targets[drawn].to(self.device)
 
     def _gpus(self) -> list[torch.device]:
-        return [self.device] if self.device.type == "cuda" else []
+        if self.device.type == "cuda":
+            return [self.device]
+        return []
 
     def _rng_state(self) -> dict[str, Tensor]:
         """The state of torch's global generators, by kind of device."""
@@ -157,7 +159,9 @@ class Training:
     def report_every(self) -> int:
         """Epochs between two reports."""
         asked = self.options.report_every
-        return math.ceil(REPORT_STEPS / self.steps_per_epoch()) if asked == "auto" else asked
+        if asked == "auto":
+            return math.ceil(REPORT_STEPS / self.steps_per_epoch())
+        return asked
 
     @property
     def done(self) -> bool:
@@ -265,7 +269,9 @@ class Training:
         # their backward pass.
         overlap = self.options.out_of_memory == "fail"
         sample = self.data.prepare(self.data.train.inputs[:8])
-        compiled = Compiled(self.model, self._share_of_batch()) if self._compiles() else None
+        compiled = None
+        if self._compiles():
+            compiled = Compiled(self.model, self._share_of_batch())
         losses = Losses(
             self.model,
             self.penalties,
@@ -294,7 +300,8 @@ class Training:
         if len(self.data.train.targets) < self.options.batch_size:
             return False
         inputs = self.data.prepare(self.data.train.inputs[:count])
-        inputs = channels_last(inputs) if self.options.channels_last else inputs
+        if self.options.channels_last:
+            inputs = channels_last(inputs)
         targets = self.data.train.targets[:count].to(self.device)
         found = [
             torch.tensor(
@@ -317,7 +324,9 @@ class Training:
     def proximal_step(self, lr: float) -> float:
         """The step size of proximal steps: lr, and lr / (1 − momentum) for SGD, whose gradients act
         that much longer."""
-        return lr / (1 - self.options.momentum) if self.options.optimizer == "sgd" else lr
+        if self.options.optimizer == "sgd":
+            return lr / (1 - self.options.momentum)
+        return lr
 
     def _train_batch(self, batch: Split, weight: float) -> tuple[Tensor, Tensor]:
         """One step on the examples of `batch`, as they are stored; returns task and penalty loss,
@@ -414,10 +423,13 @@ class Training:
         epoch = self.step / self.steps_per_epoch()
         for penalty, options in zip(self.penalties, self.penalty_options, strict=True):
             penalty.before_batch(self.step, options.scale(epoch))
-        inputs = channels_last(inputs) if self.options.channels_last else inputs
+        if self.options.channels_last:
+            inputs = channels_last(inputs)
         assert self.losses is not None
         task_loss, penalty_loss = self.losses(inputs, targets)
-        loss = task_loss + penalty_loss if penalty_loss.requires_grad else task_loss
+        loss = task_loss
+        if penalty_loss.requires_grad:
+            loss = task_loss + penalty_loss
         if share == 1:
             loss.backward()
             return task_loss.detach(), penalty_loss.detach()
@@ -452,7 +464,9 @@ class Training:
                     augmenter=self.augmenter,
                 )
 
-        model = contiguous_copy(self.model) if self.options.channels_last else self.model
+        model = self.model
+        if self.options.channels_last:
+            model = contiguous_copy(self.model)
         return self.finishing.finish(
             model, self.epoch, further if options.epochs else None, one_shot=one_shot
         )

@@ -25,8 +25,9 @@ def build_optimizer(
         return torch.optim.SGD(
             parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True
         )
-    adam = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-    return adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def take_step(optimizer: torch.optim.Optimizer, lr: Tensor | None = None) -> None:
@@ -50,7 +51,9 @@ def take_step(optimizer: torch.optim.Optimizer, lr: Tensor | None = None) -> Non
     gradients = [weight.grad for weight in weights]
     rate = group["lr"] if lr is None else lr
     if isinstance(optimizer, torch.optim.SGD):
-        momenta = _of_each(states, "momentum_buffer") if group["momentum"] else []
+        momenta = []
+        if group["momentum"]:
+            momenta = _of_each(states, "momentum_buffer")
         sgd_(group, weights, gradients, momenta, rate)
         return
     first, second = _of_each(states, "exp_avg"), _of_each(states, "exp_avg_sq")
@@ -134,7 +137,9 @@ def adam_(
 def scheduled(lr: float, schedule: Schedule, progress: float) -> float:
     """The learning rate at `progress` (0 to 1) of training: constant, or falling from `lr` to 0 on
     half a cosine."""
-    return lr if schedule == "constant" else lr * 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "constant":
+        return lr
+    return lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

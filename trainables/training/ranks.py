@@ -165,7 +165,9 @@ class Group(Solo):
             dist.all_reduce(total)
             return total
         # A metric that is no sum over examples needs all outputs in one place.
-        outputs = task.outputs_of(network, inputs, prepare=data.prepare) if len(targets) else None
+        outputs = None
+        if len(targets):
+            outputs = task.outputs_of(network, inputs, prepare=data.prepare)
         tally = task.tally()
         everything = data.validation.targets
         for rank, part in enumerate(self._gather(outputs, len(everything))):
@@ -243,7 +245,9 @@ def join(
         timeout_s: how long to wait for another rank, here and later.
     """
     timeout = timedelta(seconds=timeout_s)
-    descriptor = None if listener is None else listener.detach()
+    descriptor = None
+    if listener is not None:
+        descriptor = listener.detach()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with _environment():
@@ -256,7 +260,9 @@ def join(
             wait_for_workers=False,
             master_listen_fd=descriptor,
         )
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "gloo"
+        if device.type == "cuda":
+            backend = "nccl"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 

@@ -213,7 +213,9 @@ class _Rehearsal:
                 probe = Probe(self.model, self.sample)
                 repeats = probe.difference(self.model, _TOLERANCE) <= _TOLERANCE
             if repeats and probe.difference(traced, _TOLERANCE) > _TOLERANCE:
-                where = "training" if mode else "evaluation"
+                where = "evaluation"
+                if mode:
+                    where = "training"
                 raise UserError(
                     f"{type(self.model).__name__}.forward goes another way for other inputs (in "
                     f"{where} mode), which its traced "
@@ -233,12 +235,16 @@ class _Rehearsal:
         )
         self._take_short_batch(min(size, count))
         for number, (step, examples) in enumerate(steps):
-            last = " the last batch of an epoch, of" if number else ""
+            last = ""
+            if number:
+                last = " the last batch of an epoch, of"
             problem = (
                 f"the network cannot be trained on{last} {examples} "
                 f"example{'s' if examples > 1 else ''}"
             )
-            advice = "; set training.batch_size to another number" if number else ""
+            advice = ""
+            if number:
+                advice = "; set training.batch_size to another number"
             batch = Split(data.train.inputs[:examples], data.train.targets[:examples])
             with _naming(self.model, problem, advice), training.own_rng_state():
                 training.step = step

@@ -87,7 +87,9 @@ def _groups(
         problems.append(f"{name}: {type(error).__name__}: {first_line(error)}")
         return []
     active.close()
-    return list(active.groups) if isinstance(active, ActiveGroups) else []
+    if isinstance(active, ActiveGroups):
+        return list(active.groups)
+    return []
 
 
 def _removable(network: nn.Module, sample: Tensor, problems: list[str]) -> set[str]:

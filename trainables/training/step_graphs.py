@@ -118,7 +118,9 @@ class StepGraphs:
     def on_stream(self) -> AbstractContextManager[object]:
         """Within, what is computed is queued behind the steps taken before, and beside what other
         trainings do."""
-        return torch.cuda.stream(self.stream) if self.stream is not None else nullcontext()
+        if self.stream is not None:
+            return torch.cuda.stream(self.stream)
+        return nullcontext()
 
     def steps(self, order: Tensor) -> Generator[None]:
         """Takes the steps of an epoch on the examples in `order` (N,), one for each item that is
@@ -212,8 +214,12 @@ class StepGraphs:
         training, data = self.training, self.training.data
         places = self.first + self.places[:size]
         chosen = self.order.index_select(0, places)
-        mirrored = None if self.mirrored is None else self.mirrored.index_select(0, places)
-        corner = None if self.corner is None else self.corner.index_select(1, places)
+        mirrored = None
+        if self.mirrored is not None:
+            mirrored = self.mirrored.index_select(0, places)
+        corner = None
+        if self.corner is not None:
+            corner = self.corner.index_select(1, places)
         inputs = data.varied(data.train.inputs.index_select(0, chosen), Draws(mirrored, corner))
         targets = data.train.targets.index_select(0, chosen)
         lr, step_size = (
@@ -334,7 +340,9 @@ def step_graphs(training: "Training") -> StepGraphs | None:
 
 def _fill(table: Tensor, values: Tensor) -> None:
     """Copies `values` into a table on the GPU without waiting for it."""
-    pinned = values.pin_memory() if table.is_cuda and not values.is_cuda else values
+    pinned = values
+    if table.is_cuda and not values.is_cuda:
+        pinned = values.pin_memory()
     table.copy_(pinned, non_blocking=True)
 
 

@@ -81,7 +81,9 @@ def session_directory() -> str:
     """Where the Ray that this process has joined keeps its logs and sockets on this machine; empty
     if it has joined none."""
     node = ray._private.worker._global_node
-    return str(node.get_session_dir_path()) if node is not None else ""
+    if node is not None:
+        return str(node.get_session_dir_path())
+    return ""
 
 
 def _sentence(error: Exception, waited: float) -> str:

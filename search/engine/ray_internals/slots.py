@@ -274,8 +274,12 @@ class SlotManager:
         slot = self.slots.get(tracked_actor)
         if slot is None or method_name == "stop":
             return
-        result = partial(on_result, tracked_actor) if on_result else None
-        error = partial(on_error, tracked_actor) if on_error else None
+        result = None
+        if on_result:
+            result = partial(on_result, tracked_actor)
+        error = None
+        if on_error:
+            error = partial(on_error, tracked_actor)
         self._ask(slot, "call", (slot.number, method_name, args or (), kwargs or {}), result, error)
 
     def _ask(

@@ -20,6 +20,7 @@ ROOMS = [
     *(
         "redaction",
         "errors",
+        "evaluating",
         "folders",
         "gpu",
         "options",
@@ -53,7 +54,7 @@ BESIDE = {
 }
 
 PRIVATE = (
-    *("redaction", "errors", "folders", "gpu", "importing", "inputs", "markdown", "options"),
+    *("redaction", "errors", "evaluating", "folders", "gpu", "importing", "inputs", "markdown", "options"),
     *("plugins", "precision", "torch_internals"),
 )
 

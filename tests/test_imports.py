@@ -19,6 +19,7 @@ ROOMS = [
     "torch_internals",
     *(
         "redaction",
+        "environment",
         "errors",
         "evaluating",
         "folders",
@@ -54,8 +55,8 @@ BESIDE = {
 }
 
 PRIVATE = (
-    *("redaction", "errors", "evaluating", "folders", "gpu", "importing", "inputs", "markdown", "options"),
-    *("plugins", "precision", "torch_internals"),
+    *("redaction", "environment", "errors", "evaluating", "folders", "gpu", "importing"),
+    *("inputs", "markdown", "options", "plugins", "precision", "torch_internals"),
 )
 
 

@@ -71,11 +71,11 @@ def _alone(training: Training, batch: Split) -> float:
     if can_stream([training]):
         return _streamed([training])
     training.model.train()
-    training.losses = training.losses or training._shared_losses()
+    training.losses = training.losses or training.shared_losses()
 
     def take() -> None:
         training.step = 1
-        training._train_batch(batch, 1.0)
+        training.train_batch(batch, 1.0)
 
     return seconds_of(take, training.device)
 

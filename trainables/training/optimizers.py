@@ -74,9 +74,14 @@ def _kernel_suffices(
             return False
         # Without momentum there is no state.
         ready = ready or not group["momentum"]
-    if not ready or any(weight.grad is None for weight in group["params"]):
+    if not ready:
         return False
-    return len({(weight.dtype, weight.device) for weight in group["params"]}) == 1
+    kinds = set()
+    for weight in group["params"]:
+        if weight.grad is None:
+            return False
+        kinds.add((weight.dtype, weight.device))
+    return len(kinds) == 1
 
 
 def _of_each(states: Sequence[Mapping[str, Tensor]], name: str) -> list[Tensor]:
@@ -129,8 +134,14 @@ def adam_(
         lr: a number, or a float32 scalar on the device.
     """
     kernel = fused_adam(group)
-    (beta1, beta2), eps, weight_decay = group["betas"], group["eps"], group["weight_decay"]
-    given = {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay, "eps": eps}
+    beta1, beta2 = group["betas"]
+    given = {
+        "lr": lr,
+        "beta1": beta1,
+        "beta2": beta2,
+        "weight_decay": group["weight_decay"],
+        "eps": group["eps"],
+    }
     kernel(weights, gradients, first, second, [], steps, **given, amsgrad=False, maximize=False)
 
 

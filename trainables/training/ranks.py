@@ -12,7 +12,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 
 import torch
@@ -22,6 +22,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from slimfront.trainables.data import Dataset
+from slimfront.trainables.environment import environment_set
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.torch_internals import abort_process_group
@@ -113,10 +114,11 @@ class Group(Solo):
     @torch.no_grad()
     def broadcast_from_rank0(self, tensors: Iterable[Tensor]) -> None:
         """Broadcast from rank 0."""
-        if self.met:
-            with _flat(tensors) as flats:
-                for flat in flats:
-                    dist.broadcast(flat, src=0)
+        if not self.met:
+            return
+        with _flat(tensors) as flats:
+            for flat in flats:
+                dist.broadcast(flat, src=0)
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:
@@ -128,31 +130,33 @@ class Group(Solo):
 
     def reduce(self, parameters: Iterable[nn.Parameter], short: bool) -> bool:
         """All-reduce, of the flags first; a gradient that no rank has stays None."""
-        there = list(parameters)
-        flags = torch.tensor(
-            [short, *(p.grad is not None for p in there)], dtype=torch.uint8, device=self.device
-        )
+        parameters = list(parameters)
+        own = [parameter.grad is not None for parameter in parameters]
+        flags = torch.tensor([short, *own], dtype=torch.uint8, device=self.device)
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         any_short, *wanted = flags.tolist()
         if any_short:
             return True
         gradients = []
-        for parameter, needed in zip(there, wanted, strict=True):
-            if needed:
-                parameter.grad = (
-                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                )
-                gradients.append(parameter.grad)
+        for parameter, needed in zip(parameters, wanted, strict=True):
+            if not needed:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
         self.average(gradients)
         return False
 
     def reseed(self, seed: int, epoch: int, augmenter: torch.Generator) -> None:
         """From the seed, the epoch and the rank, so that nothing of them must be kept in a
         checkpoint."""
-        if self.rank:
-            mixed = (seed + self.rank * _RANK_STREAM + epoch * _EPOCH_STREAM) % 2**63
-            augmenter.manual_seed(mixed)
-            torch.manual_seed(mixed + 1)
+        if not self.rank:
+            return
+        of_rank = self.rank * _RANK_STREAM
+        of_epoch = epoch * _EPOCH_STREAM
+        mixed = (seed + of_rank + of_epoch) % 2**63
+        augmenter.manual_seed(mixed)
+        torch.manual_seed(mixed + 1)
 
     def scores(self, network: nn.Module, data: Dataset) -> Tensor:
         """Each rank computes the outputs of a share of the examples."""
@@ -183,7 +187,7 @@ class Group(Solo):
         if outputs is not None and self.rank == 0:
             shape[: outputs.dim()] = torch.tensor(outputs.shape)
         dist.broadcast(shape, 0)
-        rest = [size for size in shape.tolist() if size][1:]
+        _, *rest = [size for size in shape.tolist() if size]
         padded = torch.zeros((sizes[0], *rest), device=self.device)
         if outputs is not None:
             padded[: len(outputs)] = outputs
@@ -213,14 +217,14 @@ def _flat(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     kinds: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         kinds.setdefault(tensor.dtype, []).append(tensor)
-    flats = {
-        kind: torch.cat([tensor.flatten() for tensor in alike]) for kind, alike in kinds.items()
-    }
+    flats = {}
+    for kind, alike in kinds.items():
+        flats[kind] = torch.cat([tensor.flatten() for tensor in alike])
     yield list(flats.values())
     for kind, alike in kinds.items():
-        for tensor, part in zip(
-            alike, flats[kind].split([tensor.numel() for tensor in alike]), strict=True
-        ):
+        sizes = [tensor.numel() for tensor in alike]
+        parts = flats[kind].split(sizes)
+        for tensor, part in zip(alike, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
 
@@ -273,19 +277,13 @@ def leave() -> None:
             abort_process_group()
 
 
-@contextmanager
-def _environment() -> Iterator[None]:
-    """Gloo talks over loopback; a call of NCCL that is given up raises, where by default it would
-    end the process."""
-    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
-    wanted = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "2"} | (
-        {"GLOO_SOCKET_IFNAME": loopback} if loopback else {}
-    )
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update({name: value for name, value in wanted.items() if before[name] is None})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
+def _environment() -> AbstractContextManager[None]:
+    """Within, Gloo talks over loopback; a call of NCCL that is given up raises, where by default it
+    would end the process."""
+    wanted = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "2"}
+    for _, name in socket.if_nameindex():
+        if name in ("lo", "lo0"):
+            wanted["GLOO_SOCKET_IFNAME"] = name
+            break
+    missing = {name: value for name, value in wanted.items() if name not in os.environ}
+    return environment_set(missing)

@@ -464,7 +464,8 @@ def _command() -> str:
 
 def _hide_secrets(record: logging.LogRecord) -> bool:
     """Of messages too that others write, such as drivers of databases."""
-    record.msg, record.args = redact(record.getMessage(), names=True), ()
+    record.msg = redact(record.getMessage(), names=True)
+    record.args = ()
     return True
 
 

@@ -24,5 +24,6 @@ def code(value: object, *, cell: bool = False) -> str:
     even within code."""
     shown = one_line(str(value), _LONGEST) or " "
     longest = max((len(run) for run in re.findall("`+", shown)), default=0)
-    fence, blank = "`" * (longest + 1), " " * (longest > 0)
+    fence = "`" * (longest + 1)
+    blank = " " * (longest > 0)
     return f"{fence}{blank}{shown}{blank}{fence}".replace("|", "\\|" if cell else "|")

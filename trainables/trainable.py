@@ -93,7 +93,8 @@ class CandidateTrainable(tune.Trainable):
         return training
 
     def _new_training(self, candidate: Candidate) -> Training:
-        resources, processes = self.order.resources, self.order.processes
+        resources = self.order.resources
+        processes = self.order.processes
         gpus = resources.get("GPU", 0)
         threads = max(1, int(resources["CPU"] / processes))
         device = "cpu"

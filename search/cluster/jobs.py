@@ -231,7 +231,8 @@ def _job(details: JobDetails) -> Job:
         None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
         for ms in (details.start_time, details.end_time)
     )
-    job_id, status = str(details.submission_id), JobStatus(details.status)
+    job_id = str(details.submission_id)
+    status = JobStatus(details.status)
     return Job(
         metadata[_SEARCH],
         job_id,

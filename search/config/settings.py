@@ -257,7 +257,8 @@ class Tracking(Options):
     def absolute_uri(self) -> str:
         """The URI with the path of an SQLite file made absolute, so that it means the same from
         every directory."""
-        scheme, file = "sqlite:///", self.uri.removeprefix("sqlite:///")
+        scheme = "sqlite:///"
+        file = self.uri.removeprefix("sqlite:///")
         if self.uri.startswith(scheme) and file:
             return f"{scheme}{Path(file).absolute()}"
         return self.uri

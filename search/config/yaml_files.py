@@ -144,7 +144,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """As PyYAML; the text is refused where it leaves the bounds."""
-        event, before = self.peek_event(), self.values
+        event = self.peek_event()
+        before = self.values
         name = event.anchor
         self.values += 1 if not isinstance(event, yaml.AliasEvent) else self.sizes.get(name, 1)
         if self.values > self.limits.values:

@@ -93,7 +93,8 @@ class Observer(DriverOnly, tune.Callback):
     ) -> None:
         """A trial reported some epochs; those that it repeats after its process was lost are left
         out."""
-        record, report = self._record(trial), Report.of(result)
+        record = self._record(trial)
+        report = Report.of(result)
         history = [
             epoch for epoch in report.history if record is None or epoch["epoch"] > record.epoch
         ]
@@ -125,7 +126,8 @@ class Observer(DriverOnly, tune.Callback):
     ) -> None:
         """A trial's last report is safe in a checkpoint: its network can ship, and its training can
         go on from there."""
-        report, record = Report.of(trial.last_result or {}), self._record(trial)
+        report = Report.of(trial.last_result or {})
+        record = self._record(trial)
         if record is None or report.network is None or report.epoch is None:
             return
         if _was_measured(record, report):  # its process was lost before it went on from there
@@ -141,7 +143,8 @@ class Observer(DriverOnly, tune.Callback):
             if old is not None and self.failure is None:
                 delete(old)
             return
-        before, front_before = record.resumable, [point.origin for point in self.ledger.front()]
+        before = record.resumable
+        front_before = [point.origin for point in self.ledger.front()]
         self._point(record, report, self.relative(checkpoint.path))
         self._clear([*front_before, *([before] if before else [])])
 
@@ -179,11 +182,13 @@ class Observer(DriverOnly, tune.Callback):
     ) -> None:
         """A trial ended by itself: completed, or failed with a reason; or it was stopped early."""
         report = Report.of(trial.last_result or {})
-        reason, status = report.failure, "completed"
+        reason = report.failure
+        status = "completed"
         if reason:
             status = "failed"
         elif not report.finished:
-            status, reason = "stopped", f"stopped early after {report.epoch or 0} epochs"
+            status = "stopped"
+            reason = f"stopped early after {report.epoch or 0} epochs"
         self._end(trial, status, reason)
 
     def on_trial_error(

@@ -141,8 +141,11 @@ def _run(
         if issubclass(trainable, CandidateTrainable)
         else Packing(1, capacity(session.config))
     )
-    config, ledger = session.config, session.ledger
-    before, number, ledger.planned = session.seconds_before(), session.number, config.search.trials
+    config = session.config
+    ledger = session.ledger
+    before = session.seconds_before()
+    number = session.number
+    ledger.planned = config.search.trials
     study = open_study(session)
     unfinished, untold = reconcile(study, config.distributions(), ledger)
     left = None
@@ -177,7 +180,8 @@ def _run(
         enough=lambda: patience is not None and ledger.since_gain >= patience,
         capacity=packing.capacity,
     )
-    observer.tell, observer.again = searcher.tell, searcher.again
+    observer.tell = searcher.tell
+    observer.again = searcher.again
     for record in untold:
         searcher.tell(record)
     # From here on trials may have finished: whatever happens, they are recorded and the front is
@@ -231,7 +235,8 @@ def _no_room_ends(observer: Observer) -> Iterator[None]:
 
 
 def _recorder(session: Session, client: Client) -> Recorder:
-    folder, fence = session.folder, session.journal.fence
+    folder = session.folder
+    fence = session.journal.fence
     return Recorder(
         client,
         session.config,
@@ -247,7 +252,8 @@ def _cannot_be_kept(session: Session, failure: OSError) -> UserError:
     """What is told of a search whose journal or study took no more."""
     if isinstance(failure, Superseded):
         return UserError(f"{_reason(failure)}; what this process did since then does not count")
-    name, place = session.directory.name, session.folder.place.partition("?")[0]
+    name = session.directory.name
+    place = session.folder.place.partition("?")[0]
     if isinstance(failure, NoRoomForRay):
         return UserError(
             f"{name} cannot go on: there is no room left in {failure.filename}, where Ray and "
@@ -458,7 +464,8 @@ def sync_search(
     wanted = [*overrides, *([f"tracking.uri={tracking_uri}"] if tracking_uri else [])]
     session = open_existing(search, storage_path, wanted)
     try:
-        uri, folder = session.config.tracking.absolute_uri(), session.folder
+        uri = session.config.tracking.absolute_uri()
+        folder = session.folder
         client = connect(uri, writes=True)
         with taking_writes(uri, f"slimfront sync {folder.search}"):
             recorder = _recorder(session, client)

@@ -36,7 +36,8 @@ def epsilon_net_order(losses: Losses) -> list[int]:
     The first is the best in the first objective. Distances are Euclidean, with each objective
     scaled to [0, 1]; of equal distances the earlier point comes first.
     """
-    low, high = losses.min(axis=0), losses.max(axis=0)
+    low = losses.min(axis=0)
+    high = losses.max(axis=0)
     scaled = (losses - low) / np.where(high > low, high - low, 1.0)
     order = [int(np.argmin(losses[:, 0]))]
     nearest = np.linalg.norm(scaled - scaled[order[0]], axis=1)
@@ -184,7 +185,8 @@ class MultiObjectiveASHA(FIFOScheduler):
         decision: str = TrialScheduler.CONTINUE
         if self.exempt(trial) or self.time_attr not in result:
             return decision
-        name, bracket = self.key(trial), self.brackets[self.key(trial)]
+        name = self.key(trial)
+        bracket = self.brackets[self.key(trial)]
         for rung, time in enumerate(self.levels[bracket]):
             others = self.rungs.get((bracket, rung), {})
             if result[self.time_attr] < time or name in others:

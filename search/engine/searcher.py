@@ -178,7 +178,8 @@ def reconcile(
     """
     known = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
     _refuse_one_that_is_older(study.study_name, known, ledger)
-    unfinished, untold = [], []
+    unfinished = []
+    untold = []
     if ledger.dense is None:
         unfinished.append(Unfinished(None, {}))
     elif ledger.dense.unfinished:

@@ -75,7 +75,8 @@ class Fence:
         Raises:
             UserError: if the database cannot be used.
         """
-        self.search, self.owner = search, owner
+        self.search = search
+        self.owner = owner
         self.name = search.rpartition("/")[2]
         """What people call it."""
         self.number = 0

@@ -108,7 +108,8 @@ def present(folder: Folder) -> bool:
     Raises:
         UserError: if the bucket does not answer.
     """
-    file, mirror = folder.local / JOURNAL_FILE, folder.mirror()
+    file = folder.local / JOURNAL_FILE
+    mirror = folder.mirror()
     if mirror is not None:
         try:
             mirror.pull(file)

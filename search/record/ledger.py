@@ -242,7 +242,9 @@ class Ledger:
         if record.number is not None:
             self.counts[record.status] -= 1
             self.counts[status] += 1
-        record.status, record.reason, record.interrupted = status, reason, interrupted
+        record.status = status
+        record.reason = reason
+        record.interrupted = interrupted
 
     def _add_point(self, record: TrialRecord, event: NetworkMeasured) -> None:
         point = MeasuredNetwork(

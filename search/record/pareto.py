@@ -40,6 +40,7 @@ def knee(points: Points) -> int:
     has the smallest sum (Das 1999, On characterizing the knee of the Pareto curve). `points` (N, M)
     are finite, N ≥ 1.
     """
-    low, high = points.min(axis=0), points.max(axis=0)
+    low = points.min(axis=0)
+    high = points.max(axis=0)
     scaled = (points - low) / np.where(high > low, high - low, 1.0)
     return int(np.argmin(scaled.sum(axis=1)))

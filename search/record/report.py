@@ -101,7 +101,8 @@ def as_tables(result: SearchResult, width: int) -> list[Table]:
     quality = result.ledger.quality
     shown = (quality.name, *_SHOWN)
     others = [name for name in dict.fromkeys(aims) if name not in shown]
-    title, sections = f"Front of {result.search}", [0] if dense else []
+    title = f"Front of {result.search}"
+    sections = [0] if dense else []
     measured = _measured(points, dense, quality, others)
     varied = _varied(points)
     if terminal.fits([*measured, *varied], width):

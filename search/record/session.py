@@ -71,7 +71,8 @@ class Session:
 
     def seconds_before(self) -> float:
         """Seconds of wall time that earlier sessions took, up to their last sign of life."""
-        spent, last = 0.0, 0.0
+        spent = 0.0
+        last = 0.0
         begun: float | None = None
         for event in self.earlier:
             # Journals of version 0.1 have the time of day alone.
@@ -388,7 +389,8 @@ def open_study(session: Session, *, starts: bool = True) -> optuna.Study:
     """Optuna's study of the search, made or found again; a new one begins with the `starts` of the
     search."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directory, config = session.directory, session.config
+    directory = session.directory
+    config = session.config
     storage: BaseStorage
     try:
         if config.search.storage is None:

@@ -230,9 +230,13 @@ class Mirror:
         self, bucket: fs.FileSystem, root: str, search: str, fence: Fence | None = None
     ) -> None:
         """Without a `fence` it is for reading alone."""
-        self.bucket, self.root, self.search, self.fence = bucket, root, search, fence
+        self.bucket = bucket
+        self.root = root
+        self.search = search
+        self.fence = fence
         self.history: dict[str, int] = {}
-        self.segment, self.content = 0, b""
+        self.segment = 0
+        self.content = b""
 
     def segments(self) -> Iterator[tuple[str, bytes]]:
         """The parts of the journal in order, by the names of their objects. Raises OSError if the
@@ -273,7 +277,8 @@ class Mirror:
         else:
             file.unlink(missing_ok=True)
         self.history = {name: len(part) for name, part in parts.items()}
-        self.segment, self.content = 0, b""
+        self.segment = 0
+        self.content = b""
 
     def push(self, lines: bytes) -> None:
         """Adds to the journal; when this returns, the bucket has it, and this driver was not

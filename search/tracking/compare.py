@@ -56,7 +56,8 @@ def read_fronts(client: MlflowClient, searches: list[str]) -> list[Front]:
                 f"{other['search']} has "
                 f"{', '.join(other['objectives'])}; only searches with the same can be compared"
             )
-    objectives, quality = described(first), quality_of(first)
+    objectives = described(first)
+    quality = quality_of(first)
     dense = {
         o.name: max(sizes(front["dense"]).get(o.name, 0.0) for front in read) for o in objectives
     }
@@ -178,7 +179,8 @@ def as_png(fronts: list[Front]) -> Figure:
     axes = figure.add_subplot()
     for index, front in enumerate(fronts):
         members = sorted((sizes(member) for member in front.members), key=lambda m: m[size.name])
-        x, y = [m[size.name] for m in members], [m[above.name] for m in members]
+        x = [m[size.name] for m in members]
+        y = [m[above.name] for m in members]
         axes.plot(
             x,
             y,

@@ -218,7 +218,8 @@ def _quietly() -> Iterator[None]:
     warnings: that is undone too.
     """
     root = logging.getLogger()
-    root_level, root_handlers = root.level, root.handlers[:]
+    root_level = root.level
+    root_handlers = root.handlers[:]
     levels = {name: logging.getLogger(name).level for name in _LOUD}
     for name in _LOUD:
         logging.getLogger(name).setLevel(logging.ERROR)

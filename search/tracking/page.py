@@ -51,7 +51,8 @@ def live_metrics(ledger: Ledger) -> dict[str, float]:
         f"trials_{status}": float(ledger.counts[status])
         for status in ("completed", "stopped", "failed")
     }
-    front, quality = ledger.front(), ledger.quality
+    front = ledger.front()
+    quality = ledger.quality
     found |= {"hypervolume": ledger.hypervolume(), "front_size": float(len(front))}
     if front:
         found[f"best_{quality.name}"] = front[0].measures[quality.name]
@@ -271,7 +272,8 @@ class Page:
 def last_tags(ledger: Ledger) -> dict[str, dict[str, str]]:
     """Tags by label: `front`, `knee` and `rank` (by the network that a trial ended with) of each
     trial; the parent's knee."""
-    front, knee = ledger.front(), ledger.knee()
+    front = ledger.front()
+    knee = ledger.knee()
     trials = [trial for trial in ledger.trials if trial.last]
     on_front = {point.trial.label for point in front}
     points = losses([trial.measures for trial in trials], ledger.objectives, ledger.dense_sizes)

@@ -228,10 +228,8 @@ class Recorder:
     def _take_in(self, event: Event, *, known: bool) -> None:
         """Brings the records up to date, and puts what is new into the write_queue."""
         if isinstance(event, SearchBegan):
-            objectives, constraints = (
-                self.config.chosen_objectives(),
-                self.config.chosen_constraints(),
-            )
+            objectives = self.config.chosen_objectives()
+            constraints = self.config.chosen_constraints()
             self.ledger = Ledger(
                 objectives,
                 event.dense_sizes,
@@ -273,7 +271,8 @@ class Recorder:
     def _insist(self, write: Callable[[], None]) -> bool:
         """Writes, however often it takes; False if the search ends and the store does not
         answer, or if another driver has the search."""
-        wait, gave_up_at = _PATIENCE_S[0], None
+        wait = _PATIENCE_S[0]
+        gave_up_at = None
         while True:
             try:
                 write()
@@ -324,7 +323,8 @@ class Recorder:
 
     def _put_continued(self, event: TrialContinued) -> None:
         writes = self._to(label(event.number))
-        writes.status, writes.ended = "RUNNING", None
+        writes.status = "RUNNING"
+        writes.ended = None
 
     def _put_epochs(self, event: EpochsReported) -> None:
         """The metrics of some epochs as `epoch/NAME`, with step = epoch; the plain names are for
@@ -349,7 +349,8 @@ class Recorder:
         writes.add_tags(
             {"slimfront.status": status} | ({"slimfront.reason": reason[:5000]} if reason else {})
         )
-        writes.status, writes.ended = _MLFLOW_STATUS[status], event.time
+        writes.status = _MLFLOW_STATUS[status]
+        writes.ended = event.time
         if event.number is not None:
             self._put_live(event)
 
@@ -368,7 +369,8 @@ class Recorder:
         """The test metrics of a front member; where it was pruned, with all its measures, as
         `one_shot_STEP/NAME`."""
         assert self.ledger is not None
-        step, measures = event.step, dict(event.metrics)
+        step = event.step
+        measures = dict(event.metrics)
         if step:
             measures |= self.ledger.find(
                 self.ledger.by_label[label(event.number)], event.epoch, step
@@ -384,7 +386,8 @@ class Recorder:
 
     def _finish(self, event: SessionEnded) -> None:
         """Completes the trials' tags and the page of the search, and then ends the parent run."""
-        ledger, interrupted = self.ledger, event.status == "interrupted"
+        ledger = self.ledger
+        interrupted = event.status == "interrupted"
         assert ledger is not None
         for name, tags in last_tags(ledger).items():
             self._to(name).add_tags(tags)

@@ -100,7 +100,8 @@ def _check_file(uri: str, *, writes: bool) -> None:
     file = Path(path.partition("?")[0])
     if file.exists() and not writes:
         return
-    there, reason = file.exists(), ""
+    there = file.exists()
+    reason = ""
     try:
         if not there and not file.parent.is_dir():
             reason = f"there is no folder {file.parent}"

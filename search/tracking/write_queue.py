@@ -175,7 +175,8 @@ class WriteQueue:
         refused = self._refused(run_id, entries)
         if not refused:
             return
-        names, whose = list(dict.fromkeys(name for name, _ in refused)), label or "the search"
+        names = list(dict.fromkeys(name for name, _ in refused))
+        whose = label or "the search"
         self.refused += [f"{name} of {whose}" for name in names]
         shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
         why = refused[0][1]

@@ -120,7 +120,8 @@ class Factory(Data):
         """Inputs as tensors, and as many targets as they came."""
         if not isinstance(given, tuple | list) or len(given) != 2:
             raise self._wrong(f"has a split that is {_describe(given)}", "(inputs, targets)")
-        inputs, targets = self._as_inputs(given[0]), given[1]
+        inputs = self._as_inputs(given[0])
+        targets = given[1]
         if not hasattr(targets, "__len__") or len(inputs) != len(targets):
             number = str(len(targets)) if hasattr(targets, "__len__") else "no"
             raise self._wrong(

@@ -330,7 +330,8 @@ class HuggingFace(Data):
     ) -> "tuple[datasets.Dataset, Tensor]":
         """The first `limit` rows."""
         assert self.limit is not None
-        first, strata = targets[: self.limit], task.strata(targets)
+        first = targets[: self.limit]
+        strata = task.strata(targets)
         if strata is not None and len(strata[: self.limit].unique()) < len(strata.unique()):
             raise UserError(
                 f"the first {self.limit} training rows of {self._where} hold "

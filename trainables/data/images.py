@@ -152,7 +152,8 @@ def _decoded(
     """
     numbered = ((CHUNK * index, chunk) for index, chunk in enumerate(rows.chunks()))
     cores = usable_cores()
-    started, done = time.monotonic(), 0
+    started = time.monotonic()
+    done = 0
     for item in numbered:
         yield make(item)
         done += len(item[1])

@@ -47,7 +47,8 @@ def read_all(given: Any, what: str, *, seed: int = 0, ignore: int | None = None)
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """All that draws random numbers begins at `seed`, and goes on afterwards as before."""
-    python, numpy = random.getstate(), np.random.get_state()
+    python = random.getstate()
+    numpy = np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -62,7 +63,8 @@ def _seeded(seed: int) -> Iterator[None]:
 def _read_all(given: Any, what: str, ignore: int | None) -> tuple[Any, Any]:
     if isinstance(given, DataLoader) and given.drop_last:
         log.warning("%s leaves out the last examples of an epoch (drop_last)", what)
-    inputs, targets = [], []
+    inputs = []
+    targets = []
     try:
         for batch in _batches(given):
             x, y = _pair(batch, what)

@@ -75,7 +75,8 @@ def constants(how: Normalise, inputs: Tensor) -> tuple[Tensor, Tensor]:
     if is_image(inputs):
         return _of_images(how, inputs)
     if how == "global":
-        mean, std = inputs.mean(), inputs.std()
+        mean = inputs.mean()
+        std = inputs.std()
         # Constant inputs become zeros, not NaN.
         return mean, torch.where(std > 0, std, 1.0)
     if how == "per_channel" and inputs.dim() < 3:
@@ -84,7 +85,8 @@ def constants(how: Normalise, inputs: Tensor) -> tuple[Tensor, Tensor]:
             "have no channels; set it to per_feature"
         )
     over = (0, *range(2, inputs.dim())) if how == "per_channel" else (0,)
-    mean, std = inputs.mean(over, keepdim=True)[0], inputs.std(over, keepdim=True)[0]
+    mean = inputs.mean(over, keepdim=True)[0]
+    std = inputs.std(over, keepdim=True)[0]
     return mean, torch.where(std > _ROUNDING * mean.abs(), std, 1.0)
 
 

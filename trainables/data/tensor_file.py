@@ -110,11 +110,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         header = json.loads(text)
         if os.fstat(file.fileno()).st_size != header["size"]:
             return None
-        flags, access = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+        flags = mmap.MAP_PRIVATE | _NORESERVE
+        access = mmap.PROT_READ | mmap.PROT_WRITE
         mapped = mmap.mmap(file.fileno(), header["size"], flags=flags, prot=access)
     tensors = {}
     for name, placed in header["tensors"].items():
-        dtype, shape = getattr(torch, placed["dtype"]), torch.Size(placed["shape"])
+        dtype = getattr(torch, placed["dtype"])
+        shape = torch.Size(placed["shape"])
         if shape.numel():
             tensors[name] = torch.frombuffer(
                 mapped, dtype=dtype, count=shape.numel(), offset=placed["offset"]

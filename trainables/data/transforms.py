@@ -113,7 +113,8 @@ def varied(images: Tensor, options: Augment, draws: Draws) -> Tensor:
         columns = torch.where(draws.mirrored, width - 1 - columns, columns)
     if draws.corner is not None:
         top, left = draws.corner
-        rows, columns = rows + top, columns + left
+        rows = rows + top
+        columns = columns + left
         images = F.pad(images, (options.crop,) * 4)
     # One gather of flat positions: two to five times as fast on a CPU as indexing or as windows
     # made by unfold.

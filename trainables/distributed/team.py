@@ -61,7 +61,9 @@ class Team:
             threads: of the CPU, for each process.
             timeout_s: how long a process may take longer than the others.
         """
-        self.size, self.threads, self.timeout_s = size, threads, timeout_s
+        self.size = size
+        self.threads = threads
+        self.timeout_s = timeout_s
         self.devices = [
             torch.device("cuda", rank) if device == "cuda" else torch.device(device)
             for rank in range(size)
@@ -190,7 +192,8 @@ class Team:
             self.replies.complete(_GRACE_S)
         for connection in self.children:
             connection.close()
-        self.children, self.replies = {}, None
+        self.children = {}
+        self.replies = None
 
     def __enter__(self) -> Self:
         return self
@@ -206,7 +209,8 @@ class _Replies:
     def __init__(self, children: Mapping[Connection, subprocess.Popen[bytes]], abort: bool) -> None:
         """With `abort`, a rank that is lost ends the calls that wait for it, which NCCL does not
         notice; gloo does."""
-        self.children, self.abort = dict(children), abort
+        self.children = dict(children)
+        self.abort = abort
         self.by_rank: dict[int, Reply] = {}
         self.trouble = threading.Event()
         self.thread = threading.Thread(target=self._take, daemon=True)

@@ -122,7 +122,8 @@ def seconds_of(take: Callable[[], object], device: torch.device) -> float:
         take()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    taken, begun = 0, time.perf_counter()
+    taken = 0
+    begun = time.perf_counter()
     while taken < _CALLS or time.perf_counter() - begun < _MEASURED_S:
         take()
         taken += 1

@@ -35,7 +35,8 @@ class Update:
         steps: Sequence[Tensor],
     ) -> None:
         self.group = optimizer.param_groups[0]
-        self.weights, self.steps = list(weights), list(steps)
+        self.weights = list(weights)
+        self.steps = list(steps)
         self.first, self.second = map(list, moments)
         self.sgd = isinstance(optimizer, torch.optim.SGD)
 

@@ -180,16 +180,19 @@ class Pack:
     def _steps(self, stack: Stack, step: Step) -> tuple[list[float], list[float]]:
         """Trains an epoch; the mean task loss and the mean penalty loss of each member."""
         members = stack.members
-        train, size = members[0].data.train, members[0].options.batch_size
+        train = members[0].data.train
+        size = members[0].options.batch_size
         count = len(train.targets)
         orders = torch.stack(
             [torch.randperm(count, generator=member.shuffler) for member in members]
         )  # (K, N)
         batches = orders.to(train.targets.device).split(size, 1)
         plan = Plan(members, step, len(batches), stack.weights)
-        task_losses, penalty_losses = [], []
+        task_losses = []
+        penalty_losses = []
         for number, batch in enumerate(batches):
-            inputs, targets = self._inputs(members, batch), train.targets[batch].to(self.device)
+            inputs = self._inputs(members, batch)
+            targets = train.targets[batch].to(self.device)
             task_loss, penalty_loss = stack.train_step(step, inputs, targets, plan, number)
             task_losses.append(task_loss * batch.shape[1])
             penalty_losses.append(penalty_loss)

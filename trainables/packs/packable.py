@@ -49,7 +49,8 @@ def _but_strengths(options: Penalty) -> dict[str, object]:
 
 def check_together(first: Candidate, second: Candidate) -> None:
     """Raises UserError if the two cannot be in one pack."""
-    one, other = _shared(first), _shared(second)
+    one = _shared(first)
+    other = _shared(second)
     different = [key for key in one if one[key] != other[key]]
     if different:
         raise UserError(

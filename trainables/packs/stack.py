@@ -159,7 +159,8 @@ class Stack:
                 gradients = [g * mask for g, mask in zip(gradients, kept, strict=True)]
             self.steps += 1
             of_members = zip(*(gradient.unbind() for gradient in gradients), strict=True)
-            rates, entries = plan.rates[number], plan.entries[number]
+            rates = plan.rates[number]
+            entries = plan.entries[number]
             for row, own in enumerate(of_members):
                 self.updates[row](own, rates[row])
                 if entries is not None:

@@ -207,7 +207,8 @@ class Task(Options):
         """The user's loss, if the config names one."""
         if not isinstance(self.loss, FunctionOptions):
             return None
-        function, args = import_by_path(self.loss.factory, "loss"), copy.deepcopy(self.loss.args)
+        function = import_by_path(self.loss.factory, "loss")
+        args = copy.deepcopy(self.loss.args)
         path = self.loss.factory
 
         def criterion(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -98,7 +98,8 @@ class OfFunction(Whole):
     """A function of all outputs and targets of a split."""
 
     def __init__(self, function: Callable[[Tensor, Tensor], float | Tensor], name: str) -> None:
-        self.function, self.name = function, name
+        self.function = function
+        self.name = name
         self.outputs: list[Tensor] = []
         self.targets: list[Tensor] = []
 

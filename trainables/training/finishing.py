@@ -83,7 +83,8 @@ class Finishing:
         """
         inputs = self._checked_inputs(self.data.validation)
         compacted = compact(model, inputs, self.candidate.compaction, self.told)
-        network, report = compacted.network, compacted.report
+        network = compacted.network
+        report = compacted.report
         remove_hooks(network)
         sizes: Mapping[str, float] = report.after
         history: list[dict[str, Number]] = []

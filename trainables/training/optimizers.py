@@ -56,7 +56,8 @@ def take_step(optimizer: torch.optim.Optimizer, lr: Tensor | None = None) -> Non
             momenta = _of_each(states, "momentum_buffer")
         sgd_(group, weights, gradients, momenta, rate)
         return
-    first, second = _of_each(states, "exp_avg"), _of_each(states, "exp_avg_sq")
+    first = _of_each(states, "exp_avg")
+    second = _of_each(states, "exp_avg_sq")
     steps = _of_each(states, "step")
     with torch.no_grad():
         count_up(steps)

@@ -84,7 +84,9 @@ class Group(Solo):
     """One of several ranks; `join` must have been called in each of their processes."""
 
     def __init__(self, rank: int, size: int, device: torch.device) -> None:
-        self.rank, self.size, self.device = rank, size, device
+        self.rank = rank
+        self.size = size
+        self.device = device
         self.met = False
 
     def share(self, batch: Tensor) -> tuple[Tensor, float]:

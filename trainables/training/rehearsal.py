@@ -284,7 +284,8 @@ class _Rehearsal:
             network = compact(self.model, self.sample, candidate.compaction).network
             stored = store(network, candidate.model, data.input_shape, data.head, data.call)
             back = restore(stored, candidate.model).to(self.sample.device)
-            made, again = outputs(network, self.sample), outputs(back, self.sample)
+            made = outputs(network, self.sample)
+            again = outputs(back, self.sample)
             if difference(made, again, _TOLERANCE, both_nan=True) > _TOLERANCE:
                 raise UserError("the network is not the same after it was stored and read again")
         if "model" in stored:

@@ -79,6 +79,9 @@ _IN_BF16: dict[type[nn.Module], type[nn.Module]] = {
 def replace_layers(model: nn.Module, *, bf16: bool) -> None:
     """Puts these in the place of torch's own, which share their weights; `bf16`: those too that
     autocast needs."""
-    ours = _ALWAYS | (_IN_BF16 if bf16 else {})
+    ours = dict(_ALWAYS)
+    if bf16:
+        ours |= _IN_BF16
     for module in model.modules():
-        module.__class__ = ours.get(type(module), type(module))
+        kind = type(module)
+        module.__class__ = ours.get(kind, kind)

@@ -54,4 +54,7 @@ class Update:
         if not self.sgd:
             adam_(self.group, self.weights, gradients, self.first, self.second, self.steps, lr)
             return
-        sgd_(self.group, self.weights, gradients, self.first if self.group["momentum"] else [], lr)
+        momenta = []
+        if self.group["momentum"]:
+            momenta = self.first
+        sgd_(self.group, self.weights, gradients, momenta, lr)

@@ -92,15 +92,17 @@ def _scores(network: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
 
 def _score(layer: nn.Module, seen: Tensor) -> Tensor:
     weight: Tensor = layer.weight  # type: ignore[assignment]
+    size = weight.abs()
     if isinstance(layer, nn.Linear):
         features: Tensor = seen.reshape(-1, seen.shape[-1])
-        return weight.abs() * features.norm(dim=0)
+        return size * features.norm(dim=0)
     channels: Tensor = seen.transpose(0, 1).flatten(1)
     groups: int = layer.groups  # type: ignore[assignment]
     # Weights are (out, in / groups, *kernel): the outputs of group g read the g-th part of the
     # input channels.
     norms: Tensor = channels.norm(dim=1).view(groups, -1)
-    per_output = norms.repeat_interleave(weight.shape[0] // groups, dim=0)
-    kernel = [1] * (weight.ndim - 2)
-    factors: Tensor = per_output.view(*per_output.shape, *kernel)
-    return weight.abs() * factors
+    outputs_of_group = len(size) // groups
+    per_output: Tensor = norms.repeat_interleave(outputs_of_group, dim=0)
+    kernel = [1] * (size.ndim - 2)
+    scores: Tensor = size * per_output.view(*per_output.shape, *kernel)
+    return scores

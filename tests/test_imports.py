@@ -21,7 +21,6 @@ ROOMS = [
         "redaction",
         "environment",
         "errors",
-        "evaluating",
         "folders",
         "gpu",
         "options",
@@ -55,7 +54,7 @@ BESIDE = {
 }
 
 PRIVATE = (
-    *("redaction", "environment", "errors", "evaluating", "folders", "gpu", "importing"),
+    *("redaction", "environment", "errors", "folders", "gpu", "importing"),
     *("inputs", "markdown", "options", "plugins", "precision", "torch_internals"),
 )
 

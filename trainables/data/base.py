@@ -125,8 +125,8 @@ class Dataset:
         network takes."""
         if self.standardised_by is None or isinstance(inputs, Several):
             return inputs
-        mean, std = (constant.to(inputs.device) for constant in self.standardised_by)
-        return inputs * std + mean
+        mean, std = self.standardised_by
+        return inputs * std.to(inputs.device) + mean.to(inputs.device)
 
     def normalisation(self) -> tuple[Tensor, Tensor] | None:
         """Mean and standard deviation, on the CPU, that turn raw inputs x into what a network sees:
@@ -142,7 +142,8 @@ class Dataset:
         """
         if not self.augment.active or isinstance(inputs, Several):
             return self.prepare(inputs)
-        return self.prepare(augment(to_device(inputs, self.device), self.augment, *generators))
+        inputs = to_device(inputs, self.device)
+        return self.prepare(augment(inputs, self.augment, *generators))
 
     def varied(self, inputs: Tensor, draws: Draws) -> Tensor:
         """`prepare` of `inputs`, which are on `device`, with the augmentation that was drawn for
@@ -158,12 +159,14 @@ class Dataset:
         when the iterator is exhausted or closed (`contextlib.closing`). Nothing random happens
         there, so the same batches come either way.
         """
+        stored, all_targets = self.train
 
         def taken(indices: Tensor) -> Split:
-            inputs = each(self.train.inputs, lambda tensor: tensor.index_select(0, indices))
-            return Split(*trimmed(inputs, self.train.targets.index_select(0, indices)))
+            inputs = each(stored, lambda tensor: tensor.index_select(0, indices))
+            targets = all_targets.index_select(0, indices)
+            return Split(*trimmed(inputs, targets))
 
-        on_disk = self.streamed and self.train.targets.device.type == "cpu"
+        on_disk = self.streamed and all_targets.device.type == "cpu"
         yield from ahead(taken, chosen, PREFETCH) if on_disk else map(taken, chosen)
 
     def to(self, device: torch.device) -> "Dataset":
@@ -172,20 +175,25 @@ class Dataset:
 
         Otherwise it stays where it is, and its batches move one by one.
         """
-        mean, std = (
-            None if constant is None else constant.to(device) for constant in (self.mean, self.std)
-        )
-        attached = None
-        if self.attached is not None:
-            attached = self.attached.to(device)
+        mean = self.mean
+        if mean is not None:
+            mean = mean.to(device)
+        std = self.std
+        if std is not None:
+            std = std.to(device)
+        attached = self.attached
+        if attached is not None:
+            attached = attached.to(device)
         moved = replace(self, mean=mean, std=std, device=device, attached=attached)
-        splits = (self.train, self.validation, self.test)
-        if device.type == "cuda" and 2 * sum(map(nbytes, splits)) > free_memory(device):
+        splits = [self.train, self.validation, self.test]
+        needed = 2 * sum(map(nbytes, splits))
+        if device.type == "cuda" and needed > free_memory(device):
             return moved
-        train, validation, test = (
-            Split(each(s.inputs, lambda tensor: tensor.to(device)), s.targets.to(device))
-            for s in splits
-        )
+        there = []
+        for stored in splits:
+            inputs = each(stored.inputs, lambda tensor: tensor.to(device))
+            there.append(Split(inputs, stored.targets.to(device)))
+        train, validation, test = there
         return replace(moved, train=train, validation=validation, test=test)
 
 
@@ -281,9 +289,18 @@ def split(
     for places in split_indices(options, task, encoded.targets, groups, encoded.names):
         taken = each(inputs, partial(_taken, places, options.normalise, allocate))
         splits.append(Split(taken, encoded.targets[places]))
+    return encoded_dataset(options, task, splits, encoded)
+
+
+def encoded_dataset(
+    options: Data, task: Task, splits: Sequence[Split], encoded: Encoded
+) -> Dataset:
+    """The data set of a training, a validation and a test split, normalised, with the task at
+    work on it; `encoded` are the targets of all."""
     train, validation, test = splits
     made = normalised(options, train, validation, test)
-    return attach(replace(made, outputs=encoded.outputs, names=encoded.names), task)
+    made = replace(made, outputs=encoded.outputs, names=encoded.names)
+    return attach(made, task)
 
 
 def _taken(places: Tensor, asked: Normalise, allocate: Allocator, tensor: Tensor) -> Tensor:
@@ -364,11 +381,14 @@ def hold_out(
         )
     except ValueError as error:
         share = "every kind of target"
+        rarest = ""
         if strata is None:
             share = "examples"
+        else:
+            rarest = _rarest(task, strata, names)
         raise UserError(
             f"the data set '{options.name}' has too few examples to hold out a share of "
-            f"{fraction:.3g} of {share}: {_rarest(task, strata, names)}{error}"
+            f"{fraction:.3g} of {share}: {rarest}{error}"
         ) from None
     return torch.from_numpy(left), torch.from_numpy(held)
 
@@ -385,15 +405,16 @@ def _strata(options: Data, task: Task, targets: Tensor) -> Tensor | None:
     return strata
 
 
-def _rarest(task: Task, strata: Tensor | None, names: Sequence[str]) -> str:
+def _rarest(task: Task, strata: Tensor, names: Sequence[str]) -> str:
     """Names the stratum that is too rare."""
-    if strata is None:
-        return ""
     values, counts = strata.unique(return_counts=True)
     rarest = int(counts.argmin())
     number = int(counts[rarest])
     which = task.stratum(int(values[rarest]), names)
-    return f"{which} has {number} example{'s' if number > 1 else ''}; "
+    plural = ""
+    if number > 1:
+        plural = "s"
+    return f"{which} has {number} example{plural}; "
 
 
 def _refuse_nothing_left(options: Data, available: int, held: int) -> None:
@@ -411,8 +432,9 @@ def _hold_out_groups(
     from sklearn.model_selection import GroupShuffleSplit
 
     drawn = GroupShuffleSplit(1, test_size=fraction, random_state=options.seed)
+    own_groups = groups[indices].numpy()
     try:
-        left, held = next(drawn.split(indices.numpy(), groups=groups[indices].numpy()))
+        left, held = next(drawn.split(indices.numpy(), groups=own_groups))
     except ValueError as error:
         raise UserError(
             f"the data set '{options.name}' has too few groups to hold out a share of "

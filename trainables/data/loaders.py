@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,10 @@ def _read_all(given: Any, what: str, ignore: int | None) -> tuple[Any, Any]:
             targets.append(y)
         if not inputs:
             raise UserError(f"{what} has no examples")
+        together = _together(inputs, what)
         if all(isinstance(one, str) for batch in targets for one in batch):
-            return _together(inputs, what), [name for batch in targets for name in batch]
-        return _together(inputs, what), _stacked_targets(targets, what, ignore)
+            return together, list(chain.from_iterable(targets))
+        return together, _stacked_targets(targets, what, ignore)
     except UserError:
         raise
     except Exception as error:
@@ -131,23 +133,32 @@ def _pair(batch: Any, what: str) -> tuple[Any, Any]:
     """Inputs and targets of a batch."""
     if isinstance(batch, Mapping):
         key = next((key for key in _TARGETS if key in batch), None)
-        if key is not None and len(batch) > 1:
-            return {name: batch[name] for name in batch if name != key}, batch[key]
-        raise UserError(
-            f"{what} gives mappings with {', '.join(map(str, batch))}; one key is to be 'targets'"
-        )
-    if isinstance(batch, tuple | list) and len(batch) >= 2:
-        inputs = batch[0] if len(batch) == 2 else tuple(batch[:-1])
-        return inputs, batch[-1]
-    raise UserError(f"{what} gives a {type(batch).__name__}; each example is (inputs, target)")
+        if key is None or len(batch) < 2:
+            names = ", ".join(map(str, batch))
+            raise UserError(f"{what} gives mappings with {names}; one key is to be 'targets'")
+        inputs = dict(batch)
+        return inputs, inputs.pop(key)
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        kind = type(batch).__name__
+        raise UserError(f"{what} gives a {kind}; each example is (inputs, target)")
+    *first, targets = batch
+    if len(first) == 1:
+        return first[0], targets
+    return tuple(first), targets
 
 
 def _together(parts: list[Any], what: str) -> Any:
     first = parts[0]
     if isinstance(first, Mapping):
-        return {name: _stacked([part[name] for part in parts], what) for name in first}
+        named = {}
+        for name in first:
+            named[name] = _stacked([part[name] for part in parts], what)
+        return named
     if isinstance(first, tuple | list):
-        return tuple(_stacked([part[n] for part in parts], what) for n in range(len(first)))
+        placed = []
+        for place in range(len(first)):
+            placed.append(_stacked([part[place] for part in parts], what))
+        return tuple(placed)
     return _stacked(parts, what)
 
 
@@ -161,8 +172,9 @@ def _stacked(parts: list[Tensor], what: str, fill: int = 0) -> Tensor:
         raise UserError(f"{what} gives tensors of different numbers of axes")
     longest = [max(sizes) for sizes in zip(*shapes, strict=True)]
     padded = []
-    for part in parts:
+    for part, shape in zip(parts, shapes, strict=True):
         whole = part.new_full((len(part), *longest), fill)
-        whole[(slice(None), *(slice(size) for size in part.shape[1:]))] = part
+        filled = [slice(size) for size in shape]
+        whole[(slice(None), *filled)] = part
         padded.append(whole)
     return torch.cat(padded)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from slimfront.trainables.errors import UserError, first_line
-from slimfront.trainables.evaluating import evaluating
 from slimfront.trainables.measures.measure import plain_attention
 from slimfront.trainables.packs.modules import replace_layers
 from slimfront.trainables.penalties.base import ActiveGroups, ActivePenalty, Penalty
@@ -27,6 +26,7 @@ from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.penalties.features import remove_hooks
 from slimfront.trainables.precision import forward_pass
 from slimfront.trainables.tasks import ActiveTask
+from slimfront.trainables.tasks.evaluating import evaluating
 
 Tensors = dict[str, Tensor]
 

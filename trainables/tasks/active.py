@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.evaluating import evaluating
 from slimfront.trainables.gpu import to_device
 from slimfront.trainables.precision import to_float32
+from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.tasks.metrics import Described, Metric, Tally
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.compaction import Compacted, compact
 from slimfront.trainables.data import Dataset, Split
 from slimfront.trainables.errors import TrialFailure
-from slimfront.trainables.evaluating import evaluating
 from slimfront.trainables.inputs import each
 from slimfront.trainables.measures.measure import measure, measure_extra
 from slimfront.trainables.measures.own import OwnMeasure
@@ -22,6 +21,7 @@ from slimfront.trainables.models import built
 from slimfront.trainables.penalties.features import remove_hooks
 from slimfront.trainables.shipping.formats import save, shipped
 from slimfront.trainables.shipping.int8 import as_int8
+from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.one_shot import prune
 
 Number = int | float

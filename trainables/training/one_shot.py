@@ -94,8 +94,8 @@ def _score(layer: nn.Module, seen: Tensor) -> Tensor:
     weight: Tensor = layer.weight  # type: ignore[assignment]
     size = weight.abs()
     if isinstance(layer, nn.Linear):
-        features: Tensor = seen.reshape(-1, seen.shape[-1])
-        return size * features.norm(dim=0)
+        of_features: Tensor = seen.reshape(-1, seen.shape[-1]).norm(dim=0)
+        return size * of_features
     channels: Tensor = seen.transpose(0, 1).flatten(1)
     groups: int = layer.groups  # type: ignore[assignment]
     # Weights are (out, in / groups, *kernel): the outputs of group g read the g-th part of the
@@ -104,5 +104,4 @@ def _score(layer: nn.Module, seen: Tensor) -> Tensor:
     outputs_of_group = len(size) // groups
     per_output: Tensor = norms.repeat_interleave(outputs_of_group, dim=0)
     kernel = [1] * (size.ndim - 2)
-    scores: Tensor = size * per_output.view(*per_output.shape, *kernel)
-    return scores
+    return size * per_output.view(*per_output.shape, *kernel)

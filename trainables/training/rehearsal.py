@@ -15,7 +15,6 @@ from slimfront.trainables.data import Dataset, Split
 from slimfront.trainables.data.look import looked_at
 from slimfront.trainables.data.text import MASK, trimmed
 from slimfront.trainables.errors import TrialFailure, UserError, first_line, first_line_of
-from slimfront.trainables.evaluating import evaluating
 from slimfront.trainables.inputs import Several, described, each, tensors
 from slimfront.trainables.models import built
 from slimfront.trainables.penalties.node import NodeSparsity
@@ -25,6 +24,7 @@ from slimfront.trainables.shipping.network_file import check_storable, restore, 
 from slimfront.trainables.sparsifiers.base import out_of_reach
 from slimfront.trainables.structure.agreement import Probe, difference, outputs
 from slimfront.trainables.structure.graph import Layer, copied, trace
+from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.finishing import measure_own
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.losses import Losses

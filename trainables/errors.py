@@ -2,6 +2,7 @@
 messages are kept short."""
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from slimfront.trainables.redaction import redact
@@ -79,6 +80,14 @@ def _clip(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     return f"{text[:half]} … {text[len(text) - half :]}"
+
+
+def first_few(names: Sequence[object], most: int = 10) -> str:
+    """The first of some names, as a message lists them."""
+    shown = ", ".join(map(str, names[:most]))
+    if len(names) > most:
+        return f"{shown} …"
+    return shown
 
 
 def one_line(message: str, most: int = _MOST) -> str:

@@ -53,7 +53,9 @@ class Features:
 
     def _hook(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            self.kept[name] = output if self.samples == -1 else output[: self.samples]
+            if self.samples != -1:
+                output = output[: self.samples]
+            self.kept[name] = output
 
         setattr(hook, _OURS, True)
         return hook
@@ -63,12 +65,11 @@ class Features:
         self.kept.clear()
         if watching == self.watching:
             return
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
         if watching:
             self.handles = [module.register_forward_hook(hook) for module, hook in self.hooks]
-        else:
-            for handle in self.handles:
-                handle.remove()
-            self.handles = []
 
     def take(self) -> dict[str, Tensor]:
         """What was kept of the batch, by name; nothing is kept any longer."""
@@ -84,32 +85,36 @@ class Features:
 def remove_hooks(copied: nn.Module) -> None:
     """Takes the hooks of `Features` off a copy of a network in training, whose own hooks stay."""
     for module in copied.modules():
-        for number, hook in list(forward_hooks(module).items()):
+        hooks = forward_hooks(module)
+        for number, hook in list(hooks.items()):
             if hasattr(hook, _OURS):
-                del forward_hooks(module)[number]
+                del hooks[number]
 
 
 def output_shapes(model: nn.Module, sample: Tensor) -> dict[str, Shape]:
     """Shapes per sample of the modules that give one tensor once in a forward pass of `sample` (N,
     …), in order of calls."""
     calls: dict[str, list[object]] = defaultdict(list)
-    handles = [
-        module.register_forward_hook(lambda _m, _i, output, name=name: calls[name].append(output))
-        for name, module in model.named_modules()
-        if name
-    ]
+
+    def listen(name: str, module: nn.Module) -> RemovableHandle:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            calls[name].append(output)
+
+        return module.register_forward_hook(hook)
+
+    handles = [listen(name, module) for name, module in model.named_modules() if name]
     try:
         with evaluating(model), torch.no_grad():
             model(sample[:2])
     finally:
         for handle in handles:
             handle.remove()
-    once = {name: outputs[0] for name, outputs in calls.items() if len(outputs) == 1}
-    return {
-        name: tuple(o.shape[1:])
-        for name, o in once.items()
-        if isinstance(o, Tensor) and o.dim() > 1
-    }
+    shapes = {}
+    for name, outputs in calls.items():
+        output = outputs[0]
+        if len(outputs) == 1 and isinstance(output, Tensor) and output.dim() > 1:
+            shapes[name] = tuple(output.shape[1:])
+    return shapes
 
 
 def by_shape(names: Iterable[str], shapes: dict[str, Shape]) -> list[list[str]]:

@@ -43,9 +43,9 @@ class ActiveSET(RandomStart):
         self.updates = Updates(options, setting.total_steps)
         self.updates.check_several("set")
         super().__init__(options, setting, options.sparsity, options.densities)
-        self.deviations = {
-            name: _deviation(w, self.masks[name]) for name, w in self.weights.items()
-        }
+        self.deviations = {}
+        for name, weight in self.weights.items():
+            self.deviations[name] = _deviation(weight, self.masks[name])
 
     def due(self, step: int) -> bool:
         """Whether weights move: not at the very end, for the last ones grown must be trained."""
@@ -57,12 +57,12 @@ class ActiveSET(RandomStart):
         for name, weight in self.weights.items():
             before = self.masks[name].clone()
             count = int(self.options.drop * int(before.sum()))
-            self.set_masks({name: drop_and_grow(before, weight.abs(), growth[name], count)})
-            values = (
-                torch.randn(weight.shape, generator=self.generator).to(weight)
-                * self.deviations[name]
-            )
-            weight.copy_(torch.where(self.masks[name] & ~before, values, weight))
+            after = drop_and_grow(before, weight.abs(), growth[name], count)
+            self.set_masks({name: after})
+            drawn = torch.randn(weight.shape, generator=self.generator)
+            values = drawn.to(weight) * self.deviations[name]
+            grown = self.masks[name] & ~before
+            weight.copy_(torch.where(grown, values, weight))
 
     def state_dict(self) -> dict[str, Any]:
         """The masks, the state of the random numbers, and the deviations of new weights."""
@@ -77,6 +77,7 @@ class ActiveSET(RandomStart):
 def _deviation(weight: torch.Tensor, mask: torch.Tensor) -> float:
     """The root mean square of the weights under the mask: their standard deviation, since initial
     weights have mean 0."""
-    if mask.any():
-        return float(weight.detach()[mask].square().mean().sqrt())
-    return 0.0
+    if not mask.any():
+        return 0.0
+    kept = weight.detach()[mask]
+    return float(kept.square().mean().sqrt())

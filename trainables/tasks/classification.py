@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_few
 from slimfront.trainables.tasks.active import ActiveTask, Criterion
 from slimfront.trainables.tasks.base import TASKS, Encoded, Task
 from slimfront.trainables.tasks.metrics import Described, Known, Metric, MetricOptions, ratio
@@ -95,7 +95,7 @@ class Classification(Task):
             unknown = sorted(found - known)
             if not unknown:
                 continue
-            shown = _shown(unknown, 10)
+            shown = first_few(unknown, 10)
             yield (
                 f"the {name} split has classes that no training example has ({shown}): no "
                 "network can learn them"
@@ -289,19 +289,11 @@ def _renumbered(targets: Tensor) -> Encoded:
 def _checked(targets: Tensor, names: tuple[str, ...], classes: int | None) -> Encoded:
     count = len(names) or int(targets.max()) + 1
     if classes is not None and classes != count:
-        shown = _shown(names, _MOST_SHOWN)
+        shown = first_few(names, _MOST_SHOWN)
         raise UserError(f"task.classes is {classes}, and the data has {count} ({shown})")
     if count < 2 or len(targets.unique()) < 2:
         raise _one_class_only()
     return Encoded(targets, count, names)
-
-
-def _shown(classes: Sequence[object], most: int) -> str:
-    """The first of some classes, for a message."""
-    shown = ", ".join(map(str, classes[:most]))
-    if len(classes) > most:
-        return f"{shown} …"
-    return shown
 
 
 def _one_class_only() -> UserError:

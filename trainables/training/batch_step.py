@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.data import Dataset, Split, load_once
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.gpu import to_device
+from slimfront.trainables.gpu import gpus_among, to_device
 from slimfront.trainables.models import built
 from slimfront.trainables.precision import check_bf16
 from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting
@@ -52,7 +52,7 @@ class BatchStep:
         self.parts = 1
         self.seed = self.options.seed or 0
         self.augmenter = self._generator(_AUGMENTATION_STREAM)
-        with torch.random.fork_rng(devices=self._gpus()):
+        with torch.random.fork_rng(devices=gpus_among(self.device)):
             torch.manual_seed(self.seed)  # torch's initialisers know only the global generator
             self.model = built(candidate.model, self.data)
             self.rng_state = self._rng_state()
@@ -113,11 +113,6 @@ class BatchStep:
         inputs = self.data.prepare(train.inputs[drawn])
         return inputs, train.targets[drawn].to(self.device)
 
-    def _gpus(self) -> list[torch.device]:
-        if self.device.type == "cuda":
-            return [self.device]
-        return []
-
     def _rng_state(self) -> dict[str, Tensor]:
         """The state of torch's global generators, by kind of device."""
         state = {"cpu": torch.get_rng_state()}
@@ -129,7 +124,7 @@ class BatchStep:
     def own_rng_state(self) -> Iterator[None]:
         """Lends torch's global generators the state of this training: dropout knows no other. They
         get theirs back."""
-        with torch.random.fork_rng(devices=self._gpus()):
+        with torch.random.fork_rng(devices=gpus_among(self.device)):
             torch.set_rng_state(self.rng_state["cpu"])
             if "cuda" in self.rng_state:
                 torch.cuda.set_rng_state(self.rng_state["cuda"], self.device)

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.environment import environment_set
 from slimfront.trainables.errors import UserError
+from slimfront.trainables.gpu import gpus_among
 from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.torch_internals import abort_process_group
 from slimfront.trainables.training.losses import Losses
@@ -207,7 +208,7 @@ def _may_leave_out(model: nn.Module, sample: Tensor) -> bool:
         return True  # it may decide by its inputs what it computes
     twin = copy.deepcopy(model).train()
     trained = [parameter for parameter in twin.parameters() if parameter.requires_grad]
-    with torch.random.fork_rng(devices=[sample.device] if sample.is_cuda else []):
+    with torch.random.fork_rng(devices=gpus_among(sample.device)):
         gradients = torch.autograd.grad(twin(sample).sum(), trained, allow_unused=True)
     return any(gradient is None for gradient in gradients)
 

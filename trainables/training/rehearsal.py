@@ -14,7 +14,13 @@ from slimfront.trainables.compaction import compact
 from slimfront.trainables.data import Dataset, Split
 from slimfront.trainables.data.look import looked_at
 from slimfront.trainables.data.text import MASK, trimmed
-from slimfront.trainables.errors import TrialFailure, UserError, first_line, first_line_of
+from slimfront.trainables.errors import (
+    TrialFailure,
+    UserError,
+    first_few,
+    first_line,
+    first_line_of,
+)
 from slimfront.trainables.inputs import Several, described, each, tensors
 from slimfront.trainables.models import built
 from slimfront.trainables.penalties.node import NodeSparsity
@@ -320,10 +326,7 @@ def _zero_a_unit(layer: Layer) -> None:
 
 def _quoted(names: Sequence[str]) -> str:
     """The first of some names, for a message."""
-    shown = ", ".join(f"'{name}'" for name in names[:10])
-    if len(names) > 10:
-        return f"{shown} …"
-    return shown
+    return first_few([f"'{name}'" for name in names])
 
 
 def _check_outputs(data: Dataset, found: object, count: int) -> None:

@@ -313,7 +313,8 @@ def check(
 ) -> None:
     """Check a config as a search would before its first trial, and print it with all defaults
     filled in."""
-    from slimfront.search.config.schema import dump, load
+    from slimfront.search.config.plain import dump
+    from slimfront.search.config.schema import load
 
     _find_beside(config)
     loaded = load(config, _with_environment(overrides))

@@ -14,6 +14,8 @@ from slimfront.trainables.measures.described import KNOWN, Measure, of_metrics
 from slimfront.trainables.options import suggest
 from slimfront.trainables.tasks import Classification, Task
 
+_BOUND = re.compile(r"\s*(>=|<=)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*")
+
 
 class Direction(Enum):
     """Whether more or less of an objective is better; the values are Optuna's names."""
@@ -59,15 +61,15 @@ class Objective:
                 return value
             case "relative":
                 worse = dense - value if larger else value - dense
-                return (1 + worse / (abs(dense) or 1.0)) / 2
+                relative = worse / (abs(dense) or 1.0)
+                return (1 + relative) / 2
             case "inverse":
                 return _inverse(value)
             case "ratio":
-                ratio = value / dense if dense else (math.inf if value else 1.0)
-                if larger:
-                    return _inverse(ratio)
-                return ratio
-        share = math.log1p(max(value, 0.0)) / math.log1p(max(dense, 1.0))
+                share = _ratio(value, dense)
+            case _:
+                size = math.log1p(max(value, 0.0))
+                share = size / math.log1p(max(dense, 1.0))
         if larger:
             return _inverse(share)
         return share
@@ -102,14 +104,25 @@ class Objective:
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Objective":
         """What `as_plain` made."""
-        known = {field.name for field in fields(Measure)}
-        return cls(Measure(**{key: value for key, value in plain.items() if key in known}))
+        known = {}
+        for field in fields(Measure):
+            if field.name in plain:
+                known[field.name] = plain[field.name]
+        return cls(Measure(**known))
 
 
 def _inverse(share: float) -> float:
     if share > 0:
         return 1 / share
     return math.inf
+
+
+def _ratio(value: float, dense: float) -> float:
+    if dense:
+        return value / dense
+    if value:
+        return math.inf
+    return 1.0
 
 
 def known_objectives(task: Task, own: Mapping[str, Measure] | None = None) -> dict[str, Objective]:
@@ -130,11 +143,13 @@ def losses(
 ) -> NDArray[np.float64]:
     """(N, M) losses of N trials' measures; `dense` holds those of the dense network. A missing
     measure becomes NaN."""
-    rows = [
-        [o.loss(m.get(o.name, math.nan), dense.get(o.name, math.nan)) for o in objectives]
-        for m in measures
-    ]
-    return np.array(rows, dtype=np.float64).reshape(len(measures), len(objectives))
+    found = np.empty((len(measures), len(objectives)))
+    for column, objective in enumerate(objectives):
+        of_dense = dense.get(objective.name, math.nan)
+        for row, own in enumerate(measures):
+            value = own.get(objective.name, math.nan)
+            found[row, column] = objective.loss(value, of_dense)
+    return found
 
 
 @dataclass(frozen=True)
@@ -151,23 +166,25 @@ class Constraint:
     ) -> "Constraint":
         """From `">= 0.9"` or `"<= 3"`. Raises ValueError with one sentence if it is neither, or if
         `name` is not among the `known`."""
-        match = re.fullmatch(r"\s*(>=|<=)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*", str(text))
         if name not in known:
             raise ValueError(f"'{name}' is not a measure; {suggest(name, known)}")
+        match = _BOUND.fullmatch(str(text))
         if match is None:
             raise ValueError(
                 f'the constraint on {name} is {text!r}; it needs the form ">= 0.9" or "<= 3"'
             )
-        return cls(name, match[1] == ">=", float(match[2]))
+        sign, bound = match.groups()
+        return cls(name, sign == ">=", float(bound))
 
     def violation(self, measures: Mapping[str, float]) -> float:
         """How far beyond the bound, in the measure's unit; 0 or less is kept, +inf if it was not
         measured."""
         value = measures.get(self.name, math.nan)
-        violation = self.bound - value if self.at_least else value - self.bound
-        if math.isnan(violation):
+        if math.isnan(value):
             return math.inf
-        return violation
+        if self.at_least:
+            return self.bound - value
+        return value - self.bound
 
     def met_by(self, measures: Mapping[str, float]) -> bool:
         """Whether the bound is kept."""

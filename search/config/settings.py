@@ -106,13 +106,11 @@ class SearchOptions(Options):
                     f"{value!r} is not a time; it needs the form 90, 90s, 30m, 2h or 1d"
                 )
             value = float(match[1]) * _UNITS[match[2] or "s"]
-        if value is not None and not 0 < value <= _LONGEST_S:
-            raise ValueError(
-                "it must be above 0"
-                if value <= 0
-                else f"it must be at most {_LONGEST_S // _UNITS['d']} days"
-            )
-        return value
+        if value is None or 0 < value <= _LONGEST_S:
+            return value
+        if value <= 0:
+            raise ValueError("it must be above 0")
+        raise ValueError(f"it must be at most {_LONGEST_S // _UNITS['d']} days")
 
     @field_validator("concurrency")
     @classmethod
@@ -138,8 +136,9 @@ def _bytes(amount: object) -> object:
         raise ValueError(
             f"{amount!r} is not an amount of memory; it needs the form 4000000000, 4GB or 1.5GiB"
         )
+    size = float(match[1]) * _BYTES[match[2]]
     # What is far too much is said to be.
-    return int(min(float(match[1]) * _BYTES[match[2]], 2.0**63))
+    return int(min(size, 2.0**63))
 
 
 _NAMED_OTHERWISE = {"CPU": "cpu", "GPU": "gpu", "memory": "memory"}
@@ -203,10 +202,10 @@ class Resources(Options):
             return self
         if asked < 1:
             raise ValueError(f"processes must be at least 1, and it is {asked}")
-        if self.gpu and asked != max(1, self.gpu):
+        gpus = max(1, self.gpu)
+        if self.gpu and asked != gpus:
             raise ValueError(
-                f"processes ({asked}) must be the number of GPUs ({max(1, self.gpu):g}), one each; "
-                "leave it out"
+                f"processes ({asked}) must be the number of GPUs ({gpus:g}), one each; leave it out"
             )
         if not self.gpu and asked > max(1, self.cpu):
             raise ValueError(
@@ -223,8 +222,11 @@ class Resources(Options):
 
     def for_ray(self) -> dict[str, float]:
         """The resources by Ray's names, without those that a trial does not need."""
-        named = {"CPU": self.cpu, "GPU": self.gpu, "memory": self.memory or 0}
-        return {name: amount for name, amount in named.items() if amount} | self.custom
+        needed = {}
+        for name, amount in (("CPU", self.cpu), ("GPU", self.gpu), ("memory", self.memory)):
+            if amount:
+                needed[name] = amount
+        return needed | self.custom
 
 
 STORE_VARIABLE = "MLFLOW_TRACKING_URI"

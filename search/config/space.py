@@ -82,17 +82,19 @@ class Parameter(Options):
         # _consistent checked.
         assert self.low is not None and self.high is not None
         if self.log:
-            value = math.exp(random.uniform(math.log(self.low), math.log(self.high)))
+            exponent = random.uniform(math.log(self.low), math.log(self.high))
+            value = math.exp(exponent)
             if integer:
                 return round(value)
             return min(max(value, self.low), self.high)
-        if integer or self.step is not None:
-            step = self.step or 1
-            value = self.low + step * random.randint(0, int((self.high - self.low) / step + 1e-9))
-            if integer:
-                return int(value)
-            return value
-        return random.uniform(self.low, self.high)
+        if not integer and self.step is None:
+            return random.uniform(self.low, self.high)
+        step = self.step or 1
+        most = int((self.high - self.low) / step + 1e-9)
+        value = self.low + step * random.randint(0, most)
+        if integer:
+            return int(value)
+        return value
 
     def distribution(self, *, integer: bool) -> BaseDistribution:
         """Optuna's distribution; `integer` says that the value lands in an integer field."""

@@ -15,7 +15,8 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from slimfront.search.config.schema import Config, as_plain, dump, load_recorded
+from slimfront.search.config.plain import as_plain, dump
+from slimfront.search.config.schema import Config, load_recorded
 from slimfront.search.config.settings import STORE_VARIABLE
 from slimfront.search.config.space import flatten
 from slimfront.search.record.events import Event, SearchBegan, SessionBegan

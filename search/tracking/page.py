@@ -18,7 +18,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 from torch import nn
 
 from slimfront.search.config.objectives import Direction, losses
-from slimfront.search.config.schema import Config, as_plain, dump
+from slimfront.search.config.plain import as_plain, dump
+from slimfront.search.config.schema import Config
 from slimfront.search.config.space import flatten
 from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult
 from slimfront.search.record.pareto import ranks

@@ -60,12 +60,13 @@ class MeasuredNetwork:
     def name(self) -> str:
         """How people see it: trial-007, with @ and the epoch where it is not the trial's last, and
         / and the one-shot step."""
+        name = self.trial.label
         ended = self.origin is self.trial.last and self.trial.status == "completed"
-        return (
-            self.trial.label
-            + ("" if ended else f"@{self.epoch}")
-            + (f"/{self.step}" if self.step else "")
-        )
+        if not ended:
+            name += f"@{self.epoch}"
+        if self.step:
+            name += f"/{self.step}"
+        return name
 
     @property
     def origin(self) -> "MeasuredNetwork":
@@ -112,9 +113,10 @@ class TrialRecord:
     @property
     def resumable(self) -> MeasuredNetwork | None:
         """The last network that was kept, with the training that can go on from there."""
-        return next(
-            (point for point in reversed(self.points) if point.checkpoint is not None), None
-        )
+        for point in reversed(self.points):
+            if point.checkpoint is not None:
+                return point
+        return None
 
     @property
     def measures(self) -> dict[str, float]:
@@ -255,47 +257,62 @@ class Ledger:
             self._path(event.checkpoint),
         )
         for step, pruned in enumerate(event.pruned, start=1):
-            done = [*point.compaction, *pruned["compaction"]]
-            point.pruned.append(
-                MeasuredNetwork(
-                    record, point.epoch, pruned["measures"], done, None, step=step, source=point
-                )
+            further = MeasuredNetwork(
+                record,
+                point.epoch,
+                pruned["measures"],
+                [*point.compaction, *pruned["compaction"]],
+                checkpoint=None,
+                step=step,
+                source=point,
             )
+            point.pruned.append(further)
         record.points.append(point)
         if record.number is None:
             self._rescale(point.measures)
-        entered = []
-        if record.number is not None:
-            entered = [self._enters_front(network) for network in (point, *point.pruned)]
+            return
+        # Each of them, and not only until one enters.
+        entered = [self._enters_front(network) for network in (point, *point.pruned)]
         if any(entered):
-            self._hypervolume = hypervolume(self._losses, np.ones(len(self.objectives)))
+            self._hypervolume = self._computed_hypervolume()
+
+    def _computed_hypervolume(self) -> float:
+        return hypervolume(self._losses, np.ones(len(self.objectives)))
 
     def _rescale(self, dense: dict[str, float]) -> None:
         """Metrics that are no shares count relative to those of the dense network, which are known
         now: who is on the front is not changed by it, and the hypervolume is."""
-        relative = [o.name for o in self.objectives if o.measure.scale == "relative"]
-        known = {name: dense[name] for name in relative if name in dense}
+        known = {}
+        for objective in self.objectives:
+            if objective.measure.scale == "relative" and objective.name in dense:
+                known[objective.name] = dense[objective.name]
         if not known:
             return
         self.dense_sizes |= known
         measures = [point.measures for point in self._front]
         self._losses = losses(measures, self.objectives, self.dense_sizes)
-        self._hypervolume = hypervolume(self._losses, np.ones(len(self.objectives)))
+        self._hypervolume = self._computed_hypervolume()
         self._hypervolume_at_gain = min(self._hypervolume_at_gain, self._hypervolume)
 
     def would_enter_front(self, record: TrialRecord, measures: dict[str, float]) -> bool:
         """Whether a network of the trial with these measures would join the front; one that would
         not now never will."""
-        return record.number is not None and self._loss_on_front(record, measures) is not None
+        if record.number is None:
+            return False
+        return self._loss_on_front(record, measures) is not None
 
     def _loss_on_front(self, record: TrialRecord, measures: dict[str, float]) -> Points | None:
         """The losses of a network that meets the constraints, and is not dominated or as good as an
         earlier one of its trial."""
         loss: Points = losses([measures], self.objectives, self.dense_sizes)[0]
-        if not np.isfinite(loss).all() or not all(c.met_by(measures) for c in self.constraints):
+        if not np.isfinite(loss).all():
             return None
-        for member in np.flatnonzero((self._losses <= loss).all(axis=1)):
-            if (self._losses[member] < loss).any() or self._front[member].trial is record:
+        if not all(constraint.met_by(measures) for constraint in self.constraints):
+            return None
+        no_worse = (self._losses <= loss).all(axis=1)
+        for member in np.flatnonzero(no_worse):
+            better = (self._losses[member] < loss).any()
+            if better or self._front[member].trial is record:
                 return None
         return loss
 
@@ -303,9 +320,11 @@ class Ledger:
         loss = self._loss_on_front(point.trial, point.measures)
         if loss is None:
             return False
-        dominated = (loss <= self._losses).all(axis=1) & (loss < self._losses).any(axis=1)
-        stay = np.flatnonzero(~dominated)
-        self._front = [*(self._front[member] for member in stay), point]
+        no_better = (loss <= self._losses).all(axis=1)
+        worse = (loss < self._losses).any(axis=1)
+        stay = np.flatnonzero(~(no_better & worse))
+        self._front = [self._front[member] for member in stay]
+        self._front.append(point)
         self._losses = np.vstack([self._losses[stay], loss])
         return True
 
@@ -320,11 +339,8 @@ class Ledger:
     def _order(self) -> list[int]:
         def key(index: int) -> tuple[float, float, int]:
             point = self._front[index]
-            return (
-                -self.quality.goodness(point.measures[self.quality.name]),
-                point.measures["nonzero_params"],
-                point.trial.number or 0,
-            )
+            quality = self.quality.goodness(point.measures[self.quality.name])
+            return (-quality, point.measures["nonzero_params"], point.trial.number or 0)
 
         return sorted(range(len(self._front)), key=key)
 
@@ -332,9 +348,10 @@ class Ledger:
         """The member of the front below which quality falls fastest (see `pareto.knee`); None
         without a front."""
         order = self._order()
-        if order:
-            return self._front[order[knee(self._losses[order])]]
-        return None
+        if not order:
+            return None
+        place = knee(self._losses[order])
+        return self._front[order[place]]
 
     def hypervolume(self) -> float:
         """The front's hypervolume on the scale of `Objective.loss`, from 0 (no better than dense)
@@ -361,6 +378,6 @@ class SearchResult:
     def all_failed(self) -> bool:
         """Whether no trial completed or was stopped early, though none was cut off: the exit code
         of the command is then 1."""
-        return (
-            all(trial.status == "failed" for trial in self.ledger.trials) and not self.interrupted
-        )
+        if self.interrupted:
+            return False
+        return all(trial.status == "failed" for trial in self.ledger.trials)

@@ -16,8 +16,11 @@ _BEST = ("best", "most-accurate")
 
 def member_name(member: Member) -> str:
     """trial-007@30, and /3 where it was pruned: what `pick` takes."""
+    name = f"{member['trial']}@{member['epoch']}"
     step = member.get("one_shot", 0)
-    return f"{member['trial']}@{member['epoch']}" + (f"/{step}" if step else "")
+    if step:
+        name += f"/{step}"
+    return name
 
 
 def sizes(member: Member) -> dict[str, float]:
@@ -42,30 +45,41 @@ def pick(report: Mapping[str, Any], wanted: str, min_quality: float | None = Non
     if not front:
         raise UserError("the front is empty")
     quality = quality_of(report)
-    name = quality.name
-    able = [m for m in front if min_quality is None or quality.as_good(m[name], min_quality)]
+    able = list(front)
+    if min_quality is not None:
+        able = [member for member in front if quality.as_good(member[quality.name], min_quality)]
     if not able:
-        best = max((m[name] for m in front), key=quality.goodness)
+        best = max((member[quality.name] for member in front), key=quality.goodness)
         raise UserError(
             f"no network of the front has {quality.measure.axis} {min_quality}; the best has "
             f"{best:.4f}"
         )
+
+    def goodness(member: Member) -> float:
+        return quality.goodness(member[quality.name])
+
     if wanted == "knee":
         return _knee(able, described(report))
     if wanted == "smallest":
-        return min(able, key=lambda m: (m["nonzero_params"], -quality.goodness(m[name])))
+        return min(able, key=lambda member: (member["nonzero_params"], -goodness(member)))
     if wanted in _BEST:
-        return max(able, key=lambda m: (quality.goodness(m[name]), -m["nonzero_params"]))
-    named = [m for m in able if wanted in (m["trial"], member_name(m))]
+        return max(able, key=lambda member: (goodness(member), -member["nonzero_params"]))
+    return _named(able, wanted)
+
+
+def _named(able: Sequence[Member], wanted: str) -> Member:
+    """The last one of a trial that is called so, pruned the least."""
+    named = [member for member in able if wanted in (member["trial"], member_name(member))]
     if not named:
-        known = [member_name(m) for m in able[:8]]
+        choices = ", ".join(PICKS)
+        known = [member_name(member) for member in able[:8]]
         if len(able) > 8:
             known.append("…")
         raise UserError(
-            f"--pick {wanted}: it is not on the front; choose {', '.join(PICKS)}, or one of "
+            f"--pick {wanted}: it is not on the front; choose {choices}, or one of "
             f"{', '.join(known)}"
         )
-    return max(named, key=lambda m: (m["epoch"], -m.get("one_shot", 0)))
+    return max(named, key=lambda member: (member["epoch"], -member.get("one_shot", 0)))
 
 
 def quality_of(report: Mapping[str, Any]) -> Objective:
@@ -78,8 +92,10 @@ def quality_of(report: Mapping[str, Any]) -> Objective:
 
 def described(report: Mapping[str, Any]) -> list[Objective]:
     """The objectives of a front.json."""
-    known = {name: Objective.from_plain(one) for name, one in report.get("described", {}).items()}
-    return [(known | OBJECTIVES)[name] for name in report["objectives"]]
+    known = dict(OBJECTIVES)
+    for name, plain in report.get("described", {}).items():
+        known.setdefault(name, Objective.from_plain(plain))
+    return [known[name] for name in report["objectives"]]
 
 
 def _knee(members: Sequence[Member], objectives: Sequence[Objective]) -> Member:
@@ -93,5 +109,9 @@ def _knee(members: Sequence[Member], objectives: Sequence[Objective]) -> Member:
         if member["knee"]:
             return member
     measures = [sizes(member) for member in members]
-    scale = {o.name: max(1.0, *(m[o.name] for m in measures)) for o in objectives}
-    return members[knee(losses(measures, objectives, scale))]
+    scale = {}
+    for objective in objectives:
+        values = [own[objective.name] for own in measures]
+        scale[objective.name] = max(1.0, *values)
+    place = knee(losses(measures, objectives, scale))
+    return members[place]

@@ -9,7 +9,7 @@ from rich.table import Table
 from slimfront.search import terminal
 from slimfront.search.config.objectives import Objective
 from slimfront.search.config.settings import SearchOptions, Tracking
-from slimfront.search.record.ledger import MeasuredNetwork, SearchResult
+from slimfront.search.record.ledger import MeasuredNetwork, SearchResult, Status
 from slimfront.search.record.storage import parent
 from slimfront.search.terminal import Column, cell
 from slimfront.trainables.errors import one_line
@@ -55,10 +55,11 @@ def as_json(result: SearchResult) -> dict[str, Any]:
 
 def _measures(point: MeasuredNetwork, quality: str) -> dict[str, Any]:
     test = f"test_{quality.removeprefix('val_')}"
-    first = {quality: point.measures.get(quality), test: None}
-    measures = first | (point.tested or {}) | point.measures
+    measures: dict[str, Any] = {quality: point.measures.get(quality), test: None}
+    measures |= point.tested or {}
+    measures |= point.measures
     if "params" in measures:
-        return measures | {"total_params": measures["params"]}
+        measures["total_params"] = measures["params"]
     return measures
 
 
@@ -90,19 +91,21 @@ def as_tables(result: SearchResult, width: int) -> list[Table]:
     Where the searched values do not fit beside the measures, they follow in tables of their own,
     with a row for each trial.
     """
+    ledger = result.ledger
+    points = list(result.front)
+    sections = []
     dense = None
-    if result.ledger.dense:
-        dense = result.ledger.dense.last
-    points = [*([dense] if dense else []), *result.front]
-    aims = [
-        *(o.name for o in result.ledger.objectives),
-        *(c.name for c in result.ledger.constraints),
-    ]
-    quality = result.ledger.quality
+    if ledger.dense:
+        dense = ledger.dense.last
+    if dense:
+        points.insert(0, dense)
+        sections = [0]
+    quality = ledger.quality
     shown = (quality.name, *_SHOWN)
+    aims = [objective.name for objective in ledger.objectives]
+    aims += [constraint.name for constraint in ledger.constraints]
     others = [name for name in dict.fromkeys(aims) if name not in shown]
     title = f"Front of {result.search}"
-    sections = [0] if dense else []
     measured = _measured(points, dense, quality, others)
     varied = _varied(points)
     if terminal.fits([*measured, *varied], width):
@@ -122,22 +125,24 @@ def _measured(
     others: list[str],
 ) -> list[Column]:
     """The columns that name a network and say what it is worth."""
-
     whole = None
     if dense:
         whole = dense.measures["nonzero_params"]
+    head = quality.measure.head
+    test_head = head.replace("val ", "test ", 1)
     test = f"test_{quality.name.removeprefix('val_')}"
+    qualities = []
+    test_qualities = []
+    for point in points:
+        tested = point.tested or {}
+        qualities.append(_show_quality(point.measures[quality.name]))
+        test_qualities.append(_show_quality(tested.get(test)))
     columns = [
         Column("trial", [point.trial.label for point in points], left=True),
         Column("epoch", [str(point.epoch) for point in points]),
         Column("one-\nshot", [str(point.step or "") for point in points]),
-        Column(
-            quality.measure.head, [_show_quality(point.measures[quality.name]) for point in points]
-        ),
-        Column(
-            quality.measure.head.replace("val ", "test ", 1),
-            [_show_quality((point.tested or {}).get(test)) for point in points],
-        ),
+        Column(head, qualities),
+        Column(test_head, test_qualities),
         Column("non-zero", _show_sizes(points, "nonzero_params")),
         Column("of dense", [_show_share(point, whole) for point in points]),
         Column("params", _show_sizes(points, "params")),
@@ -152,10 +157,14 @@ def _measured(
 
 def _varied(points: list[MeasuredNetwork]) -> list[Column]:
     """A column for each searched value."""
+    paths: set[str] = set()
+    for point in points:
+        paths |= point.trial.values.keys()
     columns = []
-    for path in sorted({path for point in points for path in point.trial.values}):
+    for path in sorted(paths):
         shown = [_show(point.trial.values.get(path, "")) for point in points]
-        columns.append(Column(cell(path).replace(".", ".\n"), shown))
+        head = cell(path).replace(".", ".\n")
+        columns.append(Column(head, shown))
     return columns
 
 
@@ -177,9 +186,10 @@ def _show_sizes(points: list[MeasuredNetwork], name: str) -> list[str]:
 
 
 def _show_share(point: MeasuredNetwork, whole: float | None) -> str:
-    if whole:
-        return f"{point.measures['nonzero_params'] / whole:.1%}"
-    return "-"
+    if not whole:
+        return "-"
+    share = point.measures["nonzero_params"] / whole
+    return f"{share:.1%}"
 
 
 def _show_measure(value: float | None) -> str:
@@ -199,8 +209,6 @@ def _show(value: object) -> str:
 def summary(result: SearchResult, command: str) -> str:
     """What happened, and the next command to type; `command` is how this shell calls slimfront."""
     ledger = result.ledger
-    counts = {status: ledger.counts[status] for status in ("completed", "stopped", "failed")}
-    trials = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
     store = ""
     if result.tracking_uri != Tracking().shown_uri():
         store = f" --tracking-uri {result.tracking_uri}"
@@ -208,9 +216,6 @@ def summary(result: SearchResult, command: str) -> str:
     kept = ""
     if path != str(Path(SearchOptions().storage_path).resolve()):
         kept = f" --storage-path {path}"
-    if not result.front:
-        reasons = Counter(trial.reason for trial in ledger.trials if trial.reason).most_common(1)
-        trials += f" (most often: {one_line(reasons[0][0])})" if reasons else ""
     ends = [f"Review it in MLflow: {command} ui {result.search}{store}"]
     if result.interrupted:
         ends.append(f"Continue it: {command} resume {result.search}{kept}")
@@ -220,7 +225,24 @@ def summary(result: SearchResult, command: str) -> str:
             f"{result.search}{kept}"
         )
     head = (
-        f"Trials: {trials}; front {len(result.front)}, hypervolume "
+        f"Trials: {_counts(result)}; front {len(result.front)}, hypervolume "
         f"{ledger.hypervolume():.4f}, {result.wall_seconds:.0f} s."
     )
     return "\n".join([head, *ends])
+
+
+def _counts(result: SearchResult) -> str:
+    """How many trials ended in which way, and why most of them failed where there is no front."""
+    ledger = result.ledger
+    counts = []
+    statuses: tuple[Status, ...] = ("completed", "stopped", "failed")
+    for status in statuses:
+        count = ledger.counts[status]
+        if count:
+            counts.append(f"{count} {status}")
+    trials = ", ".join(counts) or "none"
+    reasons = Counter(trial.reason for trial in ledger.trials if trial.reason)
+    if not result.front and reasons:
+        most_often, _ = reasons.most_common(1)[0]
+        trials += f" (most often: {one_line(most_often)})"
+    return trials

@@ -21,7 +21,7 @@ from slimfront.search.config.objectives import Direction, losses
 from slimfront.search.config.plain import as_plain, dump
 from slimfront.search.config.schema import Config
 from slimfront.search.config.space import flatten
-from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult
+from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult, Status
 from slimfront.search.record.pareto import ranks
 from slimfront.search.record.report import as_json
 from slimfront.search.tracking import charts, figures
@@ -48,27 +48,30 @@ def live_metrics(ledger: Ledger) -> dict[str, float]:
     `METRIC_threshold` is the bound of the constraint on the quality, or else what is about as good
     as the dense network's; `smallest_NAME` is the smallest such size on the front that is as good.
     """
-    found = {
-        f"trials_{status}": float(ledger.counts[status])
-        for status in ("completed", "stopped", "failed")
-    }
+    found: dict[str, float] = {}
+    statuses: tuple[Status, ...] = ("completed", "stopped", "failed")
+    for status in statuses:
+        found[f"trials_{status}"] = float(ledger.counts[status])
     front = ledger.front()
     quality = ledger.quality
-    found |= {"hypervolume": ledger.hypervolume(), "front_size": float(len(front))}
+    found["hypervolume"] = ledger.hypervolume()
+    found["front_size"] = float(len(front))
     if front:
         found[f"best_{quality.name}"] = front[0].measures[quality.name]
     threshold = quality_threshold(ledger)
-    if threshold is not None:
-        found[f"{quality.name.removeprefix('val_')}_threshold"] = threshold
-        able = [p for p in front if quality.as_good(p.measures[quality.name], threshold)]
-        sizes = [
-            o.name
-            for o in ledger.objectives
-            if o.direction is Direction.MINIMIZE and not o.measure.quality
-        ]
-        found |= {
-            f"smallest_{name}": float(min(p.measures[name] for p in able)) for name in sizes if able
-        }
+    if threshold is None:
+        return found
+    metric = quality.name.removeprefix("val_")
+    found[f"{metric}_threshold"] = threshold
+    able = []
+    for point in front:
+        if quality.as_good(point.measures[quality.name], threshold):
+            able.append(point.measures)
+    for objective in ledger.objectives:
+        is_size = objective.direction is Direction.MINIMIZE and not objective.measure.quality
+        if is_size and able:
+            smallest = min(measures[objective.name] for measures in able)
+            found[f"smallest_{objective.name}"] = float(smallest)
     return found
 
 
@@ -115,17 +118,17 @@ class Page:
 
     def begin(self) -> None:
         """What is known before the first trial: config, environment, data set."""
-        params = {
-            key: value for key, value in flatten(as_plain(self.config)).items() if value is not None
-        }
-        params["tracking.uri"] = self.config.tracking.shown_uri()
         text = dump(self.config)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        tags = {"slimfront.version": version("slimfront"), "slimfront.config_digest": digest}
-        entries = [Param(key, str(value)) for key, value in params.items()]
-        self.write_queue.log(
-            "", self.parent, [*entries, *(RunTag(key, value) for key, value in tags.items())]
-        )
+        params = flatten(as_plain(self.config))
+        params["tracking.uri"] = self.config.tracking.shown_uri()
+        entries: list[Param | RunTag] = []
+        for key, value in params.items():
+            if value is not None:
+                entries.append(Param(key, str(value)))
+        entries.append(RunTag("slimfront.version", version("slimfront")))
+        entries.append(RunTag("slimfront.config_digest", digest))
+        self.write_queue.log("", self.parent, entries)
         self.client.log_text(self.parent, text, "config.yaml")
         self.client.log_text(self.parent, environment(), "environment.txt")
         unless_impossible("the data set", self._log_data)
@@ -139,29 +142,24 @@ class Page:
         # Wherever it lies, it is the same.
         lies = {key: value for key, value in shown.items() if key != "in_memory"}
         digest = hashlib.sha256(json.dumps(lies, separators=(",", ":")).encode())
-        for split in (data.train, data.validation, data.test):
-            digest.update(split.targets.cpu().numpy().tobytes())
-        sizes = ", ".join(
-            f'"{name}": {len(split.targets)}'
-            for name, split in (
-                ("train", data.train),
-                ("validation", data.validation),
-                ("test", data.test),
-            )
+        sizes = []
+        for name in ("train", "validation", "test"):
+            targets = getattr(data, name).targets
+            digest.update(targets.cpu().numpy().tobytes())
+            sizes.append(f'"{name}": {len(targets)}')
+        profile = (
+            f'{{{", ".join(sizes)}, "outputs": {data.head}, '
+            f'"input_shape": {list(data.input_shape)}, "normalised": "{data.normalised}"}}'
         )
         logged = Dataset(
             name=options.name,
             digest=digest.hexdigest()[:16],
             source_type="slimfront",
             source=json.dumps(shown, separators=(",", ":")),
-            profile=(
-                f'{{{sizes}, "outputs": {data.head}, "input_shape": {list(data.input_shape)}, '
-                f'"normalised": "{data.normalised}"}}'
-            ),
+            profile=profile,
         )
-        self.client.log_inputs(
-            self.parent, [DatasetInput(logged, [InputTag("mlflow.data.context", "training")])]
-        )
+        training = InputTag("mlflow.data.context", "training")
+        self.client.log_inputs(self.parent, [DatasetInput(logged, [training])])
 
     def refresh(self, ledger: Ledger, history: Sequence[tuple[float, int, float]]) -> None:
         """What people look at while the search runs."""
@@ -235,18 +233,19 @@ class Page:
     def _log_networks(self, ledger: Ledger, front: list[MeasuredNetwork]) -> None:
         """Models of the front's networks, and which layers they kept; those whose file is lost are
         left out."""
-        stored = [
-            (point, network)
-            for point in front
-            if (network := charts.load(point, self.config)) is not None
-        ]
+        stored = []
+        for point in front:
+            network = charts.load(point, self.config)
+            if network is not None:
+                stored.append((point, network))
         dense = None
         if ledger.dense and ledger.dense.last:
             dense = charts.load(ledger.dense.last, self.config)
         if stored and dense is not None:
             self._draw("layers.png", partial(self._draw_layers, stored, dense))
         with making("models of the front"):
-            data = load_once(self.config.candidate({}).data, torch.device("cpu"), self.config.task)
+            options = self.config.candidate({}).data
+            data = load_once(options, torch.device("cpu"), self.config.task)
         inputs = data.raw(data.validation.inputs[:2])
 
         def log_network(point: MeasuredNetwork, network: nn.Module) -> None:
@@ -273,28 +272,32 @@ class Page:
 def last_tags(ledger: Ledger) -> dict[str, dict[str, str]]:
     """Tags by label: `front`, `knee` and `rank` (by the network that a trial ended with) of each
     trial; the parent's knee."""
-    front = ledger.front()
+    on_front = {point.trial.label for point in ledger.front()}
     knee = ledger.knee()
     trials = [trial for trial in ledger.trials if trial.last]
-    on_front = {point.trial.label for point in front}
-    points = losses([trial.measures for trial in trials], ledger.objectives, ledger.dense_sizes)
+    measures = [trial.measures for trial in trials]
+    points = losses(measures, ledger.objectives, ledger.dense_sizes)
     tags = {}
     if knee is not None:
-        tags = {"": {"slimfront.knee": knee.name}}
+        tags[""] = {"slimfront.knee": knee.name}
     for trial, rank in zip(trials, ranks(points), strict=True):
+        is_knee = knee is not None and trial is knee.trial
         tags[trial.label] = {
-            "slimfront.front": "true" if trial.label in on_front else "false",
-            "slimfront.knee": "true" if knee is not None and trial is knee.trial else "false",
+            "slimfront.front": _yes_or_no(trial.label in on_front),
+            "slimfront.knee": _yes_or_no(is_knee),
             "slimfront.rank": str(rank),
         }
     return tags
 
 
+def _yes_or_no(value: bool) -> str:
+    return str(value).lower()
+
+
 def environment() -> str:
     """Python, the machine, and every installed package with its version."""
-    packages = sorted(
-        {f"{d.metadata['Name']}=={d.version}" for d in distributions()}, key=str.lower
-    )
-    return "\n".join(
-        [f"# Python {platform.python_version()} on {platform.platform()}", *packages, ""]
-    )
+    packages = set()
+    for package in distributions():
+        packages.add(f"{package.metadata['Name']}=={package.version}")
+    machine = f"# Python {platform.python_version()} on {platform.platform()}"
+    return "\n".join([machine, *sorted(packages, key=str.lower), ""])

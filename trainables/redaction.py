@@ -25,6 +25,7 @@ _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,40})://(\S*)")
 _WHOLE_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _ASSIGNMENT = re.compile(r"([\w.-]{1,60})(\s?=\s?)(\"[^\"]*\"|'[^']*'|[^\s,;&)'\"]+)")
 _PARAMETER = re.compile(r"([?&;#])([^=&;#?]+)=([^&;#]*)")
+_INNER_NAME = re.compile(r"([\w.-]{1,60})=")
 _NAMELESS = ("s3", "s3a", "s3n", "gs", "gcs", "http", "https", "ws", "wss")
 """Schemes where what stands alone before the `@` is a key or a token; in those of databases it is a
 user's name."""
@@ -55,10 +56,14 @@ def redact(text: str, *, names: bool = False) -> str:
         # Even blanks belong to it.
         return _cleaned(whole[1], whole[2], HIDDEN, names)
     text = _URI.sub(lambda match: _cleaned(match[1], match[2], HIDDEN, names), text)
-    return _ASSIGNMENT.sub(
-        lambda m: f"{m[1]}{m[2]}{HIDDEN}" if is_secret_name(m[1]) and "://" not in m[0] else m[0],
-        text,
-    )
+    return _ASSIGNMENT.sub(_assignment, text)
+
+
+def _assignment(match: re.Match[str]) -> str:
+    name, equals, _ = match.groups()
+    if not is_secret_name(name) or "://" in match[0]:
+        return match[0]
+    return f"{name}{equals}{HIDDEN}"
 
 
 def redact_values(value: Any, key: str = "") -> Any:
@@ -125,19 +130,19 @@ def _login(scheme: str, rest: str) -> tuple[str, str]:
         login, _, _ = authority.rpartition("@")
         return login, rest[len(login) + 1 :]
     _, colon, after = authority.rpartition(":")
-    port = colon and (after.isdigit() or authority.endswith("]")) and scheme not in _BUCKETS
-    if "@" in rest and colon and not port:
-        login, _, rest = rest.rpartition("@")
-        return login, rest
-    return "", rest
+    if not colon or "@" not in rest:
+        return "", rest
+    ends_in_port = after.isdigit() or authority.endswith("]")
+    if ends_in_port and scheme not in _BUCKETS:
+        return "", rest
+    login, _, rest = rest.rpartition("@")
+    return login, rest
 
 
 def _parameter(match: re.Match[str], hidden: str) -> str:
     mark, name, value = match.groups()
-    inner = unquote(value)
-    secret = is_secret_name(unquote(name)) or any(
-        is_secret_name(m[1]) for m in re.finditer(r"([\w.-]{1,60})=", inner)
-    )
+    names = [unquote(name), *_INNER_NAME.findall(unquote(value))]
+    secret = any(is_secret_name(one) for one in names)
     if not secret or value.startswith(HIDDEN):
         return match[0]
     if hidden:

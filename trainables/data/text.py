@@ -29,13 +29,13 @@ def tokenized(texts: Sequence[str], tokenizer: str, longest: int) -> Several:
     read.enable_truncation(longest)
     read.no_padding()
     encoded = [one.ids for one in read.encode_batch(list(texts))]
-    length = max(1, *(len(ids) for ids in encoded))
-    padding = _padding(read)
-    ids = torch.full((len(encoded), length), padding, dtype=torch.int64)
-    mask = torch.zeros((len(encoded), length), dtype=torch.int64)
-    for row, one in enumerate(encoded):
-        ids[row, : len(one)] = torch.tensor(one, dtype=torch.int64)
-        mask[row, : max(1, len(one))] = 1  # without a token, the mean over none would be NaN
+    lengths = [len(one) for one in encoded]
+    shape = (len(encoded), max(1, *lengths))
+    ids = torch.full(shape, _padding(read), dtype=torch.int64)
+    mask = torch.zeros(shape, dtype=torch.int64)
+    for row, (one, length) in enumerate(zip(encoded, lengths, strict=True)):
+        ids[row, :length] = torch.tensor(one, dtype=torch.int64)
+        mask[row, : max(1, length)] = 1  # without a token, the mean over none would be NaN
     return Several({IDS: ids, MASK: mask})
 
 
@@ -79,17 +79,17 @@ def trimmed(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     mask = inputs.named[MASK]
     if mask.dim() != 2:
         return inputs, targets
-    longest = 1
-    if bool(mask.any()):
-        longest = max(1, int(mask.any(0).nonzero().max()) + 1)
     width = mask.shape[1]
+    used = mask.any(0).nonzero()
+    longest = 1
+    if len(used):
+        longest = int(used.max()) + 1
     if longest == width:
         return inputs, targets
 
     def cut(tensor: Tensor) -> Tensor:
-        places = tensor.dim() >= 2 and tensor.shape[1] == width
-        if places:
-            return tensor[:, :longest]
-        return tensor
+        if tensor.dim() < 2 or tensor.shape[1] != width:
+            return tensor
+        return tensor[:, :longest]
 
     return inputs.each(cut), cut(targets)

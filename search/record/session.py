@@ -60,7 +60,8 @@ class Session:
     @property
     def number(self) -> int:
         """1 for the first."""
-        return 1 + len([event for event in self.earlier if isinstance(event, SessionBegan)])
+        begun = [event for event in self.earlier if isinstance(event, SessionBegan)]
+        return 1 + len(begun)
 
     @property
     def starts(self) -> list[dict[str, Any]]:
@@ -73,16 +74,23 @@ class Session:
     def seconds_before(self) -> float:
         """Seconds of wall time that earlier sessions took, up to their last sign of life."""
         spent = 0.0
-        last = 0.0
         begun: float | None = None
+        last = 0.0
         for event in self.earlier:
             # Journals of version 0.1 have the time of day alone.
             now = float(event.time if event.elapsed is None else event.elapsed)
             if isinstance(event, SessionBegan):
-                spent += max(last - begun, 0.0) if begun is not None else 0.0
+                spent += _between(begun, last)
                 begun = now
             last = now
-        return (spent + (max(last - begun, 0.0) if begun is not None else 0.0)) / 1000
+        spent += _between(begun, last)
+        return spent / 1000
+
+
+def _between(begun: float | None, last: float) -> float:
+    if begun is None:
+        return 0.0
+    return max(last - begun, 0.0)
 
 
 def begin(
@@ -95,12 +103,12 @@ def begin(
     if (folder.local / JOURNAL_FILE).stat().st_size:
         journal.close()
         raise UserError(_THERE.format(name=folder.search))
-    begun = journal.append(
-        SearchBegan(
-            search=folder.search, config=dump(config), dense_sizes=dense_sizes, starts=starts
-        )
+    event = SearchBegan(
+        search=folder.search, config=dump(config), dense_sizes=dense_sizes, starts=starts
     )
-    return Session(config, folder, journal, [begun], _ledger(config, begun, folder), resumed=False)
+    begun = journal.append(event)
+    ledger = _ledger(config, begun, folder)
+    return Session(config, folder, journal, [begun], ledger, resumed=False)
 
 
 def open_existing(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Session:
@@ -351,12 +359,15 @@ def starting_values(config: Config) -> list[dict[str, Any]]:
         _, ledger = read_search(wanted, config.search.storage_path)
     except UserError as error:
         raise UserError(f"search.start_from: {error}") from None
-    front = ledger.front()
-    values = [
-        {path: value for path, value in point.trial.values.items() if path in config.space}
-        for point in front
-    ]
-    return [v for number, v in enumerate(values) if v and v not in values[:number]]
+    found: list[dict[str, Any]] = []
+    for point in ledger.front():
+        values = {}
+        for path, value in point.trial.values.items():
+            if path in config.space:
+                values[path] = value
+        if values and values not in found:
+            found.append(values)
+    return found
 
 
 def rebuild_study(search: str, storage_path: str, overrides: Sequence[str] = ()) -> int:

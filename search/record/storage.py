@@ -148,10 +148,10 @@ class Storage:
     def folder(self, search: str) -> "Folder":
         """The folder of a search, whether it is there or not."""
         place = join(self.place, search)
-        local = _local(place) / search if self.bucket else Path(place)
-        return Folder(
-            search, local, place, self.bucket, f"{self.root}/{search}" if self.bucket else place
-        )
+        if self.bucket is None:
+            return Folder(search, Path(place), place, None, place)
+        local = _local(place) / search
+        return Folder(search, local, place, self.bucket, f"{self.root}/{search}")
 
     def make(self, search: str) -> "Folder":
         """A new folder. Raises FileExistsError if there is one, and OSError if it cannot be
@@ -169,9 +169,11 @@ class Storage:
     def searches(self, journal: str) -> list[str]:
         """The names of the searches here: what has a journal of that name."""
         if self.bucket is None:
-            return sorted(file.parent.name for file in Path(self.place).glob(f"*/{journal}"))
+            files = Path(self.place).glob(f"*/{journal}")
+            return sorted(file.parent.name for file in files)
+        everything = fs.FileSelector(self.root, allow_not_found=True)
         try:
-            infos = self.bucket.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
+            infos = self.bucket.get_file_info(everything)
         except OSError as error:
             raise UserError(f"{self.shown} cannot be listed: {error}") from None
         return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
@@ -208,13 +210,11 @@ class Folder:
         """
         if self.bucket is None:
             return None
-        owner = f"{socket.gethostname()}, process {os.getpid()}"
-        return Mirror(
-            self.bucket,
-            self.root,
-            self.search,
-            None if database is None else Fence(database, self.root[-250:], owner),
-        )
+        fence = None
+        if database is not None:
+            owner = f"{socket.gethostname()}, process {os.getpid()}"
+            fence = Fence(database, self.root[-250:], owner)
+        return Mirror(self.bucket, self.root, self.search, fence)
 
 
 class Mirror:
@@ -242,7 +242,8 @@ class Mirror:
         """The parts of the journal in order, by the names of their objects. Raises OSError if the
         bucket does not answer."""
         selector = fs.FileSelector(f"{self.root}/journal", allow_not_found=True)
-        names = sorted(str(info.base_name) for info in self.bucket.get_file_info(selector))
+        infos = self.bucket.get_file_info(selector)
+        names = sorted(str(info.base_name) for info in infos)
         objects: dict[str, bytes] = {}
         # Of the last driver, of the one before it …
         for first in reversed([name for name in names if name.endswith(_FIRST)]):
@@ -251,7 +252,8 @@ class Mirror:
             if history is None:
                 continue  # it was lost before it wrote anything
             for name, length in history.items():
-                yield name, (objects.get(name) or self._read(name))[:length]
+                content = objects.get(name) or self._read(name)
+                yield name, content[:length]
             fence = first.removesuffix(_FIRST)
             for name in names:
                 if name.startswith(f"{fence}-"):
@@ -292,15 +294,12 @@ class Mirror:
         if not self.content and self.segment == 0:
             self.content = json.dumps({_TAKEN: self.history}).encode() + b"\n"
         content = self.content + lines
+        path = f"{self.root}/journal/{self.fence.number:08d}-{self.segment:08d}.jsonl"
         began = time.monotonic()
         while True:
             try:
                 self.fence.check()
-                _write(
-                    self.bucket,
-                    f"{self.root}/journal/{self.fence.number:08d}-{self.segment:08d}.jsonl",
-                    content,
-                )
+                _write(self.bucket, path, content)
                 self.fence.check()  # who took it meanwhile may not have seen this
                 break
             except Superseded:
@@ -314,8 +313,10 @@ class Mirror:
                     error,
                 )
                 time.sleep(5)
-        full = len(content) >= SEGMENT_BYTES
-        self.segment, self.content = (self.segment + 1, b"") if full else (self.segment, content)
+        self.content = content
+        if len(content) >= SEGMENT_BYTES:
+            self.segment += 1
+            self.content = b""
 
     def take(self) -> None:
         """Takes the search for this process, until `release`.

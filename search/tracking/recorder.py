@@ -216,11 +216,12 @@ class Recorder:
     def _next(self) -> list[Event | None]:
         """The events that have come, at least one unless something waits to be written; None is the
         end."""
+        patience = None
+        if self.write_queue.pending:
+            patience = _LOOK_EVERY_S
         events = []
         with contextlib.suppress(queue.Empty):
-            events.append(
-                self.events.get(timeout=_LOOK_EVERY_S if self.write_queue.pending else None)
-            )
+            events.append(self.events.get(timeout=patience))
             while True:
                 events.append(self.events.get_nowait())
         return events
@@ -249,9 +250,8 @@ class Recorder:
         if isinstance(event, EpochsReported):
             self.epochs += len(event.history)
         elif isinstance(event, TrialEnded) and event.number is not None:
-            self.history.append(
-                ((event.time - self.begun) / 60_000, self.epochs, ledger.hypervolume())
-            )
+            minutes = (event.time - self.begun) / 60_000
+            self.history.append((minutes, self.epochs, ledger.hypervolume()))
 
     def _write(self, *, everything: bool) -> None:
         """What has waited long enough, or everything."""
@@ -331,7 +331,10 @@ class Recorder:
         the compact network."""
         writes = self._to(label(event.number))
         for epoch in event.history:
-            values = {f"epoch/{name}": value for name, value in epoch.items() if name != "epoch"}
+            values = {}
+            for name, value in epoch.items():
+                if name != "epoch":
+                    values[f"epoch/{name}"] = value
             writes.add_metrics(values, event.time, int(epoch["epoch"]))
 
     def _put_point(self, event: NetworkMeasured) -> None:
@@ -346,9 +349,10 @@ class Recorder:
 
     def _end(self, event: TrialEnded | TrialInterrupted, status: str, reason: str | None) -> None:
         writes = self._to(label(event.number))
-        writes.add_tags(
-            {"slimfront.status": status} | ({"slimfront.reason": reason[:5000]} if reason else {})
-        )
+        tags = {"slimfront.status": status}
+        if reason:
+            tags["slimfront.reason"] = reason[:5000]
+        writes.add_tags(tags)
         writes.status = _MLFLOW_STATUS[status]
         writes.ended = event.time
         if event.number is not None:
@@ -359,27 +363,29 @@ class Recorder:
         and then."""
         assert self.ledger is not None
         live = live_metrics(self.ledger)
-        step = int(sum(value for name, value in live.items() if name.startswith("trials_")))
-        self._to("").add_metrics(live, event.time, step)
-        if time.monotonic() - self.pictured > _PAGE_EVERY_S:
-            self.pictured = time.monotonic()
+        ended = 0.0
+        for name, value in live.items():
+            if name.startswith("trials_"):
+                ended += value
+        self._to("").add_metrics(live, event.time, int(ended))
+        now = time.monotonic()
+        if now - self.pictured > _PAGE_EVERY_S:
+            self.pictured = now
             self.page_work["refresh"] = partial(self.page.refresh, self.ledger, self.history)
 
     def _put_tested(self, event: NetworkTested) -> None:
         """The test metrics of a front member; where it was pruned, with all its measures, as
         `one_shot_STEP/NAME`."""
         assert self.ledger is not None
-        step = event.step
-        measures = dict(event.metrics)
-        if step:
-            measures |= self.ledger.find(
-                self.ledger.by_label[label(event.number)], event.epoch, step
-            ).measures
-        prefix = ""
-        if step:
-            prefix = f"one_shot_{step}/"
-        values = {prefix + name: value for name, value in measures.items()}
-        self._to(label(event.number)).add_metrics(values, event.time, event.epoch)
+        name = label(event.number)
+        values = dict(event.metrics)
+        if event.step:
+            record = self.ledger.by_label[name]
+            measures = self.ledger.find(record, event.epoch, event.step).measures
+            values = {}
+            for metric, value in {**event.metrics, **measures}.items():
+                values[f"one_shot_{event.step}/{metric}"] = value
+        self._to(name).add_metrics(values, event.time, event.epoch)
 
     def _put_finished(self, event: SessionEnded) -> None:
         self.page_work["finish"] = partial(self._finish, event)

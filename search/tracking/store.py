@@ -15,7 +15,8 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from slimfront.search.record.locate import name_in_store
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.environment import environment_set
+from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.redaction import without_secrets
 
 # The tag that makes the UI open an experiment in its model-training mode, not the GenAI mode.
@@ -49,7 +50,7 @@ def connect(uri: str, *, writes: bool = False) -> MlflowClient:
         os.environ.setdefault(name, value)
     client: MlflowClient
     try:
-        with _environment(_PROBE):
+        with environment_set(_PROBE):
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
             unknown = client.get_experiment_by_name(f"slimfront-{secrets.token_hex(8)}")
@@ -206,26 +207,9 @@ def run_route(experiment_id: str, run_id: str) -> str:
     return f"/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
 def _deepest(error: BaseException) -> str:
     """The first line of the error at the bottom of a chain: `Connection refused` rather than four
     layers around it."""
     while (below := error.__cause__ or error.__context__) is not None:
         error = below
-    lines = str(error).strip().splitlines()
-    if lines:
-        return lines[0][:200]
-    return type(error).__name__
+    return first_line(error)

@@ -234,13 +234,13 @@ def _job(details: JobDetails) -> Job:
     job_id = str(details.submission_id)
     status = JobStatus(details.status)
     return Job(
-        metadata[_SEARCH],
-        job_id,
-        status.value,
-        details.message or "",
-        metadata.get(_STORAGE, ""),
-        started,
-        ended,
+        search=metadata[_SEARCH],
+        job_id=job_id,
+        status=status.value,
+        message=details.message or "",
+        storage_path=metadata.get(_STORAGE, ""),
+        started=started,
+        ended=ended,
     )
 
 

@@ -159,21 +159,21 @@ def _run(
     if config.tracking.system_metrics:
         recorder.watch_system()
     observer = Observer(
-        session.journal,
-        ledger,
-        recorder,
-        interrupt,
-        progress,
-        config.search.retries,
-        folder.relative,
+        journal=session.journal,
+        ledger=ledger,
+        recorder=recorder,
+        interrupt=interrupt,
+        progress=progress,
+        retries=config.search.retries,
+        relative=folder.relative,
     )
     patience = config.search.patience
     searcher = StudySearcher(
-        study,
-        config.distributions(),
-        config.objectives,
-        _config_maker(session, scheduler := _scheduler(session, observer)),
-        config.search.trials,
+        study=study,
+        distributions=config.distributions(),
+        objectives=config.objectives,
+        make_config=_config_maker(session, scheduler := _scheduler(session, observer)),
+        trials=config.search.trials,
         constraints=config.chosen_constraints(),
         unfinished=unfinished,
         on_invalid=observer.reject,
@@ -238,13 +238,13 @@ def _recorder(session: Session, client: Client) -> Recorder:
     folder = session.folder
     fence = session.journal.fence
     return Recorder(
-        client,
-        session.config,
-        folder.search,
-        folder.local,
-        session.earlier,
-        folder.place,
-        fence.check if fence is not None else lambda: None,
+        client=client,
+        config=session.config,
+        search=folder.search,
+        directory=folder.local,
+        earlier=session.earlier,
+        place=folder.place,
+        may_write=fence.check if fence is not None else lambda: None,
     )
 
 
@@ -304,12 +304,12 @@ def _finish(
     _touch_test_set(session.config, networks, observer)
     cut_off = observer.interrupt.requested
     result = SearchResult(
-        session.directory.name,
-        ledger,
-        ledger.front(),
-        seconds,
-        session.config.tracking.shown_uri(),
-        cut_off,
+        search=session.directory.name,
+        ledger=ledger,
+        front=ledger.front(),
+        wall_seconds=seconds,
+        tracking_uri=session.config.tracking.shown_uri(),
+        interrupted=cut_off,
     )
     status = "interrupted"
     if not cut_off:

@@ -250,11 +250,11 @@ class Ledger:
 
     def _add_point(self, record: TrialRecord, event: NetworkMeasured) -> None:
         point = MeasuredNetwork(
-            record,
-            event.epoch,
-            event.measures,
-            event.compaction,
-            self._path(event.checkpoint),
+            trial=record,
+            epoch=event.epoch,
+            measures=event.measures,
+            compaction=event.compaction,
+            checkpoint=self._path(event.checkpoint),
         )
         for step, pruned in enumerate(event.pruned, start=1):
             further = MeasuredNetwork(

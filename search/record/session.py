@@ -153,11 +153,11 @@ _UNREADABLE = (
 
 def _ledger(config: Config, begun: SearchBegan, folder: Folder) -> Ledger:
     return Ledger(
-        config.chosen_objectives(),
-        begun.dense_sizes,
-        config.chosen_constraints(),
-        folder.place,
-        config.quality(),
+        objectives=config.chosen_objectives(),
+        dense_sizes=begun.dense_sizes,
+        constraints=config.chosen_constraints(),
+        place=folder.place,
+        quality=config.quality(),
     )
 
 

@@ -149,9 +149,15 @@ class Storage:
         """The folder of a search, whether it is there or not."""
         place = join(self.place, search)
         if self.bucket is None:
-            return Folder(search, Path(place), place, None, place)
+            return Folder(search=search, local=Path(place), place=place, bucket=None, root=place)
         local = _local(place) / search
-        return Folder(search, local, place, self.bucket, f"{self.root}/{search}")
+        return Folder(
+            search=search,
+            local=local,
+            place=place,
+            bucket=self.bucket,
+            root=f"{self.root}/{search}",
+        )
 
     def make(self, search: str) -> "Folder":
         """A new folder. Raises FileExistsError if there is one, and OSError if it cannot be

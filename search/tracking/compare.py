@@ -67,13 +67,13 @@ def read_fronts(client: MlflowClient, searches: list[str]) -> list[Front]:
             volume = hypervolume(points, np.ones(len(objectives)))
         fronts.append(
             Front(
-                front["search"],
-                first["objectives"],
-                objectives,
-                quality,
-                front["dense"],
-                front["front"],
-                volume,
+                search=front["search"],
+                objectives=first["objectives"],
+                described=objectives,
+                quality=quality,
+                dense=front["dense"],
+                members=front["front"],
+                hypervolume=volume,
             )
         )
     return fronts

@@ -163,7 +163,13 @@ class Page:
 
     def refresh(self, ledger: Ledger, history: Sequence[tuple[float, int, float]]) -> None:
         """What people look at while the search runs."""
-        text = describe(self.search, self.config, ledger, self.experiment_id, self.run_ids)
+        text = describe(
+            search=self.search,
+            config=self.config,
+            ledger=ledger,
+            experiment_id=self.experiment_id,
+            run_ids=self.run_ids,
+        )
         self.client.set_tag(self.parent, "mlflow.note.content", text)
         if ledger.front():
             self._draw("front.png", lambda: figures.front_png(ledger, self.search))
@@ -187,7 +193,13 @@ class Page:
     def _log_json(self, ledger: Ledger, seconds: float, *, interrupted: bool) -> None:
         uri = self.config.tracking.shown_uri()
         result = SearchResult(
-            self.search, ledger, ledger.front(), seconds, uri, interrupted, dict(self.run_ids)
+            search=self.search,
+            ledger=ledger,
+            front=ledger.front(),
+            wall_seconds=seconds,
+            tracking_uri=uri,
+            interrupted=interrupted,
+            run_ids=dict(self.run_ids),
         )
         self.client.log_dict(self.parent, as_json(result), "front.json")
 
@@ -255,13 +267,13 @@ class Page:
                 if self.config.ships_int8(point.trial.number, point.trial.values):
                     int8 = as_int8(network, data).file
             log_model(
-                self.client,
-                self.experiment_id,
-                self.run_ids[point.trial.label],
-                point,
-                ships,
-                inputs,
-                int8,
+                client=self.client,
+                experiment_id=self.experiment_id,
+                run_id=self.run_ids[point.trial.label],
+                point=point,
+                network=ships,
+                inputs=inputs,
+                int8=int8,
             )
 
         for point, network in stored:

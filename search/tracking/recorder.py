@@ -118,7 +118,14 @@ class Recorder:
         self.refused_file = directory / REFUSED_FILE
         if self.refused_file.exists():
             self.write_queue.refused += self.refused_file.read_text(encoding="utf-8").splitlines()
-        self.page = Page(client, config, search, self.experiment_id, self.run_ids, self.write_queue)
+        self.page = Page(
+            client=client,
+            config=config,
+            search=search,
+            experiment_id=self.experiment_id,
+            run_ids=self.run_ids,
+            write_queue=self.write_queue,
+        )
         self.history: list[tuple[float, int, float]] = []
         """Minutes since the beginning, epochs trained, and hypervolume, at each end of a trial."""
         self.epochs = 0
@@ -232,11 +239,11 @@ class Recorder:
             objectives = self.config.chosen_objectives()
             constraints = self.config.chosen_constraints()
             self.ledger = Ledger(
-                objectives,
-                event.dense_sizes,
-                constraints,
-                self.place,
-                self.config.quality(),
+                objectives=objectives,
+                dense_sizes=event.dense_sizes,
+                constraints=constraints,
+                place=self.place,
+                quality=self.config.quality(),
             )
             self.begun = event.time
         if self.ledger is not None:

@@ -286,7 +286,9 @@ def split(
     refuse_no_numbers(inputs)
     encoded = task.encode(given, names)
     splits = []
-    for places in split_indices(options, task, encoded.targets, groups, encoded.names):
+    for places in split_indices(
+        options=options, task=task, targets=encoded.targets, groups=groups, names=encoded.names
+    ):
         taken = each(inputs, partial(_taken, places, options.normalise, allocate))
         splits.append(Split(taken, encoded.targets[places]))
     return encoded_dataset(options, task, splits, encoded)
@@ -341,8 +343,22 @@ def split_indices(
         train, rest = _hold_out_groups(options, everything, groups, held_out)
         validation, test = _hold_out_groups(options, rest, groups, options.test / held_out)
         return train, validation, test
-    train, rest = hold_out(options, task, everything, targets, held_out, names)
-    validation, test = hold_out(options, task, rest, targets, options.test / held_out, names)
+    train, rest = hold_out(
+        options=options,
+        task=task,
+        indices=everything,
+        targets=targets,
+        fraction=held_out,
+        names=names,
+    )
+    validation, test = hold_out(
+        options=options,
+        task=task,
+        indices=rest,
+        targets=targets,
+        fraction=options.test / held_out,
+        names=names,
+    )
     return train, validation, test
 
 

@@ -95,7 +95,9 @@ class Factory(Data):
         groups = None
         if len(made) == 3:
             groups = self._groups(made[2], len(inputs))
-        return split(self, task, inputs, targets, allocate, groups=groups)
+        return split(
+            options=self, task=task, inputs=inputs, given=targets, allocate=allocate, groups=groups
+        )
 
     def _read(self, given: Any, task: Task) -> Any:
         """Data sets and loaders of torch as inputs and targets; all else as it is."""
@@ -193,7 +195,14 @@ class Factory(Data):
                 fraction = share / (1 - self.test)
             train = Split(inputs["train"], targets["train"])
             everything = torch.arange(len(train.targets))
-            left, held = hold_out(self, task, everything, train.targets, fraction, names)
+            left, held = hold_out(
+                options=self,
+                task=task,
+                indices=everything,
+                targets=train.targets,
+                fraction=fraction,
+                names=names,
+            )
             inputs[name] = train.inputs[held]
             targets[name] = train.targets[held]
             inputs["train"] = train.inputs[left]

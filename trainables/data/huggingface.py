@@ -158,10 +158,21 @@ class HuggingFace(Data):
         data has a test split of its own, in the test split."""
         if own_test:
             everything = torch.arange(len(targets))
-            held = hold_out(self, task, everything, targets, self.validation, encoded.names)
+            held = hold_out(
+                options=self,
+                task=task,
+                indices=everything,
+                targets=targets,
+                fraction=self.validation,
+                names=encoded.names,
+            )
             return list(held)
         shares = self.model_copy(update={"test": self.test or _TEST_SHARE})
-        return list(split_indices(shares, task, targets, None, encoded.names))
+        return list(
+            split_indices(
+                options=shares, task=task, targets=targets, groups=None, names=encoded.names
+            )
+        )
 
     def _load_text(
         self,

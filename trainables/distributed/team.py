@@ -113,7 +113,14 @@ class Team:
             port = listener.getsockname()[1]
             for rank, connection in enumerate(self.children, 1):
                 connection.send(
-                    Welcome(rank, self.size, self.devices[rank], self.threads, port, self.timeout_s)
+                    Welcome(
+                        rank=rank,
+                        size=self.size,
+                        device=self.devices[rank],
+                        threads=self.threads,
+                        port=port,
+                        timeout_s=self.timeout_s,
+                    )
                 )
             join(0, self.size, self.devices[0], port, self.timeout_s, listener)
         except BaseException as error:

@@ -52,9 +52,17 @@ class Update:
     def __call__(self, gradients: tuple[Tensor, ...], lr: float) -> None:
         """One step along the gradients of the parameters."""
         if not self.sgd:
-            adam_(self.group, self.weights, gradients, self.first, self.second, self.steps, lr)
+            adam_(
+                group=self.group,
+                weights=self.weights,
+                gradients=gradients,
+                first=self.first,
+                second=self.second,
+                steps=self.steps,
+                lr=lr,
+            )
             return
         momenta = []
         if self.group["momentum"]:
             momenta = self.first
-        sgd_(self.group, self.weights, gradients, momenta, lr)
+        sgd_(group=self.group, weights=self.weights, gradients=gradients, momenta=momenta, lr=lr)

@@ -49,4 +49,6 @@ class ConnectionSparsity(GroupPenalty):
             tensor = weight.tensor
             tensor.copy_(soft_threshold(tensor, threshold))
 
-        return ActiveGroups(self, groups, norm, shrink, soft_threshold_)
+        return ActiveGroups(
+            options=self, groups=groups, norm=norm, shrink=shrink, shrink_entries=soft_threshold_
+        )

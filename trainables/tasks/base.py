@@ -172,11 +172,11 @@ class Task(Options):
             UserError: if an option does not fit these targets.
         """
         return ActiveTask(
-            self,
-            encoded.outputs,
-            self.own_loss() or self.criterion(targets, encoded),
-            self.active_metrics(encoded.outputs),
-            encoded.names,
+            options=self,
+            outputs=encoded.outputs,
+            criterion=self.own_loss() or self.criterion(targets, encoded),
+            metrics=self.active_metrics(encoded.outputs),
+            names=encoded.names,
         )
 
     def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:

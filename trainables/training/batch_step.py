@@ -65,11 +65,11 @@ class BatchStep:
         if self.options.channels_last:
             self.ambiguous = ambiguous_strides(self.parameters)
         self.optimizer = build_optimizer(
-            self.options.optimizer,
-            self.parameters,
-            self.options.lr,
-            self.options.momentum,
-            self.options.weight_decay,
+            name=self.options.optimizer,
+            parameters=self.parameters,
+            lr=self.options.lr,
+            momentum=self.options.momentum,
+            weight_decay=self.options.weight_decay,
         )
         sample = self.sample()
         self.inner = _inner_layers(self.model, sample)
@@ -94,13 +94,13 @@ class BatchStep:
         if options is None or not options.on:
             return None
         setting = Setting(
-            self.model,
-            self.optimizer,
-            self.total_steps(),
-            self.seed,
-            self._examples,
-            self.data.task.loss,
-            self.ranks.broadcast_from_rank0,
+            model=self.model,
+            optimizer=self.optimizer,
+            total_steps=self.total_steps(),
+            seed=self.seed,
+            examples=self._examples,
+            loss=self.data.task.loss,
+            broadcast_from_rank0=self.ranks.broadcast_from_rank0,
         )
         return options.attach(setting)
 
@@ -187,11 +187,11 @@ class BatchStep:
         if self.options.channels_last:
             inputs = channels_last(inputs)
         pays = pays_back(
-            self.model,
-            inputs,
-            train.targets[:count].to(self.device),
-            self.data.task.loss,
-            self.total_steps() - self.step,
+            model=self.model,
+            inputs=inputs,
+            targets=train.targets[:count].to(self.device),
+            loss=self.data.task.loss,
+            steps=self.total_steps() - self.step,
             bf16=self.options.bf16,
         )
         share = torch.tensor(float(pays), device=self.device)

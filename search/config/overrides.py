@@ -44,9 +44,11 @@ def _override(tree: dict[str, Any], key: str, value: object) -> dict[str, Any]:
     if inside is not None:
         parameter = space[path]
         if not isinstance(parameter, Mapping):
-            raise KeyError(f"'space.{path}' is {shorten(repr(parameter))}, which has no '{inside}'")
+            shown = shorten(repr(parameter))
+            raise KeyError(f"'space.{path}' is {shown}, which has no '{inside}'")
         value = set_path(parameter, inside, value)
-    return tree | {"space": {**space, path: value}}
+    changed = {**space, path: value}
+    return {**tree, "space": changed}
 
 
 def _path_of(space: Mapping[str, Any], key: str) -> tuple[str, str | None]:

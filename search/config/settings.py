@@ -69,8 +69,10 @@ class SearchOptions(Options):
     @classmethod
     def _known_sampler(cls, sampler: str | dict[str, Any]) -> str | dict[str, Any]:
         if isinstance(sampler, dict) and not isinstance(sampler.get("name"), str):
-            raise ValueError(f"the sampler has no 'name'; known: {', '.join(sorted(SAMPLERS))}")
-        build_sampler(*cls._name_and_options(sampler))
+            known = ", ".join(sorted(SAMPLERS))
+            raise ValueError(f"the sampler has no 'name'; known: {known}")
+        name, seed, options = cls._name_and_options(sampler)
+        build_sampler(name, seed, options)
         return sampler
 
     @staticmethod

@@ -82,13 +82,14 @@ class OnlyWriter(InMemoryStorage):
         return super().get_study_id_from_name(study_name)
 
     def _read(self, there: int, name: str) -> None:
+        database = self.database
         self.study_ids.append(there)
-        here = super().create_new_study(self.database.get_study_directions(there), name)
-        for key, value in self.database.get_study_user_attrs(there).items():
+        here = super().create_new_study(database.get_study_directions(there), name)
+        for key, value in database.get_study_user_attrs(there).items():
             super().set_study_user_attr(here, key, value)
-        for key, value in self.database.get_study_system_attrs(there).items():
+        for key, value in database.get_study_system_attrs(there).items():
             super().set_study_system_attr(here, key, value)
-        for trial in self.database.get_all_trials(there, deepcopy=False):
+        for trial in database.get_all_trials(there, deepcopy=False):
             self.trial_ids.append(trial_id(trial))
             super().create_new_trial(here, trial)
 

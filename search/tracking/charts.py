@@ -79,16 +79,23 @@ def _value(index: int, trial: optuna.trial.FrozenTrial) -> float:
 
 def importance_png(shares: dict[str, dict[str, float]], title: str) -> Figure:
     """Bars of `importances`, a group for each varied value."""
-    paths = list(dict.fromkeys(path for of_one in shares.values() for path in of_one))
+    paths: dict[str, None] = {}
+    for of_one in shares.values():
+        paths |= dict.fromkeys(of_one)
     bars = len(paths) * (1 + len(shares))
     figure = Figure(figsize=(7.2, 1.2 + 0.3 * bars), layout="constrained")
     axes = figure.add_subplot()
-    height = 0.8 / max(len(shares), 1)
     groups = np.arange(len(paths))
+    height = 0.8 / max(len(shares), 1)
     for index, (objective, of_one) in enumerate(shares.items()):
-        lengths = [of_one.get(path, 0.0) for path in paths]
-        axes.barh(groups + index * height, lengths, height=height, label=objective)
-    axes.set_yticks(groups + 0.4 - height / 2, paths)
+        axes.barh(
+            groups + index * height,
+            [of_one.get(path, 0.0) for path in paths],
+            height=height,
+            label=objective,
+        )
+    middle = 0.4 - height / 2
+    axes.set_yticks(groups + middle, list(paths))
     axes.invert_yaxis()
     axes.set(xlabel="share of the objective's variance", title=title)
     axes.legend()
@@ -146,8 +153,10 @@ def _shares(dense: dict[str, int], networks: Sequence[nn.Module]) -> NDArray[np.
     for row, network in enumerate(networks):
         left = _weights(network)
         for column, (name, weights) in enumerate(dense.items()):
-            if name in left:
-                cells[row, column] = left[name] / max(weights, 1)
+            if name not in left:
+                continue
+            share = left[name] / max(weights, 1)
+            cells[row, column] = share
     return cells
 
 

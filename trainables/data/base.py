@@ -166,8 +166,10 @@ class Dataset:
             targets = all_targets.index_select(0, indices)
             return Split(*trimmed(inputs, targets))
 
-        on_disk = self.streamed and all_targets.device.type == "cpu"
-        yield from ahead(taken, chosen, PREFETCH) if on_disk else map(taken, chosen)
+        if self.streamed and all_targets.device.type == "cpu":
+            yield from ahead(taken, chosen, PREFETCH)
+        else:
+            yield from map(taken, chosen)
 
     def to(self, device: torch.device) -> "Dataset":
         """The data set for networks on `device`: stored there if it takes at most half of the
@@ -307,10 +309,12 @@ def encoded_dataset(
 
 def _taken(places: Tensor, asked: Normalise, allocate: Allocator, tensor: Tensor) -> Tensor:
     """The rows of a tensor at these places (n,), in the type that they are stored in."""
-    taken = allocate((len(places), *tensor.shape[1:]), stored_type(tensor, asked))
-    steps = pieces(taken)
-    for part, indices in zip(steps, places.split(len(steps[0])), strict=True):
-        part.copy_(tensor[indices])
+    shape = (len(places), *tensor.shape[1:])
+    taken = allocate(shape, stored_type(tensor, asked))
+    parts = pieces(taken)
+    indices = places.split(len(parts[0]))
+    for part, own in zip(parts, indices, strict=True):
+        part.copy_(tensor[own])
     return taken
 
 
@@ -468,21 +472,23 @@ def normalised(options: Data, train: Split, validation: Split, test: Split) -> D
     Raises:
         UserError: if the inputs have no features or channels of the kind, or another number.
     """
-    if isinstance(train.inputs, Several):
+    inputs = train.inputs
+    if isinstance(inputs, Several):
         return _of_several(options, train, validation, test)
-    how = chosen(options.normalise, train.inputs)
+    how = chosen(options.normalise, inputs)
     words = "by given constants"
     if not isinstance(how, Constants):
         words = how.replace("_", " ")
     made = Dataset(train, validation, test, normalised=words)
-    if how == "none" and not is_image(train.inputs):
+    if how == "none" and not is_image(inputs):
         return made
-    mean, std = constants(how, train.inputs)
-    if is_image(train.inputs):
+    mean, std = constants(how, inputs)
+    if is_image(inputs):
         return replace(made, mean=mean, std=std)
-    for one in (train, validation, test):
-        for part in pieces(one.inputs):
-            part.sub_(mean).div_(std)
+    for split in (train, validation, test):
+        for part in pieces(split.inputs):
+            part.sub_(mean)
+            part.div_(std)
     return replace(made, standardised_by=(mean, std))
 
 

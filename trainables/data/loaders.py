@@ -123,10 +123,12 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return isinstance(other, Tensor) and torch.equal(one, other)
     if isinstance(one, Mapping):
-        return all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, tuple | list):
-        return all(_same(a, b) for a, b in zip(one, other, strict=True))
-    return bool(one == other)
+        pairs = [(one[key], other[key]) for key in one]
+    elif isinstance(one, tuple | list):
+        pairs = list(zip(one, other, strict=True))
+    else:
+        return bool(one == other)
+    return all(_same(first, second) for first, second in pairs)
 
 
 def _pair(batch: Any, what: str) -> tuple[Any, Any]:
@@ -165,16 +167,16 @@ def _together(parts: list[Any], what: str) -> Any:
 def _stacked(parts: list[Tensor], what: str, fill: int = 0) -> Tensor:
     """The rows of all parts; those that are shorter in one axis are padded with `fill`."""
     parts = [torch.as_tensor(part) for part in parts]
-    shapes = [part.shape[1:] for part in parts]
-    if len(set(shapes)) == 1:
+    shapes = {part.shape[1:] for part in parts}
+    if len(shapes) == 1:
         return torch.cat(parts)
     if len({len(shape) for shape in shapes}) != 1:
         raise UserError(f"{what} gives tensors of different numbers of axes")
     longest = [max(sizes) for sizes in zip(*shapes, strict=True)]
     padded = []
-    for part, shape in zip(parts, shapes, strict=True):
+    for part in parts:
         whole = part.new_full((len(part), *longest), fill)
-        filled = [slice(size) for size in shape]
-        whole[(slice(None), *filled)] = part
+        filled = tuple(slice(size) for size in part.shape)
+        whole[filled] = part
         padded.append(whole)
     return torch.cat(padded)

@@ -28,14 +28,18 @@ def tokenized(texts: Sequence[str], tokenizer: str, longest: int) -> Several:
     read = _tokenizer(tokenizer)
     read.enable_truncation(longest)
     read.no_padding()
-    encoded = [one.ids for one in read.encode_batch(list(texts))]
-    lengths = [len(one) for one in encoded]
-    shape = (len(encoded), max(1, *lengths))
+    encoded = []
+    length = 1
+    for one in read.encode_batch(list(texts)):
+        encoded.append(one.ids)
+        length = max(length, len(one.ids))
+    shape = (len(encoded), length)
     ids = torch.full(shape, _padding(read), dtype=torch.int64)
     mask = torch.zeros(shape, dtype=torch.int64)
-    for row, (one, length) in enumerate(zip(encoded, lengths, strict=True)):
-        ids[row, :length] = torch.tensor(one, dtype=torch.int64)
-        mask[row, : max(1, length)] = 1  # without a token, the mean over none would be NaN
+    for row, own in enumerate(encoded):
+        count = len(own)
+        ids[row, :count] = torch.tensor(own, dtype=torch.int64)
+        mask[row, : max(1, count)] = 1  # without a token, the mean over none would be NaN
     return Several({IDS: ids, MASK: mask})
 
 

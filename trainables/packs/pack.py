@@ -143,22 +143,29 @@ class Pack:
         self, members: list[Training]
     ) -> dict[Training, dict[str, Number] | TrialFailure]:
         """The epoch as one vectorised step after the other."""
-        if self.stack is None or self.stack.members != members or not self.stack.whole:
-            self.stack = Stack(members)
+        stack = self._stack_of(members)
         self.step = self.step or self._new_step(members[0])
-        means = self._steps(self.stack, self.step)
-        scores = self._scores(self.stack, self.step)
+        means = self._steps(stack, self.step)
         counts = torch.stack([member.counts() for member in members])
-        counts_and_scores = torch.cat([counts, scores], 1)
+        scores = self._scores(stack, self.step)
+        losses_of_each = means.T.tolist()
+        counted_of_each = torch.cat([counts, scores], 1).tolist()
         results: dict[Training, dict[str, Number] | TrialFailure] = {}
         for member, losses, counted in zip(
-            members, means.T.tolist(), counts_and_scores.tolist(), strict=True
+            members, means.T.tolist(), numbers.tolist(), strict=True
         ):
             try:
                 results[member] = member.end_epoch([*losses, *counted])
             except TrialFailure as failure:
                 results[member] = failure
         return results
+
+    def _stack_of(self, members: list[Training]) -> Stack:
+        stack = self.stack
+        if stack is None or stack.members != members or not stack.whole:
+            stack = Stack(members)
+            self.stack = stack
+        return stack
 
     def _epoch_alone(self, member: Training) -> dict[str, Number] | TrialFailure:
         """The epoch of a member that has no epoch_runner: it is faster without a stack."""

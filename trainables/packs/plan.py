@@ -22,11 +22,14 @@ class Plan:
     def __init__(self, members: Sequence[Training], step: Step, batches: int, like: Tensor) -> None:
         """`like` says where the tensors go, and of which kind they are."""
         self.rates: list[list[float]] = []
-        self.strengths: list[Tensors] = [{} for _ in range(batches)]
-        self.thresholds: list[Tensors] = [{} for _ in range(batches)]
-        self.entries: list[list[list[float]] | None] = [None for _ in range(batches)]
+        self.strengths: list[Tensors] = []
+        self.thresholds: list[Tensors] = []
+        self.entries: list[list[list[float]] | None] = []
         sizes = []
         for number in range(batches):
+            self.strengths.append({})
+            self.thresholds.append({})
+            self.entries.append(None)
             rates = []
             proximal = []
             for member in members:

@@ -26,15 +26,21 @@ class Stack:
         self.members = list(members)
         self.whole = True
         """Whether all members' tensors are still views of these."""
-        parameters = dict(members[0].model.named_parameters())
-        self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
-        self.sizes = [parameter.numel() for parameter in parameters.values()]
+        self.shapes = {}
+        self.sizes = []
+        for name, parameter in members[0].model.named_parameters():
+            self.shapes[name] = parameter.shape
+            self.sizes.append(parameter.numel())
         self.weights = torch.stack([_row(member) for member in members])
         """(K, P)"""
-        device = self.weights.device
         self.moments = self.weights.new_zeros(len(MOMENTS), *self.weights.shape)
         """(moments, K, P)"""
-        self.steps = torch.zeros(len(members), len(self.sizes), dtype=torch.float32, device=device)
+        self.steps = torch.zeros(
+            len(members),
+            len(self.sizes),
+            dtype=torch.float32,
+            device=self.weights.device,
+        )
         """(K, parameters)"""
         self.kept: Tensor | None = None
         """(K, P), 0 where a sparsifier dropped a weight; None where there is no sparsifier."""
@@ -42,17 +48,19 @@ class Stack:
             self.kept = torch.ones_like(self.weights)
         self.buffers = _stacked_buffers(members)
         """(K, …)"""
-        rows = range(len(members))
-        for row in rows:
+        for row in range(len(members)):
             self._take_over(row)
-        self.leaves = self.named(self.weights)
+        self.leaves = {}
         """The weights as the parameters by name, (K, …) each: what a step is differentiated by,
         without putting it together."""
-        for name, tensor in self.leaves.items():
+        for name, tensor in self.named(self.weights).items():
             self.leaves[name] = tensor.detach().requires_grad_()
-        self.rows = [self._by_name(weights) for weights in self.weights]
+        self.rows = []
         """The same of each member alone."""
-        self.updates = [self._update(row) for row in rows]
+        self.updates = []
+        for row, weights in enumerate(self.weights):
+            self.rows.append(self._by_name(weights))
+            self.updates.append(self._update(row))
 
     def _take_over(self, row: int) -> None:
         """Makes the member's tensors views of its row, and takes over what its optimiser and its

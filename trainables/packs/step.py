@@ -71,8 +71,9 @@ class Step:
         On a CPU that step is taken for each member behind that of the optimiser, while the weights
         are at hand.
         """
-        if any(parameter.device.type != "cpu" for parameter in self.model.parameters()):
-            return None
+        for parameter in self.model.parameters():
+            if parameter.device.type != "cpu":
+                return None
         first = next((name for name in self.penalties if self.by_proximal(name)), None)
         if first is None:
             return None
@@ -80,7 +81,10 @@ class Step:
         if not isinstance(penalty, ActiveGroups) or penalty.shrink_entries is None:
             return None
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        return first, [names[id(group.tensor)] for group in penalty.groups.values()]
+        acted_on = []
+        for group in penalty.groups.values():
+            acted_on.append(names[id(group.tensor)])
+        return first, acted_on
 
     def shrink_entries(self, weights: Tensors, thresholds: Sequence[float]) -> None:
         """The proximal step of `entries` on one member's weights, in place; a threshold for each of

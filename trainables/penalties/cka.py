@@ -35,12 +35,16 @@ def unbiased_centring(gram: Tensor) -> Tensor:
     Song et al. 2012, eq. 5 (the form used by minibatch CKA).
     """
     n = gram.shape[-1]
-    off_diagonal = ~torch.eye(n, dtype=torch.bool, device=gram.device)
+    diagonal = torch.eye(n, dtype=torch.bool, device=gram.device)
+    off_diagonal = ~diagonal
     zeroed = gram * off_diagonal
-    rows = zeroed.sum(-1, keepdim=True) / (n - 2)  # (…, n, 1)
+    rows = zeroed.sum(-1, keepdim=True)  # (…, n, 1)
+    rows = rows / (n - 2)
     columns = rows.transpose(-2, -1)
-    total = zeroed.sum((-2, -1), keepdim=True) / ((n - 1) * (n - 2))
-    return (zeroed - rows - columns + total) * off_diagonal
+    total = zeroed.sum((-2, -1), keepdim=True)
+    total = total / ((n - 1) * (n - 2))
+    centred = zeroed - rows - columns + total
+    return centred * off_diagonal
 
 
 def double_centring(gram: Tensor) -> Tensor:
@@ -93,7 +97,8 @@ def pairwise_cka(features: Sequence[Tensor], *, unbiased: bool = True) -> Tensor
     """
     centring = unbiased_centring if unbiased else double_centring
     with torch.autocast(features[0].device.type, enabled=False):
-        gram = torch.stack([_Gram.apply(layer.flatten(1)) for layer in features])  # (L, n, n)
+        grams = [_Gram.apply(layer.flatten(1)) for layer in features]
+        gram = torch.stack(grams)  # (L, n, n)
         precision = torch.finfo(gram.dtype).eps
         # Scale first: the size of the features cancels in CKA, but its squares could overflow or
         # underflow.
@@ -103,10 +108,12 @@ def pairwise_cka(features: Sequence[Tensor], *, unbiased: bool = True) -> Tensor
         squared = centred.square().sum(1, keepdim=True)
         # What is left of constant features is rounding: some eps in each entry of a matrix whose
         # largest entry is 1.
-        alive = squared > (8 * precision) ** 2 * centred.shape[1]
+        rounding = (8 * precision) ** 2 * centred.shape[1]
+        alive = squared > rounding
         norm = torch.where(alive, squared, 1).sqrt()
         unit = torch.where(alive, centred / norm, 0)
-        return (unit @ unit.T).to(gram.dtype)
+        similarities = unit @ unit.T
+        return similarities.to(gram.dtype)
 
 
 def pair_weights(layers: Sequence[str], weights: PairWeights) -> Tensor:

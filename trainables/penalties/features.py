@@ -43,7 +43,10 @@ class Features:
     def __init__(self, model: nn.Module, names: Iterable[str], samples: int = -1) -> None:
         self.samples = samples
         self.kept: dict[str, Tensor] = {}
-        self.hooks = [(model.get_submodule(name), self._hook(name)) for name in names]
+        self.hooks = []
+        for name in names:
+            module = model.get_submodule(name)
+            self.hooks.append((module, self._hook(name)))
         self.handles: list[RemovableHandle] = []
 
     @property
@@ -121,7 +124,8 @@ def by_shape(names: Iterable[str], shapes: dict[str, Shape]) -> list[list[str]]:
     """The stages: two or more of the layers with outputs of one shape, in order."""
     groups: dict[Shape, list[str]] = defaultdict(list)
     for name in names:
-        groups[shapes[name]].append(name)
+        shape = shapes[name]
+        groups[shape].append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -140,10 +144,16 @@ def find_layers(model: nn.Module, shapes: dict[str, Shape]) -> list[str]:
     blocks = _blocks(modules, shapes)
     if len(blocks) > 1:
         return blocks
-    activations = [name for name, module in modules.items() if isinstance(module, ACTIVATIONS)]
+    activations = []
+    weighted = []
+    for name, module in modules.items():
+        if isinstance(module, ACTIVATIONS):
+            activations.append(name)
+        if isinstance(module, WEIGHTED):
+            weighted.append(name)
     if len(activations) > 1:
         return activations
-    return [name for name, module in modules.items() if isinstance(module, WEIGHTED)]
+    return weighted
 
 
 def _blocks(modules: dict[str, nn.Module], shapes: dict[str, Shape]) -> list[str]:

@@ -214,11 +214,13 @@ class ActiveSparsifier:
         """Takes new masks: zeroes the weights that they drop, and what the optimiser remembers of
         them."""
         self.setting.broadcast_from_rank0(masks.values())
+        remembered = self.setting.optimizer.state
         for name, mask in masks.items():
             weight = self.weights[name]
             self.masks[name].copy_(mask)
             weight.mul_(mask)
-            for moment in self.setting.optimizer.state.get(weight, {}).values():
+            moments = remembered.get(weight, {})
+            for moment in moments.values():
                 if isinstance(moment, Tensor) and moment.shape == weight.shape:
                     moment.mul_(mask)
 

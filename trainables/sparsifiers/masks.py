@@ -18,20 +18,23 @@ def erdos_renyi_kernel(shapes: Mapping[str, torch.Size], sparsity: float) -> dic
     (out · in · height · width), at most 1, with ε such that the layers together have density 1 −
     `sparsity`.
     """
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
+    sizes = {}
+    raw = {}
+    for name, shape in shapes.items():
+        sizes[name] = math.prod(shape)
+        raw[name] = sum(shape) / sizes[name]
+    kept = (1 - sparsity) * sum(sizes.values())
     dense: set[str] = set()
     while True:
-        kept = (1 - sparsity) * sum(sizes.values())
         wanted = kept - sum(sizes[name] for name in dense)
         free = [name for name in shapes if name not in dense]
         scale = 0.0
         if free:
             scale = wanted / sum(raw[name] * sizes[name] for name in free)
         full = {name for name in free if scale * raw[name] > 1}
-        dense |= full
         if not full:
             break
+        dense |= full
     densities = dict.fromkeys(shapes, 1.0)
     for name in free:
         densities[name] = scale * raw[name]
@@ -80,12 +83,15 @@ def choose_masks(
 
 def _choose_globally(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
     flat = [score.flatten() for score in scores.values()]
-    sizes = [len(own) for own in flat]
-    kept = sum(sizes) - round(sparsity * sum(sizes))
-    together = top_mask(torch.cat(flat), kept)
+    together = torch.cat(flat)
+    dropped = round(sparsity * len(together))
+    mask = top_mask(together, len(together) - dropped)
     masks = {}
-    for (name, score), part in zip(scores.items(), together.split(sizes), strict=True):
-        masks[name] = part.view_as(score)
+    begun = 0
+    for name, score in scores.items():
+        end = begun + score.numel()
+        masks[name] = mask[begun:end].view_as(score)
+        begun = end
     return masks
 
 

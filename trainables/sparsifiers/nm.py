@@ -23,8 +23,10 @@ def nm_mask(weight: Tensor, n: int, m: int) -> Tensor:
     rows = weight.detach().abs().movedim(1, -1)  # (out, …, in)
     groups = rows.reshape(*rows.shape[:-1], -1, m)  # (out, …, in / m, m)
     largest = groups.topk(n, dim=-1).indices
-    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, largest, True)
-    return mask.reshape(rows.shape).movedim(-1, 1).contiguous()
+    mask = torch.zeros_like(groups, dtype=torch.bool)
+    mask.scatter_(-1, largest, True)
+    mask = mask.reshape(rows.shape).movedim(-1, 1)
+    return mask.contiguous()
 
 
 @SPARSIFIERS.register("nm")

@@ -106,12 +106,12 @@ class BatchStep:
 
     def _examples(self, count: int) -> tuple[Tensor, Tensor]:
         """So many training examples, as they are without augmentation, drawn by the seed."""
-        train = self.data.train
+        inputs, targets = self.data.train
         generator = self._generator(_EXAMPLES_STREAM)
-        order = torch.randperm(len(train.targets), generator=generator)
-        drawn = order[:count].to(train.targets.device)
-        inputs = self.data.prepare(train.inputs[drawn])
-        return inputs, train.targets[drawn].to(self.device)
+        order = torch.randperm(len(targets), generator=generator)
+        drawn = order[:count].to(targets.device)
+        seen = self.data.prepare(inputs[drawn])
+        return seen, targets[drawn].to(self.device)
 
     def _rng_state(self) -> dict[str, Tensor]:
         """The state of torch's global generators, by kind of device."""
@@ -292,13 +292,14 @@ class BatchStep:
         """As `_gradients`, in as many parts as memory was found to allow."""
         count = len(batch.targets)
         parts = min(self.parts, count)
+        inputs_of_parts = batch.inputs.tensor_split(parts)
+        targets_of_parts = batch.targets.tensor_split(parts)
         task_total = torch.zeros((), device=self.device)
         penalty_total = torch.zeros((), device=self.device)
-        split = [tensor.tensor_split(parts) for tensor in batch]
-        for part in map(Split, *split):
-            share = weight * (len(part.targets) / count)
+        for part in map(Split, inputs_of_parts, targets_of_parts):
+            share = len(part.targets) / count
             inputs, targets = self._prepared(part)
-            task_loss, penalty_loss = self._part_gradients(inputs, targets, share)
+            task_loss, penalty_loss = self._part_gradients(inputs, targets, weight * share)
             task_total += task_loss
             penalty_total += penalty_loss
         return task_total, penalty_total

@@ -141,12 +141,19 @@ class Finishing:
     ) -> dict[str, Number]:
         """Metrics, `sizes`, and what else the candidate asks for; of the int8 network, where that
         is to ship."""
+        found: dict[str, Number] = {}
         if not self.candidate.int8:
-            scores = self._scores(network)
-            return {**scores, **sizes, **self._extra_measures(network, inputs)}
+            found |= self._scores(network)
+            found |= sizes
+            found |= self._extra_measures(network, inputs)
+            return found
         int8 = as_int8(copy.deepcopy(network).cpu(), self.data)
-        own = {one.name: int8.measure(one) for one in self.candidate.own_measures()}
-        return {**int8.scores(self.data, "val"), **sizes, **int8.sizes(), **own}
+        found |= int8.scores(self.data, "val")
+        found |= sizes
+        found |= int8.sizes()
+        for own in self.candidate.own_measures():
+            found[own.name] = int8.measure(own)
+        return found
 
     def _extra_measures(self, network: nn.Module, inputs: Tensor) -> dict[str, Number]:
         """The measures that the candidate asks for beyond those that are always taken; `inputs` (N,

@@ -184,19 +184,22 @@ class Group(Solo):
 
     def _gather(self, outputs: Tensor | None, count: int) -> list[Tensor]:
         """The outputs (n, …) of each rank's share of `count` examples, None for no share."""
-        sizes = [len(range(rank, count, self.size)) for rank in range(self.size)]
         # Rank 0 has a share if any rank has.
         shape = torch.zeros(8, dtype=torch.int64, device=self.device)
         if outputs is not None and self.rank == 0:
             shape[: outputs.dim()] = torch.tensor(outputs.shape)
         dist.broadcast(shape, 0)
-        _, *rest = [size for size in shape.tolist() if size]
-        padded = torch.zeros((sizes[0], *rest), device=self.device)
+        most, *rest = [size for size in shape.tolist() if size]
+        padded = torch.zeros((most, *rest), device=self.device)
         if outputs is not None:
             padded[: len(outputs)] = outputs
         gathered = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(gathered, padded)
-        return [part[:size] for part, size in zip(gathered, sizes, strict=True)]
+        shares = []
+        for rank, part in enumerate(gathered):
+            own = len(range(rank, count, self.size))
+            shares.append(part[:own])
+        return shares
 
 
 def _may_leave_out(model: nn.Module, sample: Tensor) -> bool:

@@ -58,14 +58,8 @@ def what_can_shrink(network: nn.Module, sample: Tensor) -> NetworkReport:
         count = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         if count:
             layers[name] = LayerReport(name, type(module).__name__, count)
-    acting: dict[str, list[str]] = defaultdict(list)
     problems: list[str] = []
-    for penalty, kind in PENALTIES.items():
-        for acted_on in _groups(penalty, kind, network, sample, problems):
-            acting[acted_on].append(penalty)
-    for weight in prunable_weights(network):
-        layer_name = weight.rpartition(".")[0]
-        acting[layer_name].append("sparsifiers")
+    acting = _acting(network, sample, problems)
     removable = _removable(network, sample, problems)
     computed = set(computed_weights(network))
     for name, layer in layers.items():
@@ -74,6 +68,18 @@ def what_can_shrink(network: nn.Module, sample: Tensor) -> NetworkReport:
         if not layer.by:
             layer.why_not = _why_not(name, layer.kind, computed)
     return NetworkReport(list(layers.values()), _distinct(problems))
+
+
+def _acting(network: nn.Module, sample: Tensor, problems: list[str]) -> dict[str, list[str]]:
+    """By layer: the penalties that act on it, and `sparsifiers` where those do."""
+    acting: dict[str, list[str]] = defaultdict(list)
+    for penalty, kind in PENALTIES.items():
+        for name in _groups(penalty, kind, network, sample, problems):
+            acting[name].append(penalty)
+    for weight in prunable_weights(network):
+        name, _, _ = weight.rpartition(".")
+        acting[name].append("sparsifiers")
+    return acting
 
 
 def _distinct(names: list[str]) -> list[str]:

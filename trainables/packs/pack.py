@@ -151,9 +151,7 @@ class Pack:
         losses_of_each = means.T.tolist()
         counted_of_each = torch.cat([counts, scores], 1).tolist()
         results: dict[Training, dict[str, Number] | TrialFailure] = {}
-        for member, losses, counted in zip(
-            members, means.T.tolist(), numbers.tolist(), strict=True
-        ):
+        for member, losses, counted in zip(members, losses_of_each, counted_of_each, strict=True):
             try:
                 results[member] = member.end_epoch([*losses, *counted])
             except TrialFailure as failure:

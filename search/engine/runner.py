@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from optuna.exceptions import StorageInternalError
@@ -292,43 +292,52 @@ def _finish(
 ) -> SearchResult:
     """Marks what was cut off, touches the test set, and ends the record of this session."""
     ledger = session.ledger
-    for record in [*ledger.trials, *([ledger.dense] if ledger.dense else [])]:
+    records = list(ledger.trials)
+    if ledger.dense:
+        records.append(ledger.dense)
+    for record in records:
         if record.status == "running":
             observer.write(TrialInterrupted(number=record.number))
-    dense = None
-    if ledger.dense and ledger.dense.status == "completed":
-        dense = ledger.dense.last
+    networks = ledger.front()
+    if ledger.dense_network and ledger.dense_network.trial.status == "completed":
+        networks.append(ledger.dense_network)
     say = (observer.progress or Progress()).finishing
-    networks = [*ledger.front(), *([dense] if dense else [])]
     say(f"Measuring {len(networks)} networks on the test set")
     _touch_test_set(session.config, networks, observer)
-    cut_off = observer.interrupt.requested
+    front = ledger.front()
     result = SearchResult(
         search=session.directory.name,
         ledger=ledger,
-        front=ledger.front(),
+        front=front,
         wall_seconds=seconds,
         tracking_uri=session.config.tracking.shown_uri(),
-        interrupted=cut_off,
+        interrupted=observer.interrupt.requested,
     )
-    status = "interrupted"
-    if not cut_off:
-        status = "failed" if result.all_failed else "completed"
-    observer.write(SessionEnded(status=status, seconds=round(seconds, 2)))
-    say(f"Writing the rest to MLflow, with the models of {len(ledger.front())} networks")
+    observer.write(SessionEnded(status=_ending(result), seconds=round(seconds, 2)))
+    say(f"Writing the rest to MLflow, with the models of {len(front)} networks")
     delivered = recorder.close()
     return dataclasses.replace(result, run_ids=dict(recorder.run_ids), undelivered=not delivered)
+
+
+def _ending(result: SearchResult) -> Literal["completed", "interrupted", "failed"]:
+    if result.interrupted:
+        return "interrupted"
+    if result.all_failed:
+        return "failed"
+    return "completed"
 
 
 def _scheduler(session: Session, observer: Observer) -> MultiObjectiveASHA | None:
     stopping = session.config.search.early_stopping
     if stopping is None:
         return None
+    objectives: dict[str, Literal["min", "max"]] = {}
+    for objective in session.config.chosen_objectives():
+        objectives[objective.name] = "min"
+        if objective.direction is Direction.MAXIMIZE:
+            objectives[objective.name] = "max"
     return MultiObjectiveASHA(
-        {
-            o.name: "max" if o.direction is Direction.MAXIMIZE else "min"
-            for o in session.config.chosen_objectives()
-        },
+        objectives,
         time_attr="epoch",
         grace=session.config.grace(),
         reduction=stopping.reduction,
@@ -348,32 +357,38 @@ def _config_maker(
     """Makes the Tune config of a trial. Without `training.seed`, trial n of search seed s trains
     with 1,000,003 s + n + 1."""
     config = session.config
-    rungs = []
+    rungs: set[int] = set()
     if scheduler:
-        rungs = sorted({math.ceil(time) for level in scheduler.levels for time in level})
+        for level in scheduler.levels:
+            rungs.update(map(math.ceil, level))
 
     def make(trial: Unfinished) -> dict[str, Any]:
         number = trial.number
         try:
-            candidate = (
-                config.candidate({}).dense() if number is None else config.candidate(trial.values)
-            )
+            if number is None:
+                candidate = config.candidate({}).dense()
+            else:
+                candidate = config.candidate(trial.values)
         except (KeyError, ValidationError) as error:
             raise InvalidCandidate(
                 f"these values make no candidate: {explain_first(error)}"
             ) from error
+        place = 0
+        report_at: tuple[int, ...] = ()
+        if number is not None:
+            place = number + 1
+            report_at = tuple(sorted(rungs))
         if candidate.training.seed is None:
-            seed = 1_000_003 * config.search.seed + (0 if number is None else number + 1)
-            candidate = candidate.model_copy(
-                update={"training": candidate.training.model_copy(update={"seed": seed})}
-            )
+            seed = 1_000_003 * config.search.seed + place
+            training = candidate.training.model_copy(update={"seed": seed})
+            candidate = candidate.model_copy(update={"training": training})
         return TrialOrder(
             candidate=candidate.model_dump(mode="json"),
             resources=config.resources.for_ray(),
             number=number,
             values=trial.values,
             processes=config.resources.processes_of_a_trial(),
-            report_at=() if number is None else tuple(rungs),
+            report_at=report_at,
             resume_from=trial.checkpoint,
             session=f"{session.folder.search}-{session.number}",
         ).as_config()

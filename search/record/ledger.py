@@ -301,6 +301,13 @@ class Ledger:
             return False
         return self._loss_on_front(record, measures) is not None
 
+    @property
+    def dense_network(self) -> MeasuredNetwork | None:
+        """The last network that the dense reference was measured as; None if there is none yet."""
+        if self.dense is None:
+            return None
+        return self.dense.last
+
     def _loss_on_front(self, record: TrialRecord, measures: dict[str, float]) -> Points | None:
         """The losses of a network that meets the constraints, and is not dominated or as good as an
         earlier one of its trial."""

@@ -15,6 +15,9 @@ from slimfront.search.terminal import Column, cell
 from slimfront.trainables.errors import one_line
 from slimfront.trainables.redaction import without_secrets
 
+_ENDED: tuple[Status, ...] = ("completed", "stopped", "failed")
+"""What becomes of trials."""
+
 
 def as_json(result: SearchResult) -> dict[str, Any]:
     """The result as plain data.
@@ -25,27 +28,36 @@ def as_json(result: SearchResult) -> dict[str, Any]:
     """
     ledger = result.ledger
     quality = ledger.quality.name
+    described = {}
+    for objective in (ledger.quality, *ledger.objectives):
+        described[objective.name] = objective.as_plain()
+    trials = {}
+    for status in _ENDED:
+        trials[status] = ledger.counts[status]
+    dense = {}
+    if ledger.dense_network:
+        dense = _measures(ledger.dense_network, quality)
+    knee = ledger.knee()
+    front = []
+    for point in result.front:
+        member = {
+            "trial": point.trial.label,
+            "epoch": point.epoch,
+            "one_shot": point.step,
+            "knee": point is knee,
+            "run_id": result.run_ids.get(point.trial.label),
+            **_measures(point, quality),
+            "params": point.trial.values,
+        }
+        front.append(member)
     return {
         "search": result.search,
         "objectives": [objective.name for objective in ledger.objectives],
-        "quality": ledger.quality.name,
-        "described": {o.name: o.as_plain() for o in (ledger.quality, *ledger.objectives)},
-        "trials": {status: ledger.counts[status] for status in ("completed", "stopped", "failed")},
-        "dense": _measures(ledger.dense.last, quality)
-        if ledger.dense and ledger.dense.last
-        else {},
-        "front": [
-            {
-                "trial": point.trial.label,
-                "epoch": point.epoch,
-                "one_shot": point.step,
-                "knee": point is ledger.knee(),
-                "run_id": result.run_ids.get(point.trial.label),
-                **_measures(point, quality),
-                "params": point.trial.values,
-            }
-            for point in result.front
-        ],
+        "quality": quality,
+        "described": described,
+        "trials": trials,
+        "dense": dense,
+        "front": front,
         "hypervolume": ledger.hypervolume(),
         "wall_seconds": round(result.wall_seconds, 2),
         "tracking_uri": result.tracking_uri,
@@ -92,15 +104,13 @@ def as_tables(result: SearchResult, width: int) -> list[Table]:
     with a row for each trial.
     """
     ledger = result.ledger
+    quality = ledger.quality
+    dense = ledger.dense_network
     points = list(result.front)
     sections = []
-    dense = None
-    if ledger.dense:
-        dense = ledger.dense.last
     if dense:
         points.insert(0, dense)
-        sections = [0]
-    quality = ledger.quality
+        sections.append(0)
     shown = (quality.name, *_SHOWN)
     aims = [objective.name for objective in ledger.objectives]
     aims += [constraint.name for constraint in ledger.constraints]
@@ -110,8 +120,9 @@ def as_tables(result: SearchResult, width: int) -> list[Table]:
     varied = _varied(points)
     if terminal.fits([*measured, *varied], width):
         return terminal.as_tables(title, [*measured, *varied], width, sections)
-    trials = list({point.trial.label: point for point in result.front}.values())
-    values = [Column("trial", [point.trial.label for point in trials], left=True), *_varied(trials)]
+    trials = {point.trial.label: point for point in result.front}
+    values = [Column("trial", list(trials), left=True)]
+    values += _varied(list(trials.values()))
     return [
         *terminal.as_tables(title, measured, width, sections),
         *terminal.as_tables("Their values", values, width),
@@ -235,8 +246,7 @@ def _counts(result: SearchResult) -> str:
     """How many trials ended in which way, and why most of them failed where there is no front."""
     ledger = result.ledger
     counts = []
-    statuses: tuple[Status, ...] = ("completed", "stopped", "failed")
-    for status in statuses:
+    for status in _ENDED:
         count = ledger.counts[status]
         if count:
             counts.append(f"{count} {status}")

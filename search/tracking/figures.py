@@ -208,8 +208,8 @@ def _ends(ledger: Ledger) -> list[MeasuredNetwork]:
 
 
 def _dense(ledger: Ledger) -> list[MeasuredNetwork]:
-    if ledger.dense and ledger.dense.last:
-        return [ledger.dense.last]
+    if ledger.dense_network:
+        return [ledger.dense_network]
     return []
 
 

@@ -251,8 +251,8 @@ class Page:
             if network is not None:
                 stored.append((point, network))
         dense = None
-        if ledger.dense and ledger.dense.last:
-            dense = charts.load(ledger.dense.last, self.config)
+        if ledger.dense_network:
+            dense = charts.load(ledger.dense_network, self.config)
         if stored and dense is not None:
             self._draw("layers.png", partial(self._draw_layers, stored, dense))
         with making("models of the front"):

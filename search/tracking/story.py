@@ -21,9 +21,7 @@ def describe(
 ) -> str:
     """Markdown for the tag `mlflow.note.content`; links go to runs of the same MLflow UI."""
     parts = [f"## {text(search)}", _searched(config, ledger)]
-    dense = None
-    if ledger.dense:
-        dense = ledger.dense.last
+    dense = ledger.dense_network
 
     def link(point: MeasuredNetwork) -> str:
         run_id = run_ids.get(point.trial.label)

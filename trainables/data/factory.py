@@ -140,10 +140,12 @@ class Factory(Data):
         names = given.tolist() if hasattr(given, "tolist") else list(given)
         if len(names) != examples:
             raise self._wrong(f"has {examples} inputs and {len(names)} groups", "a group for each")
-        numbers: dict[Any, int] = {}
+        known: dict[Any, int] = {}
+        numbers = []
         for name in names:
-            numbers.setdefault(name, len(numbers))
-        return torch.tensor([numbers[name] for name in names])
+            number = known.setdefault(name, len(known))
+            numbers.append(number)
+        return torch.tensor(numbers)
 
     def _of_splits(self, made: Mapping[str, Any], task: Task) -> Dataset:
         """The user's own splits; what is left out is held out of the training examples."""
@@ -286,18 +288,19 @@ class Factory(Data):
         for name in _SPLITS:
             self._check_split(data, name)
         data = data.to(torch.device("cpu"))
-        parts = [getattr(data, name) for name in _SPLITS]
-        targets = torch.cat([part.targets for part in parts])
-        encoded = task.encode(targets, data.names, data.outputs)
-        sizes = [len(part.targets) for part in parts]
-        splits = []
-        for part, own in zip(parts, encoded.targets.split(sizes), strict=True):
-            splits.append(Split(part.inputs, own))
-        train, validation, test = splits
+        inputs = []
+        targets = []
+        for name in _SPLITS:
+            split = getattr(data, name)
+            inputs.append(split.inputs)
+            targets.append(split.targets)
+        encoded = task.encode(torch.cat(targets), data.names, data.outputs)
+        parts = encoded.targets.split([len(own) for own in targets])
+        train, validation, test = map(Split, inputs, parts)
         data = replace(data, train=train, validation=validation, test=test)
         data = replace(data, outputs=encoded.outputs, names=encoded.names)
         data = attach(data, task)
-        images = data.train.inputs
+        images = train.inputs
         known = data.mean is not None and data.std is not None
         if known or isinstance(images, Several) or not is_image(images):
             return data

@@ -44,18 +44,21 @@ class TensorFile:
     def allocate(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Room in the file, all of it taken from the disk now: a disk that is full later could only
         end the process."""
-        room = torch.empty(tuple(shape), dtype=dtype, device="meta")
-        size = room.nbytes
+        wanted = torch.empty(tuple(shape), dtype=dtype, device="meta")
+        size = wanted.nbytes
         if not size:
             return in_process(shape, dtype)
+        begins = self.end
+        descriptor = self.file.fileno()
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self.file.fileno(), self.end, size)
+            os.posix_fallocate(descriptor, begins, size)
         else:
-            self.file.truncate(self.end + size)
-        mapped = mmap.mmap(self.file.fileno(), size, flags=mmap.MAP_SHARED, offset=self.end)
-        tensor = torch.frombuffer(mapped, dtype=dtype).view(room.shape)
-        self.given[tensor.data_ptr()] = (self.end, tensor)
-        self.end += -(-size // _HEADER) * _HEADER
+            self.file.truncate(begins + size)
+        mapped = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, offset=begins)
+        tensor = torch.frombuffer(mapped, dtype=dtype).view(wanted.shape)
+        self.given[tensor.data_ptr()] = (begins, tensor)
+        pages = -(-size // _HEADER)
+        self.end = begins + pages * _HEADER
         return tensor
 
     def finish(self, tensors: dict[str, Tensor], extra: dict[str, Any]) -> None:

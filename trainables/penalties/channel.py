@@ -58,9 +58,11 @@ def unit_norms(tensors: Sequence[Tensor], owners: Sequence[Tensor], units: int) 
 
     The gradient of a unit that is 0 is 0.
     """
-    squares = tensors[0].new_zeros(units + 1)  # the last one takes what has no owner: −1
+    places = units + 1  # the last one takes what has no owner: −1
+    squares = tensors[0].new_zeros(places)
     for tensor, owner in zip(tensors, owners, strict=True):
-        squares = squares.index_add(0, owner % (units + 1), _squares_of_rows(tensor))
+        of_rows = _squares_of_rows(tensor)
+        squares = squares.index_add(0, owner % places, of_rows)
     return root(squares[:units])
 
 

@@ -60,8 +60,10 @@ def squares(outputs: Tensor, targets: Tensor) -> Tensor:
     y = targets.double()
     made = _like(outputs, targets).double()
     errors = (made - y).square().sum()
+    total = y.sum()
+    squared = y.square().sum()
     count = torch.full_like(errors, y.numel())
-    return torch.stack([errors, y.sum(), y.square().sum(), count])
+    return torch.stack([errors, total, squared, count])
 
 
 def _like(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -144,7 +144,9 @@ class StepGraphs:
     def means(self) -> Tensor:
         """The mean task loss of the epoch's examples, and the mean penalty loss of its steps: (2,),
         float64."""
-        counts = torch.tensor([len(self.order), len(self.rates)], dtype=torch.float64)
+        examples = len(self.order)
+        steps = len(self.rates)
+        counts = torch.tensor([examples, steps], dtype=torch.float64)
         return self.totals / to_device(counts, self.totals.device)
 
     def _begin(self, order: Tensor) -> None:

@@ -176,12 +176,18 @@ def list_jobs(
 
 
 def _plain(job: "Job") -> dict[str, str | None]:
-    times = {
-        name: time.isoformat() if time else None
-        for name, time in (("started", job.started), ("ended", job.ended))
+    plain: dict[str, str | None] = {
+        "search": job.search,
+        "job": job.job_id,
+        "status": job.status,
+        "message": job.message,
+        "storage_path": job.storage_path,
     }
-    known = {"search": job.search, "job": job.job_id, "status": job.status, "message": job.message}
-    return known | {"storage_path": job.storage_path} | times
+    for name, time in (("started", job.started), ("ended", job.ended)):
+        plain[name] = None
+        if time:
+            plain[name] = time.isoformat()
+    return plain
 
 
 def _times(job: "Job") -> str:

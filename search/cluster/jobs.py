@@ -246,6 +246,11 @@ def _job(details: JobDetails) -> Job:
 
 def _last_words(text: str) -> str:
     """The sentence of the error that a job ended with, or else its last line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("Error: ")]
-    return (errors or lines or [""])[-1].removeprefix("Error: ")
+    last = ""
+    sentence = ""
+    for line in map(str.strip, text.splitlines()):
+        if line:
+            last = line
+        if line.startswith("Error: "):
+            sentence = line.removeprefix("Error: ")
+    return sentence or last

@@ -118,12 +118,14 @@ def set_path(tree: Mapping[str, Any], path: str, value: object) -> dict[str, Any
     """
     head, _, rest = path.partition(".")
     copy = dict(tree)
-    if rest:
-        below = copy.get(head)
-        if below is not None and not isinstance(below, Mapping):
-            raise KeyError(f"'{head}' is {shorten(repr(below))}, which has no '{rest}'")
-        value = set_path(below or {}, rest, value)
-    copy[head] = value
+    if not rest:
+        copy[head] = value
+        return copy
+    below = copy.get(head)
+    if below is not None and not isinstance(below, Mapping):
+        shown = shorten(repr(below))
+        raise KeyError(f"'{head}' is {shown}, which has no '{rest}'")
+    copy[head] = set_path(below or {}, rest, value)
     return copy
 
 

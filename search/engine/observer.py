@@ -116,10 +116,12 @@ class Observer(DriverOnly, tune.Callback):
         """
         if not done or record.number is None:
             return report.failure is None
-        networks = []
-        if report.network:
-            networks = [report.network, *report.pruned]
-        return any(self.ledger.would_enter_front(record, network.measures) for network in networks)
+        if report.network is None:
+            return False
+        for network in (report.network, *report.pruned):
+            if self.ledger.would_enter_front(record, network.measures):
+                return True
+        return False
 
     def on_checkpoint(
         self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any

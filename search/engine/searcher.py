@@ -251,10 +251,17 @@ def continued(record: TrialRecord) -> Unfinished:
 def _suggested(trial: optuna.Trial, path: str, distribution: BaseDistribution) -> Any:
     """The trial's value for a path: the one that it has, or one drawn now if its process died
     before it was."""
-    d = distribution
-    if isinstance(d, FloatDistribution):
-        return trial.suggest_float(path, d.low, d.high, log=d.log, step=d.step)
-    if isinstance(d, IntDistribution):
-        return trial.suggest_int(path, d.low, d.high, log=d.log, step=d.step)
-    assert isinstance(d, CategoricalDistribution)
-    return trial.suggest_categorical(path, d.choices)
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(path, distribution.choices)
+    if isinstance(distribution, FloatDistribution):
+        suggest: Callable[..., Any] = trial.suggest_float
+    else:
+        assert isinstance(distribution, IntDistribution)
+        suggest = trial.suggest_int
+    return suggest(
+        path,
+        distribution.low,
+        distribution.high,
+        log=distribution.log,
+        step=distribution.step,
+    )

@@ -15,11 +15,13 @@ def hypervolume(points: Points, reference: NDArray[np.float64]) -> float:
     Points with NaN or infinity, and points that are not better than the reference in every
     objective, add nothing.
     """
-    usable = points[np.isfinite(points).all(axis=1)]
-    inside = usable[(usable < reference).all(axis=1)]
-    if len(inside):
-        return float(moocore.hypervolume(inside, ref=reference))
-    return 0.0
+    finite = np.isfinite(points).all(axis=1)
+    usable = points[finite]
+    better = (usable < reference).all(axis=1)
+    inside = usable[better]
+    if not len(inside):
+        return 0.0
+    return float(moocore.hypervolume(inside, ref=reference))
 
 
 def ranks(points: Points) -> NDArray[np.int64]:
@@ -42,5 +44,7 @@ def knee(points: Points) -> int:
     """
     low = points.min(axis=0)
     high = points.max(axis=0)
-    scaled = (points - low) / np.where(high > low, high - low, 1.0)
-    return int(np.argmin(scaled.sum(axis=1)))
+    widths = np.where(high > low, high - low, 1.0)
+    scaled = (points - low) / widths
+    sums = scaled.sum(axis=1)
+    return int(np.argmin(sums))

@@ -182,8 +182,12 @@ def new_folder(config: Config, name: str | None) -> Folder:
 def new_names(config_name: str) -> list[str]:
     """Names for a search that was given none, the first to be tried first: that of its config, and
     the time."""
-    stamped = f"{config_name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    return [stamped, *(f"{stamped}-{n}" for n in range(2, 100))]
+    now = datetime.now(UTC)
+    stamped = f"{config_name}-{now:%Y%m%d-%H%M%S}"
+    names = [stamped]
+    for number in range(2, 100):
+        names.append(f"{stamped}-{number}")
+    return names
 
 
 _THERE = (

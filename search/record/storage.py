@@ -53,8 +53,13 @@ def join(place: str, relative: str) -> str:
 
 def parent(place: str) -> str:
     """The storage path in which a search's folder is: `join` undone."""
-    base, mark, query = place.partition("?") if is_bucket(place) else (place, "", "")
-    return f"{base.rstrip('/').rpartition('/')[0] or '/'}{mark}{query}"
+    base = place
+    query = ""
+    if is_bucket(place):
+        base, mark, query = place.partition("?")
+        query = mark + query
+    above = base.rstrip("/").rpartition("/")[0] or "/"
+    return above + query
 
 
 def fetch(folder: str, name: str) -> Path:

@@ -51,11 +51,13 @@ class PendingWrites:
 
     def add_metrics(self, values: Mapping[str, float], time: int, step: int) -> None:
         """Metrics of one step; the time in milliseconds."""
-        self.entries += [Metric(name, float(value), time, step) for name, value in values.items()]
+        for name, value in values.items():
+            self.entries.append(Metric(name, float(value), time, step))
 
     def add_params(self, values: Mapping[str, Any]) -> None:
         """Params, which never change."""
-        self.entries += [Param(name, str(value)) for name, value in values.items()]
+        for name, value in values.items():
+            self.entries.append(Param(name, str(value)))
 
     def add_tags(self, values: Mapping[str, str]) -> None:
         """Tags; the last of a name counts."""

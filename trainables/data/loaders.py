@@ -134,12 +134,7 @@ def _same(one: Any, other: Any) -> bool:
 def _pair(batch: Any, what: str) -> tuple[Any, Any]:
     """Inputs and targets of a batch."""
     if isinstance(batch, Mapping):
-        key = next((key for key in _TARGETS if key in batch), None)
-        if key is None or len(batch) < 2:
-            names = ", ".join(map(str, batch))
-            raise UserError(f"{what} gives mappings with {names}; one key is to be 'targets'")
-        inputs = dict(batch)
-        return inputs, inputs.pop(key)
+        return _named_pair(batch, what)
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         kind = type(batch).__name__
         raise UserError(f"{what} gives a {kind}; each example is (inputs, target)")
@@ -147,6 +142,16 @@ def _pair(batch: Any, what: str) -> tuple[Any, Any]:
     if len(first) == 1:
         return first[0], targets
     return tuple(first), targets
+
+
+def _named_pair(batch: Mapping[Any, Any], what: str) -> tuple[Any, Any]:
+    inputs = dict(batch)
+    for key in _TARGETS:
+        if key in inputs and len(inputs) > 1:
+            targets = inputs.pop(key)
+            return inputs, targets
+    names = ", ".join(map(str, batch))
+    raise UserError(f"{what} gives mappings with {names}; one key is to be 'targets'")
 
 
 def _together(parts: list[Any], what: str) -> Any:

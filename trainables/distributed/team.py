@@ -316,4 +316,7 @@ class LedTraining(Training):
         """The state of training of every rank."""
         with self.team.along("state") as others:
             own = self.state_dict()
-        return [own, *(unpacked(others[rank], self.device) for rank in range(1, self.team.size))]
+        states = [own]
+        for rank in range(1, self.team.size):
+            states.append(unpacked(others[rank], self.device))
+        return states

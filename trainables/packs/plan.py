@@ -76,8 +76,10 @@ def _scales(members: Sequence[Training], options: Sequence[object], batches: int
     by_member = []
     for member, own in zip(members, options, strict=True):
         scales = []
-        for step in range(member.step, member.step + batches):
-            scales.append(_scale(own, step, step / batches))
+        for number in range(batches):
+            step = member.step + number
+            epoch = step / batches
+            scales.append(_scale(own, step, epoch))
         by_member.append(scales)
     return torch.tensor(by_member, dtype=torch.float64).T
 

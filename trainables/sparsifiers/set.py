@@ -56,11 +56,18 @@ class ActiveSET(RandomStart):
         growth = self.random_scores()
         for name, weight in self.weights.items():
             before = self.masks[name].clone()
-            count = int(self.options.drop * int(before.sum()))
-            after = drop_and_grow(before, weight.abs(), growth[name], count)
+            kept = int(before.sum())
+            count = int(self.options.drop * kept)
+            after = drop_and_grow(
+                mask=before,
+                magnitude=weight.abs(),
+                growth=growth[name],
+                count=count,
+            )
             self.set_masks({name: after})
             drawn = torch.randn(weight.shape, generator=self.generator)
-            values = drawn.to(weight) * self.deviations[name]
+            values = drawn.to(weight)
+            values = values * self.deviations[name]
             grown = self.masks[name] & ~before
             weight.copy_(torch.where(grown, values, weight))
 

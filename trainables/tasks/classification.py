@@ -243,10 +243,11 @@ def encode_classes(
 
 def _of_names(strings: list[str], classes: int | None) -> Encoded:
     """Names as numbers, in the order of the alphabet."""
-    names = sorted(set(strings))
+    names = tuple(sorted(set(strings)))
     places = {name: place for place, name in enumerate(names)}
-    targets = torch.tensor([places[name] for name in strings], dtype=torch.int64)
-    return _checked(targets, tuple(names), classes)
+    numbers = [places[name] for name in strings]
+    targets = torch.tensor(numbers, dtype=torch.int64)
+    return _checked(targets, names, classes)
 
 
 def _of_known_number(targets: Tensor, names: Sequence[str], count: int) -> Encoded:
@@ -287,11 +288,14 @@ def _renumbered(targets: Tensor) -> Encoded:
 
 
 def _checked(targets: Tensor, names: tuple[str, ...], classes: int | None) -> Encoded:
-    count = len(names) or int(targets.max()) + 1
+    count = len(names)
+    if not names:
+        count = int(targets.max()) + 1
     if classes is not None and classes != count:
         shown = first_few(names, _MOST_SHOWN)
         raise UserError(f"task.classes is {classes}, and the data has {count} ({shown})")
-    if count < 2 or len(targets.unique()) < 2:
+    found = targets.unique()
+    if count < 2 or len(found) < 2:
         raise _one_class_only()
     return Encoded(targets, count, names)
 

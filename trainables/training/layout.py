@@ -28,7 +28,11 @@ def contiguous_copy(model: nn.Module) -> nn.Module:
 def ambiguous_strides(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Those with four dimensions, one of them of size 1: their layout is ambiguous, and that of
     gradients may differ."""
-    return [parameter for parameter in parameters if parameter.dim() == 4 and 1 in parameter.shape]
+    found = []
+    for parameter in parameters:
+        if parameter.dim() == 4 and 1 in parameter.shape:
+            found.append(parameter)
+    return found
 
 
 def align_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -92,10 +92,12 @@ class Group(Solo):
 
     def share(self, batch: Tensor) -> tuple[Tensor, float]:
         """The rank-th of equal parts, or all of a batch that is too small to be parted."""
-        if len(batch) < LEAST_SHARE * self.size:
+        count = len(batch)
+        if count < LEAST_SHARE * self.size:
             return batch, 1.0
-        mine = batch.tensor_split(self.size)[self.rank]
-        return mine, len(mine) * self.size / len(batch)
+        parts = batch.tensor_split(self.size)
+        mine = parts[self.rank]
+        return mine, len(mine) * self.size / count
 
     def wrap(self, losses: Losses, sample: Tensor, *, overlap: bool) -> nn.Module:
         """In DistributedDataParallel, unless gradients must wait for `reduce`."""
@@ -223,15 +225,17 @@ def _flat(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     kinds: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         kinds.setdefault(tensor.dtype, []).append(tensor)
-    flats = {}
-    for kind, alike in kinds.items():
-        flats[kind] = torch.cat([tensor.flatten() for tensor in alike])
-    yield list(flats.values())
-    for kind, alike in kinds.items():
-        sizes = [tensor.numel() for tensor in alike]
-        parts = flats[kind].split(sizes)
-        for tensor, part in zip(alike, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
+    flats = []
+    for alike in kinds.values():
+        rows = [tensor.flatten() for tensor in alike]
+        flats.append(torch.cat(rows))
+    yield flats
+    for flat, alike in zip(flats, kinds.values(), strict=True):
+        begun = 0
+        for tensor in alike:
+            end = begun + tensor.numel()
+            tensor.copy_(flat[begun:end].view_as(tensor))
+            begun = end
 
 
 def listen() -> socket.socket:

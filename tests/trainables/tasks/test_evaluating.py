@@ -1,4 +1,4 @@
-"""Who looks at a network in evaluation mode leaves each of its modules in the mode that it was in."""
+"""Who looks at a network in evaluation mode leaves each of its modules in the mode it was in."""
 
 from collections.abc import Callable
 

@@ -50,7 +50,7 @@ def training(tree: Mapping[str, Any], device: torch.device, *, compiled: bool) -
     )
     made = Training(Candidate.model_validate({**tree, "training": options}), device)
     made.model.train()
-    made.losses = made._shared_losses()
+    made.losses = made.shared_losses()
     return made
 
 
@@ -59,7 +59,7 @@ def seconds(made: Training) -> float:
     train, size = made.data.train, made.options.batch_size
     batch = Split(train.inputs[:size], train.targets[:size])
     begun = time.perf_counter()
-    made._train_batch(batch, 1.0)
+    made.train_batch(batch, 1.0)
     if made.device.type == "cuda":
         torch.cuda.synchronize(made.device)
     return time.perf_counter() - begun

@@ -32,12 +32,12 @@ _TRIAL = {
         "network, optimiser and penalties are made"
     ),
     "slimfront.trainables.training.loop:Training.run_epoch": "epochs: order of batches, metrics",
-    "slimfront.trainables.training.loop:Training._train_batch": (
+    "slimfront.trainables.training.batch_step:BatchStep.train_batch": (
         "steps: batches, schedule, bookkeeping"
     ),
     "slimfront.trainables.training.losses:Losses.forward": "steps: forward",
     "torch:Tensor.backward": "steps: backward",
-    "slimfront.trainables.training.loop:take_step": "steps: optimiser",
+    "slimfront.trainables.training.batch_step:take_step": "steps: optimiser",
     "slimfront.trainables.penalties.base:ActiveGroups.proximal": "steps: penalties",
     "slimfront.trainables.packs.pack:Pack.run_epoch": "epochs: order of batches, metrics",
     "slimfront.trainables.packs.pack:Pack._steps": "steps: batches, schedule, bookkeeping",

@@ -40,7 +40,10 @@ class Column:
     @property
     def width(self) -> int:
         """Characters of its widest line."""
-        return max(cell_len(line) for text in (self.head, *self.cells) for line in text.split("\n"))
+        lines = []
+        for text in (self.head, *self.cells):
+            lines += text.split("\n")
+        return max(cell_len(line) for line in lines)
 
 
 def as_tables(
@@ -55,12 +58,15 @@ def as_tables(
     first, *others = columns
     parts: list[list[Column]] = [[first]]
     for column in others:
-        if len(parts[-1]) > 1 and _width([*parts[-1], column]) > width:
-            parts.append([first])
-        parts[-1].append(column)
-    return [
-        _table(title if number == 0 else None, part, sections) for number, part in enumerate(parts)
-    ]
+        part = parts[-1]
+        if len(part) > 1 and _width([*part, column]) > width:
+            part = [first]
+            parts.append(part)
+        part.append(column)
+    tables = [_table(title, parts[0], sections)]
+    for part in parts[1:]:
+        tables.append(_table(None, part, sections))
+    return tables
 
 
 def fits(columns: Sequence[Column], width: int) -> bool:
@@ -81,7 +87,8 @@ def _table(title: str | None, columns: Sequence[Column], sections: Sequence[int]
             overflow="fold",
             vertical="bottom",
         )
-    for number, row in enumerate(zip(*(column.cells for column in columns), strict=True)):
+    cells = [column.cells for column in columns]
+    for number, row in enumerate(zip(*cells, strict=True)):
         table.add_row(*row, end_section=number in sections)
     return table
 

@@ -19,6 +19,7 @@ ROOMS = [
     "torch_internals",
     *(
         "redaction",
+        "environment",
         "errors",
         "folders",
         "gpu",
@@ -53,8 +54,8 @@ BESIDE = {
 }
 
 PRIVATE = (
-    *("redaction", "errors", "folders", "gpu", "importing", "inputs", "markdown", "options"),
-    *("plugins", "precision", "torch_internals"),
+    *("redaction", "environment", "errors", "folders", "gpu", "importing"),
+    *("inputs", "markdown", "options", "plugins", "precision", "torch_internals"),
 )
 
 

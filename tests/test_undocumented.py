@@ -48,7 +48,7 @@ USED = [
         "ray.tune.execution.tune_controller:TuneController.checkpoint",
         "search/engine/ray_internals/snapshots.py",
     ),
-    ("optuna", "optuna.distributions:BaseDistribution._contains", "search/config/schema.py"),
+    ("optuna", "optuna.distributions:BaseDistribution._contains", "search/config/space_checks.py"),
     ("torch", "torch:_fused_adam_", TORCH),
     ("torch", "torch:_fused_adamw_", TORCH),
     ("torch", "torch:_fused_sgd_", TORCH),
@@ -152,7 +152,7 @@ DOCUMENTED = ("_exit", "_asdict", "_replace")
 """Python's own names that begin with an underscore: of `os`, and of named tuples."""
 
 ELSEWHERE = {
-    ("search/config/schema.py", "_contains"),
+    ("search/config/space_checks.py", "_contains"),
     ("trainables/data/images.py", "joblib.externals.loky"),
     ("trainables/data/images.py", "joblib.externals.loky.process_executor"),
     ("trainables/packs/modules.py", "_conv_forward"),  # overridden, as torch's own subclasses do

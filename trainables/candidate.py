@@ -105,10 +105,14 @@ class Candidate(Options):
     @classmethod
     def _plug_in(cls, given: Any) -> Any:
         """Before names of what they register are looked up."""
-        named = given.get("plugins") if isinstance(given, Mapping) else None
+        named = None
+        if isinstance(given, Mapping):
+            named = given.get("plugins")
         names = [named] if isinstance(named, str) else named if isinstance(named, list) else ()
         load_plugins(name for name in names if isinstance(name, str))
-        return {**given, "plugins": names} if isinstance(named, str) else given
+        if isinstance(named, str):
+            return {**given, "plugins": names}
+        return given
 
     @field_validator("measures")
     @classmethod

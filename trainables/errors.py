@@ -2,6 +2,7 @@
 messages are kept short."""
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from slimfront.trainables.redaction import redact
@@ -20,9 +21,12 @@ class UserError(Exception):
     """
 
     def __init__(self, *parts: object) -> None:
-        super().__init__(
-            *(redact(part, names=True) if isinstance(part, str) else part for part in parts)
-        )
+        shown = []
+        for part in parts:
+            if isinstance(part, str):
+                part = redact(part, names=True)
+            shown.append(part)
+        super().__init__(*shown)
 
 
 class TrialFailure(Exception):
@@ -38,16 +42,31 @@ def reason(error: Exception) -> str:
     place."""
     if isinstance(error, UserError | TrialFailure):
         return str(error)
-    message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    message = first_line_of(str(error))
+    if message:
+        message = f": {message}"
+    where = ""
     frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}{f': {message}' if message else ''}{where}"
+    if frames:
+        last = frames[-1]
+        where = f" ({Path(last.filename).name}, line {last.lineno})"
+    return f"{type(error).__name__}{message}{where}"
 
 
 def first_line(error: BaseException, most: int = 200) -> str:
     """The first line that says something of what an error says, or else the name of its kind."""
-    message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return (message or type(error).__name__)[:most]
+    message = first_line_of(str(error))
+    if not message:
+        message = type(error).__name__
+    return message[:most]
+
+
+def first_line_of(text: str) -> str:
+    """The first line of a text that says something; nothing if none does."""
+    for line in text.splitlines():
+        if line.strip():
+            return line.strip()
+    return ""
 
 
 def shorten(value: object, most: int = 60) -> str:
@@ -58,14 +77,26 @@ def shorten(value: object, most: int = 60) -> str:
 
 def _clip(text: str, most: int) -> str:
     half = (most - 3) // 2
-    return text if len(text) <= most else f"{text[:half]} … {text[len(text) - half :]}"
+    if len(text) <= most:
+        return text
+    return f"{text[:half]} … {text[len(text) - half :]}"
+
+
+def first_few(names: Sequence[object], most: int = 10) -> str:
+    """The first of some names, as a message lists them."""
+    shown = ", ".join(map(str, names[:most]))
+    if len(names) > most:
+        return f"{shown} …"
+    return shown
 
 
 def one_line(message: str, most: int = _MOST) -> str:
     """A message on one line of at most `most` characters; what cannot be printed, such as a line
     break, is shown as an escape."""
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode()
-        for c in _clip(message, 10 * most)
-    )
+    shown = ""
+    for character in _clip(message, 10 * most):
+        if character.isprintable():
+            shown += character
+        else:
+            shown += character.encode("unicode_escape").decode()
     return _clip(shown, most)

@@ -15,7 +15,16 @@ def take_share(gpus: float) -> None:
 def free_memory(device: torch.device) -> int:
     """Bytes of the GPU that are free, and no more than this process's share of it."""
     free, total = torch.cuda.mem_get_info(device)
-    return min(free, int(torch.cuda.get_per_process_memory_fraction(device.index) * total))
+    share = torch.cuda.get_per_process_memory_fraction(device.index)
+    return min(free, int(share * total))
+
+
+def gpus_among(device: torch.device) -> list[torch.device]:
+    """The device if it is a GPU, none else: whose random numbers `fork_rng` is to keep besides the
+    CPU's."""
+    if device.type == "cuda":
+        return [device]
+    return []
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -67,12 +67,16 @@ class Several(_Base):
 
     def split(self, size: int) -> Iterator["Several"]:  # type: ignore[override]
         """The examples in batches of `size`, the last one smaller."""
-        return (self[start : start + size] for start in range(0, len(self), size))
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
 
     def tensor_split(self, parts: int) -> "list[Several]":  # type: ignore[override]
         """The examples in so many parts of about the same size."""
-        split = {name: tensor.tensor_split(parts) for name, tensor in self.named.items()}
-        return [Several({name: split[name][n] for name in split}) for n in range(parts)]
+        split: list[dict[str, Tensor]] = [{} for _ in range(parts)]
+        for name, tensor in self.named.items():
+            for part, own in zip(split, tensor.tensor_split(parts), strict=True):
+                part[name] = own
+        return [Several(part) for part in split]
 
     def index_select(self, dim: int, indices: Tensor) -> "Several":
         """The examples at these places."""
@@ -111,7 +115,10 @@ class Call:
 
     def as_plain(self) -> dict[str, Any]:
         """As plain data."""
-        return {"names": self.names and list(self.names), "output": self.output}
+        names = None
+        if self.names is not None:
+            names = list(self.names)
+        return {"names": names, "output": self.output}
 
     @classmethod
     def of(cls, plain: Mapping[str, Any] | None) -> "Call":
@@ -119,17 +126,23 @@ class Call:
         if plain is None:
             return cls()
         names = plain["names"]
-        return cls(None if names is None else tuple(names), plain["output"])
+        if names is not None:
+            names = tuple(names)
+        return cls(names, plain["output"])
 
 
 def each(inputs: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """The same inputs with every tensor changed."""
-    return inputs.each(change) if isinstance(inputs, Several) else change(inputs)
+    if isinstance(inputs, Several):
+        return inputs.each(change)
+    return change(inputs)
 
 
 def tensors(inputs: Tensor) -> dict[str, Tensor]:
     """All tensors of the inputs by name; a single one has none."""
-    return inputs.named if isinstance(inputs, Several) else {"": inputs}
+    if isinstance(inputs, Several):
+        return inputs.named
+    return {"": inputs}
 
 
 def by_place(names: Sequence[str]) -> bool:
@@ -139,10 +152,13 @@ def by_place(names: Sequence[str]) -> bool:
 
 def joined(first: Tensor, second: Tensor) -> Tensor:
     """The examples of the first, and then those of the second."""
-    if isinstance(first, Several):
-        others = tensors(second)
-        return Several({name: torch.cat([t, others[name]]) for name, t in first.named.items()})
-    return torch.cat([first, second])
+    if not isinstance(first, Several):
+        return torch.cat([first, second])
+    others = tensors(second)
+    together = {}
+    for name, tensor in first.named.items():
+        together[name] = torch.cat([tensor, others[name]])
+    return Several(together)
 
 
 def repeated(inputs: Tensor, count: int) -> Tensor:
@@ -152,19 +168,29 @@ def repeated(inputs: Tensor, count: int) -> Tensor:
 
 def shape_of_one(inputs: Tensor) -> tuple[int, ...]:
     """The shape of one example, without the batch; of the first tensor where there are several."""
-    one = inputs.first if isinstance(inputs, Several) else inputs
+    one = inputs
+    if isinstance(inputs, Several):
+        one = inputs.first
     return tuple(one.shape[1:])
 
 
 def in_float64(inputs: Tensor) -> Tensor:
     """The same in float64; whole numbers, which may be indices, stay."""
-    return each(inputs, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    return each(inputs, _in_float64)
+
+
+def _in_float64(tensor: Tensor) -> Tensor:
+    if tensor.is_floating_point():
+        return tensor.double()
+    return tensor
 
 
 def described(inputs: Tensor) -> str:
     """Types and shapes in words: `float32 (N, 3, 8, 8)`."""
     if isinstance(inputs, Several):
         return ", ".join(f"`{name}` {described(tensor)}" for name, tensor in inputs.named.items())
-    shape = ", ".join(map(str, inputs.shape[1:]))
     dtype = str(inputs.dtype).removeprefix("torch.")
-    return f"{dtype} (N, {shape})" if shape else f"{dtype} (N,)"
+    shape = ", ".join(map(str, inputs.shape[1:]))
+    if shape:
+        return f"{dtype} (N, {shape})"
+    return f"{dtype} (N,)"

@@ -15,14 +15,23 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", ":": "&#58;"
 
 def text(value: object) -> str:
     """A value as text on one line, also in a cell of a table."""
-    shown = one_line(str(value), _LONGEST)
-    return re.sub(r"[\\`*_\[\]()#!~$]", r"\\\g<0>", "".join(_ENTITIES.get(c, c) for c in shown))
+    shown = ""
+    for character in one_line(str(value), _LONGEST):
+        shown += _ENTITIES.get(character, character)
+    return re.sub(r"[\\`*_\[\]()#!~$]", r"\\\g<0>", shown)
 
 
 def code(value: object, *, cell: bool = False) -> str:
     """A value as code on one line; `cell` where it stands in a table, in which a pipe ends a cell
     even within code."""
     shown = one_line(str(value), _LONGEST) or " "
-    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
-    fence, blank = "`" * (longest + 1), " " * (longest > 0)
-    return f"{fence}{blank}{shown}{blank}{fence}".replace("|", "\\|" if cell else "|")
+    runs = re.findall("`+", shown)
+    longest = max(map(len, runs), default=0)
+    fence = "`" * (longest + 1)
+    blank = ""
+    if runs:
+        blank = " "
+    quoted = f"{fence}{blank}{shown}{blank}{fence}"
+    if cell:
+        return quoted.replace("|", "\\|")
+    return quoted

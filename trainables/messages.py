@@ -33,13 +33,18 @@ class TrialOrder:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "TrialOrder":
         """From Ray Tune's config of a trial."""
-        known = {f.name: config[f.name] for f in fields(cls) if f.name in config}
-        return cls(**known | {"report_at": tuple(known.get("report_at", ()))})
+        known = {}
+        for field_of in fields(cls):
+            if field_of.name in config:
+                known[field_of.name] = config[field_of.name]
+        known["report_at"] = tuple(known.get("report_at", ()))
+        return cls(**known)
 
     def as_config(self) -> dict[str, Any]:
         """As Ray Tune's config of a trial."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        return plain | {"report_at": list(self.report_at)}
+        plain = {field_of.name: getattr(self, field_of.name) for field_of in fields(self)}
+        plain["report_at"] = list(self.report_at)
+        return plain
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class NetworkReport:
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "NetworkReport":
         """From what `as_plain` made."""
-        return cls(dict(plain["measures"]), [list(step) for step in plain["compaction"]])
+        compaction = [list(step) for step in plain["compaction"]]
+        return cls(dict(plain["measures"]), compaction)
 
     def as_plain(self) -> dict[str, Any]:
         """As plain data."""
@@ -79,14 +85,20 @@ class Report:
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> "Report":
         """From Ray Tune's result of a trial."""
-        measures = {name: result[name] for name in result.get("measured", ()) if name in result}
-        compaction = [list(step) for step in result.get("compaction", [])]
-        network = NetworkReport(measures, compaction) if measures else None
+        measures = {}
+        for name in result.get("measured", ()):
+            if name in result:
+                measures[name] = result[name]
+        network = None
+        if measures:
+            compaction = [list(step) for step in result.get("compaction", [])]
+            network = NetworkReport(measures, compaction)
+        pruned = [NetworkReport.of(one) for one in result.get("pruned", [])]
         return cls(
             history=list(result.get("history", [])),
             epoch=result.get("epoch"),
             network=network,
-            pruned=tuple(NetworkReport.of(one) for one in result.get("pruned", [])),
+            pruned=tuple(pruned),
             failure=result.get("failure"),
             finished=bool(result.get("finished", False)),
         )

@@ -19,7 +19,9 @@ def suggest(word: str, known: Iterable[str]) -> str:
     them."""
     choices = sorted(known)
     near = difflib.get_close_matches(word[:_LONGEST_WORD], choices, n=1, cutoff=0.6)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(choices) or 'none'}"
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"known: {', '.join(choices) or 'none'}"
 
 
 class Options(BaseModel):

@@ -19,7 +19,9 @@ Precision = Literal["auto", "float32", "bf16"]
 
 def forward_pass(device: torch.device, bf16: bool) -> AbstractContextManager[object]:
     """Around the forward pass of a training step on `device`."""
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+    if bf16:
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
 
 
 @contextmanager
@@ -59,7 +61,9 @@ def _of_precision(*wanted: str) -> Iterator[None]:
 
 def to_float32(tensor: Tensor) -> Tensor:
     """The tensor in float32, if it is of a type with fewer bits; itself if not."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        return tensor.float()
+    return tensor
 
 
 def check_bf16(device: torch.device) -> None:

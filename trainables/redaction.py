@@ -25,6 +25,7 @@ _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,40})://(\S*)")
 _WHOLE_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _ASSIGNMENT = re.compile(r"([\w.-]{1,60})(\s?=\s?)(\"[^\"]*\"|'[^']*'|[^\s,;&)'\"]+)")
 _PARAMETER = re.compile(r"([?&;#])([^=&;#?]+)=([^&;#]*)")
+_INNER_NAME = re.compile(r"([\w.-]{1,60})=")
 _NAMELESS = ("s3", "s3a", "s3n", "gs", "gcs", "http", "https", "ws", "wss")
 """Schemes where what stands alone before the `@` is a key or a token; in those of databases it is a
 user's name."""
@@ -38,7 +39,9 @@ def without_secrets(uri: str) -> str:
     `postgresql://anna:secret@host/db` becomes `postgresql://anna@host/db`.
     """
     whole = _WHOLE_URI.fullmatch(uri)
-    return _cleaned(whole[1], whole[2], "") if whole else uri
+    if whole:
+        return _cleaned(whole[1], whole[2], "")
+    return uri
 
 
 def redact(text: str, *, names: bool = False) -> str:
@@ -53,10 +56,14 @@ def redact(text: str, *, names: bool = False) -> str:
         # Even blanks belong to it.
         return _cleaned(whole[1], whole[2], HIDDEN, names)
     text = _URI.sub(lambda match: _cleaned(match[1], match[2], HIDDEN, names), text)
-    return _ASSIGNMENT.sub(
-        lambda m: f"{m[1]}{m[2]}{HIDDEN}" if is_secret_name(m[1]) and "://" not in m[0] else m[0],
-        text,
-    )
+    return _ASSIGNMENT.sub(_assignment, text)
+
+
+def _assignment(match: re.Match[str]) -> str:
+    name, equals, _ = match.groups()
+    if not is_secret_name(name) or "://" in match[0]:
+        return match[0]
+    return f"{name}{equals}{HIDDEN}"
 
 
 def redact_values(value: Any, key: str = "") -> Any:
@@ -67,7 +74,9 @@ def redact_values(value: Any, key: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [redact_values(item, key) for item in value]
     if isinstance(value, str):
-        return HIDDEN if value and is_secret_name(key) else redact(value)
+        if value and is_secret_name(key):
+            return HIDDEN
+        return redact(value)
     return value
 
 
@@ -83,8 +92,12 @@ def _cleaned(scheme: str, rest: str, hidden: str, names: bool = False) -> str:
     if scheme_name.endswith(("+http", "+https")):
         scheme_name = scheme_name.rpartition("+")[2]
     login, rest = _login(scheme_name, rest)
-    shown = _shown_login(scheme_name, login, hidden, names) if login else ""
-    at = f"{shown}@" if shown else ""
+    shown = ""
+    if login:
+        shown = _shown_login(scheme_name, login, hidden, names)
+    at = ""
+    if shown:
+        at = f"{shown}@"
     rest = _PARAMETER.sub(lambda match: _parameter(match, hidden), rest)
     if not hidden and "?" not in rest:
         # The first parameter went, with its mark.
@@ -97,12 +110,16 @@ def _shown_login(scheme: str, login: str, hidden: str, names: bool) -> str:
     user, colon, password = login.partition(":")
     if not colon:
         is_token = scheme in _NAMELESS and not names
-        return hidden if is_token else user
+        if is_token:
+            return hidden
+        return user
     # The key of a bucket, or a token in the place of a user.
     is_secret = scheme in _BUCKETS or password in ("", "x-oauth-basic")
     if is_secret or not user:
         return hidden
-    return f"{user}:{hidden}" if hidden else user
+    if hidden:
+        return f"{user}:{hidden}"
+    return user
 
 
 def _login(scheme: str, rest: str) -> tuple[str, str]:
@@ -113,19 +130,21 @@ def _login(scheme: str, rest: str) -> tuple[str, str]:
         login, _, _ = authority.rpartition("@")
         return login, rest[len(login) + 1 :]
     _, colon, after = authority.rpartition(":")
-    port = colon and (after.isdigit() or authority.endswith("]")) and scheme not in _BUCKETS
-    if "@" in rest and colon and not port:
-        login, _, rest = rest.rpartition("@")
-        return login, rest
-    return "", rest
+    if not colon or "@" not in rest:
+        return "", rest
+    ends_in_port = after.isdigit() or authority.endswith("]")
+    if ends_in_port and scheme not in _BUCKETS:
+        return "", rest
+    login, _, rest = rest.rpartition("@")
+    return login, rest
 
 
 def _parameter(match: re.Match[str], hidden: str) -> str:
     mark, name, value = match.groups()
-    inner = unquote(value)
-    secret = is_secret_name(unquote(name)) or any(
-        is_secret_name(m[1]) for m in re.finditer(r"([\w.-]{1,60})=", inner)
-    )
+    names = [unquote(name), *_INNER_NAME.findall(unquote(value))]
+    secret = any(is_secret_name(one) for one in names)
     if not secret or value.startswith(HIDDEN):
         return match[0]
-    return f"{mark}{name}={hidden}" if hidden else ""
+    if hidden:
+        return f"{mark}{name}={hidden}"
+    return ""

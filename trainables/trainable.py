@@ -93,10 +93,13 @@ class CandidateTrainable(tune.Trainable):
         return training
 
     def _new_training(self, candidate: Candidate) -> Training:
-        resources, processes = self.order.resources, self.order.processes
+        resources = self.order.resources
+        processes = self.order.processes
         gpus = resources.get("GPU", 0)
         threads = max(1, int(resources["CPU"] / processes))
-        device = "cuda" if gpus else "cpu"
+        device = "cpu"
+        if gpus:
+            device = "cuda"
         torch.set_num_threads(threads)
         take_share(gpus)  # no trial takes the memory of those that it shares the GPU with
         if processes == 1:
@@ -147,7 +150,9 @@ class CandidateTrainable(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes the state of training and the compact networks of the last report: tensors and
         plain data only."""
-        state = self.training.state_dict() if self.training else {}
+        state = {}
+        if self.training:
+            state = self.training.state_dict()
         state |= {"candidate": redact_values(self.order.candidate)}
         _save(state, Path(checkpoint_dir, TRAINING_FILE))
         for step, network in enumerate(self.networks):

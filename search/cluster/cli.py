@@ -169,19 +169,31 @@ def list_jobs(
         Column(head, list(map(cell, texts)), left=True)
         for head, texts in zip(heads, cells, strict=True)
     ]
-    width = terminal.console().width if sys.stdout.isatty() else 200
+    width = 200
+    if sys.stdout.isatty():
+        width = terminal.console().width
     print(terminal.as_text(terminal.as_tables("Searches", columns, width), width), end="")
 
 
 def _plain(job: "Job") -> dict[str, str | None]:
-    times = {
-        name: time.isoformat() if time else None
-        for name, time in (("started", job.started), ("ended", job.ended))
+    plain: dict[str, str | None] = {
+        "search": job.search,
+        "job": job.job_id,
+        "status": job.status,
+        "message": job.message,
+        "storage_path": job.storage_path,
     }
-    known = {"search": job.search, "job": job.job_id, "status": job.status, "message": job.message}
-    return known | {"storage_path": job.storage_path} | times
+    for name, time in (("started", job.started), ("ended", job.ended)):
+        plain[name] = None
+        if time:
+            plain[name] = time.isoformat()
+    return plain
 
 
 def _times(job: "Job") -> str:
-    began = f"since {job.started:%Y-%m-%d %H:%M:%S} UTC" if job.started else "not started"
-    return f"{began}, until {job.ended:%H:%M:%S}" if job.ended else began
+    began = "not started"
+    if job.started:
+        began = f"since {job.started:%Y-%m-%d %H:%M:%S} UTC"
+    if job.ended:
+        return f"{began}, until {job.ended:%H:%M:%S}"
+    return began

@@ -102,7 +102,9 @@ class Cluster:
     def start(self, search: str, storage_path: str, options: Sequence[str], directory: Path) -> Job:
         """Starts a job that runs `slimfront` with `options`, in a copy of `directory`."""
         earlier = len(self.jobs(search))
-        job_id = f"{search}-{earlier + 1}" if earlier else search
+        job_id = search
+        if earlier:
+            job_id = f"{search}-{earlier + 1}"
         with self._answers():
             self._submit_when_ready(
                 entrypoint="exec python -m slimfront "
@@ -229,20 +231,26 @@ def _job(details: JobDetails) -> Job:
         None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
         for ms in (details.start_time, details.end_time)
     )
-    job_id, status = str(details.submission_id), JobStatus(details.status)
+    job_id = str(details.submission_id)
+    status = JobStatus(details.status)
     return Job(
-        metadata[_SEARCH],
-        job_id,
-        status.value,
-        details.message or "",
-        metadata.get(_STORAGE, ""),
-        started,
-        ended,
+        search=metadata[_SEARCH],
+        job_id=job_id,
+        status=status.value,
+        message=details.message or "",
+        storage_path=metadata.get(_STORAGE, ""),
+        started=started,
+        ended=ended,
     )
 
 
 def _last_words(text: str) -> str:
     """The sentence of the error that a job ended with, or else its last line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("Error: ")]
-    return (errors or lines or [""])[-1].removeprefix("Error: ")
+    last = ""
+    sentence = ""
+    for line in map(str.strip, text.splitlines()):
+        if line:
+            last = line
+        if line.startswith("Error: "):
+            sentence = line.removeprefix("Error: ")
+    return sentence or last

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from slimfront.search.cluster.jobs import Cluster, Job
 from slimfront.search.config.names import check_name, is_bucket
-from slimfront.search.config.schema import Config, as_plain, load, own_code, secret_paths
+from slimfront.search.config.plain import as_plain, own_code, secret_paths
+from slimfront.search.config.schema import Config, load
 from slimfront.search.config.space import flatten
 from slimfront.search.config.yaml_files import read_text
 from slimfront.search.record.locate import name_in_store
@@ -140,20 +141,27 @@ def _refuse_secrets(words: Sequence[str]) -> None:
 def directory_of_factories(config: Config, beside: Path | None = None) -> Path | None:
     """The directory that holds the module of a factory or a plug-in: the present one, or that of
     the config."""
+    folders = [Path.cwd()]
+    if beside:
+        folders.append(beside.resolve().parent)
     for path in own_code(config):
         module = path.partition(":")[0].partition(".")[0]
-        for folder in [Path.cwd()] + ([beside.resolve().parent] if beside else []):
-            if module and (Path(folder, module).is_dir() or Path(folder, f"{module}.py").is_file()):
+        if not module:
+            continue
+        for folder in folders:
+            if Path(folder, module).is_dir() or Path(folder, f"{module}.py").is_file():
                 return folder
     return None
 
 
 def _not_code(folder: str, names: list[str]) -> set[str]:
-    # Sockets, say.
-    special = {
-        name for name in names if not (Path(folder, name).is_file() or Path(folder, name).is_dir())
-    }
-    return special | set(shutil.ignore_patterns(".*", *_LEFT_OUT)(folder, names))
+    ignored = set(shutil.ignore_patterns(".*", *_LEFT_OUT)(folder, names))
+    for name in names:
+        path = Path(folder, name)
+        # Sockets, say.
+        if not path.is_file() and not path.is_dir():
+            ignored.add(name)
+    return ignored
 
 
 @contextmanager

@@ -11,8 +11,11 @@ from slimfront.trainables.redaction import redact
 
 def explain(error: ValidationError) -> str:
     """The first problem, and how many more there are."""
+    first = explain_first(error)
     more = error.error_count() - 1
-    return explain_first(error) + (f" (and {more} more)" if more else "")
+    if more:
+        return f"{first} (and {more} more)"
+    return first
 
 
 def explain_first(error: ValidationError | KeyError, inside: str = "") -> str:
@@ -28,15 +31,17 @@ def explain_first(error: ValidationError | KeyError, inside: str = "") -> str:
     if where in ("", inside) or first["type"] == "space":
         return message
     where = f"'{shorten(where, 100)}'"
-    return (
-        f"in {where}: {message}" if first["type"].startswith("unknown_") else f"{where}: {message}"
-    )
+    if first["type"].startswith("unknown_"):
+        return f"in {where}: {message}"
+    return f"{where}: {message}"
 
 
 def _location(problem: ErrorDetails) -> str:
     """The dotted path of the value, without what pydantic adds for a union."""
     parts = [str(part) for part in problem["loc"]]
-    if len(parts) > 1 and (parts[-1] in _UNION_TAGS or parts[-1].startswith("literal[")):
+    last = parts[-1] if parts else ""
+    of_union = last in _UNION_TAGS or last.startswith("literal[")
+    if len(parts) > 1 and of_union:
         parts.pop()
     return ".".join(parts)
 
@@ -48,13 +53,15 @@ def _message(problem: ErrorDetails) -> str:
     message = re.sub(r" or instance of \w+", "", message)
     message = redact(message[:1].lower() + message[1:])
     got = problem["input"]
-    if isinstance(got, str) and shorten(got) != got:
-        message = message.replace(repr(got), repr(shorten(got))).replace(got, shorten(got))
+    if isinstance(got, str):
+        short = shorten(got)
+        if short != got:
+            message = message.replace(repr(got), repr(short)).replace(got, short)
     if problem["type"] in _COMPLETE:
         return message
     message = re.sub("^input should", "it should", message)
     if isinstance(got, str | int | float | bool | None):
-        message += f", and it is {shorten(repr(got))}"
+        return f"{message}, and it is {shorten(repr(got))}"
     return message
 
 

@@ -29,21 +29,33 @@ def idle(
                 "sparsifier.name vary, sparsifier.sparsity, or both",
             )
     for part, acts, right in _parts(ends):
-        paths = [path for path in ends if path.startswith(f"{part}.")]
-        if paths and not any(acts(candidate({path: end})) for path in paths for end in ends[path]):
-            yield paths[0], f"changes nothing, since {right}"
+        tried = []
+        for path in ends:
+            if path.startswith(f"{part}."):
+                tried += [(path, end) for end in ends[path]]
+        if tried and not any(acts(candidate({path: end})) for path, end in tried):
+            yield tried[0][0], f"changes nothing, since {right}"
 
 
 def _parts(ends: Ends) -> Iterator[tuple[str, Callable[[Candidate], bool], str]]:
     """What can be off: where it stands, whether it acts in a candidate, and what switches it on."""
     yield (
         "sparsifier",
-        lambda c: c.sparsifier is not None and c.sparsifier.on,
+        lambda candidate: candidate.sparsifier is not None and candidate.sparsifier.on,
         "sparsifier.sparsity is 0; set it, or let it vary",
     )
-    yield "refit", lambda c: c.refit.epochs > 0, "refit.epochs is 0; set it, or let it vary"
-    yield "one_shot", lambda c: c.one_shot.steps > 0, "one_shot.steps is 0; set it, or let it vary"
-    for name in dict.fromkeys(path.split(".")[1] for path in ends if path.startswith("penalties.")):
+    yield (
+        "refit",
+        lambda candidate: candidate.refit.epochs > 0,
+        "refit.epochs is 0; set it, or let it vary",
+    )
+    yield (
+        "one_shot",
+        lambda candidate: candidate.one_shot.steps > 0,
+        "one_shot.steps is 0; set it, or let it vary",
+    )
+    penalties = [path.split(".")[1] for path in ends if path.startswith("penalties.")]
+    for name in dict.fromkeys(penalties):
         yield (
             f"penalties.{name}",
             partial(_penalty_acts, name),

@@ -14,6 +14,8 @@ from slimfront.trainables.measures.described import KNOWN, Measure, of_metrics
 from slimfront.trainables.options import suggest
 from slimfront.trainables.tasks import Classification, Task
 
+_BOUND = re.compile(r"\s*(>=|<=)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*")
+
 
 class Direction(Enum):
     """Whether more or less of an objective is better; the values are Optuna's names."""
@@ -36,7 +38,9 @@ class Objective:
     @property
     def direction(self) -> Direction:
         """Whether more or less of it is better."""
-        return Direction.MAXIMIZE if self.measure.better == "larger" else Direction.MINIMIZE
+        if self.measure.better == "larger":
+            return Direction.MAXIMIZE
+        return Direction.MINIMIZE
 
     def loss(self, value: float, dense: float) -> float:
         """The value on a scale for hypervolumes, where less is better and 1 is the reference point.
@@ -53,7 +57,9 @@ class Objective:
         larger = self.measure.better == "larger"
         match self.measure.scale:
             case "share":
-                return 1 - value if larger else value
+                if larger:
+                    return 1 - value
+                return value
             case "relative":
                 # A metric may have no value for a network that is not trained yet.
                 base = dense if math.isfinite(dense) else 0.0
@@ -70,17 +76,25 @@ class Objective:
     def as_good(self, value: float, bound: float) -> bool:
         """Whether a value is at least as good as another."""
         larger = self.direction is Direction.MAXIMIZE
-        return value >= bound if larger else value <= bound
+        if larger:
+            return value >= bound
+        return value <= bound
 
     def goodness(self, value: float) -> float:
         """The value with the sign at which more is better."""
-        return value if self.direction is Direction.MAXIMIZE else -value
+        if self.direction is Direction.MAXIMIZE:
+            return value
+        return -value
 
     def near(self, value: float, share: float) -> float:
         """What is as good as `value` but for a tolerance: `share`, of the value where the metric is
         not in [0, 1]."""
-        tolerance = share if self.measure.scale == "share" else share * abs(value)
-        return value - tolerance if self.direction is Direction.MAXIMIZE else value + tolerance
+        tolerance = share
+        if self.measure.scale != "share":
+            tolerance = share * abs(value)
+        if self.direction is Direction.MAXIMIZE:
+            return value - tolerance
+        return value + tolerance
 
     def as_plain(self) -> dict[str, str | bool]:
         """All of it as plain data, which `from_plain` reads."""
@@ -89,23 +103,33 @@ class Objective:
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Objective":
         """What `as_plain` made."""
-        known = {field.name for field in fields(Measure)}
-        return cls(Measure(**{key: value for key, value in plain.items() if key in known}))
-
-
-def _ratio(value: float, dense: float) -> float:
-    """How large a value is beside the dense network's; of nothing, nothing is as large."""
-    return value / dense if dense else (math.inf if value else 1.0)
+        known = {}
+        for field in fields(Measure):
+            if field.name in plain:
+                known[field.name] = plain[field.name]
+        return cls(Measure(**known))
 
 
 def _inverse(share: float) -> float:
-    return 1 / share if share > 0 else math.inf
+    if share > 0:
+        return 1 / share
+    return math.inf
+
+
+def _ratio(value: float, dense: float) -> float:
+    if dense:
+        return value / dense
+    if value:
+        return math.inf
+    return 1.0
 
 
 def known_objectives(task: Task, own: Mapping[str, Measure] | None = None) -> dict[str, Objective]:
     """What a config may name under `objectives`: the metrics of its task on the validation split,
     the measures of every network, and the user's own."""
-    measures = {**of_metrics(task.described()), **KNOWN, **(own or {})}
+    measures = of_metrics(task.described()) | KNOWN
+    if own:
+        measures |= own
     return {name: Objective(measure) for name, measure in measures.items()}
 
 
@@ -141,21 +165,25 @@ class Constraint:
     ) -> "Constraint":
         """From `">= 0.9"` or `"<= 3"`. Raises ValueError with one sentence if it is neither, or if
         `name` is not among the `known`."""
-        match = re.fullmatch(r"\s*(>=|<=)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*", str(text))
         if name not in known:
             raise ValueError(f"'{name}' is not a measure; {suggest(name, known)}")
+        match = _BOUND.fullmatch(str(text))
         if match is None:
             raise ValueError(
                 f'the constraint on {name} is {text!r}; it needs the form ">= 0.9" or "<= 3"'
             )
-        return cls(name, match[1] == ">=", float(match[2]))
+        sign, bound = match.groups()
+        return cls(name, sign == ">=", float(bound))
 
     def violation(self, measures: Mapping[str, float]) -> float:
         """How far beyond the bound, in the measure's unit; 0 or less is kept, +inf if it was not
         measured."""
         value = measures.get(self.name, math.nan)
-        violation = self.bound - value if self.at_least else value - self.bound
-        return math.inf if math.isnan(violation) else violation
+        if math.isnan(value):
+            return math.inf
+        if self.at_least:
+            return self.bound - value
+        return value - self.bound
 
     def met_by(self, measures: Mapping[str, float]) -> bool:
         """Whether the bound is kept."""

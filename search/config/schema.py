@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from random import Random
 from typing import Any, Self
 
 from optuna.distributions import BaseDistribution
@@ -13,14 +12,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-from slimfront.search.config.explain import explain, explain_first
-from slimfront.search.config.idle import idle
+from slimfront.search.config.explain import explain
 from slimfront.search.config.names import BAD_NAME, is_bucket, is_name
 from slimfront.search.config.objectives import Constraint, Objective, known_objectives
+from slimfront.search.config.overrides import overridden
 from slimfront.search.config.settings import Resources, SearchOptions, Tracking
-from slimfront.search.config.space import Parameter, flatten, set_path, set_paths
+from slimfront.search.config.space import Parameter, set_paths
+from slimfront.search.config.space_checks import check_nothing_secret, check_space, check_starts
 from slimfront.search.config.yaml_files import GIVEN, RECORDED, Limits, parse, read_text, write
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import UserError, one_line, shorten
@@ -29,11 +28,8 @@ from slimfront.trainables.measures.own import OwnMeasure
 from slimfront.trainables.models import Model
 from slimfront.trainables.options import Options, suggest
 from slimfront.trainables.penalties import Penalty
-from slimfront.trainables.redaction import redact_values, without_secrets
+from slimfront.trainables.redaction import without_secrets
 from slimfront.trainables.tasks import Classification
-
-_COMBINATIONS = 100
-"""How many combinations of a space are checked before a search."""
 
 _MOST_ENDS = 1000
 """Each end of a range and each choice is checked, in about half a millisecond."""
@@ -76,9 +72,11 @@ class Config(Candidate):
     @field_validator("objectives", mode="before")
     @classmethod
     def _quality_and_size(cls, names: Any, info: ValidationInfo) -> Any:
-        if names is not None or "task" not in info.data:
+        task = info.data.get("task")
+        if names is not None or task is None:
             return names
-        return (f"val_{info.data['task'].described()[0].name}", "nonzero_params")
+        quality = task.described()[0].name
+        return (f"val_{quality}", "nonzero_params")
 
     @field_validator("objectives")
     @classmethod
@@ -126,123 +124,26 @@ class Config(Candidate):
 
     @model_validator(mode="after")
     def _space_fits_the_candidate(self) -> Self:
-        for path, parameter in self.space.items():
-            self._refuse_path(path)
-            self._refuse_ends(path, parameter)
-        for path, parameter in self.space.items():
-            if parameter.choices is None:
-                self._refuse_range(path, parameter)
-        self._refuse_invalid_combinations()
-        ends = {path: parameter.ends() for path, parameter in self.space.items()}
-        for path, problem in idle(ends, self.candidate):
-            raise _space_error(path, problem)
+        check_space(self.space, self.candidate, self._field_type)
         return self
-
-    def _refuse_path(self, path: str) -> None:
-        """Raises an error for a path that may not vary, whatever its values are."""
-        if path == "task" or path.startswith("task."):
-            raise _space_error(
-                path, "would give trials that cannot be compared: all are of one task"
-            )
-        if path.startswith("data") and not path.startswith("data.augment."):
-            raise _space_error(
-                path,
-                "would give trials data that cannot be compared; of 'data' only 'data.augment' "
-                "may vary",
-            )
-        if path == "training.seed":
-            raise _space_error(
-                path,
-                "would have the search pick lucky seeds; leave it out: each trial has a seed of "
-                "its own",
-            )
-        for other in self.space:
-            if other.startswith(f"{path}."):
-                raise _space_error(
-                    path, f"also holds '{other}', which varies too; vary one of the two"
-                )
-
-    def _refuse_ends(self, path: str, parameter: Parameter) -> None:
-        """Raises an error for an end of a range or a choice that makes no candidate."""
-        for value in parameter.ends():
-            try:
-                self.candidate({path: value})
-            except KeyError as error:
-                raise _space_error(path, f"names nothing: {error.args[0]}") from None
-            except ValidationError as error:
-                raise _space_error(path, explain_first(error, inside=path)) from None
-
-    def _refuse_range(self, path: str, parameter: Parameter) -> None:
-        """Raises an error for a range of what is no number, or in parts of what is a whole one."""
-        kind = self._field_type(path)
-        if kind not in (int, float):
-            raise _space_error(path, "is not a number, so it cannot have a range; give 'choices'")
-        if kind is not int:
-            return
-        for value in (parameter.low, parameter.step or 1):
-            if value != int(value or 0):
-                raise _space_error(
-                    path, "is a whole number, so 'low', 'high' and 'step' must be whole too"
-                )
 
     @model_validator(mode="after")
     def _nothing_secret_varies(self) -> Self:
-        varied = [
-            (path, value) for path, parameter in self.space.items() for value in parameter.ends()
-        ]
-        if not isinstance(self.search.start_from, str):
-            for start in self.search.start_from:
-                varied += start.items()
-        for path, value in varied:
-            shown = redact_values(value, path.rpartition(".")[2])
-            # Not as values: NaN is not equal to itself.
-            if repr(shown) != repr(value):
-                raise _space_error(
-                    path,
-                    "varies in secrets, and all values of a trial are recorded; name them without "
-                    "a secret",
-                )
+        check_nothing_secret(self.space, self._starts())
         return self
 
     @model_validator(mode="after")
     def _starts_are_in_the_space(self) -> Self:
         """After the space was found right: its distributions are asked for."""
-        if isinstance(self.search.start_from, str) or not self.search.start_from:
-            return self
-        distributions = self.distributions()
-        for number, values in enumerate(self.search.start_from):
-            for path, value in values.items():
-                if path not in self.space:
-                    raise ValueError(
-                        f"search.start_from[{number}]: '{path}' does not vary; "
-                        f"{suggest(path, self.space)}"
-                    )
-                if not _inside(distributions[path], value):
-                    shown = shorten(repr(value))
-                    raise ValueError(
-                        f"search.start_from[{number}]: {shown} is outside of what "
-                        f"'{path}' varies in"
-                    )
+        if self._starts():
+            check_starts(self._starts(), self.distributions())
         return self
 
-    def _refuse_invalid_combinations(self) -> None:
-        """Draws combinations of values from anywhere in the space: each value alone may be right
-        and two of them not."""
-        random = Random(0)  # noqa: S311 (nothing secret)
-        integer = {path: self._field_type(path) is int for path in self.space}
-        for _ in range(_COMBINATIONS):
-            values = {path: p.draw(random, integer=integer[path]) for path, p in self.space.items()}
-            try:
-                self.candidate(values)
-            except KeyError as error:
-                raise _space_error(
-                    ", ".join(values), f"do not go together: {error.args[0]}"
-                ) from None
-            except ValidationError as error:
-                shown = ", ".join(f"{path} = {shorten(value)}" for path, value in values.items())
-                raise _space_error(
-                    shown, f"is not a valid combination: {explain_first(error)}"
-                ) from None
+    def _starts(self) -> Sequence[Mapping[str, Any]]:
+        """The values that the search starts from, as far as the config has them itself."""
+        if isinstance(self.search.start_from, str):
+            return ()
+        return self.search.start_from
 
     def model_of(self, values: Mapping[str, object]) -> Model:
         """The model of the candidate with these values, which builds networks that were stored as
@@ -263,9 +164,7 @@ class Config(Candidate):
             if part not in Candidate.model_fields:
                 known = suggest(part, Candidate.model_fields)
                 raise KeyError(f"it is not part of the candidate; {known}")
-        wanted = {*self.asked_measures(), *self.objectives, *self.constraints}
-        own = [measure.model_dump(mode="json") for measure in self.own_measures()]
-        plain["measures"] = [*(name for name in EXTRA_MEASURES if name in wanted), *own]
+        plain["measures"] = self._wanted_measures()
         model_varies = any(path.partition(".")[0] == "model" for path in self.space)
         if model_varies and plain["latency"]["against"] is None:
             # Every trial's speed-up is against the same network.
@@ -276,43 +175,59 @@ class Config(Candidate):
             plain["sparsifier"] = sparsifier.model_dump(mode="json", exclude_defaults=True)
         return Candidate.model_validate(set_paths(plain, values))
 
+    def _wanted_measures(self) -> list[Any]:
+        """What a candidate is asked to measure beyond what always is, as plain data."""
+        wanted = {*self.asked_measures(), *self.objectives, *self.constraints}
+        measures: list[Any] = [name for name in EXTRA_MEASURES if name in wanted]
+        for own in self.own_measures():
+            measures.append(own.model_dump(mode="json"))
+        return measures
+
     def varied_penalties(self) -> dict[str, Penalty]:
         """The penalties of the candidate and those that the space switches on."""
         found: dict[str, Penalty] = {}
         for path, parameter in self.space.items():
             if path.startswith("penalties."):
-                found |= self.candidate({path: parameter.ends()[-1]}).penalties
+                last = parameter.ends()[-1]
+                found |= self.candidate({path: last}).penalties
         return found | self.penalties
 
     def varied_sparsifiers(self) -> list[Candidate]:
         """The candidate at its highest sparsity, and it with each end of the range of each other
         value of its sparsifier."""
-        ranges = {
-            path: p.ends() for path, p in self.space.items() if path.startswith("sparsifier.")
-        }
-        sparsest = {
-            path: ends[-1] for path, ends in ranges.items() if path == "sparsifier.sparsity"
-        }
-        return [self.candidate(sparsest)] + [
-            self.candidate(sparsest | {p: end}) for p, ends in ranges.items() for end in ends
-        ]
+        ranges = {}
+        for path, parameter in self.space.items():
+            if path.startswith("sparsifier."):
+                ranges[path] = parameter.ends()
+        sparsest: dict[str, object] = {}
+        if "sparsifier.sparsity" in ranges:
+            sparsest["sparsifier.sparsity"] = ranges["sparsifier.sparsity"][-1]
+        found = [self.candidate(sparsest)]
+        for path, ends in ranges.items():
+            for end in ends:
+                found.append(self.candidate(sparsest | {path: end}))
+        return found
 
     def rehearsed(self) -> list[Candidate]:
         """What is tried before a search: `varied_sparsifiers`, every architecture, int8, and the
         ends of batch sizes."""
         found = self.varied_sparsifiers()
         for path, parameter in self.space.items():
-            if path.partition(".")[0] in ("model", "int8") or path == "training.batch_size":
-                values = parameter.choices or parameter.ends()
-                found += [self.candidate({path: value}) for value in values]
-        return list({candidate.model_dump_json(): candidate for candidate in found}.values())
+            part = path.partition(".")[0]
+            if part not in ("model", "int8") and path != "training.batch_size":
+                continue
+            for value in parameter.choices or parameter.ends():
+                found.append(self.candidate({path: value}))
+        distinct = {candidate.model_dump_json(): candidate for candidate in found}
+        return list(distinct.values())
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distributions of the space, by dotted path."""
-        return {
-            path: p.distribution(integer=self._field_type(path) is int)
-            for path, p in self.space.items()
-        }
+        found = {}
+        for path, parameter in self.space.items():
+            integer = self._field_type(path) is int
+            found[path] = parameter.distribution(integer=integer)
+        return found
 
     def chosen_objectives(self) -> list[Objective]:
         """The objectives, in the order of the config."""
@@ -325,12 +240,16 @@ class Config(Candidate):
 
     def quality(self) -> Objective:
         """The first metric of the task, by which networks are judged."""
-        return self.known_objectives()[f"val_{self.task.described()[0].name}"]
+        name = self.task.described()[0].name
+        return self.known_objectives()[f"val_{name}"]
 
     def chosen_constraints(self) -> list[Constraint]:
         """The constraints, in the order of the config."""
         known = self.known_objectives()
-        return [Constraint.parse(name, text, known) for name, text in self.constraints.items()]
+        found = []
+        for name, text in self.constraints.items():
+            found.append(Constraint.parse(name, text, known))
+        return found
 
     def ships_int8(self, number: int | None, values: Mapping[str, object]) -> bool:
         """Whether networks of a trial ship, and were measured, as int8; the dense one never does.
@@ -344,11 +263,9 @@ class Config(Candidate):
     def grace(self) -> float:
         """Epochs before the first rung."""
         stopping = self.search.early_stopping
-        return (
-            max(3 * self.training.epochs // 10, 1)
-            if stopping is None or stopping.grace == "auto"
-            else stopping.grace
-        )
+        if stopping is None or stopping.grace == "auto":
+            return max(3 * self.training.epochs // 10, 1)
+        return stopping.grace
 
     def _field_type(self, path: str) -> object:
         """int or float for the field at a dotted path, None for another type.
@@ -356,37 +273,32 @@ class Config(Candidate):
         As the field is annotated, or, among the free arguments of a factory, as the ends of its
         range are written.
         """
-        target: Any = self.candidate({path: self.space[path].ends()[0]})
+        ends = self.space[path].ends()
+        target: Any = self.candidate({path: ends[0]})
         *parents, last = path.split(".")
         for name in parents:
             target = target[name] if isinstance(target, Mapping) else getattr(target, name)
         if not isinstance(target, Options):
-            return int if all(isinstance(end, int) for end in self.space[path].ends()) else float
+            if all(isinstance(end, int) for end in ends):
+                return int
+            return float
         annotation = type(target).model_fields[last].annotation
         options = getattr(annotation, "__args__", (annotation,))  # int | None counts as int
-        return next((kind for kind in (int, float) if kind in options), None)
+        for kind in (int, float):
+            if kind in options:
+                return kind
+        return None
 
 
 def _known(data: Mapping[str, Any]) -> dict[str, Objective]:
     """What objectives and constraints may name, by the task and measures of a config that is being
     read; those of classification where they are wrong, which is told instead."""
-    measures = [one for one in data.get("measures", ()) if isinstance(one, OwnMeasure)]
-    own = {measure.name: measure.described() for measure in measures}
-    return known_objectives(data.get("task") or Classification(), own)
-
-
-def _inside(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether a value is one that the distribution can give."""
-    try:
-        return distribution._contains(float(distribution.to_internal_repr(value)))
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
-def _space_error(path: str, problem: str) -> PydanticCustomError:
-    return PydanticCustomError(
-        "space", "space '{path}': {problem}", {"path": path, "problem": problem}
-    )
+    task = data.get("task") or Classification()
+    own = {}
+    for measure in data.get("measures", ()):
+        if isinstance(measure, OwnMeasure):
+            own[measure.name] = measure.described()
+    return known_objectives(task, own)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -434,99 +346,5 @@ def _loaded(text: str, where: str, overrides: Sequence[str], limits: Limits) -> 
         raise UserError(
             f"{where}: a config is a mapping of keys to values, and this is {type(raw).__name__}"
         )
-    tree: dict[str, Any] = dict(raw)
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        shown = f"--set {shorten(override, 100)}"
-        if not equals or not key:
-            raise UserError(f"{shown}: it needs the form path=value, such as training.epochs=5")
-        if len(key) > limits.key or key.count(".") >= limits.levels:
-            raise UserError(
-                f"{shown}: a path has at most {limits.key} characters and {limits.levels} parts"
-            )
-        try:
-            tree = _override(tree, key, parse(value, shown, limits))
-        except KeyError as error:
-            raise UserError(f"{shown}: {error.args[0]}") from None
+    tree = overridden(raw, overrides, limits)
     return Config.model_validate(tree)
-
-
-def _override(tree: dict[str, Any], key: str, value: object) -> dict[str, Any]:
-    """`set_path`, where what follows `space.` is first looked for among the paths that the space
-    already has."""
-    space = tree.get("space")
-    if key.startswith("space.") and isinstance(space, Mapping):
-        for path in space:
-            if key == f"space.{path}":
-                return tree | {"space": {**space, path: value}}
-            if key.startswith(f"space.{path}."):
-                inside = key.removeprefix(f"space.{path}.")
-                if not isinstance(space[path], Mapping):
-                    raise KeyError(
-                        f"'space.{path}' is {shorten(repr(space[path]))}, which has no '{inside}'"
-                    )
-                return tree | {"space": {**space, path: set_path(space[path], inside, value)}}
-        return tree | {"space": {**space, key.removeprefix("space."): value}}
-    return set_path(tree, key, value)
-
-
-def own_code(config: Config) -> list[str]:
-    """The import paths of all code of the user's that a config names: factories and plug-ins."""
-    factories = _factories(config.model_dump(mode="json"))
-    return [*dict.fromkeys([*factories, *config.plugins])]
-
-
-def _factories(value: object) -> list[str]:
-    """The values of all keys `factory` in plain data."""
-    if isinstance(value, Mapping):
-        found = [str(one) for key, one in value.items() if key == "factory" and one]
-        return found + [path for one in value.values() for path in _factories(one)]
-    if isinstance(value, list):
-        return [path for one in value for path in _factories(one)]
-    return []
-
-
-def as_plain(config: Config) -> dict[str, Any]:
-    """The resolved config as plain data, without its secrets: what may be recorded and printed.
-
-    URIs of stores stay usable, where their passwords come from the environment; elsewhere `***`
-    stands for a secret.
-    """
-    plain = config.model_dump(mode="json")
-    shown: dict[str, Any] = redact_values(plain)
-    for section, key in _STORES:
-        uri = plain[section][key]
-        shown[section][key] = uri and without_secrets(uri)
-    return shown
-
-
-_STORES = (("tracking", "uri"), ("search", "storage"), ("search", "storage_path"))
-
-
-def secret_paths(config: Config) -> list[str]:
-    """Where a config holds a secret, by dotted path."""
-    shown = flatten(as_plain(config))
-    return [
-        path
-        for path, value in flatten(config.model_dump(mode="json")).items()
-        if repr(shown[path]) != repr(value)
-    ]
-
-
-def dump(config: Config) -> str:
-    """The resolved config as YAML that `load` reads back to an equal config, but for secrets."""
-    plain = as_plain(config)
-    plain["space"] = {
-        path: p.model_dump(mode="json", exclude_unset=True) for path, p in config.space.items()
-    }
-    order = [
-        "name",
-        *Candidate.model_fields,
-        "space",
-        "objectives",
-        "constraints",
-        "search",
-        "resources",
-        "tracking",
-    ]
-    return write({key: plain[key] for key in order})

@@ -69,14 +69,19 @@ class SearchOptions(Options):
     @classmethod
     def _known_sampler(cls, sampler: str | dict[str, Any]) -> str | dict[str, Any]:
         if isinstance(sampler, dict) and not isinstance(sampler.get("name"), str):
-            raise ValueError(f"the sampler has no 'name'; known: {', '.join(sorted(SAMPLERS))}")
-        build_sampler(*cls._name_and_options(sampler))
+            known = ", ".join(sorted(SAMPLERS))
+            raise ValueError(f"the sampler has no 'name'; known: {known}")
+        name, seed, options = cls._name_and_options(sampler)
+        build_sampler(name, seed, options)
         return sampler
 
     @staticmethod
     def _name_and_options(sampler: str | dict[str, Any]) -> tuple[str, int, dict[str, Any]]:
-        named = {"name": sampler} if isinstance(sampler, str) else sampler
-        return named["name"], 0, {key: value for key, value in named.items() if key != "name"}
+        if isinstance(sampler, str):
+            return sampler, 0, {}
+        options = dict(sampler)
+        name = options.pop("name")
+        return name, 0, options
 
     def build_sampler(self) -> BaseSampler:
         """Optuna's sampler; TPE begins later where trials are stopped early, since there are more
@@ -89,7 +94,9 @@ class SearchOptions(Options):
     @field_validator("early_stopping", mode="before")
     @classmethod
     def _on_or_off(cls, value: object) -> object:
-        return ({} if value else None) if isinstance(value, bool) else value
+        if isinstance(value, bool):
+            return {} if value else None
+        return value
 
     @field_validator("time")
     @classmethod
@@ -101,13 +108,11 @@ class SearchOptions(Options):
                     f"{value!r} is not a time; it needs the form 90, 90s, 30m, 2h or 1d"
                 )
             value = float(match[1]) * _UNITS[match[2] or "s"]
-        if value is not None and not 0 < value <= _LONGEST_S:
-            raise ValueError(
-                "it must be above 0"
-                if value <= 0
-                else f"it must be at most {_LONGEST_S // _UNITS['d']} days"
-            )
-        return value
+        if value is None or 0 < value <= _LONGEST_S:
+            return value
+        if value <= 0:
+            raise ValueError("it must be above 0")
+        raise ValueError(f"it must be at most {_LONGEST_S // _UNITS['d']} days")
 
     @field_validator("concurrency")
     @classmethod
@@ -133,8 +138,9 @@ def _bytes(amount: object) -> object:
         raise ValueError(
             f"{amount!r} is not an amount of memory; it needs the form 4000000000, 4GB or 1.5GiB"
         )
+    size = float(match[1]) * _BYTES[match[2]]
     # What is far too much is said to be.
-    return int(min(float(match[1]) * _BYTES[match[2]], 2.0**63))
+    return int(min(size, 2.0**63))
 
 
 _NAMED_OTHERWISE = {"CPU": "cpu", "GPU": "gpu", "memory": "memory"}
@@ -198,10 +204,10 @@ class Resources(Options):
             return self
         if asked < 1:
             raise ValueError(f"processes must be at least 1, and it is {asked}")
-        if self.gpu and asked != max(1, self.gpu):
+        gpus = max(1, self.gpu)
+        if self.gpu and asked != gpus:
             raise ValueError(
-                f"processes ({asked}) must be the number of GPUs ({max(1, self.gpu):g}), one each; "
-                "leave it out"
+                f"processes ({asked}) must be the number of GPUs ({gpus:g}), one each; leave it out"
             )
         if not self.gpu and asked > max(1, self.cpu):
             raise ValueError(
@@ -212,12 +218,17 @@ class Resources(Options):
 
     def processes_of_a_trial(self) -> int:
         """In how many processes a trial trains."""
-        return max(1, int(self.gpu)) if self.processes == "auto" else self.processes
+        if self.processes == "auto":
+            return max(1, int(self.gpu))
+        return self.processes
 
     def for_ray(self) -> dict[str, float]:
         """The resources by Ray's names, without those that a trial does not need."""
-        named = {"CPU": self.cpu, "GPU": self.gpu, "memory": self.memory or 0}
-        return {name: amount for name, amount in named.items() if amount} | self.custom
+        needed = {}
+        for name, amount in (("CPU", self.cpu), ("GPU", self.gpu), ("memory", self.memory)):
+            if amount:
+                needed[name] = amount
+        return needed | self.custom
 
 
 STORE_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -250,7 +261,8 @@ class Tracking(Options):
     def absolute_uri(self) -> str:
         """The URI with the path of an SQLite file made absolute, so that it means the same from
         every directory."""
-        scheme, file = "sqlite:///", self.uri.removeprefix("sqlite:///")
-        return (
-            f"{scheme}{Path(file).absolute()}" if self.uri.startswith(scheme) and file else self.uri
-        )
+        scheme = "sqlite:///"
+        file = self.uri.removeprefix("sqlite:///")
+        if self.uri.startswith(scheme) and file:
+            return f"{scheme}{Path(file).absolute()}"
+        return self.uri

@@ -71,7 +71,9 @@ class Parameter(Options):
 
     def ends(self) -> tuple[Scalar | None, ...]:
         """The values to check against the config's schema: both ends of a range, or all choices."""
-        return self.choices if self.choices is not None else (self.low, self.high)
+        if self.choices is not None:
+            return self.choices
+        return (self.low, self.high)
 
     def draw(self, random: Random, *, integer: bool) -> Scalar | None:
         """A value from anywhere in the parameter, for checking."""
@@ -80,13 +82,19 @@ class Parameter(Options):
         # _consistent checked.
         assert self.low is not None and self.high is not None
         if self.log:
-            value = math.exp(random.uniform(math.log(self.low), math.log(self.high)))
-            return round(value) if integer else min(max(value, self.low), self.high)
-        if integer or self.step is not None:
-            step = self.step or 1
-            value = self.low + step * random.randint(0, int((self.high - self.low) / step + 1e-9))
-            return int(value) if integer else value
-        return random.uniform(self.low, self.high)
+            exponent = random.uniform(math.log(self.low), math.log(self.high))
+            value = math.exp(exponent)
+            if integer:
+                return round(value)
+            return min(max(value, self.low), self.high)
+        if not integer and self.step is None:
+            return random.uniform(self.low, self.high)
+        step = self.step or 1
+        most = int((self.high - self.low) / step + 1e-9)
+        value = self.low + step * random.randint(0, most)
+        if integer:
+            return int(value)
+        return value
 
     def distribution(self, *, integer: bool) -> BaseDistribution:
         """Optuna's distribution; `integer` says that the value lands in an integer field."""
@@ -110,12 +118,14 @@ def set_path(tree: Mapping[str, Any], path: str, value: object) -> dict[str, Any
     """
     head, _, rest = path.partition(".")
     copy = dict(tree)
-    if rest:
-        below = copy.get(head)
-        if below is not None and not isinstance(below, Mapping):
-            raise KeyError(f"'{head}' is {shorten(repr(below))}, which has no '{rest}'")
-        value = set_path(below or {}, rest, value)
-    copy[head] = value
+    if not rest:
+        copy[head] = value
+        return copy
+    below = copy.get(head)
+    if below is not None and not isinstance(below, Mapping):
+        shown = shorten(repr(below))
+        raise KeyError(f"'{head}' is {shown}, which has no '{rest}'")
+    copy[head] = set_path(below or {}, rest, value)
     return copy
 
 

@@ -87,7 +87,9 @@ def parse(text: str, where: str, limits: Limits = GIVEN) -> Any:
             loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
+        line = ""
+        if mark:
+            line = f", line {mark.line + 1}"
         problem = (
             getattr(error, "problem", None)
             or getattr(error, "reason", None)
@@ -142,7 +144,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """As PyYAML; the text is refused where it leaves the bounds."""
-        event, before = self.peek_event(), self.values
+        event = self.peek_event()
+        before = self.values
         name = event.anchor
         self.values += 1 if not isinstance(event, yaml.AliasEvent) else self.sizes.get(name, 1)
         if self.values > self.limits.values:
@@ -181,7 +184,9 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """As PyYAML; what a tag or its value cannot be is refused, whatever PyYAML raises there."""
         if node.tag not in _KINDS:
-            kind = f"'{shorten(node.value)}' is" if isinstance(node.value, str) else "this is"
+            kind = "this is"
+            if isinstance(node.value, str):
+                kind = f"'{shorten(node.value)}' is"
             raise _Refused(
                 f"{kind} of the kind '{shorten(node.tag)}', which a config cannot have",
                 node.start_mark,
@@ -191,7 +196,9 @@ class _Loader(yaml.SafeLoader):
         except yaml.YAMLError:
             raise
         except Exception:
-            value = f"'{shorten(node.value)}'" if isinstance(node.value, str) else "this"
+            value = "this"
+            if isinstance(node.value, str):
+                value = f"'{shorten(node.value)}'"
             raise _Refused(
                 f"{value} is not {_KINDS[node.tag]}, or one too large", node.start_mark
             ) from None

@@ -22,12 +22,22 @@ def describe_network(config: Config, width: int | None = None) -> str:
     data = looked_at(base.data, torch.device("cpu"), base.task)
     with torch.random.fork_rng(devices=[]):
         network = built(base.model, data)
-    report = what_can_shrink(network, data.prepare(data.train.inputs[:_SAMPLES]))
+    sample = data.prepare(data.train.inputs[:_SAMPLES])
+    report = what_can_shrink(network, sample)
+    names = []
+    kinds = []
+    counts = []
+    causes = []
+    for layer in report.layers:
+        names.append(layer.name or "(itself)")
+        kinds.append(layer.kind)
+        counts.append(f"{layer.parameters:,}")
+        causes.append(_by(layer))
     columns = [
-        Column("layer", [layer.name or "(itself)" for layer in report.layers], left=True),
-        Column("kind", [layer.kind for layer in report.layers], left=True),
-        Column("parameters", [f"{layer.parameters:,}" for layer in report.layers]),
-        Column("shrinks by", [_by(layer) for layer in report.layers], left=True),
+        Column("layer", names, left=True),
+        Column("kind", kinds, left=True),
+        Column("parameters", counts),
+        Column("shrinks by", causes, left=True),
     ]
     width = width or terminal.console().width
     title = f"{base.model.name}: {report.total:,} parameters"
@@ -45,4 +55,7 @@ def describe_network(config: Config, width: int | None = None) -> str:
 def _by(layer: LayerReport) -> str:
     if not layer.by:
         return layer.why_not
-    return ", ".join([*layer.by, *(["whole units go"] if layer.units else [])])
+    causes = list(layer.by)
+    if layer.units:
+        causes.append("whole units go")
+    return ", ".join(causes)

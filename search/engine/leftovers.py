@@ -192,7 +192,9 @@ def end_here(prefix: str) -> list[str]:
 def watch(mark: str, driver: int) -> None:
     """What the watcher does: waits until the driver is gone, and then ends what is left."""
     leftovers = Leftovers()
-    leftovers.mark, starts, text = mark, False, b""
+    leftovers.mark = mark
+    starts = False
+    text = b""
     os.set_blocking(0, False)
     while True:
         gone = os.getppid() != driver  # and then what it said last
@@ -204,7 +206,8 @@ def watch(mark: str, driver: int) -> None:
         for line in lines:
             if line.startswith(b"/"):
                 leftovers.directory = Path(os.fsdecode(line))
-            starts = line == _STARTS.encode() if line else starts
+            if line:
+                starts = line == _STARTS.encode()
         text = rest
         if gone:
             break

@@ -208,12 +208,14 @@ def capacity(config: Config) -> Callable[[], int]:
         number = asked
         return lambda: number
     trial = config.resources.for_ray()
-    counted_at, count = -_RECOUNT_S, 1
+    counted_at = -_RECOUNT_S
+    count = 1
 
     def now() -> int:
         nonlocal counted_at, count
         if time.monotonic() - counted_at >= _RECOUNT_S:
-            counted_at, count = time.monotonic(), max(slots(ray.nodes(), trial), 1)
+            counted_at = time.monotonic()
+            count = max(slots(ray.nodes(), trial), 1)
         return count
 
     return now

@@ -93,7 +93,8 @@ class Observer(DriverOnly, tune.Callback):
     ) -> None:
         """A trial reported some epochs; those that it repeats after its process was lost are left
         out."""
-        record, report = self._record(trial), Report.of(result)
+        record = self._record(trial)
+        report = Report.of(result)
         history = [
             epoch for epoch in report.history if record is None or epoch["epoch"] > record.epoch
         ]
@@ -115,15 +116,20 @@ class Observer(DriverOnly, tune.Callback):
         """
         if not done or record.number is None:
             return report.failure is None
-        networks = [report.network, *report.pruned] if report.network else []
-        return any(self.ledger.would_enter_front(record, network.measures) for network in networks)
+        if report.network is None:
+            return False
+        for network in (report.network, *report.pruned):
+            if self.ledger.would_enter_front(record, network.measures):
+                return True
+        return False
 
     def on_checkpoint(
         self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any
     ) -> None:
         """A trial's last report is safe in a checkpoint: its network can ship, and its training can
         go on from there."""
-        report, record = Report.of(trial.last_result or {}), self._record(trial)
+        report = Report.of(trial.last_result or {})
+        record = self._record(trial)
         if record is None or report.network is None or report.epoch is None:
             return
         if _was_measured(record, report):  # its process was lost before it went on from there
@@ -139,7 +145,8 @@ class Observer(DriverOnly, tune.Callback):
             if old is not None and self.failure is None:
                 delete(old)
             return
-        before, front_before = record.resumable, [point.origin for point in self.ledger.front()]
+        before = record.resumable
+        front_before = [point.origin for point in self.ledger.front()]
         self._point(record, report, self.relative(checkpoint.path))
         self._clear([*front_before, *([before] if before else [])])
 
@@ -177,11 +184,13 @@ class Observer(DriverOnly, tune.Callback):
     ) -> None:
         """A trial ended by itself: completed, or failed with a reason; or it was stopped early."""
         report = Report.of(trial.last_result or {})
-        reason, status = report.failure, "completed"
+        reason = report.failure
+        status = "completed"
         if reason:
             status = "failed"
         elif not report.finished:
-            status, reason = "stopped", f"stopped early after {report.epoch or 0} epochs"
+            status = "stopped"
+            reason = f"stopped early after {report.epoch or 0} epochs"
         self._end(trial, status, reason)
 
     def on_trial_error(
@@ -283,13 +292,15 @@ def _reason(trial: Trial) -> str:
     # trial.get_error() reads the synced copy, which is not there yet when Tune calls back; this is
     # the driver's own.
     file = Path(trial.error_file or "")
-    lines = (
-        [line.strip() for line in file.read_text().splitlines() if line.strip()]
-        if file.is_file()
-        else []
-    )
-    said = re.split(r"[.] (?=[A-Z])", lines[-1])[0] if lines else _SILENT
-    return _SILENT if said.startswith(_RAY_S) else said
+    lines = []
+    if file.is_file():
+        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    said = _SILENT
+    if lines:
+        said = re.split(r"[.] (?=[A-Z])", lines[-1])[0]
+    if said.startswith(_RAY_S):
+        return _SILENT
+    return said
 
 
 _SILENT = "it ended without saying why: it crashed, or was killed, perhaps for want of memory"

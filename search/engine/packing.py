@@ -40,7 +40,8 @@ def pack(config: Config) -> Packing:
     Raises:
         UserError: if the config asks for packs, and its candidates do not pack.
     """
-    places, asked = capacity(config), config.resources.pack
+    places = capacity(config)
+    asked = config.resources.pack
     candidate = config.candidate({})
     if asked == "auto":
         size = _fastest(config, candidate, places())

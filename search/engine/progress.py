@@ -29,7 +29,9 @@ def said_last(text: str) -> str:
         for line in text.splitlines()
         if (" trials, " in line and "hypervolume" in line) or line.endswith(_DOING)
     ]
-    return lines[-1] if lines else ""
+    if lines:
+        return lines[-1]
+    return ""
 
 
 class Progress:
@@ -79,7 +81,9 @@ class ProgressDisplay(Progress):
 
     def begun(self, search: str, page: str | None) -> None:
         """Says that a search has begun, and where it can be watched, if anywhere."""
-        watch = f"; watch it at {page}" if page else ""
+        watch = ""
+        if page:
+            watch = f"; watch it at {page}"
         self.console.print(
             f"{BEGUN.format(search=search)}{watch}", markup=False, highlight=False, soft_wrap=True
         )
@@ -104,7 +108,8 @@ class ProgressDisplay(Progress):
         self.console.print(f"{what}{_DOING}", markup=False, highlight=False, soft_wrap=True)
 
     def _state(self, ledger: "Ledger", done: int) -> str:
-        stopped, failed = ledger.counts["stopped"], ledger.counts["failed"]
+        stopped = ledger.counts["stopped"]
+        failed = ledger.counts["failed"]
         parts = [f"{done}/{ledger.planned} trials"]
         if stopped:
             parts.append(f"{stopped} stopped early")
@@ -115,7 +120,8 @@ class ProgressDisplay(Progress):
         # The first trials wait for processes to start, so the rate counts from the first end of a
         # trial.
         if done and self.first_end is None:
-            self.first_end, self.first_done = time.monotonic(), done
+            self.first_end = time.monotonic()
+            self.first_done = done
         elif self.first_end is not None and done > self.first_done:
             per_trial = (time.monotonic() - self.first_end) / (done - self.first_done)
             parts.append(f"about {per_trial * (ledger.planned - done):.0f} s left")

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from optuna.exceptions import StorageInternalError
@@ -141,11 +141,16 @@ def _run(
         if issubclass(trainable, CandidateTrainable)
         else Packing(1, capacity(session.config))
     )
-    config, ledger = session.config, session.ledger
-    before, number, ledger.planned = session.seconds_before(), session.number, config.search.trials
+    config = session.config
+    ledger = session.ledger
+    before = session.seconds_before()
+    number = session.number
+    ledger.planned = config.search.trials
     study = open_study(session)
     unfinished, untold = reconcile(study, config.distributions(), ledger)
-    left = None if config.search.time is None else max(float(config.search.time) - before, 0.0)
+    left = None
+    if config.search.time is not None:
+        left = max(float(config.search.time) - before, 0.0)
     interrupt = interrupt or Interrupt()
     interrupt.end_after(left)
     folder = session.folder
@@ -154,28 +159,29 @@ def _run(
     if config.tracking.system_metrics:
         recorder.watch_system()
     observer = Observer(
-        session.journal,
-        ledger,
-        recorder,
-        interrupt,
-        progress,
-        config.search.retries,
-        folder.relative,
+        journal=session.journal,
+        ledger=ledger,
+        recorder=recorder,
+        interrupt=interrupt,
+        progress=progress,
+        retries=config.search.retries,
+        relative=folder.relative,
     )
     patience = config.search.patience
     searcher = StudySearcher(
-        study,
-        config.distributions(),
-        config.objectives,
-        _config_maker(session, scheduler := _scheduler(session, observer)),
-        config.search.trials,
+        study=study,
+        distributions=config.distributions(),
+        objectives=config.objectives,
+        make_config=_config_maker(session, scheduler := _scheduler(session, observer)),
+        trials=config.search.trials,
         constraints=config.chosen_constraints(),
         unfinished=unfinished,
         on_invalid=observer.reject,
         enough=lambda: patience is not None and ledger.since_gain >= patience,
         capacity=packing.capacity,
     )
-    observer.tell, observer.again = searcher.tell, searcher.again
+    observer.tell = searcher.tell
+    observer.again = searcher.again
     for record in untold:
         searcher.tell(record)
     # From here on trials may have finished: whatever happens, they are recorded and the front is
@@ -229,15 +235,16 @@ def _no_room_ends(observer: Observer) -> Iterator[None]:
 
 
 def _recorder(session: Session, client: Client) -> Recorder:
-    folder, fence = session.folder, session.journal.fence
+    folder = session.folder
+    fence = session.journal.fence
     return Recorder(
-        client,
-        session.config,
-        folder.search,
-        folder.local,
-        session.earlier,
-        folder.place,
-        fence.check if fence is not None else lambda: None,
+        client=client,
+        config=session.config,
+        search=folder.search,
+        directory=folder.local,
+        earlier=session.earlier,
+        place=folder.place,
+        may_write=fence.check if fence is not None else lambda: None,
     )
 
 
@@ -245,7 +252,8 @@ def _cannot_be_kept(session: Session, failure: OSError) -> UserError:
     """What is told of a search whose journal or study took no more."""
     if isinstance(failure, Superseded):
         return UserError(f"{_reason(failure)}; what this process did since then does not count")
-    name, place = session.directory.name, session.folder.place.partition("?")[0]
+    name = session.directory.name
+    place = session.folder.place.partition("?")[0]
     if isinstance(failure, NoRoomForRay):
         return UserError(
             f"{name} cannot go on: there is no room left in {failure.filename}, where Ray and "
@@ -274,7 +282,9 @@ def _reason(error: OSError) -> str:
 
 
 def _as_os_error(error: Exception) -> OSError:
-    return error if isinstance(error, OSError) else OSError(first_line(error))
+    if isinstance(error, OSError):
+        return error
+    return OSError(first_line(error))
 
 
 def _finish(
@@ -282,39 +292,52 @@ def _finish(
 ) -> SearchResult:
     """Marks what was cut off, touches the test set, and ends the record of this session."""
     ledger = session.ledger
-    for record in [*ledger.trials, *([ledger.dense] if ledger.dense else [])]:
+    records = list(ledger.trials)
+    if ledger.dense:
+        records.append(ledger.dense)
+    for record in records:
         if record.status == "running":
             observer.write(TrialInterrupted(number=record.number))
-    dense = ledger.dense.last if ledger.dense and ledger.dense.status == "completed" else None
+    networks = ledger.front()
+    if ledger.dense_network and ledger.dense_network.trial.status == "completed":
+        networks.append(ledger.dense_network)
     say = (observer.progress or Progress()).finishing
-    networks = [*ledger.front(), *([dense] if dense else [])]
     say(f"Measuring {len(networks)} networks on the test set")
     _touch_test_set(session.config, networks, observer)
-    cut_off = observer.interrupt.requested
+    front = ledger.front()
     result = SearchResult(
-        session.directory.name,
-        ledger,
-        ledger.front(),
-        seconds,
-        session.config.tracking.shown_uri(),
-        cut_off,
+        search=session.directory.name,
+        ledger=ledger,
+        front=front,
+        wall_seconds=seconds,
+        tracking_uri=session.config.tracking.shown_uri(),
+        interrupted=observer.interrupt.requested,
     )
-    status = "interrupted" if cut_off else "failed" if result.all_failed else "completed"
-    observer.write(SessionEnded(status=status, seconds=round(seconds, 2)))
-    say(f"Writing the rest to MLflow, with the models of {len(ledger.front())} networks")
+    observer.write(SessionEnded(status=_ending(result), seconds=round(seconds, 2)))
+    say(f"Writing the rest to MLflow, with the models of {len(front)} networks")
     delivered = recorder.close()
     return dataclasses.replace(result, run_ids=dict(recorder.run_ids), undelivered=not delivered)
+
+
+def _ending(result: SearchResult) -> Literal["completed", "interrupted", "failed"]:
+    if result.interrupted:
+        return "interrupted"
+    if result.all_failed:
+        return "failed"
+    return "completed"
 
 
 def _scheduler(session: Session, observer: Observer) -> MultiObjectiveASHA | None:
     stopping = session.config.search.early_stopping
     if stopping is None:
         return None
+    objectives: dict[str, Literal["min", "max"]] = {}
+    for objective in session.config.chosen_objectives():
+        objectives[objective.name] = "min"
+        if objective.direction is Direction.MAXIMIZE:
+            objectives[objective.name] = "max"
     return MultiObjectiveASHA(
-        {
-            o.name: "max" if o.direction is Direction.MAXIMIZE else "min"
-            for o in session.config.chosen_objectives()
-        },
+        objectives,
         time_attr="epoch",
         grace=session.config.grace(),
         reduction=stopping.reduction,
@@ -334,34 +357,38 @@ def _config_maker(
     """Makes the Tune config of a trial. Without `training.seed`, trial n of search seed s trains
     with 1,000,003 s + n + 1."""
     config = session.config
-    rungs = (
-        sorted({math.ceil(time) for level in scheduler.levels for time in level})
-        if scheduler
-        else []
-    )
+    rungs: set[int] = set()
+    if scheduler:
+        for level in scheduler.levels:
+            rungs.update(map(math.ceil, level))
 
     def make(trial: Unfinished) -> dict[str, Any]:
         number = trial.number
         try:
-            candidate = (
-                config.candidate({}).dense() if number is None else config.candidate(trial.values)
-            )
+            if number is None:
+                candidate = config.candidate({}).dense()
+            else:
+                candidate = config.candidate(trial.values)
         except (KeyError, ValidationError) as error:
             raise InvalidCandidate(
                 f"these values make no candidate: {explain_first(error)}"
             ) from error
+        place = 0
+        report_at: tuple[int, ...] = ()
+        if number is not None:
+            place = number + 1
+            report_at = tuple(sorted(rungs))
         if candidate.training.seed is None:
-            seed = 1_000_003 * config.search.seed + (0 if number is None else number + 1)
-            candidate = candidate.model_copy(
-                update={"training": candidate.training.model_copy(update={"seed": seed})}
-            )
+            seed = 1_000_003 * config.search.seed + place
+            training = candidate.training.model_copy(update={"seed": seed})
+            candidate = candidate.model_copy(update={"training": training})
         return TrialOrder(
             candidate=candidate.model_dump(mode="json"),
             resources=config.resources.for_ray(),
             number=number,
             values=trial.values,
             processes=config.resources.processes_of_a_trial(),
-            report_at=() if number is None else tuple(rungs),
+            report_at=report_at,
             resume_from=trial.checkpoint,
             session=f"{session.folder.search}-{session.number}",
         ).as_config()
@@ -452,7 +479,8 @@ def sync_search(
     wanted = [*overrides, *([f"tracking.uri={tracking_uri}"] if tracking_uri else [])]
     session = open_existing(search, storage_path, wanted)
     try:
-        uri, folder = session.config.tracking.absolute_uri(), session.folder
+        uri = session.config.tracking.absolute_uri()
+        folder = session.folder
         client = connect(uri, writes=True)
         with taking_writes(uri, f"slimfront sync {folder.search}"):
             recorder = _recorder(session, client)

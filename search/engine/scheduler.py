@@ -36,17 +36,25 @@ def epsilon_net_order(losses: Losses) -> list[int]:
     The first is the best in the first objective. Distances are Euclidean, with each objective
     scaled to [0, 1]; of equal distances the earlier point comes first.
     """
-    low, high = losses.min(axis=0), losses.max(axis=0)
+    low = losses.min(axis=0)
+    high = losses.max(axis=0)
     scaled = (losses - low) / np.where(high > low, high - low, 1.0)
-    order = [int(np.argmin(losses[:, 0]))]
-    nearest = np.linalg.norm(scaled - scaled[order[0]], axis=1)
-    nearest[order[0]] = -1.0
+    first = int(np.argmin(losses[:, 0]))
+    order = [first]
+    nearest = _distances(scaled, first)
+    nearest[order] = -1.0
     while len(order) < len(losses):
         chosen = int(np.argmax(nearest.round(9)))  # what is equal but for rounding is equal
         order.append(chosen)
-        nearest = np.minimum(nearest, np.linalg.norm(scaled - scaled[chosen], axis=1))
+        nearest = np.minimum(nearest, _distances(scaled, chosen))
         nearest[order] = -1.0
     return order
+
+
+def _distances(points: Losses, index: int) -> NDArray[np.float64]:
+    """Of all points (N, M) to one of them, (N,)."""
+    distances: NDArray[np.float64] = np.linalg.norm(points - points[index], axis=1)
+    return distances
 
 
 def crowding_order(losses: Losses) -> list[int]:
@@ -55,11 +63,14 @@ def crowding_order(losses: Losses) -> list[int]:
     distance = np.zeros(len(losses))
     for column in losses.T:
         order = np.argsort(column, kind="stable")
-        span = column[order[-1]] - column[order[0]]
+        ordered = column[order]
+        span = ordered[-1] - ordered[0]
         distance[order[[0, -1]]] = np.inf
         if span > 0:
-            distance[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
-    return [int(i) for i in np.argsort(-distance, kind="stable")]
+            between = ordered[2:] - ordered[:-2]
+            distance[order[1:-1]] += between / span
+    least_crowded: list[int] = np.argsort(-distance, kind="stable").tolist()
+    return least_crowded
 
 
 _TIE_BREAKS: dict[str, Callable[[Losses], list[int]]] = {
@@ -71,14 +82,16 @@ _TIE_BREAKS: dict[str, Callable[[Losses], list[int]]] = {
 def ranking(losses: Losses, tie_break: TieBreak = "epsilon_net") -> list[int]:
     """The indices of points from best to worst: front by front, within a front by the tie-break;
     points with NaN come last."""
-    usable = np.flatnonzero(np.isfinite(losses).all(axis=1))
+    finite = np.isfinite(losses).all(axis=1)
+    usable = np.flatnonzero(finite)
     order: list[int] = []
     if len(usable):
         ranks = moocore.pareto_rank(losses[usable])
         for rank in range(int(ranks.max()) + 1):
             front = usable[ranks == rank]
-            order += [int(front[i]) for i in _TIE_BREAKS[tie_break](losses[front])]
-    return order + [int(i) for i in range(len(losses)) if i not in set(order)]
+            within = _TIE_BREAKS[tie_break](losses[front])
+            order += front[within].tolist()
+    return order + np.flatnonzero(~finite).tolist()
 
 
 def goes_on(
@@ -94,7 +107,8 @@ def goes_on(
         return False
     if not len(others):
         return True
-    position = ranking(np.vstack([mine[None], others]), tie_break).index(0)
+    together = np.vstack([mine[None], others])
+    position = ranking(together, tie_break).index(0)
     return position < math.ceil(len(others) / reduction)
 
 
@@ -160,12 +174,14 @@ class MultiObjectiveASHA(FIFOScheduler):
             self._restore(entry)
 
     def _restore(self, entry: dict[str, Any]) -> None:
-        self.brackets[entry["trial"]] = entry["bracket"]
+        trial = entry["trial"]
+        bracket = entry["bracket"]
+        self.brackets[trial] = bracket
         if "rung" in entry:
+            # JSON has no NaN.
             losses = [math.nan if loss is None else loss for loss in entry["losses"]]
-            self.rungs.setdefault((entry["bracket"], entry["rung"]), {})[entry["trial"]] = np.array(
-                losses
-            )
+            rung = self.rungs.setdefault((bracket, entry["rung"]), {})
+            rung[trial] = np.array(losses)
 
     def _record(self, entry: dict[str, Any]) -> None:
         self._restore(entry)
@@ -175,8 +191,10 @@ class MultiObjectiveASHA(FIFOScheduler):
         """Deals the trial out to a bracket; one that comes back after a restart keeps its own."""
         super().on_trial_add(tune_controller, trial)
         name = self.key(trial)
-        if not self.exempt(trial) and name not in self.brackets:
-            self._record({"trial": name, "bracket": len(self.brackets) % len(self.levels)})
+        if self.exempt(trial) or name in self.brackets:
+            return
+        bracket = len(self.brackets) % len(self.levels)
+        self._record({"trial": name, "bracket": bracket})
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002
         """CONTINUE or STOP; a trial is judged once at each rung, at the first result at or after
@@ -184,14 +202,14 @@ class MultiObjectiveASHA(FIFOScheduler):
         decision: str = TrialScheduler.CONTINUE
         if self.exempt(trial) or self.time_attr not in result:
             return decision
-        name, bracket = self.key(trial), self.brackets[self.key(trial)]
+        name = self.key(trial)
+        bracket = self.brackets[name]
         for rung, time in enumerate(self.levels[bracket]):
             others = self.rungs.get((bracket, rung), {})
             if result[self.time_attr] < time or name in others:
                 continue
             mine = self.losses(result)
-            before = np.array(list(others.values())).reshape(len(others), len(self.objectives))
-            if not goes_on(before, mine, self.reduction, self.tie_break):
+            if not self._goes_on(others, mine):
                 decision = TrialScheduler.STOP
             self._record(
                 {
@@ -203,27 +221,36 @@ class MultiObjectiveASHA(FIFOScheduler):
             )
         return decision
 
+    def _goes_on(self, others: Mapping[str, Losses], mine: Losses) -> bool:
+        before = np.array(list(others.values()))
+        before = before.reshape(len(others), len(self.objectives))
+        return goes_on(before, mine, self.reduction, self.tie_break)
+
     def losses(self, result: Mapping[str, Any]) -> Losses:
         """The objectives of a result, (M,), turned so that less is better; NaN for one that is
         missing."""
-        values = [float(result.get(name, math.nan)) for name in self.objectives]
-        return np.array(
-            [
-                -v if mode == "max" else v
-                for v, mode in zip(values, self.objectives.values(), strict=True)
-            ]
-        )
+        found = []
+        for name, mode in self.objectives.items():
+            value = float(result.get(name, math.nan))
+            if mode == "max":
+                value = -value
+            found.append(value)
+        return np.array(found)
 
     def debug_string(self) -> str:
         """One line for Ray's status."""
-        filled = {
-            f"{b}/{self.levels[b][r]:g}": len(trials)
-            for (b, r), trials in sorted(self.rungs.items())
-        }
+        filled = {}
+        for (bracket, rung), trials in sorted(self.rungs.items()):
+            time = self.levels[bracket][rung]
+            filled[f"{bracket}/{time:g}"] = len(trials)
         return f"MultiObjectiveASHA, trials per bracket/rung: {filled}"
 
 
 def rung_times(grace: float, reduction: float, max_time: float, most: int = 30) -> list[float]:
     """grace, grace · η, grace · η², … below `max_time`; without one, `most` of them."""
-    times = [grace * reduction**power for power in range(most)]
-    return [time for time in times if time < max_time]
+    times = []
+    for power in range(most):
+        time = grace * reduction**power
+        if time < max_time:
+            times.append(time)
+    return times

@@ -104,8 +104,7 @@ class StudySearcher(DriverOnly, Searcher):
         begin again; then FINISHED."""
         if len(self.running) >= self.capacity():
             return None
-        while self.to_come and not (not self.unfinished and self.enough()):
-            next_one = self.unfinished.pop(0) if self.unfinished else self._ask()
+        while (next_one := self._next()) is not None:
             try:
                 config = self.make_config(next_one)
             except InvalidCandidate as error:
@@ -114,7 +113,17 @@ class StudySearcher(DriverOnly, Searcher):
                 continue
             self.running.add(trial_id)
             return config
-        return None if self.running else str(Searcher.FINISHED)
+        if self.running:
+            return None
+        return str(Searcher.FINISHED)
+
+    def _next(self) -> Unfinished | None:
+        """What earlier sessions left, then what the study proposes, while there are to be more."""
+        if self.unfinished:
+            return self.unfinished.pop(0)
+        if self.remaining and not self.enough():
+            return self._ask()
+        return None
 
     def _ask(self) -> Unfinished:
         self.remaining -= 1
@@ -143,13 +152,15 @@ class StudySearcher(DriverOnly, Searcher):
             return
         trial = optuna.Trial(self.study, self.asked[record.number])
         values = [float(record.measures.get(name, math.nan)) for name in self.objectives]
-        if record.status != "failed" and all(math.isfinite(value) for value in values):
-            for constraint in self.constraints:
-                trial.set_constraint(constraint.name, constraint.violation(record.measures))
-            self.study.tell(trial, values)
+        if record.status == "failed" or not all(map(math.isfinite, values)):
+            reason = record.reason or "an objective is missing or not finite"
+            trial.set_user_attr("failure", reason)
+            self.study.tell(trial, state=TrialState.FAIL)
             return
-        trial.set_user_attr("failure", record.reason or "an objective is missing or not finite")
-        self.study.tell(trial, state=TrialState.FAIL)
+        for constraint in self.constraints:
+            violation = constraint.violation(record.measures)
+            trial.set_constraint(constraint.name, violation)
+        self.study.tell(trial, values)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study's own storage holds the state."""
@@ -176,7 +187,8 @@ def reconcile(
     """
     known = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
     _refuse_one_that_is_older(study.study_name, known, ledger)
-    unfinished, untold = [], []
+    unfinished = []
+    untold = []
     if ledger.dense is None:
         unfinished.append(Unfinished(None, {}))
     elif ledger.dense.unfinished:
@@ -187,7 +199,9 @@ def reconcile(
         heard = ledger.by_label.get(label(number))
         if heard is None:
             trial = optuna.Trial(study, optuna_internals.trial_id(frozen))
-            values = {path: _suggested(trial, path, d) for path, d in distributions.items()}
+            values = {}
+            for path, distribution in distributions.items():
+                values[path] = _suggested(trial, path, distribution)
             unfinished.append(Unfinished(number, values))
         elif heard.unfinished:
             unfinished.append(continued(heard))
@@ -220,23 +234,34 @@ def _refuse_one_that_is_older(name: str, known: dict[int, FrozenTrial], ledger: 
 
 def _listed(names: list[str]) -> str:
     """The first of some names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    first = ", ".join(names[:3])
+    if len(names) > 3:
+        return f"{first} and {len(names) - 3} more"
+    return first
 
 
 def continued(record: TrialRecord) -> Unfinished:
     """The trial from its last checkpoint on."""
-    return Unfinished(
-        record.number, record.values, record.resumable.checkpoint if record.resumable else None
-    )
+    checkpoint = None
+    if record.resumable:
+        checkpoint = record.resumable.checkpoint
+    return Unfinished(record.number, record.values, checkpoint)
 
 
 def _suggested(trial: optuna.Trial, path: str, distribution: BaseDistribution) -> Any:
     """The trial's value for a path: the one that it has, or one drawn now if its process died
     before it was."""
-    d = distribution
-    if isinstance(d, FloatDistribution):
-        return trial.suggest_float(path, d.low, d.high, log=d.log, step=d.step)
-    if isinstance(d, IntDistribution):
-        return trial.suggest_int(path, d.low, d.high, log=d.log, step=d.step)
-    assert isinstance(d, CategoricalDistribution)
-    return trial.suggest_categorical(path, d.choices)
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(path, distribution.choices)
+    if isinstance(distribution, FloatDistribution):
+        suggest: Callable[..., Any] = trial.suggest_float
+    else:
+        assert isinstance(distribution, IntDistribution)
+        suggest = trial.suggest_int
+    return suggest(
+        path,
+        distribution.low,
+        distribution.high,
+        log=distribution.log,
+        step=distribution.step,
+    )

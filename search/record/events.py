@@ -28,9 +28,11 @@ class Event(BaseModel):
 
     def content(self) -> dict[str, Any]:
         """The fields that only this kind has, as plain data."""
-        own = type(self).model_fields.keys() - Event.model_fields.keys()
-        names = [name for name in type(self).model_fields if name in own]
-        return {name: getattr(self, name) for name in names}
+        found = {}
+        for name in type(self).model_fields:
+            if name not in Event.model_fields:
+                found[name] = getattr(self, name)
+        return found
 
     def as_plain(self) -> dict[str, Any]:
         """All of it, as it is written."""
@@ -133,7 +135,9 @@ class NetworkTested(OfTrial):
         if not isinstance(plain, dict) or "metrics" in plain:
             return plain
         metrics = {name: value for name, value in plain.items() if name.startswith("test_")}
-        return {**plain, "metrics": metrics} if metrics else plain
+        if metrics:
+            return {**plain, "metrics": metrics}
+        return plain
 
 
 class RungReached(Event):
@@ -190,7 +194,7 @@ def parse(plain: dict[str, Any]) -> Event:
         return KINDS[kind].model_validate(plain)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing":
-            raise ValueError(f"its event '{kind}' has no '{where}'") from None
-        raise ValueError(f"its event '{kind}' has a wrong '{where}': {first['msg']}") from None
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        raise ValueError(f"its event '{kind}' has no '{where}'")
+    raise ValueError(f"its event '{kind}' has a wrong '{where}': {first['msg']}")

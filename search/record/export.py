@@ -121,8 +121,12 @@ def _trained(config: Config, point: MeasuredNetwork) -> dict[str, Any]:
         for path, value in point.trial.values.items()
     }
     penalties = ", ".join(map(markdown.code, config.varied_penalties())) or "none"
-    sparsifier = "none" if config.sparsifier is None else markdown.code(config.sparsifier.name)
-    pruned = {"one-shot pruning": f"step {point.step}"} if point.step else {}
+    sparsifier = "none"
+    if config.sparsifier is not None:
+        sparsifier = markdown.code(config.sparsifier.name)
+    pruned = {}
+    if point.step:
+        pruned = {"one-shot pruning": f"step {point.step}"}
     how = {
         "network": markdown.code(config.model.name),
         "penalties": penalties,

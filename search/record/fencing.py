@@ -34,7 +34,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.errors import UserError, first_line, first_line_of
 
 LEASE_S = 60.0
 """A driver whose counter stands still for so long is lost, and another may take its search."""
@@ -75,7 +75,8 @@ class Fence:
         Raises:
             UserError: if the database cannot be used.
         """
-        self.search, self.owner = search, owner
+        self.search = search
+        self.owner = owner
         self.name = search.rpartition("/")[2]
         """What people call it."""
         self.number = 0
@@ -90,7 +91,7 @@ class Fence:
         try:
             yield
         except SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            reason = first_line_of(str(getattr(error, "orig", None) or error))
             raise UserError(
                 f"search.storage: the database that says who runs {self.name} cannot be used: "
                 f"{reason}"

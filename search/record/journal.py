@@ -108,7 +108,8 @@ def present(folder: Folder) -> bool:
     Raises:
         UserError: if the bucket does not answer.
     """
-    file, mirror = folder.local / JOURNAL_FILE, folder.mirror()
+    file = folder.local / JOURNAL_FILE
+    mirror = folder.mirror()
     if mirror is not None:
         try:
             mirror.pull(file)
@@ -179,7 +180,9 @@ class Journal:
     @property
     def fence(self) -> Fence | None:
         """What says whether this process may still write to a search in a bucket."""
-        return None if self.mirror is None else self.mirror.fence
+        if self.mirror is None:
+            return None
+        return self.mirror.fence
 
     def append(self, event: Written) -> Written:
         """Writes one event; returns it with its number and time.

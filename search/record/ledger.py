@@ -32,7 +32,9 @@ Status = Literal["running", "completed", "stopped", "failed"]
 
 def label(number: int | None) -> str:
     """The name of trial `number`: trial-007; the dense reference has no number."""
-    return "dense" if number is None else f"trial-{number:03d}"
+    if number is None:
+        return "dense"
+    return f"trial-{number:03d}"
 
 
 @dataclass(eq=False)
@@ -59,12 +61,13 @@ class MeasuredNetwork:
     def name(self) -> str:
         """How people see it: trial-007, with @ and the epoch where it is not the trial's last, and
         / and the one-shot step."""
+        name = self.trial.label
         ended = self.origin is self.trial.last and self.trial.status == "completed"
-        return (
-            self.trial.label
-            + ("" if ended else f"@{self.epoch}")
-            + (f"/{self.step}" if self.step else "")
-        )
+        if not ended:
+            name += f"@{self.epoch}"
+        if self.step:
+            name += f"/{self.step}"
+        return name
 
     @property
     def origin(self) -> "MeasuredNetwork":
@@ -76,7 +79,9 @@ class MeasuredNetwork:
         """Where its network is stored, or a copy from a bucket; None if it was deleted. Raises
         UserError without a copy."""
         checkpoint = self.origin.checkpoint
-        return None if checkpoint is None else fetch(checkpoint, network_file(self.step))
+        if checkpoint is None:
+            return None
+        return fetch(checkpoint, network_file(self.step))
 
 
 @dataclass(eq=False)
@@ -102,19 +107,24 @@ class TrialRecord:
     @property
     def last(self) -> MeasuredNetwork | None:
         """The last network that it was measured as."""
-        return self.points[-1] if self.points else None
+        if self.points:
+            return self.points[-1]
+        return None
 
     @property
     def resumable(self) -> MeasuredNetwork | None:
         """The last network that was kept, with the training that can go on from there."""
-        return next(
-            (point for point in reversed(self.points) if point.checkpoint is not None), None
-        )
+        for point in reversed(self.points):
+            if point.checkpoint is not None:
+                return point
+        return None
 
     @property
     def measures(self) -> dict[str, float]:
         """The measures of its last network; empty if it has none."""
-        return self.last.measures if self.last else {}
+        if self.last:
+            return self.last.measures
+        return {}
 
     @property
     def unfinished(self) -> bool:
@@ -203,14 +213,18 @@ class Ledger:
         self._hypervolume_at_gain = self._hypervolume
 
     def _path(self, checkpoint: str | None) -> str | None:
-        return None if checkpoint is None else join(self.place, checkpoint)
+        if checkpoint is None:
+            return None
+        return join(self.place, checkpoint)
 
     @staticmethod
     def find(record: TrialRecord, epoch: int, step: int = 0) -> MeasuredNetwork:
         """The network of a trial that was measured after so many epochs, or one pruned from it.
         Raises StopIteration if none."""
         point = next(point for point in record.points if point.epoch == epoch)
-        return next(pruned for pruned in point.pruned if pruned.step == step) if step else point
+        if step:
+            return next(pruned for pruned in point.pruned if pruned.step == step)
+        return point
 
     def _add(self, record: TrialRecord) -> None:
         self.by_label[record.label] = record
@@ -231,33 +245,40 @@ class Ledger:
         if record.number is not None:
             self.counts[record.status] -= 1
             self.counts[status] += 1
-        record.status, record.reason, record.interrupted = status, reason, interrupted
+        record.status = status
+        record.reason = reason
+        record.interrupted = interrupted
 
     def _add_point(self, record: TrialRecord, event: NetworkMeasured) -> None:
         point = MeasuredNetwork(
-            record,
-            event.epoch,
-            event.measures,
-            event.compaction,
-            self._path(event.checkpoint),
+            trial=record,
+            epoch=event.epoch,
+            measures=event.measures,
+            compaction=event.compaction,
+            checkpoint=self._path(event.checkpoint),
         )
         for step, pruned in enumerate(event.pruned, start=1):
-            done = [*point.compaction, *pruned["compaction"]]
-            point.pruned.append(
-                MeasuredNetwork(
-                    record, point.epoch, pruned["measures"], done, None, step=step, source=point
-                )
+            further = MeasuredNetwork(
+                record,
+                point.epoch,
+                pruned["measures"],
+                [*point.compaction, *pruned["compaction"]],
+                checkpoint=None,
+                step=step,
+                source=point,
             )
+            point.pruned.append(further)
         record.points.append(point)
         if record.number is None:
             self._rescale(point.measures)
-        entered = (
-            [self._enters_front(network) for network in (point, *point.pruned)]
-            if record.number is not None
-            else []
-        )
+            return
+        # Each of them, and not only until one enters.
+        entered = [self._enters_front(network) for network in (point, *point.pruned)]
         if any(entered):
-            self._hypervolume = hypervolume(self._losses, np.ones(len(self.objectives)))
+            self._hypervolume = self._computed_hypervolume()
+
+    def _computed_hypervolume(self) -> float:
+        return hypervolume(self._losses, np.ones(len(self.objectives)))
 
     def _rescale(self, dense: dict[str, float]) -> None:
         """Metrics that are no shares count relative to those of the dense network, which are known
@@ -269,22 +290,35 @@ class Ledger:
         self.dense_sizes |= known
         measures = [point.measures for point in self._front]
         self._losses = losses(measures, self.objectives, self.dense_sizes)
-        self._hypervolume = hypervolume(self._losses, np.ones(len(self.objectives)))
+        self._hypervolume = self._computed_hypervolume()
         self._hypervolume_at_gain = min(self._hypervolume_at_gain, self._hypervolume)
 
     def would_enter_front(self, record: TrialRecord, measures: dict[str, float]) -> bool:
         """Whether a network of the trial with these measures would join the front; one that would
         not now never will."""
-        return record.number is not None and self._loss_on_front(record, measures) is not None
+        if record.number is None:
+            return False
+        return self._loss_on_front(record, measures) is not None
+
+    @property
+    def dense_network(self) -> MeasuredNetwork | None:
+        """The last network that the dense reference was measured as; None if there is none yet."""
+        if self.dense is None:
+            return None
+        return self.dense.last
 
     def _loss_on_front(self, record: TrialRecord, measures: dict[str, float]) -> Points | None:
         """The losses of a network that meets the constraints, and is not dominated or as good as an
         earlier one of its trial."""
         loss: Points = losses([measures], self.objectives, self.dense_sizes)[0]
-        if not np.isfinite(loss).all() or not all(c.met_by(measures) for c in self.constraints):
+        if not np.isfinite(loss).all():
             return None
-        for member in np.flatnonzero((self._losses <= loss).all(axis=1)):
-            if (self._losses[member] < loss).any() or self._front[member].trial is record:
+        if not all(constraint.met_by(measures) for constraint in self.constraints):
+            return None
+        no_worse = (self._losses <= loss).all(axis=1)
+        for member in np.flatnonzero(no_worse):
+            better = (self._losses[member] < loss).any()
+            if better or self._front[member].trial is record:
                 return None
         return loss
 
@@ -292,9 +326,11 @@ class Ledger:
         loss = self._loss_on_front(point.trial, point.measures)
         if loss is None:
             return False
-        dominated = (loss <= self._losses).all(axis=1) & (loss < self._losses).any(axis=1)
-        stay = np.flatnonzero(~dominated)
-        self._front = [*(self._front[member] for member in stay), point]
+        no_better = (loss <= self._losses).all(axis=1)
+        worse = (loss < self._losses).any(axis=1)
+        stay = np.flatnonzero(~(no_better & worse))
+        self._front = [self._front[member] for member in stay]
+        self._front.append(point)
         self._losses = np.vstack([self._losses[stay], loss])
         return True
 
@@ -322,7 +358,10 @@ class Ledger:
         """The member of the front below which quality falls fastest (see `pareto.knee`); None
         without a front."""
         order = self._order()
-        return self._front[order[knee(self._losses[order])]] if order else None
+        if not order:
+            return None
+        place = knee(self._losses[order])
+        return self._front[order[place]]
 
     def hypervolume(self) -> float:
         """The front's hypervolume on the scale of `Objective.loss`, from 0 (no better than dense)
@@ -349,6 +388,6 @@ class SearchResult:
     def all_failed(self) -> bool:
         """Whether no trial completed or was stopped early, though none was cut off: the exit code
         of the command is then 1."""
-        return (
-            all(trial.status == "failed" for trial in self.ledger.trials) and not self.interrupted
-        )
+        if self.interrupted:
+            return False
+        return all(trial.status == "failed" for trial in self.ledger.trials)

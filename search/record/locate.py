@@ -45,7 +45,9 @@ def name_in_store(search: str) -> str:
     """The name by which MLflow or a cluster knows a search, which may lie elsewhere: of `NAME`,
     `NAME/`, or a path to it here."""
     name = search.rstrip("/")
-    return name if is_name(name) else locate(search, ".")[0]
+    if is_name(name):
+        return name
+    return locate(search, ".")[0]
 
 
 def _no_search(search: str) -> UserError:

@@ -15,9 +15,13 @@ def hypervolume(points: Points, reference: NDArray[np.float64]) -> float:
     Points with NaN or infinity, and points that are not better than the reference in every
     objective, add nothing.
     """
-    usable = points[np.isfinite(points).all(axis=1)]
-    inside = usable[(usable < reference).all(axis=1)]
-    return float(moocore.hypervolume(inside, ref=reference)) if len(inside) else 0.0
+    finite = np.isfinite(points).all(axis=1)
+    usable = points[finite]
+    better = (usable < reference).all(axis=1)
+    inside = usable[better]
+    if not len(inside):
+        return 0.0
+    return float(moocore.hypervolume(inside, ref=reference))
 
 
 def ranks(points: Points) -> NDArray[np.int64]:
@@ -38,6 +42,9 @@ def knee(points: Points) -> int:
     has the smallest sum (Das 1999, On characterizing the knee of the Pareto curve). `points` (N, M)
     are finite, N ≥ 1.
     """
-    low, high = points.min(axis=0), points.max(axis=0)
-    scaled = (points - low) / np.where(high > low, high - low, 1.0)
-    return int(np.argmin(scaled.sum(axis=1)))
+    low = points.min(axis=0)
+    high = points.max(axis=0)
+    widths = np.where(high > low, high - low, 1.0)
+    scaled = (points - low) / widths
+    sums = scaled.sum(axis=1)
+    return int(np.argmin(sums))

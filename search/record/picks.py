@@ -17,8 +17,11 @@ _BEST = ("best", "most-accurate")
 
 def member_name(member: Member) -> str:
     """trial-007@30, and /3 where it was pruned: what `pick` takes."""
+    name = f"{member['trial']}@{member['epoch']}"
     step = member.get("one_shot", 0)
-    return f"{member['trial']}@{member['epoch']}" + (f"/{step}" if step else "")
+    if step:
+        name += f"/{step}"
+    return name
 
 
 def sizes(member: Member) -> dict[str, float]:
@@ -57,6 +60,7 @@ def pick(report: Mapping[str, Any], wanted: str, min_quality: float | None = Non
             f"{quality.measure.better}; the best has "
             f"{'no number' if best is None else format(best, '.6g')}"
         )
+
     if wanted == "knee":
         return _knee(able, described(report))
     if wanted == "smallest":
@@ -65,14 +69,15 @@ def pick(report: Mapping[str, Any], wanted: str, min_quality: float | None = Non
         return max(able, key=lambda m: (goodness(m), -m["nonzero_params"]))
     named = [m for m in able if wanted in (m["trial"], member_name(m))]
     if not named:
-        known = [member_name(m) for m in able[:8]]
+        choices = ", ".join(PICKS)
+        known = [member_name(member) for member in able[:8]]
         if len(able) > 8:
             known.append("…")
         raise UserError(
-            f"--pick {wanted}: it is not on the front; choose {', '.join(PICKS)}, or one of "
+            f"--pick {wanted}: it is not on the front; choose {choices}, or one of "
             f"{', '.join(known)}"
         )
-    return max(named, key=lambda m: (m["epoch"], -m.get("one_shot", 0)))
+    return max(named, key=lambda member: (member["epoch"], -member.get("one_shot", 0)))
 
 
 def _able(
@@ -95,8 +100,10 @@ def quality_of(report: Mapping[str, Any]) -> Objective:
 
 def described(report: Mapping[str, Any]) -> list[Objective]:
     """The objectives of a front.json."""
-    known = {name: Objective.from_plain(one) for name, one in report.get("described", {}).items()}
-    return [(known | OBJECTIVES)[name] for name in report["objectives"]]
+    known = dict(OBJECTIVES)
+    for name, plain in report.get("described", {}).items():
+        known.setdefault(name, Objective.from_plain(plain))
+    return [known[name] for name in report["objectives"]]
 
 
 def _knee(members: Sequence[Member], objectives: Sequence[Objective]) -> Member:
@@ -110,5 +117,9 @@ def _knee(members: Sequence[Member], objectives: Sequence[Objective]) -> Member:
         if member["knee"]:
             return member
     measures = [sizes(member) for member in members]
-    scale = {o.name: max(1.0, *(m[o.name] for m in measures)) for o in objectives}
-    return members[knee(losses(measures, objectives, scale))]
+    scale = {}
+    for objective in objectives:
+        values = [own[objective.name] for own in measures]
+        scale[objective.name] = max(1.0, *values)
+    place = knee(losses(measures, objectives, scale))
+    return members[place]

@@ -10,11 +10,14 @@ from rich.table import Table
 from slimfront.search import terminal
 from slimfront.search.config.objectives import Objective
 from slimfront.search.config.settings import SearchOptions, Tracking
-from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult
+from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult, Status
 from slimfront.search.record.storage import parent
 from slimfront.search.terminal import Column, cell
 from slimfront.trainables.errors import one_line
 from slimfront.trainables.redaction import without_secrets
+
+_ENDED: tuple[Status, ...] = ("completed", "stopped", "failed")
+"""What becomes of trials."""
 
 
 def as_json(result: SearchResult) -> dict[str, Any]:
@@ -26,27 +29,36 @@ def as_json(result: SearchResult) -> dict[str, Any]:
     """
     ledger = result.ledger
     quality = ledger.quality.name
+    described = {}
+    for objective in (ledger.quality, *ledger.objectives):
+        described[objective.name] = objective.as_plain()
+    trials = {}
+    for status in _ENDED:
+        trials[status] = ledger.counts[status]
+    dense = {}
+    if ledger.dense_network:
+        dense = _measures(ledger.dense_network, quality)
+    knee = ledger.knee()
+    front = []
+    for point in result.front:
+        member = {
+            "trial": point.trial.label,
+            "epoch": point.epoch,
+            "one_shot": point.step,
+            "knee": point is knee,
+            "run_id": result.run_ids.get(point.trial.label),
+            **_measures(point, quality),
+            "params": point.trial.values,
+        }
+        front.append(member)
     return {
         "search": result.search,
         "objectives": [objective.name for objective in ledger.objectives],
-        "quality": ledger.quality.name,
-        "described": {o.name: o.as_plain() for o in (ledger.quality, *ledger.objectives)},
-        "trials": {status: ledger.counts[status] for status in ("completed", "stopped", "failed")},
-        "dense": _measures(ledger.dense.last, quality)
-        if ledger.dense and ledger.dense.last
-        else {},
-        "front": [
-            {
-                "trial": point.trial.label,
-                "epoch": point.epoch,
-                "one_shot": point.step,
-                "knee": point is ledger.knee(),
-                "run_id": result.run_ids.get(point.trial.label),
-                **_measures(point, quality),
-                "params": point.trial.values,
-            }
-            for point in result.front
-        ],
+        "quality": quality,
+        "described": described,
+        "trials": trials,
+        "dense": dense,
+        "front": front,
         "hypervolume": ledger.hypervolume(),
         "wall_seconds": round(result.wall_seconds, 2),
         "tracking_uri": result.tracking_uri,
@@ -76,14 +88,18 @@ def as_text(result: SearchResult, command: str, width: int | None = 160) -> str:
     """The table of the front and the summary, `width` characters wide (None: as wide as the
     terminal)."""
     width = width or terminal.console().width
-    tables = terminal.as_text(as_tables(result, width), width) if result.front else ""
+    tables = ""
+    if result.front:
+        tables = terminal.as_text(as_tables(result, width), width)
     return f"{tables}{summary(result, command)}\n"
 
 
 def exit_code(result: SearchResult) -> int:
     """What a command that ran a search ends with: 130 if it was cut off, 1 if every trial
     failed."""
-    return 130 if result.interrupted else int(result.all_failed)
+    if result.interrupted:
+        return 130
+    return int(result.all_failed)
 
 
 def as_tables(result: SearchResult, width: int) -> list[Table]:
@@ -92,22 +108,26 @@ def as_tables(result: SearchResult, width: int) -> list[Table]:
     Where the searched values do not fit beside the measures, they follow in tables of their own,
     with a row for each trial.
     """
-    dense = result.ledger.dense.last if result.ledger.dense else None
-    points = [*([dense] if dense else []), *result.front]
-    aims = [
-        *(o.name for o in result.ledger.objectives),
-        *(c.name for c in result.ledger.constraints),
-    ]
-    quality = result.ledger.quality
+    ledger = result.ledger
+    quality = ledger.quality
+    dense = ledger.dense_network
+    points = list(result.front)
+    sections = []
+    if dense:
+        points.insert(0, dense)
+        sections.append(0)
     shown = (quality.name, *_SHOWN)
+    aims = [objective.name for objective in ledger.objectives]
+    aims += [constraint.name for constraint in ledger.constraints]
     others = [name for name in dict.fromkeys(aims) if name not in shown]
-    title, sections = f"Front of {result.search}", [0] if dense else []
+    title = f"Front of {result.search}"
     measured = _measured(points, dense, quality, others)
     varied = _varied(points)
     if terminal.fits([*measured, *varied], width):
         return terminal.as_tables(title, [*measured, *varied], width, sections)
-    trials = list({point.trial.label: point for point in result.front}.values())
-    values = [Column("trial", [point.trial.label for point in trials], left=True), *_varied(trials)]
+    trials = {point.trial.label: point for point in result.front}
+    values = [Column("trial", list(trials), left=True)]
+    values += _varied(list(trials.values()))
     return [
         *terminal.as_tables(title, measured, width, sections),
         *terminal.as_tables("Their values", values, width),
@@ -121,20 +141,24 @@ def _measured(
     others: list[str],
 ) -> list[Column]:
     """The columns that name a network and say what it is worth."""
-
-    whole = dense.measures["nonzero_params"] if dense else None
+    whole = None
+    if dense:
+        whole = dense.measures["nonzero_params"]
+    head = quality.measure.head
+    test_head = head.replace("val ", "test ", 1)
     test = f"test_{quality.name.removeprefix('val_')}"
+    qualities = []
+    test_qualities = []
+    for point in points:
+        tested = point.tested or {}
+        qualities.append(show_quality(point.measures[quality.name]))
+        test_qualities.append(show_quality(tested.get(test)))
     columns = [
         Column("trial", [point.trial.label for point in points], left=True),
         Column("epoch", [str(point.epoch) for point in points]),
         Column("one-\nshot", [str(point.step or "") for point in points]),
-        Column(
-            quality.measure.head, [show_quality(point.measures[quality.name]) for point in points]
-        ),
-        Column(
-            quality.measure.head.replace("val ", "test ", 1),
-            [show_quality((point.tested or {}).get(test)) for point in points],
-        ),
+        Column(head, qualities),
+        Column(test_head, test_qualities),
         Column("non-zero", _show_sizes(points, "nonzero_params")),
         Column("of dense", [_show_share(point, whole) for point in points]),
         Column("params", _show_sizes(points, "params")),
@@ -149,10 +173,14 @@ def _measured(
 
 def _varied(points: list[MeasuredNetwork]) -> list[Column]:
     """A column for each searched value."""
+    paths: set[str] = set()
+    for point in points:
+        paths |= point.trial.values.keys()
     columns = []
-    for path in sorted({path for point in points for path in point.trial.values}):
+    for path in sorted(paths):
         shown = [_show(point.trial.values.get(path, "")) for point in points]
-        columns.append(Column(cell(path).replace(".", ".\n"), shown))
+        head = cell(path).replace(".", ".\n")
+        columns.append(Column(head, shown))
     return columns
 
 
@@ -190,7 +218,10 @@ def _show_sizes(points: list[MeasuredNetwork], name: str) -> list[str]:
 
 
 def _show_share(point: MeasuredNetwork, whole: float | None) -> str:
-    return f"{point.measures['nonzero_params'] / whole:.1%}" if whole else "-"
+    if not whole:
+        return "-"
+    share = point.measures["nonzero_params"] / whole
+    return f"{share:.1%}"
 
 
 def _show_measure(value: float | None) -> str:
@@ -200,29 +231,21 @@ def _show_measure(value: float | None) -> str:
 
 
 def _show(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else cell(value)
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return cell(value)
 
 
 def summary(result: SearchResult, command: str) -> str:
     """What happened, and the next command to type; `command` is how this shell calls slimfront."""
     ledger = result.ledger
-    counts = {status: ledger.counts[status] for status in ("completed", "stopped", "failed")}
-    trials = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
-    store = (
-        ""
-        if result.tracking_uri == Tracking().shown_uri()
-        else f" --tracking-uri {result.tracking_uri}"
-    )
+    store = ""
+    if result.tracking_uri != Tracking().shown_uri():
+        store = f" --tracking-uri {result.tracking_uri}"
     path = without_secrets(parent(ledger.place))
-    kept = (
-        ""
-        if path == str(Path(SearchOptions().storage_path).resolve())
-        else f" --storage-path {path}"
-    )
-    if not result.front:
-        reasons = Counter(trial.reason for trial in ledger.trials if trial.reason).most_common(1)
-        trials += f" (most often: {one_line(reasons[0][0])})" if reasons else ""
-        trials += _why_empty(ledger)
+    kept = ""
+    if path != str(Path(SearchOptions().storage_path).resolve()):
+        kept = f" --storage-path {path}"
     ends = [f"Review it in MLflow: {command} ui {result.search}{store}"]
     if result.interrupted:
         ends.append(f"Continue it: {command} resume {result.search}{kept}")
@@ -232,7 +255,25 @@ def summary(result: SearchResult, command: str) -> str:
             f"{result.search}{kept}"
         )
     head = (
-        f"Trials: {trials}; front {len(result.front)}, hypervolume "
+        f"Trials: {_counts(result)}; front {len(result.front)}, hypervolume "
         f"{ledger.hypervolume():.4f}, {result.wall_seconds:.0f} s."
     )
     return "\n".join([head, *ends])
+
+
+def _counts(result: SearchResult) -> str:
+    """How many trials ended in which way, and why most of them failed where there is no front."""
+    ledger = result.ledger
+    counts = []
+    for status in _ENDED:
+        count = ledger.counts[status]
+        if count:
+            counts.append(f"{count} {status}")
+    trials = ", ".join(counts) or "none"
+    reasons = Counter(trial.reason for trial in ledger.trials if trial.reason)
+    if not result.front and reasons:
+        most_often, _ = reasons.most_common(1)[0]
+        trials += f" (most often: {one_line(most_often)})"
+    if not result.front:
+        trials += _why_empty(ledger)
+    return trials

@@ -15,7 +15,8 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from slimfront.search.config.schema import Config, as_plain, dump, load_recorded
+from slimfront.search.config.plain import as_plain, dump
+from slimfront.search.config.schema import Config, load_recorded
 from slimfront.search.config.settings import STORE_VARIABLE
 from slimfront.search.config.space import flatten
 from slimfront.search.record.events import Event, SearchBegan, SessionBegan
@@ -59,26 +60,37 @@ class Session:
     @property
     def number(self) -> int:
         """1 for the first."""
-        return 1 + len([event for event in self.earlier if isinstance(event, SessionBegan)])
+        begun = [event for event in self.earlier if isinstance(event, SessionBegan)]
+        return 1 + len(begun)
 
     @property
     def starts(self) -> list[dict[str, Any]]:
         """The values to try first, as they were when the search began."""
         begun = self.earlier[0]
-        return begun.starts if isinstance(begun, SearchBegan) else []
+        if isinstance(begun, SearchBegan):
+            return begun.starts
+        return []
 
     def seconds_before(self) -> float:
         """Seconds of wall time that earlier sessions took, up to their last sign of life."""
-        spent, last = 0.0, 0.0
+        spent = 0.0
         begun: float | None = None
+        last = 0.0
         for event in self.earlier:
             # Journals of version 0.1 have the time of day alone.
             now = float(event.time if event.elapsed is None else event.elapsed)
             if isinstance(event, SessionBegan):
-                spent += max(last - begun, 0.0) if begun is not None else 0.0
+                spent += _between(begun, last)
                 begun = now
             last = now
-        return (spent + (max(last - begun, 0.0) if begun is not None else 0.0)) / 1000
+        spent += _between(begun, last)
+        return spent / 1000
+
+
+def _between(begun: float | None, last: float) -> float:
+    if begun is None:
+        return 0.0
+    return max(last - begun, 0.0)
 
 
 def begin(
@@ -91,12 +103,12 @@ def begin(
     if (folder.local / JOURNAL_FILE).stat().st_size:
         journal.close()
         raise UserError(_THERE.format(name=folder.search))
-    begun = journal.append(
-        SearchBegan(
-            search=folder.search, config=dump(config), dense_sizes=dense_sizes, starts=starts
-        )
+    event = SearchBegan(
+        search=folder.search, config=dump(config), dense_sizes=dense_sizes, starts=starts
     )
-    return Session(config, folder, journal, [begun], _ledger(config, begun, folder), resumed=False)
+    begun = journal.append(event)
+    ledger = _ledger(config, begun, folder)
+    return Session(config, folder, journal, [begun], ledger, resumed=False)
 
 
 def open_existing(search: str, storage_path: str, overrides: Sequence[str] = ()) -> Session:
@@ -141,11 +153,11 @@ _UNREADABLE = (
 
 def _ledger(config: Config, begun: SearchBegan, folder: Folder) -> Ledger:
     return Ledger(
-        config.chosen_objectives(),
-        begun.dense_sizes,
-        config.chosen_constraints(),
-        folder.place,
-        config.quality(),
+        objectives=config.chosen_objectives(),
+        dense_sizes=begun.dense_sizes,
+        constraints=config.chosen_constraints(),
+        place=folder.place,
+        quality=config.quality(),
     )
 
 
@@ -170,8 +182,12 @@ def new_folder(config: Config, name: str | None) -> Folder:
 def new_names(config_name: str) -> list[str]:
     """Names for a search that was given none, the first to be tried first: that of its config, and
     the time."""
-    stamped = f"{config_name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    return [stamped, *(f"{stamped}-{n}" for n in range(2, 100))]
+    now = datetime.now(UTC)
+    stamped = f"{config_name}-{now:%Y%m%d-%H%M%S}"
+    names = [stamped]
+    for number in range(2, 100):
+        names.append(f"{stamped}-{number}")
+    return names
 
 
 _THERE = (
@@ -299,8 +315,11 @@ def _check_code(config: Config, folder: Folder) -> None:
         return
     file = folder.local / JOURNAL_FILE
     state = file.stat()
-    theirs = "it belongs to another user" if state.st_uid not in (os.getuid(), 0) else None
-    theirs = "others may write to it" if state.st_mode & stat.S_IWOTH else theirs
+    theirs = None
+    if state.st_uid not in (os.getuid(), 0):
+        theirs = "it belongs to another user"
+    if state.st_mode & stat.S_IWOTH:
+        theirs = "others may write to it"
     if theirs:
         raise UserError(
             f"the journal {file} names code to run ({', '.join(named)}), and {theirs}; make it "
@@ -344,12 +363,15 @@ def starting_values(config: Config) -> list[dict[str, Any]]:
         _, ledger = read_search(wanted, config.search.storage_path)
     except UserError as error:
         raise UserError(f"search.start_from: {error}") from None
-    front = ledger.front()
-    values = [
-        {path: value for path, value in point.trial.values.items() if path in config.space}
-        for point in front
-    ]
-    return [v for number, v in enumerate(values) if v and v not in values[:number]]
+    found: list[dict[str, Any]] = []
+    for point in ledger.front():
+        values = {}
+        for path, value in point.trial.values.items():
+            if path in config.space:
+                values[path] = value
+        if values and values not in found:
+            found.append(values)
+    return found
 
 
 def rebuild_study(search: str, storage_path: str, overrides: Sequence[str] = ()) -> int:
@@ -383,7 +405,8 @@ def open_study(session: Session, *, starts: bool = True) -> optuna.Study:
     """Optuna's study of the search, made or found again; a new one begins with the `starts` of the
     search."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directory, config = session.directory, session.config
+    directory = session.directory
+    config = session.config
     storage: BaseStorage
     try:
         if config.search.storage is None:

@@ -53,8 +53,13 @@ def join(place: str, relative: str) -> str:
 
 def parent(place: str) -> str:
     """The storage path in which a search's folder is: `join` undone."""
-    base, mark, query = place.partition("?") if is_bucket(place) else (place, "", "")
-    return f"{base.rstrip('/').rpartition('/')[0] or '/'}{mark}{query}"
+    base = place
+    query = ""
+    if is_bucket(place):
+        base, mark, query = place.partition("?")
+        query = mark + query
+    above = base.rstrip("/").rpartition("/")[0] or "/"
+    return above + query
 
 
 def fetch(folder: str, name: str) -> Path:
@@ -141,14 +146,22 @@ class Storage:
     @property
     def shown(self) -> str:
         """The path as it may be printed: without keys that its URI may hold."""
-        return without_secrets(self.place).partition("?")[0] if self.bucket else self.place
+        if self.bucket:
+            return without_secrets(self.place).partition("?")[0]
+        return self.place
 
     def folder(self, search: str) -> "Folder":
         """The folder of a search, whether it is there or not."""
         place = join(self.place, search)
-        local = _local(place) / search if self.bucket else Path(place)
+        if self.bucket is None:
+            return Folder(search=search, local=Path(place), place=place, bucket=None, root=place)
+        local = _local(place) / search
         return Folder(
-            search, local, place, self.bucket, f"{self.root}/{search}" if self.bucket else place
+            search=search,
+            local=local,
+            place=place,
+            bucket=self.bucket,
+            root=f"{self.root}/{search}",
         )
 
     def make(self, search: str) -> "Folder":
@@ -167,9 +180,11 @@ class Storage:
     def searches(self, journal: str) -> list[str]:
         """The names of the searches here: what has a journal of that name."""
         if self.bucket is None:
-            return sorted(file.parent.name for file in Path(self.place).glob(f"*/{journal}"))
+            files = Path(self.place).glob(f"*/{journal}")
+            return sorted(file.parent.name for file in files)
+        everything = fs.FileSelector(self.root, allow_not_found=True)
         try:
-            infos = self.bucket.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
+            infos = self.bucket.get_file_info(everything)
         except OSError as error:
             raise UserError(f"{self.shown} cannot be listed: {error}") from None
         return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
@@ -206,13 +221,11 @@ class Folder:
         """
         if self.bucket is None:
             return None
-        owner = f"{socket.gethostname()}, process {os.getpid()}"
-        return Mirror(
-            self.bucket,
-            self.root,
-            self.search,
-            None if database is None else Fence(database, self.root[-250:], owner),
-        )
+        fence = None
+        if database is not None:
+            owner = f"{socket.gethostname()}, process {os.getpid()}"
+            fence = Fence(database, self.root[-250:], owner)
+        return Mirror(self.bucket, self.root, self.search, fence)
 
 
 class Mirror:
@@ -228,15 +241,20 @@ class Mirror:
         self, bucket: fs.FileSystem, root: str, search: str, fence: Fence | None = None
     ) -> None:
         """Without a `fence` it is for reading alone."""
-        self.bucket, self.root, self.search, self.fence = bucket, root, search, fence
+        self.bucket = bucket
+        self.root = root
+        self.search = search
+        self.fence = fence
         self.history: dict[str, int] = {}
-        self.segment, self.content = 0, b""
+        self.segment = 0
+        self.content = b""
 
     def segments(self) -> Iterator[tuple[str, bytes]]:
         """The parts of the journal in order, by the names of their objects. Raises OSError if the
         bucket does not answer."""
         selector = fs.FileSelector(f"{self.root}/journal", allow_not_found=True)
-        names = sorted(str(info.base_name) for info in self.bucket.get_file_info(selector))
+        infos = self.bucket.get_file_info(selector)
+        names = sorted(str(info.base_name) for info in infos)
         objects: dict[str, bytes] = {}
         # Of the last driver, of the one before it …
         for first in reversed([name for name in names if name.endswith(_FIRST)]):
@@ -245,7 +263,8 @@ class Mirror:
             if history is None:
                 continue  # it was lost before it wrote anything
             for name, length in history.items():
-                yield name, (objects.get(name) or self._read(name))[:length]
+                content = objects.get(name) or self._read(name)
+                yield name, content[:length]
             fence = first.removesuffix(_FIRST)
             for name in names:
                 if name.startswith(f"{fence}-"):
@@ -271,7 +290,8 @@ class Mirror:
         else:
             file.unlink(missing_ok=True)
         self.history = {name: len(part) for name, part in parts.items()}
-        self.segment, self.content = 0, b""
+        self.segment = 0
+        self.content = b""
 
     def push(self, lines: bytes) -> None:
         """Adds to the journal; when this returns, the bucket has it, and this driver was not
@@ -285,15 +305,12 @@ class Mirror:
         if not self.content and self.segment == 0:
             self.content = json.dumps({_TAKEN: self.history}).encode() + b"\n"
         content = self.content + lines
+        path = f"{self.root}/journal/{self.fence.number:08d}-{self.segment:08d}.jsonl"
         began = time.monotonic()
         while True:
             try:
                 self.fence.check()
-                _write(
-                    self.bucket,
-                    f"{self.root}/journal/{self.fence.number:08d}-{self.segment:08d}.jsonl",
-                    content,
-                )
+                _write(self.bucket, path, content)
                 self.fence.check()  # who took it meanwhile may not have seen this
                 break
             except Superseded:
@@ -307,8 +324,10 @@ class Mirror:
                     error,
                 )
                 time.sleep(5)
-        full = len(content) >= SEGMENT_BYTES
-        self.segment, self.content = (self.segment + 1, b"") if full else (self.segment, content)
+        self.content = content
+        if len(content) >= SEGMENT_BYTES:
+            self.segment += 1
+            self.content = b""
 
     def take(self) -> None:
         """Takes the search for this process, until `release`.
@@ -339,12 +358,18 @@ def _history(first: bytes) -> dict[str, int] | None:
     """What a driver found when it took the search, by its first object; None if that is not one."""
     line, end, _ = first.partition(b"\n")
     try:
-        taken = json.loads(line)[_TAKEN] if end else None
-        return None if taken is None else {str(name): int(length) for name, length in taken.items()}
+        taken = None
+        if end:
+            taken = json.loads(line)[_TAKEN]
+        if taken is None:
+            return None
+        return {str(name): int(length) for name, length in taken.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _events(part: bytes) -> bytes:
     """The lines of an object without what its driver found."""
-    return part if _history(part) is None else part.partition(b"\n")[2]
+    if _history(part) is None:
+        return part
+    return part.partition(b"\n")[2]

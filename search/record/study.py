@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-from slimfront.search.record.ledger import Ledger
+from slimfront.search.record.ledger import Ledger, TrialRecord
 from slimfront.search.record.optuna_internals import trial_id
 from slimfront.trainables.errors import UserError, first_line
 
@@ -29,15 +29,19 @@ def check_database(url: str) -> None:
     """
     try:
         place = make_url(url)
-        backend = place.get_backend_name()
-        options = {} if backend == "sqlite" else {"connect_timeout": _ANSWERS_S}
-        file = Path(place.database or "") if backend == "sqlite" else None
-        there = file is None or file.exists()
+        if place.get_backend_name() == "sqlite":
+            options = {}
+            file = Path(place.database or "")
+            made = not file.exists()
+        else:
+            options = {"connect_timeout": _ANSWERS_S}
+            file = None
+            made = False
         engine = create_engine(place, connect_args=options)
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))
         engine.dispose()
-        if file is not None and not there:
+        if file is not None and made:
             file.unlink(missing_ok=True)
     except Exception as error:  # every database raises its own kinds
         raise UserError(
@@ -71,18 +75,21 @@ class OnlyWriter(InMemoryStorage):
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """As Optuna has it; reads the study if that was not done yet."""
-        if study_name not in {study.study_name for study in self.get_all_studies()}:
-            self._read(self.database.get_study_id_from_name(study_name), study_name)
+        known = {study.study_name for study in self.get_all_studies()}
+        if study_name not in known:
+            there = self.database.get_study_id_from_name(study_name)
+            self._read(there, study_name)
         return super().get_study_id_from_name(study_name)
 
     def _read(self, there: int, name: str) -> None:
+        database = self.database
         self.study_ids.append(there)
-        here = super().create_new_study(self.database.get_study_directions(there), name)
-        for key, value in self.database.get_study_user_attrs(there).items():
+        here = super().create_new_study(database.get_study_directions(there), name)
+        for key, value in database.get_study_user_attrs(there).items():
             super().set_study_user_attr(here, key, value)
-        for key, value in self.database.get_study_system_attrs(there).items():
+        for key, value in database.get_study_system_attrs(there).items():
             super().set_study_system_attr(here, key, value)
-        for trial in self.database.get_all_trials(there, deepcopy=False):
+        for trial in database.get_all_trials(there, deepcopy=False):
             self.trial_ids.append(trial_id(trial))
             super().create_new_trial(here, trial)
 
@@ -98,9 +105,8 @@ class OnlyWriter(InMemoryStorage):
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """As Optuna has it."""
-        self.trial_ids.append(
-            self.database.create_new_trial(self.study_ids[study_id], template_trial)
-        )
+        there = self.database.create_new_trial(self.study_ids[study_id], template_trial)
+        self.trial_ids.append(there)
         return super().create_new_trial(study_id, template_trial)
 
     def set_trial_param(
@@ -152,14 +158,23 @@ def rebuild(
     Numbers that the journal does not know, of trials that were proposed and never began, become
     failed trials.
     """
-    trials = {record.number: record for record in ledger.trials}
-    for number in range(max((record.number or 0 for record in ledger.trials), default=-1) + 1):
+    trials = {record.number or 0: record for record in ledger.trials}
+    last = max(trials, default=-1)
+    for number in range(last + 1):
         record = trials.get(number)
         if record is None:
-            study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
-            continue
-        known = {path: distributions[path] for path in record.values if path in distributions}
-        params = {path: record.values[path] for path in known}
-        study.add_trial(
-            optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=known)
-        )
+            trial = optuna.trial.create_trial(state=TrialState.FAIL)
+        else:
+            trial = _running(record, distributions)
+        study.add_trial(trial)
+
+
+def _running(record: TrialRecord, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
+    """A trial of the journal as running, with the values that still vary."""
+    params = {}
+    known = {}
+    for path, value in record.values.items():
+        if path in distributions:
+            params[path] = value
+            known[path] = distributions[path]
+    return optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=known)

@@ -8,6 +8,7 @@ import numpy as np
 import optuna
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from torch import nn
 
@@ -28,11 +29,10 @@ def history_png(history: Sequence[tuple[float, int, float]], title: str) -> Figu
     """Hypervolume over time and over epochs; `history` has (minutes since the beginning, epochs
     trained, hypervolume)."""
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
-    for index, (column, name) in enumerate(((0, "minutes"), (1, "epochs of training, all trials"))):
-        axes = figure.add_subplot(1, 2, index + 1)
-        axes.step(
-            [point[column] for point in history], [point[2] for point in history], where="post"
-        )
+    volumes = [point[2] for point in history]
+    for column, name in enumerate(("minutes", "epochs of training, all trials")):
+        axes = figure.add_subplot(1, 2, column + 1)
+        axes.step([point[column] for point in history], volumes, where="post")
         axes.set(xlabel=name, ylabel="hypervolume")
         axes.grid(alpha=0.3)
     figure.suptitle(title)
@@ -54,11 +54,9 @@ def importances(
     )
     for trial in ledger.trials:
         values = [trial.measures.get(name, float("nan")) for name in names]
-        if (
-            trial.status in ("completed", "stopped")
-            and np.isfinite(values).all()
-            and set(trial.values) == set(distributions)
-        ):
+        if trial.status not in ("completed", "stopped") or not np.isfinite(values).all():
+            continue
+        if set(trial.values) == set(distributions):
             study.add_trial(
                 optuna.create_trial(params=trial.values, distributions=distributions, values=values)
             )
@@ -67,8 +65,8 @@ def importances(
     evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=32, max_depth=_DEPTH, seed=0)
     found = {}
     for index, name in enumerate(names):
-        if len({trial.values[index] for trial in study.trials}) > 1:
-            target = partial(_value, index)
+        target = partial(_value, index)
+        if len(set(map(target, study.trials))) > 1:
             found[name] = optuna.importance.get_param_importances(
                 study, evaluator=evaluator, target=target
             )
@@ -81,14 +79,23 @@ def _value(index: int, trial: optuna.trial.FrozenTrial) -> float:
 
 def importance_png(shares: dict[str, dict[str, float]], title: str) -> Figure:
     """Bars of `importances`, a group for each varied value."""
-    paths = list(dict.fromkeys(path for of_one in shares.values() for path in of_one))
-    figure = Figure(figsize=(7.2, 1.2 + 0.3 * len(paths) * (1 + len(shares))), layout="constrained")
+    paths: dict[str, None] = {}
+    for of_one in shares.values():
+        paths |= dict.fromkeys(of_one)
+    bars = len(paths) * (1 + len(shares))
+    figure = Figure(figsize=(7.2, 1.2 + 0.3 * bars), layout="constrained")
     axes = figure.add_subplot()
+    groups = np.arange(len(paths))
     height = 0.8 / max(len(shares), 1)
     for index, (objective, of_one) in enumerate(shares.items()):
-        places = np.arange(len(paths)) + index * height
-        axes.barh(places, [of_one.get(path, 0.0) for path in paths], height=height, label=objective)
-    axes.set_yticks(np.arange(len(paths)) + 0.4 - height / 2, paths)
+        axes.barh(
+            groups + index * height,
+            [of_one.get(path, 0.0) for path in paths],
+            height=height,
+            label=objective,
+        )
+    middle = 0.4 - height / 2
+    axes.set_yticks(groups + middle, list(paths))
     axes.invert_yaxis()
     axes.set(xlabel="share of the objective's variance", title=title)
     axes.legend()
@@ -109,38 +116,28 @@ def layers_png(
     """
     columns = _weights(dense)
     shown = networks[:_ROWS]
-    cells = np.full((len(shown), len(columns)), np.nan)
-    for row, (_, network) in enumerate(shown):
-        left = _weights(network)
-        for column, (name, weights) in enumerate(columns.items()):
-            if name in left:
-                cells[row, column] = left[name] / max(weights, 1)
-    figure = Figure(
-        figsize=(2.4 + 0.6 * max(len(columns), 6), 1.6 + 0.28 * len(shown)), layout="constrained"
-    )
+    cells = _shares(columns, [network for _, network in shown])
+    width = 2.4 + 0.6 * max(len(columns), 6)
+    height = 1.6 + 0.28 * len(shown)
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     shades = colormaps["viridis"].with_extremes(bad="0.93")
-    image = axes.imshow(
-        np.log10(np.maximum(cells, 1e-4)), aspect="auto", cmap=shades, vmin=-4, vmax=0
-    )
-    for row in range(len(shown)):
-        for column in range(len(columns)):
-            if np.isfinite(cells[row, column]) and len(columns) <= 12:
-                axes.text(
-                    column,
-                    row,
-                    f"{cells[row, column]:.1%}",
-                    ha="center",
-                    va="center",
-                    fontsize=6,
-                    color="w",
-                )
+    magnitudes = np.log10(np.maximum(cells, 1e-4))
+    image = axes.imshow(magnitudes, aspect="auto", cmap=shades, vmin=-4, vmax=0)
+    for (row, column), share in np.ndenumerate(cells):
+        if np.isfinite(share) and len(columns) <= 12:
+            axes.text(
+                column,
+                row,
+                f"{share:.1%}",
+                ha="center",
+                va="center",
+                fontsize=6,
+                color="w",
+            )
+    names = [f"{point.name}  {point.measures[quality]:.3f}" for point, _ in shown]
     axes.set_xticks(range(len(columns)), list(columns), rotation=60, ha="right", fontsize=7)
-    axes.set_yticks(
-        range(len(shown)),
-        [f"{p.name}  {p.measures[quality]:.3f}" for p, _ in shown],
-        fontsize=7,
-    )
+    axes.set_yticks(range(len(shown)), names, fontsize=7)
     axes.set_title(
         f"{title}: weights left in each layer; blank: merged into the next, or removed", fontsize=8
     )
@@ -149,24 +146,35 @@ def layers_png(
     return figure
 
 
+def _shares(dense: dict[str, int], networks: Sequence[nn.Module]) -> NDArray[np.float64]:
+    """The share of the dense network's weights that each layer has left, (networks, layers); NaN
+    for a layer that is not there."""
+    cells = np.full((len(networks), len(dense)), np.nan)
+    for row, network in enumerate(networks):
+        left = _weights(network)
+        for column, (name, weights) in enumerate(dense.items()):
+            if name not in left:
+                continue
+            share = left[name] / max(weights, 1)
+            cells[row, column] = share
+    return cells
+
+
 def load(point: MeasuredNetwork, config: Config) -> nn.Module | None:
     """The network of a point as it is stored; None if its file cannot be read."""
     try:
-        return read(point.file, config.model_of(point.trial.values))
-    # The latter two of values that are no candidate's any more.
-    except (
-        UserError,
-        KeyError,
-        ValueError,
-    ):
+        model = config.model_of(point.trial.values)
+        return read(point.file, model)
+    except (UserError, KeyError, ValueError):
+        # The latter two of values that are no candidate's any more.
         return None
 
 
 def _weights(network: nn.Module) -> dict[str, int]:
     """Non-zero weights of each linear and convolutional layer, by its name, in order."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return {
-        name: int(m.weight.count_nonzero())
-        for name, m in network.named_modules()
-        if isinstance(m, kinds)
-    }
+    counts = {}
+    for name, module in network.named_modules():
+        if isinstance(module, kinds):
+            counts[name] = int(module.weight.count_nonzero())
+    return counts

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,32 +51,43 @@ def read_fronts(client: MlflowClient, searches: list[str]) -> list[Front]:
     read = [read_front(client, search) for search in searches]
     first = read[0]
     for other in read[1:]:
-        if other["objectives"] != first["objectives"]:
-            raise UserError(
-                f"{first['search']} has the objectives {', '.join(first['objectives'])} and "
-                f"{other['search']} has "
-                f"{', '.join(other['objectives'])}; only searches with the same can be compared"
-            )
-    objectives, quality = described(first), quality_of(first)
-    dense = {
-        o.name: max(sizes(front["dense"]).get(o.name) or 0.0 for front in read) for o in objectives
-    }
+        _refuse_other_objectives(first, other)
+    objectives = described(first)
+    quality = quality_of(first)
+    dense = {}
+    for objective in objectives:
+        of_searches = [sizes(front["dense"]).get(objective.name) or 0.0 for front in read]
+        dense[objective.name] = max(of_searches)
     fronts = []
     for front in read:
-        points = losses([sizes(member) for member in front["front"]], objectives, dense)
-        volume = hypervolume(points, np.ones(len(objectives))) if len(points) else 0.0
+        measures = [sizes(member) for member in front["front"]]
+        points = losses(measures, objectives, dense)
+        volume = 0.0
+        if len(points):
+            volume = hypervolume(points, np.ones(len(objectives)))
         fronts.append(
             Front(
-                front["search"],
-                first["objectives"],
-                objectives,
-                quality,
-                front["dense"],
-                front["front"],
-                volume,
+                search=front["search"],
+                objectives=first["objectives"],
+                described=objectives,
+                quality=quality,
+                dense=front["dense"],
+                members=front["front"],
+                hypervolume=volume,
             )
         )
     return fronts
+
+
+def _refuse_other_objectives(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    if other["objectives"] == first["objectives"]:
+        return
+    those = ", ".join(first["objectives"])
+    these = ", ".join(other["objectives"])
+    raise UserError(
+        f"{first['search']} has the objectives {those} and {other['search']} has "
+        f"{these}; only searches with the same can be compared"
+    )
 
 
 def read_front(client: MlflowClient, search: str) -> dict[str, Any]:
@@ -102,31 +114,38 @@ _SIZES = (
 
 def _columns(quality: Objective) -> list[str]:
     """The keys of a row that say what a network is worth."""
-    return [quality.name, f"test_{quality.name.removeprefix('val_')}", *_SIZES]
+    test = f"test_{quality.name.removeprefix('val_')}"
+    return [quality.name, test, *_SIZES]
 
 
 def as_rows(fronts: list[Front]) -> list[dict[str, Any]]:
     """A flat row per network, the dense ones too, with the searched values by path."""
     rows = []
     for front in fronts:
-        named = [
-            ("dense", front.dense),
-            *((member_name(member), member) for member in front.members),
-        ]
-        for name, member in named:
-            row = {"search": front.search, "network": name, "knee": bool(member.get("knee"))}
-            row |= {column: member.get(column) for column in _columns(front.quality)}
-            values = member.get("params")
-            rows.append(row | (values if isinstance(values, dict) else {}))
+        rows.append(_row(front, "dense", front.dense))
+        for member in front.members:
+            rows.append(_row(front, member_name(member), member))
     return rows
+
+
+def _row(front: Front, name: str, member: Member) -> dict[str, Any]:
+    row = {"search": front.search, "network": name, "knee": bool(member.get("knee"))}
+    for column in _columns(front.quality):
+        row[column] = member.get(column)
+    values = member.get("params")
+    if isinstance(values, dict):
+        row |= values
+    return row
 
 
 def as_csv(fronts: list[Front]) -> str:
     """The rows as CSV with a header."""
     rows = as_rows(fronts)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns |= dict.fromkeys(row)
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -134,8 +153,18 @@ def as_csv(fronts: list[Front]) -> str:
 
 def as_json(fronts: list[Front]) -> str:
     """All of it as one JSON array, an object per search."""
-    keys = ("search", "objectives", "dense", "members", "hypervolume")
-    return json.dumps([{key: getattr(front, key) for key in keys} for front in fronts])
+    plain = []
+    for front in fronts:
+        plain.append(
+            {
+                "search": front.search,
+                "objectives": front.objectives,
+                "dense": front.dense,
+                "members": front.members,
+                "hypervolume": front.hypervolume,
+            }
+        )
+    return json.dumps(plain)
 
 
 def as_text(fronts: list[Front], width: int = 120) -> str:
@@ -143,26 +172,33 @@ def as_text(fronts: list[Front], width: int = 120) -> str:
     quality = fronts[0].quality
     val = quality.measure.head
     test = val.replace("val ", "test ", 1)
-    names = ("network", val, test, "non-zero", "params", "layers", "FLOPs")
+    heads = ("network", val, test, "non-zero", "params", "layers", "FLOPs")
+    shown = _columns(quality)[:-1]
     rows: list[list[str]] = []
     ends = []
     for front in fronts:
-        rows.append(
-            [f"{cell(front.search)}  hypervolume {front.hypervolume:.4f}", *[""] * (len(names) - 1)]
-        )
+        title = f"{cell(front.search)}  hypervolume {front.hypervolume:.4f}"
+        rows.append([title, *[""] * len(shown)])
         for row in as_rows([front]):
-            name = f"  {cell(row['network'])}{'  (knee)' if row['knee'] else ''}"
-            rows.append([name, *(_shown(row, column) for column in _columns(quality)[:-1])])
+            name = f"  {cell(row['network'])}"
+            if row["knee"]:
+                name += "  (knee)"
+            rows.append([name, *(_shown(row, column) for column in shown)])
         ends.append(len(rows) - 1)
-    columns = [Column(name, [row[i] for row in rows], left=i == 0) for i, name in enumerate(names)]
-    return terminal.as_text(terminal.as_tables("Fronts", columns, width, ends), width)
+    columns = []
+    for head, cells in zip(heads, zip(*rows, strict=True), strict=True):
+        columns.append(Column(head, list(cells), left=head == "network"))
+    tables = terminal.as_tables("Fronts", columns, width, ends)
+    return terminal.as_text(tables, width)
 
 
 def _shown(row: dict[str, Any], column: str) -> str:
     value = row[column]
     if value is None:
         return "-"
-    return f"{value:,.0f}" if column in _SIZES else show_quality(value)
+    if column in _SIZES:
+        return f"{value:,.0f}"
+    return show_quality(value)
 
 
 def as_png(fronts: list[Front]) -> Figure:
@@ -173,14 +209,15 @@ def as_png(fronts: list[Front]) -> Figure:
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     axes = figure.add_subplot()
     for index, front in enumerate(fronts):
-        members = sorted((sizes(member) for member in front.members), key=lambda m: m[size.name])
-        x, y = [m[size.name] for m in members], [m[above.name] for m in members]
+        color = f"C{index}"
+        members = [sizes(member) for member in front.members]
+        members.sort(key=lambda member: member[size.name])
         axes.plot(
-            x,
-            y,
+            [member[size.name] for member in members],
+            [member[above.name] for member in members],
             marker="o",
             drawstyle=steps(size),
-            color=f"C{index}",
+            color=color,
             label=f"{front.search} ({front.hypervolume:.4f})",
         )
         dense = sizes(front.dense)
@@ -207,5 +244,9 @@ def render(fronts: list[Front], kind: str) -> bytes:
         as_png(fronts).savefig(picture, format="png", dpi=120)
         return picture.getvalue()
     if kind == "table":
-        return as_text(fronts).encode()
-    return (as_json(fronts) + "\n" if kind == "json" else as_csv(fronts)).encode()
+        text = as_text(fronts)
+    elif kind == "json":
+        text = as_json(fronts) + "\n"
+    else:
+        text = as_csv(fronts)
+    return text.encode()

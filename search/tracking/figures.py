@@ -102,13 +102,11 @@ def front_html(
     )
     if size.measure.logarithmic:
         figure.update_xaxes(type="log")
-    open_run = (
-        _OPEN_RUN.replace("ROUTE", run_route(experiment_id, "RUN")).replace(
+    open_run = ""
+    if run_ids:
+        open_run = _OPEN_RUN.replace("ROUTE", run_route(experiment_id, "RUN")).replace(
             "BASE", base_url.rstrip("/")
         )
-        if run_ids
-        else ""
-    )
     page = figure.to_html(
         include_plotlyjs=True, full_html=True, div_id="front", post_script=open_run
     )
@@ -145,27 +143,23 @@ front.on("plotly_click", function (clicked) {
 def _parallel(ledger: Ledger, front: list[MeasuredNetwork]) -> go.Figure:
     """The objectives and the searched values of the front's members as parallel coordinates,
     coloured by quality."""
-    paths = list(dict.fromkeys(path for point in front for path in point.trial.values))
     dimensions = []
     for objective in ledger.objectives:
-        values = [point.measures[objective.name] for point in front]
-        scale = objective.measure.logarithmic
-        dimensions.append(
-            _axis(
-                f"log₁₀ {objective.name}" if scale else objective.name,
-                [_log10(v) if scale else v for v in values],
-            )
-        )
-    for path in paths:
-        dimensions.append(
-            _axis(html.escape(path), [point.trial.values.get(path) for point in front])
-        )
-    color = [point.measures[ledger.quality.name] for point in front]
+        name = objective.name
+        measured = [point.measures[name] for point in front]
+        if objective.measure.logarithmic:
+            name = f"log₁₀ {name}"
+            measured = [_log10(value) for value in measured]
+        dimensions.append(_axis(name, measured))
+    for path in dict.fromkeys(path for point in front for path in point.trial.values):
+        values = [point.trial.values.get(path) for point in front]
+        dimensions.append(_axis(html.escape(path), values))
+    quality = ledger.quality.name
     line = {
-        "color": color,
+        "color": [point.measures[quality] for point in front],
         "colorscale": "Viridis",
         "showscale": True,
-        "colorbar": {"title": {"text": ledger.quality.name}},
+        "colorbar": {"title": {"text": quality}},
     }
     figure = go.Figure(go.Parcoords(line=line, dimensions=dimensions, labelangle=-12))
     figure.update_layout(margin={"t": 120, "l": 90}, height=480)
@@ -194,15 +188,18 @@ def _log10(value: float) -> float:
 def pairs(objectives: list[Objective]) -> list[tuple[Objective, Objective]]:
     """(x, y) of each panel: every other objective with the metric, or one with the next where none
     is a metric, or all are."""
-    metrics = [o for o in objectives if o.measure.quality][:1]
-    sizes = [o for o in objectives if o not in metrics]
-    return [(size, metric) for metric in metrics for size in sizes] or list(pairwise(sizes))
+    metric = next((one for one in objectives if one.measure.quality), None)
+    if metric is None:
+        return list(pairwise(objectives))
+    return [(size, metric) for size in objectives if size != metric]
 
 
 def steps(objective: Objective) -> Literal["steps-post", "steps-pre"]:
     """How a front is drawn along an objective: between two members, the one on its better side is
     the best there is."""
-    return "steps-post" if objective.direction is Direction.MINIMIZE else "steps-pre"
+    if objective.direction is Direction.MINIMIZE:
+        return "steps-post"
+    return "steps-pre"
 
 
 def _ends(ledger: Ledger) -> list[MeasuredNetwork]:
@@ -211,22 +208,29 @@ def _ends(ledger: Ledger) -> list[MeasuredNetwork]:
 
 
 def _dense(ledger: Ledger) -> list[MeasuredNetwork]:
-    return [ledger.dense.last] if ledger.dense and ledger.dense.last else []
+    if ledger.dense_network:
+        return [ledger.dense_network]
+    return []
 
 
 def _values(
     points: list[MeasuredNetwork], size: Objective, metric: Objective
 ) -> tuple[list[float], list[float]]:
-    return [p.measures[size.name] for p in points], [p.measures[metric.name] for p in points]
+    x = [point.measures[size.name] for point in points]
+    y = [point.measures[metric.name] for point in points]
+    return x, y
 
 
 def _describe(point: MeasuredNetwork) -> str:
-    pruned = f", one-shot pruning step {point.step}" if point.step else ""
+    pruned = ""
+    if point.step:
+        pruned = f", one-shot pruning step {point.step}"
     lines = [f"<b>{point.trial.label}</b>, epoch {point.epoch}{pruned}"]
-    lines += [f"{name}: {value:.4g}" for name, value in point.measures.items()]
-    values = point.trial.values.items()
-    lines += [
-        html.escape(f"{path} = {value:.4g}" if isinstance(value, float) else f"{path} = {value}")
-        for path, value in values
-    ]
+    for name, measured in point.measures.items():
+        lines.append(f"{name}: {measured:.4g}")
+    for path, value in point.trial.values.items():
+        shown = value
+        if isinstance(value, float):
+            shown = f"{value:.4g}"
+        lines.append(html.escape(f"{path} = {shown}"))
     return "<br>".join(lines)

@@ -81,7 +81,9 @@ def _begun(client: MlflowClient, experiment_id: str, run_id: str, name: str) -> 
     found = client.search_logged_models(
         [experiment_id], f"name = '{name}' AND source_run_id = '{run_id}'", max_results=1
     )
-    return str(found[0].model_id) if found else None
+    if found:
+        return str(found[0].model_id)
+    return None
 
 
 def _save_model(
@@ -140,7 +142,9 @@ def mark_front(
     while True:
         page = client.search_logged_models([experiment_id], max_results=100, page_token=token)
         for model in page:
-            now = "true" if model.name in members else "false"
+            now = "false"
+            if model.name in members:
+                now = "true"
             if model.source_run_id in run_ids and model.tags.get("slimfront.front") != now:
                 client.set_logged_model_tags(model.model_id, {"slimfront.front": now})
         token = page.token
@@ -214,7 +218,8 @@ def _quietly() -> Iterator[None]:
     warnings: that is undone too.
     """
     root = logging.getLogger()
-    root_level, root_handlers = root.level, root.handlers[:]
+    root_level = root.level
+    root_handlers = root.handlers[:]
     levels = {name: logging.getLogger(name).level for name in _LOUD}
     for name in _LOUD:
         logging.getLogger(name).setLevel(logging.ERROR)

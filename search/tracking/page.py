@@ -18,9 +18,10 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 from torch import nn
 
 from slimfront.search.config.objectives import Direction, losses
-from slimfront.search.config.schema import Config, as_plain, dump
+from slimfront.search.config.plain import as_plain, dump
+from slimfront.search.config.schema import Config
 from slimfront.search.config.space import flatten
-from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult
+from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult, Status
 from slimfront.search.record.pareto import ranks
 from slimfront.search.record.report import as_json
 from slimfront.search.tracking import charts, figures
@@ -47,26 +48,30 @@ def live_metrics(ledger: Ledger) -> dict[str, float]:
     `METRIC_threshold` is the bound of the constraint on the quality, or else what is about as good
     as the dense network's; `smallest_NAME` is the smallest such size on the front that is as good.
     """
-    found = {
-        f"trials_{status}": float(ledger.counts[status])
-        for status in ("completed", "stopped", "failed")
-    }
-    front, quality = ledger.front(), ledger.quality
-    found |= {"hypervolume": ledger.hypervolume(), "front_size": float(len(front))}
+    found: dict[str, float] = {}
+    statuses: tuple[Status, ...] = ("completed", "stopped", "failed")
+    for status in statuses:
+        found[f"trials_{status}"] = float(ledger.counts[status])
+    front = ledger.front()
+    quality = ledger.quality
+    found["hypervolume"] = ledger.hypervolume()
+    found["front_size"] = float(len(front))
     if front:
         found[f"best_{quality.name}"] = front[0].measures[quality.name]
     threshold = quality_threshold(ledger)
-    if threshold is not None:
-        found[f"{quality.name.removeprefix('val_')}_threshold"] = threshold
-        able = [p for p in front if quality.as_good(p.measures[quality.name], threshold)]
-        sizes = [
-            o.name
-            for o in ledger.objectives
-            if o.direction is Direction.MINIMIZE and not o.measure.quality
-        ]
-        found |= {
-            f"smallest_{name}": float(min(p.measures[name] for p in able)) for name in sizes if able
-        }
+    if threshold is None:
+        return found
+    metric = quality.name.removeprefix("val_")
+    found[f"{metric}_threshold"] = threshold
+    able = []
+    for point in front:
+        if quality.as_good(point.measures[quality.name], threshold):
+            able.append(point.measures)
+    for objective in ledger.objectives:
+        is_size = objective.direction is Direction.MINIMIZE and not objective.measure.quality
+        if is_size and able:
+            smallest = min(measures[objective.name] for measures in able)
+            found[f"smallest_{objective.name}"] = float(smallest)
     return found
 
 
@@ -113,17 +118,17 @@ class Page:
 
     def begin(self) -> None:
         """What is known before the first trial: config, environment, data set."""
-        params = {
-            key: value for key, value in flatten(as_plain(self.config)).items() if value is not None
-        }
-        params["tracking.uri"] = self.config.tracking.shown_uri()
         text = dump(self.config)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        tags = {"slimfront.version": version("slimfront"), "slimfront.config_digest": digest}
-        entries = [Param(key, str(value)) for key, value in params.items()]
-        self.write_queue.log(
-            "", self.parent, [*entries, *(RunTag(key, value) for key, value in tags.items())]
-        )
+        params = flatten(as_plain(self.config))
+        params["tracking.uri"] = self.config.tracking.shown_uri()
+        entries: list[Param | RunTag] = []
+        for key, value in params.items():
+            if value is not None:
+                entries.append(Param(key, str(value)))
+        entries.append(RunTag("slimfront.version", version("slimfront")))
+        entries.append(RunTag("slimfront.config_digest", digest))
+        self.write_queue.log("", self.parent, entries)
         self.client.log_text(self.parent, text, "config.yaml")
         self.client.log_text(self.parent, environment(), "environment.txt")
         unless_impossible("the data set", self._log_data)
@@ -137,33 +142,34 @@ class Page:
         # Wherever it lies, it is the same.
         lies = {key: value for key, value in shown.items() if key != "in_memory"}
         digest = hashlib.sha256(json.dumps(lies, separators=(",", ":")).encode())
-        for split in (data.train, data.validation, data.test):
-            digest.update(split.targets.cpu().numpy().tobytes())
-        sizes = ", ".join(
-            f'"{name}": {len(split.targets)}'
-            for name, split in (
-                ("train", data.train),
-                ("validation", data.validation),
-                ("test", data.test),
-            )
+        sizes = []
+        for name in ("train", "validation", "test"):
+            targets = getattr(data, name).targets
+            digest.update(targets.cpu().numpy().tobytes())
+            sizes.append(f'"{name}": {len(targets)}')
+        profile = (
+            f'{{{", ".join(sizes)}, "outputs": {data.head}, '
+            f'"input_shape": {list(data.input_shape)}, "normalised": "{data.normalised}"}}'
         )
         logged = Dataset(
             name=options.name,
             digest=digest.hexdigest()[:16],
             source_type="slimfront",
             source=json.dumps(shown, separators=(",", ":")),
-            profile=(
-                f'{{{sizes}, "outputs": {data.head}, "input_shape": {list(data.input_shape)}, '
-                f'"normalised": "{data.normalised}"}}'
-            ),
+            profile=profile,
         )
-        self.client.log_inputs(
-            self.parent, [DatasetInput(logged, [InputTag("mlflow.data.context", "training")])]
-        )
+        training = InputTag("mlflow.data.context", "training")
+        self.client.log_inputs(self.parent, [DatasetInput(logged, [training])])
 
     def refresh(self, ledger: Ledger, history: Sequence[tuple[float, int, float]]) -> None:
         """What people look at while the search runs."""
-        text = describe(self.search, self.config, ledger, self.experiment_id, self.run_ids)
+        text = describe(
+            search=self.search,
+            config=self.config,
+            ledger=ledger,
+            experiment_id=self.experiment_id,
+            run_ids=self.run_ids,
+        )
         self.client.set_tag(self.parent, "mlflow.note.content", text)
         if ledger.front():
             self._draw("front.png", lambda: figures.front_png(ledger, self.search))
@@ -187,7 +193,13 @@ class Page:
     def _log_json(self, ledger: Ledger, seconds: float, *, interrupted: bool) -> None:
         uri = self.config.tracking.shown_uri()
         result = SearchResult(
-            self.search, ledger, ledger.front(), seconds, uri, interrupted, dict(self.run_ids)
+            search=self.search,
+            ledger=ledger,
+            front=ledger.front(),
+            wall_seconds=seconds,
+            tracking_uri=uri,
+            interrupted=interrupted,
+            run_ids=dict(self.run_ids),
         )
         self.client.log_dict(self.parent, as_json(result), "front.json")
 
@@ -216,7 +228,9 @@ class Page:
 
     def _log_front(self, ledger: Ledger) -> None:
         uri = self.config.tracking.shown_uri()
-        base_url = uri if uri.startswith("http") else UI_URL
+        base_url = UI_URL
+        if uri.startswith("http"):
+            base_url = uri
         with making("the page front.html"):
             html = figures.front_html(
                 ledger, self.search, self.experiment_id, self.run_ids, base_url
@@ -231,20 +245,19 @@ class Page:
     def _log_networks(self, ledger: Ledger, front: list[MeasuredNetwork]) -> None:
         """Models of the front's networks, and which layers they kept; those whose file is lost are
         left out."""
-        stored = [
-            (point, network)
-            for point in front
-            if (network := charts.load(point, self.config)) is not None
-        ]
-        dense = (
-            charts.load(ledger.dense.last, self.config)
-            if ledger.dense and ledger.dense.last
-            else None
-        )
+        stored = []
+        for point in front:
+            network = charts.load(point, self.config)
+            if network is not None:
+                stored.append((point, network))
+        dense = None
+        if ledger.dense_network:
+            dense = charts.load(ledger.dense_network, self.config)
         if stored and dense is not None:
             self._draw("layers.png", partial(self._draw_layers, stored, dense))
         with making("models of the front"):
-            data = load_once(self.config.candidate({}).data, torch.device("cpu"), self.config.task)
+            options = self.config.candidate({}).data
+            data = load_once(options, torch.device("cpu"), self.config.task)
         inputs = data.raw(data.validation.inputs[:2])
 
         def log_network(point: MeasuredNetwork, network: nn.Module) -> None:
@@ -254,13 +267,13 @@ class Page:
                 if self.config.ships_int8(point.trial.number, point.trial.values):
                     int8 = as_int8(network, data).file
             log_model(
-                self.client,
-                self.experiment_id,
-                self.run_ids[point.trial.label],
-                point,
-                ships,
-                inputs,
-                int8,
+                client=self.client,
+                experiment_id=self.experiment_id,
+                run_id=self.run_ids[point.trial.label],
+                point=point,
+                network=ships,
+                inputs=inputs,
+                int8=int8,
             )
 
         for point, network in stored:
@@ -271,25 +284,32 @@ class Page:
 def last_tags(ledger: Ledger) -> dict[str, dict[str, str]]:
     """Tags by label: `front`, `knee` and `rank` (by the network that a trial ended with) of each
     trial; the parent's knee."""
-    front, knee = ledger.front(), ledger.knee()
+    on_front = {point.trial.label for point in ledger.front()}
+    knee = ledger.knee()
     trials = [trial for trial in ledger.trials if trial.last]
-    on_front = {point.trial.label for point in front}
-    points = losses([trial.measures for trial in trials], ledger.objectives, ledger.dense_sizes)
-    tags = {} if knee is None else {"": {"slimfront.knee": knee.name}}
+    measures = [trial.measures for trial in trials]
+    points = losses(measures, ledger.objectives, ledger.dense_sizes)
+    tags = {}
+    if knee is not None:
+        tags[""] = {"slimfront.knee": knee.name}
     for trial, rank in zip(trials, ranks(points), strict=True):
+        is_knee = knee is not None and trial is knee.trial
         tags[trial.label] = {
-            "slimfront.front": "true" if trial.label in on_front else "false",
-            "slimfront.knee": "true" if knee is not None and trial is knee.trial else "false",
+            "slimfront.front": _yes_or_no(trial.label in on_front),
+            "slimfront.knee": _yes_or_no(is_knee),
             "slimfront.rank": str(rank),
         }
     return tags
 
 
+def _yes_or_no(value: bool) -> str:
+    return str(value).lower()
+
+
 def environment() -> str:
     """Python, the machine, and every installed package with its version."""
-    packages = sorted(
-        {f"{d.metadata['Name']}=={d.version}" for d in distributions()}, key=str.lower
-    )
-    return "\n".join(
-        [f"# Python {platform.python_version()} on {platform.platform()}", *packages, ""]
-    )
+    packages = set()
+    for package in distributions():
+        packages.add(f"{package.metadata['Name']}=={package.version}")
+    machine = f"# Python {platform.python_version()} on {platform.platform()}"
+    return "\n".join([machine, *sorted(packages, key=str.lower), ""])

@@ -118,7 +118,14 @@ class Recorder:
         self.refused_file = directory / REFUSED_FILE
         if self.refused_file.exists():
             self.write_queue.refused += self.refused_file.read_text(encoding="utf-8").splitlines()
-        self.page = Page(client, config, search, self.experiment_id, self.run_ids, self.write_queue)
+        self.page = Page(
+            client=client,
+            config=config,
+            search=search,
+            experiment_id=self.experiment_id,
+            run_ids=self.run_ids,
+            write_queue=self.write_queue,
+        )
         self.history: list[tuple[float, int, float]] = []
         """Minutes since the beginning, epochs trained, and hypervolume, at each end of a trial."""
         self.epochs = 0
@@ -143,11 +150,9 @@ class Recorder:
     def page_address(self) -> str | None:
         """The address of the search's page; None if its store has no server."""
         uri = self.config.tracking.shown_uri().rstrip("/")
-        return (
-            uri + run_route(self.experiment_id, self.parent)
-            if uri.startswith(("http:", "https:"))
-            else None
-        )
+        if uri.startswith(("http:", "https:")):
+            return uri + run_route(self.experiment_id, self.parent)
+        return None
 
     def _known_runs(self) -> dict[str, str]:
         """Ids of this search's runs in the store, by label; the parent is ''."""
@@ -218,11 +223,12 @@ class Recorder:
     def _next(self) -> list[Event | None]:
         """The events that have come, at least one unless something waits to be written; None is the
         end."""
+        patience = None
+        if self.write_queue.pending:
+            patience = _LOOK_EVERY_S
         events = []
         with contextlib.suppress(queue.Empty):
-            events.append(
-                self.events.get(timeout=_LOOK_EVERY_S if self.write_queue.pending else None)
-            )
+            events.append(self.events.get(timeout=patience))
             while True:
                 events.append(self.events.get_nowait())
         return events
@@ -230,16 +236,14 @@ class Recorder:
     def _take_in(self, event: Event, *, known: bool) -> None:
         """Brings the records up to date, and puts what is new into the write_queue."""
         if isinstance(event, SearchBegan):
-            objectives, constraints = (
-                self.config.chosen_objectives(),
-                self.config.chosen_constraints(),
-            )
+            objectives = self.config.chosen_objectives()
+            constraints = self.config.chosen_constraints()
             self.ledger = Ledger(
-                objectives,
-                event.dense_sizes,
-                constraints,
-                self.place,
-                self.config.quality(),
+                objectives=objectives,
+                dense_sizes=event.dense_sizes,
+                constraints=constraints,
+                place=self.place,
+                quality=self.config.quality(),
             )
             self.begun = event.time
         if self.ledger is not None:
@@ -253,9 +257,8 @@ class Recorder:
         if isinstance(event, EpochsReported):
             self.epochs += len(event.history)
         elif isinstance(event, TrialEnded) and event.number is not None:
-            self.history.append(
-                ((event.time - self.begun) / 60_000, self.epochs, ledger.hypervolume())
-            )
+            minutes = (event.time - self.begun) / 60_000
+            self.history.append((minutes, self.epochs, ledger.hypervolume()))
 
     def _write(self, *, everything: bool) -> None:
         """What has waited long enough, or everything."""
@@ -275,7 +278,8 @@ class Recorder:
     def _insist(self, write: Callable[[], None]) -> bool:
         """Writes, however often it takes; False if the search ends and the store does not
         answer, or if another driver has the search."""
-        wait, gave_up_at = _PATIENCE_S[0], None
+        wait = _PATIENCE_S[0]
+        gave_up_at = None
         while True:
             try:
                 write()
@@ -326,14 +330,18 @@ class Recorder:
 
     def _put_continued(self, event: TrialContinued) -> None:
         writes = self._to(label(event.number))
-        writes.status, writes.ended = "RUNNING", None
+        writes.status = "RUNNING"
+        writes.ended = None
 
     def _put_epochs(self, event: EpochsReported) -> None:
         """The metrics of some epochs as `epoch/NAME`, with step = epoch; the plain names are for
         the compact network."""
         writes = self._to(label(event.number))
         for epoch in event.history:
-            values = {f"epoch/{name}": value for name, value in epoch.items() if name != "epoch"}
+            values = {}
+            for name, value in epoch.items():
+                if name != "epoch":
+                    values[f"epoch/{name}"] = value
             writes.add_metrics(values, event.time, int(epoch["epoch"]))
 
     def _put_point(self, event: NetworkMeasured) -> None:
@@ -348,10 +356,12 @@ class Recorder:
 
     def _end(self, event: TrialEnded | TrialInterrupted, status: str, reason: str | None) -> None:
         writes = self._to(label(event.number))
-        writes.add_tags(
-            {"slimfront.status": status} | ({"slimfront.reason": reason[:5000]} if reason else {})
-        )
-        writes.status, writes.ended = _MLFLOW_STATUS[status], event.time
+        tags = {"slimfront.status": status}
+        if reason:
+            tags["slimfront.reason"] = reason[:5000]
+        writes.add_tags(tags)
+        writes.status = _MLFLOW_STATUS[status]
+        writes.ended = event.time
         if event.number is not None:
             self._put_live(event)
 
@@ -360,31 +370,37 @@ class Recorder:
         and then."""
         assert self.ledger is not None
         live = live_metrics(self.ledger)
-        step = int(sum(value for name, value in live.items() if name.startswith("trials_")))
-        self._to("").add_metrics(live, event.time, step)
-        if time.monotonic() - self.pictured > _PAGE_EVERY_S:
-            self.pictured = time.monotonic()
+        ended = 0.0
+        for name, value in live.items():
+            if name.startswith("trials_"):
+                ended += value
+        self._to("").add_metrics(live, event.time, int(ended))
+        now = time.monotonic()
+        if now - self.pictured > _PAGE_EVERY_S:
+            self.pictured = now
             self.page_work["refresh"] = partial(self.page.refresh, self.ledger, self.history)
 
     def _put_tested(self, event: NetworkTested) -> None:
         """The test metrics of a front member; where it was pruned, with all its measures, as
         `one_shot_STEP/NAME`."""
         assert self.ledger is not None
-        step, measures = event.step, dict(event.metrics)
-        if step:
-            measures |= self.ledger.find(
-                self.ledger.by_label[label(event.number)], event.epoch, step
-            ).measures
-        prefix = f"one_shot_{step}/" if step else ""
-        values = {prefix + name: value for name, value in measures.items()}
-        self._to(label(event.number)).add_metrics(values, event.time, event.epoch)
+        name = label(event.number)
+        values = dict(event.metrics)
+        if event.step:
+            record = self.ledger.by_label[name]
+            measures = self.ledger.find(record, event.epoch, event.step).measures
+            values = {}
+            for metric, value in {**event.metrics, **measures}.items():
+                values[f"one_shot_{event.step}/{metric}"] = value
+        self._to(name).add_metrics(values, event.time, event.epoch)
 
     def _put_finished(self, event: SessionEnded) -> None:
         self.page_work["finish"] = partial(self._finish, event)
 
     def _finish(self, event: SessionEnded) -> None:
         """Completes the trials' tags and the page of the search, and then ends the parent run."""
-        ledger, interrupted = self.ledger, event.status == "interrupted"
+        ledger = self.ledger
+        interrupted = event.status == "interrupted"
         assert ledger is not None
         for name, tags in last_tags(ledger).items():
             self._to(name).add_tags(tags)

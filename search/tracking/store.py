@@ -15,7 +15,8 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from slimfront.search.record.locate import name_in_store
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.environment import environment_set
+from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.redaction import without_secrets
 
 # The tag that makes the UI open an experiment in its model-training mode, not the GenAI mode.
@@ -49,7 +50,7 @@ def connect(uri: str, *, writes: bool = False) -> MlflowClient:
         os.environ.setdefault(name, value)
     client: MlflowClient
     try:
-        with _environment(_PROBE):
+        with environment_set(_PROBE):
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
             unknown = client.get_experiment_by_name(f"slimfront-{secrets.token_hex(8)}")
@@ -100,7 +101,8 @@ def _check_file(uri: str, *, writes: bool) -> None:
     file = Path(path.partition("?")[0])
     if file.exists() and not writes:
         return
-    there, reason = file.exists(), ""
+    there = file.exists()
+    reason = ""
     try:
         if not there and not file.parent.is_dir():
             reason = f"there is no folder {file.parent}"
@@ -117,7 +119,9 @@ def _check_file(uri: str, *, writes: bool) -> None:
             sqlite3.SQLITE_BUSY,
             sqlite3.SQLITE_LOCKED,
         )
-        reason = "" if busy else str(error)
+        reason = ""
+        if not busy:
+            reason = str(error)
     if reason:
         raise UserError(
             f"the tracking store {file} cannot be written to ({reason}); make its folder writable, "
@@ -159,11 +163,9 @@ def open_experiment(client: MlflowClient, name: str, artifacts: Path, uri: str) 
     artifacts under `artifacts`."""
     experiment: Experiment | None = client.get_experiment_by_name(name)
     if experiment is None:
-        location = (
-            None
-            if uri.startswith(("http:", "https:", "databricks"))
-            else artifacts.resolve().as_uri()
-        )
+        location = None
+        if not uri.startswith(("http:", "https:", "databricks")):
+            location = artifacts.resolve().as_uri()
         return str(
             client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
         )
@@ -205,24 +207,9 @@ def run_route(experiment_id: str, run_id: str) -> str:
     return f"/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
 def _deepest(error: BaseException) -> str:
     """The first line of the error at the bottom of a chain: `Connection refused` rather than four
     layers around it."""
     while (below := error.__cause__ or error.__context__) is not None:
         error = below
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return first_line(error)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 
 from slimfront.search.config.objectives import Direction, Objective
 from slimfront.search.config.schema import Config
-from slimfront.search.record.ledger import Ledger, MeasuredNetwork
+from slimfront.search.config.space import Parameter
+from slimfront.search.record.ledger import Ledger, MeasuredNetwork, Status
 from slimfront.search.record.report import show_quality
 from slimfront.search.tracking.store import run_route
 from slimfront.trainables.markdown import code, text
@@ -20,22 +21,24 @@ def describe(
 ) -> str:
     """Markdown for the tag `mlflow.note.content`; links go to runs of the same MLflow UI."""
     parts = [f"## {text(search)}", _searched(config, ledger)]
-    dense = ledger.dense.last if ledger.dense else None
+    dense = ledger.dense_network
 
     def link(point: MeasuredNetwork) -> str:
         run_id = run_ids.get(point.trial.label)
-        return f"[{point.name}]({run_route(experiment_id, run_id)[1:]})" if run_id else point.name
+        if not run_id:
+            return point.name
+        route = run_route(experiment_id, run_id)
+        return f"[{point.name}]({route[1:]})"
 
     front = ledger.front()
     knee = ledger.knee()
     if knee is not None:
-        parts += [
-            f"### Recommended: {link(knee)}",
-            _recommended(ledger, knee, dense),
-            _alternatives(ledger, front, knee, dense, link),
-        ]
+        parts.append(f"### Recommended: {link(knee)}")
+        parts.append(_recommended(ledger, knee, dense))
+        parts.append(_alternatives(ledger, front, knee, dense, link))
     if front:
-        parts += [f"### The front, {len(front)} networks", _table(ledger, front, knee, dense, link)]
+        parts.append(f"### The front, {len(front)} networks")
+        parts.append(_table(ledger, front, knee, dense, link))
         if len(front) > _ROWS:
             parts.append(f"The {_ROWS} best; `front.json` has all {len(front)}.")
     parts.append(
@@ -50,37 +53,45 @@ def describe(
 
 
 def _searched(config: Config, ledger: Ledger) -> str:
-    aims = [
-        f"{'more' if o.direction is Direction.MAXIMIZE else 'less'} `{o.name}`"
-        for o in ledger.objectives
-    ]
-    done = {
-        status: ledger.counts[status] for status in ("completed", "stopped", "failed", "running")
-    }
-    counts = ", ".join(f"{count} {status}" for status, count in done.items() if count) or "none yet"
+    aims = []
+    for objective in ledger.objectives:
+        wanted = "less"
+        if objective.direction is Direction.MAXIMIZE:
+            wanted = "more"
+        aims.append(f"{wanted} `{objective.name}`")
     lines = [
         f"Searched for {' and '.join(aims)}: {code(config.task.name)} by "
         f"{code(config.model.name)} on {code(config.data.name)}, "
         f"{config.training.epochs} epochs a trial, {len(config.space)} values varied.",
-        f"Trials: {counts}. Hypervolume {ledger.hypervolume():.4f}.",
+        f"Trials: {_counts(ledger)}. Hypervolume {ledger.hypervolume():.4f}.",
     ]
     if config.constraints:
-        lines.append(
-            "Constraints: "
-            + ", ".join(code(f"{name} {bound}") for name, bound in config.constraints.items())
-            + "."
-        )
+        bounds = [code(f"{name} {bound}") for name, bound in config.constraints.items()]
+        lines.append(f"Constraints: {', '.join(bounds)}.")
     space = ["| varied | in |", "| --- | --- |"]
     for path, parameter in config.space.items():
-        said = (
-            f"{parameter.low:g} to {parameter.high:g}{' (log)' if parameter.log else ''}"
-            if parameter.choices is None
-            else ""
-        )
-        space.append(
-            f"| {code(path, cell=True)} | {said or ', '.join(map(text, parameter.choices or ()))} |"
-        )
+        space.append(f"| {code(path, cell=True)} | {_range(parameter)} |")
     return "\n\n".join(["  \n".join(lines), "\n".join(space)])
+
+
+def _counts(ledger: Ledger) -> str:
+    counts = []
+    statuses: tuple[Status, ...] = ("completed", "stopped", "failed", "running")
+    for status in statuses:
+        count = ledger.counts[status]
+        if count:
+            counts.append(f"{count} {status}")
+    return ", ".join(counts) or "none yet"
+
+
+def _range(parameter: Parameter) -> str:
+    """What a parameter varies in."""
+    if parameter.choices is not None:
+        return ", ".join(map(text, parameter.choices))
+    ends = f"{parameter.low:g} to {parameter.high:g}"
+    if parameter.log:
+        return f"{ends} (log)"
+    return ends
 
 
 def _recommended(ledger: Ledger, knee: MeasuredNetwork, dense: MeasuredNetwork | None) -> str:
@@ -88,12 +99,14 @@ def _recommended(ledger: Ledger, knee: MeasuredNetwork, dense: MeasuredNetwork |
         "The knee of the front: the network below which quality falls fastest "
         f"for what is saved. {_compared(ledger.quality, knee, dense)}"
     )
-    values = ", ".join(
-        f"{code(path)} = {_short(value)}" for path, value in knee.trial.values.items()
-    )
-    pruned = f", then pruned in one shot, step {knee.step}" if knee.step else ""
+    values = []
+    for path, value in knee.trial.values.items():
+        values.append(f"{code(path)} = {_short(value)}")
+    pruned = ""
+    if knee.step:
+        pruned = f", then pruned in one shot, step {knee.step}"
     return (
-        f"{said}  \nIt was trained with {values}, seed {knee.trial.seed}, for "
+        f"{said}  \nIt was trained with {', '.join(values)}, seed {knee.trial.seed}, for "
         f"{knee.epoch} epochs{pruned}."
     )
 
@@ -107,36 +120,40 @@ def _alternatives(
 ) -> str:
     """The best, and the smallest that is about as good as the dense network."""
     quality = ledger.quality
-    picks = [("best", front[0])]
+    picks = {"best": front[0]}
     if dense:
         bound = quality.near(dense.measures[quality.name], 0.01)
-        near = [p for p in front if quality.as_good(p.measures[quality.name], bound)]
+        near = []
+        for point in front:
+            if quality.as_good(point.measures[quality.name], bound):
+                near.append(point)
+        within = "1%"
+        if quality.measure.scale == "share":
+            within = "0.01"
         if near:
-            smallest = min(near, key=lambda p: p.measures["nonzero_params"])
-            within = "0.01" if quality.measure.scale == "share" else "1%"
-            picks.append((f"smallest within {within} of the dense network's", smallest))
-    lines = [
-        f"- {what}: {link(point)}. {_compared(quality, point, dense)}"
-        for what, point in picks
-        if point is not knee
-    ]
+            smallest = min(near, key=lambda point: point.measures["nonzero_params"])
+            picks[f"smallest within {within} of the dense network's"] = smallest
+    lines = []
+    for what, point in picks.items():
+        if point is not knee:
+            lines.append(f"- {what}: {link(point)}. {_compared(quality, point, dense)}")
     return "\n".join(lines)
 
 
 def _compared(quality: Objective, point: MeasuredNetwork, dense: MeasuredNetwork | None) -> str:
-    m = point.measures
-    said = f"{quality.measure.axis.capitalize()} {show_quality(m[quality.name])}"
+    own = point.measures
+    axis = quality.measure.axis.capitalize()
+    said = f"{axis} {show_quality(own[quality.name])}"
+    weights = own["nonzero_params"]
+    layers = own["layers"]
     if dense is None:
-        return (
-            f"{said}, {m['nonzero_params']:,.0f} non-zero parameters in {m['layers']:.0f} layers."
-        )
-    d = dense.measures
+        return f"{said}, {weights:,.0f} non-zero parameters in {layers:.0f} layers."
+    whole = dense.measures["nonzero_params"]
     return (
-        f"{said} (dense {show_quality(d[quality.name])}) with {m['nonzero_params']:,.0f} non-zero "
+        f"{said} (dense {show_quality(dense.measures[quality.name])}) with {weights:,.0f} non-zero "
         "parameters, "
-        f"{m['nonzero_params'] / d['nonzero_params']:.1%} of the dense network's "
-        f"{d['nonzero_params']:,.0f}, "
-        f"in {m['layers']:.0f} layers (dense {d['layers']:.0f})."
+        f"{weights / whole:.1%} of the dense network's {whole:,.0f}, "
+        f"in {layers:.0f} layers (dense {dense.measures['layers']:.0f})."
     )
 
 
@@ -155,7 +172,9 @@ def _table(
     if dense:
         rows.append(_row(quality, f"dense: {link(dense)}", dense, dense))
     for point in front[:_ROWS]:
-        name = link(point) + (" **knee**" if point is knee else "")
+        name = link(point)
+        if point is knee:
+            name += " **knee**"
         rows.append(_row(quality, name, point, dense))
     return "\n".join(rows)
 
@@ -163,16 +182,30 @@ def _table(
 def _row(
     quality: Objective, name: str, point: MeasuredNetwork, dense: MeasuredNetwork | None
 ) -> str:
-    m = point.measures
-    share = f"{m['nonzero_params'] / dense.measures['nonzero_params']:.1%}" if dense else ""
-    tested = (point.tested or {}).get(f"test_{quality.name.removeprefix('val_')}")
-    test = "" if tested is None else show_quality(tested)
-    sizes = (
-        f"{m['nonzero_params']:,.0f} | {share} | {m['params']:,.0f} | "
-        f"{m['layers']:.0f} | {m['flops']:,.0f}"
-    )
-    return f"| {name} | {show_quality(m[quality.name])} | {test} | {sizes} |"
+    own = point.measures
+    weights = own["nonzero_params"]
+    share = ""
+    if dense:
+        share = f"{weights / dense.measures['nonzero_params']:.1%}"
+    test = ""
+    tested = point.tested or {}
+    of_test = tested.get(f"test_{quality.name.removeprefix('val_')}")
+    if of_test is not None:
+        test = show_quality(of_test)
+    cells = [
+        name,
+        show_quality(own[quality.name]),
+        test,
+        f"{weights:,.0f}",
+        share,
+        f"{own['params']:,.0f}",
+        f"{own['layers']:.0f}",
+        f"{own['flops']:,.0f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
 
 
 def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else text(value)
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return text(value)

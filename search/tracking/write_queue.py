@@ -51,11 +51,13 @@ class PendingWrites:
 
     def add_metrics(self, values: Mapping[str, float], time: int, step: int) -> None:
         """Metrics of one step; the time in milliseconds."""
-        self.entries += [Metric(name, float(value), time, step) for name, value in values.items()]
+        for name, value in values.items():
+            self.entries.append(Metric(name, float(value), time, step))
 
     def add_params(self, values: Mapping[str, Any]) -> None:
         """Params, which never change."""
-        self.entries += [Param(name, str(value)) for name, value in values.items()]
+        for name, value in values.items():
+            self.entries.append(Param(name, str(value)))
 
     def add_tags(self, values: Mapping[str, str]) -> None:
         """Tags; the last of a name counts."""
@@ -104,7 +106,10 @@ class WriteQueue:
     def done(self, event: int) -> int:
         """The number of the last event of which, like of all before it, nothing waits, if `event`
         was the last of all."""
-        return min((writes.first_event - 1 for writes in self.pending.values()), default=event)
+        waiting = [writes.first_event for writes in self.pending.values()]
+        if not waiting:
+            return event
+        return min(waiting) - 1
 
     def send(self, *, everything: bool) -> None:
         """Writes what is pending of runs that ended, and what has waited for a while, or all, in
@@ -160,12 +165,12 @@ class WriteQueue:
     def _fill(self, label: str, run_id: str, writes: PendingWrites) -> None:
         tags = [RunTag(name, value) for name, value in writes.tags.items()]
         self.log(label, run_id, [*writes.entries, *tags])
-        if writes.status is not None and writes.ended is None:
-            self.unless_refused(
-                f"the status of {label}",
-                lambda: self.client.update_run(run_id, status=writes.status),
-            )
-        elif writes.status is not None:
+        if writes.status is None:
+            return
+        if writes.ended is None:
+            update = partial(self.client.update_run, run_id, status=writes.status)
+            self.unless_refused(f"the status of {label}", update)
+        else:
             end = partial(self.client.set_terminated, run_id, writes.status, end_time=writes.ended)
             self.unless_refused(f"the end of {label}", end)
 
@@ -175,15 +180,19 @@ class WriteQueue:
         refused = self._refused(run_id, entries)
         if not refused:
             return
-        names, whose = list(dict.fromkeys(name for name, _ in refused)), label or "the search"
-        self.refused += [f"{name} of {whose}" for name in names]
-        shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        why = refused[0][1]
+        _, why = refused[0]
+        names = list(dict.fromkeys(name for name, _ in refused))
+        whose = label or "the search"
+        for name in names:
+            self.refused.append(f"{name} of {whose}")
+        shown = names[:5]
+        if len(names) > 5:
+            shown.append("…")
         log.warning(
             "MLflow refused %d values of %s: %s (%s); the search goes on without them",
             len(refused),
             whose,
-            shown,
+            ", ".join(shown),
             why,
         )
 
@@ -207,7 +216,9 @@ class WriteQueue:
             if len(entries) == 1:
                 return [(entries[0].key, first_line(error))]
             half = len(entries) // 2
-            return self._refused(run_id, entries[:half]) + self._refused(run_id, entries[half:])
+            first = self._refused(run_id, entries[:half])
+            second = self._refused(run_id, entries[half:])
+            return first + second
         return []
 
     def unless_refused(self, what: str, write: Callable[[], Any]) -> Any:

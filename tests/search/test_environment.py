@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slimfront.search.cli import _spare_loopback
+from slimfront.search.cli.shell import spare_loopback
 from slimfront.search.config.schema import Config, load
 from slimfront.search.record.session import begin, open_existing
 from slimfront.search.tracking.ui import _wait_until_up
@@ -102,7 +102,7 @@ def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) 
 def test_loopback_joins_what_no_proxy_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "intra.net,localhost")
     monkeypatch.delenv("NO_PROXY", raising=False)
-    _spare_loopback()
+    spare_loopback()
     assert os.environ["no_proxy"] == "intra.net,localhost,127.0.0.1,::1"
     assert os.environ["NO_PROXY"] == "localhost,127.0.0.1,::1"
 

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from optuna.distributions import FloatDistribution, IntDistribution
 
-from slimfront.search.config.schema import Config, dump, load
+from slimfront.search.config.plain import dump
+from slimfront.search.config.schema import Config, load
 from slimfront.search.config.space import set_path
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.sparsifiers import LotteryTicket

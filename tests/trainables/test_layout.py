@@ -132,7 +132,7 @@ def test_gradients_that_autograd_lays_out_otherwise_are_aligned_before_the_optim
         )
         take_step(optimizer, lr)
 
-    monkeypatch.setattr("slimfront.trainables.training.loop.take_step", watched)
+    monkeypatch.setattr("slimfront.trainables.training.batch_step.take_step", watched)
     training.run_epoch()
     assert not any(before)
     assert len(at_the_step) == 5 and all(at_the_step)

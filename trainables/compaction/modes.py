@@ -21,8 +21,8 @@ from slimfront.trainables.compaction.layers import set_module
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.attention_modules import ScaledDotProduct
 from slimfront.trainables.structure.encoders import plain_kind
-from slimfront.trainables.structure.evaluating import evaluating
 from slimfront.trainables.structure.graph import Conv, copied, submodule, trace
+from slimfront.trainables.tasks.evaluating import evaluating
 
 log = logging.getLogger(__name__)
 

@@ -98,7 +98,9 @@ class Dataset:
     def call(self) -> Call:
         """How a network is called with these inputs."""
         inputs = self.train.inputs
-        names = tuple(inputs.named) if isinstance(inputs, Several) else None
+        names = None
+        if isinstance(inputs, Several):
+            names = tuple(inputs.named)
         return Call(names, self.task.options.output)
 
     @property
@@ -123,8 +125,8 @@ class Dataset:
         network takes."""
         if self.standardised_by is None or isinstance(inputs, Several):
             return inputs
-        mean, std = (constant.to(inputs.device) for constant in self.standardised_by)
-        return inputs * std + mean
+        mean, std = self.standardised_by
+        return inputs * std.to(inputs.device) + mean.to(inputs.device)
 
     def normalisation(self) -> tuple[Tensor, Tensor] | None:
         """Mean and standard deviation, on the CPU, that turn raw inputs x into what a network sees:
@@ -140,7 +142,8 @@ class Dataset:
         """
         if not self.augment.active or isinstance(inputs, Several):
             return self.prepare(inputs)
-        return self.prepare(augment(to_device(inputs, self.device), self.augment, *generators))
+        inputs = to_device(inputs, self.device)
+        return self.prepare(augment(inputs, self.augment, *generators))
 
     def varied(self, inputs: Tensor, draws: Draws) -> Tensor:
         """`prepare` of `inputs`, which are on `device`, with the augmentation that was drawn for
@@ -156,13 +159,17 @@ class Dataset:
         when the iterator is exhausted or closed (`contextlib.closing`). Nothing random happens
         there, so the same batches come either way.
         """
+        stored, all_targets = self.train
 
         def taken(indices: Tensor) -> Split:
-            inputs = each(self.train.inputs, lambda tensor: tensor.index_select(0, indices))
-            return Split(*trimmed(inputs, self.train.targets.index_select(0, indices)))
+            inputs = each(stored, lambda tensor: tensor.index_select(0, indices))
+            targets = all_targets.index_select(0, indices)
+            return Split(*trimmed(inputs, targets))
 
-        on_disk = self.streamed and self.train.targets.device.type == "cpu"
-        yield from ahead(taken, chosen, PREFETCH) if on_disk else map(taken, chosen)
+        if self.streamed and all_targets.device.type == "cpu":
+            yield from ahead(taken, chosen, PREFETCH)
+        else:
+            yield from map(taken, chosen)
 
     def to(self, device: torch.device) -> "Dataset":
         """The data set for networks on `device`: stored there if it takes at most half of the
@@ -170,18 +177,25 @@ class Dataset:
 
         Otherwise it stays where it is, and its batches move one by one.
         """
-        mean, std = (
-            None if constant is None else constant.to(device) for constant in (self.mean, self.std)
-        )
-        attached = None if self.attached is None else self.attached.to(device)
+        mean = self.mean
+        if mean is not None:
+            mean = mean.to(device)
+        std = self.std
+        if std is not None:
+            std = std.to(device)
+        attached = self.attached
+        if attached is not None:
+            attached = attached.to(device)
         moved = replace(self, mean=mean, std=std, device=device, attached=attached)
-        splits = (self.train, self.validation, self.test)
-        if device.type == "cuda" and 2 * sum(map(nbytes, splits)) > free_memory(device):
+        splits = [self.train, self.validation, self.test]
+        needed = 2 * sum(map(nbytes, splits))
+        if device.type == "cuda" and needed > free_memory(device):
             return moved
-        train, validation, test = (
-            Split(each(s.inputs, lambda tensor: tensor.to(device)), s.targets.to(device))
-            for s in splits
-        )
+        there = []
+        for stored in splits:
+            inputs = each(stored.inputs, lambda tensor: tensor.to(device))
+            there.append(Split(inputs, stored.targets.to(device)))
+        train, validation, test = there
         return replace(moved, train=train, validation=validation, test=test)
 
 
@@ -274,20 +288,33 @@ def split(
     refuse_no_numbers(inputs)
     encoded = task.encode(given, names)
     splits = []
-    for places in split_indices(options, task, encoded.targets, groups, encoded.names):
+    for places in split_indices(
+        options=options, task=task, targets=encoded.targets, groups=groups, names=encoded.names
+    ):
         taken = each(inputs, partial(_taken, places, options.normalise, allocate))
         splits.append(Split(taken, encoded.targets[places]))
+    return encoded_dataset(options, task, splits, encoded)
+
+
+def encoded_dataset(
+    options: Data, task: Task, splits: Sequence[Split], encoded: Encoded
+) -> Dataset:
+    """The data set of a training, a validation and a test split, normalised, with the task at
+    work on it; `encoded` are the targets of all."""
     train, validation, test = splits
     made = normalised(options, train, validation, test)
-    return attach(replace(made, outputs=encoded.outputs, names=encoded.names), task)
+    made = replace(made, outputs=encoded.outputs, names=encoded.names)
+    return attach(made, task)
 
 
 def _taken(places: Tensor, asked: Normalise, allocate: Allocator, tensor: Tensor) -> Tensor:
     """The rows of a tensor at these places (n,), in the type that they are stored in."""
-    taken = allocate((len(places), *tensor.shape[1:]), stored_type(tensor, asked))
-    steps = pieces(taken)
-    for part, indices in zip(steps, places.split(len(steps[0])), strict=True):
-        part.copy_(tensor[indices])
+    shape = (len(places), *tensor.shape[1:])
+    taken = allocate(shape, stored_type(tensor, asked))
+    parts = pieces(taken)
+    indices = places.split(len(parts[0]))
+    for part, own in zip(parts, indices, strict=True):
+        part.copy_(tensor[own])
     return taken
 
 
@@ -320,8 +347,22 @@ def split_indices(
         train, rest = _hold_out_groups(options, everything, groups, held_out)
         validation, test = _hold_out_groups(options, rest, groups, options.test / held_out)
         return train, validation, test
-    train, rest = hold_out(options, task, everything, targets, held_out, names)
-    validation, test = hold_out(options, task, rest, targets, options.test / held_out, names)
+    train, rest = hold_out(
+        options=options,
+        task=task,
+        indices=everything,
+        targets=targets,
+        fraction=held_out,
+        names=names,
+    )
+    validation, test = hold_out(
+        options=options,
+        task=task,
+        indices=rest,
+        targets=targets,
+        fraction=options.test / held_out,
+        names=names,
+    )
     return train, validation, test
 
 
@@ -351,16 +392,23 @@ def hold_out(
         _refuse_nothing_left(options, len(indices), count)
         return indices[:-count], indices[-count:]
     strata = _strata(options, task, targets)
-    stratify = None if strata is None else strata[indices].numpy()
+    stratify = None
+    if strata is not None:
+        stratify = strata[indices].numpy()
     try:
         left, held = train_test_split(
             indices.numpy(), test_size=count, random_state=options.seed, stratify=stratify
         )
     except ValueError as error:
-        share = "examples" if strata is None else "every kind of target"
+        share = "every kind of target"
+        rarest = ""
+        if strata is None:
+            share = "examples"
+        else:
+            rarest = _rarest(task, strata, names)
         raise UserError(
             f"the data set '{options.name}' has too few examples to hold out a share of "
-            f"{fraction:.3g} of {share}: {_rarest(task, strata, names)}{error}"
+            f"{fraction:.3g} of {share}: {rarest}{error}"
         ) from None
     return torch.from_numpy(left), torch.from_numpy(held)
 
@@ -377,15 +425,16 @@ def _strata(options: Data, task: Task, targets: Tensor) -> Tensor | None:
     return strata
 
 
-def _rarest(task: Task, strata: Tensor | None, names: Sequence[str]) -> str:
+def _rarest(task: Task, strata: Tensor, names: Sequence[str]) -> str:
     """Names the stratum that is too rare."""
-    if strata is None:
-        return ""
     values, counts = strata.unique(return_counts=True)
     rarest = int(counts.argmin())
     number = int(counts[rarest])
     which = task.stratum(int(values[rarest]), names)
-    return f"{which} has {number} example{'s' if number > 1 else ''}; "
+    plural = ""
+    if number > 1:
+        plural = "s"
+    return f"{which} has {number} example{plural}; "
 
 
 def _refuse_nothing_left(options: Data, available: int, held: int) -> None:
@@ -403,8 +452,9 @@ def _hold_out_groups(
     from sklearn.model_selection import GroupShuffleSplit
 
     drawn = GroupShuffleSplit(1, test_size=fraction, random_state=options.seed)
+    own_groups = groups[indices].numpy()
     try:
-        left, held = next(drawn.split(indices.numpy(), groups=groups[indices].numpy()))
+        left, held = next(drawn.split(indices.numpy(), groups=own_groups))
     except ValueError as error:
         raise UserError(
             f"the data set '{options.name}' has too few groups to hold out a share of "
@@ -422,19 +472,23 @@ def normalised(options: Data, train: Split, validation: Split, test: Split) -> D
     Raises:
         UserError: if the inputs have no features or channels of the kind, or another number.
     """
-    if isinstance(train.inputs, Several):
+    inputs = train.inputs
+    if isinstance(inputs, Several):
         return _of_several(options, train, validation, test)
-    how = chosen(options.normalise, train.inputs)
-    words = "by given constants" if isinstance(how, Constants) else how.replace("_", " ")
+    how = chosen(options.normalise, inputs)
+    words = "by given constants"
+    if not isinstance(how, Constants):
+        words = how.replace("_", " ")
     made = Dataset(train, validation, test, normalised=words)
-    if how == "none" and not is_image(train.inputs):
+    if how == "none" and not is_image(inputs):
         return made
-    mean, std = constants(how, train.inputs)
-    if is_image(train.inputs):
+    mean, std = constants(how, inputs)
+    if is_image(inputs):
         return replace(made, mean=mean, std=std)
-    for one in (train, validation, test):
-        for part in pieces(one.inputs):
-            part.sub_(mean).div_(std)
+    for split in (train, validation, test):
+        for part in pieces(split.inputs):
+            part.sub_(mean)
+            part.div_(std)
     return replace(made, standardised_by=(mean, std))
 
 

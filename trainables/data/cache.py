@@ -21,6 +21,7 @@ from dataclasses import replace
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,9 @@ def load_once(options: Data, device: torch.device, task: Task | None = None) -> 
     """
     task = task or CLASSIFICATION
     plain = _load_plain(options.model_copy(update={"augment": Augment()}), device, task)
-    return replace(plain, augment=options.augment) if options.augment.active else plain
+    if options.augment.active:
+        return replace(plain, augment=options.augment)
+    return plain
 
 
 @lru_cache(maxsize=4)
@@ -80,19 +83,24 @@ def load_shared(options: Data, task: Task = CLASSIFICATION) -> Dataset:
         UserError: as `Data.load` does; or if the data has to be on disk (`in_memory: false`) and
             cannot be written there.
     """
-    fingerprint = None if options.in_memory is True else options.fingerprint()
+    fingerprint = None
+    if options.in_memory is not True:
+        fingerprint = options.fingerprint()
     if options.in_memory is True or (fingerprint is None and options.in_memory == "auto"):
         return options.load(task)
     try:
         folder = cache_folder()
-        with _locked(folder / f"{_key(options, task, fingerprint)}.lock") as lock:
-            data = _read(lock.with_suffix(".data")) or _fill(
-                options, task, lock.with_suffix(".part"), keep=fingerprint is not None
-            )
+        entry = folder / _key(options, task, fingerprint)
+        with _locked(entry.with_suffix(".lock")):
+            data = _read(entry.with_suffix(".data"))
+            if data is None:
+                part = entry.with_suffix(".part")
+                data = _fill(options, task, part, keep=fingerprint is not None)
     except OSError as error:
         _complain(options, error)
         return options.load(task)
-    return replace(data, streamed=options.in_memory is False or 2 * _size(data) > memory_bytes())
+    streamed = options.in_memory is False or 2 * _size(data) > memory_bytes()
+    return replace(data, streamed=streamed)
 
 
 def cache_folder() -> Path:
@@ -112,16 +120,23 @@ def cache_folder() -> Path:
 
 def files_state(files: Iterable[Path]) -> str:
     """Names, sizes and modification times of files: what changes when they do."""
-    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
+    states = []
+    for file in sorted(files):
+        state = file.stat()
+        states.append((str(file), state.st_size, state.st_mtime_ns))
     return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
 
 def memory_bytes() -> int:
     """The memory of this machine, or of its container if that has less."""
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        text = Path(file).read_text().strip() if Path(file).is_file() else "max"
-        found = min(found, int(text) if text.isdigit() else found)
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        file = Path(name)
+        if not file.is_file():
+            continue
+        limit = file.read_text().strip()
+        if limit.isdigit():
+            found = min(found, int(limit))
     return found
 
 
@@ -131,28 +146,24 @@ def _size(data: Dataset) -> int:
 
 def _key(options: Data, task: Task, fingerprint: str | None) -> str:
     """The name of the entry: of all that decides the content."""
-    chosen = options.model_dump(mode="json", exclude={"augment", "in_memory"})
-    return hashlib.sha256(
-        json.dumps(
-            [
-                _version(),
-                chosen,
-                task.model_dump(mode="json"),
-                os.getpid() if fingerprint is None else fingerprint,
-            ],
-            sort_keys=True,
-        ).encode()
-    ).hexdigest()[:32]
+    content: list[Any] = [
+        _version(),
+        options.model_dump(mode="json", exclude={"augment", "in_memory"}),
+        task.model_dump(mode="json"),
+        os.getpid() if fingerprint is None else fingerprint,
+    ]
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @cache
 def _version() -> str:
     """Changes with the code that decodes and splits."""
-    digest = hashlib.sha256(
-        " ".join(version(name) for name in ("pillow", "datasets", "scikit-learn", "torch")).encode()
-    )
-    tasks = Path(__file__).parent.parent / "tasks"
-    for file in sorted([*Path(__file__).parent.glob("*.py"), *tasks.glob("*.py")]):
+    libraries = [version(name) for name in ("pillow", "datasets", "scikit-learn", "torch")]
+    digest = hashlib.sha256(" ".join(libraries).encode())
+    here = Path(__file__).parent
+    tasks = here.parent / "tasks"
+    for file in sorted([*here.glob("*.py"), *tasks.glob("*.py")]):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -161,9 +172,12 @@ def _version() -> str:
 def _locked(path: Path, *, wait: bool = True) -> Iterator[Path]:
     """Holds the lock at `path`, a file; raises BlockingIOError if another process holds it and
     `wait` is false."""
+    how = fcntl.LOCK_EX
+    if not wait:
+        how |= fcntl.LOCK_NB
     while True:
         with path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, how)
             if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
                 continue  # its entry was thrown away while this process waited
             yield path
@@ -181,11 +195,14 @@ def _read(entry: Path) -> Dataset | None:
         log.warning("%s in the cache is damaged: the data set is decoded again", entry)
         return None
     tensors, extra = found
-    train, validation, test = (
-        Split(_inputs_in(tensors, name, extra["inputs"]), tensors[f"{name}.targets"])
-        for name in _SPLITS
-    )
-    by = ("standardised_by.mean", "standardised_by.std")
+    splits = []
+    for name in _SPLITS:
+        inputs = _inputs_in(tensors, name, extra["inputs"])
+        splits.append(Split(inputs, tensors[f"{name}.targets"]))
+    train, validation, test = splits
+    standardised_by = None
+    if "standardised_by.mean" in tensors:
+        standardised_by = (tensors["standardised_by.mean"], tensors["standardised_by.std"])
     return Dataset(
         train,
         validation,
@@ -193,7 +210,7 @@ def _read(entry: Path) -> Dataset | None:
         outputs=extra["outputs"],
         mean=tensors.get("mean"),
         std=tensors.get("std"),
-        standardised_by=(tensors[by[0]], tensors[by[1]]) if by[0] in tensors else None,
+        standardised_by=standardised_by,
         augment=Augment.model_validate(extra["augment"]),
         names=tuple(extra["names"]),
         normalised=extra["normalised"],
@@ -203,7 +220,9 @@ def _read(entry: Path) -> Dataset | None:
 def _inputs_in(tensors: dict[str, Tensor], split: str, names: list[str]) -> Tensor:
     """The inputs of a split in an entry: one tensor, or several by name."""
     named = {name: tensors[f"{split}.inputs.{name}"] for name in names}
-    return named[""] if names == [""] else Several(named)
+    if names == [""]:
+        return named[""]
+    return Several(named)
 
 
 def _fill(options: Data, task: Task, part: Path, *, keep: bool) -> Dataset:
@@ -213,8 +232,9 @@ def _fill(options: Data, task: Task, part: Path, *, keep: bool) -> Dataset:
     troubles: list[OSError] = []
 
     def allocate(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        size = torch.empty(tuple(shape), dtype=dtype, device="meta").nbytes
         try:
-            _make_room(part.parent, torch.empty(tuple(shape), dtype=dtype, device="meta").nbytes)
+            _make_room(part.parent, size)
             return file.allocate(shape, dtype)
         except OSError as error:
             troubles.append(error)
@@ -225,30 +245,11 @@ def _fill(options: Data, task: Task, part: Path, *, keep: bool) -> Dataset:
         data = options.load(task, allocate)
         if troubles or type(data) is not Dataset:
             return data
-        tensors: dict[str, Tensor] = {}
-        for name in _SPLITS:
-            held = getattr(data, name)
-            named = tensors_of(held.inputs)
-            tensors |= {f"{name}.inputs.{key}": tensor for key, tensor in named.items()}
-            tensors[f"{name}.targets"] = held.targets
-        mean, std = data.standardised_by or (None, None)
-        constants = {
-            "mean": data.mean,
-            "std": data.std,
-            "standardised_by.mean": mean,
-            "standardised_by.std": std,
-        }
-        tensors |= {name: constant for name, constant in constants.items() if constant is not None}
-        extra = {
-            "outputs": data.outputs,
-            "inputs": list(tensors_of(data.train.inputs)),
-            "names": list(data.names),
-            "normalised": data.normalised,
-            "augment": data.augment.model_dump(),
-        }
         try:
-            file.finish(tensors, extra)
-            written = part.replace(part.with_suffix(".data")) if keep else part
+            file.finish(_tensors_in(data), _extra_in(data))
+            written = part
+            if keep:
+                written = part.replace(part.with_suffix(".data"))
             return _read(written) or data
         except OSError as error:
             _complain(options, error)
@@ -258,6 +259,38 @@ def _fill(options: Data, task: Task, part: Path, *, keep: bool) -> Dataset:
         part.unlink(missing_ok=True)
         if not keep:
             part.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _tensors_in(data: Dataset) -> dict[str, Tensor]:
+    """The tensors of an entry by name."""
+    tensors: dict[str, Tensor] = {}
+    for split in _SPLITS:
+        inputs, targets = getattr(data, split)
+        for name, tensor in tensors_of(inputs).items():
+            tensors[f"{split}.inputs.{name}"] = tensor
+        tensors[f"{split}.targets"] = targets
+    mean, std = data.standardised_by or (None, None)
+    constants = {
+        "mean": data.mean,
+        "std": data.std,
+        "standardised_by.mean": mean,
+        "standardised_by.std": std,
+    }
+    for name, constant in constants.items():
+        if constant is not None:
+            tensors[name] = constant
+    return tensors
+
+
+def _extra_in(data: Dataset) -> dict[str, Any]:
+    """What else an entry holds, as plain data."""
+    return {
+        "outputs": data.outputs,
+        "inputs": list(tensors_of(data.train.inputs)),
+        "names": list(data.names),
+        "normalised": data.normalised,
+        "augment": data.augment.model_dump(),
+    }
 
 
 def _make_room(folder: Path, needed: int) -> None:

@@ -20,7 +20,13 @@ class Digits(Data):
 
         raw = load_digits()
         inputs = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1)  # (1797, 1, 8, 8)
-        return split(self, task, inputs, torch.tensor(raw.target, dtype=torch.int64), allocate)
+        return split(
+            options=self,
+            task=task,
+            inputs=inputs,
+            given=torch.tensor(raw.target, dtype=torch.int64),
+            allocate=allocate,
+        )
 
     def fingerprint(self) -> str | None:
         return (

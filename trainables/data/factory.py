@@ -21,8 +21,8 @@ from slimfront.trainables.data.base import (
     Dataset,
     Split,
     attach,
+    encoded_dataset,
     hold_out,
-    normalised,
     split,
 )
 from slimfront.trainables.data.cache import files_state
@@ -86,21 +86,26 @@ class Factory(Data):
             read = {name: self._read(one, task) for name, one in made.items()}
             return self._of_splits(read, task)
         made = self._read(made, task)
-        if isinstance(made, tuple) and len(made) in (2, 3) and _is_inputs(made[0]):
-            inputs, targets = self._pair(made[:2])
-            groups = None if len(made) == 2 else self._groups(made[2], len(inputs))
-            return split(self, task, inputs, targets, allocate, groups=groups)
-        raise self._wrong(
-            f"is {_describe(made)}",
-            "a slimfront.trainables.data.Dataset, or (inputs, targets) as tensors or arrays",
+        if not isinstance(made, tuple) or len(made) not in (2, 3) or not _is_inputs(made[0]):
+            raise self._wrong(
+                f"is {_describe(made)}",
+                "a slimfront.trainables.data.Dataset, or (inputs, targets) as tensors or arrays",
+            )
+        inputs, targets = self._pair(made[:2])
+        groups = None
+        if len(made) == 3:
+            groups = self._groups(made[2], len(inputs))
+        return split(
+            options=self, task=task, inputs=inputs, given=targets, allocate=allocate, groups=groups
         )
 
     def _read(self, given: Any, task: Task) -> Any:
         """Data sets and loaders of torch as inputs and targets; all else as it is."""
-        what = f"what the data factory '{self.factory}' returned"
         if not is_torch_data(given):
             return given
-        return read_all(given, what, seed=self.seed, ignore=getattr(task, "ignore", None))
+        what = f"what the data factory '{self.factory}' returned"
+        ignore = getattr(task, "ignore", None)
+        return read_all(given, what, seed=self.seed, ignore=ignore)
 
     def _made(self) -> Any:
         function = import_by_path(self.factory, "data factory")
@@ -118,11 +123,15 @@ class Factory(Data):
         """Inputs as tensors, and as many targets as they came."""
         if not isinstance(given, tuple | list) or len(given) != 2:
             raise self._wrong(f"has a split that is {_describe(given)}", "(inputs, targets)")
-        inputs, targets = self._as_inputs(given[0]), given[1]
-        if not hasattr(targets, "__len__") or len(inputs) != len(targets):
-            number = len(targets) if hasattr(targets, "__len__") else "no"
+        inputs = self._as_inputs(given[0])
+        targets = given[1]
+        count = None
+        if hasattr(targets, "__len__"):
+            count = len(targets)
+        if count != len(inputs):
             raise self._wrong(
-                f"has {len(inputs)} inputs and {number} targets", "one target for each input"
+                f"has {len(inputs)} inputs and {'no' if count is None else count} targets",
+                "one target for each input",
             )
         return inputs, targets
 
@@ -131,37 +140,45 @@ class Factory(Data):
         names = given.tolist() if hasattr(given, "tolist") else list(given)
         if len(names) != examples:
             raise self._wrong(f"has {examples} inputs and {len(names)} groups", "a group for each")
-        places = {name: place for place, name in enumerate(dict.fromkeys(names))}
-        return torch.tensor([places[name] for name in names])
+        known: dict[Any, int] = {}
+        numbers = []
+        for name in names:
+            number = known.setdefault(name, len(known))
+            numbers.append(number)
+        return torch.tensor(numbers)
 
     def _of_splits(self, made: Mapping[str, Any], task: Task) -> Dataset:
         """The user's own splits; what is left out is held out of the training examples."""
         if set(made) - set(_SPLITS):
-            raise self._wrong(
-                f"has splits {', '.join(map(str, made))}", "train, validation and test"
-            )
-        pairs = {name: self._pair(made[name]) for name in _SPLITS if name in made}
-        for name, (given, _) in pairs.items():
-            refuse_no_numbers(given, f" of {name}")
-        encoded = task.encode(_joined([targets for _, targets in pairs.values()]))
-        sizes = [len(inputs) for inputs, _ in pairs.values()]
-        targets = dict(zip(pairs, encoded.targets.split(sizes), strict=True))
-        inputs = {name: inputs for name, (inputs, _) in pairs.items()}
-        self._hold_out_what_lacks(task, inputs, targets, encoded.names)
-        wanted = described(inputs["train"])
+            names = ", ".join(map(str, made))
+            raise self._wrong(f"has splits {names}", "train, validation and test")
+        inputs: dict[str, Tensor] = {}
+        given: dict[str, Any] = {}
         for name in _SPLITS:
-            if described(inputs[name]) != wanted:
-                raise self._wrong(
-                    f"has inputs {described(inputs[name])} in '{name}'",
-                    f"{wanted}, as in 'train'",
-                )
+            if name in made:
+                inputs[name], given[name] = self._pair(made[name])
+        for name, one in inputs.items():
+            refuse_no_numbers(one, f" of {name}")
+        encoded = task.encode(_joined(list(given.values())))
+        sizes = [len(one) for one in inputs.values()]
+        targets = dict(zip(inputs, encoded.targets.split(sizes), strict=True))
+        self._hold_out_what_lacks(task, inputs, targets, encoded.names)
+        self._refuse_unlike(inputs)
 
         def stored(tensor: Tensor) -> Tensor:
             return tensor.to(stored_type(tensor, self.normalise), copy=True)
 
-        splits = [Split(each(inputs[name], stored), targets[name]) for name in _SPLITS]
-        data = normalised(self, splits[0], splits[1], splits[2])
-        return attach(replace(data, outputs=encoded.outputs, names=encoded.names), task)
+        splits = []
+        for name in _SPLITS:
+            splits.append(Split(each(inputs[name], stored), targets[name]))
+        return encoded_dataset(self, task, splits, encoded)
+
+    def _refuse_unlike(self, inputs: Mapping[str, Tensor]) -> None:
+        wanted = described(inputs["train"])
+        for name in _SPLITS:
+            found = described(inputs[name])
+            if found != wanted:
+                raise self._wrong(f"has inputs {found} in '{name}'", f"{wanted}, as in 'train'")
 
     def _hold_out_what_lacks(
         self,
@@ -175,11 +192,23 @@ class Factory(Data):
         for name, share in (("test", self.test), ("validation", self.validation)):
             if name in inputs:
                 continue
-            fraction = share if own_test or name == "test" else share / (1 - self.test)
-            everything = torch.arange(len(targets["train"]))
-            left, held = hold_out(self, task, everything, targets["train"], fraction, names)
-            inputs[name], targets[name] = inputs["train"][held], targets["train"][held]
-            inputs["train"], targets["train"] = inputs["train"][left], targets["train"][left]
+            fraction = share
+            if name == "validation" and not own_test:
+                fraction = share / (1 - self.test)
+            train = Split(inputs["train"], targets["train"])
+            everything = torch.arange(len(train.targets))
+            left, held = hold_out(
+                options=self,
+                task=task,
+                indices=everything,
+                targets=train.targets,
+                fraction=fraction,
+                names=names,
+            )
+            inputs[name] = train.inputs[held]
+            targets[name] = train.targets[held]
+            inputs["train"] = train.inputs[left]
+            targets["train"] = train.targets[left]
 
     def fingerprint(self) -> str | None:
         """Of the module's file, for the processes of one search: what else the function reads
@@ -189,21 +218,26 @@ class Factory(Data):
         """
         session = os.environ.get(SESSION)
         import_by_path(self.factory, "data factory")
-        file = getattr(sys.modules[self.factory.partition(":")[0]], "__file__", None)
-        return (
-            f"{session} {files_state([Path(file)])}"
-            if session and file and Path(file).is_file()
-            else None
-        )
+        module = self.factory.partition(":")[0]
+        file = getattr(sys.modules[module], "__file__", None)
+        if not session or not file:
+            return None
+        path = Path(file)
+        if not path.is_file():
+            return None
+        return f"{session} {files_state([path])}"
 
     def _as_inputs(self, given: Any) -> Tensor:
         if isinstance(given, tuple):
             given = {str(place): part for place, part in enumerate(given)}
         if not isinstance(given, Mapping):
             return self._one_input(given)
-        made = {str(name): self._one_input(part, least=1) for name, part in given.items()}
-        if len({len(tensor) for tensor in made.values()}) != 1:
-            sizes = ", ".join(f"{name} {len(tensor)}" for name, tensor in made.items())
+        made = {}
+        for name, part in given.items():
+            made[str(name)] = self._one_input(part, least=1)
+        counts = {name: len(tensor) for name, tensor in made.items()}
+        if len(set(counts.values())) != 1:
+            sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise self._wrong(f"has inputs of different lengths ({sizes})", "one of each for each")
         return Several(made)
 
@@ -218,38 +252,34 @@ class Factory(Data):
         return inputs
 
     def _tensor(self, given: Tensor | np.ndarray[Any, Any], part: str) -> Tensor:
-        given = given.to_numpy() if hasattr(given, "to_numpy") else given  # a table of pandas
+        if hasattr(given, "to_numpy"):
+            given = given.to_numpy()  # a table of pandas
         try:
             with warnings.catch_warnings():
                 # Nothing writes to it.
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
                 made = torch.as_tensor(given).detach().cpu()
-                unusual = made.dtype in (torch.uint16, torch.uint32, torch.uint64)
-                return made.long() if unusual else made  # torch can do little with these
         except TypeError:
-            raise self._wrong(
-                f"has {part} that are an array of {getattr(given, 'dtype', '?')}", "numbers"
-            ) from None
+            kind = getattr(given, "dtype", "?")
+            raise self._wrong(f"has {part} that are an array of {kind}", "numbers") from None
+        if made.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            return made.long()  # torch can do little with these
+        return made
 
     def _check_split(self, data: Dataset, name: str) -> None:
         inputs, targets = getattr(data, name)
-        if (
-            shape_of_one(inputs) != data.input_shape
-            or len(inputs) != len(targets)
-            or not len(targets)
-        ):
-            shape = (len(inputs), *shape_of_one(inputs))
+        shape = shape_of_one(inputs)
+        count = len(targets)
+        if shape != data.input_shape or len(inputs) != count or not count:
             raise self._wrong(
-                f"has a split '{name}' of shape {shape} with {len(targets)} targets",
+                f"has a split '{name}' of shape {(len(inputs), *shape)} with {count} targets",
                 f"examples of the shape {data.input_shape}, with one target each",
             )
-        usual = all(
-            is_image(tensor) or tensor.dtype in (torch.float32, torch.int64, torch.bool)
-            for tensor in tensors(inputs).values()
-        )
-        if described(inputs) != described(data.train.inputs) or not usual:
+        found = described(inputs)
+        usual = all(_is_usual(tensor) for tensor in tensors(inputs).values())
+        if found != described(data.train.inputs) or not usual:
             raise self._wrong(
-                f"has inputs of {described(inputs)} in '{name}'",
+                f"has inputs of {found} in '{name}'",
                 "float32, int64, bool, or uint8 images (N, channels, height, width), in all",
             )
 
@@ -258,22 +288,24 @@ class Factory(Data):
         for name in _SPLITS:
             self._check_split(data, name)
         data = data.to(torch.device("cpu"))
-        parts = [getattr(data, name) for name in _SPLITS]
-        targets = torch.cat([part.targets for part in parts])
-        encoded = task.encode(targets, data.names, data.outputs)
-        each = encoded.targets.split([len(part.targets) for part in parts])
-        train, validation, test = (
-            Split(part.inputs, own) for part, own in zip(parts, each, strict=True)
-        )
+        inputs = []
+        targets = []
+        for name in _SPLITS:
+            split = getattr(data, name)
+            inputs.append(split.inputs)
+            targets.append(split.targets)
+        encoded = task.encode(torch.cat(targets), data.names, data.outputs)
+        parts = encoded.targets.split([len(own) for own in targets])
+        train, validation, test = map(Split, inputs, parts)
         data = replace(data, train=train, validation=validation, test=test)
         data = replace(data, outputs=encoded.outputs, names=encoded.names)
         data = attach(data, task)
-        images = data.train.inputs
-        unknown = data.mean is None or data.std is None
-        if not isinstance(images, Several) and is_image(images) and unknown:
-            mean, std = channel_statistics(images)
-            return replace(data, mean=mean, std=std)
-        return data
+        images = train.inputs
+        known = data.mean is not None and data.std is not None
+        if known or isinstance(images, Several) or not is_image(images):
+            return data
+        mean, std = channel_statistics(images)
+        return replace(data, mean=mean, std=std)
 
     def _wrong(self, what: str, right: str) -> UserError:
         return UserError(
@@ -283,16 +315,25 @@ class Factory(Data):
 
 def _describe(made: object) -> str:
     """The type of what came back; of a tuple, also the types in it."""
-    if isinstance(made, tuple):
-        return f"a tuple of ({', '.join(type(part).__name__ for part in made)})"
-    return f"of type {type(made).__name__}"
+    if not isinstance(made, tuple):
+        return f"of type {type(made).__name__}"
+    types = ", ".join(type(part).__name__ for part in made)
+    return f"a tuple of ({types})"
+
+
+def _is_usual(tensor: Tensor) -> bool:
+    """Whether it is of a type that data sets store."""
+    return is_image(tensor) or tensor.dtype in (torch.float32, torch.int64, torch.bool)
 
 
 def _is_inputs(made: object) -> bool:
-    if isinstance(made, Mapping | tuple):
-        parts = list(made.values()) if isinstance(made, Mapping) else list(made)
-        return bool(parts) and all(_is_array(part) for part in parts)
-    return _is_array(made)
+    if isinstance(made, Mapping):
+        parts = list(made.values())
+    elif isinstance(made, tuple):
+        parts = list(made)
+    else:
+        return _is_array(made)
+    return bool(parts) and all(_is_array(part) for part in parts)
 
 
 def _is_array(made: object) -> bool:
@@ -302,10 +343,10 @@ def _is_array(made: object) -> bool:
 
 def _joined(targets: list[Any]) -> Any:
     """The targets of several splits, one after the other."""
-    if all(isinstance(one, Tensor) for one in targets):
-        widths = {tuple(one.shape[1:]) for one in targets}
-        if len(widths) > 1:
-            shown = " and ".join(map(str, sorted(widths)))
-            raise UserError(f"the splits have targets of different shapes, (N, …) of {shown}")
-        return torch.cat(targets)
-    return np.concatenate([np.asarray(one) for one in targets])
+    if not all(isinstance(one, Tensor) for one in targets):
+        return np.concatenate([np.asarray(one) for one in targets])
+    widths = {tuple(one.shape[1:]) for one in targets}
+    if len(widths) > 1:
+        shown = " and ".join(map(str, sorted(widths)))
+        raise UserError(f"the splits have targets of different shapes, (N, …) of {shown}")
+    return torch.cat(targets)

@@ -22,17 +22,20 @@ def refuse_no_numbers(inputs: Tensor, where: str = "", reason: str = "") -> None
 
 
 def _refuse(tensor: Tensor, where: str, reason: str) -> None:
-    step = max(1, _PIECE // max(tensor[0].numel(), 1))
+    numbers = tensor[0].numel()
+    step = max(1, _PIECE // max(numbers, 1))
     for first in range(0, len(tensor), step):
         part = tensor[first : first + step]
         if bool(part.isfinite().all()):
             continue
         wrong = ~part.reshape(len(part), -1).isfinite()
         example = int(wrong.any(1).nonzero()[0])
-        place = int(wrong[example].nonzero()[0])
-        many = f", {int(wrong[example].sum())} of {wrong.shape[1]}, the first at {place}"
+        of_example = wrong[example]
+        many = ""
+        if numbers > 1:
+            place = int(of_example.nonzero()[0])
+            many = f", {int(of_example.sum())} of {numbers}, the first at {place}"
         raise UserError(
             f"the data: input {first + example}{where} has NaN or infinite numbers"
-            f"{many if wrong.shape[1] > 1 else ''}{reason}; leave such examples out, or fill them "
-            "in"
+            f"{many}{reason}; leave such examples out, or fill them in"
         )

@@ -1,9 +1,8 @@
 """Images and text with targets, through Hugging Face `datasets`: from the hub, from parquet files,
 from folders of images."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -17,16 +16,15 @@ from slimfront.trainables.data.base import (
     Data,
     Dataset,
     Split,
-    attach,
+    encoded_dataset,
     hold_out,
-    normalised,
     split_indices,
 )
 from slimfront.trainables.data.cache import files_state
 from slimfront.trainables.data.images import CHUNK, Rows, decode_into
 from slimfront.trainables.data.tensor_file import Allocator, in_process
 from slimfront.trainables.data.text import tokenized
-from slimfront.trainables.errors import UserError, shorten
+from slimfront.trainables.errors import UserError, first_line_of, shorten
 from slimfront.trainables.options import Options, suggest
 from slimfront.trainables.tasks import Encoded, Task
 
@@ -43,10 +41,12 @@ def _absolute(path: str) -> str:
     other directories."""
     try:
         local = Path(path).expanduser()
-        return str(local.absolute()) if local.exists() else path
+        if local.exists():
+            return str(local.absolute())
     except (RuntimeError, OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"'{shorten(path)}' cannot be a path: {reason}") from None
+    return path
 
 
 class DataFiles(Options):
@@ -126,7 +126,10 @@ class HuggingFace(Data):
 
     @property
     def _where(self) -> str:
-        return f"the data set '{self.path or (self.data_files and self.data_files.train)}'"
+        source = self.path
+        if not source and self.data_files:
+            source = self.data_files.train
+        return f"the data set '{source}'"
 
     def load(self, task: Task = CLASSIFICATION, allocate: Allocator = in_process) -> Dataset:
         train, test = self._splits()
@@ -137,25 +140,39 @@ class HuggingFace(Data):
         encoded, targets, test_targets = self._targets(task, train, test, label)
         if self.limit is not None:
             train, targets = self._limited(task, train, targets)
-        if test is None or test_targets is None:
-            shares = self.model_copy(update={"test": self.test or _TEST_SHARE})
-            places = split_indices(shares, task, targets, None, encoded.names)
-            rows = [self._rows(train, image, "training", places)]
-            wanted = [targets[indices] for indices in places]
-        else:
-            held = hold_out(
-                self, task, torch.arange(len(targets)), targets, self.validation, encoded.names
-            )
+        places = self._places(task, targets, encoded, own_test=test is not None)
+        rows = [self._rows(train, image, "training", places)]
+        wanted = [targets[indices] for indices in places]
+        if test is not None and test_targets is not None:
             everything = torch.arange(len(test_targets))
-            rows = [
-                self._rows(train, image, "training", held),
-                self._rows(test, image, "test", [everything]),
-            ]
-            wanted = [*(targets[indices] for indices in held), test_targets]
+            rows.append(self._rows(test, image, "test", [everything]))
+            wanted.append(test_targets)
         inputs = decode_into(rows, _decoder(), self.size, allocate)
         splits = [Split(x, y) for x, y in zip(inputs, wanted, strict=True)]
-        made = normalised(self, splits[0], splits[1], splits[2])
-        return attach(replace(made, outputs=encoded.outputs, names=encoded.names), task)
+        return encoded_dataset(self, task, splits, encoded)
+
+    def _places(
+        self, task: Task, targets: Tensor, encoded: Encoded, *, own_test: bool
+    ) -> list[Tensor]:
+        """Which training rows are in the training split, in the validation split and, unless the
+        data has a test split of its own, in the test split."""
+        if own_test:
+            everything = torch.arange(len(targets))
+            held = hold_out(
+                options=self,
+                task=task,
+                indices=everything,
+                targets=targets,
+                fraction=self.validation,
+                names=encoded.names,
+            )
+            return list(held)
+        shares = self.model_copy(update={"test": self.test or _TEST_SHARE})
+        return list(
+            split_indices(
+                options=shares, task=task, targets=targets, groups=None, names=encoded.names
+            )
+        )
 
     def _load_text(
         self,
@@ -170,53 +187,61 @@ class HuggingFace(Data):
             train, targets = self._limited(task, train, targets)
         texts = self._texts(train, "training")
         count = len(texts)
-        texts += [] if test is None else self._texts(test, "test")
+        if test is not None:
+            texts += self._texts(test, "test")
         inputs = tokenized(texts, str(self.tokenizer), self.max_length)
-        if test is None or test_targets is None:
-            shares = self.model_copy(update={"test": self.test or _TEST_SHARE})
-            places = list(split_indices(shares, task, targets, None, encoded.names))
-            everything = targets
-        else:
-            held = hold_out(
-                self, task, torch.arange(count), targets, self.validation, encoded.names
+        places = self._places(task, targets, encoded, own_test=test is not None)
+        if test_targets is not None:
+            places.append(torch.arange(count, len(texts)))
+            targets = torch.cat([targets, test_targets])
+        splits = [Split(inputs[indices], targets[indices]) for indices in places]
+        return encoded_dataset(self, task, splits, encoded)
+
+    def _refuse_no_column(
+        self, rows: "datasets.Dataset", column: str, which: str, key: str = ""
+    ) -> None:
+        if column not in rows.features:
+            raise UserError(
+                f"the {which} rows of {self._where} have no column '{column}'{key}; "
+                f"{suggest(column, rows.features)}"
             )
-            places = [*held, torch.arange(count, len(texts))]
-            everything = torch.cat([targets, test_targets])
-        splits = [Split(inputs[indices], everything[indices]) for indices in places]
-        made = normalised(self, splits[0], splits[1], splits[2])
-        return attach(replace(made, outputs=encoded.outputs, names=encoded.names), task)
 
     def _texts(self, rows: "datasets.Dataset", which: str) -> list[str]:
         column = str(self.text)
-        if column not in rows.features:
-            raise UserError(
-                f"the {which} rows of {self._where} have no column '{column}' ('text'); "
-                f"{suggest(column, rows.features)}"
-            )
+        self._refuse_no_column(rows, column, which, " ('text')")
         texts = list(rows.select_columns([column])[:][column])
-        wrong = next((text for text in texts if not isinstance(text, str)), None)
-        if wrong is not None or any(text is None for text in texts):
-            raise UserError(
-                f"the column '{column}' of {self._where} holds {type(wrong).__name__} among its "
-                f"{which} rows, and 'text' names a column of strings"
-            )
+        for text in texts:
+            if not isinstance(text, str):
+                raise UserError(
+                    f"the column '{column}' of {self._where} holds {type(text).__name__} among its "
+                    f"{which} rows, and 'text' names a column of strings"
+                )
         return texts
 
     def fingerprint(self) -> str | None:
         """Of the local files; of a name on the hub, of the files that `datasets` downloaded for its
         newest revision."""
-        if self.data_files is not None:
-            files = [Path(file) for file in (self.data_files.train, self.data_files.test) if file]
-        elif Path(self.path or "").is_dir():
-            named = [Path(file) for file in _parquet_files(self).values()]
-            files = named or [file for file in Path(self.path or "").rglob("*") if file.is_file()]
-        else:
-            files = [
-                Path(part["filename"]) for rows in _read(self).values() for part in rows.cache_files
-            ]
+        files = self._files()
         # Loading says what is missing.
-        present = all(file.is_file() for file in files)
-        return files_state(files) if present else None
+        if all(file.is_file() for file in files):
+            return files_state(files)
+        return None
+
+    def _files(self) -> list[Path]:
+        if self.data_files is not None:
+            named = [self.data_files.train, self.data_files.test]
+            return [Path(file) for file in named if file]
+        folder = Path(self.path or "")
+        if folder.is_dir():
+            named = list(_parquet_files(self).values())
+            if named:
+                return [Path(file) for file in named if file]
+            return [file for file in folder.rglob("*") if file.is_file()]
+        files = []
+        for rows in _read(self).values():
+            for part in rows.cache_files:
+                files.append(Path(part["filename"]))
+        return files
 
     def _splits(self) -> "tuple[datasets.Dataset, datasets.Dataset | None]":
         """The training rows, and the test rows if the data has some of its own."""
@@ -224,9 +249,12 @@ class HuggingFace(Data):
         for name in (self.train_split, self.test_split):
             if name is not None and name not in found:
                 raise UserError(f"{self._where} has no split '{name}'; {suggest(name, found)}")
+        train = found[self.train_split]
         test_name = self.test_split or "test"
-        test = found[test_name] if test_name in found and test_name != self.train_split else None
-        for name, rows in ((self.train_split, found[self.train_split]), (test_name, test)):
+        test = None
+        if test_name in found and test_name != self.train_split:
+            test = found[test_name]
+        for name, rows in ((self.train_split, train), (test_name, test)):
             if rows is not None and not len(rows):
                 raise UserError(f"the split '{name}' of {self._where} has no rows")
         if test is not None and self.test is not None:
@@ -234,7 +262,7 @@ class HuggingFace(Data):
                 f"{self._where} has a test split of its own, '{test_name}', so leave out 'test: "
                 f"{self.test}'"
             )
-        return found[self.train_split], test
+        return train, test
 
     def _column(
         self, features: Mapping[str, object], key: Literal["image", "label"], usual: Sequence[str]
@@ -249,17 +277,20 @@ class HuggingFace(Data):
                     f"{self._where} has no column '{chosen}' ('{key}'); {suggest(chosen, features)}"
                 )
             return str(chosen)
-        kind = datasets.Image if key == "image" else datasets.ClassLabel
-        candidates = [name for name, feature in features.items() if isinstance(feature, kind)]
-        named = [name for name in usual if name in (candidates or features)]
-        if len(candidates) == 1 or len(named) == 1:
-            return candidates[0] if len(candidates) == 1 else named[0]
-        problem = (
-            f"{len(candidates)} {key} columns"
-            if candidates
-            else f"no {key} column that can be recognised"
-        )
-        choices = ", ".join(candidates or features)
+        kind = datasets.ClassLabel
+        if key == "image":
+            kind = datasets.Image
+        of_kind = [name for name, feature in features.items() if isinstance(feature, kind)]
+        if len(of_kind) == 1:
+            return of_kind[0]
+        candidates = of_kind or list(features)
+        named = [name for name in usual if name in candidates]
+        if len(named) == 1:
+            return named[0]
+        problem = f"no {key} column that can be recognised"
+        if of_kind:
+            problem = f"{len(of_kind)} {key} columns"
+        choices = ", ".join(candidates)
         raise UserError(
             f"{self._where} has {problem}; set '{key}' to the name of one of its columns: {choices}"
         )
@@ -275,13 +306,15 @@ class HuggingFace(Data):
         import datasets
 
         feature = train.features[column]
-        named = feature.names if isinstance(feature, datasets.ClassLabel) else []
+        named = []
+        if isinstance(feature, datasets.ClassLabel):
+            named = feature.names
         given = self._values(train, column, "training", len(named))
-        held = [] if test is None else self._values(test, column, "test", len(named))
-        known = {value for value in given if isinstance(value, int | str)}
-        for value in held if len(known) and not named else []:
-            if isinstance(value, int | str) and value not in known:
-                raise self._no_target(value, column, "test")
+        held = []
+        if test is not None:
+            held = self._values(test, column, "test", len(named))
+        if not named:
+            self._refuse_unknown(given, held, column)
         try:
             encoded = task.encode([*given, *held], named)
         except UserError as error:
@@ -289,18 +322,27 @@ class HuggingFace(Data):
                 f"the column '{column}' of {self._where} is {feature}: {error}"
             ) from None
         targets, test_targets = encoded.targets.split([len(given), len(held)])
-        return encoded, targets, None if test is None else test_targets
+        if test is None:
+            return encoded, targets, None
+        return encoded, targets, test_targets
+
+    def _refuse_unknown(self, given: list[Any], held: list[Any], column: str) -> None:
+        """Raises UserError for a name or number of a test row that no training row has."""
+        known = {value for value in given if isinstance(value, int | str)}
+        if not known:
+            return
+        for value in held:
+            if isinstance(value, int | str) and value not in known:
+                raise self._no_target(value, column, "test")
 
     def _values(self, rows: "datasets.Dataset", column: str, which: str, named: int) -> list[Any]:
         """A column of these rows as it is; `named` is how many names its values have, 0 for
         none."""
-        if column not in rows.features:
-            raise UserError(
-                f"the {which} rows of {self._where} have no column '{column}'; "
-                f"{suggest(column, rows.features)}"
-            )
+        self._refuse_no_column(rows, column, which)
         values: list[Any] = list(rows.select_columns([column])[:][column])
-        for value in {value for value in values if isinstance(value, int)} if named else ():
+        if not named:
+            return values
+        for value in {value for value in values if isinstance(value, int)}:
             if not 0 <= value < named:
                 raise self._no_target(value, column, which)
         return values
@@ -316,14 +358,18 @@ class HuggingFace(Data):
     ) -> "tuple[datasets.Dataset, Tensor]":
         """The first `limit` rows."""
         assert self.limit is not None
-        first, strata = targets[: self.limit], task.strata(targets)
-        if strata is not None and len(strata[: self.limit].unique()) < len(strata.unique()):
-            raise UserError(
-                f"the first {self.limit} training rows of {self._where} hold "
-                f"{len(strata[: self.limit].unique())} of its {len(strata.unique())} kinds of "
-                "targets; make 'limit' larger, or leave it out where the rows are in the order of "
-                "their targets"
-            )
+        first = targets[: self.limit]
+        strata = task.strata(targets)
+        if strata is not None:
+            kinds = len(strata.unique())
+            kept = len(strata[: self.limit].unique())
+            if kept < kinds:
+                raise UserError(
+                    f"the first {self.limit} training rows of {self._where} hold "
+                    f"{kept} of its {kinds} kinds of "
+                    "targets; make 'limit' larger, or leave it out where the rows are in the order "
+                    "of their targets"
+                )
         return train.select(range(len(first))), first
 
     def _rows(
@@ -332,22 +378,18 @@ class HuggingFace(Data):
         """The encoded images of these rows."""
         import datasets
 
-        if column not in rows.features:
-            raise UserError(
-                f"the {which} rows of {self._where} have no column '{column}'; "
-                f"{suggest(column, rows.features)}"
-            )
+        self._refuse_no_column(rows, column, which)
+        undecoded = datasets.Image(decode=False)
         try:
-            encoded = rows.select_columns([column]).cast_column(
-                column, datasets.Image(decode=False)
-            )
+            encoded = rows.select_columns([column]).cast_column(column, undecoded)
         except (TypeError, ValueError, NotImplementedError) as error:
             raise UserError(
                 f"the column '{column}' of {self._where} does not hold images: {error}"
             ) from None
 
-        def chunks() -> Iterable[list[Any]]:
-            return (batch[column] for batch in encoded.iter(batch_size=CHUNK))
+        def chunks() -> Iterator[list[Any]]:
+            for batch in encoded.iter(batch_size=CHUNK):
+                yield batch[column]
 
         return Rows(chunks, f"the {which} rows of {self._where}", parts)
 
@@ -381,7 +423,7 @@ def _read(options: HuggingFace) -> "Mapping[str, datasets.Dataset]":
                 return datasets.load_dataset("parquet", data_files=named)  # type: ignore[no-any-return]
             return datasets.load_dataset(path, options.config)  # type: ignore[no-any-return]
     except Exception as error:  # of many kinds, from the hub, the network, and readers of files
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line_of(str(error)) or type(error).__name__
         raise UserError(
             f"{options._where} cannot be loaded: {reason}; 'path' is a name on the Hugging Face "
             "hub that can be reached from here, or a folder with parquet files or images"
@@ -415,11 +457,14 @@ def _parquet_files(options: HuggingFace) -> dict[str, str]:
     Named here, since `datasets` would take whatever else lies in the folder, and below, to be part
     of the data.
     """
-    names = (options.train_split, options.test_split or "test")
-    files = {name: Path(options.path or "", f"{name}.parquet") for name in names}
-    if not files[options.train_split].is_file():
+    found = {}
+    for name in (options.train_split, options.test_split or "test"):
+        file = Path(options.path or "", f"{name}.parquet")
+        if file.is_file():
+            found[name] = str(file)
+    if options.train_split not in found:
         return {}
-    return {name: str(file) for name, file in files.items() if file.is_file()}
+    return found
 
 
 @contextmanager

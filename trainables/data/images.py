@@ -96,7 +96,8 @@ def _decode_into(
     channels: int | None,
 ) -> list[Tensor]:
     made: list[list[Tensor]] = []
-    progress = Progress(f"decoding {sources[0].where}", sum(rows.count() for rows in sources))
+    count = sum(rows.count() for rows in sources)
+    progress = Progress(f"decoding {sources[0].where}", count)
     for number, rows in enumerate(sources):
         part_of, place = _destinations(rows)
         first = 0
@@ -104,8 +105,9 @@ def _decode_into(
         with closing(_decoded(make, rows)) as chunks:
             for images in chunks:
                 coloured = any(image.shape[2] == 3 for image in images)
+                if channels is None:
+                    channels = 3 if coloured else 1
                 if not made:
-                    channels = channels or (3 if coloured else 1)
                     height, width = images[0].shape[:2]
                     made = _room(sources, (channels, height, width), allocate)
                 if coloured and channels == 1:
@@ -114,8 +116,9 @@ def _decode_into(
                 # Not written by torch, which would start threads for each image.
                 outs = [out.numpy() for out in made[number]]
                 for row, image in enumerate(images, first):
+                    out = outs[part_of[row]]
                     # Grey becomes RGB where there are 3 channels.
-                    outs[part_of[row]][place[row]] = image.transpose(2, 0, 1)
+                    out[place[row]] = image.transpose(2, 0, 1)
                 first += len(images)
                 progress.advance(len(images))
     return list(chain.from_iterable(made))
@@ -123,11 +126,13 @@ def _decode_into(
 
 def _destinations(rows: Rows) -> tuple[Indices, Indices]:
     """For each row the number of its part, and its place there."""
-    part_of = np.empty(rows.count(), dtype=np.int64)
-    place = np.empty(rows.count(), dtype=np.int64)
+    count = rows.count()
+    part_of = np.empty(count, dtype=np.int64)
+    place = np.empty(count, dtype=np.int64)
     for number, part in enumerate(rows.parts):
-        part_of[part.numpy()] = number
-        place[part.numpy()] = np.arange(len(part))
+        indices = part.numpy()
+        part_of[indices] = number
+        place[indices] = np.arange(len(indices))
     return part_of, place
 
 
@@ -152,7 +157,8 @@ def _decoded(
     """
     numbered = ((CHUNK * index, chunk) for index, chunk in enumerate(rows.chunks()))
     cores = usable_cores()
-    started, done = time.monotonic(), 0
+    started = time.monotonic()
+    done = 0
     for item in numbered:
         yield make(item)
         done += len(item[1])
@@ -208,7 +214,9 @@ def _decode(
             image.load()
         except Exception as error:  # Pillow raises many kinds on broken files
             broken = isinstance(error, UnidentifiedImageError)
-            reason = "it is of no known kind, or broken" if broken else first_line(error)
+            reason = "it is of no known kind, or broken"
+            if not broken:
+                reason = first_line(error)
             raise UserError(
                 f"{_named(row, item, where)} is not an image that Pillow can read: {reason}"
             ) from error
@@ -234,7 +242,9 @@ def _decode(
 
 def _named(row: int, encoded: Any, where: str) -> str:
     """An image in words, with its file where it has one."""
-    path = encoded.get("path") if isinstance(encoded, Mapping) else None
+    path = None
+    if isinstance(encoded, Mapping):
+        path = encoded.get("path")
     return f"row {row} of {where}{f', the file {path},' if path else ''}"
 
 

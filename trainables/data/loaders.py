@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,8 @@ def read_all(given: Any, what: str, *, seed: int = 0, ignore: int | None = None)
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """All that draws random numbers begins at `seed`, and goes on afterwards as before."""
-    python, numpy = random.getstate(), np.random.get_state()
+    python = random.getstate()
+    numpy = np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -62,7 +64,8 @@ def _seeded(seed: int) -> Iterator[None]:
 def _read_all(given: Any, what: str, ignore: int | None) -> tuple[Any, Any]:
     if isinstance(given, DataLoader) and given.drop_last:
         log.warning("%s leaves out the last examples of an epoch (drop_last)", what)
-    inputs, targets = [], []
+    inputs = []
+    targets = []
     try:
         for batch in _batches(given):
             x, y = _pair(batch, what)
@@ -70,9 +73,10 @@ def _read_all(given: Any, what: str, ignore: int | None) -> tuple[Any, Any]:
             targets.append(y)
         if not inputs:
             raise UserError(f"{what} has no examples")
+        together = _together(inputs, what)
         if all(isinstance(one, str) for batch in targets for one in batch):
-            return _together(inputs, what), [name for batch in targets for name in batch]
-        return _together(inputs, what), _stacked_targets(targets, what, ignore)
+            return together, list(chain.from_iterable(targets))
+        return together, _stacked_targets(targets, what, ignore)
     except UserError:
         raise
     except Exception as error:
@@ -97,7 +101,9 @@ def _batches(given: Any) -> Iterator[Any]:
 
 
 def _warn_of_random(given: Any, what: str) -> None:
-    one = given.dataset if isinstance(given, DataLoader) else given
+    one = given
+    if isinstance(given, DataLoader):
+        one = given.dataset
     if isinstance(one, IterableDataset):
         return
     try:
@@ -117,41 +123,57 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return isinstance(other, Tensor) and torch.equal(one, other)
     if isinstance(one, Mapping):
-        return all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, tuple | list):
-        return all(_same(a, b) for a, b in zip(one, other, strict=True))
-    return bool(one == other)
+        pairs = [(one[key], other[key]) for key in one]
+    elif isinstance(one, tuple | list):
+        pairs = list(zip(one, other, strict=True))
+    else:
+        return bool(one == other)
+    return all(_same(first, second) for first, second in pairs)
 
 
 def _pair(batch: Any, what: str) -> tuple[Any, Any]:
     """Inputs and targets of a batch."""
     if isinstance(batch, Mapping):
-        key = next((key for key in _TARGETS if key in batch), None)
-        if key is not None and len(batch) > 1:
-            return {name: batch[name] for name in batch if name != key}, batch[key]
-        raise UserError(
-            f"{what} gives mappings with {', '.join(map(str, batch))}; one key is to be 'targets'"
-        )
-    if isinstance(batch, tuple | list) and len(batch) >= 2:
-        inputs = batch[0] if len(batch) == 2 else tuple(batch[:-1])
-        return inputs, batch[-1]
-    raise UserError(f"{what} gives a {type(batch).__name__}; each example is (inputs, target)")
+        return _named_pair(batch, what)
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        kind = type(batch).__name__
+        raise UserError(f"{what} gives a {kind}; each example is (inputs, target)")
+    *first, targets = batch
+    if len(first) == 1:
+        return first[0], targets
+    return tuple(first), targets
+
+
+def _named_pair(batch: Mapping[Any, Any], what: str) -> tuple[Any, Any]:
+    inputs = dict(batch)
+    for key in _TARGETS:
+        if key in inputs and len(inputs) > 1:
+            targets = inputs.pop(key)
+            return inputs, targets
+    names = ", ".join(map(str, batch))
+    raise UserError(f"{what} gives mappings with {names}; one key is to be 'targets'")
 
 
 def _together(parts: list[Any], what: str) -> Any:
     first = parts[0]
     if isinstance(first, Mapping):
-        return {name: _stacked([part[name] for part in parts], what) for name in first}
+        named = {}
+        for name in first:
+            named[name] = _stacked([part[name] for part in parts], what)
+        return named
     if isinstance(first, tuple | list):
-        return tuple(_stacked([part[n] for part in parts], what) for n in range(len(first)))
+        placed = []
+        for place in range(len(first)):
+            placed.append(_stacked([part[place] for part in parts], what))
+        return tuple(placed)
     return _stacked(parts, what)
 
 
 def _stacked(parts: list[Tensor], what: str, fill: int = 0) -> Tensor:
     """The rows of all parts; those that are shorter in one axis are padded with `fill`."""
     parts = [torch.as_tensor(part) for part in parts]
-    shapes = [part.shape[1:] for part in parts]
-    if len(set(shapes)) == 1:
+    shapes = {part.shape[1:] for part in parts}
+    if len(shapes) == 1:
         return torch.cat(parts)
     if len({len(shape) for shape in shapes}) != 1:
         raise UserError(f"{what} gives tensors of different numbers of axes")
@@ -159,6 +181,7 @@ def _stacked(parts: list[Tensor], what: str, fill: int = 0) -> Tensor:
     padded = []
     for part in parts:
         whole = part.new_full((len(part), *longest), fill)
-        whole[(slice(None), *(slice(size) for size in part.shape[1:]))] = part
+        filled = tuple(slice(size) for size in part.shape)
+        whole[filled] = part
         padded.append(whole)
     return torch.cat(padded)

@@ -21,7 +21,8 @@ class Constants(Options):
     @field_validator("std")
     @classmethod
     def _above_zero(cls, std: float | tuple[float, ...]) -> float | tuple[float, ...]:
-        if any(one <= 0 for one in (std if isinstance(std, tuple) else (std,))):
+        values = std if isinstance(std, tuple) else (std,)
+        if any(value <= 0 for value in values):
             raise ValueError("every standard deviation must be above 0")
         return std
 
@@ -51,7 +52,9 @@ def chosen(asked: Normalise, inputs: Tensor) -> Normalise:
         return "per_channel"
     if is_whole(inputs):
         return "none"
-    return "per_feature" if inputs.dim() == 2 else "global"
+    if inputs.dim() == 2:
+        return "per_feature"
+    return "global"
 
 
 def stored_type(inputs: Tensor, asked: Normalise) -> torch.dtype:
@@ -59,9 +62,11 @@ def stored_type(inputs: Tensor, asked: Normalise) -> torch.dtype:
     int64 unless they are to be normalised, else float32."""
     if is_image(inputs):
         return torch.uint8
-    if is_whole(inputs) and chosen(asked, inputs) == "none":
-        return torch.bool if inputs.dtype == torch.bool else torch.int64
-    return torch.float32
+    if not is_whole(inputs) or chosen(asked, inputs) != "none":
+        return torch.float32
+    if inputs.dtype == torch.bool:
+        return torch.bool
+    return torch.int64
 
 
 def constants(how: Normalise, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,17 +76,22 @@ def constants(how: Normalise, inputs: Tensor) -> tuple[Tensor, Tensor]:
     if is_image(inputs):
         return _of_images(how, inputs)
     if how == "global":
-        mean, std = inputs.mean(), inputs.std()
+        mean = inputs.mean()
+        std = inputs.std()
         # Constant inputs become zeros, not NaN.
         return mean, torch.where(std > 0, std, 1.0)
-    if how == "per_channel" and inputs.dim() < 3:
-        raise UserError(
-            f"data.normalise is per_channel, and inputs of the shape {tuple(inputs.shape[1:])} "
-            "have no channels; set it to per_feature"
-        )
-    over = (0, *range(2, inputs.dim())) if how == "per_channel" else (0,)
-    mean, std = inputs.mean(over, keepdim=True)[0], inputs.std(over, keepdim=True)[0]
-    return mean, torch.where(std > _ROUNDING * mean.abs(), std, 1.0)
+    over = [0]
+    if how == "per_channel":
+        if inputs.dim() < 3:
+            raise UserError(
+                f"data.normalise is per_channel, and inputs of the shape {tuple(inputs.shape[1:])} "
+                "have no channels; set it to per_feature"
+            )
+        over += range(2, inputs.dim())
+    mean = inputs.mean(over, keepdim=True)[0]
+    std = inputs.std(over, keepdim=True)[0]
+    varies = std > _ROUNDING * mean.abs()
+    return mean, torch.where(varies, std, 1.0)
 
 
 def _of_images(how: Normalise, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,17 +103,19 @@ def _of_images(how: Normalise, inputs: Tensor) -> tuple[Tensor, Tensor]:
         )
     if how == "per_channel":
         return channel_statistics(inputs)
-    mean, std = channel_statistics(inputs.reshape(len(inputs), 1, -1, inputs.shape[3]))
-    return mean, std
+    as_one_channel = inputs.reshape(len(inputs), 1, -1, inputs.shape[3])
+    return channel_statistics(as_one_channel)
 
 
 def _given(constants: float | tuple[float, ...], inputs: Tensor) -> Tensor:
     values = torch.tensor(constants)
     if values.dim() == 0:
         return values
-    if len(values) != inputs.shape[1]:
+    shape = tuple(inputs.shape[1:])
+    if len(values) != shape[0]:
         raise UserError(
             f"data.normalise has {len(values)} numbers, and inputs of the shape "
-            f"{tuple(inputs.shape[1:])} have {inputs.shape[1]} features or channels"
+            f"{shape} have {shape[0]} features or channels"
         )
-    return values.reshape(-1, *[1] * (inputs.dim() - 2))
+    places = [1] * (len(shape) - 1)
+    return values.reshape(-1, *places)

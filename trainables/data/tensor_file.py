@@ -5,9 +5,9 @@ import mmap
 import os
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -44,25 +44,31 @@ class TensorFile:
     def allocate(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Room in the file, all of it taken from the disk now: a disk that is full later could only
         end the process."""
-        room = torch.empty(tuple(shape), dtype=dtype, device="meta")
-        size = room.nbytes
+        wanted = torch.empty(tuple(shape), dtype=dtype, device="meta")
+        size = wanted.nbytes
         if not size:
             return in_process(shape, dtype)
+        begins = self.end
+        descriptor = self.file.fileno()
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self.file.fileno(), self.end, size)
+            os.posix_fallocate(descriptor, begins, size)
         else:
-            self.file.truncate(self.end + size)
-        mapped = mmap.mmap(self.file.fileno(), size, flags=mmap.MAP_SHARED, offset=self.end)
-        tensor = torch.frombuffer(mapped, dtype=dtype).view(room.shape)
-        self.given[tensor.data_ptr()] = (self.end, tensor)
-        self.end += -(-size // _HEADER) * _HEADER
+            self.file.truncate(begins + size)
+        mapped = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, offset=begins)
+        tensor = torch.frombuffer(mapped, dtype=dtype).view(wanted.shape)
+        self.given[tensor.data_ptr()] = (begins, tensor)
+        pages = -(-size // _HEADER)
+        self.end = begins + pages * _HEADER
         return tensor
 
     def finish(self, tensors: dict[str, Tensor], extra: dict[str, Any]) -> None:
         """Makes the file hold these tensors, and `extra` (plain data), and be on the disk."""
-        placed = {name: self._place(tensor.detach().cpu()) for name, tensor in tensors.items()}
+        placed = {}
+        for name, tensor in tensors.items():
+            placed[name] = self._place(tensor.detach().cpu())
         os.truncate(self.path, self.end)
-        text = json.dumps({"size": self.end, "tensors": placed, "extra": extra}).encode()
+        header = {"size": self.end, "tensors": placed, "extra": extra}
+        text = json.dumps(header).encode()
         line = b"%08x %s\n" % (zlib.crc32(text), text)
         if len(line) > _HEADER:
             raise OSError(f"the header of {self.path} takes {len(line)} bytes")
@@ -78,8 +84,11 @@ class TensorFile:
             for part, source in zip(_pieces(room), _pieces(tensor), strict=True):
                 part.copy_(source)
             tensor = room
+        offset = 0
+        if tensor.nbytes:
+            offset, _ = self.given[tensor.data_ptr()]
         return {
-            "offset": self.given[tensor.data_ptr()][0] if tensor.nbytes else 0,
+            "offset": offset,
             "shape": list(tensor.shape),
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "check": _check(tensor),
@@ -101,29 +110,46 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         OSError: if it is not there, or cannot be read or mapped.
     """
     with path.open("rb") as file:
-        check, _, text = file.read(_HEADER).partition(b"\n")[0].partition(b" ")
-        try:
-            if int(check, 16) != zlib.crc32(text):
-                return None
-        except ValueError:
+        header = _read_header(file)
+        if header is None:
             return None
-        header = json.loads(text)
-        if os.fstat(file.fileno()).st_size != header["size"]:
+        size = header["size"]
+        if os.fstat(file.fileno()).st_size != size:
             return None
-        flags, access = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-        mapped = mmap.mmap(file.fileno(), header["size"], flags=flags, prot=access)
+        flags = mmap.MAP_PRIVATE | _NORESERVE
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        mapped = mmap.mmap(file.fileno(), size, flags=flags, prot=access)
     tensors = {}
     for name, placed in header["tensors"].items():
-        dtype, shape = getattr(torch, placed["dtype"]), torch.Size(placed["shape"])
-        if shape.numel():
-            tensors[name] = torch.frombuffer(
-                mapped, dtype=dtype, count=shape.numel(), offset=placed["offset"]
-            ).view(shape)
-        else:
-            tensors[name] = torch.empty(shape, dtype=dtype)
-        if _check(tensors[name]) != placed["check"]:
+        tensor = _mapped_tensor(mapped, placed)
+        if _check(tensor) != placed["check"]:
             return None
+        tensors[name] = tensor
     return tensors, header["extra"]
+
+
+def _read_header(file: BinaryIO) -> dict[str, Any] | None:
+    """None if it is damaged."""
+    line, _, _ = file.read(_HEADER).partition(b"\n")
+    check, _, text = line.partition(b" ")
+    try:
+        wanted = int(check, 16)
+    except ValueError:
+        return None
+    if wanted != zlib.crc32(text):
+        return None
+    header: dict[str, Any] = json.loads(text)
+    return header
+
+
+def _mapped_tensor(mapped: mmap.mmap, placed: Mapping[str, Any]) -> Tensor:
+    dtype = getattr(torch, placed["dtype"])
+    shape = torch.Size(placed["shape"])
+    count = shape.numel()
+    if not count:
+        return torch.empty(shape, dtype=dtype)
+    row = torch.frombuffer(mapped, dtype=dtype, count=count, offset=placed["offset"])
+    return row.view(shape)
 
 
 def _check(tensor: Tensor) -> int:
@@ -131,22 +157,28 @@ def _check(tensor: Tensor) -> int:
     where that is all."""
     if not tensor.numel():
         return 0
-    data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    row = tensor.reshape(-1).view(torch.uint8)
+    data = memoryview(row.numpy().data)
     if len(data) <= _SAMPLES * _SAMPLE:
         return zlib.crc32(data)
     value = 0
+    last = len(data) - _SAMPLE
     for number in range(_SAMPLES):
-        start = (len(data) - _SAMPLE) * number // (_SAMPLES - 1)
+        start = last * number // (_SAMPLES - 1)
         value = zlib.crc32(data[start : start + _SAMPLE], value)
     return value
 
 
 def _pieces(tensor: Tensor) -> Sequence[Tensor]:
     """The tensor in pieces along its first dimension, of some MiB each."""
-    return pieces(tensor) if tensor.dim() else (tensor,)
+    if tensor.dim():
+        return pieces(tensor)
+    return (tensor,)
 
 
 def pieces(tensor: Tensor, size: int = 2**24) -> Sequence[Tensor]:
     """Views of a tensor (N, …) along its first dimension, of about `size` bytes each."""
-    one = max(tensor.nbytes // max(len(tensor), 1), 1)
-    return tuple(tensor.split(max(size // one, 1)))
+    rows = max(len(tensor), 1)
+    bytes_of_row = max(tensor.nbytes // rows, 1)
+    at_once = max(size // bytes_of_row, 1)
+    return tuple(tensor.split(at_once))

@@ -28,14 +28,18 @@ def tokenized(texts: Sequence[str], tokenizer: str, longest: int) -> Several:
     read = _tokenizer(tokenizer)
     read.enable_truncation(longest)
     read.no_padding()
-    encoded = [one.ids for one in read.encode_batch(list(texts))]
-    length = max(1, *(len(ids) for ids in encoded))
-    padding = _padding(read)
-    ids = torch.full((len(encoded), length), padding, dtype=torch.int64)
-    mask = torch.zeros((len(encoded), length), dtype=torch.int64)
-    for row, one in enumerate(encoded):
-        ids[row, : len(one)] = torch.tensor(one, dtype=torch.int64)
-        mask[row, : max(1, len(one))] = 1  # without a token, the mean over none would be NaN
+    encoded = []
+    length = 1
+    for one in read.encode_batch(list(texts)):
+        encoded.append(one.ids)
+        length = max(length, len(one.ids))
+    shape = (len(encoded), length)
+    ids = torch.full(shape, _padding(read), dtype=torch.int64)
+    mask = torch.zeros(shape, dtype=torch.int64)
+    for row, own in enumerate(encoded):
+        count = len(own)
+        ids[row, :count] = torch.tensor(own, dtype=torch.int64)
+        mask[row, : max(1, count)] = 1  # without a token, the mean over none would be NaN
     return Several({IDS: ids, MASK: mask})
 
 
@@ -56,7 +60,8 @@ def _tokenizer(path: str) -> Any:
     from tokenizers import Tokenizer
 
     file = Path(path).expanduser()
-    file = file / "tokenizer.json" if file.is_dir() else file
+    if file.is_dir():
+        file = file / "tokenizer.json"
     if not file.is_file():
         raise UserError(f"data.tokenizer: there is no file {file}; its folder is counted from here")
     try:
@@ -78,13 +83,17 @@ def trimmed(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     mask = inputs.named[MASK]
     if mask.dim() != 2:
         return inputs, targets
-    longest = max(1, int(mask.any(0).nonzero().max()) + 1) if bool(mask.any()) else 1
     width = mask.shape[1]
+    used = mask.any(0).nonzero()
+    longest = 1
+    if len(used):
+        longest = int(used.max()) + 1
     if longest == width:
         return inputs, targets
 
     def cut(tensor: Tensor) -> Tensor:
-        places = tensor.dim() >= 2 and tensor.shape[1] == width
-        return tensor[:, :longest] if places else tensor
+        if tensor.dim() < 2 or tensor.shape[1] != width:
+            return tensor
+        return tensor[:, :longest]
 
     return inputs.each(cut), cut(targets)

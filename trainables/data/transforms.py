@@ -41,17 +41,19 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """
     # From the counts of the 256 values: exact however the images are cut, and without a float copy,
     # four times their size.
-    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64, device=images.device)
+    device = images.device
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64, device=device)
     for part in pieces(images):
-        counts += torch.stack(
-            [channel.flatten().bincount(minlength=256) for channel in part.unbind(1)]
-        )
-    share = counts.double() / counts.sum(1, keepdim=True)
-    values = torch.arange(256, dtype=torch.float64, device=images.device)
-    mean = (share * values).sum(1)  # (C,)
-    std = (share * (values - mean[:, None]).square()).sum(1).sqrt()
+        for number, channel in enumerate(part.unbind(1)):
+            counts[number] += channel.flatten().bincount(minlength=256)
+    total = counts.sum(1, keepdim=True)
+    share = counts.double() / total
+    values = torch.arange(256, dtype=torch.float64, device=device)
+    mean = (share * values).sum(1, keepdim=True)  # (C, 1)
+    squares = (values - mean).square()
+    std = (share * squares).sum(1, keepdim=True).sqrt()
     std = torch.where(std > 0, std, 1.0)
-    return mean.float()[:, None, None], std.float()[:, None, None]
+    return mean.float()[:, :, None], std.float()[:, :, None]
 
 
 class Draws(NamedTuple):
@@ -63,23 +65,33 @@ class Draws(NamedTuple):
 
     def to(self, device: torch.device) -> Self:
         """The same on `device`, without waiting for the copy."""
-        mirrored, corner = (None if drawn is None else to_device(drawn, device) for drawn in self)
+        mirrored = self.mirrored
+        if mirrored is not None:
+            mirrored = to_device(mirrored, device)
+        corner = self.corner
+        if corner is not None:
+            corner = to_device(corner, device)
         return self._replace(mirrored=mirrored, corner=corner)
 
 
 def draw(count: int, options: Augment, *generators: torch.Generator) -> Draws:
     """The draws for `count` images; each generator, which is on a CPU, draws for an equal part, as
     it would by itself."""
+    own = count // len(generators)
 
     def numbers(high: int, *before: int) -> Tensor:
         """Whole numbers in [0, high), (*before, count, 1)."""
-        shape = (*before, count // len(generators), 1)
-        return torch.cat(
-            [torch.randint(high, shape, generator=generator) for generator in generators], -2
-        )
+        drawn = []
+        for generator in generators:
+            drawn.append(torch.randint(high, (*before, own, 1), generator=generator))
+        return torch.cat(drawn, -2)
 
-    mirrored = numbers(2).bool() if options.flip else None
-    corner = numbers(2 * options.crop + 1, 2) if options.crop else None
+    mirrored = None
+    if options.flip:
+        mirrored = numbers(2).bool()
+    corner = None
+    if options.crop:
+        corner = numbers(2 * options.crop + 1, 2)
     return Draws(mirrored, corner)
 
 
@@ -97,22 +109,29 @@ def augment(images: Tensor, options: Augment, *generators: torch.Generator) -> T
     Returns:
         (N, C, H, W), of the type and on the device of `images`.
     """
-    return varied(images, options, draw(len(images), options, *generators).to(images.device))
+    draws = draw(len(images), options, *generators)
+    return varied(images, options, draws.to(images.device))
 
 
 def varied(images: Tensor, options: Augment, draws: Draws) -> Tensor:
     """Images (N, C, H, W) varied by `draws` for N images, on their device."""
     n, channels, height, width = images.shape
-    rows = torch.arange(height, device=images.device).expand(n, height)
-    columns = torch.arange(width, device=images.device).expand(n, width)
+    device = images.device
+    rows = torch.arange(height, device=device).expand(n, height)
+    columns = torch.arange(width, device=device).expand(n, width)
     if draws.mirrored is not None:
-        columns = torch.where(draws.mirrored, width - 1 - columns, columns)
+        mirrored = width - 1 - columns
+        columns = torch.where(draws.mirrored, mirrored, columns)
     if draws.corner is not None:
         top, left = draws.corner
-        rows, columns = rows + top, columns + left
+        rows = rows + top
+        columns = columns + left
         images = F.pad(images, (options.crop,) * 4)
     # One gather of flat positions: two to five times as fast on a CPU as indexing or as windows
     # made by unfold.
-    positions = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).flatten(1)  # (N, H·W)
-    taken = images.flatten(2).gather(2, positions[:, None].expand(n, channels, height * width))
+    begins = rows * images.shape[3]
+    positions = begins[:, :, None] + columns[:, None, :]
+    positions = positions.flatten(1)[:, None]  # (N, 1, H·W)
+    positions = positions.expand(n, channels, height * width)
+    taken = images.flatten(2).gather(2, positions)
     return taken.view(n, channels, height, width)

@@ -61,7 +61,9 @@ class Team:
             threads: of the CPU, for each process.
             timeout_s: how long a process may take longer than the others.
         """
-        self.size, self.threads, self.timeout_s = size, threads, timeout_s
+        self.size = size
+        self.threads = threads
+        self.timeout_s = timeout_s
         self.devices = [
             torch.device("cuda", rank) if device == "cuda" else torch.device(device)
             for rank in range(size)
@@ -111,7 +113,14 @@ class Team:
             port = listener.getsockname()[1]
             for rank, connection in enumerate(self.children, 1):
                 connection.send(
-                    Welcome(rank, self.size, self.devices[rank], self.threads, port, self.timeout_s)
+                    Welcome(
+                        rank=rank,
+                        size=self.size,
+                        device=self.devices[rank],
+                        threads=self.threads,
+                        port=port,
+                        timeout_s=self.timeout_s,
+                    )
                 )
             join(0, self.size, self.devices[0], port, self.timeout_s, listener)
         except BaseException as error:
@@ -190,7 +199,8 @@ class Team:
             self.replies.complete(_GRACE_S)
         for connection in self.children:
             connection.close()
-        self.children, self.replies = {}, None
+        self.children = {}
+        self.replies = None
 
     def __enter__(self) -> Self:
         return self
@@ -206,7 +216,8 @@ class _Replies:
     def __init__(self, children: Mapping[Connection, subprocess.Popen[bytes]], abort: bool) -> None:
         """With `abort`, a rank that is lost ends the calls that wait for it, which NCCL does not
         notice; gloo does."""
-        self.children, self.abort = dict(children), abort
+        self.children = dict(children)
+        self.abort = abort
         self.by_rank: dict[int, Reply] = {}
         self.trouble = threading.Event()
         self.thread = threading.Thread(target=self._take, daemon=True)
@@ -273,7 +284,9 @@ def _how(child: subprocess.Popen[bytes]) -> str:
         code = child.wait(_GRACE_S)
     except subprocess.TimeoutExpired:
         return "and cannot be reached"
-    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    if code < 0:
+        return f"by {signal.Signals(-code).name}"
+    return f"with exit code {code}"
 
 
 class LedTraining(Training):
@@ -303,4 +316,7 @@ class LedTraining(Training):
         """The state of training of every rank."""
         with self.team.along("state") as others:
             own = self.state_dict()
-        return [own, *(unpacked(others[rank], self.device) for rank in range(1, self.team.size))]
+        states = [own]
+        for rank in range(1, self.team.size):
+            states.append(unpacked(others[rank], self.device))
+        return states

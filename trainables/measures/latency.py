@@ -4,7 +4,7 @@ drifts."""
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from slimfront.trainables.options import Options
+from slimfront.trainables.tasks.evaluating import evaluating
 
 _LEAST_S = 1e-3
 """A shorter time is not measured: a short network runs several times between two looks at the
@@ -69,50 +70,61 @@ def time_networks(
     """
     options = options or Latency()
     batch = inputs[torch.arange(options.batch_size) % len(inputs)]
-    modes = [network.training for network in networks]
-    runs = [_run(network.eval(), batch) for network in networks]
-    with threads_set(options.threads):
+    runs = [_run(network, batch) for network in networks]
+    with ExitStack() as within:
+        for network in networks:
+            within.enter_context(evaluating(network))
+        within.enter_context(threads_set(options.threads))
         for run in runs:
             for _ in range(options.warm_up):
                 run(1)
         rounds = _interleaved(runs, options.runs)
-    for network, training in zip(networks, modes, strict=True):
-        network.train(training)
     timings = []
     for index in range(len(networks)):
-        times = tuple(1000 * seconds[index] for seconds in rounds)
-        speedups = tuple(seconds[0] / seconds[index] for seconds in rounds)
-        timings.append(Timing(times, speedups))
+        times = []
+        speedups = []
+        for seconds in rounds:
+            times.append(1000 * seconds[index])
+            speedups.append(seconds[0] / seconds[index])
+        timings.append(Timing(tuple(times), tuple(speedups)))
     return timings
 
 
 def _interleaved(runs: Sequence[Callable[[int], float]], rounds: int) -> list[list[float]]:
     """Seconds per batch, by round and network; every other round is backwards."""
-    repeats = [max(1, round(_LEAST_S / max(run(1), 1e-9))) for run in runs]
-    forwards = list(range(len(runs)))
-    backwards = forwards[::-1]
+    repeats = []
+    for run in runs:
+        once = max(run(1), 1e-9)
+        repeats.append(max(1, round(_LEAST_S / once)))
+    order = list(range(len(runs)))
     seconds = []
-    for turn in range(rounds):
+    for _ in range(rounds):
         taken = [0.0 for _ in runs]
-        for index in forwards if turn % 2 == 0 else backwards:
+        for index in order:
             taken[index] = runs[index](repeats[index])
         seconds.append(taken)
+        order.reverse()
     return seconds
 
 
 def _run(network: nn.Module, batch: Tensor) -> Callable[[int], float]:
     def run(repeats: int) -> float:
         """Seconds per batch."""
-        if batch.is_cuda:
-            torch.cuda.synchronize(batch.device)
+        _wait_for(batch.device)
         begun = time.perf_counter()
         for _ in range(repeats):
             network(batch)
-        if batch.is_cuda:
-            torch.cuda.synchronize(batch.device)
-        return (time.perf_counter() - begun) / repeats
+        _wait_for(batch.device)
+        spent = time.perf_counter() - begun
+        return spent / repeats
 
     return run
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until a GPU has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def seconds_of(take: Callable[[], object], device: torch.device) -> float:
@@ -120,15 +132,15 @@ def seconds_of(take: Callable[[], object], device: torch.device) -> float:
     warm up."""
     for _ in range(2):
         take()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    taken, begun = 0, time.perf_counter()
+    _wait_for(device)
+    taken = 0
+    begun = time.perf_counter()
     while taken < _CALLS or time.perf_counter() - begun < _MEASURED_S:
         take()
         taken += 1
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    return (time.perf_counter() - begun) / taken
+        _wait_for(device)
+    spent = time.perf_counter() - begun
+    return spent / taken
 
 
 @contextmanager

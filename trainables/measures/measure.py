@@ -3,7 +3,7 @@
 import io
 import math
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from slimfront.trainables.measures.described import KNOWN
 from slimfront.trainables.measures.latency import Latency, time_networks
 from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.graph import copied, trace
+from slimfront.trainables.tasks.evaluating import evaluating
 
 _WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -46,28 +47,32 @@ def measure(network: nn.Module, inputs: Tensor) -> dict[str, float]:
         input, the input included, but not the weights of attention, which fused kernels do not
         keep; not there where the network cannot be traced.
     """
-    parameters = list(network.parameters())
-    training = network.training
-    network.eval()
-    try:
+    with evaluating(network):
         flops, peak = _watched(network, inputs[:1])
-    finally:
-        network.train(training)
-    saved = io.BytesIO()
+    params = 0
+    nonzero = 0
+    for parameter in network.parameters():
+        params += parameter.numel()
+        nonzero += int(parameter.count_nonzero())
     state = distinct(network.state_dict(keep_vars=True))
-    # A GPU's names take bytes too.
-    torch.save({name: tensor.detach().cpu() for name, tensor in state.items()}, saved)
     found: dict[str, float] = {
-        "params": sum(p.numel() for p in parameters),
-        "nonzero_params": sum(int(p.count_nonzero()) for p in parameters),
+        "params": params,
+        "nonzero_params": nonzero,
         "layers": sum(_count_layers(module) for module in network.modules()),
         "flops": flops,
-        "bytes": saved.tell(),
+        "bytes": _saved_bytes(state),
         "bytes_sparse": sum(_sparse_bytes(tensor) for tensor in state.values()),
     }
     if peak is not None:
         found["peak_activation_bytes"] = peak
     return found
+
+
+def _saved_bytes(state: Mapping[str, Tensor]) -> int:
+    saved = io.BytesIO()
+    # A GPU's names take bytes too.
+    torch.save({name: tensor.detach().cpu() for name, tensor in state.items()}, saved)
+    return saved.tell()
 
 
 @torch.no_grad()
@@ -92,35 +97,35 @@ def measure_extra(
     """
     found: dict[str, float] = {}
     if "bytes_compressed" in names:
-        found["bytes_compressed"] = len(
-            zlib.compress(
-                b"".join(
-                    _encoded(tensor)
-                    for tensor in distinct(network.state_dict(keep_vars=True)).values()
-                )
-            )
-        )
-    if "latency_ms" in names or "speedup" in names:
-        timing = time_networks([dense or network, network], inputs, latency)[1]
-        times = {"latency_ms": timing.latency_ms, "speedup": timing.speedup}
-        found |= {name: times[name] for name in times if name in names}
+        state = distinct(network.state_dict(keep_vars=True))
+        encoded = b"".join(_encoded(tensor) for tensor in state.values())
+        found["bytes_compressed"] = len(zlib.compress(encoded))
+    if "latency_ms" not in names and "speedup" not in names:
+        return found
+    _, timing = time_networks([dense or network, network], inputs, latency)
+    if "latency_ms" in names:
+        found["latency_ms"] = timing.latency_ms
+    if "speedup" in names:
+        found["speedup"] = timing.speedup
     return found
 
 
 def distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a state dict that keeps variables, those that have several names once."""
-    first: dict[int, str] = {}
-    return {
-        name: tensor for name, tensor in state.items() if first.setdefault(id(tensor), name) == name
-    }
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in state.items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor
+    return found
 
 
 def _sparse_bytes(tensor: Tensor) -> int:
     """Size of a tensor, dense, or as one bit per entry and the entries that are not 0."""
-    return min(
-        tensor.nbytes,
-        math.ceil(tensor.numel() / 8) + int(tensor.count_nonzero()) * tensor.element_size(),
-    )
+    bitmap = math.ceil(tensor.numel() / 8)
+    entries = int(tensor.count_nonzero()) * tensor.element_size()
+    return min(tensor.nbytes, bitmap + entries)
 
 
 def _encoded(tensor: Tensor) -> bytes:
@@ -128,15 +133,17 @@ def _encoded(tensor: Tensor) -> bytes:
     flat = tensor.detach().cpu().flatten()
     if _sparse_bytes(tensor) == tensor.nbytes:
         return flat.numpy().tobytes()
-    return np.packbits(flat.numpy() != 0).tobytes() + flat[flat != 0].numpy().tobytes()
+    alive = flat != 0
+    bitmap = np.packbits(alive.numpy())
+    return bitmap.tobytes() + flat[alive].numpy().tobytes()
 
 
 def _count_layers(module: nn.Module) -> int:
     """The layers that a module is, without those within it: query, key and value of attention are
     parameters of its own."""
-    return (
-        3 if isinstance(module, nn.MultiheadAttention) else int(isinstance(module, _WEIGHT_LAYERS))
-    )
+    if isinstance(module, nn.MultiheadAttention):
+        return 3
+    return int(isinstance(module, _WEIGHT_LAYERS))
 
 
 @contextmanager
@@ -161,10 +168,11 @@ class _Watch(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Runs one operation; what is not used after it is dropped afterwards."""
         made = super().run_node(n)
-        alive = [value for value in (*self.env.values(), made) if isinstance(value, Tensor)]
-        sizes = {
-            value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in alive
-        }
+        sizes = {}
+        for value in (*self.env.values(), made):
+            if isinstance(value, Tensor):
+                storage = value.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes()
         self.peak = max(self.peak, sum(sizes.values()))
         return made
 
@@ -175,32 +183,28 @@ def _watched(network: nn.Module, one_input: Tensor) -> tuple[int, int | None]:
     try:
         watch = _Watch(_apart(trace(network)))
     except UserError:
-        watch = None
-    counted = network if watch is None else watch.module
-    with (
-        plain_attention(),
-        FlopCounterMode(display=False) as counter,
-        _uncounted(counted, counter) as extra,
-    ):
-        if watch is None:
-            network(one_input)
-        else:
-            watch.run(one_input.clone())
-    return counter.get_total_flops() + sum(extra), watch.peak if watch else None
+        return count_flops(network, one_input), None
+    flops = _counted_flops(watch.module, lambda: watch.run(one_input.clone()))
+    return flops, watch.peak
 
 
 @torch.no_grad()
 def count_flops(network: nn.Module, one_input: Tensor) -> int:
     """The floating-point operations of a network for `one_input` (1, *input_shape), by torch's
     counter."""
+    return _counted_flops(network, lambda: network(one_input))
+
+
+def _counted_flops(network: nn.Module, run: Callable[[], object]) -> int:
+    """The operations of `run`, which runs the network."""
     with (
         plain_attention(),
         FlopCounterMode(display=False) as counter,
         _uncounted(network, counter) as extra,
     ):
-        network(one_input)
-    flops: int = counter.get_total_flops() + sum(extra)
-    return flops
+        run()
+    counted: int = counter.get_total_flops()
+    return counted + sum(extra)
 
 
 @contextmanager
@@ -214,16 +218,14 @@ def _uncounted(network: nn.Module, counter: FlopCounterMode) -> Iterator[list[in
         before.append(counter.get_total_flops())
 
     def leave(module: nn.Module, inputs: tuple[Any, ...], _outputs: object) -> None:
-        extra.append(_by_hand(module, inputs[0]) - (counter.get_total_flops() - before.pop()))
+        counted = counter.get_total_flops() - before.pop()
+        extra.append(_by_hand(module, inputs[0]) - counted)
 
-    modules = [
-        module for module in network.modules() if isinstance(module, nn.RNNBase | nn.Bilinear)
-    ]
-    handles = [
-        hook
-        for m in modules
-        for hook in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))
-    ]
+    handles = []
+    for module in network.modules():
+        if isinstance(module, nn.RNNBase | nn.Bilinear):
+            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_hook(leave))
     try:
         yield extra
     finally:
@@ -236,11 +238,17 @@ def _by_hand(module: nn.Module, x: Any) -> int:
     bilinear: xᵀA, and that times y."""
     if isinstance(module, nn.Bilinear):
         examples: int = x.numel() // x.shape[-1]
-        return 2 * examples * module.out_features * module.in1_features * (module.in2_features + 1)
-    steps: int = (
-        x.data.shape[0] if isinstance(x, nn.utils.rnn.PackedSequence) else x.numel() // x.shape[-1]
-    )
-    return 2 * steps * sum(p.numel() for p in module.parameters() if p.dim() == 2)
+        products = module.out_features * module.in1_features
+        return 2 * examples * products * (module.in2_features + 1)
+    if isinstance(x, nn.utils.rnn.PackedSequence):
+        steps: int = x.data.shape[0]
+    else:
+        steps = x.numel() // x.shape[-1]
+    entries = 0
+    for parameter in module.parameters():
+        if parameter.dim() == 2:
+            entries += parameter.numel()
+    return 2 * steps * entries
 
 
 def _apart(traced: fx.GraphModule) -> fx.GraphModule:

@@ -106,15 +106,22 @@ def parse_measures(given: Any) -> Any:
     if isinstance(given, str):
         return (given,)
     if isinstance(given, Mapping):
-        given = [
-            name if options is None else {"name": name, **_mapping(name, options)}
-            for name, options in given.items()
-        ]
+        given = [_named(name, options) for name, options in given.items()]
     if not isinstance(given, list | tuple):
         return given
-    return tuple(
-        OwnMeasure.model_validate(one) if isinstance(one, Mapping) else one for one in given
-    )
+    found = []
+    for one in given:
+        if isinstance(one, Mapping):
+            one = OwnMeasure.model_validate(one)
+        found.append(one)
+    return tuple(found)
+
+
+def _named(name: object, options: Any) -> Any:
+    """A measure that is the key of a mapping: its name alone, or options with the name."""
+    if options is None:
+        return name
+    return {"name": name, **_mapping(name, options)}
 
 
 def _mapping(name: object, options: Any) -> Mapping[str, Any]:
@@ -128,17 +135,21 @@ def _mapping(name: object, options: Any) -> Mapping[str, Any]:
 def check_measures(measures: tuple[str | OwnMeasure, ...]) -> None:
     """Raises ValueError for a measure that is not known, or that has the name of another."""
     extra = [name for name, known in KNOWN.items() if known.asked]
-    names = [one if isinstance(one, str) else one.name for one in measures]
+    names = []
     for one in measures:
-        if isinstance(one, str) and one not in extra:
-            raise ValueError(
-                f"unknown extra measure '{one}'; {suggest(one, extra)}; one of your own has a "
-                "'factory'"
-            )
-        if isinstance(one, OwnMeasure) and (
-            one.name in KNOWN or one.name in TAKEN or one.name.startswith(("val_", "test_"))
-        ):
-            raise ValueError(f"the measure '{one.name}' has a name that is taken; choose another")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"the measure '{twice}' is named twice")
+        if isinstance(one, OwnMeasure):
+            names.append(one.name)
+            if one.name in KNOWN or one.name in TAKEN or one.name.startswith(("val_", "test_")):
+                raise ValueError(
+                    f"the measure '{one.name}' has a name that is taken; choose another"
+                )
+        else:
+            names.append(one)
+            if one not in extra:
+                raise ValueError(
+                    f"unknown extra measure '{one}'; {suggest(one, extra)}; one of your own has a "
+                    "'factory'"
+                )
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the measure '{name}' is named twice")

@@ -45,12 +45,14 @@ def best_size(
     first = Training(candidate, device)
     if packable_training(first) is not None:
         return 1
-    train, size = first.data.train, candidate.training.batch_size
+    train = first.data.train
+    size = candidate.training.batch_size
     batch = Split(train.inputs[:size], train.targets[:size])
     with threads_set(threads):
         if _alone(first, batch) > _LONG_S:
             return 1
-        members, sizes = [first], [1]
+        members = [first]
+        sizes = [1]
         with suppress(torch.OutOfMemoryError):  # larger packs have no room
             while 2 * len(members) <= most:  # a pack of two may gain nothing where larger ones do
                 members += [Training(candidate, device) for _ in range(len(members))]
@@ -71,11 +73,11 @@ def _alone(training: Training, batch: Split) -> float:
     if can_stream([training]):
         return _streamed([training])
     training.model.train()
-    training.losses = training.losses or training._shared_losses()
+    training.losses = training.losses or training.shared_losses()
 
     def take() -> None:
         training.step = 1
-        training._train_batch(batch, 1.0)
+        training.train_batch(batch, 1.0)
 
     return seconds_of(take, training.device)
 
@@ -83,24 +85,21 @@ def _alone(training: Training, batch: Split) -> float:
 def _packed(members: list[Training], batch: Split) -> float:
     if can_stream(members):
         return _streamed(members)
-    first, count = members[0], len(members)
+    first = members[0]
+    count = len(members)
     sample = first.data.prepare(batch.inputs[:8])
-    step, stack = (
-        Step(
-            first.model,
-            first.candidate.penalties,
-            sample,
-            first.data.task,
-            bf16=first.options.bf16,
-        ),
-        Stack(members),
+    step = Step(
+        first.model,
+        first.candidate.penalties,
+        sample,
+        first.data.task,
+        bf16=first.options.bf16,
     )
+    stack = Stack(members)
     plan = Plan(members, step, 1, stack.weights)
     inputs = first.data.prepare(batch.inputs)
-    inputs, targets = (
-        repeated(inputs, count),
-        batch.targets.to(first.device).expand(count, *batch.targets.shape),
-    )
+    inputs = repeated(inputs, count)
+    targets = batch.targets.to(first.device).expand(count, *batch.targets.shape)
 
     def take() -> None:
         for member in members:

@@ -22,11 +22,15 @@ class _Linear(nn.Linear):
         if inputs.dim() != 2:
             return super().forward(inputs)
         outputs = torch.mm(self.weight, inputs.t()).t()
-        return outputs if self.bias is None else outputs + _like(self.bias, outputs)
+        if self.bias is None:
+            return outputs
+        return outputs + _like(self.bias, outputs)
 
 
 def _like(tensor: Tensor, other: Tensor) -> Tensor:
-    return tensor if tensor.dtype == other.dtype else tensor.to(other.dtype)
+    if tensor.dtype == other.dtype:
+        return tensor
+    return tensor.to(other.dtype)
 
 
 def _halved(kind: Any) -> type[nn.Module]:
@@ -44,7 +48,9 @@ def _halved(kind: Any) -> type[nn.Module]:
 
 
 def _half(tensor: Tensor | None) -> Tensor | None:
-    return tensor.bfloat16() if tensor is not None and tensor.dtype == torch.float32 else tensor
+    if tensor is not None and tensor.dtype == torch.float32:
+        return tensor.bfloat16()
+    return tensor
 
 
 def _widened(kind: Any) -> type[nn.Module]:
@@ -73,6 +79,9 @@ _IN_BF16: dict[type[nn.Module], type[nn.Module]] = {
 def replace_layers(model: nn.Module, *, bf16: bool) -> None:
     """Puts these in the place of torch's own, which share their weights; `bf16`: those too that
     autocast needs."""
-    ours = _ALWAYS | (_IN_BF16 if bf16 else {})
+    ours = dict(_ALWAYS)
+    if bf16:
+        ours |= _IN_BF16
     for module in model.modules():
-        module.__class__ = ours.get(type(module), type(module))
+        kind = type(module)
+        module.__class__ = ours.get(kind, kind)

@@ -35,7 +35,8 @@ class Update:
         steps: Sequence[Tensor],
     ) -> None:
         self.group = optimizer.param_groups[0]
-        self.weights, self.steps = list(weights), list(steps)
+        self.weights = list(weights)
+        self.steps = list(steps)
         self.first, self.second = map(list, moments)
         self.sgd = isinstance(optimizer, torch.optim.SGD)
 
@@ -43,12 +44,25 @@ class Update:
     def remembers(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
         """The names of what the optimiser keeps of each parameter."""
         if isinstance(optimizer, torch.optim.SGD):
-            return ("momentum_buffer",) if optimizer.param_groups[0]["momentum"] else ()
+            if optimizer.param_groups[0]["momentum"]:
+                return ("momentum_buffer",)
+            return ()
         return ("step", *MOMENTS)
 
     def __call__(self, gradients: tuple[Tensor, ...], lr: float) -> None:
         """One step along the gradients of the parameters."""
         if not self.sgd:
-            adam_(self.group, self.weights, gradients, self.first, self.second, self.steps, lr)
+            adam_(
+                group=self.group,
+                weights=self.weights,
+                gradients=gradients,
+                first=self.first,
+                second=self.second,
+                steps=self.steps,
+                lr=lr,
+            )
             return
-        sgd_(self.group, self.weights, gradients, self.first if self.group["momentum"] else [], lr)
+        momenta = []
+        if self.group["momentum"]:
+            momenta = self.first
+        sgd_(group=self.group, weights=self.weights, gradients=gradients, momenta=momenta, lr=lr)

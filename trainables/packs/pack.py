@@ -64,12 +64,15 @@ class Pack:
         Raises:
             UserError: if it does not pack, or not with the others.
         """
-        training = (
-            candidate if isinstance(candidate, Training) else Training(candidate, self.device)
-        )
+        if isinstance(candidate, Training):
+            training = candidate
+        else:
+            training = Training(candidate, self.device)
         if state is not None:
             training.load_state_dict(state)
-        if reason := unpackable_setting(training) if self.first else packable_training(training):
+        check = unpackable_setting if self.first else packable_training
+        reason = check(training)
+        if reason:
             raise UserError(reason)
         self.first = self.first or training.candidate
         check_together(self.first, training.candidate)
@@ -79,9 +82,12 @@ class Pack:
     def leave(self, member: Training) -> Training:
         """Lets go of a member, which can go on alone or in another pack."""
         self.members.remove(member)
-        if self.stack and member in self.stack.members:
-            self.stack.release(self.stack.members.index(member))
-            self.stack = self.stack if self.members else None
+        stack = self.stack
+        if stack and member in stack.members:
+            row = stack.members.index(member)
+            stack.release(row)
+            if not self.members:
+                self.stack = None
         return member
 
     @contextmanager
@@ -124,11 +130,10 @@ class Pack:
             return {}
         if len(members) == 1:
             return {members[0]: self._epoch_alone(members[0])}
-        results = (
-            streams.run_epoch(members)
-            if streams.can_stream(members)
-            else self._stacked_epoch(members)
-        )
+        if streams.can_stream(members):
+            results = streams.run_epoch(members)
+        else:
+            results = self._stacked_epoch(members)
         for member, result in results.items():
             if member.done or isinstance(result, TrialFailure):
                 self.leave(member)
@@ -138,22 +143,27 @@ class Pack:
         self, members: list[Training]
     ) -> dict[Training, dict[str, Number] | TrialFailure]:
         """The epoch as one vectorised step after the other."""
-        if self.stack is None or self.stack.members != members or not self.stack.whole:
-            self.stack = Stack(members)
+        stack = self._stack_of(members)
         self.step = self.step or self._new_step(members[0])
-        task_losses, penalty_losses = self._steps(self.stack, self.step)
-        scores = self._scores(self.stack, self.step)
-        counted_of_each = torch.stack([member.counts() for member in members])
-        counts = torch.cat([counted_of_each, scores], 1).tolist()
+        means = self._steps(stack, self.step)
+        counts = torch.stack([member.counts() for member in members])
+        scores = self._scores(stack, self.step)
+        losses_of_each = means.T.tolist()
+        counted_of_each = torch.cat([counts, scores], 1).tolist()
         results: dict[Training, dict[str, Number] | TrialFailure] = {}
-        for member, *numbers, counted in zip(
-            members, task_losses, penalty_losses, counts, strict=True
-        ):
+        for member, losses, counted in zip(members, losses_of_each, counted_of_each, strict=True):
             try:
-                results[member] = member.end_epoch([*numbers, *counted])
+                results[member] = member.end_epoch([*losses, *counted])
             except TrialFailure as failure:
                 results[member] = failure
         return results
+
+    def _stack_of(self, members: list[Training]) -> Stack:
+        stack = self.stack
+        if stack is None or stack.members != members or not stack.whole:
+            stack = Stack(members)
+            self.stack = stack
+        return stack
 
     def _epoch_alone(self, member: Training) -> dict[str, Number] | TrialFailure:
         """The epoch of a member that has no epoch_runner: it is faster without a stack."""
@@ -176,29 +186,32 @@ class Pack:
             bf16=member.options.bf16,
         )
 
-    def _steps(self, stack: Stack, step: Step) -> tuple[list[float], list[float]]:
-        """Trains an epoch; the mean task loss and the mean penalty loss of each member."""
+    def _steps(self, stack: Stack, step: Step) -> Tensor:
+        """Trains an epoch; the mean task losses and the mean penalty losses of the members,
+        (2, K)."""
         members = stack.members
-        train, size = members[0].data.train, members[0].options.batch_size
+        train = members[0].data.train
+        size = members[0].options.batch_size
         count = len(train.targets)
-        orders = torch.stack(
-            [torch.randperm(count, generator=member.shuffler) for member in members]
-        )  # (K, N)
-        batches = orders.to(train.targets.device).split(size, 1)
+        orders = []
+        for member in members:
+            orders.append(torch.randperm(count, generator=member.shuffler))
+        order = torch.stack(orders).to(train.targets.device)  # (K, N)
+        batches = order.split(size, 1)
         plan = Plan(members, step, len(batches), stack.weights)
-        task_losses, penalty_losses = [], []
+        task_losses = []
+        penalty_losses = []
         for number, batch in enumerate(batches):
-            inputs, targets = self._inputs(members, batch), train.targets[batch].to(self.device)
+            inputs = self._inputs(members, batch)
+            targets = train.targets[batch].to(self.device)
             task_loss, penalty_loss = stack.train_step(step, inputs, targets, plan, number)
             task_losses.append(task_loss * batch.shape[1])
             penalty_losses.append(penalty_loss)
         for member, lr in zip(members, plan.rates[-1], strict=True):
             set_lr(member.optimizer, lr)
-        means = torch.stack(
-            [torch.stack(task_losses).sum(0) / count, torch.stack(penalty_losses).mean(0)]
-        )
-        task_means, penalty_means = means.tolist()
-        return task_means, penalty_means
+        task_means = torch.stack(task_losses).sum(0) / count
+        penalty_means = torch.stack(penalty_losses).mean(0)
+        return torch.stack([task_means, penalty_means])
 
     def _inputs(self, members: Sequence[Training], batch: Tensor) -> Tensor:
         """The examples at `batch` (K, B), each row augmented by its member's own generator: (K, B,
@@ -207,19 +220,22 @@ class Pack:
         inputs = data.train.inputs[batch]
         if not data.augment.active:
             return data.prepare(inputs)
+        augmenters = [member.augmenter for member in members]
         # At once: it takes few kernels.
-        varied = data.augmented(inputs.flatten(0, 1), *(member.augmenter for member in members))
+        varied = data.augmented(inputs.flatten(0, 1), *augmenters)
         return varied.view(*batch.shape, *varied.shape[1:])
 
     def _scores(self, stack: Stack, step: Step) -> Tensor:
         """What the metrics of each member's validation split are made of (`ActiveTask.state`),
         (K, n), float64."""
+        count = len(stack.members)
         data = stack.members[0].data
         inputs, targets = data.validation
         parameters = stack.named(stack.weights)
-        at_once = min(_OUTPUTS[self.device.type], _NUMBERS // max(inputs[0].numel(), 1))
-        size = max(1, at_once // len(stack.members))
-        tally = data.task.tally(len(stack.members))
+        fitting = _NUMBERS // max(inputs[0].numel(), 1)
+        at_once = min(_OUTPUTS[self.device.type], fitting)
+        size = max(1, at_once // count)
+        tally = data.task.tally(count)
         for some, wanted in zip(inputs.split(size), targets.split(size), strict=True):
             outputs = step.outputs(parameters, stack.buffers, data.prepare(some))
             data.task.count(tally, outputs, wanted)

@@ -41,13 +41,16 @@ def _shared(candidate: Candidate) -> dict[str, object]:
 
 
 def _but_strengths(options: Penalty) -> dict[str, object]:
-    own = _OWN | {"layers"} if isinstance(options, GroupPenalty) else _OWN
+    own = _OWN
+    if isinstance(options, GroupPenalty):
+        own = _OWN | {"layers"}
     return options.model_dump(mode="json", exclude=own)
 
 
 def check_together(first: Candidate, second: Candidate) -> None:
     """Raises UserError if the two cannot be in one pack."""
-    one, other = _shared(first), _shared(second)
+    one = _shared(first)
+    other = _shared(second)
     different = [key for key in one if one[key] != other[key]]
     if different:
         raise UserError(
@@ -151,7 +154,9 @@ def _of_losses(step: Step, training: Training, inputs: Tensor, targets: Tensor) 
     by_proximal: Tensors = {}
     for name, options in training.candidate.penalties.items():
         if step.penalties[name].targets:
-            strengths = by_proximal if step.by_proximal(name) else by_loss
+            strengths = by_loss
+            if step.by_proximal(name):
+                strengths = by_proximal
             strengths[name] = first.new_ones(2, len(step.strengths(name, options)))
     two = repeated(inputs, 2)
     try:

@@ -22,14 +22,22 @@ class Plan:
     def __init__(self, members: Sequence[Training], step: Step, batches: int, like: Tensor) -> None:
         """`like` says where the tensors go, and of which kind they are."""
         self.rates: list[list[float]] = []
-        self.strengths: list[Tensors] = [{} for _ in range(batches)]
-        self.thresholds: list[Tensors] = [{} for _ in range(batches)]
-        self.entries: list[list[list[float]] | None] = [None for _ in range(batches)]
+        self.strengths: list[Tensors] = []
+        self.thresholds: list[Tensors] = []
+        self.entries: list[list[list[float]] | None] = []
         sizes = []
         for number in range(batches):
-            rates = [member.learning_rate(member.step + number) for member in members]
+            self.strengths.append({})
+            self.thresholds.append({})
+            self.entries.append(None)
+            rates = []
+            proximal = []
+            for member in members:
+                rate = member.learning_rate(member.step + number)
+                rates.append(rate)
+                proximal.append(member.proximal_step(rate))
             self.rates.append(rates)
-            sizes.append([m.proximal_step(lr) for m, lr in zip(members, rates, strict=True)])
+            sizes.append(proximal)
         for name in step.penalties:
             self._add(name, step, members, sizes, like)
 
@@ -44,23 +52,22 @@ class Plan:
         """Adds the strengths of a penalty; `sizes` are those of proximal steps, by step and
         member."""
         options = [member.candidate.penalties[name] for member in members]
-        # (K, groups)
-        full = torch.tensor([step.strengths(name, own) for own in options], dtype=torch.float64)
+        strengths = [step.strengths(name, own) for own in options]
+        full = torch.tensor(strengths, dtype=torch.float64)  # (K, groups)
         if not full.any():
             return
         scales = _scales(members, options, len(sizes))
+        acting = self.strengths
         if step.by_proximal(name):
             acting = self.thresholds
             scales = scales * torch.tensor(sizes, dtype=torch.float64)
-        else:
-            acting = self.strengths
-        # (batches, K, groups)
-        values = scales[:, :, None] * full
+        values = scales[:, :, None] * full  # (batches, K, groups)
         if step.entries and name == step.entries[0]:
             self.entries = values.tolist()
             return
         values = values.to(like)
-        for number in values.flatten(1).any(1).nonzero().flatten().tolist():
+        acts = values.flatten(1).any(1)
+        for number in acts.nonzero().flatten().tolist():
             acting[number][name] = values[number]
 
 
@@ -68,8 +75,12 @@ def _scales(members: Sequence[Training], options: Sequence[object], batches: int
     """The shares of the full strengths (batches, K) of each member's own `options` of a penalty."""
     by_member = []
     for member, own in zip(members, options, strict=True):
-        steps = range(member.step, member.step + batches)
-        by_member.append([_scale(own, step, step / batches) for step in steps])
+        scales = []
+        for number in range(batches):
+            step = member.step + number
+            epoch = step / batches
+            scales.append(_scale(own, step, epoch))
+        by_member.append(scales)
     return torch.tensor(by_member, dtype=torch.float64).T
 
 

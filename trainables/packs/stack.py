@@ -26,33 +26,41 @@ class Stack:
         self.members = list(members)
         self.whole = True
         """Whether all members' tensors are still views of these."""
-        parameters = dict(members[0].model.named_parameters())
-        self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
-        self.sizes = [parameter.numel() for parameter in parameters.values()]
+        self.shapes = {}
+        self.sizes = []
+        for name, parameter in members[0].model.named_parameters():
+            self.shapes[name] = parameter.shape
+            self.sizes.append(parameter.numel())
         self.weights = torch.stack([_row(member) for member in members])
         """(K, P)"""
         self.moments = self.weights.new_zeros(len(MOMENTS), *self.weights.shape)
         """(moments, K, P)"""
         self.steps = torch.zeros(
-            len(members), len(self.sizes), dtype=torch.float32, device=self.weights.device
+            len(members),
+            len(self.sizes),
+            dtype=torch.float32,
+            device=self.weights.device,
         )
         """(K, parameters)"""
-        self.kept = torch.ones_like(self.weights) if any(m.sparsifier for m in members) else None
+        self.kept: Tensor | None = None
         """(K, P), 0 where a sparsifier dropped a weight; None where there is no sparsifier."""
-        buffers = [dict(member.model.named_buffers()) for member in members]
-        self.buffers = {name: torch.stack([each[name] for each in buffers]) for name in buffers[0]}
+        if any(member.sparsifier for member in members):
+            self.kept = torch.ones_like(self.weights)
+        self.buffers = _stacked_buffers(members)
         """(K, …)"""
         for row in range(len(members)):
             self._take_over(row)
-        self.leaves = {
-            name: tensor.detach().requires_grad_()
-            for name, tensor in self.named(self.weights).items()
-        }
+        self.leaves = {}
         """The weights as the parameters by name, (K, …) each: what a step is differentiated by,
         without putting it together."""
-        self.rows = [dict(zip(self.shapes, self._split(row), strict=True)) for row in self.weights]
+        for name, tensor in self.named(self.weights).items():
+            self.leaves[name] = tensor.detach().requires_grad_()
+        self.rows = []
         """The same of each member alone."""
-        self.updates = [self._update(row) for row in range(len(members))]
+        self.updates = []
+        for row, weights in enumerate(self.weights):
+            self.rows.append(self._by_name(weights))
+            self.updates.append(self._update(row))
 
     def _take_over(self, row: int) -> None:
         """Makes the member's tensors views of its row, and takes over what its optimiser and its
@@ -68,41 +76,53 @@ class Stack:
         self.refresh(row)
 
     def _update(self, row: int) -> Update:
+        optimizer = self.members[row].optimizer
         weights = list(self.rows[row].values())
         moments = [self._split(moment) for moment in self.moments[:, row]]
-        return Update(self.members[row].optimizer, weights, moments, self.steps[row].unbind())
+        return Update(optimizer, weights, moments, self.steps[row].unbind())
 
     def _split(self, row: Tensor) -> list[Tensor]:
         """A row (P,) as the parameters of its member."""
         parts = row.split(self.sizes)
-        return [part.view(shape) for part, shape in zip(parts, self.shapes.values(), strict=True)]
+        shapes = self.shapes.values()
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _by_name(self, row: Tensor) -> dict[str, Tensor]:
+        """The same by name."""
+        return dict(zip(self.shapes, self._split(row), strict=True))
 
     def named(self, weights: Tensor) -> dict[str, Tensor]:
         """Rows (K, P) as the parameters by name, (K, …) each."""
+        named = {}
         parts = weights.split(self.sizes, 1)
-        return {
-            name: part.view(-1, *shape)
-            for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
-        }
+        for part, (name, shape) in zip(parts, self.shapes.items(), strict=True):
+            named[name] = part.view(-1, *shape)
+        return named
 
     def _take_moments(self, row: int) -> None:
         """Takes over what the member's optimiser remembers, zeros where it is nothing yet, and
         makes that a view."""
-        optimizer = self.members[row].optimizer
-        remembered = Update.remembers(optimizer)
-        moments = [self._split(moment) for moment in self.moments[:, row]]
+        member = self.members[row]
+        remembered = Update.remembers(member.optimizer)
         self.moments[:, row] = 0
         self.steps[row] = 0
         if not remembered:
             return
-        for number, parameter in enumerate(self.members[row].model.parameters()):
-            state = optimizer.state[parameter]
-            views = {name: moment[number] for name, moment in zip(MOMENTS, moments, strict=True)}
-            views |= {"momentum_buffer": views["exp_avg"], "step": self.steps[row, number]}
+        moments = [self._split(moment) for moment in self.moments[:, row]]
+        for number, parameter in enumerate(member.model.parameters()):
+            views = {"step": self.steps[row, number]}
+            for name, moment in zip(MOMENTS, moments, strict=True):
+                views[name] = moment[number]
+            views["momentum_buffer"] = views["exp_avg"]
+            state = member.optimizer.state[parameter]
             for name in remembered:
+                view = views[name]
                 old = state.get(name)
-                views[name].copy_(torch.zeros(()) if old is None else old)
-                state[name] = views[name]
+                if old is None:
+                    view.zero_()
+                else:
+                    view.copy_(old)
+                state[name] = view
 
     def lend_gradients(self, row: int, gradients: Sequence[Tensor]) -> None:
         """Gives the member its row of `gradients` (K, …) as the gradients of its parameters, until
@@ -119,10 +139,11 @@ class Stack:
             parameter.grad = None
         if not member.optimizer.state:
             self._take_moments(row)
-        if self.kept is not None and member.sparsifier:
-            kept = dict(zip(self.shapes, self._split(self.kept[row]), strict=True))
-            for name, mask in member.sparsifier.masks.items():
-                kept[name].copy_(mask)
+        if self.kept is None or not member.sparsifier:
+            return
+        kept = self._by_name(self.kept[row])
+        for name, mask in member.sparsifier.masks.items():
+            kept[name].copy_(mask)
 
     def release(self, row: int) -> None:
         """Gives the member tensors of its own, with the values of its row; the stack no longer sees
@@ -140,12 +161,11 @@ class Stack:
     ) -> tuple[Tensor, Tensor]:
         """Step `number` of the plan's epoch, on inputs (K, B, …) with targets (K, B, …); task and
         penalty losses (K,)."""
-        task, extra = step.losses(
-            self.leaves, self.buffers, inputs, targets, plan.strengths[number]
-        )
-        gradients: Sequence[Tensor] = torch.autograd.grad(
-            (task + extra).sum(), list(self.leaves.values())
-        )
+        strengths = plan.strengths[number]
+        task, extra = step.losses(self.leaves, self.buffers, inputs, targets, strengths)
+        loss = (task + extra).sum()
+        leaves = list(self.leaves.values())
+        gradients: Sequence[Tensor] = torch.autograd.grad(loss, leaves)
         # Contiguous, as the fused optimisers want them: vmap's rules give some transposed.
         gradients = [gradient.contiguous() for gradient in gradients]
         with torch.no_grad():
@@ -153,19 +173,7 @@ class Stack:
             for row in due:
                 self.lend_gradients(row, gradients)
                 self._sparsifier(row).before_step(self.members[row].step)
-            if self.kept is not None:
-                kept = self.named(self.kept).values()
-                # Not in place: two may be one tensor.
-                gradients = [g * mask for g, mask in zip(gradients, kept, strict=True)]
-            self.steps += 1
-            of_members = zip(*(gradient.unbind() for gradient in gradients), strict=True)
-            rates, entries = plan.rates[number], plan.entries[number]
-            for row, own in enumerate(of_members):
-                self.updates[row](own, rates[row])
-                if entries is not None:
-                    step.shrink_entries(self.rows[row], entries[row])
-            if plan.thresholds[number]:
-                step.proximal(self.named(self.weights), self.buffers, plan.thresholds[number])
+            self._update_weights(step, gradients, plan, number)
             for row in due:
                 self._sparsifier(row).after_step(self.members[row].step)
                 self.refresh(row)
@@ -174,6 +182,26 @@ class Stack:
         for member in self.members:
             member.step += 1
         return task.detach(), extra.detach()
+
+    def _update_weights(
+        self, step: Step, gradients: Sequence[Tensor], plan: Plan, number: int
+    ) -> None:
+        """The steps of the optimisers along `gradients` (K, …), and the proximal steps."""
+        if self.kept is not None:
+            masks = self.named(self.kept).values()
+            # Not in place: two may be one tensor.
+            gradients = [gradient * mask for gradient, mask in zip(gradients, masks, strict=True)]
+        self.steps += 1
+        rates = plan.rates[number]
+        entries = plan.entries[number]
+        thresholds = plan.thresholds[number]
+        of_members = zip(*(gradient.unbind() for gradient in gradients), strict=True)
+        for row, own in enumerate(of_members):
+            self.updates[row](own, rates[row])
+            if entries is not None:
+                step.shrink_entries(self.rows[row], entries[row])
+        if thresholds:
+            step.proximal(self.named(self.weights), self.buffers, thresholds)
 
     def _due(self) -> list[int]:
         """The members whose sparsifiers act in this step."""
@@ -191,4 +219,14 @@ class Stack:
 
 def _row(member: Training) -> Tensor:
     """All parameters of the member, one behind the other (P,)."""
-    return torch.cat([parameter.detach().flatten() for parameter in member.model.parameters()])
+    parameters = [parameter.detach().flatten() for parameter in member.model.parameters()]
+    return torch.cat(parameters)
+
+
+def _stacked_buffers(members: Sequence[Training]) -> dict[str, Tensor]:
+    """The buffers of all members by name, (K, …) each."""
+    buffers = [dict(member.model.named_buffers()) for member in members]
+    stacked = {}
+    for name in buffers[0]:
+        stacked[name] = torch.stack([each[name] for each in buffers])
+    return stacked

@@ -26,6 +26,7 @@ from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.penalties.features import remove_hooks
 from slimfront.trainables.precision import forward_pass
 from slimfront.trainables.tasks import ActiveTask
+from slimfront.trainables.tasks.evaluating import evaluating
 
 Tensors = dict[str, Tensor]
 
@@ -52,9 +53,9 @@ class Step:
         self.task = task
         self.model = copy.deepcopy(model)
         remove_hooks(self.model)
-        self.penalties = {
-            name: options.attach(self.model, sample) for name, options in penalties.items()
-        }
+        self.penalties: dict[str, ActivePenalty] = {}
+        for name, options in penalties.items():
+            self.penalties[name] = options.attach(self.model, sample)
         self.model.train()
         self.attends = any(
             isinstance(module, nn.MultiheadAttention) for module in self.model.modules()
@@ -70,18 +71,20 @@ class Step:
         On a CPU that step is taken for each member behind that of the optimiser, while the weights
         are at hand.
         """
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        on_cpu = all(parameter.device.type == "cpu" for parameter in self.model.parameters())
+        for parameter in self.model.parameters():
+            if parameter.device.type != "cpu":
+                return None
         first = next((name for name in self.penalties if self.by_proximal(name)), None)
-        penalty = self.penalties[first] if first is not None else None
-        if (
-            first is None
-            or not on_cpu
-            or not isinstance(penalty, ActiveGroups)
-            or penalty.shrink_entries is None
-        ):
+        if first is None:
             return None
-        return first, [names[id(group.tensor)] for group in penalty.groups.values()]
+        penalty = self.penalties[first]
+        if not isinstance(penalty, ActiveGroups) or penalty.shrink_entries is None:
+            return None
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        acted_on = []
+        for group in penalty.groups.values():
+            acted_on.append(names[id(group.tensor)])
+        return first, acted_on
 
     def shrink_entries(self, weights: Tensors, thresholds: Sequence[float]) -> None:
         """The proximal step of `entries` on one member's weights, in place; a threshold for each of
@@ -116,12 +119,18 @@ class Step:
         def of_one(inputs: Tensor, strengths: Tensors) -> tuple[Tensor, list[Tensor]]:
             with forward_pass(inputs.device, self.bf16):
                 outputs = self.model(inputs)
-            found = [_loss(self.penalties[name], strength) for name, strength in strengths.items()]
-            return outputs, [loss for loss in found if loss is not None]
+            found = []
+            for name, strength in strengths.items():
+                loss = _loss(self.penalties[name], strength)
+                if loss is not None:
+                    found.append(loss)
+            return outputs, found
 
         outputs, extra = self._together(of_one, parameters, buffers, inputs, strengths)
         task_losses = self.task.losses(outputs, targets)
-        return task_losses, torch.stack(extra).sum(0) if extra else torch.zeros_like(task_losses)
+        if not extra:
+            return task_losses, torch.zeros_like(task_losses)
+        return task_losses, torch.stack(extra).sum(0)
 
     def proximal(self, parameters: Tensors, buffers: Tensors, thresholds: Tensors) -> None:
         """The proximal steps of the group penalties, in place; `thresholds` (K, groups) by the name
@@ -131,7 +140,8 @@ class Step:
             for name, threshold in thresholds.items():
                 penalty = self.penalties[name]
                 assert isinstance(penalty, ActiveGroups)
-                for group, own in zip(penalty.groups.values(), threshold.unbind(), strict=True):
+                groups = penalty.groups.values()
+                for group, own in zip(groups, threshold.unbind(), strict=True):
                     penalty.shrink(group, own)
             return thresholds
 
@@ -141,11 +151,8 @@ class Step:
     @torch.no_grad()
     def outputs(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
         """What the members make of the same inputs (N, …), in evaluation mode: (K, N, outputs)."""
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             made: Tensor = self._together(lambda: self.model(inputs), parameters, buffers)
-        finally:
-            self.model.train()
         return made
 
     def _together(
@@ -159,9 +166,10 @@ class Step:
                 kept[leaf] = tensors[name]
             return function(*rows)
 
+        attention = plain_attention() if self.attends else nullcontext()
         own = [kept[leaf] for kept, leaf, _ in self.places]
         try:
-            with _told_plainly(), plain_attention() if self.attends else nullcontext():
+            with _told_plainly(), attention:
                 return vmap(of_one)({**parameters, **buffers}, *stacked)
         finally:
             for (kept, leaf, _), tensor in zip(self.places, own, strict=True):
@@ -187,7 +195,9 @@ def _loss(penalty: ActivePenalty, strengths: Tensor) -> Tensor | None:
         return penalty.weighted(strengths.unbind())
     assert isinstance(penalty, ActiveFeatures)
     value = penalty.value()
-    return None if value is None else strengths[0] * value
+    if value is None:
+        return None
+    return strengths[0] * value
 
 
 def _places(model: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
@@ -197,18 +207,16 @@ def _places(model: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
     `torch.func.functional_call` looks for them anew in each call, which takes longer than the
     layers of a small network.
     """
-    names = {
-        id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())
-    }
-    kept = [
-        tensors for module in model.modules() for tensors in (module._parameters, module._buffers)
-    ]
-    return [
-        (each, leaf, names[id(tensor)])
-        for each in kept
-        for leaf, tensor in each.items()
-        if tensor is not None
-    ]
+    names = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        names[id(tensor)] = name
+    places = []
+    for module in model.modules():
+        for kept in (module._parameters, module._buffers):
+            for leaf, held in kept.items():
+                if held is not None:
+                    places.append((kept, leaf, names[id(held)]))
+    return places
 
 
 @contextmanager
@@ -216,10 +224,9 @@ def _told_plainly() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = first_line(error)
         if isinstance(error, torch.OutOfMemoryError) or "vmap" not in str(error):
             raise
         raise UserError(
             "this network cannot be trained in a pack, because torch.func.vmap refuses it "
-            f"({said}); set resources.pack to 1"
+            f"({first_line(error)}); set resources.pack to 1"
         ) from error

@@ -28,7 +28,8 @@ def run_epoch(members: Sequence[Training]) -> dict[Training, dict[str, Number] |
     Returns:
         The metrics of each, as `Training.run_epoch` gives them, or why it cannot go on.
     """
-    for _ in zip(*(member.steps() for member in members), strict=True):
+    steps = [member.steps() for member in members]
+    for _ in zip(*steps, strict=True):
         pass
     numbers = torch.stack([member.numbers() for member in members]).tolist()
     results: dict[Training, dict[str, Number] | TrialFailure] = {}

@@ -11,7 +11,12 @@ from pydantic import field_validator
 from torch import Tensor, nn
 
 from slimfront.trainables.penalties.base import PENALTIES
-from slimfront.trainables.penalties.cka import ActiveFeatures, FeaturePenalty, pairwise_cka
+from slimfront.trainables.penalties.cka import (
+    ActiveFeatures,
+    FeaturePenalty,
+    are_different,
+    pairwise_cka,
+)
 from slimfront.trainables.penalties.features import find_layers, output_shapes
 
 
@@ -24,9 +29,11 @@ def aug_cka_loss(features: Sequence[Tensor], weights: Tensor | None = None) -> T
         weights: w (N, N), as `cka.pair_weights` gives it; 1 if left out.
     """
     cka = pairwise_cka(features, unbiased=False)
+    if weights is not None:
+        cka = weights.to(cka) * cka
     count = len(features)
-    pairs = cka.triu(1) if weights is None else (weights.to(cka) * cka).triu(1)
-    return 2 / (count * (count - 1)) * pairs.sum()
+    ordered_pairs = count * (count - 1)
+    return 2 / ordered_pairs * cka.triu(1).sum()
 
 
 @PENALTIES.register("aug_cka")
@@ -41,14 +48,17 @@ class AugCKA(FeaturePenalty):
     @field_validator("layers")
     @classmethod
     def _two_layers(cls, layers: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if layers is not None and (len(set(layers)) < 2 or len(set(layers)) < len(layers)):
+        if layers is not None and not are_different(layers):
             raise ValueError("it needs two or more different layers")
         return layers
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveFeatures:
         shapes = output_shapes(model, sample)
         layers = list(self.layers or find_layers(model, shapes))
-        return ActiveFeatures(self, model, [layers] if len(layers) > 1 else [], shapes)
+        stages = []
+        if len(layers) > 1:
+            stages = [layers]
+        return ActiveFeatures(self, model, stages, shapes)
 
     def value(self, features: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Tensor:
         return aug_cka_loss(features[0], weights[0])

@@ -58,7 +58,9 @@ class Penalty(Options):
         """The share of the full strength at an epoch (from 0, fractional within an epoch)."""
         if epoch < self.warmup:
             return 0.0
-        return 1.0 if self.ramp == 0 else min((epoch - self.warmup) / self.ramp, 1.0)
+        if self.ramp == 0:
+            return 1.0
+        return min((epoch - self.warmup) / self.ramp, 1.0)
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActivePenalty:
         """The penalty on `model`; `sample` (N, *input_shape) is a batch of real inputs to look at
@@ -109,7 +111,8 @@ class GroupPenalty(Penalty):
     @property
     def on(self) -> bool:
         """Whether any strength is above 0."""
-        return self.strength > 0 or any(strength > 0 for strength in self.layers.values())
+        strengths = [self.strength, *self.layers.values()]
+        return any(strength > 0 for strength in strengths)
 
 
 class ActiveGroups(Generic[GroupT]):
@@ -163,8 +166,10 @@ class ActiveGroups(Generic[GroupT]):
 
     def weighted(self, strengths: Sequence[float | Tensor]) -> Tensor:
         """Σ strength · norm over the groups, of one strength (a scalar) each; a scalar."""
-        pairs = zip(strengths, self.groups.values(), strict=True)
-        return torch.stack([strength * self.norm(group) for strength, group in pairs]).sum()
+        terms = []
+        for strength, group in zip(strengths, self.groups.values(), strict=True):
+            terms.append(strength * self.norm(group))
+        return torch.stack(terms).sum()
 
     @torch.no_grad()
     def proximal(self, step_size: float | Tensor) -> None:
@@ -175,14 +180,18 @@ class ActiveGroups(Generic[GroupT]):
         thresholds: dict[float, Tensor] = {}
         for name, group in self.groups.items():
             strength = self.strength(name)
-            if strength == 0 or (not isinstance(step_size, Tensor) and step_size * strength == 0):
+            if strength == 0:
                 continue
-            if self.shrink_entries is not None and not isinstance(step_size, Tensor):
-                assert isinstance(group, ParameterRef)
-                self.shrink_entries(group.tensor, step_size * strength)
-                continue
+            threshold = step_size * strength
+            if not isinstance(threshold, Tensor):
+                if threshold == 0:
+                    continue
+                if self.shrink_entries is not None:
+                    assert isinstance(group, ParameterRef)
+                    self.shrink_entries(group.tensor, threshold)
+                    continue
             if strength not in thresholds:
-                thresholds[strength] = torch.as_tensor(step_size * strength).float()
+                thresholds[strength] = torch.as_tensor(threshold).float()
             self.shrink(group, thresholds[strength])
 
     def phase(self, step: int, scale: float) -> Hashable:
@@ -217,3 +226,17 @@ def check_names(options: GroupPenalty, groups: dict[str, GroupT]) -> None:
                 f"penalties: '{name}' is not a layer that {type(options).__name__} acts on; "
                 f"{suggest(name, groups)}"
             )
+
+
+def root(squares: Tensor) -> Tensor:
+    """The square roots of norms squared, any shape; the gradient of what is 0 is 0, not NaN."""
+    positive = squares > 0
+    return torch.where(positive, squares, 1).sqrt() * positive
+
+
+def shrink_factor(norms: Tensor, threshold: Tensor) -> Tensor:
+    """What the proximal operator of `threshold` · norm multiplies a group by: max(0, 1 − threshold
+    / norm), in the shape of `norms`."""
+    least = torch.finfo(norms.dtype).tiny
+    factors = 1 - threshold / norms.clamp_min(least)
+    return factors.clamp(min=0)

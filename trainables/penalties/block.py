@@ -9,23 +9,29 @@ weights in front of a batch norm have no scale.
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty, ParameterRef
+from slimfront.trainables.penalties.base import (
+    PENALTIES,
+    ActiveGroups,
+    GroupPenalty,
+    ParameterRef,
+    root,
+    shrink_factor,
+)
 from slimfront.trainables.structure.graph import Layer, residual_branches, trace
 
 
 def group_norm(tensors: list[Tensor]) -> Tensor:
     """ℓ2 norm of several tensors taken as one vector; a scalar. The gradient of a zero group is
     0."""
-    squares = torch.stack([t.square().sum() for t in tensors]).sum()
-    return torch.where(squares > 0, squares, 1).sqrt() * (squares > 0)
+    squares = [tensor.square().sum() for tensor in tensors]
+    return root(torch.stack(squares).sum())
 
 
 def shrink_group(tensors: list[Tensor], threshold: Tensor) -> list[Tensor]:
     """Proximal operator of `threshold` · ‖group‖₂: every tensor times max(0, 1 − threshold /
     ‖group‖). NaN in, NaN out."""
-    norm = group_norm(tensors)
-    factor = (1 - threshold / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp(min=0)
-    return [t * factor for t in tensors]
+    factor = shrink_factor(group_norm(tensors), threshold)
+    return [tensor * factor for tensor in tensors]
 
 
 @PENALTIES.register("block")
@@ -36,10 +42,12 @@ class BlockSparsity(GroupPenalty):
     nothing_to_do = "there is no residual branch in this network"
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[list[ParameterRef]]:
-        groups = {
-            branch.last.name: _scale_of(branch.last)
-            for branch in residual_branches(trace(model, sample))
-        }
+        groups = {}
+        for branch in residual_branches(trace(model, sample)):
+            groups[branch.last.name] = _scale_of(branch.last)
+
+        def norm(group: list[ParameterRef]) -> Tensor:
+            return group_norm([member.tensor for member in group])
 
         @torch.no_grad()
         def shrink(group: list[ParameterRef], threshold: Tensor) -> None:
@@ -47,15 +55,12 @@ class BlockSparsity(GroupPenalty):
             for tensor, shrunk in zip(tensors, shrink_group(tensors, threshold), strict=True):
                 tensor.copy_(shrunk)
 
-        return ActiveGroups(
-            self, groups, lambda group: group_norm([member.tensor for member in group]), shrink
-        )
+        return ActiveGroups(self, groups, norm, shrink)
 
 
 def _scale_of(layer: Layer) -> list[ParameterRef]:
     module = layer.layer if layer.norm is None else layer.norm
-    return (
-        [ParameterRef(module, "weight")]
-        if module.bias is None
-        else [ParameterRef(module, "weight"), ParameterRef(module, "bias")]
-    )
+    weight = ParameterRef(module, "weight")
+    if module.bias is None:
+        return [weight]
+    return [weight, ParameterRef(module, "bias")]

@@ -26,6 +26,8 @@ from slimfront.trainables.penalties.base import (
     GroupPenalty,
     ParameterRef,
     parameter_ref,
+    root,
+    shrink_factor,
 )
 from slimfront.trainables.structure.channel_groups import UnitGroup
 from slimfront.trainables.structure.graph import rows
@@ -56,15 +58,18 @@ def unit_norms(tensors: Sequence[Tensor], owners: Sequence[Tensor], units: int) 
 
     The gradient of a unit that is 0 is 0.
     """
-    squares = tensors[0].new_zeros(units + 1)  # the last one takes what has no owner: −1
+    places = units + 1  # the last one takes what has no owner: −1
+    squares = tensors[0].new_zeros(places)
     for tensor, owner in zip(tensors, owners, strict=True):
-        squares = squares.index_add(
-            0,
-            owner % (units + 1),
-            tensor.flatten(1).square().sum(1) if tensor.dim() > 1 else tensor**2,
-        )
-    squares = squares[:units]
-    return torch.where(squares > 0, squares, 1).sqrt() * (squares > 0)
+        of_rows = _squares_of_rows(tensor)
+        squares = squares.index_add(0, owner % places, of_rows)
+    return root(squares[:units])
+
+
+def _squares_of_rows(tensor: Tensor) -> Tensor:
+    if tensor.dim() > 1:
+        return tensor.flatten(1).square().sum(1)
+    return tensor**2
 
 
 def shrink_units(
@@ -77,12 +82,13 @@ def shrink_units(
     NaN in, NaN out.
     """
     norms = unit_norms(tensors, owners, units)
-    factors = (1 - threshold / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(min=0)
+    factors = shrink_factor(norms, threshold)
     factors = torch.cat([factors, factors.new_ones(1)])
-    return [
-        tensor * rows(factors[owner % (units + 1)], tensor)
-        for tensor, owner in zip(tensors, owners, strict=True)
-    ]
+    shrunk = []
+    for tensor, owner in zip(tensors, owners, strict=True):
+        of_rows = factors[owner % (units + 1)]
+        shrunk.append(tensor * rows(of_rows, tensor))
+    return shrunk
 
 
 @PENALTIES.register("channel")
@@ -104,11 +110,13 @@ class ChannelSparsity(GroupPenalty):
         groups = {group.name: _units(group, model) for group in found}
 
         def norm(group: Units) -> Tensor:
-            return group.weight * unit_norms(group.tensors, group.owners, group.units).sum()
+            norms = unit_norms(group.tensors, group.owners, group.units)
+            return group.weight * norms.sum()
 
         def shrink(group: Units, threshold: Tensor) -> None:
             tensors = group.tensors
-            shrunk = shrink_units(tensors, group.owners, group.units, threshold * group.weight)
+            threshold = threshold * group.weight
+            shrunk = shrink_units(tensors, group.owners, group.units, threshold)
             for tensor, smaller in zip(tensors, shrunk, strict=True):
                 tensor.copy_(smaller)
 
@@ -116,18 +124,14 @@ class ChannelSparsity(GroupPenalty):
 
 
 def _units(group: UnitGroup, model: nn.Module) -> Units:
-    parameters = tuple(parameter_ref(model, name) for name in group.writers)
-    tensors = [parameter.tensor for parameter in parameters]
-    owners = tuple(
-        owners.to(tensor.device)
-        for owners, tensor in zip(group.writers.values(), tensors, strict=True)
-    )
-    count = (
-        sum(
-            int((owners >= 0).sum())
-            for name, owners in group.writers.items()
-            if name.endswith("weight")
-        )
-        / group.units
-    )
-    return Units(parameters, owners, group.units, tensors[0].new_tensor(count).sqrt())
+    parameters = []
+    owners = []
+    count = 0
+    for name, own in group.writers.items():
+        parameter = parameter_ref(model, name)
+        parameters.append(parameter)
+        owners.append(own.to(parameter.tensor.device))
+        if name.endswith("weight"):
+            count += int((own >= 0).sum())
+    rows_of_unit = parameters[0].tensor.new_tensor(count / group.units)
+    return Units(tuple(parameters), tuple(owners), group.units, rows_of_unit.sqrt())

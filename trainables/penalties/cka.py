@@ -35,18 +35,25 @@ def unbiased_centring(gram: Tensor) -> Tensor:
     Song et al. 2012, eq. 5 (the form used by minibatch CKA).
     """
     n = gram.shape[-1]
-    off_diagonal = ~torch.eye(n, dtype=torch.bool, device=gram.device)
+    diagonal = torch.eye(n, dtype=torch.bool, device=gram.device)
+    off_diagonal = ~diagonal
     zeroed = gram * off_diagonal
-    rows = zeroed.sum(-1, keepdim=True) / (n - 2)  # (…, n, 1)
-    total = zeroed.sum((-2, -1), keepdim=True) / ((n - 1) * (n - 2))
-    return (zeroed - rows - rows.transpose(-2, -1) + total) * off_diagonal
+    rows = zeroed.sum(-1, keepdim=True)  # (…, n, 1)
+    rows = rows / (n - 2)
+    columns = rows.transpose(-2, -1)
+    total = zeroed.sum((-2, -1), keepdim=True)
+    total = total / ((n - 1) * (n - 2))
+    centred = zeroed - rows - columns + total
+    return centred * off_diagonal
 
 
 def double_centring(gram: Tensor) -> Tensor:
     """H K H of Gram matrices (…, n, n), H = I − 11ᵀ / n: ⟨HKH, HLH⟩ / (n − 1)² is the biased HSIC
     (Gretton et al. 2005)."""
     rows = gram.mean(-1, keepdim=True)
-    return gram - rows - rows.transpose(-2, -1) + gram.mean((-2, -1), keepdim=True)
+    columns = rows.transpose(-2, -1)
+    total = gram.mean((-2, -1), keepdim=True)
+    return gram - rows - columns + total
 
 
 class _Gram(torch.autograd.Function):
@@ -67,8 +74,10 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (flat,) = ctx.saved_tensors
+        both = gradient + gradient.T
         with torch.autocast(flat.device.type, enabled=False):
-            return ((gradient + gradient.T) @ to_float32(flat)).to(flat.dtype)
+            product = both @ to_float32(flat)
+        return product.to(flat.dtype)
 
 
 def pairwise_cka(features: Sequence[Tensor], *, unbiased: bool = True) -> Tensor:
@@ -86,33 +95,40 @@ def pairwise_cka(features: Sequence[Tensor], *, unbiased: bool = True) -> Tensor
         too. A layer whose features are constant over the samples has similarity 0 with every layer,
         itself too, and a zero gradient. NaN in, NaN out.
     """
+    centring = unbiased_centring if unbiased else double_centring
     with torch.autocast(features[0].device.type, enabled=False):
-        gram = torch.stack([_Gram.apply(layer.flatten(1)) for layer in features])  # (L, n, n)
+        grams = [_Gram.apply(layer.flatten(1)) for layer in features]
+        gram = torch.stack(grams)  # (L, n, n)
         precision = torch.finfo(gram.dtype).eps
         # Scale first: the size of the features cancels in CKA, but its squares could overflow or
         # underflow.
         largest = gram.detach().abs().amax((-2, -1), keepdim=True)
-        scaled = (gram / torch.where(largest > 0, largest, 1)).double()
-        centred = (unbiased_centring(scaled) if unbiased else double_centring(scaled)).flatten(
-            1
-        )  # (L, n²)
+        scaled = gram / torch.where(largest > 0, largest, 1)
+        centred = centring(scaled.double()).flatten(1)  # (L, n²)
         squared = centred.square().sum(1, keepdim=True)
         # What is left of constant features is rounding: some eps in each entry of a matrix whose
         # largest entry is 1.
-        alive = squared > (8 * precision) ** 2 * centred.shape[1]
+        rounding = (8 * precision) ** 2 * centred.shape[1]
+        alive = squared > rounding
         norm = torch.where(alive, squared, 1).sqrt()
         unit = torch.where(alive, centred / norm, 0)
-        return (unit @ unit.T).to(gram.dtype)
+        similarities = unit @ unit.T
+        return similarities.to(gram.dtype)
 
 
 def pair_weights(layers: Sequence[str], weights: PairWeights) -> Tensor:
     """(L, L), symmetric: the weights given for pairs of layers in either order, 1 for all others, 0
     on the diagonal."""
     matrix = torch.ones(len(layers), len(layers)).fill_diagonal_(0)
-    for i, first in enumerate(layers):
-        for j, second in enumerate(layers):
-            if i != j and second in weights.get(first, {}):
-                matrix[i, j] = matrix[j, i] = weights[first][second]
+    places = {name: place for place, name in enumerate(layers)}
+    for first in layers:
+        for second, weight in weights.get(first, {}).items():
+            if second not in places or second == first:
+                continue
+            i = places[first]
+            j = places[second]
+            matrix[i, j] = weight
+            matrix[j, i] = weight
     return matrix
 
 
@@ -127,9 +143,10 @@ def cka_loss(stages: Sequence[Sequence[Tensor]], weights: Sequence[Tensor] | Non
     sums = []
     for number, features in enumerate(stages):
         cka = pairwise_cka(features)
-        pairs = (
-            torch.ones_like(cka).fill_diagonal_(0) if weights is None else weights[number].to(cka)
-        )
+        if weights is None:
+            pairs = torch.ones_like(cka).fill_diagonal_(0)
+        else:
+            pairs = weights[number].to(cka)
         sums.append((pairs * cka).sum())
     return torch.stack(sums).sum()
 
@@ -164,6 +181,11 @@ class FeaturePenalty(Penalty):
         raise NotImplementedError(f"{type(self).__name__} does not say what it is")
 
 
+def are_different(layers: Sequence[str]) -> bool:
+    """Whether they are two layers or more, and none is named twice."""
+    return len(layers) > 1 and len(set(layers)) == len(layers)
+
+
 @PENALTIES.register("cka")
 class CKA(FeaturePenalty):
     """CKA-SR: the sum of CKA over the pairs of each stage.
@@ -184,20 +206,18 @@ class CKA(FeaturePenalty):
     def _two_layers_each(
         cls, stages: tuple[tuple[str, ...], ...] | None
     ) -> tuple[tuple[str, ...], ...] | None:
-        if stages is not None and (
-            not stages
-            or any(len(set(stage)) < 2 or len(set(stage)) < len(stage) for stage in stages)
-        ):
+        if stages is None:
+            return None
+        if not stages or not all(map(are_different, stages)):
             raise ValueError("a stage is a list of two or more different layers")
         return stages
 
     def attach(self, model: nn.Module, sample: Tensor) -> "ActiveFeatures":
         shapes = output_shapes(model, sample)
-        stages = (
-            [list(stage) for stage in self.stages]
-            if self.stages
-            else by_shape(find_layers(model, shapes), shapes)
-        )
+        if self.stages:
+            stages = [list(stage) for stage in self.stages]
+        else:
+            stages = by_shape(find_layers(model, shapes), shapes)
         return ActiveFeatures(self, model, stages, shapes)
 
     def value(self, features: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Tensor:
@@ -222,21 +242,29 @@ class ActiveFeatures:
         self.strength = options.strength
         names = list(dict.fromkeys(name for stage in stages for name in stage))
         check_layers(names, dict(shapes))
-        for first, others in options.pair_weights.items():
-            for second in others:
-                if not any(
-                    first in stage and second in stage and first != second for stage in stages
-                ):
-                    hint = suggest(first if first not in names else second, names)
-                    raise UserError(
-                        f"penalties: pair_weights: '{first}' and '{second}' are not a pair that is "
-                        f"compared; {hint}"
-                    )
-        self.weights = [
-            pair_weights(stage, options.pair_weights).to(next(model.parameters()).device)
-            for stage in stages
-        ]
+        self._check_pairs(names)
+        device = next(model.parameters()).device
+        self.weights = []
+        for stage in stages:
+            weights = pair_weights(stage, options.pair_weights)
+            self.weights.append(weights.to(device))
         self.features = Features(model, names, options.samples)
+
+    def _check_pairs(self, names: Sequence[str]) -> None:
+        for first, others in self.options.pair_weights.items():
+            for second in others:
+                if self._compares(first, second):
+                    continue
+                unknown = second if first in names else first
+                raise UserError(
+                    f"penalties: pair_weights: '{first}' and '{second}' are not a pair that is "
+                    f"compared; {suggest(unknown, names)}"
+                )
+
+    def _compares(self, first: str, second: str) -> bool:
+        if first == second:
+            return False
+        return any(first in stage and second in stage for stage in self.stages)
 
     @property
     def targets(self) -> int:
@@ -247,21 +275,27 @@ class ActiveFeatures:
         """Watches the coming forward pass if this batch is an `every`-th one and the penalty is
         on."""
         self.strength = scale * self.options.strength
-        self.features.watch(self.strength > 0 and step % self.options.every == 0)
+        self.features.watch(self.phase(step, scale) is not None)
 
     def loss(self) -> Tensor | None:
         """β · L_C of the batch just seen, or None if it was not watched or was too small."""
         value = self.value()
-        return None if value is None else self.strength * value
+        if value is None:
+            return None
+        return self.strength * value
 
     def value(self) -> Tensor | None:
         """L_C of the batch just seen, or None if it was not watched or was too small; a scalar."""
         kept = self.features.take()
-        if not kept or len(next(iter(kept.values()))) < self.options.least_batch:
+        if not kept:
             return None
-        return self.options.value(
-            [[kept[name] for name in stage] for stage in self.stages], self.weights
-        )
+        first = next(iter(kept.values()))
+        if len(first) < self.options.least_batch:
+            return None
+        features = []
+        for stage in self.stages:
+            features.append([kept[name] for name in stage])
+        return self.options.value(features, self.weights)
 
     def proximal(self, step_size: float | Tensor) -> None:
         """Nothing: it works through its gradient."""
@@ -269,8 +303,11 @@ class ActiveFeatures:
     def phase(self, step: int, scale: float) -> Hashable:
         """Equal for two training steps in which it computes the same: whether it watches the batch,
         and how strong it is."""
-        watches = scale * self.options.strength > 0 and step % self.options.every == 0
-        return scale if watches else None
+        if step % self.options.every != 0:
+            return None
+        if scale * self.options.strength > 0:
+            return scale
+        return None
 
     def close(self) -> None:
         """Removes the hooks and the kept features."""

@@ -36,15 +36,19 @@ class ConnectionSparsity(GroupPenalty):
     layers; needs no tracing."""
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[ParameterRef]:
-        groups = {
-            name.removesuffix(".weight"): parameter_ref(model, name)
-            for name in prunable_weights(model)
-        }
+        groups = {}
+        for name in prunable_weights(model):
+            layer = name.removesuffix(".weight")
+            groups[layer] = parameter_ref(model, name)
+
+        def norm(weight: ParameterRef) -> Tensor:
+            return weight.tensor.abs().sum()
 
         @torch.no_grad()
         def shrink(weight: ParameterRef, threshold: Tensor) -> None:
-            weight.tensor.copy_(soft_threshold(weight.tensor, threshold))
+            tensor = weight.tensor
+            tensor.copy_(soft_threshold(tensor, threshold))
 
         return ActiveGroups(
-            self, groups, lambda weight: weight.tensor.abs().sum(), shrink, soft_threshold_
+            options=self, groups=groups, norm=norm, shrink=shrink, shrink_entries=soft_threshold_
         )

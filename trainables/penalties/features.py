@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.options import suggest
-from slimfront.trainables.structure.evaluating import evaluating
+from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.torch_internals import forward_hooks
 
 ACTIVATIONS = (
@@ -43,7 +43,10 @@ class Features:
     def __init__(self, model: nn.Module, names: Iterable[str], samples: int = -1) -> None:
         self.samples = samples
         self.kept: dict[str, Tensor] = {}
-        self.hooks = [(model.get_submodule(name), self._hook(name)) for name in names]
+        self.hooks = []
+        for name in names:
+            module = model.get_submodule(name)
+            self.hooks.append((module, self._hook(name)))
         self.handles: list[RemovableHandle] = []
 
     @property
@@ -53,7 +56,9 @@ class Features:
 
     def _hook(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            self.kept[name] = output if self.samples == -1 else output[: self.samples]
+            if self.samples != -1:
+                output = output[: self.samples]
+            self.kept[name] = output
 
         setattr(hook, _OURS, True)
         return hook
@@ -63,12 +68,11 @@ class Features:
         self.kept.clear()
         if watching == self.watching:
             return
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
         if watching:
             self.handles = [module.register_forward_hook(hook) for module, hook in self.hooks]
-        else:
-            for handle in self.handles:
-                handle.remove()
-            self.handles = []
 
     def take(self) -> dict[str, Tensor]:
         """What was kept of the batch, by name; nothing is kept any longer."""
@@ -84,39 +88,44 @@ class Features:
 def remove_hooks(copied: nn.Module) -> None:
     """Takes the hooks of `Features` off a copy of a network in training, whose own hooks stay."""
     for module in copied.modules():
-        for number, hook in list(forward_hooks(module).items()):
+        hooks = forward_hooks(module)
+        for number, hook in list(hooks.items()):
             if hasattr(hook, _OURS):
-                del forward_hooks(module)[number]
+                del hooks[number]
 
 
 def output_shapes(model: nn.Module, sample: Tensor) -> dict[str, Shape]:
     """Shapes per sample of the modules that give one tensor once in a forward pass of `sample` (N,
     …), in order of calls."""
     calls: dict[str, list[object]] = defaultdict(list)
-    handles = [
-        module.register_forward_hook(lambda _m, _i, output, name=name: calls[name].append(output))
-        for name, module in model.named_modules()
-        if name
-    ]
+
+    def listen(name: str, module: nn.Module) -> RemovableHandle:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            calls[name].append(output)
+
+        return module.register_forward_hook(hook)
+
+    handles = [listen(name, module) for name, module in model.named_modules() if name]
     try:
         with evaluating(model), torch.no_grad():
             model(sample[:2])
     finally:
         for handle in handles:
             handle.remove()
-    once = {name: outputs[0] for name, outputs in calls.items() if len(outputs) == 1}
-    return {
-        name: tuple(o.shape[1:])
-        for name, o in once.items()
-        if isinstance(o, Tensor) and o.dim() > 1
-    }
+    shapes = {}
+    for name, outputs in calls.items():
+        output = outputs[0]
+        if len(outputs) == 1 and isinstance(output, Tensor) and output.dim() > 1:
+            shapes[name] = tuple(output.shape[1:])
+    return shapes
 
 
 def by_shape(names: Iterable[str], shapes: dict[str, Shape]) -> list[list[str]]:
     """The stages: two or more of the layers with outputs of one shape, in order."""
     groups: dict[Shape, list[str]] = defaultdict(list)
     for name in names:
-        groups[shapes[name]].append(name)
+        shape = shapes[name]
+        groups[shape].append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -135,10 +144,16 @@ def find_layers(model: nn.Module, shapes: dict[str, Shape]) -> list[str]:
     blocks = _blocks(modules, shapes)
     if len(blocks) > 1:
         return blocks
-    activations = [name for name, module in modules.items() if isinstance(module, ACTIVATIONS)]
+    activations = []
+    weighted = []
+    for name, module in modules.items():
+        if isinstance(module, ACTIVATIONS):
+            activations.append(name)
+        if isinstance(module, WEIGHTED):
+            weighted.append(name)
     if len(activations) > 1:
         return activations
-    return [name for name, module in modules.items() if isinstance(module, WEIGHTED)]
+    return weighted
 
 
 def _blocks(modules: dict[str, nn.Module], shapes: dict[str, Shape]) -> list[str]:

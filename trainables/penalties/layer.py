@@ -12,7 +12,13 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty
+from slimfront.trainables.penalties.base import (
+    PENALTIES,
+    ActiveGroups,
+    GroupPenalty,
+    root,
+    shrink_factor,
+)
 from slimfront.trainables.structure.graph import Layer, inner_layers, trace
 
 
@@ -22,8 +28,9 @@ def negative_norm(tensors: Sequence[Tensor]) -> Tensor:
 
     Its gradient is 0 where there is no negative entry.
     """
-    squares = torch.stack([t.clamp(max=0).square().sum() for t in tensors]).sum()
-    return torch.where(squares > 0, squares, 1).sqrt() * (squares > 0)
+    negative = [tensor.clamp(max=0) for tensor in tensors]
+    squares = [part.square().sum() for part in negative]
+    return root(torch.stack(squares).sum())
 
 
 def shrink_negative(tensors: Sequence[Tensor], threshold: Tensor) -> list[Tensor]:
@@ -40,12 +47,15 @@ def shrink_negative(tensors: Sequence[Tensor], threshold: Tensor) -> list[Tensor
     Returns:
         New tensors of the same shapes. NaN in, NaN out.
     """
-    negative = [t.clamp(max=0) for t in tensors]
-    norm = reduce(torch.hypot, [torch.linalg.vector_norm(part) for part in negative])
-    scale = (1 - threshold / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp(min=0)
+    negative = [tensor.clamp(max=0) for tensor in tensors]
+    norms = [torch.linalg.vector_norm(part) for part in negative]
+    scale = shrink_factor(reduce(torch.hypot, norms), threshold)
     # In few operations, which packs pay for: where the scale is 0, t − t is exactly 0, and without
     # a negative part t stays.
-    return [torch.addcmul(t, part, scale - 1) for t, part in zip(tensors, negative, strict=True)]
+    shrunk = []
+    for tensor, part in zip(tensors, negative, strict=True):
+        shrunk.append(torch.addcmul(tensor, part, scale - 1))
+    return shrunk
 
 
 @PENALTIES.register("layer")
@@ -59,9 +69,14 @@ class LayerSparsity(GroupPenalty):
     nothing_to_do = "there is no layer in this network that stands between two ReLUs"
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Layer]:
-        groups = {layer.name: layer for layer in inner_layers(trace(model, sample))}
+        layers = inner_layers(trace(model, sample))
+        groups = {layer.name: layer for layer in layers}
+
+        def norm(layer: Layer) -> Tensor:
+            return negative_norm(layer.folded())
 
         def shrink(layer: Layer, threshold: Tensor) -> None:
-            layer.write_folded(*shrink_negative(layer.folded(), threshold))
+            shrunk = shrink_negative(layer.folded(), threshold)
+            layer.write_folded(*shrunk)
 
-        return ActiveGroups(self, groups, lambda layer: negative_norm(layer.folded()), shrink)
+        return ActiveGroups(self, groups, norm, shrink)

@@ -5,25 +5,30 @@ layer sparsity). The bias belongs to the row, since a unit with zero weights and
 outputs a constant.
 """
 
-import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.penalties.base import PENALTIES, ActiveGroups, GroupPenalty
+from slimfront.trainables.penalties.base import (
+    PENALTIES,
+    ActiveGroups,
+    GroupPenalty,
+    root,
+    shrink_factor,
+)
 from slimfront.trainables.structure.graph import Layer, hidden_layers, trace
 
 
 def row_norms(weight: Tensor, bias: Tensor) -> Tensor:
     """ℓ2 norms of the rows of [W | b]: `weight` (out, in, …), `bias` (out), to (out). The gradient
     of a zero row is 0."""
-    squares = weight.flatten(1).square().sum(1) + bias.square()
-    return torch.where(squares > 0, squares, 1).sqrt() * (squares > 0)
+    squares = weight.flatten(1).square().sum(1)
+    return root(squares + bias.square())
 
 
 def row_factors(weight: Tensor, bias: Tensor, threshold: Tensor) -> Tensor:
     """What the proximal operator of `threshold` · Σ ‖row‖₂ multiplies each row by: max(0, 1 −
     threshold / ‖row‖), (out)."""
     norms = row_norms(weight, bias)
-    return (1 - threshold / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(min=0)
+    return shrink_factor(norms, threshold)
 
 
 @PENALTIES.register("node")
@@ -34,9 +39,15 @@ class NodeSparsity(GroupPenalty):
     nothing_to_do = "there is no layer in this network that feeds only a ReLU"
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Layer]:
-        groups = {layer.name: layer for layer in hidden_layers(trace(model, sample))}
+        layers = hidden_layers(trace(model, sample))
+        groups = {layer.name: layer for layer in layers}
+
+        def norm(layer: Layer) -> Tensor:
+            weight, bias = layer.folded()
+            return row_norms(weight, bias).sum()
 
         def shrink(layer: Layer, threshold: Tensor) -> None:
-            layer.scale_rows(row_factors(*layer.folded(), threshold))
+            weight, bias = layer.folded()
+            layer.scale_rows(row_factors(weight, bias, threshold))
 
-        return ActiveGroups(self, groups, lambda layer: row_norms(*layer.folded()).sum(), shrink)
+        return ActiveGroups(self, groups, norm, shrink)

@@ -17,7 +17,7 @@ from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.inputs import Call
 from slimfront.trainables.models import Model, adapted
 from slimfront.trainables.structure.attention import split_attention
-from slimfront.trainables.structure.evaluating import evaluating
+from slimfront.trainables.tasks.evaluating import evaluating
 
 _DAMAGE = (
     OSError,

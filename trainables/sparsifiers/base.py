@@ -51,8 +51,12 @@ def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         for kind in _weights_of(module):
             weight = getattr(module, kind)
-            if weight is not None:
-                found.setdefault(id(weight), (f"{name}.{kind}" if name else kind, weight))
+            if weight is None:
+                continue
+            full_name = kind
+            if name:
+                full_name = f"{name}.{kind}"
+            found.setdefault(id(weight), (full_name, weight))
     return dict(found.values())
 
 
@@ -75,26 +79,26 @@ def computed_weights(model: nn.Module) -> list[str]:
         nn.RNNBase,
         nn.Embedding,
     )
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, layers)
-        and (
-            torch.nn.utils.parametrize.is_parametrized(module)
-            or not isinstance(getattr(module, "weight", None), nn.Parameter | None)
-        )
-    ]
+    computed = []
+    for name, module in model.named_modules():
+        if not isinstance(module, layers):
+            continue
+        weight = getattr(module, "weight", None)
+        held = isinstance(weight, nn.Parameter | None)
+        if not held or torch.nn.utils.parametrize.is_parametrized(module):
+            computed.append(name)
+    return computed
 
 
 def out_of_reach(model: nn.Module) -> dict[str, int]:
     """The matrices that no sparsifier acts on, by parameter name with their number of weights:
     embeddings and the like."""
     reached = {id(weight) for weight in prunable_weights(model).values()}
-    return {
-        name: p.numel()
-        for name, p in model.named_parameters()
-        if p.dim() > 1 and id(p) not in reached
-    }
+    left = {}
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and id(parameter) not in reached:
+            left[name] = parameter.numel()
+    return left
 
 
 def taking_part(model: nn.Module, exclude: tuple[str, ...]) -> dict[str, Tensor]:
@@ -173,10 +177,11 @@ class ActiveSparsifier:
     def __init__(self, options: Sparsifier, setting: Setting) -> None:
         self.setting = setting
         self.weights = taking_part(setting.model, options.exclude)
-        self.masks = {
-            name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.weights.items()
-        }
-        self.generator = torch.Generator().manual_seed((setting.seed + _MASK_STREAM) % 2**63)
+        self.masks = {}
+        for name, weight in self.weights.items():
+            self.masks[name] = torch.ones_like(weight, dtype=torch.bool)
+        seed = (setting.seed + _MASK_STREAM) % 2**63
+        self.generator = torch.Generator().manual_seed(seed)
 
     def before_step(self, step: int) -> None:
         """Called between the backward pass and the optimiser's step of training step `step` (from
@@ -207,21 +212,24 @@ class ActiveSparsifier:
         """Takes new masks: zeroes the weights that they drop, and what the optimiser remembers of
         them."""
         self.setting.broadcast_from_rank0(masks.values())
+        remembered = self.setting.optimizer.state
         for name, mask in masks.items():
             weight = self.weights[name]
             self.masks[name].copy_(mask)
             weight.mul_(mask)
-            for moment in self.setting.optimizer.state.get(weight, {}).values():
+            moments = remembered.get(weight, {})
+            for moment in moments.values():
                 if isinstance(moment, Tensor) and moment.shape == weight.shape:
                     moment.mul_(mask)
 
     def random_scores(self) -> dict[str, Tensor]:
         """Independent uniform numbers in the shape of each weight, the same for the same seed on
         any device."""
-        return {
-            name: torch.rand(w.shape, generator=self.generator).to(w.device)
-            for name, w in self.weights.items()
-        }
+        scores = {}
+        for name, weight in self.weights.items():
+            drawn = torch.rand(weight.shape, generator=self.generator)
+            scores[name] = drawn.to(weight.device)
+        return scores
 
     def progress(self, step: int) -> float:
         """How far the schedule of the learning rate is at `step`, 0 to 1."""

@@ -18,7 +18,7 @@ from torch_pruning.pruner.importance import (
     GroupTaylorImportance,
 )
 
-from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.errors import UserError, first_few, first_line
 from slimfront.trainables.sparsifiers.base import (
     SPARSIFIERS,
     ActiveSparsifier,
@@ -27,7 +27,7 @@ from slimfront.trainables.sparsifiers.base import (
     prunable_weights,
     taking_part,
 )
-from slimfront.trainables.sparsifiers.masks import choose_masks
+from slimfront.trainables.sparsifiers.masks import Densities, choose_masks
 from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
 from slimfront.trainables.structure.channel_groups import ChannelGroup
 from slimfront.trainables.structure.head_groups import HeadGroup, head_groups
@@ -82,7 +82,7 @@ def _nothing_to_remove(model: nn.Module) -> str:
             "sparsifier: there is no channel in this network that can be removed, "
             "or all are excluded"
         )
-    named = ", ".join(f"'{name}'" for name in dense[:10]) + (" …" if len(dense) > 10 else "")
+    named = first_few([f"'{name}'" for name in dense])
     return (
         "sparsifier: there is no channel in this network that can be removed, or all are "
         f"excluded; {named} has weights that no "
@@ -99,11 +99,9 @@ class ActiveChannels(ActiveSparsifier):
         self.options = options
         self.updates = Updates(options, setting.total_steps)
         self.importance = _IMPORTANCES[options.importance]()
+        model = setting.model
         inputs, _ = setting.examples(2)
-        excluded = (
-            prunable_weights(setting.model).keys()
-            - taking_part(setting.model, options.exclude).keys()
-        )
+        excluded = prunable_weights(model).keys() - taking_part(model, options.exclude).keys()
         try:
             groups: list[AnyGroup] = [
                 *removable_units(setting.model, inputs),
@@ -113,20 +111,25 @@ class ActiveChannels(ActiveSparsifier):
             raise UserError(f"sparsifier: {error}; take another one than channels") from error
         self.groups = [group for group in groups if not excluded & group.parameters]
         if not self.groups:
-            raise UserError(_nothing_to_remove(setting.model))
-        if options.importance == "batch-norm" and not all(
-            self._has_batch_norm(group) for group in self.groups
-        ):
-            raise UserError(
-                "sparsifier.importance: batch-norm needs a batch norm behind each layer; take norm "
-                "or taylor"
-            )
-        self.parameters = dict(setting.model.named_parameters())
-        covered = [name for group in self.groups for name in group.writers]
-        self.weights = {name: self.parameters[name] for name in covered}
-        self.masks = {
-            name: torch.ones_like(self.parameters[name], dtype=torch.bool) for name in covered
-        }
+            raise UserError(_nothing_to_remove(model))
+        if options.importance == "batch-norm":
+            self._check_batch_norms()
+        self.parameters = dict(model.named_parameters())
+        self.weights = {}
+        self.masks = {}
+        for group in self.groups:
+            for name in group.writers:
+                weight = self.parameters[name]
+                self.weights[name] = weight
+                self.masks[name] = torch.ones_like(weight, dtype=torch.bool)
+
+    def _check_batch_norms(self) -> None:
+        for group in self.groups:
+            if not isinstance(group, ChannelGroup) or self.importance(group.dependencies) is None:
+                raise UserError(
+                    "sparsifier.importance: batch-norm needs a batch norm behind each layer; take "
+                    "norm or taylor"
+                )
 
     def due(self, step: int) -> bool:
         """Whether channels go."""
@@ -136,21 +139,23 @@ class ActiveChannels(ActiveSparsifier):
         """Zeroes the least important channels."""
         sparsity = cubic_sparsity(self.updates.progress(step), self.options.sparsity)
         scores = {group.name: self._ranked(group) for group in self.groups}
-        kept = choose_masks(
-            scores, sparsity, "global" if self.options.compare == "global" else "uniform"
-        )
+        densities: Densities = "uniform"
+        if self.options.compare == "global":
+            densities = "global"
+        kept = choose_masks(scores, sparsity, densities)
         masks = {name: mask.clone() for name, mask in self.masks.items()}
         for group in self.groups:
             alive = kept[group.name]
             if not alive.any():
-                alive[scores[group.name].argmax()] = True
+                best = scores[group.name].argmax()
+                alive[best] = True
             for name, owners in group.writers.items():
-                rows = torch.where(owners >= 0, alive.cpu()[owners.clamp(min=0)], True)
-                masks[name] &= rows.to(masks[name].device).view(-1, *[1] * (masks[name].dim() - 1))
+                mask = masks[name]
+                of_owners = alive.cpu()[owners.clamp(min=0)]
+                rows = torch.where(owners >= 0, of_owners, True)
+                rest = [1] * (mask.dim() - 1)
+                mask &= rows.to(mask.device).view(-1, *rest)
         self.set_masks(masks)
-
-    def _has_batch_norm(self, group: AnyGroup) -> bool:
-        return isinstance(group, ChannelGroup) and self.importance(group.dependencies) is not None
 
     def _ranked(self, group: AnyGroup) -> Tensor:
         try:
@@ -158,8 +163,11 @@ class ActiveChannels(ActiveSparsifier):
         except (IndexError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            others = sorted({name.rpartition(".")[0] for name in group.writers} - {group.name})
-            shared = f", which it shares with {', '.join(others)}," if others else ""
+            layers = {name.rpartition(".")[0] for name in group.writers}
+            others = sorted(layers - {group.name})
+            shared = ""
+            if others:
+                shared = f", which it shares with {', '.join(others)},"
             raise UserError(
                 f"sparsifier: the channels of '{group.name}'{shared} cannot be ranked: what reads "
                 "them makes several channels of "

@@ -58,7 +58,9 @@ class ActiveGraNet(GradientGrowth):
 
     def update(self, step: int) -> None:
         """Prunes to the schedule and moves weights; at the last update nothing moves any more."""
+        options = self.options
         progress = self.updates.progress(step)
-        sparsity = cubic_sparsity(progress, self.options.sparsity, self.initial)
-        self.set_masks(choose_masks(magnitudes(self), sparsity, self.options.densities))
-        self.move(cosine_decay(progress, self.options.regrow))
+        sparsity = cubic_sparsity(progress, options.sparsity, self.initial)
+        masks = choose_masks(magnitudes(self), sparsity, options.densities)
+        self.set_masks(masks)
+        self.move(cosine_decay(progress, options.regrow))

@@ -49,10 +49,11 @@ class ActiveLotteryTicket(ActiveSparsifier):
     def __init__(self, options: LotteryTicket, setting: Setting) -> None:
         super().__init__(options, setting)
         self.options = options
-        self.length = setting.total_steps // (options.rounds + 1)
+        trainings = options.rounds + 1
+        self.length = setting.total_steps // trainings
         if self.length == 0:
             raise UserError(
-                f"sparsifier.rounds ({options.rounds}) needs {options.rounds + 1} trainings, and "
+                f"sparsifier.rounds ({options.rounds}) needs {trainings} trainings, and "
                 "there are only "
                 f"{setting.total_steps} steps; set it lower, or train longer"
             )
@@ -62,46 +63,52 @@ class ActiveLotteryTicket(ActiveSparsifier):
             self._keep_ticket()
 
     def _keep_ticket(self) -> None:
-        self.ticket = {
-            name: value.detach().clone() for name, value in self.setting.model.state_dict().items()
-        }
+        self.ticket = {}
+        for name, value in self.setting.model.state_dict().items():
+            self.ticket[name] = value.detach().clone()
 
     def due(self, step: int) -> bool:
         """Whether the weights to rewind to are kept, or a round may end."""
-        return step + 1 == self.rewind_to or (step + 1) % self.length == 0
+        done = step + 1
+        return done == self.rewind_to or done % self.length == 0
 
     def update(self, step: int) -> None:
         """Keeps the weights to rewind to; at the end of each round but the last, prunes and
         rewinds."""
+        options = self.options
         done = step + 1
         if done == self.rewind_to:
             self._keep_ticket()
         number, rest = divmod(done, self.length)
-        if rest == 0 and 1 <= number <= self.options.rounds:
-            sparsity = 1 - (1 - self.options.sparsity) ** (number / self.options.rounds)
-            masks = choose_masks(magnitudes(self), sparsity, self.options.densities)
-            self.setting.model.load_state_dict(self.ticket)
-            self.setting.optimizer.state.clear()
-            self.set_masks(masks)
+        if rest != 0 or not 1 <= number <= options.rounds:
+            return
+        kept = (1 - options.sparsity) ** (number / options.rounds)
+        masks = choose_masks(magnitudes(self), 1 - kept, options.densities)
+        self.setting.model.load_state_dict(self.ticket)
+        self.setting.optimizer.state.clear()
+        self.set_masks(masks)
 
     def progress(self, step: int) -> float:
         """The first round goes from 0 to 1, the others from where the weights were rewound to."""
         number = min(step // self.length, self.options.rounds)
         begun = number * self.length
-        length = self.setting.total_steps - begun if number == self.options.rounds else self.length
-        start = self.rewind_to / self.length if number else 0.0
+        length = self.length
+        if number == self.options.rounds:
+            length = self.setting.total_steps - begun
+        start = 0.0
+        if number:
+            start = self.rewind_to / self.length
         return start + (1 - start) * (step - begun) / length
 
     def state_dict(self) -> dict[str, Any]:
         """The masks and the weights to rewind to."""
-        return super().state_dict() | {
-            "ticket": {name: value.clone() for name, value in self.ticket.items()}
-        }
+        ticket = {name: value.clone() for name, value in self.ticket.items()}
+        return super().state_dict() | {"ticket": ticket}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues bit-exactly."""
         super().load_state_dict(state)
-        devices = {name: value.device for name, value in self.setting.model.state_dict().items()}
-        self.ticket = {
-            name: torch.clone(value).to(devices[name]) for name, value in state["ticket"].items()
-        }
+        own = self.setting.model.state_dict()
+        self.ticket = {}
+        for name, value in state["ticket"].items():
+            self.ticket[name] = torch.clone(value).to(own[name].device)

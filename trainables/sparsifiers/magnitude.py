@@ -19,10 +19,11 @@ from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates, cubic
 
 def magnitudes(active: ActiveSparsifier) -> dict[str, Tensor]:
     """|w| of the weights, −1 of those dropped, so that these stay dropped."""
-    return {
-        name: torch.where(active.masks[name], w.detach().abs(), -1.0)
-        for name, w in active.weights.items()
-    }
+    found = {}
+    for name, weight in active.weights.items():
+        size = weight.detach().abs()
+        found[name] = torch.where(active.masks[name], size, -1.0)
+    return found
 
 
 @SPARSIFIERS.register("magnitude")
@@ -58,5 +59,7 @@ class ActiveMagnitude(ActiveSparsifier):
 
     def update(self, step: int) -> None:
         """Drops the smallest weights."""
-        sparsity = cubic_sparsity(self.updates.progress(step), self.options.sparsity)
-        self.set_masks(choose_masks(magnitudes(self), sparsity, self.options.densities))
+        progress = self.updates.progress(step)
+        sparsity = cubic_sparsity(progress, self.options.sparsity)
+        masks = choose_masks(magnitudes(self), sparsity, self.options.densities)
+        self.set_masks(masks)

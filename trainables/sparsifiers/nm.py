@@ -22,10 +22,11 @@ def nm_mask(weight: Tensor, n: int, m: int) -> Tensor:
     along `in`, a multiple of m."""
     rows = weight.detach().abs().movedim(1, -1)  # (out, …, in)
     groups = rows.reshape(*rows.shape[:-1], -1, m)  # (out, …, in / m, m)
-    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(
-        -1, groups.topk(n, dim=-1).indices, True
-    )
-    return mask.reshape(rows.shape).movedim(-1, 1).contiguous()
+    largest = groups.topk(n, dim=-1).indices
+    mask = torch.zeros_like(groups, dtype=torch.bool)
+    mask.scatter_(-1, largest, True)
+    mask = mask.reshape(rows.shape).movedim(-1, 1)
+    return mask.contiguous()
 
 
 @SPARSIFIERS.register("nm")
@@ -78,9 +79,7 @@ class ActiveNM(ActiveSparsifier):
 
     def update(self, step: int) -> None:
         """Chooses the masks."""
-        self.set_masks(
-            {
-                name: nm_mask(weight, self.options.n, self.options.m)
-                for name, weight in self.weights.items()
-            }
-        )
+        masks = {}
+        for name, weight in self.weights.items():
+            masks[name] = nm_mask(weight, self.options.n, self.options.m)
+        self.set_masks(masks)

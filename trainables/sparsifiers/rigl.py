@@ -40,10 +40,12 @@ class GradientGrowth(RandomStart):
         """Keeps the dense gradients if there is an update after this step, and then zeroes those of
         dropped weights."""
         if self.due(step):
-            self.gradients = {
-                n: torch.zeros_like(w) if w.grad is None else w.grad.abs()
-                for n, w in self.weights.items()
-            }
+            self.gradients = {}
+            for name, weight in self.weights.items():
+                gradient = torch.zeros_like(weight)
+                if weight.grad is not None:
+                    gradient = weight.grad.abs()
+                self.gradients[name] = gradient
         super().before_step(step)
 
     def move(self, share: float) -> None:
@@ -51,8 +53,9 @@ class GradientGrowth(RandomStart):
         starts from 0."""
         moved = {}
         for name, weight in self.weights.items():
-            count = int(share * int(self.masks[name].sum()))
-            moved[name] = drop_and_grow(self.masks[name], weight.abs(), self.gradients[name], count)
+            mask = self.masks[name]
+            count = int(share * int(mask.sum()))
+            moved[name] = drop_and_grow(mask, weight.abs(), self.gradients[name], count)
         self.set_masks(moved)
         self.gradients = {}
 

@@ -12,14 +12,19 @@ from slimfront.trainables.sparsifiers.base import TargetSparsifier
 def cubic_sparsity(progress: float, target: float, initial: float = 0.0) -> float:
     """Zhu, Gupta 2017, arXiv 1710.01878, eq. 1: from `initial` to `target` on a cubic; `progress`
     is clipped to [0, 1]."""
-    clipped = min(max(progress, 0.0), 1.0)
-    return target + (initial - target) * (1 - clipped) ** 3
+    left = 1 - _clipped(progress)
+    return target + (initial - target) * left**3
 
 
 def cosine_decay(progress: float, initial: float) -> float:
     """Evci et al. 2020, arXiv 1911.11134, section 3: initial / 2 · (1 + cos(π · progress));
     `progress` is clipped to [0, 1]."""
-    return initial / 2 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+    angle = math.pi * _clipped(progress)
+    return initial / 2 * (1 + math.cos(angle))
+
+
+def _clipped(progress: float) -> float:
+    return min(max(progress, 0.0), 1.0)
 
 
 class Scheduled(TargetSparsifier):
@@ -44,25 +49,29 @@ class Updates:
     def __init__(self, options: Scheduled, total_steps: int) -> None:
         # The last update happens at `end`, or in the last step if that comes first: the target is
         # always met.
-        self.last = max(min(int(options.end * total_steps), total_steps - 1), 0)
+        end = min(int(options.end * total_steps), total_steps - 1)
+        self.last = max(end, 0)
         self.first = min(int(options.start * total_steps), self.last)
         self.every = options.every
 
     def due(self, step: int) -> bool:
         """Whether there is an update after `step`."""
-        return self.first <= step <= self.last and (
-            step == self.last or (step - self.first) % self.every == 0
-        )
+        if not self.first <= step <= self.last:
+            return False
+        return step == self.last or (step - self.first) % self.every == 0
 
     def progress(self, step: int) -> float:
         """0 at the first update, 1 at the last."""
-        return 1.0 if step >= self.last else (step - self.first) / (self.last - self.first)
+        if step >= self.last:
+            return 1.0
+        return (step - self.first) / (self.last - self.first)
 
     def check_several(self, name: str) -> None:
         """Raises UserError if masks that should move would be updated only at the last step."""
-        if self.last - self.first < self.every:
+        between = self.last - self.first
+        if between < self.every:
             raise UserError(
-                f"sparsifier.every ({self.every}) is longer than the {self.last - self.first} "
+                f"sparsifier.every ({self.every}) is longer than the {between} "
                 "steps between start and end of "
                 f"'{name}', so that its masks would hardly move; set it lower, or train longer"
             )

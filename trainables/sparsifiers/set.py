@@ -43,9 +43,9 @@ class ActiveSET(RandomStart):
         self.updates = Updates(options, setting.total_steps)
         self.updates.check_several("set")
         super().__init__(options, setting, options.sparsity, options.densities)
-        self.deviations = {
-            name: _deviation(w, self.masks[name]) for name, w in self.weights.items()
-        }
+        self.deviations = {}
+        for name, weight in self.weights.items():
+            self.deviations[name] = _deviation(weight, self.masks[name])
 
     def due(self, step: int) -> bool:
         """Whether weights move: not at the very end, for the last ones grown must be trained."""
@@ -56,13 +56,20 @@ class ActiveSET(RandomStart):
         growth = self.random_scores()
         for name, weight in self.weights.items():
             before = self.masks[name].clone()
-            count = int(self.options.drop * int(before.sum()))
-            self.set_masks({name: drop_and_grow(before, weight.abs(), growth[name], count)})
-            values = (
-                torch.randn(weight.shape, generator=self.generator).to(weight)
-                * self.deviations[name]
+            kept = int(before.sum())
+            count = int(self.options.drop * kept)
+            after = drop_and_grow(
+                mask=before,
+                magnitude=weight.abs(),
+                growth=growth[name],
+                count=count,
             )
-            weight.copy_(torch.where(self.masks[name] & ~before, values, weight))
+            self.set_masks({name: after})
+            drawn = torch.randn(weight.shape, generator=self.generator)
+            values = drawn.to(weight)
+            values = values * self.deviations[name]
+            grown = self.masks[name] & ~before
+            weight.copy_(torch.where(grown, values, weight))
 
     def state_dict(self) -> dict[str, Any]:
         """The masks, the state of the random numbers, and the deviations of new weights."""
@@ -77,4 +84,7 @@ class ActiveSET(RandomStart):
 def _deviation(weight: torch.Tensor, mask: torch.Tensor) -> float:
     """The root mean square of the weights under the mask: their standard deviation, since initial
     weights have mean 0."""
-    return float(weight.detach()[mask].square().mean().sqrt()) if mask.any() else 0.0
+    if not mask.any():
+        return 0.0
+    kept = weight.detach()[mask]
+    return float(kept.square().mean().sqrt())

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from slimfront.trainables.gpu import gpus_among
 from slimfront.trainables.sparsifiers.base import (
     SPARSIFIERS,
     ActiveSparsifier,
@@ -34,13 +35,16 @@ def sensitivities(
     gradients are left alone."""
     twin = copy.deepcopy(model).train()
     weights = prunable_weights(twin)
-    with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
+    with torch.random.fork_rng(devices=gpus_among(inputs.device)):
         loss = loss_of(twin(inputs), targets)
     gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(weight) if gradient is None else (weight * gradient).detach().abs()
-        for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
-    }
+    found = {}
+    for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+        if gradient is None:
+            found[name] = torch.zeros_like(weight)
+        else:
+            found[name] = (weight * gradient).detach().abs()
+    return found
 
 
 @SPARSIFIERS.register("snip")
@@ -54,10 +58,8 @@ class SNIP(TargetSparsifier):
 
     def attach(self, setting: Setting) -> ActiveSparsifier:
         active = ActiveSparsifier(self, setting)
-        scores = sensitivities(setting.model, *setting.examples(self.samples), setting.loss)
-        active.set_masks(
-            choose_masks(
-                {name: scores[name] for name in active.weights}, self.sparsity, self.densities
-            )
-        )
+        inputs, targets = setting.examples(self.samples)
+        sensitivity = sensitivities(setting.model, inputs, targets, setting.loss)
+        scores = {name: sensitivity[name] for name in active.weights}
+        active.set_masks(choose_masks(scores, self.sparsity, self.densities))
         return active

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.structure.attention import projections
 from slimfront.trainables.structure.dependencies import Dependencies, Endless
-from slimfront.trainables.structure.evaluating import evaluating
 from slimfront.trainables.structure.graph import tied_modules
 from slimfront.trainables.structure.pruning_internals import PLAIN_OPERATIONS
+from slimfront.trainables.tasks.evaluating import evaluating
 
 _WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

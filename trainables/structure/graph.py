@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure import operations
 from slimfront.trainables.structure.encoders import Tracer
-from slimfront.trainables.structure.evaluating import evaluating
 from slimfront.trainables.structure.exported import CannotExport, exported
+from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.torch_internals import is_check
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d

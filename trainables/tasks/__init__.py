@@ -1,7 +1,8 @@
 """Tasks by name: what a network is trained for. A new one is one file here with a class under
 `@TASKS.register`."""
 
-from slimfront.trainables.tasks.base import TASKS, ActiveTask, Encoded, Task
+from slimfront.trainables.tasks.active import ActiveTask
+from slimfront.trainables.tasks.base import TASKS, Encoded, Task
 from slimfront.trainables.tasks.classification import Classification
 from slimfront.trainables.tasks.factory import TaskFactory
 from slimfront.trainables.tasks.metrics import Described, Metric, MetricOptions, Tally, Whole

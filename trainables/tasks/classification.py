@@ -11,17 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from slimfront.trainables.errors import UserError
-from slimfront.trainables.tasks.base import (
-    TASKS,
-    ActiveTask,
-    Criterion,
-    Encoded,
-    Task,
-    as_tensor,
-    whole,
-)
+from slimfront.trainables.errors import UserError, first_few
+from slimfront.trainables.tasks.active import ActiveTask, Criterion
+from slimfront.trainables.tasks.base import TASKS, Encoded, Task
 from slimfront.trainables.tasks.metrics import Described, Known, Metric, MetricOptions, ratio
+from slimfront.trainables.tasks.targets import as_tensor, is_column, whole
 
 _MOST_SHOWN = 6
 ClassWeights = Literal["balanced"] | tuple[float, ...] | None
@@ -47,13 +41,16 @@ MULTICLASS = {
 def count_right(outputs: Tensor, targets: Tensor) -> Tensor:
     """How many of the outputs (N, classes) are largest at the target (N,), and N: (2,), int64."""
     right = (outputs.argmax(1) == targets).sum()
-    return torch.stack([right, torch.full_like(right, targets.numel())])
+    count = torch.full_like(right, targets.numel())
+    return torch.stack([right, count])
 
 
 def count_right_of_each(outputs: Tensor, targets: Tensor) -> Tensor:
     """The same of K networks: outputs (K, N, classes), (K, 2)."""
-    right = (outputs.max(2).indices == targets).sum(1)
-    return torch.stack([right, torch.full_like(right, targets.numel())], 1)
+    chosen = outputs.max(2).indices
+    right = (chosen == targets).sum(1)
+    count = torch.full_like(right, targets.numel())
+    return torch.stack([right, count], 1)
 
 
 @TASKS.register("classification")
@@ -76,11 +73,9 @@ class Classification(Task):
     LOSSES: ClassVar[tuple[str, ...]] = ("cross_entropy",)
 
     def describe(self, name: str) -> Described:
-        return (
-            Described(name, "larger", bounded=True)
-            if name == "accuracy"
-            else super().describe(name)
-        )
+        if name == "accuracy":
+            return Described(name, "larger", bounded=True)
+        return super().describe(name)
 
     def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
         return encode_classes(given, self.name, names, self.classes or outputs)
@@ -89,25 +84,29 @@ class Classification(Task):
         return targets
 
     def stratum(self, number: int, names: Sequence[str] = ()) -> str:
-        return f"class '{names[number]}'" if names else f"class {number}"
+        if names:
+            return f"class '{names[number]}'"
+        return f"class {number}"
 
     def warnings(self, train: Tensor, others: Mapping[str, Tensor]) -> Iterator[str]:
         known = set(train.unique().tolist())
         for name, targets in others.items():
-            unknown = sorted(set(targets.unique().tolist()) - known)
-            if unknown:
-                shown = ", ".join(map(str, unknown[:10])) + (" …" if len(unknown) > 10 else "")
-                yield (
-                    f"the {name} split has classes that no training example has ({shown}): no "
-                    "network can learn them"
-                )
+            found = set(targets.unique().tolist())
+            unknown = sorted(found - known)
+            if not unknown:
+                continue
+            shown = first_few(unknown, 10)
+            yield (
+                f"the {name} split has classes that no training example has ({shown}): no "
+                "network can learn them"
+            )
 
     def attach(self, targets: Tensor, encoded: Encoded) -> ActiveTask:
         active = super().attach(targets, encoded)
-        plain = (
-            self.class_weights is None and not self.label_smoothing and isinstance(self.loss, str)
-        )
-        return replace(active, stacked=cross_entropies) if plain else active
+        weighted = self.class_weights is not None
+        if weighted or self.label_smoothing or not isinstance(self.loss, str):
+            return active
+        return replace(active, stacked=cross_entropies)
 
     def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
         weights = class_weights(self.class_weights, targets, encoded)
@@ -119,17 +118,20 @@ class Classification(Task):
         if options.name == "accuracy" and not options.args:
             described = Described(options.key, "larger", bounded=True)
             return Metric(described, count_right, ratio, width=2, stacked=count_right_of_each)
-        known = _TOP_K if options.name == "accuracy" else self.KNOWN[str(options.name)]
+        known = _TOP_K
+        if options.name != "accuracy":
+            known = self.KNOWN[str(options.name)]
         return known.metric(options, {"num_classes": outputs})
 
     def shape_of_outputs(self, targets: Tensor, outputs: int) -> str:
         return f"logits, (N, {outputs})"
 
     def wrong_outputs(self, found: Tensor, targets: Tensor, outputs: int) -> str | None:
-        if found.dim() != 2 or len(found) != len(targets):
+        count = len(targets)
+        if found.dim() != 2 or len(found) != count:
             return (
-                f"the network returns {tuple(found.shape)} ({found.dtype}) for {len(targets)} "
-                f"inputs; it must return logits, ({len(targets)}, {outputs})"
+                f"the network returns {tuple(found.shape)} ({found.dtype}) for {count} "
+                f"inputs; it must return logits, ({count}, {outputs})"
             )
         return too_few_logits(found, outputs)
 
@@ -164,15 +166,19 @@ def weighted_cross_entropy(
     """
     if weights is None and places is None:
         return nn.functional.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+    if weights is not None:
+        weights = weights.to(outputs.device)
     each = nn.functional.cross_entropy(
         outputs,
         targets,
-        None if weights is None else weights.to(outputs.device),
+        weights,
         ignore_index=ignore,
         label_smoothing=label_smoothing,
         reduction="none",
     )
-    return each.mean() if places is None else each.sum() / (len(targets) * places)
+    if places is None:
+        return each.mean()
+    return each.sum() / (len(targets) * places)
 
 
 def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -190,15 +196,16 @@ def class_weights(chosen: ClassWeights, targets: Tensor, encoded: Encoded) -> Te
     None: all alike."""
     if chosen is None:
         return None
+    classes = encoded.outputs
     known = targets[targets >= 0].flatten()
-    counts = known.bincount(minlength=encoded.outputs).double()[: encoded.outputs]
+    counts = known.bincount(minlength=classes).double()[:classes]
     if chosen == "balanced":
         weights = torch.where(counts > 0, 1 / counts.clamp_min(1), 0.0)
     else:
         weights = torch.tensor(chosen, dtype=torch.float64)
-        if len(weights) != encoded.outputs or bool((weights < 0).any()):
+        if len(weights) != classes or bool((weights < 0).any()):
             raise UserError(
-                f"task.class_weights has {len(weights)} numbers, and there are {encoded.outputs} "
+                f"task.class_weights has {len(weights)} numbers, and there are {classes} "
                 "classes; give each a number of 0 or more"
             )
     mean = (weights * counts).sum() / counts.sum()
@@ -227,54 +234,69 @@ def encode_classes(
     """
     strings = _strings(given)
     if strings is not None:
-        found = sorted(set(strings))
-        places = {name: place for place, name in enumerate(found)}
-        targets = torch.tensor([places[name] for name in strings], dtype=torch.int64)
-        return _checked(targets, tuple(found), classes)
+        return _of_names(strings, classes)
     targets = _whole(as_tensor(given, task), task)
     if names or classes:
         return _of_known_number(targets, names, classes or len(names))
     return _renumbered(targets)
 
 
+def _of_names(strings: list[str], classes: int | None) -> Encoded:
+    """Names as numbers, in the order of the alphabet."""
+    names = tuple(sorted(set(strings)))
+    places = {name: place for place, name in enumerate(names)}
+    numbers = [places[name] for name in strings]
+    targets = torch.tensor(numbers, dtype=torch.int64)
+    return _checked(targets, names, classes)
+
+
 def _of_known_number(targets: Tensor, names: Sequence[str], count: int) -> Encoded:
     """Numbers in 0 … count − 1 as they are."""
     if len(targets.unique()) < 2:
         raise _one_class_only()
-    least, largest = int(targets.min()), int(targets.max())
+    least = int(targets.min())
+    largest = int(targets.max())
     if least < 0 or largest >= count:
         raise UserError(
             f"the data has targets from {least} to {largest}, and {count} classes; they are "
             f"numbers in 0 … {count - 1}"
         )
-    return Encoded(targets, count, tuple(names) if len(names) == count else ())
+    if len(names) != count:
+        return Encoded(targets, count)
+    return Encoded(targets, count, tuple(names))
 
 
 def _renumbered(targets: Tensor) -> Encoded:
     """Numbers from 0, where they began elsewhere, or are any two."""
     values = targets.unique()
-    least, largest = int(values[0]), int(values[-1])
-    together = largest - least + 1 == len(values)
+    numbers = values.tolist()
+    least = numbers[0]
+    largest = numbers[-1]
+    together = largest - least + 1 == len(numbers)
     if least == 0 and together:
         return _checked(targets, (), None)
-    if not together and len(values) != 2:
-        known = set(values.tolist())
+    if not together and len(numbers) != 2:
+        known = set(numbers)
         missing = next(n for n in range(least, largest) if n not in known)
         raise UserError(
             f"the data has classes from {least} to {largest}, and no example of {missing}; number "
             f"them without a gap, or set task.classes to {largest + 1} for an output each; where "
             "they are amounts, set task: regression"
         )
-    shown = tuple(str(value) for value in values.tolist())
-    return _checked(torch.searchsorted(values, targets), shown, None)
+    names = tuple(map(str, numbers))
+    places = torch.searchsorted(values, targets)
+    return _checked(places, names, None)
 
 
 def _checked(targets: Tensor, names: tuple[str, ...], classes: int | None) -> Encoded:
-    count = len(names) or int(targets.max()) + 1
+    count = len(names)
+    if not names:
+        count = int(targets.max()) + 1
     if classes is not None and classes != count:
-        shown = ", ".join(names[:_MOST_SHOWN]) + (" …" if len(names) > _MOST_SHOWN else "")
+        shown = first_few(names, _MOST_SHOWN)
         raise UserError(f"task.classes is {classes}, and the data has {count} ({shown})")
-    if count < 2 or len(targets.unique()) < 2:
+    found = targets.unique()
+    if count < 2 or len(found) < 2:
         raise _one_class_only()
     return Encoded(targets, count, names)
 
@@ -308,27 +330,32 @@ def is_one_hot(targets: Tensor) -> bool:
     """Whether targets (N, classes, …) are 1 in one place of the second axis, and 0 elsewhere."""
     if targets.dim() < 2 or targets.shape[1] < 2 or targets.is_complex():
         return False
-    only = bool(((targets == 0) | (targets == 1)).all())
-    return only and bool((targets.long().sum(1) == 1).all())
+    known = (targets == 0) | (targets == 1)
+    if not bool(known.all()):
+        return False
+    ones = targets.long().sum(1)
+    return bool((ones == 1).all())
 
 
 def _whole(targets: Tensor, task: str) -> Tensor:
-    if targets.dim() == 2 and targets.shape[1] == 1:
-        targets = targets.squeeze(1)  # a column, as tables have it
+    if is_column(targets):
+        targets = targets.squeeze(1)
     if is_one_hot(targets):
         targets = targets.long().argmax(1)
     if targets.dim() != 1 or targets.is_complex():
-        advice = (
-            "; for several classes an example, set task: multilabel" if targets.dim() == 2 else ""
-        )
+        shape = tuple(targets.shape)
+        advice = ""
+        if targets.dim() == 2:
+            advice = "; for several classes an example, set task: multilabel"
         raise UserError(
-            f"the data has targets of shape {tuple(targets.shape)} and type {targets.dtype}; the "
+            f"the data has targets of shape {shape} and type {targets.dtype}; the "
             f"task {task} takes one whole number for each example, (N,){advice}"
         )
     if not whole(targets):
         first = int((targets != targets.round()).nonzero()[0])
+        value = float(targets[first])
         raise UserError(
-            f"the target of example {first} is {float(targets[first]):g}; the task {task} takes "
+            f"the target of example {first} is {value:g}; the task {task} takes "
             "whole numbers or names; for numbers, set task: regression"
         )
     return targets.long()

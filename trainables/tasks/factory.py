@@ -56,9 +56,11 @@ class TaskFactory(Task):
                 f"task factory '{self.factory}' gives a {kind}; it must be a subclass of "
                 "slimfront.Task"
             )
-        given: dict[str, Any] = {
-            key: getattr(self, key) for key in ("metrics", "loss", "output") if getattr(self, key)
-        }
+        given: dict[str, Any] = {}
+        for key in ("metrics", "loss", "output"):
+            value = getattr(self, key)
+            if value:
+                given[key] = value
         task = task.model_copy(update=given)
         try:
             task.check_metrics(task.chosen_metrics())

@@ -99,7 +99,8 @@ class OfFunction(Whole):
     """A function of all outputs and targets of a split."""
 
     def __init__(self, function: Callable[[Tensor, Tensor], float | Tensor], name: str) -> None:
-        self.function, self.name = function, name
+        self.function = function
+        self.name = name
         self.outputs: list[Tensor] = []
         self.targets: list[Tensor] = []
 
@@ -114,7 +115,8 @@ class OfFunction(Whole):
         Raises:
             UserError: if the function raises, or gives anything but one number.
         """
-        outputs, targets = torch.cat(self.outputs), torch.cat(self.targets)
+        outputs = torch.cat(self.outputs)
+        targets = torch.cat(self.targets)
         try:
             found = torch.as_tensor(self.function(outputs, targets))
         except Exception as error:
@@ -136,19 +138,21 @@ class Tally:
         self.metrics = metrics
         self.members = members
         self.sums: list[list[Tensor]] = [[] for _ in metrics]
-        self.wholes = [
-            [] if metric.whole is None else [metric.whole() for _ in range(members or 1)]
-            for metric in metrics
-        ]
+        self.wholes: list[list[Whole]] = []
+        for metric in metrics:
+            wholes = []
+            if metric.whole is not None:
+                wholes = [metric.whole() for _ in range(members or 1)]
+            self.wholes.append(wholes)
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Takes in a batch: outputs (N, …), or (K, N, …) of K networks, and targets (N, …)."""
+        each = [outputs] if self.members is None else outputs.unbind()
         for metric, sums, wholes in zip(self.metrics, self.sums, self.wholes, strict=True):
-            each = [outputs] if self.members is None else outputs.unbind()
-            for whole, own in zip(wholes, each, strict=False):
-                whole.update(own, targets)
             if not wholes:
                 sums.append(self._sums(metric, outputs, targets))
+            for whole, own in zip(wholes, each, strict=False):
+                whole.update(own, targets)
 
     def _sums(self, metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor:
         assert metric.sums is not None
@@ -163,11 +167,14 @@ class Tally:
         metric does."""
         parts = []
         for sums, wholes in zip(self.sums, self.wholes, strict=True):
-            if wholes:
-                values = torch.stack([whole.value().double() for whole in wholes]).unsqueeze(-1)
-                parts.append(values[0] if self.members is None else values)
-            else:
-                parts.append(torch.stack(sums).double().sum(0))
+            if not wholes:
+                totals = torch.stack(sums).double()
+                parts.append(totals.sum(0))
+                continue
+            values = torch.stack([whole.value().double() for whole in wholes])
+            if self.members is not None:
+                values = values.unsqueeze(-1)
+            parts.append(values)
         return torch.cat(parts, -1)
 
 
@@ -190,15 +197,22 @@ class MetricOptions(Options):
     @classmethod
     def _gather_arguments(cls, given: Any) -> Any:
         if isinstance(given, str):
-            return {"factory": given} if ":" in given else {"name": given}
+            if ":" in given:
+                return {"factory": given}
+            return {"name": given}
         if not isinstance(given, Mapping):
             return given
-        known = {key: value for key, value in given.items() if key in cls.model_fields}
-        others = {key: value for key, value in given.items() if key not in cls.model_fields}
-        if not others:
-            return known
+        known = {}
+        others = {}
+        for key, value in given.items():
+            if key in cls.model_fields:
+                known[key] = value
+            else:
+                others[key] = value
         args = known.get("args", {})
-        return known | {"args": {**args, **others}} if isinstance(args, Mapping) else known
+        if others and isinstance(args, Mapping):
+            known["args"] = {**args, **others}
+        return known
 
     @model_validator(mode="after")
     def _one_source(self) -> MetricOptions:
@@ -218,8 +232,12 @@ class MetricOptions(Options):
     @property
     def key(self) -> str:
         """Its name in results."""
-        named = self.name or str(self.factory).partition(":")[2].rpartition(".")[2]
-        return self.called or named
+        if self.called:
+            return self.called
+        if self.name:
+            return self.name
+        function = str(self.factory).partition(":")[2]
+        return function.rpartition(".")[2]
 
     def of_factory(self) -> Metric:
         """The metric at work, where it comes from an import path.
@@ -288,12 +306,14 @@ class Known:
         made: Any = torchmetrics
         for part in self.of_torchmetrics.split("."):
             made = getattr(made, part)
-        args = {**(self.defaults or {}), **given, **options.args}
-        built = _built(made, args, options.key)
+        defaults = self.defaults or {}
+        built = _built(made, {**defaults, **given, **options.args}, options.key)
         described = Described(options.key, self.better, self.bounded)
         return Metric(described, whole=lambda: OfTorchmetrics(built.clone()))
 
 
 def ratio(totals: Sequence[float]) -> float:
     """The first total divided by the second; NaN of nothing."""
-    return totals[0] / totals[1] if totals[1] else math.nan
+    if totals[1]:
+        return totals[0] / totals[1]
+    return math.nan

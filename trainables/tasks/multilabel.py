@@ -9,8 +9,10 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.tasks.base import TASKS, Criterion, Encoded, Task, as_tensor
+from slimfront.trainables.tasks.active import Criterion
+from slimfront.trainables.tasks.base import TASKS, Encoded, Task
 from slimfront.trainables.tasks.metrics import Known, Metric, MetricOptions, Whole
+from slimfront.trainables.tasks.targets import as_tensor
 
 
 @TASKS.register("multilabel")
@@ -46,18 +48,21 @@ class MultiLabel(Task):
                 "a 0 or 1 for each class of each example, (N, classes)"
             )
         targets = targets.float()
-        if bool(((targets == -1) | (targets == 1)).all()):
+        signs = (targets == -1) | (targets == 1)
+        if bool(signs.all()):
             targets = (targets + 1) / 2  # −1 stands for no
-        if not bool(((targets == 0) | (targets == 1)).all()):
-            wrong = ((targets != 0) & (targets != 1)).nonzero()[0]
-            row, column = int(wrong[0]), int(wrong[1])
+        wrong = (targets != 0) & (targets != 1)
+        if bool(wrong.any()):
+            row, column = wrong.nonzero()[0].tolist()
+            value = float(targets[row, column])
             raise UserError(
-                f"the target of example {row} has {float(targets[row, column]):g} at class "
+                f"the target of example {row} has {value:g} at class "
                 f"{column}; the task multilabel takes 0 and 1"
             )
-        if targets.shape[1] < 1:
+        classes = targets.shape[1]
+        if classes < 1:
             raise UserError("the data has targets without a class")
-        return Encoded(targets, targets.shape[1], tuple(names))
+        return Encoded(targets, classes, tuple(names))
 
     def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
         weights = None
@@ -77,16 +82,19 @@ class MultiLabel(Task):
         return f"logits, (N, {outputs})"
 
     def wrong_outputs(self, found: Tensor, targets: Tensor, outputs: int) -> str | None:
-        if tuple(found.shape) == (len(targets), outputs):
+        shape = tuple(found.shape)
+        count = len(targets)
+        if shape == (count, outputs):
             return None
         return (
-            f"the network returns {tuple(found.shape)} for {len(targets)} inputs, and the data has "
-            f"{outputs} classes; it must return logits, ({len(targets)}, {outputs})"
+            f"the network returns {shape} for {count} inputs, and the data has "
+            f"{outputs} classes; it must return logits, ({count}, {outputs})"
         )
 
 
 def _binary_cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-    weights = None if weights is None else weights.to(outputs.device)
+    if weights is not None:
+        weights = weights.to(outputs.device)
     return nn.functional.binary_cross_entropy_with_logits(outputs, targets, pos_weight=weights)
 
 

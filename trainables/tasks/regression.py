@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.tasks.base import TASKS, ActiveTask, Criterion, Encoded, Task, as_tensor
+from slimfront.trainables.tasks.active import ActiveTask, Criterion
+from slimfront.trainables.tasks.base import TASKS, Encoded, Task
 from slimfront.trainables.tasks.metrics import (
     Described,
     Known,
@@ -22,6 +23,7 @@ from slimfront.trainables.tasks.metrics import (
     Whole,
     ratio,
 )
+from slimfront.trainables.tasks.targets import as_tensor, is_column
 
 _LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": nn.functional.mse_loss,
@@ -32,21 +34,36 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {
 
 def squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
     """Sums over a batch: of the squared errors, and how many there are: (2,)."""
-    errors = (_like(outputs, targets) - targets).double().square().sum()
-    return torch.stack([errors, torch.full_like(errors, targets.numel())])
+    errors = _errors(outputs, targets).square()
+    return _total_and_count(errors)
 
 
 def absolute_errors(outputs: Tensor, targets: Tensor) -> Tensor:
     """The same of the absolute errors."""
-    errors = (_like(outputs, targets) - targets).double().abs().sum()
-    return torch.stack([errors, torch.full_like(errors, targets.numel())])
+    errors = _errors(outputs, targets).abs()
+    return _total_and_count(errors)
+
+
+def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    errors = _like(outputs, targets) - targets
+    return errors.double()
+
+
+def _total_and_count(errors: Tensor) -> Tensor:
+    total = errors.sum()
+    count = torch.full_like(total, errors.numel())
+    return torch.stack([total, count])
 
 
 def squares(outputs: Tensor, targets: Tensor) -> Tensor:
     """What R² is made of, of one target (N,): squared errors, Σy, Σy² and how many, (4,)."""
     y = targets.double()
-    errors = (_like(outputs, targets).double() - y).square().sum()
-    return torch.stack([errors, y.sum(), y.square().sum(), torch.full_like(errors, y.numel())])
+    made = _like(outputs, targets).double()
+    errors = (made - y).square().sum()
+    total = y.sum()
+    squared = y.square().sum()
+    count = torch.full_like(errors, y.numel())
+    return torch.stack([errors, total, squared, count])
 
 
 def _like(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -61,7 +78,9 @@ def _root(totals: Sequence[float]) -> float:
 def _r2(totals: Sequence[float]) -> float:
     errors, total, square, count = totals
     spread = square - total * total / count
-    return 1 - errors / spread if spread > 0 else math.nan
+    if spread > 0:
+        return 1 - errors / spread
+    return math.nan
 
 
 _OWN = {
@@ -102,40 +121,51 @@ class Regression(Task):
         return tuple(dict.fromkeys((*_OWN, *cls.KNOWN)))
 
     def describe(self, name: str) -> Described:
-        return _OWN[name][0] if name in _OWN else super().describe(name)
+        if name in _OWN:
+            return _OWN[name][0]
+        return super().describe(name)
 
     def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
         targets = as_tensor(given, self.name)
-        if targets.dim() == 2 and targets.shape[1] == 1:
+        if is_column(targets):
             targets = targets.squeeze(1)
         if targets.is_complex() or targets.dim() > 2:
             raise self.wrong_targets(targets)
         found = targets.float()
-        if not bool(found.isfinite().all()):
-            first = int((~found.isfinite()).nonzero()[0][0])
+        fits = found.isfinite()
+        if not bool(fits.all()):
+            first = int((~fits).nonzero()[0][0])
             raise UserError(f"the target of example {first} is larger than float32 can hold")
         if bool((found == found[0]).all()):
-            shown = ", ".join(f"{value:g}" for value in found[0].reshape(-1)[:3].tolist())
+            values = found[0].reshape(-1).tolist()
+            shown = ", ".join(f"{value:g}" for value in values[:3])
             raise UserError(f"all examples have one and the same target, {shown}")
-        return Encoded(found, targets.shape[1] if targets.dim() == 2 else 1)
+        count = 1
+        if targets.dim() == 2:
+            count = targets.shape[1]
+        return Encoded(found, count)
 
     def attach(self, targets: Tensor, encoded: Encoded) -> ActiveTask:
         active = super().attach(targets, encoded)
         if not self.standardise:
             return active
+        offset = targets.mean(0).reshape(-1)
         std = targets.std(0)
         scale = torch.where(std > 0, std, 1.0).reshape(-1)
-        return replace(active, offset=targets.mean(0).reshape(-1), scale=scale)
+        return replace(active, offset=offset, scale=scale)
 
     def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
         chosen = self.loss or "mse"
         assert isinstance(chosen, str)
-        extra = {"delta": self.delta} if chosen == "huber" else {}
-        return partial(_error, of=partial(_LOSSES[chosen], **extra))
+        loss = _LOSSES[chosen]
+        if chosen == "huber":
+            loss = partial(loss, delta=self.delta)
+        return partial(_error, of=loss)
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
         name = str(options.name)
-        if name in _OWN and not options.args:
+        plain = not options.args
+        if name in _OWN and plain:
             known, sums, final, width = _OWN[name]
             described = Described(options.key, known.better)
             return Metric(described, sums, final, width=width)
@@ -157,19 +187,29 @@ class Regression(Task):
         return None if own is None else partial(_error, of=own)
 
     def _of_outputs(self, name: str, outputs: int) -> dict[str, Any]:
-        return {"num_outputs": outputs} if name in ("pearson", "spearman") else {}
+        if name in ("pearson", "spearman"):
+            return {"num_outputs": outputs}
+        return {}
 
     def shape_of_outputs(self, targets: Tensor, outputs: int) -> str:
-        return f"numbers, (N, {outputs})" + (" or (N,)" if outputs == 1 else "")
+        shape = f"numbers, (N, {outputs})"
+        if outputs == 1:
+            return f"{shape} or (N,)"
+        return shape
 
     def wrong_outputs(self, found: Tensor, targets: Tensor, outputs: int) -> str | None:
-        wanted = [(len(targets), outputs)] + ([(len(targets),)] if outputs == 1 else [])
-        if tuple(found.shape) in wanted:
+        count = len(targets)
+        shape = tuple(found.shape)
+        if shape == (count, outputs):
             return None
+        if shape == (count,) and outputs == 1:
+            return None
+        plural = ""
+        if outputs > 1:
+            plural = "s"
         return (
-            f"the network returns {tuple(found.shape)} for {len(targets)} inputs; the data has "
-            f"{outputs} number{'s' if outputs > 1 else ''} for each, so it must return "
-            f"({len(targets)}, {outputs})"
+            f"the network returns {shape} for {count} inputs; the data has "
+            f"{outputs} number{plural} for each, so it must return ({count}, {outputs})"
         )
 
 

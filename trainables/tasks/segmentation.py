@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.tasks.base import TASKS, Criterion, Encoded, Task, as_tensor, whole
+from slimfront.trainables.tasks.active import Criterion
+from slimfront.trainables.tasks.base import TASKS, Encoded, Task
 from slimfront.trainables.tasks.classification import (
     MULTICLASS,
     ClassWeights,
@@ -21,6 +22,7 @@ from slimfront.trainables.tasks.classification import (
     weighted_cross_entropy,
 )
 from slimfront.trainables.tasks.metrics import Known, Metric, MetricOptions
+from slimfront.trainables.tasks.targets import as_tensor, whole
 
 
 class PerPlace(Task):
@@ -41,8 +43,9 @@ class PerPlace(Task):
     def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
         targets = self._places(as_tensor(given, self.name))
         if targets.dim() != self.DIMENSIONS or not whole(targets):
+            shape = tuple(targets.shape)
             raise UserError(
-                f"the data has targets of shape {tuple(targets.shape)} and type {targets.dtype}; "
+                f"the data has targets of shape {shape} and type {targets.dtype}; "
                 f"the task {self.name} takes a whole number for each place, {self.PLACES}"
             )
         targets = targets.long()
@@ -51,22 +54,26 @@ class PerPlace(Task):
             raise UserError(f"no place of any example counts: all are {self.ignore}, task.ignore")
         values = counted.unique()
         known = self.classes or outputs or len(names)
-        if len(values) == 2 and not known and values.tolist() != [0, 1]:
+        any_two = len(values) == 2 and values.tolist() != [0, 1]
+        if any_two and not known:
             return self._of_two(targets, values)
         return self._numbered(targets, values, known, names)
 
     def _of_two(self, targets: Tensor, values: Tensor) -> Encoded:
         """Any two numbers as 0 and 1, such as the 0 and 255 of a mask."""
         mapped = torch.full_like(targets, self.ignore)
+        names = []
         for place, value in enumerate(values.tolist()):
             mapped[targets == value] = place
-        return Encoded(mapped, 2, tuple(str(value) for value in values.tolist()))
+            names.append(str(value))
+        return Encoded(mapped, 2, tuple(names))
 
     def _numbered(
         self, targets: Tensor, values: Tensor, known: int | None, names: Sequence[str]
     ) -> Encoded:
         """Numbers from 0 as they are."""
-        least, largest = int(values[0]), int(values[-1])
+        least = int(values[0])
+        largest = int(values[-1])
         count = known or largest + 1
         if least < 0 or largest >= count:
             raise UserError(
@@ -76,13 +83,17 @@ class PerPlace(Task):
             )
         if count < 2 or len(values) < 2:
             raise UserError(f"all places have one and the same class; {self.name} needs two")
-        return Encoded(targets, count, tuple(names) if len(names) == count else ())
+        if len(names) != count:
+            return Encoded(targets, count)
+        return Encoded(targets, count, tuple(names))
 
     def _places(self, targets: Tensor) -> Tensor:
         """Targets with a channel of their own, (N, 1, …), or one for each class, without it."""
-        if targets.dim() == self.DIMENSIONS + 1 and targets.shape[1] == 1:
+        if targets.dim() != self.DIMENSIONS + 1:
+            return targets
+        if targets.shape[1] == 1:
             return targets.squeeze(1)
-        if targets.dim() == self.DIMENSIONS + 1 and is_one_hot(targets):
+        if is_one_hot(targets):
             return targets.long().argmax(1)
         return targets
 
@@ -90,7 +101,9 @@ class PerPlace(Task):
         counted = targets[targets != self.ignore]
         weights = class_weights(self.class_weights, counted, encoded)
         some_ignored = len(counted) < targets.numel()
-        places = len(counted) / len(targets) if some_ignored else None
+        places = None
+        if some_ignored:
+            places = len(counted) / len(targets)
         return partial(weighted_cross_entropy, weights=weights, ignore=self.ignore, places=places)
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
@@ -111,12 +124,16 @@ class Segmentation(PerPlace):
     DEFAULT: ClassVar[tuple[str, ...]] = ("miou", "accuracy")
 
     def shape_of_outputs(self, targets: Tensor, outputs: int) -> str:
-        return f"logits, (N, {outputs}, {', '.join(map(str, targets.shape[1:]))})"
+        places = ", ".join(map(str, targets.shape[1:]))
+        return f"logits, (N, {outputs}, {places})"
 
     def wrong_outputs(self, found: Tensor, targets: Tensor, outputs: int) -> str | None:
-        if found.dim() != 4 or len(found) != len(targets) or found.shape[2:] != targets.shape[1:]:
+        count = len(targets)
+        per_place = found.dim() == 4 and found.shape[2:] == targets.shape[1:]
+        if not per_place or len(found) != count:
+            wanted = self.shape_of_outputs(targets, outputs)
             return (
-                f"the network returns {tuple(found.shape)} for {len(targets)} inputs; it must "
-                f"return {self.shape_of_outputs(targets, outputs)}"
+                f"the network returns {tuple(found.shape)} for {count} inputs; it must "
+                f"return {wanted}"
             )
         return too_few_logits(found, outputs)

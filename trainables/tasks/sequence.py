@@ -39,9 +39,11 @@ class TokenClassification(PerPlace):
         return f"logits, (N, {targets.shape[1]}, {outputs})"
 
     def wrong_outputs(self, found: Tensor, targets: Tensor, outputs: int) -> str | None:
-        if found.dim() != 3 or found.shape[:2] != targets.shape or found.shape[2] < outputs:
-            return (
-                f"the network returns {tuple(found.shape)} for {len(targets)} inputs; it must "
-                f"return {self.shape_of_outputs(targets, outputs)}"
-            )
-        return None
+        per_token = found.dim() == 3 and found.shape[:2] == targets.shape
+        if per_token and found.shape[2] >= outputs:
+            return None
+        wanted = self.shape_of_outputs(targets, outputs)
+        return (
+            f"the network returns {tuple(found.shape)} for {len(targets)} inputs; it must "
+            f"return {wanted}"
+        )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.gpu import gpus_among
 from slimfront.trainables.inputs import tensors
 from slimfront.trainables.measures.latency import seconds_of
 from slimfront.trainables.precision import forward_pass
@@ -120,7 +121,7 @@ def pays_back(
 
         return seconds_of(take, inputs.device)
 
-    with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
+    with torch.random.fork_rng(devices=gpus_among(inputs.device)):
         try:
             if key not in _plain:
                 _plain[key] = seconds(copy.deepcopy(model).train())

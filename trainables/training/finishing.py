@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.compaction import Compacted, compact
-from slimfront.trainables.data import Dataset
+from slimfront.trainables.data import Dataset, Split
 from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.inputs import each
 from slimfront.trainables.measures.measure import measure, measure_extra
@@ -21,6 +21,7 @@ from slimfront.trainables.models import built
 from slimfront.trainables.penalties.features import remove_hooks
 from slimfront.trainables.shipping.formats import save, shipped
 from slimfront.trainables.shipping.int8 import as_int8
+from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.one_shot import prune
 
 Number = int | float
@@ -80,67 +81,95 @@ class Finishing:
             TrialFailure: if compaction changed the outputs on the validation inputs, or refit
                 diverges.
         """
-        inputs = self.data.prepare(self.data.validation.inputs[:CHECKED_INPUTS])
+        inputs = self._checked_inputs(self.data.validation)
         compacted = compact(model, inputs, self.candidate.compaction, self.told)
-        remove_hooks(compacted.network)
-        metrics = refit(compacted.network) if refit else []
-        history: list[dict[str, Number]] = [
-            {"epoch": epoch + 1 + n, **metric} for n, metric in enumerate(metrics)
-        ]
-        sizes = measure(compacted.network, inputs) if metrics else compacted.report.after
-        measures = self._measures(compacted.network, inputs, sizes)
-        trained = Trained(
-            history, compacted, measures | {"layers_merged": compacted.report.count("merged")}
-        )
-        return replace(trained, pruned=tuple(self._pruned(trained))) if one_shot else trained
+        network = compacted.network
+        report = compacted.report
+        remove_hooks(network)
+        sizes: Mapping[str, float] = report.after
+        history: list[dict[str, Number]] = []
+        if refit:
+            for number, metrics in enumerate(refit(network), start=epoch + 1):
+                history.append({"epoch": number, **metrics})
+        if history:
+            sizes = measure(network, inputs)
+        measures = self._measures(network, inputs, sizes)
+        measures["layers_merged"] = report.count("merged")
+        trained = Trained(history, compacted, measures)
+        if not one_shot:
+            return trained
+        pruned = tuple(self._pruned(trained))
+        return replace(trained, pruned=pruned)
+
+    def _checked_inputs(self, split: Split) -> Tensor:
+        """What the network sees of the first examples of a split."""
+        return self.data.prepare(split.inputs[:CHECKED_INPUTS])
 
     def _pruned(self, trained: Trained) -> Iterator[Trained]:
         """The network pruned in one shot, each one compacted and measured, until it is not worth
         measuring any more."""
-        if self.candidate.one_shot.steps == 0:
+        candidate = self.candidate
+        if candidate.one_shot.steps == 0:
             return
-        seen = self.data.prepare(self.data.train.inputs[:CHECKED_INPUTS])
-        inputs = self.data.prepare(self.data.validation.inputs[:CHECKED_INPUTS])
+        seen = self._checked_inputs(self.data.train)
+        inputs = self._checked_inputs(self.data.validation)
         task = self.data.task
-        for network in prune(trained.compacted.network, seen, self.candidate.one_shot):
-            if not self.candidate.int8:
-                scores = task.evaluate(network, *self.data.validation, prepare=self.data.prepare)
+        for network in prune(trained.compacted.network, seen, candidate.one_shot):
+            if not candidate.int8:
+                scores = self._scores(network)
                 if not task.worth_going_on(scores, trained.measures):
                     return  # before the work of making it compact, which keeps what it computes
             try:
-                compacted = compact(network, inputs, self.candidate.compaction, self.told)
+                compacted = compact(network, inputs, candidate.compaction, self.told)
             except TrialFailure:
                 return  # nearly nothing is left of its outputs
-            measures = self._measures(compacted.network, inputs, compacted.report.after)
+            report = compacted.report
+            measures = self._measures(compacted.network, inputs, report.after)
             if not task.worth_going_on(measures, trained.measures):
                 return
-            merged = trained.measures["layers_merged"] + compacted.report.count("merged")
-            yield Trained([], compacted, measures | {"layers_merged": merged})
+            merged = trained.measures["layers_merged"] + report.count("merged")
+            measures["layers_merged"] = merged
+            yield Trained([], compacted, measures)
+
+    def _scores(self, network: nn.Module) -> dict[str, float]:
+        """The metrics on the validation split."""
+        data = self.data
+        return data.task.evaluate(network, *data.validation, prepare=data.prepare)
 
     def _measures(
         self, network: nn.Module, inputs: Tensor, sizes: Mapping[str, float]
     ) -> dict[str, Number]:
         """Metrics, `sizes`, and what else the candidate asks for; of the int8 network, where that
         is to ship."""
-        if self.candidate.int8:
-            int8 = as_int8(copy.deepcopy(network).cpu(), self.data)
-            own = {one.name: int8.measure(one) for one in self.candidate.own_measures()}
-            return {**int8.scores(self.data, "val"), **sizes, **int8.sizes(), **own}
-        data = self.data
-        scores = data.task.evaluate(network, *data.validation, prepare=data.prepare)
-        return {**scores, **sizes, **self._extra_measures(network, inputs)}
+        found: dict[str, Number] = {}
+        if not self.candidate.int8:
+            found |= self._scores(network)
+            found |= sizes
+            found |= self._extra_measures(network, inputs)
+            return found
+        int8 = as_int8(copy.deepcopy(network).cpu(), self.data)
+        found |= int8.scores(self.data, "val")
+        found |= sizes
+        found |= int8.sizes()
+        for own in self.candidate.own_measures():
+            found[own.name] = int8.measure(own)
+        return found
 
     def _extra_measures(self, network: nn.Module, inputs: Tensor) -> dict[str, Number]:
         """The measures that the candidate asks for beyond those that are always taken; `inputs` (N,
         *input_shape)."""
-        names, latency = self.candidate.asked_measures(), self.candidate.latency
+        names = self.candidate.asked_measures()
+        latency = self.candidate.latency
         if "speedup" in names and self.dense is None:
             dense = latency.against or self.candidate.model
             with torch.random.fork_rng(devices=[]):
                 self.dense = built(dense, self.data).to(self.data.device)
-        found: dict[str, Number] = dict(measure_extra(network, inputs, names, self.dense, latency))
+        extra = measure_extra(network, inputs, names, self.dense, latency)
+        found: dict[str, Number] = dict(extra)
         own = self.candidate.own_measures()
-        return found | measure_own(network, self.data, own) if own else found
+        if own:
+            found |= measure_own(network, self.data, own)
+        return found
 
 
 def measure_own(network: nn.Module, data: Dataset, own: Sequence[OwnMeasure]) -> dict[str, Number]:
@@ -152,20 +181,18 @@ def measure_own(network: nn.Module, data: Dataset, own: Sequence[OwnMeasure]) ->
     """
     inputs = data.prepare(data.validation.inputs[:CHECKED_INPUTS])
     found: dict[str, Number] = {}
-    training = network.training
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.onnx")
         if any(measure.on == "onnx" for measure in own):
             on_cpu = copy.deepcopy(network).cpu()
             raw = data.raw(data.validation.inputs[:2].cpu())
             save(shipped(on_cpu, data), raw, path, "onnx")
-        network.eval()
-        try:
+        with evaluating(network):
             for measure_of in own:
-                # Of copies: the function is the user's, and may change what it is given.
-                seen = (copy.deepcopy(network), each(inputs, Tensor.clone))
-                of_file = measure_of.on == "onnx"
-                found[measure_of.name] = measure_of.take(*((str(path),) if of_file else seen))
-        finally:
-            network.train(training)
+                if measure_of.on == "onnx":
+                    value = measure_of.take(str(path))
+                else:
+                    # Of copies: the function is the user's, and may change what it is given.
+                    value = measure_of.take(copy.deepcopy(network), each(inputs, Tensor.clone))
+                found[measure_of.name] = value
     return found

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 def channels_last(inputs: Tensor) -> Tensor:
     """Images (N, C, H, W) with their channels last in memory; other inputs as they are."""
-    return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+    if inputs.dim() == 4:
+        return inputs.contiguous(memory_format=torch.channels_last)
+    return inputs
 
 
 def contiguous_copy(model: nn.Module) -> nn.Module:
@@ -26,7 +28,11 @@ def contiguous_copy(model: nn.Module) -> nn.Module:
 def ambiguous_strides(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Those with four dimensions, one of them of size 1: their layout is ambiguous, and that of
     gradients may differ."""
-    return [parameter for parameter in parameters if parameter.dim() == 4 and 1 in parameter.shape]
+    found = []
+    for parameter in parameters:
+        if parameter.dim() == 4 and 1 in parameter.shape:
+            found.append(parameter)
+    return found
 
 
 def align_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -43,9 +49,7 @@ def align_state(optimizer: torch.optim.Optimizer) -> None:
     their place in memory."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            if (
-                isinstance(value, Tensor)
-                and value.shape == parameter.shape
-                and value.stride() != parameter.stride()
-            ):
+            if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                continue
+            if value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

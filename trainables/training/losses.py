@@ -45,7 +45,11 @@ class Losses(nn.Module):
         with forward_pass(inputs.device, self.bf16):
             outputs = network(inputs)
         task_loss = self.task.loss(outputs, targets)
-        extra = [
-            value for value in (penalty.loss() for penalty in self.penalties) if value is not None
-        ]
-        return task_loss, torch.stack(extra).sum() if extra else torch.zeros_like(task_loss)
+        extra = []
+        for penalty in self.penalties:
+            value = penalty.loss()
+            if value is not None:
+                extra.append(value)
+        if not extra:
+            return task_loss, torch.zeros_like(task_loss)
+        return task_loss, torch.stack(extra).sum()

@@ -1,6 +1,6 @@
 """One-shot pruning of a finished network: further, smaller candidates that cost no training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -41,22 +41,29 @@ def prune(network: nn.Module, inputs: Tensor, options: OneShot) -> Iterator[nn.M
     scores = _scores(network, inputs)
     if not scores:
         return
-    together = torch.cat([score.flatten() for score in scores.values()])
-    # By numpy, which is ten times as fast: torch wants to know the places too.
-    ordered = torch.from_numpy(np.sort(together.double().cpu().numpy())).flip(0)
+    ordered = _largest_first(scores.values())
     alive = int((ordered > 0).sum())
     kept = alive
     sparser = copied(network)
-    pruned = [(scores[name], module) for name, module in sparser.named_modules() if name in scores]
+    modules = dict(sparser.named_modules())
     for step in range(1, options.steps + 1):
         fewer = int(alive * options.keep**step)
         if fewer < 1 or fewer == kept:
             return
         kept = fewer
+        least = float(ordered[kept - 1])
         with torch.no_grad():
-            for score, module in pruned:
-                module.weight.mul_(score >= float(ordered[kept - 1]))
+            for name, score in scores.items():
+                modules[name].weight.mul_(score >= least)
         yield sparser
+
+
+def _largest_first(scores: Iterable[Tensor]) -> Tensor:
+    """All scores in one row, float64, on the CPU."""
+    together = torch.cat([score.flatten() for score in scores])
+    # By numpy, which is ten times as fast: torch wants to know the places too.
+    ordered = np.sort(together.double().cpu().numpy())
+    return torch.from_numpy(ordered).flip(0)
 
 
 @torch.no_grad()
@@ -85,14 +92,16 @@ def _scores(network: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
 
 def _score(layer: nn.Module, seen: Tensor) -> Tensor:
     weight: Tensor = layer.weight  # type: ignore[assignment]
+    size = weight.abs()
     if isinstance(layer, nn.Linear):
-        norms: Tensor = seen.reshape(-1, seen.shape[-1]).norm(dim=0)
-        return weight.abs() * norms
-    channels: Tensor = seen.transpose(0, 1).flatten(1).norm(dim=1)
+        of_features: Tensor = seen.reshape(-1, seen.shape[-1]).norm(dim=0)
+        return size * of_features
+    channels: Tensor = seen.transpose(0, 1).flatten(1)
     groups: int = layer.groups  # type: ignore[assignment]
     # Weights are (out, in / groups, *kernel): the outputs of group g read the g-th part of the
     # input channels.
-    per_output: Tensor = channels.view(groups, -1).repeat_interleave(
-        weight.shape[0] // groups, dim=0
-    )
-    return weight.abs() * per_output.view(*per_output.shape, *[1] * (weight.ndim - 2))
+    norms: Tensor = channels.norm(dim=1).view(groups, -1)
+    outputs_of_group = len(size) // groups
+    per_output: Tensor = norms.repeat_interleave(outputs_of_group, dim=0)
+    kernel = [1] * (size.ndim - 2)
+    return size * per_output.view(*per_output.shape, *kernel)

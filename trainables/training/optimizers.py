@@ -25,8 +25,9 @@ def build_optimizer(
         return torch.optim.SGD(
             parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True
         )
-    adam = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-    return adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def take_step(optimizer: torch.optim.Optimizer, lr: Tensor | None = None) -> None:
@@ -50,10 +51,13 @@ def take_step(optimizer: torch.optim.Optimizer, lr: Tensor | None = None) -> Non
     gradients = [weight.grad for weight in weights]
     rate = group["lr"] if lr is None else lr
     if isinstance(optimizer, torch.optim.SGD):
-        momenta = _of_each(states, "momentum_buffer") if group["momentum"] else []
+        momenta = []
+        if group["momentum"]:
+            momenta = _of_each(states, "momentum_buffer")
         sgd_(group, weights, gradients, momenta, rate)
         return
-    first, second = _of_each(states, "exp_avg"), _of_each(states, "exp_avg_sq")
+    first = _of_each(states, "exp_avg")
+    second = _of_each(states, "exp_avg_sq")
     steps = _of_each(states, "step")
     with torch.no_grad():
         count_up(steps)
@@ -71,9 +75,14 @@ def _kernel_suffices(
             return False
         # Without momentum there is no state.
         ready = ready or not group["momentum"]
-    if not ready or any(weight.grad is None for weight in group["params"]):
+    if not ready:
         return False
-    return len({(weight.dtype, weight.device) for weight in group["params"]}) == 1
+    kinds = set()
+    for weight in group["params"]:
+        if weight.grad is None:
+            return False
+        kinds.add((weight.dtype, weight.device))
+    return len(kinds) == 1
 
 
 def _of_each(states: Sequence[Mapping[str, Tensor]], name: str) -> list[Tensor]:
@@ -126,15 +135,23 @@ def adam_(
         lr: a number, or a float32 scalar on the device.
     """
     kernel = fused_adam(group)
-    (beta1, beta2), eps, weight_decay = group["betas"], group["eps"], group["weight_decay"]
-    given = {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay, "eps": eps}
+    beta1, beta2 = group["betas"]
+    given = {
+        "lr": lr,
+        "beta1": beta1,
+        "beta2": beta2,
+        "weight_decay": group["weight_decay"],
+        "eps": group["eps"],
+    }
     kernel(weights, gradients, first, second, [], steps, **given, amsgrad=False, maximize=False)
 
 
 def scheduled(lr: float, schedule: Schedule, progress: float) -> float:
     """The learning rate at `progress` (0 to 1) of training: constant, or falling from `lr` to 0 on
     half a cosine."""
-    return lr if schedule == "constant" else lr * 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "constant":
+        return lr
+    return lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -12,7 +12,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 
 import torch
@@ -22,7 +22,9 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from slimfront.trainables.data import Dataset
+from slimfront.trainables.environment import environment_set
 from slimfront.trainables.errors import UserError
+from slimfront.trainables.gpu import gpus_among
 from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.torch_internals import abort_process_group
 from slimfront.trainables.training.losses import Losses
@@ -83,15 +85,19 @@ class Group(Solo):
     """One of several ranks; `join` must have been called in each of their processes."""
 
     def __init__(self, rank: int, size: int, device: torch.device) -> None:
-        self.rank, self.size, self.device = rank, size, device
+        self.rank = rank
+        self.size = size
+        self.device = device
         self.met = False
 
     def share(self, batch: Tensor) -> tuple[Tensor, float]:
         """The rank-th of equal parts, or all of a batch that is too small to be parted."""
-        if len(batch) < LEAST_SHARE * self.size:
+        count = len(batch)
+        if count < LEAST_SHARE * self.size:
             return batch, 1.0
-        mine = batch.tensor_split(self.size)[self.rank]
-        return mine, len(mine) * self.size / len(batch)
+        parts = batch.tensor_split(self.size)
+        mine = parts[self.rank]
+        return mine, len(mine) * self.size / count
 
     def wrap(self, losses: Losses, sample: Tensor, *, overlap: bool) -> nn.Module:
         """In DistributedDataParallel, unless gradients must wait for `reduce`."""
@@ -113,10 +119,11 @@ class Group(Solo):
     @torch.no_grad()
     def broadcast_from_rank0(self, tensors: Iterable[Tensor]) -> None:
         """Broadcast from rank 0."""
-        if self.met:
-            with _flat(tensors) as flats:
-                for flat in flats:
-                    dist.broadcast(flat, src=0)
+        if not self.met:
+            return
+        with _flat(tensors) as flats:
+            for flat in flats:
+                dist.broadcast(flat, src=0)
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:
@@ -128,31 +135,33 @@ class Group(Solo):
 
     def reduce(self, parameters: Iterable[nn.Parameter], short: bool) -> bool:
         """All-reduce, of the flags first; a gradient that no rank has stays None."""
-        there = list(parameters)
-        flags = torch.tensor(
-            [short, *(p.grad is not None for p in there)], dtype=torch.uint8, device=self.device
-        )
+        parameters = list(parameters)
+        own = [parameter.grad is not None for parameter in parameters]
+        flags = torch.tensor([short, *own], dtype=torch.uint8, device=self.device)
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         any_short, *wanted = flags.tolist()
         if any_short:
             return True
         gradients = []
-        for parameter, needed in zip(there, wanted, strict=True):
-            if needed:
-                parameter.grad = (
-                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                )
-                gradients.append(parameter.grad)
+        for parameter, needed in zip(parameters, wanted, strict=True):
+            if not needed:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
         self.average(gradients)
         return False
 
     def reseed(self, seed: int, epoch: int, augmenter: torch.Generator) -> None:
         """From the seed, the epoch and the rank, so that nothing of them must be kept in a
         checkpoint."""
-        if self.rank:
-            mixed = (seed + self.rank * _RANK_STREAM + epoch * _EPOCH_STREAM) % 2**63
-            augmenter.manual_seed(mixed)
-            torch.manual_seed(mixed + 1)
+        if not self.rank:
+            return
+        of_rank = self.rank * _RANK_STREAM
+        of_epoch = epoch * _EPOCH_STREAM
+        mixed = (seed + of_rank + of_epoch) % 2**63
+        augmenter.manual_seed(mixed)
+        torch.manual_seed(mixed + 1)
 
     def scores(self, network: nn.Module, data: Dataset) -> Tensor:
         """Each rank computes the outputs of a share of the examples."""
@@ -165,7 +174,9 @@ class Group(Solo):
             dist.all_reduce(total)
             return total
         # A metric that is no sum over examples needs all outputs in one place.
-        outputs = task.outputs_of(network, inputs, prepare=data.prepare) if len(targets) else None
+        outputs = None
+        if len(targets):
+            outputs = task.outputs_of(network, inputs, prepare=data.prepare)
         tally = task.tally()
         everything = data.validation.targets
         for rank, part in enumerate(self._gather(outputs, len(everything))):
@@ -175,19 +186,22 @@ class Group(Solo):
 
     def _gather(self, outputs: Tensor | None, count: int) -> list[Tensor]:
         """The outputs (n, …) of each rank's share of `count` examples, None for no share."""
-        sizes = [len(range(rank, count, self.size)) for rank in range(self.size)]
         # Rank 0 has a share if any rank has.
         shape = torch.zeros(8, dtype=torch.int64, device=self.device)
         if outputs is not None and self.rank == 0:
             shape[: outputs.dim()] = torch.tensor(outputs.shape)
         dist.broadcast(shape, 0)
-        rest = [size for size in shape.tolist() if size][1:]
-        padded = torch.zeros((sizes[0], *rest), device=self.device)
+        most, *rest = [size for size in shape.tolist() if size]
+        padded = torch.zeros((most, *rest), device=self.device)
         if outputs is not None:
             padded[: len(outputs)] = outputs
         gathered = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(gathered, padded)
-        return [part[:size] for part, size in zip(gathered, sizes, strict=True)]
+        shares = []
+        for rank, part in enumerate(gathered):
+            own = len(range(rank, count, self.size))
+            shares.append(part[:own])
+        return shares
 
 
 def _may_leave_out(model: nn.Module, sample: Tensor) -> bool:
@@ -199,7 +213,7 @@ def _may_leave_out(model: nn.Module, sample: Tensor) -> bool:
         return True  # it may decide by its inputs what it computes
     twin = copy.deepcopy(model).train()
     trained = [parameter for parameter in twin.parameters() if parameter.requires_grad]
-    with torch.random.fork_rng(devices=[sample.device] if sample.is_cuda else []):
+    with torch.random.fork_rng(devices=gpus_among(sample.device)):
         gradients = torch.autograd.grad(twin(sample).sum(), trained, allow_unused=True)
     return any(gradient is None for gradient in gradients)
 
@@ -211,15 +225,17 @@ def _flat(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     kinds: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         kinds.setdefault(tensor.dtype, []).append(tensor)
-    flats = {
-        kind: torch.cat([tensor.flatten() for tensor in alike]) for kind, alike in kinds.items()
-    }
-    yield list(flats.values())
-    for kind, alike in kinds.items():
-        for tensor, part in zip(
-            alike, flats[kind].split([tensor.numel() for tensor in alike]), strict=True
-        ):
-            tensor.copy_(part.view_as(tensor))
+    flats = []
+    for alike in kinds.values():
+        rows = [tensor.flatten() for tensor in alike]
+        flats.append(torch.cat(rows))
+    yield flats
+    for flat, alike in zip(flats, kinds.values(), strict=True):
+        begun = 0
+        for tensor in alike:
+            end = begun + tensor.numel()
+            tensor.copy_(flat[begun:end].view_as(tensor))
+            begun = end
 
 
 def listen() -> socket.socket:
@@ -243,7 +259,9 @@ def join(
         timeout_s: how long to wait for another rank, here and later.
     """
     timeout = timedelta(seconds=timeout_s)
-    descriptor = None if listener is None else listener.detach()
+    descriptor = None
+    if listener is not None:
+        descriptor = listener.detach()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with _environment():
@@ -256,7 +274,9 @@ def join(
             wait_for_workers=False,
             master_listen_fd=descriptor,
         )
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "gloo"
+        if device.type == "cuda":
+            backend = "nccl"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
@@ -267,19 +287,13 @@ def leave() -> None:
             abort_process_group()
 
 
-@contextmanager
-def _environment() -> Iterator[None]:
-    """Gloo talks over loopback; a call of NCCL that is given up raises, where by default it would
-    end the process."""
-    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
-    wanted = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "2"} | (
-        {"GLOO_SOCKET_IFNAME": loopback} if loopback else {}
-    )
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update({name: value for name, value in wanted.items() if before[name] is None})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
+def _environment() -> AbstractContextManager[None]:
+    """Within, Gloo talks over loopback; a call of NCCL that is given up raises, where by default it
+    would end the process."""
+    wanted = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "2"}
+    for _, name in socket.if_nameindex():
+        if name in ("lo", "lo0"):
+            wanted["GLOO_SOCKET_IFNAME"] = name
+            break
+    missing = {name: value for name, value in wanted.items() if name not in os.environ}
+    return environment_set(missing)

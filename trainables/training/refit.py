@@ -53,19 +53,19 @@ def refit(
         TrialFailure: if the loss is not finite.
     """
     parameters = list(network.parameters())
-    alive = [p.detach() != 0 for p in parameters]
+    alive = [parameter.detach() != 0 for parameter in parameters]
     steps = build_optimizer(optimizer, parameters, options.lr, momentum=momentum, weight_decay=0.0)
+    count = len(data.train.targets)
     history = []
     for epoch in range(options.epochs):
         network.train()
         losses: list[Tensor] = []
-        order = torch.randperm(len(data.train.targets), generator=shuffler).to(
-            data.train.targets.device
-        )
-        chosen = order.split(batch_size)
+        order = torch.randperm(count, generator=shuffler)
+        chosen = order.to(data.train.targets.device).split(batch_size)
         with closing(data.batches(chosen)) as batches:
             for index, (stored, targets) in enumerate(batches):
-                lr = scheduled(options.lr, "cosine", (epoch + index / len(chosen)) / options.epochs)
+                progress = (epoch + index / len(chosen)) / options.epochs
+                lr = scheduled(options.lr, "cosine", progress)
                 set_lr(steps, lr)
                 inputs = data.augmented(stored, augmenter)
                 loss = data.task.loss(network(inputs), targets.to(data.device))
@@ -76,17 +76,12 @@ def refit(
                     for parameter, mask in zip(parameters, alive, strict=True):
                         parameter.mul_(mask)
                 losses.append(loss.detach() * len(targets))
-        train_loss = float(torch.stack(losses).sum() / len(data.train.targets))
+        train_loss = float(torch.stack(losses).sum() / count)
         if not math.isfinite(train_loss):
             raise TrialFailure(
                 f"diverged: the loss of refit is {train_loss} in its epoch {epoch + 1}"
             )
-        history.append(
-            {
-                "train_loss": train_loss,
-                **data.task.evaluate(network, *data.validation, prepare=data.prepare),
-                "lr": lr,
-            }
-        )
+        scores = data.task.evaluate(network, *data.validation, prepare=data.prepare)
+        history.append({"train_loss": train_loss, **scores, "lr": lr})
     network.eval()
     return history

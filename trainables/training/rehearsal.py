@@ -3,7 +3,7 @@ is found out at once."""
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,7 +14,13 @@ from slimfront.trainables.compaction import compact
 from slimfront.trainables.data import Dataset, Split
 from slimfront.trainables.data.look import looked_at
 from slimfront.trainables.data.text import MASK, trimmed
-from slimfront.trainables.errors import TrialFailure, UserError, first_line
+from slimfront.trainables.errors import (
+    TrialFailure,
+    UserError,
+    first_few,
+    first_line,
+    first_line_of,
+)
 from slimfront.trainables.inputs import Several, described, each, tensors
 from slimfront.trainables.models import built
 from slimfront.trainables.penalties.node import NodeSparsity
@@ -23,7 +29,8 @@ from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.shipping.network_file import check_storable, restore, store
 from slimfront.trainables.sparsifiers.base import out_of_reach
 from slimfront.trainables.structure.agreement import Probe, difference, outputs
-from slimfront.trainables.structure.graph import copied, trace
+from slimfront.trainables.structure.graph import Layer, copied, trace
+from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.finishing import measure_own
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.losses import Losses
@@ -124,13 +131,13 @@ class _Rehearsal:
         self._compact_and_keep()
 
     def _refuse_idle_penalties(self) -> None:
-        training = self.training
-        switched_on = {n: o for n, o in training.candidate.penalties.items() if o.on}
-        for (name, options), active in zip(switched_on.items(), training.penalties, strict=True):
+        options_by_name = self.training.candidate.penalties
+        names = [name for name, options in options_by_name.items() if options.on]
+        for name, active in zip(names, self.training.penalties, strict=True):
             if active.targets == 0:
+                problem = options_by_name[name].nothing_to_do
                 raise UserError(
-                    f"penalties.{name}: {options.nothing_to_do}; leave it out, or choose another "
-                    "model"
+                    f"penalties.{name}: {problem}; leave it out, or choose another model"
                 )
 
     def _name_what_stays_dense(self) -> None:
@@ -145,37 +152,36 @@ class _Rehearsal:
             "%s",
             f"{sum(dense.values()):,}",
             f"{total:,}",
-            ", ".join(f"'{name}'" for name in layers[:10]) + (" …" if len(layers) > 10 else ""),
+            _quoted(layers),
         )
 
     def _name_what_cannot_go(self) -> None:
         """Warns of layers whose units a node penalty makes zero, and compaction cannot remove: of a
         copy, a unit of each is."""
-        options = next(
-            (each for each in self.training.penalty_options if isinstance(each, NodeSparsity)), None
-        )
-        if options is None or not self.training.candidate.compaction.enabled:
+        compaction = self.training.candidate.compaction
+        nodes = [each for each in self.training.penalty_options if isinstance(each, NodeSparsity)]
+        if not nodes or not compaction.enabled:
             return
+        options = nodes[0]
         zeroed = copied(self.model)
         groups = options.attach(zeroed, self.sample).groups
         acted_on = {name for name in groups if options.layers.get(name, options.strength) > 0}
         for name in acted_on:
-            weight = groups[name].layer.weight
-            units = torch.arange(len(weight), device=weight.device)
-            with torch.no_grad():
-                groups[name].scale_rows((units != len(units) // 3).to(weight))
+            _zero_a_unit(groups[name])
         told = {name for name, _ in zeroed.named_modules()}
         try:
-            steps = compact(zeroed, self.sample, self.training.candidate.compaction, told)
+            steps = compact(zeroed, self.sample, compaction, told)
         except (UserError, TrialFailure):
             return  # which is told of where the network is made compact as it is
-        found = [name for name, action, _ in steps.report.steps if action == "zeros stay"]
-        stay = [name for name in found if name in acted_on]
+        stay = []
+        for name, action, _ in steps.report.steps:
+            if action == "zeros stay" and name in acted_on:
+                stay.append(name)
         if stay:
             log.warning(
                 "penalties.node makes units of %s zero that compaction cannot remove, since what "
                 "follows does not keep zeros apart; give these layers 0 in penalties.node.layers",
-                ", ".join(f"'{name}'" for name in stay[:10]) + (" …" if len(stay) > 10 else ""),
+                _quoted(stay),
             )
 
     def _check_outputs(self) -> None:
@@ -186,9 +192,10 @@ class _Rehearsal:
             _naming(self.model, "the network cannot be run"),
             torch.no_grad(),
             training.own_rng_state(),
+            evaluating(self.model),
         ):
-            self.model.eval()
-            first, second = self.model(self.sample), self.model(self.sample)
+            first = self.model(self.sample)
+            second = self.model(self.sample)
         _check_outputs(training.data, first, len(self.sample))
         if difference(first, second, _TOLERANCE, both_nan=True) > _TOLERANCE:
             raise UserError(
@@ -213,7 +220,9 @@ class _Rehearsal:
                 probe = Probe(self.model, self.sample)
                 repeats = probe.difference(self.model, _TOLERANCE) <= _TOLERANCE
             if repeats and probe.difference(traced, _TOLERANCE) > _TOLERANCE:
-                where = "training" if mode else "evaluation"
+                where = "evaluation"
+                if mode:
+                    where = "training"
                 raise UserError(
                     f"{type(self.model).__name__}.forward goes another way for other inputs (in "
                     f"{where} mode), which its traced "
@@ -222,28 +231,35 @@ class _Rehearsal:
                 )
 
     def _take_steps(self) -> None:
-        training, data = self.training, self.training.data
+        training = self.training
+        data = training.data
         self.model.train()
         training.losses = Losses(
             self.model, training.penalties, data.task, bf16=training.options.bf16
         )
-        count, size = len(data.train.targets), training.options.batch_size
-        steps = [(_last_due(training), min(size, count))] + (
-            [(0, count % size)] if count > size and count % size else []
-        )
-        self._take_short_batch(min(size, count))
-        for number, (step, examples) in enumerate(steps):
-            last = " the last batch of an epoch, of" if number else ""
-            problem = (
-                f"the network cannot be trained on{last} {examples} "
-                f"example{'s' if examples > 1 else ''}"
-            )
-            advice = "; set training.batch_size to another number" if number else ""
-            batch = Split(data.train.inputs[:examples], data.train.targets[:examples])
-            with _naming(self.model, problem, advice), training.own_rng_state():
-                training.step = step
-                _check_outputs_of_step(training, batch)
-                training._train_batch(batch, 1.0)
+        count = len(data.train.targets)
+        size = training.options.batch_size
+        whole = min(size, count)
+        self._take_short_batch(whole)
+        self._take_step(_last_due(training), whole)
+        rest = count % size
+        if count > size and rest:
+            of = " the last batch of an epoch, of"
+            self._take_step(0, rest, of, "; set training.batch_size to another number")
+
+    def _take_step(self, step: int, examples: int, of: str = "", advice: str = "") -> None:
+        """One step as `step`, on so many examples."""
+        training = self.training
+        plural = ""
+        if examples > 1:
+            plural = "s"
+        problem = f"the network cannot be trained on{of} {examples} example{plural}"
+        inputs, targets = training.data.train
+        batch = Split(inputs[:examples], targets[:examples])
+        with _naming(self.model, problem, advice), training.own_rng_state():
+            training.step = step
+            _check_outputs_of_step(training, batch)
+            training.train_batch(batch, 1.0)
 
     def _take_short_batch(self, examples: int) -> None:
         """Where padding is cut off from batches, the network is tried on a shorter one."""
@@ -266,33 +282,27 @@ class _Rehearsal:
         data.task.options.check_outputs(found, targets, data.head)
 
     def _compact_and_keep(self) -> None:
-        training, candidate = self.training, self.training.candidate
+        candidate = self.training.candidate
+        data = self.training.data
         if candidate.compaction.enabled:
             check_storable(self.model, self.sample)
         with _naming(None, "the network cannot be made compact and kept"):
             network = compact(self.model, self.sample, candidate.compaction).network
-            data = training.data
             stored = store(network, candidate.model, data.input_shape, data.head, data.call)
             back = restore(stored, candidate.model).to(self.sample.device)
-            if (
-                difference(
-                    outputs(network, self.sample),
-                    outputs(back, self.sample),
-                    _TOLERANCE,
-                    both_nan=True,
-                )
-                > _TOLERANCE
-            ):
+            made = outputs(network, self.sample)
+            again = outputs(back, self.sample)
+            if difference(made, again, _TOLERANCE, both_nan=True) > _TOLERANCE:
                 raise UserError("the network is not the same after it was stored and read again")
         if "model" in stored:
             _check_shippable(network, self.sample)
         if candidate.int8:
             with _naming(None, "the network cannot be quantised to int8"):
-                int8 = as_int8(copy.deepcopy(network).cpu(), training.data)
-                int8.scores(training.data, "val")
+                int8 = as_int8(copy.deepcopy(network).cpu(), data)
+                int8.scores(data, "val")
         if own := candidate.own_measures():
             with _naming(None, "the network cannot be measured"):
-                measure_own(network, training.data, own)
+                measure_own(network, data, own)
 
 
 def _check_shippable(network: nn.Module, sample: Tensor) -> None:
@@ -304,6 +314,19 @@ def _check_shippable(network: nn.Module, sample: Tensor) -> None:
             f"no format can ship this network: {reason}; write its forward without what is named, "
             "or leave that out"
         )
+
+
+def _zero_a_unit(layer: Layer) -> None:
+    weight = layer.layer.weight
+    units = torch.arange(len(weight), device=weight.device)
+    kept = units != len(units) // 3
+    with torch.no_grad():
+        layer.scale_rows(kept.to(weight))
+
+
+def _quoted(names: Sequence[str]) -> str:
+    """The first of some names, for a message."""
+    return first_few([f"'{name}'" for name in names])
 
 
 def _check_outputs(data: Dataset, found: object, count: int) -> None:
@@ -328,11 +351,14 @@ def _statistics_kept(model: nn.Module) -> Iterator[None]:
 def _last_due(training: Training) -> int:
     """The last step in which the sparsifier changes its masks, when as many weights are zero as
     ever; else the last step."""
-    last = training.steps_per_epoch() * training.options.epochs - 1
+    last = training.total_steps() - 1
     sparsifier = training.sparsifier
     if sparsifier is None:
         return last
-    return next((step for step in range(last, -1, -1) if sparsifier.due(step)), last)
+    for step in range(last, -1, -1):
+        if sparsifier.due(step):
+            return step
+    return last
 
 
 @contextmanager
@@ -343,35 +369,34 @@ def _naming(model: nn.Module | None, problem: str, advice: str = "") -> Iterator
     No copies may be made of `model` within: they would carry its hooks.
     """
     within: list[str] = []
-    names = {module: name for name, module in (model.named_modules() if model is not None else ())}
+    names: dict[nn.Module, str] = {}
+    if model is not None:
+        names = {module: name for name, module in model.named_modules()}
 
     def enter(module: nn.Module, _inputs: object) -> None:
-        within.append(
-            f"'{names[module]}' ({type(module).__name__})"
-            if names[module]
-            else type(module).__name__
-        )
+        shown = type(module).__name__
+        if names[module]:
+            shown = f"'{names[module]}' ({shown})"
+        within.append(shown)
 
     def leave(_module: nn.Module, _inputs: object, _outputs: object) -> None:
         within.pop()
 
-    handles = [
-        hook
-        for module in names
-        for hook in (module.register_forward_pre_hook(enter), module.register_forward_hook(leave))
-    ]
+    handles = []
+    for module in names:
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave))
     try:
         yield
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        lines = str(error).splitlines() or [""]
-        said = (
-            lines[0] if isinstance(error, TrialFailure) else f"{type(error).__name__}: {lines[0]}"
-        )
-        raise UserError(
-            f"{problem}: {f'{within[-1]} raised ' if within else ''}{said}{advice}"
-        ) from error
+        said = first_line_of(str(error))
+        if not isinstance(error, TrialFailure):
+            said = f"{type(error).__name__}: {said}"
+        if within:
+            said = f"{within[-1]} raised {said}"
+        raise UserError(f"{problem}: {said}{advice}") from error
     finally:
         for handle in handles:
             handle.remove()

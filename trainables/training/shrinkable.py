@@ -53,25 +53,38 @@ def what_can_shrink(network: nn.Module, sample: Tensor) -> NetworkReport:
     Args:
         sample: (N, *input_shape), what the network sees of a few real inputs.
     """
-    layers = {
-        name: LayerReport(name, type(module).__name__, count)
-        for name, module in network.named_modules()
-        if (count := sum(p.numel() for p in module.parameters(recurse=False)))
-    }
-    acting: dict[str, list[str]] = defaultdict(list)
+    layers = {}
+    for name, module in network.named_modules():
+        count = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        if count:
+            layers[name] = LayerReport(name, type(module).__name__, count)
     problems: list[str] = []
-    for penalty, kind in PENALTIES.items():
-        for acted_on in _groups(penalty, kind, network, sample, problems):
-            acting[acted_on].append(penalty)
-    for weight in prunable_weights(network):
-        acting[weight.rpartition(".")[0]].append("sparsifiers")
+    acting = _acting(network, sample, problems)
     removable = _removable(network, sample, problems)
     computed = set(computed_weights(network))
     for name, layer in layers.items():
-        layer.by = list(dict.fromkeys(acting[name]))
+        layer.by = _distinct(acting[name])
         layer.units = name in removable or "node" in layer.by
-        layer.why_not = "" if layer.by else _why_not(name, layer.kind, computed)
-    return NetworkReport(list(layers.values()), list(dict.fromkeys(problems)))
+        if not layer.by:
+            layer.why_not = _why_not(name, layer.kind, computed)
+    return NetworkReport(list(layers.values()), _distinct(problems))
+
+
+def _acting(network: nn.Module, sample: Tensor, problems: list[str]) -> dict[str, list[str]]:
+    """By layer: the penalties that act on it, and `sparsifiers` where those do."""
+    acting: dict[str, list[str]] = defaultdict(list)
+    for penalty, kind in PENALTIES.items():
+        for name in _groups(penalty, kind, network, sample, problems):
+            acting[name].append(penalty)
+    for weight in prunable_weights(network):
+        name, _, _ = weight.rpartition(".")
+        acting[name].append("sparsifiers")
+    return acting
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Each once, in order."""
+    return list(dict.fromkeys(names))
 
 
 def _groups(
@@ -87,16 +100,19 @@ def _groups(
         problems.append(f"{name}: {type(error).__name__}: {first_line(error)}")
         return []
     active.close()
-    return list(active.groups) if isinstance(active, ActiveGroups) else []
+    if isinstance(active, ActiveGroups):
+        return list(active.groups)
+    return []
 
 
 def _removable(network: nn.Module, sample: Tensor, problems: list[str]) -> set[str]:
     try:
         with torch.random.fork_rng(devices=[]):
-            return {group.name for group in removable_units(network, sample)}
+            groups = removable_units(network, sample)
     except UserError as error:
         problems.append(f"whole channels: {error}")
         return set()
+    return {group.name for group in groups}
 
 
 def _why_not(name: str, kind: str, computed: set[str]) -> str:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfront.trainables.data.transforms import Draws, draw
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_line_of
 from slimfront.trainables.gpu import to_device
 from slimfront.trainables.penalties.base import ActiveGroups
 from slimfront.trainables.penalties.cka import ActiveFeatures
@@ -92,18 +92,18 @@ class StepGraphs:
         self._make_tables()
 
     def _make_tables(self) -> None:
-        device, data = self.training.device, self.training.data
-        count, self.size = len(data.train.targets), self.training.options.batch_size
+        device = self.training.device
+        count = len(self.training.data.train.targets)
+        augment = self.training.data.augment
+        self.size = self.training.options.batch_size
         batches = -(-count // self.size)
         self.order = torch.zeros(count, dtype=torch.int64, device=device)
-        self.mirrored = (
-            torch.zeros(count, 1, dtype=torch.bool, device=device) if data.augment.flip else None
-        )
-        self.corner = (
-            torch.zeros(2, count, 1, dtype=torch.int64, device=device)
-            if data.augment.crop
-            else None
-        )
+        self.mirrored = None
+        if augment.flip:
+            self.mirrored = torch.zeros(count, 1, dtype=torch.bool, device=device)
+        self.corner = None
+        if augment.crop:
+            self.corner = torch.zeros(2, count, 1, dtype=torch.int64, device=device)
         # What fused optimisers take.
         self.rates = torch.zeros(batches, dtype=torch.float32, device=device)
         self.step_sizes = torch.zeros_like(self.rates)
@@ -118,54 +118,68 @@ class StepGraphs:
     def on_stream(self) -> AbstractContextManager[object]:
         """Within, what is computed is queued behind the steps taken before, and beside what other
         trainings do."""
-        return torch.cuda.stream(self.stream) if self.stream is not None else nullcontext()
+        if self.stream is not None:
+            return torch.cuda.stream(self.stream)
+        return nullcontext()
 
     def steps(self, order: Tensor) -> Generator[None]:
         """Takes the steps of an epoch on the examples in `order` (N,), one for each item that is
         asked for."""
         count = len(order)
+        device = self.training.device
+        ahead = _AHEAD * self.size
         if self.stream is not None:
-            self.stream.wait_stream(torch.cuda.current_stream(self.training.device))
+            self.stream.wait_stream(torch.cuda.current_stream(device))
         with self.on_stream():
             self._begin(order)
-        for number, first in enumerate(range(0, count, self.size)):
+        for first in range(0, count, self.size):
             with self.on_stream():
-                if number % _AHEAD == 0:
-                    self._draw(first, min(first + _AHEAD * self.size, count))
+                if first % ahead == 0:
+                    self._draw(first, min(first + ahead, count))
                 self._step(min(self.size, count - first))
             yield
         if self.stream is not None:
-            torch.cuda.current_stream(self.training.device).wait_stream(self.stream)
+            torch.cuda.current_stream(device).wait_stream(self.stream)
 
     def means(self) -> Tensor:
         """The mean task loss of the epoch's examples, and the mean penalty loss of its steps: (2,),
         float64."""
-        counts = torch.tensor([len(self.order), len(self.rates)], dtype=torch.float64)
+        examples = len(self.order)
+        steps = len(self.rates)
+        counts = torch.tensor([examples, steps], dtype=torch.float64)
         return self.totals / to_device(counts, self.totals.device)
 
     def _begin(self, order: Tensor) -> None:
         training = self.training
-        rates = [
-            training.learning_rate(training.step + number) for number in range(len(self.rates))
-        ]
+        rates = []
+        step_sizes = []
+        for step in range(training.step, training.step + len(self.rates)):
+            rate = training.learning_rate(step)
+            rates.append(rate)
+            step_sizes.append(training.proximal_step(rate))
         _fill(self.order, order)
         _fill(self.rates, torch.tensor(rates))
-        _fill(self.step_sizes, torch.tensor([training.proximal_step(rate) for rate in rates]))
+        _fill(self.step_sizes, torch.tensor(step_sizes))
         for counter in (self.first, self.number, self.totals):
             counter.zero_()
 
     def _draw(self, first: int, last: int) -> None:
         """Draws the augmentation of the examples at places `first` to `last`, batch by batch, as
         without recording."""
-        training = self.training
-        if not training.data.augment.active:
+        augment = self.training.data.augment
+        if not augment.active:
             return
-        sizes = [min(self.size, last - begin) for begin in range(first, last, self.size)]
-        drawn = [draw(size, training.data.augment, training.augmenter) for size in sizes]
+        mirrored = []
+        corner = []
+        for begin in range(first, last, self.size):
+            size = min(self.size, last - begin)
+            drawn = draw(size, augment, self.training.augmenter)
+            mirrored.append(drawn.mirrored)
+            corner.append(drawn.corner)
         if self.mirrored is not None:
-            _fill(self.mirrored[first:last], torch.cat([one.mirrored for one in drawn]))  # type: ignore[misc]
+            _fill(self.mirrored[first:last], torch.cat(mirrored))  # type: ignore[arg-type]
         if self.corner is not None:
-            _fill(self.corner[:, first:last], torch.cat([one.corner for one in drawn], 1))  # type: ignore[misc]
+            _fill(self.corner[:, first:last], torch.cat(corner, 1))  # type: ignore[arg-type]
 
     def _step(self, size: int) -> None:
         training = self.training
@@ -190,8 +204,11 @@ class StepGraphs:
         """Equal for two steps in which the same is computed."""
         training = self.training
         epoch = step / training.steps_per_epoch()
-        pairs = zip(training.penalties, training.penalty_options, strict=True)
-        return tuple(penalty.phase(step, options.scale(epoch)) for penalty, options in pairs)  # type: ignore[attr-defined]
+        phases = []
+        for penalty, options in zip(training.penalties, training.penalty_options, strict=True):
+            scale = options.scale(epoch)
+            phases.append(penalty.phase(step, scale))  # type: ignore[attr-defined]
+        return tuple(phases)
 
     def _count(self, phase: Hashable) -> None:
         if len(self.seen) > _SEEN:
@@ -199,7 +216,9 @@ class StepGraphs:
         self.seen[phase] += 1
 
     def _ready(self, phase: Hashable) -> bool:
-        return self.refusal is None and self.seen[phase] >= WARM_UP and len(self.recorded) < _PHASES
+        if self.refusal is not None or len(self.recorded) >= _PHASES:
+            return False
+        return self.seen[phase] >= WARM_UP
 
     def _take(self, size: int) -> None:
         """One step that is not replayed, with the random numbers that this training has alone."""
@@ -209,21 +228,30 @@ class StepGraphs:
     def _compute(self, size: int) -> None:
         """One step of this training, which reads its examples and numbers from the tables, at the
         counters."""
-        training, data = self.training, self.training.data
+        data = self.training.data
         places = self.first + self.places[:size]
         chosen = self.order.index_select(0, places)
-        mirrored = None if self.mirrored is None else self.mirrored.index_select(0, places)
-        corner = None if self.corner is None else self.corner.index_select(1, places)
-        inputs = data.varied(data.train.inputs.index_select(0, chosen), Draws(mirrored, corner))
+        mirrored = None
+        if self.mirrored is not None:
+            mirrored = self.mirrored.index_select(0, places)
+        corner = None
+        if self.corner is not None:
+            corner = self.corner.index_select(1, places)
+        inputs = data.train.inputs.index_select(0, chosen)
+        inputs = data.varied(inputs, Draws(mirrored, corner))
         targets = data.train.targets.index_select(0, chosen)
-        lr, step_size = (
-            table.index_select(0, self.number).squeeze(0) for table in (self.rates, self.step_sizes)
-        )
-        task_loss, penalty_loss = training.take_prepared_step(inputs, targets, lr, step_size)
+        lr = self._now(self.rates)
+        step_size = self._now(self.step_sizes)
+        losses = self.training.take_prepared_step(inputs, targets, lr, step_size)
+        task_loss, penalty_loss = (loss.double() for loss in losses)
         with torch.no_grad():
-            self.totals += torch.stack([task_loss.double() * size, penalty_loss.double()])
+            self.totals += torch.stack([task_loss * size, penalty_loss])
             self.first += size
             self.number += 1
+
+    def _now(self, table: Tensor) -> Tensor:
+        """The number of a table that is of the coming step, a scalar."""
+        return table.index_select(0, self.number).squeeze(0)
 
     def _take_watched(self, size: int) -> None:
         """The same; finds out whether the network keeps anything in Python that a replay would not
@@ -231,10 +259,12 @@ class StepGraphs:
         if self.refusal is not None or len(self.seen) > _PHASES:
             self._take(size)
             return
+        model = self.training.model
+        on_gpu = self.stream is not None
         with self.training.own_rng_state():
-            before = _outside(self.training.model, self.stream is not None)
+            before = _outside(model, on_gpu)
             self._compute(size)
-            changed = _outside(self.training.model, self.stream is not None) != before
+            changed = _outside(model, on_gpu) != before
         if changed:
             self._refuse("the network draws random numbers, or counts something, in each step")
 
@@ -242,8 +272,7 @@ class StepGraphs:
         try:
             replay = self.record(lambda: self._compute(size))
         except (RuntimeError, torch.OutOfMemoryError) as error:  # nothing was computed
-            message = str(error).strip().splitlines()
-            self._refuse(f"{type(error).__name__}: {message[0] if message else ''}")
+            self._refuse(f"{type(error).__name__}: {first_line_of(str(error))}")
             self._take(size)
             return
         self.training.clear_gradients()  # they lie in the graph's memory
@@ -265,12 +294,10 @@ class StepGraphs:
         if not self.recorded:
             return
         addresses = self._addresses()
-        moved = [
-            phase for phase, recorded in self.recorded.items() if recorded.addresses != addresses
-        ]
-        for phase in moved:
-            del self.recorded[phase]
-            del self.seen[phase]
+        for phase, recorded in list(self.recorded.items()):
+            if recorded.addresses != addresses:
+                del self.recorded[phase]
+                del self.seen[phase]
 
     def check_addresses(self) -> None:
         """To be called when anything but a step may have changed the training's tensors."""
@@ -279,7 +306,8 @@ class StepGraphs:
     def _addresses(self) -> tuple[int, ...]:
         training = self.training
         held: list[Any] = [*training.model.parameters(), *training.model.buffers()]
-        held += training.sparsifier.masks.values() if training.sparsifier else ()
+        if training.sparsifier:
+            held += training.sparsifier.masks.values()
         for state in training.optimizer.state.values():
             held += state.values()
         return tuple(tensor.data_ptr() for tensor in held if isinstance(tensor, Tensor))
@@ -294,19 +322,19 @@ def why_not(training: "Training") -> str | None:
 
 def why_not_anywhere(training: "Training") -> str | None:
     """The same, but for the device."""
-    options, data = training.options, training.data
+    data = training.data
     if type(training.ranks) is not Solo:
         return "the training has several processes"
-    if options.out_of_memory == "halve":
+    if training.options.out_of_memory == "halve":
         return "training.out_of_memory is halve"
     if data.train.inputs.device.type != training.device.type:
         return "the training data are not on the GPU"
-    if any(isinstance(module, Dropout) and module.p > 0 for module in training.model.modules()):
-        return "the network drops at random"
-    if not all(
-        isinstance(penalty, (ActiveGroups, ActiveFeatures)) for penalty in training.penalties
-    ):
-        return "a penalty acts on neither groups nor features"
+    for module in training.model.modules():
+        if isinstance(module, Dropout) and module.p > 0:
+            return "the network drops at random"
+    for penalty in training.penalties:
+        if not isinstance(penalty, (ActiveGroups, ActiveFeatures)):
+            return "a penalty acts on neither groups nor features"
     return None
 
 
@@ -334,7 +362,9 @@ def step_graphs(training: "Training") -> StepGraphs | None:
 
 def _fill(table: Tensor, values: Tensor) -> None:
     """Copies `values` into a table on the GPU without waiting for it."""
-    pinned = values.pin_memory() if table.is_cuda and not values.is_cuda else values
+    pinned = values
+    if table.is_cuda and not values.is_cuda:
+        pinned = values.pin_memory()
     table.copy_(pinned, non_blocking=True)
 
 
@@ -348,10 +378,9 @@ def _outside(model: nn.Module, on_gpu: bool) -> tuple[object, ...]:
     ]
     if on_gpu:
         random_states.append(torch.cuda.get_rng_state().tolist())
-    kept = [
-        (name, key, value)
-        for name, module in model.named_modules()
-        for key, value in vars(module).items()
-        if isinstance(value, (bool, int, float, str))
-    ]
+    kept = []
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, (bool, int, float, str)):
+                kept.append((name, key, value))
     return (*random_states, kept)

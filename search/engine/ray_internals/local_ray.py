@@ -32,7 +32,8 @@ _SAY_EVERY_S = 20.0
 def _patience() -> dict[str, str]:
     """Ray's own limits of waiting while it starts, which are too short for a busy machine, by the
     variables that set them."""
-    seconds, ms = str(int(START_S)), str(int(1000 * START_S))
+    seconds = str(int(START_S))
+    ms = str(int(1000 * START_S))
     names = {
         "gcs_server_port_wait_time_s": str(_ATTEMPT_S),
         "gcs_rpc_server_connect_timeout_s": "60",
@@ -81,7 +82,9 @@ def session_directory() -> str:
     """Where the Ray that this process has joined keeps its logs and sockets on this machine; empty
     if it has joined none."""
     node = ray._private.worker._global_node
-    return str(node.get_session_dir_path()) if node is not None else ""
+    if node is not None:
+        return str(node.get_session_dir_path())
+    return ""
 
 
 def _sentence(error: Exception, waited: float) -> str:

@@ -76,7 +76,9 @@ class Handle:
 
 class _Method:
     def __init__(self, actor: Any, slot: int, method: str) -> None:
-        self.actor, self.slot, self.method = actor, slot, method
+        self.actor = actor
+        self.slot = slot
+        self.method = method
 
     def remote(self, *arguments: Any, **named: Any) -> Any:
         return self.actor.call.remote(self.slot, self.method, arguments, named)
@@ -191,7 +193,8 @@ class SlotManager:
     def _fail(self, tracked: TrackedActor, error: Exception) -> None:
         slot = self.slots.pop(tracked)
         self._live_actors_to_ray_actors_resources.pop(tracked, None)
-        tasks, slot.tasks = slot.tasks, {}
+        tasks = slot.tasks
+        slot.tasks = {}
         if slot.leaving:
             if tracked._on_stop:
                 tracked._on_stop(tracked)
@@ -274,8 +277,12 @@ class SlotManager:
         slot = self.slots.get(tracked_actor)
         if slot is None or method_name == "stop":
             return
-        result = partial(on_result, tracked_actor) if on_result else None
-        error = partial(on_error, tracked_actor) if on_error else None
+        result = None
+        if on_result:
+            result = partial(on_result, tracked_actor)
+        error = None
+        if on_error:
+            error = partial(on_error, tracked_actor)
         self._ask(slot, "call", (slot.number, method_name, args or (), kwargs or {}), result, error)
 
     def _ask(
@@ -290,7 +297,8 @@ class SlotManager:
         interest."""
         number = next(self.numbers)
         slot.tasks[number] = on_error
-        tracked, lost = slot.process.taken[slot.number], slot.lost
+        tracked = slot.process.taken[slot.number]
+        lost = slot.lost
         if lost is not None:
             self.late.append(lambda: self._fail(tracked, lost) if slot.tasks else None)
             return

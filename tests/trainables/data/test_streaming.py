@@ -91,7 +91,7 @@ def test_a_training_that_fails_leaves_no_thread(
         seen.append(threads())
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(training, "_train_batch", failing)
+    monkeypatch.setattr(training, "train_batch", failing)
     with pytest.raises(RuntimeError, match="out of luck"):
         training.run_epoch()
     assert seen == [1]

@@ -20,7 +20,7 @@ PENALTIES = {"penalties": {"layer": {"strength": 0.1}, "cka": {"strength": 0.1, 
 
 @pytest.fixture(autouse=True)
 def floats(doubles: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slimfront.trainables.training.loop.load_once", load_once)
+    monkeypatch.setattr("slimfront.trainables.training.batch_step.load_once", load_once)
     torch.set_default_dtype(torch.float32)
 
 
@@ -57,7 +57,7 @@ def test_the_gradients_of_a_pack_are_those_alone_to_the_precision_of_bf16(name: 
     ]
     exact, packed = (gradients(Training(plain), step) for step in steps)
     alone = Training(half)
-    losses = alone._shared_losses()
+    losses = alone.shared_losses()
     for penalty in alone.penalties:
         penalty.before_batch(0, 10.0)  # of the strength 0.1
     sum(losses(*(tensor[:32] for tensor in alone.data.train))).backward()

@@ -7,8 +7,8 @@ from torch import nn
 from slimfront.trainables.compaction.compact import compact
 from slimfront.trainables.shipping.network_file import check_storable
 from slimfront.trainables.structure.channel_groups import channel_groups
-from slimfront.trainables.structure.evaluating import evaluating
 from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.tasks.evaluating import evaluating
 
 
 def frozen_norm() -> nn.Sequential:

@@ -9,7 +9,7 @@ WORDS = re.compile(
     re.IGNORECASE,
 )
 ALLOWED: dict[str, tuple[str, str]] = {
-    "search/cli.py": ("--min-accuracy|the labels?", "the name of version 0.1 stays"),
+    "search/cli/options.py": ("--min-accuracy|the labels?", "the name of version 0.1 stays"),
     "trainables/data/huggingface.py": ("label", "ClassLabel and its column are Hugging Face's"),
     "trainables/data/loaders.py": ("_TARGETS = ", "keys that batches of users' loaders have"),
     "trainables/measures/described.py": ("label", "what axes of pictures are called"),

@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 
 from slimfront.trainables.structure.coupling.known import Known, compressed, is_unit_map, varying
 from slimfront.trainables.structure.coupling.units import NONE, Units
-from slimfront.trainables.structure.evaluating import evaluating
 from slimfront.trainables.structure.graph import module_of, submodule
+from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.torch_internals import function_name, mapped_tree
 
 Handler = Callable[["Walk", "Call"], Any]

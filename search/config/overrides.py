@@ -1,0 +1,61 @@
+"""Values of a config that `--set` replaces."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slimfront.search.config.space import set_path
+from slimfront.search.config.yaml_files import Limits, parse
+from slimfront.trainables.errors import UserError, shorten
+
+
+def overridden(tree: Mapping[str, Any], overrides: Sequence[str], limits: Limits) -> dict[str, Any]:
+    """A config's tree with overrides put in.
+
+    Args:
+        overrides: `dotted.path=value` each, the value as YAML.
+
+    Raises:
+        UserError: if one has another form, or its path leads through something without parts.
+    """
+    tree = dict(tree)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        shown = f"--set {shorten(override, 100)}"
+        if not equals or not key:
+            raise UserError(f"{shown}: it needs the form path=value, such as training.epochs=5")
+        if len(key) > limits.key or key.count(".") >= limits.levels:
+            raise UserError(
+                f"{shown}: a path has at most {limits.key} characters and {limits.levels} parts"
+            )
+        try:
+            tree = _override(tree, key, parse(value, shown, limits))
+        except KeyError as error:
+            raise UserError(f"{shown}: {error.args[0]}") from None
+    return tree
+
+
+def _override(tree: dict[str, Any], key: str, value: object) -> dict[str, Any]:
+    """`set_path`, where what follows `space.` is first looked for among the paths that the space
+    already has."""
+    space = tree.get("space")
+    if not key.startswith("space.") or not isinstance(space, Mapping):
+        return set_path(tree, key, value)
+    path, inside = _path_of(space, key.removeprefix("space."))
+    if inside is not None:
+        parameter = space[path]
+        if not isinstance(parameter, Mapping):
+            shown = shorten(repr(parameter))
+            raise KeyError(f"'space.{path}' is {shown}, which has no '{inside}'")
+        value = set_path(parameter, inside, value)
+    changed = {**space, path: value}
+    return {**tree, "space": changed}
+
+
+def _path_of(space: Mapping[str, Any], key: str) -> tuple[str, str | None]:
+    """The path of the space that a key names, and what of its parameter, if a part."""
+    for path in space:
+        if key == path:
+            return path, None
+        if key.startswith(f"{path}."):
+            return path, key.removeprefix(f"{path}.")
+    return key, None

@@ -1,0 +1,222 @@
+"""A task at work on a data set: the loss and the metrics of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from slimfront.trainables.gpu import to_device
+from slimfront.trainables.precision import to_float32
+from slimfront.trainables.tasks.evaluating import evaluating
+from slimfront.trainables.tasks.metrics import Described, Metric, Tally
+
+if TYPE_CHECKING:
+    from slimfront.trainables.tasks.base import Task
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""Outputs (N, …), float32, and targets (N, …) to a mean loss, a scalar."""
+
+_MOST_ENTRIES = 2**24
+"""So many entries of inputs are 64 MiB of float32."""
+
+
+@dataclass(frozen=True)
+class ActiveTask:
+    """A task at work on a data set."""
+
+    options: Task
+    outputs: int
+    criterion: Criterion
+    metrics: tuple[Metric, ...]
+    names: tuple[str, ...] = ()
+    stacked: Callable[[Tensor, Tensor], Tensor] | None = None
+    """Losses (K,) of outputs (K, B, …) and targets (K, B, …) of K networks, where that is faster
+    than `vmap` of the criterion."""
+    offset: Tensor | None = None
+    """Outputs · `scale` + `offset` are in the unit of the targets; None: they are as they come."""
+    scale: Tensor | None = None
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether all metrics are sums over examples, which processes can add up."""
+        return all(metric.whole is None for metric in self.metrics)
+
+    @property
+    def quality(self) -> Described:
+        """The first metric, by which networks are judged."""
+        return self.metrics[0].described
+
+    @property
+    def width(self) -> int:
+        """How many numbers `state` has."""
+        return sum(metric.width for metric in self.metrics)
+
+    def to(self, device: torch.device) -> ActiveTask:
+        """The task for networks on `device`: what its loss and metrics need is there, so that no
+        step waits for a copy."""
+        offset = None
+        if self.offset is not None:
+            offset = self.offset.to(device)
+        scale = None
+        if self.scale is not None:
+            scale = self.scale.to(device)
+        criterion = _moved(self.criterion, device)
+        return replace(self, criterion=criterion, offset=offset, scale=scale)
+
+    def worth_going_on(self, scores: Mapping[str, float], before: Mapping[str, float]) -> bool:
+        """Whether the quality is at least half of what it was `before`, or its error at most twice
+        that; both are metrics of the validation split."""
+        key = f"val_{self.quality.name}"
+        now = scores[key]
+        then = before[key]
+        size = abs(then)
+        if self.quality.better == "larger":
+            return now >= then - size / 2
+        return now <= then + size
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of outputs (N, …) with targets (N, …), a scalar; computed in float32."""
+        outputs = to_float32(outputs)
+        outputs = self.options.arrange(outputs)
+        return self.criterion(outputs, self._scaled(targets))
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The same of K networks: outputs (K, B, …) with targets (K, B, …), (K,)."""
+        outputs = to_float32(outputs)
+        outputs = self.options.arrange(outputs)
+        targets = self._scaled(targets)
+        if self.stacked is not None:
+            return self.stacked(outputs, targets)
+        return torch.func.vmap(self.criterion)(outputs, targets)
+
+    def _scaled(self, targets: Tensor) -> Tensor:
+        if self.offset is None or self.scale is None:
+            return targets
+        offset = self.offset.to(targets.device)
+        scale = self.scale.to(targets.device)
+        return (targets - offset) / scale
+
+    def in_unit(self, outputs: Tensor) -> Tensor:
+        """Outputs (…, outputs) in the unit of the targets."""
+        if self.offset is None or self.scale is None:
+            return outputs
+        scale = self.scale.to(outputs.device)
+        offset = self.offset.to(outputs.device)
+        return outputs * scale + offset
+
+    def tally(self, members: int | None = None) -> Tally:
+        """An accumulator of all metrics, for one network, or for K that see the same examples."""
+        return Tally(self.metrics, members)
+
+    def count(self, tally: Tally, outputs: Tensor, targets: Tensor) -> None:
+        """Has `tally` take in what networks made of a batch: outputs (N, …) or (K, N, …), targets
+        (N, …)."""
+        made = self.in_unit(to_float32(outputs))
+        seen = self.options.arrange(made)
+        targets = to_device(targets, outputs.device)
+        tally.update(seen, targets)
+
+    @torch.no_grad()
+    def state(
+        self,
+        network: nn.Module,
+        inputs: Tensor,
+        targets: Tensor,
+        batch_size: int | None = None,
+        prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
+    ) -> Tensor:
+        """What `scores` makes the metrics of, (n,), float64, of a network in evaluation mode.
+
+        Nothing here waits for a GPU, unless a metric does.
+
+        Args:
+            inputs: (N, …), as they are stored.
+            targets: (N, …).
+            batch_size: 4096 if None, or what makes batches of 64 MiB of float32 if that is less.
+            prepare: makes what the network sees of a batch of inputs: `Dataset.prepare`.
+        """
+        size = batch_size or _at_once(inputs)
+        tally = self.tally()
+        with evaluating(network):
+            for some, wanted in zip(inputs.split(size), targets.split(size), strict=True):
+                self.count(tally, network(prepare(some)), wanted)
+        return tally.state()
+
+    @torch.no_grad()
+    def outputs_of(
+        self,
+        network: nn.Module,
+        inputs: Tensor,
+        prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
+    ) -> Tensor:
+        """What a network makes of all inputs, in evaluation mode, (N, …), float32; arguments as for
+        `state`."""
+        with evaluating(network):
+            made = [to_float32(network(prepare(some))) for some in inputs.split(_at_once(inputs))]
+        return torch.cat(made)
+
+    def state_of_shipped(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """As `state`, of what a shipped network made of all inputs: (N, …), in the unit of the
+        targets."""
+        tally = self.tally()
+        outputs = to_float32(outputs)
+        tally.update(self.options.arrange(outputs), targets)
+        return tally.state()
+
+    def scores(self, state: Sequence[float], split: str = "val") -> dict[str, float]:
+        """The metrics by name, such as `val_accuracy`, of what `state` gave."""
+        found = {}
+        begun = 0
+        for metric in self.metrics:
+            end = begun + metric.width
+            key = f"{split}_{metric.name}"
+            found[key] = metric.final(state[begun:end])
+            begun = end
+        return found
+
+    def evaluate(
+        self,
+        network: nn.Module,
+        inputs: Tensor,
+        targets: Tensor,
+        split: str = "val",
+        prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
+    ) -> dict[str, float]:
+        """The metrics of a network on a split; arguments as for `state`."""
+        return self.scores(self.state(network, inputs, targets, prepare=prepare).tolist(), split)
+
+    def evaluate_shipped(
+        self,
+        network: nn.Module,
+        inputs: Tensor,
+        targets: Tensor,
+        split: str = "val",
+        prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
+    ) -> dict[str, float]:
+        """The same of a network that gives outputs in the unit of the targets."""
+        outputs = self.outputs_of(network, inputs, prepare)
+        return self.scores(self.state_of_shipped(outputs, targets.cpu()).tolist(), split)
+
+
+def _moved(criterion: Criterion, device: torch.device) -> Criterion:
+    """The criterion with the tensors that it was made with on `device`."""
+    if not isinstance(criterion, partial):
+        return criterion
+    there = {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in criterion.keywords.items()
+    }
+    return partial(criterion.func, *criterion.args, **there)
+
+
+def _at_once(inputs: Tensor) -> int:
+    """How many inputs (N, …) are taken in a batch: 4096, or what makes 64 MiB of float32 if that is
+    less."""
+    entries = max(inputs[0].numel(), 1)
+    fitting = _MOST_ENTRIES // entries
+    return max(1, min(4096, fitting))

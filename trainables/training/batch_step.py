@@ -1,0 +1,357 @@
+"""The training step of one candidate: its network with the optimiser, penalties and sparsifier that
+act on it."""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.data import Dataset, Split, load_once
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.gpu import gpus_among, to_device
+from slimfront.trainables.models import built
+from slimfront.trainables.precision import check_bf16
+from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting
+from slimfront.trainables.sparsifiers.base import computed_weights, prunable_weights
+from slimfront.trainables.structure.graph import Layer, inner_layers, trace
+from slimfront.trainables.training.compiled import Compiled, pays_back
+from slimfront.trainables.training.layout import align_gradients, ambiguous_strides, channels_last
+from slimfront.trainables.training.losses import Losses
+from slimfront.trainables.training.optimizers import build_optimizer, scheduled, set_lr, take_step
+from slimfront.trainables.training.ranks import Solo
+
+_AUGMENTATION_STREAM = 0x9E3779B97F4A7C15
+"""Added to a training's seed for its augmentation, which must not repeat the numbers that shuffle
+the batches."""
+
+_EXAMPLES_STREAM = 0xBB67AE8584CAA73B
+"""The same for the examples that a sparsifier looks at before training."""
+
+
+class BatchStep:
+    """A candidate's network with its optimiser, penalties and sparsifier, and the step that trains
+    it on one batch.
+
+    Nothing of it is global: the seed decides the initial weights, augmentation and the numbers of
+    layers that draw some, through generators of its own.
+    """
+
+    def __init__(self, candidate: Candidate, device: torch.device | str, ranks: Solo) -> None:
+        """Raises UserError as `Training`."""
+        self.candidate = candidate
+        self.options = candidate.training
+        self.device = torch.device(device)
+        if self.options.bf16:
+            check_bf16(self.device)
+        self.ranks = ranks
+        self.data: Dataset = load_once(candidate.data, self.device, candidate.task)
+        self.step = 0
+        self.parts = 1
+        self.seed = self.options.seed or 0
+        self.augmenter = self._generator(_AUGMENTATION_STREAM)
+        with torch.random.fork_rng(devices=gpus_among(self.device)):
+            torch.manual_seed(self.seed)  # torch's initialisers know only the global generator
+            self.model = built(candidate.model, self.data)
+            self.rng_state = self._rng_state()
+        _refuse_computed_weights(candidate, self.model)
+        self.model.to(self.device)
+        if self.options.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.parameters = list(self.model.parameters())
+        self.ambiguous: list[nn.Parameter] = []
+        if self.options.channels_last:
+            self.ambiguous = ambiguous_strides(self.parameters)
+        self.optimizer = build_optimizer(
+            name=self.options.optimizer,
+            parameters=self.parameters,
+            lr=self.options.lr,
+            momentum=self.options.momentum,
+            weight_decay=self.options.weight_decay,
+        )
+        sample = self.sample()
+        self.inner = _inner_layers(self.model, sample)
+        self.penalty_options = [options for options in candidate.penalties.values() if options.on]
+        self.penalties = [options.attach(self.model, sample) for options in self.penalty_options]
+        self.sparsifier = self._attached_sparsifier()
+        self.losses: nn.Module | None = None
+        self.compiles = None if self.options.compile == "auto" else self.options.compile
+        self.weights = list(prunable_weights(self.model).values())
+        self.statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+
+    def _generator(self, stream: int) -> torch.Generator:
+        """A generator whose numbers repeat none of another stream's."""
+        return torch.Generator().manual_seed((self.seed + stream) % 2**63)
+
+    def sample(self) -> Tensor:
+        """A few inputs as the network sees them."""
+        return self.data.prepare(self.data.train.inputs[:8])
+
+    def _attached_sparsifier(self) -> ActiveSparsifier | None:
+        options = self.candidate.sparsifier
+        if options is None or not options.on:
+            return None
+        setting = Setting(
+            model=self.model,
+            optimizer=self.optimizer,
+            total_steps=self.total_steps(),
+            seed=self.seed,
+            examples=self._examples,
+            loss=self.data.task.loss,
+            broadcast_from_rank0=self.ranks.broadcast_from_rank0,
+        )
+        return options.attach(setting)
+
+    def _examples(self, count: int) -> tuple[Tensor, Tensor]:
+        """So many training examples, as they are without augmentation, drawn by the seed."""
+        inputs, targets = self.data.train
+        generator = self._generator(_EXAMPLES_STREAM)
+        order = torch.randperm(len(targets), generator=generator)
+        drawn = order[:count].to(targets.device)
+        seen = self.data.prepare(inputs[drawn])
+        return seen, targets[drawn].to(self.device)
+
+    def _rng_state(self) -> dict[str, Tensor]:
+        """The state of torch's global generators, by kind of device."""
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    @contextmanager
+    def own_rng_state(self) -> Iterator[None]:
+        """Lends torch's global generators the state of this training: dropout knows no other. They
+        get theirs back."""
+        with torch.random.fork_rng(devices=gpus_among(self.device)):
+            torch.set_rng_state(self.rng_state["cpu"])
+            if "cuda" in self.rng_state:
+                torch.cuda.set_rng_state(self.rng_state["cuda"], self.device)
+            yield
+            self.rng_state = self._rng_state()
+
+    def steps_per_epoch(self) -> int:
+        """How many steps an epoch has."""
+        examples = len(self.data.train.targets)
+        return math.ceil(examples / self.options.batch_size)
+
+    def total_steps(self) -> int:
+        """How many steps the whole training has."""
+        return self.steps_per_epoch() * self.options.epochs
+
+    def shared_losses(self) -> nn.Module:
+        """The losses, wrapped so that all ranks step alike; made late, when the state of training
+        is loaded."""
+        # Where memory may run out on one rank alone, the others must not wait for its gradients in
+        # their backward pass.
+        overlap = self.options.out_of_memory == "fail"
+        sample = self.sample()
+        compiled = None
+        if self._compiles():
+            compiled = Compiled(self.model, self._share_of_batch())
+        losses = Losses(
+            self.model,
+            self.penalties,
+            self.data.task,
+            bf16=self.options.bf16,
+            compiled=compiled,
+        )
+        wrapped = self.ranks.wrap(losses, sample, overlap=overlap)
+        masks: Iterable[Tensor] = ()
+        if self.sparsifier:
+            masks = self.sparsifier.masks.values()
+        self.ranks.broadcast_from_rank0(masks)
+        return wrapped
+
+    def _share_of_batch(self) -> int:
+        """How many examples of a full batch are this rank's."""
+        batch = torch.arange(self.options.batch_size)
+        mine, _ = self.ranks.share(batch)
+        return len(mine)
+
+    def _compiles(self) -> bool:
+        """Whether steps are compiled; decided once, so that a training which is resumed goes on as
+        it was."""
+        if self.compiles is None:
+            self.compiles = self._pays_back()
+        return self.compiles
+
+    def _pays_back(self) -> bool:
+        """Whether most ranks find that it pays back to compile."""
+        train = self.data.train
+        count = self._share_of_batch()
+        if len(train.targets) < self.options.batch_size:
+            return False
+        inputs = self.data.prepare(train.inputs[:count])
+        if self.options.channels_last:
+            inputs = channels_last(inputs)
+        pays = pays_back(
+            model=self.model,
+            inputs=inputs,
+            targets=train.targets[:count].to(self.device),
+            loss=self.data.task.loss,
+            steps=self.total_steps() - self.step,
+            bf16=self.options.bf16,
+        )
+        share = torch.tensor(float(pays), device=self.device)
+        self.ranks.average([share])
+        return bool(share > 0.5)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of training step `step` (from 0)."""
+        progress = step / self.total_steps()
+        if self.sparsifier:
+            progress = self.sparsifier.progress(step)
+        return scheduled(self.options.lr, self.options.schedule, progress)
+
+    def proximal_step(self, lr: float) -> float:
+        """The step size of proximal steps: lr, and lr / (1 − momentum) for SGD, whose gradients act
+        that much longer."""
+        if self.options.optimizer == "sgd":
+            return lr / (1 - self.options.momentum)
+        return lr
+
+    def train_batch(self, batch: Split, weight: float) -> tuple[Tensor, Tensor]:
+        """One step on the examples of `batch`, as they are stored; returns task and penalty loss,
+        scalars, times `weight`."""
+        lr = self.learning_rate(self.step)
+        set_lr(self.optimizer, lr)
+        task_loss, penalty_loss = self._gradients(batch, weight)
+        self.ranks.average(self.statistics)
+        self._update(None, self.proximal_step(lr))
+        self.step += 1
+        return task_loss, penalty_loss
+
+    def take_prepared_step(
+        self, inputs: Tensor, targets: Tensor, lr: Tensor, step_size: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One step of a single process that reads nothing but tensors; `step` is not counted.
+
+        Args:
+            inputs: (N, *input_shape), what the network sees, on the device.
+            targets: (N, …), there too.
+            lr: the learning rate, a float32 scalar there.
+            step_size: that of proximal steps, likewise.
+
+        Returns:
+            Task and penalty loss, scalars.
+        """
+        set_lr(self.optimizer, self.learning_rate(self.step))
+        self.clear_gradients()
+        losses = self._part_gradients(inputs, targets, 1.0)
+        self._update(lr, step_size)
+        return losses
+
+    def _update(self, lr: Tensor | None, step_size: float | Tensor) -> None:
+        """What follows the backward pass; `lr` is that of the optimiser if None."""
+        if self.sparsifier:
+            self.sparsifier.before_step(self.step)
+        align_gradients(self.ambiguous)
+        take_step(self.optimizer, lr)
+        for penalty in self.penalties:
+            penalty.proximal(step_size)
+        if self.sparsifier:
+            self.sparsifier.after_step(self.step)
+
+    def clear_gradients(self) -> None:
+        """As the optimiser's `zero_grad`, which takes longer than some backward passes."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _gradients(self, batch: Split, weight: float) -> tuple[Tensor, Tensor]:
+        """Accumulates the gradients of the examples of `batch`, in `parts` parts; gives task and
+        penalty loss, scalars.
+
+        Where memory runs out and `training.out_of_memory` is `halve`, the batch is taken in twice
+        as many parts from then on, by all ranks. The gradient is the same mean over the batch;
+        batch norm and CKA-SR see the parts.
+        """
+        halve = self.options.out_of_memory == "halve"
+        if not halve and self.parts == 1:
+            self.clear_gradients()
+            inputs, targets = self._prepared(batch)
+            return self._part_gradients(inputs, targets, weight)
+        while True:
+            self.clear_gradients()
+            losses = None
+            try:
+                losses = self._gradients_in_parts(batch, weight)
+            except torch.OutOfMemoryError:
+                if not halve or self.parts >= len(batch.targets):
+                    raise
+            # Outside of the handler, whose traceback keeps the tensors of the failed pass alive.
+            short = halve and self.ranks.reduce(self.parameters, losses is None)
+            if losses is not None and not short:
+                return losses
+            self.parts *= 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _gradients_in_parts(self, batch: Split, weight: float) -> tuple[Tensor, Tensor]:
+        """As `_gradients`, in as many parts as memory was found to allow."""
+        count = len(batch.targets)
+        parts = min(self.parts, count)
+        inputs_of_parts = batch.inputs.tensor_split(parts)
+        targets_of_parts = batch.targets.tensor_split(parts)
+        task_total = torch.zeros((), device=self.device)
+        penalty_total = torch.zeros((), device=self.device)
+        for part in map(Split, inputs_of_parts, targets_of_parts):
+            share = len(part.targets) / count
+            inputs, targets = self._prepared(part)
+            task_loss, penalty_loss = self._part_gradients(inputs, targets, weight * share)
+            task_total += task_loss
+            penalty_total += penalty_loss
+        return task_total, penalty_total
+
+    def _prepared(self, part: Split) -> tuple[Tensor, Tensor]:
+        """What the network sees of some examples, and their targets on the device."""
+        inputs = self.data.augmented(part.inputs, self.augmenter)
+        return inputs, to_device(part.targets, self.device)
+
+    def _part_gradients(
+        self, inputs: Tensor, targets: Tensor, share: float
+    ) -> tuple[Tensor, Tensor]:
+        epoch = self.step / self.steps_per_epoch()
+        for penalty, options in zip(self.penalties, self.penalty_options, strict=True):
+            penalty.before_batch(self.step, options.scale(epoch))
+        if self.options.channels_last:
+            inputs = channels_last(inputs)
+        assert self.losses is not None
+        task_loss, penalty_loss = self.losses(inputs, targets)
+        loss = task_loss
+        if penalty_loss.requires_grad:
+            loss = task_loss + penalty_loss
+        if share == 1:
+            loss.backward()
+            return task_loss.detach(), penalty_loss.detach()
+        (loss * share).backward()
+        return task_loss.detach() * share, penalty_loss.detach() * share
+
+
+def _refuse_computed_weights(candidate: Candidate, model: nn.Module) -> None:
+    acts = [f"penalties.{name}" for name, options in candidate.penalties.items() if options.on]
+    if candidate.sparsifier and candidate.sparsifier.on:
+        acts.append("the sparsifier")
+    if candidate.compaction.enabled:
+        acts.append("compaction")
+    computed = computed_weights(model)
+    if not acts or not computed:
+        return
+    shown = " and ".join(acts)
+    raise UserError(
+        f"the weight of '{computed[0]}' is computed anew in every forward pass (weight_norm or "
+        "another parametrisation), so "
+        f"that {shown} cannot act on it; build the network without it, or take it "
+        "away by "
+        "torch.nn.utils.parametrize.remove_parametrizations"
+    )
+
+
+def _inner_layers(model: nn.Module, sample: Tensor) -> list[Layer]:
+    """The layers whose activity is reported; none for a network that cannot be traced, which may
+    train all the same."""
+    try:
+        return inner_layers(trace(model, sample))
+    except UserError:
+        return []

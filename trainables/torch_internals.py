@@ -27,6 +27,11 @@ FORWARD_HELPERS = ("_conv_forward", "_check_input_dim")
 OpOverload = torch._ops.OpOverload
 """An operation of torch's own library for arguments of certain kinds."""
 
+_IN_PLACE = (
+    *("iadd", "isub", "imul", "itruediv", "ipow", "imatmul", "ifloordiv", "iand", "ior", "ixor"),
+    "setitem",
+)
+"""Operators of Python that change what they are given."""
 _FX_CHECKS = ("_assert_is_none", "_assert")
 
 
@@ -37,14 +42,24 @@ def function_name(node: fx.Node) -> str:
     if isinstance(node.target, OpOverload):
         return node.target._schema.name.removeprefix("aten::").rstrip("_")
     name = getattr(node.target, "__name__", "")
-    in_place = name in ("iadd", "isub", "imul", "itruediv", "ipow", "imatmul", "ifloordiv")
-    return (name[1:] if in_place else name).strip("_")
+    return (name[1:] if name in _IN_PLACE[:-1] else name).strip("_")
 
 
 def signature(operation: Any) -> tuple[str, list[str]]:
     """The name of an operation of torch's own library, and the kinds of its arguments."""
     schema = operation._schema
     return schema.name.removeprefix("aten::"), [str(one.type) for one in schema.arguments]
+
+
+def writes_in_place(node: fx.Node) -> bool:
+    """Whether a node changes a tensor that it is given."""
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__")
+    if isinstance(node.target, OpOverload):
+        return bool(node.target._schema.is_mutable)
+    name = getattr(node.target, "__name__", "")
+    return node.op == "call_function" and name in _IN_PLACE
 
 
 def flattened(outputs: object) -> tuple[list[Any], object]:

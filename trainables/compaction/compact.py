@@ -301,7 +301,7 @@ def _reduced(
                 (
                     gone.layer,
                     "units removed",
-                    f"{gone.units} channels, dead in each layer coupled to it",
+                    f"{gone.units} units, of which nothing is read",
                 )
                 for gone in gone_together
             ]

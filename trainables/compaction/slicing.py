@@ -22,7 +22,7 @@ from slimfront.trainables.structure.coupling.walk import (
     mapped_known,
     numbers_of,
 )
-from slimfront.trainables.structure.graph import copied, module_of, submodule
+from slimfront.trainables.structure.graph import copied, module_of, submodule, writes_elsewhere
 from slimfront.trainables.torch_internals import OpOverload, function_name
 
 _SIZES_AT_ONCE = ("view", "reshape", "expand", "_unsafe_view", "view_copy", "broadcast_to")
@@ -484,6 +484,8 @@ def sliced(
     What cannot be taken out since a size is written into the code stays. Each try is made on a
     copy, and kept if it `agrees`; else nothing is done.
     """
+    if writes_elsewhere(network):
+        return None
     kept: list[str] = []
     two = inputs[torch.arange(2) % len(inputs)]
     while True:

@@ -19,7 +19,12 @@ from slimfront.trainables.errors import first_line
 from slimfront.trainables.inputs import Several, joined, tensors
 from slimfront.trainables.precision import as_torch_has_it
 from slimfront.trainables.structure.encoders import plain_kind
-from slimfront.trainables.torch_internals import function_name, quiet_export, unflattened
+from slimfront.trainables.torch_internals import (
+    function_name,
+    quiet_export,
+    unflattened,
+    writes_in_place,
+)
 
 _LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
     "linear": (nn.Linear,),
@@ -102,7 +107,10 @@ def _program(model: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
     with quiet_export(), as_torch_has_it(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return torch.export.export(apart, (list(named.values()),), dynamic_shapes=shapes)
+            program = torch.export.export(apart, (list(named.values()),), dynamic_shapes=shapes)
+            if any(writes_in_place(node) for node in program.graph_module.graph.nodes):
+                program = program.run_decompositions({})  # which writes nowhere
+            return program
         except Exception as error:  # torch raises many kinds
             raise CannotExport(first_line(error)) from None
 
@@ -213,20 +221,72 @@ def _copied(
 
 
 def _layer_of(node: fx.Node, args: Any, held: dict[str, Any]) -> str | None:
-    """The module whose parameters an operation of a layer takes; None if it is none such."""
+    """The module which does an operation: one of that kind, with these parameters and settings;
+    None if there is none."""
     kinds = _LAYERS.get(function_name(node))
     if kinds is None:
         return None
-    parameters = [a for a in args if isinstance(a, fx.Node) and a.op == "get_attr"]
-    owners = {str(parameter.target).rpartition(".")[0] for parameter in parameters}
-    if len(owners) != 1:
+    where = 1 if function_name(node) == "embedding" else 0
+    others = [a for place, a in enumerate(args) if isinstance(a, fx.Node) and place != where]
+    names = [str(other.target) for other in others if other.op == "get_attr"]
+    owners = {name.rpartition(".")[0] for name in names}
+    if len(owners) != 1 or len(names) < len(others):
         return None
     owner = owners.pop()
     module = held.get(owner)
-    if not isinstance(module, kinds) or getattr(module, "padding_mode", "zeros") != "zeros":
+    if not isinstance(module, kinds) or not _does(module, names, function_name(node), args):
         return None
     if plain_kind(module) not in kinds:  # its own code calls the operation, with its parameters
         plain = copy.copy(module)
         plain.__class__ = next(kind for kind in kinds if isinstance(module, kind))
         held[owner] = plain
     return owner
+
+
+_CONV_SETTINGS = (("stride", 3), ("padding", 4), ("dilation", 5), ("groups", 6))
+_TRANSPOSED_SETTINGS = (
+    *(("stride", 3), ("padding", 4), ("output_padding", 5)),
+    *(("groups", 6), ("dilation", 7)),
+)
+_SETTINGS: dict[str, tuple[tuple[str, int], ...]] = {
+    **{f"conv{n}d": _CONV_SETTINGS for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": _TRANSPOSED_SETTINGS for n in (1, 2, 3)},
+    "layer_norm": (("normalized_shape", 1), ("eps", 4)),
+    "rms_norm": (("normalized_shape", 1), ("eps", 3)),
+    "group_norm": (("num_groups", 1), ("eps", 4)),
+    "batch_norm": (("eps", 7),),
+}
+"""Where the settings of a layer stand among the arguments of its operation."""
+_DEFAULTS: dict[str, Any] = {
+    **{"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0},
+    "eps": 1e-5,
+}
+
+
+def _does(module: nn.Module, names: list[str], operation: str, args: Any) -> bool:
+    """Whether a module has all of these parameters and no others, and its operation's settings."""
+    tensors_of = {*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)}
+    own = {leaf for leaf, tensor in tensors_of if tensor.dim() > 0}
+    if own != {name.rpartition(".")[2] for name in names}:
+        return False
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        return False
+    for setting, place in _SETTINGS.get(operation, ()):
+        given = args[place] if len(args) > place else _DEFAULTS.get(setting)
+        if not _equal(getattr(module, setting), given):
+            return False
+    return True
+
+
+def _equal(own: Any, given: Any) -> bool:
+    """Whether two settings are the same: one number stands for as many as there are axes."""
+    if isinstance(own, str) or isinstance(given, str) or own is None or given is None:
+        return bool(own == given)
+    if not isinstance(own, tuple | list) and not isinstance(given, tuple | list):
+        return bool(own == given)
+    ones, others = (
+        [side] if not isinstance(side, tuple | list) else list(side) for side in (own, given)
+    )
+    if len(ones) == 1 or len(others) == 1:
+        return len({*ones, *others}) == 1
+    return ones == others

@@ -19,7 +19,7 @@ from slimfront.trainables.structure import operations
 from slimfront.trainables.structure.encoders import Tracer
 from slimfront.trainables.structure.exported import CannotExport, exported
 from slimfront.trainables.tasks.evaluating import evaluating
-from slimfront.trainables.torch_internals import is_check
+from slimfront.trainables.torch_internals import is_check, writes_in_place
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 WeightLayer = nn.Linear | Conv
@@ -118,10 +118,23 @@ def _traced(model: nn.Module, sample: Tensor | None) -> fx.GraphModule:
     ) from reason
 
 
+def writes_elsewhere(traced: fx.GraphModule) -> bool:
+    """Whether an operation changes a tensor that is read again under another name: no graph shows
+    that."""
+    order = {node: place for place, node in enumerate(traced.graph.nodes)}
+    for node in traced.graph.nodes:
+        if not writes_in_place(node) or not isinstance(node.args[0], fx.Node):
+            continue
+        later = [user for user in node.args[0].users if order[user] > order[node]]
+        if later or not node.users:
+            return True
+    return False
+
+
 def _is_known(traced: fx.GraphModule) -> bool:
     """Whether all that a network's code calls is known: what torch.fx takes for one call can be a
     function of a library, which is of other operations."""
-    return all(
+    return not writes_elsewhere(traced) and all(
         node.op != "call_function"
         or operations.name_of(node.target) is not None
         or (node.target is getattr and node.args[1] in operations.ATTRIBUTES)

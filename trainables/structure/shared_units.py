@@ -17,7 +17,7 @@ from slimfront.trainables.structure.channel_groups import UnitGroup
 from slimfront.trainables.structure.coupling.graph_of_units import units_of
 from slimfront.trainables.structure.coupling.units import NONE
 from slimfront.trainables.structure.coupling.walk import Walk
-from slimfront.trainables.structure.graph import copied, trace
+from slimfront.trainables.structure.graph import copied, trace, writes_elsewhere
 from slimfront.trainables.tasks.evaluating import evaluating
 
 
@@ -69,6 +69,8 @@ def shared_units(
         with evaluating(network):
             graph = trace(network, inputs[:3])
     except UserError:
+        return []
+    if writes_elsewhere(graph):
         return []
     walk = units_of(graph, inputs[:2])
     candidates = _candidates(walk)

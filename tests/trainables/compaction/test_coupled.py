@@ -83,7 +83,7 @@ def test_channels_of_a_residual_stream_go_from_all_layers_that_share_it() -> Non
     assert (
         "stem",
         "units removed",
-        "1 channels, dead in each layer coupled to it",
+        "1 units, of which nothing is read",
     ) in compacted.report.steps
     shapes = {name: tuple(p.shape) for name, p in compacted.network.named_parameters()}
     assert (shapes["stem.weight"][0], shapes["branch.weight"][:2], shapes["head.weight"]) == (

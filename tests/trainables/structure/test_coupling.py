@@ -379,6 +379,27 @@ def test_a_parametrised_weight_is_what_it_computes_and_the_network_keeps_it() ->
     assert type(network[0]).__name__ == "ParametrizedLinear"
 
 
+def written(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).relu()
+    halves = x.clone()
+    halves[:, 2:4].zero_()
+    x = x + halves
+    halves += 1
+    return net.head(halves.mean((2, 3)) - x.mean((2, 3)))
+
+
+def test_code_that_writes_in_place_is_traced_as_what_it_computes() -> None:
+    torch.manual_seed(0)
+    network = Network(written, a=nn.Conv2d(3, 8, 3), head=nn.Linear(8, 3)).eval().double()
+    with torch.no_grad():
+        for parameter in network.a.parameters():
+            parameter[5:7] = 0
+    made = compact(network, IMAGES).network
+    assert Probe(network, IMAGES).difference(made, 1e-10) < 1e-10
+    assert isinstance(made, fx.GraphModule)
+    assert torch.equal(deserialise(serialise(made))(IMAGES), made(IMAGES))
+
+
 class Doubled(nn.Module):
     """A layer that nobody taught: twice its input, in an order of its own."""
 

@@ -11,7 +11,7 @@ from slimfront.trainables.compaction.units import Removed
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.agreement import EXACT, Probe
 from slimfront.trainables.structure.channel_groups import channel_groups, remove_units
-from slimfront.trainables.structure.graph import WeightLayer
+from slimfront.trainables.structure.graph import WeightLayer, module_of
 from slimfront.trainables.structure.removable import removable_together
 
 log = logging.getLogger(__name__)
@@ -42,15 +42,34 @@ def _agreement(
     return lambda other: Probe(network, inputs).agrees(other, tolerance)
 
 
-def _has_zeros(network: nn.Module) -> bool:
-    """Whether a parameter of several axes is 0 all along one of them."""
-    return any(_has_zero_line(p.detach()) for p in network.parameters() if p.dim() > 1)
+def _has_zeros(network: fx.GraphModule) -> bool:
+    """Whether a weight is 0 all along a row, or along a column that reads what a layer made."""
+    first = _first_layers(network)
+    for name, parameter in network.named_parameters():
+        if parameter.dim() < 2:
+            continue
+        entries = parameter.detach().flatten(2) if parameter.dim() > 2 else parameter.unsqueeze(2)
+        nonzero = entries.any(2)
+        if not nonzero.any(1).all():
+            return True
+        if name.rpartition(".")[0] not in first and not nonzero.any(0).all():
+            return True
+    return False
 
 
-def _has_zero_line(parameter: Tensor) -> bool:
-    entries = parameter.flatten(2) if parameter.dim() > 2 else parameter.unsqueeze(2)
-    nonzero = entries.any(2)
-    return not bool(nonzero.any(0).all() and nonzero.any(1).all())
+def _first_layers(network: fx.GraphModule) -> set[str]:
+    """The layers that read the network's inputs, and what no layer made of them."""
+    made: set[fx.Node] = set()
+    first = set()
+    for node in network.graph.nodes:
+        module = module_of(network, node)
+        reads = any(source in made for source in node.all_input_nodes)
+        if module is not None and not reads:
+            first.add(str(node.target))
+        has_weights = module is not None and next(module.parameters(), None) is not None
+        if reads or has_weights or node.op == "get_attr":
+            made.add(node)
+    return first
 
 
 def _removed_by_dependencies(

@@ -281,7 +281,7 @@ class Slices:
         given = fx.node.map_arg((args[1:], kwargs), self._value)
         changed = _Call(op, target)
         for unit_map in known.unit_maps:
-            entries = packed(unit_map.expand(known.shape), self.mask(known)).double()
+            entries = packed((unit_map + 1).expand(known.shape), self.mask(known)).double()
             try:
                 moved = called(self.walk, changed, [entries, *given[0]], given[1])  # type: ignore[arg-type]
             except (RuntimeError, IndexError, ValueError, TypeError):
@@ -299,7 +299,7 @@ class Slices:
                 if not numbers.intersection(other.unique().tolist()):
                     continue
                 wanted = packed(other.expand(output.shape), self.mask(output))
-                if not torch.equal(wanted.double(), piece):
+                if not torch.equal(wanted.double() + 1, piece):
                     raise CannotSlice(node)
 
     def _value(self, node: fx.Node) -> Any:

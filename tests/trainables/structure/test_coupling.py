@@ -379,6 +379,26 @@ def test_a_parametrised_weight_is_what_it_computes_and_the_network_keeps_it() ->
     assert type(network[0]).__name__ == "ParametrizedLinear"
 
 
+def padded(net: Any, x: Tensor) -> Tensor:
+    x = net.widen(F.pad(net.a(x).relu(), (1, 2, 0, 1)))
+    x = net.b(torch.cat([x, F.pad(x, (0, 0, 0, 0, 2, 0))], 1))
+    return net.head(x.mean((2, 3)))
+
+
+def test_padding_is_of_the_unit_that_it_lies_beside_and_new_channels_are_of_none() -> None:
+    torch.manual_seed(0)
+    layers = {"a": nn.Conv2d(3, 8, 3), "b": nn.Conv2d(18, 4, 3), "head": nn.Linear(4, 3)}
+    network = Network(padded, widen=nn.ZeroPad2d(1), **layers).eval().double()
+    with torch.no_grad():
+        for parameter in network.a.parameters():  # type: ignore[operator, union-attr]
+            parameter[torch.tensor([0, 5])] = 0
+    made = compact(network, IMAGES).network
+    assert Probe(network, IMAGES).difference(made, 1e-10) < 1e-10
+    shapes = {name: tuple(p.shape) for name, p in made.named_parameters()}
+    assert shapes["a.weight"] == (6, 3, 3, 3)
+    assert shapes["b.weight"] == (4, 14, 3, 3)
+
+
 def written(net: Any, x: Tensor) -> Tensor:
     x = net.a(x).relu()
     halves = x.clone()

@@ -68,19 +68,27 @@ MOVES = (
         "unfold",
         "adjoint",
     ),
-    *("chunk", "unbind", "tensor_split", "split_with_sizes", "_unsafe_view", "constant_pad_nd"),
-    *("pad", "native_channel_shuffle", "ravel", "view_copy", "mT", "T", "diagonal", "rot90"),
+    *("chunk", "unbind", "tensor_split", "split_with_sizes", "_unsafe_view"),
+    *("native_channel_shuffle", "ravel", "view_copy", "mT", "T", "diagonal", "rot90"),
     *("index", "tril", "triu", "unsafe_chunk", "unsafe_split"),
 )
 """What only moves, repeats or leaves out entries."""
+_PADDING_MODULES: tuple[type[nn.Module], ...] = (
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+)
 _MOVING_MODULES: tuple[type[nn.Module], ...] = (
     *(nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
-    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d),
-    *(nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    *(
+        nn.ReflectionPad1d,
+        nn.ReflectionPad2d,
+        nn.ReflectionPad3d,
+        nn.ReplicationPad1d,
+        nn.ReplicationPad2d,
+        nn.ReplicationPad3d,
+    ),
     *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
 )
-_OUTSIDE = -1.0
-"""What stands where padding is, in the place of a unit."""
 
 
 def called(walk: Walk, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -244,23 +252,36 @@ def _part(
 
 
 def pad(walk: Walk, call: Call) -> Any:
-    """Units where they come to stand, and none where padding is; it is 0 or another value."""
-    known, amounts, *rest = call.args
-    given = dict(zip(("mode", "value"), rest, strict=False)) | call.kwargs
-    if function_name(call.node) == "constant_pad_nd":
-        given = {"value": rest[0] if rest else 0}
-    mode, value = given.get("mode", "constant"), given.get("value") or 0.0
-    if mode != "constant":
+    """Units where they come to stand. What is padded along another axis is of the same unit, and 0
+    or another number; along their own axis it is of none."""
+    known = call.args[0]
+    amounts, value = _padding(walk, call)
+    if amounts is None:
         return move(walk, call)
-
-    def padded(entries: Tensor, outside: float) -> Tensor:
-        return nn.functional.pad(entries, list(amounts), value=outside)
-
-    moved = walk.moved(
-        Known(known.shape, known.unit_maps), lambda entries: padded(entries, _OUTSIDE)
-    )
     zero = known.zeros().expand(known.shape).double()
-    return moved.with_zero(padded(zero, 1.0 if value == 0 else 0.0) != 0)
+    zero = nn.functional.pad(zero, amounts, value=1.0 if value == 0 else 0.0)
+    unit_maps = []
+    for unit_map in known.unit_maps:
+        own = [
+            amount if unit_map.shape[unit_map.dim() - 1 - place // 2] > 1 else 0
+            for place, amount in enumerate(amounts)
+        ]
+        unit_maps.append(nn.functional.pad(unit_map + 1, own) - 1)
+    return Known(zero.shape, walk.apart(unit_maps)).with_zero(compressed(zero != 0))
+
+
+def _padding(walk: Walk, call: Call) -> tuple[list[int] | None, float]:
+    """How much is padded on each side, the last axis first, and with what number; None where that
+    is another entry."""
+    if call.node.op == "call_module":
+        module: Any = submodule(walk.graph, call.name)
+        return list(module.padding), float(getattr(module, "value", 0.0))
+    amounts = list(call.argument(1, "pad"))
+    if function_name(call.node) == "constant_pad_nd":
+        return amounts, float(call.argument(2, "value", 0.0))
+    if call.argument(2, "mode", "constant") != "constant":
+        return None, 0.0
+    return amounts, float(call.argument(3, "value") or 0.0)
 
 
 def cat(walk: Walk, call: Call) -> Any:
@@ -347,5 +368,6 @@ FUNCTIONS: dict[str, Handler] = {
 MODULES: dict[type[nn.Module], Handler] = {
     **dict.fromkeys(_UNARY_MODULES, unary),
     **dict.fromkeys(_MOVING_MODULES, move),
+    **dict.fromkeys(_PADDING_MODULES, pad),
     nn.GLU: glu,
 }

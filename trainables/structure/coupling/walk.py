@@ -102,9 +102,10 @@ class Walk:
         unit_maps = []
         shape = None
         for unit_map in known.unit_maps:
-            full = move(unit_map.expand(known.shape).double())
+            # From 1 on: what is padded with 0 is of no unit.
+            full = move((unit_map + 1).expand(known.shape).double())
             shape = full.shape
-            made = compressed(full.long())
+            made = compressed(full.long() - 1)
             if is_unit_map(made):
                 unit_maps.append(made)
             else:

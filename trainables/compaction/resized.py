@@ -1,0 +1,87 @@
+"""Layers whose parameters were made smaller: they learn their new sizes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def parameter_like(before: Tensor, after: Tensor) -> Tensor:
+    """A parameter in the place of a parameter."""
+    after = after.clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(after, before.requires_grad) if isinstance(before, nn.Parameter) else after
+
+
+def replace_tensors(network: nn.Module, new: dict[int, Tensor]) -> None:
+    """Puts tensors in the place of others, wherever those are."""
+    for module in network.modules():
+        held = [
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        ]
+        for leaf, tensor in held:
+            if id(tensor) in new:
+                setattr(module, leaf, new[id(tensor)])
+
+
+def _settle_linear(module: nn.Linear) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+def _settle_conv(module: Any) -> None:
+    rows, columns = module.weight.shape[:2]
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        module.in_channels, module.out_channels = rows, columns * module.groups
+    else:
+        module.out_channels, module.in_channels = rows, columns * module.groups
+
+
+def _settle_norm(module: Any) -> None:
+    for leaf in ("weight", "running_mean"):
+        if getattr(module, leaf, None) is not None:
+            module.num_features = len(getattr(module, leaf))
+
+
+def _settle_recurrent(module: Any) -> None:
+    module.input_size = module.weight_ih_l0.shape[1]
+    module.hidden_size = module.weight_hh_l0.shape[1]
+
+
+def _settle_embedding(module: nn.Embedding) -> None:
+    module.embedding_dim = module.weight.shape[1]
+
+
+def _settle_bilinear(module: nn.Bilinear) -> None:
+    module.out_features, module.in1_features, module.in2_features = module.weight.shape
+
+
+def _settle_prelu(module: nn.PReLU) -> None:
+    module.num_parameters = len(module.weight)
+
+
+_CONVS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+_CHANNEL_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
+_SETTLE: Sequence[tuple[Any, Callable[[Any], None]]] = (
+    (nn.Linear, _settle_linear),
+    (_CONVS, _settle_conv),
+    (_CHANNEL_NORMS, _settle_norm),
+    (nn.RNNBase, _settle_recurrent),
+    (nn.Embedding, _settle_embedding),
+    (nn.Bilinear, _settle_bilinear),
+    (nn.PReLU, _settle_prelu),
+)
+
+
+def settle(module: nn.Module) -> None:
+    """Tells a layer whose parameters were made smaller its new sizes."""
+    for kinds, tell in _SETTLE:
+        if isinstance(module, kinds):
+            tell(module)
+            return

@@ -118,7 +118,7 @@ class Slices:
                 new[node] = called(self.walk, node, args, kwargs)
             except (RuntimeError, TypeError, ValueError, IndexError):
                 new[node] = value
-            if new[node] != value:
+            if _is_of_sizes(value) and new[node] != value:
                 changed.add(node)
         return frozenset(changed)
 
@@ -388,6 +388,13 @@ class Slices:
             set_module(self.network, name, counting(module, self.kept(units[0])))
             return
         settle(module)
+
+
+def _is_of_sizes(value: Any) -> bool:
+    """Whether a value is a number, or a tuple of numbers: types and devices follow from no size."""
+    if isinstance(value, tuple | list):
+        return all(_is_of_sizes(item) for item in value)
+    return isinstance(value, int | float)
 
 
 def _empty(shape: tuple[int, ...]) -> Tensor:

@@ -399,6 +399,27 @@ def test_padding_is_of_the_unit_that_it_lies_beside_and_new_channels_are_of_none
     assert shapes["b.weight"] == (4, 14, 3, 3)
 
 
+def typed(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    scale = torch.ones(x.shape[1], dtype=torch.int64, device=x.device)
+    x = x.relu() * scale.sum().to(x.dtype)
+    return net.head((x / x.shape[1]).mean((2, 3)).float().type_as(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_types_stay_what_they_are_and_numbers_that_are_no_sizes(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    network = Network(typed, a=nn.Conv2d(3, 8, 3), head=nn.Linear(8, 3)).eval().to(dtype)
+    inputs = IMAGES.to(dtype)
+    with torch.no_grad():
+        for parameter in network.a.parameters():  # type: ignore[operator, union-attr]
+            parameter[5:7] = 0
+    made = compact(network, inputs).network
+    torch.testing.assert_close(made(inputs), network(inputs), rtol=1e-4, atol=1e-5)
+    assert made(inputs).dtype == dtype
+    assert next(made.parameters()).shape[0] == 6
+
+
 def written(net: Any, x: Tensor) -> Tensor:
     x = net.a(x).relu()
     halves = x.clone()

@@ -45,9 +45,9 @@ KINDS = {
     "looped": 10,
 }
 """How many classes each tells apart."""
-OFTEN = ("gru", "looped")
+OFTEN = ("gru",)
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def often(name: str) -> Any:

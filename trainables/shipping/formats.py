@@ -220,17 +220,22 @@ def _load_pt2(path: Path) -> nn.Module:
 
 def _save_onnx(network: Shipped, inputs: Tensor, path: Path) -> None:
     need_onnx()
+    program = _exported(network, inputs)
     with _quietly():
-        torch.onnx.export(
-            _exported(network, inputs),
-            (),
-            str(path),
-            dynamo=True,
-            input_names=onnx_names(inputs),
-            output_names=["output"],
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            torch.onnx.export(
+                program,
+                (),
+                str(path),
+                dynamo=True,
+                input_names=onnx_names(inputs),
+                output_names=["output"],
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:  # torch raises many kinds
+            reason = first_line(error)
+            raise UserError(f"torch.onnx does not take this network: {reason}") from None
 
 
 def onnx_names(inputs: Tensor) -> list[str]:

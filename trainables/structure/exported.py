@@ -49,6 +49,8 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "aten.sub.Tensor": operator.sub,
     "aten.flatten.using_ints": torch.flatten,
     "aten.dropout.default": F.dropout,
+    # How entries lie in memory follows from kernels, which differ between devices.
+    "aten.view.default": torch.reshape,
     "aten.scaled_dot_product_attention.default": F.scaled_dot_product_attention,
     **{
         f"aten.__{name}__.{kind}": getattr(operator, f"{name}_" if name != "xor" else name)

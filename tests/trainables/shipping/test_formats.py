@@ -174,3 +174,15 @@ def test_onnx_that_is_not_installed_is_named_with_the_way_to_install_it(
         UserError, match=r"needs onnxruntime; install it by: pip install 'slimfront\[onnx\]'"
     ):
         save(shipped("mlp"), IMAGES, tmp_path / "network.onnx", "onnx")
+
+
+def test_what_torch_onnx_does_not_take_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no such operation\nand a long graph")
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    shipped = Shipped(nn.Linear(3, 2).eval(), None, None).eval()
+    with pytest.raises(UserError, match=r"^torch\.onnx does not take this network: no such .*n$"):
+        save(shipped, torch.randn(2, 3), tmp_path / "network.onnx", "onnx")

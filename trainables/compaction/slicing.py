@@ -23,7 +23,8 @@ from slimfront.trainables.structure.coupling.walk import (
     mapped_known,
     numbers_of,
 )
-from slimfront.trainables.structure.graph import copied, module_of, submodule, writes_elsewhere
+from slimfront.trainables.structure.exported import writes_elsewhere
+from slimfront.trainables.structure.graph import copied, module_of, submodule
 from slimfront.trainables.torch_internals import OpOverload, function_name
 
 _SIZES_AT_ONCE = ("view", "reshape", "expand", "_unsafe_view", "view_copy", "broadcast_to")

@@ -44,6 +44,7 @@ _LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
 """Which kinds of modules do one operation with parameters of theirs."""
 _PLAIN: dict[str, Callable[..., Any]] = {
     "aten.relu.default": F.relu,
+    "aten.relu_.default": F.relu,
     "aten.add.Tensor": operator.add,
     "aten.mul.Tensor": operator.mul,
     "aten.sub.Tensor": operator.sub,
@@ -83,6 +84,19 @@ def exported(model: nn.Module, sample: Tensor) -> fx.GraphModule:
         raise CannotExport(first_line(error)) from error
 
 
+def writes_elsewhere(traced: fx.GraphModule) -> bool:
+    """Whether an operation changes a tensor that is read again under another name: no graph shows
+    that."""
+    order = {node: place for place, node in enumerate(traced.graph.nodes)}
+    for node in traced.graph.nodes:
+        if not writes_in_place(node) or not isinstance(node.args[0], fx.Node):
+            continue
+        later = [user for user in node.args[0].users if order[user] > order[node]]
+        if later or not node.users:
+            return True
+    return False
+
+
 class _Apart(nn.Module):
     """A network whose inputs come each as an argument."""
 
@@ -110,7 +124,7 @@ def _program(model: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(apart, (list(named.values()),), dynamic_shapes=shapes)
-            if any(writes_in_place(node) for node in program.graph_module.graph.nodes):
+            if writes_elsewhere(program.graph_module):
                 program = program.run_decompositions({})  # which writes nowhere
             return program
         except Exception as error:  # torch raises many kinds

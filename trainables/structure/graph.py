@@ -17,9 +17,9 @@ from torch import Tensor, fx, nn
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure import operations
 from slimfront.trainables.structure.encoders import Tracer
-from slimfront.trainables.structure.exported import CannotExport, exported
+from slimfront.trainables.structure.exported import CannotExport, exported, writes_elsewhere
 from slimfront.trainables.tasks.evaluating import evaluating
-from slimfront.trainables.torch_internals import is_check, writes_in_place
+from slimfront.trainables.torch_internals import is_check
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 WeightLayer = nn.Linear | Conv
@@ -116,19 +116,6 @@ def _traced(model: nn.Module, sample: Tensor | None) -> fx.GraphModule:
         "layer, node and block penalties and compaction need a forward without data-dependent "
         "control flow"
     ) from reason
-
-
-def writes_elsewhere(traced: fx.GraphModule) -> bool:
-    """Whether an operation changes a tensor that is read again under another name: no graph shows
-    that."""
-    order = {node: place for place, node in enumerate(traced.graph.nodes)}
-    for node in traced.graph.nodes:
-        if not writes_in_place(node) or not isinstance(node.args[0], fx.Node):
-            continue
-        later = [user for user in node.args[0].users if order[user] > order[node]]
-        if later or not node.users:
-            return True
-    return False
 
 
 def _is_known(traced: fx.GraphModule) -> bool:

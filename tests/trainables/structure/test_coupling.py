@@ -99,6 +99,13 @@ def chosen_by_shape(net: Any, x: Tensor) -> Tensor:
     return net.head(x.mean((2, 3)))
 
 
+def normed_by_shape(net: Any, x: Tensor) -> Tensor:
+    x = net.act(net.norm(net.a(x)))
+    if x.shape[-1] % 4 == 0:
+        x = x + net.act(net.norm2(net.b(x)))
+    return net.head(x.mean((2, 3)))
+
+
 def split_and_shuffled(net: Any, x: Tensor) -> Tensor:
     one, other = net.a(x).chunk(2, 1)
     x = net.slopes(torch.cat([other, one * torch.tanh(other)], 1))
@@ -219,6 +226,19 @@ MADE: dict[str, tuple[Callable[[], Network], Tensor, float]] = {
             chosen_by_shape,
             a=nn.Conv2d(3, 8, 3, padding=1),
             b=nn.Conv2d(8, 8, 3, padding=1),
+            head=nn.Linear(8, 3),
+        ),
+        IMAGES,
+        0.5,
+    ),
+    "normed, by shape": (
+        lambda: Network(
+            normed_by_shape,
+            a=nn.Conv2d(3, 8, 3, padding=1),
+            norm=nn.BatchNorm2d(8),
+            b=nn.Conv2d(8, 8, 3, padding=1),
+            norm2=nn.BatchNorm2d(8),
+            act=nn.ReLU(inplace=True),
             head=nn.Linear(8, 3),
         ),
         IMAGES,

@@ -118,7 +118,7 @@ class Slices:
             try:
                 new[node] = called(self.walk, node, args, kwargs)
             except (RuntimeError, TypeError, ValueError, IndexError):
-                new[node] = value
+                new[node] = value  # it stays as it is, and the outputs are compared in the end
             if _is_of_sizes(value) and new[node] != value:
                 changed.add(node)
         return frozenset(changed)

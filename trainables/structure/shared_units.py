@@ -80,6 +80,17 @@ def shared_units(
     return _tried(graph, inputs, _by_name(free))
 
 
+def unknown_operations(network: nn.Module, inputs: Tensor) -> list[str]:
+    """The operations, by name, of which no handler says what they do to units; none for a network
+    that cannot be traced."""
+    try:
+        with evaluating(network):
+            graph = trace(network, inputs[:3])
+    except UserError:
+        return []
+    return list(dict.fromkeys(units_of(graph, inputs[:2]).unknown))
+
+
 def _by_name(groups: list[SharedUnits]) -> list[SharedUnits]:
     """Groups whose names differ: those of one layer are named by their first weight."""
     count = Counter(group.name for group in groups)

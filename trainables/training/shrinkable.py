@@ -11,6 +11,7 @@ from slimfront.trainables.penalties import PENALTIES, Penalty
 from slimfront.trainables.penalties.base import ActiveGroups
 from slimfront.trainables.sparsifiers.base import computed_weights, prunable_weights
 from slimfront.trainables.structure.removable import removable_units
+from slimfront.trainables.structure.shared_units import unknown_operations
 
 
 @dataclass
@@ -109,9 +110,16 @@ def _removable(network: nn.Module, sample: Tensor, problems: list[str]) -> set[s
     try:
         with torch.random.fork_rng(devices=[]):
             groups = removable_units(network, sample)
+            unknown = unknown_operations(network, sample)
     except UserError as error:
         problems.append(f"whole channels: {error}")
         return set()
+    if unknown:
+        names = ", ".join(f"'{name}'" for name in unknown[:10])
+        problems.append(
+            f"units that flow through {names} stay: no handler says what that does to them (see "
+            "docs/networks.md)"
+        )
     return {group.name for group in groups}
 
 

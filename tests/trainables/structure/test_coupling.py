@@ -19,6 +19,7 @@ from slimfront.trainables.structure.coupling import graph_of_units
 from slimfront.trainables.structure.coupling.units import NONE, Units, packed, packed_shape
 from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.structure.shared_units import shared_units
+from slimfront.trainables.training.shrinkable import what_can_shrink
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TOKENS = torch.randint(0, 20, (6, 7), generator=torch.Generator().manual_seed(0))
@@ -482,6 +483,8 @@ def test_what_no_handler_knows_blocks_its_units_and_no_others_until_one_is_regis
     model = network().eval()
     walk = graph_of_units.units_of(trace(model, inputs), inputs[:2])
     assert walk.unknown == ["cummax"]
+    told = what_can_shrink(model, inputs).problems
+    assert any("units that flow through 'cummax' stay" in sentence for sentence in told)
     assert [name for name in walk.units.reasons if "cummax" in name] == [
         "'cummax' mixes them in a way that is not known"
     ]

@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from slimfront.trainables.compaction import compact
 from slimfront.trainables.measures.latency import Latency, time_networks
 from slimfront.trainables.measures.measure import measure
+from slimfront.trainables.shipping.network_file import check_storable
+from slimfront.trainables.structure.channel_groups import channel_groups
+from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.tasks import Classification
 from slimfront.trainables.tasks.evaluating import evaluating
 
@@ -42,9 +46,14 @@ def test_a_network_is_in_evaluation_mode_within_also_where_one_is_within_another
     with evaluating(network), evaluating(network):
         assert not any(modes(network))
     assert modes(network) == before
+    with pytest.raises(RuntimeError, match="input of size"), evaluating(network):
+        network(torch.zeros(1, 1, 2, 2, 2))
+    assert modes(network) == before
 
 
-@pytest.mark.parametrize("user", [score, time, measure])
+@pytest.mark.parametrize(
+    "user", [score, time, measure, compact, check_storable, channel_groups, trace]
+)
 def test_a_frozen_batch_norm_stays_frozen(user: Callable[[nn.Module, Tensor], object]) -> None:
     network = frozen_norm()
     before = modes(network)

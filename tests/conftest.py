@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy
 import pytest
 import torch
 import yaml
@@ -58,10 +59,12 @@ def no_store_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Small networks train fastest on one thread, and results do not depend on the machine's
-    cores."""
+def same_conditions() -> None:
+    """Small networks train fastest on one thread, and results depend neither on the machine's cores
+    nor on what ran before."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
+    numpy.random.seed(0)
 
 
 @pytest.fixture

@@ -53,8 +53,8 @@ def split(network: nn.Module) -> fx.GraphModule:
         ({"batch_first": True}, ((5, 12), (7, 12), (7, 12))),
         ({"bias": False}, ((5, 2, 12), (7, 2, 12), (7, 2, 12))),
         ({"kdim": 4, "vdim": 9}, ((5, 2, 12), (7, 2, 4), (7, 2, 9))),
-        ({"mask": torch.randn(5, 7)}, ((5, 2, 12), (7, 2, 12), (7, 2, 12))),
-        ({"mask": torch.rand(5, 7) < 0.4}, ((5, 2, 12), (7, 2, 12), (7, 2, 12))),
+        ({"mask": torch.linspace(-2, 2, 35).view(5, 7)}, ((5, 2, 12), (7, 2, 12), (7, 2, 12))),
+        ({"mask": torch.arange(35).view(5, 7) % 3 == 0}, ((5, 2, 12), (7, 2, 12), (7, 2, 12))),
     ],
 )
 @pytest.mark.parametrize("training", [False, True])
@@ -73,6 +73,18 @@ def test_the_parts_compute_what_the_module_does(
     ]
     assert kinds == [nn.Linear, nn.Linear, nn.Linear, Attention, nn.Linear]
     assert not any(isinstance(module, nn.MultiheadAttention) for module in parts.modules())
+
+
+@torch.no_grad()
+def test_a_query_that_attends_to_nothing_gives_what_the_module_gives_without_its_weights() -> None:
+    """With its weights, which `need_weights` asks for by default, the module gives NaN there."""
+    mask = torch.zeros(5, 7, dtype=torch.bool)
+    mask[2] = True
+    network = Attending(mask=mask).eval()
+    parts = split(network)
+    inputs = [torch.linspace(-1, 1, size * 24).view(size, 2, 12) for size in (5, 7, 7)]
+    wanted, _ = network.attention(*inputs, attn_mask=mask, need_weights=False)
+    torch.testing.assert_close(parts(*inputs), wanted)
 
 
 def test_gradients_and_dropout_go_through_the_parts() -> None:

@@ -89,7 +89,7 @@ def test_how_many_classes_there_are_may_be_said_and_names_may_come_with_the_data
         (Regression(), np.array([1.0, 1e300]), "example 1 is larger than float32 can hold"),
         (Regression(), [4.0, 4.0], "all examples have one and the same target, 4"),
         (Regression(), torch.zeros(2, 3, 4), r"shape \(2, 3, 4\)"),
-        (Segmentation(), torch.rand(2, 4, 4), "takes a whole number for each place"),
+        (Segmentation(), torch.full((2, 4, 4), 0.5), "takes a whole number for each place"),
         (Segmentation(), torch.zeros(3, dtype=torch.int64), r"\(N, height, width\)"),
         (Segmentation(), torch.zeros(2, 4, 4).long(), "one and the same class"),
         (Segmentation(ignore=0), torch.zeros(2, 4, 4).long(), "no place of any example counts"),

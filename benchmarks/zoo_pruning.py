@@ -4,7 +4,6 @@ What is zeroed depends on nothing of slimfront: where Torch-Pruning can analyse 
 writes half of the channels of each of its groups; elsewhere half of the outputs of each layer.
 """
 
-import copy
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -15,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from slimfront.trainables.inputs import Call
 from slimfront.trainables.models import adapted
+from slimfront.trainables.structure.copying import copied
 
 Zeros = dict[str, list[tuple[int, list[int]]]]
 """By the name of a parameter: axes, and places along them where it is to be zero."""
@@ -43,7 +43,7 @@ def by_groups(network: nn.Module, call: Call, inputs: Tensor) -> Zeros:
 
     Raises:
         Exception: whatever Torch-Pruning raises, if it cannot analyse the network.
-        ValueError: if it finds nothing that can go.
+        ValueError: if it finds nothing that can go, or channels that a layer does not have.
     """
     network = _with_all_outputs(network, call)
     names = {parameter: name for name, parameter in network.named_parameters()}
@@ -59,6 +59,8 @@ def by_groups(network: nn.Module, call: Call, inputs: Tensor) -> Zeros:
             else:
                 written = list(_written(target, list(channels)))
             for parameter, axis, places in written:
+                if max(places) >= parameter.shape[axis]:
+                    raise ValueError(f"Torch-Pruning finds channels that {target} does not have")
                 if parameter in names:
                     zeros.setdefault(names[parameter], []).append((axis, places))
     if not zeros:
@@ -120,7 +122,7 @@ def pruned_alone(network: nn.Module, call: Call, inputs: Tensor) -> nn.Module:
 def _with_all_outputs(network: nn.Module, call: Call) -> nn.Module:
     """A copy of a network, adapted to the call, that returns all that it did before: what it
     returns beside the output that counts also reads its channels."""
-    return _adapted_anew(copy.deepcopy(network), Call(call.names))
+    return _adapted_anew(copied(network), Call(call.names))
 
 
 def _adapted_anew(network: nn.Module, call: Call) -> nn.Module:
@@ -192,7 +194,8 @@ def _written(module: nn.Module, places: list[int]) -> Iterator[tuple[nn.Paramete
                 yield parameter, 0, _in_gates(parameter, module.hidden_size, places)
     elif not isinstance(module, nn.PReLU):
         for name, parameter in module.named_parameters(recurse=False):
-            yield parameter, _axis(module) if name == "weight" else -1, places
+            by_weight = name == "weight" or parameter.shape[-1] == 1
+            yield parameter, _axis(module) if by_weight else -1, places
         if is_parametrized(module, "weight"):  # the length of each row, or its direction
             axis = _axis(module)
             made_of = list(module.parametrizations.weight.parameters())

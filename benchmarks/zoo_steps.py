@@ -1,6 +1,5 @@
 """What is done to one network of the zoo, step by step."""
 
-import copy
 import io
 import logging
 import math
@@ -27,6 +26,7 @@ from slimfront.trainables.models import adapted
 from slimfront.trainables.models.factory import Factory
 from slimfront.trainables.penalties import PENALTIES
 from slimfront.trainables.shipping import formats, network_file
+from slimfront.trainables.structure.copying import copied
 
 Row = dict[str, Any]
 """What is known of one network: plain data."""
@@ -250,7 +250,7 @@ def _targets(zoo: Zoo, network: nn.Module) -> None:
     with zoo.step("targets", _TARGETS_S):
         for name, kind in PENALTIES.items():
             try:
-                active = kind(strength=1.0).attach(copy.deepcopy(network), batch)
+                active = kind(strength=1.0).attach(copied(network), batch)
                 zoo.row["targets"][name] = active.targets
                 active.close()
             except UserError as error:

@@ -1,6 +1,7 @@
 """The two kinds of error that slimfront raises on purpose, what is told of all others, and how
 messages are kept short."""
 
+import re
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from slimfront.trainables.redaction import redact
 _MOST = 480
 """So many characters has a message at most; with the word `Error` before it, a line has less than
 500."""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class UserError(Exception):
@@ -62,8 +64,9 @@ def first_line(error: BaseException, most: int = 200) -> str:
 
 
 def first_line_of(text: str) -> str:
-    """The first line of a text that says something; nothing if none does."""
-    for line in text.splitlines():
+    """The first line of a text that says something, without the codes that colour a terminal;
+    nothing if none does."""
+    for line in _COLOURS.sub("", text).splitlines():
         if line.strip():
             return line.strip()
     return ""

@@ -28,7 +28,8 @@ from slimfront.trainables.options import Options
 from slimfront.trainables.precision import all_of_float32
 from slimfront.trainables.structure.agreement import EXACT, Probe
 from slimfront.trainables.structure.attention import split_attention
-from slimfront.trainables.structure.graph import Conv, copied, note_ranks
+from slimfront.trainables.structure.copying import copied
+from slimfront.trainables.structure.graph import Conv, note_ranks
 from slimfront.trainables.tasks.evaluating import evaluating
 
 Action = Literal[

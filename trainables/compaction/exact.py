@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from slimfront.trainables.inputs import in_float64
 from slimfront.trainables.structure.agreement import outputs
-from slimfront.trainables.structure.graph import copied
+from slimfront.trainables.structure.copying import copied
 
 _WIDENED = "widened"
 """Marks a node that was told to compute in float64; what it was told before."""

@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
+from slimfront.trainables.compaction.computed_weights import compute_weights
 from slimfront.trainables.compaction.layers import set_module
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.attention_modules import ScaledDotProduct
+from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.encoders import plain_kind
-from slimfront.trainables.structure.graph import Conv, copied, submodule, trace
+from slimfront.trainables.structure.graph import Conv, submodule, trace
 from slimfront.trainables.tasks.evaluating import evaluating
 
 log = logging.getLogger(__name__)
@@ -114,7 +116,7 @@ def _with_plain_weights(model: nn.Module) -> nn.Module:
     """The model, or a copy of it whose weights are what its parametrisations compute now."""
     if not any(is_parametrized(module) for module in model.modules()):
         return model
-    plain = copy.deepcopy(model)
+    plain = copied(model)
     for module in list(plain.modules()):
         if is_parametrized(module):
             _compute_weights(module)
@@ -144,7 +146,7 @@ def as_modules(network: fx.GraphModule) -> None:
         kind = plain_kind(module)
         if kind is not None and kind is not type(module):
             module.__class__ = kind
-    changed = False
+    changed = compute_weights(network)
     for node in list(network.graph.nodes):
         made = _module_for(network, node) if node.op == "call_function" else None
         if made is not None:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from slimfront.trainables.compaction.layers import set_module
 from slimfront.trainables.compaction.resized import parameter_like, replace_tensors, settle
 from slimfront.trainables.structure.attention_modules import Attention, ScaledDotProduct
+from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.counting import counting
 from slimfront.trainables.structure.coupling.entries import MOVES, called
 from slimfront.trainables.structure.coupling.graph_of_units import units_of
@@ -24,7 +25,7 @@ from slimfront.trainables.structure.coupling.walk import (
     numbers_of,
 )
 from slimfront.trainables.structure.exported import writes_elsewhere
-from slimfront.trainables.structure.graph import copied, module_of, submodule
+from slimfront.trainables.structure.graph import module_of, submodule
 from slimfront.trainables.torch_internals import OpOverload, function_name
 
 _SIZES_AT_ONCE = ("view", "reshape", "expand", "_unsafe_view", "view_copy", "broadcast_to")

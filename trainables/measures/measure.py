@@ -17,7 +17,8 @@ from slimfront.trainables.errors import UserError
 from slimfront.trainables.measures.described import KNOWN
 from slimfront.trainables.measures.latency import Latency, time_networks
 from slimfront.trainables.structure.attention import split_attention
-from slimfront.trainables.structure.graph import copied, trace
+from slimfront.trainables.structure.copying import copied
+from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.tasks.evaluating import evaluating
 
 _WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

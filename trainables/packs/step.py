@@ -9,7 +9,6 @@ Replacing it by a functional one of ours was not needed. CKA-SR's hooks catch fe
 where its loss is computed.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -25,6 +24,7 @@ from slimfront.trainables.penalties.base import ActiveGroups, ActivePenalty, Pen
 from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.penalties.features import remove_hooks
 from slimfront.trainables.precision import forward_pass
+from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.tasks import ActiveTask
 from slimfront.trainables.tasks.evaluating import evaluating
 
@@ -51,7 +51,7 @@ class Step:
         """
         self.bf16 = bf16
         self.task = task
-        self.model = copy.deepcopy(model)
+        self.model = copied(model)
         remove_hooks(self.model)
         self.penalties: dict[str, ActivePenalty] = {}
         for name, options in penalties.items():

@@ -6,7 +6,6 @@ non-zero, in half precision (Mishra et al. 2021, Accelerating sparse deep neural
 2104.08378, section 3), as the N:M sparsifier leaves them.
 """
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 from torch.sparse import to_sparse_semi_structured
 
 from slimfront.trainables.measures.latency import Latency, Timing, time_networks
+from slimfront.trainables.structure.copying import copied
 
 Kernel = Literal["CSR", "2:4"]
 
@@ -109,7 +109,7 @@ def with_sparse_kernels(
     Args:
         layer: another class to put in the place of the same layers.
     """
-    made, changed = copy.deepcopy(network), False
+    made, changed = copied(network), False
     for name, module in list(made.named_modules()):
         if isinstance(module, nn.Linear) and _SUITS[kernel](module.weight):
             parent, _, leaf = name.rpartition(".")
@@ -147,7 +147,7 @@ def try_kernels(network: nn.Module, inputs: Tensor, latency: Latency | None = No
     if has_2_of_4():
         tried.append(
             _try(
-                copy.deepcopy(network).cuda(),
+                copied(network).cuda(),
                 inputs.cuda(),
                 "2:4",
                 torch.cuda.get_device_name(),

@@ -6,7 +6,6 @@ all layers together, and the mask stays. We differ in that the sensitivity is ta
 weights as they are, without a variance-scaling initialisation of its own.
 """
 
-import copy
 from collections.abc import Callable
 from typing import Literal
 
@@ -23,6 +22,7 @@ from slimfront.trainables.sparsifiers.base import (
     prunable_weights,
 )
 from slimfront.trainables.sparsifiers.masks import Densities, choose_masks
+from slimfront.trainables.structure.copying import copied
 
 
 def sensitivities(
@@ -33,7 +33,7 @@ def sensitivities(
 ) -> dict[str, Tensor]:
     """|w · ∂loss/∂w| of the prunable weights, on the task loss of one batch; `model` and its
     gradients are left alone."""
-    twin = copy.deepcopy(model).train()
+    twin = copied(model).train()
     weights = prunable_weights(twin)
     with torch.random.fork_rng(devices=gpus_among(inputs.device)):
         loss = loss_of(twin(inputs), targets)

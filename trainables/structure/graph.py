@@ -1,6 +1,5 @@
 """What is known about a network's structure, found by tracing it with torch.fx."""
 
-import copy
 import functools
 import inspect
 import operator
@@ -8,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure import operations
+from slimfront.trainables.structure.copying import left_as_it_was
 from slimfront.trainables.structure.encoders import Tracer
 from slimfront.trainables.structure.exported import CannotExport, exported, writes_elsewhere
 from slimfront.trainables.tasks.evaluating import evaluating
@@ -24,7 +24,6 @@ from slimfront.trainables.torch_internals import is_check
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 WeightLayer = nn.Linear | Conv
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 _RANK = "rank"
 """Where a node says how many axes its output has."""
@@ -89,7 +88,8 @@ def trace(model: nn.Module, sample: Tensor | None = None) -> fx.GraphModule:
     if isinstance(model, fx.GraphModule):
         traced: fx.GraphModule = model
     else:
-        traced = _traced(model, sample)
+        with left_as_it_was(model):
+            traced = _traced(model, sample)
     if sample is not None:
         note_ranks(traced, sample)
     return traced
@@ -185,16 +185,6 @@ def _descendants(node: fx.Node) -> list[fx.Node]:
         if found.intersection(other.all_input_nodes):
             found.add(other)
     return [other for other in node.graph.nodes if other in found and other is not node]
-
-
-def copied(network: ModuleT) -> ModuleT:
-    """A deep copy, which is told at once what becomes of a module's many empty dictionaries: they
-    take most of its time."""
-    attributes = [value for module in network.modules() for value in vars(module).values()]
-    return copy.deepcopy(
-        network,
-        {id(value): type(value)() for value in attributes if isinstance(value, dict) and not value},
-    )
 
 
 def module_of(graph: fx.GraphModule, node: object) -> nn.Module | None:

@@ -17,7 +17,8 @@ from slimfront.trainables.inputs import in_float64
 from slimfront.trainables.precision import all_of_float32
 from slimfront.trainables.structure.agreement import EXACT, Probe
 from slimfront.trainables.structure.channel_groups import ChannelGroup, channel_groups, remove_units
-from slimfront.trainables.structure.graph import BatchNorm, WeightLayer, copied
+from slimfront.trainables.structure.copying import copied
+from slimfront.trainables.structure.graph import BatchNorm, WeightLayer
 from slimfront.trainables.structure.shared_units import SharedUnits, shared_units
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ on disk for other processes. Smaller batches, batches whose features are compare
 validation, refit, compaction and measures are computed as ever.
 """
 
-import copy
 import logging
 from collections.abc import Callable
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from slimfront.trainables.gpu import gpus_among
 from slimfront.trainables.inputs import tensors
 from slimfront.trainables.measures.latency import seconds_of
 from slimfront.trainables.precision import forward_pass
+from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.torch_internals import allow_many_networks, compile_error
 
 Compile = bool | Literal["auto"]
@@ -124,10 +124,10 @@ def pays_back(
     with torch.random.fork_rng(devices=gpus_among(inputs.device)):
         try:
             if key not in _plain:
-                _plain[key] = seconds(copy.deepcopy(model).train())
+                _plain[key] = seconds(copied(model).train())
             if steps * _plain[key] < LONG_S:
                 return False
-            twin = copy.deepcopy(model).train()
+            twin = copied(model).train()
             compiled = Compiled(twin, len(inputs))
             rounds = [(seconds(twin), seconds(compiled)) for _ in range(_ROUNDS)]
         except (UserError, torch.OutOfMemoryError) as error:

@@ -1,7 +1,6 @@
 """What becomes of a network when its training is over: it is made compact, refitted, measured, and
 pruned further."""
 
-import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from slimfront.trainables.models import built
 from slimfront.trainables.penalties.features import remove_hooks
 from slimfront.trainables.shipping.formats import save, shipped
 from slimfront.trainables.shipping.int8 import as_int8
+from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.one_shot import prune
 
@@ -147,7 +147,7 @@ class Finishing:
             found |= sizes
             found |= self._extra_measures(network, inputs)
             return found
-        int8 = as_int8(copy.deepcopy(network).cpu(), self.data)
+        int8 = as_int8(copied(network).cpu(), self.data)
         found |= int8.scores(self.data, "val")
         found |= sizes
         found |= int8.sizes()
@@ -184,7 +184,7 @@ def measure_own(network: nn.Module, data: Dataset, own: Sequence[OwnMeasure]) ->
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.onnx")
         if any(measure.on == "onnx" for measure in own):
-            on_cpu = copy.deepcopy(network).cpu()
+            on_cpu = copied(network).cpu()
             raw = data.raw(data.validation.inputs[:2].cpu())
             save(shipped(on_cpu, data), raw, path, "onnx")
         with evaluating(network):
@@ -193,6 +193,6 @@ def measure_own(network: nn.Module, data: Dataset, own: Sequence[OwnMeasure]) ->
                     value = measure_of.take(str(path))
                 else:
                     # Of copies: the function is the user's, and may change what it is given.
-                    value = measure_of.take(copy.deepcopy(network), each(inputs, Tensor.clone))
+                    value = measure_of.take(copied(network), each(inputs, Tensor.clone))
                 found[measure_of.name] = value
     return found

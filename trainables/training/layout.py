@@ -5,11 +5,12 @@ Only where numbers lie changes, not which there are: state, packs, compaction an
 know nothing of it.
 """
 
-import copy
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+from slimfront.trainables.structure.copying import copied
 
 
 def channels_last(inputs: Tensor) -> Tensor:
@@ -21,8 +22,7 @@ def channels_last(inputs: Tensor) -> Tensor:
 
 def contiguous_copy(model: nn.Module) -> nn.Module:
     """A copy whose weights lie as torch lays them out by default."""
-    copied = copy.deepcopy(model)
-    return copied.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
+    return copied(model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
 
 
 def ambiguous_strides(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

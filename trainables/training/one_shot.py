@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from slimfront.trainables.options import Options
-from slimfront.trainables.structure.graph import copied
+from slimfront.trainables.structure.copying import copied
 
 
 class OneShot(Options):

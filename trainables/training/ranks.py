@@ -6,7 +6,6 @@ after every step, bit by bit: weights, because gradients are averaged; the stati
 norms, which are averaged too; and masks, which are rank 0's.
 """
 
-import copy
 import os
 import socket
 import threading
@@ -25,6 +24,7 @@ from slimfront.trainables.data import Dataset
 from slimfront.trainables.environment import environment_set
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.gpu import gpus_among
+from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.torch_internals import abort_process_group
 from slimfront.trainables.training.losses import Losses
@@ -211,7 +211,7 @@ def _may_leave_out(model: nn.Module, sample: Tensor) -> bool:
         trace(model)
     except UserError:
         return True  # it may decide by its inputs what it computes
-    twin = copy.deepcopy(model).train()
+    twin = copied(model).train()
     trained = [parameter for parameter in twin.parameters() if parameter.requires_grad]
     with torch.random.fork_rng(devices=gpus_among(sample.device)):
         gradients = torch.autograd.grad(twin(sample).sum(), trained, allow_unused=True)

@@ -1,7 +1,6 @@
 """One real step on a copy, before training: what cannot be trained, made compact, kept or shipped
 is found out at once."""
 
-import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,8 @@ from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.shipping.network_file import check_storable, restore, store
 from slimfront.trainables.sparsifiers.base import out_of_reach
 from slimfront.trainables.structure.agreement import Probe, difference, outputs
-from slimfront.trainables.structure.graph import Layer, copied, trace
+from slimfront.trainables.structure.copying import copied
+from slimfront.trainables.structure.graph import Layer, trace
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.finishing import measure_own
 from slimfront.trainables.training.loop import Training
@@ -89,7 +89,7 @@ def check_whole_numbers(network: nn.Module, sample: Tensor) -> None:
     """
     if all(tensor.is_floating_point() for tensor in tensors(sample).values()):
         return
-    network = copy.deepcopy(network).eval()
+    network = copied(network).eval()
     try:
         network(sample)
     except Exception as error:
@@ -298,7 +298,7 @@ class _Rehearsal:
             _check_shippable(network, self.sample)
         if candidate.int8:
             with _naming(None, "the network cannot be quantised to int8"):
-                int8 = as_int8(copy.deepcopy(network).cpu(), data)
+                int8 = as_int8(copied(network).cpu(), data)
                 int8.scores(data, "val")
         if own := candidate.own_measures():
             with _naming(None, "the network cannot be measured"):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.compaction import compact
 from slimfront.trainables.structure import removable
-from slimfront.trainables.structure.graph import copied
+from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.removable import removable_groups, removable_together
 
 INPUTS = torch.randn(16, 1, 4, 6, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,64 @@
+"""Copies of networks, and networks that stay as they are while they are traced."""
+
+import copy
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def copied(network: ModuleT) -> ModuleT:
+    """A deep copy of a network. What modules keep that was computed, such as a cache of attention
+    biases, is copied by its values: torch copies no tensor that has a history.
+
+    It is told at once what becomes of a module's many empty dictionaries: they take most of its
+    time.
+    """
+    attributes = [value for module in network.modules() for value in vars(module).values()]
+    known: dict[int, Any] = {
+        id(value): type(value)() for value in attributes if isinstance(value, dict) and not value
+    }
+    for tensor in _computed(attributes):
+        known[id(tensor)] = tensor.detach().clone()
+    return copy.deepcopy(network, known)
+
+
+def _computed(values: Iterable[object]) -> Iterator[Tensor]:
+    """The tensors with a history within nested values."""
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.grad_fn is not None:
+                yield value
+        elif isinstance(value, dict):
+            yield from _computed(value.values())
+        elif isinstance(value, list | tuple):
+            yield from _computed(value)
+
+
+@contextmanager
+def left_as_it_was(network: nn.Module) -> Iterator[None]:
+    """Takes back what the network's own code keeps in its modules' lists and dictionaries while it
+    is traced: what it computes then are no numbers."""
+    kept = [
+        (value, copy.copy(value))
+        for module in network.modules()
+        for name, value in vars(module).items()
+        if type(value) in (list, dict, OrderedDict, defaultdict) and name not in _OF_MODULES
+    ]
+    try:
+        yield
+    finally:
+        for value, before in kept:
+            value.clear()
+            if isinstance(value, dict):
+                value.update(before)
+            else:
+                value.extend(before)
+
+
+_OF_MODULES = frozenset(vars(nn.Module()))
+"""What each module has."""

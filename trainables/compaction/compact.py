@@ -26,10 +26,15 @@ from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.measures.measure import count_flops, measure
 from slimfront.trainables.options import Options
 from slimfront.trainables.precision import all_of_float32
-from slimfront.trainables.structure.agreement import EXACT, Probe
+from slimfront.trainables.structure.agreement import (
+    EXACT,
+    SEEN,
+    Probe,
+    difference_in_batches,
+)
 from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.copying import copied
-from slimfront.trainables.structure.graph import Conv, note_ranks
+from slimfront.trainables.structure.graph import Conv, layers_of, note_ranks
 from slimfront.trainables.tasks.evaluating import evaluating
 
 Action = Literal[
@@ -185,6 +190,7 @@ def _smaller(
 
     If they are too far, each kind of removal is tried alone, and left out if it is to blame.
     """
+    inputs = inputs[:SEEN]
     original = traced_in_both_modes(model, inputs[:3])
     start = _start(original, inputs, options)
     network, steps = _reduced(start, options, _REMOVALS)
@@ -254,18 +260,19 @@ def _start(original: fx.GraphModule, inputs: Tensor, options: Compaction) -> _St
     tolerance = EXACT if exact else options.tolerance
     split_attention(network)
     note_ranks(network, exact_inputs)
-    probe = Probe(network, exact_inputs)
-    folded = fold_batch_norms(network)
-    if folded and not probe.agrees(_compiled(network), tolerance):
-        log.warning("compaction folds no batch norms: that would change the outputs")
-        network, folded = in_float64_where_it_can(original, inputs)[0], []
-        split_attention(network)
-    if folded and clear_rounding(network, folded, type_of(original)):
-        probe = Probe(network, exact_inputs)
+    folded: list[str] = []
+    if any(layer.norm is not None for layer in layers_of(network)):
+        before = Probe(network, exact_inputs, briefly=True)
+        folded = fold_batch_norms(network)
+        if not before.agrees(_compiled(network), tolerance):
+            log.warning("compaction folds no batch norms: that would change the outputs")
+            network, folded = in_float64_where_it_can(original, inputs)[0], []
+            split_attention(network)
+        clear_rounding(network, folded, type_of(original))
     return _Start(
         network,
         exact_inputs,
-        probe,
+        Probe(network, exact_inputs),
         tolerance,
         tuple((name, "folded", "batch norm") for name in folded),
     )
@@ -297,7 +304,9 @@ def _reduced(
         merged, apart = merge_layers(network, options.merge)
         found += [(name, "merged", "into the next layer") for name in merged]
         if not found and "channels" in removals:
-            gone_together = remove_coupled_channels(network, start.inputs, start.tolerance)
+            gone_together = remove_coupled_channels(
+                network, start.inputs, start.tolerance, start.probe
+            )
             found += [
                 (
                     gone.layer,
@@ -348,6 +357,6 @@ def relative_difference(
     """The largest difference of an output on `inputs`, and on one and three of them, relative to
     its spread.
 
-    See `agreement.difference`.
+    See `agreement.difference_in_batches`.
     """
-    return Probe(expected, inputs, fresh=False).difference(actual, tolerance)
+    return difference_in_batches(expected, actual, inputs, tolerance)

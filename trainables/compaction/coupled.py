@@ -18,28 +18,39 @@ log = logging.getLogger(__name__)
 
 
 def remove_coupled_channels(
-    network: fx.GraphModule, inputs: Tensor, tolerance: float = EXACT
+    network: fx.GraphModule,
+    inputs: Tensor,
+    tolerance: float = EXACT,
+    probe: Probe | None = None,
 ) -> list[Removed]:
     """Removes the units that every reader of theirs reads as 0, or with weights of 0, in place;
     each layer keeps at least one.
 
     Units stay where the outputs could change by more than `tolerance`, or where the network has a
-    size written into its code that cannot be changed. `inputs` (N, *input_shape) show what couples.
+    size written into its code that cannot be changed. `inputs` (N, *input_shape) show what couples;
+    `probe` knows what the network should compute, if that was found out before.
     """
     if not _has_zeros(network):
         return []
     network.recompile()  # its graph may have changed
-    own = sliced(network, inputs, _agreement(network, inputs, tolerance))
+    own = sliced(network, inputs, _agreement(network, inputs, tolerance, probe))
     if own is not None:
         return [Removed(name, count, whole=False) for name, count in own.items()]
     return _removed_by_dependencies(network, inputs, tolerance)
 
 
 def _agreement(
-    network: fx.GraphModule, inputs: Tensor, tolerance: float
+    network: fx.GraphModule, inputs: Tensor, tolerance: float, probe: Probe | None
 ) -> Callable[[nn.Module], bool]:
-    """Whether another network computes what this one does, which is run when that is asked."""
-    return lambda other: Probe(network, inputs).agrees(other, tolerance)
+    """Whether another network computes what this one does, which is run when that is asked, and if
+    no probe knows it."""
+
+    def agrees(other: nn.Module) -> bool:
+        if probe is not None:
+            return probe.agrees(other, tolerance, briefly=True)
+        return Probe(network, inputs).agrees(other, tolerance)
+
+    return agrees
 
 
 def _has_zeros(network: fx.GraphModule) -> bool:

@@ -101,22 +101,16 @@ def fold_batch_norms(graph: fx.GraphModule) -> list[str]:
 
 
 @torch.no_grad()
-def clear_rounding(graph: fx.GraphModule, folded: list[str], dtype: torch.dtype) -> bool:
+def clear_rounding(graph: fx.GraphModule, folded: list[str], dtype: torch.dtype) -> None:
     """Sets to zero what folding left negative where training had made a zero; `dtype` is that of
     training.
-
-    Returns whether there was any.
     """
-    any_cleared = False
     for name in folded:
         layer = graph.get_submodule(name)
         assert isinstance(layer, WeightLayer) and layer.bias is not None
         error = rounding(layer.weight, layer.bias, dtype)
         for tensor in (layer.weight, layer.bias):
-            small = (tensor < 0) & (tensor >= -error)
-            any_cleared |= bool(small.any())
-            tensor.masked_fill_(small, 0)
-    return any_cleared
+            tensor.masked_fill_((tensor < 0) & (tensor >= -error), 0)
 
 
 def _in_float64(layer: Layer) -> Layer:

@@ -173,7 +173,7 @@ def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> R
     if path.padded():
         constant = constant & (value == 0)
     read = path.read_weights()
-    read_at_all = read.any(2).any(0)
+    read_at_all = _any_along(read, (0, 2))
     keep = read_at_all & ~constant
     if bool(keep.all()):
         return None
@@ -206,6 +206,12 @@ def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> R
     return Removed(str(path.node.target), count, whole)
 
 
+def _any_along(weight: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Whether any entry along these axes is not 0: as `any` along each, which takes four times as
+    long."""
+    return torch.linalg.vector_norm(weight, 0, dim=axes) > 0
+
+
 def _keep_units(graph: fx.GraphModule, path: _Path, kept: Tensor, share: int) -> None:
     """Leaves a layer these units alone, times `share`."""
     layer = path.layer
@@ -236,7 +242,7 @@ def _constants(
 ) -> tuple[Tensor, Tensor]:
     """Which units are constant, (units,) bool, and their output, (units,); `weight` (units, in),
     `bias` (units,)."""
-    unfed = ~weight.any(1)
+    unfed = ~_any_along(weight, (1,))
     value = bias.clamp(min=0) if relu else bias
     if not (relu and input_nonnegative):
         return unfed, value

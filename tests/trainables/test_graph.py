@@ -4,14 +4,13 @@ from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.models.resnet import BasicBlock
+from slimfront.trainables.structure.branches import residual_branches
 from slimfront.trainables.structure.graph import (
-    hidden_layers,
-    inner_layers,
     layers_of,
     nonnegative_nodes,
-    residual_branches,
     trace,
 )
+from slimfront.trainables.structure.targets import hidden_layers, inner_layers
 
 
 def names(model: nn.Module) -> list[str]:
@@ -126,7 +125,7 @@ def test_a_batch_norm_belongs_to_its_layer_and_signs_are_seen_through_pooling_an
 
 def test_residual_branches_are_found_whatever_the_shortcut() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), BasicBlock(4, 4, 1), BasicBlock(4, 8, 2))
-    assert [branch.last.name for branch in residual_branches(trace(model))] == [
+    assert [branch.name for branch in residual_branches(trace(model))] == [
         "2.conv2",
         "3.conv2",
     ]

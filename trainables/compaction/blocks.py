@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slimfront.trainables.structure.graph import Branch, residual_branches
+from slimfront.trainables.structure.branches import residual_branches
 
 
 @torch.no_grad()
 def drop_empty_branches(graph: fx.GraphModule, inputs: Tensor) -> list[str]:
-    """Replaces `shortcut + branch` by `shortcut` where the branch's last layer is all zero (batch
-    norms folded).
+    """Replaces `shortcut + branch` by `shortcut` where the branch's last layer, or the norm behind
+    it, is all zero.
 
     A shortcut that the addition would broadcast to the shape of the branch keeps it; `inputs` (N,
     *input_shape) show that. Returns the names of those last layers; what fed them is dead code
@@ -19,7 +19,7 @@ def drop_empty_branches(graph: fx.GraphModule, inputs: Tensor) -> list[str]:
     """
     dropped: list[str] = []
     while True:
-        empty = [branch for branch in residual_branches(graph) if _is_empty(branch)]
+        empty = [branch for branch in residual_branches(graph) if branch.is_zero(graph)]
         shapes = _Shapes(graph).of(inputs) if empty else {}
         same = (branch for branch in empty if shapes[branch.shortcut] == shapes[branch.addition])
         # One at a time: the next branch's shortcut may be the addition that goes.
@@ -29,11 +29,7 @@ def drop_empty_branches(graph: fx.GraphModule, inputs: Tensor) -> list[str]:
         branch.addition.replace_all_uses_with(branch.shortcut)
         graph.graph.erase_node(branch.addition)
         graph.graph.eliminate_dead_code()
-        dropped.append(branch.last.name)
-
-
-def _is_empty(branch: Branch) -> bool:
-    return branch.last.norm is None and not any(p.any() for p in branch.last.layer.parameters())
+        dropped.append(branch.name)
 
 
 class _Shapes(fx.Interpreter):

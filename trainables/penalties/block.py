@@ -1,9 +1,9 @@
 """Block sparsity: pushes whole residual branches to zero, so that their blocks become the identity
 and are removed.
 
-Group lasso with one group per residual branch: the affine part (γ, β) of its last batch norm, or [W
-| b] of its last layer where there is none. That group alone decides how much the branch adds: the
-weights in front of a batch norm have no scale.
+Group lasso with one group per residual branch: the affine part (γ, β) of its last norm, or [W | b]
+of its last layer where there is none. That group alone decides how much the branch adds: the
+weights in front of a norm have no scale. Dropout, gates and layer scales may lie behind it.
 """
 
 import torch
@@ -14,10 +14,12 @@ from slimfront.trainables.penalties.base import (
     ActiveGroups,
     GroupPenalty,
     ParameterRef,
+    parameter_ref,
     root,
     shrink_factor,
 )
-from slimfront.trainables.structure.graph import Layer, residual_branches, trace
+from slimfront.trainables.structure.branches import residual_branches
+from slimfront.trainables.structure.graph import trace
 
 
 def group_norm(tensors: list[Tensor]) -> Tensor:
@@ -44,7 +46,7 @@ class BlockSparsity(GroupPenalty):
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[list[ParameterRef]]:
         groups = {}
         for branch in residual_branches(trace(model, sample)):
-            groups[branch.last.name] = _scale_of(branch.last)
+            groups[branch.name] = [parameter_ref(model, name) for name in branch.parameters]
 
         def norm(group: list[ParameterRef]) -> Tensor:
             return group_norm([member.tensor for member in group])
@@ -56,11 +58,3 @@ class BlockSparsity(GroupPenalty):
                 tensor.copy_(shrunk)
 
         return ActiveGroups(self, groups, norm, shrink)
-
-
-def _scale_of(layer: Layer) -> list[ParameterRef]:
-    module = layer.layer if layer.norm is None else layer.norm
-    weight = ParameterRef(module, "weight")
-    if module.bias is None:
-        return [weight]
-    return [weight, ParameterRef(module, "bias")]

@@ -19,7 +19,8 @@ from slimfront.trainables.penalties.base import (
     root,
     shrink_factor,
 )
-from slimfront.trainables.structure.graph import Layer, inner_layers, trace
+from slimfront.trainables.structure.graph import Layer, trace
+from slimfront.trainables.structure.targets import inner_layers
 
 
 def negative_norm(tensors: Sequence[Tensor]) -> Tensor:

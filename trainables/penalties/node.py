@@ -14,7 +14,8 @@ from slimfront.trainables.penalties.base import (
     root,
     shrink_factor,
 )
-from slimfront.trainables.structure.graph import Layer, hidden_layers, trace
+from slimfront.trainables.structure.graph import Layer, trace
+from slimfront.trainables.structure.targets import hidden_layers
 
 
 def row_norms(weight: Tensor, bias: Tensor) -> Tensor:
@@ -33,10 +34,13 @@ def row_factors(weight: Tensor, bias: Tensor, threshold: Tensor) -> Tensor:
 
 @PENALTIES.register("node")
 class NodeSparsity(GroupPenalty):
-    """Node sparsity; `strength` is λ. It acts on layers whose output goes only into a ReLU, as if
-    batch norms were folded."""
+    """Node sparsity; `strength` is λ. It acts on layers whose output goes only into a ReLU, or
+    through another activation that makes 0 of 0 into one layer, as if batch norms were folded."""
 
-    nothing_to_do = "there is no layer in this network that feeds only a ReLU"
+    nothing_to_do = (
+        "there is no layer in this network that feeds only a ReLU, or another activation before "
+        "one layer that reads it"
+    )
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Layer]:
         layers = hidden_layers(trace(model, sample))

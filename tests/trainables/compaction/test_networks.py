@@ -16,12 +16,11 @@ from slimfront.trainables.data import Digits
 from slimfront.trainables.measures.measure import measure
 from slimfront.trainables.models import MODELS
 from slimfront.trainables.sparsifiers.base import prunable_weights
+from slimfront.trainables.structure.branches import residual_branches
 from slimfront.trainables.structure.graph import (
-    hidden_layers,
-    inner_layers,
-    residual_branches,
     trace,
 )
+from slimfront.trainables.structure.targets import hidden_layers, inner_layers
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "mlp": {"depth": 4, "width": 8},
@@ -78,8 +77,8 @@ def damage(
                 counts["inactive"] += 1
         for branch in residual_branches(graph):
             if chosen(empty):
-                branch.last.scale_rows(
-                    torch.zeros(branch.last.layer.weight.shape[0], dtype=torch.float64)
+                branch.layer.scale_rows(
+                    torch.zeros(branch.layer.layer.weight.shape[0], dtype=torch.float64)
                 )
                 counts["empty"] += 1
     return counts

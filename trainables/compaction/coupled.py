@@ -16,6 +16,8 @@ from slimfront.trainables.structure.removable import removable_together
 
 log = logging.getLogger(__name__)
 
+_BY_COLUMNS = (nn.Embedding, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 
 def remove_coupled_channels(
     network: fx.GraphModule,
@@ -69,13 +71,14 @@ def _has_zeros(network: fx.GraphModule) -> bool:
 
 
 def _first_layers(network: fx.GraphModule) -> set[str]:
-    """The layers that read the network's inputs, and what no layer made of them."""
+    """The layers that read the network's inputs, and what no layer made of them, but for those
+    whose columns are what they make."""
     made: set[fx.Node] = set()
     first = set()
     for node in network.graph.nodes:
         module = module_of(network, node)
         reads = any(source in made for source in node.all_input_nodes)
-        if module is not None and not reads:
+        if module is not None and not reads and not isinstance(module, _BY_COLUMNS):
             first.add(str(node.target))
         has_weights = module is not None and next(module.parameters(), None) is not None
         if reads or has_weights or node.op == "get_attr":

@@ -209,7 +209,8 @@ def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> R
 def _any_along(weight: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Whether any entry along these axes is not 0: as `any` along each, which takes four times as
     long."""
-    return torch.linalg.vector_norm(weight, 0, dim=axes) > 0
+    nonzero: Tensor = torch.linalg.vector_norm(weight, 0, dim=axes)
+    return nonzero > 0
 
 
 def _keep_units(graph: fx.GraphModule, path: _Path, kept: Tensor, share: int) -> None:

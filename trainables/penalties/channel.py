@@ -38,9 +38,10 @@ from slimfront.trainables.structure.removable import removable_units
 @dataclass(frozen=True)
 class Units:
     """The parameters that write the units of one group, each with the unit of each row; −1: none of
-    this group."""
+    this group. `axes` say where the rows of each lie."""
 
     parameters: tuple[ParameterRef, ...]
+    axes: tuple[int, ...]
     owners: tuple[Tensor, ...]
     units: int
     weight: Tensor
@@ -48,8 +49,11 @@ class Units:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The parameters, as they are now."""
-        return tuple(parameter.tensor for parameter in self.parameters)
+        """The parameters, as they are now: views of them with their rows along the first axis."""
+        return tuple(
+            parameter.tensor.movedim(axis, 0)
+            for parameter, axis in zip(self.parameters, self.axes, strict=True)
+        )
 
 
 def unit_norms(tensors: Sequence[Tensor], owners: Sequence[Tensor], units: int) -> Tensor:
@@ -93,7 +97,7 @@ def shrink_units(
 
 @PENALTIES.register("channel")
 class ChannelSparsity(GroupPenalty):
-    """Channel sparsity; `strength` is λ. It acts on channels that Torch-Pruning finds, named by
+    """Channel sparsity; `strength` is λ. It acts on channels that can be removed, named by
     their first layer, and on heads.
 
     Take it, and not `node`, where layers share channels by residual additions, concatenations,
@@ -131,7 +135,8 @@ def _units(group: UnitGroup, model: nn.Module) -> Units:
         parameter = parameter_ref(model, name)
         parameters.append(parameter)
         owners.append(own.to(parameter.tensor.device))
-        if name.endswith("weight"):
+        if "weight" in name.rpartition(".")[2]:
             count += int((own >= 0).sum())
-    rows_of_unit = parameters[0].tensor.new_tensor(count / group.units)
-    return Units(tuple(parameters), tuple(owners), group.units, rows_of_unit.sqrt())
+    rows_of_unit = parameters[0].tensor.new_tensor(max(count / group.units, 1.0))
+    axes = tuple(group.axes.get(name, 0) for name in group.writers)
+    return Units(tuple(parameters), axes, tuple(owners), group.units, rows_of_unit.sqrt())

@@ -153,8 +153,8 @@ class ActiveChannels(ActiveSparsifier):
                 mask = masks[name]
                 of_owners = alive.cpu()[owners.clamp(min=0)]
                 rows = torch.where(owners >= 0, of_owners, True)
-                rest = [1] * (mask.dim() - 1)
-                mask &= rows.to(mask.device).view(-1, *rest)
+                by_rows = group.rows(name, mask)
+                by_rows &= rows.to(mask.device).view(-1, *[1] * (mask.dim() - 1))
         self.set_masks(masks)
 
     def _ranked(self, group: AnyGroup) -> Tensor:

@@ -6,7 +6,7 @@ only with channel c of the others.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,17 +38,25 @@ class UnitGroup:
     Weights and biases of linear and convolutional layers, and of batch norms: a unit whose rows are
     all 0 is 0.
     """
+    axes: dict[str, int] = field(default_factory=dict, kw_only=True)
+    """Along which axis those rows lie, of parameters where that is not the first one: of
+    embeddings, say, and of transposed convolutions."""
 
     @property
     def parameters(self) -> set[str]:
         """The names of all parameters that make its units."""
         return set(self.writers)
 
+    def rows(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor of the shape of that parameter with its rows along the first axis: a view."""
+        axis = self.axes.get(name, 0)
+        return tensor.movedim(axis, 0) if axis else tensor
+
     def alive(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Which units have a row that is not all 0: (units,) bool."""
         alive = torch.zeros(self.units, dtype=torch.bool)
         for name, owners in self.writers.items():
-            parameter = parameters[name].detach().cpu()
+            parameter = self.rows(name, parameters[name].detach().cpu())
             alive[owners[parameter.reshape(len(parameter), -1).any(1) & (owners >= 0)]] = True
         return alive
 

@@ -214,7 +214,8 @@ def _zeroed(network: nn.Module, groups: list[ChannelGroup], units: dict[str, Ten
         for group in groups:
             for name, owners in group.writers.items() if group.name in units else ():
                 rows = units[group.name][owners.clamp(min=0)] & (owners >= 0)
-                parameters[name][rows.to(parameters[name].device)] = 0
+                parameter = group.rows(name, parameters[name])
+                parameter[rows.to(parameter.device)] = 0
     return zeroed
 
 

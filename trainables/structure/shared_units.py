@@ -30,6 +30,8 @@ class SharedUnits(UnitGroup):
     readers: Mapping[str, Tensor]
     """What reads the units, by parameter name: the unit of each column (columns,) of it; −1: none
     of this group."""
+    read_axes: Mapping[str, int]
+    """Along which axis those columns lie."""
 
     @property
     def parameters(self) -> set[str]:
@@ -44,10 +46,11 @@ class SharedUnits(UnitGroup):
         first = parameters[next(iter(self.writers))]
         total = first.new_zeros(self.units)
         for name, owners in self.writers.items():
-            total = _added(total, owners, of_entry(parameters[name]).reshape(len(owners), -1))
+            entries = self.rows(name, of_entry(parameters[name]))
+            total = _added(total, owners, entries.reshape(len(owners), -1))
         for name, owners in self.readers.items():
-            columns = of_entry(parameters[name]).movedim(1, 0).reshape(len(owners), -1)
-            total = _added(total, owners, columns)
+            columns = of_entry(parameters[name]).movedim(self.read_axes[name], 0)
+            total = _added(total, owners, columns.reshape(len(owners), -1))
         relative: Tensor = total / total.mean().clamp_min(torch.finfo(total.dtype).tiny)
         return relative
 
@@ -113,7 +116,8 @@ class _Candidates:
     sets: list[Tensor]
 
     def group(self) -> SharedUnits | None:
-        """The group that has each set as a unit; None where they are no rows, or too few."""
+        """The group that has each set as a unit; None where they are too few, or along two axes of
+        one parameter."""
         if len(self.sets) < 2:
             return None
         owner_of = torch.full((self.walk.units.count + 1,), NONE)
@@ -123,18 +127,22 @@ class _Candidates:
         owner_of[:-1] = owner_of[roots]
         writers: dict[str, Tensor] = {}
         readers: dict[str, Tensor] = {}
+        axes: dict[str, int] = {}
+        read_axes: dict[str, int] = {}
         for name, axis, noted in _noted(self.walk):
             owners = owner_of[noted]
             if bool((owners == NONE).all()) or not _is_parameter(self.walk.graph, name):
                 continue
-            reads = (name, axis) in self.walk.reading
-            if axis != int(reads):  # rows are what makes units, columns are what reads them
+            makes = (name, axis) in self.walk.writing
+            of, along = (writers, axes) if makes else (readers, read_axes)
+            if name in of:
                 return None
-            (readers if reads else writers)[name] = owners
+            of[name], along[name] = owners, axis
         if not writers:
             return None
         first = next(iter(writers))
-        return SharedUnits(first.rpartition(".")[0] or first, len(self.sets), writers, readers)
+        name = first.rpartition(".")[0] or first
+        return SharedUnits(name, len(self.sets), writers, readers, read_axes, axes=axes)
 
 
 def _noted(walk: Walk) -> Iterator[tuple[str, int, Tensor]]:
@@ -180,7 +188,8 @@ def _tried(graph: fx.GraphModule, inputs: Tensor, groups: list[SharedUnits]) -> 
     with torch.no_grad():
         for group in groups:
             for name, owners in group.writers.items():
-                parameters[name][(owners == chosen[group.name]).to(parameters[name].device)] = 0
+                rows = group.rows(name, parameters[name])
+                rows[(owners == chosen[group.name]).to(rows.device)] = 0
     walk = units_of(zeroed, inputs[:2])
     gone = walk.units.removable()
     return [group for group in groups if _is_gone(walk, gone, group, chosen[group.name])]
@@ -188,7 +197,7 @@ def _tried(graph: fx.GraphModule, inputs: Tensor, groups: list[SharedUnits]) -> 
 
 def _is_gone(walk: Walk, gone: Tensor, group: SharedUnits, number: int) -> bool:
     for name, owners in group.writers.items():
-        units = walk.units_of(name, 0)
+        units = walk.units_of(name, group.axes.get(name, 0))
         if units is None or not bool(gone[units[owners == number]].all()):
             return False
     return True

@@ -355,8 +355,38 @@ def _gates(
     return zero
 
 
+def multihead(walk: Walk, call: Call) -> Any:
+    """Attention as torch has it: it reads the units of its three inputs, and writes those of its
+    output; what lies between stays, or goes by heads."""
+    module, name = _module(walk, call.node), call.name
+    query, key, value = (call.argument(n, k) for n, k in enumerate(("query", "key", "value")))
+    if module.in_proj_weight is not None:
+        projections = [("in_proj_weight", side) for side in (query, key, value)]
+    else:
+        leaves = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+        projections = list(zip(leaves, (query, key, value), strict=True))
+    for leaf, side in projections:
+        read, rest = _units_along(walk, side, side.dim - 1, name)
+        walk.stay(rest, _READS.format(name))
+        if read is not None:
+            unread = ~getattr(module, leaf).any(0)
+            walk.units.read(read, side.zero_along(side.dim - 1) | unread)
+        walk.tensor(f"{name}.{leaf}", 1, read, reads=True)
+    walk.stay([*call.args[3:], *call.kwargs.values()], _READS.format(name))
+    written = _written(walk, f"{name}.out_proj.weight", 0, module.embed_dim)
+    walk.tensor(f"{name}.out_proj.weight", 0, written)
+    _note(walk, f"{name}.out_proj", module.out_proj, "bias", 0, written)
+    made, weights = walk.made[call.node]
+    last = made.dim - 1
+    none = ~module.out_proj.weight.any(1) & _no_bias(module.out_proj)
+    unit_maps = () if written is None else (along(written, last, made.dim),)
+    out = Known(made.shape, unit_maps)
+    return out.with_zero(compressed(along(none, last, made.dim))), weights
+
+
 MODULES: dict[type[nn.Module], Handler] = {
     nn.Linear: linear,
+    nn.MultiheadAttention: multihead,
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), conv),
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), conv),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), channel_norm),

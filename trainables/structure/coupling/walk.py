@@ -61,6 +61,8 @@ class Walk:
     """The nodes whose kind no handler knows, or not in this form."""
     reading: set[tuple[str, int]] = field(default_factory=set)
     """The axes of parameters, by name, along which they read units."""
+    writing: set[tuple[str, int]] = field(default_factory=set)
+    """The same of those along which they make units."""
     _names: dict[int, str] = field(default_factory=dict)
     """The first name of each parameter and buffer, by identity."""
 
@@ -69,8 +71,7 @@ class Walk:
         all of it stays. What it has been noted for elsewhere goes together."""
         tensor = _get(self.graph, name)
         name = self._names.setdefault(id(tensor), name)
-        if reads:
-            self.reading.add((name, axis))
+        (self.reading if reads else self.writing).add((name, axis))
         missing = [torch.full((0,), NONE)] * tensor.dim()
         noted = self.tensors.setdefault(name, list(missing))
         before = noted[axis]

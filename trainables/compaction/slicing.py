@@ -452,12 +452,14 @@ def _inputs(walk: Walk, node: fx.Node) -> list[Any]:
 
 
 def _lost(walk: Walk, gone: Tensor) -> dict[str, int]:
-    """How many rows of its weight each layer loses."""
+    """How many of the units that it makes each layer loses."""
     found: dict[str, int] = {}
     for name, axes in walk.tensors.items():
         owner = name.rpartition(".")[0] or name
-        for units in axes[:1]:
-            count = 0 if units is None else int((gone[units] & (units != NONE)).sum())
+        for axis, units in enumerate(axes):
+            makes = axis == 0 or (name, axis) in walk.writing
+            lost = makes and units is not None
+            count = int((gone[units] & (units != NONE)).sum()) if lost else 0
             if count:
                 found[owner] = max(found.get(owner, 0), count)
     return found

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from slimfront.trainables.compaction import compact, deserialise, serialise
 from slimfront.trainables.shipping.network_file import check_storable
 from slimfront.trainables.structure.graph import trace
-from slimfront.trainables.structure.targets import hidden_layers
+from slimfront.trainables.structure.targets.layers import hidden_layers
 
 
 class Encoded(nn.Module):

@@ -4,13 +4,13 @@ from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.models.resnet import BasicBlock
-from slimfront.trainables.structure.branches import residual_branches
 from slimfront.trainables.structure.graph import (
     layers_of,
     nonnegative_nodes,
     trace,
 )
-from slimfront.trainables.structure.targets import hidden_layers, inner_layers
+from slimfront.trainables.structure.targets.branches import residual_branches
+from slimfront.trainables.structure.targets.layers import hidden_layers, inner_layers
 
 
 def names(model: nn.Module) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slimfront.trainables.structure.branches import residual_branches
+from slimfront.trainables.structure.targets.branches import residual_branches
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ from slimfront.trainables.penalties.base import (
     root,
     shrink_factor,
 )
-from slimfront.trainables.structure.branches import residual_branches
 from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.structure.targets.branches import residual_branches
 
 
 def group_norm(tensors: list[Tensor]) -> Tensor:

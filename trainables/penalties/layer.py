@@ -20,7 +20,7 @@ from slimfront.trainables.penalties.base import (
     shrink_factor,
 )
 from slimfront.trainables.structure.graph import Layer, trace
-from slimfront.trainables.structure.targets import inner_layers
+from slimfront.trainables.structure.targets.layers import inner_layers
 
 
 def negative_norm(tensors: Sequence[Tensor]) -> Tensor:

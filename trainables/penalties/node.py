@@ -15,7 +15,7 @@ from slimfront.trainables.penalties.base import (
     shrink_factor,
 )
 from slimfront.trainables.structure.graph import Layer, trace
-from slimfront.trainables.structure.targets import hidden_layers
+from slimfront.trainables.structure.targets.layers import hidden_layers
 
 
 def row_norms(weight: Tensor, bias: Tensor) -> Tensor:

@@ -242,17 +242,24 @@ def _of_leaf(wanted: Any, got: Any, wider: Any, tolerance: float, both_nan: bool
     return compared if isinstance(compared, float) else compared.relative(tolerance)
 
 
-def _compared(wanted: Any, got: Any, wider: Any, *, both_nan: bool) -> "_Compared | float":
-    """Two outputs compared, the spread being that of `wider`; 0 or infinity where that takes no
-    numbers."""
+def _by_kind(wanted: Any, got: Any) -> float | None:
+    """0 or infinity where two outputs are not both tensors of some numbers; None where they are, of
+    the same shape and type."""
     if not isinstance(wanted, Tensor) or not isinstance(got, Tensor):
         return 0.0 if type(wanted) is type(got) and wanted == got else float("inf")
     if wanted.shape != got.shape or wanted.dtype != got.dtype:
         return float("inf")
     if not wanted.is_floating_point():
         return 0.0 if torch.equal(wanted, got) else float("inf")
-    if wanted.numel() == 0:
-        return 0.0
+    return None if wanted.numel() else 0.0
+
+
+def _compared(wanted: Any, got: Any, wider: Any, *, both_nan: bool) -> "_Compared | float":
+    """Two outputs compared, the spread being that of `wider`; 0 or infinity where that takes no
+    numbers."""
+    by_kind = _by_kind(wanted, got)
+    if by_kind is not None:
+        return by_kind
     fits = (
         isinstance(wider, Tensor)
         and wider.shape[1:] == wanted.shape[1:]

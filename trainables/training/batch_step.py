@@ -17,7 +17,7 @@ from slimfront.trainables.precision import check_bf16
 from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting
 from slimfront.trainables.sparsifiers.base import computed_weights, prunable_weights
 from slimfront.trainables.structure.graph import Layer, trace
-from slimfront.trainables.structure.targets import inner_layers
+from slimfront.trainables.structure.targets.layers import inner_layers
 from slimfront.trainables.training.compiled import Compiled, pays_back
 from slimfront.trainables.training.layout import align_gradients, ambiguous_strides, channels_last
 from slimfront.trainables.training.losses import Losses

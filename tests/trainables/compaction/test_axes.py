@@ -9,7 +9,7 @@ from slimfront.trainables.penalties.channel import ChannelSparsity
 from slimfront.trainables.penalties.node import NodeSparsity
 from slimfront.trainables.structure.graph import layers_of, trace
 from slimfront.trainables.structure.removable import removable_groups
-from slimfront.trainables.structure.targets import hidden_layers
+from slimfront.trainables.structure.targets.layers import hidden_layers
 
 INPUTS = torch.randn(16, 6, 5, generator=torch.Generator().manual_seed(1))
 

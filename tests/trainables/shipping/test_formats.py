@@ -17,7 +17,7 @@ from slimfront.trainables.errors import UserError
 from slimfront.trainables.models import MODELS
 from slimfront.trainables.shipping import FORMATS, Format, Shipped, load, save
 from slimfront.trainables.structure.graph import trace
-from slimfront.trainables.structure.targets import hidden_layers
+from slimfront.trainables.structure.targets.layers import hidden_layers
 from tests.trainables.compaction.test_networks import NETWORKS as OURS
 from tests.trainables.networks import Mixed, Transformer, damage_batch_norms
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from slimfront.trainables.compaction import compact
 from slimfront.trainables.penalties.block import BlockSparsity
-from slimfront.trainables.structure.branches import residual_branches
 from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.structure.targets.branches import residual_branches
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 ROWS = torch.randn(6, 5, 16, generator=torch.Generator().manual_seed(0))
@@ -69,6 +69,12 @@ def group_normed(net: Any, x: Tensor) -> Tensor:
 
 def normed_behind(net: Any, x: Tensor) -> Tensor:
     return net.head((x + net.norm(net.a(x).relu())).mean(1))
+
+
+def functional_norm(net: Any, x: Tensor) -> Tensor:
+    norm = net.norm
+    made = F.batch_norm(net.a(x), norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    return x + made.relu()
 
 
 def functional(net: Any, x: Tensor) -> Tensor:
@@ -132,6 +138,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor, list[str]]] = {
             normed_behind, a=nn.Linear(16, 16), norm=nn.LayerNorm(16), head=nn.Linear(16, 4)
         ),
         ROWS,
+        ["norm"],
+    ),
+    "a norm as a function": (
+        lambda: convolutional(functional_norm, a=nn.Conv2d(16, 16, 1), norm=nn.BatchNorm2d(16)),
+        IMAGES,
         ["norm"],
     ),
     "a function of parameters": (

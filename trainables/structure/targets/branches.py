@@ -14,7 +14,7 @@ from slimfront.trainables.structure.graph import (
     layers_of,
     module_of,
 )
-from slimfront.trainables.structure.zeros import passes_zeros
+from slimfront.trainables.structure.targets.zeros import passes_zeros
 from slimfront.trainables.torch_internals import function_name
 
 _WEIGHTS = (
@@ -26,10 +26,16 @@ _NORMS = (
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
 )
 _PRODUCTS = ("mul", "multiply")
-_WEIGHTED: dict[str, tuple[int, ...]] = {
-    **{"linear": (1, 2), "addmm": (2, 0), "conv1d": (1, 2), "conv2d": (1, 2), "conv3d": (1, 2)}
+_WEIGHTED = {
+    **{key: {"weight": 1, "bias": 2} for key in ("linear", "conv1d", "conv2d", "conv3d")},
+    "addmm": {"mat2": 2, "input": 0},
 }
 """Functions of layers, and where their weight and bias stand among the arguments."""
+_NORMED = {
+    **{key: {"weight": 3, "bias": 4} for key in ("batch_norm", "instance_norm")},
+    **{key: {"weight": 2, "bias": 3} for key in ("layer_norm", "group_norm")},
+}
+"""The same of norms."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ class _Ends:
         """How many of these nodes have weights of their own."""
         kinds = (*_WEIGHTS, nn.MultiheadAttention)
         modules = (isinstance(module_of(self.graph, node), kinds) for node in nodes)
-        functions = (bool(self._of_function(node)) for node in nodes)
+        functions = (bool(self._of_function(node, _WEIGHTED)) for node in nodes)
         return sum(modules) + sum(functions)
 
     def behind(self, node: fx.Node) -> Iterator[fx.Node]:
@@ -141,7 +147,7 @@ class _Ends:
         parameters are read elsewhere too."""
         module = module_of(self.graph, node)
         if module is None:
-            return self._of_function(node)
+            return self._of_function(node, _WEIGHTED | _NORMED)
         if self.counts[node.target] > 1:
             return ()
         name = str(node.target)
@@ -154,12 +160,15 @@ class _Ends:
         # Those that are computed anew in each forward are no parameters.
         return tuple(f"{name}.{leaf}" for leaf in leaves) if own.keys() >= {*leaves} else ()
 
-    def _of_function(self, node: fx.Node) -> tuple[str, ...]:
+    def _of_function(self, node: fx.Node, kinds: dict[str, dict[str, int]]) -> tuple[str, ...]:
         """The same of a function that is given parameters."""
-        places = _WEIGHTED.get(function_name(node)) if node.op == "call_function" else None
-        if places is None or node.kwargs:
+        places = kinds.get(function_name(node)) if node.op == "call_function" else None
+        if places is None:
             return ()
-        given = [node.args[place] for place in places if len(node.args) > place]
+        given = [
+            node.args[place] if len(node.args) > place else node.kwargs.get(name)
+            for name, place in places.items()
+        ]
         names = []
         for argument in given:
             if argument is None:

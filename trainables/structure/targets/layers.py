@@ -12,7 +12,7 @@ from slimfront.trainables.structure.graph import (
     only_user,
     weight_layer,
 )
-from slimfront.trainables.structure.zeros import is_activation, passes_units
+from slimfront.trainables.structure.targets.zeros import is_activation, passes_units
 
 
 def inner_layers(graph: fx.GraphModule) -> list[Layer]:

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from slimfront.trainables.compaction import compact
 from slimfront.trainables.measures.measure import measure
-from slimfront.trainables.structure.agreement import Probe, difference
+from slimfront.trainables.structure import agreement
+from slimfront.trainables.structure.agreement import (
+    Probe,
+    difference,
+    difference_in_batches,
+    pieces,
+)
 
 INPUTS = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -230,3 +236,51 @@ def test_fresh_inputs_are_indices_where_the_real_ones_are() -> None:
             return out
 
     assert Probe(Tokens(), torch.randint(7, (16, 5)).double()).agrees(Tokens())
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 24])
+def test_a_batch_at_a_time_gives_the_difference_of_all_inputs_at_once(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    one = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).double()
+    other = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).double()
+    with torch.no_grad():
+        other[1].weight.copy_(one[1].weight + 1e-6 * torch.randn(5, 192))
+        other[1].bias.copy_(one[1].bias)
+    inputs = INPUTS[:count].double()
+    at_once = Probe(one, inputs, fresh=False).difference(other, 1e-4)
+    monkeypatch.setattr(agreement, "_AT_ONCE", 5)
+    assert [len(piece) for piece in pieces(inputs)] == [5] * (count // 5) + [count % 5] * (
+        count % 5 > 0
+    )
+    assert difference_in_batches(one, other, inputs, 1e-4) == pytest.approx(at_once, rel=1e-9)
+
+
+def test_a_batch_at_a_time_sees_what_is_wrong_in_one_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Wrong(nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.value = value
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x.flatten(1)[:, :1] == INPUTS[3, 0, 0, 0], self.value, x.flatten(1))
+
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(5, -1)
+
+    monkeypatch.setattr(agreement, "_AT_ONCE", 5)
+    right = nn.Flatten()
+    assert difference_in_batches(right, right, INPUTS, 1e-4) == 0
+    assert difference_in_batches(right, Wrong(9.0), INPUTS, 1e-4) > 0.5
+    assert difference_in_batches(right, Wrong(torch.nan), INPUTS, 1e-4) != 0
+    assert difference_in_batches(right, Fixed(), INPUTS, 1e-4) == float("inf")
+
+
+def test_large_inputs_come_few_at_a_time() -> None:
+    large = torch.empty(1, 3, 224, 224).expand(1024, 3, 224, 224)
+    assert {len(piece) for piece in pieces(large)} == {27, 25}
+    assert [len(piece) for piece in pieces(torch.empty(600, 8))] == [256, 256, 88]

@@ -1,2 +1,2 @@
-"""What penalties act on in a network, and compaction takes out: hidden units, inner layers, residual
-branches."""
+"""What penalties act on in a network, and compaction takes out: hidden units, inner layers,
+residual branches."""

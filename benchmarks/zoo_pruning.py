@@ -243,15 +243,19 @@ def _dead(weight: Tensor, axis: int) -> int:
 
 
 def _run(network: nn.Module, inputs: Tensor) -> tuple[list[nn.Module], Tensor]:
-    """The modules without others in them in the order in which they run, each once, and the
-    outputs."""
+    """The modules without others in them, and norms, which can have an activation in them, in the
+    order in which they run, each once, and the outputs."""
     ran: dict[nn.Module, None] = {}
 
     def note(module: nn.Module, *_: object) -> None:
         ran.setdefault(module)
 
-    leaves = [m for m in network.modules() if _has_outputs(m) or not list(m.children())]
-    hooks = [module.register_forward_hook(note) for module in leaves]
+    leaves = [
+        module
+        for module in network.modules()
+        if _has_outputs(module) or not list(module.children()) or "Norm" in type(module).__name__
+    ]
+    hooks = [module.register_forward_pre_hook(note) for module in leaves]
     with torch.no_grad():
         outputs: Tensor = network(inputs)
     for hook in hooks:

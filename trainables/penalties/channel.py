@@ -49,9 +49,10 @@ class Units:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The parameters, as they are now: views of them with their rows along the first axis."""
+        """The parameters, as they are now; views of those whose rows do not lie along the first
+        axis, where they do."""
         return tuple(
-            parameter.tensor.movedim(axis, 0)
+            parameter.tensor.movedim(axis, 0) if axis else parameter.tensor
             for parameter, axis in zip(self.parameters, self.axes, strict=True)
         )
 

@@ -59,10 +59,8 @@ class Walk:
     """The units that grouped convolutions read and write, by name: (groups, in), (groups, out)."""
     unknown: list[str] = field(default_factory=list)
     """The nodes whose kind no handler knows, or not in this form."""
-    reading: set[tuple[str, int]] = field(default_factory=set)
-    """The axes of parameters, by name, along which they read units."""
     writing: set[tuple[str, int]] = field(default_factory=set)
-    """The same of those along which they make units."""
+    """The axes of parameters, by name, along which they make units, and do not only read them."""
     _names: dict[int, str] = field(default_factory=dict)
     """The first name of each parameter and buffer, by identity."""
 
@@ -71,7 +69,8 @@ class Walk:
         all of it stays. What it has been noted for elsewhere goes together."""
         tensor = _get(self.graph, name)
         name = self._names.setdefault(id(tensor), name)
-        (self.reading if reads else self.writing).add((name, axis))
+        if not reads:
+            self.writing.add((name, axis))
         missing = [torch.full((0,), NONE)] * tensor.dim()
         noted = self.tensors.setdefault(name, list(missing))
         before = noted[axis]

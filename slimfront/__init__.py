@@ -10,7 +10,8 @@ first asked for, so that a command that trains nothing does not wait for torch.
 - `compact`: makes a trained sparse network smaller, with the same outputs.
 - `measure`: the parameters, FLOPs and bytes of a network.
 - `search`: runs the search of a config; the same name is the package that the command is made of.
-- `load`: reads a search by name, with the networks of its front.
+- `load`: reads a search by name, which may be running. Both give an object with the `front` as a
+  pandas DataFrame and `pick`, whose networks can be used, exported and described by a card.
 - `Task`, `Encoded`, `Penalty`, `Sparsifier`, `Model`, `Data`: what a task, a penalty, a sparsifier,
   a network and a data set of your own are subclasses of; `TASKS`, `PENALTIES`, `SPARSIFIERS`,
   `MODELS` and `DATA` are where a plug-in registers them by name.

@@ -62,6 +62,8 @@ _SIGN_KEEPERS: tuple[object, ...] = (
     F.avg_pool2d,
     F.adaptive_avg_pool2d,
 )
+_PASSING: tuple[object, ...] = (nn.Identity, nn.Dropout, F.dropout)
+"""What passes zeros on as zeros, in the shape that they have."""
 
 _ROUNDING_EPS = 16
 """Negative entries of a folded layer down to this many machine epsilons of its largest entry are
@@ -462,7 +464,7 @@ def residual_branches(graph: fx.GraphModule) -> list[Branch]:
     """The branches of additions whose two sides come from one node, in order of execution.
 
     The branch is the side with more weight layers; the other one is the shortcut. A branch must end
-    in a weight layer (or its batch norm) that nothing else reads.
+    in a weight layer (or its batch norm) that nothing else reads; dropout may lie behind that.
     """
     by_last = {layer.last: layer for layer in layers_of(graph)}
     found = []
@@ -483,10 +485,20 @@ def residual_branches(graph: fx.GraphModule) -> list[Branch]:
             )
         }
         branch, shortcut = (left, right) if depth[left] > depth[right] else (right, left)
-        last = by_last.get(branch)
-        if last is not None and depth[branch] > depth[shortcut] and list(branch.users) == [node]:
+        end = _end(graph, branch, node)
+        last = None if end is None else by_last.get(end)
+        if last is not None and depth[branch] > depth[shortcut]:
             found.append(Branch(node, shortcut, last))
     return found
+
+
+def _end(graph: fx.GraphModule, node: fx.Node, reader: fx.Node) -> fx.Node | None:
+    """The node that `reader` reads through dropout and the like, if nothing else reads it."""
+    while list(node.users) == [reader]:
+        if not calls(graph, node, _PASSING):
+            return node
+        node, reader = node.all_input_nodes[0], node
+    return None
 
 
 def _args(node: object) -> tuple[object, ...]:

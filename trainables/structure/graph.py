@@ -466,7 +466,7 @@ def residual_branches(graph: fx.GraphModule) -> list[Branch]:
     The branch is the side with more weight layers; the other one is the shortcut. A branch must end
     in a weight layer (or its batch norm) that nothing else reads; dropout may lie behind that.
     """
-    by_last = {layer.last: layer for layer in layers_of(graph)}
+    by_last: dict[fx.Node | None, Layer] = {layer.last: layer for layer in layers_of(graph)}
     found = []
     for node in graph.graph.nodes:
         if not is_addition(graph, node):
@@ -485,8 +485,7 @@ def residual_branches(graph: fx.GraphModule) -> list[Branch]:
             )
         }
         branch, shortcut = (left, right) if depth[left] > depth[right] else (right, left)
-        end = _end(graph, branch, node)
-        last = None if end is None else by_last.get(end)
+        last = by_last.get(_end(graph, branch, node))
         if last is not None and depth[branch] > depth[shortcut]:
             found.append(Branch(node, shortcut, last))
     return found

@@ -28,7 +28,7 @@ from slimfront.trainables.structure.graph import copied
 
 SECTIONS = ("plugins", "task", "data", "latency")
 """The sections of a config that are read."""
-_BATCH = 128
+_BATCH = 64
 _CHECKED = 1024
 """Compaction is checked on at most so many validation inputs, as in a search."""
 

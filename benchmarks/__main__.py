@@ -21,6 +21,7 @@ BENCHMARKS = {
     "cka": ["cka"],
     "sparse_training": ["sparse_training"],
     "compact": ["compact"],
+    "post_training": ["post_training"],
     "search_quality": ["search_quality"],
     "test_problems": ["test_problems"],
     "scale": ["scale"],

@@ -157,7 +157,7 @@ class Search:
         if isinstance(which, int):
             wanted = label(which)
         report = as_json(self.result)
-        chosen = pick(report, str(wanted), min_quality, option=f"pick '{wanted}'")
+        chosen = pick(report, str(wanted), min_quality, option="pick '{wanted}'")
         place: int = report["front"].index(chosen)
         return self.members[place]
 

@@ -19,7 +19,7 @@ from slimfront.search.config.plain import as_plain, dump
 from slimfront.search.config.schema import Config, load_recorded
 from slimfront.search.config.settings import STORE_VARIABLE
 from slimfront.search.config.space import flatten
-from slimfront.search.record.events import Event, SearchBegan, SessionBegan
+from slimfront.search.record.events import Event, SearchBegan, SessionBegan, seconds_spent
 from slimfront.search.record.journal import (
     JOURNAL_FILE,
     Journal,
@@ -74,28 +74,6 @@ class Session:
     def seconds_before(self) -> float:
         """Seconds of wall time that earlier sessions took, up to their last sign of life."""
         return seconds_spent(self.earlier)
-
-
-def seconds_spent(events: Iterable[Event]) -> float:
-    """Seconds of wall time that the sessions of a journal took, up to their last sign of life."""
-    spent = 0.0
-    begun: float | None = None
-    last = 0.0
-    for event in events:
-        # Journals of version 0.1 have the time of day alone.
-        now = float(event.time if event.elapsed is None else event.elapsed)
-        if isinstance(event, SessionBegan):
-            spent += _between(begun, last)
-            begun = now
-        last = now
-    spent += _between(begun, last)
-    return spent / 1000
-
-
-def _between(begun: float | None, last: float) -> float:
-    if begun is None:
-        return 0.0
-    return max(last - begun, 0.0)
 
 
 def begin(

@@ -50,13 +50,7 @@ def _pair(given: Any) -> tuple[Any, Any]:
 
 
 def _inputs(given: Any) -> Tensor:
-    named: dict[str, Any] = {}
-    if isinstance(given, Tensor):
-        named = {"": given}
-    elif isinstance(given, Mapping):
-        named = {str(name): value for name, value in given.items()}
-    elif isinstance(given, tuple | list):
-        named = {str(place): value for place, value in enumerate(given)}
+    named = _by_name(given)
     if not named or not all(isinstance(value, Tensor) for value in named.values()):
         raise UserError(
             f"prune: a batch is a {type(given).__name__}; it is to be a tensor, or a tuple or a "
@@ -65,6 +59,17 @@ def _inputs(given: Any) -> Tensor:
     if any(value.dim() == 0 or len(value) == 0 for value in named.values()):
         raise UserError("prune: a batch is empty; its first axis is that of the examples")
     return given if isinstance(given, Tensor) else Several(named)
+
+
+def _by_name(given: Any) -> dict[str, Any]:
+    """What a batch consists of; nothing where that is not known."""
+    if isinstance(given, Tensor):
+        return {"": given}
+    if isinstance(given, Mapping):
+        return {str(name): value for name, value in given.items()}
+    if isinstance(given, tuple | list):
+        return {str(place): value for place, value in enumerate(given)}
+    return {}
 
 
 def call_of(batches: list[Batch]) -> Call:

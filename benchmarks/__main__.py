@@ -22,6 +22,7 @@ BENCHMARKS = {
     "sparse_training": ["sparse_training"],
     "compact": ["compact"],
     "compaction_cost": ["compaction_cost"],
+    "post_training": ["post_training"],
     "search_quality": ["search_quality"],
     "test_problems": ["test_problems"],
     "scale": ["scale"],

@@ -7,10 +7,13 @@ first asked for, so that a command that trains nothing does not wait for torch.
 - `Candidate`: what is trained, and how: data, network, penalties, sparsifier and training, checked
   when it is made.
 - `train`: trains one candidate, and gives the compact network with its measures.
-- `compact`: makes a trained sparse network smaller, with the same outputs.
+- `compact`: makes a trained sparse network smaller, with the same outputs; what it returns is
+  `Compacted`: the network and a report.
+- `prune`: makes a trained network smaller without training it, by what is worth least on batches.
 - `measure`: the parameters, FLOPs and bytes of a network.
 - `search`: runs the search of a config; the same name is the package that the command is made of.
-- `load`: reads a search by name, with the networks of its front.
+- `load`: reads a search by name, which may be running. Both give an object with the `front` as a
+  pandas DataFrame and `pick`, whose networks can be used, exported and described by a card.
 - `Task`, `Encoded`, `Penalty`, `Sparsifier`, `Model`, `Data`: what a task, a penalty, a sparsifier,
   a network and a data set of your own are subclasses of; `TASKS`, `PENALTIES`, `SPARSIFIERS`,
   `MODELS` and `DATA` are where a plug-in registers them by name.
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from slimfront.search.python_api import load as load
     from slimfront.search.python_api import search as search
     from slimfront.trainables.candidate import Candidate as Candidate
+    from slimfront.trainables.compaction import Compacted as Compacted
     from slimfront.trainables.compaction import compact as compact
     from slimfront.trainables.data import DATA as DATA
     from slimfront.trainables.data import Data as Data
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from slimfront.trainables.models import Model as Model
     from slimfront.trainables.penalties import PENALTIES as PENALTIES
     from slimfront.trainables.penalties import Penalty as Penalty
+    from slimfront.trainables.post_training import prune as prune
     from slimfront.trainables.sparsifiers import SPARSIFIERS as SPARSIFIERS
     from slimfront.trainables.sparsifiers import Sparsifier as Sparsifier
     from slimfront.trainables.structure.coupling.graph_of_units import (
@@ -56,6 +61,7 @@ __all__ = [
     "SPARSIFIERS",
     "TASKS",
     "Candidate",
+    "Compacted",
     "Data",
     "Encoded",
     "Known",
@@ -68,6 +74,7 @@ __all__ = [
     "compact",
     "load",
     "measure",
+    "prune",
     "register_handler",
     "search",
     "train",
@@ -75,6 +82,7 @@ __all__ = [
 
 _HOMES = {
     "Candidate": "trainables.candidate",
+    "Compacted": "trainables.compaction",
     "DATA": "trainables.data",
     "Data": "trainables.data",
     "Encoded": "trainables.tasks",
@@ -92,6 +100,7 @@ _HOMES = {
     "compact": "trainables.compaction",
     "load": "search.python_api",
     "measure": "trainables.measures.measure",
+    "prune": "trainables.post_training",
     "register_handler": "trainables.structure.coupling.graph_of_units",
     "train": "trainables.training.train",
 }

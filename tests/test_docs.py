@@ -11,7 +11,7 @@ import slimfront
 ROOT = Path(__file__).parent.parent
 PAGES = {
     "README.md": r"\d{4} \(\('1', 'units removed', '\d+ units",
-    "docs/python.md": r"[1-9]\d* \d{3,4}\n",
+    "docs/python.md": r"[1-9]\d* \d{3,4}\n# trial-00\d@[\s\S]*\n\('0', 'pruned', '",
     "docs/shipping.md": r"970 to 490\n\S+e-\d\d \(\('stem', 'units removed', '8 units",
 }
 """By page, what its programs print: a regular expression from the first line on."""

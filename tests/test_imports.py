@@ -36,6 +36,7 @@ ROOMS = [
     *("penalties", "sparsifiers", "measures"),
     *("compaction", "shipping"),
     *("training", "candidate", "messages"),
+    "post_training",
     *("packs", "distributed"),
     "trainable",
     "search.terminal",

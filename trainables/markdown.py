@@ -11,14 +11,17 @@ from slimfront.trainables.errors import one_line
 _LONGEST = 200
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", ":": "&#58;"}
 """Characters that no Markdown takes for its own in this form; a colon makes links of addresses."""
+_ESCAPED = "\\`*_[]()#!~$"
+"""Those that stand for themselves behind a backslash."""
 
 
 def text(value: object) -> str:
     """A value as text on one line, also in a cell of a table."""
     shown = ""
     for character in one_line(str(value), _LONGEST):
-        shown += _ENTITIES.get(character, character)
-    return re.sub(r"[\\`*_\[\]()#!~$]", r"\\\g<0>", shown)
+        escaped = f"\\{character}" if character in _ESCAPED else character
+        shown += _ENTITIES.get(character, escaped)
+    return shown
 
 
 def code(value: object, *, cell: bool = False) -> str:

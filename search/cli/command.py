@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from slimfront.search.cli import fronts, run
+from slimfront.search.cli import fronts, networks, run
 from slimfront.search.cli.shell import errors, spare_loopback
 from slimfront.search.cluster import cli as cluster_cli
 from slimfront.trainables.errors import UserError, one_line
@@ -32,6 +32,7 @@ def version() -> None:
 
 app.add_typer(run.app)
 app.add_typer(fronts.app)
+app.add_typer(networks.app)
 app.add_typer(about)
 app.add_typer(cluster_cli.app)
 

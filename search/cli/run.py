@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +17,7 @@ from slimfront.search.cli.options import (
 )
 from slimfront.search.cli.shell import command_name, errors, overrides_and_environment, width
 from slimfront.search.cluster import cli as cluster_cli
+from slimfront.search.config.beside import find_beside
 from slimfront.trainables.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def search(
     from slimfront.search.config.schema import load
 
     overrides = overrides_and_environment(overrides)
-    _find_beside(config)
+    find_beside(config)
     loaded = load(config, overrides)
     _say_where(loaded)
     if name is not None:
@@ -110,20 +110,6 @@ def _say_where(config: "Config") -> None:
             f"{config.tracking.shown_uri()}, from MLFLOW_TRACKING_URI"
         )
         errors.print(where, soft_wrap=True)
-
-
-def _find_beside(config: Path) -> None:
-    """Has factories found that lie beside the config, here and in the processes that a Ray of our
-    own starts."""
-    try:
-        beside = str(config.resolve().parent)
-    except (OSError, RuntimeError, ValueError):  # links in a circle, say: told where it is read
-        return
-    if beside not in sys.path:
-        sys.path.append(beside)
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if beside not in paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join([*paths, beside])
 
 
 @contextlib.contextmanager
@@ -224,7 +210,7 @@ def check(
     from slimfront.search.config.plain import dump
     from slimfront.search.config.schema import load
 
-    _find_beside(config)
+    find_beside(config)
     loaded = load(config, overrides_and_environment(overrides))
     _say_where(loaded)
     if network:

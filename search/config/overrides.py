@@ -4,8 +4,37 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slimfront.search.config.space import set_path
-from slimfront.search.config.yaml_files import Limits, parse
+from slimfront.search.config.yaml_files import Limits, parse, write_value
 from slimfront.trainables.errors import UserError, shorten
+
+Overrides = Mapping[str, Any] | Sequence[str] | str
+"""Values by dotted path, or texts `dotted.path=value`."""
+
+
+def as_texts(overrides: Overrides) -> list[str]:
+    """Overrides as `overridden` takes them.
+
+    Raises:
+        UserError: if a path is no text, or a value is nothing that a config can hold.
+    """
+    if isinstance(overrides, str):
+        return [overrides]
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    texts = []
+    for path, value in overrides.items():
+        if not isinstance(path, str):
+            raise UserError(
+                f"overrides: a path is text, such as 'training.epochs', and {shorten(path)} is none"
+            )
+        try:
+            texts.append(f"{path}={write_value(value)}")
+        except TypeError:
+            raise UserError(
+                f"overrides '{shorten(path)}': it is a {type(value).__name__}, and a config holds "
+                "numbers, text, true or false, lists and mappings"
+            ) from None
+    return texts
 
 
 def overridden(tree: Mapping[str, Any], overrides: Sequence[str], limits: Limits) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The typed schema of a config; loads it, checks it, and explains in one sentence what is wrong."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from optuna.distributions import BaseDistribution
 from pydantic import (
@@ -30,6 +30,8 @@ from slimfront.trainables.options import Options, suggest
 from slimfront.trainables.penalties import Penalty
 from slimfront.trainables.redaction import without_secrets
 from slimfront.trainables.tasks import Classification
+
+CandidateT = TypeVar("CandidateT", bound=Candidate)
 
 _MOST_ENDS = 1000
 """Each end of a range and each choice is checked, in about half a millisecond."""
@@ -311,26 +313,56 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: one sentence of one line that says what is wrong, where, and what would be right.
     """
-    return _explained(lambda: read_text(path), str(path), overrides, GIVEN)
+    return _explained(lambda: read_text(path), str(path), overrides, GIVEN, Config.model_validate)
 
 
 def from_mapping(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """The config that a YAML file with this content would be. Raises UserError as `load`."""
-    return _explained(lambda: write(dict(tree)), "the config", overrides, GIVEN)
+    return _explained(
+        lambda: write(dict(tree)), "the config", overrides, GIVEN, Config.model_validate
+    )
 
 
 def load_recorded(text: str, overrides: Sequence[str] = ()) -> Config:
     """The config that `dump` wrote down as `text`, with overrides. Raises UserError as `load`."""
-    return _explained(lambda: text, "the config as it was recorded", overrides, RECORDED)
+    return _explained(
+        lambda: text, "the config as it was recorded", overrides, RECORDED, Config.model_validate
+    )
+
+
+def load_sections(
+    path: Path, sections: Collection[str], overrides: Sequence[str] = ()
+) -> Candidate:
+    """The candidate of some sections of a config, `data` among them; the others are not looked
+    at, and need not be there.
+
+    Raises:
+        UserError: as `load`.
+    """
+
+    def made(tree: Mapping[str, Any]) -> Candidate:
+        for key in tree:
+            if key not in Config.model_fields:
+                hint = suggest(str(key), Config.model_fields)
+                raise UserError(f"{path}: unknown key '{shorten(key)}'; {hint}")
+        if "data" not in tree:
+            raise UserError(f"{path}: it has no 'data' section, which says what the data are")
+        return Candidate.model_validate({key: tree[key] for key in sections if key in tree})
+
+    return _explained(lambda: read_text(path), str(path), overrides, GIVEN, made)
 
 
 def _explained(
-    read: Callable[[], str], where: str, overrides: Sequence[str], limits: Limits
-) -> Config:
-    """The config, or one sentence: whatever a text makes YAML, Optuna or pydantic raise, it is a
-    mistake in the text."""
+    read: Callable[[], str],
+    where: str,
+    overrides: Sequence[str],
+    limits: Limits,
+    make: Callable[[Mapping[str, Any]], CandidateT],
+) -> CandidateT:
+    """What `make` makes of a config, or one sentence: whatever a text makes YAML, Optuna or
+    pydantic raise, it is a mistake in the text."""
     try:
-        return _loaded(read(), where, overrides, limits)
+        return make(_tree(read(), where, overrides, limits))
     except UserError as error:
         message = str(error)
     except ValidationError as error:
@@ -340,11 +372,10 @@ def _explained(
     raise UserError(one_line(message))
 
 
-def _loaded(text: str, where: str, overrides: Sequence[str], limits: Limits) -> Config:
+def _tree(text: str, where: str, overrides: Sequence[str], limits: Limits) -> Mapping[str, Any]:
     raw = parse(text, where, limits)
     if not isinstance(raw, Mapping):
         raise UserError(
             f"{where}: a config is a mapping of keys to values, and this is {type(raw).__name__}"
         )
-    tree = overridden(raw, overrides, limits)
-    return Config.model_validate(tree)
+    return overridden(raw, overrides, limits)

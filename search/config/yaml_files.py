@@ -1,6 +1,7 @@
 """Reads and writes the YAML of configs, within bounds: a file may be a device, and text may be made
 to do harm."""
 
+import math
 import os
 import re
 import stat
@@ -102,6 +103,21 @@ def parse(text: str, where: str, limits: Limits = GIVEN) -> Any:
 def write(tree: dict[str, Any]) -> str:
     """Plain data as YAML that `parse` reads back as it was."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def write_value(value: object) -> str:
+    """A value on one line of YAML, which `parse` reads back as it was.
+
+    Raises:
+        TypeError: if it holds something else than plain data.
+    """
+    try:
+        listed = yaml.dump(
+            [value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=math.inf
+        )
+    except yaml.representer.RepresenterError:
+        raise TypeError(type(value).__name__) from None
+    return listed.strip()[1:-1]
 
 
 class _Refused(yaml.MarkedYAMLError):

@@ -1,7 +1,8 @@
-"""Shows how a search goes: a live bar in a terminal, a line now and then elsewhere; always on
-stderr."""
+"""Shows how a search goes: a live bar in a terminal or a notebook, a line now and then elsewhere;
+always on stderr."""
 
 import time
+from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -49,7 +50,8 @@ class Progress:
 
 
 class ProgressDisplay(Progress):
-    """Trials done, front size, hypervolume and time left. A context manager."""
+    """Trials done, front size, hypervolume and time left: a bar in a terminal and in a notebook
+    with ipywidgets, lines elsewhere. A context manager."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -65,8 +67,16 @@ class ProgressDisplay(Progress):
         )
         self.task = self.bar.add_task("starting", total=None, state="")
 
+    @property
+    def live(self) -> bool:
+        """Whether there is a bar that moves: in a terminal, and in a notebook that can change what
+        it shows."""
+        if self.console.is_jupyter:
+            return find_spec("ipywidgets") is not None
+        return self.console.is_terminal
+
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
+        if self.live:
             self.bar.start()
         return self
 
@@ -76,7 +86,8 @@ class ProgressDisplay(Progress):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.console.is_terminal:
+        if self.live:
+            self.bar.refresh()  # in a notebook, stopping does not show the last state
             self.bar.stop()
 
     def begun(self, search: str, page: str | None) -> None:
@@ -89,9 +100,9 @@ class ProgressDisplay(Progress):
         )
 
     def update(self, ledger: "Ledger") -> None:
-        """Shows the present state; without a terminal, at most one line every few seconds."""
+        """Shows the present state; without a bar, at most one line every few seconds."""
         done = len(ledger.trials) - ledger.counts["running"]
-        if self.console.is_terminal:
+        if self.live:
             self.bar.update(
                 self.task,
                 completed=done,

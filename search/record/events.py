@@ -5,6 +5,7 @@ in ms, `elapsed` the ms since the process of its session opened the journal, on 
 sets; the rest are the fields of its class.
 """
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -198,3 +199,25 @@ def parse(plain: dict[str, Any]) -> Event:
     if first["type"] == "missing":
         raise ValueError(f"its event '{kind}' has no '{where}'")
     raise ValueError(f"its event '{kind}' has a wrong '{where}': {first['msg']}")
+
+
+def seconds_spent(events: Iterable[Event]) -> float:
+    """Seconds of wall time that the sessions of a journal took, up to their last sign of life."""
+    spent = 0.0
+    begun: float | None = None
+    last = 0.0
+    for event in events:
+        # Journals of version 0.1 have the time of day alone.
+        now = float(event.time if event.elapsed is None else event.elapsed)
+        if isinstance(event, SessionBegan):
+            spent += _between(begun, last)
+            begun = now
+        last = now
+    spent += _between(begun, last)
+    return spent / 1000
+
+
+def _between(begun: float | None, last: float) -> float:
+    if begun is None:
+        return 0.0
+    return max(last - begun, 0.0)

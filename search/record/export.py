@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from slimfront.search.config.schema import Config
-from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult
+from slimfront.search.record.ledger import MeasuredNetwork
 from slimfront.search.record.locate import locate
-from slimfront.search.record.picks import Member, member_name, pick
+from slimfront.search.record.picks import member_name, pick
 from slimfront.search.record.report import as_json
-from slimfront.search.record.session import read_search
+from slimfront.search.record.session import read_result
 from slimfront.trainables import markdown
 from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError
@@ -54,36 +55,52 @@ def export(
     Raises:
         UserError: if there is no such search or network, its file is lost, or it cannot be written.
     """
-    chosen = _format(output, kind)
+    chosen = format_of(output, kind)
+    for path in (output, output.with_suffix(".md")):
+        check_output(path)
+    config, result = read_result(*locate(search, storage_path))
+    report = as_json(result)
+    member = pick(report, wanted, min_quality)
+    point = result.front[report["front"].index(member)]
+    return export_member(config, result.search, point, output, chosen, int8=int8)
+
+
+def export_member(
+    config: Config,
+    search: str,
+    point: MeasuredNetwork,
+    output: Path,
+    kind: str | None = None,
+    *,
+    int8: bool = False,
+) -> Exported:
+    """The same of a network of a search whose config is known.
+
+    Raises:
+        UserError: if its file is lost, or it cannot be written.
+    """
+    chosen = format_of(output, kind)
     card_path = output.with_suffix(".md")
     for path in (output, card_path):
         check_output(path)
-    search, storage_path = locate(search, storage_path)
-    config, ledger = read_search(search, storage_path)
-    point, member = _picked(search, config, ledger, wanted, min_quality)
-    try:
-        network = read(point.file, config.model_of(point.trial.values))
-    except UserError as error:
-        raise UserError(
-            f"the network of {member_name(member)} cannot be read any more: {error}"
-        ) from None
+    network = read_member(config, point)
     base = config.candidate({})
     data = load_once(base.data, torch.device("cpu"), base.task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         dense = built(base.model, data).eval()
+    name = _name(point)
     searched = config.ships_int8(point.trial.number, point.trial.values)
     if searched and chosen != "onnx":
         raise UserError(
-            f"--output {output}: {member_name(member)} was measured as an int8 network, and those "
-            "ship as onnx"
+            f"--output {output}: {name} was measured as an int8 network, and those ship as onnx"
         )
     shipment = ship(
         network, dense, data, output, chosen, int8=int8 or searched, latency=base.latency
     )
     text = card(
         shipment,
-        f"{member_name(member)} of {search}",
+        f"{name} of {search}",
         data,
         base.data.name,
         _trained(config, point),
@@ -93,7 +110,36 @@ def export(
     return Exported(shipment, text, card_path)
 
 
-def _format(output: Path, kind: str | None) -> Format:
+def read_member(config: Config, point: MeasuredNetwork) -> nn.Module:
+    """The compact network of a member, on the CPU and in evaluation mode.
+
+    Raises:
+        UserError: if its file is lost or damaged.
+    """
+    try:
+        return read(point.file, config.model_of(point.trial.values)).eval()
+    except UserError as error:
+        raise UserError(f"the network of {_name(point)} cannot be read any more: {error}") from None
+
+
+def kind_of(config: Config, point: MeasuredNetwork, otherwise: Format) -> Format:
+    """The format that a network ships as: onnx where it was measured as int8."""
+    if config.ships_int8(point.trial.number, point.trial.values):
+        return "onnx"
+    return otherwise
+
+
+def _name(point: MeasuredNetwork) -> str:
+    trial, epoch, step = point.trial.label, point.epoch, point.step
+    return member_name({"trial": trial, "epoch": epoch, "one_shot": step})
+
+
+def format_of(output: Path, kind: str | None) -> Format:
+    """The format that a file is written in: `kind`, or what its suffix says.
+
+    Raises:
+        UserError: if the suffix is that of no format, or of another one.
+    """
     by_suffix: Mapping[str, Format] = {f".{name}": name for name in FORMATS}
     found = by_suffix.get(output.suffix)
     if kind is not None and found != kind:
@@ -101,18 +147,6 @@ def _format(output: Path, kind: str | None) -> Format:
     if found is None:
         raise UserError(f"--output {output}: it ends in none of {', '.join(by_suffix)}")
     return found
-
-
-def _picked(
-    search: str, config: Config, ledger: Ledger, wanted: str, min_quality: float | None
-) -> tuple[MeasuredNetwork, Member]:
-    front = ledger.front()
-    result = SearchResult(
-        search, ledger, front, 0.0, config.tracking.shown_uri(), interrupted=False
-    )
-    report = as_json(result)
-    member = pick(report, wanted, min_quality)
-    return front[report["front"].index(member)], member
 
 
 def _trained(config: Config, point: MeasuredNetwork) -> dict[str, Any]:

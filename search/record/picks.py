@@ -30,7 +30,13 @@ def sizes(member: Member) -> dict[str, float]:
     return member | {"params": member.get("total_params", float("nan"))}
 
 
-def pick(report: Mapping[str, Any], wanted: str, min_quality: float | None = None) -> Member:
+def pick(
+    report: Mapping[str, Any],
+    wanted: str,
+    min_quality: float | None = None,
+    *,
+    option: str = "--pick {wanted}",
+) -> Member:
     """The member that `wanted` names: knee, smallest, best, or a trial, which may have @EPOCH and
     /STEP behind it.
 
@@ -38,6 +44,7 @@ def pick(report: Mapping[str, Any], wanted: str, min_quality: float | None = Non
         report: `front` and `objectives`, as in front.json (see `report.as_json`).
         min_quality: only networks of this quality or better are looked at; where that leaves the
             front's knee out, knee is that of the networks that are left.
+        option: how it was asked for, to begin a message with.
 
     Raises:
         UserError: if there is none.
@@ -74,7 +81,7 @@ def pick(report: Mapping[str, Any], wanted: str, min_quality: float | None = Non
         if len(able) > 8:
             known.append("…")
         raise UserError(
-            f"--pick {wanted}: it is not on the front; choose {choices}, or one of "
+            f"{option.format(wanted=wanted)}: it is not on the front; choose {choices}, or one of "
             f"{', '.join(known)}"
         )
     return max(named, key=lambda member: (member["epoch"], -member.get("one_shot", 0)))

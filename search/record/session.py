@@ -19,7 +19,7 @@ from slimfront.search.config.plain import as_plain, dump
 from slimfront.search.config.schema import Config, load_recorded
 from slimfront.search.config.settings import STORE_VARIABLE
 from slimfront.search.config.space import flatten
-from slimfront.search.record.events import Event, SearchBegan, SessionBegan
+from slimfront.search.record.events import Event, SearchBegan, SessionBegan, seconds_spent
 from slimfront.search.record.journal import (
     JOURNAL_FILE,
     Journal,
@@ -27,7 +27,7 @@ from slimfront.search.record.journal import (
     present,
     read_events,
 )
-from slimfront.search.record.ledger import Ledger
+from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.locate import locate
 from slimfront.search.record.storage import Folder, Storage
 from slimfront.search.record.study import OnlyWriter, rebuild
@@ -73,24 +73,7 @@ class Session:
 
     def seconds_before(self) -> float:
         """Seconds of wall time that earlier sessions took, up to their last sign of life."""
-        spent = 0.0
-        begun: float | None = None
-        last = 0.0
-        for event in self.earlier:
-            # Journals of version 0.1 have the time of day alone.
-            now = float(event.time if event.elapsed is None else event.elapsed)
-            if isinstance(event, SessionBegan):
-                spent += _between(begun, last)
-                begun = now
-            last = now
-        spent += _between(begun, last)
-        return spent / 1000
-
-
-def _between(begun: float | None, last: float) -> float:
-    if begun is None:
-        return 0.0
-    return max(last - begun, 0.0)
+        return seconds_spent(self.earlier)
 
 
 def begin(
@@ -283,16 +266,40 @@ def read_search(search: str, storage_path: str) -> tuple[Config, Ledger]:
     Raises:
         UserError: if there is no such search, or its journal cannot be read.
     """
+    config, ledger, _ = _read(search, storage_path)
+    return config, ledger
+
+
+def read_result(search: str, storage_path: str) -> tuple[Config, SearchResult]:
+    """The same as `read_search`, as the result that the search would end with now.
+
+    Raises:
+        UserError: as `read_search`.
+    """
+    config, ledger, seconds = _read(search, storage_path)
+    trials = [*ledger.trials, *([ledger.dense] if ledger.dense else [])]
+    return config, SearchResult(
+        search,
+        ledger,
+        ledger.front(),
+        seconds,
+        config.tracking.shown_uri(),
+        interrupted=any(trial.unfinished for trial in trials),
+    )
+
+
+def _read(search: str, storage_path: str) -> tuple[Config, Ledger, float]:
+    """The config, what is known about the trials, and the seconds that the search took."""
     folder = _folder(search, storage_path)
-    events = read_events(folder.local / JOURNAL_FILE)
+    events = list(read_events(folder.local / JOURNAL_FILE))
     begun = next(iter(events), None)
     if not isinstance(begun, SearchBegan):
         raise UserError(_UNREADABLE.format(search=search))
     config = resumed_config(begun.config, (), search)
     _check_code(config, folder)
     ledger = _ledger(config, begun, folder)
-    _apply_all(ledger, events, folder, first=2)
-    return config, ledger
+    _apply_all(ledger, events[1:], folder, first=2)
+    return config, ledger, seconds_spent(events)
 
 
 def _check_code(config: Config, folder: Folder) -> None:

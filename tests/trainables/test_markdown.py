@@ -43,6 +43,10 @@ def test_code_is_one_span_of_one_cell(value: str) -> None:
         assert not (cell and re.search(r"(?<!\\)\|", span))
 
 
+def test_entities_are_not_escaped_themselves() -> None:
+    assert text("my_module:load | #1") == "my\\_module&#58;load &#124; \\#1"
+
+
 def test_what_is_harmless_stays_as_it_is() -> None:
     assert text("mlp") == "mlp"
     assert text(0.5) == "0.5"

@@ -20,7 +20,7 @@ def drop_empty_branches(graph: fx.GraphModule, inputs: Tensor) -> list[str]:
     dropped: list[str] = []
     while True:
         empty = [branch for branch in residual_branches(graph) if branch.is_zero(graph)]
-        shapes = _Shapes(graph).of(inputs) if empty else {}
+        shapes = Shapes(graph).of(inputs) if empty else {}
         same = (branch for branch in empty if shapes[branch.shortcut] == shapes[branch.addition])
         # One at a time: the next branch's shortcut may be the addition that goes.
         branch = next(same, None)
@@ -32,7 +32,7 @@ def drop_empty_branches(graph: fx.GraphModule, inputs: Tensor) -> list[str]:
         dropped.append(branch.name)
 
 
-class _Shapes(fx.Interpreter):
+class Shapes(fx.Interpreter):
     """Runs a graph and remembers the shapes and types that its nodes make."""
 
     def __init__(self, graph: fx.GraphModule) -> None:

@@ -48,9 +48,10 @@ Action = Literal[
     "removed",
     "block removed",
     "zeros stay",
+    "pruned",
 ]
 Step = tuple[str, Action, str]
-"""A layer, what became of it, and a detail."""
+"""A layer, what became of it, and a detail; what was `pruned` before is told by who pruned it."""
 Removal = Literal["units", "heads", "blocks", "channels"]
 _REMOVALS: tuple[Removal, ...] = ("units", "heads", "blocks", "channels")
 

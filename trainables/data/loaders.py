@@ -68,7 +68,7 @@ def _read_all(given: Any, what: str, ignore: int | None) -> tuple[Any, Any]:
     targets = []
     try:
         for batch in _batches(given):
-            x, y = _pair(batch, what)
+            x, y = pair(batch, what)
             inputs.append(x)
             targets.append(y)
         if not inputs:
@@ -131,8 +131,13 @@ def _same(one: Any, other: Any) -> bool:
     return all(_same(first, second) for first, second in pairs)
 
 
-def _pair(batch: Any, what: str) -> tuple[Any, Any]:
-    """Inputs and targets of a batch."""
+def pair(batch: Any, what: str) -> tuple[Any, Any]:
+    """Inputs and targets of a batch.
+
+    Raises:
+        UserError: if it is neither a mapping with targets, nor inputs and targets in a row; `what`
+            begins the message.
+    """
     if isinstance(batch, Mapping):
         return _named_pair(batch, what)
     if not isinstance(batch, tuple | list) or len(batch) < 2:

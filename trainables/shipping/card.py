@@ -46,23 +46,27 @@ def card(
     data_name: str,
     trained: Mapping[str, object],
     compaction: Sequence[Sequence[str]],
+    given: Mapping[str, float] | None = None,
 ) -> str:
     """The card of a shipped file.
 
     Args:
+        given: the metrics of the network that it was made of without training, which it is
+            compared with then; None: it was trained, and is compared with the dense network.
         trained: what is to be said of its training, by name, in Markdown.
         compaction: the (layer, action, detail) of each step.
     """
     task = data.task
+    other = "dense" if given is None else "given"
     parts = [
         f"# {text(title)}",
         f"A network for the task {code(task.options.name)} on the data set {code(data_name)}: "
         f"{described(data.train.inputs)} as they come, "
         f"{task.options.shape_of_outputs(data.validation.targets, data.head)}. "
         + " ".join(_around(data)),
-        "## Quality\n\n" + _scores(shipment),
-        "## Size\n\n" + _sizes(shipment),
-        "## Speed\n\n" + speed(shipment),
+        "## Quality\n\n" + _scores(shipment, given),
+        "## Size\n\n" + _sizes(shipment, other),
+        "## Speed\n\n" + speed(shipment, other),
         "## How it came about\n\n"
         + "\n".join(f"- {name}: {value}" for name, value in trained.items()),
         "## What compaction did\n\n" + did(compaction),
@@ -97,28 +101,29 @@ def _around(data: Dataset) -> Iterator[str]:
         yield "Its outputs stand for: " + ", ".join(map(code, data.names)) + "."
 
 
-def _scores(shipment: Shipment) -> str:
+def _scores(shipment: Shipment, given: Mapping[str, float] | None) -> str:
+    compared = {"the trained network": shipment.trained_scores}
+    if given is not None:
+        compared = {"the network given": given, "the compact network": shipment.trained_scores}
+    last = list(compared)[-1]
     names = [name.removeprefix("val_") for name in shipment.scores if name.startswith("val_")]
     rows = [
         "| | " + " | ".join(f"validation {n} | test {n}" for n in names) + " |",
         "| --- |" + " ---: | ---: |" * len(names),
     ]
-    for name, of in (
-        ("the trained network", shipment.trained_scores),
-        ("this file", shipment.scores),
-    ):
+    for name, of in {**compared, "this file": shipment.scores}.items():
         values = " | ".join(f"{of[f'val_{n}']:.4f} | {of[f'test_{n}']:.4f}" for n in names)
         rows.append(f"| {name} | {values} |")
     checked = (
         f"The file was loaded in a fresh process and run on the {shipment.checked:,} inputs of "
         "both splits: its outputs differ "
-        f"from the trained network's by at most {shipment.difference:.1e} of the largest."
+        f"from {last}'s by at most {shipment.difference:.1e} of the largest."
     )
     return "\n".join(rows) + f"\n\n{checked}"
 
 
-def _sizes(shipment: Shipment) -> str:
-    rows = ["| | this network | dense | ratio |", "| --- | ---: | ---: | ---: |"]
+def _sizes(shipment: Shipment, other: str) -> str:
+    rows = [f"| | this network | {other} | ratio |", "| --- | ---: | ---: | ---: |"]
     for key, name in _SIZES.items():
         if key in shipment.measures and key in shipment.dense_measures:
             mine, dense = shipment.measures[key], shipment.dense_measures[key]
@@ -132,11 +137,11 @@ def _sizes(shipment: Shipment) -> str:
     return "\n".join(rows) + f"\n\nThe file has {shipment.measures['file_bytes']:,.0f} bytes.{kept}"
 
 
-def speed(shipment: Shipment) -> str:
+def speed(shipment: Shipment, other: str = "dense") -> str:
     """Times and speed-ups that were measured, with their quartiles."""
     runtime = "ONNX Runtime" if shipment.kind == "onnx" else f"torch {torch.__version__}, eager"
     rows = [
-        "| batch | this network, ms | dense, ms | speed-up | quartiles |",
+        f"| batch | this network, ms | {other}, ms | speed-up | quartiles |",
         "| ---: | ---: | ---: | ---: | --- |",
     ]
     for size, (dense, mine) in shipment.timings.items():

@@ -6,7 +6,7 @@ DepGraph, arXiv 2301.12900), on the cubic schedule of Zhu, Gupta 2017, arXiv 171
 channel that was zeroed stays 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -138,7 +138,20 @@ class ActiveChannels(ActiveSparsifier):
     def update(self, step: int) -> None:
         """Zeroes the least important channels."""
         sparsity = cubic_sparsity(self.updates.progress(step), self.options.sparsity)
-        scores = {group.name: self._ranked(group) for group in self.groups}
+        self.drop(self.scores(), sparsity)
+
+    def scores(self) -> dict[str, Tensor]:
+        """The importance of each unit, (units,), by the name of its group.
+
+        Raises:
+            UserError: if the units of a group cannot be ranked.
+        """
+        return {group.name: self._ranked(group) for group in self.groups}
+
+    @torch.no_grad()
+    def drop(self, scores: Mapping[str, Tensor], sparsity: float) -> None:
+        """Zeroes the share `sparsity` of the units, those of the lowest scores, (units,) by the
+        name of their group."""
         densities: Densities = "uniform"
         if self.options.compare == "global":
             densities = "global"

@@ -61,7 +61,6 @@ _SIGN_KEEPERS: tuple[object, ...] = (
     F.avg_pool2d,
     F.adaptive_avg_pool2d,
 )
-
 _ROUNDING_EPS = 16
 """Negative entries of a folded layer down to this many machine epsilons of its largest entry are
 rounding errors of folding."""

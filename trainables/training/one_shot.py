@@ -38,7 +38,7 @@ def prune(network: nn.Module, inputs: Tensor, options: OneShot) -> Iterator[nn.M
     Yields:
         One and the same copy, in evaluation mode, with fewer weights each time.
     """
-    scores = _scores(network, inputs)
+    scores = weight_scores(network, inputs)
     if not scores:
         return
     ordered = _largest_first(scores.values())
@@ -67,7 +67,7 @@ def _largest_first(scores: Iterable[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def _scores(network: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+def weight_scores(network: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     """|w| · ‖x‖₂ of every weight of linear and convolutional layers, by the layer's name, in the
     shape of the weight."""
     scores: dict[str, Tensor] = {}

@@ -1,0 +1,139 @@
+"""The batches that a network is pruned on, as slimfront calls networks: one argument."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from slimfront.trainables.data.loaders import pair
+from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.inputs import Call, Several, each, joined, shape_of_one, tensors
+from slimfront.trainables.models import adapted
+from slimfront.trainables.tasks.evaluating import evaluating
+
+_CHECKED = 1024
+"""Compaction is checked on at most so many examples."""
+
+
+class Batch(NamedTuple):
+    """Inputs (N, …), and targets (N, …) where there are any."""
+
+    inputs: Tensor
+    targets: Any = None
+
+
+def read(batches: Iterable[Any], *, with_targets: bool) -> list[Batch]:
+    """All batches, read once; inputs that are tuples or mappings become `Several`.
+
+    Raises:
+        UserError: if there is none, one is empty, or one has another form.
+    """
+    found = []
+    for given in batches:
+        inputs, targets = given, None
+        if with_targets:
+            inputs, targets = _pair(given)
+        found.append(Batch(_inputs(inputs), targets))
+    if not found:
+        raise UserError("prune: there is no batch; give an iterable of some batches of inputs")
+    return found
+
+
+def _pair(given: Any) -> tuple[Any, Any]:
+    if not isinstance(given, Mapping) and not (isinstance(given, tuple | list) and len(given) > 1):
+        raise UserError(
+            "prune: with loss=…, a batch is a pair (inputs, targets), and one is a "
+            f"{type(given).__name__}"
+        )
+    return pair(given, "prune: an iterable of batches")
+
+
+def _inputs(given: Any) -> Tensor:
+    named = _by_name(given)
+    if not named or not all(isinstance(value, Tensor) for value in named.values()):
+        raise UserError(
+            f"prune: a batch is a {type(given).__name__}; it is to be a tensor, or a tuple or a "
+            "mapping of tensors"
+        )
+    if any(value.dim() == 0 or len(value) == 0 for value in named.values()):
+        raise UserError("prune: a batch is empty; its first axis is that of the examples")
+    return given if isinstance(given, Tensor) else Several(named)
+
+
+def _by_name(given: Any) -> dict[str, Any]:
+    """What a batch consists of; nothing where that is not known."""
+    if isinstance(given, Tensor):
+        return {"": given}
+    if isinstance(given, Mapping):
+        return {str(name): value for name, value in given.items()}
+    if isinstance(given, tuple | list):
+        return {str(place): value for place, value in enumerate(given)}
+    return {}
+
+
+def call_of(batches: list[Batch]) -> Call:
+    """How a network is called with these inputs.
+
+    Raises:
+        UserError: if one batch has other inputs than the first.
+    """
+    kinds = [tuple(tensors(batch.inputs)) for batch in batches]
+    if any(kind != kinds[0] for kind in kinds):
+        raise UserError("prune: all batches are to have the same inputs")
+    several = isinstance(batches[0].inputs, Several)
+    return Call(kinds[0] if several else None)
+
+
+def called_with(network: nn.Module, batches: list[Batch], *, with_targets: bool) -> nn.Module:
+    """The same network, with one argument; in place.
+
+    Raises:
+        UserError: if it does not take the inputs.
+    """
+    try:
+        return adapted(network, call_of(batches))
+    except UserError as error:
+        hint = ""
+        if not with_targets and isinstance(batches[0].inputs, Several):
+            hint = "; with loss=…, a batch is a pair of inputs and targets"
+        raise UserError(f"prune: {error}{hint}") from None
+
+
+def on_device_of(network: nn.Module, batches: list[Batch]) -> list[Batch]:
+    """The batches where the network's parameters are."""
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    moved = []
+    for inputs, targets in batches:
+        if isinstance(targets, Tensor):
+            targets = targets.to(device)
+        moved.append(Batch(each(inputs, lambda tensor: tensor.to(device)), targets))
+    return moved
+
+
+def check_runs(network: nn.Module, batches: list[Batch]) -> None:
+    """Raises UserError if the network cannot be run on the first batch."""
+    try:
+        with evaluating(network), torch.no_grad():
+            network(batches[0].inputs)
+    except Exception as error:  # of the user's code
+        raise UserError(
+            f"prune: the network cannot be run on the batches: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def sample_of(batches: list[Batch]) -> Tensor:
+    """The examples that compaction is checked on: (N, …), those of the first batches that have one
+    shape."""
+    first, *others = (batch.inputs for batch in batches)
+    sample = first
+    for inputs in others:
+        if len(sample) >= _CHECKED or _shapes(inputs) != _shapes(first):
+            break
+        sample = joined(sample, inputs)
+    return sample[:_CHECKED]
+
+
+def _shapes(inputs: Tensor) -> list[tuple[int, ...]]:
+    return [shape_of_one(tensor) for tensor in tensors(inputs).values()]

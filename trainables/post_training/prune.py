@@ -1,0 +1,122 @@
+"""`slimfront.prune`: a trained network, smaller, without training."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from slimfront.trainables.compaction import Compacted, Compaction, compact
+from slimfront.trainables.inputs import Several
+from slimfront.trainables.post_training.amount import Amount
+from slimfront.trainables.post_training.batch_norms import recalibrate as take_again
+from slimfront.trainables.post_training.batches import (
+    Batch,
+    called_with,
+    check_runs,
+    on_device_of,
+    read,
+    sample_of,
+)
+from slimfront.trainables.post_training.removal import without_layers
+from slimfront.trainables.post_training.scores import Loss, zero_channels, zero_weights
+from slimfront.trainables.shipping.formats import ByArguments
+from slimfront.trainables.structure.copying import copied
+
+
+def prune(
+    network: nn.Module,
+    batches: Iterable[Any],
+    *,
+    channels: float | None = None,
+    weights: float | None = None,
+    layers: int | None = None,
+    loss: Loss | None = None,
+    exclude: Sequence[str] = (),
+    recalibrate: bool = True,
+    compaction: Compaction | None = None,
+) -> Compacted:
+    """Makes a trained network smaller without training it; `network` is left as it is.
+
+    What is worth least on the batches goes, and compaction takes it out. One of `channels`,
+    `weights` and `layers` says what:
+
+    Args:
+        network: a trained network, which torch.fx can trace, or torch.export.
+        batches: an iterable that is read once: inputs (N, …), each a tensor, or a tuple or a
+            mapping of tensors as `network` takes them; with `loss` pairs of inputs and targets.
+            Some hundreds of examples are enough; all are in memory at once.
+        channels: the share of the channels, units and heads that can be removed, of which those go
+            that are worth least: by |w · ∂loss/∂w| with a loss, else by their norm.
+        weights: the share of the weights of linear, convolutional and recurrent layers: by
+            |w · ∂loss/∂w| with a loss, else by |w| · ‖x‖₂ with the inputs x that they see. Their
+            layers get smaller only where whole units are zero.
+        layers: how many whole layers go, one by one, each time the one whose removal changes the
+            outputs on the batches least: residual branches, layers between activations that keep
+            the shape, and activations between layers that merge into one then.
+        loss: a function of outputs and targets that gives a mean over the batch.
+        exclude: names of layers that stay.
+        recalibrate: whether the statistics of batch norms are taken again on the batches, after
+            pruning and before compaction.
+        compaction: how it is made compact; the defaults if None.
+
+    Returns:
+        The network, in evaluation mode, which is called as `network` is, and the report: its first
+        steps, `pruned`, say by name what went.
+
+    Raises:
+        UserError: if nothing would go, or what is asked for cannot be done.
+        TrialFailure: if compaction changes the outputs.
+    """
+    amount = Amount.chosen({"channels": channels, "weights": weights, "layers": layers})
+    given = read(batches, with_targets=loss is not None)
+    copy = copied(network).eval()
+    copy.zero_grad()
+    made = called_with(copy, given, with_targets=loss is not None)
+    found = pruned(
+        made,
+        given,
+        amount,
+        loss,
+        exclude=tuple(exclude),
+        recalibrate=recalibrate,
+        compaction=compaction,
+    )
+    inputs = given[0].inputs
+    if not isinstance(inputs, Several):
+        return found
+    return replace(found, network=ByArguments(found.network, list(inputs.named)).eval())
+
+
+def pruned(
+    network: nn.Module,
+    batches: list[Batch],
+    amount: Amount,
+    loss: Loss | None = None,
+    *,
+    exclude: tuple[str, ...] = (),
+    recalibrate: bool = True,
+    compaction: Compaction | None = None,
+) -> Compacted:
+    """The same of a network of one argument, in evaluation mode, whose weights this changes.
+
+    Raises:
+        UserError: as `prune`.
+        TrialFailure: as `prune`.
+    """
+    batches = on_device_of(network, batches)
+    check_runs(network, batches)
+    for parameter in network.parameters():
+        # Taylor importance needs gradients of frozen ones too.
+        parameter.requires_grad_(parameter.is_floating_point())
+    inputs = [batch.inputs for batch in batches]
+    smaller = network
+    if amount.kind == "layers":
+        smaller, steps = without_layers(network, inputs, amount, exclude)
+    else:
+        zero = zero_channels if amount.kind == "channels" else zero_weights
+        steps = zero(network, batches, amount, loss, exclude)
+    if recalibrate:
+        take_again(smaller, inputs)
+    made = compact(smaller, sample_of(batches), compaction)
+    return replace(made, report=replace(made.report, steps=(*steps, *made.report.steps)))

@@ -8,6 +8,7 @@ first asked for, so that a command that trains nothing does not wait for torch.
   when it is made.
 - `train`: trains one candidate, and gives the compact network with its measures.
 - `compact`: makes a trained sparse network smaller, with the same outputs.
+- `Slimming`: penalties and a sparsifier at work in a training loop of your own.
 - `measure`: the parameters, FLOPs and bytes of a network.
 - `search`: runs the search of a config; the same name is the package that the command is made of.
 - `load`: reads a search by name, with the networks of its front.
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from slimfront.trainables.tasks import TASKS as TASKS
     from slimfront.trainables.tasks import Encoded as Encoded
     from slimfront.trainables.tasks import Task as Task
+    from slimfront.trainables.training.slimming import Slimming as Slimming
     from slimfront.trainables.training.train import train as train
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "Model",
     "MultiObjectiveASHA",
     "Penalty",
+    "Slimming",
     "Sparsifier",
     "Task",
     "UserError",
@@ -83,6 +86,7 @@ _HOMES = {
     "Model": "trainables.models",
     "PENALTIES": "trainables.penalties",
     "Penalty": "trainables.penalties",
+    "Slimming": "trainables.training.slimming",
     "SPARSIFIERS": "trainables.sparsifiers",
     "Sparsifier": "trainables.sparsifiers",
     "TASKS": "trainables.tasks",

@@ -13,7 +13,6 @@ from pydantic import (
     model_validator,
 )
 
-from slimfront.search.config.explain import explain
 from slimfront.search.config.names import BAD_NAME, is_bucket, is_name
 from slimfront.search.config.objectives import Constraint, Objective, known_objectives
 from slimfront.search.config.overrides import overridden
@@ -23,6 +22,7 @@ from slimfront.search.config.space_checks import check_nothing_secret, check_spa
 from slimfront.search.config.yaml_files import GIVEN, RECORDED, Limits, parse, read_text, write
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import UserError, one_line, shorten
+from slimfront.trainables.explain import explain
 from slimfront.trainables.measures.measure import EXTRA_MEASURES
 from slimfront.trainables.measures.own import OwnMeasure
 from slimfront.trainables.models import Model

@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from ray import tune
 from ray.tune.error import TuneError
 
-from slimfront.search.config.explain import explain_first
 from slimfront.search.config.objectives import Direction
 from slimfront.search.config.schema import Config
 from slimfront.search.engine.head import watched_head
@@ -51,6 +50,7 @@ from slimfront.search.record.session import (
 from slimfront.search.tracking import Client, Recorder, connect, taking_writes
 from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.explain import explain_first
 from slimfront.trainables.messages import TrialOrder
 from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.shipping.network_file import read

@@ -1,5 +1,6 @@
 """Networks as slimfront calls them: one argument, one tensor."""
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.inputs import Call, by_place
+from slimfront.trainables.inputs import Call, Several, by_place
 from slimfront.trainables.models.base import Model
 from slimfront.trainables.options import suggest
 
@@ -52,6 +53,19 @@ def adapted(network: nn.Module, call: Call) -> nn.Module:
     adapted_forward.__doc__ = forward.__doc__
     network.__class__ = type(kind.__name__, (kind,), {"forward": adapted_forward})
     return network
+
+
+def as_called_with(network: nn.Module, inputs: Tensor, output: str | int | None) -> nn.Module:
+    """The network as it is called with these inputs, `Several` or one tensor; it shares all modules
+    and parameters with `network`, which keeps its class.
+
+    Raises:
+        UserError: if forward has no arguments of these names.
+    """
+    names = tuple(inputs.named) if isinstance(inputs, Several) else None
+    if names is None and output is None:
+        return network
+    return adapted(copy.copy(network), Call(names, output))
 
 
 def _check_names(network: nn.Module, names: Sequence[str]) -> None:

@@ -13,6 +13,8 @@ from slimfront.trainables.data import Dataset, Split, load_once
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.gpu import gpus_among, to_device
 from slimfront.trainables.models import built
+from slimfront.trainables.penalties import ActivePenalty, Penalty
+from slimfront.trainables.penalties.base import StepSizes
 from slimfront.trainables.precision import check_bf16
 from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting
 from slimfront.trainables.sparsifiers.base import computed_weights, prunable_weights
@@ -22,6 +24,7 @@ from slimfront.trainables.training.layout import align_gradients, ambiguous_stri
 from slimfront.trainables.training.losses import Losses
 from slimfront.trainables.training.optimizers import build_optimizer, scheduled, set_lr, take_step
 from slimfront.trainables.training.ranks import Solo
+from slimfront.trainables.training.slimming import Acting, Asked
 
 _AUGMENTATION_STREAM = 0x9E3779B97F4A7C15
 """Added to a training's seed for its augmentation, which must not repeat the numbers that shuffle
@@ -73,9 +76,7 @@ class BatchStep:
         )
         sample = self.sample()
         self.inner = _inner_layers(self.model, sample)
-        self.penalty_options = [options for options in candidate.penalties.values() if options.on]
-        self.penalties = [options.attach(self.model, sample) for options in self.penalty_options]
-        self.sparsifier = self._attached_sparsifier()
+        self.acting = self._acting(sample)
         self.losses: nn.Module | None = None
         self.compiles = None if self.options.compile == "auto" else self.options.compile
         self.weights = list(prunable_weights(self.model).values())
@@ -89,10 +90,23 @@ class BatchStep:
         """A few inputs as the network sees them."""
         return self.data.prepare(self.data.train.inputs[:8])
 
-    def _attached_sparsifier(self) -> ActiveSparsifier | None:
-        options = self.candidate.sparsifier
-        if options is None or not options.on:
-            return None
+    @property
+    def penalties(self) -> list[ActivePenalty]:
+        """The penalties that are on."""
+        return self.acting.penalties
+
+    @property
+    def penalty_options(self) -> list[Penalty]:
+        """Their options."""
+        return self.acting.penalty_options
+
+    @property
+    def sparsifier(self) -> ActiveSparsifier | None:
+        """The sparsifier, if there is one that is on."""
+        return self.acting.sparsifier
+
+    def _acting(self, sample: Tensor) -> Acting:
+        asked = Asked(penalties=self.candidate.penalties, sparsifier=self.candidate.sparsifier)
         setting = Setting(
             model=self.model,
             optimizer=self.optimizer,
@@ -102,7 +116,7 @@ class BatchStep:
             loss=self.data.task.loss,
             broadcast_from_rank0=self.ranks.broadcast_from_rank0,
         )
-        return options.attach(setting)
+        return Acting(asked, self.model, sample, setting)
 
     def _examples(self, count: int) -> tuple[Tensor, Tensor]:
         """So many training examples, as they are without augmentation, drawn by the seed."""
@@ -152,7 +166,7 @@ class BatchStep:
             compiled = Compiled(self.model, self._share_of_batch())
         losses = Losses(
             self.model,
-            self.penalties,
+            self.acting,
             self.data.task,
             bf16=self.options.bf16,
             compiled=compiled,
@@ -245,14 +259,10 @@ class BatchStep:
 
     def _update(self, lr: Tensor | None, step_size: float | Tensor) -> None:
         """What follows the backward pass; `lr` is that of the optimiser if None."""
-        if self.sparsifier:
-            self.sparsifier.before_step(self.step)
+        self.acting.before_step(self.step)
         align_gradients(self.ambiguous)
         take_step(self.optimizer, lr)
-        for penalty in self.penalties:
-            penalty.proximal(step_size)
-        if self.sparsifier:
-            self.sparsifier.after_step(self.step)
+        self.acting.after_step(self.step, StepSizes(step_size))
 
     def clear_gradients(self) -> None:
         """As the optimiser's `zero_grad`, which takes longer than some backward passes."""
@@ -312,9 +322,7 @@ class BatchStep:
     def _part_gradients(
         self, inputs: Tensor, targets: Tensor, share: float
     ) -> tuple[Tensor, Tensor]:
-        epoch = self.step / self.steps_per_epoch()
-        for penalty, options in zip(self.penalties, self.penalty_options, strict=True):
-            penalty.before_batch(self.step, options.scale(epoch))
+        self.acting.watch(self.step, self.step / self.steps_per_epoch())
         if self.options.channels_last:
             inputs = channels_last(inputs)
         assert self.losses is not None

@@ -199,8 +199,7 @@ class Training(BatchStep):
 
     def close(self) -> None:
         """Takes the penalties' hooks off the network."""
-        for penalty in self.penalties:
-            penalty.close()
+        self.acting.close()
 
     def state_dict(self) -> dict[str, Any]:
         """All that continuing needs: tensors and plain data only."""

@@ -234,9 +234,7 @@ class _Rehearsal:
         training = self.training
         data = training.data
         self.model.train()
-        training.losses = Losses(
-            self.model, training.penalties, data.task, bf16=training.options.bf16
-        )
+        training.losses = Losses(self.model, training.acting, data.task, bf16=training.options.bf16)
         count = len(data.train.targets)
         size = training.options.batch_size
         whole = min(size, count)

@@ -44,10 +44,12 @@ class TrainingOptions(Options):
     `channels_last` lays images and the weights of convolutions out as many GPUs like them; nothing
     else changes. `compile: true` has `torch.compile` compile the network for training steps; `auto`
     does where that is measured to pay back. `cuda_graphs` records steps on a GPU and replays them,
-    which saves the time of launching kernels: `auto` where it can be.
+    which saves the time of launching kernels: `auto` where it can be. `freeze` names parameters
+    that stay as they are, with `*` for any characters: `backbone.*`. `epochs: 0` does not train:
+    the network is pruned as it is.
     """
 
-    epochs: int = Field(30, ge=1)
+    epochs: int = Field(30, ge=0)
     batch_size: int = Field(64, ge=1)
     optimizer: OptimizerName = "adam"
     lr: float = Field(1e-3, gt=0)
@@ -61,6 +63,7 @@ class TrainingOptions(Options):
     channels_last: bool = False
     compile: Compile = False
     cuda_graphs: CudaGraphs = "auto"
+    freeze: tuple[str, ...] = ()
 
     @property
     def bf16(self) -> bool:
@@ -149,6 +152,11 @@ class Candidate(Options):
     @model_validator(mode="after")
     def _penalties_can_act(self) -> Self:
         for name, options in self.penalties.items():
+            if options.on and self.training.epochs == 0:
+                raise ValueError(
+                    f"penalties.{name} acts while training, and training.epochs is 0; set it to 1 "
+                    "or more, or leave the penalty out"
+                )
             if options.on and options.warmup >= self.training.epochs:
                 raise ValueError(
                     f"penalties.{name}.warmup ({options.warmup:g}) is not shorter than "
@@ -171,10 +179,14 @@ class Candidate(Options):
         """The measures of the user's."""
         return [measure for measure in self.measures if isinstance(measure, OwnMeasure)]
 
-    def dense(self) -> "Candidate":
-        """The same network and training without penalties, sparsifier and what follows: what
-        compact ones compare with."""
+    def dense(self, *, trained: bool = True) -> "Candidate":
+        """The same network without penalties, sparsifier and what follows, what compact ones are
+        compared with: `trained` as they are, or as it is given."""
+        training = self.training
+        if not trained:
+            training = training.model_copy(update={"epochs": 0})
         plain: dict[str, object] = {
+            "training": training,
             "penalties": {},
             "sparsifier": None,
             "compaction": Compaction(enabled=False),

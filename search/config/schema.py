@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from optuna.distributions import BaseDistribution
 from pydantic import (
@@ -43,6 +43,9 @@ class Config(Candidate):
     objectives: tuple[str, ...] = Field(None, validate_default=True)
     """Left out: the quality of the task, and the non-zero parameters."""
     constraints: dict[str, str] = Field(default_factory=dict)
+    baseline: Literal["given", "trained"] | None = None
+    """What candidates are compared with: the network with its weights as it is given, or trained
+    without penalties and sparsifier. Left out: given, where the model has weights."""
     search: SearchOptions = SearchOptions()
     resources: Resources = Resources()
     tracking: Tracking = Field(default_factory=Tracking)
@@ -102,6 +105,20 @@ class Config(Candidate):
         for name, text in constraints.items():
             Constraint.parse(name, text, _known(info.data))
         return constraints
+
+    @model_validator(mode="after")
+    def _a_given_baseline_has_weights(self) -> Self:
+        if self.baseline == "given" and self.model.weights is None:
+            raise ValueError(
+                "baseline: given is the network with the weights of model.weights, which are left "
+                "out; give them, or set baseline to trained"
+            )
+        if self.baseline_is_trained and self.training.epochs == 0:
+            raise ValueError(
+                "training.epochs is 0, so that the baseline would have random weights; give "
+                "model.weights with baseline: given, or set training.epochs to 1 or more"
+            )
+        return self
 
     @model_validator(mode="after")
     def _databases_are_two(self) -> Self:
@@ -250,6 +267,17 @@ class Config(Candidate):
         for name, text in self.constraints.items():
             found.append(Constraint.parse(name, text, known))
         return found
+
+    def reference(self) -> Candidate:
+        """The baseline as a candidate."""
+        return self.candidate({}).dense(trained=self.baseline_is_trained)
+
+    @property
+    def baseline_is_trained(self) -> bool:
+        """Whether the baseline is trained, and not taken as it is given."""
+        if self.baseline is None:
+            return self.model.weights is None
+        return self.baseline == "trained"
 
     def ships_int8(self, number: int | None, values: Mapping[str, object]) -> bool:
         """Whether networks of a trial ship, and were measured, as int8; the dense one never does.

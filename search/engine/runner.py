@@ -329,7 +329,7 @@ def _ending(result: SearchResult) -> Literal["completed", "interrupted", "failed
 
 def _scheduler(session: Session, observer: Observer) -> MultiObjectiveASHA | None:
     stopping = session.config.search.early_stopping
-    if stopping is None:
+    if stopping is None or session.config.training.epochs == 0:
         return None
     objectives: dict[str, Literal["min", "max"]] = {}
     for objective in session.config.chosen_objectives():
@@ -365,10 +365,7 @@ def _config_maker(
     def make(trial: Unfinished) -> dict[str, Any]:
         number = trial.number
         try:
-            if number is None:
-                candidate = config.candidate({}).dense()
-            else:
-                candidate = config.candidate(trial.values)
+            candidate = config.reference() if number is None else config.candidate(trial.values)
         except (KeyError, ValidationError) as error:
             raise InvalidCandidate(
                 f"these values make no candidate: {explain_first(error)}"

@@ -11,16 +11,22 @@ from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.inputs import Call, Several, by_place
 from slimfront.trainables.models.base import Model
+from slimfront.trainables.models.weights import load_weights
 from slimfront.trainables.options import suggest
 
 
 def built(model: Model, data: Dataset) -> nn.Module:
-    """A freshly initialised network for a data set and its task.
+    """A network for a data set and its task, with the weights that it starts from, or freshly
+    initialised.
 
     Raises:
-        UserError: if it cannot be built, or does not take the data's inputs.
+        UserError: if it cannot be built, does not take the data's inputs, or its weights do not
+            fit.
     """
-    return adapted(model.build(data.input_shape, data.head), data.call)
+    network = model.build(data.input_shape, data.head)
+    if model.weights is not None:
+        load_weights(network, model.weights, strict=model.strict)
+    return adapted(network, data.call)
 
 
 def adapted(network: nn.Module, call: Call) -> nn.Module:

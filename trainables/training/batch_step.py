@@ -19,7 +19,9 @@ from slimfront.trainables.precision import check_bf16
 from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting
 from slimfront.trainables.sparsifiers.base import computed_weights, prunable_weights
 from slimfront.trainables.structure.graph import Layer, inner_layers, trace
+from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.compiled import Compiled, pays_back
+from slimfront.trainables.training.freezing import freeze
 from slimfront.trainables.training.layout import align_gradients, ambiguous_strides, channels_last
 from slimfront.trainables.training.losses import Losses
 from slimfront.trainables.training.optimizers import build_optimizer, scheduled, set_lr, take_step
@@ -29,6 +31,9 @@ from slimfront.trainables.training.slimming import Acting, Asked
 _AUGMENTATION_STREAM = 0x9E3779B97F4A7C15
 """Added to a training's seed for its augmentation, which must not repeat the numbers that shuffle
 the batches."""
+
+_SEEN = 1024
+"""A network that is not trained is pruned by the gradients of so many examples."""
 
 _EXAMPLES_STREAM = 0xBB67AE8584CAA73B
 """The same for the examples that a sparsifier looks at before training."""
@@ -60,6 +65,7 @@ class BatchStep:
             self.model = built(candidate.model, self.data)
             self.rng_state = self._rng_state()
         _refuse_computed_weights(candidate, self.model)
+        freeze(self.model, self.options.freeze)
         self.model.to(self.device)
         if self.options.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -69,7 +75,7 @@ class BatchStep:
             self.ambiguous = ambiguous_strides(self.parameters)
         self.optimizer = build_optimizer(
             name=self.options.optimizer,
-            parameters=self.parameters,
+            parameters=[one for one in self.parameters if one.requires_grad],
             lr=self.options.lr,
             momentum=self.options.momentum,
             weight_decay=self.options.weight_decay,
@@ -151,8 +157,8 @@ class BatchStep:
         return math.ceil(examples / self.options.batch_size)
 
     def total_steps(self) -> int:
-        """How many steps the whole training has."""
-        return self.steps_per_epoch() * self.options.epochs
+        """How many steps the whole training has; a network that is not trained is pruned in one."""
+        return max(self.steps_per_epoch() * self.options.epochs, 1)
 
     def shared_losses(self) -> nn.Module:
         """The losses, wrapped so that all ranks step alike; made late, when the state of training
@@ -262,7 +268,29 @@ class BatchStep:
         self.acting.before_step(self.step)
         align_gradients(self.ambiguous)
         take_step(self.optimizer, lr)
-        self.acting.after_step(self.step, StepSizes(step_size))
+        self.acting.after_step(self.step, self._step_sizes(step_size))
+
+    def _step_sizes(self, size: float | Tensor) -> StepSizes:
+        """The same for all parameters but those that are frozen."""
+        if not self.options.freeze:
+            return StepSizes(size)
+        return StepSizes({id(one): size for one in self.parameters if one.requires_grad})
+
+    def prune_untrained(self) -> None:
+        """Has the sparsifier act at once, on the network as it is, with the gradients of the first
+        training examples."""
+        if self.sparsifier is None:
+            return
+        self.clear_gradients()
+        inputs, targets = self._examples(_SEEN)
+        size = self.options.batch_size
+        with evaluating(self.model):
+            for part, wanted in zip(inputs.split(size), targets.split(size), strict=True):
+                loss = self.data.task.loss(self.model(part), wanted)
+                (loss * (len(wanted) / len(targets))).backward()
+        self.acting.before_step(0)
+        self.sparsifier.after_step(0)
+        self.clear_gradients()
 
     def clear_gradients(self) -> None:
         """As the optimiser's `zero_grad`, which takes longer than some backward passes."""

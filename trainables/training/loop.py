@@ -14,6 +14,7 @@ from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.gpu import to_device
 from slimfront.trainables.training.batch_step import BatchStep
 from slimfront.trainables.training.finishing import Finishing, Number, Trained
+from slimfront.trainables.training.freezing import training_mode
 from slimfront.trainables.training.layout import align_state, contiguous_copy
 from slimfront.trainables.training.ranks import Solo
 from slimfront.trainables.training.refit import Refit, refit
@@ -43,6 +44,8 @@ class Training(BatchStep):
         """
         super().__init__(candidate, device, ranks or Solo())
         self.epoch = 0
+        self.pruned = False
+        """Whether a network that is not trained was pruned."""
         self.finishing = Finishing(candidate, self.data)
         self.shuffler = torch.Generator().manual_seed(self.seed)
         self.means = torch.zeros(2, dtype=torch.float64, device=self.device)
@@ -84,7 +87,7 @@ class Training(BatchStep):
         Without recorded steps, torch's global random numbers are this training's until the last
         item was asked for.
         """
-        self.model.train()
+        training_mode(self.model, self.options.freeze)
         targets = self.data.train.targets
         order = torch.randperm(len(targets), generator=self.shuffler)
         self.losses = self.losses or self.shared_losses()
@@ -176,6 +179,9 @@ class Training(BatchStep):
             As `Finishing.finish`, and raises as it does.
         """
         options = refit_options or self.candidate.refit
+        if self.options.epochs == 0 and not self.pruned:
+            self.prune_untrained()
+            self.pruned = True
 
         def further(network: nn.Module) -> list[dict[str, float]]:
             with self.own_rng_state():
@@ -188,6 +194,7 @@ class Training(BatchStep):
                     batch_size=self.options.batch_size,
                     shuffler=self.shuffler,
                     augmenter=self.augmenter,
+                    freeze=self.options.freeze,
                 )
 
         model = self.model

@@ -32,6 +32,7 @@ from slimfront.trainables.structure.agreement import Probe, difference, outputs
 from slimfront.trainables.structure.graph import Layer, copied, trace
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.finishing import measure_own
+from slimfront.trainables.training.freezing import training_mode
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.losses import Losses
 
@@ -121,7 +122,10 @@ class _Rehearsal:
         self._check_trace()
         self._name_what_cannot_go()
         try:
-            self._take_steps()
+            if self.training.options.epochs:
+                self._take_steps()
+            else:
+                self.training.prune_untrained()
         except torch.OutOfMemoryError:
             # Whether there is more memory later, and whether batches may be halved, is for training
             # to see.
@@ -233,7 +237,7 @@ class _Rehearsal:
     def _take_steps(self) -> None:
         training = self.training
         data = training.data
-        self.model.train()
+        training_mode(self.model, training.options.freeze)
         training.losses = Losses(self.model, training.acting, data.task, bf16=training.options.bf16)
         count = len(data.train.targets)
         size = training.options.batch_size

@@ -281,7 +281,9 @@ def test_batch_norms_of_an_average_keep_its_layers_inactive() -> None:
     network = convolutional()
     average = copy.deepcopy(network)
     optimizer = adam(network)
-    slim = sf.Slimming(network, optimizer, IMAGES, steps=30, penalties={"block": {"strength": 20.0}})
+    slim = sf.Slimming(
+        network, optimizer, IMAGES, steps=30, penalties={"block": {"strength": 20.0}}
+    )
     for _ in range(30):
         step(network, optimizer, slim, IMAGES)
         with torch.no_grad():

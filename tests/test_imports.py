@@ -21,6 +21,7 @@ ROOMS = [
         "redaction",
         "environment",
         "errors",
+        "explain",
         "folders",
         "gpu",
         "options",
@@ -54,7 +55,7 @@ BESIDE = {
 }
 
 PRIVATE = (
-    *("redaction", "environment", "errors", "folders", "gpu", "importing"),
+    *("redaction", "environment", "errors", "explain", "folders", "gpu", "importing"),
     *("inputs", "markdown", "options", "plugins", "precision", "torch_internals"),
 )
 

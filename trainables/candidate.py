@@ -17,11 +17,12 @@ from slimfront.trainables.plugins import load_plugins
 from slimfront.trainables.precision import Precision
 from slimfront.trainables.sparsifiers import SPARSIFIERS, Sparsifier
 from slimfront.trainables.tasks import TASKS, Classification, Task
-from slimfront.trainables.training.compiled import Compile
+from slimfront.trainables.training.acceleration.compiled import Compile
+from slimfront.trainables.training.acceleration.step_graphs import CudaGraphs
+from slimfront.trainables.training.distillation import Distill
 from slimfront.trainables.training.one_shot import OneShot
 from slimfront.trainables.training.optimizers import OptimizerName, Schedule
 from slimfront.trainables.training.refit import Refit
-from slimfront.trainables.training.step_graphs import CudaGraphs
 
 
 class LatencyOptions(Latency):
@@ -80,9 +81,10 @@ class TrainingOptions(Options):
 
 class Candidate(Options):
     """A candidate network and its training: task, data → model → training under penalties and a
-    sparsifier → compaction → refit, and one-shot pruning for further candidates; with `int8`, each
-    is quantised and measured as such. `measures` names what is measured beyond what always is:
-    bytes_compressed, latency_ms, speedup, and functions of the user's (see `OwnMeasure`).
+    sparsifier → compaction → refit, and one-shot pruning for further candidates; with `distill`, a
+    teacher's outputs count in the loss; with `int8`, each is quantised and measured as such.
+    `measures` names what is measured beyond what always is: bytes_compressed, latency_ms, speedup,
+    and functions of the user's (see `OwnMeasure`).
     `plugins` are modules that register penalties, sparsifiers, tasks, models and data sets.
     """
 
@@ -100,6 +102,7 @@ class Candidate(Options):
     compaction: Compaction = Compaction()
     refit: Refit = Refit()
     one_shot: OneShot = OneShot()
+    distill: Distill | None = None
     int8: bool = False
     measures: Annotated[tuple[str | OwnMeasure, ...], BeforeValidator(parse_measures)] = ()
     latency: LatencyOptions = LatencyOptions()
@@ -171,6 +174,13 @@ class Candidate(Options):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _what_the_weights_give_is_said(self) -> Self:
+        unsaid = self.task.unsaid_of_weights()
+        if self.model.weights is not None and unsaid is not None:
+            raise ValueError(f"model.weights needs {unsaid}")
+        return self
+
     def asked_measures(self) -> list[str]:
         """The names of slimfront's own measures that are taken where they are asked for."""
         return [measure for measure in self.measures if isinstance(measure, str)]
@@ -192,6 +202,7 @@ class Candidate(Options):
             "compaction": Compaction(enabled=False),
             "refit": Refit(),
             "one_shot": OneShot(steps=0),
+            "distill": None,
             "int8": False,
         }
         return self.model_copy(update=plain)

@@ -80,7 +80,7 @@ class CandidateTrainable(tune.Trainable):
         self.networks: list[dict[str, Any]] = []
 
     def _start(self) -> Training:
-        training = self._new_training(Candidate.model_validate(self.order.candidate))
+        training = self._begun(Candidate.model_validate(self.order.candidate))
         if self.resume_from is not None:
             try:
                 with tune.Checkpoint(
@@ -91,6 +91,19 @@ class CandidateTrainable(tune.Trainable):
                 log.warning("a trial cannot go on from its checkpoint, and begins again: %s", error)
             self.resume_from = None
         return training
+
+    def _begun(self, candidate: Candidate) -> Training:
+        """The training of the candidate, with the baseline for its teacher if it is to have
+        that."""
+        teacher = self.order.teacher_from
+        if teacher is None or candidate.distill is None:
+            return self._new_training(candidate)
+        model = candidate.latency.against or candidate.model
+        with tune.Checkpoint(teacher).as_directory() as directory:
+            file = str(Path(directory, network_file()))
+            trained = model.model_copy(update={"weights": file})
+            distill = candidate.distill.model_copy(update={"teacher": trained})
+            return self._new_training(candidate.model_copy(update={"distill": distill}))
 
     def _new_training(self, candidate: Candidate) -> Training:
         resources = self.order.resources

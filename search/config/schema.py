@@ -30,6 +30,7 @@ from slimfront.trainables.options import Options, suggest
 from slimfront.trainables.penalties import Penalty
 from slimfront.trainables.redaction import without_secrets
 from slimfront.trainables.tasks import Classification
+from slimfront.trainables.training.distillation import BASELINE
 
 _MOST_ENDS = 1000
 """Each end of a range and each choice is checked, in about half a millisecond."""
@@ -186,6 +187,13 @@ class Config(Candidate):
         if model_varies and plain["latency"]["against"] is None:
             # Every trial's speed-up is against the same network.
             plain["latency"]["against"] = plain["model"]
+        if model_varies and self.distill is not None and isinstance(self.distill.teacher, str):
+            # So is its teacher, whose network is that of the config.
+            weights: str | None = self.distill.teacher
+            if weights == BASELINE:
+                weights = self.model.weights
+            if weights is not None:
+                plain["distill"]["teacher"] = plain["model"] | {"weights": weights}
         sparsifier = self.sparsifier
         if sparsifier and values.get("sparsifier.name", sparsifier.name) != sparsifier.name:
             # Defaults are each sparsifier's own: those of another name may be none of its options.

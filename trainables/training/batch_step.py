@@ -20,9 +20,14 @@ from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting
 from slimfront.trainables.sparsifiers.base import computed_weights, prunable_weights
 from slimfront.trainables.structure.graph import Layer, inner_layers, trace
 from slimfront.trainables.tasks.evaluating import evaluating
-from slimfront.trainables.training.compiled import Compiled, pays_back
+from slimfront.trainables.training.acceleration.compiled import Compiled, pays_back
+from slimfront.trainables.training.acceleration.layout import (
+    align_gradients,
+    ambiguous_strides,
+    channels_last,
+)
+from slimfront.trainables.training.distillation import teacher_of
 from slimfront.trainables.training.freezing import freeze
-from slimfront.trainables.training.layout import align_gradients, ambiguous_strides, channels_last
 from slimfront.trainables.training.losses import Losses
 from slimfront.trainables.training.optimizers import build_optimizer, scheduled, set_lr, take_step
 from slimfront.trainables.training.ranks import Solo
@@ -56,6 +61,9 @@ class BatchStep:
             check_bf16(self.device)
         self.ranks = ranks
         self.data: Dataset = load_once(candidate.data, self.device, candidate.task)
+        self.teacher = teacher_of(candidate, self.data)
+        self.taught: Dataset = self.data if self.teacher is None else self.teacher.data
+        """The data to train on, with the teacher's outputs beside the targets."""
         self.step = 0
         self.parts = 1
         self.seed = self.options.seed or 0
@@ -119,14 +127,14 @@ class BatchStep:
             total_steps=self.total_steps(),
             seed=self.seed,
             examples=self._examples,
-            loss=self.data.task.loss,
+            loss=self.taught.task.loss,
             broadcast_from_rank0=self.ranks.broadcast_from_rank0,
         )
         return Acting(asked, self.model, sample, setting)
 
     def _examples(self, count: int) -> tuple[Tensor, Tensor]:
         """So many training examples, as they are without augmentation, drawn by the seed."""
-        inputs, targets = self.data.train
+        inputs, targets = self.taught.train
         generator = self._generator(_EXAMPLES_STREAM)
         order = torch.randperm(len(targets), generator=generator)
         drawn = order[:count].to(targets.device)
@@ -173,7 +181,7 @@ class BatchStep:
         losses = Losses(
             self.model,
             self.acting,
-            self.data.task,
+            self.taught.task,
             bf16=self.options.bf16,
             compiled=compiled,
         )
@@ -199,7 +207,7 @@ class BatchStep:
 
     def _pays_back(self) -> bool:
         """Whether most ranks find that it pays back to compile."""
-        train = self.data.train
+        train = self.taught.train
         count = self._share_of_batch()
         if len(train.targets) < self.options.batch_size:
             return False
@@ -210,7 +218,7 @@ class BatchStep:
             model=self.model,
             inputs=inputs,
             targets=train.targets[:count].to(self.device),
-            loss=self.data.task.loss,
+            loss=self.taught.task.loss,
             steps=self.total_steps() - self.step,
             bf16=self.options.bf16,
         )
@@ -286,7 +294,7 @@ class BatchStep:
         size = self.options.batch_size
         with evaluating(self.model):
             for part, wanted in zip(inputs.split(size), targets.split(size), strict=True):
-                loss = self.data.task.loss(self.model(part), wanted)
+                loss = self.taught.task.loss(self.model(part), wanted)
                 (loss * (len(wanted) / len(targets))).backward()
         self.acting.before_step(0)
         self.sparsifier.after_step(0)
@@ -345,7 +353,10 @@ class BatchStep:
     def _prepared(self, part: Split) -> tuple[Tensor, Tensor]:
         """What the network sees of some examples, and their targets on the device."""
         inputs = self.data.augmented(part.inputs, self.augmenter)
-        return inputs, to_device(part.targets, self.device)
+        targets = to_device(part.targets, self.device)
+        if self.teacher is not None:
+            targets = self.teacher.beside(inputs, targets)
+        return inputs, targets
 
     def _part_gradients(
         self, inputs: Tensor, targets: Tensor, share: float

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.gpu import to_device
+from slimfront.trainables.training.acceleration.layout import align_state, contiguous_copy
+from slimfront.trainables.training.acceleration.step_graphs import StepGraphs, step_graphs
 from slimfront.trainables.training.batch_step import BatchStep
 from slimfront.trainables.training.finishing import Finishing, Number, Trained
 from slimfront.trainables.training.freezing import training_mode
-from slimfront.trainables.training.layout import align_state, contiguous_copy
 from slimfront.trainables.training.ranks import Solo
 from slimfront.trainables.training.refit import Refit, refit
-from slimfront.trainables.training.step_graphs import StepGraphs, step_graphs
 
 REPORT_STEPS = 2000
 """With `training.report_every: auto`, a report comes after so many steps, at the end of an epoch:
@@ -109,7 +109,7 @@ class Training(BatchStep):
             weights.append(weight)
         task_losses = []
         penalty_losses = []
-        with self.own_rng_state(), closing(self.data.batches(mine)) as batches:
+        with self.own_rng_state(), closing(self.taught.batches(mine)) as batches:
             self.ranks.reseed(self.seed, self.epoch, self.augmenter)
             for weight, examples in zip(weights, batches, strict=True):
                 task_loss, penalty_loss = self.train_batch(examples, weight)
@@ -187,7 +187,7 @@ class Training(BatchStep):
             with self.own_rng_state():
                 return refit(
                     network,
-                    self.data,
+                    self.taught,
                     options,
                     optimizer=self.options.optimizer,
                     momentum=self.options.momentum,
@@ -195,6 +195,7 @@ class Training(BatchStep):
                     shuffler=self.shuffler,
                     augmenter=self.augmenter,
                     freeze=self.options.freeze,
+                    teacher=self.teacher,
                 )
 
         model = self.model

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.precision import forward_pass
 from slimfront.trainables.tasks import ActiveTask
-from slimfront.trainables.training.compiled import Compiled
+from slimfront.trainables.training.acceleration.compiled import Compiled
 from slimfront.trainables.training.slimming import Acting
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.options import Options
+from slimfront.trainables.training.distillation import Teacher
 from slimfront.trainables.training.freezing import frozen, training_mode
 from slimfront.trainables.training.optimizers import (
     OptimizerName,
@@ -41,6 +42,7 @@ def refit(
     shuffler: torch.Generator,
     augmenter: torch.Generator,
     freeze: Sequence[str] = (),
+    teacher: Teacher | None = None,
 ) -> list[dict[str, float]]:
     """Trains `network` in place by the task loss alone; parameters that are exactly zero stay zero.
 
@@ -48,6 +50,7 @@ def refit(
         momentum: for sgd.
         shuffler: gives the order of the batches.
         augmenter: varies the training images, where the data set says so.
+        teacher: gives its outputs of each batch, where `data` has none.
         freeze: names of parameters that stay as they are, as in `freezing`.
 
     Returns:
@@ -77,7 +80,10 @@ def refit(
                 lr = scheduled(options.lr, "cosine", progress)
                 set_lr(steps, lr)
                 inputs = data.augmented(stored, augmenter)
-                loss = data.task.loss(network(inputs), targets.to(data.device))
+                wanted = targets.to(data.device)
+                if teacher is not None:
+                    wanted = teacher.beside(inputs, wanted)
+                loss = data.task.loss(network(inputs), wanted)
                 steps.zero_grad()
                 loss.backward()
                 take_step(steps)

@@ -54,6 +54,9 @@ def rehearse(candidate: Candidate, device: torch.device | str = "cpu") -> None:
     Raises:
         UserError: one sentence that names what cannot be done, and the module where that is known.
     """
+    distill = candidate.distill
+    if distill is not None and distill.waits(candidate.model):
+        candidate = candidate.model_copy(update={"distill": distill.untrained(candidate.model)})
     data = looked_at(candidate.data, torch.device(device), candidate.task)
     _run_once(candidate, data)
     with _naming(None, "the network cannot be trained"):
@@ -238,7 +241,9 @@ class _Rehearsal:
         training = self.training
         data = training.data
         training_mode(self.model, training.options.freeze)
-        training.losses = Losses(self.model, training.acting, data.task, bf16=training.options.bf16)
+        training.losses = Losses(
+            self.model, training.acting, training.taught.task, bf16=training.options.bf16
+        )
         count = len(data.train.targets)
         size = training.options.batch_size
         whole = min(size, count)
@@ -256,7 +261,7 @@ class _Rehearsal:
         if examples > 1:
             plural = "s"
         problem = f"the network cannot be trained on{of} {examples} example{plural}"
-        inputs, targets = training.data.train
+        inputs, targets = training.taught.train
         batch = Split(inputs[:examples], targets[:examples])
         with _naming(self.model, problem, advice), training.own_rng_state():
             training.step = step

@@ -30,7 +30,7 @@ from slimfront.trainables.penalties.features import remove_hooks
 from slimfront.trainables.shipping.formats import ByArguments
 from slimfront.trainables.sparsifiers import SPARSIFIERS, ActiveSparsifier, Setting, Sparsifier
 from slimfront.trainables.sparsifiers.base import out_of_reach
-from slimfront.trainables.training.step_sizes import check_optimizer, step_sizes
+from slimfront.trainables.training.optimizers import check_optimizer, step_sizes
 
 Loss = Callable[[Any, Any], Tensor]
 

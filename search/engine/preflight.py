@@ -49,7 +49,7 @@ def preflight(config: Config) -> dict[str, float]:
     base = config.candidate({})
     try:
         data = looked_at(base.data, torch.device("cpu"), base.task)
-        _say_how_inputs_are_seen(base, data)
+        _say_how_inputs_are_seen(config, data)
         network = built(base.model, data)
         sample = data.prepare(data.validation.inputs[:8])
         check_whole_numbers(network, sample)

@@ -166,9 +166,9 @@ class Regression(Task):
         if not self.standardise or "standardise" in self.model_fields_set:
             return None
         return (
-            "task.standardise, by which networks learn targets of mean 0 and deviation 1: set it to "
-            "false if the trained network gives numbers in the unit of the targets, and to true if "
-            "it was trained on standardised ones"
+            "task.standardise, by which networks learn targets of mean 0 and deviation 1: set it "
+            "to false if the trained network gives numbers in the unit of the targets, and to true "
+            "if it was trained on standardised ones"
         )
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:

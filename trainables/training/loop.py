@@ -4,6 +4,7 @@
 import math
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
@@ -183,7 +184,7 @@ class Training(BatchStep):
             self.prune_untrained()
             self.pruned = True
 
-        def further(network: nn.Module) -> list[dict[str, float]]:
+        def further(network: nn.Module, options: Refit) -> list[dict[str, float]]:
             with self.own_rng_state():
                 return refit(
                     network,
@@ -201,8 +202,13 @@ class Training(BatchStep):
         model = self.model
         if self.options.channels_last:
             model = contiguous_copy(self.model)
+        recovery = Refit(epochs=self.candidate.one_shot.recover, lr=self.candidate.refit.lr)
         return self.finishing.finish(
-            model, self.epoch, further if options.epochs else None, one_shot=one_shot
+            model,
+            self.epoch,
+            partial(further, options=options) if options.epochs else None,
+            one_shot=one_shot,
+            recover=partial(further, options=recovery) if recovery.epochs and self.done else None,
         )
 
     def close(self) -> None:

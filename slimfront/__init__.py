@@ -9,6 +9,7 @@ first asked for, so that a command that trains nothing does not wait for torch.
 - `train`: trains one candidate, and gives the compact network with its measures.
 - `compact`: makes a trained sparse network smaller, with the same outputs.
 - `Slimming`: penalties and a sparsifier at work in a training loop of your own.
+- `Trial`: what a training function of your own is given in a search.
 - `measure`: the parameters, FLOPs and bytes of a network.
 - `search`: runs the search of a config; the same name is the package that the command is made of.
 - `load`: reads a search by name, with the networks of its front.
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from slimfront.trainables.tasks import TASKS as TASKS
     from slimfront.trainables.tasks import Encoded as Encoded
     from slimfront.trainables.tasks import Task as Task
+    from slimfront.trainables.training.own_loop import Trial as Trial
     from slimfront.trainables.training.slimming import Slimming as Slimming
     from slimfront.trainables.training.train import train as train
 
@@ -67,6 +69,7 @@ __all__ = [
     "Slimming",
     "Sparsifier",
     "Task",
+    "Trial",
     "UserError",
     "compact",
     "load",
@@ -91,6 +94,7 @@ _HOMES = {
     "Sparsifier": "trainables.sparsifiers",
     "TASKS": "trainables.tasks",
     "Task": "trainables.tasks",
+    "Trial": "trainables.training.own_loop",
     "MultiObjectiveASHA": "search.engine.scheduler",
     "UserError": "trainables.errors",
     "compact": "trainables.compaction",

@@ -4,7 +4,14 @@ searching."""
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
 
 from slimfront.trainables.compaction import Compaction
 from slimfront.trainables.data import DATA, Data, Digits
@@ -47,7 +54,8 @@ class TrainingOptions(Options):
     does where that is measured to pay back. `cuda_graphs` records steps on a GPU and replays them,
     which saves the time of launching kernels: `auto` where it can be. `freeze` names parameters
     that stay as they are, with `*` for any characters: `backbone.*`. `epochs: 0` does not train:
-    the network is pruned as it is.
+    the network is pruned as it is. `factory` is a function of the user's that trains instead,
+    called with a `Trial` and the keyword arguments `args`.
     """
 
     epochs: int = Field(30, ge=0)
@@ -65,6 +73,8 @@ class TrainingOptions(Options):
     compile: Compile = False
     cuda_graphs: CudaGraphs = "auto"
     freeze: tuple[str, ...] = ()
+    factory: str | None = None
+    args: dict[str, JsonValue] = Field(default_factory=dict)
 
     @property
     def bf16(self) -> bool:
@@ -175,6 +185,16 @@ class Candidate(Options):
         return self
 
     @model_validator(mode="after")
+    def _a_function_has_epochs(self) -> Self:
+        if self.training.factory is not None and self.training.epochs == 0:
+            raise ValueError(
+                "training.factory trains, and training.epochs is 0; set it to 1 or more"
+            )
+        if self.training.factory is None and self.training.args:
+            raise ValueError("training.args are for the function of training.factory; name it")
+        return self
+
+    @model_validator(mode="after")
     def _what_the_weights_give_is_said(self) -> Self:
         unsaid = self.task.unsaid_of_weights()
         if self.model.weights is not None and unsaid is not None:
@@ -194,7 +214,7 @@ class Candidate(Options):
         compared with: `trained` as they are, or as it is given."""
         training = self.training
         if not trained:
-            training = training.model_copy(update={"epochs": 0})
+            training = training.model_copy(update={"epochs": 0, "factory": None, "args": {}})
         plain: dict[str, object] = {
             "training": training,
             "penalties": {},

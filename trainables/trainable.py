@@ -22,6 +22,7 @@ from slimfront.trainables.redaction import redact_values
 from slimfront.trainables.shipping.network_file import load_tensors, network_file, store
 from slimfront.trainables.training.finishing import Trained
 from slimfront.trainables.training.loop import Training
+from slimfront.trainables.training.own_loop import training_of
 from slimfront.trainables.training.refit import Refit
 
 TRAINING_FILE = "training.pt"
@@ -116,7 +117,7 @@ class CandidateTrainable(tune.Trainable):
         torch.set_num_threads(threads)
         take_share(gpus)  # no trial takes the memory of those that it shares the GPU with
         if processes == 1:
-            return Training(candidate, device)
+            return training_of(candidate, device)
         if self.team is None or self.team.size != processes:
             self._end_team()
             self.team = Team(processes, device, threads)
@@ -130,7 +131,9 @@ class CandidateTrainable(tune.Trainable):
         try:
             training = self.training = self.training or self._start()
             while not training.done:
-                history.append(self.epoch_runner.run_epoch(training))
+                metrics = self.epoch_runner.run_epoch(training)
+                if metrics:  # none if a function of the user's has returned
+                    history.append(metrics)
                 if len(history) >= training.report_every or training.epoch in self.order.report_at:
                     break
             self.epoch_runner.leave(training)

@@ -122,6 +122,14 @@ class Config(Candidate):
         return self
 
     @model_validator(mode="after")
+    def _a_function_trains_in_one_process(self) -> Self:
+        if self.training.factory is not None and self.resources.processes_of_a_trial() > 1:
+            raise ValueError(
+                "training.factory is called in one process; set resources.processes to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _databases_are_two(self) -> Self:
         storage = self.search.storage
         if storage is not None and without_secrets(storage) == self.tracking.shown_uri():

@@ -13,6 +13,7 @@ from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty, Pena
 from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.torch_internals import Dropout
 from slimfront.trainables.training.loop import Training
+from slimfront.trainables.training.own_loop import OwnTraining, training_of
 from slimfront.trainables.training.ranks import Solo
 
 _OWN = {"strength", "warmup", "ramp"}
@@ -63,11 +64,13 @@ def check_together(first: Candidate, second: Candidate) -> None:
 def packable(candidate: Candidate, device: torch.device | str = "cpu") -> str | None:
     """Why a candidate cannot be trained in a pack, in one sentence; None if it can. It is tried out
     on a few examples."""
-    return packable_training(Training(candidate, device))
+    return packable_training(training_of(candidate, device))
 
 
 def unpackable_setting(training: Training) -> str | None:
     """The same, as far as it may differ between trainings of one key."""
+    if isinstance(training, OwnTraining):
+        return "a training by a function of your own cannot be in a pack; set resources.pack to 1"
     if type(training.ranks) is not Solo:
         return (
             "a training of several processes cannot be in a pack; set processes to 1, or "

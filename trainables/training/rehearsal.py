@@ -125,7 +125,9 @@ class _Rehearsal:
         self._check_trace()
         self._name_what_cannot_go()
         try:
-            if self.training.options.epochs:
+            if self.training.options.factory is not None:
+                pass  # the step is the user's
+            elif self.training.options.epochs:
                 self._take_steps()
             else:
                 self.training.prune_untrained()

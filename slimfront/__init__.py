@@ -18,6 +18,7 @@ first asked for, so that a command that trains nothing does not wait for torch.
   `MODELS` and `DATA` are where a plug-in registers them by name.
 - `register_handler`: teaches what an operation or a layer does to units, so that what flows through
   it can be made smaller; `Known` is what is known of a tensor there.
+- `integrations`: `Slimming` in Lightning's and in Hugging Face's trainer.
 - `MultiObjectiveASHA`: a scheduler of Ray Tune that stops trials early by several objectives, for
   any trainable.
 - `UserError`: a mistake in what was asked, as the sentence that the command would print.
@@ -106,8 +107,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "search":
-        return importlib.import_module("slimfront.search")
+    if name in ("search", "integrations"):
+        return importlib.import_module(f"slimfront.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'slimfront' has no attribute '{name}'")
     return getattr(importlib.import_module(f"slimfront.{_HOMES[name]}"), name)

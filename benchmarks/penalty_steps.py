@@ -1,5 +1,5 @@
-"""Time of a training step with each penalty, as a ratio to the step without: ResNet-20, batch 128,
-interleaved medians."""
+"""Time of a training step with each penalty, and with Slimming in a plain loop, as a ratio to the
+step without: ResNet-20, batch 128, interleaved medians."""
 
 import argparse
 import statistics
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import Outcome, at_most, run
-from benchmarks.steps import Stepper, interleaved, step_ratio
+from benchmarks.steps import SlimmedStepper, Stepper, interleaved, step_ratio
 from slimfront.trainables.penalties import PENALTIES
 
 PENALTY_OPTIONS: dict[str, dict[str, Any]] = {
@@ -20,6 +20,12 @@ PENALTY_OPTIONS: dict[str, dict[str, Any]] = {
     "cka": {"strength": 1e-4, "samples": 8, "every": 5},
     "aug_cka": {"strength": 1e-4, "samples": 8, "every": 5},
 }
+SLIMMED: dict[str, Any] = {
+    "penalties": {"layer": {"strength": 0.1}},
+    "sparsifier": {"name": "channels", "sparsity": 0.5, "start": 0.0, "end": 1.0, "every": 10},
+}
+IN_A_LOOP = "Slimming: layer, channels"
+"""`slimfront.Slimming` in a loop of a user's, whose channels are updated in every tenth step."""
 GOAL = 1.05
 
 
@@ -33,11 +39,13 @@ def penalty_steps(arguments: argparse.Namespace) -> Outcome:
     }
     plain = {"": Stepper(None, batch, device)}
     times = interleaved(
-        plain | {name: Stepper(p, batch, device) for name, p in penalties.items()},
+        plain
+        | {name: Stepper(p, batch, device) for name, p in penalties.items()}
+        | {IN_A_LOOP: SlimmedStepper(SLIMMED, batch, device)},
         10 if arguments.quick else 40,
     )
     rows, goals = [], []
-    for name, options in PENALTY_OPTIONS.items():
+    for name, options in (PENALTY_OPTIONS | {IN_A_LOOP: {"every": 10}}).items():
         cost, low, high = step_ratio(times[name], times[""], options.get("every", 1))
         rows.append(
             {

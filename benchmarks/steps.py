@@ -4,12 +4,14 @@ benchmarks of penalties share."""
 import statistics
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from slimfront.trainables.models import CifarResNet
 from slimfront.trainables.penalties import ActivePenalty, Penalty
 from slimfront.trainables.training.optimizers import build_optimizer
+from slimfront.trainables.training.slimming import Slimming
 
 
 class Stepper:
@@ -40,6 +42,24 @@ class Stepper:
         if self.penalty:
             self.penalty.proximal(0.1)
         self.step += 1
+
+
+class SlimmedStepper(Stepper):
+    """A loop of a user's with Slimming in it, whose sparsifier acts in every tenth step."""
+
+    def __init__(self, asked: Mapping[str, Any], batch: int, device: torch.device) -> None:
+        super().__init__(None, batch, device)
+        self.slim = Slimming(self.model, self.optimizer, self.inputs[:8], steps=10_000, **asked)
+
+    def train_step(self) -> None:
+        """One step as in docs/own-training.md."""
+        loss = torch.nn.functional.cross_entropy(self.model(self.inputs), self.targets)
+        loss = loss + self.slim.loss()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.slim.before_step()
+        self.optimizer.step()
+        self.slim.after_step()
 
 
 def interleaved(steppers: Mapping[str, Stepper], rounds: int) -> dict[str, list[float]]:

@@ -10,6 +10,8 @@ first asked for, so that a command that trains nothing does not wait for torch.
 - `compact`: makes a trained sparse network smaller, with the same outputs; what it returns is
   `Compacted`: the network and a report.
 - `prune`: makes a trained network smaller without training it, by what is worth least on batches.
+- `Slimming`: penalties and a sparsifier at work in a training loop of your own.
+- `Trial`: what a training function of your own is given in a search.
 - `measure`: the parameters, FLOPs and bytes of a network.
 - `search`: runs the search of a config; the same name is the package that the command is made of.
 - `load`: reads a search by name, which may be running. Both give an object with the `front` as a
@@ -19,6 +21,7 @@ first asked for, so that a command that trains nothing does not wait for torch.
   `MODELS` and `DATA` are where a plug-in registers them by name.
 - `register_handler`: teaches what an operation or a layer does to units, so that what flows through
   it can be made smaller; `Known` is what is known of a tensor there.
+- `integrations`: `Slimming` in Lightning's and in Hugging Face's trainer.
 - `MultiObjectiveASHA`: a scheduler of Ray Tune that stops trials early by several objectives, for
   any trainable.
 - `UserError`: a mistake in what was asked, as the sentence that the command would print.
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
     from slimfront.trainables.tasks import TASKS as TASKS
     from slimfront.trainables.tasks import Encoded as Encoded
     from slimfront.trainables.tasks import Task as Task
+    from slimfront.trainables.training.own_loop import Trial as Trial
+    from slimfront.trainables.training.slimming import Slimming as Slimming
     from slimfront.trainables.training.train import train as train
 
 __all__ = [
@@ -68,8 +73,10 @@ __all__ = [
     "Model",
     "MultiObjectiveASHA",
     "Penalty",
+    "Slimming",
     "Sparsifier",
     "Task",
+    "Trial",
     "UserError",
     "compact",
     "load",
@@ -91,10 +98,12 @@ _HOMES = {
     "Model": "trainables.models",
     "PENALTIES": "trainables.penalties",
     "Penalty": "trainables.penalties",
+    "Slimming": "trainables.training.slimming",
     "SPARSIFIERS": "trainables.sparsifiers",
     "Sparsifier": "trainables.sparsifiers",
     "TASKS": "trainables.tasks",
     "Task": "trainables.tasks",
+    "Trial": "trainables.training.own_loop",
     "MultiObjectiveASHA": "search.engine.scheduler",
     "UserError": "trainables.errors",
     "compact": "trainables.compaction",
@@ -107,8 +116,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "search":
-        return importlib.import_module("slimfront.search")
+    if name in ("search", "integrations"):
+        return importlib.import_module(f"slimfront.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'slimfront' has no attribute '{name}'")
     return getattr(importlib.import_module(f"slimfront.{_HOMES[name]}"), name)

@@ -11,6 +11,10 @@ import slimfront
 ROOT = Path(__file__).parent.parent
 PAGES = {
     "README.md": r"\d{4} \(\('1', 'units removed', '\d+ units",
+    "docs/own-training.md": (
+        r"(\d+ of \d+ parameters), accuracy 0\.9\d\n\1, accuracy 0\.9\d\n"
+        r"(.*\n)*Lightning: [23]\d{3} parameters\n(.*\n)*Transformers: \d+ of \d+ parameters\n"
+    ),
     "docs/python.md": r"[1-9]\d* \d{3,4}\n# trial-00\d@[\s\S]*\n\('0', 'pruned', '",
     "docs/shipping.md": r"970 to 490\n\S+e-\d\d \(\('stem', 'units removed', '8 units",
 }

@@ -21,6 +21,7 @@ ROOMS = [
         "redaction",
         "environment",
         "errors",
+        "explain",
         "folders",
         "gpu",
         "options",
@@ -55,7 +56,7 @@ BESIDE = {
 }
 
 PRIVATE = (
-    *("redaction", "environment", "errors", "folders", "gpu", "importing"),
+    *("redaction", "environment", "errors", "explain", "folders", "gpu", "importing"),
     *("inputs", "markdown", "options", "plugins", "precision", "torch_internals"),
 )
 

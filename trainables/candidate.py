@@ -4,7 +4,14 @@ searching."""
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
 
 from slimfront.trainables.compaction import Compaction
 from slimfront.trainables.data import DATA, Data, Digits
@@ -17,11 +24,12 @@ from slimfront.trainables.plugins import load_plugins
 from slimfront.trainables.precision import Precision
 from slimfront.trainables.sparsifiers import SPARSIFIERS, Sparsifier
 from slimfront.trainables.tasks import TASKS, Classification, Task
-from slimfront.trainables.training.compiled import Compile
+from slimfront.trainables.training.acceleration.compiled import Compile
+from slimfront.trainables.training.acceleration.step_graphs import CudaGraphs
+from slimfront.trainables.training.distillation import Distill
 from slimfront.trainables.training.one_shot import OneShot
 from slimfront.trainables.training.optimizers import OptimizerName, Schedule
 from slimfront.trainables.training.refit import Refit
-from slimfront.trainables.training.step_graphs import CudaGraphs
 
 
 class LatencyOptions(Latency):
@@ -44,10 +52,13 @@ class TrainingOptions(Options):
     `channels_last` lays images and the weights of convolutions out as many GPUs like them; nothing
     else changes. `compile: true` has `torch.compile` compile the network for training steps; `auto`
     does where that is measured to pay back. `cuda_graphs` records steps on a GPU and replays them,
-    which saves the time of launching kernels: `auto` where it can be.
+    which saves the time of launching kernels: `auto` where it can be. `freeze` names parameters
+    that stay as they are, with `*` for any characters: `backbone.*`. `epochs: 0` does not train:
+    the network is pruned as it is. `factory` is a function of the user's that trains instead,
+    called with a `Trial` and the keyword arguments `args`.
     """
 
-    epochs: int = Field(30, ge=1)
+    epochs: int = Field(30, ge=0)
     batch_size: int = Field(64, ge=1)
     optimizer: OptimizerName = "adam"
     lr: float = Field(1e-3, gt=0)
@@ -61,6 +72,9 @@ class TrainingOptions(Options):
     channels_last: bool = False
     compile: Compile = False
     cuda_graphs: CudaGraphs = "auto"
+    freeze: tuple[str, ...] = ()
+    factory: str | None = None
+    args: dict[str, JsonValue] = Field(default_factory=dict)
 
     @property
     def bf16(self) -> bool:
@@ -77,9 +91,10 @@ class TrainingOptions(Options):
 
 class Candidate(Options):
     """A candidate network and its training: task, data → model → training under penalties and a
-    sparsifier → compaction → refit, and one-shot pruning for further candidates; with `int8`, each
-    is quantised and measured as such. `measures` names what is measured beyond what always is:
-    bytes_compressed, latency_ms, speedup, and functions of the user's (see `OwnMeasure`).
+    sparsifier → compaction → refit, and one-shot pruning for further candidates; with `distill`, a
+    teacher's outputs count in the loss; with `int8`, each is quantised and measured as such.
+    `measures` names what is measured beyond what always is: bytes_compressed, latency_ms, speedup,
+    and functions of the user's (see `OwnMeasure`).
     `plugins` are modules that register penalties, sparsifiers, tasks, models and data sets.
     """
 
@@ -97,6 +112,7 @@ class Candidate(Options):
     compaction: Compaction = Compaction()
     refit: Refit = Refit()
     one_shot: OneShot = OneShot()
+    distill: Distill | None = None
     int8: bool = False
     measures: Annotated[tuple[str | OwnMeasure, ...], BeforeValidator(parse_measures)] = ()
     latency: LatencyOptions = LatencyOptions()
@@ -149,6 +165,11 @@ class Candidate(Options):
     @model_validator(mode="after")
     def _penalties_can_act(self) -> Self:
         for name, options in self.penalties.items():
+            if options.on and self.training.epochs == 0:
+                raise ValueError(
+                    f"penalties.{name} acts while training, and training.epochs is 0; set it to 1 "
+                    "or more, or leave the penalty out"
+                )
             if options.on and options.warmup >= self.training.epochs:
                 raise ValueError(
                     f"penalties.{name}.warmup ({options.warmup:g}) is not shorter than "
@@ -163,6 +184,23 @@ class Candidate(Options):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _a_function_has_epochs(self) -> Self:
+        if self.training.factory is not None and self.training.epochs == 0:
+            raise ValueError(
+                "training.factory trains, and training.epochs is 0; set it to 1 or more"
+            )
+        if self.training.factory is None and self.training.args:
+            raise ValueError("training.args are for the function of training.factory; name it")
+        return self
+
+    @model_validator(mode="after")
+    def _what_the_weights_give_is_said(self) -> Self:
+        unsaid = self.task.unsaid_of_weights()
+        if self.model.weights is not None and unsaid is not None:
+            raise ValueError(f"model.weights needs {unsaid}")
+        return self
+
     def asked_measures(self) -> list[str]:
         """The names of slimfront's own measures that are taken where they are asked for."""
         return [measure for measure in self.measures if isinstance(measure, str)]
@@ -171,15 +209,20 @@ class Candidate(Options):
         """The measures of the user's."""
         return [measure for measure in self.measures if isinstance(measure, OwnMeasure)]
 
-    def dense(self) -> "Candidate":
-        """The same network and training without penalties, sparsifier and what follows: what
-        compact ones compare with."""
+    def dense(self, *, trained: bool = True) -> "Candidate":
+        """The same network without penalties, sparsifier and what follows, what compact ones are
+        compared with: `trained` as they are, or as it is given."""
+        training = self.training
+        if not trained:
+            training = training.model_copy(update={"epochs": 0, "factory": None, "args": {}})
         plain: dict[str, object] = {
+            "training": training,
             "penalties": {},
             "sparsifier": None,
             "compaction": Compaction(enabled=False),
             "refit": Refit(),
             "one_shot": OneShot(steps=0),
+            "distill": None,
             "int8": False,
         }
         return self.model_copy(update=plain)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from slimfront.trainables.errors import UserError
 from slimfront.trainables.torch_internals import register_container
 
 if TYPE_CHECKING:
@@ -143,6 +144,39 @@ def tensors(inputs: Tensor) -> dict[str, Tensor]:
     if isinstance(inputs, Several):
         return inputs.named
     return {"": inputs}
+
+
+def as_one(inputs: Any) -> Tensor:
+    """Inputs as a user calls a network with them, as one argument.
+
+    Args:
+        inputs: a tensor (N, …), a sequence of tensors by their places, or a mapping of tensors by
+            the names of forward's arguments.
+
+    Raises:
+        UserError: if they are something else.
+    """
+    if isinstance(inputs, Tensor | Several):
+        return inputs
+    if isinstance(inputs, Mapping):
+        named: dict[str, Tensor] = dict(inputs)
+    elif isinstance(inputs, Sequence) and not isinstance(inputs, str):
+        named = {str(place): tensor for place, tensor in enumerate(inputs)}
+    else:
+        named = {"": inputs}
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            where = f"'{name}' of the inputs" if name else "the inputs"
+            raise UserError(
+                f"{where} is a {type(tensor).__name__}; inputs are a tensor, a sequence of "
+                "tensors, or a mapping of tensors by the names of forward's arguments"
+            )
+    if not named:
+        raise UserError("the inputs are empty; give a batch of real inputs")
+    if list(named) == ["0"]:
+        alone: Tensor = named["0"]
+        return alone
+    return Several(named)
 
 
 def by_place(names: Sequence[str]) -> bool:

@@ -27,6 +27,8 @@ class TrialOrder:
     """Epochs after which it reports whatever `training.report_every` says: the rungs."""
     resume_from: str | None = None
     """The directory of a checkpoint that an earlier training goes on from."""
+    teacher_from: str | None = None
+    """The directory of a checkpoint whose network teaches this one: the baseline's."""
     session: str = ""
     """Names this run of the driver: a data factory of the user's is called once in each."""
 

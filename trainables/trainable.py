@@ -22,6 +22,7 @@ from slimfront.trainables.redaction import redact_values
 from slimfront.trainables.shipping.network_file import load_tensors, network_file, store
 from slimfront.trainables.training.finishing import Trained
 from slimfront.trainables.training.loop import Training
+from slimfront.trainables.training.own_loop import training_of
 from slimfront.trainables.training.refit import Refit
 
 TRAINING_FILE = "training.pt"
@@ -80,7 +81,7 @@ class CandidateTrainable(tune.Trainable):
         self.networks: list[dict[str, Any]] = []
 
     def _start(self) -> Training:
-        training = self._new_training(Candidate.model_validate(self.order.candidate))
+        training = self._begun(Candidate.model_validate(self.order.candidate))
         if self.resume_from is not None:
             try:
                 with tune.Checkpoint(
@@ -91,6 +92,19 @@ class CandidateTrainable(tune.Trainable):
                 log.warning("a trial cannot go on from its checkpoint, and begins again: %s", error)
             self.resume_from = None
         return training
+
+    def _begun(self, candidate: Candidate) -> Training:
+        """The training of the candidate, with the baseline for its teacher if it is to have
+        that."""
+        teacher = self.order.teacher_from
+        if teacher is None or candidate.distill is None:
+            return self._new_training(candidate)
+        model = candidate.latency.against or candidate.model
+        with tune.Checkpoint(teacher).as_directory() as directory:
+            file = str(Path(directory, network_file()))
+            trained = model.model_copy(update={"weights": file})
+            distill = candidate.distill.model_copy(update={"teacher": trained})
+            return self._new_training(candidate.model_copy(update={"distill": distill}))
 
     def _new_training(self, candidate: Candidate) -> Training:
         resources = self.order.resources
@@ -103,7 +117,7 @@ class CandidateTrainable(tune.Trainable):
         torch.set_num_threads(threads)
         take_share(gpus)  # no trial takes the memory of those that it shares the GPU with
         if processes == 1:
-            return Training(candidate, device)
+            return training_of(candidate, device)
         if self.team is None or self.team.size != processes:
             self._end_team()
             self.team = Team(processes, device, threads)
@@ -117,7 +131,9 @@ class CandidateTrainable(tune.Trainable):
         try:
             training = self.training = self.training or self._start()
             while not training.done:
-                history.append(self.epoch_runner.run_epoch(training))
+                metrics = self.epoch_runner.run_epoch(training)
+                if metrics:  # none if a function of the user's has returned
+                    history.append(metrics)
                 if len(history) >= training.report_every or training.epoch in self.order.report_at:
                     break
             self.epoch_runner.leave(training)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from optuna.distributions import BaseDistribution
 from pydantic import (
@@ -13,7 +13,6 @@ from pydantic import (
     model_validator,
 )
 
-from slimfront.search.config.explain import explain
 from slimfront.search.config.names import BAD_NAME, is_bucket, is_name
 from slimfront.search.config.objectives import Constraint, Objective, known_objectives
 from slimfront.search.config.overrides import overridden
@@ -23,6 +22,7 @@ from slimfront.search.config.space_checks import check_nothing_secret, check_spa
 from slimfront.search.config.yaml_files import GIVEN, RECORDED, Limits, parse, read_text, write
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import UserError, one_line, shorten
+from slimfront.trainables.explain import explain
 from slimfront.trainables.measures.measure import EXTRA_MEASURES
 from slimfront.trainables.measures.own import OwnMeasure
 from slimfront.trainables.models import Model
@@ -30,6 +30,7 @@ from slimfront.trainables.options import Options, suggest
 from slimfront.trainables.penalties import Penalty
 from slimfront.trainables.redaction import without_secrets
 from slimfront.trainables.tasks import Classification
+from slimfront.trainables.training.distillation import BASELINE
 
 CandidateT = TypeVar("CandidateT", bound=Candidate)
 
@@ -45,6 +46,9 @@ class Config(Candidate):
     objectives: tuple[str, ...] = Field(None, validate_default=True)
     """Left out: the quality of the task, and the non-zero parameters."""
     constraints: dict[str, str] = Field(default_factory=dict)
+    baseline: Literal["given", "trained"] | None = None
+    """What candidates are compared with: the network with its weights as it is given, or trained
+    without penalties and sparsifier. Left out: given, where the model has weights."""
     search: SearchOptions = SearchOptions()
     resources: Resources = Resources()
     tracking: Tracking = Field(default_factory=Tracking)
@@ -104,6 +108,28 @@ class Config(Candidate):
         for name, text in constraints.items():
             Constraint.parse(name, text, _known(info.data))
         return constraints
+
+    @model_validator(mode="after")
+    def _a_given_baseline_has_weights(self) -> Self:
+        if self.baseline == "given" and self.model.weights is None:
+            raise ValueError(
+                "baseline: given is the network with the weights of model.weights, which are left "
+                "out; give them, or set baseline to trained"
+            )
+        if self.baseline_is_trained and self.training.epochs == 0:
+            raise ValueError(
+                "training.epochs is 0, so that the baseline would have random weights; give "
+                "model.weights with baseline: given, or set training.epochs to 1 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_function_trains_in_one_process(self) -> Self:
+        if self.training.factory is not None and self.resources.processes_of_a_trial() > 1:
+            raise ValueError(
+                "training.factory is called in one process; set resources.processes to 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _databases_are_two(self) -> Self:
@@ -171,6 +197,13 @@ class Config(Candidate):
         if model_varies and plain["latency"]["against"] is None:
             # Every trial's speed-up is against the same network.
             plain["latency"]["against"] = plain["model"]
+        if model_varies and self.distill is not None and isinstance(self.distill.teacher, str):
+            # So is its teacher, whose network is that of the config.
+            weights: str | None = self.distill.teacher
+            if weights == BASELINE:
+                weights = self.model.weights
+            if weights is not None:
+                plain["distill"]["teacher"] = plain["model"] | {"weights": weights}
         sparsifier = self.sparsifier
         if sparsifier and values.get("sparsifier.name", sparsifier.name) != sparsifier.name:
             # Defaults are each sparsifier's own: those of another name may be none of its options.
@@ -252,6 +285,17 @@ class Config(Candidate):
         for name, text in self.constraints.items():
             found.append(Constraint.parse(name, text, known))
         return found
+
+    def reference(self) -> Candidate:
+        """The baseline as a candidate."""
+        return self.candidate({}).dense(trained=self.baseline_is_trained)
+
+    @property
+    def baseline_is_trained(self) -> bool:
+        """Whether the baseline is trained, and not taken as it is given."""
+        if self.baseline is None:
+            return self.model.weights is None
+        return self.baseline == "trained"
 
     def ships_int8(self, number: int | None, values: Mapping[str, object]) -> bool:
         """Whether networks of a trial ship, and were measured, as int8; the dense one never does.

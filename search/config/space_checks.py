@@ -9,11 +9,11 @@ from optuna.distributions import BaseDistribution
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
-from slimfront.search.config.explain import explain_first
 from slimfront.search.config.idle import idle
 from slimfront.search.config.space import Parameter
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import shorten
+from slimfront.trainables.explain import explain_first
 from slimfront.trainables.options import suggest
 from slimfront.trainables.redaction import redact_values
 

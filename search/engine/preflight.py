@@ -1,6 +1,7 @@
 """What is tried of a config before a search, and by `slimfront check`: its data, its networks, and
 one step of each."""
 
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -9,6 +10,7 @@ from slimfront.search.config.schema import Config
 from slimfront.search.record.study import check_database
 from slimfront.search.tracking import check_store
 from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.data import Dataset
 from slimfront.trainables.data.look import looked_at
 from slimfront.trainables.errors import TrialFailure, UserError, first_line
 from slimfront.trainables.measures.measure import measure, measure_extra
@@ -17,6 +19,8 @@ from slimfront.trainables.penalties.base import check_penalties
 from slimfront.trainables.shipping.formats import need_onnx
 from slimfront.trainables.training.finishing import measure_own
 from slimfront.trainables.training.rehearsal import check_whole_numbers, rehearse
+
+log = logging.getLogger(__name__)
 
 
 def ask_stores(config: Config) -> None:
@@ -45,6 +49,7 @@ def preflight(config: Config) -> dict[str, float]:
     base = config.candidate({})
     try:
         data = looked_at(base.data, torch.device("cpu"), base.task)
+        _say_how_inputs_are_seen(config, data)
         network = built(base.model, data)
         sample = data.prepare(data.validation.inputs[:8])
         check_whole_numbers(network, sample)
@@ -69,6 +74,17 @@ def preflight(config: Config) -> dict[str, float]:
             f"the model '{base.model.name}' does not work on the data set '{base.data.name}': "
             f"{first_line(error)}"
         ) from error
+
+
+def _say_how_inputs_are_seen(candidate: Candidate, data: Dataset) -> None:
+    """Trained weights are of inputs that were normalised in one way, which only the user knows."""
+    left_out = "normalise" not in candidate.data.model_fields_set
+    if candidate.model.weights is not None and data.normalised != "none" and left_out:
+        log.warning(
+            "data.normalise is left out, and inputs are normalised %s: if the network of "
+            "model.weights was trained otherwise, set it to none, or to {mean: …, std: …}",
+            data.normalised,
+        )
 
 
 def _check_scales(candidate: Candidate, sizes: Mapping[str, float]) -> None:

@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from ray import tune
 from ray.tune.error import TuneError
 
-from slimfront.search.config.explain import explain_first
 from slimfront.search.config.objectives import Direction
 from slimfront.search.config.schema import Config
 from slimfront.search.engine.head import watched_head
@@ -40,7 +39,7 @@ from slimfront.search.record.events import (
     TrialInterrupted,
 )
 from slimfront.search.record.fencing import Superseded
-from slimfront.search.record.ledger import MeasuredNetwork, SearchResult, label
+from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult, label
 from slimfront.search.record.session import (
     Session,
     begin,
@@ -51,6 +50,7 @@ from slimfront.search.record.session import (
 from slimfront.search.tracking import Client, Recorder, connect, taking_writes
 from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.explain import explain_first
 from slimfront.trainables.messages import TrialOrder
 from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.shipping.network_file import read
@@ -178,7 +178,7 @@ def _run(
         unfinished=unfinished,
         on_invalid=observer.reject,
         enough=lambda: patience is not None and ledger.since_gain >= patience,
-        capacity=packing.capacity,
+        capacity=lambda: 1 if _waits_for_baseline(session.config, ledger) else packing.capacity(),
     )
     observer.tell = searcher.tell
     observer.again = searcher.again
@@ -329,7 +329,7 @@ def _ending(result: SearchResult) -> Literal["completed", "interrupted", "failed
 
 def _scheduler(session: Session, observer: Observer) -> MultiObjectiveASHA | None:
     stopping = session.config.search.early_stopping
-    if stopping is None:
+    if stopping is None or session.config.training.epochs == 0:
         return None
     objectives: dict[str, Literal["min", "max"]] = {}
     for objective in session.config.chosen_objectives():
@@ -365,14 +365,15 @@ def _config_maker(
     def make(trial: Unfinished) -> dict[str, Any]:
         number = trial.number
         try:
-            if number is None:
-                candidate = config.candidate({}).dense()
-            else:
-                candidate = config.candidate(trial.values)
+            candidate = config.reference() if number is None else config.candidate(trial.values)
         except (KeyError, ValidationError) as error:
             raise InvalidCandidate(
                 f"these values make no candidate: {explain_first(error)}"
             ) from error
+        teacher_from = None
+        distill = candidate.distill
+        if number is not None and distill is not None and distill.waits(config.model):
+            teacher_from = _checkpoint_of_baseline(session.ledger)
         place = 0
         report_at: tuple[int, ...] = ()
         if number is not None:
@@ -390,10 +391,30 @@ def _config_maker(
             processes=config.resources.processes_of_a_trial(),
             report_at=report_at,
             resume_from=trial.checkpoint,
+            teacher_from=teacher_from,
             session=f"{session.folder.search}-{session.number}",
         ).as_config()
 
     return make
+
+
+def _checkpoint_of_baseline(ledger: Ledger) -> str:
+    """Where the network is that teaches all others; raises InvalidCandidate if there is none."""
+    dense = ledger.dense_network
+    if dense is None or dense.origin.checkpoint is None:
+        raise InvalidCandidate(
+            "the baseline, which was to be the teacher, ended without a network; give "
+            "distill.teacher a network with weights"
+        )
+    return dense.origin.checkpoint
+
+
+def _waits_for_baseline(config: Config, ledger: Ledger) -> bool:
+    """Whether the baseline is the teacher of all others, and is not trained yet."""
+    distill = config.distill
+    if distill is None or not distill.waits(config.model):
+        return False
+    return ledger.dense is None or ledger.dense.unfinished
 
 
 def _run_trials(

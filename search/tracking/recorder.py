@@ -256,6 +256,9 @@ class Recorder:
     def _remember(self, event: Event, ledger: Ledger) -> None:
         if isinstance(event, EpochsReported):
             self.epochs += len(event.history)
+        elif isinstance(event, NetworkMeasured):
+            for network in event.pruned:
+                self.epochs += int(network["measures"].get("recovery_epochs", 0))
         elif isinstance(event, TrialEnded) and event.number is not None:
             minutes = (event.time - self.begun) / 60_000
             self.history.append((minutes, self.epochs, ledger.hypervolume()))

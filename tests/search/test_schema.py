@@ -28,8 +28,8 @@ BAD_VALUES = [
     ("training.epochs", "many", "'training.epochs': it should be a valid integer"),
     (
         "training.epochs",
-        0,
-        "'training.epochs': it should be greater than or equal to 1, and it is 0",
+        -1,
+        "'training.epochs': it should be greater than or equal to 0, and it is -1",
     ),
     ("training", 5, "'training': it should be a mapping of keys to values, and it is 5"),
     ("model", {"name": "mpl"}, "in 'model': unknown model 'mpl'; did you mean 'mlp'?"),

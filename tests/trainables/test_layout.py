@@ -12,7 +12,11 @@ from slimfront.trainables.models.resnet import BasicBlock
 from slimfront.trainables.packs import Pack
 from slimfront.trainables.shipping.network_file import restore, store
 from slimfront.trainables.sparsifiers import SPARSIFIERS
-from slimfront.trainables.training.layout import align_gradients, align_state, ambiguous_strides
+from slimfront.trainables.training.acceleration.layout import (
+    align_gradients,
+    align_state,
+    ambiguous_strides,
+)
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.optimizers import take_step
 from tests.trainables.packs.conftest import doubles  # noqa: F401 (float64, on few examples)

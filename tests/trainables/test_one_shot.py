@@ -156,3 +156,21 @@ def test_zero_units_that_stay_are_warned_of_once_and_not_for_each_network(
     stays = [n for n in (trained, *trained.pruned) if n.compacted.report.count("zeros stay")]
     assert len(stays) > 1
     assert caplog.text.count("units without a weight stay") == 1
+
+
+def test_pruned_networks_recover_for_some_epochs() -> None:
+    """Each becomes better than it was without them, keeps its zeros, and says what it cost."""
+
+    def pruned(recover: int) -> list[dict[str, float]]:
+        one_shot = {"steps": 3, "keep": 0.3, "recover": recover}
+        made = train(candidate(one_shot=one_shot, refit={"lr": 3e-3}))
+        return [dict(network.measures) for network in made.pruned]
+
+    without, with_recovery = pruned(0), pruned(2)
+    assert without
+    assert len(with_recovery) >= len(without)
+    for before, after in zip(without, with_recovery, strict=False):
+        assert "recovery_epochs" not in before
+        assert after["recovery_epochs"] == 2
+        assert after["nonzero_params"] <= before["nonzero_params"]
+        assert after["val_accuracy"] > before["val_accuracy"]

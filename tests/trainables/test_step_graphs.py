@@ -12,14 +12,14 @@ from slimfront import Candidate
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.packs import Pack
 from slimfront.trainables.packs.streams import can_stream
-from slimfront.trainables.training.loop import Training
-from slimfront.trainables.training.step_graphs import (
+from slimfront.trainables.training.acceleration.step_graphs import (
     WARM_UP,
     StepGraphs,
     step_graphs,
     why_not,
     why_not_anywhere,
 )
+from slimfront.trainables.training.loop import Training
 from tests.trainables.recorded import record
 
 SGD = {"optimizer": "sgd", "lr": 0.05, "schedule": "cosine", "weight_decay": 5e-4}

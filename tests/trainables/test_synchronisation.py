@@ -10,8 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimfront.trainables.packs import Pack
+from slimfront.trainables.training.acceleration.step_graphs import StepGraphs
 from slimfront.trainables.training.loop import Training
-from slimfront.trainables.training.step_graphs import StepGraphs
 from tests.trainables.recorded import record
 from tests.trainables.test_step_graphs import CASES, candidate
 
@@ -89,7 +89,9 @@ def test_no_step_waits_and_an_epoch_waits_at_most_twice(
     training = made(name, how)
     training.run_epoch()  # the optimiser makes its state in the first step
     # It reads numbers that no GPU holds.
-    monkeypatch.setattr("slimfront.trainables.training.step_graphs._outside", lambda *_: ())
+    monkeypatch.setattr(
+        "slimfront.trainables.training.acceleration.step_graphs._outside", lambda *_: ()
+    )
     with waits(monkeypatch) as found:
         for _ in training.steps():
             pass

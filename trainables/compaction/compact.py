@@ -102,6 +102,11 @@ class Compacted:
     off."""
     report: Report
 
+    @property
+    def measures(self) -> dict[str, float]:
+        """Of the compact network; see `measures.measure`."""
+        return self.report.after
+
 
 def compact(
     model: nn.Module,

@@ -96,4 +96,8 @@ def trimmed(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             return tensor
         return tensor[:, :longest]
 
+    if isinstance(targets, Several):
+        # What a teacher made stands beside targets: of each place if these are.
+        of_places = targets.first.dim() > 1 and targets.first.shape[1] == width
+        return inputs.each(cut), targets.each(cut) if of_places else targets
     return inputs.each(cut), cut(targets)

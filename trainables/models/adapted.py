@@ -1,5 +1,6 @@
 """Networks as slimfront calls them: one argument, one tensor."""
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,18 +9,24 @@ from torch import Tensor, nn
 
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.inputs import Call, by_place
+from slimfront.trainables.inputs import Call, Several, by_place
 from slimfront.trainables.models.base import Model
+from slimfront.trainables.models.weights import load_weights
 from slimfront.trainables.options import suggest
 
 
 def built(model: Model, data: Dataset) -> nn.Module:
-    """A freshly initialised network for a data set and its task.
+    """A network for a data set and its task, with the weights that it starts from, or freshly
+    initialised.
 
     Raises:
-        UserError: if it cannot be built, or does not take the data's inputs.
+        UserError: if it cannot be built, does not take the data's inputs, or its weights do not
+            fit.
     """
-    return adapted(model.build(data.input_shape, data.head), data.call)
+    network = model.build(data.input_shape, data.head)
+    if model.weights is not None:
+        load_weights(network, model.weights, strict=model.strict)
+    return adapted(network, data.call)
 
 
 def adapted(network: nn.Module, call: Call) -> nn.Module:
@@ -52,6 +59,19 @@ def adapted(network: nn.Module, call: Call) -> nn.Module:
     adapted_forward.__doc__ = forward.__doc__
     network.__class__ = type(kind.__name__, (kind,), {"forward": adapted_forward})
     return network
+
+
+def as_called_with(network: nn.Module, inputs: Tensor, output: str | int | None) -> nn.Module:
+    """The network as it is called with these inputs, `Several` or one tensor; it shares all modules
+    and parameters with `network`, which keeps its class.
+
+    Raises:
+        UserError: if forward has no arguments of these names.
+    """
+    names = tuple(inputs.named) if isinstance(inputs, Several) else None
+    if names is None and output is None:
+        return network
+    return adapted(copy.copy(network), Call(names, output))
 
 
 def _check_names(network: nn.Module, names: Sequence[str]) -> None:

@@ -1,14 +1,33 @@
 """What every network's options offer."""
 
+from pathlib import Path
+
+from pydantic import field_validator
 from torch import nn
 
 from slimfront.trainables.options import Options, Registry
 
 
 class Model(Options):
-    """Options of a network, and its builder."""
+    """Options of a network, and its builder.
+
+    `weights` is a file with the state dict of a trained network, which training starts from (see
+    `weights.load_weights`); with `strict: false`, names that are not in both are left out.
+    """
 
     name: str
+    weights: str | None = None
+    strict: bool = True
+
+    @field_validator("weights")
+    @classmethod
+    def _from_anywhere(cls, path: str | None) -> str | None:
+        """Made absolute, if the file is there: the processes of a search work in folders of their
+        own."""
+        if path is None or "\0" in path:
+            return path
+        local = Path(path).expanduser()
+        return str(local.absolute()) if local.is_file() else path
 
     def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         """A freshly initialised network.

@@ -45,7 +45,7 @@ def best_size(
     first = Training(candidate, device)
     if packable_training(first) is not None:
         return 1
-    train = first.data.train
+    train = first.taught.train
     size = candidate.training.batch_size
     batch = Split(train.inputs[:size], train.targets[:size])
     with threads_set(threads):
@@ -92,14 +92,14 @@ def _packed(members: list[Training], batch: Split) -> float:
         first.model,
         first.candidate.penalties,
         sample,
-        first.data.task,
+        first.taught.task,
         bf16=first.options.bf16,
     )
     stack = Stack(members)
     plan = Plan(members, step, 1, stack.weights)
     inputs = first.data.prepare(batch.inputs)
     inputs = repeated(inputs, count)
-    targets = batch.targets.to(first.device).expand(count, *batch.targets.shape)
+    targets = repeated(batch.targets.to(first.device), count)
 
     def take() -> None:
         for member in members:

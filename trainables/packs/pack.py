@@ -182,7 +182,7 @@ class Pack:
             member.model,
             member.candidate.penalties,
             data.prepare(data.train.inputs[:8]),
-            data.task,
+            member.taught.task,
             bf16=member.options.bf16,
         )
 
@@ -190,7 +190,7 @@ class Pack:
         """Trains an epoch; the mean task losses and the mean penalty losses of the members,
         (2, K)."""
         members = stack.members
-        train = members[0].data.train
+        train = members[0].taught.train
         size = members[0].options.batch_size
         count = len(train.targets)
         orders = []

@@ -13,6 +13,7 @@ from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty, Pena
 from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.torch_internals import Dropout
 from slimfront.trainables.training.loop import Training
+from slimfront.trainables.training.own_loop import OwnTraining, training_of
 from slimfront.trainables.training.ranks import Solo
 
 _OWN = {"strength", "warmup", "ramp"}
@@ -34,6 +35,7 @@ def _shared(candidate: Candidate) -> dict[str, object]:
         "model": candidate.model.model_dump(mode="json"),
         "training.batch_size": candidate.training.batch_size,
         "training.precision": "bf16" if candidate.training.bf16 else "float32",
+        "distill": candidate.distill and candidate.distill.model_dump(mode="json"),
         "penalties": [
             [name, _but_strengths(options)] for name, options in candidate.penalties.items()
         ],
@@ -62,11 +64,13 @@ def check_together(first: Candidate, second: Candidate) -> None:
 def packable(candidate: Candidate, device: torch.device | str = "cpu") -> str | None:
     """Why a candidate cannot be trained in a pack, in one sentence; None if it can. It is tried out
     on a few examples."""
-    return packable_training(Training(candidate, device))
+    return packable_training(training_of(candidate, device))
 
 
 def unpackable_setting(training: Training) -> str | None:
     """The same, as far as it may differ between trainings of one key."""
+    if isinstance(training, OwnTraining):
+        return "a training by a function of your own cannot be in a pack; set resources.pack to 1"
     if type(training.ranks) is not Solo:
         return (
             "a training of several processes cannot be in a pack; set processes to 1, or "
@@ -76,6 +80,11 @@ def unpackable_setting(training: Training) -> str | None:
         return (
             "training.out_of_memory: halve cannot be in a pack, whose memory is shared; set it to "
             "fail, or resources.pack to 1"
+        )
+    if training.teacher is not None and not training.teacher.cached:
+        return (
+            "distill with data.augment, or with data that are read from disk, cannot be in a pack, "
+            "since the teacher sees each batch; set resources.pack to 1"
         )
     if training.options.compile is True and training.graphs is None:
         return (
@@ -124,9 +133,10 @@ def _of_step(training: Training) -> str | None:
     data = training.data
     count = max([2, *(options.least_batch for options in penalties.values())])
     inputs = data.prepare(data.train.inputs[:count])
-    targets = data.train.targets[:count].to(training.device)
+    targets = training.taught.train.targets[:count].to(training.device)
     try:
-        step = Step(training.model, penalties, inputs, data.task, bf16=training.options.bf16)
+        task = training.taught.task
+        step = Step(training.model, penalties, inputs, task, bf16=training.options.bf16)
     except UserError as error:
         # Of a penalty that is off, and so was not attached before.
         return f"a pack needs all penalties of its candidates, even if their strength is 0: {error}"
@@ -160,9 +170,7 @@ def _of_losses(step: Step, training: Training, inputs: Tensor, targets: Tensor) 
             strengths[name] = first.new_ones(2, len(step.strengths(name, options)))
     two = repeated(inputs, 2)
     try:
-        task, extra = step.losses(
-            parameters, buffers, two, targets.expand(2, *targets.shape), by_loss
-        )
+        task, extra = step.losses(parameters, buffers, two, repeated(targets, 2), by_loss)
         gradients = torch.autograd.grad(
             (task + extra).sum(), list(parameters.values()), allow_unused=True
         )

@@ -1,5 +1,6 @@
 """What every penalty offers to the training loop."""
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Generic, Literal, Protocol, TypeVar
@@ -77,6 +78,34 @@ PENALTIES: Registry[Penalty] = Registry("penalty")
 GroupT = TypeVar("GroupT")
 
 
+class StepSizes:
+    """How long the optimiser's step is for each parameter that it trains, or for all of them."""
+
+    def __init__(self, sizes: float | Tensor | Mapping[int, float | Tensor]) -> None:
+        """`sizes` are by `id` of the parameter, where those that are not trained are left out; or
+        one size, of all parameters."""
+        self.of_all = None if isinstance(sizes, Mapping) else sizes
+        self.of_parameters = sizes if isinstance(sizes, Mapping) else {}
+
+    def __call__(self, tensors: Sequence[Tensor]) -> float | Tensor | None:
+        """That of the largest of some parameters; None if one of them is not trained."""
+        if self.of_all is not None:
+            return self.of_all
+        if not tensors:
+            return self.largest
+        if any(id(tensor) not in self.of_parameters for tensor in tensors):
+            return None
+        largest = max(tensors, key=Tensor.numel)
+        return self.of_parameters[id(largest)]
+
+    @property
+    def largest(self) -> float | Tensor:
+        """The largest of all."""
+        if self.of_all is not None:
+            return self.of_all
+        return max(self.of_parameters.values(), default=0.0)
+
+
 @dataclass(frozen=True)
 class ParameterRef:
     """A parameter by the module that holds it: what is held there changes where many candidates are
@@ -90,6 +119,11 @@ class ParameterRef:
         """The parameter, as it is now."""
         tensor: Tensor = getattr(self.module, self.name)
         return tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The parameter alone."""
+        return (self.tensor,)
 
 
 def parameter_ref(model: nn.Module, name: str) -> ParameterRef:
@@ -177,22 +211,51 @@ class ActiveGroups(Generic[GroupT]):
         in the gradient form."""
         if self.options.form == "gradient":
             return
-        thresholds: dict[float, Tensor] = {}
+        self.proximal_of_each(StepSizes(step_size))
+
+    @torch.no_grad()
+    def proximal_of_each(self, sizes: StepSizes) -> None:
+        """As `proximal`, each group with the step size of its parameters; those that are not
+        trained stay."""
+        if self.options.form == "gradient":
+            return
+        thresholds: dict[Hashable, Tensor] = {}
         for name, group in self.groups.items():
             strength = self.strength(name)
-            if strength == 0:
+            size = sizes.of_all
+            if size is None:
+                size = sizes(_tensors(group))
+            if strength == 0 or size is None:
                 continue
-            threshold = step_size * strength
-            if not isinstance(threshold, Tensor):
-                if threshold == 0:
-                    continue
-                if self.shrink_entries is not None:
-                    assert isinstance(group, ParameterRef)
-                    self.shrink_entries(group.tensor, threshold)
-                    continue
-            if strength not in thresholds:
-                thresholds[strength] = torch.as_tensor(threshold).float()
-            self.shrink(group, thresholds[strength])
+            threshold = size * strength
+            if isinstance(threshold, Tensor):
+                key: Hashable = (id(size), strength)
+            elif threshold == 0:
+                continue
+            elif self.shrink_entries is not None:
+                assert isinstance(group, ParameterRef)
+                self.shrink_entries(group.tensor, threshold)
+                continue
+            else:
+                key = threshold
+            if key not in thresholds:
+                thresholds[key] = torch.as_tensor(threshold).float()
+            self.shrink(group, thresholds[key])
+
+    def not_trained(self, sizes: StepSizes) -> list[str]:
+        """The groups that have a parameter which the optimiser does not train."""
+        return [name for name, group in self.groups.items() if sizes(_tensors(group)) is None]
+
+    @torch.no_grad()
+    def finish_where(self, other: "ActiveGroups[GroupT]") -> None:
+        """Makes those groups zero, by the penalty's norm, that are zero in `other`, the same
+        penalty on a network of the same structure."""
+        for name, group in other.groups.items():
+            squares = [tensor.square().sum() for tensor in _tensors(group)]
+            size = torch.stack(squares).sum().sqrt()
+            least = _ROUNDING * torch.finfo(size.dtype).eps * size
+            if other.norm(group) <= least:
+                self.shrink(self.groups[name], torch.full_like(size, math.inf))
 
     def phase(self, step: int, scale: float) -> Hashable:
         """Equal for two training steps in which it computes the same; see `graphs`."""
@@ -200,6 +263,18 @@ class ActiveGroups(Generic[GroupT]):
 
     def close(self) -> None:
         """Nothing was attached."""
+
+
+_ROUNDING = 64
+"""A norm down to so many machine epsilons of a group's size is rounding."""
+
+
+def _tensors(group: object) -> Sequence[Tensor]:
+    """The parameters of a group of weights; a plug-in's groups may be anything, of which none is
+    known."""
+    if isinstance(group, list):
+        return [tensor for member in group for tensor in _tensors(member)]
+    return tuple(getattr(group, "tensors", ()))
 
 
 def check_penalties(penalties: Mapping[str, Penalty], model: nn.Module, sample: Tensor) -> None:

@@ -35,9 +35,10 @@ _OURS = "keeps_features"
 
 class Features:
     """While `watching`, forward hooks on named modules keep outputs, the first `samples` of a batch
-    (−1: all).
+    (−1: all), of passes with gradients.
 
-    Else there are no hooks, so that `torch.compile` sees the network alone.
+    Else there are no hooks, so that `torch.compile` sees the network alone, unless they are to
+    `stay`.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str], samples: int = -1) -> None:
@@ -48,14 +49,20 @@ class Features:
             module = model.get_submodule(name)
             self.hooks.append((module, self._hook(name)))
         self.handles: list[RemovableHandle] = []
-
-    @property
-    def watching(self) -> bool:
+        self.watching = False
         """Whether the coming batch is kept."""
-        return bool(self.handles)
+        self.stays = False
+
+    def stay(self) -> None:
+        """Leaves the hooks on the network until `close`: a network that is compiled has those of
+        its first run for good."""
+        self.stays = True
+        self._attach()
 
     def _hook(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            if not self.watching or not torch.is_grad_enabled():
+                return
             if self.samples != -1:
                 output = output[: self.samples]
             self.kept[name] = output
@@ -66,13 +73,20 @@ class Features:
     def watch(self, watching: bool) -> None:
         """Forgets what was kept, and keeps the coming batch or does not."""
         self.kept.clear()
-        if watching == self.watching:
-            return
+        self.watching = watching
+        if watching:
+            self._attach()
+        elif not self.stays:
+            self._detach()
+
+    def _attach(self) -> None:
+        if not self.handles:
+            self.handles = [module.register_forward_hook(hook) for module, hook in self.hooks]
+
+    def _detach(self) -> None:
         for handle in self.handles:
             handle.remove()
         self.handles = []
-        if watching:
-            self.handles = [module.register_forward_hook(hook) for module, hook in self.hooks]
 
     def take(self) -> dict[str, Tensor]:
         """What was kept of the batch, by name; nothing is kept any longer."""
@@ -82,6 +96,7 @@ class Features:
 
     def close(self) -> None:
         """Removes the hooks and what was kept."""
+        self.stays = False
         self.watch(False)
 
 

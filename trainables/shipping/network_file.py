@@ -54,12 +54,17 @@ def store(
         return serialise(network)
     state = _state(network)
     built = {
-        "options": model.model_dump(mode="json"),
+        "options": _options(model),
         "input_shape": list(input_shape),
         "outputs": outputs,
         "call": (call or Call()).as_plain(),
     }
     return {"format": FORMAT, "model": built, "state": state}
+
+
+def _options(model: Model) -> dict[str, Any]:
+    """What decides how a network is built; what it starts from does not."""
+    return model.model_dump(mode="json", exclude={"weights", "strict"})
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:
@@ -93,7 +98,7 @@ def restore(stored: dict[str, Any], model: Model | None = None) -> nn.Module:
         raise ValueError(
             "it holds weights alone, and the config that says how its network is built is not there"
         )
-    if built["options"] != model.model_dump(mode="json"):
+    if built["options"] != _options(model):
         raise ValueError("it is a network of another model than the config has")
     outputs = built.get("outputs", built.get("classes"))  # the latter in files of version 0.1
     network = model.build(tuple(built["input_shape"]), outputs)

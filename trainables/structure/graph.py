@@ -293,6 +293,14 @@ class Layer:
     last: fx.Node
     """The node of the batch norm, or of the layer itself."""
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Its parameters, as they are now, with those of the batch norm."""
+        found = [self.layer.weight, self.layer.bias]
+        if self.norm is not None:
+            found += [self.norm.weight, self.norm.bias]
+        return tuple(tensor for tensor in found if tensor is not None)
+
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight (out, in, …) and bias (out) as if the batch norm were folded in,
         differentiable."""

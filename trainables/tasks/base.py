@@ -137,6 +137,19 @@ class Task(Options):
         """The task that knows a metric of this name: itself, or the one of `LIKE`."""
         return TASKS.find(self.LIKE)() if self.LIKE and name not in self.KNOWN else self
 
+    def unsaid_of_weights(self) -> str | None:
+        """What a config must say beside `model.weights`, and does not; None: nothing."""
+        return None
+
+    def distillation(
+        self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float
+    ) -> Tensor:
+        """How far outputs (N, …) are from a teacher's (N, …), a mean over the batch, as `arrange`
+        gives both: the mean squared difference, or what the task of `LIKE` says."""
+        if self.LIKE:
+            return TASKS.find(self.LIKE)().distillation(outputs, teacher, targets, temperature)
+        return torch.nn.functional.mse_loss(outputs, teacher)
+
     def chosen_metrics(self) -> tuple[MetricOptions, ...]:
         """The metrics that are taken, the quality first."""
         if self.metrics:

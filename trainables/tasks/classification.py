@@ -114,6 +114,11 @@ class Classification(Task):
             weighted_cross_entropy, weights=weights, label_smoothing=self.label_smoothing
         )
 
+    def distillation(
+        self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float
+    ) -> Tensor:
+        return soft_cross_entropy(outputs, teacher, temperature).mean()
+
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
         if options.name == "accuracy" and not options.args:
             described = Described(options.key, "larger", bounded=True)
@@ -359,3 +364,11 @@ def _whole(targets: Tensor, task: str) -> Tensor:
             "whole numbers or names; for numbers, set task: regression"
         )
     return targets.long()
+
+
+def soft_cross_entropy(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² · KL(softmax(teacher / T) ‖ softmax(outputs / T)), Hinton et al. 2015, arXiv 1503.02531,
+    section 2: of logits (N, classes, …) each, to (N, …)."""
+    wanted = torch.log_softmax(teacher / temperature, 1)
+    made = torch.log_softmax(outputs / temperature, 1)
+    return (wanted.exp() * (wanted - made)).sum(1) * temperature**2

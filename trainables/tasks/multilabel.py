@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError
@@ -70,6 +71,15 @@ class MultiLabel(Task):
             having = targets.sum(0)
             weights = (len(targets) - having) / having.clamp_min(1)
         return partial(_binary_cross_entropy, weights=weights)
+
+    def distillation(
+        self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float
+    ) -> Tensor:
+        """T² · the binary cross-entropy of each label with the teacher's probability."""
+        wanted = torch.sigmoid(teacher / temperature)
+        made = outputs / temperature
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(made, wanted)
+        return loss * temperature**2
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
         name = str(options.name)

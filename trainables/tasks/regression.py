@@ -162,6 +162,15 @@ class Regression(Task):
             loss = partial(loss, delta=self.delta)
         return partial(_error, of=loss)
 
+    def unsaid_of_weights(self) -> str | None:
+        if not self.standardise or "standardise" in self.model_fields_set:
+            return None
+        return (
+            "task.standardise, by which networks learn targets of mean 0 and deviation 1: set it "
+            "to false if the trained network gives numbers in the unit of the targets, and to true "
+            "if it was trained on standardised ones"
+        )
+
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
         name = str(options.name)
         plain = not options.args

@@ -18,6 +18,7 @@ from slimfront.trainables.tasks.classification import (
     ClassWeights,
     class_weights,
     is_one_hot,
+    soft_cross_entropy,
     too_few_logits,
     weighted_cross_entropy,
 )
@@ -105,6 +106,14 @@ class PerPlace(Task):
         if some_ignored:
             places = len(counted) / len(targets)
         return partial(weighted_cross_entropy, weights=weights, ignore=self.ignore, places=places)
+
+    def distillation(
+        self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float
+    ) -> Tensor:
+        """As of a classification, over the places that count."""
+        counted = targets != self.ignore
+        errors = soft_cross_entropy(outputs, teacher, temperature) * counted
+        return errors.sum() / counted.sum().clamp_min(1)
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
         given = {"num_classes": outputs, "ignore_index": self.ignore}

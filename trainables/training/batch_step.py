@@ -13,20 +13,33 @@ from slimfront.trainables.data import Dataset, Split, load_once
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.gpu import gpus_among, to_device
 from slimfront.trainables.models import built
+from slimfront.trainables.penalties import ActivePenalty, Penalty
+from slimfront.trainables.penalties.base import StepSizes
 from slimfront.trainables.precision import check_bf16
 from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting
 from slimfront.trainables.sparsifiers.base import computed_weights, prunable_weights
 from slimfront.trainables.structure.graph import Layer, trace
 from slimfront.trainables.structure.targets.layers import inner_layers
-from slimfront.trainables.training.compiled import Compiled, pays_back
-from slimfront.trainables.training.layout import align_gradients, ambiguous_strides, channels_last
+from slimfront.trainables.tasks.evaluating import evaluating
+from slimfront.trainables.training.acceleration.compiled import Compiled, pays_back
+from slimfront.trainables.training.acceleration.layout import (
+    align_gradients,
+    ambiguous_strides,
+    channels_last,
+)
+from slimfront.trainables.training.distillation import teacher_of
+from slimfront.trainables.training.freezing import freeze
 from slimfront.trainables.training.losses import Losses
 from slimfront.trainables.training.optimizers import build_optimizer, scheduled, set_lr, take_step
 from slimfront.trainables.training.ranks import Solo
+from slimfront.trainables.training.slimming import Acting, Asked
 
 _AUGMENTATION_STREAM = 0x9E3779B97F4A7C15
 """Added to a training's seed for its augmentation, which must not repeat the numbers that shuffle
 the batches."""
+
+_SEEN = 1024
+"""A network that is not trained is pruned by the gradients of so many examples."""
 
 _EXAMPLES_STREAM = 0xBB67AE8584CAA73B
 """The same for the examples that a sparsifier looks at before training."""
@@ -49,6 +62,9 @@ class BatchStep:
             check_bf16(self.device)
         self.ranks = ranks
         self.data: Dataset = load_once(candidate.data, self.device, candidate.task)
+        self.teacher = teacher_of(candidate, self.data)
+        self.taught: Dataset = self.data if self.teacher is None else self.teacher.data
+        """The data to train on, with the teacher's outputs beside the targets."""
         self.step = 0
         self.parts = 1
         self.seed = self.options.seed or 0
@@ -58,6 +74,7 @@ class BatchStep:
             self.model = built(candidate.model, self.data)
             self.rng_state = self._rng_state()
         _refuse_computed_weights(candidate, self.model)
+        freeze(self.model, self.options.freeze)
         self.model.to(self.device)
         if self.options.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -67,16 +84,14 @@ class BatchStep:
             self.ambiguous = ambiguous_strides(self.parameters)
         self.optimizer = build_optimizer(
             name=self.options.optimizer,
-            parameters=self.parameters,
+            parameters=[one for one in self.parameters if one.requires_grad],
             lr=self.options.lr,
             momentum=self.options.momentum,
             weight_decay=self.options.weight_decay,
         )
         sample = self.sample()
         self.inner = _inner_layers(self.model, sample)
-        self.penalty_options = [options for options in candidate.penalties.values() if options.on]
-        self.penalties = [options.attach(self.model, sample) for options in self.penalty_options]
-        self.sparsifier = self._attached_sparsifier()
+        self.acting = self._acting(sample)
         self.losses: nn.Module | None = None
         self.compiles = None if self.options.compile == "auto" else self.options.compile
         self.weights = list(prunable_weights(self.model).values())
@@ -90,24 +105,37 @@ class BatchStep:
         """A few inputs as the network sees them."""
         return self.data.prepare(self.data.train.inputs[:8])
 
-    def _attached_sparsifier(self) -> ActiveSparsifier | None:
-        options = self.candidate.sparsifier
-        if options is None or not options.on:
-            return None
+    @property
+    def penalties(self) -> list[ActivePenalty]:
+        """The penalties that are on."""
+        return self.acting.penalties
+
+    @property
+    def penalty_options(self) -> list[Penalty]:
+        """Their options."""
+        return self.acting.penalty_options
+
+    @property
+    def sparsifier(self) -> ActiveSparsifier | None:
+        """The sparsifier, if there is one that is on."""
+        return self.acting.sparsifier
+
+    def _acting(self, sample: Tensor) -> Acting:
+        asked = Asked(penalties=self.candidate.penalties, sparsifier=self.candidate.sparsifier)
         setting = Setting(
             model=self.model,
             optimizer=self.optimizer,
             total_steps=self.total_steps(),
             seed=self.seed,
             examples=self._examples,
-            loss=self.data.task.loss,
+            loss=self.taught.task.loss,
             broadcast_from_rank0=self.ranks.broadcast_from_rank0,
         )
-        return options.attach(setting)
+        return Acting(asked, self.model, sample, setting)
 
     def _examples(self, count: int) -> tuple[Tensor, Tensor]:
         """So many training examples, as they are without augmentation, drawn by the seed."""
-        inputs, targets = self.data.train
+        inputs, targets = self.taught.train
         generator = self._generator(_EXAMPLES_STREAM)
         order = torch.randperm(len(targets), generator=generator)
         drawn = order[:count].to(targets.device)
@@ -138,8 +166,8 @@ class BatchStep:
         return math.ceil(examples / self.options.batch_size)
 
     def total_steps(self) -> int:
-        """How many steps the whole training has."""
-        return self.steps_per_epoch() * self.options.epochs
+        """How many steps the whole training has; a network that is not trained is pruned in one."""
+        return max(self.steps_per_epoch() * self.options.epochs, 1)
 
     def shared_losses(self) -> nn.Module:
         """The losses, wrapped so that all ranks step alike; made late, when the state of training
@@ -153,8 +181,8 @@ class BatchStep:
             compiled = Compiled(self.model, self._share_of_batch())
         losses = Losses(
             self.model,
-            self.penalties,
-            self.data.task,
+            self.acting,
+            self.taught.task,
             bf16=self.options.bf16,
             compiled=compiled,
         )
@@ -180,7 +208,7 @@ class BatchStep:
 
     def _pays_back(self) -> bool:
         """Whether most ranks find that it pays back to compile."""
-        train = self.data.train
+        train = self.taught.train
         count = self._share_of_batch()
         if len(train.targets) < self.options.batch_size:
             return False
@@ -191,7 +219,7 @@ class BatchStep:
             model=self.model,
             inputs=inputs,
             targets=train.targets[:count].to(self.device),
-            loss=self.data.task.loss,
+            loss=self.taught.task.loss,
             steps=self.total_steps() - self.step,
             bf16=self.options.bf16,
         )
@@ -246,14 +274,32 @@ class BatchStep:
 
     def _update(self, lr: Tensor | None, step_size: float | Tensor) -> None:
         """What follows the backward pass; `lr` is that of the optimiser if None."""
-        if self.sparsifier:
-            self.sparsifier.before_step(self.step)
+        self.acting.before_step(self.step)
         align_gradients(self.ambiguous)
         take_step(self.optimizer, lr)
-        for penalty in self.penalties:
-            penalty.proximal(step_size)
-        if self.sparsifier:
-            self.sparsifier.after_step(self.step)
+        self.acting.after_step(self.step, self._step_sizes(step_size))
+
+    def _step_sizes(self, size: float | Tensor) -> StepSizes:
+        """The same for all parameters but those that are frozen."""
+        if not self.options.freeze:
+            return StepSizes(size)
+        return StepSizes({id(one): size for one in self.parameters if one.requires_grad})
+
+    def prune_untrained(self) -> None:
+        """Has the sparsifier act at once, on the network as it is, with the gradients of the first
+        training examples."""
+        if self.sparsifier is None:
+            return
+        self.clear_gradients()
+        inputs, targets = self._examples(_SEEN)
+        size = self.options.batch_size
+        with evaluating(self.model):
+            for part, wanted in zip(inputs.split(size), targets.split(size), strict=True):
+                loss = self.taught.task.loss(self.model(part), wanted)
+                (loss * (len(wanted) / len(targets))).backward()
+        self.acting.before_step(0)
+        self.sparsifier.after_step(0)
+        self.clear_gradients()
 
     def clear_gradients(self) -> None:
         """As the optimiser's `zero_grad`, which takes longer than some backward passes."""
@@ -308,14 +354,15 @@ class BatchStep:
     def _prepared(self, part: Split) -> tuple[Tensor, Tensor]:
         """What the network sees of some examples, and their targets on the device."""
         inputs = self.data.augmented(part.inputs, self.augmenter)
-        return inputs, to_device(part.targets, self.device)
+        targets = to_device(part.targets, self.device)
+        if self.teacher is not None:
+            targets = self.teacher.beside(inputs, targets)
+        return inputs, targets
 
     def _part_gradients(
         self, inputs: Tensor, targets: Tensor, share: float
     ) -> tuple[Tensor, Tensor]:
-        epoch = self.step / self.steps_per_epoch()
-        for penalty, options in zip(self.penalties, self.penalty_options, strict=True):
-            penalty.before_batch(self.step, options.scale(epoch))
+        self.acting.watch(self.step, self.step / self.steps_per_epoch())
         if self.options.channels_last:
             inputs = channels_last(inputs)
         assert self.losses is not None

@@ -63,6 +63,7 @@ class Finishing:
         refit: Callable[[nn.Module], list[dict[str, float]]] | None,
         *,
         one_shot: bool,
+        recover: Callable[[nn.Module], list[dict[str, float]]] | None = None,
     ) -> Trained:
         """Compacts the network as it is now, refits it if asked to, measures it, prunes it further;
         `model` stays as it is.
@@ -72,6 +73,7 @@ class Finishing:
             refit: trains the compact network further, in place, and gives the metrics of each
                 epoch; None: it is not.
             one_shot: whether to prune it further in one shot, as the candidate says.
+            recover: as `refit`, of each network that was pruned in one shot.
 
         Returns:
             The compact network, its measures with metrics and `layers_merged`, and the metrics of
@@ -98,14 +100,18 @@ class Finishing:
         trained = Trained(history, compacted, measures)
         if not one_shot:
             return trained
-        pruned = tuple(self._pruned(trained))
+        pruned = tuple(self._pruned(trained, recover))
         return replace(trained, pruned=pruned)
 
     def _checked_inputs(self, split: Split) -> Tensor:
         """What the network sees of the first examples of a split."""
         return self.data.prepare(split.inputs[:CHECKED_INPUTS])
 
-    def _pruned(self, trained: Trained) -> Iterator[Trained]:
+    def _pruned(
+        self,
+        trained: Trained,
+        recover: Callable[[nn.Module], list[dict[str, float]]] | None,
+    ) -> Iterator[Trained]:
         """The network pruned in one shot, each one compacted and measured, until it is not worth
         measuring any more."""
         candidate = self.candidate
@@ -124,7 +130,13 @@ class Finishing:
             except TrialFailure:
                 return  # nearly nothing is left of its outputs
             report = compacted.report
-            measures = self._measures(compacted.network, inputs, report.after)
+            sizes: Mapping[str, float] = report.after
+            epochs = len(recover(compacted.network)) if recover else 0
+            if epochs:
+                sizes = measure(compacted.network, inputs)
+            measures = self._measures(compacted.network, inputs, sizes)
+            if epochs:
+                measures["recovery_epochs"] = epochs
             if not task.worth_going_on(measures, trained.measures):
                 return
             merged = trained.measures["layers_merged"] + report.count("merged")

@@ -4,6 +4,7 @@
 import math
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.gpu import to_device
+from slimfront.trainables.training.acceleration.layout import align_state, contiguous_copy
+from slimfront.trainables.training.acceleration.step_graphs import StepGraphs, step_graphs
 from slimfront.trainables.training.batch_step import BatchStep
 from slimfront.trainables.training.finishing import Finishing, Number, Trained
-from slimfront.trainables.training.layout import align_state, contiguous_copy
+from slimfront.trainables.training.freezing import training_mode
 from slimfront.trainables.training.ranks import Solo
 from slimfront.trainables.training.refit import Refit, refit
-from slimfront.trainables.training.step_graphs import StepGraphs, step_graphs
 
 REPORT_STEPS = 2000
 """With `training.report_every: auto`, a report comes after so many steps, at the end of an epoch:
@@ -43,6 +45,8 @@ class Training(BatchStep):
         """
         super().__init__(candidate, device, ranks or Solo())
         self.epoch = 0
+        self.pruned = False
+        """Whether a network that is not trained was pruned."""
         self.finishing = Finishing(candidate, self.data)
         self.shuffler = torch.Generator().manual_seed(self.seed)
         self.means = torch.zeros(2, dtype=torch.float64, device=self.device)
@@ -84,7 +88,7 @@ class Training(BatchStep):
         Without recorded steps, torch's global random numbers are this training's until the last
         item was asked for.
         """
-        self.model.train()
+        training_mode(self.model, self.options.freeze)
         targets = self.data.train.targets
         order = torch.randperm(len(targets), generator=self.shuffler)
         self.losses = self.losses or self.shared_losses()
@@ -106,7 +110,7 @@ class Training(BatchStep):
             weights.append(weight)
         task_losses = []
         penalty_losses = []
-        with self.own_rng_state(), closing(self.data.batches(mine)) as batches:
+        with self.own_rng_state(), closing(self.taught.batches(mine)) as batches:
             self.ranks.reseed(self.seed, self.epoch, self.augmenter)
             for weight, examples in zip(weights, batches, strict=True):
                 task_loss, penalty_loss = self.train_batch(examples, weight)
@@ -176,31 +180,40 @@ class Training(BatchStep):
             As `Finishing.finish`, and raises as it does.
         """
         options = refit_options or self.candidate.refit
+        if self.options.epochs == 0 and not self.pruned:
+            self.prune_untrained()
+            self.pruned = True
 
-        def further(network: nn.Module) -> list[dict[str, float]]:
+        def further(network: nn.Module, options: Refit) -> list[dict[str, float]]:
             with self.own_rng_state():
                 return refit(
                     network,
-                    self.data,
+                    self.taught,
                     options,
                     optimizer=self.options.optimizer,
                     momentum=self.options.momentum,
                     batch_size=self.options.batch_size,
                     shuffler=self.shuffler,
                     augmenter=self.augmenter,
+                    freeze=self.options.freeze,
+                    teacher=self.teacher,
                 )
 
         model = self.model
         if self.options.channels_last:
             model = contiguous_copy(self.model)
+        recovery = Refit(epochs=self.candidate.one_shot.recover, lr=self.candidate.refit.lr)
         return self.finishing.finish(
-            model, self.epoch, further if options.epochs else None, one_shot=one_shot
+            model,
+            self.epoch,
+            partial(further, options=options) if options.epochs else None,
+            one_shot=one_shot,
+            recover=partial(further, options=recovery) if recovery.epochs and self.done else None,
         )
 
     def close(self) -> None:
         """Takes the penalties' hooks off the network."""
-        for penalty in self.penalties:
-            penalty.close()
+        self.acting.close()
 
     def state_dict(self) -> dict[str, Any]:
         """All that continuing needs: tensors and plain data only."""

@@ -1,16 +1,14 @@
 """The losses of a training, as one module: DistributedDataParallel must see every parameter that
 either of them reads."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.penalties.base import ActivePenalty
 from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.precision import forward_pass
 from slimfront.trainables.tasks import ActiveTask
-from slimfront.trainables.training.compiled import Compiled
+from slimfront.trainables.training.acceleration.compiled import Compiled
+from slimfront.trainables.training.slimming import Acting
 
 
 class Losses(nn.Module):
@@ -19,7 +17,7 @@ class Losses(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        penalties: Sequence[ActivePenalty],
+        acting: Acting,
         task: ActiveTask,
         *,
         bf16: bool = False,
@@ -29,7 +27,7 @@ class Losses(nn.Module):
         `compiled` is `model`."""
         super().__init__()
         self.model = model
-        self.penalties = penalties
+        self.acting = acting
         self.task = task
         self.bf16 = bf16
         self.compiled = compiled
@@ -39,17 +37,13 @@ class Losses(nn.Module):
         without gradient where none acts."""
         watched = any(
             isinstance(penalty, ActiveFeatures) and penalty.features.watching
-            for penalty in self.penalties
+            for penalty in self.acting.penalties
         )
         network = self.model if watched or self.compiled is None else self.compiled
         with forward_pass(inputs.device, self.bf16):
             outputs = network(inputs)
         task_loss = self.task.loss(outputs, targets)
-        extra = []
-        for penalty in self.penalties:
-            value = penalty.loss()
-            if value is not None:
-                extra.append(value)
+        extra = self.acting.losses()
         if not extra:
             return task_loss, torch.zeros_like(task_loss)
         return task_loss, torch.stack(extra).sum()

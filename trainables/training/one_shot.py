@@ -16,11 +16,13 @@ class OneShot(Options):
     the weights of the one before.
 
     0 steps: none. They end early once the quality is less than half of what it was, or the error
-    more than twice that.
+    more than twice that. At the end of training, each is refitted for `recover` epochs, at the
+    learning rate `refit.lr`.
     """
 
     steps: int = Field(8, ge=0)
     keep: float = Field(0.7, gt=0, lt=1)
+    recover: int = Field(0, ge=0)
 
 
 def prune(network: nn.Module, inputs: Tensor, options: OneShot) -> Iterator[nn.Module]:

@@ -2,6 +2,7 @@
 2006.15604, section 2)."""
 
 import math
+from collections.abc import Sequence
 from contextlib import closing
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.options import Options
+from slimfront.trainables.training.distillation import Teacher
+from slimfront.trainables.training.freezing import frozen, training_mode
 from slimfront.trainables.training.optimizers import (
     OptimizerName,
     build_optimizer,
@@ -38,6 +41,8 @@ def refit(
     batch_size: int,
     shuffler: torch.Generator,
     augmenter: torch.Generator,
+    freeze: Sequence[str] = (),
+    teacher: Teacher | None = None,
 ) -> list[dict[str, float]]:
     """Trains `network` in place by the task loss alone; parameters that are exactly zero stay zero.
 
@@ -45,6 +50,8 @@ def refit(
         momentum: for sgd.
         shuffler: gives the order of the batches.
         augmenter: varies the training images, where the data set says so.
+        teacher: gives its outputs of each batch, where `data` has none.
+        freeze: names of parameters that stay as they are, as in `freezing`.
 
     Returns:
         Per epoch: `train_loss`, the metrics on the validation split, and `lr`.
@@ -54,11 +61,16 @@ def refit(
     """
     parameters = list(network.parameters())
     alive = [parameter.detach() != 0 for parameter in parameters]
-    steps = build_optimizer(optimizer, parameters, options.lr, momentum=momentum, weight_decay=0.0)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not frozen(name, freeze))
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained:
+        raise TrialFailure("all that is left of the network is frozen, and refit.epochs is not 0")
+    steps = build_optimizer(optimizer, trained, options.lr, momentum=momentum, weight_decay=0.0)
     count = len(data.train.targets)
     history = []
     for epoch in range(options.epochs):
-        network.train()
+        training_mode(network, freeze)
         losses: list[Tensor] = []
         order = torch.randperm(count, generator=shuffler)
         chosen = order.to(data.train.targets.device).split(batch_size)
@@ -68,7 +80,10 @@ def refit(
                 lr = scheduled(options.lr, "cosine", progress)
                 set_lr(steps, lr)
                 inputs = data.augmented(stored, augmenter)
-                loss = data.task.loss(network(inputs), targets.to(data.device))
+                wanted = targets.to(data.device)
+                if teacher is not None:
+                    wanted = teacher.beside(inputs, wanted)
+                loss = data.task.loss(network(inputs), wanted)
                 steps.zero_grad()
                 loss.backward()
                 take_step(steps)
@@ -83,5 +98,5 @@ def refit(
             )
         scores = data.task.evaluate(network, *data.validation, prepare=data.prepare)
         history.append({"train_loss": train_loss, **scores, "lr": lr})
-    network.eval()
+    network.eval().requires_grad_(True)
     return history

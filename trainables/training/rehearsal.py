@@ -32,6 +32,7 @@ from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.graph import Layer, trace
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.finishing import measure_own
+from slimfront.trainables.training.freezing import training_mode
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.losses import Losses
 
@@ -53,6 +54,9 @@ def rehearse(candidate: Candidate, device: torch.device | str = "cpu") -> None:
     Raises:
         UserError: one sentence that names what cannot be done, and the module where that is known.
     """
+    distill = candidate.distill
+    if distill is not None and distill.waits(candidate.model):
+        candidate = candidate.model_copy(update={"distill": distill.untrained(candidate.model)})
     data = looked_at(candidate.data, torch.device(device), candidate.task)
     _run_once(candidate, data)
     with _naming(None, "the network cannot be trained"):
@@ -121,7 +125,12 @@ class _Rehearsal:
         self._check_trace()
         self._name_what_cannot_go()
         try:
-            self._take_steps()
+            if self.training.options.factory is not None:
+                pass  # the step is the user's
+            elif self.training.options.epochs:
+                self._take_steps()
+            else:
+                self.training.prune_untrained()
         except torch.OutOfMemoryError:
             # Whether there is more memory later, and whether batches may be halved, is for training
             # to see.
@@ -233,9 +242,9 @@ class _Rehearsal:
     def _take_steps(self) -> None:
         training = self.training
         data = training.data
-        self.model.train()
+        training_mode(self.model, training.options.freeze)
         training.losses = Losses(
-            self.model, training.penalties, data.task, bf16=training.options.bf16
+            self.model, training.acting, training.taught.task, bf16=training.options.bf16
         )
         count = len(data.train.targets)
         size = training.options.batch_size
@@ -254,7 +263,7 @@ class _Rehearsal:
         if examples > 1:
             plural = "s"
         problem = f"the network cannot be trained on{of} {examples} example{plural}"
-        inputs, targets = training.data.train
+        inputs, targets = training.taught.train
         batch = Split(inputs[:examples], targets[:examples])
         with _naming(self.model, problem, advice), training.own_rng_state():
             training.step = step

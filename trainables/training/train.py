@@ -7,7 +7,7 @@ import torch
 
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.training.finishing import Number, Trained
-from slimfront.trainables.training.loop import Training
+from slimfront.trainables.training.own_loop import training_of
 from slimfront.trainables.training.rehearsal import rehearse
 
 
@@ -28,13 +28,16 @@ def train(
         TrialFailure: if the loss diverges, or compaction changes the outputs.
     """
     rehearse(candidate, device)
-    training = Training(candidate, device)
+    training = training_of(candidate, device)
     history = []
     try:
         while not training.done:
-            history.append(training.run_epoch())
+            metrics = training.run_epoch()
+            if not metrics:
+                continue  # a function of the user's has returned
+            history.append(metrics)
             if on_epoch:
-                on_epoch(history[-1])
+                on_epoch(metrics)
         finished = training.finish()
     finally:
         training.close()

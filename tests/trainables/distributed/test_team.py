@@ -144,6 +144,14 @@ def test_every_penalty_acts_as_on_a_single_process(team: Team, name: str, form: 
     check_as_alone(team, chosen, parts=1 if form else 2)
 
 
+def test_distillation_is_as_on_a_single_process(team: Team, tmp_path: Path) -> None:
+    teacher = Training(candidate())
+    teacher.run_epoch()
+    torch.save(teacher.model.state_dict(), tmp_path / "teacher.pt")
+    distill = {"teacher": str(tmp_path / "teacher.pt"), "weight": 0.7}
+    check_as_alone(team, candidate(distill=distill, penalties=penalties("layer")))
+
+
 @pytest.mark.parametrize("name", [None, *sorted(SPARSIFIERS)])
 def test_ranks_stay_the_same_through_batch_norms_dropout_and_augmentation(
     team: Team, name: str | None

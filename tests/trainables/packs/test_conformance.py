@@ -1,9 +1,11 @@
 """A candidate in a pack is the same candidate alone: for every penalty, in both forms, every
 sparsifier and optimiser."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from slimfront import Candidate
 from slimfront.trainables.packs import Pack
@@ -63,6 +65,14 @@ def test_every_optimiser_in_a_pack_is_as_alone(optimizer: str, model: dict[str, 
     assert_pack_is_as_alone(
         candidates(model=model, options=[{"training": each} for each in own], optimizer=optimizer)
     )
+
+
+def test_distillation_in_a_pack_is_as_alone(tmp_path: Path) -> None:
+    teacher, _ = trained_alone(candidates(1, model=CONVOLUTIONS)[0], 2)
+    torch.save(teacher.model.state_dict(), tmp_path / "teacher.pt")
+    distill = {"teacher": str(tmp_path / "teacher.pt"), "weight": 0.7}
+    options = [{"distill": distill, "sparsifier": with_target("set", n)} for n in range(3)]
+    assert_pack_is_as_alone(candidates(model=CONVOLUTIONS, options=options))
 
 
 def test_members_may_have_different_sparsifiers_optimisers_and_several_penalties() -> None:

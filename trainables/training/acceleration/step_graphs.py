@@ -239,7 +239,7 @@ class StepGraphs:
             corner = self.corner.index_select(1, places)
         inputs = data.train.inputs.index_select(0, chosen)
         inputs = data.varied(inputs, Draws(mirrored, corner))
-        targets = data.train.targets.index_select(0, chosen)
+        targets = self.training.taught.train.targets.index_select(0, chosen)
         lr = self._now(self.rates)
         step_size = self._now(self.step_sizes)
         losses = self.training.take_prepared_step(inputs, targets, lr, step_size)
@@ -325,6 +325,8 @@ def why_not_anywhere(training: "Training") -> str | None:
     data = training.data
     if type(training.ranks) is not Solo:
         return "the training has several processes"
+    if training.teacher is not None and not training.teacher.cached:
+        return "a teacher sees each batch"
     if training.options.out_of_memory == "halve":
         return "training.out_of_memory is halve"
     if data.train.inputs.device.type != training.device.type:

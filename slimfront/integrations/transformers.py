@@ -1,0 +1,150 @@
+"""Slimming as a callback of Hugging Face's Trainer."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from slimfront.integrations._slimmed import Slimmed
+from slimfront.trainables.compaction import Compacted, Compaction
+from slimfront.trainables.errors import UserError
+
+try:
+    import transformers
+except ImportError:
+    raise UserError(
+        "slimfront.integrations.transformers needs Hugging Face's library: pip install "
+        "'slimfront[transformers]'"
+    ) from None
+
+FILE = "slimming.pt"
+"""In each checkpoint of the trainer: the state of penalties and sparsifier."""
+
+
+class SlimmingCallback(transformers.TrainerCallback):
+    """Penalties and a sparsifier in a training by Hugging Face's Trainer.
+
+    What penalties add to the loss is added to the loss that the model returns; a trainer that
+    computes another loss is refused in its first step, where a penalty needs it. Checkpoints get a
+    file of ours, with which training goes on bit-exactly. At the end, `compact` gives the smaller
+    network.
+    """
+
+    def __init__(
+        self,
+        inputs: Any,
+        *,
+        penalties: Mapping[str, Any] | None = None,
+        sparsifier: Mapping[str, Any] | str | None = None,
+        output: str | int | None = "logits",
+        **options: Any,
+    ) -> None:
+        """
+        Args:
+            inputs: a batch of real inputs by the names of the model's arguments, without labels.
+            penalties: by name with their options.
+            sparsifier: its options with its `name`.
+            output: which of the model's outputs counts.
+            options: further ones of `slimfront.Slimming`: `targets`, `loss`, `seed`.
+        """
+        self.slimmed = Slimmed(inputs, penalties, sparsifier, {"output": output, **options})
+        self.handle: RemovableHandle | None = None
+
+    def on_train_begin(
+        self,
+        args: transformers.TrainingArguments,
+        state: transformers.TrainerState,
+        control: transformers.TrainerControl,  # noqa: ARG002
+        **given: Any,
+    ) -> None:
+        """Has penalties and the sparsifier act on the network."""
+        if state.global_step > 0:
+            self.slimmed.resumed = _state_of(args, state)
+        epochs = max(1, round(state.num_train_epochs))
+        network: nn.Module = given["model"]
+        self.slimmed.begin(
+            network, given["optimizer"], state.max_steps, max(1, state.max_steps // epochs)
+        )
+        parts = args.gradient_accumulation_steps
+
+        def add_to_loss(_model: nn.Module, _given: Any, named: dict[str, Any], made: Any) -> Any:
+            if not torch.is_grad_enabled() or not isinstance(made, Mapping) or "loss" not in made:
+                return made
+            extra = self.slimmed.extra_loss()
+            if extra is not None:
+                # With the number of items in the batch, the trainer divides by nothing else.
+                divided = named.get("num_items_in_batch") is None
+                made["loss"] = made["loss"] + (extra if divided else extra / parts)  # type: ignore[index]
+            return made
+
+        self.handle = network.register_forward_hook(add_to_loss, with_kwargs=True)
+
+    def on_pre_optimizer_step(
+        self,
+        args: transformers.TrainingArguments,  # noqa: ARG002
+        state: transformers.TrainerState,  # noqa: ARG002
+        control: transformers.TrainerControl,  # noqa: ARG002
+        **_given: Any,
+    ) -> None:
+        """Zeroes the gradients of dropped weights."""
+        self.slimmed.before_step("the trainer")
+
+    def on_save(
+        self,
+        args: transformers.TrainingArguments,
+        state: transformers.TrainerState,
+        control: transformers.TrainerControl,  # noqa: ARG002
+        **_given: Any,
+    ) -> None:
+        """Writes the state of penalties and sparsifier into the checkpoint."""
+        folder = _checkpoint(args, state)
+        if self.slimmed.slim is not None and state.is_world_process_zero and folder.is_dir():
+            torch.save(self.slimmed.slim.state_dict(), folder / FILE)
+
+    def on_train_end(
+        self,
+        args: transformers.TrainingArguments,  # noqa: ARG002
+        state: transformers.TrainerState,  # noqa: ARG002
+        control: transformers.TrainerControl,  # noqa: ARG002
+        **_given: Any,
+    ) -> None:
+        """Takes off what was attached."""
+        if self.handle is not None:
+            self.handle.remove()
+            self.handle = None
+        self.slimmed.end()
+
+    def compact(
+        self,
+        inputs: Any = None,
+        options: Compaction | Mapping[str, Any] | None = None,
+        *,
+        network: nn.Module | None = None,
+    ) -> Compacted:
+        """The compact network; see `slimfront.Slimming.compact`."""
+        return self.slimmed.compact(inputs, options, network)
+
+
+def _checkpoint(args: transformers.TrainingArguments, state: transformers.TrainerState) -> Path:
+    return Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+
+
+def _state_of(
+    args: transformers.TrainingArguments, state: transformers.TrainerState
+) -> Mapping[str, Any]:
+    """What `on_save` wrote beside the checkpoint that training goes on from."""
+    places = [_checkpoint(args, state)]
+    if args.resume_from_checkpoint:
+        places.insert(0, Path(args.resume_from_checkpoint))
+    for place in places:
+        if (place / FILE).is_file():
+            found: Mapping[str, Any] = torch.load(place / FILE, weights_only=True)
+            return found
+    raise UserError(
+        f"SlimmingCallback: training goes on from step {state.global_step}, and there is no {FILE} "
+        f"in {places[0]}; resume from a checkpoint that was written with the callback, or begin "
+        "anew"
+    )

@@ -1,0 +1,144 @@
+"""Slimming in Lightning's real Trainer."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import slimfront as sf
+from slimfront.integrations.lightning import SlimmingCallback
+
+INPUTS = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+TARGETS = INPUTS[:, :3].argmax(1)
+
+
+class Classifier(lightning.LightningModule):
+    """A perceptron, as people write them."""
+
+    def __init__(self, by_hand: bool = False) -> None:
+        super().__init__()
+        self.model = nn.Sequential(
+            nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)
+        )
+        self.automatic_optimization = not by_hand
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x)
+
+    def training_step(self, batch: Any, _number: int) -> dict[str, Tensor]:
+        x, y = batch
+        loss = nn.functional.cross_entropy(self(x), y)
+        self.log("train_loss", loss)
+        return {"loss": loss}
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 4, gamma=0.7)]
+
+
+def loader() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=16)
+
+
+def trainer(folder: Path, callback: Any, epochs: int = 6, **options: Any) -> lightning.Trainer:
+    return lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[callback],
+        **({"enable_checkpointing": False} | options),
+    )
+
+
+def callback(**options: Any) -> SlimmingCallback:
+    asked = {
+        "penalties": {"layer": {"strength": 1.0}, "cka": {"strength": 0.1, "every": 2}},
+        "sparsifier": {"name": "channels", "sparsity": 0.5, "every": 2},
+    }
+    return SlimmingCallback(INPUTS, **(asked | options))
+
+
+def new() -> Classifier:
+    torch.manual_seed(0)
+    return Classifier()
+
+
+@pytest.mark.parametrize("name", [None, "model"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_compact_network_comes_out(tmp_path: Path, name: str | None, parts: int) -> None:
+    module, slimming = new(), callback(network=name)
+    trainer(tmp_path, slimming, accumulate_grad_batches=parts).fit(module, loader())
+    slim = slimming.slimmed.slim
+    assert slim is not None
+    assert slim.step == slim.steps == 24 // parts
+    small = slimming.compact()
+    assert small.measures["params"] < 0.7 * sum(p.numel() for p in module.parameters())
+    torch.testing.assert_close(small.network(INPUTS), module.eval()(INPUTS), rtol=1e-4, atol=1e-5)
+    assert "training_step" not in vars(module)
+    assert not any(m._forward_hooks for m in module.modules())
+
+
+def test_it_trains_as_a_plain_loop_with_slimming(tmp_path: Path) -> None:
+    module = new()
+    trainer(tmp_path, callback()).fit(module, loader())
+    plain = new()
+    (optimizer,), (schedule,) = plain.configure_optimizers()
+    slim = sf.Slimming(
+        plain,
+        optimizer,
+        INPUTS,
+        steps=24,
+        penalties={"layer": {"strength": 1.0}, "cka": {"strength": 0.1, "every": 2}},
+        sparsifier={"name": "channels", "sparsity": 0.5, "every": 2},
+    )
+    for _ in range(6):
+        for x, y in loader():
+            loss = nn.functional.cross_entropy(plain(x), y) + slim.loss()
+            optimizer.zero_grad()
+            loss.backward()
+            slim.before_step()
+            optimizer.step()
+            slim.after_step()
+        schedule.step()
+    for mine, theirs in zip(module.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("sparsifier", ["channels", "rigl", "snip"])
+def test_it_goes_on_from_a_checkpoint_bit_exactly(tmp_path: Path, sparsifier: str) -> None:
+    asked: dict[str, Any] = {"name": sparsifier, "sparsity": 0.5}
+    if sparsifier != "snip":
+        asked["every"] = 2
+
+    def made() -> SlimmingCallback:
+        return callback(sparsifier=asked, targets=TARGETS, loss=nn.functional.cross_entropy)
+
+    whole = new()
+    keeping = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1)
+    first = trainer(tmp_path, made(), enable_checkpointing=True)
+    first.callbacks.append(keeping)
+    first.fit(whole, loader())
+    torch.manual_seed(7)
+    other = Classifier()
+    trainer(tmp_path, made()).fit(other, loader(), ckpt_path=str(tmp_path / "epoch=2-step=12.ckpt"))
+    for mine, theirs in zip(whole.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_what_cannot_be_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    for module, slimming, said in (
+        (Classifier(by_hand=True), callback(), "optimises by hand"),
+        (new(), callback(network="net"), "has no network 'net'; it has model"),
+        (new(), callback(penalties={"block": {"strength": 1.0}}), "no residual branch"),
+    ):
+        with pytest.raises(sf.UserError, match=said):
+            trainer(tmp_path, slimming).fit(module, loader())
+    with pytest.raises(sf.UserError, match="training has not begun"):
+        callback().compact()

@@ -1,0 +1,147 @@
+"""Slimming in Hugging Face's real Trainer, on a tiny model from a config."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import slimfront as sf
+from slimfront.integrations.transformers import FILE, SlimmingCallback
+
+
+def example(number: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(number)
+    ids = torch.randint(3, 30, (8,), generator=generator)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones(8, dtype=torch.long),
+        "labels": (ids % 2).sum() > 4,
+    }
+
+
+EXAMPLES = [{**example(n), "labels": example(n)["labels"].long()} for n in range(32)]
+INPUTS = {
+    name: torch.stack([one[name] for one in EXAMPLES]) for name in ("input_ids", "attention_mask")
+}
+
+
+def new() -> Any:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+def trainer(folder: Path, model: Any, slimming: Any, **options: Any) -> transformers.Trainer:
+    arguments: dict[str, Any] = {
+        "output_dir": str(folder),
+        "num_train_epochs": 4,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-3,
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 1,
+    }
+    kind = options.pop("kind", transformers.Trainer)
+    return kind(  # type: ignore[no-any-return]
+        model=model,
+        args=transformers.TrainingArguments(**(arguments | options)),
+        train_dataset=EXAMPLES,
+        callbacks=[slimming],
+    )
+
+
+def callback(**options: Any) -> SlimmingCallback:
+    asked: dict[str, Any] = {
+        "penalties": {"connection": {"strength": 0.01}},
+        "sparsifier": {"name": "channels", "sparsity": 0.4, "every": 2},
+    }
+    return SlimmingCallback(INPUTS, **(asked | options))
+
+
+def size(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_compact_network_comes_out(tmp_path: Path, parts: int) -> None:
+    model, slimming = new(), callback()
+    trainer(tmp_path, model, slimming, gradient_accumulation_steps=parts).train()
+    slim = slimming.slimmed.slim
+    assert slim is not None
+    assert slim.step == slim.steps == 16 // parts
+    small = slimming.compact()
+    assert small.measures["params"] < size(model)
+    with torch.no_grad():
+        wanted = model.eval()(**INPUTS).logits
+        made = small.network(**INPUTS)
+    torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-5)
+    assert not model._forward_hooks
+
+
+CKA = {
+    "cka": {
+        "strength": 0.1,
+        "every": 1,
+        "stages": [["bert.encoder.layer.0.output", "bert.encoder.layer.1.output"]],
+    }
+}
+
+
+def test_a_loss_of_the_penalties_is_added(tmp_path: Path) -> None:
+    plain, slimmed = (new() for _ in range(2))
+    trainer(tmp_path, plain, callback(penalties=None, sparsifier=None)).train()
+    trainer(tmp_path, slimmed, callback(penalties=CKA, sparsifier=None)).train()
+    assert any(
+        not torch.equal(a, b) for a, b in zip(plain.parameters(), slimmed.parameters(), strict=True)
+    )
+
+
+class LossOfItsOwn(transformers.Trainer):
+    """Does not use the loss of the model."""
+
+    def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
+        labels = inputs["labels"]
+        return torch.nn.functional.cross_entropy(model(**inputs).logits, labels)
+
+
+def test_a_trainer_that_uses_another_loss_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(sf.UserError, match="the trainer has not used that"):
+        trainer(tmp_path, new(), callback(penalties=CKA), kind=LossOfItsOwn).train()
+
+
+def test_it_goes_on_from_a_checkpoint_bit_exactly(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6}
+    asked = {"name": "rigl", "sparsity": 0.5, "every": 3}
+    whole = new()
+    trainer(tmp_path / "whole", whole, callback(sparsifier=asked), **options).train()
+    assert (tmp_path / "whole" / "checkpoint-6" / FILE).is_file()
+    torch.manual_seed(5)
+    other = transformers.BertForSequenceClassification(new().config)
+    trainer(tmp_path / "whole", other, callback(sparsifier=asked), **options).train(
+        resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6")
+    )
+    for mine, theirs in zip(whole.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_checkpoint_without_its_state_is_refused(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 8}
+    trainer(tmp_path, new(), callback(), **options).train()
+    folder = tmp_path / "checkpoint-8"
+    (folder / FILE).unlink()
+    with pytest.raises(sf.UserError, match=rf"there is no {FILE} in"):
+        trainer(tmp_path, new(), callback(), **options).train(resume_from_checkpoint=str(folder))

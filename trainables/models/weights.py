@@ -1,0 +1,126 @@
+"""Weights that a network starts from: read from a file as data, never as code."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from slimfront.trainables.errors import UserError, first_few, first_line
+from slimfront.trainables.options import suggest
+
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+_WITHIN = ("state_dict", "model_state_dict", "model")
+"""Where checkpoints of training loops keep the network's state beside other things."""
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "network.")
+"""What DistributedDataParallel, torch.compile and modules around a network put before names."""
+
+
+def load_weights(network: nn.Module, path: str, *, strict: bool = True) -> None:
+    """Gives the network the weights of a state dict in a file.
+
+    Args:
+        path: of a `.safetensors` file, or of one that `torch.save` wrote: a state dict, or a
+            checkpoint that has one as `state_dict`, `model_state_dict` or `model`. Names may begin
+            with `module.` or the like, as wrappers of networks write them.
+        strict: whether all names must be in both, as in `load_state_dict`.
+
+    Raises:
+        UserError: if the file cannot be read, or names or shapes do not fit; they are named.
+    """
+    given = _fitting(read_weights(path), network.state_dict())
+    _check(given, network.state_dict(), path, strict=strict)
+    network.load_state_dict(given, strict=False)
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """The tensors of such a file by name, on the CPU.
+
+    Raises:
+        UserError: if there is no such file, or it holds something else.
+    """
+    file = Path(path)
+    if file.suffix not in SUFFIXES:
+        raise UserError(
+            f"model.weights: {path} ends in none of {', '.join(SUFFIXES)}; give the file of a "
+            "state dict"
+        )
+    if not file.is_file():
+        raise UserError(
+            f"model.weights: there is no file {path}; relative paths count from {Path.cwd()}"
+        )
+    try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file makes readers raise, it is no state dict
+        raise UserError(
+            f"model.weights: {path} cannot be read as tensors and plain data "
+            f"({first_line(error)}); save the state dict alone: "
+            "torch.save(network.state_dict(), path)"
+        ) from None
+    state = _state_within(found)
+    if state is None:
+        raise UserError(
+            f"model.weights: {path} holds no state dict, a mapping of names to tensors; save one "
+            "by torch.save(network.state_dict(), path)"
+        )
+    return state
+
+
+def _state_within(found: Any) -> dict[str, Tensor] | None:
+    """The state dict in what was loaded."""
+    if not isinstance(found, Mapping):
+        return None
+    for key in _WITHIN:
+        inner = found.get(key)
+        if isinstance(inner, Mapping):
+            return _state_within(inner)
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    if not tensors or not all(isinstance(name, str) for name in tensors):
+        return None
+    return tensors
+
+
+def _fitting(given: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`given` without the names of wrappers, as many of them as make most of it fit."""
+    tried = [given]
+    while True:
+        last = tried[-1]
+        prefixes = [one for one in _WRAPPERS if all(name.startswith(one) for name in last)]
+        if not prefixes:
+            return max(tried, key=lambda state: len(state.keys() & wanted.keys()))
+        tried.append({name.removeprefix(prefixes[0]): tensor for name, tensor in last.items()})
+
+
+def _check(
+    given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str, *, strict: bool
+) -> None:
+    for name, tensor in given.items():
+        if name in wanted and tensor.shape != wanted[name].shape:
+            raise UserError(
+                f"model.weights: '{name}' has the shape {tuple(tensor.shape)} in {path}, and "
+                f"{tuple(wanted[name].shape)} in the network; build the network that was trained"
+            )
+    if not given.keys() & wanted.keys():
+        raise UserError(
+            f"model.weights: no name in {path} is one of the network's: it has {_names(given)}, "
+            f"and the network {_names(wanted)}"
+        )
+    if not strict:
+        return
+    for kind, names in (("no", wanted.keys() - given), ("an unknown", given.keys() - wanted)):
+        if names:
+            first = min(names)
+            others = given if kind == "no" else wanted
+            more = f", and {len(names) - 1} more such" if len(names) > 1 else ""
+            raise UserError(
+                f"model.weights: {path} has {kind} '{first}'{more}; {suggest(first, others)} Set "
+                "model.strict: false to take what fits"
+            )
+
+
+def _names(state: Iterable[str]) -> str:
+    return first_few([f"'{name}'" for name in state], 3)

@@ -1,0 +1,213 @@
+"""Distillation: a network learns from the outputs of a teacher too.
+
+Hinton et al. 2015, Distilling the knowledge in a neural network, arXiv 1503.02531: the loss is
+(1 − weight) · task loss + weight · distillation loss, and the task says what the latter is; for
+classes it is T² · KL(softmax(teacher / T) ‖ softmax(outputs / T)) with temperature T (section 2),
+for numbers the mean squared difference.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import torch
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from torch import Tensor, nn
+
+from slimfront.trainables.data import Dataset, Split
+from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.gpu import gpus_among
+from slimfront.trainables.inputs import Several
+from slimfront.trainables.models import MODELS, Model, built
+from slimfront.trainables.options import Options
+from slimfront.trainables.precision import to_float32
+from slimfront.trainables.shipping.network_file import load_tensors, restore
+from slimfront.trainables.tasks.active import ActiveTask
+
+if TYPE_CHECKING:
+    from slimfront.trainables.candidate import Candidate
+
+TARGETS, TEACHER = "targets", "teacher"
+BASELINE = "baseline"
+
+
+def _named_or_built(value: Any) -> Any:
+    return MODELS.parse_named(value) if isinstance(value, Mapping) else value
+
+
+class Distill(Options):
+    """Who teaches, and how much of the loss it is.
+
+    `teacher` is `baseline`, the network that candidates are compared with; the file of weights of
+    the same network; or a network of its own with its `weights`, such as
+    `{factory: "my:net", weights: PATH}`. Outputs count at `temperature`, with the share `weight` of
+    the loss.
+    """
+
+    teacher: str | SerializeAsAny[Annotated[Model, BeforeValidator(_named_or_built)]] = Field(
+        BASELINE, union_mode="left_to_right"
+    )
+    temperature: float = Field(2.0, gt=0)
+    weight: float = Field(0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _a_network_of_its_own_is_trained(self) -> Self:
+        if isinstance(self.teacher, Model) and self.teacher.weights is None:
+            raise ValueError("distill.teacher: the network has no weights; give its 'weights'")
+        return self
+
+    @property
+    def on(self) -> bool:
+        """Whether the teacher has any share of the loss."""
+        return self.weight > 0
+
+    def waits(self, model: Model) -> bool:
+        """Whether the teacher is a baseline that is trained first."""
+        return self.on and self.teacher == BASELINE and model.weights is None
+
+    def untrained(self, model: Model) -> "Distill":
+        """The same with a teacher of random weights, for a rehearsal."""
+        plain = model.model_copy(update={"weights": None})
+        return self.model_copy(update={"teacher": plain})
+
+
+@dataclass(frozen=True)
+class DistilledTask(ActiveTask):
+    """A task whose targets have the outputs of a teacher beside them: `Several` of `targets` and
+    `teacher` (N, …), both of which count in the loss; other targets are as ever."""
+
+    temperature: float = 1.0
+    share: float = 0.0
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """As of the task, with the teacher's share."""
+        if not isinstance(targets, Several):
+            return super().loss(outputs, targets)
+        task_loss = super().loss(outputs, targets.named[TARGETS])
+        return torch.lerp(task_loss, self._from_teacher(outputs, targets), self.share)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """As of the task, with the teacher's share."""
+        if not isinstance(targets, Several):
+            return super().losses(outputs, targets)
+        task_losses = super().losses(outputs, targets.named[TARGETS])
+        taught = torch.func.vmap(self._from_teacher)(outputs, targets)
+        return torch.lerp(task_losses, taught, self.share)
+
+    def _from_teacher(self, outputs: Tensor, targets: Several) -> Tensor:
+        options = self.options
+        made = options.arrange(to_float32(outputs))
+        wanted = options.arrange(to_float32(targets.named[TEACHER]))
+        if made.shape != wanted.shape:
+            raise UserError(
+                f"distill: the teacher gives {tuple(wanted.shape[1:])} for an example, and the "
+                f"network {tuple(made.shape[1:])}; take a teacher of the same task"
+            )
+        return options.distillation(made, wanted, targets.named[TARGETS], self.temperature)
+
+
+class Teacher:
+    """A teacher at work on a data set."""
+
+    def __init__(self, network: nn.Module, data: Dataset, options: Distill) -> None:
+        """`network` takes what `data.prepare` makes, on the data's device."""
+        self.network = network.eval().requires_grad_(False)
+        own = {one.name: getattr(data.task, one.name) for one in fields(ActiveTask)}
+        task = DistilledTask(**own, temperature=options.temperature, share=options.weight)
+        self.data = replace(data, attached=task)
+        """The data to train on: where inputs are always the same, with the teacher's outputs beside
+        the targets."""
+        self.cached = not (data.augment.active or data.streamed)
+        if self.cached:
+            inputs, targets = data.train
+            outputs = data.task.outputs_of(self.network, inputs, data.prepare)
+            taught = Several({TARGETS: targets, TEACHER: outputs.to(targets.device)})
+            self.data = replace(self.data, train=Split(inputs, taught))
+
+    @torch.no_grad()
+    def beside(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The targets of a batch with what the teacher makes of `inputs`, which are as networks see
+        them."""
+        if isinstance(targets, Several):
+            return targets
+        return Several({TARGETS: targets, TEACHER: self.network(inputs)})
+
+
+def teacher_of(candidate: "Candidate", data: Dataset) -> Teacher | None:
+    """The teacher of a candidate, if it has one; what it makes of the data is kept for the next
+    candidate.
+
+    Raises:
+        UserError: if it cannot be had, or is not of this task.
+    """
+    options = candidate.distill
+    if options is None or not options.on:
+        return None
+    given = options.teacher
+    if given == BASELINE:
+        if candidate.model.weights is None:
+            raise UserError(
+                "distill.teacher: the baseline is trained by a search, and here is none; give "
+                "model.weights, or a teacher with weights"
+            )
+        given = candidate.model.weights
+    if isinstance(given, str):
+        given = candidate.model.model_copy(update={"weights": given, "strict": True})
+    changed = 0
+    if given.weights is not None and Path(given.weights).is_file():
+        changed = Path(given.weights).stat().st_mtime_ns
+    return _teacher(_Key(given, data, options, changed))
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What a teacher is known by."""
+
+    model: Model
+    data: Dataset
+    options: Distill
+    changed: int
+
+    def __hash__(self) -> int:
+        return hash((self.model.model_dump_json(), id(self.data), self.changed))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Key)
+            and self.data is other.data
+            and (self.model, self.options, self.changed)
+            == (other.model, other.options, other.changed)
+        )
+
+
+@lru_cache(maxsize=2)
+def _teacher(key: _Key) -> Teacher:
+    with torch.random.fork_rng(devices=gpus_among(key.data.device)):
+        network = _network(key.model, key.data)
+    return Teacher(network.to(key.data.device), key.data, key.options)
+
+
+def _network(model: Model, data: Dataset) -> nn.Module:
+    """The teacher's network: what a search stored, or the model with its weights."""
+    stored = _stored(model.weights)
+    if stored is None:
+        return built(model, data)
+    try:
+        return restore(stored, model)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise UserError(
+            f"distill.teacher: {model.weights} cannot be used: {first_line(error)}"
+        ) from None
+
+
+def _stored(path: str | None) -> dict[str, Any] | None:
+    """What `shipping.network_file` stored there, if it is such a file."""
+    if path is None or Path(path).suffix != ".pt" or not Path(path).is_file():
+        return None
+    try:
+        found = load_tensors(Path(path))
+    except UserError:
+        return None
+    return found if "format" in found else None

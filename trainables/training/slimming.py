@@ -1,0 +1,484 @@
+"""Slimming: penalties and a sparsifier at work on one network and its optimiser, in any training
+loop.
+
+A training step is the same everywhere, in a loop of the user's and in ours: the penalties' loss is
+added before the backward pass; gradients of dropped weights are zeroed before the optimiser's step;
+after it come the proximal steps of the penalties, and then the masks.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Annotated, Any, Self, TypeVar
+
+import torch
+import torch.distributed as dist
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
+from torch import Tensor, nn
+
+from slimfront.trainables.compaction import Compacted, Compaction, compact
+from slimfront.trainables.errors import UserError, first_few
+from slimfront.trainables.explain import explain
+from slimfront.trainables.inputs import Several, as_one
+from slimfront.trainables.models.adapted import as_called_with
+from slimfront.trainables.options import Options
+from slimfront.trainables.penalties import PENALTIES, ActivePenalty, Penalty
+from slimfront.trainables.penalties.base import ActiveGroups, StepSizes
+from slimfront.trainables.penalties.cka import ActiveFeatures
+from slimfront.trainables.penalties.features import remove_hooks
+from slimfront.trainables.shipping.formats import ByArguments
+from slimfront.trainables.sparsifiers import SPARSIFIERS, ActiveSparsifier, Setting, Sparsifier
+from slimfront.trainables.sparsifiers.base import out_of_reach
+from slimfront.trainables.structure.copying import copied
+from slimfront.trainables.training.optimizers import check_optimizer, step_sizes
+
+Loss = Callable[[Any, Any], Tensor]
+
+log = logging.getLogger(__name__)
+
+
+class Asked(Options):
+    """What is to act on a network: penalties by name, and a sparsifier, as in a config."""
+
+    penalties: Annotated[
+        dict[str, SerializeAsAny[Penalty]], BeforeValidator(PENALTIES.parse_mapping)
+    ] = Field(default_factory=dict)
+    sparsifier: (
+        SerializeAsAny[Annotated[Sparsifier, BeforeValidator(SPARSIFIERS.parse_named)]] | None
+    ) = None
+
+
+class Acting:
+    """The penalties and the sparsifier of one network, which count no steps themselves: what all
+    training loops share."""
+
+    def __init__(
+        self, asked: Asked, network: nn.Module, sample: Tensor, setting: Setting | None
+    ) -> None:
+        """`network` takes `sample` (N, …) as its one argument; without a `setting` there is no
+        sparsifier.
+
+        Raises:
+            UserError: if what is asked for has nothing to act on, or cannot be done.
+        """
+        on = {name: options for name, options in asked.penalties.items() if options.on}
+        self.penalty_options = list(on.values())
+        self.penalties: list[ActivePenalty] = []
+        self.sparsifier: ActiveSparsifier | None = None
+        try:
+            for options in on.values():
+                self.penalties.append(options.attach(network, sample))
+            if setting is not None and asked.sparsifier is not None and asked.sparsifier.on:
+                self.sparsifier = asked.sparsifier.attach(setting)
+        except BaseException:
+            self.close()
+            raise
+
+    def watch(self, step: int, epoch: float) -> None:
+        """Tells the penalties which step comes: called before its forward pass."""
+        for penalty, options in zip(self.penalties, self.penalty_options, strict=True):
+            penalty.before_batch(step, options.scale(epoch))
+
+    def losses(self) -> list[Tensor]:
+        """What the penalties add to the loss after a forward pass, a scalar each."""
+        found = []
+        for penalty in self.penalties:
+            value = penalty.loss()
+            if value is not None:
+                found.append(value)
+        return found
+
+    def before_step(self, step: int) -> None:
+        """Between the backward pass and the optimiser's step."""
+        if self.sparsifier is not None:
+            self.sparsifier.before_step(step)
+
+    def after_step(self, step: int, sizes: StepSizes) -> None:
+        """After the optimiser's step: proximal steps, then masks."""
+        for penalty in self.penalties:
+            if isinstance(penalty, ActiveGroups):
+                penalty.proximal_of_each(sizes)
+            else:
+                penalty.proximal(sizes.largest)
+        if self.sparsifier is not None:
+            self.sparsifier.after_step(step)
+
+    def close(self) -> None:
+        """Takes the penalties' hooks off the network."""
+        for penalty in self.penalties:
+            penalty.close()
+
+
+class Slimming(AbstractContextManager["Slimming"]):
+    """Penalties and a sparsifier in a training loop of the user's.
+
+    ```python
+    slim = Slimming(network, optimizer, inputs, steps=total_steps,
+                    penalties={"layer": {"strength": 2.0}},
+                    sparsifier={"name": "channels", "sparsity": 0.5})
+    for batch in loader:
+        loss = criterion(network(batch.x), batch.y) + slim.loss()
+        optimizer.zero_grad()
+        loss.backward()
+        slim.before_step()
+        optimizer.step()
+        slim.after_step()
+    small = slim.compact(inputs)
+    ```
+
+    Learning rates are read from the optimiser's parameter groups in each step, so schedules need
+    nothing; the proximal step of a group of weights has the learning rate of its largest parameter.
+    With gradient accumulation, add `loss()` to the loss of each part. With a `GradScaler`, call
+    `scaler.unscale_(optimizer)` before `before_step`. Penalties leave alone what is not trained; a
+    sparsifier acts on it too, unless it is excluded.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        inputs: Any,
+        *,
+        steps: int,
+        penalties: Mapping[str, Any] | None = None,
+        sparsifier: Mapping[str, Any] | Sparsifier | str | None = None,
+        steps_per_epoch: int | None = None,
+        targets: Tensor | None = None,
+        loss: Loss | None = None,
+        output: str | int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            network: wrapped by DistributedDataParallel or torch.compile or not; on its device.
+            optimizer: any of torch's but LBFGS, with the parameters of `network`.
+            inputs: a batch of real inputs, as the network is called: a tensor (N, …), a tuple of
+                tensors, or a mapping of tensors by the names of forward's arguments.
+            steps: how many optimiser steps the whole training has; schedules of sparsifiers go by
+                it.
+            penalties: by name with their options, as in a config: `{"layer": {"strength": 2.0}}`.
+            sparsifier: its options with its `name`.
+            steps_per_epoch: for penalties with `warmup` or `ramp`, which are in epochs.
+            targets: (N, …), those of `inputs`, for a sparsifier that needs a loss before training
+                (snip); `loss` is of outputs and targets then.
+            output: which of the network's outputs counts, if it returns several: a key, an
+                attribute or a place.
+            seed: of what is drawn, such as the first masks of rigl.
+
+        Raises:
+            UserError: if an option is unknown or out of range, or what is asked for has nothing to
+                act on in this network.
+        """
+        asked = _validated(Asked, {"penalties": penalties or {}, "sparsifier": sparsifier})
+        if steps < 1:
+            raise UserError(f"Slimming: steps is {steps}; it must be the optimiser steps to come")
+        self.steps = steps
+        self.steps_per_epoch = _per_epoch(asked, steps_per_epoch)
+        self.optimizer = optimizer
+        self.network = unwrapped(network)
+        check_optimizer(optimizer, self.network, asked.penalties)
+        self.output = output
+        sample = as_one(inputs)
+        view = as_called_with(self.network, sample, output)
+        setting = Setting(
+            model=view,
+            optimizer=optimizer,
+            total_steps=steps,
+            seed=seed,
+            examples=_examples(sample, targets),
+            loss=_loss_of(loss, targets),
+            broadcast_from_rank0=_broadcast,
+        )
+        self.acting = Acting(asked, view, sample, setting)
+        self.step = 0
+        self._asked = asked
+        self._sample = sample
+        self._unseen: set[str] = set()
+        self._copies: dict[int, tuple[nn.Module, Acting]] = {}
+        self._check_what_acts()
+        for penalty in self.acting.penalties:
+            if isinstance(penalty, ActiveFeatures):
+                # A network that is compiled later keeps the hooks that it has at its first run.
+                penalty.features.stay()
+        self._watch()
+
+    @property
+    def sparsifier(self) -> ActiveSparsifier | None:
+        """The sparsifier at work, with its masks by the name of the parameter."""
+        return self.acting.sparsifier
+
+    @property
+    def targets(self) -> dict[str, int]:
+        """On how many groups of weights, or stages of layers, each penalty acts."""
+        names = [name for name, options in self._asked.penalties.items() if options.on]
+        return {
+            name: penalty.targets
+            for name, penalty in zip(names, self.acting.penalties, strict=True)
+        }
+
+    def loss(self) -> Tensor:
+        """What the penalties add to the loss of the batch that the network has just seen: a scalar,
+        0 where none acts by its gradient."""
+        self._say_if_unseen()
+        found = self.acting.losses()
+        # The next part of a batch, where gradients are accumulated, is looked at too.
+        self._watch()
+        if found:
+            return torch.stack(found).sum()
+        return next(self.network.parameters()).new_zeros(())
+
+    def before_step(self) -> None:
+        """Call it between the backward pass and the optimiser's step: zeroes the gradients of
+        dropped weights."""
+        self.acting.before_step(self.step)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Call it after the optimiser's step: takes the penalties' proximal steps, and updates and
+        applies the masks."""
+        self.acting.after_step(self.step, step_sizes(self.optimizer))
+        self.step += 1
+        self._watch()
+
+    @property
+    def progress(self) -> float:
+        """How far training is, 0 to 1, as a schedule of the learning rate should see it: with
+        `lottery` it begins anew in each round."""
+        if self.sparsifier is not None:
+            return self.sparsifier.progress(self.step)
+        return self.step / self.steps
+
+    @torch.no_grad()
+    def apply_to(self, other: nn.Module) -> None:
+        """Gives a copy of the network, such as an average of its weights, the same zeros, and the
+        same inactive layers; call it before the copy is used.
+
+        Raises:
+            UserError: if it is no copy of the network.
+        """
+        twin = unwrapped(other)
+        own = dict(self.network.named_parameters())
+        theirs = dict(twin.named_parameters())
+        if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in theirs.items()}:
+            raise UserError(
+                "Slimming.apply_to: the parameters of the network given are others than those of "
+                "the network in training; give a copy of it"
+            )
+        for name, parameter in own.items():
+            theirs[name].mul_(parameter != 0)
+        acting = self._acting_on(twin)
+        for penalty, copied in zip(self.acting.penalties, acting.penalties, strict=True):
+            if isinstance(penalty, ActiveGroups) and isinstance(copied, ActiveGroups):
+                copied.finish_where(penalty)
+
+    def _acting_on(self, twin: nn.Module) -> Acting:
+        """The same penalties on a copy of the network; found once."""
+        known = self._copies.get(id(twin))
+        if known is None:
+            view = as_called_with(twin, self._sample, self.output)
+            known = twin, Acting(self._asked, view, self._sample, None)
+            self._copies[id(twin)] = known
+        return known[1]
+
+    def compact(
+        self,
+        inputs: Any = None,
+        options: Compaction | Mapping[str, Any] | None = None,
+        *,
+        network: nn.Module | None = None,
+    ) -> Compacted:
+        """A smaller network with the same outputs in evaluation mode; the network in training is
+        left as it is.
+
+        Args:
+            inputs: real inputs on which both are compared, as the network is called; those that
+                Slimming was made with if None.
+            options: of compaction, as in a config.
+            network: a copy to make compact instead, such as an average of the weights, after
+                `apply_to`.
+
+        Returns:
+            The network, which is called as the one in training was, with what was done and its
+            measures.
+
+        Raises:
+            TrialFailure: if compaction changed the outputs.
+            UserError: if the network cannot be traced.
+        """
+        if isinstance(options, Mapping):
+            options = _validated(Compaction, options)
+        self._say_if_early()
+        given = self._sample if inputs is None else as_one(inputs)
+        twin = copied(self.network if network is None else unwrapped(network))
+        remove_hooks(twin)
+        made = compact(as_called_with(twin, given, self.output), given, options)
+        if not isinstance(given, Several):
+            return made
+        return Compacted(ByArguments(made.network, list(given.named)).eval(), made.report)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that continuing needs beside the network's and the optimiser's: plain data and
+        tensors."""
+        masks = {}
+        if self.sparsifier is not None:
+            masks = self.sparsifier.state_dict()
+        return {"step": self.step, "sparsifier": masks}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues bit-exactly where `state_dict` was taken, once the network's and the
+        optimiser's are loaded."""
+        self.step = int(state["step"])
+        if self.sparsifier is not None:
+            self.sparsifier.load_state_dict(state["sparsifier"])
+        self._watch()
+
+    def close(self) -> None:
+        """Takes everything off the network that was attached to it; its weights stay as they
+        are."""
+        self.acting.close()
+        for _, acting in self._copies.values():
+            acting.close()
+        self._copies.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _watch(self) -> None:
+        self.acting.watch(self.step, self.step / self.steps_per_epoch)
+
+    def _check_what_acts(self) -> None:
+        """Refuses penalties without a target, and names what is left alone."""
+        try:
+            self._refuse_idle()
+        except UserError:
+            self.close()
+            raise
+        dense = out_of_reach(self.network)
+        if self.sparsifier is not None and dense:
+            log.warning(
+                "%s weights stay dense, whatever the sparsity: no sparsifier acts on %s",
+                f"{sum(dense.values()):,}",
+                first_few([f"'{name}'" for name in dense]),
+            )
+
+    def _refuse_idle(self) -> None:
+        sizes = step_sizes(self.optimizer)
+        for name, penalty in zip(self.targets, self.acting.penalties, strict=True):
+            if penalty.targets == 0:
+                problem = self._asked.penalties[name].nothing_to_do
+                raise UserError(f"penalties.{name}: {problem}; leave it out")
+            if not isinstance(penalty, ActiveGroups):
+                continue
+            frozen = penalty.not_trained(sizes)
+            if len(frozen) == penalty.targets:
+                raise UserError(
+                    f"penalties.{name}: all that it acts on is not trained: it requires no "
+                    "gradient, or is in no parameter group of the optimiser; leave it out"
+                )
+            if frozen:
+                log.warning(
+                    "penalties.%s leaves alone what is not trained: %s",
+                    name,
+                    first_few([f"'{group}'" for group in frozen]),
+                )
+
+    def _say_if_unseen(self) -> None:
+        for name, penalty in zip(self.targets, self.acting.penalties, strict=True):
+            if not isinstance(penalty, ActiveFeatures) or name in self._unseen:
+                continue
+            if penalty.features.watching and not penalty.features.kept:
+                self._unseen.add(name)
+                log.warning(
+                    "penalties.%s has seen no features of this batch: call loss() after a forward "
+                    "pass with gradients, and make Slimming before a compiled network is first run",
+                    name,
+                )
+
+    def _say_if_early(self) -> None:
+        if self.sparsifier is None or self.step >= self.steps:
+            return
+        left = [step for step in range(self.step, self.steps) if self.sparsifier.due(step)]
+        if left:
+            log.warning(
+                "the sparsifier is not at its target: %d of %d steps were taken, and it changes "
+                "its masks until step %d",
+                self.step,
+                self.steps,
+                left[-1] + 1,
+            )
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network within DistributedDataParallel, torch.compile or AveragedModel."""
+    while True:
+        inner = getattr(network, "_orig_mod", None)
+        if isinstance(network, _WRAPPERS):
+            inner = network.module
+        if not isinstance(inner, nn.Module):
+            return network
+        network = inner
+
+
+_WRAPPERS = (
+    nn.parallel.DistributedDataParallel,
+    nn.DataParallel,
+    torch.optim.swa_utils.AveragedModel,
+)
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def _validated(kind: type[OptionsT], given: Mapping[str, Any]) -> OptionsT:
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise UserError(f"Slimming: {explain(error)}") from None
+
+
+def _per_epoch(asked: Asked, steps_per_epoch: int | None) -> int:
+    """How many steps an epoch has, for penalties that rise over epochs."""
+    rising = [name for name, one in asked.penalties.items() if one.on and (one.warmup or one.ramp)]
+    if steps_per_epoch is None and rising:
+        raise UserError(
+            f"Slimming: penalties.{rising[0]} has a warmup or ramp, which is in epochs; give "
+            "steps_per_epoch"
+        )
+    if steps_per_epoch is not None and steps_per_epoch < 1:
+        raise UserError(f"Slimming: steps_per_epoch is {steps_per_epoch}; it must be at least 1")
+    return steps_per_epoch or 1
+
+
+def _examples(sample: Tensor, targets: Tensor | None) -> Callable[[int], tuple[Tensor, Tensor]]:
+    def examples(count: int) -> tuple[Tensor, Tensor]:
+        inputs = sample[:count]
+        if targets is not None:
+            return inputs, targets[:count]
+        return inputs, torch.zeros(len(inputs), dtype=torch.int64)
+
+    return examples
+
+
+def _loss_of(loss: Loss | None, targets: Tensor | None) -> Loss:
+    if loss is not None and targets is not None:
+        return loss
+
+    def missing(_outputs: Any, _targets: Any) -> Tensor:
+        raise UserError(
+            "Slimming: the sparsifier looks at the loss before training; give the targets of the "
+            "inputs, and the loss"
+        )
+
+    return missing
+
+
+def _broadcast(given: Iterable[Tensor]) -> None:
+    """Gives all processes of a training the tensors of the first."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    for tensor in given:
+        as_bytes = tensor.to(torch.uint8)
+        dist.broadcast(as_bytes, src=0)
+        tensor.copy_(as_bytes)

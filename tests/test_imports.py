@@ -21,7 +21,6 @@ ROOMS = [
         "redaction",
         "environment",
         "errors",
-        "explain",
         "folders",
         "gpu",
         "options",
@@ -56,7 +55,7 @@ BESIDE = {
 }
 
 PRIVATE = (
-    *("redaction", "environment", "errors", "explain", "folders", "gpu", "importing"),
+    *("redaction", "environment", "errors", "folders", "gpu", "importing"),
     *("inputs", "markdown", "options", "plugins", "precision", "torch_internals"),
 )
 

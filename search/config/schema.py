@@ -22,11 +22,10 @@ from slimfront.search.config.space_checks import check_nothing_secret, check_spa
 from slimfront.search.config.yaml_files import GIVEN, RECORDED, Limits, parse, read_text, write
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import UserError, one_line, shorten
-from slimfront.trainables.explain import explain
 from slimfront.trainables.measures.measure import EXTRA_MEASURES
 from slimfront.trainables.measures.own import OwnMeasure
 from slimfront.trainables.models import Model
-from slimfront.trainables.options import Options, suggest
+from slimfront.trainables.options import Options, explain, suggest
 from slimfront.trainables.penalties import Penalty
 from slimfront.trainables.redaction import without_secrets
 from slimfront.trainables.tasks import Classification

@@ -13,8 +13,7 @@ from slimfront.search.config.idle import idle
 from slimfront.search.config.space import Parameter
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import shorten
-from slimfront.trainables.explain import explain_first
-from slimfront.trainables.options import suggest
+from slimfront.trainables.options import explain_first, suggest
 from slimfront.trainables.redaction import redact_values
 
 Space = Mapping[str, Parameter]

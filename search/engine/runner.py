@@ -50,8 +50,8 @@ from slimfront.search.record.session import (
 from slimfront.search.tracking import Client, Recorder, connect, taking_writes
 from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError, first_line
-from slimfront.trainables.explain import explain_first
 from slimfront.trainables.messages import TrialOrder
+from slimfront.trainables.options import explain_first
 from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.shipping.network_file import read
 from slimfront.trainables.trainable import CandidateTrainable

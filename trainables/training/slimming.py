@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from slimfront.trainables.compaction import Compacted, Compaction, compact
 from slimfront.trainables.errors import UserError, first_few
-from slimfront.trainables.explain import explain
 from slimfront.trainables.inputs import Several, as_one
 from slimfront.trainables.models.adapted import as_called_with
-from slimfront.trainables.options import Options
+from slimfront.trainables.options import Options, explain
 from slimfront.trainables.penalties import PENALTIES, ActivePenalty, Penalty
 from slimfront.trainables.penalties.base import ActiveGroups, StepSizes
 from slimfront.trainables.penalties.cka import ActiveFeatures
@@ -267,9 +266,9 @@ class Slimming(AbstractContextManager["Slimming"]):
         for name, parameter in own.items():
             theirs[name].mul_(parameter != 0)
         acting = self._acting_on(twin)
-        for penalty, copied in zip(self.acting.penalties, acting.penalties, strict=True):
-            if isinstance(penalty, ActiveGroups) and isinstance(copied, ActiveGroups):
-                copied.finish_where(penalty)
+        for penalty, twins in zip(self.acting.penalties, acting.penalties, strict=True):
+            if isinstance(penalty, ActiveGroups) and isinstance(twins, ActiveGroups):
+                twins.finish_where(penalty)
 
     def _acting_on(self, twin: nn.Module) -> Acting:
         """The same penalties on a copy of the network; found once."""

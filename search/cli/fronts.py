@@ -71,7 +71,7 @@ def front(
 def register(
     search: Annotated[str, typer.Argument(help="Name of a search in the store.")],
     name: Annotated[str, typer.Option(help="Name of the registered model.")],
-    pick: PickOption = "knee",
+    pick: PickOption = "recommended",
     min_quality: MinQualityOption = None,
     tracking_uri: UriOption = "sqlite:///slimfront.db",
 ) -> None:
@@ -101,7 +101,7 @@ def export(
         Path,
         typer.Option(help="The file to write; its card is written beside it, with the suffix .md."),
     ],
-    pick: PickOption = "knee",
+    pick: PickOption = "recommended",
     min_quality: MinQualityOption = None,
     kind: Annotated[
         ShippedFormat | None,

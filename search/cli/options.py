@@ -32,7 +32,9 @@ class ShippedFormat(StrEnum):
     safetensors = "safetensors"
 
 
-PickOption = Annotated[str, typer.Option(help="knee, smallest, best, or a trial of the front.")]
+PickOption = Annotated[
+    str, typer.Option(help="recommended, knee, smallest, best, or a trial of the front.")
+]
 MinQualityOption = Annotated[
     float | None,
     typer.Option(

@@ -129,10 +129,10 @@ class Search:
         """The non-dominated networks, best first, as a new table.
 
         The index, `member`, has the names that `pick` takes. Columns: `trial`, `step` of one-shot
-        pruning (0: none), `epoch`, whether it is the `knee`; the metrics of the task on the
-        validation and the test split, the quality first; the measures; and the searched values by
-        dotted path. A search has the same columns in the same order at all times. What was not
-        taken, such as metrics of the test split while the search runs, is NaN.
+        pruning (0: none), `epoch`, whether it is `recommended` or the `knee`; the metrics of the
+        task on the validation and the test split, the quality first; the measures; and the searched
+        values by dotted path. A search has the same columns in the same order at all times. What
+        was not taken, such as metrics of the test split while the search runs, is NaN.
         """
         return table(self.config, self.ledger, self.members)
 
@@ -141,12 +141,12 @@ class Search:
         """The networks of the front, best first."""
         return tuple(Member(self, measured) for measured in self.result.front)
 
-    def pick(self, which: str | int = "knee", min_quality: float | None = None) -> Member:
+    def pick(self, which: str | int = "recommended", min_quality: float | None = None) -> Member:
         """A network of the front.
 
         Args:
-            which: knee, smallest or best; or a trial of the front, such as trial-007 or 7, with
-                @EPOCH and /STEP behind it where it is there more than once.
+            which: recommended, knee, smallest or best; or a trial of the front, such as trial-007
+                or 7, with @EPOCH and /STEP behind it where it is there more than once.
             min_quality: only networks of this quality, the first metric of the task, or better are
                 looked at.
 

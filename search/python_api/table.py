@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from slimfront.search.python_api.found import Member
 
-_FIRST = ("trial", "step", "epoch", "knee")
+_FIRST = ("trial", "step", "epoch", "recommended", "knee")
 
 
 def table(config: Config, ledger: Ledger, members: "Iterable[Member]") -> "DataFrame":
@@ -21,13 +21,16 @@ def table(config: Config, ledger: Ledger, members: "Iterable[Member]") -> "DataF
     import pandas  # late: it takes half a second, and not everyone looks at a table
 
     knee = ledger.knee()
+    recommended = ledger.recommended()
     rows = []
     names = []
     members = list(members)
     measured = _measured(config, members)
     for member in members:
         names.append(member.name)
-        first = (member.trial, member.step, member.epoch, member.measured is knee)
+        measured_as = member.measured
+        marks = (measured_as is recommended, measured_as is knee)
+        first = (member.trial, member.step, member.epoch, *marks)
         row: dict[str, Any] = dict(zip(_FIRST, first, strict=True))
         row |= {name: member.measures.get(name, math.nan) for name in measured}
         row |= {path: member.values.get(path) for path in config.space}

@@ -149,9 +149,12 @@ class Ledger:
         constraints: Iterable[Constraint] = (),
         place: str = ".",
         quality: Objective | None = None,
+        tolerance: float = 0.01,
     ) -> None:
         """`quality` is the first metric of the task; if None, the first among the objectives, or
-        that of classification."""
+        that of classification. A network is about as good as the baseline if it is worse by at most
+        `tolerance` (see `Objective.near`)."""
+        self.tolerance = tolerance
         self.objectives = objectives
         metrics = [objective for objective in objectives if objective.measure.quality]
         self.quality = quality or next(iter([*metrics, *OBJECTIVES.values()]))
@@ -362,6 +365,27 @@ class Ledger:
             return None
         place = knee(self._losses[order])
         return self._front[order[place]]
+
+    def is_near(self, point: MeasuredNetwork) -> bool:
+        """Whether a network is about as good as the baseline."""
+        baseline = self.dense_network
+        if baseline is None:
+            return False
+        name = self.quality.name
+        bound = self.quality.near(baseline.measures[name], self.tolerance)
+        return self.quality.as_good(point.measures[name], bound)
+
+    def recommended(self) -> MeasuredNetwork | None:
+        """The smallest member of the front, by the first objective that is no metric, that is about
+        as good as the baseline; where there is none, the best there is. None without a front."""
+        front = self.front()
+        near = [point for point in front if self.is_near(point)]
+        if not near:
+            return front[0] if front else None
+        sizes = [objective for objective in self.objectives if not objective.measure.quality]
+        size = sizes[0] if sizes else OBJECTIVES["nonzero_params"]
+        # Of several of one size, the best: it comes first.
+        return max(near, key=lambda point: size.goodness(point.measures[size.name]))
 
     def hypervolume(self) -> float:
         """The front's hypervolume on the scale of `Objective.loss`, from 0 (no better than dense)

@@ -10,7 +10,7 @@ from slimfront.trainables.errors import UserError
 
 Member = dict[str, Any]
 """A member of a front, as in front.json (see `report.as_json`)."""
-PICKS = ("knee", "smallest", "best")
+PICKS = ("recommended", "knee", "smallest", "best")
 _BEST = ("best", "most-accurate")
 """The second is the name of version 0.1."""
 
@@ -37,8 +37,8 @@ def pick(
     *,
     option: str = "--pick {wanted}",
 ) -> Member:
-    """The member that `wanted` names: knee, smallest, best, or a trial, which may have @EPOCH and
-    /STEP behind it.
+    """The member that `wanted` names: recommended, knee, smallest, best, or a trial, which may have
+    @EPOCH and /STEP behind it.
 
     Args:
         report: `front` and `objectives`, as in front.json (see `report.as_json`).
@@ -68,6 +68,12 @@ def pick(
             f"{'no number' if best is None else format(best, '.6g')}"
         )
 
+    if wanted == "recommended":
+        chosen = [member for member in able if member.get("recommended")]
+        if chosen:
+            return chosen[0]
+        # It is not good enough, or the report is of version 0.1, which recommended the knee.
+        wanted = "knee" if min_quality is None else "smallest"
     if wanted == "knee":
         return _knee(able, described(report))
     if wanted == "smallest":

@@ -39,6 +39,8 @@ def as_json(result: SearchResult) -> dict[str, Any]:
     if ledger.dense_network:
         dense = _measures(ledger.dense_network, quality)
     knee = ledger.knee()
+    recommended = ledger.recommended()
+    chosen = None
     front = []
     for point in result.front:
         member = {
@@ -46,11 +48,14 @@ def as_json(result: SearchResult) -> dict[str, Any]:
             "epoch": point.epoch,
             "one_shot": point.step,
             "knee": point is knee,
+            "recommended": point is recommended,
             "run_id": result.run_ids.get(point.trial.label),
             **_measures(point, quality),
             "params": point.trial.values,
         }
         front.append(member)
+        if point is recommended:
+            chosen = member
     return {
         "search": result.search,
         "objectives": [objective.name for objective in ledger.objectives],
@@ -58,6 +63,8 @@ def as_json(result: SearchResult) -> dict[str, Any]:
         "described": described,
         "trials": trials,
         "dense": dense,
+        "tolerance": ledger.tolerance,
+        "recommended": chosen,
         "front": front,
         "hypervolume": ledger.hypervolume(),
         "wall_seconds": round(result.wall_seconds, 2),
@@ -258,7 +265,27 @@ def summary(result: SearchResult, command: str) -> str:
         f"Trials: {_counts(result)}; front {len(result.front)}, hypervolume "
         f"{ledger.hypervolume():.4f}, {result.wall_seconds:.0f} s."
     )
-    return "\n".join([head, *ends])
+    return "\n".join([head, *_recommendation(result, command, kept), *ends])
+
+
+def _recommendation(result: SearchResult, command: str, kept: str) -> list[str]:
+    """What to take, and the command that exports it."""
+    ledger = result.ledger
+    point = ledger.recommended()
+    if point is None:
+        return []
+    name = ledger.quality.name
+    said = f"{ledger.quality.measure.axis} {show_quality(point.measures[name])}"
+    baseline = ledger.dense_network
+    if baseline is not None:
+        share = _show_share(point, baseline.measures["nonzero_params"])
+        said += f" (dense {show_quality(baseline.measures[name])}), {share} of the non-zero weights"
+        if not ledger.is_near(point):
+            said += f"; none is within {ledger.tolerance:g} of dense, and this is the best"
+    return [
+        f"Recommended: {point.name}, {said}. Export it: {command} export {result.search} --output "
+        f"FILE.onnx{kept}"
+    ]
 
 
 def _counts(result: SearchResult) -> str:

@@ -141,6 +141,7 @@ def _ledger(config: Config, begun: SearchBegan, folder: Folder) -> Ledger:
         constraints=config.chosen_constraints(),
         place=folder.place,
         quality=config.quality(),
+        tolerance=config.tolerance,
     )
 
 

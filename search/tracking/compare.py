@@ -129,7 +129,8 @@ def as_rows(fronts: list[Front]) -> list[dict[str, Any]]:
 
 
 def _row(front: Front, name: str, member: Member) -> dict[str, Any]:
-    row = {"search": front.search, "network": name, "knee": bool(member.get("knee"))}
+    row = {"search": front.search, "network": name, "recommended": bool(member.get("recommended"))}
+    row["knee"] = bool(member.get("knee"))
     for column in _columns(front.quality):
         row[column] = member.get(column)
     values = member.get("params")
@@ -181,6 +182,8 @@ def as_text(fronts: list[Front], width: int = 120) -> str:
         rows.append([title, *[""] * len(shown)])
         for row in as_rows([front]):
             name = f"  {cell(row['network'])}"
+            if row["recommended"]:
+                name += "  (recommended)"
             if row["knee"]:
                 name += "  (knee)"
             rows.append([name, *(_shown(row, column) for column in shown)])

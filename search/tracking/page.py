@@ -292,6 +292,9 @@ def last_tags(ledger: Ledger) -> dict[str, dict[str, str]]:
     tags = {}
     if knee is not None:
         tags[""] = {"slimfront.knee": knee.name}
+    recommended = ledger.recommended()
+    if recommended is not None:
+        tags[""]["slimfront.recommended"] = recommended.name
     for trial, rank in zip(trials, ranks(points), strict=True):
         is_knee = knee is not None and trial is knee.trial
         tags[trial.label] = {

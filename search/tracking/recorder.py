@@ -244,6 +244,7 @@ class Recorder:
                 constraints=constraints,
                 place=self.place,
                 quality=self.config.quality(),
+                tolerance=self.config.tolerance,
             )
             self.begun = event.time
         if self.ledger is not None:

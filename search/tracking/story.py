@@ -31,14 +31,14 @@ def describe(
         return f"[{point.name}]({route[1:]})"
 
     front = ledger.front()
-    knee = ledger.knee()
-    if knee is not None:
-        parts.append(f"### Recommended: {link(knee)}")
-        parts.append(_recommended(ledger, knee, dense))
-        parts.append(_alternatives(ledger, front, knee, dense, link))
+    recommended = ledger.recommended()
+    if recommended is not None:
+        parts.append(f"### Recommended: {link(recommended)}")
+        parts.append(_recommended(search, ledger, recommended, dense))
+        parts.append(_alternatives(ledger, front, recommended, dense, link))
     if front:
         parts.append(f"### The front, {len(front)} networks")
-        parts.append(_table(ledger, front, knee, dense, link))
+        parts.append(_table(ledger, front, recommended, dense, link))
         if len(front) > _ROWS:
             parts.append(f"The {_ROWS} best; `front.json` has all {len(front)}.")
     parts.append(
@@ -94,49 +94,46 @@ def _range(parameter: Parameter) -> str:
     return ends
 
 
-def _recommended(ledger: Ledger, knee: MeasuredNetwork, dense: MeasuredNetwork | None) -> str:
-    said = (
-        "The knee of the front: the network below which quality falls fastest "
-        f"for what is saved. {_compared(ledger.quality, knee, dense)}"
-    )
+def _recommended(
+    search: str, ledger: Ledger, point: MeasuredNetwork, dense: MeasuredNetwork | None
+) -> str:
+    within = f"{ledger.tolerance:.3g}"
+    if ledger.quality.measure.scale != "share":
+        within = f"{100 * ledger.tolerance:.3g} %"
+    why = f"The smallest network of the front within {within} of the dense network's quality."
+    if not ledger.is_near(point):
+        why = f"No network is within {within} of the dense network's quality; this is the best."
     values = []
-    for path, value in knee.trial.values.items():
+    for path, value in point.trial.values.items():
         values.append(f"{code(path)} = {_short(value)}")
     pruned = ""
-    if knee.step:
-        pruned = f", then pruned in one shot, step {knee.step}"
-    return (
-        f"{said}  \nIt was trained with {', '.join(values)}, seed {knee.trial.seed}, for "
-        f"{knee.epoch} epochs{pruned}."
-    )
+    if point.step:
+        pruned = f", then pruned in one shot, step {point.step}"
+    lines = [
+        f"{why} {_compared(ledger.quality, point, dense)}",
+        f"It was trained with {', '.join(values)}, seed {point.trial.seed}, for {point.epoch} "
+        f"epochs{pruned}.",
+        f"Export it: {code(f'slimfront export {search} --output FILE.onnx')}",
+    ]
+    return "  \n".join(lines)
 
 
 def _alternatives(
     ledger: Ledger,
     front: list[MeasuredNetwork],
-    knee: MeasuredNetwork,
+    recommended: MeasuredNetwork,
     dense: MeasuredNetwork | None,
     link: Link,
 ) -> str:
-    """The best, and the smallest that is about as good as the dense network."""
-    quality = ledger.quality
+    """The best, and the knee."""
     picks = {"best": front[0]}
-    if dense:
-        bound = quality.near(dense.measures[quality.name], 0.01)
-        near = []
-        for point in front:
-            if quality.as_good(point.measures[quality.name], bound):
-                near.append(point)
-        within = "1%"
-        if quality.measure.scale == "share":
-            within = "0.01"
-        if near:
-            smallest = min(near, key=lambda point: point.measures["nonzero_params"])
-            picks[f"smallest within {within} of the dense network's"] = smallest
+    knee = ledger.knee()
+    if knee is not None:
+        picks["the knee, below which quality falls fastest for what is saved"] = knee
     lines = []
     for what, point in picks.items():
-        if point is not knee:
-            lines.append(f"- {what}: {link(point)}. {_compared(quality, point, dense)}")
+        if point is not recommended:
+            lines.append(f"- {what}: {link(point)}. {_compared(ledger.quality, point, dense)}")
     return "\n".join(lines)
 
 
@@ -160,7 +157,7 @@ def _compared(quality: Objective, point: MeasuredNetwork, dense: MeasuredNetwork
 def _table(
     ledger: Ledger,
     front: list[MeasuredNetwork],
-    knee: MeasuredNetwork | None,
+    recommended: MeasuredNetwork | None,
     dense: MeasuredNetwork | None,
     link: Link,
 ) -> str:
@@ -173,8 +170,8 @@ def _table(
         rows.append(_row(quality, f"dense: {link(dense)}", dense, dense))
     for point in front[:_ROWS]:
         name = link(point)
-        if point is knee:
-            name += " **knee**"
+        if point is recommended:
+            name += " **recommended**"
         rows.append(_row(quality, name, point, dense))
     return "\n".join(rows)
 

@@ -42,32 +42,34 @@ def export(
     return run
 
 
-def test_the_knee_is_written_with_its_card_beside_it(
+def test_the_recommended_is_written_with_its_card_beside_it(
     export, finished: Finished, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
     _, result = finished
-    knee = result.ledger.knee()
-    assert knee is not None
-    code, out, err = export("--output", "knee.pt2")
+    recommended = result.ledger.recommended()
+    assert recommended is not None
+    code, out, err = export("--output", "recommended.pt2")
     assert (code, err) == (0, "")
-    card = Path("knee.md").read_text()
+    card = Path("recommended.md").read_text()
     assert out.startswith(card)
-    assert out.endswith("Written to knee.pt2; this card is knee.md.\n")
-    assert card.startswith(f"# {knee.trial.label}@{knee.epoch}")
+    assert out.endswith("Written to recommended.pt2; this card is recommended.md.\n")
+    assert card.startswith(f"# {recommended.trial.label}@{recommended.epoch}")
     assert (
-        f"| the trained network | {knee.measures['val_accuracy']:.4f} | "
-        f"{knee.tested['test_accuracy']:.4f} |" in card
+        f"| the trained network | {recommended.measures['val_accuracy']:.4f} | "
+        f"{recommended.tested['test_accuracy']:.4f} |" in card
     )
-    assert f"| parameters | {knee.measures['params']:,.0f} |" in card
-    for path, value in knee.trial.values.items():
+    assert f"| parameters | {recommended.measures['params']:,.0f} |" in card
+    for path, value in recommended.trial.values.items():
         assert f"- `{path}`: {value:.4g}" in card
     data = Digits().load()
     with torch.no_grad():
         right = (
-            load(tmp_path / "knee.pt2")(data.raw(data.validation.inputs)).argmax(1)
+            load(tmp_path / "recommended.pt2")(data.raw(data.validation.inputs)).argmax(1)
             == data.validation.targets
         )
-    assert float(right.float().mean()) == pytest.approx(knee.measures["val_accuracy"], abs=1e-6)
+    assert float(right.float().mean()) == pytest.approx(
+        recommended.measures["val_accuracy"], abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", ["onnx", "safetensors"])
@@ -144,7 +146,7 @@ def test_mistakes_get_one_sentence_exit_code_2_and_leave_nothing(export, tmp_pat
     for arguments, expected in [
         (
             ("--output", "x.pt2", "--pick", "trial-999"),
-            "--pick trial-999: it is not on the front; choose knee",
+            "--pick trial-999: it is not on the front; choose recommended",
         ),
         (
             ("--output", "x.pt2", "--min-accuracy", "1.5"),

@@ -7,7 +7,7 @@ from slimfront.search.config.objectives import OBJECTIVES, Constraint, Objective
 from slimfront.search.record.events import NetworkMeasured, TrialBegan
 from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.picks import member_name, pick
-from slimfront.search.record.report import as_json, as_text
+from slimfront.search.record.report import as_json, as_text, summary
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.measures.described import Measure
 
@@ -54,7 +54,7 @@ def test_what_is_not_there_gets_a_sentence() -> None:
     with pytest.raises(
         UserError,
         match=(
-            r"--pick trial-009: it is not on the front; choose knee, smallest, "
+            r"--pick trial-009: it is not on the front; choose recommended, knee, smallest, "
             r"best, or one of "
         ),
     ):
@@ -192,3 +192,80 @@ def test_networks_without_a_quality_come_last_and_keep_no_bound() -> None:
         member["val_mse"] = None
     with pytest.raises(UserError, match="mse 100 or smaller; the best has no number"):
         pick(report, "best", 100)
+
+
+def book_of(
+    qualities: dict[float, int],
+    baseline: float | None,
+    quality: Objective = OBJECTIVES["val_accuracy"],
+    tolerance: float = 0.01,
+) -> Ledger:
+    """A ledger of networks by quality and size, whose baseline has 1,000 weights."""
+    ledger = Ledger(
+        [quality, OBJECTIVES["nonzero_params"]],
+        {"nonzero_params": 1000.0, quality.name: baseline or 1.0},
+        quality=quality,
+        tolerance=tolerance,
+    )
+    networks: list[tuple[int | None, float, int]] = [
+        (number, value, size) for number, (value, size) in enumerate(qualities.items())
+    ]
+    if baseline is not None:
+        networks.append((None, baseline, 1000))
+    for number, value, size in networks:
+        ledger.apply(TrialBegan(number=number, values={}, seed=0))
+        measures = {quality.name: value, "nonzero_params": size, "params": size}
+        ledger.apply(
+            NetworkMeasured(
+                number=number, epoch=1, measures=measures, compaction=[], checkpoint="c"
+            )
+        )
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("qualities", "baseline", "tolerance", "size"),
+    [
+        ({0.99: 900, 0.975: 300, 0.969: 100, 0.4: 10}, 0.98, 0.01, 300),
+        ({0.99: 900, 0.975: 300, 0.969: 100, 0.4: 10}, 0.98, 0.02, 100),
+        ({0.99: 900, 0.975: 300, 0.969: 100, 0.4: 10}, 0.98, 0.0, 900),
+        ({0.9: 900, 0.8: 300}, 0.98, 0.01, 900),  # none is near: the best
+        ({0.9: 900, 0.8: 300}, None, 0.01, 900),
+    ],
+)
+def test_recommended_is_the_smallest_that_is_about_as_good_as_the_baseline(
+    qualities: dict[float, int], baseline: float | None, tolerance: float, size: int
+) -> None:
+    ledger = book_of(qualities, baseline, tolerance=tolerance)
+    chosen = ledger.recommended()
+    assert chosen is not None
+    assert chosen.measures["nonzero_params"] == size
+    result = SearchResult("s", ledger, ledger.front(), 0.0, "", interrupted=False)
+    report = as_json(result)
+    assert report["tolerance"] == tolerance
+    assert report["recommended"] == pick(report, "recommended")
+    assert report["recommended"]["nonzero_params"] == size
+    near = baseline is not None and max(qualities) >= baseline - tolerance
+    assert ledger.is_near(chosen) == near
+    assert f"Recommended: {chosen.name}" in summary(result, "slimfront")
+    assert ("and this is the best" in summary(result, "slimfront")) == (
+        baseline is not None and not near
+    )
+
+
+def test_the_tolerance_is_relative_where_a_metric_is_no_share() -> None:
+    ledger = book_of({100.0: 900, 104.0: 300, 106.0: 100}, 100.0, MSE, 0.05)
+    chosen = ledger.recommended()
+    assert chosen is not None
+    assert chosen.measures["nonzero_params"] == 300
+
+
+def test_recommended_of_an_old_report_is_its_knee() -> None:
+    assert member_name(pick(FRONT, "recommended")) == "trial-002@20"
+
+
+def test_recommended_of_those_that_are_good_enough_is_the_smallest_of_them() -> None:
+    ledger = book_of({0.99: 900, 0.975: 300, 0.969: 100}, 0.98)
+    result = SearchResult("s", ledger, ledger.front(), 0.0, "", interrupted=False)
+    assert pick(as_json(result), "recommended", 0.98)["nonzero_params"] == 900
+    assert pick(as_json(result), "recommended", 0.97)["nonzero_params"] == 300

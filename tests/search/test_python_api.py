@@ -37,7 +37,7 @@ def test_the_front_is_a_table_with_a_row_for_each_member(saved: Search, finished
     assert front.index.name == "member"
     assert front.index.is_unique
     assert len(front) == len(result.front)
-    assert list(front.columns[:4]) == ["trial", "step", "epoch", "knee"]
+    assert list(front.columns[:5]) == ["trial", "step", "epoch", "recommended", "knee"]
     for row, point in zip(front.itertuples(), result.front, strict=True):
         assert (row.trial, row.step, row.epoch) == (point.trial.label, point.step, point.epoch)
     for name in result.front[0].measures:
@@ -47,7 +47,7 @@ def test_the_front_is_a_table_with_a_row_for_each_member(saved: Search, finished
     assert front["test_accuracy"].tolist() == tested
     for path in SMALL_CONFIG["space"]:
         assert front[path].tolist() == [point.trial.values[path] for point in result.front]
-    assert front["knee"].sum() == 1
+    assert front["knee"].sum() == front["recommended"].sum() == 1
     del front["trial"]
     assert "trial" in saved.front.columns  # a table of one's own each time
 
@@ -93,7 +93,7 @@ def test_a_running_search_has_the_front_so_far(
 
 def test_members_are_picked_as_the_command_picks_them(saved: Search) -> None:
     front = saved.front
-    assert saved.pick().name == front.index[front["knee"]][0]
+    assert saved.pick().name == front.index[front["recommended"]][0]
     assert saved.pick("smallest").measures["nonzero_params"] == front["nonzero_params"].min()
     best = saved.pick("best")
     assert best.measures["val_accuracy"] == front["val_accuracy"].max()

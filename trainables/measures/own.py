@@ -24,7 +24,17 @@ TAKEN = frozenset(
         *("timesteps_total", "timesteps_since_restore", "episodes_total", "timesteps_this_iter"),
         *("pid", "hostname", "node_ip", "config", "should_checkpoint", "checkpoint_dir_name"),
         # What a member of a front has, and a trial in MLflow.
-        *("trial", "one_shot", "step", "knee", "run_id", "total_params", "layers_merged", "int8"),
+        *(
+            "trial",
+            "one_shot",
+            "step",
+            "knee",
+            "recommended",
+            "run_id",
+            "total_params",
+            "layers_merged",
+            "int8",
+        ),
     )
 )
 """Names that mean something else where measures are written down."""

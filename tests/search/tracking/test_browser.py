@@ -87,18 +87,20 @@ def test_the_runs_page_has_one_row_for_a_search(opened: Opened) -> None:
 
 
 def test_the_description_renders_and_its_links_reach_the_trials(opened: Opened) -> None:
-    knee = opened.result.ledger.knee()
-    assert knee is not None
+    recommended = opened.result.ledger.recommended()
+    assert recommended is not None
     opened.page.goto(opened.url)
-    expect(opened.page.get_by_role("heading", name=f"Recommended: {knee.name}")).to_be_attached()
+    expect(
+        opened.page.get_by_role("heading", name=f"Recommended: {recommended.name}")
+    ).to_be_attached()
     opened.page.get_by_text("Show more").first.click()
     table = opened.page.get_by_role("table").filter(has_text="val acc")
     expect(table.get_by_role("row")).to_have_count(2 + len(opened.result.front))
     with opened.page.context.expect_page() as opens:  # links of a description open a tab
-        table.get_by_role("link", name=knee.name, exact=True).first.click()
+        table.get_by_role("link", name=recommended.name, exact=True).first.click()
     trial = opens.value
-    expect(trial).to_have_url(re.compile(f"/runs/{opened.result.run_ids[knee.trial.label]}"))
-    expect(trial.get_by_role("heading", name=knee.trial.label)).to_be_visible(timeout=30_000)
+    expect(trial).to_have_url(re.compile(f"/runs/{opened.result.run_ids[recommended.trial.label]}"))
+    expect(trial.get_by_role("heading", name=recommended.trial.label)).to_be_visible(timeout=30_000)
     trial.close()
 
 

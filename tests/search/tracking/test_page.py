@@ -47,11 +47,11 @@ def test_the_description_tells_the_story_with_links_to_the_trials(
 ) -> None:
     _, result = finished
     text = parent.data.tags["mlflow.note.content"]
-    knee = result.ledger.knee()
-    assert knee is not None
-    run = result.run_ids[knee.trial.label]
+    recommended = result.ledger.recommended()
+    assert recommended is not None
+    run = result.run_ids[recommended.trial.label]
     place = f"#/experiments/{parent.info.experiment_id}/runs/{run}?workflowType=machine_learning"
-    assert f"### Recommended: [{knee.name}]({place})" in text
+    assert f"### Recommended: [{recommended.name}]({place})" in text
     assert "more `val_accuracy` and less `nonzero_params`" in text
     assert "`sparsifier.sparsity` | 0.1 to 0.9 |" in text
     linked = re.findall(
@@ -92,6 +92,9 @@ def test_trials_are_tagged_with_front_knee_and_rank(
     knee = result.ledger.knee()
     assert knee is not None
     assert parent.data.tags["slimfront.knee"] == knee.name
+    recommended = result.ledger.recommended()
+    assert recommended is not None
+    assert parent.data.tags["slimfront.recommended"] == recommended.name
     assert re.fullmatch("[0-9a-f]{16}", parent.data.tags["slimfront.config_digest"])
     on_front = {member.trial.label for member in result.front}
     for trial in result.ledger.trials:

@@ -144,6 +144,54 @@ def test_the_teacher_sees_augmented_images_as_the_student_does(
         assert torch.equal(targets.named[TEACHER], wanted)
 
 
+def test_features_come_near_to_the_teachers(tmp_path: Path) -> None:
+    """Relative to the teacher's, on the batch that both have seen; and hooks go."""
+    weights_of({"model": MLP}, tmp_path / "teacher.pt")
+    distill = {"teacher": str(tmp_path / "teacher.pt"), "weight": 0.0, "features": {"3": 5.0}}
+    training = Training(
+        sf.Candidate.model_validate(
+            {"model": MLP, "training": {"epochs": 8, "lr": 3e-3, "seed": 8}, "distill": distill}
+        )
+    )
+    assert training.teacher is not None
+    assert not training.teacher.cached
+    seen = training.data.prepare(training.data.train.inputs[:100])
+
+    def apart() -> float:
+        with torch.no_grad():
+            mine, wanted = (m[:4](seen) for m in (training.model, training.teacher.network))
+        return float((mine - wanted).square().sum() / wanted.square().sum())
+
+    before = apart()
+    metrics = [training.run_epoch() for _ in range(8)]
+    assert apart() < before / 2
+    assert metrics[0]["penalty_loss"] == pytest.approx(5 * before, rel=0.5)
+    training.close()
+    for network in (training.model, training.teacher.network):
+        assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("features", "width", "said"),
+    [
+        ({"layer": 1.0}, 8, "the network has no layer 'layer'"),
+        ({"3": 1.0}, 12, "'3' gives (8,) for an example, and (12,) in the teacher"),
+    ],
+)
+def test_features_that_cannot_be_compared_are_refused(
+    features: dict[str, float], width: int, said: str, tmp_path: Path
+) -> None:
+    teacher = MLP | {"width": width}
+    weights_of({"model": teacher}, tmp_path / "teacher.pt", 1)
+    distill = {
+        "teacher": teacher | {"weights": str(tmp_path / "teacher.pt")},
+        "features": features,
+    }
+    with pytest.raises(sf.UserError) as caught:
+        Training(sf.Candidate.model_validate({"model": MLP, "distill": distill}))
+    assert said in str(caught.value)
+
+
 def test_what_a_teacher_says_is_kept_for_the_next_candidate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

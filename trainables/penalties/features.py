@@ -41,8 +41,12 @@ class Features:
     `stay`.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str], samples: int = -1) -> None:
+    def __init__(
+        self, model: nn.Module, names: Iterable[str], samples: int = -1, *, any_pass: bool = False
+    ) -> None:
+        """With `any_pass`, those of passes without gradients too."""
         self.samples = samples
+        self.any_pass = any_pass
         self.kept: dict[str, Tensor] = {}
         self.hooks = []
         for name in names:
@@ -61,7 +65,7 @@ class Features:
 
     def _hook(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            if not self.watching or not torch.is_grad_enabled():
+            if not self.watching or not (self.any_pass or torch.is_grad_enabled()):
                 return
             if self.samples != -1:
                 output = output[: self.samples]

@@ -27,7 +27,7 @@ from slimfront.trainables.training.acceleration.layout import (
     ambiguous_strides,
     channels_last,
 )
-from slimfront.trainables.training.distillation import teacher_of
+from slimfront.trainables.training.distillation import FeatureMatching, teacher_of
 from slimfront.trainables.training.freezing import freeze
 from slimfront.trainables.training.losses import Losses
 from slimfront.trainables.training.optimizers import build_optimizer, scheduled, set_lr, take_step
@@ -92,6 +92,9 @@ class BatchStep:
         sample = self.sample()
         self.inner = _inner_layers(self.model, sample)
         self.acting = self._acting(sample)
+        self.matching: FeatureMatching | None = None
+        if self.teacher is not None and self.teacher.options.features:
+            self.matching = FeatureMatching(self.model, self.teacher, sample)
         self.losses: nn.Module | None = None
         self.compiles = None if self.options.compile == "auto" else self.options.compile
         self.weights = list(prunable_weights(self.model).values())
@@ -185,6 +188,7 @@ class BatchStep:
             self.taught.task,
             bf16=self.options.bf16,
             compiled=compiled,
+            matching=self.matching,
         )
         wrapped = self.ranks.wrap(losses, sample, overlap=overlap)
         masks: Iterable[Tensor] = ()
@@ -356,6 +360,8 @@ class BatchStep:
         inputs = self.data.augmented(part.inputs, self.augmenter)
         targets = to_device(part.targets, self.device)
         if self.teacher is not None:
+            if self.matching is not None:
+                self.matching.watch()
             targets = self.teacher.beside(inputs, targets)
         return inputs, targets
 
@@ -363,6 +369,9 @@ class BatchStep:
         self, inputs: Tensor, targets: Tensor, share: float
     ) -> tuple[Tensor, Tensor]:
         self.acting.watch(self.step, self.step / self.steps_per_epoch())
+        if self.matching is not None:
+            # The teacher has seen the batch already, and its features with it.
+            self.matching.own.watch(True)
         if self.options.channels_last:
             inputs = channels_last(inputs)
         assert self.losses is not None

@@ -21,7 +21,8 @@ from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.gpu import gpus_among
 from slimfront.trainables.inputs import Several
 from slimfront.trainables.models import MODELS, Model, built
-from slimfront.trainables.options import Options
+from slimfront.trainables.options import Options, suggest
+from slimfront.trainables.penalties.features import Features, output_shapes
 from slimfront.trainables.precision import to_float32
 from slimfront.trainables.shipping.network_file import load_tensors, restore
 from slimfront.trainables.tasks.active import ActiveTask
@@ -43,7 +44,8 @@ class Distill(Options):
     `teacher` is `baseline`, the network that candidates are compared with; the file of weights of
     the same network; or a network of its own with its `weights`, such as
     `{factory: "my:net", weights: PATH}`. Outputs count at `temperature`, with the share `weight` of
-    the loss.
+    the loss. `features` are weights by the name of a layer that both networks have: the outputs of
+    these layers are compared too (see `FeatureMatching`).
     """
 
     teacher: str | SerializeAsAny[Annotated[Model, BeforeValidator(_named_or_built)]] = Field(
@@ -51,6 +53,7 @@ class Distill(Options):
     )
     temperature: float = Field(2.0, gt=0)
     weight: float = Field(0.5, ge=0, le=1)
+    features: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _a_network_of_its_own_is_trained(self) -> Self:
@@ -61,7 +64,7 @@ class Distill(Options):
     @property
     def on(self) -> bool:
         """Whether the teacher has any share of the loss."""
-        return self.weight > 0
+        return self.weight > 0 or any(self.features.values())
 
     def waits(self, model: Model) -> bool:
         """Whether the teacher is a baseline that is trained first."""
@@ -114,12 +117,14 @@ class Teacher:
     def __init__(self, network: nn.Module, data: Dataset, options: Distill) -> None:
         """`network` takes what `data.prepare` makes, on the data's device."""
         self.network = network.eval().requires_grad_(False)
+        self.options = options
         own = {one.name: getattr(data.task, one.name) for one in fields(ActiveTask)}
         task = DistilledTask(**own, temperature=options.temperature, share=options.weight)
         self.data = replace(data, attached=task)
         """The data to train on: where inputs are always the same, with the teacher's outputs beside
         the targets."""
-        self.cached = not (data.augment.active or data.streamed)
+        # Features of all examples would fill a memory.
+        self.cached = not (data.augment.active or data.streamed or options.features)
         if self.cached:
             inputs, targets = data.train
             outputs = data.task.outputs_of(self.network, inputs, data.prepare)
@@ -133,6 +138,60 @@ class Teacher:
         if isinstance(targets, Several):
             return targets
         return Several({TARGETS: targets, TEACHER: self.network(inputs)})
+
+
+class FeatureMatching:
+    """Σ weight · ‖f − f_T‖² / ‖f_T‖² over layers of a network and its teacher, of the batch that
+    both have just seen (Romero et al. 2015, FitNets, arXiv 1412.6550, eq. 3, relative to the
+    teacher's features)."""
+
+    def __init__(self, network: nn.Module, teacher: Teacher, sample: Tensor) -> None:
+        """`sample` (N, …) is what both take.
+
+        Raises:
+            UserError: if one of them has no such layer, or its outputs have another shape there.
+        """
+        self.weights = {n: w for n, w in teacher.options.features.items() if w > 0}
+        shapes = []
+        for of, one in (("network", network), ("teacher", teacher.network)):
+            known = output_shapes(one, sample)
+            for name in self.weights:
+                if name not in known:
+                    raise UserError(
+                        f"distill.features: the {of} has no layer '{name}' with one output; "
+                        f"{suggest(name, known)}"
+                    )
+            shapes.append({name: known[name] for name in self.weights})
+        for name, shape in shapes[0].items():
+            if shape != shapes[1][name]:
+                raise UserError(
+                    f"distill.features: '{name}' gives {shape} for an example, and "
+                    f"{shapes[1][name]} in the teacher; name layers of one shape"
+                )
+        self.own = Features(network, self.weights)
+        self.taught = Features(teacher.network, self.weights, any_pass=True)
+
+    def watch(self) -> None:
+        """Looks at the coming batch."""
+        self.own.watch(True)
+        self.taught.watch(True)
+
+    def loss(self) -> Tensor | None:
+        """Of the batch just seen, a scalar; None if it was not watched."""
+        mine, wanted = self.own.take(), self.taught.take()
+        if not mine or not wanted:
+            return None
+        terms = []
+        for name, weight in self.weights.items():
+            target = to_float32(wanted[name])
+            apart = (to_float32(mine[name]) - target).square().sum()
+            terms.append(weight * apart / target.square().sum().clamp_min(1e-12))
+        return torch.stack(terms).sum()
+
+    def close(self) -> None:
+        """Takes its hooks off both networks."""
+        self.own.close()
+        self.taught.close()
 
 
 def teacher_of(candidate: "Candidate", data: Dataset) -> Teacher | None:

@@ -214,6 +214,8 @@ class Training(BatchStep):
     def close(self) -> None:
         """Takes the penalties' hooks off the network."""
         self.acting.close()
+        if self.matching is not None:
+            self.matching.close()
 
     def state_dict(self) -> dict[str, Any]:
         """All that continuing needs: tensors and plain data only."""

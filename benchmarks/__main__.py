@@ -23,6 +23,7 @@ BENCHMARKS = {
     "compact": ["compact"],
     "compaction_cost": ["compaction_cost"],
     "post_training": ["post_training"],
+    "pretrained": ["pretrained"],
     "search_quality": ["search_quality"],
     "test_problems": ["test_problems"],
     "scale": ["scale"],

@@ -169,8 +169,7 @@ def results(job: Job) -> dict[tuple[str, float], Result]:
 
 def _made(job: Job, weights: str, options: dict[str, Any], size: float) -> nn.Module:
     workload = WORKLOADS[job.workload]
-    scale = job.epochs / EPOCHS
-    epochs = round(options["epochs"] * scale)
+    epochs = round(options["epochs"] / EPOCHS * job.epochs)
     parts: dict[str, Any] = {"sparsifier": {"name": "channels", "sparsity": size}}
     if options.get("weights"):
         parts["model"] = workload.model | {"weights": weights}
@@ -198,18 +197,21 @@ def pretrained(arguments: argparse.Namespace) -> Outcome:
     goals = []
     for workload in workloads:
         of_workload = [made for job, made in found.items() if job.workload == workload]
-        rows += _rows(workload, of_workload)
+        rows += _rows(workload, of_workload, epochs)
         goals += _goals(workload, of_workload)
     return Outcome(len(seeds), rows, goals)
 
 
-def _rows(workload: str, found: list[dict[tuple[str, float], Result]]) -> list[dict[str, Any]]:
+def _rows(
+    workload: str, found: list[dict[tuple[str, float], Result]], of_dense: int
+) -> list[dict[str, Any]]:
     rows = []
     for method, size in found[0]:
         of_each = [made[method, size] for made in found]
-        epochs: Any = EPOCHS
+        epochs = of_dense
         if method in METHODS:
-            epochs = METHODS[method]["epochs"] + METHODS[method].get("refit", 0)
+            share = METHODS[method]["epochs"] / EPOCHS
+            epochs = round(share * of_dense) + METHODS[method].get("refit", 0)
         rows.append(
             {
                 "network": workload,

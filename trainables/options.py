@@ -171,6 +171,9 @@ class Registry(dict[str, type[OptionsT]]):
             return value
         parsed: dict[Any, Any] = {}
         for name, options in value.items():
+            if isinstance(options, Options):
+                parsed[name] = options
+                continue
             own = isinstance(options, Mapping) and "factory" in options
             try:
                 if own:

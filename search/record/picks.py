@@ -80,6 +80,11 @@ def pick(
         return min(able, key=lambda m: (m["nonzero_params"], -goodness(m)))
     if wanted in _BEST:
         return max(able, key=lambda m: (goodness(m), -m["nonzero_params"]))
+    return _named(able, wanted, option)
+
+
+def _named(able: Sequence[Member], wanted: str, option: str) -> Member:
+    """The member of that name, or the last one of that trial; raises UserError if there is none."""
     named = [m for m in able if wanted in (m["trial"], member_name(m))]
     if not named:
         choices = ", ".join(PICKS)

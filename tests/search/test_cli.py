@@ -134,7 +134,7 @@ def test_check_says_layer_by_layer_what_can_shrink_and_what_cannot(
     assert code == 0
     rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
     assert set(rows) == {"embedding", "hidden", "head"}
-    assert "no penalty or sparsifier acts on Embedding" in rows["embedding"]
+    assert "channel, whole units go" in rows["embedding"]
     assert "node" in rows["hidden"] and "sparsifiers, whole units go" in rows["hidden"]
     assert "node" not in rows["head"] and "sparsifiers" in rows["head"]
     # 8 · 24 + 24 and 24 · 2 + 2, of 30 · 8 more.

@@ -62,7 +62,11 @@ def write_config(directory: Path, **changes: Any) -> str:
             None,
             "set it to an MLflow server, such as http://HOST:5000",
         ),
-        (["training.epochs=0"], None, "'training.epochs': it should be greater than or equal to 1"),
+        (
+            ["training.epochs=-1"],
+            None,
+            "'training.epochs': it should be greater than or equal to 0",
+        ),
         ([], "a b", "'a b' cannot name a directory"),
         (
             ["search.storage=postgresql://anna:secret@db/optuna"],

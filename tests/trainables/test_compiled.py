@@ -18,7 +18,7 @@ from slimfront import Candidate
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.packs import Pack, packable
 from slimfront.trainables.sparsifiers import SPARSIFIERS
-from slimfront.trainables.training import compiled
+from slimfront.trainables.training.acceleration import compiled
 from slimfront.trainables.training.loop import Training
 from tests.trainables.packs.conftest import doubles  # noqa: F401 (float64, on few examples)
 from tests.trainables.packs.made import (

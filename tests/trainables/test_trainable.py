@@ -214,7 +214,7 @@ def test_a_trial_on_a_share_of_a_gpu_may_take_that_share_of_its_memory(
         return Training(candidate)
 
     monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", shares.append)
-    monkeypatch.setattr("slimfront.trainables.trainable.Training", training)
+    monkeypatch.setattr("slimfront.trainables.trainable.training_of", training)
     CandidateTrainable(SECOND | {"resources": {"CPU": 1, "GPU": gpus}}).train()
     assert shares == expected
     assert devices == ["cuda" if gpus else "cpu"]
@@ -290,6 +290,6 @@ def test_what_happens_to_a_process_stays_an_exception_so_that_another_takes_the_
     def lost(*_: object) -> Training:
         raise error
 
-    monkeypatch.setattr("slimfront.trainables.trainable.Training", lost)
+    monkeypatch.setattr("slimfront.trainables.trainable.training_of", lost)
     with pytest.raises(type(error)):
         CandidateTrainable(SECOND).train()

@@ -1,9 +1,9 @@
 """Distillation: a network learns from the outputs of a teacher too.
 
 Hinton et al. 2015, Distilling the knowledge in a neural network, arXiv 1503.02531: the loss is
-(1 − weight) · task loss + weight · distillation loss, and the task says what the latter is; for
-classes it is T² · KL(softmax(teacher / T) ‖ softmax(outputs / T)) with temperature T (section 2),
-for numbers the mean squared difference.
+(1 − weight) · task loss + weight · distillation loss, and the task says what the latter is, with
+temperature T: T² · KL(softmax(teacher / T) ‖ softmax(outputs / T)) for logits (section 2), the mean
+squared difference for numbers.
 """
 
 from collections.abc import Mapping

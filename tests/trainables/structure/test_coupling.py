@@ -557,3 +557,10 @@ def test_groups_for_penalties_and_sparsifiers(name: str, names: list[str]) -> No
     found = [group.name for group in shared_units(network, inputs)]
     assert set(names) <= set(found)
     assert len(set(found)) == len(found)
+
+
+def test_a_layer_that_nothing_acts_on_is_told_of() -> None:
+    """Its units are the network's outputs, and no sparsifier acts on embeddings."""
+    network = nn.Sequential(nn.Embedding(20, 3), nn.Flatten())
+    (report,) = what_can_shrink(network, TOKENS).layers
+    assert report.why_not == "no penalty or sparsifier acts on Embedding"

@@ -190,6 +190,11 @@ class Candidate(Options):
             raise ValueError(
                 "training.factory trains, and training.epochs is 0; set it to 1 or more"
             )
+        if self.training.factory is not None and self.distill and self.distill.features:
+            raise ValueError(
+                "distill.features are compared in slimfront's own loop, and training.factory has "
+                "one of its own; leave them out"
+            )
         if self.training.factory is None and self.training.args:
             raise ValueError("training.args are for the function of training.factory; name it")
         return self

@@ -29,6 +29,8 @@ class TrialOrder:
     """The directory of a checkpoint that an earlier training goes on from."""
     teacher_from: str | None = None
     """The directory of a checkpoint whose network teaches this one: the baseline's."""
+    teacher_model: dict[str, Any] | None = None
+    """The baseline's `Model` as plain data."""
     session: str = ""
     """Names this run of the driver: a data factory of the user's is called once in each."""
 

@@ -17,6 +17,7 @@ from slimfront.trainables.distributed.team import LostProcess, Team
 from slimfront.trainables.errors import UserError, reason
 from slimfront.trainables.gpu import take_share
 from slimfront.trainables.messages import NetworkReport, Report, TrialOrder
+from slimfront.trainables.models import MODELS
 from slimfront.trainables.packs.together import Alone, Left
 from slimfront.trainables.redaction import redact_values
 from slimfront.trainables.shipping.network_file import load_tensors, network_file, store
@@ -99,7 +100,7 @@ class CandidateTrainable(tune.Trainable):
         teacher = self.order.teacher_from
         if teacher is None or candidate.distill is None:
             return self._new_training(candidate)
-        model = candidate.latency.against or candidate.model
+        model = MODELS.parse_named(self.order.teacher_model)
         with tune.Checkpoint(teacher).as_directory() as directory:
             file = str(Path(directory, network_file()))
             trained = model.model_copy(update={"weights": file})

@@ -1,6 +1,7 @@
 """The typed schema of a config; loads it, checks it, and explains in one sentence what is wrong."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -29,7 +30,7 @@ from slimfront.trainables.options import Options, explain, suggest
 from slimfront.trainables.penalties import Penalty
 from slimfront.trainables.redaction import without_secrets
 from slimfront.trainables.tasks import Classification
-from slimfront.trainables.training.distillation import BASELINE
+from slimfront.trainables.training.distillation import BASELINE, Distill
 
 CandidateT = TypeVar("CandidateT", bound=Candidate)
 
@@ -199,13 +200,8 @@ class Config(Candidate):
         if model_varies and plain["latency"]["against"] is None:
             # Every trial's speed-up is against the same network.
             plain["latency"]["against"] = plain["model"]
-        if model_varies and self.distill is not None and isinstance(self.distill.teacher, str):
-            # So is its teacher, whose network is that of the config.
-            weights: str | None = self.distill.teacher
-            if weights == BASELINE:
-                weights = self.model.weights
-            if weights is not None:
-                plain["distill"]["teacher"] = plain["model"] | {"weights": weights}
+        if model_varies and (teacher := self._teacher_of_the_config()) is not None:
+            plain["distill"]["teacher"] = teacher
         sparsifier = self.sparsifier
         if sparsifier and values.get("sparsifier.name", sparsifier.name) != sparsifier.name:
             # Defaults are each sparsifier's own: those of another name may be none of its options.
@@ -291,6 +287,31 @@ class Config(Candidate):
     def reference(self) -> Candidate:
         """The baseline as a candidate."""
         return self.candidate({}).dense(trained=self.baseline_is_trained)
+
+    def teaches_by_baseline(self, distill: Distill) -> bool:
+        """Whether the teacher is the baseline that this search trains."""
+        return distill.on and distill.teacher == BASELINE and self.baseline_is_trained
+
+    @cached_property
+    def waits_for_baseline(self) -> bool:
+        """Whether any candidate's teacher is the baseline that this search trains."""
+        found = [self.distill]
+        for path, parameter in self.space.items():
+            if path.startswith("distill"):
+                found += [self.candidate({path: end}).distill for end in parameter.ends()]
+        return any(one is not None and self.teaches_by_baseline(one) for one in found)
+
+    def _teacher_of_the_config(self) -> dict[str, Any] | None:
+        """Where the model varies, the teacher is the config's all the same: its model with the
+        weights; None where it says itself what it is, or is trained by this search."""
+        if self.distill is None or not isinstance(self.distill.teacher, str):
+            return None
+        weights: str | None = self.distill.teacher
+        if weights == BASELINE:
+            weights = None if self.baseline_is_trained else self.model.weights
+        if weights is None:
+            return None
+        return self.model.model_dump(mode="json") | {"weights": weights}
 
     @property
     def baseline_is_trained(self) -> bool:

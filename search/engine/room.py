@@ -41,8 +41,29 @@ def no_room_in(text: str) -> OSError | None:
     tells, if it does; that of Ray's directory here, if that is full."""
     for number in NO_ROOM:
         if f"[Errno {number}]" in text or os.strerror(number) in text:
-            return no_room_for_ray() or OSError(number, os.strerror(number))
+            return _full_now_or_before() or OSError(number, os.strerror(number))
     return None
+
+
+def place_of(error: OSError) -> OSError:
+    """An error for want of room as that of Ray's directory here, if that is full, or was a moment
+    ago: what ends frees some of it."""
+    if error.errno in NO_ROOM:
+        return _full_now_or_before() or error
+    return error
+
+
+def _full_now_or_before() -> NoRoomForRay | None:
+    return no_room_for_ray() or _seen.full
+
+
+class _Seen:
+    """What was seen of this search's directories."""
+
+    full: NoRoomForRay | None = None
+
+
+_seen = _Seen()
 
 
 @contextmanager
@@ -50,12 +71,14 @@ def watched_room(end: Callable[[OSError], None]) -> Iterator[None]:
     """Looks within the block whether there is room; calls `end` once if there is none, twice in a
     row."""
     over = threading.Event()
+    _seen.full = None
 
     def watch() -> None:
         missed = 0
         while not over.wait(_LOOK_EVERY_S):
             failure = no_room_for_ray()
             missed = missed + 1 if failure else 0
+            _seen.full = failure or _seen.full
             if failure and missed == 2:
                 end(failure)
                 return

@@ -28,7 +28,7 @@ from slimfront.search.engine.progress import Progress
 from slimfront.search.engine.ray_internals.controller import starts_are_awaited
 from slimfront.search.engine.ray_internals.slots import shared_processes
 from slimfront.search.engine.ray_internals.snapshots import without_snapshots
-from slimfront.search.engine.room import NoRoomForRay, no_room_in, watched_room
+from slimfront.search.engine.room import NoRoomForRay, no_room_in, place_of, watched_room
 from slimfront.search.engine.scheduler import MultiObjectiveASHA
 from slimfront.search.engine.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
 from slimfront.search.record.events import (
@@ -226,7 +226,7 @@ def _no_room_ends(observer: Observer) -> Iterator[None]:
         yield
     # By a write to the study, not to the journal.
     except (OSError, StorageInternalError) as error:
-        observer.end(_as_os_error(error))
+        observer.end(place_of(_as_os_error(error)))
     except TuneError as error:
         failure = no_room_in(str(error))
         if failure is None:
@@ -372,8 +372,10 @@ def _config_maker(
             ) from error
         teacher_from = None
         distill = candidate.distill
-        if number is not None and distill is not None and distill.waits(config.model):
+        teacher_model = None
+        if number is not None and distill is not None and config.teaches_by_baseline(distill):
             teacher_from = _checkpoint_of_baseline(session.ledger)
+            teacher_model = config.reference().model.model_dump(mode="json")
         place = 0
         report_at: tuple[int, ...] = ()
         if number is not None:
@@ -392,6 +394,7 @@ def _config_maker(
             report_at=report_at,
             resume_from=trial.checkpoint,
             teacher_from=teacher_from,
+            teacher_model=teacher_model,
             session=f"{session.folder.search}-{session.number}",
         ).as_config()
 
@@ -401,7 +404,8 @@ def _config_maker(
 def _checkpoint_of_baseline(ledger: Ledger) -> str:
     """Where the network is that teaches all others; raises InvalidCandidate if there is none."""
     dense = ledger.dense_network
-    if dense is None or dense.origin.checkpoint is None:
+    ended = ledger.dense is not None and ledger.dense.status == "completed"
+    if not ended or dense is None or dense.origin.checkpoint is None:
         raise InvalidCandidate(
             "the baseline, which was to be the teacher, ended without a network; give "
             "distill.teacher a network with weights"
@@ -411,8 +415,7 @@ def _checkpoint_of_baseline(ledger: Ledger) -> str:
 
 def _waits_for_baseline(config: Config, ledger: Ledger) -> bool:
     """Whether the baseline is the teacher of all others, and is not trained yet."""
-    distill = config.distill
-    if distill is None or not distill.waits(config.model):
+    if not config.waits_for_baseline:
         return False
     return ledger.dense is None or ledger.dense.unfinished
 

@@ -61,6 +61,7 @@ class SlimmingCallback(transformers.TrainerCallback):
         **given: Any,
     ) -> None:
         """Has penalties and the sparsifier act on the network."""
+        self._detach()  # after an interrupted training
         if state.global_step > 0:
             self.slimmed.resumed = _state_of(args, state)
         epochs = max(1, round(state.num_train_epochs))
@@ -71,10 +72,11 @@ class SlimmingCallback(transformers.TrainerCallback):
         parts = args.gradient_accumulation_steps
 
         def add_to_loss(_model: nn.Module, _given: Any, named: dict[str, Any], made: Any) -> Any:
-            if not torch.is_grad_enabled() or not isinstance(made, Mapping) or "loss" not in made:
+            if not torch.is_grad_enabled() or not network.training:
                 return made
             extra = self.slimmed.extra_loss()
-            if extra is not None:
+            # Where there is no loss to add to, the step that follows refuses.
+            if extra is not None and isinstance(made, Mapping) and "loss" in made:
                 # With the number of items in the batch, the trainer divides by nothing else.
                 divided = named.get("num_items_in_batch") is None
                 made["loss"] = made["loss"] + (extra if divided else extra / parts)  # type: ignore[index]
@@ -112,10 +114,13 @@ class SlimmingCallback(transformers.TrainerCallback):
         **_given: Any,
     ) -> None:
         """Takes off what was attached."""
+        self._detach()
+        self.slimmed.end()
+
+    def _detach(self) -> None:
         if self.handle is not None:
             self.handle.remove()
             self.handle = None
-        self.slimmed.end()
 
     def compact(
         self,

@@ -123,6 +123,11 @@ def test_a_trainer_that_uses_another_loss_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, new(), callback(penalties=CKA), kind=LossOfItsOwn).train()
 
 
+def test_a_trainer_that_takes_the_labels_away_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(sf.UserError, match="the trainer has not used that"):
+        trainer(tmp_path, new(), callback(penalties=CKA), label_smoothing_factor=0.1).train()
+
+
 def test_it_goes_on_from_a_checkpoint_bit_exactly(tmp_path: Path) -> None:
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6}
     asked = {"name": "rigl", "sparsity": 0.5, "every": 3}

@@ -204,3 +204,103 @@ def test_freezing_nothing_or_everything_is_refused(freeze: list[str], said: str)
     with pytest.raises(sf.UserError) as caught:
         Training(candidate)
     assert said in str(caught.value)
+
+
+class Halved(torch.nn.Sequential):
+    """A network whose first layer its factory froze."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            torch.nn.Flatten(),
+            torch.nn.Linear(64, 16),
+            torch.nn.ReLU(),
+            torch.nn.Linear(16, 16),
+            torch.nn.ReLU(),
+            torch.nn.Linear(16, 10),
+        )
+        self[1].requires_grad_(False)
+
+
+def test_what_a_factory_froze_stays_under_penalties_and_in_a_refit() -> None:
+    candidate = sf.Candidate.model_validate(
+        {
+            "model": {"factory": "tests.search.test_pretrained:Halved"},
+            "training": {"epochs": 1, "lr": 0.01},
+            "penalties": {"connection": {"strength": 1.0}},
+            "refit": {"epochs": 1},
+            "compaction": {"enabled": False},
+            "one_shot": {"steps": 0},
+        }
+    )
+    training = Training(candidate)
+    before = training.model[1].weight.clone()  # type: ignore[index]
+    training.run_epoch()
+    assert torch.equal(training.model[1].weight, before)  # type: ignore[index]
+    network = training.finish().compacted.network
+    assert torch.equal(network[1].weight, before)  # type: ignore[index]
+    assert (network[3].weight == 0).any()  # type: ignore[index]
+
+
+class Tied(torch.nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(64, 64)
+        self.second = torch.nn.Linear(64, 64)
+        self.second.weight = self.first.weight
+        self.head = torch.nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.head(self.second(self.first(x.flatten(1)).relu()).relu())
+        return made
+
+
+def test_a_shared_weight_is_frozen_by_any_of_its_names() -> None:
+    candidate = sf.Candidate.model_validate(
+        {
+            "model": {"factory": "tests.search.test_pretrained:Tied"},
+            "training": {"epochs": 1, "freeze": ["second.weight"]},
+        }
+    )
+    training = Training(candidate)
+    before = training.model.first.weight.clone()  # type: ignore[union-attr, operator]
+    training.run_epoch()
+    assert torch.equal(training.model.first.weight, before)  # type: ignore[union-attr, arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "waits"),
+    [
+        ({}, False),
+        ({"distill": {"teacher": "baseline"}}, True),
+        ({"distill": {"teacher": "baseline", "weight": 0}}, False),
+        (
+            {
+                "distill": {"teacher": "baseline", "weight": 0},
+                "space": {"distill.weight": {"low": 0.0, "high": 0.9}},
+            },
+            True,
+        ),
+        ({"distill": {"teacher": "W"}, "model": MLP | {"weights": "W"}}, False),
+        ({"distill": {"teacher": "baseline"}, "model": MLP | {"weights": "W"}}, False),
+        (
+            {
+                "distill": {"teacher": "baseline"},
+                "model": MLP | {"weights": "W"},
+                "baseline": "trained",
+            },
+            True,
+        ),
+    ],
+)
+def test_a_search_waits_for_a_baseline_that_it_trains_and_that_teaches(
+    changes: dict[str, Any], waits: bool
+) -> None:
+    config: dict[str, Any] = {
+        "name": "x",
+        "model": MLP,
+        "space": {"sparsifier.sparsity": {"low": 0.3, "high": 0.8}},
+        "sparsifier": {"name": "magnitude", "sparsity": 0.5},
+    }
+    assert from_mapping(config | changes).waits_for_baseline == waits

@@ -133,6 +133,8 @@ def test_the_json_has_what_programs_need(finished: tuple[Path, SearchResult]) ->
         "described",
         "trials",
         "dense",
+        "tolerance",
+        "recommended",
         "front",
         "hypervolume",
         "wall_seconds",

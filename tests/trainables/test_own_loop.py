@@ -101,11 +101,25 @@ def test_a_trial_that_is_stopped_cleans_up() -> None:
     assert not training.thread.is_alive()
 
 
+def test_after_its_last_report_it_goes_on_to_its_end() -> None:
+    loops.ENDED.clear()
+    training = OwnTraining(candidate("cleans_up", training={"epochs": 1}))
+    training.run_epoch()
+    assert training.done
+    training.close()
+    assert loops.ENDED == ["cleaned up"]
+    assert training.ended
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"training": {"factory": "a:b", "epochs": 0}}, "training.factory trains, and"),
         ({"training": {"args": {"lr": 1}}}, "training.args are for the function"),
+        (
+            {"training": {"factory": "a:b"}, "distill": {"teacher": "W", "features": {"1": 1.0}}},
+            "distill.features are compared in slimfront's own loop",
+        ),
         (
             {"training": {"factory": "a:b"}, "resources": {"processes": 2, "cpu": 2}},
             "training.factory is called in one process",

@@ -255,7 +255,9 @@ class ActiveGroups(Generic[GroupT]):
             size = torch.stack(squares).sum().sqrt()
             least = _ROUNDING * torch.finfo(size.dtype).eps * size
             if other.norm(group) <= least:
-                self.shrink(self.groups[name], torch.full_like(size, math.inf))
+                mine = self.groups[name]
+                there = _tensors(mine)[0].device
+                self.shrink(mine, torch.full_like(size, math.inf, device=there))
 
     def phase(self, step: int, scale: float) -> Hashable:
         """Equal for two training steps in which it computes the same; see `graphs`."""
@@ -272,6 +274,9 @@ _ROUNDING = 64
 def _tensors(group: object) -> Sequence[Tensor]:
     """The parameters of a group of weights; a plug-in's groups may be anything, of which none is
     known."""
+    if hasattr(group, "parameters"):
+        # What `tensors` gives may be views of them.
+        return [parameter.tensor for parameter in group.parameters]
     if isinstance(group, list):
         return [tensor for member in group for tensor in _tensors(member)]
     return tuple(getattr(group, "tensors", ()))

@@ -28,7 +28,7 @@ from slimfront.trainables.training.acceleration.layout import (
     channels_last,
 )
 from slimfront.trainables.training.distillation import FeatureMatching, teacher_of
-from slimfront.trainables.training.freezing import freeze
+from slimfront.trainables.training.freezing import freeze, frozen_names
 from slimfront.trainables.training.losses import Losses
 from slimfront.trainables.training.optimizers import build_optimizer, scheduled, set_lr, take_step
 from slimfront.trainables.training.ranks import Solo
@@ -75,6 +75,8 @@ class BatchStep:
             self.rng_state = self._rng_state()
         _refuse_computed_weights(candidate, self.model)
         freeze(self.model, self.options.freeze)
+        self.frozen = frozen_names(self.model)
+        """The parameters that are not trained, by all of their names."""
         self.model.to(self.device)
         if self.options.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -285,7 +287,7 @@ class BatchStep:
 
     def _step_sizes(self, size: float | Tensor) -> StepSizes:
         """The same for all parameters but those that are frozen."""
-        if not self.options.freeze:
+        if not self.frozen:
             return StepSizes(size)
         return StepSizes({id(one): size for one in self.parameters if one.requires_grad})
 

@@ -211,7 +211,7 @@ def teacher_of(candidate: "Candidate", data: Dataset) -> Teacher | None:
                 "distill.teacher: the baseline is trained by a search, and here is none; give "
                 "model.weights, or a teacher with weights"
             )
-        given = candidate.model.weights
+        given = candidate.model
     if isinstance(given, str):
         given = candidate.model.model_copy(update={"weights": given, "strict": True})
     changed = 0

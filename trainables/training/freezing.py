@@ -15,14 +15,15 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
     Raises:
         UserError: if a pattern names none, or nothing is left to train.
     """
-    names = [name for name, _ in network.named_parameters()]
+    named = list(network.named_parameters(remove_duplicate=False))
+    names = [name for name, _ in named]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UserError(
                 f"training.freeze: no parameter of the network is called '{pattern}'; "
                 f"{suggest(pattern, names)}"
             )
-    for name, parameter in network.named_parameters():
+    for name, parameter in named:
         if frozen(name, patterns):
             parameter.requires_grad_(False)
     if patterns and not any(parameter.requires_grad for parameter in network.parameters()):
@@ -30,6 +31,12 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
             "training.freeze: it names all parameters of the network, and none is left to train; "
             "set training.epochs: 0 to prune the network as it is"
         )
+
+
+def frozen_names(network: nn.Module) -> tuple[str, ...]:
+    """The parameters that require no gradient, by all of their names."""
+    named = network.named_parameters(remove_duplicate=False)
+    return tuple(name for name, parameter in named if not parameter.requires_grad)
 
 
 def frozen(name: str, patterns: Sequence[str]) -> bool:

@@ -195,7 +195,7 @@ class Training(BatchStep):
                     batch_size=self.options.batch_size,
                     shuffler=self.shuffler,
                     augmenter=self.augmenter,
-                    freeze=self.options.freeze,
+                    freeze=self.frozen,
                     teacher=self.teacher,
                 )
 

@@ -241,6 +241,8 @@ class OwnTraining(Training):
         self, epoch: int, state: Any, network: nn.Module | None, metrics: Mapping[str, float]
     ) -> None:
         """See `Trial.report`; called in the function's thread, which waits here."""
+        if self.stopping or self.epoch >= self.options.epochs:
+            raise Stopped
         if epoch <= self.epoch:
             raise UserError(
                 f"trial.report: epoch {epoch} comes after epoch {self.epoch}; epochs count from 1, "
@@ -290,7 +292,8 @@ class OwnTraining(Training):
 
     def close(self) -> None:
         """Ends the function, which is told by an exception where it reports."""
-        self.stopping = True
+        # After its last epoch the function goes on to its end.
+        self.stopping = self.epoch < self.options.epochs
         if self.thread is not None and not self.ended:
             self.turn.release()
             self.thread.join(timeout=60)

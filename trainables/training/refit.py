@@ -61,8 +61,10 @@ def refit(
     """
     parameters = list(network.parameters())
     alive = [parameter.detach() != 0 for parameter in parameters]
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not frozen(name, freeze))
+    network.requires_grad_(True)
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if frozen(name, freeze):
+            parameter.requires_grad_(False)
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not trained:
         raise TrialFailure("all that is left of the network is frozen, and refit.epochs is not 0")

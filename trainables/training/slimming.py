@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.compaction import Compacted, Compaction, compact
 from slimfront.trainables.errors import UserError, first_few
-from slimfront.trainables.inputs import Several, as_one
+from slimfront.trainables.inputs import Several, as_one, each
 from slimfront.trainables.models.adapted import as_called_with
 from slimfront.trainables.options import Options, explain
 from slimfront.trainables.penalties import PENALTIES, ActivePenalty, Penalty
@@ -193,7 +193,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         self._asked = asked
         self._sample = sample
         self._unseen: set[str] = set()
-        self._copies: dict[int, tuple[nn.Module, Acting]] = {}
+        self._copy: tuple[nn.Module, Acting] | None = None
         self._check_what_acts()
         for penalty in self.acting.penalties:
             if isinstance(penalty, ActiveFeatures):
@@ -264,20 +264,19 @@ class Slimming(AbstractContextManager["Slimming"]):
                 "the network in training; give a copy of it"
             )
         for name, parameter in own.items():
-            theirs[name].mul_(parameter != 0)
+            theirs[name].mul_((parameter != 0).to(theirs[name].device))
         acting = self._acting_on(twin)
         for penalty, twins in zip(self.acting.penalties, acting.penalties, strict=True):
             if isinstance(penalty, ActiveGroups) and isinstance(twins, ActiveGroups):
                 twins.finish_where(penalty)
 
     def _acting_on(self, twin: nn.Module) -> Acting:
-        """The same penalties on a copy of the network; found once."""
-        known = self._copies.get(id(twin))
-        if known is None:
-            view = as_called_with(twin, self._sample, self.output)
-            known = twin, Acting(self._asked, view, self._sample, None)
-            self._copies[id(twin)] = known
-        return known[1]
+        """The same penalties on a copy of the network; found once for the same copy."""
+        if self._copy is None or self._copy[0] is not twin:
+            sample = _beside(self._sample, twin)
+            view = as_called_with(twin, sample, self.output)
+            self._copy = twin, Acting(self._asked, view, sample, None)
+        return self._copy[1]
 
     def compact(
         self,
@@ -310,6 +309,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         given = self._sample if inputs is None else as_one(inputs)
         twin = copied(self.network if network is None else unwrapped(network))
         remove_hooks(twin)
+        given = _beside(given, twin)
         made = compact(as_called_with(twin, given, self.output), given, options)
         if not isinstance(given, Several):
             return made
@@ -335,9 +335,9 @@ class Slimming(AbstractContextManager["Slimming"]):
         """Takes everything off the network that was attached to it; its weights stay as they
         are."""
         self.acting.close()
-        for _, acting in self._copies.values():
-            acting.close()
-        self._copies.clear()
+        if self._copy is not None:
+            self._copy[1].close()
+            self._copy = None
 
     def __enter__(self) -> Self:
         return self
@@ -428,6 +428,12 @@ _WRAPPERS = (
 )
 
 OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def _beside(inputs: Tensor, network: nn.Module) -> Tensor:
+    """The inputs on the device of a network."""
+    device = next(network.parameters()).device
+    return each(inputs, lambda tensor: tensor.to(device))
 
 
 def _validated(kind: type[OptionsT], given: Mapping[str, Any]) -> OptionsT:

@@ -558,3 +558,31 @@ def test_inputs_as_one_argument_are_taken_too() -> None:
     )
     assert slim.targets == {"layer": 2}
     assert isinstance(slim._sample, Tensor) and not isinstance(slim._sample, Several)
+
+
+class Upscaled(nn.Module):
+    """Units that lie along another axis than rows: of an embedding and a transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 8)
+        self.up = nn.ConvTranspose1d(8, 8, 2, stride=2)
+        self.head = nn.Conv1d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.head(torch.relu(self.up(self.words(x).transpose(1, 2)))).mean(2)
+        return made
+
+
+def test_the_channel_penalty_acts_on_units_along_any_axis(caplog: pytest.LogCaptureFixture) -> None:
+    network = Upscaled()
+    tokens = torch.randint(20, (8, 6))
+    optimizer = torch.optim.SGD(network.parameters(), 0.5)
+    slim = sf.Slimming(
+        network, optimizer, tokens, steps=9, penalties={"channel": {"strength": 50.0}}
+    )
+    assert "not trained" not in caplog.text
+    for _ in range(3):
+        slim.after_step()
+    assert not network.up.weight.any()
+    assert not network.words.weight.any()

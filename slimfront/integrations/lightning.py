@@ -69,7 +69,7 @@ class SlimmingCallback(lightning.Callback):
         batches = int(trainer.num_training_batches)
         per_epoch = max(1, batches // trainer.accumulate_grad_batches)
         self.slimmed.begin(self._network(pl_module), trainer.optimizers[0], int(steps), per_epoch)
-        self._add_to_loss(pl_module, trainer)
+        self._add_to_loss(pl_module)
 
     def _network(self, pl_module: lightning.LightningModule) -> nn.Module:
         if self.name is None:
@@ -82,9 +82,7 @@ class SlimmingCallback(lightning.Callback):
             )
         return network
 
-    def _add_to_loss(
-        self, pl_module: lightning.LightningModule, trainer: lightning.Trainer
-    ) -> None:
+    def _add_to_loss(self, pl_module: lightning.LightningModule) -> None:
         training_step: Callable[..., Any] = pl_module.training_step
 
         def slimmed_step(*arguments: Any, **named: Any) -> Any:
@@ -96,7 +94,6 @@ class SlimmingCallback(lightning.Callback):
                 return {**made, "loss": made["loss"] + extra}
             return made + extra
 
-        del trainer
         pl_module.training_step = slimmed_step  # type: ignore[method-assign]
 
     def on_before_optimizer_step(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from slimfront.search.cli.options import (
+    AllOption,
     FrontFormat,
     MinQualityOption,
     PickOption,
@@ -52,6 +53,7 @@ def front(
     output: Annotated[
         Path | None, typer.Option(help="A file to write to instead of stdout.")
     ] = None,
+    everything: AllOption = False,
     tracking_uri: UriOption = "sqlite:///slimfront.db",
 ) -> None:
     """Show the fronts of searches, read from MLflow alone, with hypervolumes on one scale."""
@@ -62,7 +64,7 @@ def front(
     fronts = compare.read_fronts(connect(_absolute(tracking_uri)), searches)
     try:
         with output.open("wb") if output else contextlib.nullcontext(sys.stdout.buffer) as file:
-            file.write(compare.render(fronts, kind.value))
+            file.write(compare.render(fronts, kind.value, everything=everything))
     except OSError as error:
         raise UserError(f"--output {output}: {error.strerror}") from None
 

@@ -46,6 +46,12 @@ MinQualityOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")
 ]
+AllOption = Annotated[
+    bool,
+    typer.Option(
+        "--all", help="Also print members of the front that nobody may ship, and equal ones."
+    ),
+]
 StorageOption = Annotated[
     str,
     typer.Option(

@@ -10,6 +10,7 @@ import typer
 
 from slimfront.search.cli.options import (
     AddressOption,
+    AllOption,
     ConfigArgument,
     JsonOption,
     SetOption,
@@ -39,6 +40,7 @@ def search(
     ] = None,
     address: AddressOption = None,
     working_dir: cluster_cli.WorkingDirOption = None,
+    everything: AllOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a search and print its front."""
@@ -55,9 +57,8 @@ def search(
         from slimfront.search.cluster.client import search_remotely
 
         remote = search_remotely(address, config, overrides, name, working_dir, errors)
-        print(
-            json.dumps(remote["json"]) if as_json else remote["text"], end="\n" if as_json else ""
-        )
+        text = remote["text_of_all"] if everything else remote["text"]
+        print(f"{json.dumps(remote['json'])}\n" if as_json else text, end="")
         raise typer.Exit(remote["code"])
     # The heavy imports come after the check, so that a mistake in the config is answered at once.
     with contextlib.redirect_stdout(sys.stderr):
@@ -69,7 +70,7 @@ def search(
             _sent(address, loaded, working_dir, config) as sent,
         ):
             result = run_search(loaded, progress, name, address=address, working_dir=sent)
-    _print(result, as_json)
+    _print(result, as_json, everything)
 
 
 @app.command()
@@ -85,6 +86,7 @@ def resume(
     ] = None,
     storage_path: StorageOption = "runs",
     address: AddressOption = None,
+    everything: AllOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Continue a search that was cut off, or give it more trials or time."""
@@ -100,7 +102,7 @@ def resume(
                 storage_path,
                 address=address,
             )
-    _print(result, as_json)
+    _print(result, as_json, everything)
 
 
 def _say_where(config: "Config") -> None:
@@ -128,14 +130,14 @@ def _sent(
         yield str(directory)
 
 
-def _print(result: "SearchResult", as_json: bool) -> None:
+def _print(result: "SearchResult", as_json: bool, everything: bool) -> None:
     """Prints the front and ends with the exit code that says how the search ended."""
     from slimfront.search.record import report
 
     if as_json:
         print(json.dumps(report.as_json(result)))
     else:
-        print(report.as_text(result, command_name(), width()), end="")
+        print(report.as_text(result, command_name(), width(), everything=everything), end="")
     code = report.exit_code(result)
     if code:
         raise typer.Exit(code)

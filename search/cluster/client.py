@@ -68,6 +68,7 @@ class _Driver:
         return {
             "json": report.as_json(result),
             "text": report.as_text(result, "slimfront"),
+            "text_of_all": report.as_text(result, "slimfront", everything=True),
             "code": report.exit_code(result),
         }
 

@@ -96,6 +96,12 @@ class Objective:
             return value - tolerance
         return value + tolerance
 
+    def tolerance_text(self, share: float) -> str:
+        """A tolerance as people read it: as it is for a metric in [0, 1], else in per cent."""
+        if self.measure.scale == "share":
+            return f"{share:.3g}"
+        return f"{100 * share:.3g} %"
+
     def as_plain(self) -> dict[str, str | bool]:
         """All of it as plain data, which `from_plain` reads."""
         return asdict(self.measure)

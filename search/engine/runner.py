@@ -6,7 +6,7 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -175,6 +175,7 @@ def _run(
         make_config=_config_maker(session, scheduler := _scheduler(session, observer)),
         trials=config.search.trials,
         constraints=config.chosen_constraints(),
+        outside_region=ledger.outside_region,
         unfinished=unfinished,
         on_invalid=observer.reject,
         enough=lambda: patience is not None and ledger.since_gain >= patience,
@@ -336,6 +337,11 @@ def _scheduler(session: Session, observer: Observer) -> MultiObjectiveASHA | Non
         objectives[objective.name] = "min"
         if objective.direction is Direction.MAXIMIZE:
             objectives[objective.name] = "max"
+    ledger = session.ledger
+
+    def outside_region(result: Mapping[str, Any]) -> float:
+        return ledger.outside_region(int(result["epoch"]), result)
+
     return MultiObjectiveASHA(
         objectives,
         time_attr="epoch",
@@ -348,6 +354,7 @@ def _scheduler(session: Session, observer: Observer) -> MultiObjectiveASHA | Non
         record=lambda entry: observer.write(RungReached(entry=entry)),
         key=lambda trial: label(trial.config["number"]),
         exempt=lambda trial: trial.config["number"] is None,  # the dense reference
+        violation=outside_region,
     )
 
 

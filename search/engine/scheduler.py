@@ -79,11 +79,19 @@ _TIE_BREAKS: dict[str, Callable[[Losses], list[int]]] = {
 }
 
 
-def ranking(losses: Losses, tie_break: TieBreak = "epsilon_net") -> list[int]:
-    """The indices of points from best to worst: front by front, within a front by the tie-break;
-    points with NaN come last."""
+def ranking(
+    losses: Losses, tie_break: TieBreak = "epsilon_net", violations: Losses | None = None
+) -> list[int]:
+    """The indices of points from best to worst: front by front, within a front by the tie-break.
+
+    Those with a violation (N,) above 0 come behind all others, the least first (constraint
+    domination: Deb et al. 2002, NSGA-II, section VI.A); points with NaN come last.
+    """
     finite = np.isfinite(losses).all(axis=1)
-    usable = np.flatnonzero(finite)
+    if violations is None:
+        violations = np.zeros(len(losses))
+    outside = np.flatnonzero(finite & (violations > 0))
+    usable = np.flatnonzero(finite & ~(violations > 0))
     order: list[int] = []
     if len(usable):
         ranks = moocore.pareto_rank(losses[usable])
@@ -91,24 +99,29 @@ def ranking(losses: Losses, tie_break: TieBreak = "epsilon_net") -> list[int]:
             front = usable[ranks == rank]
             within = _TIE_BREAKS[tie_break](losses[front])
             order += front[within].tolist()
+    order += outside[np.argsort(violations[outside], kind="stable")].tolist()
     return order + np.flatnonzero(~finite).tolist()
 
 
 def goes_on(
-    others: Losses, mine: Losses, reduction: float, tie_break: TieBreak = "epsilon_net"
+    others: Losses,
+    mine: Losses,
+    reduction: float,
+    tie_break: TieBreak = "epsilon_net",
+    violations: Losses | None = None,
 ) -> bool:
     """Whether a trial with losses `mine` (M,) is among the top 1/η of a rung that `others` (N, M)
     reached before it.
 
     That is, fewer than ⌈N / η⌉ of the N others rank before it; the first of a rung always goes on.
-    A trial with NaN does not.
+    A trial with NaN does not. `violations` (1 + N,) are mine and theirs (see `ranking`).
     """
     if not np.isfinite(mine).all():
         return False
     if not len(others):
         return True
     together = np.vstack([mine[None], others])
-    position = ranking(together, tie_break).index(0)
+    position = ranking(together, tie_break, violations).index(0)
     return position < math.ceil(len(others) / reduction)
 
 
@@ -130,6 +143,8 @@ class MultiObjectiveASHA(FIFOScheduler):
         earlier: what `record` was called with before the restart, in order.
         key: what a trial is called there, the same after a restart; Ray's trial id if left out.
         exempt: trials that are neither judged nor counted, such as a reference.
+        violation: by how much a result misses what is wanted of it; what misses it ranks behind
+            what does not.
     """
 
     def __init__(
@@ -146,6 +161,7 @@ class MultiObjectiveASHA(FIFOScheduler):
         earlier: Iterable[dict[str, Any]] = (),
         key: Callable[[Trial], str] | None = None,
         exempt: Callable[[Trial], bool] = lambda _trial: False,
+        violation: Callable[[Mapping[str, Any]], float] = lambda _result: 0.0,
     ) -> None:
         super().__init__()
         if not objectives or any(mode not in ("min", "max") for mode in objectives.values()):
@@ -163,12 +179,14 @@ class MultiObjectiveASHA(FIFOScheduler):
         self.tie_break: TieBreak = tie_break
         self.key = key or (lambda trial: str(trial.trial_id))
         self.exempt = exempt
+        self.violation = violation
         self.levels = [
             rung_times(grace * reduction**bracket, reduction, max_time)
             for bracket in range(brackets)
         ]
         self.brackets: dict[str, int] = {}
         self.rungs: dict[tuple[int, int], dict[str, Losses]] = {}
+        self.violations: dict[tuple[int, int], dict[str, float]] = {}
         self.record = record
         for entry in earlier:
             self._restore(entry)
@@ -182,6 +200,8 @@ class MultiObjectiveASHA(FIFOScheduler):
             losses = [math.nan if loss is None else loss for loss in entry["losses"]]
             rung = self.rungs.setdefault((bracket, entry["rung"]), {})
             rung[trial] = np.array(losses)
+            missed = self.violations.setdefault((bracket, entry["rung"]), {})
+            missed[trial] = entry.get("violation", 0.0)
 
     def _record(self, entry: dict[str, Any]) -> None:
         self._restore(entry)
@@ -209,22 +229,25 @@ class MultiObjectiveASHA(FIFOScheduler):
             if result[self.time_attr] < time or name in others:
                 continue
             mine = self.losses(result)
-            if not self._goes_on(others, mine):
+            entry: dict[str, Any] = {
+                "trial": name,
+                "bracket": bracket,
+                "rung": rung,
+                "losses": [float(loss) if math.isfinite(loss) else None for loss in mine],
+            }
+            violation = self.violation(result)
+            if 0 < violation < math.inf:
+                entry["violation"] = violation
+            missed = self.violations.get((bracket, rung), {})
+            if not self._goes_on(others, mine, [violation, *missed.values()]):
                 decision = TrialScheduler.STOP
-            self._record(
-                {
-                    "trial": name,
-                    "bracket": bracket,
-                    "rung": rung,
-                    "losses": [float(loss) if math.isfinite(loss) else None for loss in mine],
-                }
-            )
+            self._record(entry)
         return decision
 
-    def _goes_on(self, others: Mapping[str, Losses], mine: Losses) -> bool:
+    def _goes_on(self, others: Mapping[str, Losses], mine: Losses, violations: list[float]) -> bool:
         before = np.array(list(others.values()))
         before = before.reshape(len(others), len(self.objectives))
-        return goes_on(before, mine, self.reduction, self.tie_break)
+        return goes_on(before, mine, self.reduction, self.tie_break, np.array(violations))
 
     def losses(self, result: Mapping[str, Any]) -> Losses:
         """The objectives of a result, (M,), turned so that less is better; NaN for one that is

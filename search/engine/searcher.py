@@ -7,7 +7,7 @@ ours.
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,8 @@ class StudySearcher(DriverOnly, Searcher):
     Args:
         trials: in all, those of earlier sessions too.
         enough: asked before each new trial: whether to ask for no more.
+        outside_region: by how much a network of that epoch, with these measures, misses the region
+            that matters (see `Ledger.outside_region`): samplers prefer what does not.
         capacity: asked likewise: how many trials may be under way.
     """
 
@@ -65,6 +67,7 @@ class StudySearcher(DriverOnly, Searcher):
         trials: int,
         *,
         constraints: Sequence[Constraint] = (),
+        outside_region: Callable[[int, Mapping[str, Any]], float] = lambda _epoch, _measures: 0.0,
         unfinished: Sequence[Unfinished] = (Unfinished(None, {}),),
         on_invalid: Callable[[int, dict[str, Any], str], None] | None = None,
         enough: Callable[[], bool] = lambda: False,
@@ -76,6 +79,7 @@ class StudySearcher(DriverOnly, Searcher):
         self.objectives = list(objectives)
         self.make_config = make_config
         self.constraints = constraints
+        self.outside_region = outside_region
         self.unfinished = list(unfinished)
         self.on_invalid = on_invalid
         self.enough = enough
@@ -160,6 +164,9 @@ class StudySearcher(DriverOnly, Searcher):
         for constraint in self.constraints:
             violation = constraint.violation(record.measures)
             trial.set_constraint(constraint.name, violation)
+        if record.last:
+            missed = self.outside_region(record.last.epoch, record.measures)
+            trial.set_constraint("tolerance", missed)
         self.study.tell(trial, values)
 
     def save(self, checkpoint_path: str) -> None:

@@ -3,7 +3,7 @@ networks they passed through."""
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,8 @@ from slimfront.search.record.storage import fetch, join
 from slimfront.trainables.shipping.network_file import network_file
 
 Status = Literal["running", "completed", "stopped", "failed"]
+REGION = 5
+"""So many tolerances below the baseline's quality ends the region that matters."""
 
 
 def label(number: int | None) -> str:
@@ -136,10 +138,12 @@ class Ledger:
     """The trials of one search, and the front and hypervolume of their networks.
 
     The front is taken over every network that was measured, of whatever trial: one that was stopped
-    early, or failed later, may have passed through a good one. `dense_sizes` scale the losses (see
-    `Objective.loss`): the measures of the dense network, and its metrics, of which those of the
-    trained one replace those of the untrained one as they come. Checkpoints are given relative to
-    `place`, a directory or a URI, so that a search can be moved.
+    early, or failed later, may have passed through a good one. The part of it that matters is the
+    region: what is worse than the baseline by at most five tolerances.
+
+    `dense_sizes` scale the losses (see `Objective.loss`): the measures of the dense network, and
+    its metrics, of which those of the trained one replace those of the untrained one as they come.
+    Checkpoints are given relative to `place`, a directory or a URI, so that a search can be moved.
     """
 
     def __init__(
@@ -171,8 +175,10 @@ class Ledger:
         self._front: list[MeasuredNetwork] = []
         self._losses: Points = np.empty((0, len(objectives)))
         """Those of the front's members, (members, objectives)."""
-        self._hypervolume = 0.0
-        self._hypervolume_at_gain = 0.0
+        self._reference = np.ones(len(objectives))
+        """The losses at which the region that matters ends, (objectives,)."""
+        self._hypervolume = _Hypervolume()
+        self._hypervolume_at_gain = _Hypervolume()
         self.since_gain = 0
         """How many trials have ended since the hypervolume last rose."""
 
@@ -280,21 +286,40 @@ class Ledger:
         if any(entered):
             self._hypervolume = self._computed_hypervolume()
 
-    def _computed_hypervolume(self) -> float:
-        return hypervolume(self._losses, np.ones(len(self.objectives)))
+    def _computed_hypervolume(self) -> "_Hypervolume":
+        full = hypervolume(self._losses, np.ones(len(self.objectives)))
+        largest = float(self._reference.prod())
+        if largest == 1.0:
+            return _Hypervolume(full, full)
+        within = hypervolume(self._losses, self._reference) / largest if largest else 0.0
+        return _Hypervolume(within, full)
 
     def _rescale(self, dense: dict[str, float]) -> None:
-        """Metrics that are no shares count relative to those of the dense network, which are known
-        now: who is on the front is not changed by it, and the hypervolume is."""
+        """The quality of the dense network is known now: the region ends at five tolerances below
+        it, and metrics that are no shares count relative to it. Who is on the front is not changed
+        by it, and the hypervolume is."""
         relative = [o.name for o in self.objectives if o.measure.scale == "relative"]
         known = {name: dense[name] for name in relative if math.isfinite(dense.get(name, math.nan))}
-        if not known:
-            return
         self.dense_sizes |= known
+        self._reference = self._end_of_region(dense)
         measures = [point.measures for point in self._front]
         self._losses = losses(measures, self.objectives, self.dense_sizes)
         self._hypervolume = self._computed_hypervolume()
         self._hypervolume_at_gain = min(self._hypervolume_at_gain, self._hypervolume)
+
+    def _end_of_region(self, dense: dict[str, float]) -> Points:
+        """The losses at which the region ends, (objectives,): those of a network as large as the
+        dense one, and worse than it by five tolerances; as before where its quality is no
+        number."""
+        value = dense.get(self.quality.name, math.nan)
+        if not math.isfinite(value):
+            return self._reference
+        ends = np.ones(len(self.objectives))
+        bound = self.quality.near(value, REGION * self.tolerance)
+        for index, objective in enumerate(self.objectives):
+            if objective.name == self.quality.name:
+                ends[index] = min(1.0, objective.loss(bound, value))
+        return ends
 
     def would_enter_front(self, record: TrialRecord, measures: dict[str, float]) -> bool:
         """Whether a network of the trial with these measures would join the front; one that would
@@ -358,22 +383,50 @@ class Ledger:
         return sorted(range(len(self._front)), key=key)
 
     def knee(self) -> MeasuredNetwork | None:
-        """The member of the front below which quality falls fastest (see `pareto.knee`); None
-        without a front."""
+        """The member below which quality falls fastest (see `pareto.knee`), of those in the region
+        that matters, or of all where none is in it; None without a front."""
         order = self._order()
         if not order:
             return None
+        order = [index for index in order if self.in_region(self._front[index])] or order
         place = knee(self._losses[order])
         return self._front[order[place]]
 
     def is_near(self, point: MeasuredNetwork) -> bool:
-        """Whether a network is about as good as the baseline."""
+        """Whether a network is about as good as the baseline: worse by at most a tolerance."""
+        return self._is_within(point, 1)
+
+    def in_region(self, point: MeasuredNetwork) -> bool:
+        """Whether a network is worse than the baseline by at most five tolerances: somebody may
+        ship it."""
+        return self._is_within(point, REGION)
+
+    def _is_within(self, point: MeasuredNetwork, tolerances: int) -> bool:
         baseline = self.dense_network
         if baseline is None:
             return False
         name = self.quality.name
-        bound = self.quality.near(baseline.measures[name], self.tolerance)
+        bound = self.quality.near(baseline.measures[name], tolerances * self.tolerance)
         return self.quality.as_good(point.measures[name], bound)
+
+    def region_text(self) -> str:
+        """How far the region reaches below the baseline's quality, as people read it."""
+        return self.quality.tolerance_text(REGION * self.tolerance)
+
+    def outside_region(self, epoch: int, measures: Mapping[str, Any]) -> float:
+        """By how much a network with these measures, after so many epochs, misses the region around
+        the baseline's own quality at that epoch, in the metric's unit; 0 or less is inside, and 0
+        where the baseline was not measured then, +inf without a quality."""
+        name = self.quality.name
+        quality = float(measures.get(name, math.nan))
+        if math.isnan(quality):
+            return math.inf
+        points = self.dense.points if self.dense else []
+        for baseline in points:
+            if baseline.epoch == epoch and math.isfinite(baseline.measures[name]):
+                bound = self.quality.near(baseline.measures[name], REGION * self.tolerance)
+                return self.quality.goodness(bound) - self.quality.goodness(quality)
+        return 0.0
 
     def recommended(self) -> MeasuredNetwork | None:
         """The smallest member of the front, by the first objective that is no metric, that is about
@@ -388,9 +441,24 @@ class Ledger:
         return max(near, key=lambda point: size.goodness(point.measures[size.name]))
 
     def hypervolume(self) -> float:
-        """The front's hypervolume on the scale of `Objective.loss`, from 0 (no better than dense)
-        to 1."""
-        return self._hypervolume
+        """The front's hypervolume within the region that matters, from 0 (nothing there is smaller
+        than dense) to 1: the losses (see `Objective.loss`) are taken relative to their reference,
+        which is at the dense network's sizes and at five tolerances below its quality. That of the
+        whole front while the baseline's quality is not known."""
+        return self._hypervolume.within
+
+    def hypervolume_full(self) -> float:
+        """That of the whole front, whose reference for a metric in [0, 1] is its worst value."""
+        return self._hypervolume.full
+
+
+@dataclass(frozen=True, order=True)
+class _Hypervolume:
+    """Of the networks in the region that matters, and of all; what is gained outside counts where
+    nothing is gained inside."""
+
+    within: float = 0.0
+    full: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from slimfront.search import terminal
 from slimfront.search.config.objectives import Objective
 from slimfront.search.config.settings import SearchOptions, Tracking
 from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult, Status
+from slimfront.search.record.shown import shown
 from slimfront.search.record.storage import parent
 from slimfront.search.terminal import Column, cell
 from slimfront.trainables.errors import one_line
@@ -49,6 +50,7 @@ def as_json(result: SearchResult) -> dict[str, Any]:
             "one_shot": point.step,
             "knee": point is knee,
             "recommended": point is recommended,
+            "in_region": ledger.in_region(point),
             "run_id": result.run_ids.get(point.trial.label),
             **_measures(point, quality),
             "params": point.trial.values,
@@ -67,6 +69,7 @@ def as_json(result: SearchResult) -> dict[str, Any]:
         "recommended": chosen,
         "front": front,
         "hypervolume": ledger.hypervolume(),
+        "hypervolume_full": ledger.hypervolume_full(),
         "wall_seconds": round(result.wall_seconds, 2),
         "tracking_uri": result.tracking_uri,
         "undelivered": result.undelivered,
@@ -91,13 +94,19 @@ _SHOWN = ("nonzero_params", "params", "layers", "flops")
 """What the table always has a column for."""
 
 
-def as_text(result: SearchResult, command: str, width: int | None = 160) -> str:
+def as_text(
+    result: SearchResult, command: str, width: int | None = 160, *, everything: bool = False
+) -> str:
     """The table of the front and the summary, `width` characters wide (None: as wide as the
-    terminal)."""
+    terminal); of the front what matters (see `shown`), or `everything`."""
     width = width or terminal.console().width
     tables = ""
     if result.front:
-        tables = terminal.as_text(as_tables(result, width), width)
+        chosen = shown(result.ledger, result.front, everything=everything)
+        tables = terminal.as_text(as_tables(result, width, chosen.members), width)
+        left_out = chosen.left_out(result.ledger)
+        if left_out:
+            tables += f"Not shown: {left_out} (--all).\n"
     return f"{tables}{summary(result, command)}\n"
 
 
@@ -109,8 +118,8 @@ def exit_code(result: SearchResult) -> int:
     return int(result.all_failed)
 
 
-def as_tables(result: SearchResult, width: int) -> list[Table]:
-    """The front, best first, with the dense network above it.
+def as_tables(result: SearchResult, width: int, front: list[MeasuredNetwork]) -> list[Table]:
+    """Members of the front, best first, with the dense network above them.
 
     Where the searched values do not fit beside the measures, they follow in tables of their own,
     with a row for each trial.
@@ -118,7 +127,7 @@ def as_tables(result: SearchResult, width: int) -> list[Table]:
     ledger = result.ledger
     quality = ledger.quality
     dense = ledger.dense_network
-    points = list(result.front)
+    points = list(front)
     sections = []
     if dense:
         points.insert(0, dense)
@@ -132,7 +141,7 @@ def as_tables(result: SearchResult, width: int) -> list[Table]:
     varied = _varied(points)
     if terminal.fits([*measured, *varied], width):
         return terminal.as_tables(title, [*measured, *varied], width, sections)
-    trials = {point.trial.label: point for point in result.front}
+    trials = {point.trial.label: point for point in front}
     values = [Column("trial", list(trials), left=True)]
     values += _varied(list(trials.values()))
     return [
@@ -281,7 +290,8 @@ def _recommendation(result: SearchResult, command: str, kept: str) -> list[str]:
         share = _show_share(point, baseline.measures["nonzero_params"])
         said += f" (dense {show_quality(baseline.measures[name])}), {share} of the non-zero weights"
         if not ledger.is_near(point):
-            said += f"; none is within {ledger.tolerance:g} of dense, and this is the best"
+            within = ledger.quality.tolerance_text(ledger.tolerance)
+            said += f"; none is within {within} of dense, and this is the best"
     return [
         f"Recommended: {point.name}, {said}. Export it: {command} export {result.search} --output "
         f"FILE.onnx{kept}"

@@ -5,7 +5,7 @@ import io
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +168,9 @@ def as_json(fronts: list[Front]) -> str:
     return json.dumps(plain)
 
 
-def as_text(fronts: list[Front], width: int = 120) -> str:
-    """For people: the networks of all searches, each search under its hypervolume."""
+def as_text(fronts: list[Front], width: int = 120, *, everything: bool = False) -> str:
+    """For people: the networks of all searches, each search under its hypervolume; of each the
+    members that somebody may ship, or `everything`."""
     quality = fronts[0].quality
     val = quality.measure.head
     test = val.replace("val ", "test ", 1)
@@ -180,19 +181,30 @@ def as_text(fronts: list[Front], width: int = 120) -> str:
     for front in fronts:
         title = f"{cell(front.search)}  hypervolume {front.hypervolume:.4f}"
         rows.append([title, *[""] * len(shown)])
-        for row in as_rows([front]):
+        members = front.members if everything else _in_region(front.members)
+        for row in as_rows([replace(front, members=members)]):
             name = f"  {cell(row['network'])}"
             if row["recommended"]:
                 name += "  (recommended)"
             if row["knee"]:
                 name += "  (knee)"
             rows.append([name, *(_shown(row, column) for column in shown)])
+        if len(members) < len(front.members):
+            left_out = f"  {len(front.members) - len(members)} more: --all"
+            rows.append([left_out, *[""] * len(shown)])
         ends.append(len(rows) - 1)
     columns = []
     for head, cells in zip(heads, zip(*rows, strict=True), strict=True):
         columns.append(Column(head, list(cells), left=head == "network"))
     tables = terminal.as_tables("Fronts", columns, width, ends)
     return terminal.as_text(tables, width)
+
+
+def _in_region(members: list[Member]) -> list[Member]:
+    """Those that somebody may ship; all where none is, or where a front of an older version does
+    not say it."""
+    inside = [member for member in members if member.get("in_region", True)]
+    return inside or members
 
 
 def _shown(row: dict[str, Any], column: str) -> str:
@@ -240,14 +252,15 @@ def as_png(fronts: list[Front]) -> Figure:
     return figure
 
 
-def render(fronts: list[Front], kind: str) -> bytes:
-    """The fronts as a `table`, `json`, `csv` or `png` file."""
+def render(fronts: list[Front], kind: str, *, everything: bool = False) -> bytes:
+    """The fronts as a `table` (of `everything`, or of what somebody may ship), `json`, `csv` or
+    `png` file."""
     if kind == "png":
         picture = io.BytesIO()
         as_png(fronts).savefig(picture, format="png", dpi=120)
         return picture.getvalue()
     if kind == "table":
-        text = as_text(fronts)
+        text = as_text(fronts, everything=everything)
     elif kind == "json":
         text = as_json(fronts) + "\n"
     else:

@@ -37,9 +37,6 @@ log = logging.getLogger(__name__)
 
 UI_URL = "http://127.0.0.1:5000"
 """Where `slimfront ui` shows a store that has no server."""
-NEAR_DENSE = 0.01
-"""A network is about as good as the dense one if its quality is at most so much worse: absolutely
-for a metric in [0, 1], else relative to the dense network's."""
 
 
 def live_metrics(ledger: Ledger) -> dict[str, float]:
@@ -55,6 +52,7 @@ def live_metrics(ledger: Ledger) -> dict[str, float]:
     front = ledger.front()
     quality = ledger.quality
     found["hypervolume"] = ledger.hypervolume()
+    found["hypervolume_full"] = ledger.hypervolume_full()
     found["front_size"] = float(len(front))
     if front:
         found[f"best_{quality.name}"] = front[0].measures[quality.name]
@@ -84,7 +82,7 @@ def quality_threshold(ledger: Ledger) -> float | None:
             return constraint.bound
     if not ledger.dense or not ledger.dense.measures:
         return None
-    return quality.near(ledger.dense.measures[quality.name], NEAR_DENSE)
+    return quality.near(ledger.dense.measures[quality.name], ledger.tolerance)
 
 
 class Page:

@@ -8,6 +8,7 @@ from slimfront.search.config.schema import Config
 from slimfront.search.config.space import Parameter
 from slimfront.search.record.ledger import Ledger, MeasuredNetwork, Status
 from slimfront.search.record.report import show_quality
+from slimfront.search.record.shown import shown
 from slimfront.search.tracking.store import run_route
 from slimfront.trainables.markdown import code, text
 
@@ -38,8 +39,12 @@ def describe(
         parts.append(_alternatives(ledger, front, recommended, dense, link))
     if front:
         parts.append(f"### The front, {len(front)} networks")
-        parts.append(_table(ledger, front, recommended, dense, link))
-        if len(front) > _ROWS:
+        chosen = shown(ledger, front)
+        parts.append(_table(ledger, chosen.members, recommended, dense, link))
+        left_out = chosen.left_out(ledger)
+        if left_out:
+            parts.append(f"Not shown: {left_out}; `front.json` has all {len(front)}.")
+        if len(chosen.members) > _ROWS:
             parts.append(f"The {_ROWS} best; `front.json` has all {len(front)}.")
     parts.append(
         "Artifacts of this run: `front.html` (interactive, works offline), `front.png`, "
@@ -97,9 +102,7 @@ def _range(parameter: Parameter) -> str:
 def _recommended(
     search: str, ledger: Ledger, point: MeasuredNetwork, dense: MeasuredNetwork | None
 ) -> str:
-    within = f"{ledger.tolerance:.3g}"
-    if ledger.quality.measure.scale != "share":
-        within = f"{100 * ledger.tolerance:.3g} %"
+    within = ledger.quality.tolerance_text(ledger.tolerance)
     why = f"The smallest network of the front within {within} of the dense network's quality."
     if not ledger.is_near(point):
         why = f"No network is within {within} of the dense network's quality; this is the best."

@@ -11,6 +11,7 @@ from slimfront.search.config.objectives import Direction
 from slimfront.search.config.schema import Config
 from slimfront.search.engine.runner import _scheduler, run_search
 from slimfront.search.engine.scheduler import MultiObjectiveASHA
+from slimfront.search.record.ledger import Ledger
 from slimfront.trainables.messages import TrialOrder
 from slimfront.trainables.trainable import CandidateTrainable
 from tests.search.searches import runs_of
@@ -34,7 +35,8 @@ def config(job: str, **changes: Any) -> Config:
 
 def scheduler_of(of: Config) -> MultiObjectiveASHA:
     """The scheduler that a search of this config has."""
-    session = cast("Any", SimpleNamespace(config=of, earlier=()))
+    book = Ledger(of.chosen_objectives(), {}, quality=of.quality())
+    session = cast("Any", SimpleNamespace(config=of, earlier=(), ledger=book))
     observer = cast("Any", SimpleNamespace(write=lambda event: None))
     made = _scheduler(session, observer)
     assert made is not None

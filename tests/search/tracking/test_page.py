@@ -20,6 +20,7 @@ from slimfront.search.record.events import TrialBegan
 from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.picks import member_name
 from slimfront.search.record.session import read_search
+from slimfront.search.record.shown import shown
 from slimfront.search.tracking import charts, compare, models
 from slimfront.search.tracking.page import live_metrics
 from slimfront.search.tracking.store import find_search
@@ -57,8 +58,12 @@ def test_the_description_tells_the_story_with_links_to_the_trials(
     linked = re.findall(
         r"^\| (?:dense: )?\[[^\]]*\]\(#/experiments/\d+/runs/(\w+)\?", text, re.MULTILINE
     )
-    labels = ["dense", *(member.trial.label for member in result.front)]
+    chosen = shown(result.ledger, result.front)
+    labels = ["dense", *(member.trial.label for member in chosen.members)]
     assert linked == [result.run_ids[label] for label in labels]
+    left_out = len(result.front) - len(chosen.members)
+    assert left_out == chosen.outside + chosen.equal
+    assert ("Not shown: " in text) == (left_out > 0)
     dense = result.ledger.dense
     assert dense is not None
     assert f"(dense {dense.measures['val_accuracy']:.4f})" in text
@@ -207,9 +212,8 @@ def test_fronts_are_read_from_mlflow_alone_and_compared_on_one_scale(
     _, result = finished
     fronts = compare.read_fronts(client, [result.search, result.search])
     assert [front.search for front in fronts] == [result.search] * 2
-    assert (
-        fronts[0].hypervolume == fronts[1].hypervolume == pytest.approx(result.ledger.hypervolume())
-    )
+    full = pytest.approx(result.ledger.hypervolume_full())
+    assert fronts[0].hypervolume == fronts[1].hypervolume == full
     rows = list(csv.DictReader(io.StringIO(compare.render(fronts, "csv").decode())))
     assert [row["network"] for row in rows].count("dense") == 2
     assert len(rows) == 2 * (1 + len(result.front))

@@ -1,0 +1,49 @@
+"""Which members of a front people are shown first: those that somebody may ship, each once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from slimfront.search.record.ledger import Ledger, MeasuredNetwork
+
+_SAME_BY = ("params", "nonzero_params", "layers", "flops")
+"""Networks are equal that agree in these, in the quality and in the objectives."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of a front, best first, and how many of its members are not."""
+
+    members: list[MeasuredNetwork]
+    equal: int = 0
+    """How many are equal to one that is shown."""
+    outside: int = 0
+    """How many lie below the region that matters (see `Ledger.in_region`)."""
+
+    def left_out(self, ledger: Ledger) -> str:
+        """What is not shown, in words; empty if nothing is."""
+        parts = []
+        if self.outside:
+            parts.append(f"{self.outside} more than {ledger.region_text()} below dense")
+        if self.equal:
+            parts.append(f"{self.equal} equal to one above")
+        return " and ".join(parts)
+
+
+def shown(ledger: Ledger, front: Sequence[MeasuredNetwork], *, everything: bool = False) -> Shown:
+    """The members of a front, best first, that are in the region that matters, equal ones once; all
+    of them for `everything`, and all that differ where none is in the region."""
+    if everything:
+        return Shown(list(front))
+    inside = [point for point in front if ledger.in_region(point)]
+    members = inside or list(front)
+    first: dict[tuple[float | None, ...], MeasuredNetwork] = {}
+    for point in members:
+        first.setdefault(_what_it_is(ledger, point), point)
+    distinct = list(first.values())
+    return Shown(distinct, len(members) - len(distinct), len(front) - len(members))
+
+
+def _what_it_is(ledger: Ledger, point: MeasuredNetwork) -> tuple[float | None, ...]:
+    aims = [objective.name for objective in ledger.objectives]
+    names = (ledger.quality.name, *aims, *_SAME_BY)
+    return tuple(point.measures.get(name) for name in names)

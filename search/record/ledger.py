@@ -178,7 +178,7 @@ class Ledger:
         self._reference = np.ones(len(objectives))
         """The losses at which the region that matters ends, (objectives,)."""
         self._hypervolume = _Hypervolume()
-        self._hypervolume_at_gain = _Hypervolume()
+        self._gained = self._hypervolume.progress
         self.since_gain = 0
         """How many trials have ended since the hypervolume last rose."""
 
@@ -217,9 +217,9 @@ class Ledger:
         self._becomes(record, event.status, event.reason)
         if record.number is None:
             return
-        gained = self._hypervolume > self._hypervolume_at_gain
-        self.since_gain = 0 if gained else self.since_gain + 1
-        self._hypervolume_at_gain = self._hypervolume
+        progress = self._hypervolume.progress
+        self.since_gain = 0 if progress > self._gained else self.since_gain + 1
+        self._gained = progress
 
     def _path(self, checkpoint: str | None) -> str | None:
         if checkpoint is None:
@@ -305,7 +305,7 @@ class Ledger:
         measures = [point.measures for point in self._front]
         self._losses = losses(measures, self.objectives, self.dense_sizes)
         self._hypervolume = self._computed_hypervolume()
-        self._hypervolume_at_gain = min(self._hypervolume_at_gain, self._hypervolume)
+        self._gained = min(self._gained, self._hypervolume.progress)
 
     def _end_of_region(self, dense: dict[str, float]) -> Points:
         """The losses at which the region ends, (objectives,): those of a network as large as the
@@ -452,13 +452,20 @@ class Ledger:
         return self._hypervolume.full
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class _Hypervolume:
-    """Of the networks in the region that matters, and of all; what is gained outside counts where
-    nothing is gained inside."""
+    """Of the networks in the region that matters, and of all."""
 
     within: float = 0.0
     full: float = 0.0
+
+    @property
+    def progress(self) -> tuple[float, float]:
+        """What rises with each gain: what is gained outside the region is one only while nothing is
+        in it."""
+        if self.within:
+            return self.within, 0.0
+        return 0.0, self.full
 
 
 @dataclass(frozen=True)

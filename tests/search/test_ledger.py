@@ -313,3 +313,100 @@ def test_a_negative_metric_that_is_better_when_larger_has_its_front() -> None:
     assert not book.would_enter_front(
         book.trials[0], {"val_likelihood": -3.0, "nonzero_params": 300}
     )
+
+
+def region_ledger(tolerance: float = 0.01) -> Ledger:
+    """Beside a baseline of 0.98 at 1,000 weights: three networks in the region that ends at 0.93,
+    and two below it."""
+    objectives = [OBJECTIVES["val_accuracy"], OBJECTIVES["nonzero_params"]]
+    book = Ledger(objectives, {"nonzero_params": 1000}, tolerance=tolerance)
+    begin(book, None)
+    point(book, None, 3, 0.98, 1000)
+    found = [(0.985, 500), (0.975, 200), (0.935, 60), (0.90, 12), (0.30, 2)]
+    for number, (accuracy, size) in enumerate(found):
+        begin(book, number)
+        point(book, number, 3, accuracy, size)
+        end(book, number)
+    return book
+
+
+def test_the_hypervolume_ends_at_five_tolerances_below_the_baseline() -> None:
+    book = region_ledger()
+    # By hand: the losses (1 - q) / 0.07 and log(1 + size) / log(1001) of the three in the region.
+    errors = [0.015 / 0.07, 0.025 / 0.07, 0.065 / 0.07]
+    sizes = [math.log1p(size) / math.log1p(1000) for size in (500, 200, 60)]
+    ends = [*errors[1:], 1.0]
+    expected = 0.0
+    for error, end_of_it, size in zip(errors, ends, sizes, strict=True):
+        expected += (end_of_it - error) * (1 - size)
+    assert book.hypervolume() == pytest.approx(expected, rel=1e-9)
+    inside = book.hypervolume()
+    full = book.hypervolume_full()
+    begin(book, 9)
+    point(book, 9, 3, 0.5, 3)
+    assert book.hypervolume() == inside
+    assert book.hypervolume_full() > full
+
+
+def test_a_gain_below_the_region_is_none_once_something_is_in_it() -> None:
+    book = ledger()
+    begin(book, None)
+    point(book, None, 3, 0.98, 1000)
+    for number, (accuracy, size) in enumerate([(0.5, 30), (0.6, 30), (0.96, 300), (0.7, 30)]):
+        begin(book, number)
+        point(book, number, 3, accuracy, size)
+        end(book, number)
+        assert book.since_gain == (1 if number == 3 else 0), number
+
+
+def test_the_knee_is_in_the_region() -> None:
+    knee = region_ledger().knee()
+    assert knee is not None
+    assert knee.measures["val_accuracy"] >= 0.93
+    of_all = region_ledger(tolerance=1).knee()
+    assert of_all is not None
+    assert of_all.measures["val_accuracy"] < 0.93
+
+
+def test_without_a_network_in_the_region_the_knee_is_that_of_the_front() -> None:
+    book = ledger()
+    begin(book, None)
+    point(book, None, 3, 0.98, 1000)
+    begin(book, 0)
+    point(book, 0, 3, 0.5, 30)
+    knee = book.knee()
+    assert knee is not None
+    assert knee.name == "trial-000@3"
+
+
+def test_the_hypervolume_of_a_tolerance_of_nothing_is_nothing() -> None:
+    book = ledger()
+    book.tolerance = 0.0
+    begin(book, None)
+    point(book, None, 3, 1.0, 1000)
+    begin(book, 0)
+    point(book, 0, 3, 1.0, 10)
+    assert book.hypervolume() == 0
+    assert book.hypervolume_full() > 0
+    assert book.recommended() is not None
+
+
+def test_a_trial_is_held_to_the_baseline_at_the_same_epoch() -> None:
+    book = ledger()
+    begin(book, None)
+    assert book.outside_region(3, {"val_accuracy": 0.1}) == 0
+    point(book, None, 3, 0.6, 1000)
+    point(book, None, 9, 0.98, 1000)
+    assert book.outside_region(3, {"val_accuracy": 0.58}) <= 0
+    assert book.outside_region(3, {"val_accuracy": 0.5}) == pytest.approx(0.05)
+    assert book.outside_region(9, {"val_accuracy": 0.5}) == pytest.approx(0.43)
+    assert book.outside_region(5, {"val_accuracy": 0.1}) == 0
+    assert book.outside_region(9, {"val_accuracy": math.nan}) == math.inf
+
+
+def test_an_error_is_held_to_a_share_of_the_baselines() -> None:
+    book = regression_ledger()
+    begin(book, None)
+    measured(book, None, 3, 5.0, 1000)
+    assert book.outside_region(3, {"val_mse": 5.2}) <= 0
+    assert book.outside_region(3, {"val_mse": 5.5}) == pytest.approx(0.25)

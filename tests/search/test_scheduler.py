@@ -277,3 +277,43 @@ def test_it_works_with_any_function_that_reports(tmp_path: Path) -> None:
     last = {result.config["x"]: result.metrics["step"] for result in tuner.fit()}
     assert last[8] == 9
     assert sum(step == 1 for step in last.values()) >= 4
+
+
+def test_what_misses_what_is_wanted_ranks_behind_what_does_not() -> None:
+    losses = np.array([[0.0, 0.0], [5.0, 5.0], [1.0, 1.0], [6.0, 4.0], [np.nan, 1.0]])
+    assert ranking(losses)[0] == 0
+    violations = np.array([0.2, 0.0, 0.1, -1.0, 0.0])
+    order = ranking(losses, violations=violations)
+    assert set(order[:2]) == {1, 3}
+    assert order[2:] == [2, 0, 4]
+
+
+def test_violations_count_at_a_rung_and_come_back_after_a_restart() -> None:
+    entries: list[dict[str, Any]] = []
+
+    def made(earlier: list[dict[str, Any]]) -> MultiObjectiveASHA:
+        return MultiObjectiveASHA(
+            {"q": "max", "s": "min"},
+            grace=1,
+            reduction=2,
+            record=entries.append,
+            earlier=list(earlier),
+            violation=lambda result: 0.5 - result["q"],
+        )
+
+    scheduler = made([])
+    decisions = {}
+    for name, quality, size in (("poor", 0.1, 1), ("good", 0.9, 9)):
+        scheduler.on_trial_add(None, trial(name))
+        decisions[name] = scheduler.on_trial_result(
+            None, trial(name), {"training_iteration": 1, "q": quality, "s": size}
+        )
+    assert [entry.get("violation") for entry in entries if "rung" in entry] == [0.4, None]
+    again = made(entries)
+    for each in (scheduler, again):
+        each.on_trial_add(None, trial("smaller"))
+        # Of two others the top one goes on: no dominated one, but one that misses what is wanted.
+        found = each.on_trial_result(
+            None, trial("smaller"), {"training_iteration": 1, "q": 0.2, "s": 0.5}
+        )
+        assert found == "STOP"

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -277,3 +278,28 @@ def test_a_study_that_lost_a_trial_of_the_journal_is_refused() -> None:
         UserError, match=r"has no trial-000, which the journal has; .*slimfront rebuild"
     ):
         reconcile(new_study(), SPACE, ledger_with(begun(0)))
+
+
+def test_samplers_are_told_what_misses_the_region() -> None:
+    study = new_study()
+
+    def outside(epoch: int, found: Mapping[str, Any]) -> float:
+        return float(found["val_accuracy"]) - epoch
+
+    told = searcher(study, trials=2, unfinished=(), outside_region=outside)
+    for number, epoch in ((0, 1), (1, 3)):
+        suggested(told)
+        book = ledger_with(
+            TrialBegan(number=number, values={}, seed=0),
+            NetworkMeasured(
+                number=number,
+                epoch=epoch,
+                measures={"val_accuracy": 2.0, "nonzero_params": 10.0},
+                compaction=[],
+                checkpoint=None,
+            ),
+            TrialEnded(number=number, status="completed", reason=None),
+        )
+        told.tell(book.trials[0])
+    found = [trial.constraints["tolerance"] for trial in study.trials]
+    assert found == [1.0, -1.0]

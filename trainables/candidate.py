@@ -112,6 +112,9 @@ class Candidate(Options):
     compaction: Compaction = Compaction()
     refit: Refit = Refit()
     one_shot: OneShot = OneShot()
+    tolerance: float = Field(0.01, ge=0, le=1)
+    """How much worse than the baseline, or than what it is made of, a network may be to count as
+    about as good: in the unit of a metric in [0, 1], relative for others."""
     distill: Distill | None = None
     int8: bool = False
     measures: Annotated[tuple[str | OwnMeasure, ...], BeforeValidator(parse_measures)] = ()

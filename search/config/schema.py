@@ -46,9 +46,6 @@ class Config(Candidate):
     objectives: tuple[str, ...] = Field(None, validate_default=True)
     """Left out: the quality of the task, and the non-zero parameters."""
     constraints: dict[str, str] = Field(default_factory=dict)
-    tolerance: float = Field(0.01, ge=0, le=1)
-    """How much worse than the baseline a network may be to count as about as good: in the unit of a
-    metric in [0, 1], relative for others."""
     baseline: Literal["given", "trained"] | None = None
     """What candidates are compared with: the network with its weights as it is given, or trained
     without penalties and sparsifier. Left out: given, where the model has weights."""

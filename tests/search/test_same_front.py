@@ -25,7 +25,7 @@ CONFIG = {
     "penalties": {"layer": {"strength": 0.001}, "node": {"strength": 0.001}},
     "sparsifier": {"name": "magnitude", "sparsity": 0.5},
     "refit": {"epochs": 1},
-    "one_shot": {"steps": 3},
+    "one_shot": {"steps": 3, "refine": 0},
     "space": {
         "penalties.layer.strength": {"low": 1e-4, "high": 0.01, "log": True},
         "sparsifier.sparsity": {"low": 0.3, "high": 0.9},
@@ -54,6 +54,8 @@ def test_the_front_of_the_digits_is_that_of_version_0_1(
     monkeypatch.chdir(tmp_path)
     found = as_json(run_search(from_mapping(CONFIG), name="held"))
     assert found["hypervolume_full"] == OLD["hypervolume"]
-    pairs = zip(found["front"], OLD["front"], strict=True)
-    assert [{key: member[key] for key in old} for member, old in pairs] == OLD["front"]
+    # The knee is taken in the region that matters since.
+    expected = [{key: value for key, value in old.items() if key != "knee"} for old in OLD["front"]]
+    pairs = zip(found["front"], expected, strict=True)
+    assert [{key: member[key] for key in old} for member, old in pairs] == expected
     assert {key: found["dense"][key] for key in OLD["dense"]} == OLD["dense"]

@@ -6,7 +6,7 @@ from torch import nn
 
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.training.loop import Training
-from slimfront.trainables.training.one_shot import OneShot, prune
+from slimfront.trainables.training.one_shot import OneShot, Pruning, prune
 from slimfront.trainables.training.train import train
 
 
@@ -102,7 +102,7 @@ def candidate(**parts: object) -> Candidate:
 
 
 def test_the_pruned_networks_of_a_training_shrink_are_compact_and_measured_as_they_are() -> None:
-    training = Training(candidate(one_shot={"steps": 5, "keep": 0.7}))
+    training = Training(candidate(one_shot={"steps": 5, "keep": 0.7, "refine": 0}))
     while not training.done:
         training.run_epoch()
     trained = training.finish()
@@ -133,7 +133,9 @@ def test_pruning_changes_nothing_of_the_training_nor_of_what_was_measured_before
 
 
 def test_it_works_on_a_network_as_it_is_where_compaction_is_off() -> None:
-    trained = train(candidate(compaction={"enabled": False}, one_shot={"steps": 1, "keep": 0.5}))
+    trained = train(
+        candidate(compaction={"enabled": False}, one_shot={"steps": 1, "keep": 0.5, "refine": 0})
+    )
     (pruned,) = trained.pruned
     assert pruned.measures["params"] == trained.measures["params"]
     assert pruned.measures["nonzero_params"] < 0.6 * trained.measures["nonzero_params"]
@@ -162,7 +164,7 @@ def test_pruned_networks_recover_for_some_epochs() -> None:
     """Each becomes better than it was without them, keeps its zeros, and says what it cost."""
 
     def pruned(recover: int) -> list[dict[str, float]]:
-        one_shot = {"steps": 3, "keep": 0.3, "recover": recover}
+        one_shot = {"steps": 3, "keep": 0.3, "refine": 0, "recover": recover}
         made = train(candidate(one_shot=one_shot, refit={"lr": 3e-3}))
         return [dict(network.measures) for network in made.pruned]
 
@@ -174,3 +176,42 @@ def test_pruned_networks_recover_for_some_epochs() -> None:
         assert after["recovery_epochs"] == 2
         assert after["nonzero_params"] <= before["nonzero_params"]
         assert after["val_accuracy"] > before["val_accuracy"]
+
+
+def test_refinement_closes_in_on_the_smallest_network_that_is_about_as_good() -> None:
+    training = Training(candidate(one_shot={"steps": 5, "keep": 0.5, "refine": 4}))
+    while not training.done:
+        training.run_epoch()
+    trained = training.finish()
+    training.close()
+    bound = trained.measures["val_accuracy"] - 0.01
+    found = [(n.measures["nonzero_params"], n.measures["val_accuracy"]) for n in trained.pruned]
+    sizes = [size for size, _ in found]
+    steps = next(i for i in range(1, len(sizes) + 1) if i == len(sizes) or sizes[i] > sizes[i - 1])
+    refined = found[steps:]
+    assert len(refined) == 4
+    whole = trained.measures["nonzero_params"]
+    good = min([whole, *(size for size, accuracy in found[:steps] if accuracy >= bound)])
+    bad = max(size for size, accuracy in found[:steps] if accuracy < bound)
+    for size, accuracy in refined:
+        assert bad < size < good
+        if accuracy >= bound:
+            good = size
+        else:
+            bad = size
+
+
+def test_nothing_is_refined_where_every_step_is_about_as_good() -> None:
+    options = candidate(one_shot={"steps": 2, "keep": 0.99, "refine": 4}).model_copy(
+        update={"tolerance": 1.0}
+    )
+    assert len(train(options).pruned) == 2
+
+
+def test_a_level_can_be_gone_back_to() -> None:
+    network = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5)).eval()
+    pruning = Pruning(network, torch.rand(8, 10) + 0.1)
+    first = {name: tensor.clone() for name, tensor in pruning.at(200).state_dict().items()}
+    assert sum(nonzeros(pruning.at(20))) == 20
+    again = pruning.at(200).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())

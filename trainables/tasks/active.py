@@ -79,6 +79,20 @@ class ActiveTask:
             return now >= then - size / 2
         return now <= then + size
 
+    def about_as_good(
+        self, scores: Mapping[str, float], before: Mapping[str, float], tolerance: float
+    ) -> bool:
+        """Whether the quality is worse than `before` by at most a tolerance: in the unit of a
+        metric in [0, 1], of any other as a share of what it was."""
+        key = f"val_{self.quality.name}"
+        then = before[key]
+        allowed = tolerance
+        if not self.quality.bounded:
+            allowed = tolerance * abs(then)
+        if self.quality.better == "larger":
+            return scores[key] >= then - allowed
+        return scores[key] <= then + allowed
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of outputs (N, …) with targets (N, …), a scalar; computed in float32."""
         outputs = to_float32(outputs)

@@ -22,7 +22,7 @@ from slimfront.trainables.shipping.formats import save, shipped
 from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.tasks.evaluating import evaluating
-from slimfront.trainables.training.one_shot import prune
+from slimfront.trainables.training.one_shot import Pruning
 
 Number = int | float
 
@@ -114,34 +114,72 @@ class Finishing:
     ) -> Iterator[Trained]:
         """The network pruned in one shot, each one compacted and measured, until it is not worth
         measuring any more."""
-        candidate = self.candidate
-        if candidate.one_shot.steps == 0:
+        options = self.candidate.one_shot
+        if options.steps == 0:
             return
-        seen = self._checked_inputs(self.data.train)
+        pruning = Pruning(trained.compacted.network, self._checked_inputs(self.data.train))
+        good = pruning.alive
+        bad = 0
+        for kept in pruning.levels(options):
+            found = self._worth_it(pruning.at(kept), trained, recover)
+            if found is not None:
+                yield found
+            if not bad and self._as_good(found, trained):
+                good = kept
+            else:
+                bad = bad or kept
+            if found is None:
+                break
+        for _ in range(options.refine if bad else 0):
+            kept = (good + bad) // 2
+            if kept in (good, bad):
+                return
+            found = self._worth_it(pruning.at(kept), trained, recover)
+            if found is not None:
+                yield found
+            if self._as_good(found, trained):
+                good = kept
+            else:
+                bad = kept
+
+    def _as_good(self, pruned: Trained | None, trained: Trained) -> bool:
+        if pruned is None:
+            return False
+        tolerance = self.candidate.tolerance
+        return self.data.task.about_as_good(pruned.measures, trained.measures, tolerance)
+
+    def _worth_it(
+        self,
+        network: nn.Module,
+        trained: Trained,
+        recover: Callable[[nn.Module], list[dict[str, float]]] | None,
+    ) -> Trained | None:
+        """A network that was pruned in one shot, compacted and measured; None if its quality is
+        half of what it was, or less."""
+        candidate = self.candidate
         inputs = self._checked_inputs(self.data.validation)
         task = self.data.task
-        for network in prune(trained.compacted.network, seen, candidate.one_shot):
-            if not candidate.int8:
-                scores = self._scores(network)
-                if not task.worth_going_on(scores, trained.measures):
-                    return  # before the work of making it compact, which keeps what it computes
-            try:
-                compacted = compact(network, inputs, candidate.compaction, self.told)
-            except TrialFailure:
-                return  # nearly nothing is left of its outputs
-            report = compacted.report
-            sizes: Mapping[str, float] = report.after
-            epochs = len(recover(compacted.network)) if recover else 0
-            if epochs:
-                sizes = measure(compacted.network, inputs)
-            measures = self._measures(compacted.network, inputs, sizes)
-            if epochs:
-                measures["recovery_epochs"] = epochs
-            if not task.worth_going_on(measures, trained.measures):
-                return
-            merged = trained.measures["layers_merged"] + report.count("merged")
-            measures["layers_merged"] = merged
-            yield Trained([], compacted, measures)
+        if not candidate.int8:
+            scores = self._scores(network)
+            if not task.worth_going_on(scores, trained.measures):
+                return None  # before the work of making it compact, which keeps what it computes
+        try:
+            compacted = compact(network, inputs, candidate.compaction, self.told)
+        except TrialFailure:
+            return None  # nearly nothing is left of its outputs
+        report = compacted.report
+        sizes: Mapping[str, float] = report.after
+        epochs = len(recover(compacted.network)) if recover else 0
+        if epochs:
+            sizes = measure(compacted.network, inputs)
+        measures = self._measures(compacted.network, inputs, sizes)
+        if epochs:
+            measures["recovery_epochs"] = epochs
+        if not task.worth_going_on(measures, trained.measures):
+            return None
+        merged = trained.measures["layers_merged"] + report.count("merged")
+        measures["layers_merged"] = merged
+        return Trained([], compacted, measures)
 
     def _scores(self, network: nn.Module) -> dict[str, float]:
         """The metrics on the validation split."""

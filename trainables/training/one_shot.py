@@ -16,48 +16,68 @@ class OneShot(Options):
     the weights of the one before.
 
     0 steps: none. They end early once the quality is less than half of what it was, or the error
-    more than twice that. At the end of training, each is refitted for `recover` epochs, at the
-    learning rate `refit.lr`.
+    more than twice that. Up to `refine` more lie between the last one that is within `tolerance` of
+    the network they are made of and the first that is not: each halves what is between. At the end
+    of training, each is refitted for `recover` epochs, at the learning rate `refit.lr`.
     """
 
     steps: int = Field(8, ge=0)
     keep: float = Field(0.7, gt=0, lt=1)
+    refine: int = Field(3, ge=0)
     recover: int = Field(0, ge=0)
 
 
-def prune(network: nn.Module, inputs: Tensor, options: OneShot) -> Iterator[nn.Module]:
-    """A copy of the network, sparser and sparser, without training; biases are kept.
+class Pruning:
+    """A copy of a network with fewer weights, without training; biases are kept.
 
     The weights with the smallest scores in the whole network are set to exactly 0. A weight's score
     is its magnitude times the norm of the inputs that it sees, |w| · ‖x‖₂ (Wanda: Sun et al. 2024,
     arXiv 2306.11695, eq. 1), for a convolution that of its input channel. The paper compares within
     each row; here, where rows and layers may go whole, all weights are compared.
-
-    Args:
-        network: in evaluation mode.
-        inputs: (N, *input_shape), training inputs that the norms are taken on.
-
-    Yields:
-        One and the same copy, in evaluation mode, with fewer weights each time.
     """
-    scores = weight_scores(network, inputs)
-    if not scores:
-        return
-    ordered = _largest_first(scores.values())
-    alive = int((ordered > 0).sum())
-    kept = alive
-    sparser = copied(network)
-    modules = dict(sparser.named_modules())
-    for step in range(1, options.steps + 1):
-        fewer = int(alive * options.keep**step)
-        if fewer < 1 or fewer == kept:
-            return
-        kept = fewer
-        least = float(ordered[kept - 1])
-        with torch.no_grad():
-            for name, score in scores.items():
-                modules[name].weight.mul_(score >= least)
-        yield sparser
+
+    def __init__(self, network: nn.Module, inputs: Tensor) -> None:
+        """`network` is in evaluation mode; `inputs` (N, *input_shape) are training inputs that the
+        norms are taken on."""
+        self.scores = weight_scores(network, inputs)
+        self.ordered = torch.zeros(0)
+        if self.scores:
+            self.ordered = _largest_first(self.scores.values())
+        self.alive = int((self.ordered > 0).sum())
+        """How many weights are not zero."""
+        self.whole = dict(network.named_modules())
+        self.sparser = copied(network)
+
+    def levels(self, options: OneShot) -> list[int]:
+        """How many weights each step keeps; it ends where there is nothing more to drop."""
+        found: list[int] = []
+        kept = self.alive
+        for step in range(1, options.steps + 1):
+            fewer = int(self.alive * options.keep**step)
+            if fewer < 1 or fewer == kept:
+                break
+            kept = fewer
+            found.append(kept)
+        return found
+
+    @torch.no_grad()
+    def at(self, kept: int) -> nn.Module:
+        """The network with the `kept` weights of the largest scores, in evaluation mode: one and
+        the same copy each time."""
+        least = float(self.ordered[kept - 1])
+        modules = dict(self.sparser.named_modules())
+        for name, score in self.scores.items():
+            weight: Tensor = modules[name].weight
+            before: Tensor = self.whole[name].weight
+            weight.copy_(before * (score >= least))
+        return self.sparser
+
+
+def prune(network: nn.Module, inputs: Tensor, options: OneShot) -> Iterator[nn.Module]:
+    """The network at each level of `Pruning`, sparser and sparser; arguments as there."""
+    pruning = Pruning(network, inputs)
+    for kept in pruning.levels(options):
+        yield pruning.at(kept)
 
 
 def _largest_first(scores: Iterable[Tensor]) -> Tensor:

@@ -1,33 +1,49 @@
-"""How much front a search gets for its epochs: ours, its parts switched off one by one, and what a
-user would assemble."""
+"""What a search gets for its epochs, judged by what ships: ours, its parts switched off one by one,
+and what a user would assemble."""
 
 import argparse
 import logging
+import math
 import statistics
 import tempfile
 import zlib
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import ray
+import torch
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from benchmarks.common import Goal, Outcome, at_most, run
-from benchmarks.curves import THIRD, Curve, compare, shares
+from benchmarks.common import Goal, Outcome, at_most, run, spread
+from benchmarks.curves import THIRD
 from slimfront import train
 from slimfront.search.config.samplers import SAMPLERS
 from slimfront.search.config.schema import Config, load
 from slimfront.search.engine import runner
 from slimfront.search.engine.nodes import start_local_ray
 from slimfront.search.engine.searcher import StudySearcher
-from slimfront.search.record.events import NetworkMeasured, TrialBegan
-from slimfront.search.record.journal import JOURNAL_FILE, Event, read_events
+from slimfront.search.record.events import (
+    CheckpointMoved,
+    EpochsReported,
+    Event,
+    NetworkMeasured,
+    NetworkTested,
+    OfTrial,
+    SearchBegan,
+    TrialBegan,
+    TrialEnded,
+)
+from slimfront.search.record.journal import JOURNAL_FILE, read_events
 from slimfront.search.record.ledger import Ledger, TrialRecord
+from slimfront.trainables.data import load_once
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
+TOLERANCES = (0.01, 0.02)
+TRIALS = 24
 
 
 @dataclass(frozen=True)
@@ -38,16 +54,22 @@ class Variant:
     stopping: bool = True
     one_shot: bool = True
     """Whether networks that one-shot pruning makes of a trained one are candidates too."""
+    refine: bool = True
+    """Whether one-shot pruning closes in on the tolerance."""
     candidates: bool = True
     """Whether every checkpoint is a candidate, or a trial's last network only."""
     told: bool = True
     """Whether Optuna hears of the networks of trials that were stopped early."""
+    tolerance: float = 0.01
+    """1: everything is in the region that matters."""
 
 
 OURS = "ours"
 ASSEMBLED = "Ray Tune + OptunaSearch, no stopping"
 VARIANTS: dict[str, Variant] = {
     OURS: Variant(),
+    "ours, tolerance off": Variant(tolerance=1.0),
+    "ours, one-shot pruning not refined": Variant(refine=False),
     "ours without early stopping": Variant(stopping=False),
     "ours without checkpoints as candidates": Variant(candidates=False),
     "ours without one-shot pruning": Variant(one_shot=False),
@@ -61,16 +83,23 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def config_of(variant: Variant, seed: int, trials: int, directory: Path) -> Config:
+def config_of(variant: Variant, seed: int, directory: Path) -> Config:
     """The main job's config, searched in that way."""
-    stopping = "true" if variant.stopping else "false"
-    wanted = [f"search.sampler={variant.sampler}", f"search.seed={seed}", f"search.trials={trials}"]
-    wanted += [
-        f"search.early_stopping={stopping}",
+    # Stopped trials are short: twice as many of them cost about as much.
+    trials = TRIALS * (2 if variant.stopping else 1)
+    wanted = [
+        f"search.sampler={variant.sampler}",
+        f"search.seed={seed}",
+        f"search.trials={trials}",
+        f"search.early_stopping={'true' if variant.stopping else 'false'}",
         f"search.storage_path={directory}",
+        f"tolerance={variant.tolerance}",
         "training.report_every=3",
+        f"tracking.uri=sqlite:///{directory}/mlflow.db",
     ]
-    return load(CONFIG, [*wanted, f"tracking.uri=sqlite:///{directory}/mlflow.db"])
+    if not variant.refine:
+        wanted.append("one_shot.refine=0")
+    return load(CONFIG, wanted)
 
 
 class Untold(StudySearcher):
@@ -82,38 +111,111 @@ class Untold(StudySearcher):
         super().tell(failed if record.status == "stopped" else record)
 
 
-def curve_of(events: list[Event], config: Config, variant: Variant) -> Curve:
-    """The curve that the journal of a search tells; the dense reference does not count."""
-    curve, spent = Curve(), 0
-    shown = Ledger(config.chosen_objectives(), events[0]["dense_sizes"])
-    waiting: dict[int, Event] = {}
+@dataclass
+class Found:
+    """What a search had found, as its epochs were spent."""
+
+    smallest: dict[float, list[tuple[int, float]]] = field(default_factory=dict)
+    """By tolerance: (epochs spent, share of the dense network's non-zero weights) of the smallest
+    network within it."""
+    tested: dict[float, float] = field(default_factory=dict)
+    """By tolerance: the test accuracy of the last of them, where it was taken."""
+    hypervolume: float = 0.0
+    """Of the whole front, at the end."""
+
+    def at(self, tolerance: float, epochs: float) -> float:
+        """The share of the smallest network within a tolerance after so many epochs; infinite where
+        there is none."""
+        found = [share for spent, share in self.smallest[tolerance] if spent <= epochs]
+        return min(found, default=math.inf)
+
+
+def found_by(
+    events: Iterable[Event], config: Config, baseline: dict[str, float], sizes: dict[str, float]
+) -> Found:
+    """What the events of a search's trials tell, beside a trained baseline with these measures."""
+    found = Found()
+    ledgers = {}
+    for tolerance in TOLERANCES:
+        ledgers[tolerance] = Ledger(config.chosen_objectives(), sizes, tolerance=tolerance)
+        ledgers[tolerance].apply(TrialBegan(number=None, values={}, seed=0))
+        ledgers[tolerance].apply(
+            NetworkMeasured(number=None, epoch=0, measures=baseline, compaction=[], checkpoint=None)
+        )
+        found.smallest[tolerance] = []
+    spent = 0
     for event in events:
-        if getattr(event, "number", None) is None or event.kind in ("tested", "moved"):
-            continue
-        kind = event.kind
-        if kind == "epochs":
+        if isinstance(event, EpochsReported):
             spent += len(event.history)
-        if not variant.one_shot:
-            event = event | {"pruned": []}
-        if kind == "point" and not variant.candidates:
-            waiting[event.number] = event
+        for tolerance, ledger in ledgers.items():
+            ledger.apply(event)
+            best = ledger.recommended()
+            if best is not None and ledger.is_near(best):
+                share = best.measures["nonzero_params"] / baseline["nonzero_params"]
+                found.smallest[tolerance].append((spent, share))
+                found.tested[tolerance] = (best.tested or {}).get("test_accuracy", math.nan)
+            found.hypervolume = ledger.hypervolume_full()
+    return found
+
+
+def shown_events(events: Sequence[Event], variant: Variant) -> list[Event]:
+    """The events of the trials, without what a variant does not take for candidates."""
+    shown: list[Event] = []
+    waiting: dict[int | None, Event] = {}
+    for event in events:
+        if not isinstance(event, OfTrial) or event.number is None:
             continue
-        if kind == "ended" and event.number in waiting:
-            shown.apply(waiting.pop(event.number))
-        shown.apply(event)
-        curve.append((spent, shown.hypervolume()))
-    return curve
+        if isinstance(event, CheckpointMoved):
+            continue
+        if isinstance(event, NetworkTested) and not (variant.candidates and variant.one_shot):
+            continue
+        if isinstance(event, NetworkMeasured):
+            kept: Event = event
+            if not variant.one_shot:
+                kept = event.model_copy(update={"pruned": []})
+            if not variant.candidates:
+                waiting[event.number] = kept
+                continue
+            shown.append(kept)
+            continue
+        if isinstance(event, TrialEnded) and event.number in waiting:
+            shown.append(waiting.pop(event.number))
+        shown.append(event)
+    return shown
 
 
-def assembled(seed: int, trials: int, config: Config, dense_sizes: dict[str, float]) -> Curve:
-    """Ray Tune with OptunaSearch on two objectives, a function trainable, and nothing else."""
-    epochs, base = config.training.epochs, load(CONFIG, ["one_shot.steps=0"])
+def baseline_of(events: Sequence[Event]) -> tuple[dict[str, float], dict[str, float]]:
+    """The measures of a search's trained baseline, and those of the untrained one."""
+    sizes = next(event.dense_sizes for event in events if isinstance(event, SearchBegan))
+    measured = [event for event in events if isinstance(event, NetworkMeasured)]
+    trained = [event.measures for event in measured if event.number is None]
+    return trained[-1], sizes
+
+
+def searched(variant: Variant, seed: int) -> tuple[list[Event], Config]:
+    """The journal of a search of ours."""
+    with tempfile.TemporaryDirectory() as directory:
+        config = config_of(variant, seed, Path(directory))
+        with patch.object(runner, "StudySearcher", StudySearcher if variant.told else Untold):
+            runner.run_search(config, name="quality")
+        return list(read_events(Path(directory, "quality", JOURNAL_FILE))), config
+
+
+def assembled(seed: int, config: Config) -> list[Event]:
+    """Ray Tune with OptunaSearch on two objectives, a function trainable, and nothing else; as
+    events of ours."""
+    base = load(CONFIG, ["one_shot.steps=0"])
+    epochs = config.training.epochs
 
     def trainable(values: dict[str, Any]) -> None:
         number = zlib.crc32(repr(sorted(values.items())).encode())  # a training seed of its own
         candidate = base.candidate(values)
         options = candidate.training.model_copy(update={"seed": number})
-        tune.report(dict(train(candidate.model_copy(update={"training": options})).measures))
+        trained = train(candidate.model_copy(update={"training": options}))
+        data = load_once(base.data, torch.device("cpu"), base.task)
+        network = trained.compacted.network
+        tested = data.task.evaluate(network, *data.test, "test", prepare=data.prepare)
+        tune.report({**trained.measures, **tested})
 
     ended: list[dict[str, Any]] = []
 
@@ -127,10 +229,9 @@ def assembled(seed: int, trials: int, config: Config, dense_sizes: dict[str, flo
         ) -> None:
             ended.append(dict(trial.last_result))
 
-    objectives = config.chosen_objectives()
     searcher = OptunaSearch(
         config.distributions(),
-        metric=[o.name for o in objectives],
+        metric=[objective.name for objective in config.chosen_objectives()],
         mode=["max", "min"],
         seed=seed,
         study_name=f"assembled-{seed}",
@@ -139,65 +240,100 @@ def assembled(seed: int, trials: int, config: Config, dense_sizes: dict[str, flo
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
             tune_config=tune.TuneConfig(
-                search_alg=searcher, num_samples=trials, max_concurrent_trials=2
+                search_alg=searcher, num_samples=TRIALS, max_concurrent_trials=2
             ),
             run_config=tune.RunConfig(
                 storage_path=directory, name="assembled", verbose=0, callbacks=[Remember()]
             ),
         ).fit()
-    ledger, curve = Ledger(objectives, dense_sizes), Curve()
-    for number, measures in enumerate(ended):
-        ledger.apply(TrialBegan(number=number, values={}, seed=0))
-        taken = {o.name: measures[o.name] for o in objectives}
-        ledger.apply(
+    events: list[Event] = []
+    for number, result in enumerate(ended):
+        measures = {name: value for name, value in result.items() if isinstance(value, float | int)}
+        events += [
+            TrialBegan(number=number, values={}, seed=0),
+            EpochsReported(number=number, history=[{"epoch": n + 1} for n in range(epochs)]),
             NetworkMeasured(
-                number=number, epoch=epochs, measures=taken, compaction=[], checkpoint=None
-            )
-        )
-        curve.append(((number + 1) * epochs, ledger.hypervolume()))
-    return curve
+                number=number, epoch=epochs, measures=measures, compaction=[], checkpoint=None
+            ),
+            NetworkTested(
+                number=number,
+                epoch=epochs,
+                step=0,
+                metrics={"test_accuracy": result["test_accuracy"]},
+            ),
+        ]
+    return events
+
+
+def _rows(found: dict[str, list[Found]], budget: int) -> list[dict[str, Any]]:
+    rows = []
+    for name, per_seed in found.items():
+        row: dict[str, Any] = {"search": name}
+        for tolerance in TOLERANCES:
+            within = f"within {100 * tolerance:.0f} point{'s' * (tolerance > 0.01)}"
+            for share in (THIRD, 1):
+                sizes = [one.at(tolerance, share * budget) for one in per_seed]
+                row[f"{within}, at {share:.0%}"] = _median(sizes)
+            tested = [one.tested.get(tolerance, math.nan) for one in per_seed]
+            row[f"its test accuracy, {within}"] = spread(tested, 4)
+        row["hypervolume_full"] = spread([one.hypervolume for one in per_seed], 4)
+        rows.append(row)
+    return rows
+
+
+def _median(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def _goals(found: dict[str, list[Found]], budget: int) -> list[Goal]:
+    """Ours against the assembled stack at its end, seed by seed, within one point."""
+    tolerance = TOLERANCES[0]
+    goals = []
+    for share, wanted in ((THIRD, 1.0), (1, 0.7)):
+        ratios = []
+        for ours, theirs in zip(found[OURS], found[ASSEMBLED], strict=True):
+            ratios.append(ours.at(tolerance, share * budget) / theirs.at(tolerance, budget))
+        name = f"size at {share:.0%} of the epochs over the assembled stack's at the end (median)"
+        goals.append(at_most(name, statistics.median(ratios), wanted))
+    return goals
 
 
 def search_quality(arguments: argparse.Namespace) -> Outcome:
-    """Hypervolume over epochs on the main job, at equal budgets."""
-    seeds, trials = (1, 4) if arguments.quick else (arguments.seeds, 24)
-    names = list(VARIANTS)[:1] if arguments.quick else list(VARIANTS)
+    """The smallest network within one and two points of dense over epochs spent, on the main job,
+    as a share of the dense network's non-zero weights (median and range)."""
+    global TRIALS
+    seeds, names = arguments.seeds, list(VARIANTS)
+    if arguments.only:
+        names = [OURS, *(name for name in names if name in arguments.only)]
+    if arguments.quick:
+        seeds, names, TRIALS = 1, [OURS], 4
     logging.getLogger("ray").setLevel(logging.ERROR)
     start_local_ray()
-    curves: dict[str, list[Curve]] = {name: [] for name in (ASSEMBLED, *names)}
-    budget = 0
-    runs: dict[tuple[Variant, int], tuple[list[Event], Config]] = {}
+    found: dict[str, list[Found]] = {name: [] for name in (ASSEMBLED, *names)}
     for seed in range(seeds):
+        runs: dict[Variant, tuple[list[Event], Config]] = {}
         for name in names:
             variant = VARIANTS[name]
             # What the sampler and early stopping see is the network that was trained: what else
             # counts as a candidate changes nothing of how the search goes, only what it finds.
             same = replace(variant, candidates=True, one_shot=True)
-            if (same, seed) not in runs:
-                with tempfile.TemporaryDirectory() as directory:
-                    # Stopped trials are short: twice as many of them cost about as much.
-                    config = config_of(
-                        same, seed, trials * (2 if variant.stopping else 1), Path(directory)
-                    )
-                    with patch.object(
-                        runner, "StudySearcher", StudySearcher if variant.told else Untold
-                    ):
-                        runner.run_search(config, name="quality")
-                    runs[same, seed] = (
-                        list(read_events(Path(directory, "quality", JOURNAL_FILE))),
-                        config,
-                    )
-            events, config = runs[same, seed]
-            curves[name].append(curve_of(events, config, variant))
-            budget = trials * config.training.epochs
-        curves[ASSEMBLED].append(assembled(seed, trials, config, events[0]["dense_sizes"]))
+            if same not in runs:
+                runs[same] = searched(same, seed)
+            events, config = runs[same]
+            baseline, sizes = baseline_of(events)
+            found[name].append(found_by(shown_events(events, variant), config, baseline, sizes))
+        events, config = runs[VARIANTS[OURS]]
+        baseline, sizes = baseline_of(events)
+        found[ASSEMBLED].append(found_by(assembled(seed, config), config, baseline, sizes))
     ray.shutdown()
-    share = statistics.median(shares(curves[OURS], curves[ASSEMBLED], budget))
-    goals: list[Goal] = [
-        at_most("share of the assembled stack's epochs that ours needs (median)", share, THIRD)
-    ]
-    return Outcome(seeds, compare(curves, ASSEMBLED, budget), goals)
+    budget = TRIALS * config.training.epochs
+    return Outcome(seeds, _rows(found, budget), _goals(found, budget))
 
 
 if __name__ == "__main__":
-    run("search_quality", search_quality, ("--seeds", {"type": int, "default": 5}))
+    run(
+        "search_quality",
+        search_quality,
+        ("--seeds", {"type": int, "default": 5}),
+        ("--only", {"action": "append", "help": "a search of the table beside ours; repeatable"}),
+    )

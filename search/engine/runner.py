@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import torch
 from optuna.exceptions import StorageInternalError
 from pydantic import ValidationError
 from ray import tune
@@ -31,15 +30,15 @@ from slimfront.search.engine.ray_internals.snapshots import without_snapshots
 from slimfront.search.engine.room import NoRoomForRay, no_room_in, place_of, watched_room
 from slimfront.search.engine.scheduler import MultiObjectiveASHA
 from slimfront.search.engine.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
+from slimfront.search.engine.testing import take_test_metrics
 from slimfront.search.record.events import (
-    NetworkTested,
     RungReached,
     SessionBegan,
     SessionEnded,
     TrialInterrupted,
 )
 from slimfront.search.record.fencing import Superseded
-from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult, label
+from slimfront.search.record.ledger import Ledger, SearchResult, label
 from slimfront.search.record.session import (
     Session,
     begin,
@@ -48,12 +47,9 @@ from slimfront.search.record.session import (
     starting_values,
 )
 from slimfront.search.tracking import Client, Recorder, connect, taking_writes
-from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.messages import TrialOrder
 from slimfront.trainables.options import explain_first
-from slimfront.trainables.shipping.int8 import as_int8
-from slimfront.trainables.shipping.network_file import read
 from slimfront.trainables.trainable import CandidateTrainable
 
 log = logging.getLogger(__name__)
@@ -304,7 +300,7 @@ def _finish(
         networks.append(ledger.dense_network)
     say = (observer.progress or Progress()).finishing
     say(f"Measuring {len(networks)} networks on the test set")
-    _touch_test_set(session.config, networks, observer)
+    take_test_metrics(session.config, networks, observer.write)
     front = ledger.front()
     result = SearchResult(
         search=session.directory.name,
@@ -458,39 +454,6 @@ def _run_trials(
         ),
     )
     tuner.fit()
-
-
-def _touch_test_set(config: Config, points: list[MeasuredNetwork], observer: Observer) -> None:
-    """Takes the metrics on the test split of networks that have none yet, on their compact form as
-    stored.
-
-    A network that cannot be read any more costs a warning and these metrics, not the front.
-    """
-    data = load_once(config.data, torch.device("cpu"), config.task)
-    for point in points:
-        if point.tested is not None:
-            continue
-        try:
-            network = read(point.file, config.model_of(point.trial.values))
-            if config.ships_int8(point.trial.number, point.trial.values):
-                measured = as_int8(network, data).scores(data, "test")
-            else:
-                measured = data.task.evaluate(network, *data.test, "test", prepare=data.prepare)
-        except UserError as error:
-            log.warning(
-                "%s was not measured on the test set, since its network cannot be read: %s",
-                point.name,
-                error,
-            )
-            continue
-        observer.write(
-            NetworkTested(
-                number=point.trial.number,
-                epoch=point.epoch,
-                step=point.step,
-                metrics=measured,
-            )
-        )
 
 
 def sync_search(

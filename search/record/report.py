@@ -229,6 +229,15 @@ def show_quality(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) < 100 else f"{value:.5g}"
 
 
+def quality_and_error(point: MeasuredNetwork, name: str) -> str:
+    """The quality `name` of a network, with its standard error where that was taken."""
+    shown = show_quality(point.measures[name])
+    error = (point.tested or {}).get(f"{name}_se")
+    if error is None:
+        return shown
+    return f"{shown} ± {show_quality(error)}"
+
+
 def _show_sizes(points: list[MeasuredNetwork], name: str) -> list[str]:
     return [f"{point.measures[name]:,.0f}" for point in points]
 
@@ -284,7 +293,7 @@ def _recommendation(result: SearchResult, command: str, kept: str) -> list[str]:
     if point is None:
         return []
     name = ledger.quality.name
-    said = f"{ledger.quality.measure.axis} {show_quality(point.measures[name])}"
+    said = f"{ledger.quality.measure.axis} {quality_and_error(point, name)}"
     baseline = ledger.dense_network
     if baseline is not None:
         share = _show_share(point, baseline.measures["nonzero_params"])

@@ -7,7 +7,7 @@ from slimfront.search.config.objectives import Direction, Objective
 from slimfront.search.config.schema import Config
 from slimfront.search.config.space import Parameter
 from slimfront.search.record.ledger import Ledger, MeasuredNetwork, Status
-from slimfront.search.record.report import show_quality
+from slimfront.search.record.report import quality_and_error, show_quality
 from slimfront.search.record.shown import shown
 from slimfront.search.tracking.store import run_route
 from slimfront.trainables.markdown import code, text
@@ -143,7 +143,7 @@ def _alternatives(
 def _compared(quality: Objective, point: MeasuredNetwork, dense: MeasuredNetwork | None) -> str:
     own = point.measures
     axis = quality.measure.axis.capitalize()
-    said = f"{axis} {show_quality(own[quality.name])}"
+    said = f"{axis} {quality_and_error(point, quality.name)}"
     weights = own["nonzero_params"]
     layers = own["layers"]
     if dense is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -130,10 +130,12 @@ class ActiveTask:
     def count(self, tally: Tally, outputs: Tensor, targets: Tensor) -> None:
         """Has `tally` take in what networks made of a batch: outputs (N, …) or (K, N, …), targets
         (N, …)."""
-        made = self.in_unit(to_float32(outputs))
-        seen = self.options.arrange(made)
         targets = to_device(targets, outputs.device)
-        tally.update(seen, targets)
+        tally.update(self.seen(outputs), targets)
+
+    def seen(self, outputs: Tensor) -> Tensor:
+        """What metrics see of a network's outputs (N, …)."""
+        return self.options.arrange(self.in_unit(to_float32(outputs)))
 
     @torch.no_grad()
     def state(
@@ -154,12 +156,19 @@ class ActiveTask:
             batch_size: 4096 if None, or what makes batches of 64 MiB of float32 if that is less.
             prepare: makes what the network sees of a batch of inputs: `Dataset.prepare`.
         """
-        size = batch_size or _at_once(inputs)
         tally = self.tally()
         with evaluating(network):
-            for some, wanted in zip(inputs.split(size), targets.split(size), strict=True):
+            for some, wanted in self.batches(inputs, targets, batch_size):
                 self.count(tally, network(prepare(some)), wanted)
         return tally.state()
+
+    @staticmethod
+    def batches(
+        inputs: Tensor, targets: Tensor, batch_size: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs (N, …) and targets (N, …) in batches; sizes as for `state`."""
+        size = batch_size or _at_once(inputs)
+        return zip(inputs.split(size), targets.split(size), strict=True)
 
     @torch.no_grad()
     def outputs_of(

@@ -19,6 +19,7 @@ from slimfront.search.config.objectives import OBJECTIVES, Constraint
 from slimfront.search.record.events import TrialBegan
 from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.picks import member_name
+from slimfront.search.record.report import as_json
 from slimfront.search.record.session import read_search
 from slimfront.search.record.shown import shown
 from slimfront.search.tracking import charts, compare, models
@@ -67,6 +68,26 @@ def test_the_description_tells_the_story_with_links_to_the_trials(
     dense = result.ledger.dense
     assert dense is not None
     assert f"(dense {dense.measures['val_accuracy']:.4f})" in text
+
+
+def test_how_far_a_quality_may_be_off_is_said(
+    finished: Finished, client: MlflowClient, parent: Run
+) -> None:
+    _, result = finished
+    best = result.ledger.recommended()
+    assert best is not None
+    assert best.tested is not None
+    error = best.tested["val_accuracy_se"]
+    assert 0 < error < 0.1
+    accuracy = best.measures["val_accuracy"]
+    text = parent.data.tags["mlflow.note.content"]
+    assert f"accuracy {accuracy:.4f} ± {error:.4f}" in text
+    member = next(member for member in as_json(result)["front"] if member["recommended"])
+    assert member["val_accuracy_se"] == error
+    assert member["test_accuracy_se"] > 0
+    run = client.get_run(result.run_ids[best.trial.label])
+    prefix = f"one_shot_{best.step}/" if best.step else ""
+    assert run.data.metrics[f"{prefix}val_accuracy_se"] == error
 
 
 def test_pictures_environment_and_data_set_are_there(

@@ -1,0 +1,66 @@
+"""The members of a front on the test split, which nothing has looked at before."""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from slimfront.search.config.schema import Config
+from slimfront.search.record.events import Event, NetworkTested
+from slimfront.search.record.ledger import MeasuredNetwork
+from slimfront.trainables.data import Dataset, load_once
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.shipping.int8 import as_int8
+from slimfront.trainables.shipping.network_file import read
+from slimfront.trainables.tasks.standard_error import standard_error
+
+log = logging.getLogger(__name__)
+
+
+def take_test_metrics(
+    config: Config, points: Sequence[MeasuredNetwork], write: Callable[[Event], object]
+) -> None:
+    """Takes the metrics on the test split of networks that have none yet, on their compact form as
+    stored, and the standard errors of their quality on both splits (but of int8 networks).
+
+    A network that cannot be read any more costs a warning and these metrics, not the front.
+    """
+    data = load_once(config.data, torch.device("cpu"), config.task)
+    for point in points:
+        if point.tested is not None:
+            continue
+        try:
+            measured = _metrics(config, point, data)
+        except UserError as error:
+            log.warning(
+                "%s was not measured on the test set, since its network cannot be read: %s",
+                point.name,
+                error,
+            )
+            continue
+        write(
+            NetworkTested(
+                number=point.trial.number, epoch=point.epoch, step=point.step, metrics=measured
+            )
+        )
+
+
+def _metrics(config: Config, point: MeasuredNetwork, data: Dataset) -> dict[str, float]:
+    network = read(point.file, config.model_of(point.trial.values))
+    if config.ships_int8(point.trial.number, point.trial.values):
+        return as_int8(network, data).scores(data, "test")
+    metrics = data.task.evaluate(network, *data.test, "test", prepare=data.prepare)
+    return metrics | _standard_errors(network, data)
+
+
+def _standard_errors(network: nn.Module, data: Dataset) -> dict[str, float]:
+    """How far the quality on each split may be off, such as `val_accuracy_se`; what has no value is
+    left out."""
+    found = {}
+    for name, split in (("val", data.validation), ("test", data.test)):
+        error = standard_error(data.task, network, *split, prepare=data.prepare)
+        if math.isfinite(error):
+            found[f"{name}_{data.task.quality.name}_se"] = error
+    return found

@@ -409,6 +409,14 @@ class Ledger:
         bound = self.quality.near(baseline.measures[name], tolerances * self.tolerance)
         return self.quality.as_good(point.measures[name], bound)
 
+    def end_of_region(self) -> float:
+        """The quality at which the region ends; NaN before the baseline was measured."""
+        baseline = self.dense_network
+        if baseline is None:
+            return math.nan
+        value = baseline.measures[self.quality.name]
+        return self.quality.near(value, REGION * self.tolerance)
+
     def region_text(self) -> str:
         """How far the region reaches below the baseline's quality, as people read it."""
         return self.quality.tolerance_text(REGION * self.tolerance)

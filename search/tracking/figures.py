@@ -16,38 +16,51 @@ from slimfront.search.config.objectives import Direction, Objective
 from slimfront.search.record.ledger import Ledger, MeasuredNetwork
 from slimfront.search.tracking.store import run_route
 
+_GREY, _BLUE, _ORANGE, _GREEN, _RED = "#999999", "#0072b2", "#e69f00", "#009e73", "#d55e00"
+"""Colours that colour-blind people tell apart (Okabe and Ito 2008)."""
+_MARGIN = 0.08
+"""Of the height of a picture, above and below what it is about."""
+
 
 def front_png(ledger: Ledger, title: str) -> Figure:
     """One panel for each pair of a metric (y) and another objective (x): all trials, the front,
-    and the dense network."""
+    what is recommended, and the dense network, as far down as somebody may ship it."""
     objectives = ledger.objectives
     panels = pairs(objectives)
     figure = Figure(figsize=(6.4 * len(panels), 4.8), layout="constrained")
     front = ledger.front()
     for index, (size, metric) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), index + 1)
-        axes.scatter(*_values(_ends(ledger), size, metric), s=18, color="0.7", label="trials")
+        axes.scatter(*_values(_ends(ledger), size, metric), s=18, color=_GREY, label="trials")
         members = sorted(front, key=lambda t: t.measures[size.name])
         axes.plot(
             *_values(members, size, metric),
             marker="o",
             linestyle="-" if len(objectives) == 2 else "",
             drawstyle=steps(size),
-            color="tab:blue",
+            color=_BLUE,
             label="front",
         )
-        if knee := ledger.knee():
+        for name, point, color, marker in _marked(ledger):
             axes.scatter(
-                *_values([knee], size, metric), s=90, color="tab:orange", zorder=3, label="knee"
+                *_values([point], size, metric),
+                s=110,
+                color=color,
+                marker=marker,
+                zorder=3,
+                label=name,
             )
         if dense := _dense(ledger):
             axes.scatter(
                 *_values(dense, size, metric),
                 marker="*",
                 s=140,
-                color="tab:red",
+                color=_RED,
                 label="dense network",
             )
+        region = _region(ledger, metric)
+        if region is not None:
+            axes.set_ylim(*region)
         if size.measure.logarithmic:
             axes.set_xscale("log")
         axes.set(xlabel=size.measure.axis, ylabel=metric.measure.axis, title=title)
@@ -76,19 +89,24 @@ def front_html(
     front = sorted(ledger.front(), key=lambda t: t.measures[size.name])
     dense = _dense(ledger)
     layers = [
-        ("trials", _ends(ledger), "markers", "#bbbbbb"),
-        ("front", front, "lines+markers" if len(objectives) == 2 else "markers", "#1f77b4"),
-        ("knee", [knee] if (knee := ledger.knee()) else [], "markers", "#ff7f0e"),
-        ("dense network", dense, "markers", "#d62728"),
+        ("trials", _ends(ledger), "markers", _GREY, "o"),
+        ("front", front, "lines+markers" if len(objectives) == 2 else "markers", _BLUE, "o"),
     ]
-    for name, points, mode, color in layers:
+    for name, point, color, marker in _marked(ledger):
+        layers.append((name, [point], "markers", color, marker))
+    layers.append(("dense network", dense, "markers", _RED, "*"))
+    for name, points, mode, color, marker in layers:
         x, y = _values(points, size, metric)
         figure.add_scatter(
             x=x,
             y=y,
             mode=mode,
             name=name,
-            marker={"color": color, "size": 11 if name in ("knee", "dense network") else 7},
+            marker={
+                "color": color,
+                "size": 7 if marker == "o" else 14,
+                "symbol": _PLOTLY_SYMBOLS[marker],
+            },
             line_shape="hv" if steps(size) == "steps-post" else "vh",
             text=[_describe(point) for point in points],
             customdata=[(run_ids or {}).get(point.trial.label, "") for point in points],
@@ -102,6 +120,10 @@ def front_html(
     )
     if size.measure.logarithmic:
         figure.update_xaxes(type="log")
+    region = _region(ledger, metric)
+    if region is not None:
+        figure.update_yaxes(range=region)
+        figure.update_layout(updatemenus=[_switch(region)])
     open_run = ""
     if run_ids:
         open_run = _OPEN_RUN.replace("ROUTE", run_route(experiment_id, "RUN")).replace(
@@ -113,7 +135,67 @@ def front_html(
     parallel = _parallel(ledger, front).to_html(
         include_plotlyjs=False, full_html=False, div_id="values"
     )
-    return str(page).replace("</body>", f"{parallel}</body>")
+    page = str(page).replace('<div id="front"', f'<div id="front" {_alternative(ledger)}')
+    return page.replace("</body>", f"{parallel}</body>")
+
+
+_PLOTLY_SYMBOLS = {"o": "circle", "D": "diamond", "s": "square", "*": "star"}
+"""Matplotlib's marks in Plotly."""
+
+
+def _marked(ledger: Ledger) -> list[tuple[str, MeasuredNetwork, str, str]]:
+    """The members of the front that have a name: (name, network, colour, mark)."""
+    found = []
+    knee = ledger.knee()
+    if knee is not None:
+        found.append(("knee", knee, _ORANGE, "s"))
+    recommended = ledger.recommended()
+    if recommended is not None:
+        found.append(("recommended", recommended, _GREEN, "D"))
+    return found
+
+
+def _region(ledger: Ledger, metric: Objective) -> tuple[float, float] | None:
+    """The ends of the quality's axis that show the region that matters, and nothing below it; None
+    where that is not known, or empty."""
+    if metric.name != ledger.quality.name:
+        return None
+    inside = [point for point in ledger.front() if ledger.in_region(point)]
+    if not inside:
+        return None
+    values = [point.measures[metric.name] for point in (*inside, *_dense(ledger))]
+    values.append(ledger.end_of_region())
+    low, high = min(values), max(values)
+    margin = _MARGIN * ((high - low) or 1.0)
+    return low - margin, high + margin
+
+
+def _switch(region: tuple[float, float]) -> dict[str, Any]:
+    """The buttons that choose between the region that matters and all of the front."""
+    near = {"label": "what matters", "method": "relayout", "args": [{"yaxis.range": list(region)}]}
+    whole = {"label": "all", "method": "relayout", "args": [{"yaxis.autorange": True}]}
+    return {
+        "type": "buttons",
+        "direction": "right",
+        "buttons": [near, whole],
+        "x": 0,
+        "xanchor": "left",
+        "y": 1.02,
+        "yanchor": "bottom",
+    }
+
+
+def _alternative(ledger: Ledger) -> str:
+    """What the picture shows, for who cannot see it."""
+    said = f"A front of {len(ledger.front())} networks."
+    recommended = ledger.recommended()
+    if recommended is not None:
+        quality = recommended.measures[ledger.quality.name]
+        said += (
+            f" Recommended: {recommended.name}, {ledger.quality.measure.axis} {quality:.4g}, "
+            f"{recommended.measures['nonzero_params']:,.0f} non-zero parameters."
+        )
+    return f'role="img" aria-label="{html.escape(said, quote=True)}"'
 
 
 _OPEN_RUN = """

@@ -8,6 +8,7 @@ from slimfront.search.config.objectives import OBJECTIVES
 from slimfront.search.record.events import NetworkMeasured, TrialBegan, TrialEnded
 from slimfront.search.record.ledger import Ledger
 from slimfront.search.tracking.figures import front_html, front_png
+from tests.search.test_ledger import region_ledger
 
 MEASURES = {
     "val_accuracy": 0.9,
@@ -62,3 +63,24 @@ def test_every_choice_of_objectives_has_its_pictures(objectives: list[str], dens
     assert "trial-000" in page
     assert "sparsifier.sparsity = 0.5" in page
     assert "<script src=" not in page
+
+
+def test_the_pictures_show_the_region_that_matters() -> None:
+    book = region_ledger()
+    for point in (*book.front(), book.dense_network):
+        assert point is not None
+        point.measures |= {"params": 1.0, "layers": 1.0, "flops": 1.0}
+    (axes,) = front_png(book, "a search").axes
+    low, high = axes.get_ylim()
+    assert 0.91 < low < 0.93
+    assert 0.985 < high < 1
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["trials", "front", "knee", "recommended", "dense network"]
+    page = front_html(book, "a search")
+    assert '"label":"what matters"' in page
+    assert 'role="img" aria-label="A front of 5 networks. Recommended: trial-001, ' in page
+
+
+def test_without_a_network_in_the_region_the_whole_front_is_shown() -> None:
+    book = ledger(["val_accuracy", "nonzero_params"], dense=False)
+    assert "what matters" not in front_html(book, "a search")

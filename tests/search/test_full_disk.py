@@ -140,7 +140,7 @@ def tracked_on(disk: Disk, directory: Path, store: Path) -> Config:
     return config.model_copy(update={"tracking": tracking})
 
 
-@pytest.fixture(params=[100, 600])
+@pytest.fixture(params=[100, pytest.param(600, marks=pytest.mark.slow)])
 def tracking_disk(
     request: pytest.FixtureRequest, tmp_path: Path, empty_store: Path
 ) -> Iterator[Disk]:
@@ -219,7 +219,7 @@ def test_a_tracking_store_without_room_for_the_first_run_is_one_sentence_with_wh
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("room", [300, 900])
+@pytest.mark.parametrize("room", [300, pytest.param(900, marks=pytest.mark.slow)])
 def test_a_search_and_its_tracking_store_on_one_full_disk_lose_nothing(
     tmp_path: Path,
     empty_store: Path,

@@ -329,6 +329,7 @@ def test_a_ray_that_aborts_while_it_starts_is_told_in_one_sentence(way: str, tol
     assert done.stderr.count("\n") == told
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_what_trials_started_on_other_nodes_of_a_cluster_ends_with_the_search(
     directory: Path,

@@ -49,7 +49,9 @@ def ended(directory: Path) -> list[TrialEnded]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("killed", [False, True], ids=["goes-on", "starts-anew"])
+@pytest.mark.parametrize(
+    "killed", [pytest.param(False, marks=pytest.mark.slow), True], ids=["goes-on", "starts-anew"]
+)
 def test_a_directory_of_ray_s_that_fills_up_ends_the_search_in_one_sentence(
     tmp_path: Path, disk: Disk, *, killed: bool
 ) -> None:

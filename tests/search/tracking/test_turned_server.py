@@ -87,7 +87,11 @@ def on(server: Server, config: Config) -> Config:
 
 @pytest.mark.parametrize(
     ("status", "body"),
-    [(200, b"{}"), (200, b"<html>log in</html>"), (400, b"<html>not here</html>")],
+    [
+        (200, b"{}"),
+        pytest.param(200, b"<html>log in</html>", marks=pytest.mark.slow),
+        (400, b"<html>not here</html>"),
+    ],
     ids=["empty", "page", "refusal"],
 )
 def test_what_is_no_mlflow_any_more_takes_and_refuses_nothing(

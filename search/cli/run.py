@@ -144,6 +144,26 @@ def _print(result: "SearchResult", as_json: bool, everything: bool) -> None:
 
 
 @app.command()
+def replicate(
+    search: Annotated[str, typer.Argument(help="Name of the search.")],
+    seeds: Annotated[int, typer.Option(min=2, help="So many trainings of each.")] = 5,
+    storage_path: StorageOption = "runs",
+    address: AddressOption = None,
+    everything: AllOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the members of a front that somebody may ship anew with other seeds: their means and
+    standard deviations, by which the recommendation is judged."""
+    with contextlib.redirect_stdout(sys.stderr):
+        from slimfront.search.engine.replicating import replicate as train_anew
+
+        result = train_anew(
+            search, seeds, storage_path, address, say=lambda text: errors.print(text)
+        )
+    _print(result, as_json, everything)
+
+
+@app.command()
 def sync(
     search: Annotated[str, typer.Argument(help="Name of the search.")],
     storage_path: StorageOption = "runs",

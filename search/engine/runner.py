@@ -151,7 +151,7 @@ def _run(
     interrupt.end_after(left)
     folder = session.folder
     with taking_writes(config.tracking.absolute_uri(), f"slimfront resume {folder.search}"):
-        recorder = _recorder(session, client)
+        recorder = session_recorder(session, client)
     if config.tracking.system_metrics:
         recorder.watch_system()
     observer = Observer(
@@ -231,7 +231,8 @@ def _no_room_ends(observer: Observer) -> Iterator[None]:
         observer.end(failure)
 
 
-def _recorder(session: Session, client: Client) -> Recorder:
+def session_recorder(session: Session, client: Client) -> Recorder:
+    """What delivers the journal of a session to MLflow, from where earlier ones stopped."""
     folder = session.folder
     fence = session.journal.fence
     return Recorder(
@@ -477,7 +478,7 @@ def sync_search(
         folder = session.folder
         client = connect(uri, writes=True)
         with taking_writes(uri, f"slimfront sync {folder.search}"):
-            recorder = _recorder(session, client)
+            recorder = session_recorder(session, client)
         return recorder.close(), recorder.refused
     finally:
         session.journal.close()

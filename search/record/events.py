@@ -148,6 +148,16 @@ class RungReached(Event):
     entry: dict[str, Any]
 
 
+class NetworkReplicated(OfTrial):
+    """A network was trained anew with another seed: its measures, and metrics on both splits."""
+
+    kind = "replicated"
+    epoch: int
+    step: int = 0
+    seed: int
+    measures: dict[str, float]
+
+
 class SessionEnded(Event):
     """A session ended, `seconds` after the search began, sessions before it included."""
 
@@ -169,6 +179,7 @@ KINDS: dict[str, type[Event]] = {
         TrialInterrupted,
         TrialContinued,
         NetworkTested,
+        NetworkReplicated,
         RungReached,
         SessionEnded,
     )

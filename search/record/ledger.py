@@ -2,6 +2,7 @@
 networks they passed through."""
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from slimfront.search.record.events import (
     EpochsReported,
     Event,
     NetworkMeasured,
+    NetworkReplicated,
     NetworkTested,
     OfTrial,
     TrialBegan,
@@ -58,6 +60,8 @@ class MeasuredNetwork:
     step: int = 0
     pruned: list["MeasuredNetwork"] = field(default_factory=list, repr=False)
     source: "MeasuredNetwork | None" = field(default=None, repr=False)
+    replicas: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Its measures when it was trained anew, by seed."""
 
     @property
     def name(self) -> str:
@@ -76,6 +80,21 @@ class MeasuredNetwork:
         """The network that came out of training: itself, or the one that it was pruned from."""
         return self.source or self
 
+    def mean(self, name: str) -> float:
+        """A measure, by the mean of its replicas where there are any: that one was chosen because
+        it is good flatters the first training, and not these."""
+        if not self.replicas:
+            return self.measures[name]
+        return statistics.fmean(measures[name] for measures in self.replicas.values())
+
+    def deviation(self, name: str) -> float | None:
+        """The standard deviation of a measure or metric over its replicas; None with fewer than
+        two."""
+        values = [measures[name] for measures in self.replicas.values() if name in measures]
+        if len(values) < 2:
+            return None
+        return statistics.stdev(values)
+
     @property
     def file(self) -> Path | None:
         """Where its network is stored, or a copy from a bucket; None if it was deleted. Raises
@@ -84,6 +103,19 @@ class MeasuredNetwork:
         if checkpoint is None:
             return None
         return fetch(checkpoint, network_file(self.step))
+
+
+def replicated(network: MeasuredNetwork) -> dict[str, tuple[float, float | None]]:
+    """The mean over the replicas of a network, and the standard deviation, of each metric on the
+    validation and the test split and of the non-zero parameters; empty without replicas."""
+    if not network.replicas:
+        return {}
+    first = next(iter(network.replicas.values()))
+    names = [name for name in first if name.startswith(("val_", "test_"))]
+    found = {}
+    for name in (*names, "nonzero_params"):
+        found[name] = (network.mean(name), network.deviation(name))
+    return found
 
 
 @dataclass(eq=False)
@@ -212,6 +244,9 @@ class Ledger:
             case NetworkTested():
                 network = self.find(record, event.epoch, event.step)
                 network.tested = event.metrics
+            case NetworkReplicated():
+                network = self.find(record, event.epoch, event.step)
+                network.replicas[event.seed] = event.measures
 
     def _end(self, record: TrialRecord, event: TrialEnded) -> None:
         self._becomes(record, event.status, event.reason)
@@ -406,8 +441,8 @@ class Ledger:
         if baseline is None:
             return False
         name = self.quality.name
-        bound = self.quality.near(baseline.measures[name], tolerances * self.tolerance)
-        return self.quality.as_good(point.measures[name], bound)
+        bound = self.quality.near(baseline.mean(name), tolerances * self.tolerance)
+        return self.quality.as_good(point.mean(name), bound)
 
     def end_of_region(self) -> float:
         """The quality at which the region ends; NaN before the baseline was measured."""
@@ -438,11 +473,15 @@ class Ledger:
 
     def recommended(self) -> MeasuredNetwork | None:
         """The smallest member of the front, by the first objective that is no metric, that is about
-        as good as the baseline; where there is none, the best there is. None without a front."""
+        as good as the baseline; where there is none, the best there is. Judged by the means of
+        replicas where there are any. None without a front."""
         front = self.front()
         near = [point for point in front if self.is_near(point)]
         if not near:
-            return front[0] if front else None
+            name = self.quality.name
+            return max(
+                front, key=lambda point: self.quality.goodness(point.mean(name)), default=None
+            )
         sizes = [objective for objective in self.objectives if not objective.measure.quality]
         size = sizes[0] if sizes else OBJECTIVES["nonzero_params"]
         # Of several of one size, the best: it comes first.

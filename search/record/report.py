@@ -10,7 +10,7 @@ from rich.table import Table
 from slimfront.search import terminal
 from slimfront.search.config.objectives import Objective
 from slimfront.search.config.settings import SearchOptions, Tracking
-from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult, Status
+from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult, Status, replicated
 from slimfront.search.record.shown import shown
 from slimfront.search.record.storage import parent
 from slimfront.search.terminal import Column, cell
@@ -53,6 +53,7 @@ def as_json(result: SearchResult) -> dict[str, Any]:
             "in_region": ledger.in_region(point),
             "run_id": result.run_ids.get(point.trial.label),
             **_measures(point, quality),
+            **_replicas(point),
             "params": point.trial.values,
         }
         front.append(member)
@@ -83,6 +84,16 @@ def _measures(point: MeasuredNetwork, quality: str) -> dict[str, Any]:
     # JSON has no NaN and no infinity, which a metric of the user's may be.
     measures = {name: finite(value) for name, value in measures.items()}
     return measures | {"total_params": measures["params"]} if "params" in measures else measures
+
+
+def _replicas(point: MeasuredNetwork) -> dict[str, Any]:
+    """How often it was trained anew, and the means and standard deviations of that."""
+    if not point.replicas:
+        return {}
+    means: dict[str, Any] = {}
+    for name, (mean, deviation) in replicated(point).items():
+        means[name] = {"mean": finite(mean), "std": finite(deviation)}
+    return {"replicas": {"seeds": len(point.replicas), **means}}
 
 
 def finite(value: float | None) -> float | None:
@@ -175,6 +186,7 @@ def _measured(
         Column("one-\nshot", [str(point.step or "") for point in points]),
         Column(head, qualities),
         Column(test_head, test_qualities),
+        *_over_seeds(points, quality.name, test),
         Column("non-zero", _show_sizes(points, "nonzero_params")),
         Column("of dense", [_show_share(point, whole) for point in points]),
         Column("params", _show_sizes(points, "params")),
@@ -184,6 +196,21 @@ def _measured(
     for name in others:
         shown = [_show_measure(point.measures.get(name)) for point in points]
         columns.append(Column(name.replace("_", "\n"), shown))
+    return columns
+
+
+def _over_seeds(points: list[MeasuredNetwork], *names: str) -> list[Column]:
+    """Means and standard deviations of replicas; no column where there are none."""
+    if not any(point.replicas for point in points):
+        return []
+    columns = []
+    for name in names:
+        cells = []
+        for point in points:
+            mean, deviation = replicated(point).get(name, (None, None))
+            spread = "" if deviation is None else f" ± {show_quality(deviation)}"
+            cells.append(f"{show_quality(mean)}{spread}")
+        columns.append(Column(f"{name.replace('_', ' ')}\nover seeds", cells))
     return columns
 
 
@@ -232,6 +259,10 @@ def show_quality(value: float | None) -> str:
 def quality_and_error(point: MeasuredNetwork, name: str) -> str:
     """The quality `name` of a network, with its standard error where that was taken."""
     shown = show_quality(point.measures[name])
+    deviation = point.deviation(name)
+    if deviation is not None:
+        mean = show_quality(point.mean(name))
+        return f"{mean} ± {show_quality(deviation)} over {len(point.replicas)} seeds"
     error = (point.tested or {}).get(f"{name}_se")
     if error is None:
         return shown
@@ -297,7 +328,7 @@ def _recommendation(result: SearchResult, command: str, kept: str) -> list[str]:
     baseline = ledger.dense_network
     if baseline is not None:
         share = _show_share(point, baseline.measures["nonzero_params"])
-        said += f" (dense {show_quality(baseline.measures[name])}), {share} of the non-zero weights"
+        said += f" (dense {quality_and_error(baseline, name)}), {share} of the non-zero weights"
         if not ledger.is_near(point):
             within = ledger.quality.tolerance_text(ledger.tolerance)
             said += f"; none is within {within} of dense, and this is the best"

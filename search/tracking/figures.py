@@ -41,6 +41,18 @@ def front_png(ledger: Ledger, title: str) -> Figure:
             color=_BLUE,
             label="front",
         )
+        for point in front:
+            deviation = point.deviation(metric.name)
+            if deviation is not None:
+                axes.errorbar(
+                    point.measures[size.name],
+                    point.mean(metric.name),
+                    yerr=deviation,
+                    color=_BLUE,
+                    marker="_",
+                    capsize=3,
+                    alpha=0.6,
+                )
         for name, point, color, marker in _marked(ledger):
             axes.scatter(
                 *_values([point], size, metric),

@@ -24,6 +24,7 @@ from slimfront.search.record.events import (
     EpochsReported,
     Event,
     NetworkMeasured,
+    NetworkReplicated,
     NetworkTested,
     SearchBegan,
     SessionBegan,
@@ -34,7 +35,7 @@ from slimfront.search.record.events import (
     TrialInterrupted,
 )
 from slimfront.search.record.fencing import Superseded
-from slimfront.search.record.ledger import Ledger, label
+from slimfront.search.record.ledger import Ledger, label, replicated
 from slimfront.search.tracking.page import Page, last_tags, live_metrics
 from slimfront.search.tracking.store import open_experiment, run_route
 from slimfront.search.tracking.write_queue import (
@@ -396,6 +397,20 @@ class Recorder:
             values = {}
             for metric, value in {**event.metrics, **measures}.items():
                 values[f"one_shot_{event.step}/{metric}"] = value
+        self._to(name).add_metrics(values, event.time, event.epoch)
+
+    def _put_replicated(self, event: NetworkReplicated) -> None:
+        """The means and standard deviations over the seeds that are there, as `replicas/NAME_mean`
+        and `replicas/NAME_std`; where it was pruned, as `one_shot_STEP/replicas/…`."""
+        assert self.ledger is not None
+        name = label(event.number)
+        network = self.ledger.find(self.ledger.by_label[name], event.epoch, event.step)
+        prefix = f"one_shot_{event.step}/replicas" if event.step else "replicas"
+        values = {f"{prefix}/seeds": float(len(network.replicas))}
+        for measure, (mean, deviation) in replicated(network).items():
+            values[f"{prefix}/{measure}_mean"] = mean
+            if deviation is not None:
+                values[f"{prefix}/{measure}_std"] = deviation
         self._to(name).add_metrics(values, event.time, event.epoch)
 
     def _put_finished(self, event: SessionEnded) -> None:

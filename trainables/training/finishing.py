@@ -26,6 +26,8 @@ from slimfront.trainables.training.one_shot import Pruning
 
 Number = int | float
 
+ONE_SHOT_SHARE = "one_shot_share"
+"""The measure of a network that was pruned in one shot: the share of the weights that it kept."""
 CHECKED_INPUTS = 1024
 """Compaction is checked on at most so many validation inputs: the features of all of them at once
 would fill a memory."""
@@ -123,6 +125,7 @@ class Finishing:
         for kept in pruning.levels(options):
             found = self._worth_it(pruning.at(kept), trained, recover)
             if found is not None:
+                found.measures[ONE_SHOT_SHARE] = kept / pruning.alive
                 yield found
             if not bad and self._as_good(found, trained):
                 good = kept
@@ -136,11 +139,19 @@ class Finishing:
                 return
             found = self._worth_it(pruning.at(kept), trained, recover)
             if found is not None:
+                found.measures[ONE_SHOT_SHARE] = kept / pruning.alive
                 yield found
             if self._as_good(found, trained):
                 good = kept
             else:
                 bad = kept
+
+    def pruned_to(self, trained: Trained, share: float) -> Trained:
+        """A finished network pruned in one shot to a share of its weights, compacted and measured,
+        however bad it is. Raises TrialFailure if it cannot be compacted."""
+        pruning = Pruning(trained.compacted.network, self._checked_inputs(self.data.train))
+        kept = max(1, round(pruning.alive * share))
+        return self._smaller(pruning.at(kept), trained, None)
 
     def _as_good(self, pruned: Trained | None, trained: Trained) -> bool:
         if pruned is None:
@@ -156,17 +167,28 @@ class Finishing:
     ) -> Trained | None:
         """A network that was pruned in one shot, compacted and measured; None if its quality is
         half of what it was, or less."""
-        candidate = self.candidate
-        inputs = self._checked_inputs(self.data.validation)
         task = self.data.task
-        if not candidate.int8:
+        if not self.candidate.int8:
             scores = self._scores(network)
             if not task.worth_going_on(scores, trained.measures):
                 return None  # before the work of making it compact, which keeps what it computes
         try:
-            compacted = compact(network, inputs, candidate.compaction, self.told)
+            smaller = self._smaller(network, trained, recover)
         except TrialFailure:
             return None  # nearly nothing is left of its outputs
+        if not task.worth_going_on(smaller.measures, trained.measures):
+            return None
+        return smaller
+
+    def _smaller(
+        self,
+        network: nn.Module,
+        trained: Trained,
+        recover: Callable[[nn.Module], list[dict[str, float]]] | None,
+    ) -> Trained:
+        """A network that was pruned in one shot, compacted, recovered and measured."""
+        inputs = self._checked_inputs(self.data.validation)
+        compacted = compact(network, inputs, self.candidate.compaction, self.told)
         report = compacted.report
         sizes: Mapping[str, float] = report.after
         epochs = len(recover(compacted.network)) if recover else 0
@@ -175,8 +197,6 @@ class Finishing:
         measures = self._measures(compacted.network, inputs, sizes)
         if epochs:
             measures["recovery_epochs"] = epochs
-        if not task.worth_going_on(measures, trained.measures):
-            return None
         merged = trained.measures["layers_merged"] + report.count("merged")
         measures["layers_merged"] = merged
         return Trained([], compacted, measures)

@@ -1,0 +1,148 @@
+"""Members of a front trained anew with other seeds."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from slimfront.search.engine.replicating import planned, replicate, train_again
+from slimfront.search.engine.runner import resume_search, run_search
+from slimfront.search.record.events import NetworkReplicated
+from slimfront.search.record.journal import JOURNAL_FILE, read_events
+from slimfront.search.record.ledger import SearchResult
+from slimfront.search.record.report import as_json, as_text
+from slimfront.search.record.session import read_search
+from slimfront.search.record.shown import shown
+from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.training.train import train
+from tests.conftest import small_config
+from tests.search.searches import runs_of
+from tests.search.test_ledger import ledger, region_ledger
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def replicated(
+    ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, SearchResult, list[str]]:
+    """A search whose members were trained anew with two seeds, and what was said meanwhile."""
+    directory = tmp_path_factory.mktemp("replicated")
+    config = small_config(directory, tolerance=0.2)
+    search = run_search(config).search
+    said: list[str] = []
+    result = replicate(search, 2, str(directory / "runs"), say=said.append)
+    return directory, result, said
+
+
+Replicated = tuple[Path, SearchResult, list[str]]
+
+
+def written(directory: Path, result: SearchResult) -> list[NetworkReplicated]:
+    events = read_events(directory / "runs" / result.search / JOURNAL_FILE)
+    return [event for event in events if isinstance(event, NetworkReplicated)]
+
+
+def test_each_member_and_the_baseline_are_trained_with_each_seed(replicated: Replicated) -> None:
+    directory, result, said = replicated
+    found = Counter((e.number, e.epoch, e.step) for e in written(directory, result))
+    assert set(found.values()) == {2}
+    dense = result.ledger.dense_network
+    assert dense is not None
+    assert (None, dense.epoch, 0) in found
+    best = result.front[0]
+    assert (best.trial.number, best.epoch, best.step) in found
+    assert said[-1] == f"{len(said)} of {len(said)} trainings"
+
+
+def test_what_is_there_is_not_trained_again(replicated: Replicated) -> None:
+    directory, result, _ = replicated
+    config, book = read_search(result.search, str(directory / "runs"))
+    replicas = [point for point in book.front() if point.replicas]
+    assert replicas
+    for point in replicas:
+        mine = next(p for p in result.front if p.name == point.name)
+        assert point.replicas == mine.replicas
+    already = {job.number for job in planned(config, book, 2)}
+    trained = {point.trial.number for point in replicas}
+    # The means may put others into the region; those that were trained are not trained again.
+    assert not already & trained or {p.epoch for p in replicas}
+    more = planned(config, book, 3)
+    assert {job.seed for job in more if job.number is None} == {max(replicas[0].replicas) + 1}
+
+
+def test_the_means_are_in_the_json_the_table_and_mlflow(replicated: Replicated) -> None:
+    directory, result, _ = replicated
+    point = next(p for p in shown(result.ledger, result.front).members if p.replicas)
+    mean, deviation = point.mean("val_accuracy"), point.deviation("val_accuracy")
+    assert deviation is not None
+    member = next(
+        m
+        for m in json.loads(json.dumps(as_json(result)))["front"]
+        if (m["trial"], m["epoch"], m["one_shot"]) == (point.trial.label, point.epoch, point.step)
+    )
+    assert member["replicas"]["seeds"] == 2
+    assert member["replicas"]["val_accuracy"] == {"mean": mean, "std": deviation}
+    assert "over seeds" in as_text(result, "slimfront", 200)
+    assert f"{mean:.4f} ± {deviation:.4f}" in as_text(result, "slimfront", 200)
+    _, children = runs_of(directory, result)
+    prefix = f"one_shot_{point.step}/replicas" if point.step else "replicas"
+    metrics = children[point.trial.label].data.metrics
+    assert metrics[f"{prefix}/val_accuracy_mean"] == pytest.approx(mean)
+    assert metrics[f"{prefix}/seeds"] == 2
+
+
+def test_a_replicated_search_resumes_with_its_replicas(replicated: Replicated) -> None:
+    directory, result, _ = replicated
+    count = len(result.ledger.trials)
+    again = resume_search(
+        result.search, [f"search.trials={count + 1}"], storage_path=str(directory / "runs")
+    )
+    assert len(again.ledger.trials) == count + 1
+    dense = again.ledger.dense_network
+    assert dense is not None
+    assert len(dense.replicas) == 2
+
+
+def test_a_training_of_the_same_seed_is_the_same() -> None:
+    plain = {
+        "model": {"name": "mlp", "depth": 2, "width": 16},
+        "training": {"epochs": 2, "batch_size": 256, "lr": 0.01, "seed": 5},
+        "sparsifier": {"name": "magnitude", "sparsity": 0.5},
+        "one_shot": {"steps": 1, "keep": 0.7, "refine": 0},
+    }
+    once = train(Candidate.model_validate(plain))
+    share = once.pruned[0].measures["one_shot_share"]
+    assert share == pytest.approx(0.7, abs=0.01)
+    again = train_again(plain, epoch=2, shares={0: 1.0, 1: share})
+    for name, value in once.measures.items():
+        assert again[0][name] == pytest.approx(value), name
+    assert "test_accuracy" in again[0]
+    for name in ("nonzero_params", "val_accuracy"):
+        assert again[1][name] == once.pruned[0].measures[name]
+    early = train_again(plain, epoch=1, shares={0: 1.0})
+    assert early[0]["val_accuracy"] != again[0]["val_accuracy"]
+
+
+def test_the_recommendation_is_by_the_means() -> None:
+    book = region_ledger()
+    lucky = book.recommended()
+    assert lucky is not None
+    size = lucky.measures["nonzero_params"]
+    for seed, accuracy in enumerate((0.95, 0.96)):
+        lucky.replicas[seed] = {"val_accuracy": accuracy, "nonzero_params": size}
+    other = book.recommended()
+    assert other is not None
+    assert other.measures["nonzero_params"] > size
+    dense = book.dense_network
+    assert dense is not None
+    for seed, accuracy in enumerate((0.96, 0.962)):
+        dense.replicas[seed] = {"val_accuracy": accuracy, "nonzero_params": 1000.0}
+    assert book.recommended() is lucky
+
+
+def test_a_search_without_a_front_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no front beside a trained baseline yet; resume it"):
+        planned(small_config(tmp_path), ledger(), 2)

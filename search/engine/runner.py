@@ -33,6 +33,7 @@ from slimfront.search.engine.scheduler import MultiObjectiveASHA
 from slimfront.search.engine.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
 from slimfront.search.record.events import (
     NetworkTested,
+    NetworkTimed,
     RungReached,
     SessionBegan,
     SessionEnded,
@@ -49,12 +50,14 @@ from slimfront.search.record.session import (
 )
 from slimfront.search.tracking import Client, Recorder, connect, taking_writes
 from slimfront.trainables.data import load_once
-from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.errors import TrialFailure, UserError, first_line
+from slimfront.trainables.measures.latency import SPEEDS
 from slimfront.trainables.messages import TrialOrder
 from slimfront.trainables.options import explain_first
 from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.shipping.network_file import read
 from slimfront.trainables.trainable import CandidateTrainable
+from slimfront.trainables.training.finishing import Finishing
 
 log = logging.getLogger(__name__)
 
@@ -304,6 +307,7 @@ def _finish(
     say = (observer.progress or Progress()).finishing
     say(f"Measuring {len(networks)} networks on the test set")
     _touch_test_set(session.config, networks, observer)
+    _time_again(session.config, ledger, observer)
     front = ledger.front()
     result = SearchResult(
         search=session.directory.name,
@@ -484,6 +488,41 @@ def _touch_test_set(config: Config, points: list[MeasuredNetwork], observer: Obs
                 metrics=measured,
             )
         )
+
+
+def _time_again(config: Config, ledger: Ledger, observer: Observer) -> None:
+    """Takes the times of what is recommended once more, now that nothing runs beside it, where the
+    search took them; a network that was timed so before is not again.
+
+    What fails costs a warning and these times, not the front.
+    """
+    point = ledger.recommended()
+    if point is None or point.timed_again is not None:
+        return
+    try:
+        times = _times(config, point)
+    except (UserError, TrialFailure) as error:
+        log.warning("%s was not timed again: %s", point.name, error)
+        return
+    if times:
+        observer.write(
+            NetworkTimed(number=point.trial.number, epoch=point.epoch, step=point.step, times=times)
+        )
+
+
+def _times(config: Config, point: MeasuredNetwork) -> dict[str, float]:
+    """The times that the search takes of a network, on the kind of device that its trials use."""
+    candidate = config.candidate(point.trial.values)
+    if not any(name in SPEEDS for name in candidate.asked_measures()):
+        return {}
+    device = torch.device("cpu")
+    if config.resources.gpu and not candidate.latency.of_file:
+        if not torch.cuda.is_available():
+            raise UserError("trials were timed on GPUs, and there is none where the search is led")
+        device = torch.device("cuda")
+    network = read(point.file, candidate.model).to(device).eval()
+    data = load_once(config.data, device, config.task)
+    return Finishing(candidate, data).timed(network)
 
 
 def sync_search(

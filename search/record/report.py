@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def as_json(result: SearchResult) -> dict[str, Any]:
 
     A front member is a network that its trial was at `epoch`, after `one_shot` steps of pruning. In
     it `params` are the searched values, as in MLflow and Optuna; the measure of that name, the
-    number of parameters, is `total_params` there.
+    number of parameters, is `total_params` there. `timed_again` are the times of what a search
+    recommended, taken when nothing ran beside it; those of the search are among its measures.
     """
     ledger = result.ledger
     quality = ledger.quality.name
@@ -53,6 +55,8 @@ def as_json(result: SearchResult) -> dict[str, Any]:
             **_measures(point, quality),
             "params": point.trial.values,
         }
+        if point.timed_again is not None:
+            member["timed_again"] = point.timed_again
         front.append(member)
         if point is recommended:
             chosen = member
@@ -128,7 +132,7 @@ def as_tables(result: SearchResult, width: int) -> list[Table]:
     aims += [constraint.name for constraint in ledger.constraints]
     others = [name for name in dict.fromkeys(aims) if name not in shown]
     title = f"Front of {result.search}"
-    measured = _measured(points, dense, quality, others)
+    measured = _measured(points, dense, quality, {name: _head(ledger, name) for name in others})
     varied = _varied(points)
     if terminal.fits([*measured, *varied], width):
         return terminal.as_tables(title, [*measured, *varied], width, sections)
@@ -145,9 +149,10 @@ def _measured(
     points: list[MeasuredNetwork],
     dense: MeasuredNetwork | None,
     quality: Objective,
-    others: list[str],
+    others: Mapping[str, str],
 ) -> list[Column]:
-    """The columns that name a network and say what it is worth."""
+    """The columns that name a network and say what it is worth; `others` are further measures with
+    their heads."""
     whole = None
     if dense:
         whole = dense.measures["nonzero_params"]
@@ -172,10 +177,19 @@ def _measured(
         Column("layers", _show_sizes(points, "layers")),
         Column("FLOPs", _show_sizes(points, "flops")),
     ]
-    for name in others:
+    for name, called in others.items():
         shown = [_show_measure(point.measures.get(name)) for point in points]
-        columns.append(Column(name.replace("_", "\n"), shown))
+        columns.append(Column(called.replace("_", "\n"), shown))
     return columns
+
+
+def _head(ledger: Ledger, name: str) -> str:
+    """What the table calls a measure among the objectives or constraints."""
+    heads = {constraint.name: constraint.head for constraint in ledger.constraints}
+    for objective in ledger.objectives:
+        if not objective.measure.quality:
+            heads[objective.name] = objective.measure.short
+    return heads.get(name) or name
 
 
 def _varied(points: list[MeasuredNetwork]) -> list[Column]:
@@ -282,6 +296,9 @@ def _recommendation(result: SearchResult, command: str, kept: str) -> list[str]:
         said += f" (dense {show_quality(baseline.measures[name])}), {share} of the non-zero weights"
         if not ledger.is_near(point):
             said += f"; none is within {ledger.tolerance:g} of dense, and this is the best"
+    if point.timed_again:
+        times = [f"{key} {_show_measure(value)}" for key, value in point.timed_again.items()]
+        said += f"; timed again in quiet: {', '.join(times)}"
     return [
         f"Recommended: {point.name}, {said}. Export it: {command} export {result.search} --output "
         f"FILE.onnx{kept}"

@@ -25,6 +25,7 @@ from slimfront.search.record.events import (
     Event,
     NetworkMeasured,
     NetworkTested,
+    NetworkTimed,
     SearchBegan,
     SessionBegan,
     SessionEnded,
@@ -397,6 +398,12 @@ class Recorder:
             for metric, value in {**event.metrics, **measures}.items():
                 values[f"one_shot_{event.step}/{metric}"] = value
         self._to(name).add_metrics(values, event.time, event.epoch)
+
+    def _put_timed(self, event: NetworkTimed) -> None:
+        """The times of what is recommended, taken again when the search was over, as
+        `timed_again/NAME`."""
+        times = {f"timed_again/{name}": value for name, value in event.times.items()}
+        self._to(label(event.number)).add_metrics(times, event.time, event.epoch)
 
     def _put_finished(self, event: SessionEnded) -> None:
         self.page_work["finish"] = partial(self._finish, event)

@@ -30,6 +30,7 @@ TAKEN = frozenset(
             "step",
             "knee",
             "recommended",
+            "timed_again",
             "run_id",
             "total_params",
             "layers_merged",

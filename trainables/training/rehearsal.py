@@ -179,7 +179,8 @@ class _Rehearsal:
             _zero_a_unit(groups[name])
         told = {name for name, _ in zeroed.named_modules()}
         try:
-            steps = compact(zeroed, self.sample, compaction, told)
+            one_by_one = compaction.model_copy(update={"multiple": 1})
+            steps = compact(zeroed, self.sample, one_by_one, told)
         except (UserError, TrialFailure):
             return  # which is told of where the network is made compact as it is
         stay = []

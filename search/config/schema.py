@@ -136,6 +136,16 @@ class Config(Candidate):
         return self
 
     @model_validator(mode="after")
+    def _times_are_taken_in_one_way(self) -> Self:
+        for path in self.space:
+            if path.partition(".")[0] == "latency":
+                raise ValueError(
+                    f"space: '{path}' would have networks timed in several ways, which cannot be "
+                    "compared; set it outside of the space"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _something_is_timed(self) -> Self:
         wanted = {*self.asked_measures(), *self.objectives, *self.constraints}
         if self.latency.of_file and not wanted.intersection(SPEEDS):

@@ -451,6 +451,15 @@ def test_what_takes_times_is_kept_in_candidates_and_named_in_labels() -> None:
     assert load_recorded(dump(config)).latency == config.latency
 
 
+def test_how_times_are_taken_does_not_vary() -> None:
+    space = {"latency.batch_size": {"low": 1, "high": 4}}
+    tree = SMALL_CONFIG | {"objectives": ["val_accuracy", "speedup"], "space": space}
+    with pytest.raises(
+        ValidationError, match=r"'latency\.batch_size' would have networks timed in"
+    ):
+        Config.model_validate(tree)
+
+
 def test_what_would_take_times_of_nothing_is_refused() -> None:
     for latency in ({"runtime": "onnx"}, {"command": "time {file}"}):
         with pytest.raises(ValidationError, match="is for latency_ms and speedup, and neither"):

@@ -164,6 +164,8 @@ class Constraint:
     name: str
     at_least: bool
     bound: float
+    head: str = ""
+    """What tables call the measure, where that is not its name."""
 
     @classmethod
     def parse(
@@ -179,7 +181,9 @@ class Constraint:
                 f'the constraint on {name} is {text!r}; it needs the form ">= 0.9" or "<= 3"'
             )
         sign, bound = match.groups()
-        return cls(name, sign == ">=", float(bound))
+        measure = known[name].measure
+        head = "" if measure.quality else measure.short
+        return cls(name, sign == ">=", float(bound), head)
 
     def violation(self, measures: Mapping[str, float]) -> float:
         """How far beyond the bound, in the measure's unit; 0 or less is kept, +inf if it was not

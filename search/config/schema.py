@@ -23,6 +23,7 @@ from slimfront.search.config.space_checks import check_nothing_secret, check_spa
 from slimfront.search.config.yaml_files import GIVEN, RECORDED, Limits, parse, read_text, write
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import UserError, one_line, shorten
+from slimfront.trainables.measures.latency import SPEEDS, Latency
 from slimfront.trainables.measures.measure import EXTRA_MEASURES
 from slimfront.trainables.measures.own import OwnMeasure
 from slimfront.trainables.models import Model
@@ -128,6 +129,27 @@ class Config(Candidate):
         if self.training.factory is not None and self.resources.processes_of_a_trial() > 1:
             raise ValueError(
                 "training.factory is called in one process; set resources.processes to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _times_are_taken_in_one_way(self) -> Self:
+        for path in self.space:
+            if path.partition(".")[0] == "latency":
+                raise ValueError(
+                    f"space: '{path}' would have networks timed in several ways, which cannot be "
+                    "compared; set it outside of the space"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_timed(self) -> Self:
+        wanted = {*self.asked_measures(), *self.objectives, *self.constraints}
+        if self.latency.of_file and not wanted.intersection(SPEEDS):
+            key = "command" if self.latency.command is not None else "runtime"
+            raise ValueError(
+                f"latency.{key} is for latency_ms and speedup, and neither is among objectives, "
+                "constraints or measures; name one there, or leave it out"
             )
         return self
 
@@ -266,7 +288,7 @@ class Config(Candidate):
 
     def known_objectives(self) -> dict[str, Objective]:
         """What `objectives` and `constraints` may name."""
-        return _known({"task": self.task, "measures": self.measures})
+        return _known({"task": self.task, "measures": self.measures, "latency": self.latency})
 
     def quality(self) -> Objective:
         """The first metric of the task, by which networks are judged."""
@@ -364,6 +386,9 @@ def _known(data: Mapping[str, Any]) -> dict[str, Objective]:
     for measure in data.get("measures", ()):
         if isinstance(measure, OwnMeasure):
             own[measure.name] = measure.described()
+    latency = data.get("latency")
+    if isinstance(latency, Latency):
+        own |= latency.described()
     return known_objectives(task, own)
 
 

@@ -13,10 +13,11 @@ from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.data.look import looked_at
 from slimfront.trainables.errors import TrialFailure, UserError, first_line
-from slimfront.trainables.measures.measure import measure, measure_extra
+from slimfront.trainables.measures.measure import measure
 from slimfront.trainables.models import built
 from slimfront.trainables.penalties.base import check_penalties
 from slimfront.trainables.shipping.formats import need_onnx
+from slimfront.trainables.shipping.stopwatch import Stopwatch
 from slimfront.trainables.training.finishing import measure_own
 from slimfront.trainables.training.rehearsal import check_whole_numbers, rehearse
 
@@ -55,9 +56,9 @@ def preflight(config: Config) -> dict[str, float]:
         check_whole_numbers(network, sample)
         if base.int8 or "int8" in config.space:
             need_onnx()
-        sizes = measure(network, sample) | measure_extra(
-            network, sample, base.asked_measures(), latency=base.latency
-        )
+        stopwatch = Stopwatch(data, base.latency)
+        sizes = measure(network, sample)
+        sizes |= stopwatch.measure(network, sample, base.asked_measures())
         sizes |= data.task.evaluate(network, *data.validation, prepare=data.prepare)
         sizes |= measure_own(network, data, base.own_measures()) if base.own_measures() else {}
         _check_scales(base, sizes)

@@ -17,6 +17,7 @@ from ray.tune.error import TuneError
 
 from slimfront.search.config.objectives import Direction
 from slimfront.search.config.schema import Config
+from slimfront.search.engine.ending import take_test_metrics, time_again
 from slimfront.search.engine.head import watched_head
 from slimfront.search.engine.interrupt import Interrupt
 from slimfront.search.engine.nodes import capacity, check_fits, ray_session
@@ -30,7 +31,6 @@ from slimfront.search.engine.ray_internals.snapshots import without_snapshots
 from slimfront.search.engine.room import NoRoomForRay, no_room_in, place_of, watched_room
 from slimfront.search.engine.scheduler import MultiObjectiveASHA
 from slimfront.search.engine.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
-from slimfront.search.engine.testing import take_test_metrics
 from slimfront.search.record.events import (
     RungReached,
     SessionBegan,
@@ -302,6 +302,7 @@ def _finish(
     say = (observer.progress or Progress()).finishing
     say(f"Measuring {len(networks)} networks on the test set")
     take_test_metrics(session.config, networks, observer.write)
+    time_again(session.config, ledger, observer.write)
     front = ledger.front()
     result = SearchResult(
         search=session.directory.name,

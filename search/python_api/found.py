@@ -30,7 +30,8 @@ class Member:
     pruned in one shot. `trial` is the label of its trial, `epoch` the epochs that it was trained
     for, `step` the step of one-shot pruning (0: none). `measures` are its metrics and measures by
     name, those of the test split among them once they were taken; `values` are the searched
-    values of its trial by dotted path.
+    values of its trial by dotted path. `timed_again` are the measures that are times, taken in
+    quiet when the search that recommends it was over; None where they were not.
     """
 
     def __init__(self, search: "Search", measured: MeasuredNetwork) -> None:
@@ -42,6 +43,7 @@ class Member:
             {"trial": self.trial, "epoch": self.epoch, "one_shot": self.step},
         )
         self.measures: Mapping[str, float] = {**measured.measures, **(measured.tested or {})}
+        self.timed_again: Mapping[str, float] | None = measured.timed_again
         self.values: Mapping[str, Any] = measured.trial.values
         self._search = search
 

@@ -141,6 +141,16 @@ class NetworkTested(OfTrial):
         return plain
 
 
+class NetworkTimed(OfTrial):
+    """A network was timed again when the search was over, and nothing ran beside it."""
+
+    kind = "timed"
+    epoch: int
+    step: int = 0
+    times: dict[str, float]
+    """By measure, such as `latency_ms`."""
+
+
 class RungReached(Event):
     """Early stopping compared a trial at a rung: see `MultiObjectiveASHA`."""
 
@@ -180,6 +190,7 @@ KINDS: dict[str, type[Event]] = {
         TrialContinued,
         NetworkTested,
         NetworkReplicated,
+        NetworkTimed,
         RungReached,
         SessionEnded,
     )

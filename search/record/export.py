@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from slimfront.search.record.session import read_result
 from slimfront.trainables import markdown
 from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError
+from slimfront.trainables.measures.latency import SPEEDS
 from slimfront.trainables.models import built
 from slimfront.trainables.shipping import FORMATS, Format, Shipment, ship
 from slimfront.trainables.shipping.card import card
 from slimfront.trainables.shipping.network_file import read
-from slimfront.trainables.shipping.shipment import check_output
+from slimfront.trainables.shipping.shipment import SearchedTimes, check_output
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ def export_member(
     shipment = ship(
         network, dense, data, output, chosen, int8=int8 or searched, latency=base.latency
     )
+    shipment = replace(shipment, searched=_searched_times(config, point))
     text = card(
         shipment,
         f"{name} of {search}",
@@ -108,6 +110,14 @@ def export_member(
     )
     card_path.write_text(text, encoding="utf-8")
     return Exported(shipment, text, card_path)
+
+
+def _searched_times(config: Config, point: MeasuredNetwork) -> SearchedTimes | None:
+    """The times that the search took of a network; None if it took none."""
+    during = {name: point.measures[name] for name in SPEEDS if name in point.measures}
+    if not during:
+        return None
+    return SearchedTimes(config.latency.taken, during, point.timed_again or {})
 
 
 def read_member(config: Config, point: MeasuredNetwork) -> nn.Module:

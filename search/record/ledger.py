@@ -19,6 +19,7 @@ from slimfront.search.record.events import (
     NetworkMeasured,
     NetworkReplicated,
     NetworkTested,
+    NetworkTimed,
     OfTrial,
     TrialBegan,
     TrialContinued,
@@ -57,6 +58,8 @@ class MeasuredNetwork:
     checkpoint: str | None
     tested: dict[str, float] | None = None
     """The metrics on the test split, such as `test_f1`, once they were taken."""
+    timed_again: dict[str, float] | None = None
+    """The measures that are times, taken in quiet when a search that recommended it was over."""
     step: int = 0
     pruned: list["MeasuredNetwork"] = field(default_factory=list, repr=False)
     source: "MeasuredNetwork | None" = field(default=None, repr=False)
@@ -247,6 +250,9 @@ class Ledger:
             case NetworkReplicated():
                 network = self.find(record, event.epoch, event.step)
                 network.replicas[event.seed] = event.measures
+            case NetworkTimed():
+                network = self.find(record, event.epoch, event.step)
+                network.timed_again = event.times
 
     def _end(self, record: TrialRecord, event: TrialEnded) -> None:
         self._becomes(record, event.status, event.reason)

@@ -18,12 +18,15 @@ from slimfront.trainables.data import Dataset
 from slimfront.trainables.data.look import looked_at
 from slimfront.trainables.errors import TrialFailure, UserError, first_line
 from slimfront.trainables.importing import import_by_path
+from slimfront.trainables.measures.latency import SPEEDS
 from slimfront.trainables.models import adapted
 from slimfront.trainables.post_training import Amount, pruned
 from slimfront.trainables.post_training.batches import Batch
 from slimfront.trainables.shipping import Shipment, ship
 from slimfront.trainables.shipping.card import card
+from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.shipping.shipment import check_output
+from slimfront.trainables.shipping.stopwatch import Stopwatch
 from slimfront.trainables.structure.copying import copied
 
 SECTIONS = ("plugins", "task", "data", "latency")
@@ -43,6 +46,9 @@ class Shipped:
     given: Mapping[str, float]
     """The metrics of the network that was given, on the validation and the test split."""
     compacted: Compacted
+    times: Mapping[str, float]
+    """What `latency` of the config takes besides the card's table: of the file in a runtime, or by
+    a command; empty where it names neither."""
     card: str
     card_path: Path
 
@@ -60,6 +66,7 @@ class Shipped:
             "file": _finite(shipment.scores),
             "difference": finite(shipment.difference),
             "steps": [list(step) for step in self.compacted.report.steps],
+            **({"times": dict(self.times)} if self.times else {}),
         }
 
     def summary(self) -> str:
@@ -116,18 +123,39 @@ def compact_own(
     given = _scores(network, data, config)
     batches = _batches(data, examples)
     made = _smaller(network, data, amount, batches)
+    times = _times(made.network, Stopwatch(data, base.latency, network), int8=int8)
     shipment = ship(made.network, network, data, output, chosen, int8=int8, latency=base.latency)
+    origin = _origin(path, amount, batches)
+    for name, value in times.items():
+        origin[f"{markdown.code(name)} {base.latency.taken}"] = f"{value:.4g}"
     text = card(
         shipment,
         path,
         data,
         base.data.name,
-        _origin(path, amount, batches),
+        origin,
         made.report.steps,
         given=given,
     )
     card_path.write_text(text, encoding="utf-8")
-    return Shipped(shipment, given, made, text, card_path)
+    return Shipped(shipment, given, made, times, text, card_path)
+
+
+def _times(network: nn.Module, stopwatch: Stopwatch, *, int8: bool) -> dict[str, float]:
+    """The times of a network, or of what it is as int8, where they are of a file.
+
+    Raises:
+        UserError: if they cannot be taken.
+    """
+    if not stopwatch.latency.of_file:
+        return {}
+    data = stopwatch.data
+    try:
+        if int8:
+            return stopwatch.measure_file(as_int8(network, data).file, SPEEDS)
+        return stopwatch.measure(network, data.prepare(data.validation.inputs[:8]), SPEEDS)
+    except TrialFailure as error:
+        raise UserError(str(error)) from None
 
 
 def _network(path: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def as_json(result: SearchResult) -> dict[str, Any]:
 
     A front member is a network that its trial was at `epoch`, after `one_shot` steps of pruning. In
     it `params` are the searched values, as in MLflow and Optuna; the measure of that name, the
-    number of parameters, is `total_params` there.
+    number of parameters, is `total_params` there. `timed_again` are the times of what a search
+    recommended, taken when nothing ran beside it; those of the search are among its measures.
     """
     ledger = result.ledger
     quality = ledger.quality.name
@@ -56,6 +58,8 @@ def as_json(result: SearchResult) -> dict[str, Any]:
             **_replicas(point),
             "params": point.trial.values,
         }
+        if point.timed_again is not None:
+            member["timed_again"] = point.timed_again
         front.append(member)
         if point is recommended:
             chosen = member
@@ -148,7 +152,7 @@ def as_tables(result: SearchResult, width: int, front: list[MeasuredNetwork]) ->
     aims += [constraint.name for constraint in ledger.constraints]
     others = [name for name in dict.fromkeys(aims) if name not in shown]
     title = f"Front of {result.search}"
-    measured = _measured(points, dense, quality, others)
+    measured = _measured(points, dense, quality, {name: _head(ledger, name) for name in others})
     varied = _varied(points)
     if terminal.fits([*measured, *varied], width):
         return terminal.as_tables(title, [*measured, *varied], width, sections)
@@ -165,9 +169,10 @@ def _measured(
     points: list[MeasuredNetwork],
     dense: MeasuredNetwork | None,
     quality: Objective,
-    others: list[str],
+    others: Mapping[str, str],
 ) -> list[Column]:
-    """The columns that name a network and say what it is worth."""
+    """The columns that name a network and say what it is worth; `others` are further measures with
+    their heads."""
     whole = None
     if dense:
         whole = dense.measures["nonzero_params"]
@@ -193,9 +198,9 @@ def _measured(
         Column("layers", _show_sizes(points, "layers")),
         Column("FLOPs", _show_sizes(points, "flops")),
     ]
-    for name in others:
+    for name, called in others.items():
         shown = [_show_measure(point.measures.get(name)) for point in points]
-        columns.append(Column(name.replace("_", "\n"), shown))
+        columns.append(Column(called.replace("_", "\n"), shown))
     return columns
 
 
@@ -212,6 +217,15 @@ def _over_seeds(points: list[MeasuredNetwork], *names: str) -> list[Column]:
             cells.append(f"{show_quality(mean)}{spread}")
         columns.append(Column(f"{name.replace('_', ' ')}\nover seeds", cells))
     return columns
+
+
+def _head(ledger: Ledger, name: str) -> str:
+    """What the table calls a measure among the objectives or constraints."""
+    heads = {constraint.name: constraint.head for constraint in ledger.constraints}
+    for objective in ledger.objectives:
+        if not objective.measure.quality:
+            heads[objective.name] = objective.measure.short
+    return heads.get(name) or name
 
 
 def _varied(points: list[MeasuredNetwork]) -> list[Column]:
@@ -332,6 +346,9 @@ def _recommendation(result: SearchResult, command: str, kept: str) -> list[str]:
         if not ledger.is_near(point):
             within = ledger.quality.tolerance_text(ledger.tolerance)
             said += f"; none is within {within} of dense, and this is the best"
+    if point.timed_again:
+        times = [f"{key} {_show_measure(value)}" for key, value in point.timed_again.items()]
+        said += f"; timed again in quiet: {', '.join(times)}"
     return [
         f"Recommended: {point.name}, {said}. Export it: {command} export {result.search} --output "
         f"FILE.onnx{kept}"

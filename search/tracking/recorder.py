@@ -26,6 +26,7 @@ from slimfront.search.record.events import (
     NetworkMeasured,
     NetworkReplicated,
     NetworkTested,
+    NetworkTimed,
     SearchBegan,
     SessionBegan,
     SessionEnded,
@@ -412,6 +413,12 @@ class Recorder:
             if deviation is not None:
                 values[f"{prefix}/{measure}_std"] = deviation
         self._to(name).add_metrics(values, event.time, event.epoch)
+
+    def _put_timed(self, event: NetworkTimed) -> None:
+        """The times of what is recommended, taken again when the search was over, as
+        `timed_again/NAME`."""
+        times = {f"timed_again/{name}": value for name, value in event.times.items()}
+        self._to(label(event.number)).add_metrics(times, event.time, event.epoch)
 
     def _put_finished(self, event: SessionEnded) -> None:
         self.page_work["finish"] = partial(self._finish, event)

@@ -12,6 +12,7 @@ from slimfront.search.record.events import (
     EpochsReported,
     NetworkMeasured,
     NetworkTested,
+    NetworkTimed,
     RungReached,
     SearchBegan,
     SessionBegan,
@@ -47,6 +48,7 @@ EXAMPLES = {
         TrialInterrupted(number=0),
         TrialContinued(number=0),
         NetworkTested(number=0, epoch=1, step=1, metrics={"test_accuracy": 0.5}),
+        NetworkTimed(number=0, epoch=1, step=1, times={"latency_ms": 0.5}),
         RungReached(entry={"level": 0}),
         SessionEnded(status="completed", seconds=1.5),
     )
@@ -95,7 +97,7 @@ def test_an_event_of_a_kind_that_this_version_does_not_know_is_left_out_and_told
 
 
 def test_every_kind_of_event_is_read_back_as_it_was_written() -> None:
-    assert len(KINDS) == len({cls.__name__ for cls in KINDS.values()}) == 12
+    assert len(KINDS) == len({cls.__name__ for cls in KINDS.values()}) == 13
     for kind, cls in KINDS.items():
         example = EXAMPLES[kind]
         assert isinstance(example, cls)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,37 @@ def test_a_share_of_the_channels_goes_and_the_card_compares_with_the_network_giv
     assert "Written to small.onnx; this card is small.md.\n" in out
     assert out.rstrip().splitlines()[-1].startswith("val accuracy")
     assert Path("small.onnx").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_command_of_the_config_times_the_file_and_that_of_the_network_given(
+    compact: Any, here: Path, int8: bool
+) -> None:
+    Path("size.py").write_text("import os, sys; print(os.stat(sys.argv[1]).st_size / 1000)")
+    latency = {"command": f"{shlex.quote(sys.executable)} size.py {{file}}", "runs": 3}
+    Path("timed.yaml").write_text(yaml.safe_dump(DATA | {"latency": latency}))
+    code, out, err = compact(
+        *("own_networks:load", "--prune", "channels=0.5", "--data", "timed.yaml"),
+        *("--output", "small.onnx", "--json", *(["--int8"] if int8 else [])),
+    )
+    assert code == 0, err
+    times = json.loads(out)["times"]
+    assert times["latency_ms"] == pytest.approx(Path("small.onnx").stat().st_size / 1000, rel=0.02)
+    assert times["speedup"] > 1.2
+    card = Path("small.md").read_text()
+    assert f"- `latency_ms` by latency.command: {times['latency_ms']:.4g}" in card
+
+
+def test_a_command_that_fails_leaves_no_file(compact: Any, here: Path) -> None:
+    latency = {"command": f"{shlex.quote(sys.executable)} -c 'exit(3)' {{file}}"}
+    Path("timed.yaml").write_text(yaml.safe_dump(DATA | {"latency": latency}))
+    code, _, err = compact(
+        *("own_networks:load", "--prune", "channels=0.5", "--data", "timed.yaml"),
+        *("--output", "small.onnx"),
+    )
+    assert code == 2
+    assert "ended with exit code 3" in " ".join(err.split())
+    assert not Path("small.onnx").exists()
 
 
 @pytest.mark.parametrize("kind", ["pt2", "onnx", "safetensors"])

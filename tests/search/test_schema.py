@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import yaml
 from optuna.distributions import FloatDistribution, IntDistribution
+from pydantic import ValidationError
 
 from slimfront.search.config.plain import dump
-from slimfront.search.config.schema import Config, load
+from slimfront.search.config.schema import Config, load, load_recorded
 from slimfront.search.config.space import set_path
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.sparsifiers import LotteryTicket
@@ -434,6 +435,38 @@ def test_objectives_and_constraints_say_which_extra_measures_trials_take() -> No
     plain = Config.model_validate(SMALL_CONFIG).candidate({})
     assert plain.measures == ()
     assert plain.latency.against is None
+
+
+def test_what_takes_times_is_kept_in_candidates_and_named_in_labels() -> None:
+    tree = SMALL_CONFIG | {
+        "objectives": ["val_accuracy", "latency_ms"],
+        "constraints": {"speedup": ">= 2"},
+        "latency": {"runtime": "onnx"},
+    }
+    config = Config.model_validate(tree)
+    assert config.candidate({}).latency.runtime == "onnx"
+    assert config.chosen_objectives()[1].measure.label.endswith("in ONNX Runtime")
+    assert config.chosen_constraints()[0].head == "speedup_onnx"
+    assert Config.model_validate(tree | {"int8": True}).candidate({}).int8
+    assert load_recorded(dump(config)).latency == config.latency
+
+
+def test_how_times_are_taken_does_not_vary() -> None:
+    space = {"latency.batch_size": {"low": 1, "high": 4}}
+    tree = SMALL_CONFIG | {"objectives": ["val_accuracy", "speedup"], "space": space}
+    with pytest.raises(
+        ValidationError, match=r"'latency\.batch_size' would have networks timed in"
+    ):
+        Config.model_validate(tree)
+
+
+def test_what_would_take_times_of_nothing_is_refused() -> None:
+    for latency in ({"runtime": "onnx"}, {"command": "time {file}"}):
+        with pytest.raises(ValidationError, match="is for latency_ms and speedup, and neither"):
+            Config.model_validate(SMALL_CONFIG | {"latency": latency})
+    torch_alone = SMALL_CONFIG | {"objectives": ["val_accuracy", "speedup"], "int8": True}
+    with pytest.raises(ValidationError, match=r"set latency\.runtime to onnx, or leave out"):
+        Config.model_validate(torch_alone)
 
 
 @pytest.mark.parametrize(

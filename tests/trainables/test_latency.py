@@ -1,7 +1,10 @@
 """Latency: ratios of interleaved runs. No test here depends on how fast this machine is."""
 
+from typing import Any
+
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from slimfront.trainables.measures.latency import Latency, time_networks
@@ -79,3 +82,34 @@ def test_the_mode_of_the_networks_is_as_it_was() -> None:
     network = nn.Dropout(0.5).train()
     time_networks([network], torch.ones(1, 3), Latency(runs=3))
     assert network.training
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"command": "ssh device ./time"}, "is not given the file; write {file} where"),
+        ({"command": ""}, "is not given the file"),
+        ({"command": "{file}"}, "is not given the file"),
+        ({"command": "time '{file}"}, "cannot be split into words: no closing quotation"),
+        ({"command": "time {file}", "runtime": "onnx"}, "are two ways to take times"),
+        ({"timeout": 5}, "timeout is for a command, and there is none"),
+        ({"command": "time {file}", "timeout": 0}, "greater than 0"),
+        ({"runtime": "tflite"}, "'torch', 'onnx' or 'openvino'"),
+    ],
+)
+def test_what_cannot_time_a_network_is_refused(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        Latency.model_validate(options)
+
+
+def test_labels_and_heads_say_what_took_the_times() -> None:
+    plain = Latency().described()
+    assert plain["latency_ms"].axis == "latency, ms per batch"
+    assert plain["latency_ms"].head == "latency_ms"
+    onnx = Latency(runtime="onnx").described()
+    assert onnx["latency_ms"].axis == "latency, ms per batch, in ONNX Runtime"
+    assert onnx["speedup"].axis == "times faster than the dense network, in ONNX Runtime"
+    assert onnx["speedup"].head == "speedup_onnx"
+    command = Latency(command="ssh device ./time {file}").described()
+    assert command["latency_ms"].axis == "latency, ms per batch, by latency.command"
+    assert command["latency_ms"].head == "latency_ms_command"

@@ -312,8 +312,8 @@ def test_an_int8_candidate_is_measured_as_its_quantised_file() -> None:
     assert int8.measures["val_accuracy"] == pytest.approx(plain.measures["val_accuracy"], abs=0.05)
 
 
-def test_times_of_int8_candidates_are_refused() -> None:
-    with pytest.raises(ValidationError, match="times of int8 networks are not measured in trials"):
+def test_times_of_int8_candidates_in_torch_are_refused() -> None:
+    with pytest.raises(ValidationError, match="is an ONNX file, which torch does not time"):
         with_changes(int8=True, measures=["speedup"])
 
 

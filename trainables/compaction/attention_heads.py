@@ -1,6 +1,7 @@
 """Dead heads of attention: removed, with the constants that they output moved into the bias of the
 output projection."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, fx, nn
 from slimfront.trainables.compaction.layers import set_module, with_weights
 from slimfront.trainables.compaction.units import Removed
 from slimfront.trainables.structure.attention_modules import Attention
+from slimfront.trainables.structure.coupling.units import put_back
 from slimfront.trainables.structure.graph import call_counts, module_of, only_user
 
 
@@ -33,13 +35,14 @@ class _Attended:
 
 
 @torch.no_grad()
-def remove_dead_heads(graph: fx.GraphModule) -> list[Removed]:
+def remove_dead_heads(graph: fx.GraphModule, multiple: int = 1) -> list[Removed]:
     """Removes heads whose output is constant, or that nothing reads; outputs stay equal.
 
     A head is constant if the rows of its values are all zero: attention weights sum to 1, so it
     outputs its values' bias. It is unread if its columns of the output projection are zero. Where
     no head is left, the output projection reads the query's input with weight 0, if it is not
-    larger then; else one head stays.
+    larger then; else one head stays. Where any stays, as many more do as make the width of all of
+    them a `multiple`, if there are so many.
     """
     removed = []
     for node in list(graph.graph.nodes):
@@ -56,6 +59,9 @@ def remove_dead_heads(graph: fx.GraphModule) -> list[Removed]:
         if query.in_features * out.out_features > sum(each.weight.numel() for each in projections):
             # The output projection would become larger than all of them.
             dead[0] &= not bool(dead.all())
+        if not dead.all():
+            width = read.shape[2]
+            dead &= ~put_back(dead, multiple // math.gcd(multiple, width))
         constant &= dead
         if not dead.any():
             continue

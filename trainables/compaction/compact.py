@@ -4,9 +4,9 @@ import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction.attention_heads import remove_dead_heads
@@ -66,13 +66,24 @@ class Compaction(Options):
     larger. `always` is for the fewest layers, even where the network becomes larger; `never` does
     not merge. `tolerance` is the largest difference of an output, relative to its spread, that
     counts as equal. `approximate` also merges padded convolutions where only the border of the
-    image comes out differently, after that check; it needs a refit.
+    image comes out differently, after that check; it needs a refit. With a `multiple`, such as 8,
+    as many units of each layer that loses any stay as make their number a multiple, where it has so
+    many: for hardware that is faster then.
     """
 
     enabled: bool = True
     merge: MergePolicy = "smaller"
     tolerance: float = Field(1e-4, gt=0)
     approximate: bool = False
+    multiple: int = Field(1, ge=1, le=1024)
+
+    @model_validator(mode="after")
+    def _a_multiple_is_kept_by_compaction(self) -> Self:
+        if self.multiple > 1 and not self.enabled:
+            raise ValueError(
+                "compaction.multiple is kept by compaction, which is not enabled; leave one out"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -149,7 +160,8 @@ def compact(
             _tidy(network)
             network.recompile()
         if isinstance(network, fx.GraphModule):
-            steps += _name_what_stays(network, set() if told is None else told)
+            told = set() if told is None else told
+            steps += _name_what_stays(network, inputs, options, told)
     if not apart <= options.tolerance:  # NaN too
         raise TrialFailure(
             f"compaction changed the outputs by {apart:.2e} of their spread; the tolerance is "
@@ -158,16 +170,19 @@ def compact(
     return Compacted(network, Report(tuple(steps), apart, measure(network, inputs)))
 
 
-def _name_what_stays(network: fx.GraphModule, told: set[str]) -> list[Step]:
+def _name_what_stays(
+    network: fx.GraphModule, inputs: Tensor, options: Compaction, told: set[str]
+) -> list[Step]:
     """Names the layers that keep units without a weight, but for those that give the network's
-    outputs; warns of those that were not `told` of."""
+    outputs; warns of those that were not `told` of, and do not stay for a multiple alone."""
     last = {
         str(node.target)
         for node in network.graph.nodes
         if node.op == "call_module" and _gives_output(node)
     }
     stay = {name: count for name, count in dead_units(network).items() if name not in last}
-    new = [name for name in stay if name not in told]
+    wanted = _for_a_multiple(network, inputs, options, set(stay))
+    new = [name for name in stay if name not in told | wanted]
     told.update(new)
     if new:
         named = ", ".join(f"{stay[name]:,} of '{name}'" for name in new[:10])
@@ -177,7 +192,23 @@ def _name_what_stays(network: fx.GraphModule, told: set[str]) -> list[Step]:
             named,
             " …" if len(new) > 10 else "",
         )
-    return [(name, "zeros stay", f"{count} units without a weight") for name, count in stay.items()]
+    steps: list[Step] = []
+    for name, count in stay.items():
+        why = f", for a multiple of {options.multiple}" if name in wanted else ""
+        steps.append((name, "zeros stay", f"{count} units without a weight{why}"))
+    return steps
+
+
+def _for_a_multiple(
+    network: fx.GraphModule, inputs: Tensor, options: Compaction, names: set[str]
+) -> set[str]:
+    """Which of these layers would keep no unit without a weight if any number were right."""
+    if options.multiple == 1 or not names:
+        return set()
+    fewest, seen, exact = in_float64_where_it_can(network, inputs[:SEEN])
+    remove_dead_units(fewest)
+    remove_coupled_channels(fewest, seen, EXACT if exact else options.tolerance)
+    return names - dead_units(fewest).keys()
 
 
 def _gives_output(node: fx.Node) -> bool:
@@ -297,9 +328,11 @@ def _reduced(
     steps: list[Step] = []
     while True:
         found: list[Step] = []
-        units = _removed(remove_dead_units(network), "units") if "units" in removals else []
+        units: list[Step] = []
+        if "units" in removals:
+            units = _removed(remove_dead_units(network, options.multiple), "units")
         if "heads" in removals:
-            found += _removed(remove_dead_heads(network), "heads")
+            found += _removed(remove_dead_heads(network, options.multiple), "heads")
         if "blocks" in removals:
             dropped = drop_empty_branches(network, start.inputs)
             found += [(name, "block removed", "its residual branch is zero") for name in dropped]
@@ -311,7 +344,7 @@ def _reduced(
         found += [(name, "merged", "into the next layer") for name in merged]
         if not found and "channels" in removals:
             gone_together = remove_coupled_channels(
-                network, start.inputs, start.tolerance, start.probe
+                network, start.inputs, start.tolerance, start.probe, options.multiple
             )
             found += [
                 (

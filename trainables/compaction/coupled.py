@@ -2,6 +2,7 @@
 and the like couple them."""
 
 import logging
+import math
 from collections.abc import Callable
 
 from torch import Tensor, fx, nn
@@ -10,7 +11,8 @@ from slimfront.trainables.compaction.slicing import sliced
 from slimfront.trainables.compaction.units import Removed
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.agreement import EXACT, Probe
-from slimfront.trainables.structure.channel_groups import channel_groups, remove_units
+from slimfront.trainables.structure.channel_groups import ChannelGroup, channel_groups, remove_units
+from slimfront.trainables.structure.coupling.units import put_back
 from slimfront.trainables.structure.graph import WeightLayer, module_of
 from slimfront.trainables.structure.removable import removable_together
 
@@ -24,21 +26,23 @@ def remove_coupled_channels(
     inputs: Tensor,
     tolerance: float = EXACT,
     probe: Probe | None = None,
+    multiple: int = 1,
 ) -> list[Removed]:
     """Removes the units that every reader of theirs reads as 0, or with weights of 0, in place;
     each layer keeps at least one.
 
     Units stay where the outputs could change by more than `tolerance`, or where the network has a
     size written into its code that cannot be changed. `inputs` (N, *input_shape) show what couples;
-    `probe` knows what the network should compute, if that was found out before.
+    `probe` knows what the network should compute, if that was found out before. As many more stay
+    as make the numbers of those that stay a `multiple`, if there are so many.
     """
     if not _has_zeros(network):
         return []
     network.recompile()  # its graph may have changed
-    own = sliced(network, inputs, _agreement(network, inputs, tolerance, probe))
+    own = sliced(network, inputs, _agreement(network, inputs, tolerance, probe), multiple)
     if own is not None:
         return [Removed(name, count, whole=False) for name, count in own.items()]
-    return _removed_by_dependencies(network, inputs, tolerance)
+    return _removed_by_dependencies(network, inputs, tolerance, multiple)
 
 
 def _agreement(
@@ -87,7 +91,7 @@ def _first_layers(network: fx.GraphModule) -> set[str]:
 
 
 def _removed_by_dependencies(
-    network: fx.GraphModule, inputs: Tensor, tolerance: float
+    network: fx.GraphModule, inputs: Tensor, tolerance: float, multiple: int
 ) -> list[Removed]:
     """The same by Torch-Pruning's graph, for what ours does not follow."""
     if not dead_units(network):
@@ -102,12 +106,23 @@ def _removed_by_dependencies(
     for group in groups:
         gone = ~group.alive(parameters)
         gone[0] &= not bool(gone.all())
+        gone &= ~put_back(gone, _units_at_once(group, multiple))
         if gone.any():
             dead[group.name] = gone
     right = removable_together(network, inputs, dead, tolerance)
     if right:
         remove_units(network, inputs, {name: dead[name] for name in right})
     return [Removed(name, int(dead[name].sum()), whole=False) for name in right]
+
+
+def _units_at_once(group: ChannelGroup, multiple: int) -> int:
+    """Of how many units a multiple has to stay, so that a `multiple` of the rows of each layer that
+    makes them does: a unit may be several rows there."""
+    at_once = 1
+    for owners in group.writers.values():
+        rows = int((owners >= 0).sum()) // group.units
+        at_once = math.lcm(at_once, multiple // math.gcd(multiple, rows))
+    return at_once
 
 
 def dead_units(network: nn.Module) -> dict[str, int]:

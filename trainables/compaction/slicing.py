@@ -2,7 +2,7 @@
 sizes in its code."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -412,13 +412,17 @@ class _Call:
 
 
 def sliced(
-    network: fx.GraphModule, inputs: Tensor, agrees: Callable[[nn.Module], bool]
+    network: fx.GraphModule,
+    inputs: Tensor,
+    agrees: Callable[[nn.Module], bool],
+    multiple: int = 1,
 ) -> dict[str, int] | None:
     """Takes out of a network, in place, all units that can go without a change of its outputs; how
     many rows each layer lost, by name; None if nothing was done, and not all of it is known.
 
     What cannot be taken out since a size is written into the code stays. Each try is made on a
-    copy, and kept if it `agrees`; else nothing is done.
+    copy, and kept if it `agrees`; else nothing is done. As many units stay as make the number of
+    each layer's a `multiple`, if there are so many.
     """
     if writes_elsewhere(network):
         return None
@@ -430,7 +434,7 @@ def sliced(
         for node in copy.graph.nodes:
             if node.name in kept:
                 walk.stay([walk.known[node], *_inputs(walk, node)], "a size in the code")
-        gone = walk.units.removable()
+        gone = walk.units.removable(rows=list(_rows(walk)), multiple=multiple)
         lost = _lost(walk, gone)
         if not lost:
             return None if kept or walk.unknown else {}
@@ -454,15 +458,28 @@ def _inputs(walk: Walk, node: fx.Node) -> list[Any]:
 def _lost(walk: Walk, gone: Tensor) -> dict[str, int]:
     """How many of the units that it makes each layer loses."""
     found: dict[str, int] = {}
+    for owner, units in _made(walk):
+        count = int((gone[units] & (units != NONE)).sum())
+        if count:
+            found[owner] = max(found.get(owner, 0), count)
+    return found
+
+
+def _rows(walk: Walk) -> Iterator[Tensor]:
+    """The units that each layer makes."""
+    for _, units in _made(walk):
+        yield units
+
+
+def _made(walk: Walk) -> Iterator[tuple[str, Tensor]]:
+    """Each layer by name, with the units along each axis of its parameters along which it makes
+    them."""
     for name, axes in walk.tensors.items():
         owner = name.rpartition(".")[0] or name
         for axis, units in enumerate(axes):
             makes = axis == 0 or (name, axis) in walk.writing
-            lost = makes and units is not None
-            count = int((gone[units] & (units != NONE)).sum()) if lost else 0
-            if count:
-                found[owner] = max(found.get(owner, 0), count)
-    return found
+            if makes and units is not None:
+                yield owner, units
 
 
 def _by_batch(network: fx.GraphModule, walk: Walk, inputs: Tensor) -> frozenset[str]:

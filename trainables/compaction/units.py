@@ -13,6 +13,7 @@ from slimfront.trainables.compaction.layers import (
     set_module,
     with_weights,
 )
+from slimfront.trainables.structure.coupling.units import put_back
 from slimfront.trainables.structure.graph import (
     Conv,
     WeightLayer,
@@ -86,7 +87,7 @@ def _any(padding: str | int | tuple[int, ...]) -> bool:
 
 
 @torch.no_grad()
-def remove_dead_units(graph: fx.GraphModule) -> list[Removed]:
+def remove_dead_units(graph: fx.GraphModule, multiple: int = 1) -> list[Removed]:
     """Removes hidden units and channels that are constant, or that nothing reads, until there are
     none; outputs stay equal.
 
@@ -94,7 +95,8 @@ def remove_dead_units(graph: fx.GraphModule) -> list[Removed]:
     is non-negative, its incoming weights and bias are all ≤ 0, and a ReLU follows (output 0). It is
     unread if its outgoing weights are zero. A constant other than 0 stays where padding lies behind
     it. A layer that would keep no unit goes as a whole if its reader can read the layer's input
-    instead, with weight 0, and is not larger then; else it keeps one unit.
+    instead, with weight 0, and is not larger then; else it keeps one unit. As many more stay, with
+    weights of 0, as make the number of those that stay a `multiple`, if there are so many.
     """
     removed: list[Removed] = []
     while True:  # what goes in one pass can leave more dead for the next
@@ -104,7 +106,8 @@ def remove_dead_units(graph: fx.GraphModule) -> list[Removed]:
         for node in list(graph.graph.nodes):
             path = _path(graph, node, counts)
             if path is not None:
-                gone = _remove(graph, path, input_nonnegative=node.args[0] in nonnegative)
+                known = node.args[0] in nonnegative
+                gone = _remove(graph, path, multiple, input_nonnegative=known)
                 removed += [gone] if gone else []
         if len(removed) == before:
             return removed
@@ -164,7 +167,9 @@ def _reads_units_in_order(
     )
 
 
-def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> Removed | None:
+def _remove(
+    graph: fx.GraphModule, path: _Path, multiple: int, *, input_nonnegative: bool
+) -> Removed | None:
     layer, following = path.layer, path.following
     bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.weight.shape[0])
     constant, value = _constants(
@@ -188,6 +193,9 @@ def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> R
         # Of a bottleneck: without it, the reader would have many more weights, all of them zero.
         keep[0] = True
         whole, emptied = False, True
+    alive = keep & (not emptied)
+    if not whole:
+        keep = keep | put_back(~keep, multiple)
     count = int((~keep).sum())
     if count == 0:
         return None
@@ -198,9 +206,10 @@ def _remove(graph: fx.GraphModule, path: _Path, *, input_nonnegative: bool) -> R
         for node in reversed((path.node, *path.between)):
             bypass(graph, node)
     else:
-        kept, share = keep.nonzero().flatten(), 0 if emptied else 1
+        kept = keep.nonzero().flatten()
+        share = alive[kept].to(read)
         outputs, _, *kernel = following.weight.shape
-        weight = read[:, kept].reshape(outputs, -1, *kernel) * share
+        weight = (read[:, kept] * share.view(-1, 1)).reshape(outputs, -1, *kernel)
         _keep_units(graph, path, kept, share)
     set_module(graph, str(path.reader.target), with_weights(following, weight, new_bias))
     return Removed(str(path.node.target), count, whole)
@@ -213,11 +222,12 @@ def _any_along(weight: Tensor, axes: tuple[int, ...]) -> Tensor:
     return nonzero > 0
 
 
-def _keep_units(graph: fx.GraphModule, path: _Path, kept: Tensor, share: int) -> None:
-    """Leaves a layer these units alone, times `share`."""
+def _keep_units(graph: fx.GraphModule, path: _Path, kept: Tensor, share: Tensor) -> None:
+    """Leaves a layer these units alone, each times its `share` (kept,)."""
     layer = path.layer
     bias = None if layer.bias is None else layer.bias[kept] * share
-    narrower = with_weights(layer, layer.weight[kept] * share, bias)
+    rows = layer.weight[kept]
+    narrower = with_weights(layer, rows * share.view(-1, *[1] * (rows.dim() - 1)), bias)
     set_module(graph, str(path.node.target), narrower)
 
 

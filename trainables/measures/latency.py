@@ -1,16 +1,19 @@
 """How long a network takes beside another one: interleaved runs, since the speed of a machine
 drifts."""
 
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from slimfront.trainables.measures.described import KNOWN, Measure
 from slimfront.trainables.options import Options
 from slimfront.trainables.tasks.evaluating import evaluating
 
@@ -22,14 +25,90 @@ _MEASURED_S, _CALLS = 0.02, 3
 """`seconds_of` calls for so long, and at least so often."""
 
 
+SPEEDS = ("latency_ms", "speedup")
+"""The measures that are times, or made of them."""
+
+FILE = "{file}"
+"""What stands in a command for the path of the file."""
+
+Runtime = Literal["torch", "onnx", "openvino"]
+RUNTIMES: dict[Runtime, str] = {
+    "torch": "torch",
+    "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
+"""What people call each runtime."""
+
+
 class Latency(Options):
     """How latency is measured: on batches of `batch_size`, with `threads` of the CPU, `runs` times
-    after `warm_up` more."""
+    after `warm_up` more.
+
+    `runtime` runs the network: `torch` as it is, where it was trained; `onnx` and `openvino` its
+    ONNX file, on the CPU. `command` is a command of the user's that takes the time instead: it is
+    run without a shell, with the path of the ONNX file for `{file}`, and the last line that it
+    prints is a number of milliseconds; it is ended after `timeout` seconds, 60 if left out.
+    """
 
     batch_size: int = Field(1, ge=1)
     threads: int = Field(1, ge=1)
     runs: int = Field(21, ge=3)
     warm_up: int = Field(3, ge=0)
+    runtime: Runtime = "torch"
+    command: str | None = None
+    timeout: float | None = Field(None, gt=0, le=86_400)
+
+    @field_validator("command")
+    @classmethod
+    def _is_given_the_file(cls, command: str | None) -> str | None:
+        if command is None:
+            return None
+        try:
+            words = shlex.split(command)
+        except ValueError as error:
+            said = str(error).lower()
+            raise ValueError(f"'{command}' cannot be split into words: {said}") from None
+        if not any(FILE in word for word in words[1:]):
+            raise ValueError(
+                f"'{command}' is not given the file; write {FILE} where its path is to stand, such "
+                f"as './time {FILE}'"
+            )
+        return command
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.command is not None and self.runtime != "torch":
+            raise ValueError(
+                f"runtime: {self.runtime} and command are two ways to take times; leave one out"
+            )
+        if self.timeout is not None and self.command is None:
+            raise ValueError("timeout is for a command, and there is none; leave it out")
+        return self
+
+    @property
+    def of_file(self) -> bool:
+        """Whether times are of the exported file, and not of the network in torch."""
+        return self.command is not None or self.runtime != "torch"
+
+    @property
+    def taken(self) -> str:
+        """How times are taken, for people: in ONNX Runtime, or by a command."""
+        if self.command is not None:
+            return "by latency.command"
+        return f"in {RUNTIMES[self.runtime]}"
+
+    def described(self) -> dict[str, Measure]:
+        """What is known of the measures that are times, with how they are taken."""
+        if not self.of_file:
+            return {name: KNOWN[name] for name in SPEEDS}
+        where = "command" if self.command is not None else self.runtime
+        found = {}
+        for name in SPEEDS:
+            known = KNOWN[name]
+            found[name] = replace(
+                known, label=f"{known.label}, {self.taken}", short=f"{name}_{where}"
+            )
+        return found
 
 
 @dataclass(frozen=True)

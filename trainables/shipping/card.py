@@ -12,7 +12,7 @@ from slimfront.trainables.data import Dataset
 from slimfront.trainables.inputs import Several, by_place, described
 from slimfront.trainables.markdown import code, text
 from slimfront.trainables.shipping.formats import onnx_names
-from slimfront.trainables.shipping.shipment import Shipment
+from slimfront.trainables.shipping.shipment import SearchedTimes, Shipment
 
 _SIZES = {
     "params": "parameters",
@@ -173,7 +173,23 @@ def speed(shipment: Shipment, other: str = "dense") -> str:
             f"They were faster, so `load` gives this file {kernel} kernels {where}; the table is "
             "without them."
         )
+    if shipment.searched is not None:
+        lines.append(_searched(shipment.searched))
     return "\n\n".join(lines)
+
+
+def _searched(times: SearchedTimes) -> str:
+    """What a search measured, and what was measured again when it was over, side by side."""
+    rows = [
+        f"The search took these times {times.taken}, and those of what it recommends again at its "
+        "end, in quiet.\n",
+        "| | in the search | again in quiet |",
+        "| --- | ---: | ---: |",
+    ]
+    for name, value in times.during.items():
+        again = f"{times.again[name]:.4g}" if name in times.again else "-"
+        rows.append(f"| {code(name)} | {value:.4g} | {again} |")
+    return "\n".join(rows)
 
 
 def did(compaction: Sequence[Sequence[str]]) -> str:

@@ -21,6 +21,7 @@ from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.inputs import Several, by_place, described, joined, tensors
 from slimfront.trainables.shipping.kernels import Kernel, has_2_of_4, with_sparse_kernels
+from slimfront.trainables.structure.copying import copied
 
 Format = Literal["pt2", "onnx", "safetensors"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -137,6 +138,17 @@ def save(
         _save_safetensors(network, inputs, path, sparse_kernels=sparse_kernels)
     else:
         {"pt2": _save_pt2, "onnx": _save_onnx}[kind](network, inputs[:2], path)
+
+
+def write_onnx(network: nn.Module, data: Dataset, path: Path) -> None:
+    """Writes a network that takes what `data.prepare` makes to an ONNX file, as it ships; `network`
+    stays as it is, on its device.
+
+    Raises:
+        UserError: if the format cannot hold this network, or what it needs is not installed.
+    """
+    raw = data.raw(data.validation.inputs[:2].cpu())
+    save(shipped(copied(network).cpu(), data), raw, path, "onnx")
 
 
 def load(path: Path, device: str = "cpu") -> nn.Module:

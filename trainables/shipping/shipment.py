@@ -28,6 +28,18 @@ _TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
+class SearchedTimes:
+    """The times that a search took of a network, by measure."""
+
+    taken: str
+    """How, such as: in ONNX Runtime."""
+    during: Mapping[str, float]
+    """While other trials ran."""
+    again: Mapping[str, float]
+    """When it was over; empty where they were not taken."""
+
+
+@dataclass(frozen=True)
 class Shipment:
     """A file that was written and checked."""
 
@@ -53,6 +65,8 @@ class Shipment:
     sparse_kernels: Sequence[Kernel]
     """Those that the file asks for: it is a safetensors file, and they were faster at every batch
     size."""
+    searched: SearchedTimes | None = None
+    """What the search that it is of measured; None where that took no times, or there was none."""
 
 
 def ship(

@@ -14,12 +14,14 @@ from slimfront.trainables.compaction import Compacted, compact
 from slimfront.trainables.data import Dataset, Split
 from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.inputs import each
-from slimfront.trainables.measures.measure import measure, measure_extra
+from slimfront.trainables.measures.latency import SPEEDS
+from slimfront.trainables.measures.measure import measure
 from slimfront.trainables.measures.own import OwnMeasure
 from slimfront.trainables.models import built
 from slimfront.trainables.penalties.features import remove_hooks
-from slimfront.trainables.shipping.formats import save, shipped
+from slimfront.trainables.shipping.formats import write_onnx
 from slimfront.trainables.shipping.int8 import as_int8
+from slimfront.trainables.shipping.stopwatch import Stopwatch
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.one_shot import Pruning
@@ -53,8 +55,7 @@ class Finishing:
         """`data` is on the device of the networks."""
         self.candidate = candidate
         self.data = data
-        self.dense: nn.Module | None = None
-        """What speed-ups are against, once it is asked for: its weights do not matter."""
+        self._stopwatch: Stopwatch | None = None
         self.told: set[str] = set()
         """The layers whose zero units were warned of: once, and not for each network."""
 
@@ -221,6 +222,9 @@ class Finishing:
         found |= int8.scores(self.data, "val")
         found |= sizes
         found |= int8.sizes()
+        speeds = [name for name in self.candidate.asked_measures() if name in SPEEDS]
+        if speeds:
+            found |= self.stopwatch().measure_file(int8.file, speeds)
         for own in self.candidate.own_measures():
             found[own.name] = int8.measure(own)
         return found
@@ -229,17 +233,43 @@ class Finishing:
         """The measures that the candidate asks for beyond those that are always taken; `inputs` (N,
         *input_shape)."""
         names = self.candidate.asked_measures()
-        latency = self.candidate.latency
-        if "speedup" in names and self.dense is None:
-            dense = latency.against or self.candidate.model
-            with torch.random.fork_rng(devices=[]):
-                self.dense = built(dense, self.data).to(self.data.device)
-        extra = measure_extra(network, inputs, names, self.dense, latency)
-        found: dict[str, Number] = dict(extra)
+        found: dict[str, Number] = {}
+        if names:
+            found |= self.stopwatch().measure(network, inputs, names)
         own = self.candidate.own_measures()
         if own:
             found |= measure_own(network, self.data, own)
         return found
+
+    def stopwatch(self) -> Stopwatch:
+        """What takes times as the candidate says, against the network that speed-ups are against,
+        whose weights do not matter."""
+        if self._stopwatch is None:
+            candidate = self.candidate
+            dense = None
+            if "speedup" in candidate.asked_measures():
+                with torch.random.fork_rng(devices=[]):
+                    built_dense = built(candidate.latency.against or candidate.model, self.data)
+                dense = built_dense.to(self.data.device)
+            self._stopwatch = Stopwatch(self.data, candidate.latency, dense)
+        return self._stopwatch
+
+    def timed(self, network: nn.Module) -> dict[str, float]:
+        """The times that the candidate asks for of a compact network, as it ships; empty if it asks
+        for none.
+
+        Raises:
+            UserError: as `Stopwatch.measure`.
+            TrialFailure: as `Stopwatch.measure`.
+        """
+        speeds = [name for name in self.candidate.asked_measures() if name in SPEEDS]
+        if not speeds:
+            return {}
+        if self.candidate.int8:
+            int8 = as_int8(copied(network).cpu(), self.data)
+            return self.stopwatch().measure_file(int8.file, speeds)
+        inputs = self._checked_inputs(self.data.validation)
+        return self.stopwatch().measure(network, inputs, speeds)
 
 
 def measure_own(network: nn.Module, data: Dataset, own: Sequence[OwnMeasure]) -> dict[str, Number]:
@@ -254,9 +284,7 @@ def measure_own(network: nn.Module, data: Dataset, own: Sequence[OwnMeasure]) ->
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.onnx")
         if any(measure.on == "onnx" for measure in own):
-            on_cpu = copied(network).cpu()
-            raw = data.raw(data.validation.inputs[:2].cpu())
-            save(shipped(on_cpu, data), raw, path, "onnx")
+            write_onnx(network, data, path)
         with evaluating(network):
             for measure_of in own:
                 if measure_of.on == "onnx":

@@ -31,7 +31,7 @@ from slimfront.trainables.structure.agreement import Probe, difference, outputs
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.graph import Layer, trace
 from slimfront.trainables.tasks.evaluating import evaluating
-from slimfront.trainables.training.finishing import measure_own
+from slimfront.trainables.training.finishing import Finishing, measure_own
 from slimfront.trainables.training.freezing import training_mode
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.losses import Losses
@@ -179,7 +179,8 @@ class _Rehearsal:
             _zero_a_unit(groups[name])
         told = {name for name, _ in zeroed.named_modules()}
         try:
-            steps = compact(zeroed, self.sample, compaction, told)
+            one_by_one = compaction.model_copy(update={"multiple": 1})
+            steps = compact(zeroed, self.sample, one_by_one, told)
         except (UserError, TrialFailure):
             return  # which is told of where the network is made compact as it is
         stay = []
@@ -305,6 +306,9 @@ class _Rehearsal:
                 raise UserError("the network is not the same after it was stored and read again")
         if "model" in stored:
             _check_shippable(network, self.sample)
+        if candidate.latency.of_file:
+            with _naming(None, "the network cannot be timed"):
+                Finishing(candidate, data).timed(network)
         if candidate.int8:
             with _naming(None, "the network cannot be quantised to int8"):
                 int8 = as_int8(copied(network).cpu(), data)

@@ -1,6 +1,6 @@
 """Units by number: which go together, what reads them, and which can all go at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -127,9 +127,12 @@ class Units:
             found.setdefault(int(joined[root]), []).append(root)
         return [torch.tensor(group) for group in found.values()]
 
-    def removable(self, *, structure_only: bool = False) -> Tensor:
+    def removable(
+        self, *, structure_only: bool = False, rows: Sequence[Tensor] = (), multiple: int = 1
+    ) -> Tensor:
         """The largest set of units that can all go at once, (count,) bool; with `structure_only`,
-        whatever the weights are, and whether or not any stay."""
+        whatever the weights are, and whether or not any stay. Of each of `rows`, units (n,), a
+        `multiple` stays, or all."""
         roots = self.roots()
         gone = torch.ones(self.count, dtype=torch.bool)
 
@@ -146,7 +149,7 @@ class Units:
         if structure_only:
             reads = [_of_structure(read) for read in self._reads]
         changed = True
-        while changed:
+        while changed or _add_one(rows, multiple, gone, roots):
             changed = False
             for read in reads:
                 without = (read.unless == NONE) | ~gone[roots[read.unless]]
@@ -168,6 +171,24 @@ class Units:
         itself = gone[roots[whole.units]]
         changed = restore(whole.units[itself & ~all_gone])
         return restore(whole.members[all_gone & ~itself, :1]) or changed
+
+
+def _add_one(rows: Sequence[Tensor], multiple: int, gone: Tensor, roots: Tensor) -> bool:
+    """Has one more unit stay, of the first of `rows` that a multiple is missing of; whether there
+    is one. One at a time, since others come with it."""
+    for units in rows if multiple > 1 else ():
+        short = put_back(~_kept(units, gone[roots]), multiple)
+        if short.any():
+            gone[roots[units[short][:1]]] = False
+            return True
+    return False
+
+
+def put_back(gone: Tensor, multiple: int) -> Tensor:
+    """Which of the units (n,) bool that are to go stay all the same, so that the number of those
+    that stay is a multiple, or all of them do: the first ones, (n,) bool."""
+    missing = -int((~gone).sum()) % multiple
+    return gone & (gone.cumsum(0) <= missing)
 
 
 def _joined(count: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -1,4 +1,5 @@
-"""The members of a front on the test split, which nothing has looked at before."""
+"""What is taken when a search is over: its front on the test split, which nothing has looked at before,
+and the times of what is recommended, in quiet."""
 
 import logging
 import math
@@ -8,13 +9,15 @@ import torch
 from torch import nn
 
 from slimfront.search.config.schema import Config
-from slimfront.search.record.events import Event, NetworkTested
-from slimfront.search.record.ledger import MeasuredNetwork
+from slimfront.search.record.events import Event, NetworkTested, NetworkTimed
+from slimfront.search.record.ledger import Ledger, MeasuredNetwork
 from slimfront.trainables.data import Dataset, load_once
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import TrialFailure, UserError
+from slimfront.trainables.measures.latency import SPEEDS
 from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.shipping.network_file import read
 from slimfront.trainables.tasks.standard_error import standard_error
+from slimfront.trainables.training.finishing import Finishing
 
 log = logging.getLogger(__name__)
 
@@ -64,3 +67,38 @@ def _standard_errors(network: nn.Module, data: Dataset) -> dict[str, float]:
         if math.isfinite(error):
             found[f"{name}_{data.task.quality.name}_se"] = error
     return found
+
+
+def time_again(config: Config, ledger: Ledger, write: Callable[[Event], object]) -> None:
+    """Takes the times of what is recommended once more, now that nothing runs beside it, where the
+    search took them; a network that was timed so before is not again.
+
+    What fails costs a warning and these times, not the front.
+    """
+    point = ledger.recommended()
+    if point is None or point.timed_again is not None:
+        return
+    try:
+        times = _times(config, point)
+    except (UserError, TrialFailure) as error:
+        log.warning("%s was not timed again: %s", point.name, error)
+        return
+    if times:
+        write(
+            NetworkTimed(number=point.trial.number, epoch=point.epoch, step=point.step, times=times)
+        )
+
+
+def _times(config: Config, point: MeasuredNetwork) -> dict[str, float]:
+    """The times that the search takes of a network, on the kind of device that its trials use."""
+    candidate = config.candidate(point.trial.values)
+    if not any(name in SPEEDS for name in candidate.asked_measures()):
+        return {}
+    device = torch.device("cpu")
+    if config.resources.gpu and not candidate.latency.of_file:
+        if not torch.cuda.is_available():
+            raise UserError("trials were timed on GPUs, and there is none where the search is led")
+        device = torch.device("cuda")
+    network = read(point.file, candidate.model).to(device).eval()
+    data = load_once(config.data, device, config.task)
+    return Finishing(candidate, data).timed(network)

@@ -19,14 +19,13 @@ def idle(
     Args:
         candidate: makes the candidate in which some paths have other values.
     """
-    for name in ends.get("sparsifier", ()):
-        sparsifier = candidate({"sparsifier": name}).sparsifier
-        if sparsifier is not None and not sparsifier.on:
+    for choice in ends.get("sparsifier", ()):
+        if "sparsifier.sparsity" not in ends and _is_off_unsaid(choice, candidate):
+            name = choice["name"] if isinstance(choice, Mapping) else choice
             yield (
                 "sparsifier",
-                f"'{name}' alone has sparsity 0 and does nothing; set sparsifier: "
-                f"{{name: {name}, sparsity: 0.9}}, and let "
-                "sparsifier.name vary, sparsifier.sparsity, or both",
+                f"'{name}' alone has sparsity 0 and does nothing; set sparsity in each choice: "
+                f"{{name: {name}, sparsity: 0.9}}",
             )
     for part, acts, right in _parts(ends):
         tried = []
@@ -35,6 +34,14 @@ def idle(
                 tried += [(path, end) for end in ends[path]]
         if tried and not any(acts(candidate({path: end})) for path, end in tried):
             yield tried[0][0], f"changes nothing, since {right}"
+
+
+def _is_off_unsaid(choice: Any, candidate: Callable[[Mapping[str, object]], Candidate]) -> bool:
+    """Whether a choice of a sparsifier does nothing, and does not say so itself."""
+    if isinstance(choice, Mapping) and "sparsity" in choice:
+        return False
+    sparsifier = candidate({"sparsifier": choice}).sparsifier
+    return sparsifier is not None and not sparsifier.on
 
 
 def _parts(ends: Ends) -> Iterator[tuple[str, Callable[[Candidate], bool], str]]:

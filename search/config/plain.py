@@ -41,6 +41,7 @@ def as_plain(config: Config) -> dict[str, Any]:
     stands for a secret.
     """
     plain = config.model_dump(mode="json")
+    plain["space"] = _space(config)
     shown: dict[str, Any] = redact_values(plain)
     for section, key in _STORES:
         uri = plain[section][key]
@@ -50,11 +51,19 @@ def as_plain(config: Config) -> dict[str, Any]:
     return shown
 
 
+def _space(config: Config) -> dict[str, Any]:
+    """What varies as the config says it, without what each parameter leaves out."""
+    space = {}
+    for path, parameter in config.space.items():
+        space[path] = parameter.model_dump(mode="json", exclude_unset=True)
+    return space
+
+
 def secret_paths(config: Config) -> list[str]:
     """Where a config holds a secret, by dotted path."""
     shown = flatten(as_plain(config))
     found = []
-    for path, value in flatten(config.model_dump(mode="json")).items():
+    for path, value in flatten(config.model_dump(mode="json") | {"space": _space(config)}).items():
         if repr(shown[path]) != repr(value):
             found.append(path)
     return found
@@ -63,10 +72,6 @@ def secret_paths(config: Config) -> list[str]:
 def dump(config: Config) -> str:
     """The resolved config as YAML that `load` reads back to an equal config, but for secrets."""
     plain = as_plain(config)
-    space = {}
-    for path, parameter in config.space.items():
-        space[path] = parameter.model_dump(mode="json", exclude_unset=True)
-    plain["space"] = space
     order = [
         "name",
         *Candidate.model_fields,

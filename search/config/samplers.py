@@ -22,7 +22,7 @@ from slimfront.trainables.options import suggest
 warnings.filterwarnings(
     "ignore",
     category=ExperimentalWarning,
-    message=".*(NSGAIIISampler|QMCSampler|multivariate|constant_liar)",
+    message=".*(NSGAIIISampler|QMCSampler|multivariate|group|constant_liar)",
 )
 
 SAMPLERS: dict[str, tuple[type[BaseSampler], dict[str, Any]]] = {
@@ -51,9 +51,28 @@ def sampler_options(name: str) -> list[str]:
     ]
 
 
-def build_sampler(name: str, seed: int, options: Mapping[str, Any] | None = None) -> BaseSampler:
-    """The sampler of that name. Raises ValueError, in one sentence, for a name or option that it
-    does not have."""
+def _for_conditions(name: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sampler is told further where some values vary only beside certain others: TPE models
+    together those that vary together, and those that have no model of all values take the rest from
+    another sampler, without a warning for each."""
+    if name == "tpe" and options.get("multivariate"):
+        return {"group": True}
+    if name == "gp":
+        return {"independent_sampler": TPESampler(seed=seed), "warn_independent_sampling": False}
+    if name == "qmc":
+        return {"independent_sampler": RandomSampler(seed), "warn_independent_sampling": False}
+    return {}
+
+
+def build_sampler(
+    name: str,
+    seed: int,
+    options: Mapping[str, Any] | None = None,
+    *,
+    conditional: bool = False,
+) -> BaseSampler:
+    """The sampler of that name; `conditional` where some values vary only beside certain others.
+    Raises ValueError, in one sentence, for a name or option that it does not have."""
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler '{name}'; {suggest(name, SAMPLERS)}")
     cls, defaults = SAMPLERS[name]
@@ -62,7 +81,10 @@ def build_sampler(name: str, seed: int, options: Mapping[str, Any] | None = None
             raise ValueError(
                 f"the sampler '{name}' has no option '{key}'; {suggest(key, sampler_options(name))}"
             )
+    wanted = {**defaults, **(options or {})}
+    if conditional:
+        wanted = _for_conditions(name, seed, wanted) | wanted
     try:
-        return cls(**{**defaults, **(options or {}), "seed": seed})
+        return cls(**wanted | {"seed": seed})
     except (TypeError, ValueError) as error:
         raise ValueError(f"the sampler '{name}' does not take these options: {error}") from None

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
 from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
 from pydantic import (
     Field,
     ValidationError,
@@ -17,6 +18,8 @@ from pydantic import (
 from slimfront.search.config.names import BAD_NAME, is_bucket, is_name
 from slimfront.search.config.objectives import Constraint, Objective, known_objectives
 from slimfront.search.config.overrides import overridden
+from slimfront.search.config.paths import parts, spelt
+from slimfront.search.config.search_space import SearchSpace
 from slimfront.search.config.settings import Resources, SearchOptions, Tracking
 from slimfront.search.config.space import Parameter, set_paths
 from slimfront.search.config.space_checks import check_nothing_secret, check_space, check_starts
@@ -60,6 +63,20 @@ class Config(Candidate):
         if not is_name(name):
             raise ValueError(BAD_NAME.format(name=shorten(name)))
         return name
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _paths_are_spelt_alike(cls, space: Any) -> Any:
+        """Quotes stand only where a key needs them, so that a path has one spelling."""
+        if not isinstance(space, Mapping):
+            return space
+        found: dict[Any, Any] = {}
+        for path, parameter in space.items():
+            name = spelt(path)
+            if name in found:
+                raise ValueError(f"the path {shorten(str(name))} stands twice")
+            found[name] = parameter
+        return found
 
     @field_validator("space")
     @classmethod
@@ -174,7 +191,7 @@ class Config(Candidate):
 
     @model_validator(mode="after")
     def _space_fits_the_candidate(self) -> Self:
-        check_space(self.space, self.candidate, self._field_type)
+        check_space(self.search_space, self.candidate, self._field_type)
         return self
 
     @model_validator(mode="after")
@@ -186,7 +203,7 @@ class Config(Candidate):
     def _starts_are_in_the_space(self) -> Self:
         """After the space was found right: its distributions are asked for."""
         if self._starts():
-            check_starts(self._starts(), self.distributions())
+            check_starts(self._starts(), self.search_space, self.distributions())
         return self
 
     def _starts(self) -> Sequence[Mapping[str, Any]]:
@@ -195,13 +212,23 @@ class Config(Candidate):
             return ()
         return self.search.start_from
 
+    @cached_property
+    def search_space(self) -> SearchSpace:
+        """What depends on what in `space`."""
+        return SearchSpace(self.space)
+
+    def build_sampler(self) -> BaseSampler:
+        """Optuna's sampler for this space."""
+        return self.search.build_sampler(conditional=self.search_space.conditional)
+
     def model_of(self, values: Mapping[str, object]) -> Model:
         """The model of the candidate with these values, which builds networks that were stored as
         weights alone."""
         return self.candidate(values).model
 
     def candidate(self, values: Mapping[str, object]) -> Candidate:
-        """The candidate with these values by dotted path put in.
+        """The candidate with these values by dotted path put in, as a trial records them or as they
+        stand in a config.
 
         Raises:
             KeyError: a path leads through something without parts.
@@ -210,22 +237,37 @@ class Config(Candidate):
         base = {name: getattr(self, name) for name in Candidate.model_fields}
         plain = Candidate.model_construct(**base).model_dump(mode="json")
         for path in values:
-            part = path.partition(".")[0]
+            part = parts(path)[0]
             if part not in Candidate.model_fields:
                 known = suggest(part, Candidate.model_fields)
                 raise KeyError(f"it is not part of the candidate; {known}")
         plain["measures"] = self._wanted_measures()
-        model_varies = any(path.partition(".")[0] == "model" for path in self.space)
+        model_varies = any(parts(path)[0] == "model" for path in self.space)
         if model_varies and plain["latency"]["against"] is None:
             # Every trial's speed-up is against the same network.
             plain["latency"]["against"] = plain["model"]
         if model_varies and (teacher := self._teacher_of_the_config()) is not None:
             plain["distill"]["teacher"] = teacher
-        sparsifier = self.sparsifier
-        if sparsifier and values.get("sparsifier.name", sparsifier.name) != sparsifier.name:
-            # Defaults are each sparsifier's own: those of another name may be none of its options.
-            plain["sparsifier"] = sparsifier.model_dump(mode="json", exclude_defaults=True)
-        return Candidate.model_validate(set_paths(plain, values))
+        plain |= self._sections_of_other_names(values)
+        meant = {}
+        for path, value in values.items():
+            parameter = self.space.get(path)
+            meant[path] = value if parameter is None else parameter.meant(value)
+        return Candidate.model_validate(set_paths(plain, meant))
+
+    def _sections_of_other_names(self, values: Mapping[str, object]) -> dict[str, Any]:
+        """The sections whose name the values change, without defaults: those are each name's own,
+        and may be none of another one's options."""
+        found = {}
+        for section, options in (("sparsifier", self.sparsifier), ("model", self.model)):
+            name = getattr(options, "name", None)
+            if options is not None and values.get(f"{section}.name", name) != name:
+                found[section] = options.model_dump(mode="json", exclude_defaults=True)
+        return found
+
+    def _tried(self, values: Mapping[str, object]) -> Candidate:
+        """The candidate with these values, and such of others that all of them apply."""
+        return self.candidate(self.search_space.where(values))
 
     def _wanted_measures(self) -> list[Any]:
         """What a candidate is asked to measure beyond what always is, as plain data."""
@@ -238,47 +280,47 @@ class Config(Candidate):
     def varied_penalties(self) -> dict[str, Penalty]:
         """The penalties of the candidate and those that the space switches on."""
         found: dict[str, Penalty] = {}
-        for path, parameter in self.space.items():
-            if path.startswith("penalties."):
-                last = parameter.ends()[-1]
-                found |= self.candidate({path: last}).penalties
+        for path in self.space:
+            if parts(path)[0] == "penalties":
+                for end in reversed(self.search_space.ends(path)):
+                    found = self._tried({path: end}).penalties | found
         return found | self.penalties
 
     def varied_sparsifiers(self) -> list[Candidate]:
         """The candidate at its highest sparsity, and it with each end of the range of each other
         value of its sparsifier."""
         ranges = {}
-        for path, parameter in self.space.items():
-            if path.startswith("sparsifier."):
-                ranges[path] = parameter.ends()
+        for path in self.space:
+            if parts(path)[0] == "sparsifier":
+                ranges[path] = self.search_space.ends(path)
         sparsest: dict[str, object] = {}
         if "sparsifier.sparsity" in ranges:
             sparsest["sparsifier.sparsity"] = ranges["sparsifier.sparsity"][-1]
-        found = [self.candidate(sparsest)]
+        found = [self._tried(sparsest)]
         for path, ends in ranges.items():
             for end in ends:
-                found.append(self.candidate(sparsest | {path: end}))
+                found.append(self._tried(sparsest | {path: end}))
         return found
 
     def rehearsed(self) -> list[Candidate]:
         """What is tried before a search: `varied_sparsifiers`, every architecture, int8, and the
         ends of batch sizes."""
         found = self.varied_sparsifiers()
-        for path, parameter in self.space.items():
-            part = path.partition(".")[0]
+        for path in self.space:
+            part = parts(path)[0]
             if part not in ("model", "int8") and path != "training.batch_size":
                 continue
-            for value in parameter.choices or parameter.ends():
-                found.append(self.candidate({path: value}))
+            for value in self.search_space.ends(path):
+                found.append(self._tried({path: value}))
         distinct = {candidate.model_dump_json(): candidate for candidate in found}
         return list(distinct.values())
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Optuna's distributions of the space, by dotted path."""
+        """Optuna's distributions of what the sampler is asked for, by dotted path."""
         found = {}
-        for path, parameter in self.space.items():
+        for path in self.search_space.asked:
             integer = self._field_type(path) is int
-            found[path] = parameter.distribution(integer=integer)
+            found[path] = self.space[path].distribution(integer=integer)
         return found
 
     def chosen_objectives(self) -> list[Objective]:
@@ -315,9 +357,10 @@ class Config(Candidate):
     def waits_for_baseline(self) -> bool:
         """Whether any candidate's teacher is the baseline that this search trains."""
         found = [self.distill]
-        for path, parameter in self.space.items():
-            if path.startswith("distill"):
-                found += [self.candidate({path: end}).distill for end in parameter.ends()]
+        for path in self.space:
+            if parts(path)[0] == "distill":
+                for end in self.search_space.ends(path):
+                    found.append(self._tried({path: end}).distill)
         return any(one is not None and self.teaches_by_baseline(one) for one in found)
 
     def _teacher_of_the_config(self) -> dict[str, Any] | None:
@@ -361,21 +404,33 @@ class Config(Candidate):
         As the field is annotated, or, among the free arguments of a factory, as the ends of its
         range are written.
         """
-        ends = self.space[path].ends()
-        target: Any = self.candidate({path: ends[0]})
-        *parents, last = path.split(".")
+        ends = self.search_space.ends(path)
+        target: Any = self._tried({path: ends[0]})
+        *parents, last = parts(path)
+        annotation: Any = None
         for name in parents:
-            target = target[name] if isinstance(target, Mapping) else getattr(target, name)
-        if not isinstance(target, Options):
-            if all(isinstance(end, int) for end in ends):
-                return int
-            return float
-        annotation = type(target).model_fields[last].annotation
-        options = getattr(annotation, "__args__", (annotation,))  # int | None counts as int
-        for kind in (int, float):
-            if kind in options:
-                return kind
-        return None
+            if isinstance(target, Mapping):
+                target, annotation = target[name], None
+            else:
+                annotation = type(target).model_fields[name].annotation
+                target = getattr(target, name)
+        if isinstance(target, Options):
+            return _number_in(type(target).model_fields[last].annotation)
+        if get_origin(annotation) is dict and (kind := _number_in(get_args(annotation)[1])):
+            return kind
+        if all(isinstance(end, int) for end in ends):
+            return int
+        return float
+
+
+def _number_in(annotation: Any) -> type[int] | type[float] | None:
+    """Which kind of number a field takes: int | None counts as int, a bounded float as float; None
+    for what is no number."""
+    options = get_args(annotation) or (annotation,)
+    for kind in (int, float):
+        if kind in options:
+            return kind
+    return None
 
 
 def _known(data: Mapping[str, Any]) -> dict[str, Objective]:

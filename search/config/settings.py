@@ -83,13 +83,13 @@ class SearchOptions(Options):
         name = options.pop("name")
         return name, 0, options
 
-    def build_sampler(self) -> BaseSampler:
+    def build_sampler(self, *, conditional: bool = False) -> BaseSampler:
         """Optuna's sampler; TPE begins later where trials are stopped early, since there are more
-        of them."""
+        of them. `conditional`: some values vary only beside certain others."""
         name, _, options = self._name_and_options(self.sampler)
         if name == "tpe" and self.early_stopping is not None:
             options = {"n_startup_trials": 20} | options
-        return build_sampler(name, self.seed, options)
+        return build_sampler(name, self.seed, options, conditional=conditional)
 
     @field_validator("early_stopping", mode="before")
     @classmethod

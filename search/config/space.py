@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from random import Random
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from optuna.distributions import (
     BaseDistribution,
@@ -11,8 +11,10 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from pydantic import model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 
+from slimfront.search.config.paths import joined, parts, spelt
+from slimfront.search.config.yaml_files import write_value
 from slimfront.trainables.errors import shorten
 from slimfront.trainables.options import Options
 
@@ -23,19 +25,45 @@ _MOST_STEPS = 1_000_000_000
 beyond."""
 
 
+Choice = Scalar | None | dict[str, JsonValue] | list[JsonValue]
+"""One of several choices: a value, or a whole section of the config."""
+
+
+def _as_list(value: object) -> object:
+    """A single value as a list of one; a mapping is left to pydantic."""
+    if isinstance(value, list | tuple | Mapping):
+        return value
+    return (value,)
+
+
+Allowed = Annotated[tuple[Scalar | None, ...], BeforeValidator(_as_list)]
+"""The values of a condition: a list, or just one."""
+
+
 class Parameter(Options):
     """One value that varies: a range `low` … `high` (both included), optionally `log` or in steps
-    of `step`; or `choices`."""
+    of `step`; or `choices`, of values or of whole sections; or `same_as` the value at another path,
+    times `factor`.
+
+    With `when` it varies only where each path that is named there has one of the values.
+    """
 
     low: int | float | None = None
     high: int | float | None = None
     log: bool = False
     step: int | float | None = None
-    choices: tuple[Scalar | None, ...] | None = None
+    choices: tuple[Choice, ...] | None = None
+    same_as: Annotated[str, AfterValidator(spelt)] | None = None
+    factor: int | float = 1
+    when: dict[Annotated[str, AfterValidator(spelt)], Allowed] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.choices is not None:
+        if self.same_as is not None:
+            self._refuse_same_as()
+        elif self.factor != 1:
+            raise ValueError("'factor' goes together with 'same_as' alone")
+        elif self.choices is not None:
             self._refuse_choices(self.choices)
         elif self.low is None or self.high is None:
             raise ValueError("it needs 'low' and 'high', or 'choices'")
@@ -43,7 +71,16 @@ class Parameter(Options):
             self._refuse_range(self.low, self.high)
         return self
 
-    def _refuse_choices(self, choices: tuple[Scalar | None, ...]) -> None:
+    def _refuse_same_as(self) -> None:
+        others = (self.low, self.high, self.step, self.choices)
+        if self.log or any(other is not None for other in others):
+            raise ValueError(
+                "'same_as' does not go together with 'low', 'high', 'log', 'step' or 'choices'"
+            )
+        if self.factor == 0:
+            raise ValueError("with factor: 0 it would always be 0; set it in its own section")
+
+    def _refuse_choices(self, choices: tuple[Choice, ...]) -> None:
         if not choices:
             raise ValueError("'choices' is empty; it needs at least one value")
         if self.low is not None or self.high is not None or self.log or self.step is not None:
@@ -69,16 +106,45 @@ class Parameter(Options):
         if not math.isclose(steps, round(steps), abs_tol=1e-9):
             raise ValueError(f"steps of {self.step} from low ({low}) do not end at high ({high})")
 
-    def ends(self) -> tuple[Scalar | None, ...]:
-        """The values to check against the config's schema: both ends of a range, or all choices."""
+    def ends(self) -> tuple[Choice, ...]:
+        """The values to check against the config's schema: both ends of a range, or all choices;
+        none of its own where it is the same as another."""
+        if self.same_as is not None:
+            return ()
         if self.choices is not None:
             return self.choices
         return (self.low, self.high)
 
-    def draw(self, random: Random, *, integer: bool) -> Scalar | None:
+    def recorded(self, value: Any) -> Any:
+        """A value as a trial has it: Optuna and MLflow take no sections, so that one is written as
+        text, in YAML on one line."""
+        if isinstance(value, Mapping | list | tuple):
+            return write_value(value)
+        return value
+
+    def meant(self, recorded: Any) -> Any:
+        """What goes into the config for a value that `recorded` gave."""
+        for choice in self.choices or ():
+            if isinstance(choice, dict | list) and write_value(choice) == recorded:
+                return choice
+        return recorded
+
+    def following(self, value: Any) -> Any:
+        """Its value where the one that it is the same as has this one; raises ValueError if that is
+        no number and there is a factor."""
+        if self.factor == 1:
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"has a factor, and {shorten(repr(value))} is no number")
+        product = value * self.factor
+        if isinstance(value, int) and product == int(product):
+            return int(product)
+        return product
+
+    def draw(self, random: Random, *, integer: bool) -> Any:
         """A value from anywhere in the parameter, for checking."""
         if self.choices is not None:
-            return random.choice(self.choices)
+            return self.recorded(random.choice(self.choices))
         # _consistent checked.
         assert self.low is not None and self.high is not None
         if self.log:
@@ -99,7 +165,7 @@ class Parameter(Options):
     def distribution(self, *, integer: bool) -> BaseDistribution:
         """Optuna's distribution; `integer` says that the value lands in an integer field."""
         if self.choices is not None:
-            return CategoricalDistribution(self.choices)
+            return CategoricalDistribution([self.recorded(choice) for choice in self.choices])
         # _consistent checked.
         assert self.low is not None and self.high is not None
         if integer:
@@ -114,35 +180,45 @@ def set_path(tree: Mapping[str, Any], path: str, value: object) -> dict[str, Any
     the way.
 
     Raises:
-        KeyError: if the path leads through something that is not a mapping.
+        KeyError: if it is no path, or leads through something that is not a mapping.
     """
-    head, _, rest = path.partition(".")
+    return _set(tree, parts(path), value)
+
+
+def _set(tree: Mapping[str, Any], keys: tuple[str, ...], value: object) -> dict[str, Any]:
+    head, *below = keys
+    rest = tuple(below)
     copy = dict(tree)
     if not rest:
         copy[head] = value
         return copy
-    below = copy.get(head)
-    if below is not None and not isinstance(below, Mapping):
-        shown = shorten(repr(below))
-        raise KeyError(f"'{head}' is {shown}, which has no '{rest}'")
-    copy[head] = set_path(below or {}, rest, value)
+    inside = copy.get(head)
+    if inside is not None and not isinstance(inside, Mapping):
+        shown = shorten(repr(inside))
+        raise KeyError(f"'{head}' is {shown}, which has no '{joined(rest)}'")
+    copy[head] = _set(inside or {}, rest, value)
     return copy
 
 
 def set_paths(tree: Mapping[str, Any], values: Mapping[str, object]) -> dict[str, Any]:
-    """`set_path` for several paths."""
+    """`set_path` for several paths, whole sections before what is in them."""
     result = dict(tree)
-    for path, value in values.items():
-        result = set_path(result, path, value)
+    for path in sorted(values, key=lambda path: len(parts(path))):
+        result = set_path(result, path, values[path])
     return result
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested mappings as one, keyed by dotted path; an empty mapping is a value."""
+    return _flatten(tree, ())
+
+
+def _flatten(tree: Mapping[str, Any], above: tuple[str, ...]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for key, value in tree.items():
+    for name, value in tree.items():
+        keys = (*above, str(name))
         if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
+            flat |= _flatten(value, keys)
         else:
-            flat[f"{prefix}{key}"] = value
+            flat[joined(keys)] = value
     return flat

@@ -1,5 +1,5 @@
-"""What is taken when a search is over: its front on the test split, which nothing has looked at before,
-and the times of what is recommended, in quiet."""
+"""What is taken when a search is over: its front on the test split, and the times of what is
+recommended, in quiet."""
 
 import logging
 import math

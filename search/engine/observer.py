@@ -21,6 +21,7 @@ from slimfront.search.record.events import (
     EpochsReported,
     Event,
     NetworkMeasured,
+    ProposalRepeated,
     TrialBegan,
     TrialContinued,
     TrialEnded,
@@ -227,6 +228,13 @@ class Observer(DriverOnly, tune.Callback):
         if label(number) not in self.ledger.by_label:
             self.write(TrialBegan(number=number, values=values, seed=0))
         self._ended(number, "failed", reason)
+
+    def repeat(self, number: int, values: dict[str, Any], first: int) -> bool:
+        """A trial was proposed with the values of an earlier one, and is not trained; whether the
+        journal has that."""
+        event = self.write(ProposalRepeated(number=number, values=values, first=first))
+        self._show()
+        return event is not None
 
     def _record(self, trial: Trial) -> TrialRecord | None:
         """The record of a trial, made when it is first heard of: a process can die before the trial

@@ -25,6 +25,7 @@ from slimfront.search.engine.observer import Observer
 from slimfront.search.engine.packing import Packing, pack
 from slimfront.search.engine.preflight import preflight
 from slimfront.search.engine.progress import Progress
+from slimfront.search.engine.proposals import Proposals
 from slimfront.search.engine.ray_internals.controller import starts_are_awaited
 from slimfront.search.engine.ray_internals.slots import shared_processes
 from slimfront.search.engine.ray_internals.snapshots import without_snapshots
@@ -143,7 +144,8 @@ def _run(
     number = session.number
     ledger.planned = config.search.trials
     study = open_study(session)
-    unfinished, untold = reconcile(study, config.distributions(), ledger)
+    proposals = Proposals(config.search_space, config.distributions())
+    unfinished, untold = reconcile(study, proposals, ledger)
     left = None
     if config.search.time is not None:
         left = max(float(config.search.time) - before, 0.0)
@@ -166,14 +168,17 @@ def _run(
     patience = config.search.patience
     searcher = StudySearcher(
         study=study,
-        distributions=config.distributions(),
+        proposals=proposals,
         objectives=config.objectives,
         make_config=_config_maker(session, scheduler := _scheduler(session, observer)),
         trials=config.search.trials,
         constraints=config.chosen_constraints(),
         outside_region=ledger.outside_region,
         unfinished=unfinished,
+        earlier=ledger,
         on_invalid=observer.reject,
+        on_repeat=observer.repeat,
+        on_exhausted=lambda why: log.warning("%s", why),
         enough=lambda: patience is not None and ledger.since_gain >= patience,
         capacity=lambda: 1 if _waits_for_baseline(session.config, ledger) else packing.capacity(),
     )

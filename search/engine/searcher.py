@@ -12,17 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from slimfront.search.config.objectives import Constraint
 from slimfront.search.engine.driver_only import DriverOnly
+from slimfront.search.engine.proposals import Proposals
 from slimfront.search.record import optuna_internals
 from slimfront.search.record.ledger import Ledger, TrialRecord, label
 from slimfront.trainables.errors import UserError
@@ -50,8 +45,14 @@ class StudySearcher(DriverOnly, Searcher):
     `on_invalid(number, values, reason)` is called and the next trial is asked for. Every trial that
     was asked for is told by `tell` when it has ended.
 
+    Values that an earlier trial was given are not trained again: `on_repeat(number, values, first)`
+    is called, and says whether that was recorded; the study is told what it is told of the first,
+    and the next trial is asked for.
+
     Args:
-        trials: in all, those of earlier sessions too.
+        trials: in all, those of earlier sessions too; repeated proposals do not count.
+        earlier: what is known of earlier sessions.
+        on_exhausted: called with a sentence when there are no more values to try.
         enough: asked before each new trial: whether to ask for no more.
         outside_region: by how much a network of that epoch, with these measures, misses the region
             that matters (see `Ledger.outside_region`): samplers prefer what does not.
@@ -61,7 +62,7 @@ class StudySearcher(DriverOnly, Searcher):
     def __init__(
         self,
         study: optuna.Study,
-        distributions: dict[str, BaseDistribution],
+        proposals: Proposals,
         objectives: Sequence[str],
         make_config: Callable[[Unfinished], dict[str, Any]],
         trials: int,
@@ -69,19 +70,24 @@ class StudySearcher(DriverOnly, Searcher):
         constraints: Sequence[Constraint] = (),
         outside_region: Callable[[int, Mapping[str, Any]], float] = lambda _epoch, _measures: 0.0,
         unfinished: Sequence[Unfinished] = (Unfinished(None, {}),),
+        earlier: Ledger | None = None,
         on_invalid: Callable[[int, dict[str, Any], str], None] | None = None,
+        on_repeat: Callable[[int, dict[str, Any], int], bool] = lambda *_: True,
+        on_exhausted: Callable[[str], None] = lambda _: None,
         enough: Callable[[], bool] = lambda: False,
         capacity: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
         super().__init__()
         self.study = study
-        self.distributions = distributions
+        self.proposals = proposals
         self.objectives = list(objectives)
         self.make_config = make_config
         self.constraints = constraints
         self.outside_region = outside_region
         self.unfinished = list(unfinished)
         self.on_invalid = on_invalid
+        self.on_repeat = on_repeat
+        self.on_exhausted = on_exhausted
         self.enough = enough
         self.capacity = capacity
         self.asked = {
@@ -89,8 +95,33 @@ class StudySearcher(DriverOnly, Searcher):
             for trial in study.get_trials(deepcopy=False)
             if trial.state in _BEGUN
         }
-        self.remaining = max(trials - len(self.asked), 0)
         self.running: set[str] = set()
+        self.ended: dict[int, TrialRecord] = {}
+        self.repeats: dict[int, list[int]] = {}
+        """By the number of the first: repeated proposals whose end is not known yet."""
+        self.begun: set[int] = set()
+        self.repeated = 0
+        if earlier is not None:
+            self._take_up(earlier)
+        self.remaining = max(trials - (len(self.asked) - self.repeated), 0)
+
+    def _take_up(self, earlier: Ledger) -> None:
+        """Knows what earlier sessions trained, and tells what they left untold of repeats."""
+        for record in earlier.trials:
+            if record.number is None:
+                continue
+            self.begun.add(record.number)
+            self.proposals.give(record.number, record.values)
+            if not record.unfinished:
+                self.ended[record.number] = record
+        running = {
+            trial.number
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        }
+        for number, repeat in earlier.repeated.items():
+            self.repeated += 1
+            if number in running:
+                self._as_first(number, repeat.first)
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
@@ -123,17 +154,69 @@ class StudySearcher(DriverOnly, Searcher):
 
     def _next(self) -> Unfinished | None:
         """What earlier sessions left, then what the study proposes, while there are to be more."""
-        if self.unfinished:
-            return self.unfinished.pop(0)
-        if self.remaining and not self.enough():
-            return self._ask()
+        while self.unfinished:
+            left = self.unfinished.pop(0)
+            if left.number is None or left.number in self.begun or self._is_new(left):
+                return left
+            self.remaining += 1
+        in_a_row = 0
+        while self.remaining and not self.enough():
+            if self.proposals.exhausted:
+                self._end(
+                    f"all {self.proposals.size} combinations of the space were tried, so that the "
+                    f"search ends with {self.remaining} of its trials left; widen the space to "
+                    "search on"
+                )
+            elif in_a_row == _MOST_REPEATS:
+                self._end(
+                    f"the last {in_a_row} proposals of the sampler all repeat earlier trials, so "
+                    f"that the search ends with {self.remaining} of its trials left; widen the "
+                    "space, or choose another sampler"
+                )
+            else:
+                proposal = self._ask()
+                if self._is_new(proposal):
+                    self.remaining -= 1
+                    return proposal
+                in_a_row += 1
+                self._help(in_a_row)
         return None
 
+    def _end(self, why: str) -> None:
+        """No more trials are asked for."""
+        self.remaining = 0
+        self.on_exhausted(why)
+
     def _ask(self) -> Unfinished:
-        self.remaining -= 1
-        trial = self.study.ask(self.distributions)
+        trial = self.study.ask()
         self.asked[trial.number] = optuna_internals.trial_id(trial)
-        return Unfinished(trial.number, trial.params)
+        return Unfinished(trial.number, self.proposals.suggested(trial))
+
+    def _is_new(self, proposal: Unfinished) -> bool:
+        """Whether no earlier trial has these values; one that repeats them is told like that."""
+        number = proposal.number
+        assert number is not None
+        first = self.proposals.give(number, proposal.values)
+        if first == number:
+            return True
+        self.repeated += 1
+        if self.on_repeat(number, proposal.values, first):
+            self._as_first(number, first)
+        return False
+
+    def _help(self, in_a_row: int) -> None:
+        """Has the study propose what was not tried yet, once the sampler keeps repeating itself."""
+        if in_a_row % _OWN_TRIES == 0:
+            untried = self.proposals.untried(seed=len(self.asked))
+            if untried is not None:
+                self.study.enqueue_trial(untried)
+
+    def _as_first(self, number: int, first: int) -> None:
+        """Tells that a proposal ended as the first of its values did, now or when that has."""
+        if first in self.ended:
+            self._tell(number, self.ended[first])
+        else:
+            self.repeats.setdefault(first, []).append(number)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -154,7 +237,13 @@ class StudySearcher(DriverOnly, Searcher):
         """
         if record.number is None:
             return
-        trial = optuna.Trial(self.study, self.asked[record.number])
+        self.ended[record.number] = record
+        for number in (record.number, *self.repeats.pop(record.number, ())):
+            self._tell(number, record)
+
+    def _tell(self, number: int, record: TrialRecord) -> None:
+        """Tells of the trial `number` what the record says."""
+        trial = optuna.Trial(self.study, self.asked[number])
         values = [float(record.measures.get(name, math.nan)) for name in self.objectives]
         if record.status == "failed" or not all(map(math.isfinite, values)):
             reason = record.reason or "an objective is missing or not finite"
@@ -176,11 +265,18 @@ class StudySearcher(DriverOnly, Searcher):
         """Nothing: the study's own storage holds the state."""
 
 
+_OWN_TRIES = 5
+"""After so many repeats in a row the sampler is given values that were not tried, where they are
+known."""
+
+_MOST_REPEATS = 100
+"""So many repeats in a row end a search: the sampler has nothing else to propose."""
+
 _BEGUN = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
 
 
 def reconcile(
-    study: optuna.Study, distributions: dict[str, BaseDistribution], ledger: Ledger
+    study: optuna.Study, proposals: Proposals, ledger: Ledger
 ) -> tuple[list[Unfinished], list[TrialRecord]]:
     """What earlier sessions left open: trials to continue, the dense reference first, and ended
     ones that the study missed.
@@ -201,15 +297,12 @@ def reconcile(
     elif ledger.dense.unfinished:
         unfinished.append(continued(ledger.dense))
     for number, frozen in sorted(known.items()):
-        if frozen.state is not TrialState.RUNNING:
+        if frozen.state is not TrialState.RUNNING or number in ledger.repeated:
             continue
         heard = ledger.by_label.get(label(number))
         if heard is None:
             trial = optuna.Trial(study, optuna_internals.trial_id(frozen))
-            values = {}
-            for path, distribution in distributions.items():
-                values[path] = _suggested(trial, path, distribution)
-            unfinished.append(Unfinished(number, values))
+            unfinished.append(Unfinished(number, proposals.suggested(trial)))
         elif heard.unfinished:
             unfinished.append(continued(heard))
         else:
@@ -219,7 +312,8 @@ def reconcile(
 
 def _refuse_one_that_is_older(name: str, known: dict[int, FrozenTrial], ledger: Ledger) -> None:
     """Raises UserError as `reconcile`; `known` are the trials of the study `name` by number."""
-    lost = [record.label for record in ledger.trials if record.number not in known]
+    numbers = [record.number for record in ledger.trials]
+    lost = [label(number) for number in (*numbers, *ledger.repeated) if number not in known]
     if lost:
         raise UserError(
             f"Optuna's study '{name}' has no {_listed(lost)}, which the journal has; restore the "
@@ -228,7 +322,9 @@ def _refuse_one_that_is_older(name: str, known: dict[int, FrozenTrial], ledger: 
     # The journal is written first.
     vanished = []
     for number, trial in known.items():
-        heard = ledger.by_label.get(label(number))
+        repeat = ledger.repeated.get(number)
+        first = number if repeat is None else repeat.first
+        heard = ledger.by_label.get(label(first))
         if trial.state.is_finished() and (heard is None or heard.unfinished):
             vanished.append(label(number))
     if vanished:
@@ -253,22 +349,3 @@ def continued(record: TrialRecord) -> Unfinished:
     if record.resumable:
         checkpoint = record.resumable.checkpoint
     return Unfinished(record.number, record.values, checkpoint)
-
-
-def _suggested(trial: optuna.Trial, path: str, distribution: BaseDistribution) -> Any:
-    """The trial's value for a path: the one that it has, or one drawn now if its process died
-    before it was."""
-    if isinstance(distribution, CategoricalDistribution):
-        return trial.suggest_categorical(path, distribution.choices)
-    if isinstance(distribution, FloatDistribution):
-        suggest: Callable[..., Any] = trial.suggest_float
-    else:
-        assert isinstance(distribution, IntDistribution)
-        suggest = trial.suggest_int
-    return suggest(
-        path,
-        distribution.low,
-        distribution.high,
-        log=distribution.log,
-        step=distribution.step,
-    )

@@ -72,6 +72,16 @@ class TrialBegan(OfTrial):
     seed: int
 
 
+class ProposalRepeated(Event):
+    """The sampler proposed, as trial `number`, the values of trial `first`: it is not trained, and
+    the study is told how the first ended."""
+
+    kind = "repeated"
+    number: int
+    values: dict[str, Any]
+    first: int
+
+
 class EpochsReported(OfTrial):
     """A trial reported: metrics of each epoch since its last report."""
 
@@ -182,6 +192,7 @@ KINDS: dict[str, type[Event]] = {
         SearchBegan,
         SessionBegan,
         TrialBegan,
+        ProposalRepeated,
         EpochsReported,
         NetworkMeasured,
         CheckpointMoved,

@@ -21,6 +21,7 @@ from slimfront.search.record.events import (
     NetworkTested,
     NetworkTimed,
     OfTrial,
+    ProposalRepeated,
     TrialBegan,
     TrialContinued,
     TrialEnded,
@@ -207,6 +208,8 @@ class Ledger:
         self.counts: Counter[Status] = Counter()
         """How many of them have each status: asked at every event, when they may be thousands."""
         self.by_label: dict[str, TrialRecord] = {}
+        self.repeated: dict[int, ProposalRepeated] = {}
+        """Proposals that were not trained, since an earlier trial has their values, by number."""
         self._front: list[MeasuredNetwork] = []
         self._losses: Points = np.empty((0, len(objectives)))
         """Those of the front's members, (members, objectives)."""
@@ -226,6 +229,9 @@ class Ledger:
         """
         if isinstance(event, TrialBegan):
             self._add(TrialRecord(event.number, event.values, event.seed))
+            return
+        if isinstance(event, ProposalRepeated):
+            self.repeated[event.number] = event
             return
         if not isinstance(event, OfTrial):
             return

@@ -2,6 +2,7 @@
 study."""
 
 import json
+import logging
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -19,6 +21,7 @@ from slimfront.search.config.plain import as_plain, dump
 from slimfront.search.config.schema import Config, load_recorded
 from slimfront.search.config.settings import STORE_VARIABLE
 from slimfront.search.config.space import flatten
+from slimfront.search.config.space_checks import is_in, shown
 from slimfront.search.record.events import Event, SearchBegan, SessionBegan, seconds_spent
 from slimfront.search.record.journal import (
     JOURNAL_FILE,
@@ -36,6 +39,8 @@ from slimfront.trainables.errors import UserError, first_line, shorten
 from slimfront.trainables.models import Factory as ModelFactory
 from slimfront.trainables.options import suggest
 from slimfront.trainables.redaction import HIDDEN, without_secrets
+
+log = logging.getLogger(__name__)
 
 STUDY_FILE = "study.journal"
 """Optuna's study, where it is in no database."""
@@ -365,21 +370,55 @@ def starting_values(config: Config) -> list[dict[str, Any]]:
     """The values to try first: those of the config, or of the front of an earlier search as far as
     they vary here."""
     wanted = config.search.start_from
+    space = config.search_space
     if not isinstance(wanted, str):
-        return [dict(values) for values in wanted]
+        return [space.recorded(values) for values in wanted]
     try:
         _, ledger = read_search(wanted, config.search.storage_path)
     except UserError as error:
         raise UserError(f"search.start_from: {error}") from None
+    distributions = config.distributions()
     found: list[dict[str, Any]] = []
-    for point in ledger.front():
+    # Several networks of a trial may be on the front.
+    trials = {point.trial.label: point.trial for point in ledger.front()}
+    for trial in trials.values():
         values = {}
-        for path, value in point.trial.values.items():
-            if path in config.space:
+        for path, value in trial.values.items():
+            if path in distributions:
                 values[path] = value
-        if values and values not in found:
-            found.append(values)
+        taken = _taken(values, distributions, f"{trial.label} of {wanted}")
+        if taken and taken not in found:
+            found.append(taken)
     return found
+
+
+def _taken(
+    values: dict[str, Any], distributions: dict[str, BaseDistribution], whose: str
+) -> dict[str, Any]:
+    """Those of the values that can be tried: numbers outside of the bounds too, but no choice that
+    is none of the space's; each that is outside is told."""
+    taken = {}
+    for path, value in values.items():
+        varies = distributions[path]
+        if is_in(varies, value):
+            taken[path] = value
+            continue
+        numeric = not isinstance(varies, CategoricalDistribution)
+        if numeric and isinstance(value, int | float) and not isinstance(value, bool):
+            taken[path] = value
+            done = "it is tried all the same"
+        else:
+            done = "one that the space has is drawn instead"
+        log.warning(
+            "search.start_from: %s has %s = %s, which is outside of what the space varies in "
+            "(%s); %s",
+            whose,
+            path,
+            shorten(repr(value)),
+            shown(varies),
+            done,
+        )
+    return taken
 
 
 def rebuild_study(search: str, storage_path: str, overrides: Sequence[str] = ()) -> int:
@@ -429,7 +468,7 @@ def open_study(session: Session, *, starts: bool = True) -> optuna.Study:
         study = optuna.create_study(
             study_name=directory.name,
             storage=storage,
-            sampler=config.search.build_sampler(),
+            sampler=config.build_sampler(),
             directions=[o.direction.value for o in config.chosen_objectives()],
             load_if_exists=session.resumed,
         )

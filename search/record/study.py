@@ -1,21 +1,30 @@
 """Optuna's study: kept in a database by the one driver that writes to it, and made anew from the
 journal."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-from slimfront.search.record.ledger import Ledger, TrialRecord
+from slimfront.search.record.ledger import Ledger
 from slimfront.search.record.optuna_internals import trial_id
 from slimfront.trainables.errors import UserError, first_line
+
+# What lies outside is told by name, where values to start from are read.
+warnings.filterwarnings("ignore", message="Fixed parameter .* is out of range")
 
 _ANSWERS_S = 10
 """How long a database may take to let somebody in."""
@@ -155,26 +164,39 @@ def rebuild(
     """Puts the trials of the journal into an empty study, as running; `reconcile` then finds out
     what became of them.
 
-    Numbers that the journal does not know, of trials that were proposed and never began, become
-    failed trials.
+    Numbers that the journal does not know, of trials that were proposed and never began, get values
+    when they begin.
     """
-    trials = {record.number or 0: record for record in ledger.trials}
-    last = max(trials, default=-1)
+    known: dict[int, dict[str, Any]] = {}
+    for record in ledger.trials:
+        known[record.number or 0] = record.values
+    for number, repeated in ledger.repeated.items():
+        known[number] = repeated.values
+    last = max(known, default=-1)
     for number in range(last + 1):
-        record = trials.get(number)
-        if record is None:
-            trial = optuna.trial.create_trial(state=TrialState.FAIL)
-        else:
-            trial = _running(record, distributions)
-        study.add_trial(trial)
+        # As it was begun: values outside of the space's bounds are taken from what is enqueued.
+        begun = known.get(number, {})
+        values = {path: begun[path] for path in distributions if path in begun}
+        study.enqueue_trial(values)
+        trial = study.ask()
+        for path in values:
+            suggest(trial, path, distributions[path])
 
 
-def _running(record: TrialRecord, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
-    """A trial of the journal as running, with the values that still vary."""
-    params = {}
-    known = {}
-    for path, value in record.values.items():
-        if path in distributions:
-            params[path] = value
-            known[path] = distributions[path]
-    return optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=known)
+def suggest(trial: optuna.Trial, path: str, distribution: BaseDistribution) -> Any:
+    """The trial's value for a path: the one that it has, the one that it was enqueued with, or one
+    drawn now."""
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(path, distribution.choices)
+    if isinstance(distribution, FloatDistribution):
+        ask: Callable[..., Any] = trial.suggest_float
+    else:
+        assert isinstance(distribution, IntDistribution)
+        ask = trial.suggest_int
+    return ask(
+        path,
+        distribution.low,
+        distribution.high,
+        log=distribution.log,
+        step=distribution.step,
+    )

@@ -3,6 +3,7 @@ kept."""
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import optuna
@@ -13,6 +14,7 @@ from optuna.distributions import BaseDistribution
 from torch import nn
 
 from slimfront.search.config.schema import Config
+from slimfront.search.config.space_checks import is_in
 from slimfront.search.record.ledger import Ledger, MeasuredNetwork
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.shipping.network_file import read
@@ -56,10 +58,10 @@ def importances(
         values = [trial.measures.get(name, float("nan")) for name in names]
         if trial.status not in ("completed", "stopped") or not np.isfinite(values).all():
             continue
-        if set(trial.values) == set(distributions):
-            study.add_trial(
-                optuna.create_trial(params=trial.values, distributions=distributions, values=values)
-            )
+        known = _of(trial.values, distributions)
+        if known is not None:
+            params = {path: trial.values[path] for path in known}
+            study.add_trial(optuna.create_trial(params=params, distributions=known, values=values))
     if len(study.trials) < _FEWEST:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=32, max_depth=_DEPTH, seed=0)
@@ -71,6 +73,17 @@ def importances(
                 study, evaluator=evaluator, target=target
             )
     return found
+
+
+def _of(
+    values: dict[str, Any], distributions: dict[str, BaseDistribution]
+) -> dict[str, BaseDistribution] | None:
+    """The distributions of the values of a trial, some of which may not vary beside the others;
+    None if one lies outside, as values to start from can."""
+    known = {path: distributions[path] for path in values if path in distributions}
+    if all(is_in(known[path], values[path]) for path in known):
+        return known
+    return None
 
 
 def _value(index: int, trial: optuna.trial.FrozenTrial) -> float:

@@ -27,7 +27,7 @@ from slimfront.search.record.report import as_json
 from slimfront.search.tracking import charts, figures
 from slimfront.search.tracking.models import log_model, mark_front
 from slimfront.search.tracking.story import describe
-from slimfront.search.tracking.write_queue import WriteQueue, making, unless_impossible
+from slimfront.search.tracking.write_queue import WriteQueue, making, param, unless_impossible
 from slimfront.trainables.data import load_once
 from slimfront.trainables.redaction import redact_values
 from slimfront.trainables.shipping.formats import shipped
@@ -123,7 +123,7 @@ class Page:
         entries: list[Param | RunTag] = []
         for key, value in params.items():
             if value is not None:
-                entries.append(Param(key, str(value)))
+                entries.append(param(key, value))
         entries.append(RunTag("slimfront.version", version("slimfront")))
         entries.append(RunTag("slimfront.config_digest", digest))
         self.write_queue.log("", self.parent, entries)

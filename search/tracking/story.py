@@ -90,9 +90,25 @@ def _counts(ledger: Ledger) -> str:
 
 
 def _range(parameter: Parameter) -> str:
+    """What a parameter varies in, and where."""
+    if not parameter.when:
+        return _values(parameter)
+    conditions = []
+    for path, values in parameter.when.items():
+        allowed = " or ".join(map(text, values))
+        conditions.append(f"{code(path, cell=True)} is {allowed}")
+    return f"{_values(parameter)}, where {' and '.join(conditions)}"
+
+
+def _values(parameter: Parameter) -> str:
     """What a parameter varies in."""
+    if parameter.same_as is not None:
+        same = code(parameter.same_as, cell=True)
+        if parameter.factor == 1:
+            return f"the same as {same}"
+        return f"{parameter.factor:g} times {same}"
     if parameter.choices is not None:
-        return ", ".join(map(text, parameter.choices))
+        return ", ".join(text(parameter.recorded(choice)) for choice in parameter.choices)
     ends = f"{parameter.low:g} to {parameter.high:g}"
     if parameter.log:
         return f"{ends} (log)"

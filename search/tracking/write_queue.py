@@ -2,6 +2,7 @@
 as possible."""
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,11 +58,17 @@ class PendingWrites:
     def add_params(self, values: Mapping[str, Any]) -> None:
         """Params, which never change."""
         for name, value in values.items():
-            self.entries.append(Param(name, str(value)))
+            self.entries.append(param(name, value))
 
     def add_tags(self, values: Mapping[str, str]) -> None:
         """Tags; the last of a name counts."""
         self.tags |= values
+
+
+def param(path: str, value: object) -> Param:
+    """A param as MLflow takes it: without the quotes and brackets of keys that have dots."""
+    name = re.sub(r"""\[["']([^"']*)["']\]""", r".\1", path)
+    return Param(name, str(value))
 
 
 class WriteQueue:

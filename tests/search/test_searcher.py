@@ -9,19 +9,25 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
 from slimfront.search.config.objectives import OBJECTIVES, Constraint
 from slimfront.search.config.samplers import SAMPLERS, build_sampler, sampler_options
+from slimfront.search.config.search_space import SearchSpace
+from slimfront.search.config.space import Parameter
+from slimfront.search.engine.proposals import Proposals
 from slimfront.search.engine.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
 from slimfront.search.record.events import (
     Event,
     NetworkMeasured,
+    ProposalRepeated,
     TrialBegan,
     TrialEnded,
     TrialInterrupted,
 )
 from slimfront.search.record.ledger import Ledger, TrialRecord
+from slimfront.search.record.study import rebuild
 from slimfront.trainables.errors import UserError
 
 OBJECTIVE_NAMES = ["val_accuracy", "nonzero_params"]
@@ -30,6 +36,15 @@ SPACE: dict[str, BaseDistribution] = {
     "n": IntDistribution(1, 9),
     "c": CategoricalDistribution("ab"),
 }
+
+
+def proposals() -> Proposals:
+    parameters = {
+        "x": Parameter(low=0, high=1),
+        "n": Parameter(low=1, high=9),
+        "c": Parameter(choices=("a", "b")),
+    }
+    return Proposals(SearchSpace(parameters), SPACE)
 
 
 def new_study(sampler: str = "random", seed: int = 0) -> optuna.Study:
@@ -43,7 +58,12 @@ def searcher(study: optuna.Study | None = None, trials: int = 3, **options: Any)
         return {"number": trial.number, "values": trial.values, "checkpoint": trial.checkpoint}
 
     return StudySearcher(
-        study or new_study(), SPACE, OBJECTIVE_NAMES, options.pop("make", make), trials, **options
+        study or new_study(),
+        options.pop("proposals", None) or proposals(),
+        OBJECTIVE_NAMES,
+        options.pop("make", make),
+        trials,
+        **options,
     )
 
 
@@ -240,7 +260,7 @@ def test_after_a_crash_every_trial_that_was_given_out_is_found_again() -> None:
         ),
         TrialInterrupted(number=None),
     )
-    unfinished, untold = reconcile(study, SPACE, book)
+    unfinished, untold = reconcile(study, proposals(), book)
     assert [(u.number, u.checkpoint) for u in unfinished] == [
         (None, None),
         (2, "checkpoint of 2 at 10"),
@@ -267,7 +287,7 @@ def test_a_trial_whose_values_were_only_half_suggested_gets_the_rest() -> None:
     study = new_study()
     half = study.ask()
     x = half.suggest_float("x", 0, 1)
-    (one,) = reconcile(study, SPACE, ledger_with(begun(None), measured(None), ended(None)))[0]
+    (one,) = reconcile(study, proposals(), ledger_with(begun(None), measured(None), ended(None)))[0]
     assert one.values["x"] == x
     assert set(one.values) == set(SPACE)
     assert study.trials[0].params == one.values
@@ -277,7 +297,225 @@ def test_a_study_that_lost_a_trial_of_the_journal_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"has no trial-000, which the journal has; .*slimfront rebuild"
     ):
-        reconcile(new_study(), SPACE, ledger_with(begun(0)))
+        reconcile(new_study(), proposals(), ledger_with(begun(0)))
+
+
+def few() -> Proposals:
+    """Two by two choices."""
+    parameters = {"a": Parameter(choices=(1, 2)), "b": Parameter(choices=("x", "y"))}
+    distributions = {path: p.distribution(integer=False) for path, p in parameters.items()}
+    return Proposals(SearchSpace(parameters), distributions)
+
+
+def begun_with(number: int, **values: Any) -> Event:
+    return TrialBegan(number=number, values=values, seed=0)
+
+
+def told(study: optuna.Study) -> list[tuple[str, Any]]:
+    return [(trial.state.name, trial.values) for trial in study.trials]
+
+
+class OneIdea(optuna.samplers.RandomSampler):
+    """Proposes the first choice of everything, again and again."""
+
+    def sample_independent(self, *args: Any) -> Any:
+        return args[-1].choices[0]
+
+
+@pytest.mark.parametrize("sampler", [None, OneIdea(seed=0)])
+def test_a_space_is_exhausted_when_each_of_its_candidates_was_tried_once(
+    sampler: optuna.samplers.BaseSampler | None,
+) -> None:
+    sentences: list[str] = []
+    repeats: list[int] = []
+    study = new_study()
+    study.sampler = sampler or study.sampler
+
+    def repeat(number: int, values: dict[str, Any], first: int) -> bool:
+        repeats.append(number)
+        assert study.trials[first].params == values
+        return True
+
+    s = searcher(
+        study,
+        trials=32,
+        proposals=few(),
+        unfinished=[],
+        on_repeat=repeat,
+        on_exhausted=sentences.append,
+    )
+    trained = []
+    while isinstance(config := s.suggest("any"), dict):
+        trained.append(tuple(config["values"].values()))
+        number = config["number"]
+        size = 100.0 + number
+        s.tell(ledger_with(begun(number), measured(number, 0.5, size), ended(number)).trials[0])
+        s.on_trial_complete("any")
+    assert config == StudySearcher.FINISHED
+    assert sorted(trained) == [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
+    assert len(study.trials) == 4 + len(repeats)
+    # A proposal that repeats another is told the same.
+    by_values: dict[str, set[float]] = {}
+    for trial in study.trials:
+        assert trial.state is TrialState.COMPLETE
+        by_values.setdefault(str(trial.params), set()).add(trial.values[1])
+    assert [len(results) for results in by_values.values()] == [1, 1, 1, 1]
+    assert len(sentences) == 1
+    assert sentences[0].startswith("all 4 combinations of the space were tried, so that the search")
+    assert "ends with 28 of its trials left" in sentences[0]
+
+
+def test_what_is_being_trained_is_not_begun_again_and_told_when_that_has_ended() -> None:
+    study = new_study()
+    for _ in range(3):
+        study.enqueue_trial({"a": 1, "b": "y"})
+    study.enqueue_trial({"a": 2, "b": "y"})
+    s = searcher(study, trials=2, proposals=few(), unfinished=[])
+    assert suggested(s)["number"] == 0
+    assert suggested(s)["number"] == 3
+    s.tell(ledger_with(begun(0), measured(0, 0.75, 70), ended(0)).trials[0])
+    complete = ("COMPLETE", [0.75, 70.0])
+    assert told(study) == [complete, complete, complete, ("RUNNING", None)]
+    # A repeat is none of the trials that were asked for.
+    assert s.remaining == 0
+
+
+def test_what_failed_is_not_tried_again_and_its_repeat_fails_likewise() -> None:
+    study = new_study()
+    for _ in range(2):
+        study.enqueue_trial({"a": 1, "b": "y"})
+    s = searcher(study, trials=2, proposals=few(), unfinished=[])
+    suggested(s)
+    s.tell(ledger_with(begun(0), ended(0, "failed", "diverged")).trials[0])
+    assert suggested(s)["number"] == 2
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL", "RUNNING"]
+    assert study.trials[1].user_attrs["failure"] == "diverged"
+
+
+def test_a_repeat_that_the_journal_does_not_take_is_not_told() -> None:
+    study = new_study()
+    for _ in range(2):
+        study.enqueue_trial({"a": 1, "b": "y"})
+    s = searcher(study, trials=2, proposals=few(), unfinished=[], on_repeat=lambda *_: False)
+    suggested(s)
+    s.tell(ledger_with(begun(0), measured(0), ended(0)).trials[0])
+    suggested(s)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "RUNNING", "RUNNING"]
+
+
+def test_a_resumed_search_knows_what_was_trained_and_what_repeated_it() -> None:
+    study = new_study()
+    values = {"a": 1, "b": "y"}
+    for _ in range(5):
+        study.enqueue_trial(values)
+    for _ in range(4):
+        few().suggested(study.ask())
+    book = ledger_with(
+        begun_with(0, **values),
+        ProposalRepeated(number=1, values=values, first=0),
+        ProposalRepeated(number=2, values=values, first=0),
+        measured(0, 0.75, 70),
+        ended(0),
+    )
+    study.tell(0, [0.75, 70])
+    study.tell(1, [0.75, 70])
+    # Trial 2 was not told, and the journal has not heard of 3.
+    unfinished, untold = reconcile(study, few(), book)
+    assert untold == []
+    assert [(one.number, one.values) for one in unfinished] == [(None, {}), (3, values)]
+    repeats: list[int] = []
+
+    def repeat(number: int, *_: Any) -> bool:
+        repeats.append(number)
+        return True
+
+    s = searcher(
+        study,
+        trials=2,
+        proposals=few(),
+        unfinished=unfinished,
+        earlier=book,
+        on_repeat=repeat,
+    )
+    assert suggested(s)["number"] is None
+    again = suggested(s)
+    assert again["values"] != values
+    assert repeats == list(range(3, again["number"]))
+    assert told(study)[:5] == 5 * [("COMPLETE", [0.75, 70.0])]
+    s.on_trial_complete("any")
+    assert s.suggest("any") == StudySearcher.FINISHED
+
+
+def test_a_study_that_lost_a_repeat_of_the_journal_is_refused() -> None:
+    study = new_study()
+    few().suggested(study.ask())
+    book = ledger_with(begun(0), ProposalRepeated(number=1, values={}, first=0))
+    with pytest.raises(UserError, match="has no trial-001, which the journal has"):
+        reconcile(study, few(), book)
+
+
+def test_a_study_made_anew_has_repeats_and_values_outside_of_the_bounds() -> None:
+    book = ledger_with(
+        begun_with(0, x=7.0, n=2, c="a"),
+        begun_with(1, x=0.25, n=2, c="a"),
+        ProposalRepeated(number=3, values={"x": 0.25, "n": 2, "c": "a"}, first=1),
+        measured(1, 0.75, 70),
+        ended(1),
+    )
+    study = new_study()
+    rebuild(study, SPACE, book)
+    assert [trial.params for trial in study.trials] == [
+        {"x": 7.0, "n": 2, "c": "a"},
+        {"x": 0.25, "n": 2, "c": "a"},
+        {},
+        {"x": 0.25, "n": 2, "c": "a"},
+    ]
+    unfinished, untold = reconcile(study, proposals(), book)
+    # Trial 2 was proposed and never began; it gets its values now.
+    assert [one.number for one in unfinished] == [None, 0, 2]
+    assert set(unfinished[-1].values) == set(SPACE)
+    s = searcher(study, unfinished=unfinished, earlier=book)
+    for one in untold:
+        s.tell(one)
+    assert [trial.state.name for trial in study.trials] == [
+        "RUNNING",
+        "COMPLETE",
+        "RUNNING",
+        "COMPLETE",
+    ]
+
+
+@pytest.mark.parametrize(
+    "sampler", ["gp", "nsga2", "nsga3", "qmc", "random", "tpe", "tpe, multivariate"]
+)
+def test_every_sampler_proposes_in_a_space_with_conditions_without_a_warning(
+    sampler: str, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    parameters = {
+        "kind": Parameter(choices=("a", "b")),
+        "of.a": Parameter(low=0, high=1, when={"kind": ("a",)}),
+        "of.b": Parameter(low=2, high=3, when={"kind": ("b",)}),
+    }
+    name, _, option = sampler.partition(", ")
+    options = {option: True} if option else {}
+    study = new_study()
+    study.sampler = build_sampler(name, 0, options, conditional=True)
+    distributions = {path: p.distribution(integer=False) for path, p in parameters.items()}
+    asked = Proposals(SearchSpace(parameters), distributions)
+    s = searcher(study, trials=30, proposals=asked, unfinished=[])
+    seen = set()
+    for number in range(24):
+        values = suggested(s)["values"]
+        seen.add(tuple(values))
+        size = sum(value for value in values.values() if value not in ("a", "b"))
+        book = ledger_with(begun(number), measured(number, size, number), ended(number))
+        s.tell(book.trials[0])
+    assert seen == {("kind", "of.a"), ("kind", "of.b")}
+    warned = [str(one.message) for one in recwarn if one.category is not ExperimentalWarning]
+    assert warned == []
+    assert [one.message for one in caplog.records if one.levelname == "WARNING"] == []
+    if option:
+        assert study.sampler._group is True  # type: ignore[attr-defined]
 
 
 def test_samplers_are_told_what_misses_the_region() -> None:

@@ -1,0 +1,281 @@
+"""What depends on what in a space: values that vary only under a condition, and values that are the
+same as another one's."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from pydantic_core import PydanticCustomError
+
+from slimfront.search.config.paths import is_inside, parts
+from slimfront.search.config.space import Parameter
+from slimfront.trainables.errors import shorten
+from slimfront.trainables.options import suggest
+
+Conditions = dict[str, tuple[Any, ...]]
+"""By path: the values, as a trial records them, of which it must have one."""
+
+
+class SearchSpace:
+    """The parameters of a space in an order in which each can be given its value.
+
+    Values here are as a trial records them (see `Parameter.recorded`).
+
+    Raises:
+        PydanticCustomError: for a `when` or `same_as` over what does not vary, a `when` that can
+            never hold, and a circle of them.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+        self.parameters = parameters
+        self.conditions = {path: _conditions(path, parameters) for path in parameters}
+        self.order = _order(parameters, self.conditions)
+        self._needs: dict[str, Conditions] = {}
+        for path in self.order:
+            self._needs[path] = self._all_conditions(path)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether some values vary only under a condition."""
+        return any(self.conditions.values())
+
+    @property
+    def asked(self) -> list[str]:
+        """The paths whose values the sampler proposes, in the order in which it is asked."""
+        return [path for path in self.order if self.parameters[path].same_as is None]
+
+    def applies(self, path: str, values: Mapping[str, Any]) -> bool:
+        """Whether a path varies beside these values of others."""
+        followed = self.parameters[path].same_as
+        if followed is not None and followed not in values:
+            return False
+        return self.allows(path, values)
+
+    def allows(self, path: str, values: Mapping[str, Any]) -> bool:
+        """Whether the conditions of a path hold."""
+        for source, allowed in self.conditions[path].items():
+            if source not in values or not _among(values[source], allowed):
+                return False
+        return True
+
+    def values(self, choose: Callable[[str], Any]) -> dict[str, Any]:
+        """The values of one candidate, in the order of the config: `choose` gives that of each path
+        which is asked for, and others follow."""
+        found: dict[str, Any] = {}
+        for path in self.order:
+            if not self.applies(path, found):
+                continue
+            parameter = self.parameters[path]
+            if parameter.same_as is None:
+                found[path] = choose(path)
+            else:
+                found[path] = parameter.following(found[parameter.same_as])
+        return {path: found[path] for path in self.parameters if path in found}
+
+    def combinations(
+        self, options: Mapping[str, Sequence[Any] | None], most: int
+    ) -> list[dict[str, Any]] | None:
+        """The values of all candidates that there are; None if they are more than `most`.
+
+        Args:
+            options: all values of a path; None where they are without number.
+        """
+        found: list[dict[str, Any]] = [{}]
+        for path in self.order:
+            longer: list[dict[str, Any]] = []
+            for values in found:
+                for added in self._next(path, values, options):
+                    if added is None or len(longer) == most:
+                        return None
+                    longer.append(values | added)
+            found = longer
+        return found
+
+    def _next(
+        self, path: str, values: Mapping[str, Any], options: Mapping[str, Sequence[Any] | None]
+    ) -> Iterator[dict[str, Any] | None]:
+        """What a path adds to values of those before it: each of its own, or nothing where it does
+        not apply; None where they are without number."""
+        parameter = self.parameters[path]
+        if not self.applies(path, values):
+            yield {}
+        elif parameter.same_as is not None:
+            yield {path: parameter.following(values[parameter.same_as])}
+        elif (known := options[path]) is None:
+            yield None
+        else:
+            for value in known:
+                yield {path: value}
+
+    def ends(self, path: str) -> tuple[Any, ...]:
+        """The values of a path to check, as they stand in a config."""
+        parameter = self.parameters[path]
+        if parameter.same_as is None:
+            return parameter.ends()
+        return tuple(parameter.following(end) for end in self.ends(parameter.same_as))
+
+    def where(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """These values beside such of others that all of them apply; of two that exclude each
+        other, the later one stays."""
+        whole: dict[str, Any] = {}
+        for path, value in values.items():
+            whole |= {source: allowed[0] for source, allowed in self._needs[path].items()}
+            whole[path] = self.parameters[path].recorded(value)
+        return {path: value for path, value in whole.items() if self.allows(path, whole)}
+
+    def wheres(self, path: str, value: Any) -> Iterator[dict[str, Any]]:
+        """`where`, for each value of the others under which the path varies."""
+        first = self.where({path: value})
+        yield first
+        for source, allowed in self._needs[path].items():
+            for other in allowed[1:]:
+                yield first | {source: other}
+
+    def recorded(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values that a person wrote, as a trial records them."""
+        found = {}
+        for path, value in values.items():
+            known = self.parameters.get(path)
+            found[path] = value if known is None else known.recorded(value)
+        return found
+
+    def _all_conditions(self, path: str) -> Conditions:
+        """Its conditions and those of all that they are over; called in order, so that theirs are
+        known."""
+        found = dict(self.conditions[path])
+        over = list(found)
+        followed = self.parameters[path].same_as
+        if followed is not None:
+            over.append(followed)
+        for other in over:
+            for source, allowed in self._needs[other].items():
+                both = tuple(v for v in found.get(source, allowed) if _among(v, allowed))
+                if not both:
+                    raise space_error(
+                        path,
+                        f"can never vary: its 'when' and that of '{other}' need different values "
+                        f"of '{source}'",
+                    )
+                found[source] = both
+        return found
+
+
+def _order(parameters: Mapping[str, Parameter], conditions: Mapping[str, Conditions]) -> list[str]:
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for path, parameter in parameters.items():
+        sorter.add(path, *conditions[path])
+        if parameter.same_as is not None:
+            if parameter.same_as not in parameters:
+                raise space_error(
+                    path,
+                    f"is the same as '{shorten(parameter.same_as)}', which does not vary; "
+                    f"{suggest(parameter.same_as, parameters)}",
+                )
+            sorter.add(path, parameter.same_as)
+    try:
+        return list(sorter.static_order())
+    except CycleError as error:
+        circle = [str(path) for path in reversed(error.args[1])]
+        raise space_error(
+            circle[0],
+            f"depends on itself, by 'same_as' or 'when': {' -> '.join(circle)}; give one of them "
+            "a range or choices without a condition",
+        ) from None
+
+
+def _conditions(path: str, parameters: Mapping[str, Parameter]) -> Conditions:
+    """The conditions of a path, over paths of the space."""
+    found: Conditions = {}
+    for on, values in parameters[path].when.items():
+        source = _source(path, on, parameters)
+        if not values:
+            raise space_error(path, f"can never vary: its 'when' lists no value of '{on}'")
+        allowed = []
+        for value in values:
+            allowed += _giving(path, (on, source), value, parameters[source])
+        both = tuple(value for value in found.get(source, allowed) if _among(value, allowed))
+        if not both:
+            raise space_error(
+                path, f"can never vary: no choice of '{source}' is all that its 'when' says"
+            )
+        found[source] = both
+    return found
+
+
+def _source(path: str, on: str, parameters: Mapping[str, Parameter]) -> str:
+    """The path of the space that decides on the value at `on`: itself, or a section around it."""
+    if on in parameters:
+        followed = parameters[on].same_as
+        if followed is not None:
+            raise space_error(
+                path, f"has a 'when' over '{on}', which is the same as '{followed}'; name that"
+            )
+        return on
+    for other, parameter in parameters.items():
+        if parameter.choices is not None and is_inside(on, other):
+            return other
+    raise space_error(
+        path, f"has a 'when' over '{shorten(on)}', which does not vary; {suggest(on, parameters)}"
+    )
+
+
+def _giving(path: str, over: tuple[str, str], value: Any, parameter: Parameter) -> list[Any]:
+    """The values of a parameter, as recorded, that give `value` at the path of a condition, which
+    is the parameter's own or one inside of its sections."""
+    on, source = over
+    if parameter.choices is None:
+        _refuse_outside(path, on, value, parameter)
+        return [value]
+    keys = parts(on)[len(parts(source)) :]
+    found = []
+    given = []
+    for choice in parameter.choices:
+        inside = _value_in(choice, keys)
+        given.append(shorten(repr(inside)))
+        if _among(inside, (value,)):
+            found.append(parameter.recorded(choice))
+    if not found:
+        raise space_error(
+            path,
+            f"has a 'when' that can never hold: '{on}' is never {shorten(repr(value))}, only "
+            f"{', '.join(dict.fromkeys(given))}",
+        )
+    return found
+
+
+def _refuse_outside(path: str, on: str, value: Any, parameter: Parameter) -> None:
+    """Raises an error for a value that a range never has."""
+    low, high = parameter.low, parameter.high
+    assert low is not None and high is not None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        raise space_error(
+            path,
+            f"has a 'when' that can never hold: '{on}' is never {shorten(repr(value))}, only "
+            f"{low} to {high}",
+        )
+
+
+def _value_in(choice: Any, keys: tuple[str, ...]) -> Any:
+    """The value within a chosen section; None if there is none. A section that is only named is
+    `{name: …}`."""
+    if keys and isinstance(choice, str):
+        choice = {"name": choice}
+    for key in keys:
+        if not isinstance(choice, Mapping):
+            return None
+        choice = choice.get(key)
+    return choice
+
+
+def _among(value: Any, allowed: Sequence[Any]) -> bool:
+    """Whether a value is one of those; true is not 1."""
+    same = [other for other in allowed if isinstance(other, bool) == isinstance(value, bool)]
+    return value in same
+
+
+def space_error(path: str, problem: str) -> PydanticCustomError:
+    """An error about a path of the space, which `explain` tells as it is."""
+    return PydanticCustomError(
+        "space", "space '{path}': {problem}", {"path": path, "problem": problem}
+    )

@@ -155,7 +155,7 @@ def replicate(
     """Train the members of a front that somebody may ship anew with other seeds: their means and
     standard deviations, by which the recommendation is judged."""
     with contextlib.redirect_stdout(sys.stderr):
-        from slimfront.search.engine.replicating import replicate as train_anew
+        from slimfront.search.engine.finished.replicating import replicate as train_anew
 
         result = train_anew(
             search, seeds, storage_path, address, say=lambda text: errors.print(text)

@@ -17,7 +17,7 @@ from ray.tune.error import TuneError
 
 from slimfront.search.config.objectives import Direction
 from slimfront.search.config.schema import Config
-from slimfront.search.engine.ending import take_test_metrics, time_again
+from slimfront.search.engine.finished.ending import take_test_metrics, time_again
 from slimfront.search.engine.head import watched_head
 from slimfront.search.engine.interrupt import Interrupt
 from slimfront.search.engine.nodes import capacity, check_fits, ray_session

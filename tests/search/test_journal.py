@@ -11,8 +11,10 @@ from slimfront.search.record.events import (
     CheckpointMoved,
     EpochsReported,
     NetworkMeasured,
+    NetworkReplicated,
     NetworkTested,
     NetworkTimed,
+    ProposalRepeated,
     RungReached,
     SearchBegan,
     SessionBegan,
@@ -48,6 +50,8 @@ EXAMPLES = {
         TrialInterrupted(number=0),
         TrialContinued(number=0),
         NetworkTested(number=0, epoch=1, step=1, metrics={"test_accuracy": 0.5}),
+        NetworkReplicated(number=0, epoch=1, step=1, seed=7, measures={"val_accuracy": 0.5}),
+        ProposalRepeated(number=3, values={"a.b": 0.5}, first=0),
         NetworkTimed(number=0, epoch=1, step=1, times={"latency_ms": 0.5}),
         RungReached(entry={"level": 0}),
         SessionEnded(status="completed", seconds=1.5),
@@ -97,7 +101,7 @@ def test_an_event_of_a_kind_that_this_version_does_not_know_is_left_out_and_told
 
 
 def test_every_kind_of_event_is_read_back_as_it_was_written() -> None:
-    assert len(KINDS) == len({cls.__name__ for cls in KINDS.values()}) == 13
+    assert len(KINDS) == len({cls.__name__ for cls in KINDS.values()}) == 15
     for kind, cls in KINDS.items():
         example = EXAMPLES[kind]
         assert isinstance(example, cls)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slimfront.search.engine.replicating import planned, replicate, train_again
+from slimfront.search.engine.finished.replicating import planned, replicate, train_again
 from slimfront.search.engine.runner import resume_search, run_search
 from slimfront.search.record.events import NetworkReplicated
 from slimfront.search.record.journal import JOURNAL_FILE, read_events

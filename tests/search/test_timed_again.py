@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from slimfront.search.cli import main
 from slimfront.search.config.schema import Config
-from slimfront.search.engine import runner
+from slimfront.search.engine.finished import ending
 from slimfront.search.engine.preflight import preflight
 from slimfront.search.engine.runner import resume_search, run_search
 from slimfront.search.python_api.found import Search
@@ -129,7 +129,7 @@ def test_a_search_that_is_read_or_resumed_knows_it_and_times_it_no_more(
     def refuses(*_: Any) -> None:
         raise AssertionError("it was timed before")
 
-    monkeypatch.setattr(runner, "_times", refuses)
+    monkeypatch.setattr(ending, "_times", refuses)
     again = resume_search(result.search, storage_path=str(folder / "runs"))
     assert recommended(again.ledger).timed_again == point.timed_again
 
@@ -138,13 +138,13 @@ def test_a_device_that_is_gone_at_the_end_costs_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = timed_by(tmp_path, SIZE, search={"trials": 1})
-    times = runner._times
+    times = ending._times
 
     def gone(*arguments: Any) -> dict[str, float]:
         (tmp_path / "size.py").write_text("raise SystemExit('the device is gone')")
         return times(*arguments)
 
-    monkeypatch.setattr(runner, "_times", gone)
+    monkeypatch.setattr(ending, "_times", gone)
     result = run_search(config)
     assert recommended(result.ledger).timed_again is None
     assert "was not timed again: latency.command" in caplog.text

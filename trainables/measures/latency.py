@@ -106,7 +106,7 @@ class Latency(Options):
         for name in SPEEDS:
             known = KNOWN[name]
             found[name] = replace(
-                known, label=f"{known.label}, {self.taken}", short=f"{name}_{where}"
+                known, label=f"{known.axis}, {self.taken}", short=f"{name}_{where}"
             )
         return found
 

@@ -13,6 +13,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "trainables/data/huggingface.py": ("label", "ClassLabel and its column are Hugging Face's"),
     "trainables/data/loaders.py": ("_TARGETS = ", "keys that batches of users' loaders have"),
     "trainables/measures/described.py": ("label", "what axes of pictures are called"),
+    "trainables/measures/latency.py": ("label=", "what axes of pictures are called"),
     "trainables/measures/own.py": ("label", "what axes of pictures are called"),
     "trainables/shipping/network_file.py": ('"classes"', "a key in files of version 0.1"),
     "search/record/picks.py": ("most-accurate", "the name of version 0.1 stays"),

@@ -59,7 +59,7 @@ def _metrics(config: Config, point: MeasuredNetwork, data: Dataset) -> dict[str,
 
 
 def _standard_errors(network: nn.Module, data: Dataset) -> dict[str, float]:
-    """How far the quality on each split may be off, such as `val_accuracy_se`; what has no value is
+    """How far the quality on each split may be off, such as `val_f1_se`; what has no value is
     left out."""
     found = {}
     for name, split in (("val", data.validation), ("test", data.test)):

@@ -12,6 +12,7 @@ from slimfront.search.record.events import (
     EpochsReported,
     NetworkMeasured,
     NetworkTested,
+    ProposalRepeated,
     RungReached,
     SearchBegan,
     SessionBegan,
@@ -32,6 +33,7 @@ EXAMPLES = {
     for example in (
         SearchBegan(search="s", config="name: s", dense_sizes={"params": 3.0}, starts=[{"a.b": 1}]),
         SessionBegan(session=2),
+        ProposalRepeated(number=2, values={"a": 0.5}, first=0),
         TrialBegan(number=None, values={"a.b": 0.5}, seed=3),
         EpochsReported(number=0, history=[{"epoch": 1, "train_loss": 0.5}]),
         NetworkMeasured(
@@ -95,7 +97,7 @@ def test_an_event_of_a_kind_that_this_version_does_not_know_is_left_out_and_told
 
 
 def test_every_kind_of_event_is_read_back_as_it_was_written() -> None:
-    assert len(KINDS) == len({cls.__name__ for cls in KINDS.values()}) == 12
+    assert len(KINDS) == len({cls.__name__ for cls in KINDS.values()}) == 13
     for kind, cls in KINDS.items():
         example = EXAMPLES[kind]
         assert isinstance(example, cls)

@@ -217,9 +217,9 @@ class Config(Candidate):
         """What depends on what in `space`."""
         return SearchSpace(self.space)
 
-    def build_sampler(self) -> BaseSampler:
-        """Optuna's sampler for this space."""
-        return self.search.build_sampler(conditional=self.search_space.conditional)
+    def build_sampler(self, session: int = 1) -> BaseSampler:
+        """Optuna's sampler for this space, in a session of the search."""
+        return self.search.build_sampler(conditional=self.search_space.conditional, session=session)
 
     def model_of(self, values: Mapping[str, object]) -> Model:
         """The model of the candidate with these values, which builds networks that were stored as

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import PydanticCustomError
 
-from slimfront.search.config.paths import is_inside, parts
+from slimfront.search.config.paths import is_inside, parts, spelt
 from slimfront.search.config.space import Parameter
 from slimfront.trainables.errors import shorten
 from slimfront.trainables.options import suggest
@@ -132,9 +132,11 @@ class SearchSpace:
                 yield first | {source: other}
 
     def recorded(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Values that a person wrote, as a trial records them."""
+        """Values that a person wrote, as a trial records them. Raises ValueError for what is no
+        path."""
         found = {}
-        for path, value in values.items():
+        for given, value in values.items():
+            path = spelt(given)
             known = self.parameters.get(path)
             found[path] = value if known is None else known.recorded(value)
         return found

@@ -83,13 +83,22 @@ class SearchOptions(Options):
         name = options.pop("name")
         return name, 0, options
 
-    def build_sampler(self, *, conditional: bool = False) -> BaseSampler:
+    def build_sampler(self, *, conditional: bool = False, session: int = 1) -> BaseSampler:
         """Optuna's sampler; TPE begins later where trials are stopped early, since there are more
-        of them. `conditional`: some values vary only beside certain others."""
+        of them.
+
+        Args:
+            conditional: whether some values vary only beside certain others.
+            session: of the search, 1 for the first: in a later one the same random numbers would
+                propose again what was trained already. QMC goes on in its sequence by itself.
+        """
         name, _, options = self._name_and_options(self.sampler)
         if name == "tpe" and self.early_stopping is not None:
             options = {"n_startup_trials": 20} | options
-        return build_sampler(name, self.seed, options, conditional=conditional)
+        seed = self.seed
+        if name != "qmc":
+            seed = (seed + 1_000_003 * (session - 1)) % 2**32
+        return build_sampler(name, seed, options, conditional=conditional)
 
     @field_validator("early_stopping", mode="before")
     @classmethod

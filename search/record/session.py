@@ -468,7 +468,7 @@ def open_study(session: Session, *, starts: bool = True) -> optuna.Study:
         study = optuna.create_study(
             study_name=directory.name,
             storage=storage,
-            sampler=config.build_sampler(),
+            sampler=config.build_sampler(session.number),
             directions=[o.direction.value for o in config.chosen_objectives()],
             load_if_exists=session.resumed,
         )

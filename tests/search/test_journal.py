@@ -35,6 +35,7 @@ EXAMPLES = {
     for example in (
         SearchBegan(search="s", config="name: s", dense_sizes={"params": 3.0}, starts=[{"a.b": 1}]),
         SessionBegan(session=2),
+        ProposalRepeated(number=2, values={"a": 0.5}, first=0),
         TrialBegan(number=None, values={"a.b": 0.5}, seed=3),
         EpochsReported(number=0, history=[{"epoch": 1, "train_loss": 0.5}]),
         NetworkMeasured(
@@ -51,7 +52,6 @@ EXAMPLES = {
         TrialContinued(number=0),
         NetworkTested(number=0, epoch=1, step=1, metrics={"test_accuracy": 0.5}),
         NetworkReplicated(number=0, epoch=1, step=1, seed=7, measures={"val_accuracy": 0.5}),
-        ProposalRepeated(number=3, values={"a.b": 0.5}, first=0),
         NetworkTimed(number=0, epoch=1, step=1, times={"latency_ms": 0.5}),
         RungReached(entry={"level": 0}),
         SessionEnded(status="completed", seconds=1.5),

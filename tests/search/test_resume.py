@@ -352,7 +352,8 @@ def test_a_search_ends_after_its_time_and_after_trials_without_a_gain(tmp_path: 
     timed = run_search(many, EndsItsTime(), interrupt=interrupt)
     assert 0 < len(timed.ledger.trials) < 100
     assert not timed.interrupted
-    still = {"sparsifier.sparsity": {"low": 0.5, "high": 0.5}}
+    # Values that differ, so that each is trained, and networks that do not.
+    still = {"compaction.tolerance": {"low": 1e-4, "high": 1e-3}}
     training = SMALL_CONFIG["training"] | {"seed": 3}
     options = {"trials": 1000, "patience": 3, "concurrency": 1}
     patient = run_search(small_config(tmp_path, search=options, space=still, training=training))

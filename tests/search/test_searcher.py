@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from slimfront.search.config.objectives import OBJECTIVES, Constraint
 from slimfront.search.config.samplers import SAMPLERS, build_sampler, sampler_options
 from slimfront.search.config.search_space import SearchSpace
+from slimfront.search.config.settings import SearchOptions
 from slimfront.search.config.space import Parameter
 from slimfront.search.engine.proposals import Proposals
 from slimfront.search.engine.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
@@ -209,6 +210,17 @@ def test_every_sampler_takes_objectives_and_constraints_and_repeats_itself_with_
 
     assert run(1) == run(1)
     assert run(1) != run(2)
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_a_later_session_does_not_propose_what_the_first_did(sampler: str) -> None:
+    options = SearchOptions(sampler=sampler, seed=2**32 - 1)
+    study = new_study()
+    study.sampler = options.build_sampler()
+    before = {study.ask(SPACE).params["x"] for _ in range(4)}
+    study.sampler = options.build_sampler(session=2)
+    after = {study.ask(SPACE).params["x"] for _ in range(4)}
+    assert before & after == set()
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))

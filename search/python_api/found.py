@@ -200,7 +200,8 @@ class Search:
 
     @property
     def hypervolume(self) -> float:
-        """The front's hypervolume, from 0 (no better than dense) to 1."""
+        """The front's hypervolume in the region that matters, from 0 (nothing there is smaller than
+        dense) to 1."""
         return self.ledger.hypervolume()
 
     @property

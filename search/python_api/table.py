@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from slimfront.search.config.schema import Config
 from slimfront.search.record.ledger import Ledger
 from slimfront.trainables.measures.measure import MEASURES
+from slimfront.trainables.training.finishing import ONE_SHOT_SHARE
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -46,11 +47,13 @@ def _measured(config: Config, members: "Iterable[Member]") -> list[str]:
     names = []
     for metric in config.task.described():
         names += [f"val_{metric.name}", f"test_{metric.name}"]
+    quality = config.task.described()[0].name
+    names += [f"val_{quality}_se", f"test_{quality}_se"]
     candidate = config.candidate({})
     names += MEASURES
     names += candidate.asked_measures()
     names += [own.name for own in candidate.own_measures()]
-    names.append("layers_merged")
+    names += ["layers_merged", ONE_SHOT_SHARE]
     for member in members:
         names += member.measures
     return list(dict.fromkeys(names))

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import ConsoleMessage, Error, Page, expect, sync_playwright
 
-from slimfront.search.record.ledger import SearchResult
+from slimfront.search.record.ledger import MeasuredNetwork, SearchResult
+from slimfront.search.record.shown import shown
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -79,6 +80,14 @@ def opened(finished: tuple[Path, SearchResult]) -> Iterator[Opened]:
             server.terminate()
 
 
+def smallest_shown(result: SearchResult) -> tuple[int, MeasuredNetwork]:
+    """The smallest member that the picture shows at first, and its place along the front."""
+    front = sorted(result.front, key=lambda point: point.measures["nonzero_params"])
+    inside = [point for point in front if result.ledger.in_region(point)]
+    chosen = (inside or front)[0]
+    return front.index(chosen), chosen
+
+
 def test_the_runs_page_has_one_row_for_a_search(opened: Opened) -> None:
     experiment = opened.url.partition("/experiments/")[2].partition("/")[0]
     opened.page.goto(f"{opened.base}/#/experiments/{experiment}/runs?workflowType=machine_learning")
@@ -95,7 +104,8 @@ def test_the_description_renders_and_its_links_reach_the_trials(opened: Opened) 
     ).to_be_attached()
     opened.page.get_by_text("Show more").first.click()
     table = opened.page.get_by_role("table").filter(has_text="val acc")
-    expect(table.get_by_role("row")).to_have_count(2 + len(opened.result.front))
+    members = shown(opened.result.ledger, opened.result.front).members
+    expect(table.get_by_role("row")).to_have_count(2 + len(members))
     with opened.page.context.expect_page() as opens:  # links of a description open a tab
         table.get_by_role("link", name=recommended.name, exact=True).first.click()
     trial = opens.value
@@ -117,8 +127,8 @@ def test_front_html_renders_offline_with_its_points_and_a_click_on_one_names_its
     front = frame.locator("#front .scatterlayer .trace").nth(1).locator("path.point")
     expect(front).to_have_count(len(opened.result.front), timeout=30_000)
     expect(frame.locator("#values .parcoords")).to_be_visible()
-    smallest = min(opened.result.front, key=lambda point: point.measures["nonzero_params"])
-    place = front.first.bounding_box()
+    index, smallest = smallest_shown(opened.result)
+    place = front.nth(index).bounding_box()
     assert place is not None
     page.mouse.click(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
     link = frame.locator("#run a")
@@ -141,13 +151,14 @@ def test_a_click_on_a_point_of_the_downloaded_page_opens_the_run(
     with opened.page.context.new_page() as page:
         page.on("pageerror", opened.fail)
         page.goto(file.as_uri())
-        point = page.locator("#front .scatterlayer .trace").nth(1).locator("path.point").first
+        index, smallest = smallest_shown(opened.result)
+        points = page.locator("#front .scatterlayer .trace").nth(1).locator("path.point")
+        point = points.nth(index)
         place = point.bounding_box()
         assert place is not None
         with page.context.expect_page() as opens:
             page.mouse.click(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
         run = opens.value
-        smallest = min(opened.result.front, key=lambda point: point.measures["nonzero_params"])
         expect(run.get_by_role("heading", name=smallest.trial.label)).to_be_visible(timeout=30_000)
         run.close()
 

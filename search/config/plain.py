@@ -72,14 +72,5 @@ def secret_paths(config: Config) -> list[str]:
 def dump(config: Config) -> str:
     """The resolved config as YAML that `load` reads back to an equal config, but for secrets."""
     plain = as_plain(config)
-    order = [
-        "name",
-        *Candidate.model_fields,
-        "space",
-        "objectives",
-        "constraints",
-        "search",
-        "resources",
-        "tracking",
-    ]
+    order = dict.fromkeys(["name", *Candidate.model_fields, *Config.model_fields])
     return write({key: plain[key] for key in order})

@@ -67,7 +67,8 @@ class PendingWrites:
 
 def param(path: str, value: object) -> Param:
     """A param as MLflow takes it: without the quotes and brackets of keys that have dots."""
-    name = re.sub(r"""\[["']([^"']*)["']\]""", r".\1", path)
+    opened = re.sub(r"""\[["']""", ".", path)
+    name = re.sub(r"""["']\]""", "", opened)
     return Param(name, str(value))
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from slimfront.search.config.space import flatten
 from slimfront.search.tracking.store import connect
+from slimfront.search.tracking.write_queue import param
 from slimfront.trainables.errors import UserError
 
 
@@ -81,3 +83,12 @@ def test_a_store_that_cannot_be_written_to_is_refused_at_once_and_can_be_read(
         connect(f"sqlite:///{read_only}/new.db")
     assert time.monotonic() - begun < 5
     assert connect(f"sqlite:///{read_only}/there.db").search_experiments()
+
+
+def test_a_key_with_dots_is_a_name_that_mlflow_takes(tmp_path: Path) -> None:
+    client = connect(f"sqlite:///{tmp_path}/params.db", writes=True)
+    run = client.create_run("0").info.run_id
+    (path,) = flatten({"space": {'penalties.node.layers["a.0"]': {"low": 0.5}}})
+    client.log_batch(run, params=[param(path, 0.5)])
+    ((name, value),) = client.get_run(run).data.params.items()
+    assert (name, value) == ("space.penalties.node.layers.a.0.low", "0.5")

@@ -1,5 +1,6 @@
 """The description of a search is Markdown in which values are no markup."""
 
+import html
 import re
 from typing import Any
 
@@ -67,3 +68,19 @@ def test_no_choice_is_lost() -> None:
     )
     assert "| `training.optimizer` | adam, sgd |" in story
     assert "| `sparsifier.sparsity` | 0.1 to 0.9 |" in story
+
+
+def test_what_depends_on_what_in_a_space_is_told() -> None:
+    space: dict[str, Any] = {
+        "sparsifier": {"choices": [{"name": "rigl", "sparsity": 0.9}, None]},
+        "sparsifier.drop": {"low": 0.1, "high": 0.5, "when": {"sparsifier.name": ["rigl"]}},
+        "training.lr": {"low": 0.1, "high": 1, "log": True},
+        "refit.lr": {"same_as": "training.lr", "factor": 0.5},
+    }
+    changes = {"refit": {"epochs": 1}, "space": space}
+    config = Config.model_validate(SMALL_CONFIG | changes)
+    book = Ledger(config.chosen_objectives(), {"nonzero_params": 1000})
+    described = html.unescape(describe("s", config, book, "1", {}))
+    assert "| `sparsifier` | {name: rigl, sparsity: 0.9}, None |" in described
+    assert "| `sparsifier.drop` | 0.1 to 0.5, where `sparsifier.name` is rigl |" in described
+    assert "| `refit.lr` | 0.5 times `training.lr` |" in described

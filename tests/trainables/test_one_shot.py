@@ -179,26 +179,34 @@ def test_pruned_networks_recover_for_some_epochs() -> None:
 
 
 def test_refinement_closes_in_on_the_smallest_network_that_is_about_as_good() -> None:
-    training = Training(candidate(one_shot={"steps": 5, "keep": 0.5, "refine": 4}))
+    training = Training(candidate(one_shot={"steps": 5, "keep": 0.5, "refine": 6}))
     while not training.done:
         training.run_epoch()
     trained = training.finish()
-    training.close()
     bound = trained.measures["val_accuracy"] - 0.01
-    found = [(n.measures["nonzero_params"], n.measures["val_accuracy"]) for n in trained.pruned]
-    sizes = [size for size, _ in found]
-    steps = next(i for i in range(1, len(sizes) + 1) if i == len(sizes) or sizes[i] > sizes[i - 1])
-    refined = found[steps:]
-    assert len(refined) == 4
-    whole = trained.measures["nonzero_params"]
-    good = min([whole, *(size for size, accuracy in found[:steps] if accuracy >= bound)])
-    bad = max(size for size, accuracy in found[:steps] if accuracy < bound)
-    for size, accuracy in refined:
-        assert bad < size < good
-        if accuracy >= bound:
-            good = size
+    shares = [n.measures["one_shot_share"] for n in trained.pruned]
+    *steps, refined = trained.pruned
+    assert shares[:-1] == sorted(shares[:-1], reverse=True)
+    as_good = [n.measures["val_accuracy"] >= bound for n in steps]
+    good = min([1.0, *(s for s, is_good in zip(shares, as_good, strict=False) if is_good)])
+    bad = max(s for s, is_good in zip(shares, as_good, strict=False) if not is_good)
+    assert refined.measures["val_accuracy"] >= bound
+    assert bad < shares[-1] < good
+    # The same by hand, with each network on the way compacted and measured.
+    seen = training.data.prepare(training.data.train.inputs[:1024])
+    alive = Pruning(trained.compacted.network, seen).alive
+    low, high = round(bad * alive), round(good * alive)
+    for _ in range(6):
+        middle = (low + high) // 2
+        if middle in (low, high):
+            break
+        found = training.finishing.pruned_to(trained, middle / alive)
+        if found.measures["val_accuracy"] >= bound:
+            high = middle
         else:
-            bad = size
+            low = middle
+    training.close()
+    assert round(shares[-1] * alive) == high
 
 
 def test_nothing_is_refined_where_every_step_is_about_as_good() -> None:

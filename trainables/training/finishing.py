@@ -134,18 +134,25 @@ class Finishing:
                 bad = bad or kept
             if found is None:
                 break
-        for _ in range(options.refine if bad else 0):
+        kept = self._refined(pruning, trained, (good, bad)) if bad else good
+        found = self._worth_it(pruning.at(kept), trained, recover) if kept != good else None
+        if found is not None:
+            found.measures[ONE_SHOT_SHARE] = kept / pruning.alive
+            yield found
+
+    def _refined(self, pruning: Pruning, trained: Trained, between: tuple[int, int]) -> int:
+        """The fewest weights that `refine` halvings between a number that is as good and one that
+        is not find as good; judged before compaction, which keeps what a network computes."""
+        good, bad = between
+        for _ in range(self.candidate.one_shot.refine):
             kept = (good + bad) // 2
             if kept in (good, bad):
-                return
-            found = self._worth_it(pruning.at(kept), trained, recover)
-            if found is not None:
-                found.measures[ONE_SHOT_SHARE] = kept / pruning.alive
-                yield found
-            if self._as_good(found, trained):
+                break
+            if self._scores_as_good(self._scores(pruning.at(kept)), trained):
                 good = kept
             else:
                 bad = kept
+        return good
 
     def pruned_to(self, trained: Trained, share: float) -> Trained:
         """A finished network pruned in one shot to a share of its weights, compacted and measured,
@@ -157,8 +164,11 @@ class Finishing:
     def _as_good(self, pruned: Trained | None, trained: Trained) -> bool:
         if pruned is None:
             return False
+        return self._scores_as_good(pruned.measures, trained)
+
+    def _scores_as_good(self, scores: Mapping[str, float], trained: Trained) -> bool:
         tolerance = self.candidate.tolerance
-        return self.data.task.about_as_good(pruned.measures, trained.measures, tolerance)
+        return self.data.task.about_as_good(scores, trained.measures, tolerance)
 
     def _worth_it(
         self,

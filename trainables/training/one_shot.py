@@ -16,9 +16,10 @@ class OneShot(Options):
     the weights of the one before.
 
     0 steps: none. They end early once the quality is less than half of what it was, or the error
-    more than twice that. Up to `refine` more lie between the last one that is within `tolerance` of
-    the network they are made of and the first that is not: each halves what is between. At the end
-    of training, each is refitted for `recover` epochs, at the learning rate `refit.lr`.
+    more than twice that. One more lies between the last one that is within `tolerance` of the
+    network they are made of and the first that is not: the smallest as good that `refine` halvings
+    of what is between find. At the end of training, each is refitted for `recover` epochs, at the
+    learning rate `refit.lr`.
     """
 
     steps: int = Field(8, ge=0)

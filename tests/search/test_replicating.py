@@ -146,3 +146,14 @@ def test_the_recommendation_is_by_the_means() -> None:
 def test_a_search_without_a_front_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no front beside a trained baseline yet; resume it"):
         planned(small_config(tmp_path), ledger(), 2)
+
+
+def test_a_search_that_has_not_ended_is_refused(replicated: Replicated, tmp_path: Path) -> None:
+    directory, result, _ = replicated
+    lines = (directory / "runs" / result.search / JOURNAL_FILE).read_bytes().splitlines(True)
+    killed = tmp_path / "runs" / "killed"
+    killed.mkdir(parents=True)
+    kept = [line for line in lines if b'"event": "finished"' not in line]
+    (killed / JOURNAL_FILE).write_bytes(b"".join(kept[:12]))
+    with pytest.raises(UserError, match="has not ended; let it end first: slimfront resume killed"):
+        replicate("killed", 2, str(tmp_path / "runs"))

@@ -59,15 +59,21 @@ def replicate(
         The search with its replicas; what is recommended is judged by their means.
 
     Raises:
-        UserError: if there is no such search, it is running, it has no front, or its members cannot
-            be trained apart from it.
+        UserError: if there is no such search, it is running or has not ended, it has no front, its
+            members cannot be trained apart from it, or its journal takes no more.
     """
     session = open_existing(search, storage_path)
     try:
+        ended = _last_end(session)
         jobs = planned(session.config, session.ledger, seeds)
-        with ray_session(address), _recorded(session) as recorder:
+        with ray_session(address), _recorded(session, ended) as recorder:
             check_fits(session.config)
             _train_all(session, recorder, jobs, say)
+    except OSError as error:
+        raise UserError(
+            f"the journal of {search} took no more: {error.strerror}; what is in it stays, and is "
+            "not trained again: make room, and call replicate once more"
+        ) from None
     finally:
         session.journal.close()
     return SearchResult(
@@ -138,8 +144,16 @@ def _share(config: Config, member: MeasuredNetwork) -> float:
     return member.measures.get(ONE_SHOT_SHARE, each**member.step)
 
 
+def _last_end(session: Session) -> SessionEnded:
+    for event in reversed(session.earlier):
+        if isinstance(event, SessionEnded):
+            return event
+    name = session.directory.name
+    raise UserError(f"{name} has not ended; let it end first: slimfront resume {name}")
+
+
 @contextlib.contextmanager
-def _recorded(session: Session) -> Iterator[Recorder]:
+def _recorded(session: Session, ended: SessionEnded) -> Iterator[Recorder]:
     """A session of the journal and of MLflow around the block."""
     config = session.config
     uri = config.tracking.absolute_uri()
@@ -150,7 +164,6 @@ def _recorded(session: Session) -> Iterator[Recorder]:
     try:
         yield recorder
     finally:
-        ended = next(e for e in reversed(session.earlier) if isinstance(e, SessionEnded))
         again = SessionEnded(status=ended.status, seconds=ended.seconds)
         recorder.take(session.journal.append(again))
         recorder.close()

@@ -83,10 +83,10 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def config_of(variant: Variant, seed: int, directory: Path) -> Config:
+def config_of(variant: Variant, seed: int, trials: int, directory: Path) -> Config:
     """The main job's config, searched in that way."""
     # Stopped trials are short: twice as many of them cost about as much.
-    trials = TRIALS * (2 if variant.stopping else 1)
+    trials *= 2 if variant.stopping else 1
     wanted = [
         f"search.sampler={variant.sampler}",
         f"search.seed={seed}",
@@ -192,16 +192,16 @@ def baseline_of(events: Sequence[Event]) -> tuple[dict[str, float], dict[str, fl
     return trained[-1], sizes
 
 
-def searched(variant: Variant, seed: int) -> tuple[list[Event], Config]:
+def searched(variant: Variant, seed: int, trials: int) -> tuple[list[Event], Config]:
     """The journal of a search of ours."""
     with tempfile.TemporaryDirectory() as directory:
-        config = config_of(variant, seed, Path(directory))
+        config = config_of(variant, seed, trials, Path(directory))
         with patch.object(runner, "StudySearcher", StudySearcher if variant.told else Untold):
             runner.run_search(config, name="quality")
         return list(read_events(Path(directory, "quality", JOURNAL_FILE))), config
 
 
-def assembled(seed: int, config: Config) -> list[Event]:
+def assembled(seed: int, trials: int, config: Config) -> list[Event]:
     """Ray Tune with OptunaSearch on two objectives, a function trainable, and nothing else; as
     events of ours."""
     base = load(CONFIG, ["one_shot.steps=0"])
@@ -240,7 +240,7 @@ def assembled(seed: int, config: Config) -> list[Event]:
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
             tune_config=tune.TuneConfig(
-                search_alg=searcher, num_samples=TRIALS, max_concurrent_trials=2
+                search_alg=searcher, num_samples=trials, max_concurrent_trials=2
             ),
             run_config=tune.RunConfig(
                 storage_path=directory, name="assembled", verbose=0, callbacks=[Remember()]
@@ -301,12 +301,11 @@ def _goals(found: dict[str, list[Found]], budget: int) -> list[Goal]:
 def search_quality(arguments: argparse.Namespace) -> Outcome:
     """The smallest network within one and two points of dense over epochs spent, on the main job,
     as a share of the dense network's non-zero weights (median and range)."""
-    global TRIALS
-    seeds, names = arguments.seeds, list(VARIANTS)
+    seeds, names, trials = arguments.seeds, list(VARIANTS), TRIALS
     if arguments.only:
         names = [OURS, *(name for name in names if name in arguments.only)]
     if arguments.quick:
-        seeds, names, TRIALS = 1, [OURS], 4
+        seeds, names, trials = 1, [OURS], 4
     logging.getLogger("ray").setLevel(logging.ERROR)
     start_local_ray()
     found: dict[str, list[Found]] = {name: [] for name in (ASSEMBLED, *names)}
@@ -318,15 +317,15 @@ def search_quality(arguments: argparse.Namespace) -> Outcome:
             # counts as a candidate changes nothing of how the search goes, only what it finds.
             same = replace(variant, candidates=True, one_shot=True)
             if same not in runs:
-                runs[same] = searched(same, seed)
+                runs[same] = searched(same, seed, trials)
             events, config = runs[same]
             baseline, sizes = baseline_of(events)
             found[name].append(found_by(shown_events(events, variant), config, baseline, sizes))
         events, config = runs[VARIANTS[OURS]]
         baseline, sizes = baseline_of(events)
-        found[ASSEMBLED].append(found_by(assembled(seed, config), config, baseline, sizes))
+        found[ASSEMBLED].append(found_by(assembled(seed, trials, config), config, baseline, sizes))
     ray.shutdown()
-    budget = TRIALS * config.training.epochs
+    budget = trials * config.training.epochs
     return Outcome(seeds, _rows(found, budget), _goals(found, budget))
 
 

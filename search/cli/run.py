@@ -157,9 +157,7 @@ def replicate(
     with contextlib.redirect_stdout(sys.stderr):
         from slimfront.search.engine.finished.replicating import replicate as train_anew
 
-        result = train_anew(
-            search, seeds, storage_path, address, say=lambda text: errors.print(text)
-        )
+        result = train_anew(search, seeds, storage_path, address, say=errors.print)
     _print(result, as_json, everything)
 
 

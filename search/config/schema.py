@@ -152,7 +152,7 @@ class Config(Candidate):
     @model_validator(mode="after")
     def _times_are_taken_in_one_way(self) -> Self:
         for path in self.space:
-            if path.partition(".")[0] == "latency":
+            if parts(path)[0] == "latency":
                 raise ValueError(
                     f"space: '{path}' would have networks timed in several ways, which cannot be "
                     "compared; set it outside of the space"

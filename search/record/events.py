@@ -131,7 +131,8 @@ class TrialContinued(OfTrial):
 
 
 class NetworkTested(OfTrial):
-    """A network's metrics on the test split; `step` is that of one-shot pruning, 0 for none."""
+    """A network's metrics on the test split, and the standard errors of its quality on both; `step`
+    is that of one-shot pruning, 0 for none."""
 
     kind = "tested"
     epoch: int

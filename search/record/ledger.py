@@ -58,7 +58,8 @@ class MeasuredNetwork:
     compaction: list[list[str]]
     checkpoint: str | None
     tested: dict[str, float] | None = None
-    """The metrics on the test split, such as `test_f1`, once they were taken."""
+    """The metrics on the test split, such as `test_f1`, and standard errors of the quality, such as
+    `val_f1_se`, once they were taken."""
     timed_again: dict[str, float] | None = None
     """The measures that are times, taken in quiet when a search that recommended it was over."""
     step: int = 0
@@ -448,21 +449,18 @@ class Ledger:
         ship it."""
         return self._is_within(point, REGION)
 
-    def _is_within(self, point: MeasuredNetwork, tolerances: int) -> bool:
-        baseline = self.dense_network
-        if baseline is None:
-            return False
-        name = self.quality.name
-        bound = self.quality.near(baseline.mean(name), tolerances * self.tolerance)
-        return self.quality.as_good(point.mean(name), bound)
-
-    def end_of_region(self) -> float:
-        """The quality at which the region ends; NaN before the baseline was measured."""
+    def quality_within(self, tolerances: int) -> float:
+        """The quality that is worse than the baseline's by so many tolerances; NaN before that was
+        measured."""
         baseline = self.dense_network
         if baseline is None:
             return math.nan
-        value = baseline.measures[self.quality.name]
-        return self.quality.near(value, REGION * self.tolerance)
+        value = baseline.mean(self.quality.name)
+        return self.quality.near(value, tolerances * self.tolerance)
+
+    def _is_within(self, point: MeasuredNetwork, tolerances: int) -> bool:
+        bound = self.quality_within(tolerances)
+        return self.quality.as_good(point.mean(self.quality.name), bound)
 
     def region_text(self) -> str:
         """How far the region reaches below the baseline's quality, as people read it."""

@@ -12,7 +12,7 @@ from slimfront.search import terminal
 from slimfront.search.config.objectives import Objective
 from slimfront.search.config.settings import SearchOptions, Tracking
 from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult, Status, replicated
-from slimfront.search.record.shown import shown
+from slimfront.search.record.shown import SIZES, shown
 from slimfront.search.record.storage import parent
 from slimfront.search.terminal import Column, cell
 from slimfront.trainables.errors import one_line
@@ -105,10 +105,6 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-_SHOWN = ("nonzero_params", "params", "layers", "flops")
-"""What the table always has a column for."""
-
-
 def as_text(
     result: SearchResult, command: str, width: int | None = 160, *, everything: bool = False
 ) -> str:
@@ -147,7 +143,7 @@ def as_tables(result: SearchResult, width: int, front: list[MeasuredNetwork]) ->
     if dense:
         points.insert(0, dense)
         sections.append(0)
-    shown = (quality.name, *_SHOWN)
+    shown = (quality.name, *SIZES)
     aims = [objective.name for objective in ledger.objectives]
     aims += [constraint.name for constraint in ledger.constraints]
     others = [name for name in dict.fromkeys(aims) if name not in shown]

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from slimfront.search.record.ledger import Ledger, MeasuredNetwork
 
-_SAME_BY = ("params", "nonzero_params", "layers", "flops")
-"""Networks are equal that agree in these, in the quality and in the objectives."""
+SIZES = ("nonzero_params", "params", "layers", "flops")
+"""What tables always have a column for. Networks are equal that agree in these, in the quality and
+in the objectives."""
 
 
 @dataclass(frozen=True)
@@ -45,5 +46,5 @@ def shown(ledger: Ledger, front: Sequence[MeasuredNetwork], *, everything: bool 
 
 def _what_it_is(ledger: Ledger, point: MeasuredNetwork) -> tuple[float | None, ...]:
     aims = [objective.name for objective in ledger.objectives]
-    names = (ledger.quality.name, *aims, *_SAME_BY)
+    names = (ledger.quality.name, *aims, *SIZES)
     return tuple(point.measures.get(name) for name in names)

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 from slimfront.search.config.objectives import Direction, Objective
-from slimfront.search.record.ledger import Ledger, MeasuredNetwork
+from slimfront.search.record.ledger import REGION, Ledger, MeasuredNetwork
 from slimfront.search.tracking.store import run_route
 
 _GREY, _BLUE, _ORANGE, _GREEN, _RED = "#999999", "#0072b2", "#e69f00", "#009e73", "#d55e00"
@@ -176,7 +176,7 @@ def _region(ledger: Ledger, metric: Objective) -> tuple[float, float] | None:
     if not inside:
         return None
     values = [point.measures[metric.name] for point in (*inside, *_dense(ledger))]
-    values.append(ledger.end_of_region())
+    values.append(ledger.quality_within(REGION))
     low, high = min(values), max(values)
     margin = _MARGIN * ((high - low) or 1.0)
     return low - margin, high + margin

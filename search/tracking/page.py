@@ -80,9 +80,9 @@ def quality_threshold(ledger: Ledger) -> float | None:
         at_least = quality.direction is Direction.MAXIMIZE
         if constraint.name == quality.name and constraint.at_least == at_least:
             return constraint.bound
-    if not ledger.dense or not ledger.dense.measures:
+    if ledger.dense_network is None:
         return None
-    return quality.near(ledger.dense.measures[quality.name], ledger.tolerance)
+    return ledger.quality_within(1)
 
 
 class Page:

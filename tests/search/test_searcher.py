@@ -539,17 +539,7 @@ def test_samplers_are_told_what_misses_the_region() -> None:
     told = searcher(study, trials=2, unfinished=(), outside_region=outside)
     for number, epoch in ((0, 1), (1, 3)):
         suggested(told)
-        book = ledger_with(
-            TrialBegan(number=number, values={}, seed=0),
-            NetworkMeasured(
-                number=number,
-                epoch=epoch,
-                measures={"val_accuracy": 2.0, "nonzero_params": 10.0},
-                compaction=[],
-                checkpoint=None,
-            ),
-            TrialEnded(number=number, status="completed", reason=None),
-        )
+        book = ledger_with(begun(number), measured(number, 2.0, 10, epoch), ended(number))
         told.tell(book.trials[0])
     found = [trial.constraints["tolerance"] for trial in study.trials]
     assert found == [1.0, -1.0]

@@ -1,4 +1,5 @@
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -6,8 +7,14 @@ from torch import nn
 
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.training.loop import Training
-from slimfront.trainables.training.one_shot import OneShot, Pruning, prune
+from slimfront.trainables.training.one_shot import OneShot, Pruning
 from slimfront.trainables.training.train import train
+
+
+def prune(network: nn.Module, inputs: torch.Tensor, options: OneShot) -> Iterator[nn.Module]:
+    """The network at each level, sparser and sparser."""
+    pruning = Pruning(network, inputs)
+    return map(pruning.at, pruning.levels(options))
 
 
 def nonzeros(network: nn.Module) -> list[int]:

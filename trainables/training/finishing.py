@@ -124,20 +124,18 @@ class Finishing:
         good = pruning.alive
         bad = 0
         for kept in pruning.levels(options):
-            found = self._worth_it(pruning.at(kept), trained, recover)
+            found = self._worth_it(pruning, kept, trained, recover)
             if found is not None:
-                found.measures[ONE_SHOT_SHARE] = kept / pruning.alive
                 yield found
-            if not bad and self._as_good(found, trained):
+            if not bad and found is not None and self._as_good(found.measures, trained):
                 good = kept
             else:
                 bad = bad or kept
             if found is None:
                 break
         kept = self._refined(pruning, trained, (good, bad)) if bad else good
-        found = self._worth_it(pruning.at(kept), trained, recover) if kept != good else None
+        found = self._worth_it(pruning, kept, trained, recover) if kept != good else None
         if found is not None:
-            found.measures[ONE_SHOT_SHARE] = kept / pruning.alive
             yield found
 
     def _refined(self, pruning: Pruning, trained: Trained, between: tuple[int, int]) -> int:
@@ -148,7 +146,7 @@ class Finishing:
             kept = (good + bad) // 2
             if kept in (good, bad):
                 break
-            if self._scores_as_good(self._scores(pruning.at(kept)), trained):
+            if self._as_good(self._scores(pruning.at(kept)), trained):
                 good = kept
             else:
                 bad = kept
@@ -159,32 +157,28 @@ class Finishing:
         however bad it is. Raises TrialFailure if it cannot be compacted."""
         pruning = Pruning(trained.compacted.network, self._checked_inputs(self.data.train))
         kept = max(1, round(pruning.alive * share))
-        return self._smaller(pruning.at(kept), trained, None)
+        return self._smaller(pruning, kept, trained, None)
 
-    def _as_good(self, pruned: Trained | None, trained: Trained) -> bool:
-        if pruned is None:
-            return False
-        return self._scores_as_good(pruned.measures, trained)
-
-    def _scores_as_good(self, scores: Mapping[str, float], trained: Trained) -> bool:
+    def _as_good(self, scores: Mapping[str, float], trained: Trained) -> bool:
         tolerance = self.candidate.tolerance
         return self.data.task.about_as_good(scores, trained.measures, tolerance)
 
     def _worth_it(
         self,
-        network: nn.Module,
+        pruning: Pruning,
+        kept: int,
         trained: Trained,
         recover: Callable[[nn.Module], list[dict[str, float]]] | None,
     ) -> Trained | None:
-        """A network that was pruned in one shot, compacted and measured; None if its quality is
-        half of what it was, or less."""
+        """A network pruned in one shot to so many weights, compacted and measured; None if its
+        quality is half of what it was, or less."""
         task = self.data.task
         if not self.candidate.int8:
-            scores = self._scores(network)
+            scores = self._scores(pruning.at(kept))
             if not task.worth_going_on(scores, trained.measures):
                 return None  # before the work of making it compact, which keeps what it computes
         try:
-            smaller = self._smaller(network, trained, recover)
+            smaller = self._smaller(pruning, kept, trained, recover)
         except TrialFailure:
             return None  # nearly nothing is left of its outputs
         if not task.worth_going_on(smaller.measures, trained.measures):
@@ -193,13 +187,14 @@ class Finishing:
 
     def _smaller(
         self,
-        network: nn.Module,
+        pruning: Pruning,
+        kept: int,
         trained: Trained,
         recover: Callable[[nn.Module], list[dict[str, float]]] | None,
     ) -> Trained:
-        """A network that was pruned in one shot, compacted, recovered and measured."""
+        """A network pruned in one shot to so many weights, compacted, recovered and measured."""
         inputs = self._checked_inputs(self.data.validation)
-        compacted = compact(network, inputs, self.candidate.compaction, self.told)
+        compacted = compact(pruning.at(kept), inputs, self.candidate.compaction, self.told)
         report = compacted.report
         sizes: Mapping[str, float] = report.after
         epochs = len(recover(compacted.network)) if recover else 0
@@ -210,6 +205,7 @@ class Finishing:
             measures["recovery_epochs"] = epochs
         merged = trained.measures["layers_merged"] + report.count("merged")
         measures["layers_merged"] = merged
+        measures[ONE_SHOT_SHARE] = kept / pruning.alive
         return Trained([], compacted, measures)
 
     def _scores(self, network: nn.Module) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """One-shot pruning of a finished network: further, smaller candidates that cost no training."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -72,13 +72,6 @@ class Pruning:
             before: Tensor = self.whole[name].weight
             weight.copy_(before * (score >= least))
         return self.sparser
-
-
-def prune(network: nn.Module, inputs: Tensor, options: OneShot) -> Iterator[nn.Module]:
-    """The network at each level of `Pruning`, sparser and sparser; arguments as there."""
-    pruning = Pruning(network, inputs)
-    for kept in pruning.levels(options):
-        yield pruning.at(kept)
 
 
 def _largest_first(scores: Iterable[Tensor]) -> Tensor:

@@ -180,11 +180,10 @@ def _train_all(
     while running:
         (done,), _ = ray.wait(list(running), num_returns=1)
         job = running.pop(done)
-        said = f"{len(jobs) - len(running)} of {len(jobs)} trainings"
         try:
             found = ray.get(done)
-        except (ray.exceptions.RayTaskError, ray.exceptions.RayError) as error:
-            reason = first_line(error.cause if hasattr(error, "cause") else error)
+        except ray.exceptions.RayError as error:
+            reason = first_line(getattr(error, "cause", error))
             name = label(job.number)
             log.warning("%s with seed %d failed, and is missing: %s", name, job.seed, reason)
             continue
@@ -200,7 +199,7 @@ def _train_all(
             )
             session.ledger.apply(event)
             recorder.take(event)
-        say(said)
+        say(f"{len(jobs) - len(running)} of {len(jobs)} trainings")
 
 
 def train_again(

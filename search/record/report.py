@@ -117,7 +117,8 @@ def as_text(
         tables = terminal.as_text(as_tables(result, width, chosen.members), width)
         left_out = chosen.left_out(result.ledger)
         if left_out:
-            tables += f"Not shown: {left_out} (--all).\n"
+            all_of_them = f"{command} front {result.search} --all{_store(result)}"
+            tables += f"Not shown: {left_out}; see them: {all_of_them}\n"
     return f"{tables}{summary(result, command)}\n"
 
 
@@ -305,9 +306,7 @@ def _show(value: object) -> str:
 def summary(result: SearchResult, command: str) -> str:
     """What happened, and the next command to type; `command` is how this shell calls slimfront."""
     ledger = result.ledger
-    store = ""
-    if result.tracking_uri != Tracking().shown_uri():
-        store = f" --tracking-uri {result.tracking_uri}"
+    store = _store(result)
     path = without_secrets(parent(ledger.place))
     kept = ""
     if path != str(Path(SearchOptions().storage_path).resolve()):
@@ -325,6 +324,13 @@ def summary(result: SearchResult, command: str) -> str:
         f"{ledger.hypervolume():.4f}, {result.wall_seconds:.0f} s."
     )
     return "\n".join([head, *_recommendation(result, command, kept), *ends])
+
+
+def _store(result: SearchResult) -> str:
+    """The option that names the tracking store, where that is not the default."""
+    if result.tracking_uri == Tracking().shown_uri():
+        return ""
+    return f" --tracking-uri {result.tracking_uri}"
 
 
 def _recommendation(result: SearchResult, command: str, kept: str) -> list[str]:

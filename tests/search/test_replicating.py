@@ -1,6 +1,7 @@
 """Members of a front trained anew with other seeds."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.training.train import train
 from tests.conftest import small_config
-from tests.search.searches import runs_of
+from tests.search.searches import replace_in_journal, runs_of
 from tests.search.test_ledger import ledger, region_ledger
 
 pytestmark = pytest.mark.timeout(300)
@@ -157,3 +158,33 @@ def test_a_search_that_has_not_ended_is_refused(replicated: Replicated, tmp_path
     (killed / JOURNAL_FILE).write_bytes(b"".join(kept[:12]))
     with pytest.raises(UserError, match="has not ended; let it end first: slimfront resume killed"):
         replicate("killed", 2, str(tmp_path / "runs"))
+
+
+def copy_of(replicated: Replicated, directory: Path, old: str, new: str) -> None:
+    """The search with another text in its journal, as `other`."""
+    _, result, _ = replicated
+    place = replicated[0] / "runs" / result.search
+    other = directory / "runs" / "other"
+    other.mkdir(parents=True)
+    shutil.copy(place / JOURNAL_FILE, other)
+    replace_in_journal(other / JOURNAL_FILE, json.dumps(old)[1:-1], json.dumps(new)[1:-1])
+
+
+MODEL = "  name: mlp\n  weights: null\n  strict: true\n  depth: 2\n  width: 16\n"
+
+
+def test_a_network_that_cannot_be_built_here_is_one_sentence_before_training(
+    replicated: Replicated, tmp_path: Path
+) -> None:
+    copy_of(replicated, tmp_path, MODEL, '  factory: "nowhere:net"\n')
+    with pytest.raises(UserError, match="there is no module 'nowhere'"):
+        replicate("other", 3, str(tmp_path / "runs"))
+
+
+def test_that_no_training_succeeds_is_said(
+    replicated: Replicated, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy_of(replicated, tmp_path, "\n  lr: 0.01\n", "\n  lr: 1.0e+300\n")
+    with pytest.raises(UserError, match=r"none of \d+ trainings succeeded: .*diverged"):
+        replicate("other", 3, str(tmp_path / "runs"))
+    assert "dense with seed" in caplog.text

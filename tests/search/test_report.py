@@ -16,7 +16,7 @@ from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.terminal import Column
 from slimfront.trainables.measures.described import Measure
 from slimfront.trainables.tasks.metrics import Better
-from tests.search.test_ledger import end, ledger
+from tests.search.test_ledger import end, ledger, region_ledger
 
 ROOT = Path(__file__).parents[2]
 WIDE = {f"model.args.value_{n}": n / 7 for n in range(40)}
@@ -146,3 +146,18 @@ def test_what_is_no_quality_is_a_dash() -> None:
         "-0.5000",
         "-12346",
     ]
+
+
+def test_what_is_not_shown_is_counted_with_the_command_that_shows_it() -> None:
+    book = region_ledger()
+    for point in (*book.front(), book.dense_network):
+        assert point is not None
+        point.measures |= {"params": 1000.0, "layers": 3.0, "flops": 2000.0}
+    found = SearchResult("mine", book, book.front(), 1.0, "sqlite:///x.db", interrupted=False)
+    text = report.as_text(found, "slimfront", 160)
+    shows = "see them: slimfront front mine --all --tracking-uri sqlite:///x.db"
+    assert f"Not shown: 2 more than 0.05 below dense; {shows}\n" in text
+    assert "trial-004" not in text
+    everything = report.as_text(found, "slimfront", 160, everything=True)
+    assert "Not shown" not in everything
+    assert "trial-004" in everything

@@ -19,13 +19,16 @@ from slimfront.search.record.session import Session, open_existing
 from slimfront.search.record.shown import shown
 from slimfront.search.tracking import Recorder, connect, taking_writes
 from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.models import built
 from slimfront.trainables.training.finishing import ONE_SHOT_SHARE, Trained
 from slimfront.trainables.training.own_loop import training_of
 from slimfront.trainables.training.refit import Refit
 
 log = logging.getLogger(__name__)
 
+_CPU = torch.device("cpu")
 _FIRST_SEED = 2**40
 """Far from those of trials."""
 
@@ -60,12 +63,15 @@ def replicate(
 
     Raises:
         UserError: if there is no such search, it is running or has not ended, it has no front, its
-            members cannot be trained apart from it, or its journal takes no more.
+            members cannot be trained apart from it, its network cannot be built here, none of the
+            trainings succeeds, or its journal takes no more.
     """
     session = open_existing(search, storage_path)
     try:
         ended = _last_end(session)
         jobs = planned(session.config, session.ledger, seeds)
+        # What this machine cannot build, no worker can.
+        built(session.config.model, load_once(session.config.data, _CPU, session.config.task))
         with ray_session(address), _recorded(session, ended) as recorder:
             check_fits(session.config)
             _train_all(session, recorder, jobs, say)
@@ -176,6 +182,7 @@ def _train_all(
     remote = ray.remote(
         num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=session.config.search.retries
     )(train_again)
+    failures = 0
     running = {remote.remote(job.candidate, job.epoch, job.shares): job for job in jobs}
     while running:
         (done,), _ = ray.wait(list(running), num_returns=1)
@@ -186,6 +193,9 @@ def _train_all(
             reason = first_line(getattr(error, "cause", error))
             name = label(job.number)
             log.warning("%s with seed %d failed, and is missing: %s", name, job.seed, reason)
+            failures += 1
+            if failures == len(jobs):
+                raise UserError(f"none of {failures} trainings succeeded: {reason}") from None
             continue
         for step, measures in found.items():
             event = session.journal.append(

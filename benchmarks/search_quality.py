@@ -38,7 +38,8 @@ from slimfront.search.record.events import (
     TrialEnded,
 )
 from slimfront.search.record.journal import JOURNAL_FILE, read_events
-from slimfront.search.record.ledger import Ledger, TrialRecord
+from slimfront.search.record.ledger import Ledger
+from slimfront.search.record.trials import TrialRecord
 from slimfront.trainables.data import load_once
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
@@ -149,12 +150,12 @@ def found_by(
             spent += len(event.history)
         for tolerance, ledger in ledgers.items():
             ledger.apply(event)
-            best = ledger.recommended()
-            if best is not None and ledger.is_near(best):
+            best = ledger.front.recommended()
+            if best is not None and ledger.region.is_near(best):
                 share = best.measures["nonzero_params"] / baseline["nonzero_params"]
                 found.smallest[tolerance].append((spent, share))
                 found.tested[tolerance] = (best.tested or {}).get("test_accuracy", math.nan)
-            found.hypervolume = ledger.hypervolume_full()
+            found.hypervolume = ledger.front.hypervolume_full()
     return found
 
 

@@ -23,7 +23,7 @@ from benchmarks.common import Goal, Outcome, at_most, run
 from benchmarks.curves import THIRD, Curve, compare, shares
 from slimfront.search.config.samplers import build_sampler
 from slimfront.search.engine.scheduler import MultiObjectiveASHA
-from slimfront.search.record.pareto import hypervolume
+from slimfront.search.record.front.pareto import hypervolume
 
 EPOCHS, WORKERS = 27, 4
 

@@ -27,8 +27,9 @@ from slimfront.search.record.events import (
     TrialEnded,
 )
 from slimfront.search.record.journal import Journal
-from slimfront.search.record.ledger import Ledger, MeasuredNetwork, TrialRecord, label
+from slimfront.search.record.ledger import Ledger
 from slimfront.search.record.storage import delete
+from slimfront.search.record.trials import MeasuredNetwork, TrialRecord, label
 from slimfront.search.tracking import Recorder
 from slimfront.trainables.messages import Report
 
@@ -120,7 +121,7 @@ class Observer(DriverOnly, tune.Callback):
         if report.network is None:
             return False
         for network in (report.network, *report.pruned):
-            if self.ledger.would_enter_front(record, network.measures):
+            if self.ledger.front.would_join(record, network.measures):
                 return True
         return False
 
@@ -147,7 +148,7 @@ class Observer(DriverOnly, tune.Callback):
                 delete(old)
             return
         before = record.resumable
-        front_before = [point.origin for point in self.ledger.front()]
+        front_before = [point.origin for point in self.ledger.front.members()]
         self._point(record, report, self.relative(checkpoint.path))
         self._clear([*front_before, *([before] if before else [])])
 
@@ -272,7 +273,7 @@ class Observer(DriverOnly, tune.Callback):
     def _clear(self, points: list[MeasuredNetwork]) -> None:
         """Deletes the checkpoints of those points that are neither on the front nor needed to
         continue a trial."""
-        kept = {id(point.origin) for point in self.ledger.front()}
+        kept = {id(point.origin) for point in self.ledger.front.members()}
         for point in points:
             record = point.trial
             needed = record.unfinished or record is self.ledger.dense

@@ -128,8 +128,8 @@ class ProgressDisplay(Progress):
             parts.append(f"{failed} failed")
         if ledger.repeated:
             parts.append(f"{len(ledger.repeated)} repeated and not trained")
-        parts.append(f"front {len(ledger.front())}")
-        parts.append(f"hypervolume {ledger.hypervolume():.4f}")
+        parts.append(f"front {len(ledger.front.members())}")
+        parts.append(f"hypervolume {ledger.front.hypervolume():.4f}")
         # The first trials wait for processes to start, so the rate counts from the first end of a
         # trial.
         if done and self.first_end is None:

@@ -39,7 +39,7 @@ from slimfront.search.record.events import (
     TrialInterrupted,
 )
 from slimfront.search.record.fencing import Superseded
-from slimfront.search.record.ledger import Ledger, SearchResult, label
+from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.session import (
     Session,
     begin,
@@ -47,6 +47,7 @@ from slimfront.search.record.session import (
     open_study,
     starting_values,
 )
+from slimfront.search.record.trials import label
 from slimfront.search.tracking import Client, Recorder, connect, taking_writes
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.messages import TrialOrder
@@ -173,7 +174,7 @@ def _run(
         make_config=_config_maker(session, scheduler := _scheduler(session, observer)),
         trials=config.search.trials,
         constraints=config.chosen_constraints(),
-        outside_region=ledger.outside_region,
+        outside_region=ledger.region.missed_by,
         unfinished=unfinished,
         earlier=ledger,
         on_invalid=observer.reject,
@@ -301,14 +302,14 @@ def _finish(
     for record in records:
         if record.status == "running":
             observer.write(TrialInterrupted(number=record.number))
-    networks = ledger.front()
+    networks = ledger.front.members()
     if ledger.dense_network and ledger.dense_network.trial.status == "completed":
         networks.append(ledger.dense_network)
     say = (observer.progress or Progress()).finishing
     say(f"Measuring {len(networks)} networks on the test set")
     take_test_metrics(session.config, networks, observer.write)
     time_again(session.config, ledger, observer.write)
-    front = ledger.front()
+    front = ledger.front.members()
     result = SearchResult(
         search=session.directory.name,
         ledger=ledger,
@@ -343,7 +344,7 @@ def _scheduler(session: Session, observer: Observer) -> MultiObjectiveASHA | Non
     ledger = session.ledger
 
     def outside_region(result: Mapping[str, Any]) -> float:
-        return ledger.outside_region(int(result["epoch"]), result)
+        return ledger.region.missed_by(int(result["epoch"]), result)
 
     return MultiObjectiveASHA(
         objectives,

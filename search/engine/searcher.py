@@ -19,7 +19,8 @@ from slimfront.search.config.objectives import Constraint
 from slimfront.search.engine.driver_only import DriverOnly
 from slimfront.search.engine.proposals import Proposals
 from slimfront.search.record import optuna_internals
-from slimfront.search.record.ledger import Ledger, TrialRecord, label
+from slimfront.search.record.ledger import Ledger
+from slimfront.search.record.trials import TrialRecord, label
 from slimfront.trainables.errors import UserError
 
 
@@ -55,7 +56,7 @@ class StudySearcher(DriverOnly, Searcher):
         on_exhausted: called with a sentence when there are no more values to try.
         enough: asked before each new trial: whether to ask for no more.
         outside_region: by how much a network of that epoch, with these measures, misses the region
-            that matters (see `Ledger.outside_region`): samplers prefer what does not.
+            that matters (see `Region.missed_by`): samplers prefer what does not.
         capacity: asked likewise: how many trials may be under way.
     """
 

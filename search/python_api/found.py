@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from slimfront.search.config.schema import Config
 from slimfront.search.python_api.table import table
-from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult, label
-from slimfront.search.record.picks import member_name, pick
+from slimfront.search.record.front.picks import member_name, pick
+from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.report import as_json
+from slimfront.search.record.trials import MeasuredNetwork, label
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -202,7 +203,7 @@ class Search:
     def hypervolume(self) -> float:
         """The front's hypervolume in the region that matters, from 0 (nothing there is smaller than
         dense) to 1."""
-        return self.ledger.hypervolume()
+        return self.ledger.front.hypervolume()
 
     @property
     def wall_seconds(self) -> float:

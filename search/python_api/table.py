@@ -21,8 +21,8 @@ def table(config: Config, ledger: Ledger, members: "Iterable[Member]") -> "DataF
     """A row for each member, in their order; see `Search.front` for the columns."""
     import pandas  # late: it takes half a second, and not everyone looks at a table
 
-    knee = ledger.knee()
-    recommended = ledger.recommended()
+    knee = ledger.front.knee()
+    recommended = ledger.front.recommended()
     rows = []
     names = []
     members = list(members)

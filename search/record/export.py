@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from slimfront.search.config.schema import Config
-from slimfront.search.record.ledger import MeasuredNetwork
+from slimfront.search.record.front.picks import member_name, pick
 from slimfront.search.record.locate import locate
-from slimfront.search.record.picks import member_name, pick
 from slimfront.search.record.report import as_json
 from slimfront.search.record.session import read_result
+from slimfront.search.record.trials import MeasuredNetwork
 from slimfront.trainables import markdown
 from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError

@@ -11,9 +11,10 @@ from rich.table import Table
 from slimfront.search import terminal
 from slimfront.search.config.objectives import Objective
 from slimfront.search.config.settings import SearchOptions, Tracking
-from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult, Status, replicated
-from slimfront.search.record.shown import SIZES, shown
+from slimfront.search.record.front.shown import SIZES, shown
+from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.storage import parent
+from slimfront.search.record.trials import MeasuredNetwork, Status, replicated
 from slimfront.search.terminal import Column, cell
 from slimfront.trainables.errors import one_line
 from slimfront.trainables.redaction import without_secrets
@@ -41,8 +42,8 @@ def as_json(result: SearchResult) -> dict[str, Any]:
     dense = {}
     if ledger.dense_network:
         dense = _measures(ledger.dense_network, quality)
-    knee = ledger.knee()
-    recommended = ledger.recommended()
+    knee = ledger.front.knee()
+    recommended = ledger.front.recommended()
     chosen = None
     front = []
     for point in result.front:
@@ -52,7 +53,7 @@ def as_json(result: SearchResult) -> dict[str, Any]:
             "one_shot": point.step,
             "knee": point is knee,
             "recommended": point is recommended,
-            "in_region": ledger.in_region(point),
+            "in_region": ledger.region.holds(point),
             "run_id": result.run_ids.get(point.trial.label),
             **_measures(point, quality),
             **_replicas(point),
@@ -70,11 +71,11 @@ def as_json(result: SearchResult) -> dict[str, Any]:
         "described": described,
         "trials": trials,
         "dense": dense,
-        "tolerance": ledger.tolerance,
+        "tolerance": ledger.region.tolerance,
         "recommended": chosen,
         "front": front,
-        "hypervolume": ledger.hypervolume(),
-        "hypervolume_full": ledger.hypervolume_full(),
+        "hypervolume": ledger.front.hypervolume(),
+        "hypervolume_full": ledger.front.hypervolume_full(),
         "wall_seconds": round(result.wall_seconds, 2),
         "tracking_uri": result.tracking_uri,
         "undelivered": result.undelivered,
@@ -321,7 +322,7 @@ def summary(result: SearchResult, command: str) -> str:
         )
     head = (
         f"Trials: {_counts(result)}; front {len(result.front)}, hypervolume "
-        f"{ledger.hypervolume():.4f}, {result.wall_seconds:.0f} s."
+        f"{ledger.front.hypervolume():.4f}, {result.wall_seconds:.0f} s."
     )
     return "\n".join([head, *_recommendation(result, command, kept), *ends])
 
@@ -336,7 +337,7 @@ def _store(result: SearchResult) -> str:
 def _recommendation(result: SearchResult, command: str, kept: str) -> list[str]:
     """What to take, and the command that exports it."""
     ledger = result.ledger
-    point = ledger.recommended()
+    point = ledger.front.recommended()
     if point is None:
         return []
     name = ledger.quality.name
@@ -345,8 +346,8 @@ def _recommendation(result: SearchResult, command: str, kept: str) -> list[str]:
     if baseline is not None:
         share = _show_share(point, baseline.measures["nonzero_params"])
         said += f" (dense {quality_and_error(baseline, name)}), {share} of the non-zero weights"
-        if not ledger.is_near(point):
-            within = ledger.quality.tolerance_text(ledger.tolerance)
+        if not ledger.region.is_near(point):
+            within = ledger.region.text(1)
             said += f"; none is within {within} of dense, and this is the best"
     if point.timed_again:
         times = [f"{key} {_show_measure(value)}" for key, value in point.timed_again.items()]

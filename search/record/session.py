@@ -287,7 +287,7 @@ def read_result(search: str, storage_path: str) -> tuple[Config, SearchResult]:
     return config, SearchResult(
         search,
         ledger,
-        ledger.front(),
+        ledger.front.members(),
         seconds,
         config.tracking.shown_uri(),
         interrupted=any(trial.unfinished for trial in trials),
@@ -380,7 +380,7 @@ def starting_values(config: Config) -> list[dict[str, Any]]:
     distributions = config.distributions()
     found: list[dict[str, Any]] = []
     # Several networks of a trial may be on the front.
-    trials = {point.trial.label: point.trial for point in ledger.front()}
+    trials = {point.trial.label: point.trial for point in ledger.front.members()}
     for trial in trials.values():
         values = {}
         for path, value in trial.values.items():

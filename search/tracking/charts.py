@@ -15,7 +15,8 @@ from torch import nn
 
 from slimfront.search.config.schema import Config
 from slimfront.search.config.space_checks import is_in
-from slimfront.search.record.ledger import Ledger, MeasuredNetwork
+from slimfront.search.record.ledger import Ledger
+from slimfront.search.record.trials import MeasuredNetwork
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.shipping.network_file import read
 

@@ -16,8 +16,8 @@ from mlflow.exceptions import MlflowException
 
 from slimfront.search import terminal
 from slimfront.search.config.objectives import Objective, losses
-from slimfront.search.record.pareto import hypervolume
-from slimfront.search.record.picks import Member, described, member_name, quality_of, sizes
+from slimfront.search.record.front.pareto import hypervolume
+from slimfront.search.record.front.picks import Member, described, member_name, quality_of, sizes
 from slimfront.search.record.report import show_quality
 from slimfront.search.terminal import Column, cell
 from slimfront.search.tracking.figures import pairs, steps

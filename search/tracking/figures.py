@@ -13,7 +13,9 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 from slimfront.search.config.objectives import Direction, Objective
-from slimfront.search.record.ledger import REGION, Ledger, MeasuredNetwork
+from slimfront.search.record.front.region import REGION
+from slimfront.search.record.ledger import Ledger
+from slimfront.search.record.trials import MeasuredNetwork
 from slimfront.search.tracking.store import run_route
 
 _GREY, _BLUE, _ORANGE, _GREEN, _RED = "#999999", "#0072b2", "#e69f00", "#009e73", "#d55e00"
@@ -28,7 +30,7 @@ def front_png(ledger: Ledger, title: str) -> Figure:
     objectives = ledger.objectives
     panels = pairs(objectives)
     figure = Figure(figsize=(6.4 * len(panels), 4.8), layout="constrained")
-    front = ledger.front()
+    front = ledger.front.members()
     for index, (size, metric) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), index + 1)
         axes.scatter(*_values(_ends(ledger), size, metric), s=18, color=_GREY, label="trials")
@@ -98,7 +100,7 @@ def front_html(
     objectives = ledger.objectives
     size, metric = pairs(objectives)[0]
     figure = go.Figure()
-    front = sorted(ledger.front(), key=lambda t: t.measures[size.name])
+    front = sorted(ledger.front.members(), key=lambda t: t.measures[size.name])
     dense = _dense(ledger)
     layers = [
         ("trials", _ends(ledger), "markers", _GREY, "o"),
@@ -158,10 +160,10 @@ _PLOTLY_SYMBOLS = {"o": "circle", "D": "diamond", "s": "square", "*": "star"}
 def _marked(ledger: Ledger) -> list[tuple[str, MeasuredNetwork, str, str]]:
     """The members of the front that have a name: (name, network, colour, mark)."""
     found = []
-    knee = ledger.knee()
+    knee = ledger.front.knee()
     if knee is not None:
         found.append(("knee", knee, _ORANGE, "s"))
-    recommended = ledger.recommended()
+    recommended = ledger.front.recommended()
     if recommended is not None:
         found.append(("recommended", recommended, _GREEN, "D"))
     return found
@@ -172,11 +174,11 @@ def _region(ledger: Ledger, metric: Objective) -> tuple[float, float] | None:
     where that is not known, or empty."""
     if metric.name != ledger.quality.name:
         return None
-    inside = [point for point in ledger.front() if ledger.in_region(point)]
+    inside = [point for point in ledger.front.members() if ledger.region.holds(point)]
     if not inside:
         return None
     values = [point.measures[metric.name] for point in (*inside, *_dense(ledger))]
-    values.append(ledger.quality_within(REGION))
+    values.append(ledger.region.quality_within(REGION))
     low, high = min(values), max(values)
     margin = _MARGIN * ((high - low) or 1.0)
     return low - margin, high + margin
@@ -199,8 +201,8 @@ def _switch(region: tuple[float, float]) -> dict[str, Any]:
 
 def _alternative(ledger: Ledger) -> str:
     """What the picture shows, for who cannot see it."""
-    said = f"A front of {len(ledger.front())} networks."
-    recommended = ledger.recommended()
+    said = f"A front of {len(ledger.front.members())} networks."
+    recommended = ledger.front.recommended()
     if recommended is not None:
         quality = recommended.measures[ledger.quality.name]
         said += (

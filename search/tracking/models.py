@@ -17,8 +17,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from torch import Tensor
 
-from slimfront.search.record.ledger import MeasuredNetwork
-from slimfront.search.record.picks import Member, member_name
+from slimfront.search.record.front.picks import Member, member_name
+from slimfront.search.record.trials import MeasuredNetwork
 from slimfront.search.tracking.write_queue import making
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.inputs import Several

@@ -21,9 +21,10 @@ from slimfront.search.config.objectives import Direction, losses
 from slimfront.search.config.plain import as_plain, dump
 from slimfront.search.config.schema import Config
 from slimfront.search.config.space import flatten
-from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult, Status
-from slimfront.search.record.pareto import ranks
+from slimfront.search.record.front.pareto import ranks
+from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.report import as_json
+from slimfront.search.record.trials import MeasuredNetwork, Status
 from slimfront.search.tracking import charts, figures
 from slimfront.search.tracking.models import log_model, mark_front
 from slimfront.search.tracking.story import describe
@@ -49,10 +50,10 @@ def live_metrics(ledger: Ledger) -> dict[str, float]:
     statuses: tuple[Status, ...] = ("completed", "stopped", "failed")
     for status in statuses:
         found[f"trials_{status}"] = float(ledger.counts[status])
-    front = ledger.front()
+    front = ledger.front.members()
     quality = ledger.quality
-    found["hypervolume"] = ledger.hypervolume()
-    found["hypervolume_full"] = ledger.hypervolume_full()
+    found["hypervolume"] = ledger.front.hypervolume()
+    found["hypervolume_full"] = ledger.front.hypervolume_full()
     found["front_size"] = float(len(front))
     if front:
         found[f"best_{quality.name}"] = front[0].measures[quality.name]
@@ -82,7 +83,7 @@ def quality_threshold(ledger: Ledger) -> float | None:
             return constraint.bound
     if ledger.dense_network is None:
         return None
-    return ledger.quality_within(1)
+    return ledger.region.quality_within(1)
 
 
 class Page:
@@ -169,7 +170,7 @@ class Page:
             run_ids=self.run_ids,
         )
         self.client.set_tag(self.parent, "mlflow.note.content", text)
-        if ledger.front():
+        if ledger.front.members():
             self._draw("front.png", lambda: figures.front_png(ledger, self.search))
         if history:
             self._draw("history.png", lambda: charts.history_png(history, self.search))
@@ -193,7 +194,7 @@ class Page:
         result = SearchResult(
             search=self.search,
             ledger=ledger,
-            front=ledger.front(),
+            front=ledger.front.members(),
             wall_seconds=seconds,
             tracking_uri=uri,
             interrupted=interrupted,
@@ -210,7 +211,7 @@ class Page:
         interrupted: bool,
     ) -> None:
         """Everything, with the front's models, when a session has ended."""
-        front = ledger.front()
+        front = ledger.front.members()
         self.refresh(ledger, history)
         self._log_json(ledger, seconds, interrupted=interrupted)
         unless_impossible("importance.png", lambda: self._log_importances(ledger))
@@ -282,15 +283,15 @@ class Page:
 def last_tags(ledger: Ledger) -> dict[str, dict[str, str]]:
     """Tags by label: `front`, `knee` and `rank` (by the network that a trial ended with) of each
     trial; the parent's knee."""
-    on_front = {point.trial.label for point in ledger.front()}
-    knee = ledger.knee()
+    on_front = {point.trial.label for point in ledger.front.members()}
+    knee = ledger.front.knee()
     trials = [trial for trial in ledger.trials if trial.last]
     measures = [trial.measures for trial in trials]
     points = losses(measures, ledger.objectives, ledger.dense_sizes)
     tags = {}
     if knee is not None:
         tags[""] = {"slimfront.knee": knee.name}
-    recommended = ledger.recommended()
+    recommended = ledger.front.recommended()
     if recommended is not None:
         tags[""]["slimfront.recommended"] = recommended.name
     for trial, rank in zip(trials, ranks(points), strict=True):

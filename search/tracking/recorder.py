@@ -36,7 +36,8 @@ from slimfront.search.record.events import (
     TrialInterrupted,
 )
 from slimfront.search.record.fencing import Superseded
-from slimfront.search.record.ledger import Ledger, label, replicated
+from slimfront.search.record.ledger import Ledger
+from slimfront.search.record.trials import label, replicated
 from slimfront.search.tracking.page import Page, last_tags, live_metrics
 from slimfront.search.tracking.store import open_experiment, run_route
 from slimfront.search.tracking.write_queue import (
@@ -264,7 +265,7 @@ class Recorder:
                 self.epochs += int(network["measures"].get("recovery_epochs", 0))
         elif isinstance(event, TrialEnded) and event.number is not None:
             minutes = (event.time - self.begun) / 60_000
-            self.history.append((minutes, self.epochs, ledger.hypervolume()))
+            self.history.append((minutes, self.epochs, ledger.front.hypervolume()))
 
     def _write(self, *, everything: bool) -> None:
         """What has waited long enough, or everything."""

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from slimfront.search.config.objectives import Direction, Objective
 from slimfront.search.config.schema import Config
 from slimfront.search.config.space import Parameter
-from slimfront.search.record.ledger import Ledger, MeasuredNetwork, Status
+from slimfront.search.record.front.shown import shown
+from slimfront.search.record.ledger import Ledger
 from slimfront.search.record.report import quality_and_error, show_quality
-from slimfront.search.record.shown import shown
+from slimfront.search.record.trials import MeasuredNetwork, Status
 from slimfront.search.tracking.store import run_route
 from slimfront.trainables.markdown import code, text
 
@@ -31,8 +32,8 @@ def describe(
         route = run_route(experiment_id, run_id)
         return f"[{point.name}]({route[1:]})"
 
-    front = ledger.front()
-    recommended = ledger.recommended()
+    front = ledger.front.members()
+    recommended = ledger.front.recommended()
     if recommended is not None:
         parts.append(f"### Recommended: {link(recommended)}")
         parts.append(_recommended(search, ledger, recommended, dense))
@@ -68,7 +69,7 @@ def _searched(config: Config, ledger: Ledger) -> str:
         f"Searched for {' and '.join(aims)}: {code(config.task.name)} by "
         f"{code(config.model.name)} on {code(config.data.name)}, "
         f"{config.training.epochs} epochs a trial, {len(config.space)} values varied.",
-        f"Trials: {_counts(ledger)}. Hypervolume {ledger.hypervolume():.4f}.",
+        f"Trials: {_counts(ledger)}. Hypervolume {ledger.front.hypervolume():.4f}.",
     ]
     if config.constraints:
         bounds = [code(f"{name} {bound}") for name, bound in config.constraints.items()]
@@ -118,9 +119,9 @@ def _values(parameter: Parameter) -> str:
 def _recommended(
     search: str, ledger: Ledger, point: MeasuredNetwork, dense: MeasuredNetwork | None
 ) -> str:
-    within = ledger.quality.tolerance_text(ledger.tolerance)
+    within = ledger.region.text(1)
     why = f"The smallest network of the front within {within} of the dense network's quality."
-    if not ledger.is_near(point):
+    if not ledger.region.is_near(point):
         why = f"No network is within {within} of the dense network's quality; this is the best."
     values = []
     for path, value in point.trial.values.items():
@@ -146,7 +147,7 @@ def _alternatives(
 ) -> str:
     """The best, and the knee."""
     picks = {"best": front[0]}
-    knee = ledger.knee()
+    knee = ledger.front.knee()
     if knee is not None:
         picks["the knee, below which quality falls fastest for what is saved"] = knee
     lines = []

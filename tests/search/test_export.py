@@ -46,7 +46,7 @@ def test_the_recommended_is_written_with_its_card_beside_it(
     export, finished: Finished, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
     _, result = finished
-    recommended = result.ledger.recommended()
+    recommended = result.ledger.front.recommended()
     assert recommended is not None
     code, out, err = export("--output", "recommended.pt2")
     assert (code, err) == (0, "")

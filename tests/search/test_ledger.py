@@ -14,7 +14,8 @@ from slimfront.search.record.events import (
     TrialEnded,
     TrialInterrupted,
 )
-from slimfront.search.record.ledger import Ledger, label
+from slimfront.search.record.ledger import Ledger
+from slimfront.search.record.trials import label
 from slimfront.trainables.measures.described import Measure
 from slimfront.trainables.tasks.metrics import Better
 
@@ -53,7 +54,7 @@ def end(
 
 
 def names(book: Ledger) -> list[str]:
-    return [p.name for p in book.front()]
+    return [p.name for p in book.front.members()]
 
 
 def test_the_front_is_over_the_networks_that_all_trials_passed_through_most_accurate_first() -> (
@@ -95,13 +96,13 @@ def test_networks_pruned_in_one_shot_are_candidates_of_their_own_that_share_a_ch
     book.apply(NetworkMeasured(number=0, **content))
     end(book, 0)
     assert names(book) == ["trial-000", "trial-000/1"]
-    assert [str(p.file) for p in book.front()] == ["here/network.pt", "here/network-1.pt"]
+    assert [str(p.file) for p in book.front.members()] == ["here/network.pt", "here/network-1.pt"]
     # The trial's own network is the one that was trained.
     assert book.trials[0].measures == measures
     book.apply(NetworkTested(number=0, epoch=4, step=1, metrics={"test_accuracy": 0.8}))
-    assert [p.tested for p in book.front()] == [None, {"test_accuracy": 0.8}]
+    assert [p.tested for p in book.front.members()] == [None, {"test_accuracy": 0.8}]
     book.apply(CheckpointMoved(number=0, epoch=4, checkpoint="there"))
-    assert [str(p.file) for p in book.front()] == ["there/network.pt", "there/network-1.pt"]
+    assert [str(p.file) for p in book.front.members()] == ["there/network.pt", "there/network-1.pt"]
 
 
 def test_a_network_with_nan_or_that_breaks_a_constraint_is_not_on_the_front() -> None:
@@ -113,7 +114,7 @@ def test_a_network_with_nan_or_that_breaks_a_constraint_is_not_on_the_front() ->
     point(book, 0, 2, 0.69, 10)
     point(book, 0, 3, 0.99, 501)
     assert names(book) == []
-    assert book.hypervolume() == 0
+    assert book.front.hypervolume() == 0
     point(book, 0, 4, 0.7, 500)
     assert names(book) == ["trial-000@4"]
 
@@ -122,11 +123,11 @@ def test_hypervolume_grows_with_the_front_and_not_with_dominated_networks() -> N
     book = ledger()
     begin(book, 0)
     point(book, 0, 1, 0.8, 100)
-    alone = book.hypervolume()
+    alone = book.front.hypervolume()
     point(book, 0, 2, 0.7, 150)
-    assert book.hypervolume() == alone > 0
+    assert book.front.hypervolume() == alone > 0
     point(book, 0, 3, 0.9, 200)
-    assert book.hypervolume() > alone
+    assert book.front.hypervolume() > alone
 
 
 def test_a_network_that_is_kept_elsewhere_counts_once() -> None:
@@ -137,7 +138,7 @@ def test_a_network_that_is_kept_elsewhere_counts_once() -> None:
     book.place = "/moved"
     book.apply(CheckpointMoved(number=0, epoch=5, checkpoint="second"))
     assert [p.checkpoint for p in book.trials[0].points] == ["/moved/second"]
-    assert len(book.front()) == 1
+    assert len(book.front.members()) == 1
 
 
 def test_an_interrupted_trial_is_unfinished_until_it_has_ended() -> None:
@@ -205,7 +206,7 @@ def test_what_would_not_join_the_front_now_is_known_before_it_is_kept_and_never_
 
     def joins(number: int | None, accuracy: float, size: float) -> bool:
         measures = {"val_accuracy": accuracy, "nonzero_params": size}
-        return book.would_enter_front(book.by_label[label(number)], measures)
+        return book.front.would_join(book.by_label[label(number)], measures)
 
     assert [joins(1, 0.9, 200), joins(1, 0.6, 50), joins(1, 0.8, 100)] == [True, True, True]
     assert [joins(1, 0.7, 100), joins(1, 0.4, 10), joins(0, 0.8, 100), joins(1, math.nan, 1)] == [
@@ -267,9 +268,9 @@ def test_the_front_and_its_hypervolume_do_not_depend_on_when_the_dense_network_c
         == names(books[1])
         == ["trial-000@2", "trial-002@1", "trial-000@1", "trial-001@1", "trial-001@2"]
     )
-    assert books[0].hypervolume() == pytest.approx(books[1].hypervolume(), rel=1e-12)
-    assert 0 < books[0].hypervolume() < 1
-    knees = [book.knee() for book in books]
+    assert books[0].front.hypervolume() == pytest.approx(books[1].front.hypervolume(), rel=1e-12)
+    assert 0 < books[0].front.hypervolume() < 1
+    knees = [book.front.knee() for book in books]
     assert knees[0] is not None and knees[1] is not None
     assert knees[0].name == knees[1].name
 
@@ -283,12 +284,12 @@ def test_networks_are_judged_where_the_untrained_dense_one_has_no_metric(unknown
             begin(book, number)
         for one in ERRORS:
             measured(book, *one)
-        assert math.isfinite(book.hypervolume())
+        assert math.isfinite(book.front.hypervolume())
         measured(book, None, 1, 5.0, 1000)
     assert names(books[0]) == names(books[1])
-    assert books[0].hypervolume() == books[1].hypervolume() > 0
+    assert books[0].front.hypervolume() == books[1].front.hypervolume() > 0
     measured(books[1], None, 2, unknown, 1000)
-    assert books[0].hypervolume() == books[1].hypervolume()
+    assert books[0].front.hypervolume() == books[1].front.hypervolume()
 
 
 def test_a_metric_that_is_better_when_smaller_puts_the_smallest_first() -> None:
@@ -298,7 +299,7 @@ def test_a_metric_that_is_better_when_smaller_puts_the_smallest_first() -> None:
     measured(book, 0, 1, 9.0, 100)
     measured(book, 0, 2, 2.0, 400)
     measured(book, 0, 3, 9.5, 400)  # worse and larger
-    assert [point.epoch for point in book.front()] == [2, 1]
+    assert [point.epoch for point in book.front.members()] == [2, 1]
 
 
 def test_a_negative_metric_that_is_better_when_larger_has_its_front() -> None:
@@ -308,9 +309,9 @@ def test_a_negative_metric_that_is_better_when_larger_has_its_front() -> None:
     measured(book, None, 1, -2.0, 1000)
     for epoch, (value, size) in enumerate([(-2.5, 100), (-1.5, 400), (-3.0, 200)], 1):
         measured(book, 0, epoch, value, size)
-    assert [point.epoch for point in book.front()] == [2, 1]
-    assert book.hypervolume() > 0
-    assert not book.would_enter_front(
+    assert [point.epoch for point in book.front.members()] == [2, 1]
+    assert book.front.hypervolume() > 0
+    assert not book.front.would_join(
         book.trials[0], {"val_likelihood": -3.0, "nonzero_params": 300}
     )
 
@@ -339,13 +340,13 @@ def test_the_hypervolume_ends_at_five_tolerances_below_the_baseline() -> None:
     expected = 0.0
     for error, end_of_it, size in zip(errors, ends, sizes, strict=True):
         expected += (end_of_it - error) * (1 - size)
-    assert book.hypervolume() == pytest.approx(expected, rel=1e-9)
-    inside = book.hypervolume()
-    full = book.hypervolume_full()
+    assert book.front.hypervolume() == pytest.approx(expected, rel=1e-9)
+    inside = book.front.hypervolume()
+    full = book.front.hypervolume_full()
     begin(book, 9)
     point(book, 9, 3, 0.5, 3)
-    assert book.hypervolume() == inside
-    assert book.hypervolume_full() > full
+    assert book.front.hypervolume() == inside
+    assert book.front.hypervolume_full() > full
 
 
 def test_a_gain_below_the_region_is_none_once_something_is_in_it() -> None:
@@ -360,10 +361,10 @@ def test_a_gain_below_the_region_is_none_once_something_is_in_it() -> None:
 
 
 def test_the_knee_is_in_the_region() -> None:
-    knee = region_ledger().knee()
+    knee = region_ledger().front.knee()
     assert knee is not None
     assert knee.measures["val_accuracy"] >= 0.93
-    of_all = region_ledger(tolerance=1).knee()
+    of_all = region_ledger(tolerance=1).front.knee()
     assert of_all is not None
     assert of_all.measures["val_accuracy"] < 0.93
 
@@ -374,39 +375,39 @@ def test_without_a_network_in_the_region_the_knee_is_that_of_the_front() -> None
     point(book, None, 3, 0.98, 1000)
     begin(book, 0)
     point(book, 0, 3, 0.5, 30)
-    knee = book.knee()
+    knee = book.front.knee()
     assert knee is not None
     assert knee.name == "trial-000@3"
 
 
 def test_the_hypervolume_of_a_tolerance_of_nothing_is_nothing() -> None:
     book = ledger()
-    book.tolerance = 0.0
+    book.region.tolerance = 0.0
     begin(book, None)
     point(book, None, 3, 1.0, 1000)
     begin(book, 0)
     point(book, 0, 3, 1.0, 10)
-    assert book.hypervolume() == 0
-    assert book.hypervolume_full() > 0
-    assert book.recommended() is not None
+    assert book.front.hypervolume() == 0
+    assert book.front.hypervolume_full() > 0
+    assert book.front.recommended() is not None
 
 
 def test_a_trial_is_held_to_the_baseline_at_the_same_epoch() -> None:
     book = ledger()
     begin(book, None)
-    assert book.outside_region(3, {"val_accuracy": 0.1}) == 0
+    assert book.region.missed_by(3, {"val_accuracy": 0.1}) == 0
     point(book, None, 3, 0.6, 1000)
     point(book, None, 9, 0.98, 1000)
-    assert book.outside_region(3, {"val_accuracy": 0.58}) <= 0
-    assert book.outside_region(3, {"val_accuracy": 0.5}) == pytest.approx(0.05)
-    assert book.outside_region(9, {"val_accuracy": 0.5}) == pytest.approx(0.43)
-    assert book.outside_region(5, {"val_accuracy": 0.1}) == 0
-    assert book.outside_region(9, {"val_accuracy": math.nan}) == math.inf
+    assert book.region.missed_by(3, {"val_accuracy": 0.58}) <= 0
+    assert book.region.missed_by(3, {"val_accuracy": 0.5}) == pytest.approx(0.05)
+    assert book.region.missed_by(9, {"val_accuracy": 0.5}) == pytest.approx(0.43)
+    assert book.region.missed_by(5, {"val_accuracy": 0.1}) == 0
+    assert book.region.missed_by(9, {"val_accuracy": math.nan}) == math.inf
 
 
 def test_an_error_is_held_to_a_share_of_the_baselines() -> None:
     book = regression_ledger()
     begin(book, None)
     measured(book, None, 3, 5.0, 1000)
-    assert book.outside_region(3, {"val_mse": 5.2}) <= 0
-    assert book.outside_region(3, {"val_mse": 5.5}) == pytest.approx(0.25)
+    assert book.region.missed_by(3, {"val_mse": 5.2}) <= 0
+    assert book.region.missed_by(3, {"val_mse": 5.5}) == pytest.approx(0.25)

@@ -91,7 +91,10 @@ def test_a_report_is_kept_where_training_goes_on_or_a_network_of_it_joins_the_fr
         (2, 1, "2-1"),
         (None, 1, "None-1"),
     ]
-    assert [point.name for point in observer.ledger.front()] == ["trial-000@2", "trial-002@1/1"]
+    assert [point.name for point in observer.ledger.front.members()] == [
+        "trial-000@2",
+        "trial-002@1/1",
+    ]
     second.last_result["finished"] = True
     observer.on_trial_complete(0, [], second)
     # What the study is told.

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from slimfront.search.record.pareto import hypervolume, ranks
+from slimfront.search.record.front.pareto import hypervolume, ranks
 
 clouds = st.integers(1, 3).flatmap(
     lambda m: arrays(

@@ -5,8 +5,8 @@ import pytest
 
 from slimfront.search.config.objectives import OBJECTIVES, Constraint, Objective
 from slimfront.search.record.events import NetworkMeasured, TrialBegan
+from slimfront.search.record.front.picks import member_name, pick
 from slimfront.search.record.ledger import Ledger, SearchResult
-from slimfront.search.record.picks import member_name, pick
 from slimfront.search.record.report import as_json, as_text, summary
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.measures.described import Measure
@@ -83,7 +83,7 @@ def test_a_knee_that_is_not_accurate_enough_is_the_knee_of_those_that_are_as_in_
                 number=number, epoch=1, measures=measures, compaction=[], checkpoint="c"
             )
         )
-    report = as_json(SearchResult("s", ledger, ledger.front(), 0.0, "", interrupted=False))
+    report = as_json(SearchResult("s", ledger, ledger.front.members(), 0.0, "", interrupted=False))
     assert pick(report, "knee")["nonzero_params"] == 30
     able = Ledger(
         ledger.objectives, ledger.dense_sizes, [Constraint.parse("val_accuracy", ">= 0.9")]
@@ -95,7 +95,7 @@ def test_a_knee_that_is_not_accurate_enough_is_the_knee_of_those_that_are_as_in_
                 number=number, epoch=1, measures=trial.measures, compaction=[], checkpoint="c"
             )
         )
-    expected = able.knee()
+    expected = able.front.knee()
     assert expected is not None
     assert (
         pick(report, "knee", 0.9)["nonzero_params"] == expected.measures["nonzero_params"] == 2_000
@@ -169,7 +169,7 @@ def test_a_report_of_errors_is_read_back_as_it_was_written() -> None:
                 number=0, epoch=epoch, measures=measures, compaction=[], checkpoint=None
             )
         )
-    result = SearchResult("s", book, book.front(), 1.0, "sqlite:///x.db", False)
+    result = SearchResult("s", book, book.front.members(), 1.0, "sqlite:///x.db", False)
     plain = json.loads(json.dumps(as_json(result)))
     assert plain["quality"] == "val_mse"
     assert [one["val_mse"] for one in plain["front"]] == [0.25, 70.5]
@@ -237,16 +237,16 @@ def test_recommended_is_the_smallest_that_is_about_as_good_as_the_baseline(
     qualities: dict[float, int], baseline: float | None, tolerance: float, size: int
 ) -> None:
     ledger = book_of(qualities, baseline, tolerance=tolerance)
-    chosen = ledger.recommended()
+    chosen = ledger.front.recommended()
     assert chosen is not None
     assert chosen.measures["nonzero_params"] == size
-    result = SearchResult("s", ledger, ledger.front(), 0.0, "", interrupted=False)
+    result = SearchResult("s", ledger, ledger.front.members(), 0.0, "", interrupted=False)
     report = as_json(result)
     assert report["tolerance"] == tolerance
     assert report["recommended"] == pick(report, "recommended")
     assert report["recommended"]["nonzero_params"] == size
     near = baseline is not None and max(qualities) >= baseline - tolerance
-    assert ledger.is_near(chosen) == near
+    assert ledger.region.is_near(chosen) == near
     assert f"Recommended: {chosen.name}" in summary(result, "slimfront")
     assert ("and this is the best" in summary(result, "slimfront")) == (
         baseline is not None and not near
@@ -255,7 +255,7 @@ def test_recommended_is_the_smallest_that_is_about_as_good_as_the_baseline(
 
 def test_the_tolerance_is_relative_where_a_metric_is_no_share() -> None:
     ledger = book_of({100.0: 900, 104.0: 300, 106.0: 100}, 100.0, MSE, 0.05)
-    chosen = ledger.recommended()
+    chosen = ledger.front.recommended()
     assert chosen is not None
     assert chosen.measures["nonzero_params"] == 300
 
@@ -266,6 +266,6 @@ def test_recommended_of_an_old_report_is_its_knee() -> None:
 
 def test_recommended_of_those_that_are_good_enough_is_the_smallest_of_them() -> None:
     ledger = book_of({0.99: 900, 0.975: 300, 0.969: 100}, 0.98)
-    result = SearchResult("s", ledger, ledger.front(), 0.0, "", interrupted=False)
+    result = SearchResult("s", ledger, ledger.front.members(), 0.0, "", interrupted=False)
     assert pick(as_json(result), "recommended", 0.98)["nonzero_params"] == 900
     assert pick(as_json(result), "recommended", 0.97)["nonzero_params"] == 300

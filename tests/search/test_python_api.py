@@ -184,7 +184,7 @@ def test_what_a_search_tells_beside_its_front_stays(saved: Search, finished: Fin
     assert saved.run_ids == {}
     assert 0 < saved.wall_seconds < 1000
     assert saved.ledger.counts["completed"] == result.ledger.counts["completed"]
-    assert saved.hypervolume == result.ledger.hypervolume()
+    assert saved.hypervolume == result.ledger.front.hypervolume()
     assert saved.dense["val_accuracy"] == result.ledger.dense_network.measures["val_accuracy"]
 
 

@@ -10,11 +10,11 @@ import pytest
 from slimfront.search.engine.finished.replicating import planned, replicate, train_again
 from slimfront.search.engine.runner import resume_search, run_search
 from slimfront.search.record.events import NetworkReplicated
+from slimfront.search.record.front.shown import shown
 from slimfront.search.record.journal import JOURNAL_FILE, read_events
 from slimfront.search.record.ledger import SearchResult
 from slimfront.search.record.report import as_json, as_text
 from slimfront.search.record.session import read_search
-from slimfront.search.record.shown import shown
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.training.train import train
@@ -61,7 +61,7 @@ def test_each_member_and_the_baseline_are_trained_with_each_seed(replicated: Rep
 def test_what_is_there_is_not_trained_again(replicated: Replicated) -> None:
     directory, result, _ = replicated
     config, book = read_search(result.search, str(directory / "runs"))
-    replicas = [point for point in book.front() if point.replicas]
+    replicas = [point for point in book.front.members() if point.replicas]
     assert replicas
     for point in replicas:
         mine = next(p for p in result.front if p.name == point.name)
@@ -129,19 +129,19 @@ def test_a_training_of_the_same_seed_is_the_same() -> None:
 
 def test_the_recommendation_is_by_the_means() -> None:
     book = region_ledger()
-    lucky = book.recommended()
+    lucky = book.front.recommended()
     assert lucky is not None
     size = lucky.measures["nonzero_params"]
     for seed, accuracy in enumerate((0.95, 0.96)):
         lucky.replicas[seed] = {"val_accuracy": accuracy, "nonzero_params": size}
-    other = book.recommended()
+    other = book.front.recommended()
     assert other is not None
     assert other.measures["nonzero_params"] > size
     dense = book.dense_network
     assert dense is not None
     for seed, accuracy in enumerate((0.96, 0.962)):
         dense.replicas[seed] = {"val_accuracy": accuracy, "nonzero_params": 1000.0}
-    assert book.recommended() is lucky
+    assert book.front.recommended() is lucky
 
 
 def test_a_search_without_a_front_is_refused(tmp_path: Path) -> None:

@@ -38,7 +38,9 @@ def result(values: dict[str, Any], trials: int = 3, reason: str | None = None) -
             content = {"epoch": 30, "measures": measures, "compaction": [], "checkpoint": ""}
             book.apply(NetworkMeasured(number=number, **content))
         end(book, number, "failed" if reason else "completed", reason)
-    return SearchResult("mine", book, book.front(), 1.0, "sqlite:///x.db", interrupted=False)
+    return SearchResult(
+        "mine", book, book.front.members(), 1.0, "sqlite:///x.db", interrupted=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,9 @@ def unjudged(value: float, *constraints: Constraint, better: Better = "smaller")
         content = {"epoch": 3, "compaction": [], "checkpoint": "", "pruned": []}
         book.apply(NetworkMeasured(number=number, measures=measures | sizes, **content))
         end(book, number, "completed")
-    return SearchResult("mine", book, book.front(), 1.0, "sqlite:///x.db", interrupted=False)
+    return SearchResult(
+        "mine", book, book.front.members(), 1.0, "sqlite:///x.db", interrupted=False
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -150,10 +154,12 @@ def test_what_is_no_quality_is_a_dash() -> None:
 
 def test_what_is_not_shown_is_counted_with_the_command_that_shows_it() -> None:
     book = region_ledger()
-    for point in (*book.front(), book.dense_network):
+    for point in (*book.front.members(), book.dense_network):
         assert point is not None
         point.measures |= {"params": 1000.0, "layers": 3.0, "flops": 2000.0}
-    found = SearchResult("mine", book, book.front(), 1.0, "sqlite:///x.db", interrupted=False)
+    found = SearchResult(
+        "mine", book, book.front.members(), 1.0, "sqlite:///x.db", interrupted=False
+    )
     text = report.as_text(found, "slimfront", 160)
     shows = "see them: slimfront front mine --all --tracking-uri sqlite:///x.db"
     assert f"Not shown: 2 more than 0.05 below dense; {shows}\n" in text

@@ -128,7 +128,9 @@ def resume_ledger(directory: Path) -> SearchResult:
 
     session = open_existing("chaos", str(directory / "runs"))
     session.journal.close()
-    return SearchResult("chaos", session.ledger, session.ledger.front(), 0.0, "", interrupted=False)
+    return SearchResult(
+        "chaos", session.ledger, session.ledger.front.members(), 0.0, "", interrupted=False
+    )
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def test_every_trial_completes_and_the_front_is_not_dominated(
     points = [(-p.measures["val_accuracy"], p.measures["nonzero_params"]) for p in result.front]
     assert points == sorted(points)
     assert [size for _, size in points] == sorted((size for _, size in points), reverse=True)
-    assert result.ledger.hypervolume() > 0
+    assert result.ledger.front.hypervolume() > 0
 
 
 def test_optuna_has_every_trial_with_its_values(finished: tuple[Path, SearchResult]) -> None:
@@ -64,7 +64,7 @@ def test_mlflow_has_the_search_with_a_child_for_every_trial(
     parent, children = runs_of(directory, result)
     assert set(children) == {"dense", *(f"trial-{n:03d}" for n in range(6))}
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics["hypervolume"] == pytest.approx(result.ledger.hypervolume())
+    assert parent.data.metrics["hypervolume"] == pytest.approx(result.ledger.front.hypervolume())
     assert parent.data.metrics["front_size"] == len(result.front)
     assert parent.data.metrics["trials_completed"] == 6
     for record in result.ledger.trials:
@@ -440,7 +440,7 @@ def test_a_front_member_whose_network_is_lost_stays_on_the_front(
         """Deletes the network of the first front member while the search goes on."""
 
         def update(self, ledger: Ledger) -> None:
-            for point in ledger.front()[:1]:
+            for point in ledger.front.members()[:1]:
                 Path(str(point.file)).unlink(missing_ok=True)
 
     result = run_search(small_config(tmp_path, search={"trials": 2}), Loses())

@@ -27,8 +27,9 @@ from slimfront.search.record.events import (
     TrialEnded,
     TrialInterrupted,
 )
-from slimfront.search.record.ledger import Ledger, TrialRecord
+from slimfront.search.record.ledger import Ledger
 from slimfront.search.record.study import rebuild
+from slimfront.search.record.trials import TrialRecord
 from slimfront.trainables.errors import UserError
 
 OBJECTIVE_NAMES = ["val_accuracy", "nonzero_params"]

@@ -60,7 +60,7 @@ def timed(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[
 
 
 def recommended(ledger: Ledger) -> Any:
-    point = ledger.recommended()
+    point = ledger.front.recommended()
     assert point is not None
     return point
 

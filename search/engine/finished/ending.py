@@ -10,7 +10,8 @@ from torch import nn
 
 from slimfront.search.config.schema import Config
 from slimfront.search.record.events import Event, NetworkTested, NetworkTimed
-from slimfront.search.record.ledger import Ledger, MeasuredNetwork
+from slimfront.search.record.ledger import Ledger
+from slimfront.search.record.trials import MeasuredNetwork
 from slimfront.trainables.data import Dataset, load_once
 from slimfront.trainables.errors import TrialFailure, UserError
 from slimfront.trainables.measures.latency import SPEEDS
@@ -75,7 +76,7 @@ def time_again(config: Config, ledger: Ledger, write: Callable[[Event], object])
 
     What fails costs a warning and these times, not the front.
     """
-    point = ledger.recommended()
+    point = ledger.front.recommended()
     if point is None or point.timed_again is not None:
         return
     try:

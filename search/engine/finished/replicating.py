@@ -14,9 +14,10 @@ from slimfront.search.config.schema import Config
 from slimfront.search.engine.nodes import check_fits, ray_session
 from slimfront.search.engine.runner import session_recorder
 from slimfront.search.record.events import NetworkReplicated, SessionBegan, SessionEnded
-from slimfront.search.record.ledger import Ledger, MeasuredNetwork, SearchResult, label
+from slimfront.search.record.front.shown import shown
+from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.session import Session, open_existing
-from slimfront.search.record.shown import shown
+from slimfront.search.record.trials import MeasuredNetwork, label
 from slimfront.search.tracking import Recorder, connect, taking_writes
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.data import load_once
@@ -85,7 +86,7 @@ def replicate(
     return SearchResult(
         search=session.directory.name,
         ledger=session.ledger,
-        front=session.ledger.front(),
+        front=session.ledger.front.members(),
         wall_seconds=session.seconds_before(),
         tracking_uri=session.config.tracking.shown_uri(),
         interrupted=False,
@@ -97,7 +98,7 @@ def replicate(
 def planned(config: Config, ledger: Ledger, seeds: int) -> list[Replica]:
     """The trainings that are missing, those of the baseline first. Raises UserError as
     `replicate`."""
-    members = shown(ledger, ledger.front()).members
+    members = shown(ledger, ledger.front.members()).members
     if not members or ledger.dense_network is None:
         raise UserError(
             "the search has no front beside a trained baseline yet; resume it, and replicate its "

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import ConsoleMessage, Error, Page, expect, sync_playwright
 
-from slimfront.search.record.ledger import MeasuredNetwork, SearchResult
-from slimfront.search.record.shown import shown
+from slimfront.search.record.front.shown import shown
+from slimfront.search.record.ledger import SearchResult
+from slimfront.search.record.trials import MeasuredNetwork
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -83,7 +84,7 @@ def opened(finished: tuple[Path, SearchResult]) -> Iterator[Opened]:
 def smallest_shown(result: SearchResult) -> tuple[int, MeasuredNetwork]:
     """The smallest member that the picture shows at first, and its place along the front."""
     front = sorted(result.front, key=lambda point: point.measures["nonzero_params"])
-    inside = [point for point in front if result.ledger.in_region(point)]
+    inside = [point for point in front if result.ledger.region.holds(point)]
     chosen = (inside or front)[0]
     return front.index(chosen), chosen
 
@@ -96,7 +97,7 @@ def test_the_runs_page_has_one_row_for_a_search(opened: Opened) -> None:
 
 
 def test_the_description_renders_and_its_links_reach_the_trials(opened: Opened) -> None:
-    recommended = opened.result.ledger.recommended()
+    recommended = opened.result.ledger.front.recommended()
     assert recommended is not None
     opened.page.goto(opened.url)
     expect(

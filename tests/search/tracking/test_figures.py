@@ -67,7 +67,7 @@ def test_every_choice_of_objectives_has_its_pictures(objectives: list[str], dens
 
 def test_the_pictures_show_the_region_that_matters() -> None:
     book = region_ledger()
-    for point in (*book.front(), book.dense_network):
+    for point in (*book.front.members(), book.dense_network):
         assert point is not None
         point.measures |= {"params": 1.0, "layers": 1.0, "flops": 1.0}
     (axes,) = front_png(book, "a search").axes

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from slimfront.search.record.ledger import MeasuredNetwork, TrialRecord
+from slimfront.search.record.trials import MeasuredNetwork, TrialRecord
 from slimfront.search.tracking import connect
 from slimfront.search.tracking.models import log_model
 from slimfront.trainables.candidate import Candidate

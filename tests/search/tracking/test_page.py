@@ -17,11 +17,11 @@ from mlflow.entities import Run
 
 from slimfront.search.config.objectives import OBJECTIVES, Constraint
 from slimfront.search.record.events import TrialBegan
+from slimfront.search.record.front.picks import member_name
+from slimfront.search.record.front.shown import shown
 from slimfront.search.record.ledger import Ledger, SearchResult
-from slimfront.search.record.picks import member_name
 from slimfront.search.record.report import as_json
 from slimfront.search.record.session import read_search
-from slimfront.search.record.shown import shown
 from slimfront.search.tracking import charts, compare, models
 from slimfront.search.tracking.page import live_metrics
 from slimfront.search.tracking.store import find_search
@@ -49,7 +49,7 @@ def test_the_description_tells_the_story_with_links_to_the_trials(
 ) -> None:
     _, result = finished
     text = parent.data.tags["mlflow.note.content"]
-    recommended = result.ledger.recommended()
+    recommended = result.ledger.front.recommended()
     assert recommended is not None
     run = result.run_ids[recommended.trial.label]
     place = f"#/experiments/{parent.info.experiment_id}/runs/{run}?workflowType=machine_learning"
@@ -74,7 +74,7 @@ def test_how_far_a_quality_may_be_off_is_said(
     finished: Finished, client: MlflowClient, parent: Run
 ) -> None:
     _, result = finished
-    best = result.ledger.recommended()
+    best = result.ledger.front.recommended()
     assert best is not None
     assert best.tested is not None
     error = best.tested["val_accuracy_se"]
@@ -115,10 +115,10 @@ def test_trials_are_tagged_with_front_knee_and_rank(
     finished: Finished, client: MlflowClient, parent: Run
 ) -> None:
     _, result = finished
-    knee = result.ledger.knee()
+    knee = result.ledger.front.knee()
     assert knee is not None
     assert parent.data.tags["slimfront.knee"] == knee.name
-    recommended = result.ledger.recommended()
+    recommended = result.ledger.front.recommended()
     assert recommended is not None
     assert parent.data.tags["slimfront.recommended"] == recommended.name
     assert re.fullmatch("[0-9a-f]{16}", parent.data.tags["slimfront.config_digest"])
@@ -233,7 +233,7 @@ def test_fronts_are_read_from_mlflow_alone_and_compared_on_one_scale(
     _, result = finished
     fronts = compare.read_fronts(client, [result.search, result.search])
     assert [front.search for front in fronts] == [result.search] * 2
-    full = pytest.approx(result.ledger.hypervolume_full())
+    full = pytest.approx(result.ledger.front.hypervolume_full())
     assert fronts[0].hypervolume == fronts[1].hypervolume == full
     rows = list(csv.DictReader(io.StringIO(compare.render(fronts, "csv").decode())))
     assert [row["network"] for row in rows].count("dense") == 2

@@ -16,7 +16,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "trainables/measures/latency.py": ("label=", "what axes of pictures are called"),
     "trainables/measures/own.py": ("label", "what axes of pictures are called"),
     "trainables/shipping/network_file.py": ('"classes"', "a key in files of version 0.1"),
-    "search/record/picks.py": ("most-accurate", "the name of version 0.1 stays"),
+    "search/record/front/picks.py": ("most-accurate", "the name of version 0.1 stays"),
     "search/": (r"label", "trials have labels, and so have axes of matplotlib and plotly"),
 }
 """By file or folder: what a line may have, and why."""

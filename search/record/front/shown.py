@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from slimfront.search.record.ledger import Ledger, MeasuredNetwork
+from slimfront.search.record.ledger import Ledger
+from slimfront.search.record.trials import MeasuredNetwork
 
 SIZES = ("nonzero_params", "params", "layers", "flops")
 """What tables always have a column for. Networks are equal that agree in these, in the quality and
@@ -18,13 +19,13 @@ class Shown:
     equal: int = 0
     """How many are equal to one that is shown."""
     outside: int = 0
-    """How many lie below the region that matters (see `Ledger.in_region`)."""
+    """How many lie below the region that matters (see `Region.holds`)."""
 
     def left_out(self, ledger: Ledger) -> str:
         """What is not shown, in words; empty if nothing is."""
         parts = []
         if self.outside:
-            parts.append(f"{self.outside} more than {ledger.region_text()} below dense")
+            parts.append(f"{self.outside} more than {ledger.region.text()} below dense")
         if self.equal:
             parts.append(f"{self.equal} equal to one above")
         return " and ".join(parts)
@@ -35,7 +36,7 @@ def shown(ledger: Ledger, front: Sequence[MeasuredNetwork], *, everything: bool 
     of them for `everything`, and all that differ where none is in the region."""
     if everything:
         return Shown(list(front))
-    inside = [point for point in front if ledger.in_region(point)]
+    inside = [point for point in front if ledger.region.holds(point)]
     members = inside or list(front)
     first: dict[tuple[float | None, ...], MeasuredNetwork] = {}
     for point in members:

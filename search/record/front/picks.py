@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slimfront.search.config.objectives import OBJECTIVES, Objective, losses
-from slimfront.search.record.pareto import knee
+from slimfront.search.record.front.pareto import knee
 from slimfront.trainables.errors import UserError
 
 Member = dict[str, Any]
@@ -126,7 +126,7 @@ def described(report: Mapping[str, Any]) -> list[Objective]:
 
 def _knee(members: Sequence[Member], objectives: Sequence[Objective]) -> Member:
     """The front's knee where it is among these members; else their own, by the same losses as
-    `Ledger.knee`.
+    `Front.knee`.
 
     Those are relative to the dense network's sizes, but a knee is the same whatever they are
     relative to.

@@ -1,0 +1,198 @@
+"""The networks that no other one of a search is better than, as they are measured one by one."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from slimfront.search.config.objectives import OBJECTIVES, Constraint, Objective, losses
+from slimfront.search.record.front.pareto import Points, hypervolume, knee
+from slimfront.search.record.front.region import Region
+from slimfront.search.record.trials import MeasuredNetwork, TrialRecord
+
+
+class Front:
+    """The non-dominated networks that meet the constraints, and their hypervolume.
+
+    It is taken over every network that was measured, of whatever trial: one that was stopped early,
+    or failed later, may have passed through a good one.
+
+    `dense_sizes` scale the losses (see `Objective.loss`): the measures of the dense network, and
+    its metrics, of which those of the trained one replace those of the untrained one.
+    """
+
+    def __init__(
+        self,
+        objectives: list[Objective],
+        dense_sizes: dict[str, float],
+        constraints: Iterable[Constraint],
+        region: Region,
+    ) -> None:
+        self.objectives = objectives
+        self.dense_sizes = dict(dense_sizes)
+        self.constraints = list(constraints)
+        self.region = region
+        self.quality = region.quality
+        self._members: list[MeasuredNetwork] = []
+        self._losses: Points = np.empty((0, len(objectives)))
+        """Those of the members, (members, objectives)."""
+        self._reference = np.ones(len(objectives))
+        """The losses at which the region that matters ends, (objectives,)."""
+        self._hypervolume = _Hypervolume()
+
+    def members(self) -> list[MeasuredNetwork]:
+        """All of them, best first."""
+        return [self._members[index] for index in self._order()]
+
+    def _order(self) -> list[int]:
+        def key(index: int) -> tuple[float, float, int]:
+            point = self._members[index]
+            quality = self.quality.goodness(point.measures[self.quality.name])
+            worst_last = math.inf if math.isnan(quality) else -quality
+            return worst_last, point.measures["nonzero_params"], point.trial.number or 0
+
+        return sorted(range(len(self._members)), key=key)
+
+    def take_in(self, *points: MeasuredNetwork) -> None:
+        """Has networks join the front that are not dominated; what they dominate leaves it."""
+        joined = [self._joins(point) for point in points]
+        if any(joined):
+            self._hypervolume = self._computed_hypervolume()
+
+    def _joins(self, point: MeasuredNetwork) -> bool:
+        loss = self._loss_of_member(point.trial, point.measures)
+        if loss is None:
+            return False
+        no_better = (loss <= self._losses).all(axis=1)
+        worse = (loss < self._losses).any(axis=1)
+        stay = np.flatnonzero(~(no_better & worse))
+        self._members = [self._members[member] for member in stay]
+        self._members.append(point)
+        self._losses = np.vstack([self._losses[stay], loss])
+        return True
+
+    def would_join(self, record: TrialRecord, measures: dict[str, float]) -> bool:
+        """Whether a network of the trial with these measures would join the front; one that would
+        not now never will."""
+        if record.number is None:
+            return False
+        return self._loss_of_member(record, measures) is not None
+
+    def _loss_of_member(self, record: TrialRecord, measures: dict[str, float]) -> Points | None:
+        """The losses of a network that meets the constraints, and is not dominated or as good as an
+        earlier one of its trial."""
+        loss: Points = losses([measures], self.objectives, self.dense_sizes)[0]
+        if not np.isfinite(loss).all():
+            return None
+        if not all(constraint.met_by(measures) for constraint in self.constraints):
+            return None
+        no_worse = (self._losses <= loss).all(axis=1)
+        for member in np.flatnonzero(no_worse):
+            better = (self._losses[member] < loss).any()
+            if better or self._members[member].trial is record:
+                return None
+        return loss
+
+    def scale_by(self, dense: dict[str, float]) -> None:
+        """Takes in the measures of the trained dense network: the region ends at five tolerances
+        below its quality, and metrics that are no shares count relative to it. Who is on the front
+        is not changed by it, and the hypervolume is."""
+        for objective in self.objectives:
+            value = dense.get(objective.name, math.nan)
+            if objective.measure.scale == "relative" and math.isfinite(value):
+                self.dense_sizes[objective.name] = value
+        self._reference = self._end_of_region(dense)
+        measures = [point.measures for point in self._members]
+        self._losses = losses(measures, self.objectives, self.dense_sizes)
+        self._hypervolume = self._computed_hypervolume()
+
+    def _end_of_region(self, dense: dict[str, float]) -> Points:
+        """The losses at which the region ends, (objectives,): those of a network as large as the
+        dense one, and worse than it by five tolerances; as before where its quality is no
+        number."""
+        value = dense.get(self.quality.name, math.nan)
+        if not math.isfinite(value):
+            return self._reference
+        ends = np.ones(len(self.objectives))
+        worst = self.region.end(value)
+        for index, objective in enumerate(self.objectives):
+            if objective.name == self.quality.name:
+                ends[index] = min(1.0, objective.loss(worst, value))
+        return ends
+
+    def _computed_hypervolume(self) -> "_Hypervolume":
+        full = hypervolume(self._losses, np.ones(len(self.objectives)))
+        largest = float(self._reference.prod())
+        if largest == 1.0:
+            return _Hypervolume(full, full)
+        if not largest:
+            return _Hypervolume(0.0, full)
+        within = hypervolume(self._losses, self._reference) / largest
+        return _Hypervolume(within, full)
+
+    def hypervolume(self) -> float:
+        """The front's hypervolume within the region that matters, from 0 (nothing there is smaller
+        than dense) to 1: the losses (see `Objective.loss`) are taken relative to their reference,
+        which is at the dense network's sizes and at five tolerances below its quality. That of the
+        whole front while the baseline's quality is not known."""
+        return self._hypervolume.within
+
+    def hypervolume_full(self) -> float:
+        """That of the whole front, whose reference for a metric in [0, 1] is its worst value."""
+        return self._hypervolume.full
+
+    @property
+    def progress(self) -> tuple[float, float]:
+        """What rises with each gain: what is gained outside the region is one only while nothing is
+        in it."""
+        return self._hypervolume.progress
+
+    def knee(self) -> MeasuredNetwork | None:
+        """The member below which quality falls fastest (see `pareto.knee`), of those in the region
+        that matters, or of all where none is in it; None without a front."""
+        order = self._order()
+        if not order:
+            return None
+        inside = [index for index in order if self.region.holds(self._members[index])]
+        looked_at = inside or order
+        place = knee(self._losses[looked_at])
+        return self._members[looked_at[place]]
+
+    def recommended(self) -> MeasuredNetwork | None:
+        """The smallest member, by the first objective that is no metric, that is about as good as
+        the baseline; where there is none, the best there is. Judged by the means of replicas where
+        there are any. None without a front."""
+        members = self.members()
+        near = [point for point in members if self.region.is_near(point)]
+        if near:
+            # Of several of one size, the best: it comes first.
+            size = self._size()
+            return max(near, key=lambda point: size.goodness(point.measures[size.name]))
+        if members:
+            return max(members, key=self._mean_goodness)
+        return None
+
+    def _size(self) -> Objective:
+        """The first objective that is no metric."""
+        for objective in self.objectives:
+            if not objective.measure.quality:
+                return objective
+        return OBJECTIVES["nonzero_params"]
+
+    def _mean_goodness(self, point: MeasuredNetwork) -> float:
+        return self.quality.goodness(point.mean(self.quality.name))
+
+
+@dataclass(frozen=True)
+class _Hypervolume:
+    """Of the networks in the region that matters, and of all."""
+
+    within: float = 0.0
+    full: float = 0.0
+
+    @property
+    def progress(self) -> tuple[float, float]:
+        if self.within:
+            return self.within, 0.0
+        return 0.0, self.full

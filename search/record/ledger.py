@@ -4,6 +4,7 @@ that they passed through."""
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from slimfront.search.config.objectives import OBJECTIVES, Constraint, Objective
 from slimfront.search.record.events import (
@@ -16,6 +17,7 @@ from slimfront.search.record.events import (
     NetworkTimed,
     OfTrial,
     ProposalRepeated,
+    SearchBegan,
     TrialBegan,
     TrialContinued,
     TrialEnded,
@@ -25,6 +27,9 @@ from slimfront.search.record.front.front import Front
 from slimfront.search.record.front.region import Region
 from slimfront.search.record.storage import join
 from slimfront.search.record.trials import MeasuredNetwork, Status, TrialRecord, label
+
+if TYPE_CHECKING:
+    from slimfront.search.config.schema import Config
 
 
 class Ledger:
@@ -41,14 +46,19 @@ class Ledger:
         place: str = ".",
         quality: Objective | None = None,
         tolerance: float = 0.01,
+        *,
+        zeros_save_time: bool = False,
     ) -> None:
         """`quality` is the first metric of the task; if None, the first among the objectives, or
-        that of classification. `dense_sizes` are as for `Front`, `tolerance` as for `Region`."""
+        that of classification. `dense_sizes` and `zeros_save_time` are as for `Front`, `tolerance`
+        as for `Region`."""
         metrics = [objective for objective in objectives if objective.measure.quality]
         self.objectives = objectives
         self.quality = quality or next(iter([*metrics, *OBJECTIVES.values()]))
         self.region = Region(self.quality, tolerance)
-        self.front = Front(objectives, dense_sizes, constraints, self.region)
+        self.front = Front(
+            objectives, dense_sizes, constraints, self.region, zeros_save_time=zeros_save_time
+        )
         self.place = place
         self.planned = 0
         """How many trials there are to be."""
@@ -196,6 +206,20 @@ class Ledger:
     def with_status(self, status: Status) -> list[TrialRecord]:
         """The trials of that status; the dense reference is not among them."""
         return [trial for trial in self.trials if trial.status == status]
+
+
+def ledger_of(config: "Config", begun: SearchBegan, place: str) -> Ledger:
+    """The empty ledger of a search that began so, in the folder `place`."""
+    return Ledger(
+        objectives=config.chosen_objectives(),
+        dense_sizes=begun.dense_sizes,
+        constraints=config.chosen_constraints(),
+        place=place,
+        quality=config.quality(),
+        tolerance=config.tolerance,
+        # A runtime of the user's own may skip zeros; those that are built in do not.
+        zeros_save_time=config.latency.command is not None,
+    )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from rich.table import Table
 from slimfront.search import terminal
 from slimfront.search.config.objectives import Objective
 from slimfront.search.config.settings import SearchOptions, Tracking
+from slimfront.search.record.front.gains import gains
 from slimfront.search.record.front.shown import SIZES, shown
 from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.storage import parent
@@ -30,15 +31,17 @@ def as_json(result: SearchResult) -> dict[str, Any]:
     it `params` are the searched values, as in MLflow and Optuna; the measure of that name, the
     number of parameters, is `total_params` there. `timed_again` are the times of what a search
     recommended, taken when nothing ran beside it; those of the search are among its measures.
+    `repeated` are proposals that were not trained, since an earlier trial has their values.
     """
     ledger = result.ledger
     quality = ledger.quality.name
     described = {}
     for objective in (ledger.quality, *ledger.objectives):
         described[objective.name] = objective.as_plain()
-    trials = {}
+    trials: dict[str, int] = {}
     for status in _ENDED:
         trials[status] = ledger.counts[status]
+    trials["repeated"] = len(ledger.repeated)
     dense = {}
     if ledger.dense_network:
         dense = _measures(ledger.dense_network, quality)
@@ -344,8 +347,8 @@ def _recommendation(result: SearchResult, command: str, kept: str) -> list[str]:
     said = f"{ledger.quality.measure.axis} {quality_and_error(point, name)}"
     baseline = ledger.dense_network
     if baseline is not None:
-        share = _show_share(point, baseline.measures["nonzero_params"])
-        said += f" (dense {quality_and_error(baseline, name)}), {share} of the non-zero weights"
+        said += f" (dense {quality_and_error(baseline, name)})"
+        said += f": {gains(point, baseline, ledger.quality)}"
         if not ledger.region.is_near(point):
             within = ledger.region.text(1)
             said += f"; none is within {within} of dense, and this is the best"

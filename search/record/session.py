@@ -30,7 +30,7 @@ from slimfront.search.record.journal import (
     present,
     read_events,
 )
-from slimfront.search.record.ledger import Ledger, SearchResult
+from slimfront.search.record.ledger import Ledger, SearchResult, ledger_of
 from slimfront.search.record.locate import locate
 from slimfront.search.record.storage import Folder, Storage
 from slimfront.search.record.study import OnlyWriter, rebuild
@@ -95,7 +95,7 @@ def begin(
         search=folder.search, config=dump(config), dense_sizes=dense_sizes, starts=starts
     )
     begun = journal.append(event)
-    ledger = _ledger(config, begun, folder)
+    ledger = ledger_of(config, begun, folder.place)
     return Session(config, folder, journal, [begun], ledger, resumed=False)
 
 
@@ -115,7 +115,7 @@ def open_existing(search: str, storage_path: str, overrides: Sequence[str] = ())
             raise UserError(_UNREADABLE.format(search=search))
         config = resumed_config(begun.config, overrides, folder.search, trains=True)
         _check_code(config, folder)
-        ledger = _ledger(config, begun, folder)
+        ledger = ledger_of(config, begun, folder.place)
         _apply_all(ledger, earlier, folder)
     except BaseException:
         journal.close()
@@ -137,17 +137,6 @@ _UNREADABLE = (
     "the journal of {search} does not say what was searched; restore it from a copy, or start a "
     "new search"
 )
-
-
-def _ledger(config: Config, begun: SearchBegan, folder: Folder) -> Ledger:
-    return Ledger(
-        objectives=config.chosen_objectives(),
-        dense_sizes=begun.dense_sizes,
-        constraints=config.chosen_constraints(),
-        place=folder.place,
-        quality=config.quality(),
-        tolerance=config.tolerance,
-    )
 
 
 def new_folder(config: Config, name: str | None) -> Folder:
@@ -303,7 +292,7 @@ def _read(search: str, storage_path: str) -> tuple[Config, Ledger, float]:
         raise UserError(_UNREADABLE.format(search=search))
     config = resumed_config(begun.config, (), search)
     _check_code(config, folder)
-    ledger = _ledger(config, begun, folder)
+    ledger = ledger_of(config, begun, folder.place)
     _apply_all(ledger, events[1:], folder, first=2)
     return config, ledger, seconds_spent(events)
 

@@ -36,7 +36,7 @@ from slimfront.search.record.events import (
     TrialInterrupted,
 )
 from slimfront.search.record.fencing import Superseded
-from slimfront.search.record.ledger import Ledger
+from slimfront.search.record.ledger import Ledger, ledger_of
 from slimfront.search.record.trials import label, replicated
 from slimfront.search.tracking.page import Page, last_tags, live_metrics
 from slimfront.search.tracking.store import open_experiment, run_route
@@ -239,16 +239,7 @@ class Recorder:
     def _take_in(self, event: Event, *, known: bool) -> None:
         """Brings the records up to date, and puts what is new into the write_queue."""
         if isinstance(event, SearchBegan):
-            objectives = self.config.chosen_objectives()
-            constraints = self.config.chosen_constraints()
-            self.ledger = Ledger(
-                objectives=objectives,
-                dense_sizes=event.dense_sizes,
-                constraints=constraints,
-                place=self.place,
-                quality=self.config.quality(),
-                tolerance=self.config.tolerance,
-            )
+            self.ledger = ledger_of(self.config, event, self.place)
             self.begun = event.time
         if self.ledger is not None:
             self.ledger.apply(event)

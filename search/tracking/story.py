@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from slimfront.search.config.objectives import Direction, Objective
 from slimfront.search.config.schema import Config
 from slimfront.search.config.space import Parameter
+from slimfront.search.record.front.gains import gains
 from slimfront.search.record.front.shown import shown
 from slimfront.search.record.ledger import Ledger
 from slimfront.search.record.report import quality_and_error, show_quality
@@ -158,19 +159,16 @@ def _alternatives(
 
 
 def _compared(quality: Objective, point: MeasuredNetwork, dense: MeasuredNetwork | None) -> str:
-    own = point.measures
     axis = quality.measure.axis.capitalize()
     said = f"{axis} {quality_and_error(point, quality.name)}"
-    weights = own["nonzero_params"]
-    layers = own["layers"]
+    weights = point.measures["nonzero_params"]
+    layers = point.measures["layers"]
     if dense is None:
         return f"{said}, {weights:,.0f} non-zero parameters in {layers:.0f} layers."
-    whole = dense.measures["nonzero_params"]
     return (
-        f"{said} (dense {show_quality(dense.measures[quality.name])}) with {weights:,.0f} non-zero "
-        "parameters, "
-        f"{weights / whole:.1%} of the dense network's {whole:,.0f}, "
-        f"in {layers:.0f} layers (dense {dense.measures['layers']:.0f})."
+        f"{said} (dense {show_quality(dense.measures[quality.name])}), "
+        f"{weights:,.0f} non-zero parameters, {layers:.0f} of {dense.measures['layers']:.0f} "
+        f"layers: {gains(point, dense, quality)}."
     )
 
 

@@ -146,7 +146,7 @@ def test_a_task_a_metric_a_measure_and_a_penalty_of_the_users_go_through_a_searc
     Path("upper.yaml").write_text(job[1].config)
     Path("slimfront.db").write_bytes(empty_store())
     report = json.loads(command("search", "upper.yaml", "--json").splitlines()[-1])
-    assert report["trials"] == {"completed": 2, "stopped": 0, "failed": 0}
+    assert report["trials"] == {"completed": 2, "stopped": 0, "failed": 0, "repeated": 0}
     assert report["objectives"] == ["val_missed", "nonzero_params", "onnx_kb"]
     assert report["described"]["val_missed"]["better"] == "smaller"
     assert all(0 <= member["val_missed"] <= 1 for member in report["front"])

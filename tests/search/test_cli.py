@@ -239,7 +239,7 @@ def test_exit_code_1_if_all_trials_failed(
         "--json",
     )
     assert code == 1
-    assert json.loads(out)["trials"] == {"completed": 0, "stopped": 0, "failed": 2}
+    assert json.loads(out)["trials"] == {"completed": 0, "stopped": 0, "failed": 2, "repeated": 0}
 
 
 @pytest.mark.timeout(150)

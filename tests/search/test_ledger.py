@@ -411,3 +411,26 @@ def test_an_error_is_held_to_a_share_of_the_baselines() -> None:
     measured(book, None, 3, 5.0, 1000)
     assert book.region.missed_by(3, {"val_mse": 5.2}) <= 0
     assert book.region.missed_by(3, {"val_mse": 5.5}) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("zeros_save_time", [False, True])
+def test_networks_of_one_architecture_are_equally_fast_unless_zeros_save_time(
+    *, zeros_save_time: bool
+) -> None:
+    objectives = [OBJECTIVES["val_accuracy"], OBJECTIVES["speedup"]]
+    book = Ledger(objectives, {"speedup": 1.0}, zeros_save_time=zeros_save_time)
+    for number, (accuracy, speedup, nonzero) in enumerate(
+        [(0.9, 1.05, 100.0), (0.8, 1.18, 50.0), (0.95, 0.98, 70.0)]
+    ):
+        begin(book, number)
+        sizes = {"params": 100.0, "layers": 2.0, "flops": 10.0, "nonzero_params": nonzero}
+        measures = {"val_accuracy": accuracy, "speedup": speedup} | sizes
+        content: dict[str, Any] = {"epoch": 1, "compaction": [], "checkpoint": ""}
+        book.apply(NetworkMeasured(number=number, measures=measures, **content))
+        end(book, number)
+    best = ["trial-002"]
+    if zeros_save_time:
+        best = ["trial-002", "trial-000", "trial-001"]
+    assert names(book) == best
+    # Each keeps the time that was measured of it.
+    assert book.trials[2].measures["speedup"] == 0.98

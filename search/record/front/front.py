@@ -10,6 +10,10 @@ from slimfront.search.config.objectives import OBJECTIVES, Constraint, Objective
 from slimfront.search.record.front.pareto import Points, hypervolume, knee
 from slimfront.search.record.front.region import Region
 from slimfront.search.record.trials import MeasuredNetwork, TrialRecord
+from slimfront.trainables.measures.latency import SPEEDS
+
+_ARCHITECTURE = ("params", "layers", "flops", "bytes", "peak_activation_bytes")
+"""Networks that agree in these run the same kernels on as much."""
 
 
 class Front:
@@ -20,6 +24,9 @@ class Front:
 
     `dense_sizes` scale the losses (see `Objective.loss`): the measures of the dense network, and
     its metrics, of which those of the trained one replace those of the untrained one.
+
+    Networks of one architecture are equally fast, however their times came out: as fast as the
+    first of them. With `zeros_save_time` that holds only for as many non-zero weights.
     """
 
     def __init__(
@@ -28,12 +35,19 @@ class Front:
         dense_sizes: dict[str, float],
         constraints: Iterable[Constraint],
         region: Region,
+        *,
+        zeros_save_time: bool = False,
     ) -> None:
         self.objectives = objectives
         self.dense_sizes = dict(dense_sizes)
         self.constraints = list(constraints)
         self.region = region
         self.quality = region.quality
+        self._architecture: tuple[str, ...] = _ARCHITECTURE
+        if zeros_save_time:
+            self._architecture += ("nonzero_params",)
+        self._times: dict[tuple[float | None, ...], dict[str, float]] = {}
+        """Those of the first network of each architecture that joined."""
         self._members: list[MeasuredNetwork] = []
         self._losses: Points = np.empty((0, len(objectives)))
         """Those of the members, (members, objectives)."""
@@ -64,6 +78,7 @@ class Front:
         loss = self._loss_of_member(point.trial, point.measures)
         if loss is None:
             return False
+        self._times.setdefault(self._architecture_of(point.measures), _times(point.measures))
         no_better = (loss <= self._losses).all(axis=1)
         worse = (loss < self._losses).any(axis=1)
         stay = np.flatnonzero(~(no_better & worse))
@@ -82,7 +97,7 @@ class Front:
     def _loss_of_member(self, record: TrialRecord, measures: dict[str, float]) -> Points | None:
         """The losses of a network that meets the constraints, and is not dominated or as good as an
         earlier one of its trial."""
-        loss: Points = losses([measures], self.objectives, self.dense_sizes)[0]
+        loss: Points = self._losses_of([measures])[0]
         if not np.isfinite(loss).all():
             return None
         if not all(constraint.met_by(measures) for constraint in self.constraints):
@@ -94,6 +109,17 @@ class Front:
                 return None
         return loss
 
+    def _losses_of(self, measured: list[dict[str, float]]) -> Points:
+        """The losses of networks, (networks, objectives), with the times of their architectures."""
+        tied = []
+        for measures in measured:
+            known = self._times.get(self._architecture_of(measures), {})
+            tied.append(measures | known)
+        return losses(tied, self.objectives, self.dense_sizes)
+
+    def _architecture_of(self, measures: dict[str, float]) -> tuple[float | None, ...]:
+        return tuple(measures.get(name) for name in self._architecture)
+
     def scale_by(self, dense: dict[str, float]) -> None:
         """Takes in the measures of the trained dense network: the region ends at five tolerances
         below its quality, and metrics that are no shares count relative to it. Who is on the front
@@ -104,7 +130,7 @@ class Front:
                 self.dense_sizes[objective.name] = value
         self._reference = self._end_of_region(dense)
         measures = [point.measures for point in self._members]
-        self._losses = losses(measures, self.objectives, self.dense_sizes)
+        self._losses = self._losses_of(measures)
         self._hypervolume = self._computed_hypervolume()
 
     def _end_of_region(self, dense: dict[str, float]) -> Points:
@@ -182,6 +208,10 @@ class Front:
 
     def _mean_goodness(self, point: MeasuredNetwork) -> float:
         return self.quality.goodness(point.mean(self.quality.name))
+
+
+def _times(measures: dict[str, float]) -> dict[str, float]:
+    return {name: measures[name] for name in SPEEDS if name in measures}
 
 
 @dataclass(frozen=True)

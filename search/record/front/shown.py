@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from slimfront.search.record.ledger import Ledger
 from slimfront.search.record.trials import MeasuredNetwork
+from slimfront.trainables.measures.latency import SPEEDS
 
 SIZES = ("nonzero_params", "params", "layers", "flops")
 """What tables always have a column for. Networks are equal that agree in these, in the quality and
@@ -46,6 +47,7 @@ def shown(ledger: Ledger, front: Sequence[MeasuredNetwork], *, everything: bool 
 
 
 def _what_it_is(ledger: Ledger, point: MeasuredNetwork) -> tuple[float | None, ...]:
-    aims = [objective.name for objective in ledger.objectives]
+    # Times of equal networks differ by noise alone.
+    aims = [objective.name for objective in ledger.objectives if objective.name not in SPEEDS]
     names = (ledger.quality.name, *aims, *SIZES)
     return tuple(point.measures.get(name) for name in names)

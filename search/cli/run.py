@@ -192,7 +192,7 @@ def rebuild(
 ) -> None:
     """Make Optuna's study anew from the journal, where the study is lost, damaged or newer than the
     journal."""
-    from slimfront.search.record.session import rebuild_study
+    from slimfront.search.record.study import rebuild_study
 
     count = rebuild_study(search, storage_path, overrides_and_environment(overrides))
     print(
@@ -241,7 +241,7 @@ def check(
     if build:
         with contextlib.redirect_stdout(sys.stderr):
             from slimfront.search.engine.preflight import ask_stores, preflight
-            from slimfront.search.record.session import starting_values
+            from slimfront.search.record.starts import starting_values
 
             starting_values(loaded)
             preflight(loaded)

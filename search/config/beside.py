@@ -2,7 +2,11 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+
+_FOUND: list[str] = []
+"""The folders whose modules this process finds."""
 
 
 def find_beside(config: Path) -> None:
@@ -12,8 +16,24 @@ def find_beside(config: Path) -> None:
         beside = str(config.resolve().parent)
     except (OSError, RuntimeError, ValueError):  # links in a circle, say: told where it is read
         return
-    if beside not in sys.path:
-        sys.path.append(beside)
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if beside not in paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join([*paths, beside])
+    find_in([beside])
+
+
+def find_in(folders: Iterable[str]) -> None:
+    """Has modules found in these folders, after everywhere else; those that are not on this machine
+    are left out."""
+    for folder in folders:
+        if not Path(folder).is_dir():
+            continue
+        if folder not in _FOUND:
+            _FOUND.append(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
+        paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        if folder not in paths:
+            os.environ["PYTHONPATH"] = os.pathsep.join([*paths, folder])
+
+
+def found_in() -> list[str]:
+    """The folders in which modules are found because a config lies there: a search records them."""
+    return list(_FOUND)

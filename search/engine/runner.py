@@ -40,13 +40,9 @@ from slimfront.search.record.events import (
 )
 from slimfront.search.record.fencing import Superseded
 from slimfront.search.record.ledger import Ledger, SearchResult
-from slimfront.search.record.session import (
-    Session,
-    begin,
-    open_existing,
-    open_study,
-    starting_values,
-)
+from slimfront.search.record.session import Session, begin, open_existing
+from slimfront.search.record.starts import starting_values
+from slimfront.search.record.study import open_study
 from slimfront.search.record.trials import label
 from slimfront.search.tracking import Client, Recorder, connect, taking_writes
 from slimfront.trainables.errors import UserError, first_line

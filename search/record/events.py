@@ -48,13 +48,15 @@ class OfTrial(Event):
 
 
 class SearchBegan(Event):
-    """A search begins: its config as YAML, sizes of the dense network by measure, values to try."""
+    """A search begins: its config as YAML, sizes of the dense network by measure, values to try,
+    and the folders beside whose configs it found modules of the user's."""
 
     kind = "begun"
     search: str = ""
     config: str = ""
     dense_sizes: dict[str, float]
     starts: list[dict[str, Any]] = []
+    beside: list[str] = []
 
 
 class SessionBegan(Event):

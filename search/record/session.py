@@ -1,27 +1,18 @@
 """The state of a search on disk: its directory, its journal, its config as it began, and Optuna's
 study."""
 
-import json
 import logging
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
-
-from slimfront.search.config.plain import as_plain, dump
-from slimfront.search.config.schema import Config, load_recorded
-from slimfront.search.config.settings import STORE_VARIABLE
-from slimfront.search.config.space import flatten
-from slimfront.search.config.space_checks import is_in, shown
+from slimfront.search.config.beside import find_in, found_in
+from slimfront.search.config.plain import dump
+from slimfront.search.config.schema import Config
 from slimfront.search.record.events import Event, SearchBegan, SessionBegan, seconds_spent
 from slimfront.search.record.journal import (
     JOURNAL_FILE,
@@ -32,18 +23,14 @@ from slimfront.search.record.journal import (
 )
 from slimfront.search.record.ledger import Ledger, SearchResult, ledger_of
 from slimfront.search.record.locate import locate
+from slimfront.search.record.resuming import resumed_config
 from slimfront.search.record.storage import Folder, Storage
-from slimfront.search.record.study import OnlyWriter, rebuild
 from slimfront.trainables.data import Factory as DataFactory
-from slimfront.trainables.errors import UserError, first_line, shorten
+from slimfront.trainables.errors import UserError
 from slimfront.trainables.models import Factory as ModelFactory
 from slimfront.trainables.options import suggest
-from slimfront.trainables.redaction import HIDDEN, without_secrets
 
 log = logging.getLogger(__name__)
-
-STUDY_FILE = "study.journal"
-"""Optuna's study, where it is in no database."""
 
 
 @dataclass
@@ -92,7 +79,11 @@ def begin(
         journal.close()
         raise UserError(_THERE.format(name=folder.search))
     event = SearchBegan(
-        search=folder.search, config=dump(config), dense_sizes=dense_sizes, starts=starts
+        search=folder.search,
+        config=dump(config),
+        dense_sizes=dense_sizes,
+        starts=starts,
+        beside=found_in(),
     )
     begun = journal.append(event)
     ledger = ledger_of(config, begun, folder.place)
@@ -113,6 +104,7 @@ def open_existing(search: str, storage_path: str, overrides: Sequence[str] = ())
         begun = next(iter(earlier), None)
         if not isinstance(begun, SearchBegan):
             raise UserError(_UNREADABLE.format(search=search))
+        _find_beside(begun, folder)
         config = resumed_config(begun.config, overrides, folder.search, trains=True)
         _check_code(config, folder)
         ledger = ledger_of(config, begun, folder.place)
@@ -173,86 +165,6 @@ _THERE = (
     "another name"
 )
 
-RESUMABLE = (
-    "search.trials",
-    "search.time",
-    "search.patience",
-    "search.concurrency",
-    "search.retries",
-    "search.storage",
-    "resources",
-    "tracking.uri",
-)
-"""What may change when a search is resumed; `search.storage` and `tracking.uri` only to give a
-password again."""
-
-
-def resumed_config(
-    text: str, overrides: Sequence[str], search: str, *, trains: bool = False
-) -> Config:
-    """The config of a search as it began, with overrides.
-
-    Args:
-        trains: whether the search goes on, which needs the secrets that its factories were given.
-
-    Raises:
-        UserError: if something else would change, or a secret is needed that was not given again.
-    """
-    began = load_recorded(text)
-    before = flatten(as_plain(began))
-    hidden = [path for path, value in before.items() if HIDDEN in str(value)]
-    given = [override.partition("=")[0] for override in overrides]
-    for override, path in zip(overrides, given, strict=True):
-        if path not in hidden and not _may_change(path):
-            raise UserError(
-                f"--set {shorten(override)}: a resumed search cannot change '{shorten(path)}', "
-                f"only {', '.join(RESUMABLE)}; "
-                f"start a new search with search.start_from={search}"
-            )
-    missing = [path for path in hidden if path not in given]
-    if trains and missing:
-        raise UserError(
-            f"{missing[0]} of {search} had a secret, which is not recorded; give it again: "
-            f"SLIMFRONT_SET='{missing[0]}=…' in the environment"
-        )
-    again = os.environ.get(STORE_VARIABLE, "")
-    if "tracking.uri" not in given and _place(again) == _place(began.tracking.uri):
-        # The same store, with the password that is not recorded.
-        overrides = [*overrides, f"tracking.uri={json.dumps(again)}"]
-    config = load_recorded(text, overrides)
-    _refuse_other_stores(config, began, search)
-    after = flatten(as_plain(config))
-    for path in set(hidden) & set(given):
-        if after[path] != before[path]:
-            raise UserError(
-                f"{path}: only its secret can be given again, and the rest of it differs from what "
-                f"{search} began with"
-            )
-    return config
-
-
-def _may_change(path: str) -> bool:
-    """Whether `RESUMABLE` names this path, or a part of the config that it is in."""
-    return any(path == allowed or path.startswith(f"{allowed}.") for allowed in RESUMABLE)
-
-
-def _place(uri: str | None) -> str:
-    # Twice: what stood alone before an @ when it was recorded was a user's name, and seems a token
-    # now.
-    return without_secrets(without_secrets(uri or ""))
-
-
-def _refuse_other_stores(config: Config, began: Config, search: str) -> None:
-    if _place(config.search.storage) != _place(began.search.storage):
-        raise UserError(
-            f"search.storage: the study of {search} is at "
-            f"{began.search.storage or 'its own directory'}, and stays there"
-        )
-    if _place(config.tracking.absolute_uri()) != _place(began.tracking.absolute_uri()):
-        raise UserError(
-            f"tracking.uri: {search} is recorded at {began.tracking.shown_uri()}, and stays there"
-        )
-
 
 def read_search(search: str, storage_path: str) -> tuple[Config, Ledger]:
     """The config of a search and what is known about its trials, as its journal tells it now; it
@@ -290,6 +202,7 @@ def _read(search: str, storage_path: str) -> tuple[Config, Ledger, float]:
     begun = next(iter(events), None)
     if not isinstance(begun, SearchBegan):
         raise UserError(_UNREADABLE.format(search=search))
+    _find_beside(begun, folder)
     config = resumed_config(begun.config, (), search)
     _check_code(config, folder)
     ledger = ledger_of(config, begun, folder.place)
@@ -315,18 +228,29 @@ def _check_code(config: Config, folder: Folder) -> None:
     ]
     if folder.bucket is not None or not named:
         return
-    file = folder.local / JOURNAL_FILE
-    state = file.stat()
-    theirs = None
-    if state.st_uid not in (os.getuid(), 0):
-        theirs = "it belongs to another user"
-    if state.st_mode & stat.S_IWOTH:
-        theirs = "others may write to it"
+    theirs = _of_others(folder)
     if theirs:
         raise UserError(
-            f"the journal {file} names code to run ({', '.join(named)}), and {theirs}; make it "
-            "yours if you trust it: chown, or chmod o-w"
+            f"the journal {folder.local / JOURNAL_FILE} names code to run ({', '.join(named)}), "
+            f"and {theirs}; make it yours if you trust it: chown, or chmod o-w"
         )
+
+
+def _of_others(folder: Folder) -> str | None:
+    """Why somebody else may have written the journal of a search; None where nobody has."""
+    state = (folder.local / JOURNAL_FILE).stat()
+    if state.st_mode & stat.S_IWOTH:
+        return "others may write to it"
+    if state.st_uid not in (os.getuid(), 0):
+        return "it belongs to another user"
+    return None
+
+
+def _find_beside(begun: SearchBegan, folder: Folder) -> None:
+    """Has modules found again where they were when the search began, if nobody else can have
+    written where that is."""
+    if folder.bucket is None and _of_others(folder) is None:
+        find_in(begun.beside)
 
 
 def _apply_all(ledger: Ledger, events: Iterable[Event], folder: Folder, first: int = 1) -> None:
@@ -353,136 +277,3 @@ def _folder(search: str, storage_path: str) -> Folder:
             f"there is no search '{search}' in {storage.shown}; {suggest(search, known)}"
         )
     return folder
-
-
-def starting_values(config: Config) -> list[dict[str, Any]]:
-    """The values to try first: those of the config, or of the front of an earlier search as far as
-    they vary here."""
-    wanted = config.search.start_from
-    space = config.search_space
-    if not isinstance(wanted, str):
-        return [space.recorded(values) for values in wanted]
-    try:
-        _, ledger = read_search(wanted, config.search.storage_path)
-    except UserError as error:
-        raise UserError(f"search.start_from: {error}") from None
-    distributions = config.distributions()
-    found: list[dict[str, Any]] = []
-    # Several networks of a trial may be on the front.
-    trials = {point.trial.label: point.trial for point in ledger.front.members()}
-    for trial in trials.values():
-        values = {}
-        for path, value in trial.values.items():
-            if path in distributions:
-                values[path] = value
-        taken = _taken(values, distributions, f"{trial.label} of {wanted}")
-        if taken and taken not in found:
-            found.append(taken)
-    return found
-
-
-def _taken(
-    values: dict[str, Any], distributions: dict[str, BaseDistribution], whose: str
-) -> dict[str, Any]:
-    """Those of the values that can be tried: numbers outside of the bounds too, but no choice that
-    is none of the space's; each that is outside is told."""
-    taken = {}
-    for path, value in values.items():
-        varies = distributions[path]
-        if is_in(varies, value):
-            taken[path] = value
-            continue
-        numeric = not isinstance(varies, CategoricalDistribution)
-        if numeric and isinstance(value, int | float) and not isinstance(value, bool):
-            taken[path] = value
-            done = "it is tried all the same"
-        else:
-            done = "one that the space has is drawn instead"
-        log.warning(
-            "search.start_from: %s has %s = %s, which is outside of what the space varies in "
-            "(%s); %s",
-            whose,
-            path,
-            shorten(repr(value)),
-            shown(varies),
-            done,
-        )
-    return taken
-
-
-def rebuild_study(search: str, storage_path: str, overrides: Sequence[str] = ()) -> int:
-    """Makes Optuna's study of a search anew from its journal; how many trials it has then.
-
-    The study as it was stays beside the journal with another name; in a database it is deleted.
-
-    Raises:
-        UserError: if there is no such search, it is running, or its journal cannot be read.
-    """
-    session = open_existing(search, storage_path, overrides)
-    try:
-        file = session.directory / STUDY_FILE
-        if session.config.search.storage is not None:
-            with suppress(KeyError):  # there is none
-                optuna.delete_study(
-                    study_name=session.directory.name, storage=session.config.search.storage
-                )
-        elif file.exists():
-            file.replace(file.with_suffix(f".{datetime.now(UTC):%Y%m%d-%H%M%S}"))
-        study = open_study(session, starts=False)
-        rebuild(study, session.config.distributions(), session.ledger)
-        for values in session.starts[len(study.get_trials(deepcopy=False)) :]:
-            study.enqueue_trial(values)
-        return len(session.ledger.trials)
-    finally:
-        session.journal.close()
-
-
-def open_study(session: Session, *, starts: bool = True) -> optuna.Study:
-    """Optuna's study of the search, made or found again; a new one begins with the `starts` of the
-    search."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directory = session.directory
-    config = session.config
-    storage: BaseStorage
-    try:
-        if config.search.storage is None:
-            file = directory / STUDY_FILE
-            _repair(file)
-            storage = JournalStorage(JournalFileBackend(str(file)))
-        else:
-            database = RDBStorage(config.search.storage)
-            if session.journal.fence is not None:
-                session.journal.fence.guard(database.engine)
-            storage = OnlyWriter(database)
-        study = optuna.create_study(
-            study_name=directory.name,
-            storage=storage,
-            sampler=config.build_sampler(session.number),
-            directions=[o.direction.value for o in config.chosen_objectives()],
-            load_if_exists=session.resumed,
-        )
-    except UserError:
-        raise
-    except optuna.exceptions.DuplicatedStudyError:
-        raise UserError(
-            f"search.storage has a study '{directory.name}' already; choose another name for this "
-            "search"
-        ) from None
-    except Exception as error:  # every database raises its own kinds
-        raise UserError(
-            f"Optuna's storage of {directory.name} cannot be used: {first_line(error)}"
-        ) from None
-    if starts and not study.get_trials(deepcopy=False):
-        for values in session.starts:
-            study.enqueue_trial(values)
-    return study
-
-
-def _repair(file: Path) -> None:
-    """Takes away what a killed process can leave of Optuna's journal: half a line, and its lock."""
-    Path(f"{file}.lock").unlink(missing_ok=True)
-    if file.exists():
-        content = file.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(file, whole)

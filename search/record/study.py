@@ -1,8 +1,11 @@
 """Optuna's study: kept in a database by the one driver that writes to it, and made anew from the
 journal."""
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import create_engine, text
@@ -21,10 +25,14 @@ from sqlalchemy.engine import make_url
 
 from slimfront.search.record.ledger import Ledger
 from slimfront.search.record.optuna_internals import trial_id
+from slimfront.search.record.session import Session, open_existing
 from slimfront.trainables.errors import UserError, first_line
 
 # What lies outside is told by name, where values to start from are read.
 warnings.filterwarnings("ignore", message="Fixed parameter .* is out of range")
+
+STUDY_FILE = "study.journal"
+"""Optuna's study, where it is in no database."""
 
 _ANSWERS_S = 10
 """How long a database may take to let somebody in."""
@@ -200,3 +208,81 @@ def suggest(trial: optuna.Trial, path: str, distribution: BaseDistribution) -> A
         log=distribution.log,
         step=distribution.step,
     )
+
+
+def open_study(session: Session, *, starts: bool = True) -> optuna.Study:
+    """Optuna's study of the search, made or found again; a new one begins with the `starts` of the
+    search."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    directory = session.directory
+    config = session.config
+    storage: BaseStorage
+    try:
+        if config.search.storage is None:
+            file = directory / STUDY_FILE
+            _repair(file)
+            storage = JournalStorage(JournalFileBackend(str(file)))
+        else:
+            database = RDBStorage(config.search.storage)
+            if session.journal.fence is not None:
+                session.journal.fence.guard(database.engine)
+            storage = OnlyWriter(database)
+        study = optuna.create_study(
+            study_name=directory.name,
+            storage=storage,
+            sampler=config.build_sampler(session.number),
+            directions=[o.direction.value for o in config.chosen_objectives()],
+            load_if_exists=session.resumed,
+        )
+    except UserError:
+        raise
+    except optuna.exceptions.DuplicatedStudyError:
+        raise UserError(
+            f"search.storage has a study '{directory.name}' already; choose another name for this "
+            "search"
+        ) from None
+    except Exception as error:  # every database raises its own kinds
+        raise UserError(
+            f"Optuna's storage of {directory.name} cannot be used: {first_line(error)}"
+        ) from None
+    if starts and not study.get_trials(deepcopy=False):
+        for values in session.starts:
+            study.enqueue_trial(values)
+    return study
+
+
+def _repair(file: Path) -> None:
+    """Takes away what a killed process can leave of Optuna's journal: half a line, and its lock."""
+    Path(f"{file}.lock").unlink(missing_ok=True)
+    if file.exists():
+        content = file.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(file, whole)
+
+
+def rebuild_study(search: str, storage_path: str, overrides: Sequence[str] = ()) -> int:
+    """Makes Optuna's study of a search anew from its journal; how many trials it has then.
+
+    The study as it was stays beside the journal with another name; in a database it is deleted.
+
+    Raises:
+        UserError: if there is no such search, it is running, or its journal cannot be read.
+    """
+    session = open_existing(search, storage_path, overrides)
+    try:
+        file = session.directory / STUDY_FILE
+        if session.config.search.storage is not None:
+            with suppress(KeyError):  # there is none
+                optuna.delete_study(
+                    study_name=session.directory.name, storage=session.config.search.storage
+                )
+        elif file.exists():
+            file.replace(file.with_suffix(f".{datetime.now(UTC):%Y%m%d-%H%M%S}"))
+        study = open_study(session, starts=False)
+        rebuild(study, session.config.distributions(), session.ledger)
+        for values in session.starts[len(study.get_trials(deepcopy=False)) :]:
+            study.enqueue_trial(values)
+        return len(session.ledger.trials)
+    finally:
+        session.journal.close()

@@ -131,4 +131,13 @@ def test_a_module_beside_the_config_is_found_from_any_directory(tmp_path: Path) 
         command, capture_output=True, text=True, cwd=elsewhere, timeout=140, env=environment
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["trials"]["completed"] == 2
+    told = json.loads(done.stdout)
+    assert told["trials"]["completed"] == 2
+
+    # What reads the search afterwards finds them too.
+    command = [sys.executable, "-m", "slimfront", "export", told["search"], "--output", "small.pt2"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=elsewhere, timeout=140, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert (elsewhere / "small.pt2").exists()

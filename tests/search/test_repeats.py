@@ -11,7 +11,7 @@ from slimfront.search.engine.runner import resume_search, run_search
 from slimfront.search.record.events import ProposalRepeated, TrialBegan
 from slimfront.search.record.journal import read_events
 from slimfront.search.record.ledger import SearchResult
-from slimfront.search.record.session import rebuild_study
+from slimfront.search.record.study import rebuild_study
 from tests.conftest import small_config
 from tests.search.searches import runs_of, study_of
 

@@ -26,7 +26,8 @@ from slimfront.search.engine.progress import Progress
 from slimfront.search.engine.runner import resume_search, run_search, sync_search
 from slimfront.search.record.journal import JOURNAL_FILE, Journal, read_events
 from slimfront.search.record.ledger import Ledger, SearchResult
-from slimfront.search.record.session import read_search, rebuild_study
+from slimfront.search.record.session import read_search
+from slimfront.search.record.study import rebuild_study
 from slimfront.trainables.errors import UserError
 from tests.conftest import SMALL_CONFIG, small_config
 from tests.search.searches import check_histories, replace_in_journal, runs_of, study_of

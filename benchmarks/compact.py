@@ -119,6 +119,7 @@ def ours(job: Job) -> nn.Module:
         },
         sparsifier={
             "name": "channels",
+            "of": "channels",
             "sparsity": setting.channels,
             "importance": "norm" if job.method.endswith("norm") else "taylor",
             "end": 0.7 if setting.refit_epochs else 0.5,

@@ -170,7 +170,14 @@ def results(job: Job) -> dict[tuple[str, float], Result]:
 def _made(job: Job, weights: str, options: dict[str, Any], size: float) -> nn.Module:
     workload = WORKLOADS[job.workload]
     epochs = round(options["epochs"] / EPOCHS * job.epochs)
-    parts: dict[str, Any] = {"sparsifier": {"name": "channels", "sparsity": size}}
+    parts: dict[str, Any] = {
+        "sparsifier": {
+            "name": "channels",
+            "of": "channels",
+            "importance": "taylor",
+            "sparsity": size,
+        }
+    }
     if options.get("weights"):
         parts["model"] = workload.model | {"weights": weights}
     if options.get("distilled"):

@@ -468,10 +468,28 @@ def from_mapping(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Conf
 
 
 def load_recorded(text: str, overrides: Sequence[str] = ()) -> Config:
-    """The config that `dump` wrote down as `text`, with overrides. Raises UserError as `load`."""
-    return _explained(
-        lambda: text, "the config as it was recorded", overrides, RECORDED, Config.model_validate
-    )
+    """The config that `dump` wrote down as `text`, with overrides. Raises UserError as `load`.
+
+    All keys were recorded, so that one that is missing is newer than the record: what it switches
+    on stays off.
+    """
+
+    def made(tree: Mapping[str, Any]) -> Config:
+        return Config.model_validate(_as_it_was(tree))
+
+    return _explained(lambda: text, "the config as it was recorded", overrides, RECORDED, made)
+
+
+def _as_it_was(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded config with the values of keys that came later at which they change nothing."""
+    full = dict(tree)
+    one_shot = full.get("one_shot")
+    if isinstance(one_shot, Mapping):
+        full["one_shot"] = {"refine": 0, **one_shot}
+    sparsifier = full.get("sparsifier")
+    if isinstance(sparsifier, Mapping) and sparsifier.get("name") == "channels":
+        full["sparsifier"] = {"of": "channels", **sparsifier}
+    return full
 
 
 def load_sections(

@@ -487,3 +487,17 @@ def test_resources_are_told_to_ray_by_its_names(
     config = Config.model_validate(SMALL_CONFIG | {"resources": resources})
     assert config.resources.for_ray() == expected
     assert config.resources.processes_of_a_trial() == processes
+
+
+def test_what_came_after_a_config_was_recorded_is_off_when_it_goes_on() -> None:
+    tree = {
+        "sparsifier": {"name": "channels"},
+        "space": {"sparsifier.sparsity": {"choices": [0.5]}},
+    }
+    now = Config.model_validate(SMALL_CONFIG | {"penalties": {}} | tree)
+    recorded = yaml.safe_load(dump(now))
+    del recorded["sparsifier"]["of"], recorded["one_shot"]["refine"]
+    before = load_recorded(yaml.safe_dump(recorded))
+    assert before.one_shot.refine == 0
+    assert before.sparsifier.of == "channels"  # type: ignore[union-attr]
+    assert load_recorded(dump(now)) == now

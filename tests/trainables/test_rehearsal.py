@@ -125,7 +125,7 @@ def candidate(kind: str, **changes: Any) -> Candidate:
         ("Needs", {}, "Needs raised TypeError.*'mask'"),
         (
             "Multiplied",
-            {"sparsifier": {"name": "channels", "sparsity": 0.5}},
+            {"sparsifier": {"name": "channels", "sparsity": 0.5, "importance": "taylor"}},
             r"'stem'.*sparsifier\.exclude: \[stem\]",
         ),
         (
@@ -144,6 +144,10 @@ def test_what_fails_is_one_sentence_before_training(
     assert not epochs
     assert "\n" not in str(raised.value)
     assert capfd.readouterr() == ("", "")
+
+
+def test_channels_that_torch_pruning_cannot_rank_have_gates() -> None:
+    rehearse(candidate("Multiplied", sparsifier={"name": "channels", "sparsity": 0.5}))
 
 
 def test_the_advice_of_the_refusal_of_a_shared_channel_leads_somewhere() -> None:

@@ -39,7 +39,12 @@ def zero_channels(
     """
     importance = "norm" if loss is None else "taylor"
     options = Channels(
-        sparsity=amount.value, start=0, end=0, importance=importance, exclude=exclude
+        sparsity=amount.value,
+        of="channels",
+        start=0,
+        end=0,
+        importance=importance,
+        exclude=exclude,
     )
     first = batches[0]
 

@@ -1,16 +1,20 @@
 """Structured sparsity: whole channels, units and heads of attention are zeroed while training, so
 that compaction removes them.
 
+Which of them go is a knapsack: those that are worth least for what they cost, until the network
+costs as little as is wanted.
+
 The channels that layers share, by residual additions and the like, go together (Fang et al. 2023,
 DepGraph, arXiv 2301.12900), on the cubic schedule of Zhu, Gupta 2017, arXiv 1710.01878, eq. 1. A
 channel that was zeroed stays 0.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch_pruning.pruner.importance import (
     BNScaleImportance,
@@ -29,50 +33,140 @@ from slimfront.trainables.sparsifiers.base import (
 )
 from slimfront.trainables.sparsifiers.masks import Densities, choose_masks
 from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
+from slimfront.trainables.sparsifiers.unit_costs import UnitCosts, worth_least
 from slimfront.trainables.structure.channel_groups import ChannelGroup
 from slimfront.trainables.structure.head_groups import HeadGroup, head_groups
 from slimfront.trainables.structure.removable import removable_units
 from slimfront.trainables.structure.shared_units import SharedUnits
 
-_IMPORTANCES = {
-    "norm": GroupMagnitudeImportance,
-    "batch-norm": BNScaleImportance,
-    "taylor": GroupTaylorImportance,
+log = logging.getLogger(__name__)
+
+AnyGroup = ChannelGroup | SharedUnits | HeadGroup
+Rank = Callable[[AnyGroup], Tensor]
+"""Gives the importance of each unit of a group, (units,)."""
+Parameters = Mapping[str, nn.Parameter]
+
+_CALLED = {"flops": "FLOPs", "params": "parameters", "channels": "channels"}
+
+
+def _by_gates(_groups: Sequence[AnyGroup], parameters: Parameters) -> Rank:
+    def rank(group: AnyGroup) -> Tensor:
+        # What nothing is known to read is gated where it is made.
+        total = torch.zeros(group.units, device=next(iter(parameters.values())).device)
+        for name, owners in group.readers.items() or group.writers.items():
+            change = _first_order(parameters[name])
+            if name in group.readers:
+                entries = group.columns(name, change)
+            else:
+                entries = group.rows(name, change)
+            owners = owners.to(entries.device)
+            mine = owners >= 0
+            of_entries = entries.reshape(len(entries), -1).sum(1)
+            total = total.index_add(0, owners[mine], of_entries[mine].to(total))
+        return total.square()
+
+    return rank
+
+
+def _first_order(weight: Tensor) -> Tensor:
+    """w · ∂loss/∂w; without a gradient it was not used."""
+    if weight.grad is None:
+        return torch.zeros_like(weight)
+    return weight * weight.grad
+
+
+def _by_taylor(_groups: Sequence[AnyGroup], parameters: Parameters) -> Rank:
+    return _by_torch_pruning(
+        GroupTaylorImportance(), lambda weight: _first_order(weight).abs(), parameters
+    )
+
+
+def _by_norm(_groups: Sequence[AnyGroup], parameters: Parameters) -> Rank:
+    return _by_torch_pruning(GroupMagnitudeImportance(), torch.square, parameters)
+
+
+def _by_torch_pruning(
+    importance: Any, of_entry: Callable[[Tensor], Tensor], parameters: Parameters
+) -> Rank:
+    """An importance of Torch-Pruning's; for units that it does not know, the same is summed over
+    entries of what makes and reads them."""
+
+    def rank(group: AnyGroup) -> Tensor:
+        if isinstance(group, ChannelGroup):
+            return group.per_unit(importance(group.dependencies))
+        return group.importance(of_entry, parameters)
+
+    return rank
+
+
+def _by_batch_norm(groups: Sequence[AnyGroup], _parameters: Parameters) -> Rank:
+    importance = BNScaleImportance()
+
+    def rank(group: AnyGroup) -> Tensor:
+        if isinstance(group, ChannelGroup):
+            found = importance(group.dependencies)
+            if found is not None:
+                return group.per_unit(found)
+        raise UserError(
+            "sparsifier.importance: batch-norm needs a batch norm behind each layer; take gate or "
+            "norm"
+        )
+
+    for group in groups:
+        rank(group)
+    return rank
+
+
+_RANKS: dict[str, Callable[[Sequence[AnyGroup], Parameters], Rank]] = {
+    "gate": _by_gates,
+    "taylor": _by_taylor,
+    "norm": _by_norm,
+    "batch-norm": _by_batch_norm,
 }
-# The same, of an entry of what makes and reads a head, which Torch-Pruning does not know. Without a
-# gradient it was not used.
-_OF_ENTRIES: dict[str, Callable[[Tensor], Tensor]] = {
-    "norm": torch.square,
-    "taylor": lambda weight: (weight * (0 if weight.grad is None else weight.grad)).abs(),
-}
+
+_REMEMBERED = 0.8
+"""How much of the importance by gates stays from one update to the next: about five batches
+count."""
 
 
 @SPARSIFIERS.register("channels")
 class Channels(Scheduled):
-    """Zeroes channels and heads to `sparsity`, the share of both, on a cubic schedule from `start`
-    to `end`, in steps of `every`.
+    """Zeroes channels and heads on a cubic schedule from `start` to `end`, in steps of `every`, to
+    `sparsity`: the share `of` the FLOPs of the network, of its parameters, or of the channels.
 
-    `importance` of a channel, over all layers that share it: `norm`, the mean squared L2 norm of
-    what makes and reads it (Li et al. 2017, arXiv 1608.08710); `batch-norm`, its |γ| (Liu et al.
-    2017, arXiv 1708.06519); `taylor`, |w · ∂loss/∂w| on the batch of the update (Molchanov et al.
-    2019, arXiv 1906.10771). `compare: global` ranks all channels together, relative to the mean of
-    their group; `group` drops the same share of each. The outputs of the network stay, and one
-    channel of each group. A head counts like a channel, and `norm` and `taylor` are sums over its
-    queries, keys, values and what reads it.
+    `importance` of a channel, over all layers that share it: `gate`, the mean over batches of (w ·
+    ∂loss/∂w)², with the sum over all that reads it within the square: by how much the loss would
+    change, to the first order, if a gate closed the channel (Molchanov et al. 2019, arXiv
+    1906.10771, eq. 8 and section 3.2); `taylor`, |w · ∂loss/∂w| on the batch of the update, as
+    Torch-Pruning sums it; `norm`, the mean squared L2 norm of what makes and reads it (Li et al.
+    2017, arXiv 1608.08710); `batch-norm`, its |γ| (Liu et al. 2017, arXiv 1708.06519).
+
+    Of FLOPs and parameters, those channels go that are worth least for what they cost. Of channels,
+    `compare: global` ranks all together, relative to the mean of their group; `group` drops the
+    same share of each. The outputs of the network stay, and one channel of each group. A head
+    counts like a channel, and `norm` and `taylor` are sums over its queries, keys, values and what
+    reads it.
     """
 
     name: Literal["channels"] = "channels"
     start: float = Field(0.1, ge=0, le=1)
     end: float = Field(0.7, ge=0, le=1)
     every: int = Field(10, ge=1)
-    importance: Literal["taylor", "norm", "batch-norm"] = "taylor"
+    of: Literal["flops", "params", "channels"] = "flops"
+    importance: Literal["gate", "taylor", "norm", "batch-norm"] = "gate"
     compare: Literal["global", "group"] = "global"
+
+    @model_validator(mode="after")
+    def _compared(self) -> Self:
+        if self.compare == "group" and self.of != "channels":
+            raise ValueError(
+                f"compare: group drops the same share of the channels of each group, and sparsity "
+                f"is of {self.of}; set of: channels, or leave compare out"
+            )
+        return self
 
     def attach(self, setting: Setting) -> "ActiveChannels":
         return ActiveChannels(self, setting)
-
-
-AnyGroup = ChannelGroup | SharedUnits | HeadGroup
 
 
 def _nothing_to_remove(model: nn.Module) -> str:
@@ -98,7 +192,6 @@ class ActiveChannels(ActiveSparsifier):
         super().__init__(options, setting)
         self.options = options
         self.updates = Updates(options, setting.total_steps)
-        self.importance = _IMPORTANCES[options.importance]()
         model = setting.model
         inputs, _ = setting.examples(2)
         excluded = prunable_weights(model).keys() - taking_part(model, options.exclude).keys()
@@ -112,9 +205,14 @@ class ActiveChannels(ActiveSparsifier):
         self.groups = [group for group in groups if not excluded & group.parameters]
         if not self.groups:
             raise UserError(_nothing_to_remove(model))
-        if options.importance == "batch-norm":
-            self._check_batch_norms()
         self.parameters = dict(model.named_parameters())
+        self.rank = _RANKS[options.importance](self.groups, self.parameters)
+        self.gates: dict[str, Tensor] = {}
+        """The importance by gates that is remembered, (units,) by the name of the group."""
+        self.costs: UnitCosts | None = None
+        if options.of != "channels":
+            self.costs = UnitCosts(model, self.groups, inputs, options.of)
+            _say_what_can_go(self.costs, options)
         self.weights = {}
         self.masks = {}
         for group in self.groups:
@@ -123,14 +221,6 @@ class ActiveChannels(ActiveSparsifier):
                 self.weights[name] = weight
                 self.masks[name] = torch.ones_like(weight, dtype=torch.bool)
 
-    def _check_batch_norms(self) -> None:
-        for group in self.groups:
-            if not isinstance(group, ChannelGroup) or self.importance(group.dependencies) is None:
-                raise UserError(
-                    "sparsifier.importance: batch-norm needs a batch norm behind each layer; take "
-                    "norm or taylor"
-                )
-
     def due(self, step: int) -> bool:
         """Whether channels go."""
         return self.updates.due(step)
@@ -138,41 +228,68 @@ class ActiveChannels(ActiveSparsifier):
     def update(self, step: int) -> None:
         """Zeroes the least important channels."""
         sparsity = cubic_sparsity(self.updates.progress(step), self.options.sparsity)
-        self.drop(self.scores(), sparsity)
+        self.drop(self._remembered(self.scores()), sparsity)
 
     def scores(self) -> dict[str, Tensor]:
-        """The importance of each unit, (units,), by the name of its group.
+        """The importance of each unit by the gradients that there are, (units,) by the name of its
+        group; −1 of those that are gone, so that they stay gone.
 
         Raises:
             UserError: if the units of a group cannot be ranked.
         """
-        return {group.name: self._ranked(group) for group in self.groups}
+        scores = {}
+        for group in self.groups:
+            ranked = self._ranked(group)
+            alive = group.alive(self.weights).to(ranked.device)
+            scores[group.name] = torch.where(alive, ranked, -1.0)
+        return scores
+
+    def _remembered(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The scores with those of earlier updates; other importances than by gates forget."""
+        if self.options.importance != "gate":
+            return scores
+        for name, now in scores.items():
+            before = self.gates.get(name, now)
+            mean = _REMEMBERED * before + (1 - _REMEMBERED) * now
+            self.gates[name] = torch.where(now < 0, now, mean)
+        return self.gates
 
     @torch.no_grad()
     def drop(self, scores: Mapping[str, Tensor], sparsity: float) -> None:
-        """Zeroes the share `sparsity` of the units, those of the lowest scores, (units,) by the
-        name of their group."""
-        densities: Densities = "uniform"
-        if self.options.compare == "global":
-            densities = "global"
-        kept = choose_masks(scores, sparsity, densities)
+        """Zeroes units until the share `sparsity` is gone, those of the lowest scores, (units,) by
+        the name of their group."""
+        if self.costs is None:
+            kept = self._kept_channels(scores, sparsity)
+        else:
+            alive = {group.name: group.alive(self.weights) for group in self.groups}
+            allowed = (1 - sparsity) * self.costs.whole
+            kept = worth_least(scores, self.costs, alive, allowed)
         masks = {name: mask.clone() for name, mask in self.masks.items()}
         for group in self.groups:
-            alive = kept[group.name]
-            if not alive.any():
-                best = scores[group.name].argmax()
-                alive[best] = True
             for name, owners in group.writers.items():
                 mask = masks[name]
-                of_owners = alive.cpu()[owners.clamp(min=0)]
+                of_owners = kept[group.name].cpu()[owners.clamp(min=0)]
                 rows = torch.where(owners >= 0, of_owners, True)
                 by_rows = group.rows(name, mask)
                 by_rows &= rows.to(mask.device).view(-1, *[1] * (mask.dim() - 1))
         self.set_masks(masks)
 
+    def _kept_channels(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+        """The units that stay where `sparsity` is a share of them, (units,) bool by the name of
+        their group."""
+        densities: Densities = "uniform"
+        if self.options.compare == "global":
+            densities = "global"
+            scores = {name: _relative(of_group) for name, of_group in scores.items()}
+        kept = choose_masks(scores, sparsity, densities)
+        for name, alive in kept.items():
+            if not alive.any():
+                alive[scores[name].argmax()] = True
+        return kept
+
     def _ranked(self, group: AnyGroup) -> Tensor:
         try:
-            return self._scores(group)
+            return self.rank(group)
         except (IndexError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -188,11 +305,34 @@ class ActiveChannels(ActiveSparsifier):
                 f"[{group.name}]"
             ) from error
 
-    def _scores(self, group: AnyGroup) -> Tensor:
-        """Importance of each unit, (units,); −1 of those that are gone, so that they stay gone."""
-        if not isinstance(group, ChannelGroup):
-            scores = group.importance(_OF_ENTRIES[self.options.importance], self.parameters)
-        else:
-            scores = group.per_unit(self.importance(group.dependencies))
-        alive = group.alive(self.weights).to(scores.device)
-        return torch.where(alive, scores, -1.0)
+    def state_dict(self) -> dict[str, Any]:
+        """As of every sparsifier, and what is remembered of the importance."""
+        gates = {name: scores.clone() for name, scores in self.gates.items()}
+        return super().state_dict() | {"gates": gates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues bit-exactly where `state_dict` was taken."""
+        super().load_state_dict(state)
+        self.gates = {name: scores.clone() for name, scores in state.get("gates", {}).items()}
+
+
+def _relative(scores: Tensor) -> Tensor:
+    """Scores relative to the mean of those that are not gone, which stay −1."""
+    there = scores >= 0
+    if not there.any():
+        return scores
+    mean = scores[there].mean().clamp_min(torch.finfo(scores.dtype).tiny)
+    return torch.where(there, scores / mean, scores)
+
+
+def _say_what_can_go(costs: UnitCosts, options: Channels) -> None:
+    """Warns where even one channel of each group costs more than what is wanted."""
+    most = 1 - costs.least() / costs.whole
+    if options.sparsity > most:
+        log.warning(
+            "sparsifier: %s of the %s can go at most, since the rest of the network stays; "
+            "sparsity %g is not reached",
+            f"{most:.1%}",
+            _CALLED[options.of],
+            options.sparsity,
+        )

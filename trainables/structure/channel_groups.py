@@ -41,11 +41,20 @@ class UnitGroup:
     axes: dict[str, int] = field(default_factory=dict, kw_only=True)
     """Along which axis those rows lie, of parameters where that is not the first one: of
     embeddings, say, and of transposed convolutions."""
+    readers: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
+    """What reads the units, by parameter name: the unit of each column (columns,) of it; −1: none
+    of this group."""
+    read_axes: Mapping[str, int] = field(default_factory=dict, kw_only=True)
+    """Along which axis those columns lie."""
 
     @property
     def parameters(self) -> set[str]:
         """The names of all parameters that make its units."""
         return set(self.writers)
+
+    def columns(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor of the shape of that parameter with its columns along the first axis: a view."""
+        return tensor.movedim(self.read_axes[name], 0)
 
     def rows(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor of the shape of that parameter with its rows along the first axis: a view."""
@@ -208,14 +217,41 @@ def _group(
         return None
     units = channels // tied
     writers: dict[str, Tensor] = {}
+    readers: dict[str, Tensor] = {}
     for item in dependencies:
-        if not graph.is_out_channel_pruning_fn(item.dep.pruning_fn):
-            continue
         layer = item.dep.layer
+        if not graph.is_out_channel_pruning_fn(item.dep.pruning_fn):
+            if isinstance(layer, _WEIGHT_LAYERS):
+                _note_reader(readers, item, names[id(layer)], units)
+            continue
         has_entries = isinstance(layer, (*_WEIGHT_LAYERS, *_NORMS))
         if has_entries and not _own(writers, item, names[id(layer)], units):
             return None
-    return ChannelGroup(names[id(root)], units, writers, root, channels, dependencies)
+    return ChannelGroup(
+        names[id(root)],
+        units,
+        writers,
+        root,
+        channels,
+        dependencies,
+        readers=readers,
+        read_axes=dict.fromkeys(readers, 1),
+    )
+
+
+def _note_reader(readers: dict[str, Tensor], item: Any, name: str, units: int) -> None:
+    """Notes in `readers` which unit each column of a layer's weight reads. A column of a grouped
+    convolution reads a channel of each of its groups: one whose channels are of several units is
+    left out."""
+    width = item.dep.layer.weight.shape[1]
+    if any(channel is None for channel in item.root_idxs):
+        return
+    columns = torch.tensor(item.idxs) % width
+    of_columns = torch.tensor(item.root_idxs) % units
+    owners = readers.get(f"{name}.weight", torch.full((width,), -1)).clone()
+    owners[columns] = of_columns
+    if torch.equal(owners[columns], of_columns):
+        readers[f"{name}.weight"] = owners
 
 
 def _can_lose_channels(graph: Dependencies, item: Any) -> bool:

@@ -22,21 +22,17 @@ class HeadGroup(UnitGroup):
     query, key and value."""
 
     @property
-    def reader(self) -> str:
-        """The parameter that reads the heads: (out, heads · width)."""
-        return f"{self.name}.out_proj.weight"
-
-    @property
     def parameters(self) -> set[str]:
         """The names of all parameters that make or read its units."""
-        return {*self.writers, self.reader}
+        return {*self.writers, *self.readers}
 
     def importance(
         self, of_entry: Callable[[Tensor], Tensor], parameters: Mapping[str, Tensor]
     ) -> Tensor:
         """The sum of `of_entry` over what makes and reads each head, relative to the mean:
         (heads,)."""
-        total = of_entry(parameters[self.reader]).unflatten(1, (self.units, -1)).sum((0, 2))
+        (reader,) = self.readers
+        total = of_entry(parameters[reader]).unflatten(1, (self.units, -1)).sum((0, 2))
         for name, owners in self.writers.items():
             rows = of_entry(parameters[name]).reshape(len(owners), -1).sum(1)
             total = total.index_add(0, owners.to(rows.device), rows)
@@ -47,13 +43,25 @@ class HeadGroup(UnitGroup):
 def head_groups(network: nn.Module) -> list[HeadGroup]:
     """The heads of all attention that keeps a zero head zero: not with `add_bias_kv`, whose value
     is no row of a projection."""
-    return [
-        HeadGroup(name, module.num_heads, _writers(name, module))
-        for name, module in network.named_modules()
-        if isinstance(module, nn.MultiheadAttention)
-        and module.bias_v is None
-        and not module.add_zero_attn
-    ]
+    found = []
+    for name, module in network.named_modules():
+        if not isinstance(module, nn.MultiheadAttention):
+            continue
+        if module.bias_v is None and not module.add_zero_attn:
+            found.append(_heads(name, module))
+    return found
+
+
+def _heads(name: str, module: nn.MultiheadAttention) -> HeadGroup:
+    reader = f"{name}.out_proj.weight"
+    of_one = torch.arange(module.num_heads).repeat_interleave(module.head_dim)
+    return HeadGroup(
+        name,
+        module.num_heads,
+        _writers(name, module),
+        readers={reader: of_one},
+        read_axes={reader: 1},
+    )
 
 
 def _writers(name: str, module: nn.MultiheadAttention) -> dict[str, Tensor]:

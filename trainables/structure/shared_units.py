@@ -27,12 +27,6 @@ from slimfront.trainables.tasks.evaluating import evaluating
 class SharedUnits(UnitGroup):
     """Units that each are rows of several layers' parameters."""
 
-    readers: Mapping[str, Tensor]
-    """What reads the units, by parameter name: the unit of each column (columns,) of it; −1: none
-    of this group."""
-    read_axes: Mapping[str, int]
-    """Along which axis those columns lie."""
-
     @property
     def parameters(self) -> set[str]:
         """The names of all parameters that make or read its units."""
@@ -49,7 +43,7 @@ class SharedUnits(UnitGroup):
             entries = self.rows(name, of_entry(parameters[name]))
             total = _added(total, owners, entries.reshape(len(owners), -1))
         for name, owners in self.readers.items():
-            columns = of_entry(parameters[name]).movedim(self.read_axes[name], 0)
+            columns = self.columns(name, of_entry(parameters[name]))
             total = _added(total, owners, columns.reshape(len(owners), -1))
         relative: Tensor = total / total.mean().clamp_min(torch.finfo(total.dtype).tiny)
         return relative
@@ -142,7 +136,9 @@ class _Candidates:
             return None
         first = next(iter(writers))
         name = first.rpartition(".")[0] or first
-        return SharedUnits(name, len(self.sets), writers, readers, read_axes, axes=axes)
+        return SharedUnits(
+            name, len(self.sets), writers, axes=axes, readers=readers, read_axes=read_axes
+        )
 
 
 def _noted(walk: Walk) -> Iterator[tuple[str, int, Tensor]]:

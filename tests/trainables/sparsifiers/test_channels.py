@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from slimfront.trainables.compaction import compact
@@ -12,6 +13,7 @@ from slimfront.trainables.errors import UserError
 from slimfront.trainables.measures.measure import measure
 from slimfront.trainables.models import MODELS
 from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting
+from slimfront.trainables.sparsifiers.channels import ActiveChannels
 from slimfront.trainables.structure.attention_modules import Attention
 from slimfront.trainables.structure.head_groups import HeadGroup
 from tests.trainables.networks import Mixed, Transformer, damage_batch_norms
@@ -72,7 +74,7 @@ def trained(name: str, model: nn.Module, sparsity: float = 0.5, **options: Any) 
     [
         (n, i)
         for n in list(SHAPES)[:4]
-        for i in ("norm", "batch-norm", "taylor")
+        for i in ("gate", "norm", "batch-norm", "taylor")
         if (n, i) != ("mlp", "batch-norm")
     ],  # it has none
 )
@@ -81,7 +83,7 @@ def test_half_of_the_channels_are_zeroed_and_compaction_removes_them_for_real(
     name: str, importance: str, compare: str
 ) -> None:
     model = build(name)
-    active = trained(name, model, importance=importance, compare=compare)
+    active = trained(name, model, importance=importance, compare=compare, of="channels")
     parameters = dict(model.named_parameters())
     units = sum(group.units for group in active.groups)  # type: ignore[attr-defined]
     dead = sum(int((~group.alive(parameters)).sum()) for group in active.groups)  # type: ignore[attr-defined]
@@ -121,7 +123,7 @@ def test_the_outputs_of_the_network_and_excluded_layers_keep_their_channels() ->
 
 def test_importance_by_batch_norm_is_refused_where_there_is_none() -> None:
     with pytest.raises(
-        UserError, match="batch-norm needs a batch norm behind each layer; take norm or taylor"
+        UserError, match="batch-norm needs a batch norm behind each layer; take gate or norm"
     ):
         attached("mlp", build("mlp"), importance="batch-norm")
 
@@ -137,7 +139,8 @@ def test_the_smallest_units_by_norm_go_first() -> None:
         model[0].weight[7] *= 1e-3
         model[0].bias[7] = 0
         model[2].weight[:, 7] *= 1e-3
-    active = with_sparsity("channels", 1 / 60, start=0.0, end=0.0, importance="norm").attach(
+    options = {"start": 0.0, "end": 0.0, "importance": "norm", "of": "channels"}
+    active = with_sparsity("channels", 1 / 60, **options).attach(
         Setting(
             model,
             sgd(model),
@@ -162,13 +165,13 @@ def test_batch_norms_that_have_seen_data_do_not_keep_a_zeroed_channel_alive() ->
     assert active.masks
 
 
-@pytest.mark.parametrize("importance", ["norm", "taylor"])
+@pytest.mark.parametrize("importance", ["gate", "norm", "taylor"])
 @pytest.mark.parametrize("compare", ["global", "group"])
 def test_whole_heads_of_attention_are_zeroed_and_compaction_removes_them_for_real(
     importance: str, compare: str
 ) -> None:
     model = build("transformer")
-    active = trained("transformer", model, importance=importance, compare=compare)
+    active = trained("transformer", model, importance=importance, compare=compare, of="channels")
     parameters = dict(model.named_parameters())
     dead = {
         g.name: int((~g.alive(parameters)).sum()) for g in active.groups if isinstance(g, HeadGroup)
@@ -193,7 +196,7 @@ def test_the_least_important_head_goes_first_and_an_excluded_attention_keeps_its
             model.blocks[1].attention.in_proj_weight[start + 8 : start + 12] *= 1e-3  # type: ignore[union-attr, operator, index]
         model.blocks[1].attention.out_proj.weight[:, 8:12] *= 1e-3  # type: ignore[union-attr, operator, index]
     only = ("blocks.0.up", "blocks.1.up", "blocks.0.attention.out_proj")
-    active = trained("transformer", model, 0.25, importance="norm", exclude=only)
+    active = trained("transformer", model, 0.25, importance="norm", exclude=only, of="channels")
     assert [group.name for group in active.groups] == ["blocks.1.attention"]  # type: ignore[attr-defined]
     gone = (~active.masks["blocks.1.attention.in_proj_weight"].any(1)).nonzero().flatten()
     assert gone.tolist() == [start + row for start in (0, 16, 32) for row in range(8, 12)]
@@ -201,7 +204,7 @@ def test_the_least_important_head_goes_first_and_an_excluded_attention_keeps_its
 
 def test_importance_by_batch_norm_is_refused_for_heads() -> None:
     with pytest.raises(
-        UserError, match="batch-norm needs a batch norm behind each layer; take norm or taylor"
+        UserError, match="batch-norm needs a batch norm behind each layer; take gate or norm"
     ):
         attached(
             "transformer",
@@ -209,3 +212,111 @@ def test_importance_by_batch_norm_is_refused_for_heads() -> None:
             importance="batch-norm",
             exclude=("blocks.0.up", "blocks.1.up"),
         )
+
+
+@pytest.mark.parametrize("of", ["flops", "params"])
+@pytest.mark.parametrize("importance", ["gate", "norm"])
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_a_share_of_the_flops_or_of_the_parameters_goes(
+    name: str, importance: str, of: str
+) -> None:
+    model = build(name)
+    inputs = torch.randn(16, *SHAPES[name])
+    whole = measure(model, inputs)[of]
+    trained(name, model, 0.6, importance=importance, of=of)
+    left = compact(model, inputs).report.after[of]
+    # What attention itself multiplies is not counted beforehand, and folded batch norms are gone.
+    assert 0.3 * whole < left < 0.45 * whole
+
+
+def test_what_is_cheap_for_its_worth_stays() -> None:
+    # The first layer reads 64 inputs, so that a unit of it costs more than one of the second.
+    model = build("mlp")
+    active = trained("mlp", model, 0.5, of="params", importance="norm")
+    left = {group.name: int(group.alive(active.weights).sum()) for group in active.groups}  # type: ignore[attr-defined]
+    first, *others = left.values()
+    assert first < min(others)
+
+
+def test_each_group_keeps_a_unit_and_what_is_not_reached_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = build("resnet20")
+    active = trained("resnet20", model, 0.999)
+    assert all(group.alive(active.weights).sum() >= 1 for group in active.groups)  # type: ignore[attr-defined]
+    (said,) = [r.getMessage() for r in caplog.records if "at most" in r.getMessage()]
+    assert "of the FLOPs can go at most" in said
+    assert "sparsity 0.999 is not reached" in said
+
+
+def test_importance_by_gates_is_the_squared_derivative_of_a_gate_on_each_unit() -> None:
+    torch.manual_seed(0)
+    gates = [nn.Parameter(torch.ones(6)), nn.Parameter(torch.ones(5))]
+    layers = [nn.Linear(20, 6), nn.Linear(6, 5), nn.Linear(5, 4)]
+    inputs, labels = torch.randn(8, 20), torch.randint(4, (8,))
+    hidden = inputs
+    for layer, gate in zip(layers, gates, strict=False):
+        hidden = torch.relu(layer(hidden)) * gate
+    loss = nn.functional.cross_entropy(layers[-1](hidden), labels)
+    expected = [g.square() for g in torch.autograd.grad(loss, gates)]
+
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+    active = with_sparsity("channels", 0.5).attach(
+        Setting(
+            model,
+            sgd(model),
+            STEPS,
+            0,
+            lambda count: (torch.randn(count, 20), torch.zeros(count)),
+            nn.functional.cross_entropy,
+        )
+    )
+    nn.functional.cross_entropy(model(inputs), labels).backward()
+    assert isinstance(active, ActiveChannels)
+    for scores, wanted in zip(active.scores().values(), expected, strict=True):
+        torch.testing.assert_close(scores, wanted)
+
+
+def test_the_gate_of_a_channel_that_several_layers_make_and_read_is_one() -> None:
+    """Through batch norms and a residual addition: as if each reader had a gate, all of them the
+    same."""
+    model = build("resnet20")
+    active = attached("resnet20", model)
+    assert isinstance(active, ActiveChannels)
+    inputs, labels = torch.randn(8, *SHAPES["resnet20"]), torch.randint(5, (8,))
+    nn.functional.cross_entropy(model(inputs), labels).backward()
+    scores = active.scores()
+    parameters = dict(model.named_parameters())
+    for group in active.groups:
+        assert group.readers
+        with torch.no_grad():
+            for channel in (0, group.units - 1):
+                found = 0.0
+                for step in (1e-3, -1e-3):
+                    kept = {name: parameters[name].clone() for name in group.readers}
+                    for name, owners in group.readers.items():
+                        group.columns(name, parameters[name])[owners == channel] *= 1 + step
+                    found += nn.functional.cross_entropy(model(inputs), labels).item() / step
+                    for name, values in kept.items():
+                        parameters[name].copy_(values)
+                derivative = scores[group.name][channel].sqrt()
+                assert abs(found / 2) == pytest.approx(float(derivative), abs=2e-3, rel=0.1)
+
+
+def test_importance_by_gates_is_remembered_from_batch_to_batch_and_by_a_checkpoint() -> None:
+    model = build("mlp")
+    active = trained("mlp", model, of="channels")
+    assert isinstance(active, ActiveChannels)
+    before = {name: scores.clone() for name, scores in active.gates.items()}
+    state = active.state_dict()
+    again = attached("mlp", build("mlp"), of="channels")
+    assert isinstance(again, ActiveChannels)
+    again.load_state_dict(state)
+    assert again.gates.keys() == before.keys()
+    for name, scores in again.gates.items():
+        torch.testing.assert_close(scores, before[name], rtol=0, atol=0)
+
+
+def test_the_same_share_of_each_group_is_of_channels() -> None:
+    with pytest.raises(ValidationError, match="compare: group drops the same share of the chan"):
+        with_sparsity("channels", 0.5, compare="group")

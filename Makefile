@@ -4,7 +4,7 @@ CONFIG ?= configs/digits.yaml
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: search test test-all chromium check coverage versions chaos fuzz adversarial zoo bench constraints clean
+.PHONY: search test test-all chromium check coverage versions chaos fuzz adversarial zoo peers bench constraints clean
 
 search: $(INSTALLED)
 	$(BIN)/slimfront search $(CONFIG)
@@ -55,6 +55,9 @@ zoo: .venv-zoo/.installed
 	rm -f runs/zoo.jsonl
 	.venv-zoo/bin/python -m benchmarks zoo
 
+# What benchmarks/width.py runs beside ours, each in an environment of its own.
+peers: .venv-oto/.installed .venv-modelopt/.installed
+
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
@@ -70,6 +73,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-zoo
 	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx]' \
 	  torchvision timm transformers segmentation-models-pytorch
+	@touch $@
+
+.venv-oto/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-oto
+	.venv-oto/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" \
+	  only-train-once==3.0.1 numpy packaging onnxscript
+	@touch $@
+
+.venv-modelopt/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-modelopt
+	.venv-modelopt/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" nvidia-modelopt==0.47.0 \
+	  numpy requests huggingface_hub tqdm rich pydantic omegaconf pulp safetensors regex datasets transformers scipy
+	.venv-modelopt/bin/python -m pip install --quiet --no-deps torchprofile==0.0.4
 	@touch $@
 
 # The versions of a fresh install of pyproject.toml's ranges, without local build tags such as +cpu.

@@ -95,7 +95,12 @@ def images(folder: str, count: int, pool: int) -> tuple[Tensor, Tensor]:
     if not Path(folder, "train.parquet").is_file():
         inputs, labels = load_digits(return_X_y=True)
         return torch.tensor(inputs).float().view(-1, 1, 8, 8), torch.tensor(labels)
-    rows = pyarrow.parquet.read_table(Path(folder, "train.parquet")).slice(0, count).to_pydict()
+    return read_images(Path(folder, "train.parquet"), count, pool)
+
+
+def read_images(file: Path, count: int, pool: int) -> tuple[Tensor, Tensor]:
+    """The first examples of a file: images (N, channels, height, width), pooled, and labels."""
+    rows = pyarrow.parquet.read_table(file).slice(0, count).to_pydict()
     made = []
     for image in rows["image"]:
         pixels = np.array(Image.open(io.BytesIO(image["bytes"])))

@@ -13,7 +13,7 @@ from slimfront.search.config.schema import load_sections
 from slimfront.search.record.export import format_of
 from slimfront.search.record.report import finite, show_quality
 from slimfront.trainables import markdown
-from slimfront.trainables.compaction import Compacted, compact
+from slimfront.trainables.compaction import Compacted, Compaction, compact
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.data.look import looked_at
 from slimfront.trainables.errors import TrialFailure, UserError, first_line
@@ -29,7 +29,7 @@ from slimfront.trainables.shipping.shipment import check_output
 from slimfront.trainables.shipping.stopwatch import Stopwatch
 from slimfront.trainables.structure.copying import copied
 
-SECTIONS = ("plugins", "task", "data", "latency")
+SECTIONS = ("plugins", "task", "data", "latency", "compaction")
 """The sections of a config that are read."""
 _BATCH = 64
 _CHECKED = 1024
@@ -117,12 +117,17 @@ def compact_own(
     for file in (output, card_path):
         check_output(file)
     base = load_sections(config, SECTIONS, overrides)
+    if not base.compaction.enabled:
+        raise UserError(
+            f"{config}: compaction.enabled is false, and all that is done here is compaction; leave "
+            "it out, or set it to true by --set"
+        )
     found = _network(path)
     data = looked_at(base.data, torch.device("cpu"), base.task)
     network = adapted(found, data.call)
     given = _scores(network, data, config)
     batches = _batches(data, examples)
-    made = _smaller(network, data, amount, batches)
+    made = _smaller(network, data, amount, batches, base.compaction)
     times = _times(made.network, Stopwatch(data, base.latency, network), int8=int8)
     shipment = ship(made.network, network, data, output, chosen, int8=int8, latency=base.latency)
     origin = _origin(path, amount, batches)
@@ -210,7 +215,11 @@ def _batches(data: Dataset, examples: int) -> list[Batch]:
 
 
 def _smaller(
-    network: nn.Module, data: Dataset, amount: Amount | None, batches: list[Batch]
+    network: nn.Module,
+    data: Dataset,
+    amount: Amount | None,
+    batches: list[Batch],
+    compaction: Compaction,
 ) -> Compacted:
     """The network made compact, pruned first if an amount is given; `network` stays as it is."""
 
@@ -219,8 +228,8 @@ def _smaller(
 
     try:
         if amount is not None:
-            return pruned(copied(network), batches, amount, loss)
-        made = compact(network, data.prepare(data.validation.inputs[:_CHECKED]))
+            return pruned(copied(network), batches, amount, loss, compaction=compaction)
+        made = compact(network, data.prepare(data.validation.inputs[:_CHECKED]), compaction)
     except TrialFailure as error:
         raise UserError(f"the network cannot be made compact: {error}") from None
     if not any(step[1] in _REMOVES for step in made.report.steps):

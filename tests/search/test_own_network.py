@@ -139,6 +139,22 @@ def test_a_share_of_the_channels_goes_and_the_card_compares_with_the_network_giv
     assert Path("small.onnx").stat().st_size > 1000
 
 
+def test_compaction_is_as_the_config_says(compact: Any, here: Path) -> None:
+    Path("eights.yaml").write_text(yaml.safe_dump(DATA | {"compaction": {"multiple": 8}}))
+    command = ("own_networks:load", "--prune", "channels=0.3", "--output", "small.pt2")
+    code, _, err = compact(*command, "--data", "eights.yaml")
+    assert code == 0, err
+    widths = [len(p) for p in torch.export.load("small.pt2").parameters() if p.dim() > 1]
+    assert len(widths) == 3
+    assert all(width % 8 == 0 for width in widths[:-1])
+
+    Path("small.pt2").unlink()
+    Path("small.md").unlink()
+    code, _, err = compact(*command, "--data", "data.yaml", "--set", "compaction.enabled=false")
+    assert code == 2
+    assert "compaction.enabled is false" in err
+
+
 @pytest.mark.parametrize("int8", [False, True])
 def test_the_command_of_the_config_times_the_file_and_that_of_the_network_given(
     compact: Any, here: Path, int8: bool

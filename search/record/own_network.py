@@ -119,8 +119,8 @@ def compact_own(
     base = load_sections(config, SECTIONS, overrides)
     if not base.compaction.enabled:
         raise UserError(
-            f"{config}: compaction.enabled is false, and all that is done here is compaction; leave "
-            "it out, or set it to true by --set"
+            f"{config}: compaction.enabled is false, and all that is done here is compaction; "
+            "leave it out, or set it to true by --set"
         )
     found = _network(path)
     data = looked_at(base.data, torch.device("cpu"), base.task)

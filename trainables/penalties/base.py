@@ -136,10 +136,12 @@ class GroupPenalty(Penalty):
     """A penalty on groups of weights, by its closed-form proximal step (`form: proximal`) or its
     gradient.
 
-    `layers` gives single groups a strength of their own, by the name of the layer.
+    `layers` gives single groups a strength of their own, by the name of the layer. With `relative`
+    strengths are in units of the training: see `penalties.relative`.
     """
 
     form: Literal["proximal", "gradient"] = "proximal"
+    relative: bool = False
     layers: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
 
     @property

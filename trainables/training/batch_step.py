@@ -2,7 +2,7 @@
 act on it."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -15,6 +15,7 @@ from slimfront.trainables.gpu import gpus_among, to_device
 from slimfront.trainables.models import built
 from slimfront.trainables.penalties import ActivePenalty, Penalty
 from slimfront.trainables.penalties.base import StepSizes
+from slimfront.trainables.penalties.relative import absolute
 from slimfront.trainables.precision import check_bf16
 from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting
 from slimfront.trainables.sparsifiers.base import computed_weights, prunable_weights
@@ -84,6 +85,10 @@ class BatchStep:
         self.ambiguous: list[nn.Parameter] = []
         if self.options.channels_last:
             self.ambiguous = ambiguous_strides(self.parameters)
+        sample = self.sample()
+        self.candidate = candidate.model_copy(
+            update={"penalties": self._absolute(candidate.penalties, sample)}
+        )
         self.optimizer = build_optimizer(
             name=self.options.optimizer,
             parameters=[one for one in self.parameters if one.requires_grad],
@@ -91,7 +96,6 @@ class BatchStep:
             momentum=self.options.momentum,
             weight_decay=self.options.weight_decay,
         )
-        sample = self.sample()
         self.inner = _inner_layers(self.model, sample)
         self.acting = self._acting(sample)
         self.matching: FeatureMatching | None = None
@@ -124,6 +128,19 @@ class BatchStep:
     def sparsifier(self) -> ActiveSparsifier | None:
         """The sparsifier, if there is one that is on."""
         return self.acting.sparsifier
+
+    def _absolute(self, penalties: Mapping[str, Penalty], sample: Tensor) -> dict[str, Penalty]:
+        """The penalties with strengths as the steps take them."""
+
+        def total_step(options: Penalty) -> float:
+            steps, per_epoch = self.total_steps(), self.steps_per_epoch()
+            total = 0.0
+            for step in range(steps):
+                lr = scheduled(self.options.lr, self.options.schedule, step / steps)
+                total += self.proximal_step(lr) * options.scale(step / per_epoch)
+            return total
+
+        return absolute(penalties, self.model, sample, total_step)
 
     def _acting(self, sample: Tensor) -> Acting:
         asked = Asked(penalties=self.candidate.penalties, sparsifier=self.candidate.sparsifier)

@@ -22,9 +22,10 @@ from slimfront.trainables.inputs import Several, as_one, each
 from slimfront.trainables.models.adapted import as_called_with
 from slimfront.trainables.options import Options, explain
 from slimfront.trainables.penalties import PENALTIES, ActivePenalty, Penalty
-from slimfront.trainables.penalties.base import ActiveGroups, StepSizes
+from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty, StepSizes
 from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.penalties.features import remove_hooks
+from slimfront.trainables.penalties.relative import absolute
 from slimfront.trainables.shipping.formats import ByArguments
 from slimfront.trainables.sparsifiers import SPARSIFIERS, ActiveSparsifier, Setting, Sparsifier
 from slimfront.trainables.sparsifiers.base import out_of_reach
@@ -179,6 +180,9 @@ class Slimming(AbstractContextManager["Slimming"]):
         self.output = output
         sample = as_one(inputs)
         view = as_called_with(self.network, sample, output)
+        asked = asked.model_copy(
+            update={"penalties": self._absolute(asked.penalties, view, sample)}
+        )
         setting = Setting(
             model=view,
             optimizer=optimizer,
@@ -205,6 +209,18 @@ class Slimming(AbstractContextManager["Slimming"]):
     def sparsifier(self) -> ActiveSparsifier | None:
         """The sparsifier at work, with its masks by the name of the parameter."""
         return self.acting.sparsifier
+
+    def _absolute(
+        self, penalties: Mapping[str, Penalty], view: nn.Module, sample: Tensor
+    ) -> dict[str, Penalty]:
+        """The penalties with strengths as the steps take them, for steps as long as now."""
+        size = float(step_sizes(self.optimizer).largest)
+
+        def total_step(options: Penalty) -> float:
+            epochs = (step / self.steps_per_epoch for step in range(self.steps))
+            return sum(size * options.scale(epoch) for epoch in epochs)
+
+        return absolute(penalties, view, sample, total_step)
 
     @property
     def targets(self) -> dict[str, int]:
@@ -321,15 +337,31 @@ class Slimming(AbstractContextManager["Slimming"]):
         masks = {}
         if self.sparsifier is not None:
             masks = self.sparsifier.state_dict()
-        return {"step": self.step, "sparsifier": masks}
+        strengths = {}
+        for name, options in self._asked.penalties.items():
+            if isinstance(options, GroupPenalty):
+                strengths[name] = {"strength": options.strength, "layers": options.layers}
+        return {"step": self.step, "sparsifier": masks, "strengths": strengths}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues bit-exactly where `state_dict` was taken, once the network's and the
         optimiser's are loaded."""
         self.step = int(state["step"])
+        self._take_strengths(state.get("strengths", {}))
         if self.sparsifier is not None:
             self.sparsifier.load_state_dict(state["sparsifier"])
         self._watch()
+
+    def _take_strengths(self, strengths: Mapping[str, Any]) -> None:
+        """Those of the weights that the training began with, to which they may be relative."""
+        penalties = dict(self._asked.penalties)
+        for name, own in strengths.items():
+            penalties[name] = penalties[name].model_copy(update=dict(own))
+        self._asked = self._asked.model_copy(update={"penalties": penalties})
+        for name, penalty in zip(self.targets, self.acting.penalties, strict=True):
+            options = penalties[name]
+            if isinstance(penalty, ActiveGroups) and isinstance(options, GroupPenalty):
+                penalty.options = options
 
     def close(self) -> None:
         """Takes everything off the network that was attached to it; its weights stay as they

@@ -114,6 +114,13 @@ def test_a_single_layer_may_have_a_strength_of_its_own() -> None:
     assert_pack_is_as_alone(candidates(2, options=own))
 
 
+def test_strengths_may_be_relative_to_what_each_begins_with() -> None:
+    own = [
+        {"penalties": {"layer": {"strength": strength, "relative": True}}} for strength in (0.5, 2)
+    ]
+    assert_pack_is_as_alone(candidates(2, options=own))
+
+
 @pytest.mark.filterwarnings("error:There is a performance drop")
 def test_a_transformer_in_a_pack_is_as_alone() -> None:
     options = [

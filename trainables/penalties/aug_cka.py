@@ -33,7 +33,8 @@ def aug_cka_loss(features: Sequence[Tensor], weights: Tensor | None = None) -> T
         cka = weights.to(cka) * cka
     count = len(features)
     ordered_pairs = count * (count - 1)
-    return 2 / ordered_pairs * cka.triu(1).sum()
+    different = cka.triu(1)
+    return 2 / ordered_pairs * different.sum()
 
 
 @PENALTIES.register("aug_cka")

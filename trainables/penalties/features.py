@@ -65,7 +65,9 @@ class Features:
 
     def _hook(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            if not self.watching or not (self.any_pass or torch.is_grad_enabled()):
+            if not self.watching:
+                return
+            if not self.any_pass and not torch.is_grad_enabled():
                 return
             if self.samples != -1:
                 output = output[: self.samples]
@@ -84,8 +86,11 @@ class Features:
             self._detach()
 
     def _attach(self) -> None:
-        if not self.handles:
-            self.handles = [module.register_forward_hook(hook) for module, hook in self.hooks]
+        if self.handles:
+            return
+        for module, hook in self.hooks:
+            handle = module.register_forward_hook(hook)
+            self.handles.append(handle)
 
     def _detach(self) -> None:
         for handle in self.handles:
@@ -133,18 +138,21 @@ def output_shapes(model: nn.Module, sample: Tensor) -> dict[str, Shape]:
             handle.remove()
     shapes = {}
     for name, outputs in calls.items():
-        output = outputs[0]
-        if len(outputs) == 1 and isinstance(output, Tensor) and output.dim() > 1:
-            shapes[name] = tuple(output.shape[1:])
+        if len(outputs) != 1:
+            continue
+        (output,) = outputs
+        if isinstance(output, Tensor) and output.dim() > 1:
+            _, *shape = output.shape
+            shapes[name] = tuple(shape)
     return shapes
 
 
 def by_shape(names: Iterable[str], shapes: dict[str, Shape]) -> list[list[str]]:
     """The stages: two or more of the layers with outputs of one shape, in order."""
-    groups: dict[Shape, list[str]] = defaultdict(list)
+    groups: dict[Shape, list[str]] = {}
     for name in names:
-        shape = shapes[name]
-        groups[shape].append(name)
+        group = groups.setdefault(shapes[name], [])
+        group.append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -195,7 +203,8 @@ def _blocks(modules: dict[str, nn.Module], shapes: dict[str, Shape]) -> list[str
 
 def _may_be_block(module: nn.Module) -> bool:
     """Whether it is of a user's class that has parts, and weights among them."""
-    if isinstance(module, CONTAINERS) or next(module.children(), None) is None:
+    has_parts = next(module.children(), None) is not None
+    if not has_parts or isinstance(module, CONTAINERS):
         return False
     return any(isinstance(inner, WEIGHTED) for inner in module.modules())
 

@@ -31,7 +31,8 @@ def negative_norm(tensors: Sequence[Tensor]) -> Tensor:
     """
     negative = [tensor.clamp(max=0) for tensor in tensors]
     squares = [part.square().sum() for part in negative]
-    return root(torch.stack(squares).sum())
+    total = torch.stack(squares).sum()
+    return root(total)
 
 
 def shrink_negative(tensors: Sequence[Tensor], threshold: Tensor) -> list[Tensor]:
@@ -50,12 +51,14 @@ def shrink_negative(tensors: Sequence[Tensor], threshold: Tensor) -> list[Tensor
     """
     negative = [tensor.clamp(max=0) for tensor in tensors]
     norms = [torch.linalg.vector_norm(part) for part in negative]
-    scale = shrink_factor(reduce(torch.hypot, norms), threshold)
+    norm = reduce(torch.hypot, norms)
+    scale = shrink_factor(norm, threshold)
     # In few operations, which packs pay for: where the scale is 0, t − t is exactly 0, and without
     # a negative part t stays.
     shrunk = []
     for tensor, part in zip(tensors, negative, strict=True):
-        shrunk.append(torch.addcmul(tensor, part, scale - 1))
+        smaller = torch.addcmul(tensor, part, scale - 1)
+        shrunk.append(smaller)
     return shrunk
 
 

@@ -23,6 +23,7 @@ from slimfront.trainables.sparsifiers.base import (
     SPARSIFIERS,
     ActiveSparsifier,
     Setting,
+    all_kept,
     out_of_reach,
     prunable_weights,
     taking_part,
@@ -90,6 +91,17 @@ def _nothing_to_remove(model: nn.Module) -> str:
     )
 
 
+def _keep_units(group: AnyGroup, alive: Tensor, name: str, mask: Tensor) -> None:
+    """Drops the rows of all units but those that are alive, (units,), from the `mask` of a
+    parameter, in place; rows of no unit stay."""
+    owners = group.writers[name]
+    of_owners = alive.cpu()[owners.clamp(min=0)]
+    stay = torch.where(owners >= 0, of_owners, True)
+    other_axes = [1] * (mask.dim() - 1)
+    by_rows = group.rows(name, mask)
+    by_rows &= stay.to(mask.device).view(-1, *other_axes)
+
+
 class ActiveChannels(ActiveSparsifier):
     """Channel sparsity at work on one network; its masks cover whole rows of weights and biases,
     batch norms included."""
@@ -101,12 +113,11 @@ class ActiveChannels(ActiveSparsifier):
         self.importance = _IMPORTANCES[options.importance]()
         model = setting.model
         inputs, _ = setting.examples(2)
-        excluded = prunable_weights(model).keys() - taking_part(model, options.exclude).keys()
+        part = taking_part(model, options.exclude)
+        excluded = prunable_weights(model).keys() - part.keys()
+        groups: list[AnyGroup]
         try:
-            groups: list[AnyGroup] = [
-                *removable_units(setting.model, inputs),
-                *head_groups(setting.model),
-            ]
+            groups = [*removable_units(model, inputs), *head_groups(model)]
         except UserError as error:
             raise UserError(f"sparsifier: {error}; take another one than channels") from error
         self.groups = [group for group in groups if not excluded & group.parameters]
@@ -121,7 +132,7 @@ class ActiveChannels(ActiveSparsifier):
             for name in group.writers:
                 weight = self.parameters[name]
                 self.weights[name] = weight
-                self.masks[name] = torch.ones_like(weight, dtype=torch.bool)
+                self.masks[name] = all_kept(weight)
 
     def _check_batch_norms(self) -> None:
         for group in self.groups:
@@ -137,7 +148,8 @@ class ActiveChannels(ActiveSparsifier):
 
     def update(self, step: int) -> None:
         """Zeroes the least important channels."""
-        sparsity = cubic_sparsity(self.updates.progress(step), self.options.sparsity)
+        progress = self.updates.progress(step)
+        sparsity = cubic_sparsity(progress, self.options.sparsity)
         self.drop(self.scores(), sparsity)
 
     def scores(self) -> dict[str, Tensor]:
@@ -152,9 +164,7 @@ class ActiveChannels(ActiveSparsifier):
     def drop(self, scores: Mapping[str, Tensor], sparsity: float) -> None:
         """Zeroes the share `sparsity` of the units, those of the lowest scores, (units,) by the
         name of their group."""
-        densities: Densities = "uniform"
-        if self.options.compare == "global":
-            densities = "global"
+        densities: Densities = "global" if self.options.compare == "global" else "uniform"
         kept = choose_masks(scores, sparsity, densities)
         masks = {name: mask.clone() for name, mask in self.masks.items()}
         for group in self.groups:
@@ -162,12 +172,8 @@ class ActiveChannels(ActiveSparsifier):
             if not alive.any():
                 best = scores[group.name].argmax()
                 alive[best] = True
-            for name, owners in group.writers.items():
-                mask = masks[name]
-                of_owners = alive.cpu()[owners.clamp(min=0)]
-                rows = torch.where(owners >= 0, of_owners, True)
-                by_rows = group.rows(name, mask)
-                by_rows &= rows.to(mask.device).view(-1, *[1] * (mask.dim() - 1))
+            for name in group.writers:
+                _keep_units(group, alive, name, masks[name])
         self.set_masks(masks)
 
     def _ranked(self, group: AnyGroup) -> Tensor:
@@ -190,9 +196,11 @@ class ActiveChannels(ActiveSparsifier):
 
     def _scores(self, group: AnyGroup) -> Tensor:
         """Importance of each unit, (units,); −1 of those that are gone, so that they stay gone."""
-        if not isinstance(group, ChannelGroup):
-            scores = group.importance(_OF_ENTRIES[self.options.importance], self.parameters)
+        if isinstance(group, ChannelGroup):
+            importance = self.importance(group.dependencies)
+            scores = group.per_unit(importance)
         else:
-            scores = group.per_unit(self.importance(group.dependencies))
+            of_entries = _OF_ENTRIES[self.options.importance]
+            scores = group.importance(of_entries, self.parameters)
         alive = group.alive(self.weights).to(scores.device)
         return torch.where(alive, scores, -1.0)

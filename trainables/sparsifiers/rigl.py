@@ -54,8 +54,10 @@ class GradientGrowth(RandomStart):
         moved = {}
         for name, weight in self.weights.items():
             mask = self.masks[name]
-            count = int(share * int(mask.sum()))
-            moved[name] = drop_and_grow(mask, weight.abs(), self.gradients[name], count)
+            kept = int(mask.sum())
+            count = int(share * kept)
+            growth = self.gradients[name]
+            moved[name] = drop_and_grow(mask, weight.abs(), growth, count)
         self.set_masks(moved)
         self.gradients = {}
 
@@ -82,4 +84,6 @@ class ActiveRigL(GradientGrowth):
 
     def update(self, step: int) -> None:
         """Moves weights; at T_end the share is 0."""
-        self.move(cosine_decay(self.updates.progress(step), self.options.drop))
+        progress = self.updates.progress(step)
+        share = cosine_decay(progress, self.options.drop)
+        self.move(share)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from slimfront.trainables.compaction.layers import set_module, with_weights
+from slimfront.trainables.compaction.layers import set_called, with_weights
 from slimfront.trainables.compaction.units import Removed
 from slimfront.trainables.structure.attention_modules import Attention
 from slimfront.trainables.structure.coupling.units import put_back
@@ -61,7 +61,7 @@ class _Attended:
             rows = keep.repeat_interleave(width)
             bias = None if layer.bias is None else layer.bias[rows]
             narrower = with_weights(layer, layer.weight[rows], bias)
-            set_module(self.graph, str(node.target), narrower)
+            set_called(self.graph, node, narrower)
         self.attention.heads = int(keep.sum())
 
     def pass_by(self) -> None:
@@ -116,7 +116,7 @@ def _remove(attended: _Attended, multiple: int) -> Removed | None:
         weight = read[:, ~dead].flatten(1)
         attended.keep_rows(~dead)
     reader = with_weights(out, weight, bias)
-    set_module(attended.graph, str(attended.out.target), reader)
+    set_called(attended.graph, attended.out, reader)
     name = str(attended.node.target).removesuffix(".heads")
     return Removed(name, int(dead.sum()), none_left)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction.exact import restore_types
+from slimfront.trainables.compaction.layers import count_nonzeros, count_weights
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.options import Compaction
 from slimfront.trainables.compaction.quick import make_quick
@@ -174,16 +175,19 @@ def _grown(before: nn.Module, after: nn.Module, inputs: Tensor, steps: list[Step
     sizes_after = _sizes(after)
     merged = any(action == "merged" for _, action, _ in steps)
     if merged and any(isinstance(module, Conv) for module in after.modules()):
-        sizes_before["FLOPs"] = count_flops(before, inputs[:1])
-        sizes_after["FLOPs"] = count_flops(after, inputs[:1])
-    grown = [name for name, size in sizes_before.items() if sizes_after[name] > size]
+        one_input = inputs[:1]
+        sizes_before["FLOPs"] = count_flops(before, one_input)
+        sizes_after["FLOPs"] = count_flops(after, one_input)
+    grown = []
+    for name, size in sizes_before.items():
+        if sizes_after[name] > size:
+            grown.append(name)
     return " and ".join(grown)
 
 
 def _sizes(network: nn.Module) -> dict[str, float]:
-    parameters = list(network.parameters())
-    entries = sum(parameter.numel() for parameter in parameters)
-    nonzero = sum(int(parameter.count_nonzero()) for parameter in parameters)
+    entries = count_weights(network)
+    nonzero = count_nonzeros(network)
     return {"parameters": entries, "non-zero parameters": nonzero}
 
 

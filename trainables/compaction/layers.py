@@ -1,6 +1,7 @@
 """Changing the layers of a traced network."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,6 +13,7 @@ from slimfront.trainables.structure.graph import (
     layers_of,
     nonnegative_nodes,
     rounding,
+    submodule,
 )
 
 
@@ -74,6 +76,30 @@ def set_module(graph: fx.GraphModule, name: str, module: nn.Module) -> None:
     setattr(graph.get_submodule(parent), leaf, module)
 
 
+def set_called(graph: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
+    """Puts `module` in the place of the module that a node calls."""
+    set_module(graph, str(node.target), module)
+
+
+def tensor_at(network: fx.GraphModule, name: str) -> Any:
+    """The parameter or buffer of that name."""
+    owner, _, leaf = name.rpartition(".")
+    holder = submodule(network, owner) if owner else network
+    return getattr(holder, leaf)
+
+
+def set_tensor(network: fx.GraphModule, name: str, tensor: Tensor) -> None:
+    """Puts a parameter or buffer in the place of the one of that name."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(network.get_submodule(owner), leaf, tensor)
+
+
+def delete_tensor(network: fx.GraphModule, name: str) -> None:
+    """Takes the parameter or buffer of that name away."""
+    owner, _, leaf = name.rpartition(".")
+    delattr(network.get_submodule(owner), leaf)
+
+
 def bypass(graph: fx.GraphModule, node: fx.Node) -> None:
     """Takes out a node that passes its first input on unchanged."""
     source = node.args[0]
@@ -127,9 +153,11 @@ def clear_rounding(graph: fx.GraphModule, folded: list[str], dtype: torch.dtype)
     """
     for name in folded:
         layer = graph.get_submodule(name)
-        assert isinstance(layer, WeightLayer) and layer.bias is not None
-        error = rounding(layer.weight, layer.bias, dtype)
-        for tensor in (layer.weight, layer.bias):
+        assert isinstance(layer, WeightLayer)
+        weight, bias = layer.weight, layer.bias
+        assert bias is not None
+        error = rounding(weight, bias, dtype)
+        for tensor in (weight, bias):
             negative = tensor < 0
             is_rounding = negative & (tensor >= -error)
             tensor.masked_fill_(is_rounding, 0)

@@ -12,7 +12,7 @@ from slimfront.trainables.compaction.layers import (
     is_denser,
     is_larger,
     nonnegative_when_trained,
-    set_module,
+    set_called,
     with_weights,
 )
 from slimfront.trainables.structure.graph import (
@@ -21,6 +21,7 @@ from slimfront.trainables.structure.graph import (
     call_counts,
     is_relu,
     module_of,
+    only_user,
     weight_layer,
 )
 
@@ -83,7 +84,7 @@ def merge_layers(
         if _costs_more(combined, first, second, policy):
             kept.append(str(node.target))
             continue
-        set_module(graph, str(following.target), combined)
+        set_called(graph, following, combined)
         bypass(graph, node)
         merged.append(str(node.target))
     return merged, kept
@@ -176,9 +177,11 @@ def product_but_for_the_border(first: WeightLayer, second: WeightLayer) -> nn.Co
     """
     if not isinstance(first, nn.Conv2d) or not isinstance(second, nn.Conv2d):
         return None
-    if first.stride != (1, 1) or not _pad_zeros(first, second):
+    dilated = first.dilation != (1, 1) or second.dilation != (1, 1)
+    if dilated or first.stride != (1, 1):
         return None
-    if first.dilation != (1, 1) or second.dilation != (1, 1):
+    before, behind = first.padding, second.padding
+    if not _pad_zeros(first, second) or isinstance(before, str) or isinstance(behind, str):
         return None
     # Correlating with W₁ and then with W₂ is correlating with the full convolution of the two
     # kernels.
@@ -186,12 +189,11 @@ def product_but_for_the_border(first: WeightLayer, second: WeightLayer) -> nn.Co
     flipped = first.weight.double().transpose(0, 1).flip(2, 3)
     kernels = second.weight.double()
     weight = nn.functional.conv2d(kernels, flipped, padding=margin)
-    bias = _combined_bias(first, kernels.sum((2, 3)), second.bias)
+    matrix = kernels.sum((2, 3))
+    bias = _combined_bias(first, matrix, second.bias)
     combined = with_weights(second, weight, bias)
     assert isinstance(combined, nn.Conv2d)
-    assert not isinstance(first.padding, str) and not isinstance(second.padding, str)
-    paddings = zip(first.padding, second.padding, strict=True)
-    combined.padding = tuple(a + b for a, b in paddings)
+    combined.padding = tuple(a + b for a, b in zip(before, behind, strict=True))
     return combined
 
 
@@ -210,11 +212,11 @@ def _next_layer(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -
     unchanged."""
     if weight_layer(graph, node) is None or counts[node.target] > 1:
         return None
-    current = node
-    while len(current.users) == 1:
-        current = next(iter(current.users))
-        if weight_layer(graph, current) is not None:
-            return current if counts[current.target] == 1 else None
-        if not isinstance(module_of(graph, current), nn.Identity | nn.Dropout):
-            return None
-    return None
+    reader = only_user(node)
+    while isinstance(module_of(graph, reader), nn.Identity | nn.Dropout):
+        assert reader is not None
+        reader = only_user(reader)
+    if reader is None or weight_layer(graph, reader) is None:
+        return None
+    called_once = counts[reader.target] == 1
+    return reader if called_once else None

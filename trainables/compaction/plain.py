@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from slimfront.trainables.compaction.layers import tensor_at
 from slimfront.trainables.compaction.quick import make_quick
 from slimfront.trainables.structure import operations
 
@@ -53,13 +54,14 @@ def _operation(node: fx.Node) -> tuple[str, tuple[Any, ...]]:
     Raises:
         ValueError: if it is none of `operations`.
     """
+    operation = node.op
     target = str(node.target)
-    if node.op == "call_function":
+    if operation == "call_function":
         return _function(node)
-    if node.op == "call_method" and target not in operations.methods():
+    if operation == "call_method" and target not in operations.methods():
         raise ValueError(f"cannot store the operation '{node.name}' (.{target}) as plain data")
-    if node.op not in _OPERATIONS:
-        raise ValueError(f"cannot store '{node.name}' ({node.op} {target}) as plain data")
+    if operation not in _OPERATIONS:
+        raise ValueError(f"cannot store '{node.name}' ({operation} {target}) as plain data")
     return target, node.args
 
 
@@ -247,8 +249,7 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
 def _tensor_to_plain(network: fx.GraphModule, name: str) -> Plain:
     """A parameter or buffer that the network's own code reads, such as an embedding of
     positions."""
-    parent, _, leaf = name.rpartition(".")
-    tensor = getattr(network.get_submodule(parent), leaf)
+    tensor = tensor_at(network, name)
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(f"cannot store '{name}' ({type(tensor).__name__}) as plain data")
     kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"

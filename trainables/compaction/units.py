@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from slimfront.trainables.compaction.layers import (
     bypass,
     nonnegative_when_trained,
-    set_module,
+    set_called,
     with_weights,
 )
 from slimfront.trainables.structure.coupling.units import put_back
@@ -167,7 +167,8 @@ def _passes_units_on(graph: fx.GraphModule, layer: WeightLayer, node: fx.Node) -
 
 
 def _pools(layer: WeightLayer) -> tuple[type[nn.Module], ...]:
-    return next(pools for kind, pools in _POOLS.items() if isinstance(layer, kind))
+    kind = next(kind for kind in _POOLS if isinstance(layer, kind))
+    return _POOLS[kind]
 
 
 def _reads_units_in_order(
@@ -182,12 +183,17 @@ def _reads_units_in_order(
         return units == inputs and not shapes
     if not isinstance(layer, Conv) or len(shapes) != 1 or inputs % units:
         return False
-    (shape,) = shapes
-    module = module_of(graph, shape)
+    return _keeps_examples_apart(graph, shapes[0])
+
+
+def _keeps_examples_apart(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node flattens all axes but the first."""
+    module = module_of(graph, node)
     if isinstance(module, nn.Flatten):
         return module.start_dim == 1 and module.end_dim == -1
-    from_first = shape.args[1:] == (1,) and not shape.kwargs
-    return from_first and shape.target in (torch.flatten, "flatten")
+    if node.target not in (torch.flatten, "flatten"):
+        return False
+    return node.args[1:] == (1,) and not node.kwargs
 
 
 def _remove(
@@ -195,15 +201,10 @@ def _remove(
 ) -> Removed | None:
     """Removes the units of a layer that are constant, or that its reader does not read; None if
     none goes."""
-    layer, following = path.layer, path.following
-    weight = layer.weight.flatten(1)
-    bias = layer.bias if layer.bias is not None else weight.new_zeros(len(weight))
-    constant, value = _constants(weight, bias, relu=path.relu, input_nonnegative=input_nonnegative)
-    if path.padded():
-        constant = constant & (value == 0)
+    constant, value = _constant_units(path, input_nonnegative)
     read = path.read_weights()
-    read_at_all = _any_along(read, (0, 2))
-    needed = read_at_all & ~constant
+    is_read = _any_along(read, (0, 2))
+    needed = is_read & ~constant
     if bool(needed.all()):
         return None
     staying = _staying(path, needed, constant, multiple)
@@ -211,22 +212,25 @@ def _remove(
     count = int(gone.sum())
     if count == 0:
         return None
-    output = torch.where(staying.constant & read_at_all, value, 0)
-    new_bias = _moved_into_bias(following, read, output)
     whole = bool(gone.all())
-    if whole:
-        outputs, inputs = following.weight.shape[0], layer.weight.shape[1]
-        columns = following.weight.new_zeros(outputs, inputs)
-        for node in reversed((path.node, *path.between)):
-            bypass(graph, node)
-    else:
-        kept = staying.keep.nonzero().flatten()
-        share = staying.alive[kept].to(read)
-        columns = _columns(following, read, kept, share)
-        _keep_units(graph, path, kept, share)
-    reader = with_weights(following, columns, new_bias)
-    set_module(graph, str(path.reader.target), reader)
+    output = torch.where(staying.constant & is_read, value, 0)
+    bias = _moved_into_bias(path.following, read, output)
+    columns = _pass_layer_by(graph, path) if whole else _keep_units(graph, path, staying)
+    reader = with_weights(path.following, columns, bias)
+    set_called(graph, path.reader, reader)
     return Removed(str(path.node.target), count, whole)
+
+
+def _constant_units(path: _Path, input_nonnegative: bool) -> tuple[Tensor, Tensor]:
+    """Which units the reader sees as constants, (units,) bool, and their output, (units,)."""
+    weight = path.layer.weight.flatten(1)
+    bias = path.layer.bias
+    if bias is None:
+        bias = weight.new_zeros(len(weight))
+    constant, value = _constants(weight, bias, relu=path.relu, input_nonnegative=input_nonnegative)
+    if path.padded():
+        constant = constant & (value == 0)
+    return constant, value
 
 
 def _staying(path: _Path, needed: Tensor, constant: Tensor, multiple: int) -> _Staying:
@@ -249,12 +253,13 @@ def _staying(path: _Path, needed: Tensor, constant: Tensor, multiple: int) -> _S
     return _Staying(keep, alive, constant)
 
 
-def _columns(following: WeightLayer, read: Tensor, kept: Tensor, share: Tensor) -> Tensor:
-    """The reader's weights for the units that it still reads, each times its `share` (kept,);
-    `read` (out, units, positions)."""
-    outputs, _, *kernel = following.weight.shape
-    columns = read[:, kept] * share.view(-1, 1)
-    return columns.reshape(outputs, -1, *kernel)
+def _pass_layer_by(graph: fx.GraphModule, path: _Path) -> Tensor:
+    """Has the reader read what the layer reads; its weights for that, which are 0."""
+    for node in reversed((path.node, *path.between)):
+        bypass(graph, node)
+    before = path.following.weight
+    inputs = path.layer.weight.shape[1]
+    return before.new_zeros(len(before), inputs)
 
 
 def _any_along(weight: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -264,15 +269,23 @@ def _any_along(weight: Tensor, axes: tuple[int, ...]) -> Tensor:
     return nonzero > 0
 
 
-def _keep_units(graph: fx.GraphModule, path: _Path, kept: Tensor, share: Tensor) -> None:
-    """Leaves a layer these units alone, each times its `share` (kept,)."""
+def _keep_units(graph: fx.GraphModule, path: _Path, staying: _Staying) -> Tensor:
+    """Leaves a layer the units that stay alone; the weights of its reader for them."""
     layer = path.layer
-    bias = None if layer.bias is None else layer.bias[kept] * share
+    read = path.read_weights()
+    kept = staying.keep.nonzero().flatten()
+    share = staying.alive[kept].to(read)
+    """1, and 0 where nothing but a multiple needs a unit: (kept,)."""
     rows = layer.weight[kept]
     other_axes = [1] * (rows.dim() - 1)
     rows = rows * share.view(-1, *other_axes)
-    narrower = with_weights(layer, rows, bias)
-    set_module(graph, str(path.node.target), narrower)
+    bias = None
+    if layer.bias is not None:
+        bias = layer.bias[kept] * share
+    set_called(graph, path.node, with_weights(layer, rows, bias))
+    columns = read[:, kept] * share.view(-1, 1)
+    outputs, _, *kernel = path.following.weight.shape
+    return columns.reshape(outputs, -1, *kernel)
 
 
 def _moved_into_bias(following: WeightLayer, read: Tensor, output: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from slimfront.trainables.structure.graph import submodule
+from slimfront.trainables.compaction.layers import delete_tensor, set_tensor, tensor_at
 
 _LAYERS: dict[object, int] = {F.linear: 1, F.conv1d: 1, F.conv2d: 1, F.conv3d: 1}
 """Where the weight stands among the arguments of functions that layers are made of."""
@@ -60,14 +60,10 @@ def _steps(weight: Any, reader: fx.Node) -> list[fx.Node] | None:
 
 def _held_alone(network: fx.GraphModule, steps: list[fx.Node]) -> bool:
     """Whether nothing else reads what the weight is made of, and some of it is a parameter."""
-    parameters = set()
-    for node in steps:
-        if node.op == "get_attr":
-            tensor = _read(network, str(node.target))
-            if isinstance(tensor, nn.Parameter):
-                parameters.add(id(tensor))
-    if not parameters:
+    names = _parameters_read(network, steps)
+    if not names:
         return False
+    parameters = {id(tensor_at(network, name)) for name in names}
     read_by_modules, read_by_code = _names_read_elsewhere(network, steps)
     for name, parameter in network.named_parameters(remove_duplicate=False):
         if id(parameter) not in parameters:
@@ -102,7 +98,7 @@ def _replace(network: fx.GraphModule, weight: fx.Node, steps: list[fx.Node]) -> 
     if not isinstance(value, Tensor) or not torch.equal(value, again):
         return False
     names = _parameters_read(network, steps)
-    of_its_shape = [name for name in names if _read(network, name).shape == value.shape]
+    of_its_shape = [name for name in names if tensor_at(network, name).shape == value.shape]
     kept = of_its_shape[0] if of_its_shape else names[0]
     with network.graph.inserting_before(weight):
         held = network.graph.get_attr(kept)
@@ -111,17 +107,19 @@ def _replace(network: fx.GraphModule, weight: fx.Node, steps: list[fx.Node]) -> 
     for node in reversed(steps):
         network.graph.erase_node(node)
     for name in set(names) - {kept}:
-        holder, _, leaf = name.rpartition(".")
-        delattr(network.get_submodule(holder), leaf)
-    owner, _, leaf = kept.rpartition(".")
-    setattr(network.get_submodule(owner), leaf, nn.Parameter(value.clone()))
+        delete_tensor(network, name)
+    set_tensor(network, kept, nn.Parameter(value.clone()))
     return True
 
 
 def _parameters_read(network: fx.GraphModule, steps: list[fx.Node]) -> list[str]:
     """The names of the parameters that nodes read."""
-    names = [str(node.target) for node in steps if node.op == "get_attr"]
-    return [name for name in names if isinstance(_read(network, name), nn.Parameter)]
+    found = []
+    for node in steps:
+        name = str(node.target)
+        if node.op == "get_attr" and isinstance(tensor_at(network, name), nn.Parameter):
+            found.append(name)
+    return found
 
 
 def _computed(network: fx.GraphModule, weight: fx.Node, steps: list[fx.Node]) -> Any:
@@ -135,7 +133,7 @@ def _result(network: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) 
     """What a node makes of the `values` of others."""
     target = node.target
     if node.op == "get_attr":
-        return _read(network, str(target))
+        return tensor_at(network, str(target))
     arguments = (node.args, node.kwargs)
     args, kwargs = fx.node.map_arg(arguments, lambda source: values[source])
     if node.op == "call_method":
@@ -144,9 +142,3 @@ def _result(network: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) 
         return method(*rest, **kwargs)
     assert callable(target)
     return target(*args, **kwargs)
-
-
-def _read(network: fx.GraphModule, name: str) -> Any:
-    owner, _, leaf = name.rpartition(".")
-    holder = submodule(network, owner) if owner else network
-    return getattr(holder, leaf)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from slimfront.trainables.compaction.layers import set_module
+from slimfront.trainables.compaction.layers import delete_tensor, set_module, tensor_at
 from slimfront.trainables.compaction.modes.arguments import CONVS, Arguments, arguments_of
 from slimfront.trainables.compaction.modes.computed_weights import compute_weights
 from slimfront.trainables.compaction.modes.replacing import add_module, replace_call
@@ -81,7 +81,7 @@ def _tensors_of(network: fx.GraphModule, given: Arguments) -> Tensors | None:
             continue
         if not isinstance(value, fx.Node) or value.op != "get_attr":
             return None
-        tensor = _read(network, value)
+        tensor = tensor_at(network, str(value.target))
         is_statistic = name.startswith("running")
         if not is_statistic and not isinstance(tensor, nn.Parameter):
             return None
@@ -186,9 +186,9 @@ def _delete_unread(network: fx.GraphModule, targets: set[str]) -> None:
         if node.op == "get_attr":
             targets.discard(str(node.target))
     for target in targets:
-        holder, _, leaf = target.rpartition(".")
+        holder, _, _ = target.rpartition(".")
         if not _is_called(network, holder):
-            delattr(network.get_submodule(holder), leaf)
+            delete_tensor(network, target)
 
 
 def _serves_alone(network: fx.GraphModule, owner: str, node: fx.Node) -> bool:
@@ -213,9 +213,3 @@ def _holder(node: fx.Node) -> str:
 def _is_called(network: fx.GraphModule, name: str) -> bool:
     calls = (node for node in network.graph.nodes if node.op == "call_module")
     return any(node.target == name for node in calls)
-
-
-def _read(network: fx.GraphModule, node: fx.Node) -> Any:
-    """The parameter or buffer that a node reads."""
-    holder, _, leaf = str(node.target).rpartition(".")
-    return getattr(network.get_submodule(holder), leaf)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from slimfront.trainables.compaction.layers import set_module
+from slimfront.trainables.compaction.layers import set_module, tensor_at
 from slimfront.trainables.compaction.slicing.resized import parameter_like, replace_tensors, settle
 from slimfront.trainables.compaction.slicing.stays import Slices
 from slimfront.trainables.structure.attention_modules import Attention, ScaledDotProduct
@@ -16,16 +16,16 @@ from slimfront.trainables.structure.graph import module_of, submodule
 def slice_tensors(slices: Slices) -> None:
     """Takes the units that go out of parameters and buffers, in place."""
     network = slices.network
+    walk = slices.walk
     new: dict[int, Tensor] = {}
-    for name, axes in slices.walk.tensors.items():
-        owner, _, leaf = name.rpartition(".")
-        holder = submodule(network, owner) if owner else network
-        tensor: Tensor = getattr(holder, leaf)
+    for name, axes in walk.tensors.items():
+        tensor: Tensor = tensor_at(network, name)
         sliced = _along_axes(slices, tensor.detach(), axes)
-        grouped = slices.walk.groups.get(owner)
-        if grouped is not None and leaf == "weight":
-            inputs, _ = grouped
-            sliced = _of_groups(slices, holder, sliced, inputs)
+        owner, _, leaf = name.rpartition(".")
+        if owner in walk.groups and leaf == "weight":
+            convolution = submodule(network, owner)
+            inputs, _ = walk.groups[owner]
+            sliced = _of_groups(slices, convolution, sliced, inputs)
         if sliced.shape != tensor.shape:
             new[id(tensor)] = parameter_like(tensor, sliced)
     replace_tensors(network, new)

@@ -77,6 +77,8 @@ PENALTIES: Registry[Penalty] = Registry("penalty")
 
 GroupT = TypeVar("GroupT")
 
+Tensors = Sequence[Tensor]
+
 
 class StepSizes:
     """How long the optimiser's step is for each parameter that it trains, or for all of them."""
@@ -91,7 +93,7 @@ class StepSizes:
         else:
             self.of_all = sizes
 
-    def __call__(self, tensors: Sequence[Tensor]) -> float | Tensor | None:
+    def __call__(self, tensors: Tensors) -> float | Tensor | None:
         """That of the largest of some parameters; None if one of them is not trained."""
         if self.of_all is not None:
             return self.of_all
@@ -291,7 +293,7 @@ _ROUNDING = 64
 """A norm down to so many machine epsilons of a group's size is rounding."""
 
 
-def _tensors(group: object) -> Sequence[Tensor]:
+def _tensors(group: object) -> Tensors:
     """The parameters of a group of weights; a plug-in's groups may be anything, of which none is
     known."""
     if hasattr(group, "parameters"):

@@ -13,7 +13,6 @@ fan-in about as long (He et al. 2015, arXiv 1502.01852), so a unit's norm grows 
 number of its rows. With entries, rows of the largest fan-in would go first.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +24,7 @@ from slimfront.trainables.penalties.base import (
     ActiveGroups,
     GroupPenalty,
     ParameterRef,
+    Tensors,
     parameter_ref,
     root,
     shrink_factor,
@@ -71,7 +71,7 @@ class Units:
             tensor.copy_(smaller)
 
 
-def unit_norms(tensors: Sequence[Tensor], owners: Sequence[Tensor], units: int) -> Tensor:
+def unit_norms(tensors: Tensors, owners: Tensors, units: int) -> Tensor:
     """ℓ2 norms of units over their rows in several tensors: (rows, …) each, with owners (rows,), to
     (units,).
 
@@ -92,9 +92,7 @@ def _squares_of_rows(tensor: Tensor) -> Tensor:
     return entries.square().sum(1)
 
 
-def shrink_units(
-    tensors: Sequence[Tensor], owners: Sequence[Tensor], units: int, threshold: Tensor
-) -> list[Tensor]:
+def shrink_units(tensors: Tensors, owners: Tensors, units: int, threshold: Tensor) -> list[Tensor]:
     """Proximal operator of `threshold` · Σ ‖unit‖₂: every row of a unit times max(0, 1 − threshold
     / ‖unit‖).
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.options import suggest
-from slimfront.trainables.penalties.base import PENALTIES, Penalty
+from slimfront.trainables.penalties.base import PENALTIES, Penalty, Tensors
 from slimfront.trainables.penalties.features import (
     Features,
     by_shape,
@@ -81,7 +81,7 @@ class _Gram(torch.autograd.Function):
         return product.to(flat.dtype)
 
 
-def pairwise_cka(features: Sequence[Tensor], *, unbiased: bool = True) -> Tensor:
+def pairwise_cka(features: Tensors, *, unbiased: bool = True) -> Tensor:
     """Linear CKA of all pairs of layers, from the unbiased or the biased HSIC.
 
     Features are never copied: each Gram matrix is one product, and centring is done on it, in
@@ -137,7 +137,7 @@ def pair_weights(layers: Sequence[str], weights: PairWeights) -> Tensor:
     return matrix
 
 
-def cka_loss(stages: Sequence[Sequence[Tensor]], weights: Sequence[Tensor] | None = None) -> Tensor:
+def cka_loss(stages: Sequence[Tensors], weights: Tensors | None = None) -> Tensor:
     """L_C of CKA-SR (arXiv 2307.07389): Σ over the stages of Σ over ordered pairs i ≠ j of w_ij ·
     CKA; a scalar.
 
@@ -181,7 +181,7 @@ class FeaturePenalty(Penalty):
             )
         return samples
 
-    def value(self, features: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Tensor:
+    def value(self, features: Sequence[Tensors], weights: Tensors) -> Tensor:
         """L_C of the features (n, …) of the layers of each stage, under the pair weights (layers,
         layers) of each; a scalar."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it is")
@@ -228,7 +228,7 @@ class CKA(FeaturePenalty):
             stages = by_shape(find_layers(model, shapes), shapes)
         return ActiveFeatures(self, model, stages, shapes)
 
-    def value(self, features: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Tensor:
+    def value(self, features: Sequence[Tensors], weights: Tensors) -> Tensor:
         return cka_loss(features, weights)
 
 

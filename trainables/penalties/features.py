@@ -30,6 +30,8 @@ WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
+"""Shapes per example of what modules give, by name."""
 _OURS = "keeps_features"
 
 
@@ -118,7 +120,7 @@ def remove_hooks(copied: nn.Module) -> None:
                 del hooks[number]
 
 
-def output_shapes(model: nn.Module, sample: Tensor) -> dict[str, Shape]:
+def output_shapes(model: nn.Module, sample: Tensor) -> Shapes:
     """Shapes per sample of the modules that give one tensor once in a forward pass of `sample` (N,
     …), in order of calls."""
     calls: dict[str, list[object]] = defaultdict(list)
@@ -147,7 +149,7 @@ def output_shapes(model: nn.Module, sample: Tensor) -> dict[str, Shape]:
     return shapes
 
 
-def by_shape(names: Iterable[str], shapes: dict[str, Shape]) -> list[list[str]]:
+def by_shape(names: Iterable[str], shapes: Shapes) -> list[list[str]]:
     """The stages: two or more of the layers with outputs of one shape, in order."""
     groups: dict[Shape, list[str]] = {}
     for name in names:
@@ -156,7 +158,7 @@ def by_shape(names: Iterable[str], shapes: dict[str, Shape]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def find_layers(model: nn.Module, shapes: dict[str, Shape]) -> list[str]:
+def find_layers(model: nn.Module, shapes: Shapes) -> list[str]:
     """The layers whose features are compared: blocks if the network is made of them, else
     activations, else weight layers.
 
@@ -183,7 +185,7 @@ def find_layers(model: nn.Module, shapes: dict[str, Shape]) -> list[str]:
     return weighted
 
 
-def _blocks(modules: dict[str, nn.Module], shapes: dict[str, Shape]) -> list[str]:
+def _blocks(modules: dict[str, nn.Module], shapes: Shapes) -> list[str]:
     """The blocks among the modules, as `find_layers` says what they are."""
     kinds: dict[type, list[str]] = defaultdict(list)
     for name, module in modules.items():
@@ -193,10 +195,11 @@ def _blocks(modules: dict[str, nn.Module], shapes: dict[str, Shape]) -> list[str
     for names in kinds.values():
         if by_shape(names, shapes):
             repeated.update(names)
+    prefixes = tuple(f"{name}." for name in repeated)
     outermost = []
     for name in modules:
-        inner = any(name.startswith(f"{outer}.") for outer in repeated)
-        if name in repeated and not inner:
+        is_inner = name.startswith(prefixes)
+        if name in repeated and not is_inner:
             outermost.append(name)
     return outermost
 
@@ -209,7 +212,7 @@ def _may_be_block(module: nn.Module) -> bool:
     return any(isinstance(inner, WEIGHTED) for inner in module.modules())
 
 
-def check_layers(names: Sequence[str], shapes: dict[str, Shape]) -> None:
+def check_layers(names: Sequence[str], shapes: Shapes) -> None:
     """Raises UserError if a named layer has no features: it is not there, or does not give one
     tensor once."""
     for name in names:

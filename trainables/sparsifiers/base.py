@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.options import Options, Registry, suggest
+from slimfront.trainables.sparsifiers.masks import Tensors
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -41,7 +42,7 @@ class Setting:
     broadcast_from_rank0: Callable[[Iterable[Tensor]], None] = lambda _tensors: None
 
 
-def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
+def prunable_weights(model: nn.Module) -> Tensors:
     """The weights that may be dropped, by parameter name, in order.
 
     Those of linear, bilinear, convolutional and recurrent layers, and the projections of attention,
@@ -104,7 +105,7 @@ def out_of_reach(model: nn.Module) -> dict[str, int]:
     return left
 
 
-def taking_part(model: nn.Module, exclude: tuple[str, ...]) -> dict[str, Tensor]:
+def taking_part(model: nn.Module, exclude: tuple[str, ...]) -> Tensors:
     """The prunable weights but for those excluded: by the name of the layer, or the `first` or the
     `last`.
 
@@ -232,7 +233,7 @@ class ActiveSparsifier:
             if isinstance(value, Tensor) and value.shape == weight.shape:
                 yield value
 
-    def random_scores(self) -> dict[str, Tensor]:
+    def random_scores(self) -> Tensors:
         """Independent uniform numbers in the shape of each weight, the same for the same seed on
         any device."""
         scores = {}

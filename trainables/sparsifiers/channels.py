@@ -6,7 +6,7 @@ DepGraph, arXiv 2301.12900), on the cubic schedule of Zhu, Gupta 2017, arXiv 171
 channel that was zeroed stays 0.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -28,7 +28,7 @@ from slimfront.trainables.sparsifiers.base import (
     prunable_weights,
     taking_part,
 )
-from slimfront.trainables.sparsifiers.masks import Densities, choose_masks
+from slimfront.trainables.sparsifiers.masks import Densities, Scores, Tensors, choose_masks
 from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
 from slimfront.trainables.structure.channel_groups import ChannelGroup
 from slimfront.trainables.structure.head_groups import HeadGroup, head_groups
@@ -152,7 +152,7 @@ class ActiveChannels(ActiveSparsifier):
         sparsity = cubic_sparsity(progress, self.options.sparsity)
         self.drop(self.scores(), sparsity)
 
-    def scores(self) -> dict[str, Tensor]:
+    def scores(self) -> Tensors:
         """The importance of each unit, (units,), by the name of its group.
 
         Raises:
@@ -161,7 +161,7 @@ class ActiveChannels(ActiveSparsifier):
         return {group.name: self._ranked(group) for group in self.groups}
 
     @torch.no_grad()
-    def drop(self, scores: Mapping[str, Tensor], sparsity: float) -> None:
+    def drop(self, scores: Scores, sparsity: float) -> None:
         """Zeroes the share `sparsity` of the units, those of the lowest scores, (units,) by the
         name of their group."""
         densities: Densities = "global" if self.options.compare == "global" else "uniform"

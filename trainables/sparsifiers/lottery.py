@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.sparsifiers.base import (
@@ -22,7 +21,7 @@ from slimfront.trainables.sparsifiers.base import (
     TargetSparsifier,
 )
 from slimfront.trainables.sparsifiers.magnitude import magnitudes
-from slimfront.trainables.sparsifiers.masks import Densities, choose_masks
+from slimfront.trainables.sparsifiers.masks import Densities, Tensors, choose_masks
 
 
 @SPARSIFIERS.register("lottery")
@@ -58,7 +57,7 @@ class ActiveLotteryTicket(ActiveSparsifier):
                 f"{setting.total_steps} steps; set it lower, or train longer"
             )
         self.rewind_to = int(options.rewind * self.length)
-        self.ticket: dict[str, Tensor] = {}
+        self.ticket: Tensors = {}
         if self.rewind_to == 0:
             self._keep_ticket()
 

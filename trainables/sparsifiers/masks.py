@@ -7,6 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Tensors = dict[str, Tensor]
+"""Weights, masks and the like, by the name of the parameter."""
+Scores = Mapping[str, Tensor]
+"""What each weight is worth, by the name of the parameter; or each unit, by that of its group."""
 LayerDensities = Literal["uniform", "erk"]
 Densities = Literal["global", "uniform", "erk"]
 
@@ -64,9 +68,7 @@ def top_mask(scores: Tensor, kept: int) -> Tensor:
     return mask.view_as(scores)
 
 
-def choose_masks(
-    scores: Mapping[str, Tensor], sparsity: float, densities: Densities
-) -> dict[str, Tensor]:
+def choose_masks(scores: Scores, sparsity: float, densities: Densities) -> Tensors:
     """Keeps the weights with the highest scores: of all layers together (`global`), or of each
     layer, by its density.
 
@@ -84,7 +86,7 @@ def choose_masks(
     return masks
 
 
-def _choose_globally(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+def _choose_globally(scores: Scores, sparsity: float) -> Tensors:
     flat = [score.flatten() for score in scores.values()]
     together = torch.cat(flat)
     count = len(together)

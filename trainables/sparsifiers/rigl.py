@@ -12,10 +12,9 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from slimfront.trainables.sparsifiers.base import SPARSIFIERS, Setting
-from slimfront.trainables.sparsifiers.masks import LayerDensities, drop_and_grow
+from slimfront.trainables.sparsifiers.masks import LayerDensities, Tensors, drop_and_grow
 from slimfront.trainables.sparsifiers.random_mask import RandomStart
 from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates, cosine_decay
 
@@ -30,7 +29,7 @@ class GradientGrowth(RandomStart):
         self.updates = Updates(options, setting.total_steps)
         self.updates.check_several(options.name)
         super().__init__(options, setting, sparsity, densities)
-        self.gradients: dict[str, Tensor] = {}
+        self.gradients: Tensors = {}
 
     def due(self, step: int) -> bool:
         """Whether weights move after this step."""

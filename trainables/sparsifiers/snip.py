@@ -21,7 +21,7 @@ from slimfront.trainables.sparsifiers.base import (
     TargetSparsifier,
     prunable_weights,
 )
-from slimfront.trainables.sparsifiers.masks import Densities, choose_masks
+from slimfront.trainables.sparsifiers.masks import Densities, Tensors, choose_masks
 from slimfront.trainables.structure.copying import copied
 
 
@@ -30,7 +30,7 @@ def sensitivities(
     inputs: Tensor,
     targets: Tensor,
     loss_of: Callable[[Tensor, Tensor], Tensor],
-) -> dict[str, Tensor]:
+) -> Tensors:
     """|w · ∂loss/∂w| of the prunable weights, on the task loss of one batch; `model` and its
     gradients are left alone."""
     twin = copied(model).train()

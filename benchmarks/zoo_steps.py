@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 
 from benchmarks import zoo_pruning
 from benchmarks.zoo_networks import NETWORKS, Network
-from slimfront.trainables.compaction.compact import Compacted, compact
+from slimfront.trainables.compaction import Compacted, compact
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.errors import TrialFailure, UserError, first_line
 from slimfront.trainables.inputs import Several, by_place, shape_of_one

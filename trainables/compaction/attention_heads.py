@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from slimfront.trainables.compaction.layers import set_module, with_weights
+from slimfront.trainables.compaction.layers import set_called, with_weights
 from slimfront.trainables.compaction.units import Removed
 from slimfront.trainables.structure.attention_modules import Attention
 from slimfront.trainables.structure.coupling.units import put_back
@@ -18,20 +18,58 @@ from slimfront.trainables.structure.graph import call_counts, module_of, only_us
 class _Attended:
     """An attention with the projections around it; each of them is called only here."""
 
+    graph: fx.GraphModule
     node: fx.Node
-    heads: Attention
+    attention: Attention
     inputs: tuple[fx.Node, ...]
     """The nodes of the projections query, key and value."""
     out: fx.Node
 
-    def keep_rows(self, graph: fx.GraphModule, keep: Tensor) -> None:
+    def inputs_projections(self) -> list[nn.Linear]:
+        """The projections query, key and value."""
+        return [_linear(self.graph, node) for node in self.inputs]
+
+    def out_projection(self) -> nn.Linear:
+        """The projection of the output."""
+        return _linear(self.graph, self.out)
+
+    def by_head(self, rows: Tensor) -> Tensor:
+        """Rows of a projection, or entries of its bias, by head: (heads, width, …)."""
+        split: Tensor = rows.unflatten(0, (self.attention.heads, -1))
+        return split
+
+    def read_by_head(self) -> Tensor:
+        """The weights of the output projection by head: (out, heads, width)."""
+        weight = self.out_projection().weight
+        split: Tensor = weight.unflatten(1, (self.attention.heads, -1))
+        return split
+
+    def is_larger_without(self) -> bool:
+        """Whether an output projection that reads the query's input has more weights than all
+        projections have."""
+        out = self.out_projection()
+        projections = [*self.inputs_projections(), out]
+        query = projections[0]
+        weights = sum(each.weight.numel() for each in projections)
+        return query.in_features * out.out_features > weights
+
+    def keep_rows(self, keep: Tensor) -> None:
         """Leaves in the projections only the rows of the heads in `keep` (heads,) bool."""
         for node in self.inputs:
-            layer = _linear(graph, node)
-            rows = keep.repeat_interleave(layer.out_features // self.heads.heads)
+            layer = _linear(self.graph, node)
+            width = layer.out_features // self.attention.heads
+            rows = keep.repeat_interleave(width)
             bias = None if layer.bias is None else layer.bias[rows]
-            set_module(graph, str(node.target), with_weights(layer, layer.weight[rows], bias))
-        self.heads.heads = int(keep.sum())
+            narrower = with_weights(layer, layer.weight[rows], bias)
+            set_called(self.graph, node, narrower)
+        self.attention.heads = int(keep.sum())
+
+    def pass_by(self) -> None:
+        """Has the output projection read what the query's projection reads."""
+        source = self.inputs[0].args[0]
+        assert isinstance(source, fx.Node)
+        self.out.replace_input_with(self.node, source)
+        self.graph.graph.eliminate_dead_code()
 
 
 @torch.no_grad()
@@ -49,64 +87,84 @@ def remove_dead_heads(graph: fx.GraphModule, multiple: int = 1) -> list[Removed]
         attended = _attended(graph, node)
         if attended is None:
             continue
-        heads = attended.heads.heads
-        value, out = _linear(graph, attended.inputs[2]), _linear(graph, attended.out)
-        read = out.weight.unflatten(1, (heads, -1))  # (out, heads, width)
-        constant = ~value.weight.unflatten(0, (heads, -1)).flatten(1).any(1)
-        dead = constant | ~read.transpose(0, 1).flatten(1).any(1)
-        query = _linear(graph, attended.inputs[0])
-        projections = [*(_linear(graph, each) for each in attended.inputs), out]
-        if query.in_features * out.out_features > sum(each.weight.numel() for each in projections):
-            # The output projection would become larger than all of them.
-            dead[0] &= not bool(dead.all())
-        if not dead.all():
-            width = read.shape[2]
-            dead &= ~put_back(dead, multiple // math.gcd(multiple, width))
-        constant &= dead
-        if not dead.any():
-            continue
-        bias: Tensor | None = out.bias
-        if value.bias is not None:
-            moved = (read[:, constant].flatten(1).double()) @ value.bias.unflatten(0, (heads, -1))[
-                constant
-            ].flatten().double()
-            if bool((moved != 0).any()):
-                bias = moved + (0 if bias is None else bias.double())
-        if dead.all():
-            source = attended.inputs[0].args[0]
-            assert isinstance(source, fx.Node)
-            weight = out.weight.new_zeros(out.out_features, query.in_features)
-            attended.out.replace_input_with(attended.node, source)
-            graph.graph.eliminate_dead_code()
-        else:
-            weight = read[:, ~dead].flatten(1)
-            attended.keep_rows(graph, ~dead)
-        set_module(graph, str(attended.out.target), with_weights(out, weight, bias))
-        removed.append(
-            Removed(str(node.target).removesuffix(".heads"), int(dead.sum()), bool(dead.all()))
-        )
+        gone = _remove(attended, multiple)
+        if gone is not None:
+            removed.append(gone)
     return removed
+
+
+def _remove(attended: _Attended, multiple: int) -> Removed | None:
+    """Removes the dead heads of one attention; None if none goes."""
+    query, _, value = attended.inputs_projections()
+    out = attended.out_projection()
+    read = attended.read_by_head()
+    has_value = attended.by_head(value.weight).flatten(1).any(1)
+    is_read = read.transpose(0, 1).flatten(1).any(1)
+    dead = _dead_heads(attended, has_value & is_read, multiple)
+    if not dead.any():
+        return None
+    bias: Tensor | None = out.bias
+    if value.bias is not None:
+        constant = dead & ~has_value
+        output = attended.by_head(value.bias)[constant].flatten()
+        bias = _with_constant(bias, read[:, constant].flatten(1), output)
+    none_left = bool(dead.all())
+    if none_left:
+        weight = out.weight.new_zeros(out.out_features, query.in_features)
+        attended.pass_by()
+    else:
+        weight = read[:, ~dead].flatten(1)
+        attended.keep_rows(~dead)
+    reader = with_weights(out, weight, bias)
+    set_called(attended.graph, attended.out, reader)
+    name = str(attended.node.target).removesuffix(".heads")
+    return Removed(name, int(dead.sum()), none_left)
+
+
+def _dead_heads(attended: _Attended, needed: Tensor, multiple: int) -> Tensor:
+    """Which heads go if only those that are `needed` have to stay: (heads,) bool."""
+    dead = ~needed
+    if dead.all() and attended.is_larger_without():
+        dead[0] = False
+    if dead.all():
+        return dead
+    width = attended.read_by_head().shape[2]
+    heads_at_once = multiple // math.gcd(multiple, width)
+    return dead & ~put_back(dead, heads_at_once)
+
+
+def _with_constant(bias: Tensor | None, matrix: Tensor, output: Tensor) -> Tensor | None:
+    """The bias (out,) of a projection by `matrix` (out, width) with what a constant `output`
+    (width,) gives it."""
+    moved = matrix.double() @ output.double()
+    changes = bool((moved != 0).any())
+    if not changes:
+        return bias
+    before: Tensor | int = 0 if bias is None else bias.double()
+    return moved + before
 
 
 def _attended(graph: fx.GraphModule, node: fx.Node) -> _Attended | None:
     """The attention that the node calls, if its projections are linear layers that serve it
     alone."""
-    heads, out, counts = module_of(graph, node), only_user(node), call_counts(graph)
+    attention = module_of(graph, node)
+    out = only_user(node)
     inputs = tuple(node.all_input_nodes[:3])
-    if (
-        not isinstance(heads, Attention)
-        or out is None
-        or len(inputs) < 3
-        or inputs != node.args[:3]
-    ):
+    if not isinstance(attention, Attention) or out is None:
         return None
-    around = (*inputs, out)
-    alone = all(counts[each.target] == 1 for each in (node, *around)) and all(
-        only_user(each) is node for each in inputs
-    )
-    if not alone or not all(isinstance(module_of(graph, each), nn.Linear) for each in around):
+    if len(inputs) < 3 or inputs != node.args[:3]:
         return None
-    return _Attended(node, heads, inputs, out)
+    counts = call_counts(graph)
+    for each in (node, *inputs, out):
+        if counts[each.target] != 1:
+            return None
+    for each in inputs:
+        if only_user(each) is not node:
+            return None
+    for each in (*inputs, out):
+        if not isinstance(module_of(graph, each), nn.Linear):
+            return None
+    return _Attended(graph, node, attention, inputs, out)
 
 
 def _linear(graph: fx.GraphModule, node: fx.Node) -> nn.Linear:

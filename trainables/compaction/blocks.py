@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slimfront.trainables.structure.targets.branches import residual_branches
+from slimfront.trainables.structure.targets.branches import Branch, residual_branches
 
 
 @torch.no_grad()
@@ -19,17 +19,26 @@ def drop_empty_branches(graph: fx.GraphModule, inputs: Tensor) -> list[str]:
     """
     dropped: list[str] = []
     while True:
-        empty = [branch for branch in residual_branches(graph) if branch.is_zero(graph)]
-        shapes = Shapes(graph).of(inputs) if empty else {}
-        same = (branch for branch in empty if shapes[branch.shortcut] == shapes[branch.addition])
         # One at a time: the next branch's shortcut may be the addition that goes.
-        branch = next(same, None)
+        branch = _first_empty(graph, inputs)
         if branch is None:
             return dropped
         branch.addition.replace_all_uses_with(branch.shortcut)
         graph.graph.erase_node(branch.addition)
         graph.graph.eliminate_dead_code()
         dropped.append(branch.name)
+
+
+def _first_empty(graph: fx.GraphModule, inputs: Tensor) -> Branch | None:
+    """The first branch that adds nothing to a shortcut of its own shape."""
+    empty = [branch for branch in residual_branches(graph) if branch.is_zero(graph)]
+    if not empty:
+        return None
+    shapes = Shapes(graph).of(inputs)
+    for branch in empty:
+        if shapes[branch.shortcut] == shapes[branch.addition]:
+            return branch
+    return None
 
 
 class Shapes(fx.Interpreter):

@@ -18,7 +18,9 @@ from slimfront.trainables.structure.removable import removable_together
 
 log = logging.getLogger(__name__)
 
-_BY_COLUMNS = (nn.Embedding, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (WeightLayer, *_TRANSPOSED)
+_BY_COLUMNS = (nn.Embedding, *_TRANSPOSED)
 
 
 def remove_coupled_channels(
@@ -39,10 +41,11 @@ def remove_coupled_channels(
     if not _has_zeros(network):
         return []
     network.recompile()  # its graph may have changed
-    own = sliced(network, inputs, _agreement(network, inputs, tolerance, probe), multiple)
-    if own is not None:
-        return [Removed(name, count, whole=False) for name, count in own.items()]
-    return _removed_by_dependencies(network, inputs, tolerance, multiple)
+    agrees = _agreement(network, inputs, tolerance, probe)
+    lost = sliced(network, inputs, agrees, multiple)
+    if lost is None:
+        return _removed_by_dependencies(network, inputs, tolerance, multiple)
+    return [Removed(name, count, whole=False) for name, count in lost.items()]
 
 
 def _agreement(
@@ -63,13 +66,16 @@ def _has_zeros(network: fx.GraphModule) -> bool:
     """Whether a weight is 0 all along a row, or along a column that reads what a layer made."""
     first = _first_layers(network)
     for name, parameter in network.named_parameters():
-        if parameter.dim() < 2:
+        axes = parameter.dim()
+        if axes < 2:
             continue
-        entries = parameter.detach().flatten(2) if parameter.dim() > 2 else parameter.unsqueeze(2)
+        weight = parameter.detach()
+        entries = weight.flatten(2) if axes > 2 else weight.unsqueeze(2)
         nonzero = entries.any(2)
         if not nonzero.any(1).all():
             return True
-        if name.rpartition(".")[0] not in first and not nonzero.any(0).all():
+        owner, _, _ = name.rpartition(".")
+        if owner not in first and not nonzero.any(0).all():
             return True
     return False
 
@@ -78,14 +84,19 @@ def _first_layers(network: fx.GraphModule) -> set[str]:
     """The layers that read the network's inputs, and what no layer made of them, but for those
     whose columns are what they make."""
     made: set[fx.Node] = set()
+    """What layers made, or hold."""
     first = set()
     for node in network.graph.nodes:
         module = module_of(network, node)
-        reads = any(source in made for source in node.all_input_nodes)
-        if module is not None and not reads and not isinstance(module, _BY_COLUMNS):
+        reads_made = any(source in made for source in node.all_input_nodes)
+        if module is None:
+            if reads_made or node.op == "get_attr":
+                made.add(node)
+            continue
+        if not reads_made and not isinstance(module, _BY_COLUMNS):
             first.add(str(node.target))
-        has_weights = module is not None and next(module.parameters(), None) is not None
-        if reads or has_weights or node.op == "get_attr":
+        has_weights = next(module.parameters(), None) is not None
+        if reads_made or has_weights:
             made.add(node)
     return first
 
@@ -101,18 +112,30 @@ def _removed_by_dependencies(
     except UserError as error:
         log.warning("channels shared by several layers stay: %s", error)
         return []
+    dead = _dead_of_groups(network, groups, multiple)
+    right = removable_together(network, inputs, dead, tolerance)
+    gone = {name: dead[name] for name in right}
+    if gone:
+        remove_units(network, inputs, gone)
+    return [Removed(name, int(units.sum()), whole=False) for name, units in gone.items()]
+
+
+def _dead_of_groups(
+    network: fx.GraphModule, groups: list[ChannelGroup], multiple: int
+) -> dict[str, Tensor]:
+    """Which units of each group can go, (units,) bool, by its name; one of each stays, and what
+    makes a multiple."""
     parameters = dict(network.named_parameters())
     dead: dict[str, Tensor] = {}
     for group in groups:
         gone = ~group.alive(parameters)
-        gone[0] &= not bool(gone.all())
-        gone &= ~put_back(gone, _units_at_once(group, multiple))
+        if gone.all():
+            gone[0] = False
+        units_at_once = _units_at_once(group, multiple)
+        gone &= ~put_back(gone, units_at_once)
         if gone.any():
             dead[group.name] = gone
-    right = removable_together(network, inputs, dead, tolerance)
-    if right:
-        remove_units(network, inputs, {name: dead[name] for name in right})
-    return [Removed(name, int(dead[name].sum()), whole=False) for name in right]
+    return dead
 
 
 def _units_at_once(group: ChannelGroup, multiple: int) -> int:
@@ -120,8 +143,10 @@ def _units_at_once(group: ChannelGroup, multiple: int) -> int:
     makes them does: a unit may be several rows there."""
     at_once = 1
     for owners in group.writers.values():
-        rows = int((owners >= 0).sum()) // group.units
-        at_once = math.lcm(at_once, multiple // math.gcd(multiple, rows))
+        rows = int((owners >= 0).sum())
+        rows_of_unit = rows // group.units
+        needed = multiple // math.gcd(multiple, rows_of_unit)
+        at_once = math.lcm(at_once, needed)
     return at_once
 
 
@@ -130,20 +155,23 @@ def dead_units(network: nn.Module) -> dict[str, int]:
     layer's name."""
     found: dict[str, int] = {}
     for name, layer in network.named_modules():
-        if isinstance(
-            layer, WeightLayer | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-        ):
-            count = int((~_alive(layer)).sum())
-            found |= {name: count} if count else {}
+        if not isinstance(layer, _LAYERS):
+            continue
+        dead = ~_alive(layer)
+        count = int(dead.sum())
+        if count:
+            found[name] = count
     return found
 
 
 def _alive(layer: nn.Module) -> Tensor:
     """Which units have a weight or a bias that is not 0: (units,)."""
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]
-    if not isinstance(layer, WeightLayer):  # transposed: (in, out / groups, …), the inputs by group
-        groups: int = layer.groups  # type: ignore[assignment]
-        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    if isinstance(layer, _TRANSPOSED):  # (in, out / groups, …), the inputs by group
+        by_group = weight.unflatten(0, (layer.groups, -1))
+        weight = by_group.transpose(1, 2).flatten(0, 1)
     alive = weight.flatten(1).any(1)
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
-    return alive if bias is None else alive | (bias.detach() != 0)
+    if bias is None:
+        return alive
+    return alive | (bias.detach() != 0)

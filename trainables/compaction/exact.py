@@ -36,29 +36,30 @@ def type_of(network: nn.Module) -> torch.dtype:
 def restore_types(network: fx.GraphModule, original: fx.GraphModule) -> None:
     """Gives parameters and buffers the types that they had; those that are new, that of the first
     parameter."""
-    types = {
-        name: tensor.dtype
-        for name, tensor in (*original.named_parameters(), *original.named_buffers())
-    }
-    first = next(
-        (dtype for dtype in types.values() if dtype.is_floating_point), torch.get_default_dtype()
-    )
+    types = {}
+    for name, tensor in (*original.named_parameters(), *original.named_buffers()):
+        types[name] = tensor.dtype
+    floating = (dtype for dtype in types.values() if dtype.is_floating_point)
+    first = next(floating, torch.get_default_dtype())
     network.zero_grad()
     _narrow(network)
     for prefix, module in network.named_modules():
-        for name, tensor in (
-            *module.named_parameters(recurse=False),
-            *module.named_buffers(recurse=False),
-        ):
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.to(types.get(f"{prefix}.{name}".lstrip("."), first))
+        parameters = module.named_parameters(recurse=False)
+        buffers = module.named_buffers(recurse=False)
+        for leaf, tensor in (*parameters, *buffers):
+            if not tensor.is_floating_point():
+                continue
+            name = f"{prefix}.{leaf}".lstrip(".")
+            dtype = types.get(name, first)
+            tensor.data = tensor.data.to(dtype)
 
 
 def _widen(network: fx.GraphModule) -> None:
     """Has casts to float32 in a network's code be casts to float64."""
     for node in network.graph.nodes:
         if node.op == "call_method" and node.target == "float":
-            node.meta[_WIDENED], node.target = node.target, "double"
+            node.meta[_WIDENED] = "float"
+            node.target = "double"
         elif _names_type(node, torch.float32):
             node.meta[_WIDENED] = torch.float32
             _rename_types(node, torch.float32, torch.float64)
@@ -77,7 +78,8 @@ def _narrow(network: fx.GraphModule) -> None:
 
 
 def _names_type(node: fx.Node, dtype: torch.dtype) -> bool:
-    return any(value is dtype for value in (*node.args, *node.kwargs.values()))
+    values = (*node.args, *node.kwargs.values())
+    return any(value is dtype for value in values)
 
 
 def _rename_types(node: fx.Node, before: torch.dtype, after: torch.dtype) -> None:

@@ -1,6 +1,7 @@
 """Changing the layers of a traced network."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,6 +13,7 @@ from slimfront.trainables.structure.graph import (
     layers_of,
     nonnegative_nodes,
     rounding,
+    submodule,
 )
 
 
@@ -41,21 +43,23 @@ _CONVS: dict[type[Conv], type[Conv]] = {nn.Conv1d: _Conv1d, nn.Conv2d: _Conv2d, 
 def with_weights(like: WeightLayer, weight: Tensor, bias: Tensor | None) -> WeightLayer:
     """A layer of the kind, type and device of `like`, with its stride and padding, of `weight`
     (out, in, …) and `bias` (out)."""
-    outputs, inputs = weight.shape[:2]
+    outputs, inputs, *kernel = weight.shape
+    has_bias = bias is not None
     layer: WeightLayer
     kind: type[nn.Module]
     if isinstance(like, nn.Linear):
-        kind, layer = nn.Linear, _Linear(inputs, outputs, bias=bias is not None, device="meta")
+        kind = nn.Linear
+        layer = _Linear(inputs, outputs, bias=has_bias, device="meta")
     else:
         kind = next(each for each in _CONVS if isinstance(like, each))
         layer = _CONVS[kind](
             inputs,
             outputs,
-            tuple(weight.shape[2:]),  # type: ignore[arg-type]
+            tuple(kernel),  # type: ignore[arg-type]
             stride=like.stride,  # type: ignore[arg-type]
             padding=like.padding,  # type: ignore[arg-type]
             dilation=like.dilation,  # type: ignore[arg-type]
-            bias=bias is not None,
+            bias=has_bias,
             padding_mode=like.padding_mode,
             device="meta",
         )
@@ -72,6 +76,30 @@ def set_module(graph: fx.GraphModule, name: str, module: nn.Module) -> None:
     setattr(graph.get_submodule(parent), leaf, module)
 
 
+def set_called(graph: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
+    """Puts `module` in the place of the module that a node calls."""
+    set_module(graph, str(node.target), module)
+
+
+def tensor_at(network: fx.GraphModule, name: str) -> Any:
+    """The parameter or buffer of that name."""
+    owner, _, leaf = name.rpartition(".")
+    holder = submodule(network, owner) if owner else network
+    return getattr(holder, leaf)
+
+
+def set_tensor(network: fx.GraphModule, name: str, tensor: Tensor) -> None:
+    """Puts a parameter or buffer in the place of the one of that name."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(network.get_submodule(owner), leaf, tensor)
+
+
+def delete_tensor(network: fx.GraphModule, name: str) -> None:
+    """Takes the parameter or buffer of that name away."""
+    owner, _, leaf = name.rpartition(".")
+    delattr(network.get_submodule(owner), leaf)
+
+
 def bypass(graph: fx.GraphModule, node: fx.Node) -> None:
     """Takes out a node that passes its first input on unchanged."""
     source = node.args[0]
@@ -85,6 +113,23 @@ def count_nonzeros(layer: nn.Module) -> int:
     return sum(int(p.count_nonzero()) for p in layer.parameters())
 
 
+def count_weights(layer: nn.Module) -> int:
+    """How many entries a layer's parameters have."""
+    return sum(parameter.numel() for parameter in layer.parameters())
+
+
+def is_larger(combined: nn.Module, first: nn.Module, second: nn.Module) -> bool:
+    """Whether a layer has more weights than two others together."""
+    apart = count_weights(first) + count_weights(second)
+    return count_weights(combined) > apart
+
+
+def is_denser(combined: nn.Module, first: nn.Module, second: nn.Module) -> bool:
+    """Whether a layer has more weights that are not zero than two others together."""
+    apart = count_nonzeros(first) + count_nonzeros(second)
+    return count_nonzeros(combined) > apart
+
+
 @torch.no_grad()
 def fold_batch_norms(graph: fx.GraphModule) -> list[str]:
     """Folds every batch norm that follows a layer into it, in float64; returns the names of the
@@ -94,7 +139,8 @@ def fold_batch_norms(graph: fx.GraphModule) -> list[str]:
         if layer.norm is None:
             continue
         weight, bias = _in_float64(layer).folded()
-        set_module(graph, layer.name, with_weights(layer.layer, weight, bias))
+        folded_layer = with_weights(layer.layer, weight, bias)
+        set_module(graph, layer.name, folded_layer)
         bypass(graph, layer.last)
         folded.append(layer.name)
     return folded
@@ -107,20 +153,28 @@ def clear_rounding(graph: fx.GraphModule, folded: list[str], dtype: torch.dtype)
     """
     for name in folded:
         layer = graph.get_submodule(name)
-        assert isinstance(layer, WeightLayer) and layer.bias is not None
-        error = rounding(layer.weight, layer.bias, dtype)
-        for tensor in (layer.weight, layer.bias):
-            tensor.masked_fill_((tensor < 0) & (tensor >= -error), 0)
+        assert isinstance(layer, WeightLayer)
+        weight, bias = layer.weight, layer.bias
+        assert bias is not None
+        error = rounding(weight, bias, dtype)
+        for tensor in (weight, bias):
+            negative = tensor < 0
+            is_rounding = negative & (tensor >= -error)
+            tensor.masked_fill_(is_rounding, 0)
 
 
 def _in_float64(layer: Layer) -> Layer:
-    norm = copy.deepcopy(layer.norm).double() if layer.norm is not None else None
-    return Layer(layer.name, copy.deepcopy(layer.layer).double(), norm, layer.node, layer.last)
+    wide = copy.deepcopy(layer.layer).double()
+    norm = None
+    if layer.norm is not None:
+        norm = copy.deepcopy(layer.norm).double()
+    return Layer(layer.name, wide, norm, layer.node, layer.last)
 
 
 def nonnegative_when_trained(graph: fx.GraphModule) -> set[fx.Node]:
     """Nodes whose output is non-negative with the present weights (batch norms folded)."""
-    inactive = {
-        layer.node for layer in layers_of(graph) if layer.norm is None and not layer.active()
-    }
+    inactive = set()
+    for layer in layers_of(graph):
+        if layer.norm is None and not layer.active():
+            inactive.add(layer.node)
     return nonnegative_nodes(graph, lambda node: node in inactive)

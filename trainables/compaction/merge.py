@@ -9,9 +9,10 @@ from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction.layers import (
     bypass,
-    count_nonzeros,
+    is_denser,
+    is_larger,
     nonnegative_when_trained,
-    set_module,
+    set_called,
     with_weights,
 )
 from slimfront.trainables.structure.graph import (
@@ -20,6 +21,7 @@ from slimfront.trainables.structure.graph import (
     call_counts,
     is_relu,
     module_of,
+    only_user,
     weight_layer,
 )
 
@@ -32,10 +34,12 @@ def drop_idle_relus(graph: fx.GraphModule) -> list[str]:
     nonnegative = nonnegative_when_trained(graph)
     dropped = []
     for node in list(graph.graph.nodes):
-        if is_relu(graph, node) and node.args[0] in nonnegative:
-            dropped.append(
-                str(node.args[0].target if node.args[0].op == "call_module" else node.args[0].name)
-            )
+        if not is_relu(graph, node):
+            continue
+        source = node.args[0]
+        if source in nonnegative:
+            is_layer = source.op == "call_module"
+            dropped.append(str(source.target) if is_layer else source.name)
             bypass(graph, node)
     return dropped
 
@@ -77,19 +81,23 @@ def merge_layers(
             combined = product_but_for_the_border(first, second)
         if combined is None:
             continue
-        grows = count_nonzeros(combined) > count_nonzeros(first) + count_nonzeros(second)
-        larger = _count(combined) > _count(first) + _count(second)
-        if (policy == "smaller" and (grows or larger)) or (larger and isinstance(combined, Conv)):
+        if _costs_more(combined, first, second, policy):
             kept.append(str(node.target))
             continue
-        set_module(graph, str(following.target), combined)
+        set_called(graph, following, combined)
         bypass(graph, node)
         merged.append(str(node.target))
     return merged, kept
 
 
-def _count(layer: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in layer.parameters())
+def _costs_more(
+    combined: WeightLayer, first: WeightLayer, second: WeightLayer, policy: MergePolicy
+) -> bool:
+    """Whether the product of two layers has more weights than the policy allows."""
+    larger = is_larger(combined, first, second)
+    if policy == "smaller":
+        return larger or is_denser(combined, first, second)
+    return larger and isinstance(combined, Conv)
 
 
 @torch.no_grad()
@@ -103,40 +111,54 @@ def product(first: WeightLayer, second: WeightLayer) -> WeightLayer | None:
     no bias; its zero padding would stand where the first layer's bias belongs.
     """
     if isinstance(first, nn.Linear) and isinstance(second, nn.Linear):
-        weight = second.weight.double() @ first.weight.double()
-        return with_weights(
-            second, weight, _combined_bias(first, second.weight.double(), second.bias)
-        )
-    if (
-        not isinstance(first, Conv)
-        or not isinstance(second, Conv)
-        or first.weight.dim() != second.weight.dim()
-    ):
+        return _product_of_linear(first, second)
+    if not isinstance(first, Conv) or not isinstance(second, Conv):
         return None
-    zero_padded = first.padding_mode == second.padding_mode == "zeros"
-    if not zero_padded or isinstance(first.padding, str) or isinstance(second.padding, str):
+    same_axes = first.weight.dim() == second.weight.dim()
+    if not same_axes or not _pad_zeros(first, second):
         return None
     if _is_pointwise(second):
-        matrix = second.weight.double().flatten(1)
-        combined = with_weights(
-            first,
-            torch.einsum("om,mi...->oi...", matrix, first.weight.double()),
-            _combined_bias(first, matrix, second.bias),
-        )
-        assert isinstance(combined, Conv)
-        combined.stride = tuple(a * b for a, b in zip(first.stride, second.stride, strict=True))
-        return combined
-    plain = _is_pointwise(first) and set(first.stride) == {1}
-    if plain and (not any(second.padding) or first.bias is None or not first.bias.any()):
-        weight = torch.einsum(
-            "om...,mi->oi...", second.weight.double(), first.weight.double().flatten(1)
-        )
-        return with_weights(
-            second,
-            weight,
-            _combined_bias(first, second.weight.double().flatten(2).sum(2), second.bias),
-        )
-    return None
+        return _with_pointwise_behind(first, second)
+    if not _is_pointwise(first) or set(first.stride) != {1}:
+        return None
+    pads = any(second.padding)
+    if pads and first.bias is not None and first.bias.any():
+        return None
+    return _with_pointwise_before(first, second)
+
+
+def _product_of_linear(first: nn.Linear, second: nn.Linear) -> WeightLayer:
+    matrix = second.weight.double()
+    weight = matrix @ first.weight.double()
+    bias = _combined_bias(first, matrix, second.bias)
+    return with_weights(second, weight, bias)
+
+
+def _with_pointwise_behind(first: Conv, second: Conv) -> WeightLayer:
+    matrix = second.weight.double().flatten(1)
+    weight = torch.einsum("om,mi...->oi...", matrix, first.weight.double())
+    bias = _combined_bias(first, matrix, second.bias)
+    combined = with_weights(first, weight, bias)
+    assert isinstance(combined, Conv)
+    strides = zip(first.stride, second.stride, strict=True)
+    combined.stride = tuple(a * b for a, b in strides)
+    return combined
+
+
+def _with_pointwise_before(first: Conv, second: Conv) -> WeightLayer:
+    matrix = first.weight.double().flatten(1)
+    kernels = second.weight.double()
+    weight = torch.einsum("om...,mi->oi...", kernels, matrix)
+    bias = _combined_bias(first, kernels.flatten(2).sum(2), second.bias)
+    return with_weights(second, weight, bias)
+
+
+def _pad_zeros(first: Conv, second: Conv) -> bool:
+    """Whether both pad by zeros, by numbers that are given."""
+    for layer in (first, second):
+        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+            return False
+    return True
 
 
 def _is_pointwise(layer: Conv) -> bool:
@@ -155,24 +177,23 @@ def product_but_for_the_border(first: WeightLayer, second: WeightLayer) -> nn.Co
     """
     if not isinstance(first, nn.Conv2d) or not isinstance(second, nn.Conv2d):
         return None
-    plain = first.stride == (1, 1) and first.dilation == second.dilation == (1, 1)
-    zero_padded = first.padding_mode == second.padding_mode == "zeros"
-    if (
-        not (plain and zero_padded)
-        or isinstance(first.padding, str)
-        or isinstance(second.padding, str)
-    ):
+    dilated = first.dilation != (1, 1) or second.dilation != (1, 1)
+    if dilated or first.stride != (1, 1):
+        return None
+    before, behind = first.padding, second.padding
+    if not _pad_zeros(first, second) or isinstance(before, str) or isinstance(behind, str):
         return None
     # Correlating with W₁ and then with W₂ is correlating with the full convolution of the two
     # kernels.
-    margin = [k - 1 for k in first.kernel_size]
+    margin = [size - 1 for size in first.kernel_size]
     flipped = first.weight.double().transpose(0, 1).flip(2, 3)
-    weight = nn.functional.conv2d(second.weight.double(), flipped, padding=margin)
-    combined = with_weights(
-        second, weight, _combined_bias(first, second.weight.double().sum((2, 3)), second.bias)
-    )
+    kernels = second.weight.double()
+    weight = nn.functional.conv2d(kernels, flipped, padding=margin)
+    matrix = kernels.sum((2, 3))
+    bias = _combined_bias(first, matrix, second.bias)
+    combined = with_weights(second, weight, bias)
     assert isinstance(combined, nn.Conv2d)
-    combined.padding = tuple(a + b for a, b in zip(first.padding, second.padding, strict=True))
+    combined.padding = tuple(a + b for a, b in zip(before, behind, strict=True))
     return combined
 
 
@@ -181,7 +202,9 @@ def _combined_bias(first: WeightLayer, matrix: Tensor, bias: Tensor | None) -> T
     if first.bias is None:
         return bias
     moved: Tensor = matrix @ first.bias.double()
-    return moved if bias is None else moved + bias.double()
+    if bias is None:
+        return moved
+    return moved + bias.double()
 
 
 def _next_layer(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> fx.Node | None:
@@ -189,11 +212,11 @@ def _next_layer(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -
     unchanged."""
     if weight_layer(graph, node) is None or counts[node.target] > 1:
         return None
-    current = node
-    while len(current.users) == 1:
-        current = next(iter(current.users))
-        if weight_layer(graph, current) is not None:
-            return current if counts[current.target] == 1 else None
-        if not isinstance(module_of(graph, current), nn.Identity | nn.Dropout):
-            return None
-    return None
+    reader = only_user(node)
+    while isinstance(module_of(graph, reader), nn.Identity | nn.Dropout):
+        assert reader is not None
+        reader = only_user(reader)
+    if reader is None or weight_layer(graph, reader) is None:
+        return None
+    called_once = counts[reader.target] == 1
+    return reader if called_once else None

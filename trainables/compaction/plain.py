@@ -1,11 +1,13 @@
 """A compact network as plain data and tensors, so that a checkpoint loads with `weights_only=True`
 and no pickled code."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from slimfront.trainables.compaction.layers import tensor_at
 from slimfront.trainables.compaction.quick import make_quick
 from slimfront.trainables.structure import operations
 
@@ -13,32 +15,34 @@ FORMAT = 2
 
 _TENSORS = ("parameter", "buffer")
 
+Plain = dict[str, Any]
+"""Plain data and tensors, by name."""
 
-def serialise(network: fx.GraphModule) -> dict[str, Any]:
+
+def serialise(network: fx.GraphModule) -> Plain:
     """A traced network as a dictionary of plain data and tensors.
 
     Raises:
         ValueError: if the network holds a module or an operation that is none of `operations`.
     """
-    modules: dict[str, Any] = {}
-    kept: dict[int, str] = {}
+    modules: dict[str, Plain] = {}
+    places: dict[int, str] = {}
     nodes = []
     for node in network.graph.nodes:
         target, values = _operation(node)
         if node.op == "call_module" and target not in modules:
-            modules[target] = _module_to_plain(network.get_submodule(target), target)
-            _tie(modules[target], network.get_submodule(target), target, kept)
+            module = network.get_submodule(target)
+            modules[target] = _module_to_plain(module, target)
+            _tie(modules[target], module, target, places)
         elif node.op == "get_attr":
             modules[target] = _tensor_to_plain(network, target)
-        arguments = [_argument_to_plain(value) for value in values]
-        keywords = {key: _argument_to_plain(value) for key, value in node.kwargs.items()}
         nodes.append(
             {
                 "name": node.name,
                 "op": node.op,
                 "target": target,
-                "args": arguments,
-                "kwargs": keywords,
+                "args": [_argument_to_plain(value) for value in values],
+                "kwargs": _arguments_to_plain(node.kwargs),
             }
         )
     return {"format": FORMAT, "modules": modules, "nodes": nodes}
@@ -50,58 +54,81 @@ def _operation(node: fx.Node) -> tuple[str, tuple[Any, ...]]:
     Raises:
         ValueError: if it is none of `operations`.
     """
+    operation = node.op
     target = str(node.target)
-    if node.op == "call_function":
-        if node.target is getattr and node.args[1] in operations.ATTRIBUTES:
-            return str(node.args[1]), node.args[:1]
-        name = operations.name_of(node.target)
-        if name is not None:
-            return name, node.args
-        raise ValueError(f"cannot store the operation '{node.name}' ({target}) as plain data")
-    if node.op == "call_method" and target not in operations.methods():
+    if operation == "call_function":
+        return _function(node)
+    if operation == "call_method" and target not in operations.methods():
         raise ValueError(f"cannot store the operation '{node.name}' (.{target}) as plain data")
-    if node.op not in ("call_module", "get_attr", "call_method", "placeholder", "output"):
-        raise ValueError(f"cannot store '{node.name}' ({node.op} {target}) as plain data")
+    if operation not in _OPERATIONS:
+        raise ValueError(f"cannot store '{node.name}' ({operation} {target}) as plain data")
     return target, node.args
 
 
-def deserialise(plain: dict[str, Any]) -> fx.GraphModule:
+def _function(node: fx.Node) -> tuple[str, tuple[Any, ...]]:
+    """The name of a function, and its arguments; of `getattr`, the name of the attribute."""
+    if node.target is getattr:
+        owner, attribute, *_ = node.args
+        if attribute in operations.ATTRIBUTES:
+            return str(attribute), (owner,)
+    name = operations.name_of(node.target)
+    if name is None:
+        raise ValueError(f"cannot store the operation '{node.name}' ({node.target}) as plain data")
+    return name, node.args
+
+
+def deserialise(plain: Plain) -> fx.GraphModule:
     """The network that `serialise` stored, in evaluation mode on the CPU, with bit-identical
     weights.
 
     Raises:
         ValueError: if the data is of another format.
     """
-    if plain.get("format") != FORMAT:
+    stored_format = plain.get("format")
+    if stored_format != FORMAT:
         raise ValueError(
-            f"this network is stored in format {plain.get('format')}, and this version reads "
+            f"this network is stored in format {stored_format}, and this version reads "
             f"format {FORMAT}"
         )
     check_plain(plain)
-    root = nn.Module()
-    for name, stored in plain["modules"].items():
-        parent, _, leaf = name.rpartition(".")
-        if stored["kind"] in _TENSORS:
-            _tensor_from_plain(_submodule(root, parent), leaf, stored)
-        else:
-            _submodule(root, parent).add_module(leaf, _module_from_plain(stored, plain["modules"]))
-    for name, stored in plain["modules"].items():
-        for leaf, source in stored.get("tied", {}).items():
-            setattr(root.get_submodule(name), leaf, root.get_parameter(source))
+    root = _modules_from_plain(plain["modules"])
     graph = fx.Graph()
     made: dict[str, fx.Node] = {}
-    for node in plain["nodes"]:
-        target = node["target"]
-        arguments = tuple(_argument_from_plain(value, made) for value in node["args"])
-        if node["op"] == "call_function" and target in operations.ATTRIBUTES:
-            target, arguments = getattr, (*arguments, target)
-        elif node["op"] == "call_function":
-            target = operations.function_of(target)
-        keywords = {key: _argument_from_plain(value, made) for key, value in node["kwargs"].items()}
-        made[node["name"]] = graph.create_node(
-            node["op"], target, arguments, keywords, node["name"]
-        )
+    for stored in plain["nodes"]:
+        name = stored["name"]
+        made[name] = _node_from_plain(graph, stored, made)
     return make_quick(fx.GraphModule(root, graph)).eval()
+
+
+def _modules_from_plain(modules: Plain) -> nn.Module:
+    """A module with all modules, parameters and buffers of a network at their places."""
+    root = nn.Module()
+    for name, stored in modules.items():
+        parent, _, leaf = name.rpartition(".")
+        owner = _submodule(root, parent)
+        if stored["kind"] in _TENSORS:
+            _tensor_from_plain(owner, leaf, stored)
+        else:
+            owner.add_module(leaf, _module_from_plain(stored, modules))
+    for name, stored in modules.items():
+        tied = stored.get("tied", {})
+        for leaf, source in tied.items():
+            setattr(root.get_submodule(name), leaf, root.get_parameter(source))
+    return root
+
+
+def _node_from_plain(graph: fx.Graph, stored: Plain, made: dict[str, fx.Node]) -> fx.Node:
+    """Adds a node to a graph; those that it reads were `made` before, by name."""
+    operation = stored["op"]
+    target = stored["target"]
+    args = tuple(_argument_from_plain(value, made) for value in stored["args"])
+    kwargs = _arguments_from_plain(stored["kwargs"], made)
+    if operation == "call_function" and target in operations.ATTRIBUTES:
+        args = (*args, target)
+        target = getattr
+    elif operation == "call_function":
+        target = operations.function_of(target)
+    return graph.create_node(operation, target, args, kwargs, stored["name"])
 
 
 _DTYPES = {
@@ -115,7 +142,7 @@ _DTYPES = {
 _OPERATIONS = ("placeholder", "output", "call_module", "call_function", "call_method", "get_attr")
 
 
-def check_plain(plain: dict[str, Any]) -> None:
+def check_plain(plain: Plain) -> None:
     """Checks what would be looked up or become code when a network is made of plain data, before
     anything is made.
 
@@ -126,25 +153,27 @@ def check_plain(plain: dict[str, Any]) -> None:
         ValueError: if a name is none, or an operation, module or method is not one that `serialise`
             stores.
     """
-    for name, stored in plain["modules"].items():
+    modules = plain["modules"]
+    for name, stored in modules.items():
         _check_path(name)
-        if stored["kind"] not in _TENSORS and operations.kind_of(stored["kind"]) is None:
-            raise ValueError(f"it has a module of the unknown kind {_shown(stored['kind'])}")
+        kind = stored["kind"]
+        if kind not in _TENSORS and operations.kind_of(kind) is None:
+            raise ValueError(f"it has a module of the unknown kind {_shown(kind)}")
     for node in plain["nodes"]:
-        operation, target = node["op"], node["target"]
-        if operation not in _OPERATIONS or not _is_known(operation, target, plain["modules"]):
+        operation = node["op"]
+        target = node["target"]
+        if operation not in _OPERATIONS or not _is_known(operation, target, modules):
             raise ValueError(
                 f"it has an unknown operation, {_shown(operation)} of {_shown(target)}"
             )
-        for name in (
-            node["name"],
-            *node["kwargs"],
-            *([target] if operation == "placeholder" else []),
-        ):
+        _check_path(node["name"], parts=1)
+        for name in node["kwargs"]:
             _check_path(name, parts=1)
+        if operation == "placeholder":
+            _check_path(target, parts=1)
 
 
-def _is_known(operation: str, target: object, modules: dict[str, Any]) -> bool:
+def _is_known(operation: str, target: object, modules: Plain) -> bool:
     """Whether an operation of a stored graph has something to act on or with."""
     if operation == "call_function":
         is_attribute = isinstance(target, str) and target in operations.ATTRIBUTES
@@ -160,16 +189,18 @@ def _check_path(path: object, parts: int | None = None) -> None:
     """Raises ValueError if `path` is not names with dots between them, each a number, or an
     identifier, but for hyphens."""
     names = path.split(".") if isinstance(path, str) else []
-    plain = all(name.replace("-", "_").isidentifier() or name.isdecimal() for name in names)
+    right = bool(names) and all(_is_part(name) for name in names)
     if parts is not None:  # it stands in code as it is
-        plain = plain and all(name.isidentifier() for name in names)
-    if (
-        not names
-        or not plain
-        or any(name.startswith("__") for name in names)
-        or parts not in (None, len(names))
-    ):
+        right = right and len(names) == parts and all(name.isidentifier() for name in names)
+    if not right:
         raise ValueError(f"{_shown(path)} is no name of a part of a network")
+
+
+def _is_part(name: str) -> bool:
+    """Whether a name is a number, or an identifier but for hyphens, and not one of Python's own."""
+    if name.startswith("__"):
+        return False
+    return name.isdecimal() or name.replace("-", "_").isidentifier()
 
 
 def _shown(value: object) -> str:
@@ -177,52 +208,56 @@ def _shown(value: object) -> str:
     return repr(value)[:60]
 
 
-def _module_to_plain(module: nn.Module, name: str) -> dict[str, Any]:
+def _module_to_plain(module: nn.Module, name: str) -> Plain:
     kind = type(module).__name__
     if not operations.is_kind(module):
         raise ValueError(f"cannot store a {kind} ('{name}') as plain data")
     try:
-        arguments = {
-            argument: _argument_to_plain(value)
-            for argument, value in operations.arguments_of(module).items()
-        }
+        arguments = _arguments_to_plain(operations.arguments_of(module))
     except ValueError as error:
         raise ValueError(f"cannot store a {kind} ('{name}') as plain data: {error}") from None
-    state = {key: tensor.detach().cpu().clone() for key, tensor in module.state_dict().items()}
+    state = {}
+    for key, tensor in module.state_dict().items():
+        state[key] = tensor.detach().cpu().clone()
     plain = {"kind": kind, "arguments": arguments, "state": state}
     _check_rebuilt(module, name, plain)
     return plain
 
 
-def _check_rebuilt(module: nn.Module, name: str, plain: dict[str, Any]) -> None:
+def _check_rebuilt(module: nn.Module, name: str, plain: Plain) -> None:
     """Raises ValueError if a module would not come back with its shapes and settings."""
     kind = plain["kind"]
-    rebuilt = _rebuilt(kind, plain["arguments"])
-    shapes = {key: tensor.shape for key, tensor in module.state_dict().items()}
-    if {key: tensor.shape for key, tensor in rebuilt.state_dict().items()} != shapes:
+    rebuilt = _rebuilt(plain)
+    if _shapes(rebuilt) != _shapes(module):
         raise ValueError(
             f"cannot store a {kind} ('{name}') as plain data: its tensors are not those that its "
             "settings make"
         )
-    if rebuilt.extra_repr() != module.extra_repr():
+    settings = module.extra_repr()
+    if rebuilt.extra_repr() != settings:
         raise ValueError(
             f"cannot store a {kind} ('{name}') as plain data: its settings are not all known "
-            f"({module.extra_repr()})"
+            f"({settings})"
         )
 
 
-def _tensor_to_plain(network: fx.GraphModule, name: str) -> dict[str, Any]:
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    state = module.state_dict()
+    return {key: tensor.shape for key, tensor in state.items()}
+
+
+def _tensor_to_plain(network: fx.GraphModule, name: str) -> Plain:
     """A parameter or buffer that the network's own code reads, such as an embedding of
     positions."""
-    parent, _, leaf = name.rpartition(".")
-    tensor = getattr(network.get_submodule(parent), leaf)
+    tensor = tensor_at(network, name)
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(f"cannot store '{name}' ({type(tensor).__name__}) as plain data")
     kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
-    return {"kind": kind, "arguments": {}, "state": {"value": tensor.detach().cpu().clone()}}
+    value = tensor.detach().cpu().clone()
+    return {"kind": kind, "arguments": {}, "state": {"value": value}}
 
 
-def _tensor_from_plain(owner: nn.Module, leaf: str, stored: dict[str, Any]) -> None:
+def _tensor_from_plain(owner: nn.Module, leaf: str, stored: Plain) -> None:
     tensor: torch.Tensor = stored["state"]["value"]
     if stored["kind"] == "parameter":
         owner.register_parameter(leaf, nn.Parameter(tensor))
@@ -230,34 +265,44 @@ def _tensor_from_plain(owner: nn.Module, leaf: str, stored: dict[str, Any]) -> N
         owner.register_buffer(leaf, tensor)
 
 
-def _tie(plain: dict[str, Any], module: nn.Module, name: str, kept: dict[int, str]) -> None:
-    """Keeps a parameter that another module holds too where it was first: `tied` says which."""
+def _tie(plain: Plain, module: nn.Module, name: str, places: dict[int, str]) -> None:
+    """Keeps a parameter that another module holds too where it was first: `tied` says which.
+
+    `places` has the names of the parameters that were kept before, by identity.
+    """
     for leaf, parameter in module.named_parameters():
-        source = kept.setdefault(id(parameter), f"{name}.{leaf}")
-        if source != f"{name}.{leaf}":
-            plain.setdefault("tied", {})[leaf] = source
-            del plain["state"][leaf]
+        place = f"{name}.{leaf}"
+        first_place = places.setdefault(id(parameter), place)
+        if first_place == place:
+            continue
+        tied = plain.setdefault("tied", {})
+        tied[leaf] = first_place
+        del plain["state"][leaf]
 
 
-def _rebuilt(kind: str, arguments: dict[str, Any]) -> nn.Module:
-    """A module of this kind, whose tensors have no memory."""
-    made = operations.kind_of(kind)
-    assert made is not None
-    given = {key: _argument_from_plain(value, {}) for key, value in arguments.items()}
+def _rebuilt(plain: Plain) -> nn.Module:
+    """The module that was stored, whose tensors have no memory."""
+    kind = operations.kind_of(plain["kind"])
+    assert kind is not None
+    arguments = _arguments_from_plain(plain["arguments"], {})
     with torch.device("meta"):
-        return made(**given)
+        return kind(**arguments)
 
 
-def _module_from_plain(stored: dict[str, Any], modules: dict[str, Any]) -> nn.Module:
-    module = _rebuilt(stored["kind"], stored["arguments"])
-    tied = {leaf: source.rpartition(".") for leaf, source in stored.get("tied", {}).items()}
-    state = {leaf: modules[owner]["state"][name] for leaf, (owner, _, name) in tied.items()}
-    module.load_state_dict(stored["state"] | state, assign=True)
+def _module_from_plain(stored: Plain, modules: Plain) -> nn.Module:
+    module = _rebuilt(stored)
+    state = dict(stored["state"])
+    tied = stored.get("tied", {})
+    for leaf, source in tied.items():
+        owner, _, name = source.rpartition(".")
+        state[leaf] = modules[owner]["state"][name]
+    module.load_state_dict(state, assign=True)
     return module
 
 
 def _submodule(root: nn.Module, path: str) -> nn.Module:
-    for part in path.split(".") if path else []:
+    parts = path.split(".") if path else []
+    for part in parts:
         if not hasattr(root, part):
             root.add_module(part, nn.Module())
         root = getattr(root, part)
@@ -281,6 +326,14 @@ _NAMED: dict[str, tuple[type, dict[str, Any]]] = {
     "layout": (torch.layout, {"strided": torch.strided}),
 }
 """Constants of torch that are arguments, by what they are stored as."""
+
+
+def _arguments_to_plain(values: Mapping[str, Any]) -> Plain:
+    return {name: _argument_to_plain(value) for name, value in values.items()}
+
+
+def _arguments_from_plain(values: Plain, made: dict[str, fx.Node]) -> Plain:
+    return {name: _argument_from_plain(value, made) for name, value in values.items()}
 
 
 def _argument_to_plain(value: Any) -> Any:
@@ -309,7 +362,8 @@ def _form(value: Any) -> tuple[str, Any]:
         parts = (value.start, value.stop, value.step)
         return "slice", [_argument_to_plain(part) for part in parts]
     if isinstance(value, dict):
-        return "mapping", [[_argument_to_plain(part) for part in pair] for pair in value.items()]
+        pairs = [_argument_to_plain(list(pair)) for pair in value.items()]
+        return "mapping", pairs
     if isinstance(value, torch.device):
         return "device", str(value)
     if value is Ellipsis:

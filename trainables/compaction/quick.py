@@ -24,8 +24,9 @@ def make_quick(network: fx.GraphModule) -> fx.GraphModule:
 
 def _replaced(code: list[str], network: fx.GraphModule) -> list[str]:
     called = {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
-    quicker = [(f"{_by_attributes(target)}(", f"{_by_dictionaries(target)}(") for target in called]
-    for slow, quick in quicker:
+    for target in called:
+        slow = f"{_by_attributes(target)}("
+        quick = f"{_by_dictionaries(target)}("
         code = [line.replace(slow, quick) for line in code]
     return code
 
@@ -39,4 +40,7 @@ def _by_attributes(target: str) -> str:
 
 
 def _by_dictionaries(target: str) -> str:
-    return "self" + "".join(f'._modules["{name}"]' for name in target.split("."))
+    path = "self"
+    for name in target.split("."):
+        path += f'._modules["{name}"]'
+    return path

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from slimfront.trainables.compaction.layers import (
     bypass,
     nonnegative_when_trained,
-    set_module,
+    set_called,
     with_weights,
 )
 from slimfront.trainables.structure.coupling.units import put_back
@@ -69,17 +69,35 @@ class _Path:
     def padded(self) -> bool:
         """Whether zeros are padded in between, or sums divided by another number: a constant unit
         would not be constant."""
-        pools = [module for module in self.modules if isinstance(module, _AVERAGES)]
-        if any(
-            _any(pool.padding) or getattr(pool, "divisor_override", None) is not None
-            for pool in pools
-        ):
+        if any(_pads(module) for module in self.modules):
             return True
-        return (
-            isinstance(self.following, Conv)
-            and self.following.padding != "valid"
-            and _any(self.following.padding)
-        )
+        if not isinstance(self.following, Conv):
+            return False
+        padding = self.following.padding
+        return padding != "valid" and _any(padding)
+
+    def spans_space(self) -> bool:
+        """Whether the layer or its reader is a convolution."""
+        return isinstance(self.layer, Conv) or isinstance(self.following, Conv)
+
+
+@dataclass(frozen=True)
+class _Staying:
+    """Which units of a layer stay; each is of the units, bool."""
+
+    keep: Tensor
+    alive: Tensor
+    """Those whose weights stay; the others that are kept get weights of 0."""
+    constant: Tensor
+    """Those whose output moves into the reader's bias, as far as it is read."""
+
+
+def _pads(module: nn.Module | None) -> bool:
+    """Whether it is a pool that takes averages of more than its inputs."""
+    if not isinstance(module, _AVERAGES):
+        return False
+    divisor = getattr(module, "divisor_override", None)
+    return _any(module.padding) or divisor is not None
 
 
 def _any(padding: str | int | tuple[int, ...]) -> bool:
@@ -102,14 +120,17 @@ def remove_dead_units(graph: fx.GraphModule, multiple: int = 1) -> list[Removed]
     while True:  # what goes in one pass can leave more dead for the next
         nonnegative = nonnegative_when_trained(graph)
         counts = call_counts(graph)
-        before = len(removed)
+        found = False
         for node in list(graph.graph.nodes):
             path = _path(graph, node, counts)
-            if path is not None:
-                known = node.args[0] in nonnegative
-                gone = _remove(graph, path, multiple, input_nonnegative=known)
-                removed += [gone] if gone else []
-        if len(removed) == before:
+            if path is None:
+                continue
+            input_nonnegative = node.args[0] in nonnegative
+            gone = _remove(graph, path, multiple, input_nonnegative=input_nonnegative)
+            if gone is not None:
+                removed.append(gone)
+                found = True
+        if not found:
             return removed
 
 
@@ -125,25 +146,29 @@ def _path(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> _Pat
     while current is not None:
         following = weight_layer(graph, current)
         if following is not None:
-            if counts[current.target] > 1 or not _reads_units_in_order(
-                graph, layer, following, between
-            ):
+            called_once = counts[current.target] == 1
+            if not called_once or not _reads_units_in_order(graph, layer, following, between):
                 return None
-            modules = tuple(module_of(graph, n) for n in between)
+            modules = tuple(module_of(graph, each) for each in between)
             return _Path(node, current, layer, following, tuple(between), modules, relu)
         if is_relu(graph, current):
             relu = True
-        elif not (
-            calls(graph, current, (*_pools(layer), *_UNCHANGED)) or is_flatten(graph, current)
-        ):
+        elif not _passes_units_on(graph, layer, current):
             return None
         between.append(current)
         current = only_user(current)
     return None
 
 
+def _passes_units_on(graph: fx.GraphModule, layer: WeightLayer, node: fx.Node) -> bool:
+    """Whether a node keeps the layer's units apart and in order."""
+    known = (*_pools(layer), *_UNCHANGED)
+    return calls(graph, node, known) or is_flatten(graph, node)
+
+
 def _pools(layer: WeightLayer) -> tuple[type[nn.Module], ...]:
-    return next(pools for kind, pools in _POOLS.items() if isinstance(layer, kind))
+    kind = next(kind for kind in _POOLS if isinstance(layer, kind))
+    return _POOLS[kind]
 
 
 def _reads_units_in_order(
@@ -152,67 +177,89 @@ def _reads_units_in_order(
     """Whether the reader's inputs are the layer's units one after another, each with all its
     positions."""
     shapes = [node for node in between if is_flatten(graph, node)]
-    units, inputs = layer.weight.shape[0], following.weight.shape[1]
+    units = layer.weight.shape[0]
+    inputs = following.weight.shape[1]
     if type(layer) is type(following):
         return units == inputs and not shapes
     if not isinstance(layer, Conv) or len(shapes) != 1 or inputs % units:
         return False
-    module = module_of(graph, shapes[0])
+    return _keeps_examples_apart(graph, shapes[0])
+
+
+def _keeps_examples_apart(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node flattens all axes but the first."""
+    module = module_of(graph, node)
     if isinstance(module, nn.Flatten):
-        return (module.start_dim, module.end_dim) == (1, -1)
-    return (
-        shapes[0].target in (torch.flatten, "flatten")
-        and shapes[0].args[1:] == (1,)
-        and not shapes[0].kwargs
-    )
+        return module.start_dim == 1 and module.end_dim == -1
+    if node.target not in (torch.flatten, "flatten"):
+        return False
+    return node.args[1:] == (1,) and not node.kwargs
 
 
 def _remove(
     graph: fx.GraphModule, path: _Path, multiple: int, *, input_nonnegative: bool
 ) -> Removed | None:
-    layer, following = path.layer, path.following
-    bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.weight.shape[0])
-    constant, value = _constants(
-        layer.weight.flatten(1), bias, relu=path.relu, input_nonnegative=input_nonnegative
-    )
-    if path.padded():
-        constant = constant & (value == 0)
+    """Removes the units of a layer that are constant, or that its reader does not read; None if
+    none goes."""
+    constant, value = _constant_units(path, input_nonnegative)
     read = path.read_weights()
-    read_at_all = _any_along(read, (0, 2))
-    keep = read_at_all & ~constant
-    if bool(keep.all()):
+    is_read = _any_along(read, (0, 2))
+    needed = is_read & ~constant
+    if bool(needed.all()):
         return None
-    whole = not bool(keep.any())
-    spans_space = isinstance(layer, Conv) or isinstance(following, Conv)
-    emptied = False
-    if whole and spans_space:
-        keep[0] = True  # the shape of what the reader reads would change
-        constant = constant & ~keep
-        whole = False
-    elif whole and _is_larger_without(layer, following):
-        # Of a bottleneck: without it, the reader would have many more weights, all of them zero.
-        keep[0] = True
-        whole, emptied = False, True
-    alive = keep & (not emptied)
-    if not whole:
-        keep = keep | put_back(~keep, multiple)
-    count = int((~keep).sum())
+    staying = _staying(path, needed, constant, multiple)
+    gone = ~staying.keep
+    count = int(gone.sum())
     if count == 0:
         return None
-    output = torch.where(constant & read_at_all, value, 0)
-    new_bias = _moved_into_bias(following, read, output)
-    if whole:
-        weight = following.weight.new_zeros(following.weight.shape[0], layer.weight.shape[1])
-        for node in reversed((path.node, *path.between)):
-            bypass(graph, node)
-    else:
-        kept = keep.nonzero().flatten()
-        share = alive[kept].to(read)
-        outputs, _, *kernel = following.weight.shape
-        weight = (read[:, kept] * share.view(-1, 1)).reshape(outputs, -1, *kernel)
-        _keep_units(graph, path, kept, share)
-    set_module(graph, str(path.reader.target), with_weights(following, weight, new_bias))
+    whole = bool(gone.all())
+    output = torch.where(staying.constant & is_read, value, 0)
+    bias = _moved_into_bias(path.following, read, output)
+    columns = _pass_layer_by(graph, path) if whole else _keep_units(graph, path, staying)
+    reader = with_weights(path.following, columns, bias)
+    set_called(graph, path.reader, reader)
     return Removed(str(path.node.target), count, whole)
+
+
+def _constant_units(path: _Path, input_nonnegative: bool) -> tuple[Tensor, Tensor]:
+    """Which units the reader sees as constants, (units,) bool, and their output, (units,)."""
+    weight = path.layer.weight.flatten(1)
+    bias = path.layer.bias
+    if bias is None:
+        bias = weight.new_zeros(len(weight))
+    constant, value = _constants(weight, bias, relu=path.relu, input_nonnegative=input_nonnegative)
+    if path.padded():
+        constant = constant & (value == 0)
+    return constant, value
+
+
+def _staying(path: _Path, needed: Tensor, constant: Tensor, multiple: int) -> _Staying:
+    """Which units stay if only those that are `needed` have to: none, where the layer can go."""
+    keep = alive = needed
+    if not bool(needed.any()):
+        first = needed.clone()
+        first[0] = True
+        if path.spans_space():
+            # The shape of what the reader reads would change.
+            keep = alive = first
+            constant = constant & ~first
+        elif _is_larger_without(path.layer, path.following):
+            # Of a bottleneck: without it, the reader would have many more weights, all of them
+            # zero.
+            keep = first
+        else:
+            return _Staying(keep, alive, constant)
+    keep = keep | put_back(~keep, multiple)
+    return _Staying(keep, alive, constant)
+
+
+def _pass_layer_by(graph: fx.GraphModule, path: _Path) -> Tensor:
+    """Has the reader read what the layer reads; its weights for that, which are 0."""
+    for node in reversed((path.node, *path.between)):
+        bypass(graph, node)
+    before = path.following.weight
+    inputs = path.layer.weight.shape[1]
+    return before.new_zeros(len(before), inputs)
 
 
 def _any_along(weight: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -222,13 +269,23 @@ def _any_along(weight: Tensor, axes: tuple[int, ...]) -> Tensor:
     return nonzero > 0
 
 
-def _keep_units(graph: fx.GraphModule, path: _Path, kept: Tensor, share: Tensor) -> None:
-    """Leaves a layer these units alone, each times its `share` (kept,)."""
+def _keep_units(graph: fx.GraphModule, path: _Path, staying: _Staying) -> Tensor:
+    """Leaves a layer the units that stay alone; the weights of its reader for them."""
     layer = path.layer
-    bias = None if layer.bias is None else layer.bias[kept] * share
+    read = path.read_weights()
+    kept = staying.keep.nonzero().flatten()
+    share = staying.alive[kept].to(read)
+    """1, and 0 where nothing but a multiple needs a unit: (kept,)."""
     rows = layer.weight[kept]
-    narrower = with_weights(layer, rows * share.view(-1, *[1] * (rows.dim() - 1)), bias)
-    set_module(graph, str(path.node.target), narrower)
+    other_axes = [1] * (rows.dim() - 1)
+    rows = rows * share.view(-1, *other_axes)
+    bias = None
+    if layer.bias is not None:
+        bias = layer.bias[kept] * share
+    set_called(graph, path.node, with_weights(layer, rows, bias))
+    columns = read[:, kept] * share.view(-1, 1)
+    outputs, _, *kernel = path.following.weight.shape
+    return columns.reshape(outputs, -1, *kernel)
 
 
 def _moved_into_bias(following: WeightLayer, read: Tensor, output: Tensor) -> Tensor | None:
@@ -237,15 +294,21 @@ def _moved_into_bias(following: WeightLayer, read: Tensor, output: Tensor) -> Te
     if not bool(output.any()):
         bias: Tensor | None = following.bias
         return bias
-    moved = read.double().sum(2) @ output.double()  # (out of following)
-    return moved if following.bias is None else moved + following.bias.double()
+    matrix = read.double().sum(2)  # (out of following, units)
+    moved = matrix @ output.double()
+    if following.bias is None:
+        return moved
+    return moved + following.bias.double()
 
 
 def _is_larger_without(layer: WeightLayer, following: WeightLayer) -> bool:
-    """Whether a reader of the layer's inputs has more weights than the layer and its reader with
-    one unit between them."""
-    inputs, outputs = layer.weight.shape[1], following.weight.shape[0]
-    return inputs * outputs > inputs * layer.weight.shape[0] + layer.weight.shape[0] * outputs
+    """Whether a reader of the layer's inputs would have more weights than the layer and its reader
+    have together."""
+    units, inputs = layer.weight.shape[:2]
+    outputs = following.weight.shape[0]
+    without = inputs * outputs
+    with_all = inputs * units + units * outputs
+    return without > with_all
 
 
 def _constants(

@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction.blocks import Shapes
-from slimfront.trainables.compaction.layers import bypass, count_nonzeros, set_module, with_weights
+from slimfront.trainables.compaction.layers import (
+    bypass,
+    is_denser,
+    is_larger,
+    set_module,
+    with_weights,
+)
 from slimfront.trainables.compaction.merge import product
 from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.graph import (
@@ -84,8 +90,12 @@ def whole_layers(graph: fx.GraphModule, inputs: Tensor) -> list[WholeLayer]:
     note_ranks(graph, inputs)
     shapes = Shapes(graph).of(inputs)
     found = [*_branches(graph, shapes), *_inner(graph, shapes), *_merging(graph)]
-    order = {node: place for place, node in enumerate(graph.graph.nodes)}
-    return sorted(found, key=lambda each: min(order[node] for node in each.passes))
+    places = {node: place for place, node in enumerate(graph.graph.nodes)}
+
+    def first_place(layer: WholeLayer) -> int:
+        return min(places[node] for node in layer.passes)
+
+    return sorted(found, key=first_place)
 
 
 def take_out(graph: fx.GraphModule, layer: WholeLayer) -> None:
@@ -127,28 +137,35 @@ Made = Mapping[fx.Node, object]
 
 def _branches(graph: fx.GraphModule, shapes: Made) -> Iterator[WholeLayer]:
     for branch in residual_branches(graph):
-        if shapes[branch.shortcut] == shapes[branch.addition]:
-            yield WholeLayer(
-                branch.name,
-                "the residual branch that ends in it",
-                {branch.addition: branch.shortcut},
-            )
+        if shapes[branch.shortcut] != shapes[branch.addition]:
+            continue
+        what = "the residual branch that ends in it"
+        passes = {branch.addition: branch.shortcut}
+        yield WholeLayer(branch.name, what, passes)
 
 
 def _inner(graph: fx.GraphModule, shapes: Made) -> Iterator[WholeLayer]:
     """Layers between activations that keep the shape."""
     for layer in layers_of(graph):
         source = layer.node.args[0]
-        activation = only_user(layer.last)
-        if not isinstance(source, fx.Node) or activation is None:
+        activation = _activation_behind(graph, layer)
+        if activation is None or not isinstance(source, fx.Node):
             continue
-        between = calls(graph, activation, _ACTIVATIONS) and _is_activated(graph, source)
-        if between and shapes[source] == shapes[layer.last]:
-            passes = {layer.node: source}
-            if layer.last is not layer.node:
-                passes[layer.last] = layer.node
-            passes[activation] = layer.last
-            yield WholeLayer(layer.name, "the layer and its activation", passes)
+        if not _is_activated(graph, source) or shapes[source] != shapes[layer.last]:
+            continue
+        passes = {layer.node: source}
+        if layer.last is not layer.node:
+            passes[layer.last] = layer.node
+        passes[activation] = layer.last
+        yield WholeLayer(layer.name, "the layer and its activation", passes)
+
+
+def _activation_behind(graph: fx.GraphModule, layer: Layer) -> fx.Node | None:
+    """The activation that alone reads what a layer gives; None if there is none."""
+    reader = only_user(layer.last)
+    if reader is None or not calls(graph, reader, _ACTIVATIONS):
+        return None
+    return reader
 
 
 def _is_activated(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -162,8 +179,8 @@ def _merging(graph: fx.GraphModule) -> Iterator[WholeLayer]:
     """Layers that become part of the next one where the activation between them goes."""
     counts = call_counts(graph)
     for layer in layers_of(graph):
-        activation = only_user(layer.last)
-        if activation is None or not calls(graph, activation, _ACTIVATIONS):
+        activation = _activation_behind(graph, layer)
+        if activation is None:
             continue
         after = only_user(activation)
         while after is not None and calls(graph, after, _UNCHANGED):
@@ -171,13 +188,12 @@ def _merging(graph: fx.GraphModule) -> Iterator[WholeLayer]:
         following = weight_layer(graph, after)
         if after is None or following is None or counts[after.target] > 1:
             continue
-        if _combined(layer, following) is not None:
-            yield WholeLayer(
-                layer.name,
-                f"its activation, so that it merges into '{after.target}'",
-                {activation: layer.last},
-                (layer, str(after.target)),
-            )
+        if _combined(layer, following) is None:
+            continue
+        name = str(after.target)
+        what = f"its activation, so that it merges into '{name}'"
+        passes = {activation: layer.last}
+        yield WholeLayer(layer.name, what, passes, merges=(layer, name))
 
 
 @torch.no_grad()
@@ -193,10 +209,5 @@ def _combined(layer: Layer, following: nn.Module) -> WeightLayer | None:
     combined = product(first, following)
     if combined is None:
         return None
-    grows = count_nonzeros(combined) > count_nonzeros(first) + count_nonzeros(following)
-    larger = _count(combined) > _count(first) + _count(following)
-    return None if grows or larger else combined
-
-
-def _count(layer: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in layer.parameters())
+    costs_more = is_larger(combined, first, following) or is_denser(combined, first, following)
+    return None if costs_more else combined

@@ -70,9 +70,10 @@ def measure(network: nn.Module, inputs: Tensor) -> dict[str, float]:
 
 
 def _saved_bytes(state: Mapping[str, Tensor]) -> int:
-    saved = io.BytesIO()
     # A GPU's names take bytes too.
-    torch.save({name: tensor.detach().cpu() for name, tensor in state.items()}, saved)
+    on_cpu = {name: tensor.detach().cpu() for name, tensor in state.items()}
+    saved = io.BytesIO()
+    torch.save(on_cpu, saved)
     return saved.tell()
 
 
@@ -125,7 +126,8 @@ def distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _sparse_bytes(tensor: Tensor) -> int:
     """Size of a tensor, dense, or as one bit per entry and the entries that are not 0."""
     bitmap = math.ceil(tensor.numel() / 8)
-    entries = int(tensor.count_nonzero()) * tensor.element_size()
+    nonzero = int(tensor.count_nonzero())
+    entries = nonzero * tensor.element_size()
     return min(tensor.nbytes, bitmap + entries)
 
 
@@ -136,7 +138,8 @@ def _encoded(tensor: Tensor) -> bytes:
         return flat.numpy().tobytes()
     alive = flat != 0
     bitmap = np.packbits(alive.numpy())
-    return bitmap.tobytes() + flat[alive].numpy().tobytes()
+    entries = flat[alive].numpy()
+    return bitmap.tobytes() + entries.tobytes()
 
 
 def _count_layers(module: nn.Module) -> int:
@@ -182,10 +185,11 @@ def _watched(network: nn.Module, one_input: Tensor) -> tuple[int, int | None]:
     """The floating-point operations for one input, and the peak of activation bytes if the network
     can be traced."""
     try:
-        watch = _Watch(_apart(trace(network)))
+        traced = _apart(trace(network))
     except UserError:
         return count_flops(network, one_input), None
-    flops = _counted_flops(watch.module, lambda: watch.run(one_input.clone()))
+    watch = _Watch(traced)
+    flops = _counted_flops(traced, lambda: watch.run(one_input.clone()))
     return flops, watch.peak
 
 
@@ -220,7 +224,8 @@ def _uncounted(network: nn.Module, counter: FlopCounterMode) -> Iterator[list[in
 
     def leave(module: nn.Module, inputs: tuple[Any, ...], _outputs: object) -> None:
         counted = counter.get_total_flops() - before.pop()
-        extra.append(_by_hand(module, inputs[0]) - counted)
+        right = _by_hand(module, inputs[0])
+        extra.append(right - counted)
 
     handles = []
     for module in network.modules():
@@ -237,14 +242,13 @@ def _uncounted(network: nn.Module, counter: FlopCounterMode) -> Iterator[list[in
 def _by_hand(module: nn.Module, x: Any) -> int:
     """A multiply-add is two. Recurrent: for each step, two for each entry of its matrices;
     bilinear: xᵀA, and that times y."""
+    rows: Tensor = x.data if isinstance(x, nn.utils.rnn.PackedSequence) else x
+    features = rows.shape[-1]
+    steps = rows.numel() // features
     if isinstance(module, nn.Bilinear):
-        examples: int = x.numel() // x.shape[-1]
         products = module.out_features * module.in1_features
-        return 2 * examples * products * (module.in2_features + 1)
-    if isinstance(x, nn.utils.rnn.PackedSequence):
-        steps: int = x.data.shape[0]
-    else:
-        steps = x.numel() // x.shape[-1]
+        of_each = module.in2_features + 1
+        return 2 * steps * products * of_each
     entries = 0
     for parameter in module.parameters():
         if parameter.dim() == 2:
@@ -254,7 +258,9 @@ def _by_hand(module: nn.Module, x: Any) -> int:
 
 def _apart(traced: fx.GraphModule) -> fx.GraphModule:
     """The same with every attention split, so that what it keeps is seen."""
-    if any(isinstance(module, nn.MultiheadAttention) for module in traced.modules()):
-        traced = copied(traced)
-        split_attention(traced)
-    return traced
+    has_attention = any(isinstance(module, nn.MultiheadAttention) for module in traced.modules())
+    if not has_attention:
+        return traced
+    apart = copied(traced)
+    split_attention(apart)
+    return apart

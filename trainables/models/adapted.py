@@ -14,6 +14,12 @@ from slimfront.trainables.models.base import Model
 from slimfront.trainables.models.weights import load_weights
 from slimfront.trainables.options import suggest
 
+Parameters = Mapping[str, inspect.Parameter]
+"""The arguments of a forward, by name."""
+
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
 
 def built(model: Model, data: Dataset) -> nn.Module:
     """A network for a data set and its task, with the weights that it starts from, or freshly
@@ -51,10 +57,14 @@ def adapted(network: nn.Module, call: Call) -> nn.Module:
         if names is None:
             made = forward(self, inputs)
         elif by_place(names):
-            made = forward(self, *(inputs[name] for name in names))
+            placed = [inputs[name] for name in names]
+            made = forward(self, *placed)
         else:
-            made = forward(self, **{name: inputs[name] for name in names})
-        return made if output is None else picked(made, output)
+            named = {name: inputs[name] for name in names}
+            made = forward(self, **named)
+        if output is None:
+            return made
+        return picked(made, output)
 
     adapted_forward.__doc__ = forward.__doc__
     network.__class__ = type(kind.__name__, (kind,), {"forward": adapted_forward})
@@ -76,12 +86,11 @@ def as_called_with(network: nn.Module, inputs: Tensor, output: str | int | None)
 
 def _check_names(network: nn.Module, names: Sequence[str]) -> None:
     parameters = inspect.signature(network.forward).parameters
-    kinds = {parameter.kind for parameter in parameters.values()}
     what = f"{type(network).__name__}.forward"
     if by_place(names):
         _check_places(parameters, names, what)
         return
-    if inspect.Parameter.VAR_KEYWORD in kinds:
+    if _has_kind(parameters, inspect.Parameter.VAR_KEYWORD):
         return
     for name in names:
         if name not in parameters:
@@ -89,31 +98,37 @@ def _check_names(network: nn.Module, names: Sequence[str]) -> None:
                 f"the data has the input '{name}', and {what} has no such argument; "
                 f"{suggest(name, parameters)}"
             )
-    missing = [
-        name
-        for name, parameter in parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and name not in names
-    ]
-    if missing:
-        raise UserError(f"{what} needs '{missing[0]}', and the data has only {', '.join(names)}")
+    for name, parameter in parameters.items():
+        if name not in names and parameter.kind in _BY_NAME and _has_no_default(parameter):
+            raise UserError(f"{what} needs '{name}', and the data has only {', '.join(names)}")
 
 
-def _check_places(
-    parameters: Mapping[str, inspect.Parameter], names: Sequence[str], what: str
-) -> None:
+def _check_places(parameters: Parameters, names: Sequence[str], what: str) -> None:
     """As `_check_names`, for inputs that are given by their places."""
-    every = list(parameters.values())
-    placed = [one for one in every if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    if all(one.kind != one.VAR_POSITIONAL for one in every) and len(placed) < len(names):
+    count = len(names)
+    placed = []
+    by_name_alone = []
+    for parameter in parameters.values():
+        if parameter.kind in _BY_PLACE:
+            placed.append(parameter)
+        elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            by_name_alone.append(parameter)
+    takes_any = _has_kind(parameters, inspect.Parameter.VAR_POSITIONAL)
+    if len(placed) < count and not takes_any:
         raise UserError(
-            f"the data has {len(names)} inputs, and {what} takes {len(placed)} by their places"
+            f"the data has {count} inputs, and {what} takes {len(placed)} by their places"
         )
-    rest = [*placed[len(names) :], *(one for one in every if one.kind == one.KEYWORD_ONLY)]
-    missing = [one.name for one in rest if one.default is one.empty]
-    if missing:
-        raise UserError(f"{what} needs '{missing[0]}', and the data has {len(names)} inputs")
+    for parameter in (*placed[count:], *by_name_alone):
+        if _has_no_default(parameter):
+            raise UserError(f"{what} needs '{parameter.name}', and the data has {count} inputs")
+
+
+def _has_kind(parameters: Parameters, kind: object) -> bool:
+    return any(parameter.kind is kind for parameter in parameters.values())
+
+
+def _has_no_default(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty
 
 
 def picked(made: Any, output: str | int) -> Any:
@@ -127,8 +142,9 @@ def picked(made: Any, output: str | int) -> Any:
             f"task.output is {output!r}, and the network returns one tensor; leave task.output out"
         )
     try:
-        named = isinstance(output, str) and not isinstance(made, Mapping)
-        return getattr(made, str(output)) if named else made[output]
+        if isinstance(output, str) and not isinstance(made, Mapping):
+            return getattr(made, output)
+        return made[output]
     except (KeyError, IndexError, TypeError, AttributeError):
         known = list(made) if isinstance(made, Mapping) else type(made).__name__
         raise UserError(

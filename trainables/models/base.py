@@ -27,7 +27,9 @@ class Model(Options):
         if path is None or "\0" in path:
             return path
         local = Path(path).expanduser()
-        return str(local.absolute()) if local.is_file() else path
+        if not local.is_file():
+            return path
+        return str(local.absolute())
 
     def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         """A freshly initialised network.

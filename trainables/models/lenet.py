@@ -22,16 +22,24 @@ class LeNet(Model):
 
     def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         channels, height, width = input_shape
-        first, second = (max(1, round(c * self.width)) for c in (6, 16))
-        units = [max(1, round(u * self.width)) for u in (120, *[84] * (self.depth - 1))]
-        layers: list[nn.Module] = [
-            nn.Conv2d(channels, first, 5, padding=2),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        ]
-        layers += [nn.Conv2d(first, second, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
-        inputs = second * (height // 4) * (width // 4)
-        for count in units:
-            layers += [nn.Linear(inputs, count), nn.ReLU()]
-            inputs = count
-        return nn.Sequential(*layers, nn.Linear(inputs, outputs))
+        layers: list[nn.Module] = []
+        for wanted in (6, 16):
+            wider = self._times_width(wanted)
+            layers.append(nn.Conv2d(channels, wider, 5, padding=2))
+            layers.append(nn.ReLU())
+            layers.append(nn.MaxPool2d(2))
+            channels = wider
+        layers.append(nn.Flatten())
+        positions = (height // 4) * (width // 4)
+        inputs = channels * positions
+        for layer in range(self.depth):
+            units = self._times_width(84 if layer else 120)
+            layers.append(nn.Linear(inputs, units))
+            layers.append(nn.ReLU())
+            inputs = units
+        layers.append(nn.Linear(inputs, outputs))
+        return nn.Sequential(*layers)
+
+    def _times_width(self, count: int) -> int:
+        scaled = round(count * self.width)
+        return max(1, scaled)

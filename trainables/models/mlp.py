@@ -1,7 +1,6 @@
 """Multilayer perceptron."""
 
 import math
-from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field
@@ -19,8 +18,11 @@ class MLP(Model):
     width: int = Field(64, ge=1, le=1_000_000)
 
     def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-        sizes = [math.prod(input_shape), *[self.width] * self.depth]
         layers: list[nn.Module] = [nn.Flatten()]
-        for before, after in pairwise(sizes):
-            layers += [nn.Linear(before, after), nn.ReLU()]
-        return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
+        inputs = math.prod(input_shape)
+        for _ in range(self.depth):
+            layers.append(nn.Linear(inputs, self.width))
+            layers.append(nn.ReLU())
+            inputs = self.width
+        layers.append(nn.Linear(inputs, outputs))
+        return nn.Sequential(*layers)

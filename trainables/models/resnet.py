@@ -1,6 +1,6 @@
 """Residual networks with basic blocks (He et al. 2015, arXiv 1512.03385)."""
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -21,15 +21,19 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            projection = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(outputs))
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
-        branch = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
-        out: Tensor = self.relu2(branch + self.shortcut(x))
+        branch = self.conv1(x)
+        branch = self.bn1(branch)
+        branch = self.relu1(branch)
+        branch = self.conv2(branch)
+        branch = self.bn2(branch)
+        shortcut = self.shortcut(x)
+        out: Tensor = self.relu2(branch + shortcut)
         return out
 
 
@@ -43,11 +47,13 @@ def residual_network(
     for stage, count in enumerate(blocks):
         wider = width * 2**stage
         for block in range(count):
-            layers.append(BasicBlock(channels, wider, stride=2 if stage and not block else 1))
+            halves = stage > 0 and block == 0
+            layers.append(BasicBlock(channels, wider, stride=2 if halves else 1))
             channels = wider
-    network = nn.Sequential(
-        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs)
-    )
+    layers.append(nn.AdaptiveAvgPool2d(1))
+    layers.append(nn.Flatten())
+    layers.append(nn.Linear(channels, outputs))
+    network = nn.Sequential(*layers)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -77,9 +83,9 @@ class CifarResNet(Model):
 
     def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         depth = self.depth or int(self.name.removeprefix("resnet"))
-        return residual_network(
-            _small_stem(input_shape[0], self.width), self.width, [(depth - 2) // 6] * 3, outputs
-        )
+        blocks_of_stage = (depth - 2) // 6
+        stem = _small_stem(input_shape[0], self.width)
+        return residual_network(stem, self.width, [blocks_of_stage] * 3, outputs)
 
 
 @MODELS.register("resnet18")
@@ -95,17 +101,15 @@ class ResNet18(Model):
     width: int = Field(64, ge=1, le=4096)
 
     def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-        channels = input_shape[0]
+        channels, *lengths = input_shape
         stem = _small_stem(channels, self.width)
-        if min(input_shape[1:]) >= 64:
-            large: dict[str, Any] = {"stride": 2, "padding": 3, "bias": False}
-            stem = [
-                nn.Conv2d(channels, self.width, 7, **large),
-                *stem[1:],
-                nn.MaxPool2d(3, stride=2, padding=1),
-            ]
+        if min(lengths) >= 64:
+            stem[0] = nn.Conv2d(channels, self.width, 7, stride=2, padding=3, bias=False)
+            stem.append(nn.MaxPool2d(3, stride=2, padding=1))
         return residual_network(stem, self.width, [self.depth] * 4, outputs)
 
 
 def _small_stem(channels: int, width: int) -> list[nn.Module]:
-    return [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+    norm = nn.BatchNorm2d(width)
+    return [convolution, norm, nn.ReLU()]

@@ -25,20 +25,20 @@ class VGG(Model):
     width: int = Field(64, ge=1, le=4096)
 
     def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-        channels, size = input_shape[0], min(input_shape[1:])
+        channels, *lengths = input_shape
+        size = min(lengths)
         layers: list[nn.Module] = []
         for stage, count in enumerate(_CONVOLUTIONS[self.depth]):
             width = self.width * min(2**stage, 8)
             for _ in range(count):
-                layers += [
-                    nn.Conv2d(channels, width, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(width),
-                    nn.ReLU(),
-                ]
+                layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=False))
+                layers.append(nn.BatchNorm2d(width))
+                layers.append(nn.ReLU())
                 channels = width
             if size > 1:
                 layers.append(nn.MaxPool2d(2))
                 size //= 2
-        return nn.Sequential(
-            *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs)
-        )
+        layers.append(nn.AdaptiveAvgPool2d(1))
+        layers.append(nn.Flatten())
+        layers.append(nn.Linear(channels, outputs))
+        return nn.Sequential(*layers)

@@ -30,8 +30,9 @@ def load_weights(network: nn.Module, path: str, *, strict: bool = True) -> None:
     Raises:
         UserError: if the file cannot be read, or names or shapes do not fit; they are named.
     """
-    given = _fitting(read_weights(path), network.state_dict())
-    _check(given, network.state_dict(), path, strict=strict)
+    wanted = network.state_dict()
+    given = _fitting(read_weights(path), wanted)
+    _check(given, wanted, path, strict=strict)
     network.load_state_dict(given, strict=False)
 
 
@@ -86,40 +87,65 @@ def _state_within(found: Any) -> dict[str, Tensor] | None:
 
 def _fitting(given: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`given` without the names of wrappers, as many of them as make most of it fit."""
-    tried = [given]
+    best = state = given
+    most = _count_common(given, wanted)
     while True:
-        last = tried[-1]
-        prefixes = [one for one in _WRAPPERS if all(name.startswith(one) for name in last)]
-        if not prefixes:
-            return max(tried, key=lambda state: len(state.keys() & wanted.keys()))
-        tried.append({name.removeprefix(prefixes[0]): tensor for name, tensor in last.items()})
+        wrapper = _wrapper_of(state)
+        if wrapper is None:
+            return best
+        state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
+        common = _count_common(state, wanted)
+        if common > most:
+            best, most = state, common
+
+
+def _wrapper_of(names: Iterable[str]) -> str | None:
+    """What a wrapper put before all names; None if it is not the same for all."""
+    for wrapper in _WRAPPERS:
+        if all(name.startswith(wrapper) for name in names):
+            return wrapper
+    return None
+
+
+def _count_common(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> int:
+    return len(one.keys() & other.keys())
 
 
 def _check(
     given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str, *, strict: bool
 ) -> None:
     for name, tensor in given.items():
-        if name in wanted and tensor.shape != wanted[name].shape:
+        if name not in wanted:
+            continue
+        shape = tuple(tensor.shape)
+        in_network = tuple(wanted[name].shape)
+        if shape != in_network:
             raise UserError(
-                f"model.weights: '{name}' has the shape {tuple(tensor.shape)} in {path}, and "
-                f"{tuple(wanted[name].shape)} in the network; build the network that was trained"
+                f"model.weights: '{name}' has the shape {shape} in {path}, and "
+                f"{in_network} in the network; build the network that was trained"
             )
-    if not given.keys() & wanted.keys():
+    if not _count_common(given, wanted):
         raise UserError(
             f"model.weights: no name in {path} is one of the network's: it has {_names(given)}, "
             f"and the network {_names(wanted)}"
         )
-    if not strict:
+    if strict:
+        _check_all_there("no", wanted, given, path)
+        _check_all_there("an unknown", given, wanted, path)
+
+
+def _check_all_there(kind: str, names: Iterable[str], known: Iterable[str], path: str) -> None:
+    """Raises UserError if a name is not among those that are known; `kind` says what it is in the
+    file then."""
+    others = sorted(set(names) - set(known))
+    if not others:
         return
-    for kind, names in (("no", wanted.keys() - given), ("an unknown", given.keys() - wanted)):
-        if names:
-            first = min(names)
-            others = given if kind == "no" else wanted
-            more = f", and {len(names) - 1} more such" if len(names) > 1 else ""
-            raise UserError(
-                f"model.weights: {path} has {kind} '{first}'{more}; {suggest(first, others)} Set "
-                "model.strict: false to take what fits"
-            )
+    first = others[0]
+    more = f", and {len(others) - 1} more such" if len(others) > 1 else ""
+    raise UserError(
+        f"model.weights: {path} has {kind} '{first}'{more}; {suggest(first, known)} Set "
+        "model.strict: false to take what fits"
+    )
 
 
 def _names(state: Iterable[str]) -> str:

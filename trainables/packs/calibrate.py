@@ -1,5 +1,6 @@
 """How many candidates to train in one pack: measured, on a few steps."""
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -12,7 +13,7 @@ from slimfront.trainables.measures.latency import seconds_of, threads_set
 from slimfront.trainables.packs.packable import packable_training
 from slimfront.trainables.packs.plan import Plan
 from slimfront.trainables.packs.stack import Stack
-from slimfront.trainables.packs.step import Step
+from slimfront.trainables.packs.step import step_of
 from slimfront.trainables.packs.streams import can_stream
 from slimfront.trainables.training.loop import Training
 
@@ -55,18 +56,25 @@ def best_size(
         sizes = [1]
         with suppress(torch.OutOfMemoryError):  # larger packs have no room
             while 2 * len(members) <= most:  # a pack of two may gain nothing where larger ones do
-                members += [Training(candidate, device) for _ in range(len(members))]
+                as_many = range(len(members))
+                members += [Training(candidate, device) for _ in as_many]
                 _packed(members, batch)
                 sizes.append(len(members))
-        rounds = [
-            [_alone(first, batch), *(_packed(members[:size], batch) / size for size in sizes[1:])]
-            for _ in range(_ROUNDS)
-        ]
-    seconds = [min(each) for each in zip(*rounds, strict=True)]
-    """Of a step, for each member, by the size of the pack."""
-    return next(
-        size for size, each in zip(sizes, seconds, strict=True) if each <= _GAIN * min(seconds)
-    )
+        seconds = dict.fromkeys(sizes, math.inf)
+        """Of a step, for each member, by the size of the pack."""
+        for _ in range(_ROUNDS):
+            for size in sizes:
+                taken = _seconds_of_one(members[:size], batch)
+                seconds[size] = min(seconds[size], taken)
+    enough = _GAIN * min(seconds.values())
+    return next(size for size in sizes if seconds[size] <= enough)
+
+
+def _seconds_of_one(members: list[Training], batch: Split) -> float:
+    """Seconds of a step for each of the members."""
+    if len(members) == 1:
+        return _alone(members[0], batch)
+    return _packed(members, batch) / len(members)
 
 
 def _alone(training: Training, batch: Split) -> float:
@@ -86,19 +94,13 @@ def _packed(members: list[Training], batch: Split) -> float:
     if can_stream(members):
         return _streamed(members)
     first = members[0]
+    prepare = first.data.prepare
     count = len(members)
-    sample = first.data.prepare(batch.inputs[:8])
-    step = Step(
-        first.model,
-        first.candidate.penalties,
-        sample,
-        first.taught.task,
-        bf16=first.options.bf16,
-    )
+    sample = batch.inputs[:8]
+    step = step_of(first, prepare(sample))
     stack = Stack(members)
     plan = Plan(members, step, 1, stack.weights)
-    inputs = first.data.prepare(batch.inputs)
-    inputs = repeated(inputs, count)
+    inputs = repeated(prepare(batch.inputs), count)
     targets = repeated(batch.targets.to(first.device), count)
 
     def take() -> None:

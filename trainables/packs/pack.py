@@ -18,8 +18,8 @@ from slimfront.trainables.packs.packable import (
 )
 from slimfront.trainables.packs.plan import Plan
 from slimfront.trainables.packs.stack import Stack
-from slimfront.trainables.packs.step import Step
-from slimfront.trainables.training.finishing import Number, Trained
+from slimfront.trainables.packs.step import Step, step_of
+from slimfront.trainables.training.finishing import Trained
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.optimizers import set_lr
 from slimfront.trainables.training.refit import Refit
@@ -119,7 +119,7 @@ class Pack:
         for member in list(self.members):
             self.leave(member).close()
 
-    def run_epoch(self) -> dict[Training, dict[str, Number] | TrialFailure]:
+    def run_epoch(self) -> streams.Results:
         """Trains each member one epoch; those that are done then, and those that failed, leave.
 
         Returns:
@@ -129,7 +129,8 @@ class Pack:
         if not members:
             return {}
         if len(members) == 1:
-            return {members[0]: self._epoch_alone(members[0])}
+            (member,) = members
+            return {member: self._epoch_alone(member)}
         if streams.can_stream(members):
             results = streams.run_epoch(members)
         else:
@@ -139,24 +140,20 @@ class Pack:
                 self.leave(member)
         return results
 
-    def _stacked_epoch(
-        self, members: list[Training]
-    ) -> dict[Training, dict[str, Number] | TrialFailure]:
+    def _stacked_epoch(self, members: list[Training]) -> streams.Results:
         """The epoch as one vectorised step after the other."""
         stack = self._stack_of(members)
-        self.step = self.step or self._new_step(members[0])
+        if self.step is None:
+            self.step = self._new_step(members[0])
         means = self._steps(stack, self.step)
         counts = torch.stack([member.counts() for member in members])
         scores = self._scores(stack, self.step)
         losses_of_each = means.T.tolist()
         counted_of_each = torch.cat([counts, scores], 1).tolist()
-        results: dict[Training, dict[str, Number] | TrialFailure] = {}
-        for member, losses, counted in zip(members, losses_of_each, counted_of_each, strict=True):
-            try:
-                results[member] = member.end_epoch([*losses, *counted])
-            except TrialFailure as failure:
-                results[member] = failure
-        return results
+        numbers_of_each = []
+        for losses, counted in zip(losses_of_each, counted_of_each, strict=True):
+            numbers_of_each.append([*losses, *counted])
+        return streams.end_epochs(members, numbers_of_each)
 
     def _stack_of(self, members: list[Training]) -> Stack:
         stack = self.stack
@@ -165,7 +162,7 @@ class Pack:
             self.stack = stack
         return stack
 
-    def _epoch_alone(self, member: Training) -> dict[str, Number] | TrialFailure:
+    def _epoch_alone(self, member: Training) -> streams.Result:
         """The epoch of a member that has no epoch_runner: it is faster without a stack."""
         self.leave(member)
         try:
@@ -177,38 +174,28 @@ class Pack:
         return metrics
 
     def _new_step(self, member: Training) -> Step:
-        data = member.data
-        return Step(
-            member.model,
-            member.candidate.penalties,
-            data.prepare(data.train.inputs[:8]),
-            member.taught.task,
-            bf16=member.options.bf16,
-        )
+        sample = member.data.train.inputs[:8]
+        return step_of(member, member.data.prepare(sample))
 
     def _steps(self, stack: Stack, step: Step) -> Tensor:
         """Trains an epoch; the mean task losses and the mean penalty losses of the members,
         (2, K)."""
         members = stack.members
-        train = members[0].taught.train
-        size = members[0].options.batch_size
-        count = len(train.targets)
-        orders = []
-        for member in members:
-            orders.append(torch.randperm(count, generator=member.shuffler))
-        order = torch.stack(orders).to(train.targets.device)  # (K, N)
-        batches = order.split(size, 1)
+        all_targets = members[0].taught.train.targets
+        count = len(all_targets)
+        batches = _shuffled_batches(members, all_targets)
         plan = Plan(members, step, len(batches), stack.weights)
         task_losses = []
         penalty_losses = []
         for number, batch in enumerate(batches):
             inputs = self._inputs(members, batch)
-            targets = train.targets[batch].to(self.device)
+            targets = all_targets[batch].to(self.device)
             task_loss, penalty_loss = stack.train_step(step, inputs, targets, plan, number)
             task_losses.append(task_loss * batch.shape[1])
             penalty_losses.append(penalty_loss)
-        for member, lr in zip(members, plan.rates[-1], strict=True):
-            set_lr(member.optimizer, lr)
+        last_rates = plan.rates[-1]
+        for member, rate in zip(members, last_rates, strict=True):
+            set_lr(member.optimizer, rate)
         task_means = torch.stack(task_losses).sum(0) / count
         penalty_means = torch.stack(penalty_losses).mean(0)
         return torch.stack([task_means, penalty_means])
@@ -222,21 +209,41 @@ class Pack:
             return data.prepare(inputs)
         augmenters = [member.augmenter for member in members]
         # At once: it takes few kernels.
-        varied = data.augmented(inputs.flatten(0, 1), *augmenters)
-        return varied.view(*batch.shape, *varied.shape[1:])
+        together = inputs.flatten(0, 1)
+        varied = data.augmented(together, *augmenters)
+        shape_of_input = varied.shape[1:]
+        return varied.view(*batch.shape, *shape_of_input)
 
     def _scores(self, stack: Stack, step: Step) -> Tensor:
         """What the metrics of each member's validation split are made of (`ActiveTask.state`),
         (K, n), float64."""
         count = len(stack.members)
         data = stack.members[0].data
+        task = data.task
         inputs, targets = data.validation
         parameters = stack.named(stack.weights)
-        fitting = _NUMBERS // max(inputs[0].numel(), 1)
-        at_once = min(_OUTPUTS[self.device.type], fitting)
-        size = max(1, at_once // count)
-        tally = data.task.tally(count)
-        for some, wanted in zip(inputs.split(size), targets.split(size), strict=True):
+        size = self._validation_batch(inputs[0].numel(), count)
+        tally = task.tally(count)
+        batches = zip(inputs.split(size), targets.split(size), strict=True)
+        for some, wanted in batches:
             outputs = step.outputs(parameters, stack.buffers, data.prepare(some))
-            data.task.count(tally, outputs, wanted)
+            task.count(tally, outputs, wanted)
         return tally.state()
+
+    def _validation_batch(self, numbers: int, members: int) -> int:
+        """How many validation examples of so many `numbers` are taken at once."""
+        fitting = _NUMBERS // max(numbers, 1)
+        at_once = min(_OUTPUTS[self.device.type], fitting)
+        return max(1, at_once // members)
+
+
+def _shuffled_batches(members: Sequence[Training], targets: Tensor) -> Sequence[Tensor]:
+    """The batches of an epoch: the places of examples, (K, B), in each member's own order."""
+    count = len(targets)
+    size = members[0].options.batch_size
+    orders = []
+    for member in members:
+        orders.append(torch.randperm(count, generator=member.shuffler))
+    order = torch.stack(orders).to(targets.device)  # (K, N)
+    batches: Sequence[Tensor] = order.split(size, 1)
+    return batches

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.inputs import repeated
-from slimfront.trainables.packs.step import Step, Tensors
+from slimfront.trainables.packs.step import Step, Tensors, step_of
 from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty, Penalty
 from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.torch_internals import Dropout
@@ -131,12 +131,13 @@ def _of_step(training: Training) -> str | None:
     """Tries one step of two of the same kind, on copies."""
     penalties: dict[str, Penalty] = training.candidate.penalties
     data = training.data
-    count = max([2, *(options.least_batch for options in penalties.values())])
+    count = 2
+    for options in penalties.values():
+        count = max(count, options.least_batch)
     inputs = data.prepare(data.train.inputs[:count])
     targets = training.taught.train.targets[:count].to(training.device)
     try:
-        task = training.taught.task
-        step = Step(training.model, penalties, inputs, task, bf16=training.options.bf16)
+        step = step_of(training, inputs)
     except UserError as error:
         # Of a penalty that is off, and so was not attached before.
         return f"a pack needs all penalties of its candidates, even if their strength is 0: {error}"
@@ -158,23 +159,25 @@ def _of_losses(step: Step, training: Training, inputs: Tensor, targets: Tensor) 
     """Tries the functions of a step on two copies of the network."""
     model = training.model
     first = next(model.parameters())
-    parameters = {n: _twice(p.detach()).requires_grad_() for n, p in model.named_parameters()}
-    buffers = {n: _twice(b) for n, b in model.named_buffers()}
+    parameters: Tensors = {}
+    for name, parameter in model.named_parameters():
+        parameters[name] = _twice(parameter.detach()).requires_grad_()
+    buffers = {name: _twice(buffer) for name, buffer in model.named_buffers()}
     by_loss: Tensors = {}
     by_proximal: Tensors = {}
     for name, options in training.candidate.penalties.items():
-        if step.penalties[name].targets:
-            strengths = by_loss
-            if step.by_proximal(name):
-                strengths = by_proximal
-            strengths[name] = first.new_ones(2, len(step.strengths(name, options)))
+        if not step.penalties[name].targets:
+            continue
+        strengths = by_proximal if step.by_proximal(name) else by_loss
+        groups = len(step.strengths(name, options))
+        strengths[name] = first.new_ones(2, groups)
     two = repeated(inputs, 2)
     try:
         task, extra = step.losses(parameters, buffers, two, repeated(targets, 2), by_loss)
-        gradients = torch.autograd.grad(
-            (task + extra).sum(), list(parameters.values()), allow_unused=True
-        )
-        detached = {n: p.detach() for n, p in parameters.items()}
+        loss = (task + extra).sum()
+        leaves = list(parameters.values())
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        detached = {name: leaf.detach() for name, leaf in parameters.items()}
         step.proximal(detached, buffers, by_proximal)
         step.outputs(detached, buffers, inputs)
     except UserError as error:

@@ -30,13 +30,11 @@ class Plan:
             self.strengths.append({})
             self.thresholds.append({})
             self.entries.append(None)
-            rates = []
-            proximal = []
-            for member in members:
-                rate = member.learning_rate(member.step + number)
-                rates.append(rate)
-                proximal.append(member.proximal_step(rate))
+            rates = [member.learning_rate(member.step + number) for member in members]
             self.rates.append(rates)
+            proximal = []
+            for member, rate in zip(members, rates, strict=True):
+                proximal.append(member.proximal_step(rate))
             sizes.append(proximal)
         for name in step.penalties:
             self._add(name, step, members, sizes, like)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slimfront.trainables.packs.optimizers import MOMENTS, Update
 from slimfront.trainables.packs.plan import Plan
-from slimfront.trainables.packs.step import Step
+from slimfront.trainables.packs.step import Step, Tensors
 from slimfront.trainables.sparsifiers import ActiveSparsifier
 from slimfront.trainables.training.loop import Training
 
@@ -78,8 +78,13 @@ class Stack:
     def _update(self, row: int) -> Update:
         optimizer = self.members[row].optimizer
         weights = list(self.rows[row].values())
-        moments = [self._split(moment) for moment in self.moments[:, row]]
-        return Update(optimizer, weights, moments, self.steps[row].unbind())
+        steps = self.steps[row].unbind()
+        return Update(optimizer, weights, self._moments_of(row), steps)
+
+    def _moments_of(self, row: int) -> list[list[Tensor]]:
+        """The moments of a member, by kind and parameter."""
+        moments = self.moments[:, row]
+        return [self._split(moment) for moment in moments]
 
     def _split(self, row: Tensor) -> list[Tensor]:
         """A row (P,) as the parameters of its member."""
@@ -87,15 +92,16 @@ class Stack:
         shapes = self.shapes.values()
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def _by_name(self, row: Tensor) -> dict[str, Tensor]:
+    def _by_name(self, row: Tensor) -> Tensors:
         """The same by name."""
         return dict(zip(self.shapes, self._split(row), strict=True))
 
-    def named(self, weights: Tensor) -> dict[str, Tensor]:
+    def named(self, weights: Tensor) -> Tensors:
         """Rows (K, P) as the parameters by name, (K, …) each."""
         named = {}
+        shapes = self.shapes.items()
         parts = weights.split(self.sizes, 1)
-        for part, (name, shape) in zip(parts, self.shapes.items(), strict=True):
+        for part, (name, shape) in zip(parts, shapes, strict=True):
             named[name] = part.view(-1, *shape)
         return named
 
@@ -108,7 +114,7 @@ class Stack:
         self.steps[row] = 0
         if not remembered:
             return
-        moments = [self._split(moment) for moment in self.moments[:, row]]
+        moments = self._moments_of(row)
         for number, parameter in enumerate(member.model.parameters()):
             views = {"step": self.steps[row, number]}
             for name, moment in zip(MOMENTS, moments, strict=True):
@@ -223,10 +229,11 @@ def _row(member: Training) -> Tensor:
     return torch.cat(parameters)
 
 
-def _stacked_buffers(members: Sequence[Training]) -> dict[str, Tensor]:
+def _stacked_buffers(members: Sequence[Training]) -> Tensors:
     """The buffers of all members by name, (K, …) each."""
     buffers = [dict(member.model.named_buffers()) for member in members]
     stacked = {}
     for name in buffers[0]:
-        stacked[name] = torch.stack([each[name] for each in buffers])
+        of_members = [each[name] for each in buffers]
+        stacked[name] = torch.stack(of_members)
     return stacked

@@ -27,6 +27,7 @@ from slimfront.trainables.precision import forward_pass
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.tasks import ActiveTask
 from slimfront.trainables.tasks.evaluating import evaluating
+from slimfront.trainables.training.loop import Training
 
 Tensors = dict[str, Tensor]
 
@@ -74,16 +75,16 @@ class Step:
         for parameter in self.model.parameters():
             if parameter.device.type != "cpu":
                 return None
-        first = next((name for name in self.penalties if self.by_proximal(name)), None)
-        if first is None:
+        proximal = [name for name in self.penalties if self.by_proximal(name)]
+        if not proximal:
             return None
+        first = proximal[0]
         penalty = self.penalties[first]
         if not isinstance(penalty, ActiveGroups) or penalty.shrink_entries is None:
             return None
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        acted_on = []
-        for group in penalty.groups.values():
-            acted_on.append(names[id(group.tensor)])
+        names = _names_by_id(self.model)
+        groups = penalty.groups.values()
+        acted_on = [names[id(group.tensor)] for group in groups]
         return first, acted_on
 
     def shrink_entries(self, weights: Tensors, thresholds: Sequence[float]) -> None:
@@ -167,10 +168,11 @@ class Step:
             return function(*rows)
 
         attention = plain_attention() if self.attends else nullcontext()
+        all_tensors = {**parameters, **buffers}
         own = [kept[leaf] for kept, leaf, _ in self.places]
         try:
             with _told_plainly(), attention:
-                return vmap(of_one)({**parameters, **buffers}, *stacked)
+                return vmap(of_one)(all_tensors, *stacked)
         finally:
             for (kept, leaf, _), tensor in zip(self.places, own, strict=True):
                 kept[leaf] = tensor
@@ -187,6 +189,17 @@ class Step:
         """Whether the penalty acts by its proximal step, and not by the loss."""
         penalty = self.penalties[name]
         return isinstance(penalty, ActiveGroups) and penalty.options.form == "proximal"
+
+
+def step_of(member: Training, sample: Tensor) -> Step:
+    """The step of packs of a member's kind; `sample` (N, *input_shape) are prepared inputs."""
+    return Step(
+        member.model,
+        member.candidate.penalties,
+        sample,
+        member.taught.task,
+        bf16=member.options.bf16,
+    )
 
 
 def _loss(penalty: ActivePenalty, strengths: Tensor) -> Tensor | None:
@@ -207,16 +220,24 @@ def _places(model: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
     `torch.func.functional_call` looks for them anew in each call, which takes longer than the
     layers of a small network.
     """
-    names = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        names[id(tensor)] = name
+    names = _names_by_id(model)
     places = []
     for module in model.modules():
         for kept in (module._parameters, module._buffers):
             for leaf, held in kept.items():
-                if held is not None:
-                    places.append((kept, leaf, names[id(held)]))
+                if held is None:
+                    continue
+                name = names[id(held)]
+                places.append((kept, leaf, name))
     return places
+
+
+def _names_by_id(model: nn.Module) -> dict[int, str]:
+    """The names of parameters and buffers, by identity."""
+    names = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        names[id(tensor)] = name
+    return names
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from slimfront.trainables.errors import TrialFailure, UserError
@@ -11,6 +11,10 @@ from slimfront.trainables.packs.pack import Pack
 from slimfront.trainables.packs.packable import pack_key
 from slimfront.trainables.training.finishing import Number
 from slimfront.trainables.training.loop import Training
+
+Result = dict[str, Number] | Exception
+"""The metrics of an epoch, or why there are none."""
+Results = dict[Training, Result]
 
 
 class Alone:
@@ -43,7 +47,7 @@ class Together(Alone):
         self.count = threading.Lock()
         self.calls = 0
         self.waiting: list[Training] = []
-        self.results: dict[Training, dict[str, Number] | Exception] = {}
+        self.results: Results = {}
         self.packs: dict[str, Pack] = {}
         self.sizes: Counter[int] = Counter()
         """How many epochs were trained by so many together."""
@@ -97,7 +101,8 @@ class Together(Alone):
         """Trains all that wait for one epoch."""
         groups: dict[str, list[Training]] = {}
         for training in self.waiting:
-            groups.setdefault(pack_key(training.candidate), []).append(training)
+            key = pack_key(training.candidate)
+            groups.setdefault(key, []).append(training)
         self.waiting = []
         for key, group in groups.items():
             try:
@@ -105,12 +110,12 @@ class Together(Alone):
             except Exception as error:  # of any kind: whoever waits must hear of it
                 self.results |= dict.fromkeys(group, error)
 
-    def _epochs(
-        self, key: str, group: list[Training]
-    ) -> dict[Training, dict[str, Number] | Exception]:
+    def _epochs(self, key: str, group: list[Training]) -> Results:
+        """Trains one epoch of trainings of one key."""
         pack = self.packs.get(key)
         if pack is None:
-            pack = self.packs[key] = Pack(device=group[0].device)
+            pack = Pack(device=group[0].device)
+            self.packs[key] = pack
         for member in list(pack.members):
             if member not in group:
                 pack.leave(member)
@@ -119,7 +124,10 @@ class Together(Alone):
             if training not in pack.members and not _joins(pack, training):
                 alone.append(training)
         self.sizes[len(pack.members)] += 1
-        return {**pack.run_epoch(), **{training: _epoch_alone(training) for training in alone}}
+        results: Results = {**pack.run_epoch()}
+        for training in alone:
+            results[training] = _epoch_alone(training)
+        return results
 
 
 def _joins(pack: Pack, training: Training) -> bool:
@@ -130,7 +138,7 @@ def _joins(pack: Pack, training: Training) -> bool:
     return True
 
 
-def _epoch_alone(training: Training) -> dict[str, Number] | Exception:
+def _epoch_alone(training: Training) -> Result:
     try:
         return training.run_epoch()
     except TrialFailure as failure:
@@ -156,17 +164,20 @@ class SharedProcess:
     def create(self, slot: int, arguments: dict[str, Any]) -> None:
         """Makes the trainable of a slot."""
         with self.together.call():
-            self.slots[slot] = self.trainable(**arguments)
-            self.slots[slot].epoch_runner = self.together
+            trainable = self.trainable(**arguments)
+            self.slots[slot] = trainable
+            trainable.epoch_runner = self.together
 
     def call(
         self, slot: int, method: str, arguments: tuple[Any, ...], named: dict[str, Any]
     ) -> Any:
         """What a method of a slot's trainable returns."""
-        if method in _AT_ONCE:
-            return getattr(self.slots[slot], method)(*arguments, **named)
-        with self.together.call():
-            return getattr(self.slots[slot], method)(*arguments, **named)
+        turn: AbstractContextManager[None] = (
+            nullcontext() if method in _AT_ONCE else self.together.call()
+        )
+        with turn:
+            bound = getattr(self.slots[slot], method)
+            return bound(*arguments, **named)
 
     def leave(self, slot: int) -> None:
         """Ends the trainable of a slot."""

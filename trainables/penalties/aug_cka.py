@@ -10,7 +10,7 @@ from typing import ClassVar
 from pydantic import field_validator
 from torch import Tensor, nn
 
-from slimfront.trainables.penalties.base import PENALTIES
+from slimfront.trainables.penalties.base import PENALTIES, Tensors
 from slimfront.trainables.penalties.cka import (
     ActiveFeatures,
     FeaturePenalty,
@@ -20,7 +20,7 @@ from slimfront.trainables.penalties.cka import (
 from slimfront.trainables.penalties.features import find_layers, output_shapes
 
 
-def aug_cka_loss(features: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
+def aug_cka_loss(features: Tensors, weights: Tensor | None = None) -> Tensor:
     """L_C of AugCKA-SR: the mean of w_ij · CKA over the pairs of different layers, in [0, 1] with
     weights 1; a scalar.
 
@@ -33,7 +33,8 @@ def aug_cka_loss(features: Sequence[Tensor], weights: Tensor | None = None) -> T
         cka = weights.to(cka) * cka
     count = len(features)
     ordered_pairs = count * (count - 1)
-    return 2 / ordered_pairs * cka.triu(1).sum()
+    different = cka.triu(1)
+    return 2 / ordered_pairs * different.sum()
 
 
 @PENALTIES.register("aug_cka")
@@ -60,5 +61,5 @@ class AugCKA(FeaturePenalty):
             stages = [layers]
         return ActiveFeatures(self, model, stages, shapes)
 
-    def value(self, features: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Tensor:
+    def value(self, features: Sequence[Tensors], weights: Tensors) -> Tensor:
         return aug_cka_loss(features[0], weights[0])

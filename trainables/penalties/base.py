@@ -77,6 +77,8 @@ PENALTIES: Registry[Penalty] = Registry("penalty")
 
 GroupT = TypeVar("GroupT")
 
+Tensors = Sequence[Tensor]
+
 
 class StepSizes:
     """How long the optimiser's step is for each parameter that it trains, or for all of them."""
@@ -84,17 +86,22 @@ class StepSizes:
     def __init__(self, sizes: float | Tensor | Mapping[int, float | Tensor]) -> None:
         """`sizes` are by `id` of the parameter, where those that are not trained are left out; or
         one size, of all parameters."""
-        self.of_all = None if isinstance(sizes, Mapping) else sizes
-        self.of_parameters = sizes if isinstance(sizes, Mapping) else {}
+        self.of_all: float | Tensor | None = None
+        self.of_parameters: Mapping[int, float | Tensor] = {}
+        if isinstance(sizes, Mapping):
+            self.of_parameters = sizes
+        else:
+            self.of_all = sizes
 
-    def __call__(self, tensors: Sequence[Tensor]) -> float | Tensor | None:
+    def __call__(self, tensors: Tensors) -> float | Tensor | None:
         """That of the largest of some parameters; None if one of them is not trained."""
         if self.of_all is not None:
             return self.of_all
         if not tensors:
             return self.largest
-        if any(id(tensor) not in self.of_parameters for tensor in tensors):
-            return None
+        for tensor in tensors:
+            if id(tensor) not in self.of_parameters:
+                return None
         largest = max(tensors, key=Tensor.numel)
         return self.of_parameters[id(largest)]
 
@@ -150,6 +157,10 @@ class GroupPenalty(Penalty):
         strengths = [self.strength, *self.layers.values()]
         return any(strength > 0 for strength in strengths)
 
+    def strength_of(self, layer: str) -> float:
+        """The full strength for the group of a layer."""
+        return self.layers.get(layer, self.strength)
+
 
 class ActiveGroups(Generic[GroupT]):
     """A group penalty at work: `norm` gives the penalty of a group, `shrink` takes its proximal
@@ -184,11 +195,11 @@ class ActiveGroups(Generic[GroupT]):
 
     def strengths(self, options: GroupPenalty) -> list[float]:
         """The full strengths that `options` give its groups, 0 where they are off."""
-        return [options.layers.get(name, options.strength) for name in self.groups]
+        return [options.strength_of(name) for name in self.groups]
 
     def strength(self, name: str) -> float:
         """The present strength for a group."""
-        return self.scale * self.options.layers.get(name, self.options.strength)
+        return self.scale * self.options.strength_of(name)
 
     def before_batch(self, step: int, scale: float) -> None:
         """Takes the share of the full strength."""
@@ -203,8 +214,10 @@ class ActiveGroups(Generic[GroupT]):
     def weighted(self, strengths: Sequence[float | Tensor]) -> Tensor:
         """Σ strength · norm over the groups, of one strength (a scalar) each; a scalar."""
         terms = []
-        for strength, group in zip(strengths, self.groups.values(), strict=True):
-            terms.append(strength * self.norm(group))
+        groups = self.groups.values()
+        for strength, group in zip(strengths, groups, strict=True):
+            norm = self.norm(group)
+            terms.append(strength * norm)
         return torch.stack(terms).sum()
 
     @torch.no_grad()
@@ -246,7 +259,12 @@ class ActiveGroups(Generic[GroupT]):
 
     def not_trained(self, sizes: StepSizes) -> list[str]:
         """The groups that have a parameter which the optimiser does not train."""
-        return [name for name, group in self.groups.items() if sizes(_tensors(group)) is None]
+        found = []
+        for name, group in self.groups.items():
+            size = sizes(_tensors(group))
+            if size is None:
+                found.append(name)
+        return found
 
     @torch.no_grad()
     def finish_where(self, other: "ActiveGroups[GroupT]") -> None:
@@ -255,11 +273,15 @@ class ActiveGroups(Generic[GroupT]):
         for name, group in other.groups.items():
             squares = [tensor.square().sum() for tensor in _tensors(group)]
             size = torch.stack(squares).sum().sqrt()
-            least = _ROUNDING * torch.finfo(size.dtype).eps * size
-            if other.norm(group) <= least:
-                mine = self.groups[name]
-                there = _tensors(mine)[0].device
-                self.shrink(mine, torch.full_like(size, math.inf, device=there))
+            precision = torch.finfo(size.dtype).eps
+            rounding = _ROUNDING * precision * size
+            is_zero = other.norm(group) <= rounding
+            if not is_zero:
+                continue
+            mine = self.groups[name]
+            first = _tensors(mine)[0]
+            everything = torch.full_like(size, math.inf, device=first.device)
+            self.shrink(mine, everything)
 
     def phase(self, step: int, scale: float) -> Hashable:
         """Equal for two training steps in which it computes the same; see `graphs`."""
@@ -273,14 +295,17 @@ _ROUNDING = 64
 """A norm down to so many machine epsilons of a group's size is rounding."""
 
 
-def _tensors(group: object) -> Sequence[Tensor]:
+def _tensors(group: object) -> Tensors:
     """The parameters of a group of weights; a plug-in's groups may be anything, of which none is
     known."""
     if hasattr(group, "parameters"):
         # What `tensors` gives may be views of them.
         return [parameter.tensor for parameter in group.parameters]
     if isinstance(group, list):
-        return [tensor for member in group for tensor in _tensors(member)]
+        found: list[Tensor] = []
+        for member in group:
+            found.extend(_tensors(member))
+        return found
     return tuple(getattr(group, "tensors", ()))
 
 
@@ -320,5 +345,6 @@ def shrink_factor(norms: Tensor, threshold: Tensor) -> Tensor:
     """What the proximal operator of `threshold` · norm multiplies a group by: max(0, 1 − threshold
     / norm), in the shape of `norms`."""
     least = torch.finfo(norms.dtype).tiny
-    factors = 1 - threshold / norms.clamp_min(least)
+    positive = norms.clamp_min(least)
+    factors = 1 - threshold / positive
     return factors.clamp(min=0)

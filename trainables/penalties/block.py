@@ -26,14 +26,20 @@ def group_norm(tensors: list[Tensor]) -> Tensor:
     """ℓ2 norm of several tensors taken as one vector; a scalar. The gradient of a zero group is
     0."""
     squares = [tensor.square().sum() for tensor in tensors]
-    return root(torch.stack(squares).sum())
+    total = torch.stack(squares).sum()
+    return root(total)
 
 
 def shrink_group(tensors: list[Tensor], threshold: Tensor) -> list[Tensor]:
     """Proximal operator of `threshold` · ‖group‖₂: every tensor times max(0, 1 − threshold /
     ‖group‖). NaN in, NaN out."""
-    factor = shrink_factor(group_norm(tensors), threshold)
+    norm = group_norm(tensors)
+    factor = shrink_factor(norm, threshold)
     return [tensor * factor for tensor in tensors]
+
+
+Branch = list[ParameterRef]
+"""The parameters by which a residual branch can become zero."""
 
 
 @PENALTIES.register("block")
@@ -43,18 +49,22 @@ class BlockSparsity(GroupPenalty):
 
     nothing_to_do = "there is no residual branch in this network"
 
-    def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[list[ParameterRef]]:
+    def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Branch]:
+        graph = trace(model, sample)
         groups = {}
-        for branch in residual_branches(trace(model, sample)):
-            groups[branch.name] = [parameter_ref(model, name) for name in branch.parameters]
+        for branch in residual_branches(graph):
+            refs = [parameter_ref(model, name) for name in branch.parameters]
+            groups[branch.name] = refs
 
-        def norm(group: list[ParameterRef]) -> Tensor:
-            return group_norm([member.tensor for member in group])
+        def norm(group: Branch) -> Tensor:
+            tensors = [member.tensor for member in group]
+            return group_norm(tensors)
 
         @torch.no_grad()
-        def shrink(group: list[ParameterRef], threshold: Tensor) -> None:
+        def shrink(group: Branch, threshold: Tensor) -> None:
             tensors = [member.tensor for member in group]
-            for tensor, shrunk in zip(tensors, shrink_group(tensors, threshold), strict=True):
-                tensor.copy_(shrunk)
+            shrunk = shrink_group(tensors, threshold)
+            for tensor, smaller in zip(tensors, shrunk, strict=True):
+                tensor.copy_(smaller)
 
         return ActiveGroups(self, groups, norm, shrink)

@@ -13,7 +13,6 @@ fan-in about as long (He et al. 2015, arXiv 1502.01852), so a unit's norm grows 
 number of its rows. With entries, rows of the largest fan-in would go first.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +24,7 @@ from slimfront.trainables.penalties.base import (
     ActiveGroups,
     GroupPenalty,
     ParameterRef,
+    Tensors,
     parameter_ref,
     root,
     shrink_factor,
@@ -51,13 +51,27 @@ class Units:
     def tensors(self) -> tuple[Tensor, ...]:
         """The parameters, as they are now; views of those whose rows do not lie along the first
         axis, where they do."""
-        return tuple(
-            parameter.tensor.movedim(axis, 0) if axis else parameter.tensor
-            for parameter, axis in zip(self.parameters, self.axes, strict=True)
-        )
+        found = []
+        for parameter, axis in zip(self.parameters, self.axes, strict=True):
+            tensor = parameter.tensor
+            found.append(tensor.movedim(axis, 0) if axis else tensor)
+        return tuple(found)
+
+    def norm(self) -> Tensor:
+        """The penalty of the group, a scalar."""
+        norms = unit_norms(self.tensors, self.owners, self.units)
+        return self.weight * norms.sum()
+
+    def shrink(self, threshold: Tensor) -> None:
+        """The proximal step of `threshold` · penalty, in place."""
+        tensors = self.tensors
+        threshold = threshold * self.weight
+        shrunk = shrink_units(tensors, self.owners, self.units, threshold)
+        for tensor, smaller in zip(tensors, shrunk, strict=True):
+            tensor.copy_(smaller)
 
 
-def unit_norms(tensors: Sequence[Tensor], owners: Sequence[Tensor], units: int) -> Tensor:
+def unit_norms(tensors: Tensors, owners: Tensors, units: int) -> Tensor:
     """ℓ2 norms of units over their rows in several tensors: (rows, …) each, with owners (rows,), to
     (units,).
 
@@ -72,14 +86,13 @@ def unit_norms(tensors: Sequence[Tensor], owners: Sequence[Tensor], units: int) 
 
 
 def _squares_of_rows(tensor: Tensor) -> Tensor:
-    if tensor.dim() > 1:
-        return tensor.flatten(1).square().sum(1)
-    return tensor**2
+    if tensor.dim() <= 1:
+        return tensor**2
+    entries = tensor.flatten(1)
+    return entries.square().sum(1)
 
 
-def shrink_units(
-    tensors: Sequence[Tensor], owners: Sequence[Tensor], units: int, threshold: Tensor
-) -> list[Tensor]:
+def shrink_units(tensors: Tensors, owners: Tensors, units: int, threshold: Tensor) -> list[Tensor]:
     """Proximal operator of `threshold` · Σ ‖unit‖₂: every row of a unit times max(0, 1 − threshold
     / ‖unit‖).
 
@@ -89,10 +102,12 @@ def shrink_units(
     norms = unit_norms(tensors, owners, units)
     factors = shrink_factor(norms, threshold)
     factors = torch.cat([factors, factors.new_ones(1)])
+    places = units + 1
     shrunk = []
     for tensor, owner in zip(tensors, owners, strict=True):
-        of_rows = factors[owner % (units + 1)]
-        shrunk.append(tensor * rows(of_rows, tensor))
+        of_rows = factors[owner % places]
+        smaller = tensor * rows(of_rows, tensor)
+        shrunk.append(smaller)
     return shrunk
 
 
@@ -108,36 +123,31 @@ class ChannelSparsity(GroupPenalty):
     nothing_to_do = "there is no channel and no head in this network that can be removed"
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Units]:
+        found: list[UnitGroup]
         try:
-            found: list[UnitGroup] = [*removable_units(model, sample), *head_groups(model)]
+            found = [*removable_units(model, sample), *head_groups(model)]
         except UserError as error:
             raise UserError(f"penalties.channel: {error}; leave it out, or take node") from error
         groups = {group.name: _units(group, model) for group in found}
-
-        def norm(group: Units) -> Tensor:
-            norms = unit_norms(group.tensors, group.owners, group.units)
-            return group.weight * norms.sum()
-
-        def shrink(group: Units, threshold: Tensor) -> None:
-            tensors = group.tensors
-            threshold = threshold * group.weight
-            shrunk = shrink_units(tensors, group.owners, group.units, threshold)
-            for tensor, smaller in zip(tensors, shrunk, strict=True):
-                tensor.copy_(smaller)
-
-        return ActiveGroups(self, groups, norm, shrink)
+        return ActiveGroups(self, groups, Units.norm, Units.shrink)
 
 
 def _units(group: UnitGroup, model: nn.Module) -> Units:
     parameters = []
+    axes = []
     owners = []
-    count = 0
+    rows_of_weights = 0
     for name, own in group.writers.items():
         parameter = parameter_ref(model, name)
+        device = parameter.tensor.device
         parameters.append(parameter)
-        owners.append(own.to(parameter.tensor.device))
-        if "weight" in name.rpartition(".")[2]:
-            count += int((own >= 0).sum())
-    rows_of_unit = parameters[0].tensor.new_tensor(max(count / group.units, 1.0))
-    axes = tuple(group.axes.get(name, 0) for name in group.writers)
-    return Units(tuple(parameters), axes, tuple(owners), group.units, rows_of_unit.sqrt())
+        axes.append(group.axes.get(name, 0))
+        owners.append(own.to(device))
+        _, _, leaf = name.rpartition(".")
+        if "weight" in leaf:
+            has_owner = own >= 0
+            rows_of_weights += int(has_owner.sum())
+    rows_of_unit = max(rows_of_weights / group.units, 1.0)
+    first = parameters[0].tensor
+    weight = first.new_tensor(rows_of_unit).sqrt()
+    return Units(tuple(parameters), tuple(axes), tuple(owners), group.units, weight)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.options import suggest
-from slimfront.trainables.penalties.base import PENALTIES, Penalty
+from slimfront.trainables.penalties.base import PENALTIES, Penalty, Tensors
 from slimfront.trainables.penalties.features import (
     Features,
     by_shape,
@@ -41,8 +41,9 @@ def unbiased_centring(gram: Tensor) -> Tensor:
     rows = zeroed.sum(-1, keepdim=True)  # (…, n, 1)
     rows = rows / (n - 2)
     columns = rows.transpose(-2, -1)
+    pairs = (n - 1) * (n - 2)
     total = zeroed.sum((-2, -1), keepdim=True)
-    total = total / ((n - 1) * (n - 2))
+    total = total / pairs
     centred = zeroed - rows - columns + total
     return centred * off_diagonal
 
@@ -80,7 +81,7 @@ class _Gram(torch.autograd.Function):
         return product.to(flat.dtype)
 
 
-def pairwise_cka(features: Sequence[Tensor], *, unbiased: bool = True) -> Tensor:
+def pairwise_cka(features: Tensors, *, unbiased: bool = True) -> Tensor:
     """Linear CKA of all pairs of layers, from the unbiased or the biased HSIC.
 
     Features are never copied: each Gram matrix is one product, and centring is done on it, in
@@ -102,13 +103,15 @@ def pairwise_cka(features: Sequence[Tensor], *, unbiased: bool = True) -> Tensor
         precision = torch.finfo(gram.dtype).eps
         # Scale first: the size of the features cancels in CKA, but its squares could overflow or
         # underflow.
-        largest = gram.detach().abs().amax((-2, -1), keepdim=True)
+        sizes = gram.detach().abs()
+        largest = sizes.amax((-2, -1), keepdim=True)
         scaled = gram / torch.where(largest > 0, largest, 1)
         centred = centring(scaled.double()).flatten(1)  # (L, n²)
         squared = centred.square().sum(1, keepdim=True)
         # What is left of constant features is rounding: some eps in each entry of a matrix whose
         # largest entry is 1.
-        rounding = (8 * precision) ** 2 * centred.shape[1]
+        entries = centred.shape[1]
+        rounding = (8 * precision) ** 2 * entries
         alive = squared > rounding
         norm = torch.where(alive, squared, 1).sqrt()
         unit = torch.where(alive, centred / norm, 0)
@@ -119,10 +122,12 @@ def pairwise_cka(features: Sequence[Tensor], *, unbiased: bool = True) -> Tensor
 def pair_weights(layers: Sequence[str], weights: PairWeights) -> Tensor:
     """(L, L), symmetric: the weights given for pairs of layers in either order, 1 for all others, 0
     on the diagonal."""
-    matrix = torch.ones(len(layers), len(layers)).fill_diagonal_(0)
+    count = len(layers)
+    matrix = torch.ones(count, count).fill_diagonal_(0)
     places = {name: place for place, name in enumerate(layers)}
     for first in layers:
-        for second, weight in weights.get(first, {}).items():
+        partners = weights.get(first, {})
+        for second, weight in partners.items():
             if second not in places or second == first:
                 continue
             i = places[first]
@@ -132,7 +137,7 @@ def pair_weights(layers: Sequence[str], weights: PairWeights) -> Tensor:
     return matrix
 
 
-def cka_loss(stages: Sequence[Sequence[Tensor]], weights: Sequence[Tensor] | None = None) -> Tensor:
+def cka_loss(stages: Sequence[Tensors], weights: Tensors | None = None) -> Tensor:
     """L_C of CKA-SR (arXiv 2307.07389): Σ over the stages of Σ over ordered pairs i ≠ j of w_ij ·
     CKA; a scalar.
 
@@ -147,7 +152,8 @@ def cka_loss(stages: Sequence[Sequence[Tensor]], weights: Sequence[Tensor] | Non
             pairs = torch.ones_like(cka).fill_diagonal_(0)
         else:
             pairs = weights[number].to(cka)
-        sums.append((pairs * cka).sum())
+        weighted = pairs * cka
+        sums.append(weighted.sum())
     return torch.stack(sums).sum()
 
 
@@ -175,7 +181,7 @@ class FeaturePenalty(Penalty):
             )
         return samples
 
-    def value(self, features: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Tensor:
+    def value(self, features: Sequence[Tensors], weights: Tensors) -> Tensor:
         """L_C of the features (n, …) of the layers of each stage, under the pair weights (layers,
         layers) of each; a scalar."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it is")
@@ -183,7 +189,9 @@ class FeaturePenalty(Penalty):
 
 def are_different(layers: Sequence[str]) -> bool:
     """Whether they are two layers or more, and none is named twice."""
-    return len(layers) > 1 and len(set(layers)) == len(layers)
+    count = len(layers)
+    distinct = set(layers)
+    return count > 1 and len(distinct) == count
 
 
 @PENALTIES.register("cka")
@@ -220,7 +228,7 @@ class CKA(FeaturePenalty):
             stages = by_shape(find_layers(model, shapes), shapes)
         return ActiveFeatures(self, model, stages, shapes)
 
-    def value(self, features: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Tensor:
+    def value(self, features: Sequence[Tensors], weights: Tensors) -> Tensor:
         return cka_loss(features, weights)
 
 
@@ -275,7 +283,8 @@ class ActiveFeatures:
         """Watches the coming forward pass if this batch is an `every`-th one and the penalty is
         on."""
         self.strength = scale * self.options.strength
-        self.features.watch(self.phase(step, scale) is not None)
+        watched = self.phase(step, scale) is not None
+        self.features.watch(watched)
 
     def loss(self) -> Tensor | None:
         """β · L_C of the batch just seen, or None if it was not watched or was too small."""

@@ -30,6 +30,8 @@ WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
+"""Shapes per example of what modules give, by name."""
 _OURS = "keeps_features"
 
 
@@ -65,7 +67,9 @@ class Features:
 
     def _hook(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            if not self.watching or not (self.any_pass or torch.is_grad_enabled()):
+            if not self.watching:
+                return
+            if not self.any_pass and not torch.is_grad_enabled():
                 return
             if self.samples != -1:
                 output = output[: self.samples]
@@ -84,8 +88,11 @@ class Features:
             self._detach()
 
     def _attach(self) -> None:
-        if not self.handles:
-            self.handles = [module.register_forward_hook(hook) for module, hook in self.hooks]
+        if self.handles:
+            return
+        for module, hook in self.hooks:
+            handle = module.register_forward_hook(hook)
+            self.handles.append(handle)
 
     def _detach(self) -> None:
         for handle in self.handles:
@@ -113,7 +120,7 @@ def remove_hooks(copied: nn.Module) -> None:
                 del hooks[number]
 
 
-def output_shapes(model: nn.Module, sample: Tensor) -> dict[str, Shape]:
+def output_shapes(model: nn.Module, sample: Tensor) -> Shapes:
     """Shapes per sample of the modules that give one tensor once in a forward pass of `sample` (N,
     …), in order of calls."""
     calls: dict[str, list[object]] = defaultdict(list)
@@ -133,22 +140,25 @@ def output_shapes(model: nn.Module, sample: Tensor) -> dict[str, Shape]:
             handle.remove()
     shapes = {}
     for name, outputs in calls.items():
-        output = outputs[0]
-        if len(outputs) == 1 and isinstance(output, Tensor) and output.dim() > 1:
-            shapes[name] = tuple(output.shape[1:])
+        if len(outputs) != 1:
+            continue
+        (output,) = outputs
+        if isinstance(output, Tensor) and output.dim() > 1:
+            _, *shape = output.shape
+            shapes[name] = tuple(shape)
     return shapes
 
 
-def by_shape(names: Iterable[str], shapes: dict[str, Shape]) -> list[list[str]]:
+def by_shape(names: Iterable[str], shapes: Shapes) -> list[list[str]]:
     """The stages: two or more of the layers with outputs of one shape, in order."""
-    groups: dict[Shape, list[str]] = defaultdict(list)
+    groups: dict[Shape, list[str]] = {}
     for name in names:
-        shape = shapes[name]
-        groups[shape].append(name)
+        group = groups.setdefault(shapes[name], [])
+        group.append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def find_layers(model: nn.Module, shapes: dict[str, Shape]) -> list[str]:
+def find_layers(model: nn.Module, shapes: Shapes) -> list[str]:
     """The layers whose features are compared: blocks if the network is made of them, else
     activations, else weight layers.
 
@@ -175,7 +185,7 @@ def find_layers(model: nn.Module, shapes: dict[str, Shape]) -> list[str]:
     return weighted
 
 
-def _blocks(modules: dict[str, nn.Module], shapes: dict[str, Shape]) -> list[str]:
+def _blocks(modules: dict[str, nn.Module], shapes: Shapes) -> list[str]:
     """The blocks among the modules, as `find_layers` says what they are."""
     kinds: dict[type, list[str]] = defaultdict(list)
     for name, module in modules.items():
@@ -185,22 +195,24 @@ def _blocks(modules: dict[str, nn.Module], shapes: dict[str, Shape]) -> list[str
     for names in kinds.values():
         if by_shape(names, shapes):
             repeated.update(names)
+    prefixes = tuple(f"{name}." for name in repeated)
     outermost = []
     for name in modules:
-        inner = any(name.startswith(f"{outer}.") for outer in repeated)
-        if name in repeated and not inner:
+        is_inner = name.startswith(prefixes)
+        if name in repeated and not is_inner:
             outermost.append(name)
     return outermost
 
 
 def _may_be_block(module: nn.Module) -> bool:
     """Whether it is of a user's class that has parts, and weights among them."""
-    if isinstance(module, CONTAINERS) or next(module.children(), None) is None:
+    has_parts = next(module.children(), None) is not None
+    if not has_parts or isinstance(module, CONTAINERS):
         return False
     return any(isinstance(inner, WEIGHTED) for inner in module.modules())
 
 
-def check_layers(names: Sequence[str], shapes: dict[str, Shape]) -> None:
+def check_layers(names: Sequence[str], shapes: Shapes) -> None:
     """Raises UserError if a named layer has no features: it is not there, or does not give one
     tensor once."""
     for name in names:

@@ -6,7 +6,6 @@ neg(a) = min(a, 0). With biases a layer is inactive only if its bias is non-nega
 is one group here, as it would be with the batch norm folded in.
 """
 
-from collections.abc import Sequence
 from functools import reduce
 
 import torch
@@ -16,6 +15,7 @@ from slimfront.trainables.penalties.base import (
     PENALTIES,
     ActiveGroups,
     GroupPenalty,
+    Tensors,
     root,
     shrink_factor,
 )
@@ -23,7 +23,7 @@ from slimfront.trainables.structure.graph import Layer, trace
 from slimfront.trainables.structure.targets.layers import inner_layers
 
 
-def negative_norm(tensors: Sequence[Tensor]) -> Tensor:
+def negative_norm(tensors: Tensors) -> Tensor:
     """‖neg(·)‖ of several tensors taken as one group: the square root of the sum of squared
     negative entries; a scalar.
 
@@ -31,10 +31,11 @@ def negative_norm(tensors: Sequence[Tensor]) -> Tensor:
     """
     negative = [tensor.clamp(max=0) for tensor in tensors]
     squares = [part.square().sum() for part in negative]
-    return root(torch.stack(squares).sum())
+    total = torch.stack(squares).sum()
+    return root(total)
 
 
-def shrink_negative(tensors: Sequence[Tensor], threshold: Tensor) -> list[Tensor]:
+def shrink_negative(tensors: Tensors, threshold: Tensor) -> list[Tensor]:
     """Proximal operator of `threshold` · ‖neg(·)‖ on a group of tensors.
 
     The negative part is scaled by max(0, 1 − threshold / ‖neg‖), the positive part stays. The two
@@ -50,12 +51,14 @@ def shrink_negative(tensors: Sequence[Tensor], threshold: Tensor) -> list[Tensor
     """
     negative = [tensor.clamp(max=0) for tensor in tensors]
     norms = [torch.linalg.vector_norm(part) for part in negative]
-    scale = shrink_factor(reduce(torch.hypot, norms), threshold)
+    norm = reduce(torch.hypot, norms)
+    scale = shrink_factor(norm, threshold)
     # In few operations, which packs pay for: where the scale is 0, t − t is exactly 0, and without
     # a negative part t stays.
     shrunk = []
     for tensor, part in zip(tensors, negative, strict=True):
-        shrunk.append(torch.addcmul(tensor, part, scale - 1))
+        smaller = torch.addcmul(tensor, part, scale - 1)
+        shrunk.append(smaller)
     return shrunk
 
 

@@ -21,7 +21,8 @@ from slimfront.trainables.structure.targets.layers import hidden_layers
 def row_norms(weight: Tensor, bias: Tensor) -> Tensor:
     """ℓ2 norms of the rows of [W | b]: `weight` (out, in, …), `bias` (out), to (out). The gradient
     of a zero row is 0."""
-    squares = weight.flatten(1).square().sum(1)
+    entries = weight.flatten(1)
+    squares = entries.square().sum(1)
     return root(squares + bias.square())
 
 
@@ -48,10 +49,12 @@ class NodeSparsity(GroupPenalty):
 
         def norm(layer: Layer) -> Tensor:
             weight, bias = layer.folded()
-            return row_norms(weight, bias).sum()
+            norms = row_norms(weight, bias)
+            return norms.sum()
 
         def shrink(layer: Layer, threshold: Tensor) -> None:
             weight, bias = layer.folded()
-            layer.scale_rows(row_factors(weight, bias, threshold))
+            factors = row_factors(weight, bias, threshold)
+            layer.scale_rows(factors)
 
         return ActiveGroups(self, groups, norm, shrink)

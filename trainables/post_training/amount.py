@@ -21,12 +21,21 @@ class Amount:
     value: float
 
     def __post_init__(self) -> None:
-        number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
+        right = self._is_number() and self._is_in_range()
+        if right:
+            return
         if self.kind == "layers":
-            if not number or self.value < 1 or self.value != int(self.value):
-                raise UserError(f"{self}: it is how many layers go, 1 or more")
-        elif not number or not 0 < self.value < 1:
-            raise UserError(f"{self}: it is a share, more than 0 and less than 1")
+            raise UserError(f"{self}: it is how many layers go, 1 or more")
+        raise UserError(f"{self}: it is a share, more than 0 and less than 1")
+
+    def _is_number(self) -> bool:
+        value: object = self.value
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    def _is_in_range(self) -> bool:
+        if self.kind == "layers":
+            return not self.value < 1 and self.value == int(self.value)
+        return 0 < self.value < 1
 
     def __str__(self) -> str:
         return f"{self.kind}={self.value}"

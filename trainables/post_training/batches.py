@@ -51,14 +51,18 @@ def _pair(given: Any) -> tuple[Any, Any]:
 
 def _inputs(given: Any) -> Tensor:
     named = _by_name(given)
-    if not named or not all(isinstance(value, Tensor) for value in named.values()):
+    parts = named.values()
+    if not parts or not all(isinstance(part, Tensor) for part in parts):
         raise UserError(
             f"prune: a batch is a {type(given).__name__}; it is to be a tensor, or a tuple or a "
             "mapping of tensors"
         )
-    if any(value.dim() == 0 or len(value) == 0 for value in named.values()):
-        raise UserError("prune: a batch is empty; its first axis is that of the examples")
-    return given if isinstance(given, Tensor) else Several(named)
+    for part in parts:
+        if part.dim() == 0 or len(part) == 0:
+            raise UserError("prune: a batch is empty; its first axis is that of the examples")
+    if isinstance(given, Tensor):
+        return given
+    return Several(named)
 
 
 def _by_name(given: Any) -> dict[str, Any]:
@@ -66,10 +70,12 @@ def _by_name(given: Any) -> dict[str, Any]:
     if isinstance(given, Tensor):
         return {"": given}
     if isinstance(given, Mapping):
-        return {str(name): value for name, value in given.items()}
-    if isinstance(given, tuple | list):
-        return {str(place): value for place, value in enumerate(given)}
-    return {}
+        items: Iterable[tuple[Any, Any]] = given.items()
+    elif isinstance(given, tuple | list):
+        items = enumerate(given)
+    else:
+        return {}
+    return {str(name): value for name, value in items}
 
 
 def call_of(batches: list[Batch]) -> Call:
@@ -78,11 +84,14 @@ def call_of(batches: list[Batch]) -> Call:
     Raises:
         UserError: if one batch has other inputs than the first.
     """
-    kinds = [tuple(tensors(batch.inputs)) for batch in batches]
-    if any(kind != kinds[0] for kind in kinds):
-        raise UserError("prune: all batches are to have the same inputs")
-    several = isinstance(batches[0].inputs, Several)
-    return Call(kinds[0] if several else None)
+    first = batches[0].inputs
+    names = tuple(tensors(first))
+    for batch in batches:
+        if tuple(tensors(batch.inputs)) != names:
+            raise UserError("prune: all batches are to have the same inputs")
+    if not isinstance(first, Several):
+        return Call(None)
+    return Call(names)
 
 
 def called_with(network: nn.Module, batches: list[Batch], *, with_targets: bool) -> nn.Module:
@@ -102,12 +111,17 @@ def called_with(network: nn.Module, batches: list[Batch], *, with_targets: bool)
 
 def on_device_of(network: nn.Module, batches: list[Batch]) -> list[Batch]:
     """The batches where the network's parameters are."""
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    first = next(network.parameters(), None)
+    device = torch.device("cpu") if first is None else first.device
+
+    def there(tensor: Tensor) -> Tensor:
+        return tensor.to(device)
+
     moved = []
     for inputs, targets in batches:
         if isinstance(targets, Tensor):
-            targets = targets.to(device)
-        moved.append(Batch(each(inputs, lambda tensor: tensor.to(device)), targets))
+            targets = there(targets)
+        moved.append(Batch(each(inputs, there), targets))
     return moved
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from slimfront.trainables.compaction.compact import Step
 from slimfront.trainables.compaction.modes import traced_in_both_modes
+from slimfront.trainables.compaction.report import Step
 from slimfront.trainables.compaction.whole_layers import (
     WholeLayer,
     Without,
@@ -20,9 +20,14 @@ from slimfront.trainables.errors import UserError, first_few
 from slimfront.trainables.post_training.amount import Amount
 from slimfront.trainables.torch_internals import flattened
 
+Batches = Sequence[Tensor]
+"""Inputs (N, …) each."""
+Leaves = list[Tensor]
+"""The tensors of what a network gives for a batch."""
+
 
 def without_layers(
-    network: nn.Module, inputs: Sequence[Tensor], amount: Amount, exclude: tuple[str, ...] = ()
+    network: nn.Module, inputs: Batches, amount: Amount, exclude: tuple[str, ...] = ()
 ) -> tuple[fx.GraphModule, list[Step]]:
     """The traced network without as many layers or blocks as `amount` says; `network` stays as it
     is.
@@ -47,16 +52,25 @@ def without_layers(
         wanted = [_leaves(network(batch)) for batch in inputs]
         steps: list[Step] = []
         for _ in range(int(amount.value)):
-            found = [each for each in whole_layers(graph, sample) if each.name not in exclude]
+            layers = whole_layers(graph, sample)
+            found = [layer for layer in layers if layer.name not in exclude]
             if not found:
                 raise UserError(f"{amount}: {_not_enough(steps)}")
-            changes = [_change(graph, each, inputs, wanted) for each in found]
-            least = min(changes)
-            chosen = found[changes.index(least)]
-            take_out(graph, chosen)
-            detail = f"{chosen.what}: the outputs change by {math.sqrt(least):.1%}"
-            steps.append((chosen.name, "pruned", detail))
+            steps.append(_take_least_out(graph, found, inputs, wanted))
     return graph, steps
+
+
+def _take_least_out(
+    graph: fx.GraphModule, layers: list[WholeLayer], inputs: Batches, wanted: list[Leaves]
+) -> Step:
+    """Takes out the layer whose removal changes the outputs least."""
+    changes = [_change(graph, layer, inputs, wanted) for layer in layers]
+    least = min(changes)
+    place = changes.index(least)
+    chosen = layers[place]
+    take_out(graph, chosen)
+    detail = f"{chosen.what}: the outputs change by {math.sqrt(least):.1%}"
+    return chosen.name, "pruned", detail
 
 
 def _not_enough(steps: list[Step]) -> str:
@@ -70,21 +84,32 @@ def _not_enough(steps: list[Step]) -> str:
 
 
 def _change(
-    graph: fx.GraphModule, layer: WholeLayer, inputs: Sequence[Tensor], wanted: list[list[Tensor]]
+    graph: fx.GraphModule, layer: WholeLayer, inputs: Batches, wanted: list[Leaves]
 ) -> float:
     """How much the outputs change without a layer, relative; infinite where they are no numbers."""
-    apart = spread = 0.0
+    apart = 0.0
+    spread = 0.0
     for batch, right in zip(inputs, wanted, strict=True):
-        made = _leaves(Without(graph, layer).run(batch))
-        for one, other in zip(made, right, strict=True):
-            apart += float((one - other).square().sum())
-            spread += float((other - other.mean(0, keepdim=True)).square().sum())
-    found = apart / max(spread, 1e-30)
-    return found if math.isfinite(found) else math.inf
+        outputs = Without(graph, layer).run(batch)
+        for one, other in zip(_leaves(outputs), right, strict=True):
+            apart += _sum_of_squares(one - other)
+            mean = other.mean(0, keepdim=True)
+            spread += _sum_of_squares(other - mean)
+    change = apart / max(spread, 1e-30)
+    return change if math.isfinite(change) else math.inf
 
 
-def _leaves(outputs: Any) -> list[Tensor]:
+def _sum_of_squares(tensor: Tensor) -> float:
+    return float(tensor.square().sum())
+
+
+def _leaves(outputs: Any) -> Leaves:
     """The tensors of real numbers among outputs, in float32 or more."""
     leaves, _ = flattened(outputs)
-    real = [one for one in leaves if isinstance(one, Tensor) and one.is_floating_point()]
-    return [one.float() if one.dtype != torch.float64 else one for one in real]
+    found = []
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            continue
+        is_wide = leaf.dtype == torch.float64
+        found.append(leaf if is_wide else leaf.float())
+    return found

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.compaction.compact import Step
+from slimfront.trainables.compaction.report import Step
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.post_training.amount import Amount
 from slimfront.trainables.post_training.batches import Batch
@@ -46,6 +46,7 @@ def zero_channels(
         importance=importance,
         exclude=exclude,
     )
+    sgd = torch.optim.SGD(network.parameters(), lr=0.0)
     first = batches[0]
 
     def examples(count: int) -> tuple[Tensor, Tensor]:
@@ -53,7 +54,7 @@ def zero_channels(
 
     setting = Setting(
         network,
-        torch.optim.SGD(network.parameters(), lr=0.0),
+        sgd,
         total_steps=1,
         seed=0,
         examples=examples,
@@ -64,11 +65,14 @@ def zero_channels(
         scores = _mean(active.scores() for _ in _gradients(network, batches, loss))
     except UserError as error:
         raise UserError(f"{amount}: {_in_words_of_prune(error)}") from None
-    before = {group.name: group.alive(active.weights) for group in active.groups}
+    before = _alive_channels(active)
     _check_share(amount, before.values(), "channels")
     active.drop(scores, amount.value)
-    after = {group.name: group.alive(active.weights) for group in active.groups}
-    return _told(before, after, "channels")
+    return _told(before, _alive_channels(active), "channels")
+
+
+def _alive_channels(active: ActiveChannels) -> Scores:
+    return {group.name: group.alive(active.weights) for group in active.groups}
 
 
 def zero_weights(
@@ -94,7 +98,7 @@ def zero_weights(
         weights = taking_part(network, exclude)
     except UserError as error:
         raise UserError(f"{amount}: {_in_words_of_prune(error)}") from None
-    before = {name: weight.detach() != 0 for name, weight in weights.items()}
+    before = _alive_weights(weights)
     _check_share(amount, before.values(), "weights")
     if loss is None:
         scores = _by_inputs(network, weights, batches)
@@ -104,9 +108,15 @@ def zero_weights(
     with torch.no_grad():
         for name, weight in weights.items():
             weight.mul_(masks[name])
-    after = {name: weight.detach() != 0 for name, weight in weights.items()}
-    told = _told(before, after, "weights")
-    return [(name.removesuffix(".weight"), action, text) for name, action, text in told]
+    steps = []
+    for name, action, text in _told(before, _alive_weights(weights), "weights"):
+        layer = name.removesuffix(".weight")
+        steps.append((layer, action, text))
+    return steps
+
+
+def _alive_weights(weights: Scores) -> Scores:
+    return {name: weight.detach() != 0 for name, weight in weights.items()}
 
 
 def _no_loss(_outputs: Tensor, _targets: Tensor) -> Tensor:
@@ -158,11 +168,15 @@ def _by_inputs(network: nn.Module, weights: Scores, batches: Sequence[Batch]) ->
     for batch in batches:
         for layer, score in weight_scores(network, batch.inputs).items():
             name = f"{layer}.weight" if layer else "weight"
-            squares[name] = squares.get(name, torch.zeros_like(score)) + score.square()
-    return {
-        name: squares[name].sqrt() if name in squares else weight.detach().abs()
-        for name, weight in weights.items()
-    }
+            before = squares.get(name, torch.zeros_like(score))
+            squares[name] = before + score.square()
+    scores = {}
+    for name, weight in weights.items():
+        if name in squares:
+            scores[name] = squares[name].sqrt()
+        else:
+            scores[name] = weight.detach().abs()
+    return scores
 
 
 def _mean(scores: Iterator[Scores]) -> Scores:
@@ -176,8 +190,11 @@ def _mean(scores: Iterator[Scores]) -> Scores:
 
 
 def _check_share(amount: Amount, alive: Collection[Tensor], what: str) -> None:
-    total = sum(each.numel() for each in alive)
-    zero = total - sum(int(each.sum()) for each in alive)
+    total = 0
+    zero = 0
+    for each in alive:
+        total += each.numel()
+        zero += each.numel() - int(each.sum())
     wanted = round(amount.value * total)
     if wanted < 1:
         raise UserError(
@@ -192,14 +209,17 @@ def _check_share(amount: Amount, alive: Collection[Tensor], what: str) -> None:
 def _told(before: Scores, after: Scores, what: str) -> list[Step]:
     steps: list[Step] = []
     for name, alive in before.items():
-        gone = int(alive.sum()) - int(after[name].sum())
+        left = after[name]
+        gone = int(alive.sum()) - int(left.sum())
         if gone:
-            steps.append((name, "pruned", f"{gone:,} of {alive.numel():,} {what}"))
+            detail = f"{gone:,} of {alive.numel():,} {what}"
+            steps.append((name, "pruned", detail))
     return steps
 
 
 def _in_words_of_prune(error: UserError) -> str:
     """What the sparsifier says, which has options of a config."""
     said = str(error).removeprefix("sparsifier: ")
-    said = said.replace("sparsifier.exclude", "exclude").replace("set exclude: ", "give exclude=")
+    said = said.replace("sparsifier.exclude", "exclude")
+    said = said.replace("set exclude: ", "give exclude=")
     return said.replace("take another one than channels", "prune weights instead")

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from slimfront.trainables.compaction.compact import Compaction, relative_difference
+from slimfront.trainables.compaction import Compaction
+from slimfront.trainables.compaction.compact import relative_difference
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.plain import FORMAT, deserialise, serialise
 from slimfront.trainables.errors import UserError, first_line

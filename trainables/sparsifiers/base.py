@@ -1,7 +1,7 @@
 """What every sparsifier offers to the training loop: masks of the weights that may be non-zero, and
 when they change."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.options import Options, Registry, suggest
+from slimfront.trainables.sparsifiers.masks import Tensors
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -41,7 +42,7 @@ class Setting:
     broadcast_from_rank0: Callable[[Iterable[Tensor]], None] = lambda _tensors: None
 
 
-def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
+def prunable_weights(model: nn.Module) -> Tensors:
     """The weights that may be dropped, by parameter name, in order.
 
     Those of linear, bilinear, convolutional and recurrent layers, and the projections of attention,
@@ -49,13 +50,11 @@ def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
     """
     found: dict[int, tuple[str, Tensor]] = {}
     for name, module in model.named_modules():
-        for kind in _weights_of(module):
-            weight = getattr(module, kind)
+        for leaf in _weights_of(module):
+            weight = getattr(module, leaf)
             if weight is None:
                 continue
-            full_name = kind
-            if name:
-                full_name = f"{name}.{kind}"
+            full_name = f"{name}.{leaf}" if name else leaf
             found.setdefault(id(weight), (full_name, weight))
     return dict(found.values())
 
@@ -63,9 +62,12 @@ def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
 def _weights_of(module: nn.Module) -> tuple[str, ...]:
     """The names of a layer's own weights."""
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        names = (name for name, _ in module.named_parameters(recurse=False))
-        return tuple(name for name in names if name.startswith("weight_"))
-    return next((names for layer, names in _WEIGHTS.items() if isinstance(module, layer)), ())
+        own = [name for name, _ in module.named_parameters(recurse=False)]
+        return tuple(name for name in own if name.startswith("weight_"))
+    for kind, names in _WEIGHTS.items():
+        if isinstance(module, kind):
+            return names
+    return ()
 
 
 def computed_weights(model: nn.Module) -> list[str]:
@@ -93,15 +95,17 @@ def computed_weights(model: nn.Module) -> list[str]:
 def out_of_reach(model: nn.Module) -> dict[str, int]:
     """The matrices that no sparsifier acts on, by parameter name with their number of weights:
     embeddings and the like."""
-    reached = {id(weight) for weight in prunable_weights(model).values()}
+    weights = prunable_weights(model)
+    reached = {id(weight) for weight in weights.values()}
     left = {}
     for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 and id(parameter) not in reached:
+        is_matrix = parameter.dim() > 1
+        if is_matrix and id(parameter) not in reached:
             left[name] = parameter.numel()
     return left
 
 
-def taking_part(model: nn.Module, exclude: tuple[str, ...]) -> dict[str, Tensor]:
+def taking_part(model: nn.Module, exclude: tuple[str, ...]) -> Tensors:
     """The prunable weights but for those excluded: by the name of the layer, or the `first` or the
     `last`.
 
@@ -164,6 +168,11 @@ class TargetSparsifier(Sparsifier):
 SPARSIFIERS: Registry[Sparsifier] = Registry("sparsifier")
 
 
+def all_kept(weight: Tensor) -> Tensor:
+    """A mask that drops nothing."""
+    return torch.ones_like(weight, dtype=torch.bool)
+
+
 class ActiveSparsifier:
     """A sparsifier at work on one network. Its `masks`, by parameter name, are True where a weight
     may be non-zero.
@@ -177,9 +186,7 @@ class ActiveSparsifier:
     def __init__(self, options: Sparsifier, setting: Setting) -> None:
         self.setting = setting
         self.weights = taking_part(setting.model, options.exclude)
-        self.masks = {}
-        for name, weight in self.weights.items():
-            self.masks[name] = torch.ones_like(weight, dtype=torch.bool)
+        self.masks = {name: all_kept(weight) for name, weight in self.weights.items()}
         seed = (setting.seed + _MASK_STREAM) % 2**63
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -212,17 +219,21 @@ class ActiveSparsifier:
         """Takes new masks: zeroes the weights that they drop, and what the optimiser remembers of
         them."""
         self.setting.broadcast_from_rank0(masks.values())
-        remembered = self.setting.optimizer.state
         for name, mask in masks.items():
             weight = self.weights[name]
             self.masks[name].copy_(mask)
             weight.mul_(mask)
-            moments = remembered.get(weight, {})
-            for moment in moments.values():
-                if isinstance(moment, Tensor) and moment.shape == weight.shape:
-                    moment.mul_(mask)
+            for moment in self._moments(weight):
+                moment.mul_(mask)
 
-    def random_scores(self) -> dict[str, Tensor]:
+    def _moments(self, weight: Tensor) -> Iterator[Tensor]:
+        """What the optimiser remembers of each entry of a weight."""
+        remembered = self.setting.optimizer.state.get(weight, {})
+        for value in remembered.values():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                yield value
+
+    def random_scores(self) -> Tensors:
         """Independent uniform numbers in the shape of each weight, the same for the same seed on
         any device."""
         scores = {}
@@ -244,6 +255,7 @@ class ActiveSparsifier:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues bit-exactly where `state_dict` was taken."""
+        masks = state["masks"]
         for name, mask in self.masks.items():
-            mask.copy_(state["masks"][name])
+            mask.copy_(masks[name])
         self.generator.set_state(state["generator"].cpu())

@@ -27,6 +27,7 @@ from slimfront.trainables.sparsifiers.base import (
     SPARSIFIERS,
     ActiveSparsifier,
     Setting,
+    all_kept,
     out_of_reach,
     prunable_weights,
     taking_part,
@@ -184,6 +185,17 @@ def _nothing_to_remove(model: nn.Module) -> str:
     )
 
 
+def _keep_units(group: AnyGroup, alive: Tensor, name: str, mask: Tensor) -> None:
+    """Drops the rows of all units but those that are alive, (units,), from the `mask` of a
+    parameter, in place; rows of no unit stay."""
+    owners = group.writers[name]
+    of_owners = alive.cpu()[owners.clamp(min=0)]
+    stay = torch.where(owners >= 0, of_owners, True)
+    other_axes = [1] * (mask.dim() - 1)
+    by_rows = group.rows(name, mask)
+    by_rows &= stay.to(mask.device).view(-1, *other_axes)
+
+
 class ActiveChannels(ActiveSparsifier):
     """Channel sparsity at work on one network; its masks cover whole rows of weights and biases,
     batch norms included."""
@@ -194,12 +206,11 @@ class ActiveChannels(ActiveSparsifier):
         self.updates = Updates(options, setting.total_steps)
         model = setting.model
         inputs, _ = setting.examples(2)
-        excluded = prunable_weights(model).keys() - taking_part(model, options.exclude).keys()
+        part = taking_part(model, options.exclude)
+        excluded = prunable_weights(model).keys() - part.keys()
+        groups: list[AnyGroup]
         try:
-            groups: list[AnyGroup] = [
-                *removable_units(setting.model, inputs),
-                *head_groups(setting.model),
-            ]
+            groups = [*removable_units(model, inputs), *head_groups(model)]
         except UserError as error:
             raise UserError(f"sparsifier: {error}; take another one than channels") from error
         self.groups = [group for group in groups if not excluded & group.parameters]
@@ -219,7 +230,7 @@ class ActiveChannels(ActiveSparsifier):
             for name in group.writers:
                 weight = self.parameters[name]
                 self.weights[name] = weight
-                self.masks[name] = torch.ones_like(weight, dtype=torch.bool)
+                self.masks[name] = all_kept(weight)
 
     def due(self, step: int) -> bool:
         """Whether channels go."""

@@ -63,4 +63,5 @@ class ActiveGraNet(GradientGrowth):
         sparsity = cubic_sparsity(progress, options.sparsity, self.initial)
         masks = choose_masks(magnitudes(self), sparsity, options.densities)
         self.set_masks(masks)
-        self.move(cosine_decay(progress, options.regrow))
+        share = cosine_decay(progress, options.regrow)
+        self.move(share)

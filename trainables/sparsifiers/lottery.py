@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.sparsifiers.base import (
@@ -22,7 +21,7 @@ from slimfront.trainables.sparsifiers.base import (
     TargetSparsifier,
 )
 from slimfront.trainables.sparsifiers.magnitude import magnitudes
-from slimfront.trainables.sparsifiers.masks import Densities, choose_masks
+from slimfront.trainables.sparsifiers.masks import Densities, Tensors, choose_masks
 
 
 @SPARSIFIERS.register("lottery")
@@ -58,7 +57,7 @@ class ActiveLotteryTicket(ActiveSparsifier):
                 f"{setting.total_steps} steps; set it lower, or train longer"
             )
         self.rewind_to = int(options.rewind * self.length)
-        self.ticket: dict[str, Tensor] = {}
+        self.ticket: Tensors = {}
         if self.rewind_to == 0:
             self._keep_ticket()
 
@@ -80,9 +79,11 @@ class ActiveLotteryTicket(ActiveSparsifier):
         if done == self.rewind_to:
             self._keep_ticket()
         number, rest = divmod(done, self.length)
-        if rest != 0 or not 1 <= number <= options.rounds:
+        ends_round = rest == 0 and 1 <= number <= options.rounds
+        if not ends_round:
             return
-        kept = (1 - options.sparsity) ** (number / options.rounds)
+        share_of_rounds = number / options.rounds
+        kept = (1 - options.sparsity) ** share_of_rounds
         masks = choose_masks(magnitudes(self), 1 - kept, options.densities)
         self.setting.model.load_state_dict(self.ticket)
         self.setting.optimizer.state.clear()
@@ -90,15 +91,15 @@ class ActiveLotteryTicket(ActiveSparsifier):
 
     def progress(self, step: int) -> float:
         """The first round goes from 0 to 1, the others from where the weights were rewound to."""
-        number = min(step // self.length, self.options.rounds)
+        rounds = self.options.rounds
+        number = min(step // self.length, rounds)
         begun = number * self.length
         length = self.length
-        if number == self.options.rounds:
+        if number == rounds:
             length = self.setting.total_steps - begun
-        start = 0.0
-        if number:
-            start = self.rewind_to / self.length
-        return start + (1 - start) * (step - begun) / length
+        start = self.rewind_to / self.length if number else 0.0
+        done = step - begun
+        return start + (1 - start) * done / length
 
     def state_dict(self) -> dict[str, Any]:
         """The masks and the weights to rewind to."""
@@ -111,4 +112,5 @@ class ActiveLotteryTicket(ActiveSparsifier):
         own = self.setting.model.state_dict()
         self.ticket = {}
         for name, value in state["ticket"].items():
-            self.ticket[name] = torch.clone(value).to(own[name].device)
+            device = own[name].device
+            self.ticket[name] = torch.clone(value).to(device)

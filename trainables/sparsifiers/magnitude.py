@@ -10,14 +10,13 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from slimfront.trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier, Setting
-from slimfront.trainables.sparsifiers.masks import Densities, choose_masks
+from slimfront.trainables.sparsifiers.masks import Densities, Tensors, choose_masks
 from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
 
 
-def magnitudes(active: ActiveSparsifier) -> dict[str, Tensor]:
+def magnitudes(active: ActiveSparsifier) -> Tensors:
     """|w| of the weights, −1 of those dropped, so that these stay dropped."""
     found = {}
     for name, weight in active.weights.items():

@@ -7,6 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Tensors = dict[str, Tensor]
+"""Weights, masks and the like, by the name of the parameter."""
+Scores = Mapping[str, Tensor]
+"""What each weight is worth, by the name of the parameter; or each unit, by that of its group."""
 LayerDensities = Literal["uniform", "erk"]
 Densities = Literal["global", "uniform", "erk"]
 
@@ -21,8 +25,9 @@ def erdos_renyi_kernel(shapes: Mapping[str, torch.Size], sparsity: float) -> dic
     sizes = {}
     raw = {}
     for name, shape in shapes.items():
-        sizes[name] = math.prod(shape)
-        raw[name] = sum(shape) / sizes[name]
+        size = math.prod(shape)
+        sizes[name] = size
+        raw[name] = sum(shape) / size
     kept = (1 - sparsity) * sum(sizes.values())
     dense: set[str] = set()
     while True:
@@ -30,7 +35,8 @@ def erdos_renyi_kernel(shapes: Mapping[str, torch.Size], sparsity: float) -> dic
         free = [name for name in shapes if name not in dense]
         scale = 0.0
         if free:
-            scale = wanted / sum(raw[name] * sizes[name] for name in free)
+            by_raw = sum(raw[name] * sizes[name] for name in free)
+            scale = wanted / by_raw
         full = {name for name in free if scale * raw[name] > 1}
         if not full:
             break
@@ -62,9 +68,7 @@ def top_mask(scores: Tensor, kept: int) -> Tensor:
     return mask.view_as(scores)
 
 
-def choose_masks(
-    scores: Mapping[str, Tensor], sparsity: float, densities: Densities
-) -> dict[str, Tensor]:
+def choose_masks(scores: Scores, sparsity: float, densities: Densities) -> Tensors:
     """Keeps the weights with the highest scores: of all layers together (`global`), or of each
     layer, by its density.
 
@@ -76,22 +80,22 @@ def choose_masks(
     shares = layer_densities(shapes, sparsity, densities)
     masks = {}
     for name, score in scores.items():
-        dropped = round((1 - shares[name]) * score.numel())
-        masks[name] = top_mask(score, score.numel() - dropped)
+        count = score.numel()
+        dropped = round((1 - shares[name]) * count)
+        masks[name] = top_mask(score, count - dropped)
     return masks
 
 
-def _choose_globally(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+def _choose_globally(scores: Scores, sparsity: float) -> Tensors:
     flat = [score.flatten() for score in scores.values()]
     together = torch.cat(flat)
-    dropped = round(sparsity * len(together))
-    mask = top_mask(together, len(together) - dropped)
+    count = len(together)
+    dropped = round(sparsity * count)
+    mask = top_mask(together, count - dropped)
+    parts = mask.split([len(part) for part in flat])
     masks = {}
-    begun = 0
-    for name, score in scores.items():
-        end = begun + score.numel()
-        masks[name] = mask[begun:end].view_as(score)
-        begun = end
+    for (name, score), part in zip(scores.items(), parts, strict=True):
+        masks[name] = part.view_as(score)
     return masks
 
 
@@ -103,6 +107,8 @@ def drop_and_grow(mask: Tensor, magnitude: Tensor, growth: Tensor, count: int) -
     dropped weight may come back.
     """
     kept = int(mask.sum()) - count
-    after_drop = top_mask(torch.where(mask, magnitude, -1.0), kept)
-    grown = top_mask(torch.where(after_drop, -torch.inf, growth), count)
+    staying = torch.where(mask, magnitude, -1.0)
+    after_drop = top_mask(staying, kept)
+    growing = torch.where(after_drop, -torch.inf, growth)
+    grown = top_mask(growing, count)
     return after_drop | grown

@@ -21,12 +21,13 @@ def nm_mask(weight: Tensor, n: int, m: int) -> Tensor:
     """A mask of a weight (out, in, …), True at exactly the n largest |w| of every m neighbours
     along `in`, a multiple of m."""
     rows = weight.detach().abs().movedim(1, -1)  # (out, …, in)
-    groups = rows.reshape(*rows.shape[:-1], -1, m)  # (out, …, in / m, m)
+    *others, _ = rows.shape
+    groups = rows.reshape(*others, -1, m)  # (out, …, in / m, m)
     largest = groups.topk(n, dim=-1).indices
     mask = torch.zeros_like(groups, dtype=torch.bool)
     mask.scatter_(-1, largest, True)
-    mask = mask.reshape(rows.shape).movedim(-1, 1)
-    return mask.contiguous()
+    by_rows = mask.reshape(rows.shape)
+    return by_rows.movedim(-1, 1).contiguous()
 
 
 @SPARSIFIERS.register("nm")
@@ -59,11 +60,11 @@ class ActiveNM(ActiveSparsifier):
     def __init__(self, options: NM, setting: Setting) -> None:
         super().__init__(options, setting)
         self.options = options
-        kept = {
-            name: weight
-            for name, weight in self.weights.items()
-            if weight.shape[1] % options.m == 0
-        }
+        kept = {}
+        for name, weight in self.weights.items():
+            inputs = weight.shape[1]
+            if inputs % options.m == 0:
+                kept[name] = weight
         if not kept:
             raise UserError(
                 f"sparsifier: no layer of this network has a multiple of m ({options.m}) inputs; "

@@ -12,10 +12,9 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from slimfront.trainables.sparsifiers.base import SPARSIFIERS, Setting
-from slimfront.trainables.sparsifiers.masks import LayerDensities, drop_and_grow
+from slimfront.trainables.sparsifiers.masks import LayerDensities, Tensors, drop_and_grow
 from slimfront.trainables.sparsifiers.random_mask import RandomStart
 from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates, cosine_decay
 
@@ -30,7 +29,7 @@ class GradientGrowth(RandomStart):
         self.updates = Updates(options, setting.total_steps)
         self.updates.check_several(options.name)
         super().__init__(options, setting, sparsity, densities)
-        self.gradients: dict[str, Tensor] = {}
+        self.gradients: Tensors = {}
 
     def due(self, step: int) -> bool:
         """Whether weights move after this step."""
@@ -54,8 +53,10 @@ class GradientGrowth(RandomStart):
         moved = {}
         for name, weight in self.weights.items():
             mask = self.masks[name]
-            count = int(share * int(mask.sum()))
-            moved[name] = drop_and_grow(mask, weight.abs(), self.gradients[name], count)
+            kept = int(mask.sum())
+            count = int(share * kept)
+            growth = self.gradients[name]
+            moved[name] = drop_and_grow(mask, weight.abs(), growth, count)
         self.set_masks(moved)
         self.gradients = {}
 
@@ -82,4 +83,6 @@ class ActiveRigL(GradientGrowth):
 
     def update(self, step: int) -> None:
         """Moves weights; at T_end the share is 0."""
-        self.move(cosine_decay(self.updates.progress(step), self.options.drop))
+        progress = self.updates.progress(step)
+        share = cosine_decay(progress, self.options.drop)
+        self.move(share)

@@ -21,7 +21,7 @@ from slimfront.trainables.sparsifiers.base import (
     TargetSparsifier,
     prunable_weights,
 )
-from slimfront.trainables.sparsifiers.masks import Densities, choose_masks
+from slimfront.trainables.sparsifiers.masks import Densities, Tensors, choose_masks
 from slimfront.trainables.structure.copying import copied
 
 
@@ -30,20 +30,22 @@ def sensitivities(
     inputs: Tensor,
     targets: Tensor,
     loss_of: Callable[[Tensor, Tensor], Tensor],
-) -> dict[str, Tensor]:
+) -> Tensors:
     """|w · ∂loss/∂w| of the prunable weights, on the task loss of one batch; `model` and its
     gradients are left alone."""
     twin = copied(model).train()
     weights = prunable_weights(twin)
     with torch.random.fork_rng(devices=gpus_among(inputs.device)):
         loss = loss_of(twin(inputs), targets)
-    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    leaves = list(weights.values())
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     found = {}
     for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
         if gradient is None:
             found[name] = torch.zeros_like(weight)
-        else:
-            found[name] = (weight * gradient).detach().abs()
+            continue
+        change = weight * gradient
+        found[name] = change.detach().abs()
     return found
 
 
@@ -61,5 +63,6 @@ class SNIP(TargetSparsifier):
         inputs, targets = setting.examples(self.samples)
         sensitivity = sensitivities(setting.model, inputs, targets, setting.loss)
         scores = {name: sensitivity[name] for name in active.weights}
-        active.set_masks(choose_masks(scores, self.sparsity, self.densities))
+        masks = choose_masks(scores, self.sparsity, self.densities)
+        active.set_masks(masks)
         return active

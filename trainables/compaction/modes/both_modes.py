@@ -1,0 +1,87 @@
+"""A model traced in evaluation mode and in training mode.
+
+torch.fx writes what `self.training` was into the graph. So the model is traced in both modes. Where
+they differ by dropout alone, the graph gets modules for it, which follow the mode that they are in;
+where they differ otherwise, the compact network stays what the model is in evaluation mode, and a
+warning names the module whose code it is.
+"""
+
+import logging
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+
+from slimfront.trainables.compaction.modes.comparing import first_difference
+from slimfront.trainables.compaction.modes.dropout import follow_mode
+from slimfront.trainables.compaction.modes.plain_modules import as_modules
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.structure.copying import copied
+from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.tasks.evaluating import evaluating
+
+log = logging.getLogger(__name__)
+
+
+def traced_in_both_modes(model: nn.Module, sample: Tensor | None = None) -> fx.GraphModule:
+    """A traced copy of the model in evaluation mode, whose dropout follows the mode that it is in.
+
+    With a `sample` (N, *input_shape) a network that torch.fx cannot trace is exported.
+
+    Raises:
+        UserError: if the model cannot be traced.
+    """
+    if isinstance(model, fx.GraphModule):
+        return copied(model).eval()
+    model = _with_plain_weights(model)
+    with evaluating(model):
+        evaluated = copied(trace(model, sample)).eval()
+    as_modules(evaluated)
+    # Whose statistics an inlined batch norm may count on while it is traced.
+    other = copied(model).train()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            trained = copied(trace(other, sample))
+        as_modules(trained)
+        followed = follow_mode(trained)
+        apart = first_difference(evaluated, trained, followed)
+    except UserError:
+        apart, followed = "", set()
+    if apart is not None:
+        log.warning(
+            "the compact network stays as in evaluation mode when it is trained further: in "
+            "training mode %s does something "
+            "else, which compaction cannot keep; have a module of torch.nn do it, or leave refit "
+            "out",
+            apart or f"{type(model).__name__}.forward",
+        )
+        return evaluated
+    if not followed:
+        return evaluated
+    trained.load_state_dict(evaluated.state_dict())
+    return trained.eval()
+
+
+def _with_plain_weights(model: nn.Module) -> nn.Module:
+    """The model, or a copy of it whose weights are what its parametrisations compute now."""
+    if not any(is_parametrized(module) for module in model.modules()):
+        return model
+    plain = copied(model)
+    for module in list(plain.modules()):
+        if is_parametrized(module):
+            _compute_weights(module)
+    return plain
+
+
+def _compute_weights(module: nn.Module) -> None:
+    """Makes a module's parametrised weights plain ones, in place.
+
+    torch's own way takes the weight off the class, which copies of the module share.
+    """
+    names = list(module.parametrizations)  # type: ignore[arg-type]
+    weights = {name: getattr(module, name).detach() for name in names}
+    kind = type_before_parametrizations(module)
+    del module.parametrizations
+    module.__class__ = kind
+    for name, weight in weights.items():
+        module.register_parameter(name, nn.Parameter(weight.clone()))

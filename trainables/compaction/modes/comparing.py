@@ -1,0 +1,139 @@
+"""What a network does in training mode and not in evaluation mode."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from slimfront.trainables.compaction.modes.arguments import (
+    ATTENTION,
+    DROPOUTS,
+    Arguments,
+    arguments_of,
+    drops,
+    is_known_function,
+)
+from slimfront.trainables.structure.attention_modules import ScaledDotProduct
+from slimfront.trainables.structure.graph import submodule
+
+_ATTENTION_DEFAULTS: Arguments = {
+    "attn_mask": None,
+    "is_causal": False,
+    "scale": None,
+    "enable_gqa": False,
+}
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a node of a graph does."""
+
+    node: fx.Node
+    op: str
+    target: object
+    arguments: str
+    """In words, with numbers of steps in the places of nodes."""
+
+    def is_same(self, other: "_Step") -> bool:
+        """Whether two graphs do the same in these steps."""
+        same_call = self.op == other.op and self.target == other.target
+        return same_call and self.arguments == other.arguments
+
+    def place(self) -> str:
+        """The module whose code the node is, by name and kind; "" for the network's own code."""
+        stack = self.node.meta.get("nn_module_stack")
+        if not stack:
+            return ""
+        path, kind = next(reversed(stack.values()))
+        if not path:
+            return ""
+        kind_name = getattr(kind, "__name__", kind)
+        return f"'{path}' ({kind_name})"
+
+
+def first_difference(
+    evaluated: fx.GraphModule, trained: fx.GraphModule, followed: set[str]
+) -> str | None:
+    """What does something else in training mode, dropout apart: a module's name and kind, "" for
+    the network's own code.
+
+    `followed` are the names of the modules that do the dropout.
+    """
+    one = _steps(evaluated, set())
+    other = _steps(trained, followed)
+    for mine, theirs in zip(one, other, strict=False):
+        if not mine.is_same(theirs):
+            return theirs.place() or mine.place()
+    rest = one[len(other) :] or other[len(one) :]
+    return rest[0].place() if rest else None
+
+
+def _steps(network: fx.GraphModule, followed: set[str]) -> list[_Step]:
+    """What a graph does, step by step, with dropout left out."""
+    numbers: dict[fx.Node, str] = {}
+    steps: list[_Step] = []
+
+    def number(node: fx.Node) -> Any:
+        return _Number(numbers[node])
+
+    for node in network.graph.nodes:
+        if not node.users and node.op not in ("output", "placeholder"):
+            continue
+        module = _followed_module(network, node, followed)
+        if _is_dropout(node, module):
+            source = node.args[0] if node.args else node.kwargs["input"]
+            assert isinstance(source, fx.Node)
+            numbers[node] = numbers[source]
+            continue
+        op, target = node.op, node.target
+        if isinstance(module, ScaledDotProduct):
+            op, target = "call_function", ATTENTION
+        arguments = _arguments(node, module)
+        numbered = fx.node.map_arg(arguments, number)
+        numbers[node] = str(len(steps))
+        steps.append(_Step(node, op, target, repr(numbered)))
+    return steps
+
+
+def _followed_module(
+    network: fx.GraphModule, node: fx.Node, followed: set[str]
+) -> nn.Module | None:
+    """The module that stands for a call which goes by the mode; None for other nodes."""
+    name = str(node.target)
+    if node.op != "call_module" or name not in followed:
+        return None
+    return submodule(network, name)
+
+
+def _is_dropout(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a node passes on what it gets: dropout as a module, or a function that is off."""
+    if module is not None:
+        return not isinstance(module, ScaledDotProduct)
+    if not is_known_function(node) or node.target not in DROPOUTS:
+        return False
+    return not drops(node)
+
+
+def _arguments(node: fx.Node, module: nn.Module | None) -> Any:
+    """What a node is called with; attention as a function, without its dropout."""
+    if isinstance(module, ScaledDotProduct):
+        names = ("query", "key", "value", "attn_mask")
+        inputs = zip(names, node.args, strict=False)
+        return _without_dropout(dict(inputs) | module.options())
+    if not is_known_function(node):
+        return node.args, dict(node.kwargs)
+    given = arguments_of(node)
+    if node.target is ATTENTION:
+        return _without_dropout(given)
+    return given
+
+
+def _without_dropout(arguments: Arguments) -> Arguments:
+    """All arguments of attention but for its dropout, in alphabetical order."""
+    given = _ATTENTION_DEFAULTS | arguments
+    given.pop("dropout_p", None)
+    return dict(sorted(given.items()))
+
+
+class _Number(str):
+    """The number of a step, in the place of its node."""

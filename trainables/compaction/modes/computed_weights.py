@@ -1,0 +1,144 @@
+"""Weights that a network's own code computes from its parameters alone, such as standardised ones:
+computed once, so that its layers are plain ones whose units can go."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from slimfront.trainables.compaction.layers import delete_tensor, set_tensor, tensor_at
+
+_LAYERS: dict[object, int] = {F.linear: 1, F.conv1d: 1, F.conv2d: 1, F.conv3d: 1}
+"""Where the weight stands among the arguments of functions that layers are made of."""
+
+
+@torch.no_grad()
+def compute_weights(network: fx.GraphModule) -> bool:
+    """Has functions of layers read weights that are held, where the network's code computes them
+    from parameters that nothing else reads, in place; whether there was any.
+
+    As with parametrisations, the network computes the same, and is trained further by the weights
+    themselves.
+    """
+    found = False
+    for node in list(network.graph.nodes):
+        if node.op != "call_function" or node.target not in _LAYERS:
+            continue
+        weight = _argument(node, _LAYERS[node.target], "weight")
+        steps = _steps(weight, node)
+        if steps is None or not _held_alone(network, steps):
+            continue
+        found |= _replace(network, weight, steps)
+    return found
+
+
+def _argument(node: fx.Node, place: int, name: str) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
+
+
+def _steps(weight: Any, reader: fx.Node) -> list[fx.Node] | None:
+    """The nodes that make a weight, in the order of the graph, if they read nothing but parameters
+    and only `reader` reads what they make; None if not, or if it is a parameter."""
+    if not isinstance(weight, fx.Node) or weight.op == "get_attr":
+        return None
+    found = {weight}
+    waiting = [weight]
+    while waiting:
+        node = waiting.pop()
+        new = set(node.all_input_nodes) - found
+        found |= new
+        waiting.extend(new)
+    for node in found:
+        if node.op in ("placeholder", "call_module"):
+            return None
+        readers = set(node.users) - found
+        if readers - {reader}:
+            return None
+    return [node for node in reader.graph.nodes if node in found]
+
+
+def _held_alone(network: fx.GraphModule, steps: list[fx.Node]) -> bool:
+    """Whether nothing else reads what the weight is made of, and some of it is a parameter."""
+    names = _parameters_read(network, steps)
+    if not names:
+        return False
+    parameters = {id(tensor_at(network, name)) for name in names}
+    read_by_modules, read_by_code = _names_read_elsewhere(network, steps)
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if id(parameter) not in parameters:
+            continue
+        owner, _, _ = name.rpartition(".")
+        if owner in read_by_modules or name in read_by_code:
+            return False
+    return True
+
+
+def _names_read_elsewhere(
+    network: fx.GraphModule, steps: list[fx.Node]
+) -> tuple[set[str], set[str]]:
+    """The modules that a network calls, and the parameters and buffers that its own code reads but
+    in these steps."""
+    modules = set()
+    tensors = set()
+    for node in network.graph.nodes:
+        if node.op == "call_module":
+            modules.add(str(node.target))
+        elif node.op == "get_attr" and node not in steps:
+            tensors.add(str(node.target))
+    return modules, tensors
+
+
+def _replace(network: fx.GraphModule, weight: fx.Node, steps: list[fx.Node]) -> bool:
+    """Holds the weight in the place of a parameter that it is made of, the first of its shape if
+    there is one; whether that was done: only where the weight is the same each time that it is
+    computed."""
+    value = _computed(network, weight, steps)
+    again = _computed(network, weight, steps)
+    if not isinstance(value, Tensor) or not torch.equal(value, again):
+        return False
+    names = _parameters_read(network, steps)
+    of_its_shape = [name for name in names if tensor_at(network, name).shape == value.shape]
+    kept = of_its_shape[0] if of_its_shape else names[0]
+    with network.graph.inserting_before(weight):
+        held = network.graph.get_attr(kept)
+    held.meta = dict(weight.meta)
+    weight.replace_all_uses_with(held)
+    for node in reversed(steps):
+        network.graph.erase_node(node)
+    for name in set(names) - {kept}:
+        delete_tensor(network, name)
+    set_tensor(network, kept, nn.Parameter(value.clone()))
+    return True
+
+
+def _parameters_read(network: fx.GraphModule, steps: list[fx.Node]) -> list[str]:
+    """The names of the parameters that nodes read."""
+    found = []
+    for node in steps:
+        name = str(node.target)
+        if node.op == "get_attr" and isinstance(tensor_at(network, name), nn.Parameter):
+            found.append(name)
+    return found
+
+
+def _computed(network: fx.GraphModule, weight: fx.Node, steps: list[fx.Node]) -> Any:
+    values: dict[fx.Node, Any] = {}
+    for node in steps:
+        values[node] = _result(network, node, values)
+    return values[weight]
+
+
+def _result(network: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    """What a node makes of the `values` of others."""
+    target = node.target
+    if node.op == "get_attr":
+        return tensor_at(network, str(target))
+    arguments = (node.args, node.kwargs)
+    args, kwargs = fx.node.map_arg(arguments, lambda source: values[source])
+    if node.op == "call_method":
+        owner, *rest = args
+        method = getattr(owner, str(target))
+        return method(*rest, **kwargs)
+    assert callable(target)
+    return target(*args, **kwargs)

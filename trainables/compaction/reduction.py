@@ -1,0 +1,133 @@
+"""The exact steps of compaction, one after another, until none applies."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, fx
+
+from slimfront.trainables.compaction.attention_heads import remove_dead_heads
+from slimfront.trainables.compaction.blocks import drop_empty_branches
+from slimfront.trainables.compaction.coupled import remove_coupled_channels
+from slimfront.trainables.compaction.exact import in_float64_where_it_can, type_of
+from slimfront.trainables.compaction.layers import clear_rounding, fold_batch_norms
+from slimfront.trainables.compaction.merge import MergePolicy, drop_idle_relus, merge_layers
+from slimfront.trainables.compaction.options import Compaction
+from slimfront.trainables.compaction.report import Action, Step
+from slimfront.trainables.compaction.units import Removed, remove_dead_units
+from slimfront.trainables.structure.agreement import EXACT, Probe
+from slimfront.trainables.structure.attention import split_attention
+from slimfront.trainables.structure.graph import layers_of, note_ranks
+
+Removal = Literal["units", "heads", "blocks", "channels"]
+REMOVALS: tuple[Removal, ...] = ("units", "heads", "blocks", "channels")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A traced network with its batch norms folded, in float64 if it can be run so: what units are
+    removed from, in place."""
+
+    network: fx.GraphModule
+    inputs: Tensor
+    probe: Probe
+    """What other networks must compute."""
+    tolerance: float
+    """How far they may be from it."""
+    steps: tuple[Step, ...]
+
+
+def start_of(original: fx.GraphModule, inputs: Tensor, options: Compaction) -> Start:
+    """A copy of a traced network from which units can be removed."""
+    network, exact_inputs, exact = in_float64_where_it_can(original, inputs)
+    tolerance = EXACT if exact else options.tolerance
+    split_attention(network)
+    note_ranks(network, exact_inputs)
+    folded: list[str] = []
+    if any(layer.norm is not None for layer in layers_of(network)):
+        before = Probe(network, exact_inputs, briefly=True)
+        folded = fold_batch_norms(network)
+        network.recompile()
+        if not before.agrees(network, tolerance):
+            log.warning("compaction folds no batch norms: that would change the outputs")
+            network, _, _ = in_float64_where_it_can(original, inputs)
+            split_attention(network)
+            folded = []
+        clear_rounding(network, folded, type_of(original))
+    probe = Probe(network, exact_inputs)
+    steps: list[Step] = [(name, "folded", "batch norm") for name in folded]
+    return Start(network, exact_inputs, probe, tolerance, tuple(steps))
+
+
+def reduced(
+    start: Start, options: Compaction, removals: tuple[Removal, ...]
+) -> tuple[fx.GraphModule, list[Step]]:
+    """The network after all exact steps, repeated until none applies; each removes something, so
+    this ends."""
+    network = start.network
+    steps: list[Step] = []
+    while True:
+        if "units" in removals:  # until there are none
+            gone = remove_dead_units(network, options.multiple)
+            steps += _removed(gone, "units")
+        found: list[Step] = []
+        if "heads" in removals:
+            gone = remove_dead_heads(network, options.multiple)
+            found += _removed(gone, "heads")
+        if "blocks" in removals:
+            for name in drop_empty_branches(network, start.inputs):
+                found.append((name, "block removed", "its residual branch is zero"))
+        for name in drop_idle_relus(network):
+            found.append((name, "inactive", "its output is non-negative: ReLU dropped"))
+        merged, apart = merge_layers(network, options.merge)
+        for name in merged:
+            found.append((name, "merged", "into the next layer"))
+        if not found and "channels" in removals:
+            found += _remove_channels(start, options)
+        steps += found
+        if not found:
+            break
+    _tidy(network)
+    for name in apart:
+        steps.append((name, "kept apart", "merging would add weights"))
+    network.recompile()
+    return network, steps
+
+
+def _removed(removed: Iterable[Removed], what: Literal["units", "heads"]) -> list[Step]:
+    in_part: Action = "units removed" if what == "units" else "heads removed"
+    steps: list[Step] = []
+    for gone in removed:
+        action: Action = "removed" if gone.whole else in_part
+        detail = f"{gone.units} {what}, constant or unread"
+        steps.append((gone.layer, action, detail))
+    return steps
+
+
+def _remove_channels(start: Start, options: Compaction) -> list[Step]:
+    """Removes units that several layers share."""
+    removed = remove_coupled_channels(
+        start.network, start.inputs, start.tolerance, start.probe, options.multiple
+    )
+    steps: list[Step] = []
+    for gone in removed:
+        detail = f"{gone.units} units, of which nothing is read"
+        steps.append((gone.layer, "units removed", detail))
+    return steps
+
+
+def merge_approximately(network: fx.GraphModule, policy: MergePolicy) -> list[Step]:
+    """Merges convolutions where only the border of the image comes out differently, in place."""
+    merged, _ = merge_layers(network, policy, approximate=True)
+    _tidy(network)
+    network.recompile()
+    detail = "into the next layer, but for the border"
+    return [(name, "merged approximately", detail) for name in merged]
+
+
+def _tidy(network: fx.GraphModule) -> None:
+    network.graph.lint()
+    network.delete_all_unused_submodules()

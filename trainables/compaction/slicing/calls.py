@@ -1,0 +1,237 @@
+"""What the nodes of a network are called with when some of its units go."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from slimfront.trainables.compaction.slicing.bounds import Bounds
+from slimfront.trainables.compaction.slicing.sizes import changed_numbers
+from slimfront.trainables.compaction.slicing.stays import CannotSlice, Slices, has_tensors
+from slimfront.trainables.structure.coupling.entries import MOVES, called
+from slimfront.trainables.structure.coupling.known import Known
+from slimfront.trainables.structure.coupling.units import packed
+from slimfront.trainables.structure.coupling.walk import found_in
+from slimfront.trainables.torch_internals import OpOverload, function_name
+
+_SIZES_AT_ONCE = ("view", "reshape", "expand", "_unsafe_view", "view_copy", "broadcast_to")
+_SPLITS = ("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
+
+
+@dataclass(frozen=True)
+class NewCall:
+    """What a node is, and is called with."""
+
+    op: str
+    target: Any
+    args: Any
+    kwargs: Any
+
+    def write(self, node: fx.Node) -> None:
+        """Makes a node this call."""
+        node.op = self.op
+        node.target = self.target
+        node.args = self.args
+        node.kwargs = self.kwargs
+
+
+def new_calls(slices: Slices) -> dict[fx.Node, NewCall]:
+    """The calls that change, as they are without the units that go; nothing is changed.
+
+    Raises:
+        CannotSlice: if a size in the code cannot be changed.
+    """
+    calls = _Calls(slices)
+    found = {}
+    for node in slices.network.graph.nodes:
+        change = calls.rewritten(node)
+        if change is not None:
+            found[node] = change
+    return found
+
+
+class _Calls:
+    """The calls of a network without the units that go."""
+
+    def __init__(self, slices: Slices) -> None:
+        self.slices = slices
+        self.changed = changed_numbers(slices)
+
+    def rewritten(self, node: fx.Node) -> NewCall | None:
+        """A node's call without the units; None if it stays as it is."""
+        made = self.slices.known(node)
+        if node.op == "placeholder" or not has_tensors(made):
+            return None
+        is_call = node.op in ("call_function", "call_method")
+        name = function_name(node) if is_call else ""
+        if name == "scaled_dot_product_attention":
+            return self._with_scale(node)
+        if name not in MOVES or not self._is_touched(node):
+            return self._with_numbers(node)
+        call = self._moved(node, name)
+        _check_move(self.slices, node, call)
+        return call
+
+    def _is_touched(self, node: fx.Node) -> bool:
+        """Whether an input or output of a node becomes smaller."""
+        values = [self.slices.known(source) for source in node.all_input_nodes]
+        values.append(self.slices.known(node))
+        for known in found_in(values):
+            stays_whole = self.slices.mask(known).all()
+            if not stays_whole:
+                return True
+        return False
+
+    def _with_numbers(self, node: fx.Node) -> NewCall | None:
+        """Numbers that follow from sizes stay what they were."""
+        before = (node.args, node.kwargs)
+        after = fx.node.map_arg(before, self._number)
+        if after == before:
+            return None
+        args, kwargs = after
+        return NewCall(node.op, node.target, args, kwargs)
+
+    def _number(self, source: fx.Node) -> Any:
+        stays = source in self.slices.by_batch or source not in self.changed
+        return source if stays else self.slices.known(source)
+
+    def _with_scale(self, node: fx.Node) -> NewCall | None:
+        """Attention whose scale stays what it was by the width of its queries."""
+        query = self.slices.known_input(node)
+        width = self.slices.old_width(query)
+        if width is None or node.kwargs.get("scale") is not None:
+            return self._with_numbers(node)
+        kwargs = {**node.kwargs, "scale": width**-0.5}
+        return NewCall(node.op, node.target, node.args, kwargs)
+
+    def _moved(self, node: fx.Node, name: str) -> NewCall:
+        """A call that only moves entries, with other sizes and bounds."""
+        if name in _SPLITS:
+            return self._split(node)
+        args = self._moved_arguments(node, name)
+        return NewCall(node.op, node.target, tuple(args), dict(node.kwargs))
+
+    def _moved_arguments(self, node: fx.Node, name: str) -> list[Any]:
+        made = self.slices.known(node)
+        args: list[Any] = list(node.args)
+        if name in _SIZES_AT_ONCE:
+            tensor, *sizes = args
+            return [tensor, *self._sizes(sizes, made)]
+        if name == "unflatten":
+            tensor, axis, sizes = args
+            return [tensor, axis, self._unflattened(axis, sizes, made)]
+        known = self.slices.known_input(node)
+        if name == "getitem" and isinstance(known, Known):
+            tensor, index = args
+            bounds = Bounds(self.slices, node, known)
+            return [tensor, bounds.of_index(index)]
+        if name in ("slice", "narrow", "select"):
+            bounds = Bounds(self.slices, node, known)
+            return bounds.of_call(name, args)
+        return args
+
+    def _split(self, node: fx.Node) -> NewCall:
+        """A split into parts of the sizes that they will have."""
+        kwargs: dict[str, Any] = dict(node.kwargs)
+        axis: Any = node.args[2] if len(node.args) > 2 else 0
+        axis = kwargs.pop("dim", axis)
+        parts = self.slices.known(node)
+        sizes = [self.slices.shape(part)[axis] for part in parts]
+        args = (node.args[0], sizes, axis)
+        if isinstance(node.target, OpOverload):
+            by_sizes = torch.ops.aten.split_with_sizes.default
+            return NewCall("call_function", by_sizes, args, kwargs)
+        return NewCall("call_method", "split", args, kwargs)
+
+    def _sizes(self, sizes: list[Any], made: Known) -> list[Any]:
+        """The sizes of `view` and the like, which stand one by one or in a list."""
+        nested = len(sizes) == 1 and isinstance(sizes[0], list | tuple)
+        given = list(sizes[0]) if nested else sizes
+        shape = self.slices.shape(made)
+        if len(given) != len(shape):
+            return sizes
+        new = self._each_size(given, shape)
+        return [new] if nested else new
+
+    def _unflattened(self, axis: int, sizes: Any, made: Known) -> tuple[Any, ...]:
+        """The sizes that an axis is parted into."""
+        shape = self.slices.shape(made)
+        axes_before = len(shape) - len(sizes) + 1
+        start = axis % axes_before
+        end = start + len(sizes)
+        return tuple(self._each_size(sizes, shape[start:end]))
+
+    def _each_size(self, sizes: Any, wanted: tuple[int, ...]) -> list[Any]:
+        pairs = zip(sizes, wanted, strict=True)
+        return [self._size(size, each) for size, each in pairs]
+
+    def _size(self, size: Any, wanted: int) -> Any:
+        if isinstance(size, fx.Node):
+            return size if self._will_be(size, wanted) else wanted
+        if size == -1:
+            return size
+        return wanted
+
+    def _will_be(self, size: fx.Node, wanted: int) -> bool:
+        """Whether a node that makes a size will make the one that is wanted."""
+        if size in self.slices.by_batch:
+            return True
+        unchanged = size not in self.changed
+        return unchanged and bool(self.slices.known(size) == wanted)
+
+
+def _check_move(slices: Slices, node: fx.Node, call: NewCall) -> None:
+    """Moves the numbers of units that stay, as the changed call would, and compares.
+
+    Raises:
+        CannotSlice: if they do not come to stand where they should.
+    """
+    known = slices.known_input(node)
+    if not isinstance(known, Known):
+        return  # an item of several outputs
+
+    def value(source: fx.Node) -> Any:
+        return _value(slices, source)
+
+    rest = call.args[1:]
+    args, kwargs = fx.node.map_arg((rest, call.kwargs), value)
+    mask = slices.mask(known)
+    for unit_map in known.unit_maps:
+        numbers = (unit_map + 1).expand(known.shape)
+        entries = packed(numbers, mask).double()
+        try:
+            moved = called(slices.walk, call, [entries, *args], kwargs)  # type: ignore[arg-type]
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            raise CannotSlice(node) from None
+        _compare(slices, node, unit_map, moved)
+
+
+def _value(slices: Slices, node: fx.Node) -> Any:
+    """What a node makes: a number, or a tensor."""
+    known = slices.known(node)
+    if not isinstance(known, Known):
+        return known
+    if known.value is not None:
+        return known.value
+    shape = slices.shape(known)
+    return torch.zeros(shape)
+
+
+def _compare(slices: Slices, node: fx.Node, unit_map: Tensor, moved: Any) -> None:
+    """Compares the `moved` numbers of units with those of what the node makes."""
+    outputs = list(found_in(slices.known(node)))
+    pieces = list(moved) if isinstance(moved, list | tuple) else [moved]
+    wanted_shapes = [slices.shape(output) for output in outputs]
+    if [piece.shape for piece in pieces] != wanted_shapes:
+        raise CannotSlice(node)
+    numbers = set(unit_map.unique().tolist())
+    for output, piece in zip(outputs, pieces, strict=True):
+        mask = slices.mask(output)
+        for other in output.unit_maps:
+            others = other.unique().tolist()
+            if numbers.isdisjoint(others):
+                continue
+            wanted = packed(other.expand(output.shape), mask)
+            if not torch.equal(wanted.double() + 1, piece):
+                raise CannotSlice(node)

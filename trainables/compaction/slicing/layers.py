@@ -1,0 +1,101 @@
+"""The parameters and settings of layers of which some units go."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from slimfront.trainables.compaction.layers import set_module, tensor_at
+from slimfront.trainables.compaction.slicing.resized import parameter_like, replace_tensors, settle
+from slimfront.trainables.compaction.slicing.stays import Slices
+from slimfront.trainables.structure.attention_modules import Attention, ScaledDotProduct
+from slimfront.trainables.structure.counting import counting
+from slimfront.trainables.structure.graph import module_of, submodule
+
+
+def slice_tensors(slices: Slices) -> None:
+    """Takes the units that go out of parameters and buffers, in place."""
+    network = slices.network
+    walk = slices.walk
+    new: dict[int, Tensor] = {}
+    for name, axes in walk.tensors.items():
+        tensor: Tensor = tensor_at(network, name)
+        sliced = _along_axes(slices, tensor.detach(), axes)
+        owner, _, leaf = name.rpartition(".")
+        if owner in walk.groups and leaf == "weight":
+            convolution = submodule(network, owner)
+            inputs, _ = walk.groups[owner]
+            sliced = _of_groups(slices, convolution, sliced, inputs)
+        if sliced.shape != tensor.shape:
+            new[id(tensor)] = parameter_like(tensor, sliced)
+    replace_tensors(network, new)
+
+
+def _along_axes(slices: Slices, tensor: Tensor, axes: list[Tensor | None]) -> Tensor:
+    """A tensor with what stays of the units along each of its axes."""
+    sizes = tensor.shape
+    for axis, units in enumerate(axes):
+        if units is None or units.numel() != sizes[axis]:
+            continue
+        kept = slices.kept(units)
+        if kept.all():
+            continue
+        places = kept.nonzero().flatten()
+        tensor = tensor.index_select(axis, places.to(tensor.device))
+    return tensor
+
+
+def _of_groups(slices: Slices, convolution: Any, weight: Tensor, inputs: Tensor) -> Tensor:
+    """A grouped convolution's weight with what stays of the inputs of each group; the convolution
+    is told how many groups stay."""
+    kept = slices.kept(inputs)
+    stay = kept.any(1)
+    groups = int(stay.sum())
+    convolution.groups = groups
+    if kept.shape[1] == 1:
+        return weight
+    rows_of_groups = weight.unflatten(0, (groups, -1))
+    columns_of_groups = kept[stay]
+    parts = []
+    for rows, columns in zip(rows_of_groups, columns_of_groups, strict=True):
+        parts.append(rows[:, columns])
+    return torch.cat(parts)
+
+
+def settle_modules(slices: Slices) -> None:
+    """Tells each layer its new sizes, in place."""
+    seen = set()
+    for node in list(slices.network.graph.nodes):
+        module = module_of(slices.network, node)
+        if module is None or node.target in seen:
+            continue
+        seen.add(node.target)
+        if isinstance(module, Attention | ScaledDotProduct):
+            _settle_attention(slices, node, module)
+        else:
+            _settle(slices, str(node.target), module)
+
+
+def _settle_attention(slices: Slices, node: fx.Node, module: Attention | ScaledDotProduct) -> None:
+    """Tells attention how many heads stay, and the scale that it had by their width."""
+    before = heads = 1
+    if isinstance(module, Attention):
+        before = heads = module.heads
+        for units in slices.counted_units(str(node.target)):
+            head_stays = slices.kept(units).any(1)
+            heads = int(head_stays.sum())
+        module.heads = heads
+    query = slices.known_input(node)
+    width = slices.old_width(query, before, heads)
+    if width is not None and module.scale is None:
+        module.scale = width**-0.5
+
+
+def _settle(slices: Slices, name: str, module: nn.Module) -> None:
+    """Tells a layer its new sizes; one that counts, how many there were."""
+    counted = next(slices.counted_units(name), None)
+    kept = None if counted is None else slices.kept(counted)
+    if kept is None or kept.all():
+        settle(module)
+        return
+    set_module(slices.network, name, counting(module, kept))

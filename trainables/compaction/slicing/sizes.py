@@ -1,0 +1,67 @@
+"""Which numbers in a network's code follow from sizes that change."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from slimfront.trainables.compaction.slicing.stays import Slices, has_tensors
+from slimfront.trainables.structure.coupling.entries import called
+from slimfront.trainables.structure.coupling.known import Known
+from slimfront.trainables.structure.coupling.walk import Walk, mapped_known, numbers_of
+
+
+def follow_batch(network: fx.GraphModule, walk: Walk, inputs: Tensor) -> frozenset[fx.Node]:
+    """The nodes that make other numbers for another number of inputs; the walk was of two."""
+    three = torch.arange(3) % len(inputs)
+    for_three = numbers_of(network, inputs[three])
+    found = set()
+    for node, for_two in walk.known.items():
+        is_number = node.name in for_three
+        if is_number and for_three[node.name] != for_two:
+            found.add(node)
+    return frozenset(found)
+
+
+def changed_numbers(slices: Slices) -> frozenset[fx.Node]:
+    """The nodes that would make other numbers than they made, from the sizes that change."""
+    new: dict[fx.Node, Any] = {}
+    changed = set()
+    for node in slices.network.graph.nodes:
+        before = slices.known(node)
+        new[node] = _made(slices, node, new)
+        if not _is_call(node) or not _is_of_sizes(before):
+            continue
+        if new[node] != before:
+            changed.add(node)
+    return frozenset(changed)
+
+
+def _made(slices: Slices, node: fx.Node, new: dict[fx.Node, Any]) -> Any:
+    """What a node makes of the `new` values of other nodes: tensors without memory, of the shapes
+    that they will have, or numbers."""
+
+    def of_new_shape(known: Known) -> Tensor:
+        shape = slices.shape(known)
+        return torch.empty(shape, device="meta")
+
+    value = slices.known(node)
+    if not _is_call(node) or has_tensors(value):
+        return mapped_known(value, of_new_shape)
+    arguments = (node.args, node.kwargs)
+    args, kwargs = fx.node.map_arg(arguments, lambda source: new[source])
+    try:
+        return called(slices.walk, node, args, kwargs)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return value  # it stays as it is, and the outputs are compared in the end
+
+
+def _is_call(node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_method")
+
+
+def _is_of_sizes(value: Any) -> bool:
+    """Whether a value is a number, or a tuple of numbers: types and devices follow from no size."""
+    if isinstance(value, tuple | list):
+        return all(_is_of_sizes(item) for item in value)
+    return isinstance(value, int | float)

@@ -14,16 +14,12 @@ from slimfront.trainables.compaction.resized import parameter_like, replace_tens
 from slimfront.trainables.structure.attention_modules import Attention, ScaledDotProduct
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.counting import counting
-from slimfront.trainables.structure.coupling.entries import MOVES, called
 from slimfront.trainables.structure.coupling.graph_of_units import units_of
-from slimfront.trainables.structure.coupling.known import Known
+from slimfront.trainables.structure.coupling.known import Known, found_in, mapped_known
+from slimfront.trainables.structure.coupling.moves import MOVES
+from slimfront.trainables.structure.coupling.running import numbers_of
 from slimfront.trainables.structure.coupling.units import NONE, packed, packed_shape
-from slimfront.trainables.structure.coupling.walk import (
-    Walk,
-    found_in,
-    mapped_known,
-    numbers_of,
-)
+from slimfront.trainables.structure.coupling.walk import Walk
 from slimfront.trainables.structure.exported import writes_elsewhere
 from slimfront.trainables.structure.graph import module_of, submodule
 from slimfront.trainables.torch_internals import OpOverload, function_name
@@ -117,7 +113,7 @@ class Slices:
                 new[node] = mapped_known(value, lambda known: _empty(self.shape(known)))
                 continue
             try:
-                new[node] = called(self.walk, node, args, kwargs)
+                new[node] = self.walk.called(node, args, kwargs)
             except (RuntimeError, TypeError, ValueError, IndexError):
                 new[node] = value  # it stays as it is, and the outputs are compared in the end
             if _is_of_sizes(value) and new[node] != value:
@@ -286,7 +282,7 @@ class Slices:
         for unit_map in known.unit_maps:
             entries = packed((unit_map + 1).expand(known.shape), self.mask(known)).double()
             try:
-                moved = called(self.walk, changed, [entries, *given[0]], given[1])  # type: ignore[arg-type]
+                moved = self.walk.called(changed, [entries, *given[0]], given[1])  # type: ignore[arg-type]
             except (RuntimeError, IndexError, ValueError, TypeError):
                 raise CannotSlice(node) from None
             self._compare(node, unit_map, moved)

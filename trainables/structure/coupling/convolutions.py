@@ -23,37 +23,42 @@ def conv(walk: Walk, call: Call) -> Any:
     zero_in = known.zero_along(axis)
     used = _used(module)
     if read is not None:
-        used_in = used.any(1).reshape(-1)
-        walk.units.read(read, zero_in | ~used_in)
+        unused = ~used.any(1).reshape(-1)
+        walk.units.read(read, zero_in | unused)
     written = _written(layer, read, used)
-    by_group = zero_in.reshape(module.groups, 1, -1)
-    fed = (used & ~by_group).any(2)
-    zero = ~fed.reshape(-1) & layer.has_no_bias()
+    zero_of_group = zero_in.reshape(module.groups, 1, -1)
+    feeding = used & ~zero_of_group
+    unfed = ~feeding.any(2).reshape(-1)
+    zero = unfed & layer.has_no_bias()
     return layer.output(rest, axis, written, zero)
 
 
 def _used(module: Any) -> Tensor:
     """Which pairs of channels in each group have a weight that is not 0: (groups, out, in)."""
-    weight: Tensor = module.weight.detach()
+    weight = module.weight.detach()
+    used: Tensor
     if isinstance(module, _TRANSPOSED):  # (in, out, …)
         by_group = weight.unflatten(0, (module.groups, -1))
         used = by_group.flatten(3).any(-1)
-        return used.transpose(1, 2)
-    used = weight.flatten(2).any(-1)
-    return used.unflatten(0, (module.groups, -1))
+        used = used.transpose(1, 2)
+    else:
+        by_channel = weight.flatten(2).any(-1)
+        used = by_channel.unflatten(0, (module.groups, -1))
+    return used
 
 
 def _written(layer: CalledLayer, read: Tensor | None, used: Tensor) -> Tensor | None:
     """The units that a convolution writes, which is noted with those that its weight reads."""
-    transposed = isinstance(layer.module, _TRANSPOSED)
+    is_transposed = isinstance(layer.module, _TRANSPOSED)
     if layer.module.groups == 1:
-        out, into = (1, 0) if transposed else (0, 1)
-        layer.walk.tensor(f"{layer.name}.weight", into, read, reads=True)
-        return layer.writes(out)
+        out = 1 if is_transposed else 0
+        layer.reads(read, axis=1 - out)
+        return layer.writes(axis=out)
     channels_in_a_group = used.shape[1:]
     if channels_in_a_group == (1, 1):
         return _depthwise(layer, read)
-    if transposed or read is None or layer.name in layer.walk.groups:
+    was_called_before = layer.name in layer.walk.groups
+    if is_transposed or read is None or was_called_before:
         layer.keep_all(read)
         return None
     return _grouped(layer, read)

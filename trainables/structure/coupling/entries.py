@@ -79,7 +79,8 @@ def pointwise(walk: Walk, call: Call) -> Any:
     shape = torch.broadcast_shapes(*shapes)
     unit_maps = joined(walk, sides, shape)
     known = Known(shape, unit_maps)
-    return known.with_zero(_zeros(call, known.dim))
+    zero = _zeros(call, known.dim)
+    return known.with_zero(zero)
 
 
 def _zeros(call: Call, dim: int) -> Tensor | None:
@@ -97,15 +98,22 @@ def _zeros(call: Call, dim: int) -> Tensor | None:
         return _combined(zeros, torch.logical_and)
     if name in _ANY_ZERO:
         return _combined(zeros, torch.logical_or)
-    if name in _FIRST_ZERO:
+    if _keeps_zeros_of_first(name, operands):
         return zeros[0]
+    return None
+
+
+def _keeps_zeros_of_first(name: str, operands: list[Any]) -> bool:
+    """Whether an operation makes 0 where its first operand is 0, whatever the others are there."""
+    if name in _FIRST_ZERO:
+        return True
     if name == "pow":
         power = operands[1]
-        is_positive = isinstance(power, int | float) and power > 0
-        return zeros[0] if is_positive else None
+        return isinstance(power, int | float) and power > 0
     if name == "masked_fill":
-        return zeros[0] if operands[2] == 0 else None
-    return None
+        filling = operands[2]
+        return bool(filling == 0)
+    return False
 
 
 def _zeros_of(operand: Any, dim: int) -> Tensor:
@@ -128,10 +136,20 @@ def glu(walk: Walk, call: Call) -> Any:
     """The first half times what the second half lets through: their units go together."""
     known = call.input
     module = walk.module(call.node)
-    given = call.argument(1, "dim", -1) if module is None else module.dim
-    axis = given % known.dim
-    first = walk.moved(known, lambda entries: entries.chunk(2, axis)[0])
-    second = walk.moved(known, lambda entries: entries.chunk(2, axis)[1])
+    axis = call.argument(1, "dim", -1)
+    if module is not None:
+        axis = module.dim
+
+    def first_half(entries: Tensor) -> Tensor:
+        half, _ = entries.chunk(2, axis)
+        return half
+
+    def second_half(entries: Tensor) -> Tensor:
+        _, half = entries.chunk(2, axis)
+        return half
+
+    first = walk.moved(known, first_half)
+    second = walk.moved(known, second_half)
     unit_maps = joined(walk, [first, second], first.shape)
     made = Known(first.shape, unit_maps)
     return made.with_zero(first.zero)

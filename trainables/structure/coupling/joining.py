@@ -49,7 +49,9 @@ def lined_up(side: Known, dim: int) -> Known:
 
     shape = torch.Size([*front, *side.shape])
     unit_maps = [reshaped(unit_map) for unit_map in side.unit_maps]
-    zero = None if side.zero is None else reshaped(side.zero)
+    zero = side.zero
+    if zero is not None:
+        zero = reshaped(zero)
     return Known(shape, tuple(unit_maps), zero)
 
 
@@ -66,25 +68,32 @@ def stack(walk: Walk, call: Call) -> Any:
     parts = list(call.input)
     dim = parts[0].dim + 1
     axis = call.argument(1, "dim", 0) % dim
-    wider = [walk.moved(part, lambda entries: entries.unsqueeze(axis)) for part in parts]
+
+    def widened(entries: Tensor) -> Tensor:
+        return entries.unsqueeze(axis)
+
+    wider = [walk.moved(part, widened) for part in parts]
     return _one_after_another(walk, wider, axis)
 
 
 def _one_after_another(walk: Walk, parts: list[Known], axis: int) -> Known:
+    """What is known of tensors that are put one after another along an axis."""
+    sizes = list(parts[0].shape)
+    sizes[axis] = 1
+    narrow = torch.Size(sizes)
+    sizes[axis] = sum(part.shape[axis] for part in parts)
+    shape = torch.Size(sizes)
     across = []
+    zeros = []
     for part in parts:
         unit_maps = _across(walk, part, axis)
-        across.append(Known(part.shape, unit_maps))
-    shape = list(parts[0].shape)
-    shape[axis] = 1
-    narrow = torch.Size(shape)
-    shape[axis] = sum(part.shape[axis] for part in parts)
-    beside = joined(walk, [Known(narrow, part.unit_maps) for part in across], narrow)
+        across.append(Known(narrow, unit_maps))
+        zeros.append(part.zeros().expand(part.shape))
+    together = joined(walk, across, narrow)
     in_a_row = _in_a_row(parts, axis)
     if in_a_row is not None:
-        beside = (*beside, in_a_row)
-    known = Known(torch.Size(shape), walk.apart(beside))
-    zeros = [part.zeros().expand(part.shape) for part in parts]
+        together = (*together, in_a_row)
+    known = Known(shape, walk.apart(together))
     zero = torch.cat(zeros, axis)
     if not bool(zero.any()):
         return known
@@ -94,7 +103,10 @@ def _one_after_another(walk: Walk, parts: list[Known], axis: int) -> Known:
 def _across(walk: Walk, part: Known, axis: int) -> tuple[Tensor, ...]:
     """The unit maps of a part without those that vary along the axis alone; those that vary along
     others too go as a whole there."""
-    found = [unit_map for unit_map in part.unit_maps if not _is_only_along(unit_map, axis)]
+    found = []
+    for unit_map in part.unit_maps:
+        if not _is_only_along(unit_map, axis):
+            found.append(unit_map)
     return walk.left_of(found, [axis], "it is joined with others")
 
 

@@ -48,6 +48,10 @@ class Known:
         """The unit maps that do not vary along an axis."""
         return tuple(unit_map for unit_map in self.unit_maps if unit_map.shape[axis] == 1)
 
+    def without_units(self, axis: int) -> "Known":
+        """The same without the unit maps that vary along an axis."""
+        return Known(self.shape, self.but(axis), self.zero)
+
     def zero_along(self, axis: int) -> Tensor:
         """Which places along an axis are 0 everywhere else: (size,)."""
         found = all_but(self.zeros(), axis)
@@ -128,7 +132,9 @@ def mapped_known(value: Any, change: Callable[[Known], Any]) -> Any:
         return change(value)
     if isinstance(value, dict):
         return {key: mapped_known(item, change) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
+        return [mapped_known(item, change) for item in value]
+    if isinstance(value, tuple):
         items = [mapped_known(item, change) for item in value]
-        return items if isinstance(value, list) else tuple(items)
+        return tuple(items)
     return value

@@ -20,10 +20,12 @@ def linear(walk: Walk, call: Call) -> Any:
     read, rest = layer.split(known, last)
     zero_in = known.zero_along(last)
     weight = layer.module.weight
-    layer.reads(read, 1, zero_in | ~weight.any(0))
+    unused = ~weight.any(0)
+    layer.reads(read, 1, zero_in | unused)
     written = layer.writes()
-    fed = weight[:, ~zero_in].any(1)
-    return layer.output(rest, last, written, ~fed & layer.has_no_bias())
+    unfed = ~weight[:, ~zero_in].any(1)
+    zero = unfed & layer.has_no_bias()
+    return layer.output(rest, last, written, zero)
 
 
 def bilinear(walk: Walk, call: Call) -> Any:
@@ -33,12 +35,15 @@ def bilinear(walk: Walk, call: Call) -> Any:
     last = first.last_axis
     weight = layer.module.weight  # (out, in1, in2)
     used = weight.any(0)
-    _reads_side(layer, first, 1, used.any(1))
-    _reads_side(layer, second, 2, used.any(0))
+    of_first = used.any(1)
+    of_second = used.any(0)
+    _reads_side(layer, first, 1, of_first)
+    _reads_side(layer, second, 2, of_second)
     written = layer.writes()
-    fed = weight.flatten(1).any(1)
+    unfed = ~weight.flatten(1).any(1)
+    zero = unfed & layer.has_no_bias()
     rest = Known(second.shape)
-    return layer.output(rest, last, written, ~fed & layer.has_no_bias())
+    return layer.output(rest, last, written, zero)
 
 
 def _reads_side(layer: CalledLayer, known: Known, axis: int, used: Tensor) -> None:
@@ -79,30 +84,35 @@ def channel_norm(walk: Walk, call: Call) -> Any:
     layer = layer_of(walk, call)
     module = layer.module
     known = call.input
-    without_batch = isinstance(module, nn.InstanceNorm1d) and known.dim == 2
-    axis = 0 if without_batch or known.dim <= 1 else 1
+    axis = min(1, known.last_axis)
+    if isinstance(module, nn.InstanceNorm1d) and known.dim == 2:  # without N
+        axis = 0
     known = layer.without_positions(known, axis)
     read, rest = layer.split(known, axis)
     layer.note(read, "weight", "bias", "running_mean", "running_var")
-    zero = _zero_of_channels(module, known.zero_along(axis))
+    zero_in = known.zero_along(axis)
+    zero = _zero_of_channels(module, zero_in)
     return layer.output(rest, axis, read, zero)
 
 
 def _zero_of_channels(norm: Any, zero_in: Tensor) -> Tensor:
     """Where a batch or instance norm makes 0 of a channel, which is 0 itself where `zero_in` says
     so."""
-    shift: Tensor = torch.zeros(()) if norm.bias is None else norm.bias
-    if getattr(norm, "running_mean", None) is None:
-        is_constant = zero_in
+    is_constant = zero_in
+    shift: Tensor = torch.zeros(())
+    if norm.bias is not None:
+        shift = norm.bias
+    mean = getattr(norm, "running_mean", None)
+    if mean is not None:
+        variance = norm.running_var + norm.eps
+        scale = variance.rsqrt()
         if norm.weight is not None:
-            is_constant = is_constant | (norm.weight == 0)
-        return is_constant & (shift == 0)
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shift = shift - norm.running_mean * scale
-    is_constant = zero_in | (scale == 0)
-    return (shift == 0) & is_constant
+            scale = scale * norm.weight
+        shift = shift - mean * scale
+        is_constant = zero_in | (scale == 0)
+    elif norm.weight is not None:
+        is_constant = zero_in | (norm.weight == 0)
+    return is_constant & (shift == 0)
 
 
 def layer_norm(walk: Walk, call: Call) -> Any:
@@ -119,14 +129,17 @@ def layer_norm(walk: Walk, call: Call) -> Any:
     read, rest = layer.split(known, last)
     zero_in = known.zero_along(last)
     _count(layer, read, last, zero_in)
-    size = known.shape[-1]
-    nothing = torch.zeros(size, dtype=torch.bool) if module.weight is None else module.weight == 0
-    if isinstance(module, nn.RMSNorm) or not getattr(module, "centred", True):
-        nothing = nothing | zero_in
+    if module.weight is None:
+        zero = torch.zeros(zero_in.shape, dtype=torch.bool)
+    else:
+        zero = module.weight == 0
+    takes_no_mean = isinstance(module, nn.RMSNorm)
+    if takes_no_mean or not getattr(module, "centred", True):
+        zero = zero | zero_in
     bias = getattr(module, "bias", None)
     if bias is not None:
-        nothing = (bias == 0) & nothing
-    return layer.output(rest, last, read, nothing)
+        zero = zero & (bias == 0)
+    return layer.output(rest, last, read, zero)
 
 
 def group_norm(walk: Walk, call: Call) -> Any:
@@ -136,11 +149,13 @@ def group_norm(walk: Walk, call: Call) -> Any:
     module = layer.module
     known = layer.without_positions(call.input, 1)
     read, rest = layer.split(known, 1)
-    _count(layer, read, 1, known.zero_along(1))
+    zero_in = known.zero_along(1)
+    _count(layer, read, 1, zero_in)
+    zero = torch.zeros(zero_in.shape, dtype=torch.bool)
     if module.affine:
-        zero = (module.weight == 0) & (module.bias == 0)
-    else:
-        zero = torch.zeros(known.shape[1], dtype=torch.bool)
+        without_scale = module.weight == 0
+        without_shift = module.bias == 0
+        zero = without_scale & without_shift
     return layer.output(rest, 1, read, zero)
 
 

@@ -49,10 +49,11 @@ _MOVING_MODULES: tuple[type[nn.Module], ...] = (
 def move(walk: Walk, call: Call) -> Any:
     """The units of the entries, where they come to stand; of several outputs, of each."""
     known, *rest = call.args
-    if isinstance(known, list | tuple | dict) and call.node.target is operator.getitem:
+    is_item = call.node.target is operator.getitem
+    if is_item and isinstance(known, list | tuple | dict):
         return known[rest[0]]
-    only_shape = function_name(call.node).endswith("_as")
-    if not only_shape:
+    name = function_name(call.node)
+    if not name.endswith("_as"):  # which is given a tensor for its shape
         for index in found_in((rest, call.kwargs)):
             if index.value is None:
                 return NotImplemented
@@ -60,10 +61,13 @@ def move(walk: Walk, call: Call) -> Any:
     _keep_indexed(walk, call)
     moving = _moving(walk, call)
     made = moving(torch.zeros(known.shape))
-    if isinstance(made, list | tuple):
-        parts = range(len(made))
-        return tuple(walk.moved(known, _part_of(moving, part)) for part in parts)
-    return walk.moved(known, moving)
+    if not isinstance(made, list | tuple):
+        return walk.moved(known, moving)
+    found = []
+    for number in range(len(made)):
+        part = _part_of(moving, number)
+        found.append(walk.moved(known, part))
+    return tuple(found)
 
 
 def _keep_indexed(walk: Walk, call: Call) -> None:
@@ -80,14 +84,17 @@ def _keep_indexed(walk: Walk, call: Call) -> None:
 
 def _indexed(known: Known, rest: list[Any]) -> Iterator[int]:
     """The axes along which entries are chosen."""
-    index = rest[0] if rest else None
+    if not rest:
+        return
+    index = rest[0]
     if isinstance(index, int) and len(rest) > 1:  # index_select
         yield index % known.dim
         return
     parts = index if isinstance(index, list | tuple) else [index]
-    if any(part is Ellipsis or part is None for part in parts[:-1]):
-        yield from range(known.dim)
-        return
+    for part in parts[:-1]:
+        if part is Ellipsis or part is None:  # what is behind it is not of the axis of its place
+            yield from range(known.dim)
+            return
     for axis, part in enumerate(parts):
         if isinstance(part, Known):
             yield axis
@@ -95,7 +102,8 @@ def _indexed(known: Known, rest: list[Any]) -> Iterator[int]:
 
 def _moving(walk: Walk, call: Call) -> Callable[[Tensor], Any]:
     """What a call makes of a tensor in the place of the first that it is given."""
-    rest = mapped_known(list(call.args[1:]), _index)
+    arguments = list(call.args[1:])
+    rest = mapped_known(arguments, _index)
     kwargs = mapped_known(call.kwargs, _index)
 
     def moving(entries: Tensor) -> Any:

@@ -27,12 +27,13 @@ class CalledLayer:
     def split(self, known: Known, axis: int) -> tuple[Tensor | None, Known]:
         """The units along an axis (size,), None if there are none; and the tensor with its other
         unit maps."""
-        rest = Known(known.shape, known.but(axis), known.zero)
+        rest = known.without_units(axis)
         found = known.along(axis)
         if not found:
             return None, rest
         unit_map = found[0]
-        if len(varying(unit_map)) > 1:  # each place along the other axes reads by the same weights
+        axes = varying(unit_map)
+        if len(axes) > 1:  # each place along the other axes reads by the same weights
             self.walk.units.keep(unit_map, self.why_all_stay)
             return None, rest
         return unit_map.reshape(-1), rest
@@ -43,12 +44,13 @@ class CalledLayer:
         left = self.walk.left_of(known.unit_maps, positions, self.why_all_stay)
         return Known(known.shape, left, known.zero)
 
-    def reads(self, units: Tensor | None, axis: int, harmless: Tensor) -> None:
+    def reads(self, units: Tensor | None, axis: int, harmless: Tensor | None = None) -> None:
         """Notes that the weight reads units along an axis of it, which may go where that is
-        `harmless`."""
-        if units is not None:
+        `harmless`; None: where they may go was noted already."""
+        if units is not None and harmless is not None:
             self.walk.units.read(units, harmless)
-        self.walk.tensor(f"{self.name}.weight", axis, units, reads=True)
+        name = f"{self.name}.weight"
+        self.walk.tensor(name, axis, units, reads=True)
 
     def writes(self, axis: int = 0) -> Tensor | None:
         """Notes the units that the weight makes along an axis, and the bias with it: those of an
@@ -65,8 +67,10 @@ class CalledLayer:
     def note(self, units: Tensor | None, *leaves: str) -> None:
         """Notes the units along the first axis of those of these parameters that there are."""
         for leaf in leaves:
-            if getattr(self.module, leaf, None) is not None:
-                self.walk.tensor(f"{self.name}.{leaf}", 0, units)
+            tensor = getattr(self.module, leaf, None)
+            if tensor is not None:
+                name = f"{self.name}.{leaf}"
+                self.walk.tensor(name, 0, units)
 
     def keep_all(self, read: Tensor | None = None) -> None:
         """Has all of it stay, and the units that it reads."""
@@ -91,7 +95,8 @@ class CalledLayer:
         unit_maps = list(rest.unit_maps)
         if written is not None:
             unit_maps.append(along(written, axis, dim))
-        zeros = along(zero.expand(shape[axis]), axis, dim)
+        size = shape[axis]
+        zeros = along(zero.expand(size), axis, dim)
         made = Known(shape, self.walk.apart(unit_maps))
         return made.with_zero(compressed(zeros))
 

@@ -1,5 +1,6 @@
 """Products of tensors: of two that are computed, or of one and a weight that layers share."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,63 @@ _BATCH = "abcdefgh"
 """The letters of the axes that both sides have, in front of those of matrices."""
 
 
+@dataclass(frozen=True)
+class Lettered:
+    """A tensor whose axes are named by letters."""
+
+    known: Known
+    letters: str
+
+    def sizes(self) -> dict[str, int]:
+        """How long each axis is."""
+        return dict(zip(self.letters, self.known.shape, strict=True))
+
+    def has_units_along(self, letter: str) -> bool:
+        """Whether units vary along an axis."""
+        axis = self.letters.index(letter)
+        return bool(self.known.along(axis))
+
+    def without_ones(self, walk: Walk, other: "Lettered") -> "Lettered":
+        """The tensor without axes of size 1 that are broadcast against another tensor."""
+        sizes = other.sizes()
+        gone = []
+        left = ""
+        for axis, letter in enumerate(self.letters):
+            size = self.known.shape[axis]
+            if size == 1 and sizes.get(letter, 1) > 1:
+                gone.append(axis)
+            else:
+                left += letter
+        if not gone:
+            return self
+
+        def squeezed(entries: Tensor) -> Tensor:
+            return entries.squeeze(tuple(gone))
+
+        return Lettered(walk.moved(self.known, squeezed), left)
+
+    def spread(self, order: str) -> Known:
+        """The tensor with its axes in this order, and of size 1 where it has none."""
+        own = [letter for letter in order if letter in self.letters]
+        places = [self.letters.index(letter) for letter in own]
+
+        def arranged(tensor: Tensor) -> Tensor:
+            permuted = tensor.permute(places)
+            sizes = dict(zip(own, permuted.shape, strict=True))
+            shape = [sizes.get(letter, 1) for letter in order]
+            return permuted.reshape(shape)
+
+        like = torch.empty(self.known.shape, device="meta")
+        shape = arranged(like).shape
+        unit_maps = []
+        for unit_map in self.known.unit_maps:
+            unit_maps.append(arranged(unit_map))
+        zero = self.known.zero
+        if zero is not None:
+            zero = arranged(zero)
+        return Known(shape, tuple(unit_maps), zero)
+
+
 def matmul(walk: Walk, call: Call) -> Any:
     """A product of matrices, (…, m, k) and (…, k, n)."""
     one, other = call.args[:2]
@@ -23,9 +81,11 @@ def matmul(walk: Walk, call: Call) -> Any:
         return NotImplemented
     dim = max(one.dim, other.dim)
     batch = _BATCH[: dim - 2]
-    left = batch[dim - one.dim :] + "mk"
-    right = batch[dim - other.dim :] + "kn"
-    return contract(walk, one, left, other, right, batch + "mn")
+    batch_of_one = batch[dim - one.dim :]
+    batch_of_other = batch[dim - other.dim :]
+    left = Lettered(one, batch_of_one + "mk")
+    right = Lettered(other, batch_of_other + "kn")
+    return contract(walk, left, right, batch + "mn")
 
 
 def einsum(walk: Walk, call: Call) -> Any:
@@ -39,20 +99,24 @@ def einsum(walk: Walk, call: Call) -> Any:
     if len(inputs) != 2 or not arrow or "." in equation:
         return NotImplemented
     for letters in inputs:
-        if len(set(letters)) != len(letters):  # a diagonal
+        different = set(letters)
+        if len(different) != len(letters):  # a diagonal
             return NotImplemented
-    one, other = operands[:2]
-    left, right = inputs
-    return contract(walk, one, left, other, right, out)
+    left = Lettered(operands[0], inputs[0])
+    right = Lettered(operands[1], inputs[1])
+    return contract(walk, left, right, out)
 
 
 def linear(walk: Walk, call: Call) -> Any:
     """A linear layer whose weight (out, in) is computed, or shared."""
     given = call.named("input", "weight", "bias")
     known = given["input"]
+    weight = given["weight"]
     bias = given.get("bias")
     batch = _BATCH[: known.dim - 1]
-    made = contract(walk, known, batch + "k", given["weight"], "nk", batch + "n")
+    left = Lettered(known, batch + "k")
+    right = Lettered(weight, "nk")
+    made = contract(walk, left, right, batch + "n")
     if bias is None:
         return made
     return _added(walk, made, bias)
@@ -62,8 +126,10 @@ def addmm(walk: Walk, call: Call) -> Any:
     """A product of matrices beside what is added to it."""
     added, one, other = call.args[:3]
     batch = _BATCH[: one.dim - 2]
-    made = contract(walk, one, batch + "mk", other, batch + "kn", batch + "mn")
-    if call.kwargs:
+    left = Lettered(one, batch + "mk")
+    right = Lettered(other, batch + "kn")
+    made = contract(walk, left, right, batch + "mn")
+    if call.kwargs:  # factors
         return NotImplemented
     return _added(walk, made, added)
 
@@ -73,120 +139,131 @@ def _added(walk: Walk, made: Known, added: Known) -> Known:
     wide = lined_up(added, made.dim)
     zero = made.zeros() & wide.zeros()
     unit_maps = joined(walk, [made, added], made.shape)
-    return Known(made.shape, unit_maps).with_zero(zero)
+    summed = Known(made.shape, unit_maps)
+    return summed.with_zero(zero)
 
 
 def embedding(walk: Walk, call: Call) -> Any:
     """Rows of a weight that is computed, or shared, by their number."""
-    one, other = call.args[:2]
-    is_aten = isinstance(call.node.target, OpOverload)
-    weight, chosen = (one, other) if is_aten else (other, one)
+    weight, chosen = call.args[:2]
+    if not isinstance(call.node.target, OpOverload):
+        chosen, weight = call.args[:2]
     walk.stay(chosen, "they are indices")
     for unit_map in weight.along(0):
         walk.units.keep(unit_map, "they are chosen by index")
-    in_front = [1] * chosen.dim
-    columns = [unit_map.reshape([*in_front, -1]) for unit_map in weight.but(0)]
-    zero = weight.zeros().all(0)
+    shape_of_row = [1] * chosen.dim + [-1]
+    unit_maps = []
+    for unit_map in weight.but(0):
+        row = unit_map.reshape(shape_of_row)
+        unit_maps.append(row)
     width = weight.shape[1]
-    made = Known(torch.Size([*chosen.shape, width]), tuple(columns))
-    return made.with_zero(zero.reshape([*in_front, -1]))
+    shape = torch.Size([*chosen.shape, width])
+    zero = weight.zeros().all(0)
+    made = Known(shape, tuple(unit_maps))
+    return made.with_zero(zero.reshape(shape_of_row))
 
 
-def contract(walk: Walk, one: Known, left: str, other: Known, right: str, out: str) -> Known:
-    """A sum of products over the letters that `out` has not; letters name axes."""
-    one, left = _without_ones(walk, one, left, other, right)
-    other, right = _without_ones(walk, other, right, one, left)
-    summed = "".join(dict.fromkeys(letter for letter in left + right if letter not in out))
-    mine = _spread(one, left, out + summed)
-    theirs = _spread(other, right, out + summed)
+def contract(walk: Walk, one: Lettered, other: Lettered, out: str) -> Known:
+    """A sum of products over the letters that `out` has not."""
+    one = one.without_ones(walk, other)
+    other = other.without_ones(walk, one)
+    summed = _not_in(out, one.letters + other.letters)
+    order = out + summed
+    mine = one.spread(order)
+    theirs = other.spread(order)
     zero = mine.zeros() | theirs.zeros()
     unit_maps: list[Tensor] = []
-    for axis in range(len(out), mine.dim):
+    for axis in range(len(out), len(order)):
         unit_maps += _summed(walk, mine, theirs, axis, zero)
-        mine = Known(mine.shape, mine.but(axis), mine.zero)
-        theirs = Known(theirs.shape, theirs.but(axis), theirs.zero)
+        mine = mine.without_units(axis)
+        theirs = theirs.without_units(axis)
     unit_maps += mine.unit_maps
     unit_maps += theirs.unit_maps
-    kept_axes = len(out)
-    flat = [unit_map.reshape(unit_map.shape[:kept_axes]) for unit_map in unit_maps]
-    for axis in _with_units_on_one_side(one, left, other, right, out):
-        flat = list(walk.left_of(flat, [axis], "it meets what has no units"))
-    sizes = _sizes(other, right) | _sizes(one, left)
-    shape = [sizes.get(letter, 1) for letter in out]
-    made = Known(torch.Size(shape), walk.apart(flat))
+    flat = _without_last(unit_maps, len(summed))
+    for axis in _with_units_on_one_side(one, other, out):
+        flat = walk.left_of(flat, [axis], "it meets what has no units")
+    shape = _shape(one, other, out)
+    made = Known(shape, walk.apart(flat))
     if summed:
-        zero = zero.all(dim=tuple(range(kept_axes, zero.dim())))
+        axes = range(len(out), len(order))
+        zero = zero.all(dim=tuple(axes))
     return made.with_zero(compressed(zero))
 
 
-def _sizes(known: Known, letters: str) -> dict[str, int]:
-    """The size of each axis by its letter."""
-    return dict(zip(letters, known.shape, strict=True))
+def _not_in(out: str, letters: str) -> str:
+    """The letters, each once, that `out` has not."""
+    found = ""
+    for letter in letters:
+        if letter not in out and letter not in found:
+            found += letter
+    return found
 
 
-def _without_ones(
-    walk: Walk, known: Known, letters: str, other: Known, others: str
-) -> tuple[Known, str]:
-    """A tensor without axes of size 1 that are broadcast."""
-    sizes = _sizes(other, others)
-    gone = []
-    left = ""
-    for axis, letter in enumerate(letters):
-        is_broadcast = known.shape[axis] == 1 and sizes.get(letter, 1) > 1
-        if is_broadcast:
-            gone.append(axis)
-        else:
-            left += letter
-    if not gone:
-        return known, letters
-    return walk.moved(known, lambda entries: entries.squeeze(tuple(gone))), left
+def _without_last(unit_maps: list[Tensor], axes: int) -> tuple[Tensor, ...]:
+    """Unit maps without so many last axes, which are of size 1."""
+    found = []
+    for unit_map in unit_maps:
+        left = unit_map.dim() - axes
+        shape = unit_map.shape[:left]
+        found.append(unit_map.reshape(shape))
+    return tuple(found)
 
 
-def _spread(known: Known, letters: str, order: str) -> Known:
-    """A tensor with its axes in this order, and of size 1 where it has none."""
-    have = [letter for letter in order if letter in letters]
-    places = [letters.index(letter) for letter in have]
-
-    def arranged(tensor: Tensor) -> Tensor:
-        permuted = tensor.permute(places)
-        sizes = dict(zip(have, permuted.shape, strict=True))
-        shape = [sizes.get(letter, 1) for letter in order]
-        return permuted.reshape(shape)
-
-    like = torch.empty(known.shape, device="meta")
-    unit_maps = [arranged(unit_map) for unit_map in known.unit_maps]
-    zero = None if known.zero is None else arranged(known.zero)
-    return Known(arranged(like).shape, tuple(unit_maps), zero)
+def _shape(one: Lettered, other: Lettered, out: str) -> torch.Size:
+    """The shape of a product."""
+    sizes = other.sizes() | one.sizes()
+    found = [sizes.get(letter, 1) for letter in out]
+    return torch.Size(found)
 
 
-def _summed(walk: Walk, mine: Known, theirs: Known, axis: int, zero: Tensor) -> list[Tensor]:
+def _with_units_on_one_side(one: Lettered, other: Lettered, out: str) -> list[int]:
+    """The axes of a product which both sides have, but only one of them has units along."""
+    found = []
+    for axis, letter in enumerate(out):
+        if letter not in one.letters or letter not in other.letters:
+            continue
+        if one.has_units_along(letter) != other.has_units_along(letter):
+            found.append(axis)
+    return found
+
+
+def _summed(walk: Walk, mine: Known, theirs: Known, axis: int, zero: Tensor) -> tuple[Tensor, ...]:
     """The unit maps that a sum over an axis has: each of its units stands for all that are
     summed."""
     one = mine.along(axis)
     other = theirs.along(axis)
     if not one or not other:
-        return list(walk.left_of([*one, *other], [axis], "a product sums over them"))
-    first, second = one[0], other[0]
+        why = "a product sums over them"
+        return walk.left_of([*one, *other], [axis], why)
+    first = one[0]
+    second = other[0]
     walk.units.tie(first, second)
-    if len(varying(first)) > 1 or len(varying(second)) > 1:
-        common = torch.broadcast_tensors(first, second)[0]
-        return [_rows_of(walk, common, zero, axis)]
+    axes = varying(first) | varying(second)
+    if len(axes) > 1:
+        common, _ = torch.broadcast_tensors(first, second)
+        rows = _rows_of(walk, common, zero, axis)
+        return (rows,)
     units = first.reshape(-1)
     nothing = all_but(zero, axis)
-    walk.units.read(units, nothing.expand(units.shape))
-    return []
+    harmless = nothing.expand(units.shape)
+    walk.units.read(units, harmless)
+    return ()
 
 
 def _rows_of(walk: Walk, unit_map: Tensor, zero: Tensor, axis: int) -> Tensor:
     """Units of what stays after a sum over one of the axes of a unit map: each stands for the units
     summed over; those can go where that does."""
     rows = unit_map.movedim(axis, -1)
-    members = rows.reshape(-1, rows.shape[-1])
+    summed_over = rows.shape[-1]
+    members = rows.reshape(-1, summed_over)
     stand = walk.units.whole(members)
-    harmless = _over_others(zero, unit_map)
-    harmless = harmless.movedim(axis, -1).expand(rows.shape)
     unless = stand.unsqueeze(1).expand(members.shape)
-    walk.units.read(members.reshape(-1), harmless.reshape(-1), unless=unless.reshape(-1))
+    harmless = _over_others(zero, unit_map).movedim(axis, -1)
+    walk.units.read(
+        members.reshape(-1),
+        harmless.expand(rows.shape).reshape(-1),
+        unless=unless.reshape(-1),
+    )
     shape = list(unit_map.shape)
     shape[axis] = 1
     return stand.reshape(shape)
@@ -201,18 +278,6 @@ def _over_others(zero: Tensor, unit_map: Tensor) -> Tensor:
     if not others:  # torch takes no axes for all of them
         return zero
     return zero.all(dim=tuple(others), keepdim=True)
-
-
-def _with_units_on_one_side(one: Known, left: str, other: Known, right: str, out: str) -> list[int]:
-    """The axes of a product which both sides have, but only one of them has units along."""
-    found = []
-    for place, letter in enumerate(out):
-        if letter in left and letter in right:
-            mine = one.along(left.index(letter))
-            theirs = other.along(right.index(letter))
-            if bool(mine) != bool(theirs):
-                found.append(place)
-    return found
 
 
 FUNCTIONS: dict[str, Handler] = {

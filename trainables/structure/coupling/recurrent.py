@@ -23,8 +23,9 @@ def recurrent(walk: Walk, call: Call) -> Any:
         layer.keep_all()
         return NotImplemented
     known = call.input
-    read, rest = layer.split(known, known.last_axis)
-    zero = known.zero_along(known.last_axis)
+    last = known.last_axis
+    read, rest = layer.split(known, last)
+    zero = known.zero_along(last)
     states: list[Tensor] = []
     for number in range(module.num_layers):
         written = []
@@ -37,21 +38,21 @@ def recurrent(walk: Walk, call: Call) -> Any:
         read = torch.cat(written)
         zero = torch.cat(zeros)
     assert read is not None
-    walk.units.pack(torch.stack(states))
+    by_layer = torch.stack(states)
+    walk.units.pack(by_layer)
     made, ends = walk.made[call.node]
     last = made.last_axis
     own = along(read, last, made.dim)
-    out = Known(made.shape, walk.apart([*rest.unit_maps, own]))
+    unit_maps = walk.apart([*rest.unit_maps, own])
+    out = Known(made.shape, unit_maps)
     zero_out = along(zero, last, made.dim)
-    return out.with_zero(compressed(zero_out)), _ends(ends, states, made.dim)
+    if made.dim == 3:
+        by_layer = by_layer.unsqueeze(1)  # (layers · ways, N, hidden)
 
+    def end_known(end: Known) -> Known:
+        return Known(end.shape, (by_layer,))
 
-def _ends(ends: Any, states: list[Tensor], dim: int) -> Any:
-    """The states at the end, (layers · ways, N, hidden), without N for one input."""
-    unit_map = torch.stack(states)
-    if dim == 3:
-        unit_map = unit_map.unsqueeze(1)
-    return mapped_known(ends, lambda end: Known(end.shape, (unit_map,)))
+    return out.with_zero(compressed(zero_out)), mapped_known(ends, end_known)
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,13 @@ class _Weights:
     @property
     def gates(self) -> int:
         """How many rows each hidden unit has."""
-        return _GATES.get(self.layer.module.mode, 1)
+        mode = self.layer.module.mode
+        return _GATES.get(mode, 1)
 
     def tensor(self, leaf: str) -> Tensor:
         """A parameter."""
-        found: Tensor = getattr(self.layer.module, leaf + self.ending)
+        name = leaf + self.ending
+        found: Tensor = getattr(self.layer.module, name)
         return found
 
     def name(self, leaf: str) -> str:
@@ -79,10 +82,12 @@ class _Weights:
     def units(self) -> Tensor:
         """The hidden units: those of an earlier call, or new ones."""
         walk = self.layer.walk
-        known = walk.units_of(self.name("weight_hh_"), 1)
+        name = self.name("weight_hh_")
+        known = walk.units_of(name, 1)
         if known is not None:
             return known
-        return walk.units.fresh(self.layer.module.hidden_size)
+        size = self.layer.module.hidden_size
+        return walk.units.fresh(size)
 
     def zero(self, own: Tensor, read: Tensor | None, zero_in: Tensor) -> Tensor:
         """Notes the units of the parameters, and what they read; which of its `own` units are
@@ -91,21 +96,34 @@ class _Weights:
         inward = self.tensor("weight_ih_")
         across = self.tensor("weight_hh_")
         if read is not None:
-            walk.units.read(read, zero_in | ~inward.any(0))
-        fed = inward[:, ~zero_in].any(1) | across.any(1)
-        of_gates = own.repeat(self.gates)
+            unused = ~inward.any(0)
+            walk.units.read(read, zero_in | unused)
+        fed_from_below = inward[:, ~zero_in].any(1)
+        fed = fed_from_below | across.any(1)
         if self.layer.module.bias:
             for leaf in ("bias_ih_", "bias_hh_"):
-                fed = fed | (self.tensor(leaf) != 0)
-                walk.tensor(self.name(leaf), 0, of_gates)
+                bias = self.tensor(leaf)
+                fed = fed | (bias != 0)
+                self._note_rows(leaf, own)
         of_each_gate = fed.reshape(self.gates, -1)
         zero = ~of_each_gate.any(0)
-        walk.units.read(own, zero | ~across.any(0))
-        walk.tensor(self.name("weight_ih_"), 0, of_gates)
-        walk.tensor(self.name("weight_ih_"), 1, read, reads=True)
-        walk.tensor(self.name("weight_hh_"), 0, of_gates)
-        walk.tensor(self.name("weight_hh_"), 1, own, reads=True)
+        unread = ~across.any(0)
+        walk.units.read(own, zero | unread)
+        self._note_rows("weight_ih_", own)
+        self._note_columns("weight_ih_", read)
+        self._note_rows("weight_hh_", own)
+        self._note_columns("weight_hh_", own)
         return zero
+
+    def _note_rows(self, leaf: str, own: Tensor) -> None:
+        """Notes that each gate has a row of each unit."""
+        rows = own.repeat(self.gates)
+        walk = self.layer.walk
+        walk.tensor(self.name(leaf), 0, rows)
+
+    def _note_columns(self, leaf: str, read: Tensor | None) -> None:
+        walk = self.layer.walk
+        walk.tensor(self.name(leaf), 1, read, reads=True)
 
 
 def _directions(layer: CalledLayer, number: int) -> list[_Weights]:

@@ -1,7 +1,6 @@
 """Runs a network, and then walks over it: what each node makes is known by the handler of what it
 calls."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,8 +97,8 @@ def _known(walk: Walk, node: fx.Node, handlers: Handlers) -> Any:
     """What is known of a node's output; where no more is known, what a run of it made: its shapes
     and numbers."""
     made = walk.made[node]
-    args = fx.node.map_arg(node.args, lambda source: walk.known[source])
-    kwargs = fx.node.map_arg(node.kwargs, lambda source: walk.known[source])
+    args = fx.node.map_arg(node.args, walk.known.__getitem__)
+    kwargs = fx.node.map_arg(node.kwargs, walk.known.__getitem__)
     if node.op == "placeholder":
         return made
     if node.op == "output":
@@ -145,7 +144,7 @@ def _keep_whole(walk: Walk, node: fx.Node, inputs: Any) -> None:
 
 def _with_values(found: Any, made: Any) -> Any:
     """What is known, with the values that a run made."""
-    values: Iterator[Tensor | None] = iter([one.value for one in found_in(made)])
+    values = iter([one.value for one in found_in(made)])
 
     def with_value(known: Known) -> Known:
         value = next(values)

@@ -83,19 +83,22 @@ class Walk:
         name = self._names.setdefault(id(tensor), name)
         if not reads:
             self.writing.add((name, axis))
-        nothing = torch.full((0,), NONE)
-        noted = self.tensors.setdefault(name, [nothing] * tensor.dim())
+        if name not in self.tensors:
+            not_noted = torch.full((0,), NONE)
+            self.tensors[name] = [not_noted] * tensor.dim()
+        noted = self.tensors[name]
         before = noted[axis]
-        is_first = before is not None and before.numel() == 0 and tensor.shape[axis] > 0
-        if is_first:
+        size = tensor.shape[axis]
+        if before is not None and before.numel() == 0 and size > 0:
             noted[axis] = units
         elif before is not None and units is not None:
             self.units.tie(before, units)
         else:
             noted[axis] = None
+            why = f"'{name}' is used elsewhere too"
             for stays in (before, units):
                 if stays is not None:
-                    self.units.keep(stays, f"'{name}' is used elsewhere too")
+                    self.units.keep(stays, why)
 
     def units_of(self, name: str, axis: int) -> Tensor | None:
         """The units along an axis of a parameter that were noted before."""
@@ -111,7 +114,8 @@ class Walk:
 
     def keep_parameters(self, module: Any, name: str) -> None:
         """Has all parameters and buffers of a module stay as they are."""
-        for leaf, tensor in (*module.named_parameters(), *module.named_buffers()):
+        held = [*module.named_parameters(), *module.named_buffers()]
+        for leaf, tensor in held:
             for axis in range(tensor.dim()):
                 self.tensor(f"{name}.{leaf}", axis, None)
 
@@ -254,27 +258,32 @@ class Walk:
 
     def called(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """What a node computes for these arguments."""
-        if node.op == "call_module":
-            module = self.module(node)
-            return module(*args, **kwargs)
         if node.op == "call_method":
             tensor, *rest = args
             method = getattr(tensor, str(node.target))
             return method(*rest, **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+        function = node.target
+        if node.op == "call_module":
+            function = self.module(node)
+        assert callable(function)
+        return function(*args, **kwargs)
 
 
 def _rows(unit_map: Tensor, axes: frozenset[int]) -> tuple[list[int], Tensor]:
     """The shape of a unit map along `axes` alone, and its units there: (places, others)."""
-    shape = [1] * unit_map.dim()
     places = 1
-    for axis in axes:
-        shape[axis] = unit_map.shape[axis]
-        places *= unit_map.shape[axis]
-    others = [axis for axis in range(unit_map.dim()) if axis not in axes]
+    shape = []
+    others = []
+    for axis, size in enumerate(unit_map.shape):
+        if axis in axes:
+            places *= size
+            shape.append(size)
+        else:
+            others.append(axis)
+            shape.append(1)
     in_front = unit_map.permute(*sorted(axes), *others)
-    return shape, in_front.reshape(places, -1)
+    members = in_front.reshape(places, -1)
+    return shape, members
 
 
 def _get(graph: fx.GraphModule, name: str) -> Tensor:

@@ -10,9 +10,9 @@ from slimfront.trainables.structure.graph import (
     Layer,
     WeightLayer,
     layers_of,
-    nonnegative_nodes,
     rounding,
 )
+from slimfront.trainables.structure.signs import nonnegative_nodes
 
 
 class _Undrawn:

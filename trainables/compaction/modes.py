@@ -22,8 +22,8 @@ from slimfront.trainables.compaction.layers import set_module
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.attention_modules import ScaledDotProduct
 from slimfront.trainables.structure.copying import copied
-from slimfront.trainables.structure.encoders import plain_kind
 from slimfront.trainables.structure.graph import Conv, submodule, trace
+from slimfront.trainables.structure.tracing.encoders import plain_kind
 from slimfront.trainables.tasks.evaluating import evaluating
 
 log = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from slimfront.trainables.structure.coupling.moves import MOVES
 from slimfront.trainables.structure.coupling.running import numbers_of
 from slimfront.trainables.structure.coupling.units import NONE, packed, packed_shape
 from slimfront.trainables.structure.coupling.walk import Walk
-from slimfront.trainables.structure.exported import writes_elsewhere
 from slimfront.trainables.structure.graph import module_of, submodule
+from slimfront.trainables.structure.tracing.exported import writes_elsewhere
 from slimfront.trainables.torch_internals import OpOverload, function_name
 
 _SIZES_AT_ONCE = ("view", "reshape", "expand", "_unsafe_view", "view_copy", "broadcast_to")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.structure.channel_groups import UnitGroup
+from slimfront.trainables.structure.channel_groups import UnitGroup, relative_to_mean
 
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")
 
@@ -36,29 +36,38 @@ class HeadGroup(UnitGroup):
     ) -> Tensor:
         """The sum of `of_entry` over what makes and reads each head, relative to the mean:
         (heads,)."""
-        total = of_entry(parameters[self.reader]).unflatten(1, (self.units, -1)).sum((0, 2))
+        read = of_entry(parameters[self.reader])
+        by_head = read.unflatten(1, (self.units, -1))
+        total: Tensor = by_head.sum((0, 2))
         for name, owners in self.writers.items():
-            rows = of_entry(parameters[name]).reshape(len(owners), -1).sum(1)
+            written = of_entry(parameters[name])
+            rows = written.reshape(len(owners), -1).sum(1)
             total = total.index_add(0, owners.to(rows.device), rows)
-        relative: Tensor = total / total.mean().clamp_min(torch.finfo(total.dtype).tiny)
-        return relative
+        return relative_to_mean(total)
 
 
 def head_groups(network: nn.Module) -> list[HeadGroup]:
     """The heads of all attention that keeps a zero head zero: not with `add_bias_kv`, whose value
     is no row of a projection."""
-    return [
-        HeadGroup(name, module.num_heads, _writers(name, module))
-        for name, module in network.named_modules()
-        if isinstance(module, nn.MultiheadAttention)
-        and module.bias_v is None
-        and not module.add_zero_attn
-    ]
+    found = []
+    for name, module in network.named_modules():
+        if not isinstance(module, nn.MultiheadAttention):
+            continue
+        if module.bias_v is None and not module.add_zero_attn:
+            writers = _writers(name, module)
+            found.append(HeadGroup(name, module.num_heads, writers))
+    return found
 
 
 def _writers(name: str, module: nn.MultiheadAttention) -> dict[str, Tensor]:
     """The head of each row: query, key and value have the same rows, one after another where they
     share a parameter."""
-    of_one = torch.arange(module.num_heads).repeat_interleave(module.head_dim)
-    sizes = {kind: len(p) for kind in _PROJECTIONS if (p := getattr(module, kind)) is not None}
-    return {f"{name}.{kind}": of_one.repeat(size // len(of_one)) for kind, size in sizes.items()}
+    heads = torch.arange(module.num_heads)
+    of_one = heads.repeat_interleave(module.head_dim)
+    found = {}
+    for kind in _PROJECTIONS:
+        parameter = getattr(module, kind)
+        if parameter is not None:
+            times = len(parameter) // len(of_one)
+            found[f"{name}.{kind}"] = of_one.repeat(times)
+    return found

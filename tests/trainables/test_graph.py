@@ -6,9 +6,9 @@ from slimfront.trainables.errors import UserError
 from slimfront.trainables.models.resnet import BasicBlock
 from slimfront.trainables.structure.graph import (
     layers_of,
-    nonnegative_nodes,
     trace,
 )
+from slimfront.trainables.structure.signs import nonnegative_nodes
 from slimfront.trainables.structure.targets.branches import residual_branches
 from slimfront.trainables.structure.targets.layers import hidden_layers, inner_layers
 

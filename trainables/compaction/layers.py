@@ -11,10 +11,10 @@ from slimfront.trainables.structure.graph import (
     Layer,
     WeightLayer,
     layers_of,
-    nonnegative_nodes,
     rounding,
     submodule,
 )
+from slimfront.trainables.structure.signs import nonnegative_nodes
 
 
 class _Undrawn:

@@ -65,9 +65,27 @@ class UnitGroup:
         """Which units have a row that is not all 0: (units,) bool."""
         alive = torch.zeros(self.units, dtype=torch.bool)
         for name, owners in self.writers.items():
-            parameter = self.rows(name, parameters[name].detach().cpu())
-            alive[owners[parameter.reshape(len(parameter), -1).any(1) & (owners >= 0)]] = True
+            parameter = parameters[name].detach().cpu()
+            rows = self.rows(name, parameter)
+            flat = rows.reshape(len(rows), -1)
+            of_alive = owners[flat.any(1) & (owners >= 0)]
+            alive[of_alive] = True
         return alive
+
+    @torch.no_grad()
+    def zero(self, parameters: Mapping[str, Tensor], units: Tensor) -> None:
+        """Sets the rows of these units (units,) bool to 0, in place."""
+        for name, owners in self.writers.items():
+            is_theirs = units[owners.clamp(min=0)] & (owners >= 0)
+            rows = self.rows(name, parameters[name])
+            rows[is_theirs.to(rows.device)] = 0
+
+
+def relative_to_mean(importance: Tensor) -> Tensor:
+    """The importances of units relative to their mean."""
+    smallest = torch.finfo(importance.dtype).tiny
+    mean = importance.mean()
+    return importance / mean.clamp_min(smallest)
 
 
 @dataclass(frozen=True)
@@ -124,15 +142,18 @@ def remove_units(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor]) ->
     their group."""
     graph = _graph(network, inputs)
     for group in _groups(network, graph, []):
-        if group.name in dead and dead[group.name].any():
-            units = dead[group.name].nonzero().flatten()
-            channels = [
-                int(unit) + start
-                for start in range(0, group.channels, group.units)
-                for unit in units
-            ]
-            graph.update()
-            graph.get_pruning_group(group.root, _out(graph, group.root), channels).prune()
+        if group.name not in dead:
+            continue
+        units = dead[group.name].nonzero().flatten().tolist()
+        if not units:
+            continue
+        channels = []
+        for start in range(0, group.channels, group.units):
+            channels += [start + unit for unit in units]
+        graph.update()
+        pruner = _out(graph, group.root)
+        pruning = graph.get_pruning_group(group.root, pruner, channels)
+        pruning.prune()
 
 
 def _graph(network: nn.Module, inputs: Tensor) -> Dependencies:
@@ -150,9 +171,10 @@ def _let_go(graph: Dependencies) -> None:
     They hold on to nodes that later backward passes would use too, bound to the stream of today: no
     other could be recorded.
     """
-    for operation, node in graph.module2node.items():
-        for holder in (operation, node):
-            if getattr(holder, "grad_fn", None) is not None:
+    for pair in graph.module2node.items():
+        for holder in pair:
+            operation = getattr(holder, "grad_fn", None)
+            if operation is not None:
                 holder.grad_fn = None
 
 
@@ -163,19 +185,18 @@ def _out(graph: Dependencies, layer: nn.Module) -> Any:
 def _groups(network: nn.Module, graph: Dependencies, endless: list[str]) -> list[ChannelGroup]:
     """The groups in order of execution; the layers where no end is found are added to `endless`."""
     names = {id(module): name for name, module in network.named_modules()}
-    order = {name: position for position, name in enumerate(names.values())}
-    found = []
+    order = list(names.values())
     within_heads = projections(network)  # heads go whole, by `compaction.heads`
     tied = {network.get_submodule(name) for name in tied_modules(network)}
+    found = {}
     for dependencies in _all_dependencies(graph, names, endless):
-        if dependencies[0].dep.layer in within_heads or tied.intersection(
-            item.dep.layer for item in dependencies
-        ):
+        layers = [item.dep.layer for item in dependencies]
+        if layers[0] in within_heads or not tied.isdisjoint(layers):
             continue
         group = _group(graph, dependencies, names)
         if group is not None:
-            found.append(group)
-    return sorted(found, key=lambda group: order[group.name])
+            found[group.name] = group
+    return [found[name] for name in order if name in found]
 
 
 def _all_dependencies(
@@ -184,21 +205,24 @@ def _all_dependencies(
     """What goes with all outputs of each layer, once for the layers that go together; a layer where
     no end is found is left out."""
     seen: set[int] = set()
-    for module in [m for m in graph.module2node if isinstance(m, _WEIGHT_LAYERS)]:
-        pruner = graph.get_pruner_of_module(module)
-        channels = None if pruner is None else pruner.get_out_channels(module)
-        if channels is None or id(module) in seen:
+    for module in list(graph.module2node):
+        if not isinstance(module, _WEIGHT_LAYERS) or id(module) in seen:
             continue
+        pruner = graph.get_pruner_of_module(module)
+        if pruner is None:
+            continue
+        channels = pruner.get_out_channels(module)
+        if channels is None:
+            continue
+        every = list(range(channels))
         try:
-            group = graph.get_pruning_group(module, _out(graph, module), list(range(channels)))
+            group = graph.get_pruning_group(module, pruner.prune_out_channels, every)
         except Endless:
             endless.append(names[id(module)])
             continue
-        seen.update(
-            id(item.dep.layer)
-            for item in group
-            if graph.is_out_channel_pruning_fn(item.dep.pruning_fn)
-        )
+        for item in group:
+            if graph.is_out_channel_pruning_fn(item.dep.pruning_fn):
+                seen.add(id(item.dep.layer))
         yield group
 
 
@@ -206,8 +230,9 @@ def _group(
     graph: Dependencies, dependencies: torch_pruning.Group, names: dict[int, str]
 ) -> ChannelGroup | None:
     """The group of channels that go together; None where they cannot go."""
-    root = dependencies[0].dep.layer
-    channels = len(dependencies[0].idxs)
+    first = dependencies[0]
+    root = first.dep.layer
+    channels = len(first.idxs)
     tied = 1
     for item in dependencies:
         if not _can_lose_channels(graph, item):
@@ -220,12 +245,14 @@ def _group(
     readers: dict[str, Tensor] = {}
     for item in dependencies:
         layer = item.dep.layer
+        name = names.get(id(layer), "")
         if not graph.is_out_channel_pruning_fn(item.dep.pruning_fn):
             if isinstance(layer, _WEIGHT_LAYERS):
-                _note_reader(readers, item, names[id(layer)], units)
+                _note_reader(readers, item, name, units)
             continue
-        has_entries = isinstance(layer, (*_WEIGHT_LAYERS, *_NORMS))
-        if has_entries and not _own(writers, item, names[id(layer)], units):
+        if not isinstance(layer, (*_WEIGHT_LAYERS, *_NORMS)):
+            continue
+        if not _own(writers, item, name, units):
             return None
     return ChannelGroup(
         names[id(root)],
@@ -267,7 +294,8 @@ def _tied_channels(layer: nn.Module) -> int:
     groups: int = getattr(layer, "groups", 1)
     if groups == 1:
         return 1
-    inputs, outputs = getattr(layer, "in_channels", 1), getattr(layer, "out_channels", 1)
+    inputs = getattr(layer, "in_channels", 1)
+    outputs = getattr(layer, "out_channels", 1)
     depthwise = groups >= outputs and inputs == outputs
     return 1 if depthwise else groups
 
@@ -275,8 +303,10 @@ def _tied_channels(layer: nn.Module) -> int:
 def _own(writers: dict[str, Tensor], item: Any, name: str, units: int) -> bool:
     """Notes in `writers` which unit each entry of a layer's parameters is of; whether all are of
     one."""
-    if any(root_channel is None for root_channel in item.root_idxs):
+    if None in item.root_idxs:
         return False
+    channels = torch.tensor(item.idxs)
+    unit_of_channels = torch.tensor(item.root_idxs) % units
     for kind in ("weight", "bias"):
         parameter = getattr(item.dep.layer, kind)
         if parameter is None:
@@ -285,6 +315,7 @@ def _own(writers: dict[str, Tensor], item: Any, name: str, units: int) -> bool:
             return False
         if max(item.idxs) >= len(parameter):  # a norm of another axis
             return False
-        owners = writers.setdefault(f"{name}.{kind}", torch.full((len(parameter),), -1))
-        owners[torch.tensor(item.idxs)] = torch.tensor(item.root_idxs) % units
+        no_unit = torch.full((len(parameter),), -1)
+        owners = writers.setdefault(f"{name}.{kind}", no_unit)
+        owners[channels] = unit_of_channels
     return True

@@ -35,10 +35,12 @@ class CountingNorm(nn.Module):
         if self.centred:
             mean = x.sum(-1, keepdim=True) / total
             x = x - mean
-            squares = x.square().sum(-1, keepdim=True) + self.missing * mean.square()
+            of_missing = self.missing * mean.square()
+            squares = x.square().sum(-1, keepdim=True) + of_missing
         else:
             squares = x.square().sum(-1, keepdim=True)
-        x = x * (squares / total + self.eps).rsqrt()
+        variance = squares / total
+        x = x * (variance + self.eps).rsqrt()
         if self.weight is not None:
             x = x * self.weight
         return x if self.bias is None else x + self.bias
@@ -64,25 +66,37 @@ class CountingGroupNorm(nn.Module):
         channels = sum(sizes)
         self.weight = nn.Parameter(torch.ones(channels)) if affine else None
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
-        owners = [group for group, size in enumerate(sizes) for _ in range(size)]
-        of_group = [[float(owner == group) for owner in owners] for group in range(len(sizes))]
-        self.register_buffer("of_group", torch.tensor(of_group))
+        of_group = torch.zeros(len(sizes), channels)
+        start = 0
+        for group, size in enumerate(sizes):
+            end = start + size
+            of_group[group, start:end] = 1
+            start = end
+        self.register_buffer("of_group", of_group)
         """(groups, channels): 1 where a channel is of a group."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, …) to the same."""
         shape = x.shape
         x = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
-        entries = self.total * x.shape[2]
+        positions = x.shape[2]
+        entries = self.total * positions
         of_group: Tensor = self.of_group  # type: ignore[assignment]
-        mean = (x.sum(2) @ of_group.t()) / entries  # (N, groups)
-        x = x - (mean @ of_group).unsqueeze(2)
+        by_group = of_group.t()
+        mean = (x.sum(2) @ by_group) / entries  # (N, groups)
+        mean_of_channels = mean @ of_group
+        x = x - mean_of_channels.unsqueeze(2)
         there = of_group.sum(1)
-        absent = (self.total - there) * x.shape[2]
-        squares = x.square().sum(2) @ of_group.t() + absent * mean.square()
-        x = x * ((squares / entries + self.eps).rsqrt() @ of_group).unsqueeze(2)
+        absent = (self.total - there) * positions
+        of_absent = absent * mean.square()
+        squares = x.square().sum(2) @ by_group + of_absent
+        variance = squares / entries
+        scale = (variance + self.eps).rsqrt() @ of_group
+        x = x * scale.unsqueeze(2)
         if self.weight is not None and self.bias is not None:
-            x = x * self.weight.unsqueeze(1) + self.bias.unsqueeze(1)
+            weight = self.weight.unsqueeze(1)
+            bias = self.bias.unsqueeze(1)
+            x = x * weight + bias
         return x.reshape(shape)
 
     def extra_repr(self) -> str:
@@ -97,29 +111,44 @@ def counting(module: Any, kept: Tensor) -> nn.Module:
     if isinstance(module, nn.GroupNorm | CountingGroupNorm):
         made = _of_groups(module, kept)
     else:
-        before = module.missing if isinstance(module, CountingNorm) else 0
-        eps = module.eps
-        if eps is None:  # as nn.RMSNorm has it
-            eps = torch.finfo(like.dtype).eps
-        made = CountingNorm(
-            int(kept.sum()),
-            before + int((~kept).sum()),
-            eps,
-            centred=not isinstance(module, nn.RMSNorm) and getattr(module, "centred", True),
-            weighted=module.weight is not None,
-            bias=getattr(module, "bias", None) is not None,
-        )
-    made = made.to(like.device, like.dtype).train(module.training)
+        made = _of_channels(module, kept, like.dtype)
+    made = made.to(like.device, like.dtype)
+    made.train(module.training)
     for name in ("weight", "bias"):
         if getattr(made, name) is not None:
-            setattr(made, name, getattr(module, name))
+            parameter = getattr(module, name)
+            setattr(made, name, parameter)
     return made
 
 
+def _of_channels(module: Any, kept: Tensor, dtype: torch.dtype) -> nn.Module:
+    """The norm over the last axis that counts the channels that are not kept."""
+    missing = int((~kept).sum())
+    if isinstance(module, CountingNorm):
+        missing += module.missing
+    eps = module.eps
+    if eps is None:  # as nn.RMSNorm has it
+        eps = torch.finfo(dtype).eps
+    centred = getattr(module, "centred", True)
+    if isinstance(module, nn.RMSNorm):
+        centred = False
+    return CountingNorm(
+        int(kept.sum()),
+        missing,
+        eps,
+        centred=centred,
+        weighted=module.weight is not None,
+        bias=getattr(module, "bias", None) is not None,
+    )
+
+
 def _of_groups(module: Any, kept: Tensor) -> nn.Module:
+    """The norm of groups that counts the channels that are not kept."""
     if isinstance(module, CountingGroupNorm):
-        parts, total = kept.split(list(module.sizes)), module.total
+        total = module.total
+        parts = kept.split(list(module.sizes))
     else:
-        parts, total = kept.chunk(module.num_groups), module.num_channels // module.num_groups
-    sizes = tuple(int(part.sum()) for part in parts)
-    return CountingGroupNorm(sizes, total, module.eps, module.affine)
+        total = module.num_channels // module.num_groups
+        parts = kept.chunk(module.num_groups)
+    sizes = [int(part.sum()) for part in parts]
+    return CountingGroupNorm(tuple(sizes), total, module.eps, module.affine)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.structure.channel_groups import UnitGroup
+from slimfront.trainables.structure.channel_groups import UnitGroup, relative_to_mean
 
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")
 
@@ -32,12 +32,14 @@ class HeadGroup(UnitGroup):
         """The sum of `of_entry` over what makes and reads each head, relative to the mean:
         (heads,)."""
         (reader,) = self.readers
-        total = of_entry(parameters[reader]).unflatten(1, (self.units, -1)).sum((0, 2))
+        read = of_entry(parameters[reader])
+        by_head = read.unflatten(1, (self.units, -1))
+        total: Tensor = by_head.sum((0, 2))
         for name, owners in self.writers.items():
-            rows = of_entry(parameters[name]).reshape(len(owners), -1).sum(1)
+            written = of_entry(parameters[name])
+            rows = written.reshape(len(owners), -1).sum(1)
             total = total.index_add(0, owners.to(rows.device), rows)
-        relative: Tensor = total / total.mean().clamp_min(torch.finfo(total.dtype).tiny)
-        return relative
+        return relative_to_mean(total)
 
 
 def head_groups(network: nn.Module) -> list[HeadGroup]:
@@ -67,6 +69,12 @@ def _heads(name: str, module: nn.MultiheadAttention) -> HeadGroup:
 def _writers(name: str, module: nn.MultiheadAttention) -> dict[str, Tensor]:
     """The head of each row: query, key and value have the same rows, one after another where they
     share a parameter."""
-    of_one = torch.arange(module.num_heads).repeat_interleave(module.head_dim)
-    sizes = {kind: len(p) for kind in _PROJECTIONS if (p := getattr(module, kind)) is not None}
-    return {f"{name}.{kind}": of_one.repeat(size // len(of_one)) for kind, size in sizes.items()}
+    heads = torch.arange(module.num_heads)
+    of_one = heads.repeat_interleave(module.head_dim)
+    found = {}
+    for kind in _PROJECTIONS:
+        parameter = getattr(module, kind)
+        if parameter is not None:
+            times = len(parameter) // len(of_one)
+            found[f"{name}.{kind}"] = of_one.repeat(times)
+    return found

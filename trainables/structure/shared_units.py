@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.structure.channel_groups import UnitGroup
+from slimfront.trainables.structure.channel_groups import UnitGroup, relative_to_mean
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.coupling.graph_of_units import units_of
 from slimfront.trainables.structure.coupling.units import NONE
 from slimfront.trainables.structure.coupling.walk import Walk
-from slimfront.trainables.structure.exported import writes_elsewhere
 from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.structure.tracing.exported import writes_elsewhere
 from slimfront.trainables.tasks.evaluating import evaluating
 
 
@@ -37,22 +37,26 @@ class SharedUnits(UnitGroup):
     ) -> Tensor:
         """The sum of `of_entry` over what makes and reads each unit, relative to the mean:
         (units,)."""
-        first = parameters[next(iter(self.writers))]
-        total = first.new_zeros(self.units)
+        first = next(iter(self.writers))
+        total = parameters[first].new_zeros(self.units)
         for name, owners in self.writers.items():
-            entries = self.rows(name, of_entry(parameters[name]))
-            total = _added(total, owners, entries.reshape(len(owners), -1))
+            entries = of_entry(parameters[name])
+            rows = self.rows(name, entries)
+            total = _added(total, owners, rows)
         for name, owners in self.readers.items():
             columns = self.columns(name, of_entry(parameters[name]))
-            total = _added(total, owners, columns.reshape(len(owners), -1))
-        relative: Tensor = total / total.mean().clamp_min(torch.finfo(total.dtype).tiny)
-        return relative
+            total = _added(total, owners, columns)
+        return relative_to_mean(total)
 
 
-def _added(total: Tensor, owners: Tensor, of_rows: Tensor) -> Tensor:
+def _added(total: Tensor, owners: Tensor, rows: Tensor) -> Tensor:
+    """The total of each unit (units,), with the sums of those rows (n, …) that are of units."""
     owners = owners.to(total.device)
+    flat = rows.reshape(len(owners), -1)
+    sums = flat.sum(1)
     mine = owners >= 0
-    return total.index_add(0, owners[mine], of_rows.sum(1)[mine].to(total))
+    of_units = sums[mine].to(total)
+    return total.index_add(0, owners[mine], of_units)
 
 
 def shared_units(
@@ -64,42 +68,53 @@ def shared_units(
 
     That they can is tried on a copy in which one unit of each is zero.
     """
-    try:
-        with evaluating(network):
-            graph = trace(network, inputs[:3])
-    except UserError:
-        return []
-    if writes_elsewhere(graph):
+    graph = _traced(network, inputs)
+    if graph is None or writes_elsewhere(graph):
         return []
     walk = units_of(graph, inputs[:2])
-    candidates = _candidates(walk)
-    groups = [group for group in map(_Candidates.group, candidates) if group is not None]
-    free = [group for group in groups if not {*taken} & group.writers.keys()]
+    others = set(taken)
+    free = []
+    for candidates in _candidates(walk):
+        group = candidates.group()
+        if group is not None and others.isdisjoint(group.writers):
+            free.append(group)
     return _tried(graph, inputs, _by_name(free))
 
 
 def unknown_operations(network: nn.Module, inputs: Tensor) -> list[str]:
     """The operations, by name, of which no handler says what they do to units; none for a network
     that cannot be traced."""
+    graph = _traced(network, inputs)
+    if graph is None:
+        return []
+    walk = units_of(graph, inputs[:2])
+    return list(dict.fromkeys(walk.unknown))
+
+
+def _traced(network: nn.Module, inputs: Tensor) -> fx.GraphModule | None:
+    """The graph of a network; None for one that cannot be traced."""
     try:
         with evaluating(network):
-            graph = trace(network, inputs[:3])
+            return trace(network, inputs[:3])
     except UserError:
-        return []
-    return list(dict.fromkeys(units_of(graph, inputs[:2]).unknown))
+        return None
 
 
 def _by_name(groups: list[SharedUnits]) -> list[SharedUnits]:
     """Groups whose names differ: those of one layer are named by their first weight."""
     count = Counter(group.name for group in groups)
-    return [
-        replace(group, name=_first_weight(group)) if count[group.name] > 1 else group
-        for group in groups
-    ]
+    found = []
+    for group in groups:
+        if count[group.name] > 1:
+            group = replace(group, name=_first_weight(group))
+        found.append(group)
+    return found
 
 
 def _first_weight(group: SharedUnits) -> str:
-    return next((name for name in group.writers if "weight" in name), next(iter(group.writers)))
+    names = list(group.writers)
+    weights = [name for name in names if "weight" in name]
+    return weights[0] if weights else names[0]
 
 
 @dataclass(frozen=True)
@@ -114,31 +129,43 @@ class _Candidates:
         one parameter."""
         if len(self.sets) < 2:
             return None
-        owner_of = torch.full((self.walk.units.count + 1,), NONE)
-        roots = self.walk.units.roots()
-        for number, units in enumerate(self.sets):
-            owner_of[units] = number
-        owner_of[:-1] = owner_of[roots]
+        owner_of = self._owner_of()
         writers: dict[str, Tensor] = {}
         readers: dict[str, Tensor] = {}
         axes: dict[str, int] = {}
         read_axes: dict[str, int] = {}
         for name, axis, noted in _noted(self.walk):
             owners = owner_of[noted]
-            if bool((owners == NONE).all()) or not _is_parameter(self.walk.graph, name):
+            none = bool((owners == NONE).all())
+            if none or not _is_parameter(self.walk.graph, name):
                 continue
-            makes = (name, axis) in self.walk.writing
-            of, along = (writers, axes) if makes else (readers, read_axes)
-            if name in of:
+            if (name, axis) in self.walk.writing:
+                tensors = writers
+                axis_of = axes
+            else:
+                tensors = readers
+                axis_of = read_axes
+            if name in tensors:
                 return None
-            of[name], along[name] = owners, axis
+            tensors[name] = owners
+            axis_of[name] = axis
         if not writers:
             return None
         first = next(iter(writers))
-        name = first.rpartition(".")[0] or first
+        layer, _, _ = first.rpartition(".")
+        name = layer or first
         return SharedUnits(
             name, len(self.sets), writers, axes=axes, readers=readers, read_axes=read_axes
         )
+
+    def _owner_of(self) -> Tensor:
+        """The number of the set that each unit is of; and `NONE` at the end, for no unit."""
+        units = self.walk.units
+        found = torch.full((units.count + 1,), NONE)
+        for number, together in enumerate(self.sets):
+            found[together] = number
+        found[:-1] = found[units.roots()]
+        return found
 
 
 def _noted(walk: Walk) -> Iterator[tuple[str, int, Tensor]]:
@@ -156,44 +183,68 @@ def _is_parameter(graph: fx.GraphModule, name: str) -> bool:
 
 def _candidates(walk: Walk) -> list[_Candidates]:
     """Units that can go alone, and sets that stand for all of a head, by what they are rows of."""
-    roots = walk.units.roots()
     may_go = walk.units.removable(structure_only=True)
-    signatures: dict[tuple[str, ...], list[Tensor]] = {}
-    signature_of: dict[int, list[str]] = {}
-    for name, axis, units in _noted(walk):
-        for root in roots[units[units != NONE]].unique().tolist():
-            signature_of.setdefault(root, []).append(f"{name}:{axis}")
+    places = _places_of_units(walk)
+    sets_at: dict[tuple[str, ...], list[Tensor]] = {}
+
+    def add(units: Tensor, of_units: Iterable[str]) -> None:
+        key = tuple(sorted(of_units))
+        sets = sets_at.setdefault(key, [])
+        sets.append(units)
+
     within = walk.units.parts()
-    for root, signature in signature_of.items():
-        if bool(may_go[root]) and root not in within:
-            signatures.setdefault(tuple(sorted(signature)), []).append(torch.tensor([root]))
-    for whole in walk.units.whole_sets(roots):
+    for root, of_root in places.items():
+        if root not in within and bool(may_go[root]):
+            add(torch.tensor([root]), of_root)
+    for whole in walk.units.whole_sets(walk.units.roots()):
         if not bool(may_go[whole].all()):
             continue
-        names = {name for root in whole.tolist() for name in signature_of.get(root, ())}
-        if names:
-            signatures.setdefault(tuple(sorted(names)), []).append(whole)
-    return [_Candidates(walk, sets) for sets in signatures.values()]
+        of_whole: set[str] = set()
+        for root in whole.tolist():
+            of_whole.update(places.get(root, ()))
+        if of_whole:
+            add(whole, of_whole)
+    return [_Candidates(walk, sets) for sets in sets_at.values()]
+
+
+def _places_of_units(walk: Walk) -> dict[int, list[str]]:
+    """For each unit, by the one that it goes with, the parameters that it is rows of, with the
+    axis."""
+    roots = walk.units.roots()
+    found: dict[int, list[str]] = {}
+    for name, axis, units in _noted(walk):
+        there = units[units != NONE]
+        for root in roots[there].unique().tolist():
+            places = found.setdefault(root, [])
+            places.append(f"{name}:{axis}")
+    return found
 
 
 def _tried(graph: fx.GraphModule, inputs: Tensor, groups: list[SharedUnits]) -> list[SharedUnits]:
     """Those groups of which a unit that is zero can go, tried with one of each."""
     zeroed = copied(graph)
-    chosen = {group.name: group.units // 3 for group in groups}
     parameters = dict(zeroed.named_parameters())
-    with torch.no_grad():
-        for group in groups:
-            for name, owners in group.writers.items():
-                rows = group.rows(name, parameters[name])
-                rows[(owners == chosen[group.name]).to(rows.device)] = 0
+    for group in groups:
+        tried = torch.arange(group.units) == _tried_unit(group)
+        group.zero(parameters, tried)
     walk = units_of(zeroed, inputs[:2])
     gone = walk.units.removable()
-    return [group for group in groups if _is_gone(walk, gone, group, chosen[group.name])]
+    return [group for group in groups if _is_gone(walk, gone, group)]
 
 
-def _is_gone(walk: Walk, gone: Tensor, group: SharedUnits, number: int) -> bool:
+def _tried_unit(group: SharedUnits) -> int:
+    """The number of the unit that is tried: one with neighbours on both sides."""
+    return group.units // 3
+
+
+def _is_gone(walk: Walk, gone: Tensor, group: SharedUnits) -> bool:
+    """Whether the unit that is tried goes from all that makes it."""
     for name, owners in group.writers.items():
-        units = walk.units_of(name, group.axes.get(name, 0))
-        if units is None or not bool(gone[units[owners == number]].all()):
+        axis = group.axes.get(name, 0)
+        units = walk.units_of(name, axis)
+        if units is None:
+            return False
+        tried = units[owners == _tried_unit(group)]
+        if not bool(gone[tried].all()):
             return False
     return True

@@ -12,8 +12,8 @@ from slimfront.trainables.compaction.layers import delete_tensor, set_module, te
 from slimfront.trainables.compaction.modes.arguments import CONVS, Arguments, arguments_of
 from slimfront.trainables.compaction.modes.computed_weights import compute_weights
 from slimfront.trainables.compaction.modes.replacing import add_module, replace_call
-from slimfront.trainables.structure.encoders import plain_kind
 from slimfront.trainables.structure.graph import submodule
+from slimfront.trainables.structure.tracing.encoders import plain_kind
 
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 _LAYERS = (F.linear, *CONVS, F.layer_norm, F.batch_norm)

@@ -9,10 +9,9 @@ from torch import Tensor, fx
 from slimfront.trainables.compaction.slicing.bounds import Bounds
 from slimfront.trainables.compaction.slicing.sizes import changed_numbers
 from slimfront.trainables.compaction.slicing.stays import CannotSlice, Slices, has_tensors
-from slimfront.trainables.structure.coupling.entries import MOVES, called
-from slimfront.trainables.structure.coupling.known import Known
+from slimfront.trainables.structure.coupling.known import Known, found_in
+from slimfront.trainables.structure.coupling.moves import MOVES
 from slimfront.trainables.structure.coupling.units import packed
-from slimfront.trainables.structure.coupling.walk import found_in
 from slimfront.trainables.torch_internals import OpOverload, function_name
 
 _SIZES_AT_ONCE = ("view", "reshape", "expand", "_unsafe_view", "view_copy", "broadcast_to")
@@ -201,7 +200,7 @@ def _check_move(slices: Slices, node: fx.Node, call: NewCall) -> None:
         numbers = (unit_map + 1).expand(known.shape)
         entries = packed(numbers, mask).double()
         try:
-            moved = called(slices.walk, call, [entries, *args], kwargs)  # type: ignore[arg-type]
+            moved = slices.walk.called(call, [entries, *args], kwargs)  # type: ignore[arg-type]
         except (RuntimeError, IndexError, ValueError, TypeError):
             raise CannotSlice(node) from None
         _compare(slices, node, unit_map, moved)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, fx
 
 from slimfront.trainables.compaction.slicing.stays import Slices, has_tensors
-from slimfront.trainables.structure.coupling.entries import called
-from slimfront.trainables.structure.coupling.known import Known
-from slimfront.trainables.structure.coupling.walk import Walk, mapped_known, numbers_of
+from slimfront.trainables.structure.coupling.known import Known, mapped_known
+from slimfront.trainables.structure.coupling.running import numbers_of
+from slimfront.trainables.structure.coupling.walk import Walk
 
 
 def follow_batch(network: fx.GraphModule, walk: Walk, inputs: Tensor) -> frozenset[fx.Node]:
@@ -51,7 +51,7 @@ def _made(slices: Slices, node: fx.Node, new: dict[fx.Node, Any]) -> Any:
     arguments = (node.args, node.kwargs)
     args, kwargs = fx.node.map_arg(arguments, lambda source: new[source])
     try:
-        return called(slices.walk, node, args, kwargs)
+        return slices.walk.called(node, args, kwargs)
     except (RuntimeError, TypeError, ValueError, IndexError):
         return value  # it stays as it is, and the outputs are compared in the end
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slimfront.trainables.structure.coupling.known import Known
+from slimfront.trainables.structure.coupling.known import Known, found_in
 from slimfront.trainables.structure.coupling.units import NONE, packed_shape
-from slimfront.trainables.structure.coupling.walk import Walk, found_in
+from slimfront.trainables.structure.coupling.walk import Walk
 
 
 class CannotSlice(Exception):

@@ -3,12 +3,38 @@ tables, or registered by its user."""
 
 from torch import Tensor, fx, nn
 
-from slimfront.trainables.structure.coupling import entries, layers, mixing
-from slimfront.trainables.structure.coupling.walk import Handler, Handlers, Walk, walked
+from slimfront.trainables.structure.coupling import (
+    attention,
+    convolutions,
+    entries,
+    joining,
+    layers,
+    moves,
+    products,
+    recurrent,
+    reductions,
+)
+from slimfront.trainables.structure.coupling.running import Handlers, walked
+from slimfront.trainables.structure.coupling.walk import Handler, Walk
 
 HANDLERS = Handlers(
-    modules={**entries.MODULES, **mixing.MODULES, **layers.MODULES},
-    functions={**entries.FUNCTIONS, **mixing.FUNCTIONS},
+    modules={
+        **entries.MODULES,
+        **moves.MODULES,
+        **reductions.MODULES,
+        **attention.MODULES,
+        **layers.MODULES,
+        **convolutions.MODULES,
+        **recurrent.MODULES,
+    },
+    functions={
+        **entries.FUNCTIONS,
+        **moves.FUNCTIONS,
+        **joining.FUNCTIONS,
+        **reductions.FUNCTIONS,
+        **products.FUNCTIONS,
+        **attention.FUNCTIONS,
+    },
 )
 
 

@@ -1,7 +1,9 @@
 """What is known of a tensor in a network: its shape, the units of its entries, and which of them
 are 0 for every input."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +29,11 @@ class Known:
         """How many axes it has."""
         return len(self.shape)
 
+    @property
+    def last_axis(self) -> int:
+        """The number of its last axis."""
+        return len(self.shape) - 1
+
     def zeros(self) -> Tensor:
         """`zero` as a tensor."""
         if self.zero is not None:
@@ -41,16 +48,27 @@ class Known:
         """The unit maps that do not vary along an axis."""
         return tuple(unit_map for unit_map in self.unit_maps if unit_map.shape[axis] == 1)
 
+    def without_units(self, axis: int) -> "Known":
+        """The same without the unit maps that vary along an axis."""
+        return Known(self.shape, self.but(axis), self.zero)
+
     def zero_along(self, axis: int) -> Tensor:
         """Which places along an axis are 0 everywhere else: (size,)."""
-        zeros = self.zeros()
-        others = [other for other in range(self.dim) if other != axis % self.dim]
-        found = zeros.all(dim=tuple(others)) if others else zeros
-        return found.reshape(-1).expand(self.shape[axis])
+        found = all_but(self.zeros(), axis)
+        size = self.shape[axis]
+        return found.expand(size)
+
+    def zero_over(self, axes: Iterable[int]) -> Tensor | None:
+        """Where all entries over some axes are 0, with size 1 along those; None if none is."""
+        if self.zero is None:
+            return None
+        return self.zero.all(dim=tuple(axes), keepdim=True)
 
     def with_zero(self, zero: Tensor | None) -> "Known":
         """The same with other zeros."""
-        return replace(self, zero=zero if zero is not None and bool(zero.any()) else None)
+        if zero is None or not bool(zero.any()):
+            return replace(self, zero=None)
+        return replace(self, zero=zero)
 
 
 def is_unit_map(units: Tensor) -> bool:
@@ -63,7 +81,8 @@ def compressed(tensor: Tensor) -> Tensor:
     for axis in range(tensor.dim()):
         if tensor.shape[axis] > 1:
             first = tensor.narrow(axis, 0, 1)
-            if bool((tensor == first).all()):
+            all_alike = (tensor == first).all()
+            if bool(all_alike):
                 tensor = first
     return tensor.contiguous()
 
@@ -71,3 +90,51 @@ def compressed(tensor: Tensor) -> Tensor:
 def varying(units: Tensor) -> frozenset[int]:
     """The axes along which units vary."""
     return frozenset(axis for axis, size in enumerate(units.shape) if size > 1)
+
+
+def along(units: Tensor, axis: int, dim: int) -> Tensor:
+    """Units (n,) along an axis of a tensor of `dim` axes."""
+    shape = [1] * dim
+    shape[axis] = len(units)
+    return units.reshape(shape)
+
+
+def all_but(entries: Tensor, axis: int) -> Tensor:
+    """Which places along an axis are true everywhere else: (size,)."""
+    others = [other for other in range(entries.dim()) if other != axis % entries.dim()]
+    if others:  # torch takes no axes for all of them
+        entries = entries.all(dim=tuple(others))
+    return entries.reshape(-1)
+
+
+def found_in(value: Any) -> Iterable[Known]:
+    """What is known of tensors within nested values."""
+    if isinstance(value, Known):
+        yield value
+    elif isinstance(value, dict):
+        yield from found_in(list(value.values()))
+    elif isinstance(value, slice):
+        yield from found_in((value.start, value.stop, value.step))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from found_in(item)
+
+
+def has_tensors(value: Any) -> bool:
+    """Whether there is a tensor within nested values."""
+    first = next(iter(found_in(value)), None)
+    return first is not None
+
+
+def mapped_known(value: Any, change: Callable[[Known], Any]) -> Any:
+    """Nested values with what is known of tensors changed."""
+    if isinstance(value, Known):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: mapped_known(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [mapped_known(item, change) for item in value]
+    if isinstance(value, tuple):
+        items = [mapped_known(item, change) for item in value]
+        return tuple(items)
+    return value

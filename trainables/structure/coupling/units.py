@@ -1,6 +1,6 @@
 """Units by number: which go together, what reads them, and which can all go at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -42,49 +42,68 @@ class Units:
 
     def fresh(self, count: int) -> Tensor:
         """New units, (count,)."""
-        made = torch.arange(self.count, self.count + count)
-        self.count += count
+        made = self._next(count)
         self._spaces.append(made)
         return made
+
+    def _next(self, count: int) -> Tensor:
+        """Units that were not there before."""
+        first = self.count
+        self.count += count
+        return torch.arange(first, self.count)
 
     def tie(self, one: Tensor, other: Tensor) -> None:
         """Has units go together, entry by entry; where one side has none, those of the other
         stay."""
-        one, other = (side.reshape(-1) for side in torch.broadcast_tensors(one, other))
-        alone = (one == NONE) != (other == NONE)
-        self.keep(torch.maximum(one, other)[alone], "it meets what has no units")
-        both = (one != NONE) & (other != NONE) & (one != other)
-        if both.any():
-            pairs = torch.stack([one[both], other[both]]).unique(dim=1)
-            self._ties.append((pairs[0], pairs[1]))
+        one, other = torch.broadcast_tensors(one, other)
+        pairs = torch.stack([one.reshape(-1), other.reshape(-1)])
+        ones, others = pairs
+        is_none = pairs == NONE
+        without_one, without_other = is_none
+        alone = without_one != without_other
+        higher = torch.maximum(ones, others)
+        self.keep(higher[alone], "it meets what has no units")
+        both = ~is_none.any(0)
+        different = both & (ones != others)
+        if different.any():
+            tied = pairs[:, different].unique(dim=1)
+            first, second = tied
+            self._ties.append((first, second))
 
     def keep(self, units: Tensor, why: str) -> None:
         """Has units stay."""
         kept = units[units != NONE]
         if kept.numel():
-            self.reasons.setdefault(why, []).append(kept.reshape(-1).unique())
+            kept_so_far = self.reasons.setdefault(why, [])
+            kept_so_far.append(kept.unique())
 
     def read(self, units: Tensor, harmless: Tensor, unless: Tensor | None = None) -> None:
         """Notes that units (n,) are read, where it is `harmless` (n,) if they go, or harmless if
         the unit of `unless` (n,) goes too."""
         found = (units != NONE) & ~harmless
-        if found.any():
-            others = torch.full_like(units, NONE) if unless is None else unless
-            self._reads.append(_Read(units[found], others.expand_as(units)[found]))
+        if not found.any():
+            return
+        if unless is None:
+            unless = torch.full_like(units, NONE)
+        others = unless.expand_as(units)
+        read = _Read(units[found], others[found])
+        self._reads.append(read)
 
     def whole(self, members: Tensor) -> Tensor:
         """Units (n,) that each stand for all of a row of `members` (n, m)."""
-        made = torch.arange(self.count, self.count + len(members))
-        self.count += len(members)
+        made = self._next(len(members))
         self.same_as_all(made, members)
         return made
 
     def same_as_all(self, units: Tensor, members: Tensor) -> None:
         """Has units (n,) go if and only if all of their row of `members` (n, m) do."""
-        known = (units != NONE) & (members != NONE).all(1)
-        self.keep(units[~known], "what it is part of stays")
-        self.keep(members[~known], "what it is part of stays")
-        self._wholes.append(_Whole(units[known], members[known]))
+        has_all_members = (members != NONE).all(1)
+        known = has_all_members & (units != NONE)
+        why = "what it is part of stays"
+        self.keep(units[~known], why)
+        self.keep(members[~known], why)
+        whole = _Whole(units[known], members[known])
+        self._wholes.append(whole)
 
     def pack(self, units: Tensor) -> None:
         """Has what stays of units along several axes be of one size along each of them."""
@@ -101,30 +120,31 @@ class Units:
     def parts(self) -> set[int]:
         """The units, by the one of those that each goes with, that others stand for."""
         roots = self.roots()
-        return {
-            int(root)
-            for whole in self._wholes
-            for root in roots[whole.members.reshape(-1)].unique()
-        }
+        found: set[int] = set()
+        for whole in self._wholes:
+            members = whole.members.reshape(-1)
+            found.update(roots[members].tolist())
+        return found
 
     def whole_sets(self, roots: Tensor) -> list[Tensor]:
         """The sets of units that go at once where a unit stands for others: all that are joined by
         that, each by the one of those that it goes with."""
-        pairs = [
-            (
-                whole.units.unsqueeze(1).expand_as(whole.members).reshape(-1),
-                whole.members.reshape(-1),
-            )
-            for whole in self._wholes
-        ]
-        if not pairs:
+        if not self._wholes:
             return []
-        ones = torch.cat([roots[one] for one, _ in pairs])
-        others = torch.cat([roots[other] for _, other in pairs])
-        joined = _joined(len(roots), [(roots, torch.arange(len(roots))), (ones, others)])
+        count = len(roots)
+        ties = [(roots, torch.arange(count))]
+        concerned: list[Tensor] = []
+        for whole in self._wholes:
+            members = roots[whole.members]
+            standing = roots[whole.units].unsqueeze(1)
+            pair = standing.expand_as(members).reshape(-1), members.reshape(-1)
+            ties.append(pair)
+            concerned += pair
+        joined = _joined(count, ties)
         found: dict[int, list[int]] = {}
-        for root in torch.cat([ones, others]).unique().tolist():
-            found.setdefault(int(joined[root]), []).append(root)
+        for root in torch.cat(concerned).unique().tolist():
+            together = found.setdefault(int(joined[root]), [])
+            together.append(root)
         return [torch.tensor(group) for group in found.values()]
 
     def removable(
@@ -133,62 +153,107 @@ class Units:
         """The largest set of units that can all go at once, (count,) bool; with `structure_only`,
         whatever the weights are, and whether or not any stay. Of each of `rows`, units (n,), a
         `multiple` stays, or all."""
-        roots = self.roots()
-        gone = torch.ones(self.count, dtype=torch.bool)
-
-        def restore(units: Tensor) -> bool:
-            """Whether one of these was to go."""
-            places = roots[units[units != NONE]]
-            changed = bool(gone[places].any())
-            gone[places] = False
-            return changed
-
+        going = _Going(self.roots())
         for groups in self.reasons.values():
-            restore(torch.cat(groups))
+            going.restore(torch.cat(groups))
         reads = self._reads
+        spaces = self._spaces
         if structure_only:
             reads = [_of_structure(read) for read in self._reads]
+            spaces = []
         changed = True
-        while changed or _add_one(rows, multiple, gone, roots):
+        while changed or going.restore_one(rows, multiple):
             changed = False
             for read in reads:
-                without = (read.unless == NONE) | ~gone[roots[read.unless]]
-                changed |= restore(read.units[without])
+                changed |= going.respect_read(read)
             for whole in self._wholes:
-                changed |= self._agree(whole, gone, roots, restore)
+                changed |= going.respect_whole(whole)
             for units in self._packs:
-                changed |= restore(units[_unpackable(_kept(units, gone[roots]))])
-            for units in () if structure_only else self._spaces:
-                if units.numel() and not _kept(units, gone[roots]).any():
-                    changed |= restore(units[:1])
-        return gone[roots]
-
-    @staticmethod
-    def _agree(
-        whole: _Whole, gone: Tensor, roots: Tensor, restore: Callable[[Tensor], bool]
-    ) -> bool:
-        all_gone = gone[roots[whole.members]].all(1)
-        itself = gone[roots[whole.units]]
-        changed = restore(whole.units[itself & ~all_gone])
-        return restore(whole.members[all_gone & ~itself, :1]) or changed
+                changed |= going.respect_pack(units)
+            for units in spaces:
+                changed |= going.respect_space(units)
+        return going.of_units()
 
 
-def _add_one(rows: Sequence[Tensor], multiple: int, gone: Tensor, roots: Tensor) -> bool:
-    """Has one more unit stay, of the first of `rows` that a multiple is missing of; whether there
-    is one. One at a time, since others come with it."""
-    for units in rows if multiple > 1 else ():
-        short = put_back(~_kept(units, gone[roots]), multiple)
-        if short.any():
-            gone[roots[units[short][:1]]] = False
-            return True
-    return False
+class _Going:
+    """Which units are to go: all at first, until what cannot go is restored."""
+
+    def __init__(self, roots: Tensor) -> None:
+        self.roots = roots
+        self.gone = torch.ones_like(roots, dtype=torch.bool)
+        """By the one of the units that each goes with."""
+
+    def of_units(self) -> Tensor:
+        """Which units are to go, (count,)."""
+        return self.gone[self.roots]
+
+    def are_gone(self, units: Tensor) -> Tensor:
+        """Which of these are to go; for `NONE`, anything."""
+        return self.gone[self.roots[units]]
+
+    def kept(self, units: Tensor) -> Tensor:
+        """Which entries stay, for units of any shape."""
+        return (units == NONE) | ~self.are_gone(units)
+
+    def restore(self, units: Tensor) -> bool:
+        """Has these stay, and what goes with them; whether one of them was to go."""
+        there = units[units != NONE]
+        places = self.roots[there]
+        changed = bool(self.gone[places].any())
+        self.gone[places] = False
+        return changed
+
+    def restore_one(self, rows: Sequence[Tensor], multiple: int) -> bool:
+        """Has one more unit stay, of the first of `rows` that a multiple is missing of; whether
+        there is one. One at a time, since others come with it."""
+        if multiple <= 1:
+            return False
+        for units in rows:
+            gone = ~self.kept(units)
+            missing = units[put_back(gone, multiple)]
+            if missing.numel():
+                self.restore(missing[:1])
+                return True
+        return False
+
+    def respect_read(self, read: _Read) -> bool:
+        """Has what is read stay, unless what it is read for goes too."""
+        is_read = (read.unless == NONE) | ~self.are_gone(read.unless)
+        return self.restore(read.units[is_read])
+
+    def respect_whole(self, whole: _Whole) -> bool:
+        """Has what stands for others stay if one of those does; and the first of them, if it
+        does."""
+        itself = self.are_gone(whole.units)
+        all_members = self.are_gone(whole.members).all(1)
+        goes_alone = itself & ~all_members
+        stays_alone = all_members & ~itself
+        changed = self.restore(whole.units[goes_alone])
+        first_members = whole.members[stays_alone, :1]
+        return self.restore(first_members) or changed
+
+    def respect_pack(self, units: Tensor) -> bool:
+        """Has what is needed stay for one size along each axis."""
+        needed = _unpackable(self.kept(units))
+        return self.restore(units[needed])
+
+    def respect_space(self, units: Tensor) -> bool:
+        """Has the first stay where none would."""
+        if not units.numel():
+            return False
+        kept = self.kept(units)
+        if kept.any():
+            return False
+        return self.restore(units[:1])
 
 
 def put_back(gone: Tensor, multiple: int) -> Tensor:
     """Which of the units (n,) bool that are to go stay all the same, so that the number of those
     that stay is a multiple, or all of them do: the first ones, (n,) bool."""
-    missing = -int((~gone).sum()) % multiple
-    return gone & (gone.cumsum(0) <= missing)
+    kept = int((~gone).sum())
+    missing = -kept % multiple
+    is_early = gone.cumsum(0) <= missing
+    return gone & is_early
 
 
 def _joined(count: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -196,12 +261,16 @@ def _joined(count: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     roots = torch.arange(count)
     if not pairs:
         return roots
-    one, other = (torch.cat(sides) for sides in zip(*pairs, strict=True))
+    ones, others = zip(*pairs, strict=True)
+    one = torch.cat(ones)
+    other = torch.cat(others)
     while True:
-        lowest = torch.minimum(roots[one], roots[other])
+        root = roots[one]
+        other_root = roots[other]
+        lowest = torch.minimum(root, other_root)
         lower = roots.clone()
-        lower.scatter_reduce_(0, roots[one], lowest, "amin")
-        lower.scatter_reduce_(0, roots[other], lowest, "amin")
+        lower.scatter_reduce_(0, root, lowest, "amin")
+        lower.scatter_reduce_(0, other_root, lowest, "amin")
         lower = lower[lower]
         if torch.equal(lower, roots):
             return roots
@@ -214,38 +283,38 @@ def _of_structure(read: _Read) -> _Read:
     return _Read(read.units[conditional], read.unless[conditional])
 
 
-def _kept(units: Tensor, gone: Tensor) -> Tensor:
-    """Which entries stay, for units of any shape."""
-    return (units == NONE) | ~gone[units]
-
-
 def _unpackable(kept: Tensor) -> Tensor:
     """Which entries must stay too, so that those that stay are of one size along each axis: bool of
     any shape."""
     if kept.dim() < 2:
         return torch.zeros_like(kept)
     counts = kept.sum(-1)
+    gone = ~kept
     most = counts.max()
     rows = counts > 0
     missing = torch.where(rows, most - counts, 0)
-    place = (~kept).cumsum(-1)
-    wanted = ~kept & (place <= missing.unsqueeze(-1))
-    return wanted | (_unpackable(rows).unsqueeze(-1) & ~kept)
+    place = gone.cumsum(-1)
+    in_rows_that_stay = place <= missing.unsqueeze(-1)
+    in_rows_that_come_back = _unpackable(rows).unsqueeze(-1)
+    return gone & (in_rows_that_stay | in_rows_that_come_back)
 
 
 def packed(tensor: Tensor, kept: Tensor) -> Tensor:
     """The entries of a tensor that stay; `kept` is bool, of the tensor's number of axes, 1 where
     all along an axis is alike."""
     shape = packed_shape(tensor.shape, kept)
-    return tensor[kept.expand(tensor.shape)].reshape(shape)
+    each = kept.expand(tensor.shape)
+    return tensor[each].reshape(shape)
 
 
 def packed_shape(shape: torch.Size, kept: Tensor) -> tuple[int, ...]:
     """The shape of what stays."""
+    if kept.numel() == 0:
+        return tuple(shape)
     sizes = list(shape)
-    while kept.dim() and kept.numel() > 1:
-        last = max(axis for axis in range(kept.dim()) if kept.shape[axis] > 1)
-        counts = kept.sum(last, keepdim=True)
-        sizes[last] = int(counts.max())
-        kept = counts > 0
+    for axis in reversed(range(kept.dim())):
+        if kept.shape[axis] > 1:
+            counts = kept.sum(axis, keepdim=True)
+            sizes[axis] = int(counts.max())
+            kept = counts > 0
     return tuple(sizes)

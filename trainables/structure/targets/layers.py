@@ -8,10 +8,10 @@ from slimfront.trainables.structure.graph import (
     is_flatten,
     is_relu,
     layers_of,
-    nonnegative_nodes,
     only_user,
     weight_layer,
 )
+from slimfront.trainables.structure.signs import nonnegative_nodes
 from slimfront.trainables.structure.targets.zeros import is_activation, passes_units
 
 

@@ -1,0 +1,188 @@
+"""Attention: a head goes as a whole, or some of its width."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimfront.trainables.structure.attention_modules import Attention, ScaledDotProduct
+from slimfront.trainables.structure.coupling.joining import joined
+from slimfront.trainables.structure.coupling.known import Known, along, compressed, varying
+from slimfront.trainables.structure.coupling.parameters import CalledLayer, layer_of
+from slimfront.trainables.structure.coupling.products import Lettered, contract
+from slimfront.trainables.structure.coupling.units import NONE
+from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk
+
+_OVER_ALL = "attention goes over all of them"
+
+
+def attention(walk: Walk, call: Call) -> Any:
+    """`scaled_dot_product_attention` of (…, L, d), (…, S, d), (…, S, e): a head
+    goes as a whole, or some of its width."""
+    module = walk.module(call.node)
+    names = ["query", "key", "value", "attn_mask"]
+    if module is None:
+        names += ["dropout_p", "is_causal"]
+    given = call.named(*names)
+    shares_keys = isinstance(module, ScaledDotProduct) and module.enable_gqa
+    if shares_keys or call.kwargs.get("enable_gqa"):
+        return NotImplemented
+    mask = given.get("attn_mask")
+    return _attended(walk, given["query"], given["key"], given["value"], mask)
+
+
+def _attended(walk: Walk, query: Known, key: Known, value: Known, mask: Known | None) -> Known:
+    """What attention makes of queries, keys and values, (…, L, e)."""
+    scores = _scores(walk, query, key)
+    if isinstance(mask, Known):
+        scores = _masked(walk, scores, mask)
+    positions = value.dim - 2
+    of_values = walk.left_of(value.unit_maps, [positions], _OVER_ALL)
+    _read_scores(walk, scores.unit_maps, of_values)
+    *in_front, _, _ = scores.shape
+    rows = query.shape[-2]
+    width = value.shape[-1]
+    shape = torch.Size([*in_front, rows, width])
+    of_scores = Known(shape, scores.unit_maps)
+    weighted = Known(shape, of_values)
+    unit_maps = joined(walk, [of_scores, weighted], shape)
+    made = Known(shape, unit_maps)
+    return made.with_zero(value.zero_over([-2]))
+
+
+def _scores(walk: Walk, query: Known, key: Known) -> Known:
+    """The scores (…, L, S), as (…, 1, 1): they go as a whole along queries and keys."""
+    batch = "abcdefgh"[: query.dim - 2]
+    queries = Lettered(query, batch + "ld")
+    keys = Lettered(key, batch + "sd")
+    scores = contract(walk, queries, keys, batch + "ls")
+    return _over_all(walk, scores)
+
+
+def _over_all(walk: Walk, scores: Known) -> Known:
+    """Scores, or a mask of them, without the axes of queries and keys."""
+    keys = scores.dim - 1
+    queries = scores.dim - 2
+    unit_maps = walk.left_of(scores.unit_maps, [keys, queries], _OVER_ALL)
+    in_front = scores.shape[:-2]
+    shape = torch.Size([*in_front, 1, 1])
+    return Known(shape, unit_maps)
+
+
+def _masked(walk: Walk, scores: Known, mask: Known) -> Known:
+    """Scores, to which a mask is added."""
+    above = _over_all(walk, mask)
+    shape = torch.broadcast_shapes(scores.shape, above.shape)
+    unit_maps = joined(walk, [scores, above], shape)
+    return Known(shape, unit_maps)
+
+
+def _read_scores(walk: Walk, of_scores: tuple[Tensor, ...], of_values: tuple[Tensor, ...]) -> None:
+    """Notes that scores are read by the values alone: they go with the head that they are of."""
+    for unit_map in of_scores:
+        units = unit_map.reshape(-1)
+        never = torch.zeros(units.shape, dtype=torch.bool)
+        heads = _heads(walk, unit_map, of_values)
+        walk.units.read(units, never, unless=heads)
+
+
+def _heads(walk: Walk, unit_map: Tensor, of_values: tuple[Tensor, ...]) -> Tensor:
+    """For each head's scores, the unit of that head; it goes if all of the head's values do."""
+    axes = varying(unit_map)
+    count = unit_map.numel()
+    for other in of_values:
+        if axes <= varying(other):
+            rest = [axis for axis in range(other.dim()) if axis not in axes]
+            by_head = other.permute(*sorted(axes), *rest)
+            members = by_head.reshape(count, -1)
+            return walk.units.whole(members)
+    return torch.full((count,), NONE)
+
+
+def own_attention(walk: Walk, call: Call) -> Any:
+    """`Attention`, whose heads stand next to each other in the last axis: (N, L, heads · d)."""
+    module = walk.module(call.node)
+    assert isinstance(module, Attention)
+
+    def split(entries: Tensor) -> Any:
+        return entries.unflatten(-1, (module.heads, -1))
+
+    def flattened(entries: Tensor) -> Tensor:
+        return entries.flatten(-2)
+
+    by_head = [walk.moved(side, split) for side in call.args[:3]]
+    query, key, value = [_swapped(walk, side) for side in by_head]
+    if not module.batch_first and call.input.dim == 3:
+        return NotImplemented
+    for mask in call.args[3:]:
+        walk.stay(mask, "it is a mask of attention")
+    made = _attended(walk, query, key, value, None)
+    for unit_map in made.along(-3)[:1]:
+        units = unit_map.reshape(module.heads, -1)
+        walk.counts[call.name] = [(0, units)]
+    together = _swapped(walk, made)
+    return walk.moved(together, flattened)
+
+
+def _swapped(walk: Walk, known: Known) -> Known:
+    """With the axes of heads and of positions swapped."""
+
+    def swapped(entries: Tensor) -> Tensor:
+        return entries.transpose(-3, -2)
+
+    return walk.moved(known, swapped)
+
+
+def multihead(walk: Walk, call: Call) -> Any:
+    """Attention as torch has it: it reads the units of its three inputs, and writes those of its
+    output; what lies between stays, or goes by heads."""
+    layer = layer_of(walk, call)
+    module = layer.module
+    query = call.argument(0, "query")
+    key = call.argument(1, "key")
+    value = call.argument(2, "value")
+    if module.in_proj_weight is not None:
+        for side in (query, key, value):
+            _projects(layer, side, "in_proj_weight")
+    else:
+        _projects(layer, query, "q_proj_weight")
+        _projects(layer, key, "k_proj_weight")
+        _projects(layer, value, "v_proj_weight")
+    others = [*call.args[3:], *call.kwargs.values()]
+    walk.stay(others, layer.why_all_stay)
+    projection = module.out_proj
+    out = CalledLayer(walk, call.node, f"{layer.name}.out_proj", projection)
+    written = out.writes()
+    made, weights = walk.made[call.node]
+    last = made.last_axis
+    unit_maps = []
+    if written is not None:
+        unit_maps.append(along(written, last, made.dim))
+    unfed = ~projection.weight.any(1)
+    nothing = unfed & out.has_no_bias()
+    zero = along(nothing, last, made.dim)
+    known = Known(made.shape, tuple(unit_maps))
+    return known.with_zero(compressed(zero)), weights
+
+
+def _projects(layer: CalledLayer, side: Known, leaf: str) -> None:
+    """Notes the units of an input that one of the projections reads."""
+    walk = layer.walk
+    last = side.last_axis
+    read, rest = layer.split(side, last)
+    walk.stay(rest, layer.why_all_stay)
+    if read is not None:
+        weight = getattr(layer.module, leaf)
+        unused = ~weight.any(0)
+        zero_in = side.zero_along(last)
+        walk.units.read(read, zero_in | unused)
+    name = f"{layer.name}.{leaf}"
+    walk.tensor(name, 1, read, reads=True)
+
+
+MODULES: dict[type[nn.Module], Handler] = {
+    nn.MultiheadAttention: multihead,
+    Attention: own_attention,
+    ScaledDotProduct: attention,
+}
+FUNCTIONS: dict[str, Handler] = {"scaled_dot_product_attention": attention}

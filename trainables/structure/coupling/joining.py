@@ -1,0 +1,139 @@
+"""Tensors that meet: broadcast against each other, or one after another."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slimfront.trainables.structure.coupling.known import Known, along, compressed
+from slimfront.trainables.structure.coupling.units import NONE
+from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk
+
+
+def joined(walk: Walk, sides: Sequence[Known], shape: torch.Size) -> tuple[Tensor, ...]:
+    """The unit maps of tensors that are broadcast against each other."""
+    dim = len(shape)
+    why = "it meets what has no units"
+    all_sides = [lined_up(side, dim) for side in sides]
+    unit_maps: list[Tensor] = []
+    for side in all_sides:
+        unit_maps += side.unit_maps
+    for axis in range(dim):
+        if _all_have_units(all_sides, axis):
+            continue
+        unit_maps = list(walk.left_of(unit_maps, [axis], why))
+        left = []
+        for side in all_sides:
+            own = walk.left_of(side.unit_maps, [axis], why)
+            left.append(Known(side.shape, own, side.zero))
+        all_sides = left
+    return walk.apart(unit_maps)
+
+
+def _all_have_units(sides: list[Known], axis: int) -> bool:
+    """Whether all tensors that are not broadcast along an axis have units along it."""
+    for side in sides:
+        is_whole = side.shape[axis] > 1
+        if is_whole and not side.along(axis):
+            return False
+    return True
+
+
+def lined_up(side: Known, dim: int) -> Known:
+    """A tensor with axes of size 1 in front, so that it has `dim` axes."""
+    front = [1] * (dim - side.dim)
+
+    def reshaped(tensor: Tensor) -> Tensor:
+        return tensor.reshape(*front, *tensor.shape)
+
+    shape = torch.Size([*front, *side.shape])
+    unit_maps = [reshaped(unit_map) for unit_map in side.unit_maps]
+    zero = side.zero
+    if zero is not None:
+        zero = reshaped(zero)
+    return Known(shape, tuple(unit_maps), zero)
+
+
+def cat(walk: Walk, call: Call) -> Any:
+    """Units one after another along the axis, and tied along the others."""
+    parts = list(call.input)
+    named = call.kwargs.get("axis", 0)
+    axis = call.argument(1, "dim", named)
+    return _one_after_another(walk, parts, axis % parts[0].dim)
+
+
+def stack(walk: Walk, call: Call) -> Any:
+    """As a concatenation along a new axis."""
+    parts = list(call.input)
+    dim = parts[0].dim + 1
+    axis = call.argument(1, "dim", 0) % dim
+
+    def widened(entries: Tensor) -> Tensor:
+        return entries.unsqueeze(axis)
+
+    wider = [walk.moved(part, widened) for part in parts]
+    return _one_after_another(walk, wider, axis)
+
+
+def _one_after_another(walk: Walk, parts: list[Known], axis: int) -> Known:
+    """What is known of tensors that are put one after another along an axis."""
+    sizes = list(parts[0].shape)
+    sizes[axis] = 1
+    narrow = torch.Size(sizes)
+    sizes[axis] = sum(part.shape[axis] for part in parts)
+    shape = torch.Size(sizes)
+    across = []
+    zeros = []
+    for part in parts:
+        unit_maps = _across(walk, part, axis)
+        across.append(Known(narrow, unit_maps))
+        zeros.append(part.zeros().expand(part.shape))
+    together = joined(walk, across, narrow)
+    in_a_row = _in_a_row(parts, axis)
+    if in_a_row is not None:
+        together = (*together, in_a_row)
+    known = Known(shape, walk.apart(together))
+    zero = torch.cat(zeros, axis)
+    if not bool(zero.any()):
+        return known
+    return known.with_zero(compressed(zero))
+
+
+def _across(walk: Walk, part: Known, axis: int) -> tuple[Tensor, ...]:
+    """The unit maps of a part without those that vary along the axis alone; those that vary along
+    others too go as a whole there."""
+    found = []
+    for unit_map in part.unit_maps:
+        if not _is_only_along(unit_map, axis):
+            found.append(unit_map)
+    return walk.left_of(found, [axis], "it is joined with others")
+
+
+def _in_a_row(parts: list[Known], axis: int) -> Tensor | None:
+    """The units of the parts along the axis alone, one after another; None if there are none."""
+    rows = []
+    any_units = False
+    for part in parts:
+        own = [unit_map for unit_map in part.unit_maps if _is_only_along(unit_map, axis)]
+        if own:
+            any_units = True
+            rows.append(own[0].reshape(-1))
+        else:
+            size = part.shape[axis]
+            rows.append(torch.full((size,), NONE))
+    if not any_units:
+        return None
+    return along(torch.cat(rows), axis, parts[0].dim)
+
+
+def _is_only_along(unit_map: Tensor, axis: int) -> bool:
+    """Whether a unit map varies along this axis and no other."""
+    size = unit_map.shape[axis]
+    return size != 1 and unit_map.numel() == size
+
+
+FUNCTIONS: dict[str, Handler] = {
+    **dict.fromkeys(("cat", "concat", "concatenate"), cat),
+    "stack": stack,
+}

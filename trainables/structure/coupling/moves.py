@@ -1,0 +1,189 @@
+"""Operations that move, repeat, leave out or pad entries."""
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimfront.trainables.structure.coupling.known import Known, compressed, found_in, mapped_known
+from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk
+from slimfront.trainables.torch_internals import function_name
+
+MOVES = (
+    *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "swapdims"),
+    *("t", "movedim", "moveaxis", "squeeze", "unsqueeze", "expand", "broadcast_to", "getitem"),
+    *("narrow", "select", "slice", "index_select", "roll", "flip", "repeat", "tile", "split"),
+    *(
+        "repeat_interleave",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "unfold",
+        "adjoint",
+    ),
+    *("chunk", "unbind", "tensor_split", "split_with_sizes", "_unsafe_view"),
+    *("native_channel_shuffle", "ravel", "view_copy", "mT", "T", "diagonal", "rot90"),
+    *("index", "tril", "triu", "unsafe_chunk", "unsafe_split"),
+)
+"""What only moves, repeats or leaves out entries."""
+_PADDING_MODULES: tuple[type[nn.Module], ...] = (
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+)
+_MOVING_MODULES: tuple[type[nn.Module], ...] = (
+    *(nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
+    *(
+        nn.ReflectionPad1d,
+        nn.ReflectionPad2d,
+        nn.ReflectionPad3d,
+        nn.ReplicationPad1d,
+        nn.ReplicationPad2d,
+        nn.ReplicationPad3d,
+    ),
+    *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+)
+
+
+def move(walk: Walk, call: Call) -> Any:
+    """The units of the entries, where they come to stand; of several outputs, of each."""
+    known, *rest = call.args
+    is_item = call.node.target is operator.getitem
+    if is_item and isinstance(known, list | tuple | dict):
+        return known[rest[0]]
+    name = function_name(call.node)
+    if not name.endswith("_as"):  # which is given a tensor for its shape
+        for index in found_in((rest, call.kwargs)):
+            if index.value is None:
+                return NotImplemented
+            walk.stay(index, "it is an index")
+    _keep_indexed(walk, call)
+    moving = _moving(walk, call)
+    made = moving(torch.zeros(known.shape))
+    if not isinstance(made, list | tuple):
+        return walk.moved(known, moving)
+    found = []
+    for number in range(len(made)):
+        part = _part_of(moving, number)
+        found.append(walk.moved(known, part))
+    return tuple(found)
+
+
+def _keep_indexed(walk: Walk, call: Call) -> None:
+    """Has units stay along axes where entries are chosen by an index that is a tensor."""
+    known, *rest = call.args
+    indices = found_in((rest, call.kwargs))
+    values = [index.value for index in indices if index.value is not None]
+    if not values:
+        return
+    for axis in _indexed(known, rest):
+        for unit_map in known.along(axis):
+            walk.units.keep(unit_map, "they are chosen by index")
+
+
+def _indexed(known: Known, rest: list[Any]) -> Iterator[int]:
+    """The axes along which entries are chosen."""
+    if not rest:
+        return
+    index = rest[0]
+    if isinstance(index, int) and len(rest) > 1:  # index_select
+        yield index % known.dim
+        return
+    parts = index if isinstance(index, list | tuple) else [index]
+    for part in parts[:-1]:
+        if part is Ellipsis or part is None:  # what is behind it is not of the axis of its place
+            yield from range(known.dim)
+            return
+    for axis, part in enumerate(parts):
+        if isinstance(part, Known):
+            yield axis
+
+
+def _moving(walk: Walk, call: Call) -> Callable[[Tensor], Any]:
+    """What a call makes of a tensor in the place of the first that it is given."""
+    arguments = list(call.args[1:])
+    rest = mapped_known(arguments, _index)
+    kwargs = mapped_known(call.kwargs, _index)
+
+    def moving(entries: Tensor) -> Any:
+        return walk.called(call.node, [entries, *rest], kwargs)
+
+    return moving
+
+
+def _index(known: Known) -> Tensor:
+    """The value of an index; a tensor of its shape where it has none."""
+    if known.value is None:
+        return torch.zeros(known.shape)
+    return known.value
+
+
+def _part_of(moving: Callable[[Tensor], Any], number: int) -> Callable[[Tensor], Tensor]:
+    """One of the outputs of a move that makes several."""
+
+    def moved(entries: Tensor) -> Tensor:
+        part: Tensor = moving(entries)[number]
+        return part
+
+    return moved
+
+
+def pad(walk: Walk, call: Call) -> Any:
+    """Units where they come to stand. What is padded along another axis is of the same unit, and 0
+    or another number; along their own axis it is of none."""
+    known = call.input
+    amounts, value = _padding(walk, call)
+    if amounts is None:
+        return move(walk, call)
+    zero = known.zeros().expand(known.shape)
+    is_zero = 1.0 if value == 0 else 0.0
+    padded = nn.functional.pad(zero.double(), amounts, value=is_zero)
+    unit_maps = []
+    for unit_map in known.unit_maps:
+        own = _along_varying(amounts, unit_map)
+        # From 1 on: what is padded with 0 is of no unit.
+        wider = nn.functional.pad(unit_map + 1, own)
+        unit_maps.append(wider - 1)
+    made = Known(padded.shape, walk.apart(unit_maps))
+    return made.with_zero(compressed(padded != 0))
+
+
+def _along_varying(amounts: list[int], unit_map: Tensor) -> list[int]:
+    """How much is padded before and behind, the last axis first, but only along axes along which
+    units vary."""
+    found = []
+    for place, amount in enumerate(amounts):
+        axis = unit_map.dim() - 1 - place // 2
+        varies = unit_map.shape[axis] > 1
+        found.append(amount if varies else 0)
+    return found
+
+
+def _padding(walk: Walk, call: Call) -> tuple[list[int] | None, float]:
+    """How much is padded on each side, the last axis first, and with what number; None where that
+    is another entry."""
+    module = walk.module(call.node)
+    if module is not None:
+        value = getattr(module, "value", 0.0)
+        return list(module.padding), float(value)
+    amounts = list(call.argument(1, "pad"))
+    if function_name(call.node) == "constant_pad_nd":
+        value = call.argument(2, "value", 0.0)
+        return amounts, float(value)
+    mode = call.argument(2, "mode", "constant")
+    if mode != "constant":
+        return None, 0.0
+    value = call.argument(3, "value")
+    return amounts, float(value or 0.0)
+
+
+FUNCTIONS: dict[str, Handler] = {
+    **dict.fromkeys(MOVES, move),
+    **dict.fromkeys(("expand_as", "view_as", "reshape_as"), move),
+    **dict.fromkeys(("pad", "constant_pad_nd"), pad),
+}
+MODULES: dict[type[nn.Module], Handler] = {
+    **dict.fromkeys(_MOVING_MODULES, move),
+    **dict.fromkeys(_PADDING_MODULES, pad),
+}

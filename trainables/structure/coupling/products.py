@@ -1,0 +1,289 @@
+"""Products of tensors: of two that are computed, or of one and a weight that layers share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slimfront.trainables.structure.coupling.joining import joined, lined_up
+from slimfront.trainables.structure.coupling.known import Known, all_but, compressed, varying
+from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk
+from slimfront.trainables.torch_internals import OpOverload
+
+_BATCH = "abcdefgh"
+"""The letters of the axes that both sides have, in front of those of matrices."""
+
+
+@dataclass(frozen=True)
+class Lettered:
+    """A tensor whose axes are named by letters."""
+
+    known: Known
+    letters: str
+
+    def sizes(self) -> dict[str, int]:
+        """How long each axis is."""
+        return dict(zip(self.letters, self.known.shape, strict=True))
+
+    def has_units_along(self, letter: str) -> bool:
+        """Whether units vary along an axis."""
+        axis = self.letters.index(letter)
+        return bool(self.known.along(axis))
+
+    def without_ones(self, walk: Walk, other: "Lettered") -> "Lettered":
+        """The tensor without axes of size 1 that are broadcast against another tensor."""
+        sizes = other.sizes()
+        gone = []
+        left = ""
+        for axis, letter in enumerate(self.letters):
+            size = self.known.shape[axis]
+            if size == 1 and sizes.get(letter, 1) > 1:
+                gone.append(axis)
+            else:
+                left += letter
+        if not gone:
+            return self
+
+        def squeezed(entries: Tensor) -> Tensor:
+            return entries.squeeze(tuple(gone))
+
+        return Lettered(walk.moved(self.known, squeezed), left)
+
+    def spread(self, order: str) -> Known:
+        """The tensor with its axes in this order, and of size 1 where it has none."""
+        own = [letter for letter in order if letter in self.letters]
+        places = [self.letters.index(letter) for letter in own]
+
+        def arranged(tensor: Tensor) -> Tensor:
+            permuted = tensor.permute(places)
+            sizes = dict(zip(own, permuted.shape, strict=True))
+            shape = [sizes.get(letter, 1) for letter in order]
+            return permuted.reshape(shape)
+
+        like = torch.empty(self.known.shape, device="meta")
+        shape = arranged(like).shape
+        unit_maps = []
+        for unit_map in self.known.unit_maps:
+            unit_maps.append(arranged(unit_map))
+        zero = self.known.zero
+        if zero is not None:
+            zero = arranged(zero)
+        return Known(shape, tuple(unit_maps), zero)
+
+
+def matmul(walk: Walk, call: Call) -> Any:
+    """A product of matrices, (…, m, k) and (…, k, n)."""
+    one, other = call.args[:2]
+    if not isinstance(one, Known) or not isinstance(other, Known):
+        return NotImplemented
+    if one.dim == 1 or other.dim == 1:
+        return NotImplemented
+    dim = max(one.dim, other.dim)
+    batch = _BATCH[: dim - 2]
+    batch_of_one = batch[dim - one.dim :]
+    batch_of_other = batch[dim - other.dim :]
+    left = Lettered(one, batch_of_one + "mk")
+    right = Lettered(other, batch_of_other + "kn")
+    return contract(walk, left, right, batch + "mn")
+
+
+def einsum(walk: Walk, call: Call) -> Any:
+    """A product by an equation of two operands."""
+    equation, *operands = call.args
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = list(operands[0])
+    without_spaces = equation.replace(" ", "")
+    sides, arrow, out = without_spaces.partition("->")
+    inputs = sides.split(",")
+    if len(inputs) != 2 or not arrow or "." in equation:
+        return NotImplemented
+    for letters in inputs:
+        different = set(letters)
+        if len(different) != len(letters):  # a diagonal
+            return NotImplemented
+    left = Lettered(operands[0], inputs[0])
+    right = Lettered(operands[1], inputs[1])
+    return contract(walk, left, right, out)
+
+
+def linear(walk: Walk, call: Call) -> Any:
+    """A linear layer whose weight (out, in) is computed, or shared."""
+    given = call.named("input", "weight", "bias")
+    known = given["input"]
+    weight = given["weight"]
+    bias = given.get("bias")
+    batch = _BATCH[: known.dim - 1]
+    left = Lettered(known, batch + "k")
+    right = Lettered(weight, "nk")
+    made = contract(walk, left, right, batch + "n")
+    if bias is None:
+        return made
+    return _added(walk, made, bias)
+
+
+def addmm(walk: Walk, call: Call) -> Any:
+    """A product of matrices beside what is added to it."""
+    added, one, other = call.args[:3]
+    batch = _BATCH[: one.dim - 2]
+    left = Lettered(one, batch + "mk")
+    right = Lettered(other, batch + "kn")
+    made = contract(walk, left, right, batch + "mn")
+    if call.kwargs:  # factors
+        return NotImplemented
+    return _added(walk, made, added)
+
+
+def _added(walk: Walk, made: Known, added: Known) -> Known:
+    """A product to which something is added that is broadcast."""
+    wide = lined_up(added, made.dim)
+    zero = made.zeros() & wide.zeros()
+    unit_maps = joined(walk, [made, added], made.shape)
+    summed = Known(made.shape, unit_maps)
+    return summed.with_zero(zero)
+
+
+def embedding(walk: Walk, call: Call) -> Any:
+    """Rows of a weight that is computed, or shared, by their number."""
+    weight, chosen = call.args[:2]
+    if not isinstance(call.node.target, OpOverload):
+        chosen, weight = call.args[:2]
+    walk.stay(chosen, "they are indices")
+    for unit_map in weight.along(0):
+        walk.units.keep(unit_map, "they are chosen by index")
+    shape_of_row = [1] * chosen.dim + [-1]
+    unit_maps = []
+    for unit_map in weight.but(0):
+        row = unit_map.reshape(shape_of_row)
+        unit_maps.append(row)
+    width = weight.shape[1]
+    shape = torch.Size([*chosen.shape, width])
+    zero = weight.zeros().all(0)
+    made = Known(shape, tuple(unit_maps))
+    return made.with_zero(zero.reshape(shape_of_row))
+
+
+def contract(walk: Walk, one: Lettered, other: Lettered, out: str) -> Known:
+    """A sum of products over the letters that `out` has not."""
+    one = one.without_ones(walk, other)
+    other = other.without_ones(walk, one)
+    summed = _not_in(out, one.letters + other.letters)
+    order = out + summed
+    mine = one.spread(order)
+    theirs = other.spread(order)
+    zero = mine.zeros() | theirs.zeros()
+    unit_maps: list[Tensor] = []
+    for axis in range(len(out), len(order)):
+        unit_maps += _summed(walk, mine, theirs, axis, zero)
+        mine = mine.without_units(axis)
+        theirs = theirs.without_units(axis)
+    unit_maps += mine.unit_maps
+    unit_maps += theirs.unit_maps
+    flat = _without_last(unit_maps, len(summed))
+    for axis in _with_units_on_one_side(one, other, out):
+        flat = walk.left_of(flat, [axis], "it meets what has no units")
+    shape = _shape(one, other, out)
+    made = Known(shape, walk.apart(flat))
+    if summed:
+        axes = range(len(out), len(order))
+        zero = zero.all(dim=tuple(axes))
+    return made.with_zero(compressed(zero))
+
+
+def _not_in(out: str, letters: str) -> str:
+    """The letters, each once, that `out` has not."""
+    found = ""
+    for letter in letters:
+        if letter not in out and letter not in found:
+            found += letter
+    return found
+
+
+def _without_last(unit_maps: list[Tensor], axes: int) -> tuple[Tensor, ...]:
+    """Unit maps without so many last axes, which are of size 1."""
+    found = []
+    for unit_map in unit_maps:
+        left = unit_map.dim() - axes
+        shape = unit_map.shape[:left]
+        found.append(unit_map.reshape(shape))
+    return tuple(found)
+
+
+def _shape(one: Lettered, other: Lettered, out: str) -> torch.Size:
+    """The shape of a product."""
+    sizes = other.sizes() | one.sizes()
+    found = [sizes.get(letter, 1) for letter in out]
+    return torch.Size(found)
+
+
+def _with_units_on_one_side(one: Lettered, other: Lettered, out: str) -> list[int]:
+    """The axes of a product which both sides have, but only one of them has units along."""
+    found = []
+    for axis, letter in enumerate(out):
+        if letter not in one.letters or letter not in other.letters:
+            continue
+        if one.has_units_along(letter) != other.has_units_along(letter):
+            found.append(axis)
+    return found
+
+
+def _summed(walk: Walk, mine: Known, theirs: Known, axis: int, zero: Tensor) -> tuple[Tensor, ...]:
+    """The unit maps that a sum over an axis has: each of its units stands for all that are
+    summed."""
+    one = mine.along(axis)
+    other = theirs.along(axis)
+    if not one or not other:
+        why = "a product sums over them"
+        return walk.left_of([*one, *other], [axis], why)
+    first = one[0]
+    second = other[0]
+    walk.units.tie(first, second)
+    axes = varying(first) | varying(second)
+    if len(axes) > 1:
+        common, _ = torch.broadcast_tensors(first, second)
+        rows = _rows_of(walk, common, zero, axis)
+        return (rows,)
+    units = first.reshape(-1)
+    nothing = all_but(zero, axis)
+    harmless = nothing.expand(units.shape)
+    walk.units.read(units, harmless)
+    return ()
+
+
+def _rows_of(walk: Walk, unit_map: Tensor, zero: Tensor, axis: int) -> Tensor:
+    """Units of what stays after a sum over one of the axes of a unit map: each stands for the units
+    summed over; those can go where that does."""
+    rows = unit_map.movedim(axis, -1)
+    summed_over = rows.shape[-1]
+    members = rows.reshape(-1, summed_over)
+    stand = walk.units.whole(members)
+    unless = stand.unsqueeze(1).expand(members.shape)
+    harmless = _over_others(zero, unit_map).movedim(axis, -1)
+    walk.units.read(
+        members.reshape(-1),
+        harmless.expand(rows.shape).reshape(-1),
+        unless=unless.reshape(-1),
+    )
+    shape = list(unit_map.shape)
+    shape[axis] = 1
+    return stand.reshape(shape)
+
+
+def _over_others(zero: Tensor, unit_map: Tensor) -> Tensor:
+    """Where all is 0 over the axes along which a unit map does not vary, and `zero` does."""
+    others = []
+    for axis, size in enumerate(unit_map.shape):
+        if size == 1 and zero.shape[axis] > 1:
+            others.append(axis)
+    if not others:  # torch takes no axes for all of them
+        return zero
+    return zero.all(dim=tuple(others), keepdim=True)
+
+
+FUNCTIONS: dict[str, Handler] = {
+    **dict.fromkeys(("matmul", "bmm", "mm"), matmul),
+    **dict.fromkeys(("addmm", "baddbmm"), addmm),
+    "einsum": einsum,
+    "embedding": embedding,
+    "linear": linear,
+}

@@ -1,0 +1,137 @@
+"""Recurrent layers: a hidden unit stands for rows of each gate, and goes in all of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimfront.trainables.structure.coupling.known import Known, along, compressed, mapped_known
+from slimfront.trainables.structure.coupling.parameters import CalledLayer, layer_of
+from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk
+
+_GATES = {"LSTM": 4, "GRU": 3}
+"""How many gates there are, where there is more than one."""
+
+
+def recurrent(walk: Walk, call: Call) -> Any:
+    """RNN, GRU and LSTM from a state of 0: a hidden unit whose gates have neither weights nor
+    biases is 0 all along."""
+    layer = layer_of(walk, call)
+    module = layer.module
+    if len(call.args) > 1 or call.kwargs or module.proj_size:
+        layer.keep_all()
+        return NotImplemented
+    known = call.input
+    last = known.last_axis
+    read, rest = layer.split(known, last)
+    zero = known.zero_along(last)
+    states: list[Tensor] = []
+    for number in range(module.num_layers):
+        written = []
+        zeros = []
+        for weights in _directions(layer, number):
+            units = weights.units()
+            written.append(units)
+            zeros.append(weights.zero(units, read, zero))
+        states += written
+        read = torch.cat(written)
+        zero = torch.cat(zeros)
+    assert read is not None
+    by_layer = torch.stack(states)
+    walk.units.pack(by_layer)
+    made, ends = walk.made[call.node]
+    last = made.last_axis
+    own = along(read, last, made.dim)
+    unit_maps = walk.apart([*rest.unit_maps, own])
+    out = Known(made.shape, unit_maps)
+    zero_out = along(zero, last, made.dim)
+    if made.dim == 3:
+        by_layer = by_layer.unsqueeze(1)  # (layers · ways, N, hidden)
+
+    def end_known(end: Known) -> Known:
+        return Known(end.shape, (by_layer,))
+
+    return out.with_zero(compressed(zero_out)), mapped_known(ends, end_known)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The parameters of one layer of a recurrent one in one direction: `ending` is how their names
+    end."""
+
+    layer: CalledLayer
+    ending: str
+
+    @property
+    def gates(self) -> int:
+        """How many rows each hidden unit has."""
+        mode = self.layer.module.mode
+        return _GATES.get(mode, 1)
+
+    def tensor(self, leaf: str) -> Tensor:
+        """A parameter."""
+        name = leaf + self.ending
+        found: Tensor = getattr(self.layer.module, name)
+        return found
+
+    def name(self, leaf: str) -> str:
+        """The name of a parameter in the network."""
+        return f"{self.layer.name}.{leaf}{self.ending}"
+
+    def units(self) -> Tensor:
+        """The hidden units: those of an earlier call, or new ones."""
+        walk = self.layer.walk
+        name = self.name("weight_hh_")
+        known = walk.units_of(name, 1)
+        if known is not None:
+            return known
+        size = self.layer.module.hidden_size
+        return walk.units.fresh(size)
+
+    def zero(self, own: Tensor, read: Tensor | None, zero_in: Tensor) -> Tensor:
+        """Notes the units of the parameters, and what they read; which of its `own` units are
+        0."""
+        walk = self.layer.walk
+        inward = self.tensor("weight_ih_")
+        across = self.tensor("weight_hh_")
+        if read is not None:
+            unused = ~inward.any(0)
+            walk.units.read(read, zero_in | unused)
+        fed_from_below = inward[:, ~zero_in].any(1)
+        fed = fed_from_below | across.any(1)
+        if self.layer.module.bias:
+            for leaf in ("bias_ih_", "bias_hh_"):
+                bias = self.tensor(leaf)
+                fed = fed | (bias != 0)
+                self._note_rows(leaf, own)
+        of_each_gate = fed.reshape(self.gates, -1)
+        zero = ~of_each_gate.any(0)
+        unread = ~across.any(0)
+        walk.units.read(own, zero | unread)
+        self._note_rows("weight_ih_", own)
+        self._note_columns("weight_ih_", read)
+        self._note_rows("weight_hh_", own)
+        self._note_columns("weight_hh_", own)
+        return zero
+
+    def _note_rows(self, leaf: str, own: Tensor) -> None:
+        """Notes that each gate has a row of each unit."""
+        rows = own.repeat(self.gates)
+        walk = self.layer.walk
+        walk.tensor(self.name(leaf), 0, rows)
+
+    def _note_columns(self, leaf: str, read: Tensor | None) -> None:
+        walk = self.layer.walk
+        walk.tensor(self.name(leaf), 1, read, reads=True)
+
+
+def _directions(layer: CalledLayer, number: int) -> list[_Weights]:
+    """The parameters of one of the layers, of each direction."""
+    found = [_Weights(layer, f"l{number}")]
+    if layer.module.bidirectional:
+        found.append(_Weights(layer, f"l{number}_reverse"))
+    return found
+
+
+MODULES: dict[type[nn.Module], Handler] = dict.fromkeys((nn.RNN, nn.GRU, nn.LSTM), recurrent)

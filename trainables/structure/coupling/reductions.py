@@ -1,0 +1,166 @@
+"""Operations that mix entries along axes of one tensor: sums and means, softmax, norms, pooling."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from slimfront.trainables.structure.coupling.known import Known, varying
+from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk
+from slimfront.trainables.torch_internals import function_name
+
+_SUMS = ("sum", "mean", "norm", "linalg_vector_norm", "vector_norm")
+"""What leaves zeros out of account, but for how many there are."""
+_NORMS = ("norm", "linalg_vector_norm", "vector_norm")
+_REDUCE = (*_SUMS, "amax", "amin", "var", "std", "prod", "logsumexp", "all", "any")
+_ZERO_OF_ZEROS = (*_SUMS, "amax", "amin")
+_KEEP_SHAPE = ("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "softmin")
+_POOLS = tuple(
+    f"{kind}_pool{n}d"
+    for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp")
+    for n in (1, 2, 3)
+)
+_RESIZE = (
+    *("interpolate", "upsample", "upsample_nearest2d", "upsample_bilinear2d", "upsample_nearest1d"),
+    *("upsample_bicubic2d", "upsample_linear1d", "_upsample_nearest_exact2d", "upsample_nearest3d"),
+    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "upsample_trilinear3d"),
+)
+_MIXED = "'{}' mixes them along their axis"
+
+
+def reduce(walk: Walk, call: Call) -> Any:
+    """A sum or another number over axes; where it is over units, zeros can go from a sum."""
+    known = call.input
+    name = function_name(call.node)
+    why = _MIXED.format(call.node.name)
+    axes = _axes(call, name)
+    unit_maps: list[Tensor] = []
+    for unit_map in known.unit_maps:
+        mixed = sorted(varying(unit_map) & set(axes))
+        if mixed and name in _SUMS and _is_of_one_axis(unit_map):
+            _read_sum(walk, call.node, known, unit_map)
+        else:
+            unit_maps += walk.left_of([unit_map], mixed, why)
+    shape = list(known.shape)
+    for axis in axes:
+        shape[axis] = 1
+    made = Known(torch.Size(shape), tuple(unit_maps))
+    if name in _ZERO_OF_ZEROS:
+        made = made.with_zero(known.zero_over(axes))
+    if _keeps_axes(call, name):
+        return made
+    return walk.moved(made, lambda entries: entries.squeeze(tuple(axes)))
+
+
+def _is_of_one_axis(unit_map: Tensor) -> bool:
+    return len(varying(unit_map)) == 1
+
+
+def _read_sum(walk: Walk, node: fx.Node, known: Known, unit_map: Tensor) -> None:
+    """Notes that a sum or mean reads units, which vary along one axis."""
+    units = unit_map.reshape(-1)
+    (axis,) = varying(unit_map)
+    walk.units.read(units, known.zero_along(axis))
+    if function_name(node) == "mean":
+        walk.count(node.name, axis, units)
+
+
+def _after_input(call: Call, name: str) -> list[Any]:
+    """The arguments by place from the axes on: in front of those is the input, and for a norm its
+    order."""
+    start = 2 if name in _NORMS else 1
+    return list(call.args[start:])
+
+
+def _axes(call: Call, name: str) -> list[int]:
+    """The axes that are reduced."""
+    rest = _after_input(call, name)
+    by_place = rest[0] if rest else None
+    by_name = call.kwargs.get("axis", by_place)
+    axes = call.kwargs.get("dim", by_name)
+    dim = call.input.dim
+    if axes is None or axes == []:
+        return list(range(dim))
+    if isinstance(axes, int):
+        axes = [axes]
+    return [axis % dim for axis in axes]
+
+
+def _keeps_axes(call: Call, name: str) -> bool:
+    """Whether the axes that are reduced stay with size 1."""
+    rest = _after_input(call, name)
+    place = 1
+    if name in ("var", "std") and len(rest) > 1:  # in front is a correction
+        place = 2
+    by_place = rest[place] if len(rest) > place else False
+    return bool(call.kwargs.get("keepdim", by_place))
+
+
+def along_axis(walk: Walk, call: Call) -> Any:
+    """Softmax and the like: what is along the axis goes as a whole or not at all."""
+    known = call.input
+    module = walk.module(call.node)
+    axis = getattr(module, "dim", None)
+    if axis is None:
+        by_place = call.args[1] if len(call.args) > 1 else None
+        axis = call.kwargs.get("dim", by_place)
+    if axis is None:
+        return NotImplemented
+    why = _MIXED.format(call.node.name)
+    left = walk.left_of(known.unit_maps, [axis], why)
+    return Known(known.shape, left)
+
+
+def normalise(walk: Walk, call: Call) -> Any:
+    """Divides by the norm along an axis, for which zeros count nothing."""
+    known = call.input
+    by_place = call.args[2] if len(call.args) > 2 else 1
+    axis = call.kwargs.get("dim", by_place) % known.dim
+    for unit_map in known.along(axis):
+        if not _is_of_one_axis(unit_map):
+            return NotImplemented
+        units = unit_map.reshape(-1)
+        walk.units.read(units, known.zero_along(axis))
+    return known
+
+
+def pool(walk: Walk, call: Call) -> Any:
+    """Pooling and resizing: channels for themselves, positions mixed."""
+    known = call.input
+    first = _first_position(walk, call.node, known)
+    positions = range(first, known.dim)
+    why = _MIXED.format(call.node.name)
+    left = walk.left_of(known.unit_maps, positions, why)
+    shape = walk.shape_of(call.node)
+    if shape is None:
+        return NotImplemented
+    made = Known(shape, left)
+    return made.with_zero(known.zero_over(positions))
+
+
+def _first_position(walk: Walk, node: fx.Node, known: Known) -> int:
+    """The first axis of positions: a pool's number of them is in its name."""
+    module = walk.module(node)
+    name = function_name(node) if module is None else type(module).__name__
+    for axes in (1, 2, 3):
+        if f"{axes}d" in name.lower():
+            return known.dim - axes
+    return 2
+
+
+FUNCTIONS: dict[str, Handler] = {
+    **dict.fromkeys(_REDUCE, reduce),
+    **dict.fromkeys(_KEEP_SHAPE, along_axis),
+    **dict.fromkeys((*_POOLS, *_RESIZE), pool),
+    "normalize": normalise,
+}
+_POOL_MODULES: tuple[type[nn.Module], ...] = tuple(
+    getattr(nn, f"{kind}Pool{n}d")
+    for kind in ("Max", "Avg", "AdaptiveAvg", "AdaptiveMax", "LP")
+    for n in (1, 2, 3)
+)
+MODULES: dict[type[nn.Module], Handler] = {
+    **dict.fromkeys((*_POOL_MODULES, nn.Upsample), pool),
+    **dict.fromkeys((nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), pool),
+    **dict.fromkeys((nn.Softmax, nn.LogSoftmax, nn.Softmin), along_axis),
+}

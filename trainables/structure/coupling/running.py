@@ -1,0 +1,173 @@
+"""Runs a network, and then walks over it: what each node makes is known by the handler of what it
+calls."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from slimfront.trainables.structure.coupling.known import (
+    Known,
+    along,
+    compressed,
+    found_in,
+    has_tensors,
+    mapped_known,
+)
+from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk
+from slimfront.trainables.structure.graph import module_of
+from slimfront.trainables.tasks.evaluating import evaluating
+from slimfront.trainables.torch_internals import function_name, mapped_tree
+
+
+@dataclass
+class Handlers:
+    """How what kind of call is followed: by class of module, or by name of function or method."""
+
+    modules: dict[type[nn.Module], Handler]
+    functions: dict[str, Handler]
+
+    def of(self, graph: fx.GraphModule, node: fx.Node) -> Handler | None:
+        """The handler of a node; None if there is none."""
+        module = module_of(graph, node)
+        if module is not None:
+            return self.modules.get(type(module))
+        return self.functions.get(function_name(node))
+
+
+def walked(graph: fx.GraphModule, inputs: Tensor, handlers: Handlers) -> Walk:
+    """The walk over a network in evaluation mode on `inputs` (N, *input_shape), N ≥ 2."""
+    walk = Walk(graph)
+    with evaluating(graph), torch.no_grad():
+        run = _Run(graph)
+        run.run(inputs)
+        walk.made = run.values
+        for node in graph.graph.nodes:
+            walk.known[node] = _known(walk, node, handlers)
+    return walk
+
+
+def numbers_of(graph: fx.GraphModule, inputs: Tensor) -> dict[str, Any]:
+    """What each node makes that makes numbers and no tensors, by its name."""
+    with evaluating(graph), torch.no_grad():
+        run = _Run(graph)
+        run.run(inputs)
+    found = {}
+    for node, value in run.values.items():
+        if node.op != "output" and not has_tensors(value):
+            found[node.name] = value
+    return found
+
+
+class _Run(fx.Interpreter):
+    """Runs a network, and keeps what is no tensor, the shapes of tensors, and those tensors that
+    depend on no input."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.values: dict[fx.Node, Any] = {}
+        self._fixed: set[fx.Node] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Runs one operation."""
+        made = super().run_node(n)
+        is_fixed = self._is_fixed(n)
+        if is_fixed:
+            self._fixed.add(n)
+
+        def kept(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return Known(value.shape, value=value if is_fixed else None)
+
+        self.values[n] = mapped_tree(made, kept)
+        return made
+
+    def _is_fixed(self, node: fx.Node) -> bool:
+        """Whether what a node makes depends on no input."""
+        if node.op == "get_attr":
+            return True
+        if node.op not in ("call_function", "call_method"):
+            return False
+        return self._fixed.issuperset(node.all_input_nodes)
+
+
+def _known(walk: Walk, node: fx.Node, handlers: Handlers) -> Any:
+    """What is known of a node's output; where no more is known, what a run of it made: its shapes
+    and numbers."""
+    made = walk.made[node]
+    args = fx.node.map_arg(node.args, walk.known.__getitem__)
+    kwargs = fx.node.map_arg(node.kwargs, walk.known.__getitem__)
+    if node.op == "placeholder":
+        return made
+    if node.op == "output":
+        walk.stay(args, "the network gives it out")
+        return made
+    if node.op == "get_attr":
+        return _attribute(walk, str(node.target), made)
+    if not has_tensors(made) or not has_tensors((args, kwargs)):
+        return made  # sizes and other numbers
+    handler = handlers.of(walk.graph, node)
+    found = _handled(handler, walk, Call(node, args, kwargs))
+    if found is NotImplemented or not _fits(found, made):
+        _keep_whole(walk, node, (args, kwargs))
+        return made
+    return _with_values(found, made)
+
+
+def _handled(handler: Handler | None, walk: Walk, call: Call) -> Any:
+    if handler is None:
+        return NotImplemented
+    try:
+        return handler(walk, call)
+    except (IndexError, KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+        return NotImplemented  # a form of the call that its handler does not know
+
+
+def _fits(found: Any, made: Any) -> bool:
+    """Whether a handler found as many tensors, of the shapes that there are."""
+    ours = [one.shape for one in found_in(found)]
+    theirs = [one.shape for one in found_in(made)]
+    return ours == theirs
+
+
+def _keep_whole(walk: Walk, node: fx.Node, inputs: Any) -> None:
+    """Has all stay that a node reads of which no handler knows what it does, and its parameters."""
+    module = walk.module(node)
+    title = node.name if module is None else str(node.target)
+    walk.unknown.append(title)
+    walk.stay(inputs, f"'{title}' mixes them in a way that is not known")
+    if module is not None:
+        walk.keep_parameters(module, title)
+
+
+def _with_values(found: Any, made: Any) -> Any:
+    """What is known, with the values that a run made."""
+    values = iter([one.value for one in found_in(made)])
+
+    def with_value(known: Known) -> Known:
+        value = next(values)
+        return Known(known.shape, known.unit_maps, known.zero, value)
+
+    return mapped_known(found, with_value)
+
+
+def _attribute(walk: Walk, name: str, made: Any) -> Any:
+    """A parameter or buffer that the network's own code reads: units along each of its axes."""
+    if not isinstance(made, Known):
+        return made
+    value = made.value
+    assert value is not None
+    unit_maps = []
+    for axis, size in enumerate(made.shape):
+        if size == 1:
+            continue
+        units = walk.units_of(name, axis)
+        if units is None:
+            units = walk.units.fresh(size)
+        walk.tensor(name, axis, units)
+        unit_maps.append(along(units, axis, made.dim))
+    zero = compressed(value == 0) if value.numel() else None
+    known = Known(made.shape, tuple(unit_maps), value=value)
+    return known.with_zero(zero)

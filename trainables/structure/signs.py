@@ -1,0 +1,55 @@
+"""Which outputs within a network are never negative."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+from slimfront.trainables.structure.graph import SHAPES, arguments, calls, is_addition, is_relu
+
+# Dropout's outputs are its inputs, zeroed or scaled up; pooling takes means and maxima. All of them
+# keep a sign.
+_SIGN_KEEPERS: tuple[object, ...] = (
+    *SHAPES,
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    F.dropout,
+    nn.MaxPool1d,
+    nn.AvgPool1d,
+    nn.AdaptiveAvgPool1d,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.MaxPool3d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool3d,
+    F.max_pool2d,
+    F.avg_pool2d,
+    F.adaptive_avg_pool2d,
+)
+
+
+def nonnegative_nodes(
+    graph: fx.GraphModule, inactive: Callable[[fx.Node], bool] = lambda _: False
+) -> set[fx.Node]:
+    """Nodes whose output is non-negative for every input of the network.
+
+    Only the structure counts, so that the answer holds for any weights, unless `inactive` says of a
+    node that it calls a layer whose present weights keep a non-negative input non-negative.
+    """
+    found: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        if is_relu(graph, node):
+            found.add(node)
+        elif _keeps_sign(graph, node) or inactive(node):
+            sources = [source for source in arguments(node) if isinstance(source, fx.Node)]
+            if sources and found.issuperset(sources):
+                found.add(node)
+    return found
+
+
+def _keeps_sign(graph: fx.GraphModule, node: fx.Node) -> bool:
+    return calls(graph, node, _SIGN_KEEPERS) or is_addition(graph, node)

@@ -1,0 +1,251 @@
+"""The graph of a network that torch.fx cannot trace, by torch.export: of shapes alone, so that code
+which chooses by shapes, optional arguments or types is seen through.
+
+Its operations are those of torch's own library. Those of layers become calls of the network's
+modules again, so that all that is known of layers holds for them.
+"""
+
+import operator
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from slimfront.trainables.errors import first_line
+from slimfront.trainables.inputs import Several, joined, tensors
+from slimfront.trainables.precision import as_torch_has_it
+from slimfront.trainables.structure.tracing.called_layers import input_place, layer_of
+from slimfront.trainables.torch_internals import (
+    quiet_export,
+    unflattened,
+    writes_in_place,
+)
+
+_PLAIN: dict[str, Callable[..., Any]] = {
+    "aten.relu.default": F.relu,
+    "aten.relu_.default": F.relu,
+    "aten.add.Tensor": operator.add,
+    "aten.mul.Tensor": operator.mul,
+    "aten.sub.Tensor": operator.sub,
+    "aten.flatten.using_ints": torch.flatten,
+    "aten.dropout.default": F.dropout,
+    # How entries lie in memory follows from kernels, which differ between devices.
+    "aten.view.default": torch.reshape,
+    "aten.scaled_dot_product_attention.default": F.scaled_dot_product_attention,
+    **{
+        f"aten.__{name}__.{kind}": getattr(operator, f"{name}_" if name != "xor" else name)
+        for name in ("and", "or", "xor")
+        for kind in ("Tensor", "Scalar")
+    },
+}
+"""Operations that are known by another name, with the same arguments."""
+_CHECKS = ("_assert", "sym_constrain", "_guards_fn")
+
+
+class CannotExport(Exception):
+    """torch.export does not take a network."""
+
+
+def exported(model: nn.Module, sample: Tensor) -> fx.GraphModule:
+    """The graph of a network in the mode that it is in, of its own modules and parameters.
+
+    Args:
+        sample: (N, *input_shape); the graph takes any number of inputs.
+
+    Raises:
+        CannotExport: if torch.export does not take the network, as where its code decides by the
+            values of its inputs.
+    """
+    program = _program(model, sample)
+    try:
+        return _as_graph(model, program, sample)
+    except (KeyError, ValueError, AttributeError, RuntimeError) as error:
+        raise CannotExport(first_line(error)) from error
+
+
+def writes_elsewhere(traced: fx.GraphModule) -> bool:
+    """Whether an operation changes a tensor that is read again under another name: no graph shows
+    that."""
+    order = {node: place for place, node in enumerate(traced.graph.nodes)}
+    for node in traced.graph.nodes:
+        if not writes_in_place(node):
+            continue
+        written = node.args[0]
+        if not isinstance(written, fx.Node):
+            continue
+        place = order[node]
+        is_read_later = any(order[user] > place for user in written.users)
+        if is_read_later or not node.users:
+            return True
+    return False
+
+
+class _Apart(nn.Module):
+    """A network whose inputs come each as an argument."""
+
+    def __init__(self, network: nn.Module, names: Iterable[str]) -> None:
+        super().__init__()
+        self.network = network
+        self.names = tuple(names)
+
+    def forward(self, inputs: list[Tensor]) -> Any:
+        """As the network's."""
+        named = dict(zip(self.names, inputs, strict=True))
+        if named.keys() == {""}:
+            return self.network(named[""])
+        return self.network(Several(named))
+
+
+def _program(model: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
+    """What torch.export makes of a network, for any number of inputs."""
+    while len(sample) < 3:
+        sample = joined(sample, sample)
+    sample = sample[:3]
+    named = tensors(sample) if isinstance(sample, Several) else {"": sample}
+    inputs = list(named.values())
+    batch = torch.export.Dim("batch", min=1)
+    shapes = [{0: batch} for _ in inputs]
+    apart = _Apart(model, named)
+    apart.training = model.training
+    with quiet_export(), as_torch_has_it(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(apart, (inputs,), dynamic_shapes=(shapes,))
+            if writes_elsewhere(program.graph_module):
+                program = program.run_decompositions({})  # which writes nowhere
+            return program
+        except Exception as error:  # torch raises many kinds
+            raise CannotExport(first_line(error)) from None
+
+
+def _as_graph(
+    model: nn.Module, program: torch.export.ExportedProgram, sample: Tensor
+) -> fx.GraphModule:
+    """An exported program with the network's own modules and parameters."""
+    new = _NewGraph(model, program)
+    new.add_inputs(sample)
+    for node in program.graph_module.graph.nodes:
+        if node.op == "output":
+            new.add_outputs(node)
+        elif node.op != "placeholder" and not _is_check(node):
+            new.add(node)
+    network = fx.GraphModule(new.used(), new.graph)
+    network.graph.eliminate_dead_code()
+    network.graph.lint()
+    network.recompile()
+    network.training = model.training  # its modules are the model's, and stay in their modes
+    return network
+
+
+class _NewGraph:
+    """A graph that is made from an exported program, node by node."""
+
+    def __init__(self, model: nn.Module, program: torch.export.ExportedProgram) -> None:
+        self.model = model
+        self.program = program
+        self.graph = fx.Graph()
+        self.made: dict[fx.Node, fx.Node] = {}
+        """The new node of each."""
+        self.held: dict[str, Any] = dict(model.named_modules())
+        """Modules, and tensors that are no parameters or buffers of the model's, by name."""
+        self.device: fx.Node | None = None
+
+    def add_inputs(self, sample: Tensor) -> None:
+        """Adds the inputs, parameters, buffers and constants."""
+        inputs = self.graph.placeholder("inputs")
+        several = isinstance(sample, Several)
+        names = iter(tensors(sample)) if several else iter([])
+        nodes = {node.name: node for node in self.program.graph_module.graph.nodes}
+        held: dict[fx.Node, fx.Node] = {}
+        for spec in self.program.graph_signature.input_specs:
+            node = nodes[spec.arg.name]
+            if spec.kind != torch.export.graph_signature.InputKind.USER_INPUT:
+                held[node] = self._held(spec.target)
+            elif several:
+                name = next(names)
+                self.made[node] = self.graph.call_function(operator.getitem, (inputs, name))
+            else:
+                self.made[node] = inputs
+        # Behind the inputs: what follows asks the first of all for its device.
+        self.made.update(held)
+
+    def _held(self, target: str | None) -> fx.Node:
+        """The node of a parameter, buffer or constant."""
+        assert target is not None
+        name = target.removeprefix("network.")
+        constants = self.program.constants
+        if target in constants and target not in self.program.state_dict:
+            value = constants[target]
+            if isinstance(value, Tensor):
+                value = value.detach()
+            self.held[name] = value
+        return self.graph.get_attr(name)
+
+    def add(self, node: fx.Node) -> None:
+        """Adds what a node does."""
+        if node.op == "get_attr":
+            name = str(node.target)
+            self.held[name] = getattr(self.program.graph_module, name)
+            self.made[node] = self.graph.get_attr(name)
+            return
+        if "device" in node.kwargs and self.device is None:
+            first = next(iter(self.made.values()))
+            self.device = self.graph.call_function(getattr, (first, "device"))
+        self.made[node] = self._copied(node)
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        """A node in the new graph: a call of a layer, or the same operation."""
+        args = fx.node.map_arg(node.args, self.made.__getitem__)
+        kwargs = fx.node.map_arg(node.kwargs, self.made.__getitem__)
+        layer = layer_of(node, args, self.held)
+        if layer is not None:
+            place = input_place(node)
+            return self.graph.call_module(layer, (args[place],))
+        plain = _PLAIN.get(str(node.target))
+        if plain is F.scaled_dot_product_attention or (plain is not None and not kwargs):
+            return self.graph.call_function(plain, args, kwargs)
+        kwargs = dict(kwargs)
+        if "device" in kwargs:
+            kwargs["device"] = self.device
+        kwargs.pop("pin_memory", None)
+        return self.graph.create_node(node.op, node.target, args, kwargs, node.name)
+
+    def add_outputs(self, node: fx.Node) -> None:
+        """Adds what the network returns, in its structure."""
+        outputs: Any = node.args[0]
+        written = _written_buffers(self.program)
+        given = [self.made[output] for output in outputs[written:]]
+        structure = self.program.call_spec.out_spec
+        assert structure is not None
+        self.graph.output(unflattened(given, structure))
+
+    def used(self) -> dict[str, Any]:
+        """The modules and tensors that the graph uses, by name."""
+        found = {}
+        for node in self.graph.nodes:
+            if node.op in ("get_attr", "call_module"):
+                name = str(node.target)
+                found[name] = self._of_name(name)
+        return found
+
+    def _of_name(self, name: str) -> Any:
+        if name in self.held:
+            return self.held[name]
+        owner, _, leaf = name.rpartition(".")
+        module = self.model.get_submodule(owner)
+        return getattr(module, leaf)
+
+
+def _written_buffers(program: torch.export.ExportedProgram) -> int:
+    """How many outputs stand for buffers that are written to; they come first."""
+    user = torch.export.graph_signature.OutputKind.USER_OUTPUT
+    specs = program.graph_signature.output_specs
+    return sum(spec.kind != user for spec in specs)
+
+
+def _is_check(node: fx.Node) -> bool:
+    name = getattr(node.target, "__name__", str(node.target))
+    return any(check in name for check in _CHECKS)

@@ -1,0 +1,80 @@
+"""The graph of a network by torch.fx, without what it keeps of checks and of optional arguments."""
+
+import inspect
+
+from torch import fx, nn
+
+from slimfront.trainables.structure import operations
+from slimfront.trainables.structure.tracing.encoders import Tracer
+from slimfront.trainables.structure.tracing.exported import writes_elsewhere
+from slimfront.trainables.torch_internals import is_check
+
+
+def symbolically_traced(model: nn.Module) -> fx.GraphModule:
+    """The graph of a network by torch.fx, which raises errors of many kinds on one that it cannot
+    trace."""
+    tracer = Tracer()
+    graph = tracer.trace(model, _defaults(model))
+    _drop_optional(graph)
+    _drop_checks(graph)
+    return fx.GraphModule(tracer.root, graph, type(model).__name__)
+
+
+def is_known(traced: fx.GraphModule) -> bool:
+    """Whether all that a network's code calls is known: what torch.fx takes for one call can be a
+    function of a library, which is of other operations."""
+    if writes_elsewhere(traced):
+        return False
+    for node in traced.graph.nodes:
+        if node.op == "call_function" and not _is_known_function(node):
+            return False
+    return True
+
+
+def _is_known_function(node: fx.Node) -> bool:
+    if operations.name_of(node.target) is not None:
+        return True
+    return node.target is getattr and node.args[1] in operations.ATTRIBUTES
+
+
+def _defaults(model: nn.Module) -> dict[str, object] | None:
+    """The optional arguments of a network's forward, which get inputs alone: they are what they are
+    when left out."""
+    signature = inspect.signature(model.forward)
+    parameters = list(signature.parameters.values())
+    found: dict[str, object] = {}
+    for parameter in parameters[1:]:
+        if parameter.default is not parameter.empty:
+            found[parameter.name] = parameter.default
+    return found or None
+
+
+def _drop_checks(graph: fx.Graph) -> None:
+    """Takes out checks that nothing reads."""
+    for node in reversed(graph.nodes):
+        if is_check(node) and not node.users:
+            graph.erase_node(node)
+
+
+def _drop_optional(graph: fx.Graph) -> None:
+    """Takes out what torch.fx keeps of optional arguments: placeholders, and checks that they are
+    what they were."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for node in placeholders[1:]:
+        readers = _descendants(node)
+        ends = [reader for reader in readers if not reader.users]
+        if all(is_check(end) for end in ends):
+            for reader in reversed(readers):
+                graph.erase_node(reader)
+            graph.erase_node(node)
+
+
+def _descendants(node: fx.Node) -> list[fx.Node]:
+    """What depends on a node, in the order of the graph."""
+    within = {node}
+    found = []
+    for other in node.graph.nodes:
+        if not within.isdisjoint(other.all_input_nodes):
+            within.add(other)
+            found.append(other)
+    return found

@@ -277,6 +277,8 @@ def test_the_config_of_a_search_says_the_data_too(compact: Any, here: Path) -> N
             "--prune chanels=0.5: there is no 'chanels' to prune; did you",
         ),
         ({"--prune": "channels=half"}, "--prune channels=half: 'half' is no number"),
+        ({"--prune": "layers=nan"}, "layers=nan: it is how many layers go, 1 or more"),
+        ({"--prune": "layers=inf"}, "layers=inf: it is how many layers go, 1 or more"),
         ({"--prune": "channels=nan"}, "channels=nan: it is a share, more than 0 and less than 1"),
         ({"--prune": "channels=2"}, "channels=2: it is a share, more than 0 and less than 1"),
         ({"--prune": "layers=9"}, "layers=9: no more than 1 can be taken out of this network"),

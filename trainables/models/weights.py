@@ -1,6 +1,6 @@
 """Weights that a network starts from: read from a file as data, never as code."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,9 @@ def read_weights(path: str) -> dict[str, Tensor]:
         )
     try:
         if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
+            found = safetensors.torch.load_file(file)
+        else:
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a file makes readers raise, it is no state dict
         raise UserError(
             f"model.weights: {path} cannot be read as tensors and plain data "
@@ -63,7 +64,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
             "torch.save(network.state_dict(), path)"
         ) from None
     state = _state_within(found)
-    if state is None:
+    if not state:
         raise UserError(
             f"model.weights: {path} holds no state dict, a mapping of names to tensors; save one "
             "by torch.save(network.state_dict(), path)"
@@ -99,8 +100,11 @@ def _fitting(given: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str
             best, most = state, common
 
 
-def _wrapper_of(names: Iterable[str]) -> str | None:
-    """What a wrapper put before all names; None if it is not the same for all."""
+def _wrapper_of(names: Collection[str]) -> str | None:
+    """What a wrapper put before all names; None if it is not the same for all, or there are
+    none."""
+    if not names:
+        return None
     for wrapper in _WRAPPERS:
         if all(name.startswith(wrapper) for name in names):
             return wrapper

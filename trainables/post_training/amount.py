@@ -1,5 +1,6 @@
 """How much of a network goes."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -30,7 +31,8 @@ class Amount:
 
     def _is_number(self) -> bool:
         value: object = self.value
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and math.isfinite(self.value)
 
     def _is_in_range(self) -> bool:
         if self.kind == "layers":
@@ -77,5 +79,6 @@ class Amount:
                         f"{shown}: '{shorten(value)}' is no number; it needs a form such as "
                         f"{EXAMPLES}"
                     ) from None
-                return cls(known, int(number) if number == number // 1 else number)
+                is_whole = math.isfinite(number) and number == int(number)
+                return cls(known, int(number) if is_whole else number)
         raise UserError(f"{shown}: there is no '{shorten(kind)}' to prune; {suggest(kind, KINDS)}")

@@ -112,3 +112,18 @@ def test_statistics_do_not_change_while_the_network_is_traced_for_training() -> 
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     torch.testing.assert_close(network(INPUTS), model.eval()(INPUTS))
+
+
+def test_a_product_with_one_vector_is_no_layer() -> None:
+    class Scored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden = nn.Linear(6, 5)
+            self.score = nn.Parameter(torch.randn(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(torch.relu(self.hidden(x)), self.score)
+
+    network, inputs = Scored(), torch.randn(8, 6)
+    made = compact(network, inputs).network
+    torch.testing.assert_close(made(inputs), network(inputs))

@@ -97,6 +97,8 @@ def without(*names: str) -> dict[str, torch.Tensor]:
         (".pt", Ran(), "cannot be read as tensors and plain data"),
         (".pt", network(), "save the state dict alone"),
         (".pt", [1, 2], "holds no state dict"),
+        (".pt", {}, "holds no state dict"),
+        (".safetensors", b"\x02" + 7 * b"\0" + b"{}", "holds no state dict"),
         (".pt", {"state_dict": {"epoch": 1}}, "holds no state dict"),
         (".pt", without("1.bias"), "has no '1.bias'"),
         (".pt", STATE | {"head.weight": torch.ones(2)}, "has an unknown 'head.weight'"),

@@ -99,8 +99,7 @@ def _built(node: fx.Node, given: Arguments, found: Tensors) -> nn.Module | None:
         if "weight" not in found:
             return None
         if node.target is F.linear:
-            outputs, inputs = found["weight"].shape
-            return nn.Linear(inputs, outputs, bias="bias" in found)
+            return _linear(found)
         return _convolution(CONVS[node.target], given, found)
 
 
@@ -112,6 +111,15 @@ def _layer_norm(given: Arguments, found: Tensors) -> nn.Module | None:
     shape = tuple(given["normalized_shape"])
     eps = given.get("eps", 1e-5)
     return nn.LayerNorm(shape, eps, has_weight, bias=has_bias)
+
+
+def _linear(found: Tensors) -> nn.Module | None:
+    """None for a product with one vector, which has no outputs of its own."""
+    weight = found["weight"]
+    if weight.dim() != 2:
+        return None
+    outputs, inputs = weight.shape
+    return nn.Linear(inputs, outputs, bias="bias" in found)
 
 
 def _convolution(kind: Any, given: Arguments, found: Tensors) -> nn.Module:

@@ -21,7 +21,7 @@ BENCHMARKS = {
     "cka": ["cka"],
     "sparse_training": ["sparse_training"],
     "compact": ["compact"],
-    "width": ["width"],
+    "width": ["width", "--keep", "runs/width.jsonl"],
     "compaction_cost": ["compaction_cost"],
     "post_training": ["post_training"],
     "pretrained": ["pretrained"],

@@ -39,6 +39,9 @@ _AT_ONCE, _ENTRIES_AT_ONCE = 256, 2**22
 _FEW = 4
 """Outputs for fewer inputs than this say nothing of their spread."""
 
+_ERRORS = (RuntimeError, ValueError, IndexError, AssertionError)
+"""What a network raises on inputs that it does not take."""
+
 Outputs = Any
 """What a network returns: a tensor, or tuples, lists and mappings of tensors."""
 
@@ -69,18 +72,21 @@ class Probe:
         self._batches: list[tuple[Tensor, Outputs]] = []
         real, drawn = _seen(inputs) if fresh else (len(inputs), 0)
         batches = list(_batches(inputs[:real], drawn))
-        for number, batch in enumerate(batches[1:] if briefly and batches[1:] else batches):
+        if briefly and len(batches) > 1:
+            batches = batches[1:]
+        for number, batch in enumerate(batches):
             try:
-                self._batches.append((batch, outputs(expected, batch)))
-            except (RuntimeError, ValueError, IndexError, AssertionError):
+                wanted = outputs(expected, batch)
+            except _ERRORS:
                 if number == 0:
                     raise
+            else:
+                self._batches.append((batch, wanted))
 
     def difference(self, actual: nn.Module, tolerance: float, *, briefly: bool = False) -> float:
         """The largest difference of an output, as `difference` gives it; infinite where `actual`
         raises an error. `briefly` leaves out the first batch, as when a probe is made."""
-        enough = [made for batch, made in self._batches if len(batch) >= _FEW]
-        reference = enough[0] if enough else self._batches[0][1]
+        reference = self._reference()
         worst = 0.0
         few = briefly and len(self._batches) > 1
         for number, (batch, wanted) in enumerate(self._batches):
@@ -88,25 +94,29 @@ class Probe:
                 continue
             try:
                 got = outputs(actual, batch)
-            except (RuntimeError, ValueError, IndexError, AssertionError):
+            except _ERRORS:
                 return float("inf")
-            found = difference(
-                wanted,
-                got,
-                tolerance,
-                reference if len(batch) < _FEW else wanted,
-                both_nan=number > 0,
-            )
-            if not found <= worst:  # NaN too, which stays
-                worst = found
-            if math.isnan(worst):
-                break
+            spread_of = reference if len(batch) < _FEW else wanted
+            found = difference(wanted, got, tolerance, spread_of, both_nan=number > 0)
+            if math.isnan(found):
+                return found
+            worst = max(worst, found)
         return worst
+
+    def _reference(self) -> Outputs:
+        """The outputs for the first batch that says something of their spread, or of the first."""
+        for batch, wanted in self._batches:
+            if len(batch) >= _FEW:
+                return wanted
+        _, wanted = self._batches[0]
+        return wanted
 
     def is_of_numbers(self) -> bool:
         """Whether no output for the real inputs is NaN."""
-        leaves, _ = flattened(self._batches[0][1])
-        return not any(bool(leaf.isnan().any()) for leaf in leaves if isinstance(leaf, Tensor))
+        _, made = self._batches[0]
+        leaves, _ = flattened(made)
+        numbers = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return not any(bool(tensor.isnan().any()) for tensor in numbers)
 
     def agrees(self, actual: nn.Module, tolerance: float = EXACT, *, briefly: bool = False) -> bool:
         """Whether no output differs by more than `tolerance`; `briefly` as in `difference`."""
@@ -122,9 +132,11 @@ def outputs(network: nn.Module, inputs: Tensor) -> Outputs:
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed all GPUs
         if gpus:
             torch.cuda.manual_seed(0)
-        # A traced network that is called, and not its forward, prints a traceback of its own for
-        # what it raises.
-        return network.forward(inputs) if isinstance(network, fx.GraphModule) else network(inputs)
+        if isinstance(network, fx.GraphModule):
+            # Called itself, and not its forward, it prints a traceback of its own for what it
+            # raises.
+            return network.forward(inputs)
+        return network(inputs)
 
 
 def difference(
@@ -158,10 +170,19 @@ def difference(
         return float("inf")
     if wider_structure != structure:
         wider = leaves
-    found = [
-        _of_leaf(*each, tolerance, both_nan) for each in zip(leaves, others, wider, strict=True)
-    ]
-    return next(filter(math.isnan, found), max(found, default=0.0))
+    found = []
+    for leaf, other, wide in zip(leaves, others, wider, strict=True):
+        compared = _compared(leaf, other, wide, both_nan=both_nan)
+        found.append(_relative(compared, tolerance))
+    return _largest(found)
+
+
+def _largest(differences: list[float]) -> float:
+    """The largest of some differences, 0 if there are none; NaN if one of them is."""
+    for each_of in differences:
+        if math.isnan(each_of):
+            return each_of
+    return max(differences, default=0.0)
 
 
 def difference_in_batches(
@@ -174,11 +195,11 @@ def difference_in_batches(
     A batch is run at a time, so that memory does not grow with N.
     """
     found: dict[tuple[int, torch.Size], _Compared] = {}
-    for batch in (*pieces(inputs), *(inputs[-n:] for n in (3, 1) if n < len(inputs))):
+    for batch in (*pieces(inputs), *_last(inputs, 3, 1)):
         wanted = outputs(expected, batch)
         try:
             got = outputs(actual, batch)
-        except (RuntimeError, ValueError, IndexError, AssertionError):
+        except _ERRORS:
             return float("inf")
         leaves, structure = flattened(wanted)
         others, other_structure = flattened(got)
@@ -191,9 +212,10 @@ def difference_in_batches(
                     return compared
                 continue
             key = number, compared.apart.shape
-            found[key] = compared if key not in found else found[key].joined(compared)
-    each_of = [compared.relative(tolerance) for compared in found.values()]
-    return next(filter(math.isnan, each_of), max(each_of, default=0.0))
+            if key in found:
+                compared = found[key].joined(compared)
+            found[key] = compared
+    return _largest([compared.relative(tolerance) for compared in found.values()])
 
 
 def pieces(inputs: Tensor) -> Iterator[Tensor]:
@@ -233,25 +255,31 @@ class _Compared:
     def relative(self, tolerance: float) -> float:
         """The largest difference, relative to the element's spread."""
         spread = (self.high - self.low).clamp_min(0)
-        scale = spread + self.largest * (_ROUNDING * self.eps / tolerance)
-        return float((self.apart / scale.clamp_min(torch.finfo(torch.float64).tiny)).max())
+        rounding = _ROUNDING * self.eps / tolerance
+        scale = spread + self.largest * rounding
+        smallest = torch.finfo(torch.float64).tiny
+        relative = self.apart / scale.clamp_min(smallest)
+        return float(relative.max())
 
 
-def _of_leaf(wanted: Any, got: Any, wider: Any, tolerance: float, both_nan: bool) -> float:
-    compared = _compared(wanted, got, wider, both_nan=both_nan)
-    return compared if isinstance(compared, float) else compared.relative(tolerance)
+def _relative(compared: "_Compared | float", tolerance: float) -> float:
+    if isinstance(compared, float):
+        return compared
+    return compared.relative(tolerance)
 
 
 def _by_kind(wanted: Any, got: Any) -> float | None:
     """0 or infinity where two outputs are not both tensors of some numbers; None where they are, of
     the same shape and type."""
     if not isinstance(wanted, Tensor) or not isinstance(got, Tensor):
-        return 0.0 if type(wanted) is type(got) and wanted == got else float("inf")
-    if wanted.shape != got.shape or wanted.dtype != got.dtype:
-        return float("inf")
-    if not wanted.is_floating_point():
-        return 0.0 if torch.equal(wanted, got) else float("inf")
-    return None if wanted.numel() else 0.0
+        same = type(wanted) is type(got) and wanted == got
+    elif wanted.shape != got.shape or wanted.dtype != got.dtype:
+        same = False
+    elif wanted.is_floating_point() and wanted.numel():
+        return None
+    else:
+        same = torch.equal(wanted, got)
+    return 0.0 if same else float("inf")
 
 
 def _compared(wanted: Any, got: Any, wider: Any, *, both_nan: bool) -> "_Compared | float":
@@ -260,30 +288,49 @@ def _compared(wanted: Any, got: Any, wider: Any, *, both_nan: bool) -> "_Compare
     by_kind = _by_kind(wanted, got)
     if by_kind is not None:
         return by_kind
-    fits = (
-        isinstance(wider, Tensor)
-        and wider.shape[1:] == wanted.shape[1:]
-        and wider.dim() == wanted.dim()
-    )
+    if not _fits(wider, wanted):
+        wider = wanted
     eps = torch.finfo(wanted.dtype).eps
-    wanted, got = wanted.double(), got.double()
-    wider = wider.double() if fits else wanted
+    apart = _apart(wanted.double(), got.double(), both_nan=both_nan)
+    wider = wider.double()
+    finite = wider.isfinite()
+    without_infinities = torch.where(finite, wider, 0)
+    largest = without_infinities.abs().max()
+    if wider.dim() == 0:
+        none = torch.zeros_like(apart)
+        return _Compared(apart, none, none, largest, eps)
+    high = torch.where(finite, wider, -torch.inf)
+    low = torch.where(finite, wider, torch.inf)
+    return _Compared(
+        apart.amax(0, keepdim=True),
+        high.amax(0, keepdim=True),
+        low.amin(0, keepdim=True),
+        largest,
+        eps,
+    )
+
+
+def _fits(wider: Any, wanted: Tensor) -> bool:
+    """Whether outputs for more inputs are of the same elements."""
+    if not isinstance(wider, Tensor) or wider.dim() != wanted.dim():
+        return False
+    return wider.shape[1:] == wanted.shape[1:]
+
+
+def _apart(wanted: Tensor, got: Tensor, *, both_nan: bool) -> Tensor:
+    """How far each entry of two outputs is apart."""
     equal = wanted == got  # infinities too
     if both_nan:
         equal |= wanted.isnan() & got.isnan()
-    apart = torch.where(equal, 0, (got - wanted).abs())
-    finite = wider.isfinite()
-    largest = torch.where(finite, wider, 0).abs().max()
-    if wider.dim() == 0:
-        return _Compared(apart, torch.zeros_like(apart), torch.zeros_like(apart), largest, eps)
-    high = torch.where(finite, wider, -torch.inf).amax(0, keepdim=True)
-    low = torch.where(finite, wider, torch.inf).amin(0, keepdim=True)
-    return _Compared(apart.amax(0, keepdim=True), high, low, largest, eps)
+    gap = got - wanted
+    return torch.where(equal, 0, gap.abs())
 
 
 def _seen(inputs: Tensor) -> tuple[int, int]:
     """How many real inputs are looked at, and how many are drawn of each kind."""
-    return (_REAL_LARGE, _FRESH_LARGE) if _entries(inputs) > _LARGE else (_REAL, _FRESH)
+    if _entries(inputs) > _LARGE:
+        return _REAL_LARGE, _FRESH_LARGE
+    return _REAL, _FRESH
 
 
 def _batches(real: Tensor, drawn: int) -> Iterator[Tensor]:
@@ -291,34 +338,49 @@ def _batches(real: Tensor, drawn: int) -> Iterator[Tensor]:
     fresh ones as are to be drawn: real values in new combinations, and normal ones."""
     yield real
     small = (1,) if drawn == _FRESH_LARGE else (3, 1)
-    yield from (real[-count:] for count in small if count < len(real))
+    yield from _last(real, *small)
     if not drawn:
         return
     generator = torch.Generator().manual_seed(0)
-    yield each(real, partial(_recombined, generator, drawn))
-    # Whole numbers may be indices.
-    if any(_has_fractions(tensor) for tensor in tensors(real).values()):
-        yield each(real, partial(_normal, generator, drawn + 1))
+    recombined = partial(_recombined, generator, drawn)
+    yield each(real, recombined)
+    parts = tensors(real).values()
+    if any(_has_fractions(tensor) for tensor in parts):  # whole numbers may be indices
+        normal = partial(_normal, generator, drawn + 1)
+        yield each(real, normal)
+
+
+def _last(inputs: Tensor, *counts: int) -> Iterator[Tensor]:
+    """So many of the last inputs, where there are more."""
+    for count in counts:
+        if count < len(inputs):
+            yield inputs[-count:]
 
 
 def _recombined(generator: torch.Generator, count: int, real: Tensor) -> Tensor:
     """Real values (N, …) in new combinations, (count, …)."""
     features = real.reshape(len(real), -1)
     shape = (count, features.shape[1])
-    drawn = torch.randint(len(real), shape, generator=generator).to(real.device)
-    return features.gather(0, drawn).reshape(count, *real.shape[1:])
+    drawn = torch.randint(len(real), shape, generator=generator)
+    values = features.gather(0, drawn.to(real.device))
+    return values.reshape(count, *real.shape[1:])
 
 
 def _has_fractions(real: Tensor) -> bool:
-    return real.is_floating_point() and not bool((real == real.round()).all())
+    if not real.is_floating_point():
+        return False
+    is_whole = real == real.round()
+    return not bool(is_whole.all())
 
 
 def _normal(generator: torch.Generator, count: int, real: Tensor) -> Tensor:
     """Normal values of the mean and deviation of the real ones (N, …), (count, …); whole
     numbers of them in their order."""
     if not _has_fractions(real):
-        places = torch.arange(count, device=real.device) % len(real)
-        return real[places]
+        places = torch.arange(count, device=real.device)
+        return real[places % len(real)]
     scale = real.std() if real.numel() > 1 else real.abs().max()
-    normal = torch.randn(count, *real.shape[1:], generator=generator, dtype=torch.float64)
-    return normal.to(real) * scale + real.mean()
+    shape = (count, *real.shape[1:])
+    normal = torch.randn(shape, generator=generator, dtype=torch.float64)
+    scaled = normal.to(real) * scale
+    return scaled + real.mean()

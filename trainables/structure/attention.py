@@ -13,6 +13,7 @@ own, which it must be told, and leaves the number in their code to the caller.
 
 import inspect
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ def split_attention(network: fx.GraphModule) -> list[str]:
         UserError: if one uses what that cannot stand for: an attn_mask that depends on the input,
             weights as an output, `add_bias_kv`, `add_zero_attn`.
     """
-    calls = [(node, module_of(network, node)) for node in network.graph.nodes]
+    graph = network.graph
+    calls = [(node, module_of(network, node)) for node in graph.nodes]
     split: list[str] = []
     for node, module in calls:
         if not isinstance(module, nn.MultiheadAttention):
@@ -46,23 +48,33 @@ def split_attention(network: fx.GraphModule) -> list[str]:
             for part, layer in _parts(module).items():
                 network.add_submodule(f"{name}.{part}", layer)
             split.append(name)
-        with network.graph.inserting_before(node):
-            projected = tuple(
-                network.graph.call_module(f"{name}.{part}", (arguments[part],))
-                for part in ("query", "key", "value")
-            )
-            masks = [arguments["attn_mask"], arguments["key_padding_mask"]]
-            while masks and masks[-1] is None:
-                masks.pop()
-            attended = network.graph.call_module(f"{name}.heads", (*projected, *masks))
-            out = network.graph.call_module(f"{name}.out", (attended,))
+        with graph.inserting_before(node):
+            out = _called(graph, name, arguments)
         for user in list(node.users):
             user.replace_all_uses_with(out)
-            network.graph.erase_node(user)
-        network.graph.erase_node(node)
+            graph.erase_node(user)
+        graph.erase_node(node)
     if split:
         network.recompile()
     return split
+
+
+def _called(graph: fx.Graph, name: str, arguments: dict[str, Any]) -> fx.Node:
+    """Calls of the parts of an attention with the arguments that it was called with; the node of
+    its output."""
+    inputs = []
+    for part in ("query", "key", "value"):
+        given = arguments[part]
+        projected = graph.call_module(f"{name}.{part}", (given,))
+        inputs.append(projected)
+    mask = arguments["attn_mask"]
+    padding = arguments["key_padding_mask"]
+    if padding is not None:
+        inputs += [mask, padding]
+    elif mask is not None:
+        inputs.append(mask)
+    attended = graph.call_module(f"{name}.heads", tuple(inputs))
+    return graph.call_module(f"{name}.out", (attended,))
 
 
 def projections(network: nn.Module) -> set[nn.Module]:
@@ -70,15 +82,15 @@ def projections(network: nn.Module) -> set[nn.Module]:
     that is not traced."""
     if not isinstance(network, fx.GraphModule):
         return set()
-    inputs = [
-        n
-        for node in network.graph.nodes
-        if isinstance(module_of(network, node), Attention)
-        for n in node.all_input_nodes
-    ]
-    return {
-        module for module in (module_of(network, node) for node in inputs) if module is not None
-    }
+    found = set()
+    for node in network.graph.nodes:
+        if not isinstance(module_of(network, node), Attention):
+            continue
+        for source in node.all_input_nodes:
+            module = module_of(network, source)
+            if module is not None:
+                found.add(module)
+    return found
 
 
 def _arguments(
@@ -92,9 +104,7 @@ def _arguments(
     problem = None
     if module.bias_k is not None or module.add_zero_attn:
         problem = "uses add_bias_kv or add_zero_attn"
-    elif mask is not None and not (
-        isinstance(mask, fx.Node) and mask.op == "get_attr" and _tensor(network, mask).dim() == 2
-    ):
+    elif mask is not None and not _is_matrix(network, mask):
         problem = "has an attn_mask that is not a buffer (L, S)"
     for user in list(node.users):
         first = user.target is operator.getitem and user.args[1] == 0
@@ -107,10 +117,14 @@ def _arguments(
     return bound.arguments
 
 
-def _tensor(network: fx.GraphModule, node: fx.Node) -> Tensor:
-    parent, _, leaf = str(node.target).rpartition(".")
-    tensor: Tensor = getattr(network.get_submodule(parent), leaf)
-    return tensor
+def _is_matrix(network: fx.GraphModule, mask: object) -> bool:
+    """Whether a mask is a buffer or parameter of two axes."""
+    if not isinstance(mask, fx.Node) or mask.op != "get_attr":
+        return False
+    parent, _, leaf = str(mask.target).rpartition(".")
+    owner = network.get_submodule(parent)
+    tensor: Tensor = getattr(owner, leaf)
+    return tensor.dim() == 2
 
 
 def _parts(module: nn.MultiheadAttention) -> dict[str, nn.Module]:
@@ -119,11 +133,12 @@ def _parts(module: nn.MultiheadAttention) -> dict[str, nn.Module]:
         weights = module.in_proj_weight.chunk(3)
     else:
         weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
-    biases = (None, None, None) if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
-    parts: dict[str, nn.Module] = {
-        name: _linear(weight, bias)
-        for name, weight, bias in zip(("query", "key", "value"), weights, biases, strict=True)
-    }
+    biases: Sequence[Tensor | None] = (None, None, None)
+    if module.in_proj_bias is not None:
+        biases = module.in_proj_bias.chunk(3)
+    parts: dict[str, nn.Module] = {}
+    for place, name in enumerate(("query", "key", "value")):
+        parts[name] = _linear(weights[place], biases[place])
     parts["heads"] = Attention(module.num_heads, module.batch_first, module.dropout)
     parts["out"] = _linear(module.out_proj.weight, module.out_proj.bias)
     for part in parts.values():
@@ -132,8 +147,12 @@ def _parts(module: nn.MultiheadAttention) -> dict[str, nn.Module]:
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach().clone())
+    """A linear layer with copies of these parameters."""
+    outputs, inputs = weight.shape
+    layer = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
+    own_weight = weight.detach().clone()
+    layer.weight = nn.Parameter(own_weight)
     if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone())
+        own_bias = bias.detach().clone()
+        layer.bias = nn.Parameter(own_bias)
     return layer

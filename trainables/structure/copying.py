@@ -18,12 +18,16 @@ def copied(network: ModuleT) -> ModuleT:
     It is told at once what becomes of a module's many empty dictionaries: they take most of its
     time.
     """
-    attributes = [value for module in network.modules() for value in vars(module).values()]
-    known: dict[int, Any] = {
-        id(value): type(value)() for value in attributes if isinstance(value, dict) and not value
-    }
+    attributes: list[object] = []
+    for module in network.modules():
+        attributes += vars(module).values()
+    known: dict[int, Any] = {}
+    for value in attributes:
+        if isinstance(value, dict) and not value:
+            known[id(value)] = type(value)()
     for tensor in _computed(attributes):
-        known[id(tensor)] = tensor.detach().clone()
+        without_history = tensor.detach()
+        known[id(tensor)] = without_history.clone()
     return copy.deepcopy(network, known)
 
 
@@ -43,12 +47,12 @@ def _computed(values: Iterable[object]) -> Iterator[Tensor]:
 def left_as_it_was(network: nn.Module) -> Iterator[None]:
     """Takes back what the network's own code keeps in its modules' lists and dictionaries while it
     is traced: what it computes then are no numbers."""
-    kept = [
-        (value, copy.copy(value))
-        for module in network.modules()
-        for name, value in vars(module).items()
-        if type(value) in (list, dict, OrderedDict, defaultdict) and name not in _OF_MODULES
-    ]
+    kept = []
+    for module in network.modules():
+        for name, value in vars(module).items():
+            is_container = type(value) in (list, dict, OrderedDict, defaultdict)
+            if is_container and name not in _OF_MODULES:
+                kept.append((value, copy.copy(value)))
     try:
         yield
     finally:

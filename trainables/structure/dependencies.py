@@ -43,7 +43,8 @@ class Dependencies(torch_pruning.DependencyGraph):
         Raises:
             Endless: if that is more than there can be.
         """
-        if getattr(module, "groups", 1) == getattr(module, "out_channels", 1) > 1:
+        groups = getattr(module, "groups", 1)
+        if groups > 1 and groups == getattr(module, "out_channels", 1):
             pruning_fn = function.prune_depthwise_conv_out_channels
         root = self.module2node[module]
         first = Dependency(pruning_fn, pruning_fn, source=root, target=root)
@@ -51,13 +52,15 @@ class Dependencies(torch_pruning.DependencyGraph):
         followed: dict[Any, set[Any]] = {(root, pruning_fn): set(channels)}
         group = pruning_internals.empty_group(self)
         group.add_dep(first, channels)
-        most, waiting = _TIMES * self._most_channels(), [(first, channels)]
+        most = _TIMES * self._most_channels()
+        waiting = [(first, channels)]
         while waiting:
             source, channels = waiting.pop()
             for dependency in source.target.dependencies:
                 if not dependency.is_triggered_by(source.handler):
                     continue
-                seen = followed.setdefault((dependency.target, dependency.handler), set())
+                place = dependency.target, dependency.handler
+                seen = followed.setdefault(place, set())
                 mapped = dict.fromkeys(_mapped(dependency, channels, most))
                 fresh = [channel for channel in mapped if channel not in seen]
                 seen.update(fresh)
@@ -80,7 +83,9 @@ def _mapped(dependency: Any, channels: list[Any], most: int) -> list[Any]:
     for mapping in dependency.index_mapping:
         if mapping is None:
             continue
-        if not mapping.reverse and len(channels) * pruning_internals.stride(mapping) > most:
-            raise Endless
+        if not mapping.reverse:
+            count = len(channels) * pruning_internals.stride(mapping)
+            if count > most:
+                raise Endless
         channels = mapping(channels)
     return channels

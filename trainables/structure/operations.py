@@ -76,12 +76,17 @@ _OWN_MODULES: tuple[type[nn.Module], ...] = (
 @functools.cache
 def _functions() -> dict[str, Function]:
     """All functions by the name that they are stored under."""
-    found: dict[str, Function] = {name: getattr(operator, name) for name in _OPERATORS}
-    found |= {f"math.{name}": getattr(math, name) for name in _OF_NUMBERS}
-    found |= {f"torch.{name}": getattr(torch, name) for name in _FACTORIES}
+    found: dict[str, Function] = {}
+    for name in _OPERATORS:
+        found[name] = getattr(operator, name)
+    for name in _OF_NUMBERS:
+        found[f"math.{name}"] = getattr(math, name)
+    for name in _FACTORIES:
+        found[f"torch.{name}"] = getattr(torch, name)
     listed = get_overridable_functions()
     for beginning, namespace in _NAMESPACES.items():
-        functions = [*listed.get(namespace, ()), *_further(namespace)]
+        own = listed.get(namespace, ())
+        functions = [*own, *_further(namespace)]
         found |= dict(_named(beginning, namespace, functions, found))
     return {name: function for name, function in found.items() if _last(name) not in _NEVER}
 
@@ -130,7 +135,8 @@ def _names() -> dict[object, str]:
 def name_of(function: object) -> str | None:
     """The name under which a function is stored; None if it is none of those."""
     if isinstance(function, OpOverload):
-        return str(function) if _aten(str(function)) is function else None
+        name = str(function)
+        return name if _aten(name) is function else None
     if not isinstance(function, Hashable) or not callable(function):
         return None
     return _names().get(function)
@@ -153,8 +159,11 @@ def _aten(name: str) -> Function | None:
     _, packet, overload = parts
     if packet.startswith("__") or overload.startswith("__") or packet in _NEVER:
         return None
-    found = getattr(getattr(torch.ops.aten, packet, None), overload, None)
-    return found if isinstance(found, OpOverload) and _computes(found) else None
+    overloads = getattr(torch.ops.aten, packet, None)
+    found = getattr(overloads, overload, None)
+    if isinstance(found, OpOverload) and _computes(found):
+        return found
+    return None
 
 
 def _computes(operation: OpOverload) -> bool:
@@ -168,18 +177,23 @@ def _computes(operation: OpOverload) -> bool:
 @functools.cache
 def methods() -> frozenset[str]:
     """The names of tensors' methods that may be called."""
-    listed = {
-        getattr(method, "__name__", "") for method in get_overridable_functions()[torch.Tensor]
-    }
-    plain = {name for name in listed if name and not name.startswith("_")}
-    return frozenset((plain | set(_OWN_METHODS)) - _NEVER)
+    found = set(_OWN_METHODS)
+    for method in get_overridable_functions()[torch.Tensor]:
+        name = getattr(method, "__name__", "")
+        if name and not name.startswith("_"):
+            found.add(name)
+    return frozenset(found - _NEVER)
 
 
 @functools.cache
 def _kinds() -> dict[str, type[nn.Module]]:
     """The kinds of modules by name, in small letters."""
-    of_torch = [kind for kind in vars(nn).values() if inspect.isclass(kind) and _is_layer(kind)]
-    return {kind.__name__.lower(): kind for kind in (*of_torch, *_OWN_MODULES)}
+    kinds: list[type[nn.Module]] = []
+    for kind in vars(nn).values():
+        if inspect.isclass(kind) and _is_layer(kind):
+            kinds.append(kind)
+    kinds += _OWN_MODULES
+    return {kind.__name__.lower(): kind for kind in kinds}
 
 
 def _is_layer(kind: type) -> TypeGuard[type[nn.Module]]:
@@ -192,12 +206,17 @@ def _is_layer(kind: type) -> TypeGuard[type[nn.Module]]:
 def kind_of(name: object) -> type[nn.Module] | None:
     """The kind of module of a name, as version 0.1 wrote it too (`batch_norm2d`); None if there is
     none."""
-    return _kinds().get(name.replace("_", "").lower()) if isinstance(name, str) else None
+    if not isinstance(name, str):
+        return None
+    plain = name.replace("_", "").lower()
+    return _kinds().get(plain)
 
 
 def is_kind(module: nn.Module) -> bool:
     """Whether a module is of a kind that may be stored, and of no class of its own."""
-    return _kinds().get(type(module).__name__.lower()) is type(module)
+    kind = type(module)
+    name = kind.__name__.lower()
+    return _kinds().get(name) is kind
 
 
 def arguments_of(module: nn.Module) -> dict[str, Any]:
@@ -209,15 +228,18 @@ def arguments_of(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.MultiheadAttention):
         return _arguments_of_attention(module)
     found: dict[str, Any] = {}
-    for name, parameter in inspect.signature(type(module).__init__).parameters.items():
+    signature = inspect.signature(type(module).__init__)
+    for name, parameter in signature.parameters.items():
         if name in ("self", "device", "dtype") or name.startswith("_"):
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             found |= _of_base(module)
         elif hasattr(module, name):
             value = getattr(module, name)
-            is_tensor = name == "bias" and not isinstance(value, bool)
-            found[name] = value is not None if is_tensor else value
+            if name == "bias":  # the tensor, or whether there is one
+                found[name] = value if isinstance(value, bool) else value is not None
+            else:
+                found[name] = value
         elif parameter.default is parameter.empty:
             raise ValueError(f"it does not tell its '{name}'")
     return found

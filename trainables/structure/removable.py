@@ -53,11 +53,11 @@ def removable_units(network: nn.Module, inputs: Tensor) -> list[ChannelGroup | S
     if failure is not None and not shared:
         raise failure
     found = {name.rpartition(".")[0] for group in shared for name in group.writers}
-    stay = [name for name in endless if name not in found]
+    stay = [f"'{name}'" for name in endless if name not in found]
     if stay:
         log.warning(
             "the channels of %s stay as they are: no end is found of what goes with them",
-            ", ".join(f"'{name}'" for name in stay),
+            ", ".join(stay),
         )
     return [*groups, *shared]
 
@@ -77,11 +77,12 @@ def removable_groups(
         UserError: if Torch-Pruning cannot analyse the network.
     """
     groups = channel_groups(network, inputs, endless)
-    units = {  # one that has neighbours on both sides, which something between them may mix
-        group.name: torch.arange(group.units) == group.units // 3
-        for group in groups
-        if group.units > 1
-    }
+    units = {}
+    for group in groups:
+        if group.units > 1:
+            # One that has neighbours on both sides, which something between them may mix.
+            tried = group.units // 3
+            units[group.name] = torch.arange(group.units) == tried
     if not units:
         return groups
     seen = inputs[:_SEEN]
@@ -93,9 +94,11 @@ def removable_groups(
         return zeroed().double()
 
     try:
-        right = _together([_drawn(exact, 0)], in_float64(seen), units, EXACT, fresh=False)
+        drawn = _drawn(exact, 0)
+        right = _together([drawn], in_float64(seen), units, EXACT, fresh=False)
     except (RuntimeError, TypeError, ValueError):  # it cannot be run in float64
-        right = _together([_drawn(zeroed, 0)], seen, units, _LOOSE, fresh=False)
+        drawn = _drawn(zeroed, 0)
+        right = _together([drawn], seen, units, _LOOSE, fresh=False)
     return [group for group in groups if group.name in right or group.name not in units]
 
 
@@ -114,7 +117,8 @@ def removable_together(
     def same() -> nn.Module:
         return copied(network)
 
-    return _together([_drawn(same, 0), _drawn(same, 1), same], inputs, dead, tolerance)
+    networks = [_drawn(same, 0), _drawn(same, 1), same]
+    return _together(networks, inputs, dead, tolerance)
 
 
 def _together(
@@ -126,14 +130,17 @@ def _together(
     fresh: bool = True,
 ) -> list[str]:
     """As `removable_together`, tried on what each of `networks` makes."""
-    names, judged = list(dead), False
+    left = dict(dead)
+    judged = False
     with torch.no_grad(), all_of_float32():
         for make in networks:
-            left = {name: dead[name] for name in names}
-            found = _of_one(make, inputs, left, tolerance, fresh) if left else None
+            if not left:
+                break
+            found = _of_one(make, inputs, left, tolerance, fresh)
             if found is not None:
-                names, judged = found, True
-    return names if judged else []
+                left = {name: dead[name] for name in found}
+                judged = True
+    return list(left) if judged else []
 
 
 def _of_one(
@@ -181,28 +188,39 @@ def _drawn(make: Callable[[], nn.Module], seed: int) -> Callable[[], nn.Module]:
 
 
 def _draw(network: nn.Module, generator: torch.Generator) -> None:
+    """Draws the parameters of layers anew, and scales the others."""
     of_layers: set[int] = set()
     for module in network.modules():
-        if not isinstance(module, WeightLayer | BatchNorm):
-            continue
-        of_layers |= {id(parameter) for parameter in module.parameters(recurse=False)}
-        if module.weight is not None:
-            weight = module.weight
-            _redraw(weight, generator, weight[0].numel() ** -0.5)
-        if module.bias is not None:  # small, so that inputs decide what a ReLU lets through
-            _redraw(module.bias, generator, _BIAS)
-        if isinstance(module, BatchNorm) and module.running_mean is not None:
-            mean, variance = module.running_mean, module.running_var
-            assert variance is not None
-            mean.copy_(torch.randn(mean.shape, generator=generator) * _BIAS)
-            variance.copy_(0.5 + torch.rand(variance.shape, generator=generator))
+        if isinstance(module, WeightLayer | BatchNorm):
+            _draw_layer(module, generator)
+            for parameter in module.parameters(recurse=False):
+                of_layers.add(id(parameter))
     for parameter in network.parameters():  # what its code does with others is not known
         if id(parameter) not in of_layers and parameter.is_floating_point():
-            parameter.mul_(0.5 + torch.rand(parameter.shape, generator=generator).to(parameter))
+            factor = torch.rand(parameter.shape, generator=generator)
+            parameter.mul_(0.5 + factor.to(parameter))
+
+
+def _draw_layer(layer: WeightLayer | BatchNorm, generator: torch.Generator) -> None:
+    if layer.weight is not None:
+        of_one_row = layer.weight[0].numel()
+        _redraw(layer.weight, generator, of_one_row**-0.5)
+    if layer.bias is not None:  # small, so that inputs decide what a ReLU lets through
+        _redraw(layer.bias, generator, _BIAS)
+    if isinstance(layer, BatchNorm) and layer.running_mean is not None:
+        mean = layer.running_mean
+        variance = layer.running_var
+        assert variance is not None
+        drawn = torch.randn(mean.shape, generator=generator)
+        mean.copy_(drawn * _BIAS)
+        drawn = torch.rand(variance.shape, generator=generator)
+        variance.copy_(0.5 + drawn)
 
 
 def _redraw(parameter: Tensor, generator: torch.Generator, scale: float) -> None:
-    values = torch.randn(parameter.shape, generator=generator).to(parameter) * scale
+    """Draws a parameter anew where it is not zero."""
+    drawn = torch.randn(parameter.shape, generator=generator)
+    values = drawn.to(parameter) * scale
     parameter.copy_(torch.where(parameter != 0, values, 0))
 
 
@@ -210,12 +228,9 @@ def _zeroed(network: nn.Module, groups: list[ChannelGroup], units: dict[str, Ten
     """A copy in evaluation mode in which those units are zero."""
     zeroed = copied(network).eval()
     parameters = dict(zeroed.named_parameters())
-    with torch.no_grad():
-        for group in groups:
-            for name, owners in group.writers.items() if group.name in units else ():
-                rows = units[group.name][owners.clamp(min=0)] & (owners >= 0)
-                parameter = group.rows(name, parameters[name])
-                parameter[rows.to(parameter.device)] = 0
+    for group in groups:
+        if group.name in units:
+            group.zero(parameters, units[group.name])
     return zeroed
 
 
@@ -224,15 +239,21 @@ def _rightly_removed(
 ) -> list[str]:
     """Those groups that can go together, found by halving: most are right, so that few networks are
     looked at. With `known_wrong`, not all of them can."""
-    if not names or (not known_wrong and right(names)):
+    if not names:
+        return names
+    if not known_wrong and right(names):
         return names
     if len(names) == 1:
         return []
     middle = len(names) // 2
-    first, second = _rightly_removed(names[:middle], right), _rightly_removed(names[middle:], right)
+    first = _rightly_removed(names[:middle], right)
+    second = _rightly_removed(names[middle:], right)
+    both = first + second
     if not first or not second:
-        return first + second
-    wrong = known_wrong and len(first + second) == len(names)
-    if not wrong and right(first + second):
-        return first + second
+        return both
+    are_all = len(both) == len(names)
+    if known_wrong and are_all:
+        return max(first, second, key=len)
+    if right(both):
+        return both
     return max(first, second, key=len)

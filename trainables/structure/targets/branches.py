@@ -4,6 +4,7 @@ whether it adds anything."""
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from torch import Tensor, fx, nn
 
@@ -53,8 +54,11 @@ class Branch:
 
     def is_zero(self, graph: fx.GraphModule) -> bool:
         """Whether it adds nothing."""
-        tensors = (_tensor(graph, name) for name in self.parameters)
-        return not any(bool(tensor.any()) for tensor in tensors)
+        for name in self.parameters:
+            tensor = _tensor(graph, name)
+            if bool(tensor.any()):
+                return False
+        return True
 
 
 def residual_branches(graph: fx.GraphModule) -> list[Branch]:
@@ -70,17 +74,21 @@ def residual_branches(graph: fx.GraphModule) -> list[Branch]:
     for node in graph.graph.nodes:
         if not is_addition(graph, node):
             continue
-        left, right = node.all_input_nodes if len(node.all_input_nodes) == 2 else (None, None)
-        if left is None or right is None:  # x + x
+        sides = node.all_input_nodes
+        if len(sides) != 2:  # x + x
             continue
-        above_left, above_right = _ancestors(left), _ancestors(right)
-        if not above_left & above_right:
+        left, right = sides
+        above_left = _ancestors(left)
+        above_right = _ancestors(right)
+        if above_left.isdisjoint(above_right):
             continue
         weights_left = ends.count_weights(above_left - above_right)
         weights_right = ends.count_weights(above_right - above_left)
         if weights_left == weights_right:
             continue
-        branch, shortcut = (left, right) if weights_left > weights_right else (right, left)
+        branch, shortcut = left, right
+        if weights_left < weights_right:
+            branch, shortcut = right, left
         within = above_left | above_right
         for end in ends.behind(branch):
             if ends.is_read_within(end, within, node):
@@ -96,17 +104,19 @@ class _Ends:
     def __init__(self, graph: fx.GraphModule) -> None:
         self.graph = graph
         self.counts: Counter[object] = call_counts(graph)
-        self.reads = Counter(
-            str(node.target) for node in graph.graph.nodes if node.op == "get_attr"
-        )
+        read = [str(node.target) for node in graph.graph.nodes if node.op == "get_attr"]
+        self.reads = Counter(read)
         self.layers = {layer.last: layer for layer in layers_of(graph)}
 
     def count_weights(self, nodes: set[fx.Node]) -> int:
         """How many of these nodes have weights of their own."""
         kinds = (*_WEIGHTS, nn.MultiheadAttention)
-        modules = (isinstance(module_of(self.graph, node), kinds) for node in nodes)
-        functions = (bool(self._of_function(node, _WEIGHTED)) for node in nodes)
-        return sum(modules) + sum(functions)
+        count = 0
+        for node in nodes:
+            module = module_of(self.graph, node)
+            if isinstance(module, kinds) or self._of_function(node, _WEIGHTED):
+                count += 1
+        return count
 
     def behind(self, node: fx.Node) -> Iterator[fx.Node]:
         """The layers and norms that a tensor is zero with, the nearest first."""
@@ -116,16 +126,18 @@ class _Ends:
         if function_name(node) in _PRODUCTS and node.op != "call_module":
             for side in node.all_input_nodes:
                 yield from self.behind(side)
-        elif passes_zeros(self.graph, node):
-            first = node.args[0] if node.args else None
+        elif passes_zeros(self.graph, node) and node.args:
+            first = node.args[0]
             if isinstance(first, fx.Node):
                 yield from self.behind(first)
 
     def is_read_within(self, node: fx.Node, within: set[fx.Node], addition: fx.Node) -> bool:
         """Whether what a node makes is read on the way to an addition alone."""
-        waiting, seen = [node], {node}
+        waiting = [node]
+        seen = {node}
         while waiting:
-            for user in waiting.pop().users:
+            reader = waiting.pop()
+            for user in reader.users:
                 if user is addition or user in seen:
                     continue
                 if user not in within:
@@ -137,10 +149,15 @@ class _Ends:
     def named(self, node: fx.Node) -> tuple[str, tuple[str, ...], Layer | None]:
         """The name of the layer that a node calls, the parameters that it is zero with, and the
         layer."""
-        layer = self.layers.get(node)
         parameters = self._parameters(node)
-        name = layer.name if layer is not None else parameters[0].rpartition(".")[0]
-        return name or parameters[0], parameters, layer
+        layer = self.layers.get(node)
+        if layer is not None:
+            name = layer.name
+        else:
+            first = parameters[0]
+            owner, _, _ = first.rpartition(".")
+            name = owner or first
+        return name, parameters, layer
 
     def _parameters(self, node: fx.Node) -> tuple[str, ...]:
         """The parameters that what a node makes is zero with; none if it is no layer, or its
@@ -152,48 +169,59 @@ class _Ends:
             return ()
         name = str(node.target)
         if isinstance(module, nn.MultiheadAttention):
-            name, module = f"{name}.out_proj", module.out_proj
+            name = f"{name}.out_proj"
+            module = module.out_proj
         elif not isinstance(module, (*_WEIGHTS, *_NORMS)) or module.weight is None:
             return ()
-        leaves = ("weight",) if getattr(module, "bias", None) is None else ("weight", "bias")
+        leaves = ["weight"]
+        if getattr(module, "bias", None) is not None:
+            leaves.append("bias")
         own = dict(module.named_parameters(recurse=False))
-        # Those that are computed anew in each forward are no parameters.
-        return tuple(f"{name}.{leaf}" for leaf in leaves) if own.keys() >= {*leaves} else ()
+        if not own.keys() >= {*leaves}:  # those computed anew in each forward are no parameters
+            return ()
+        return tuple(f"{name}.{leaf}" for leaf in leaves)
 
     def _of_function(self, node: fx.Node, kinds: dict[str, dict[str, int]]) -> tuple[str, ...]:
         """The same of a function that is given parameters."""
-        places = kinds.get(function_name(node)) if node.op == "call_function" else None
-        if places is None:
+        if node.op != "call_function":
             return ()
-        given = [
-            node.args[place] if len(node.args) > place else node.kwargs.get(name)
-            for name, place in places.items()
-        ]
-        names = []
-        for argument in given:
+        places = kinds.get(function_name(node), {})
+        found = []
+        for keyword, place in places.items():
+            argument = node.kwargs.get(keyword)
+            if len(node.args) > place:
+                argument = node.args[place]
             if argument is None:
                 continue
-            if not isinstance(argument, fx.Node) or argument.op != "get_attr":
+            if not self._is_own_parameter(argument):
                 return ()
-            name = str(argument.target)
-            alone = self.reads[name] == 1 and len(argument.users) == 1
-            if not alone or not isinstance(_tensor(self.graph, name), nn.Parameter):
-                return ()
-            names.append(name)
-        return tuple(names)
+            found.append(str(argument.target))
+        return tuple(found)
+
+    def _is_own_parameter(self, argument: object) -> TypeGuard[fx.Node]:
+        """Whether an argument is a parameter that nothing else reads."""
+        if not isinstance(argument, fx.Node) or argument.op != "get_attr":
+            return False
+        name = str(argument.target)
+        if self.reads[name] > 1 or len(argument.users) > 1:
+            return False
+        return isinstance(_tensor(self.graph, name), nn.Parameter)
 
 
 def _tensor(graph: fx.GraphModule, name: str) -> Tensor:
     owner, _, leaf = name.rpartition(".")
-    tensor: Tensor = getattr(graph.get_submodule(owner), leaf)
+    module = graph.get_submodule(owner)
+    tensor: Tensor = getattr(module, leaf)
     return tensor
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
     """The node and all that it depends on."""
-    found, waiting = {node}, [node]
+    found = {node}
+    waiting = [node]
     while waiting:
-        for source in waiting.pop().all_input_nodes:
+        reader = waiting.pop()
+        for source in reader.all_input_nodes:
             if source not in found:
                 found.add(source)
                 waiting.append(source)

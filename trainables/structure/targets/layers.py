@@ -19,28 +19,40 @@ def inner_layers(graph: fx.GraphModule) -> list[Layer]:
     """Layers that layer sparsity can make inactive: non-negative input, and an output that goes
     only into a ReLU."""
     nonnegative = nonnegative_nodes(graph)
-    return [
-        x
-        for x in layers_of(graph)
-        if x.node.args[0] in nonnegative and is_relu(graph, only_user(x.last))
-    ]
+    found = []
+    for layer in layers_of(graph):
+        source = layer.node.args[0]
+        reader = only_user(layer.last)
+        if source in nonnegative and is_relu(graph, reader):
+            found.append(layer)
+    return found
 
 
 def hidden_layers(graph: fx.GraphModule) -> list[Layer]:
     """Layers whose units can be removed one by one: their output goes only into a ReLU, or through
     another activation that makes 0 of 0 into one layer that reads all of them."""
     counts = call_counts(graph)
-
-    def is_hidden(layer: Layer) -> bool:
+    found = []
+    for layer in layers_of(graph):
         after = only_user(layer.last)
+        if after is None:
+            continue
         if is_relu(graph, after):
-            return True
-        if after is None or not is_activation(graph, after):
-            return False
-        reader = only_user(after)
-        while reader is not None and (passes_units(graph, reader) or is_flatten(graph, reader)):
-            reader = only_user(reader)
-        reading = weight_layer(graph, reader)
-        return reader is not None and reading is not None and counts[reader.target] == 1
+            found.append(layer)
+        elif is_activation(graph, after):
+            reader = _reader(graph, after)
+            is_layer = weight_layer(graph, reader) is not None
+            if reader is not None and is_layer and counts[reader.target] == 1:
+                found.append(layer)
+    return found
 
-    return [layer for layer in layers_of(graph) if is_hidden(layer)]
+
+def _reader(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """The one node that reads a node's output, or what leaves that as it is but for its shape; None
+    if there are more or none."""
+    reader = only_user(node)
+    while reader is not None:
+        if not passes_units(graph, reader) and not is_flatten(graph, reader):
+            return reader
+        reader = only_user(reader)
+    return None

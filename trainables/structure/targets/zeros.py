@@ -59,6 +59,7 @@ def _is(
 ) -> bool:
     if not isinstance(node, fx.Node):
         return False
-    if node.op == "call_module":
-        return isinstance(module_of(graph, node), kinds)
+    module = module_of(graph, node)
+    if module is not None:
+        return isinstance(module, kinds)
     return node.op in ("call_function", "call_method") and function_name(node) in names

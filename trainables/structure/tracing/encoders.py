@@ -1,14 +1,14 @@
 """Tracing through torch's transformer encoders, whose own code torch.fx cannot follow: it chooses
 between kernels."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.torch_internals import FORWARD_HELPERS, NORM, of_any_rank
 
-_HELPERS = (*FORWARD_HELPERS, "weight", "bias")
-"""What the forward of a module of torch.nn calls or reads of itself, which a subclass could
+_OF_FORWARD = ("forward", "__call__", *FORWARD_HELPERS, "weight", "bias")
+"""The forward of a module of torch.nn, and what it calls or reads of itself, which a subclass could
 change."""
 
 
@@ -32,11 +32,14 @@ class Tracer(fx.Tracer):
             return _layer(m, *args, **kwargs)
         if type(m) is nn.TransformerEncoder:
             return _encoder(m, *args, **kwargs)
-        if isinstance(m, NORM) and not self.is_leaf_module(m, self.path_of_module(m)):
-            # It asks how many axes the inputs have, which tracing does not know.
-            with of_any_rank(m):
-                return super().call_module(m, forward, args, kwargs)
-        return super().call_module(m, forward, args, kwargs)
+        follow = super().call_module
+        if isinstance(m, NORM):
+            name = self.path_of_module(m)
+            if not self.is_leaf_module(m, name):
+                # It asks how many axes the inputs have, which tracing does not know.
+                with of_any_rank(m):
+                    return follow(m, forward, args, kwargs)
+        return follow(m, forward, args, kwargs)
 
 
 def plain_kind(module: nn.Module) -> type[nn.Module] | None:
@@ -47,22 +50,19 @@ def plain_kind(module: nn.Module) -> type[nn.Module] | None:
     """
     if isinstance(module, nn.Sequential | nn.TransformerEncoder | nn.TransformerEncoderLayer):
         return None
-    kinds = type(module).__mro__
-    own = kinds[
-        : next((n for n, kind in enumerate(kinds) if kind.__module__.startswith("torch.nn")), 0)
-    ]
-    plain = kinds[len(own)]
-    if (
-        not plain.__module__.startswith("torch.nn.modules")
-        or plain is nn.Module
-        or "forward" not in dir(plain)
-    ):
-        return None
-    return (
-        None
-        if any(name in vars(kind) for kind in own for name in ("forward", "__call__", *_HELPERS))
-        else plain
-    )
+    for kind in type(module).__mro__:
+        if kind.__module__.startswith("torch.nn"):
+            return kind if _is_layer(kind) else None
+        if not vars(kind).keys().isdisjoint(_OF_FORWARD):
+            return None
+    return None
+
+
+def _is_layer(kind: type) -> TypeGuard[type[nn.Module]]:
+    """Whether a class of torch.nn is a layer with a forward."""
+    if not kind.__module__.startswith("torch.nn.modules") or kind is nn.Module:
+        return False
+    return "forward" in dir(kind)
 
 
 def _encoder(
@@ -74,9 +74,15 @@ def _encoder(
 ) -> Tensor:
     for layer in encoder.layers:
         src = layer(
-            src, src_mask=mask, src_key_padding_mask=src_key_padding_mask, is_causal=bool(is_causal)
+            src,
+            src_mask=mask,
+            src_key_padding_mask=src_key_padding_mask,
+            is_causal=bool(is_causal),
         )
-    return src if encoder.norm is None else encoder.norm(src)
+    if encoder.norm is None:
+        return src
+    normed: Tensor = encoder.norm(src)
+    return normed
 
 
 def _layer(
@@ -95,14 +101,15 @@ def _layer(
             "key_padding_mask": src_key_padding_mask,
             "is_causal": is_causal,
         }
-        attended: Tensor = layer.dropout1(layer.self_attn(x, x, x, need_weights=False, **masks)[0])
-        return attended
+        attended = layer.self_attn(x, x, x, need_weights=False, **masks)[0]
+        out: Tensor = layer.dropout1(attended)
+        return out
 
     def feed_forward(x: Tensor) -> Tensor:
-        made: Tensor = layer.dropout2(
-            layer.linear2(layer.dropout(layer.activation(layer.linear1(x))))
-        )
-        return made
+        hidden = layer.activation(layer.linear1(x))
+        made = layer.linear2(layer.dropout(hidden))
+        out: Tensor = layer.dropout2(made)
+        return out
 
     if layer.norm_first:
         src = src + attend(layer.norm1(src))

@@ -25,7 +25,7 @@ BENCHMARKS = {
     "compaction_cost": ["compaction_cost"],
     "post_training": ["post_training"],
     "pretrained": ["pretrained"],
-    "search_quality": ["search_quality"],
+    "search_quality": ["search_quality", "--keep", "runs/search_quality.jsonl"],
     "test_problems": ["test_problems"],
     "scale": ["scale"],
     "cluster": ["cluster"],

@@ -6,10 +6,12 @@ import os
 import platform
 import shutil
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,6 +68,36 @@ def spread(values: Sequence[float], digits: int = 3) -> Spread:
     return Spread(
         statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, digits
     )
+
+
+class Kept:
+    """Results by name in a file, so that a run that is cut off can be called again and goes on;
+    without a file they are kept as long as the process."""
+
+    def __init__(self, file: str | None) -> None:
+        self.file = None if file is None else Path(file)
+        self.results: dict[str, Any] = {}
+        if self.file is not None and self.file.is_file():
+            for line in self.file.read_text().splitlines():
+                row = json.loads(line)
+                self.results[row["name"]] = row["result"]
+
+    def put(self, name: str, result: Any) -> None:
+        """Keeps a result, plain data, and says it."""
+        self.results[name] = result
+        row = json.dumps({"name": name, "result": result})
+        print(row, file=sys.stderr, flush=True)
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a") as kept:
+                kept.write(f"{row}\n")
+
+
+KEEP: tuple[str, dict[str, Any]] = (
+    "--keep",
+    {"help": "a file of results, which a run that is called again goes on from"},
+)
+"""The option that names the file of `Kept`."""
 
 
 def device() -> str:

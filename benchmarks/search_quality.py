@@ -18,7 +18,7 @@ import torch
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from benchmarks.common import Goal, Outcome, at_most, run, spread
+from benchmarks.common import KEEP, Goal, Kept, Outcome, at_most, run, spread
 from benchmarks.curves import THIRD
 from slimfront import train
 from slimfront.search.config.samplers import SAMPLERS
@@ -124,6 +124,22 @@ class Found:
     hypervolume: float = 0.0
     """Of the whole front, at the end."""
 
+    def as_plain(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return {
+            "smallest": list(self.smallest.items()),
+            "tested": list(self.tested.items()),
+            "hypervolume": self.hypervolume,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "Found":
+        """What `as_plain` made."""
+        smallest = {}
+        for tolerance, steps in plain["smallest"]:
+            smallest[tolerance] = [(spent, share) for spent, share in steps]
+        return cls(smallest, dict(map(tuple, plain["tested"])), plain["hypervolume"])
+
     def at(self, tolerance: float, epochs: float) -> float:
         """The share of the smallest network within a tolerance after so many epochs; infinite where
         there is none."""
@@ -154,7 +170,9 @@ def found_by(
             if best is not None and ledger.region.is_near(best):
                 share = best.measures["nonzero_params"] / baseline["nonzero_params"]
                 found.smallest[tolerance].append((spent, share))
-                found.tested[tolerance] = (best.tested or {}).get("test_accuracy", math.nan)
+                test = (best.tested or {}).get("test_accuracy")
+                if test is not None:
+                    found.tested[tolerance] = test
             found.hypervolume = ledger.front.hypervolume_full()
     return found
 
@@ -275,8 +293,8 @@ def _rows(found: dict[str, list[Found]], budget: int) -> list[dict[str, Any]]:
             for share in (THIRD, 1):
                 sizes = [one.at(tolerance, share * budget) for one in per_seed]
                 row[f"{within}, at {share:.0%}"] = _median(sizes)
-            tested = [one.tested.get(tolerance, math.nan) for one in per_seed]
-            row[f"its test accuracy, {within}"] = spread(tested, 4)
+            tested = [one.tested[tolerance] for one in per_seed if tolerance in one.tested]
+            row[f"its test accuracy, {within}"] = spread(tested, 4) if tested else "none"
         row["hypervolume_full"] = spread([one.hypervolume for one in per_seed], 4)
         rows.append(row)
     return rows
@@ -299,6 +317,33 @@ def _goals(found: dict[str, list[Found]], budget: int) -> list[Goal]:
     return goals
 
 
+def _found_with(seed: int, names: Sequence[str], trials: int, kept: Kept) -> dict[str, Found]:
+    """What each search finds with one seed, by its name; what was kept is not searched again."""
+    runs: dict[Variant, tuple[list[Event], Config]] = {}
+
+    def run_of(variant: Variant) -> tuple[list[Event], Config]:
+        # What the sampler and early stopping see is the network that was trained: what else counts
+        # as a candidate changes nothing of how the search goes, only what it finds.
+        same = replace(variant, candidates=True, one_shot=True)
+        if same not in runs:
+            runs[same] = searched(same, seed, trials)
+        return runs[same]
+
+    found = {}
+    for name in (*names, ASSEMBLED):
+        key = f"{name}; {seed}; {trials}"
+        if key not in kept.results:
+            variant = VARIANTS.get(name, VARIANTS[OURS])
+            events, config = run_of(variant)
+            baseline, sizes = baseline_of(events)
+            events = shown_events(events, variant)
+            if name == ASSEMBLED:
+                events = assembled(seed, trials, config)
+            kept.put(key, found_by(events, config, baseline, sizes).as_plain())
+        found[name] = Found.from_plain(kept.results[key])
+    return found
+
+
 def search_quality(arguments: argparse.Namespace) -> Outcome:
     """The smallest network within one and two points of dense over epochs spent, on the main job,
     as a share of the dense network's non-zero weights (median and range)."""
@@ -310,23 +355,12 @@ def search_quality(arguments: argparse.Namespace) -> Outcome:
     logging.getLogger("ray").setLevel(logging.ERROR)
     start_local_ray()
     found: dict[str, list[Found]] = {name: [] for name in (ASSEMBLED, *names)}
+    kept = Kept(arguments.keep)
     for seed in range(seeds):
-        runs: dict[Variant, tuple[list[Event], Config]] = {}
-        for name in names:
-            variant = VARIANTS[name]
-            # What the sampler and early stopping see is the network that was trained: what else
-            # counts as a candidate changes nothing of how the search goes, only what it finds.
-            same = replace(variant, candidates=True, one_shot=True)
-            if same not in runs:
-                runs[same] = searched(same, seed, trials)
-            events, config = runs[same]
-            baseline, sizes = baseline_of(events)
-            found[name].append(found_by(shown_events(events, variant), config, baseline, sizes))
-        events, config = runs[VARIANTS[OURS]]
-        baseline, sizes = baseline_of(events)
-        found[ASSEMBLED].append(found_by(assembled(seed, trials, config), config, baseline, sizes))
+        for name, one in _found_with(seed, names, trials, kept).items():
+            found[name].append(one)
     ray.shutdown()
-    budget = trials * config.training.epochs
+    budget = trials * load(CONFIG).training.epochs
     return Outcome(seeds, _rows(found, budget), _goals(found, budget))
 
 
@@ -336,4 +370,5 @@ if __name__ == "__main__":
         search_quality,
         ("--seeds", {"type": int, "default": 5}),
         ("--only", {"action": "append", "help": "a search of the table beside ours; repeatable"}),
+        KEEP,
     )

@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch_pruning.pruner.importance import GroupMagnitudeImportance, GroupTaylorImportance
 
-from benchmarks.common import Goal, Outcome, at_least, at_most, run, spread
+from benchmarks.common import KEEP, Goal, Kept, Outcome, at_least, at_most, run, spread
 from benchmarks.pretrained import read_images
 from benchmarks.width_networks import (
     NETWORKS,
@@ -268,15 +268,14 @@ def width(arguments: argparse.Namespace) -> Outcome:
         file = str(Path(folder, "splits.pt"))
         torch.save(made_splits(Path(arguments.data, "cifar10")), file)
         work = [Job(*cell, seed, epochs, file) for cell in cells for seed in used]
-        kept = _kept(arguments.keep)
-        todo = [job for job in work if _key(job) not in kept]
+        kept = Kept(arguments.keep)
+        todo = [job for job in work if _key(job) not in kept.results]
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
             for job, result in zip(todo, pool.map(fit, todo), strict=True):
-                kept[_key(job)] = result
-                _keep(arguments.keep, job, result)
+                kept.put(_key(job), asdict(result))
         for job in work:
             cell = (job.network, job.method, job.size)
-            found.setdefault(cell, []).append(kept[_key(job)])
+            found.setdefault(cell, []).append(_result(kept.results[_key(job)]))
     goals = [goal for network in networks for goal in _goals(network, found)]
     return Outcome(seeds, [_row(cell, of) for cell, of in found.items()], goals)
 
@@ -286,24 +285,10 @@ def _key(job: Job) -> str:
     return f"{job.network}; {job.method}; {job.size}; {job.seed}; {job.epochs}"
 
 
-def _kept(file: str | None) -> dict[str, Result]:
-    """The results of an earlier run that was cut off, by `_key`."""
-    found: dict[str, Result] = {}
-    if file is None or not Path(file).is_file():
-        return found
-    for line in Path(file).read_text().splitlines():
-        row = json.loads(line)
-        speedups = {int(size): value for size, value in row["speedups"].items()}
-        found[row["job"]] = Result(row["accuracy"], row["measures"], speedups)
-    return found
-
-
-def _keep(file: str | None, job: Job, result: Result) -> None:
-    row = json.dumps({"job": _key(job), **asdict(result)})
-    print(row, file=sys.stderr, flush=True)
-    if file is not None:
-        with Path(file).open("a") as kept:
-            kept.write(f"{row}\n")
+def _result(plain: dict[str, Any]) -> Result:
+    """A result that was kept as plain data."""
+    speedups = {int(size): value for size, value in plain["speedups"].items()}
+    return Result(plain["accuracy"], plain["measures"], speedups)
 
 
 def _goals(network: str, found: dict[tuple[str, str, str], list[Result]]) -> list[Goal]:
@@ -379,5 +364,5 @@ if __name__ == "__main__":
         ("--seeds", {"type": int, "default": 5}),
         ("--data", {"default": str(ROOT.parent / "shared" / "data")}),
         ("--network", {"action": "append", "choices": list(NETWORKS), "help": "of these alone"}),
-        ("--keep", {"help": "a file of results, which a run that is called again goes on from"}),
+        KEEP,
     )

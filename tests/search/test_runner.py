@@ -144,7 +144,7 @@ def test_the_json_has_what_programs_need(finished: tuple[Path, SearchResult]) ->
     ]
     assert list(plain) == keys
     assert plain["undelivered"] is False
-    assert plain["trials"] == {"completed": 6, "stopped": 0, "failed": 0}
+    assert plain["trials"] == {"completed": 6, "stopped": 0, "failed": 0, "repeated": 0}
     assert (
         plain["dense"]["nonzero_params"]
         == plain["dense"]["params"]

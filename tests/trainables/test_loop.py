@@ -335,7 +335,13 @@ def test_a_transformer_loses_heads_continues_bit_exactly_and_ships_without_them(
         model={"factory": "tests.trainables.networks:Transformer"},
         training={"epochs": 4, "batch_size": 128, "lr": 0.01, "seed": 1},
         penalties={"channel": {"strength": 0.02}},
-        sparsifier={"name": "channels", "sparsity": 0.5, "compare": "group", "every": 2},
+        sparsifier={
+            "name": "channels",
+            "sparsity": 0.5,
+            "of": "channels",
+            "compare": "group",
+            "every": 2,
+        },
         refit={"epochs": 1},
     )
     whole = train(candidate)

@@ -11,7 +11,7 @@ _SIZES = {"nonzero_params": "non-zero weights", "params": "parameters"}
 
 def gains(network: MeasuredNetwork, dense: MeasuredNetwork, quality: Objective) -> str:
     """As in "5.0% of the non-zero weights, 38.2% of the parameters, 2.6 times as fast, -0.3 ± 0.4
-    points of validation accuracy".
+    points of validation F1".
 
     The standard error of the difference takes the errors of both qualities for independent. They
     are of the same examples, so that it is rather too large.

@@ -38,7 +38,7 @@ from slimfront.trainables.sparsifiers.unit_costs import UnitCosts, worth_least
 from slimfront.trainables.structure.channel_groups import ChannelGroup
 from slimfront.trainables.structure.head_groups import HeadGroup, head_groups
 from slimfront.trainables.structure.removable import removable_units
-from slimfront.trainables.structure.shared_units import SharedUnits
+from slimfront.trainables.structure.shared_units import SharedUnits, added
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +60,7 @@ def _by_gates(_groups: Sequence[AnyGroup], parameters: Parameters) -> Rank:
                 entries = group.columns(name, change)
             else:
                 entries = group.rows(name, change)
-            owners = owners.to(entries.device)
-            mine = owners >= 0
-            of_entries = entries.reshape(len(entries), -1).sum(1)
-            total = total.index_add(0, owners[mine], of_entries[mine].to(total))
+            total = added(total, owners, entries)
         return total.square()
 
     return rank
@@ -277,12 +274,8 @@ class ActiveChannels(ActiveSparsifier):
             kept = worth_least(scores, self.costs, alive, allowed)
         masks = {name: mask.clone() for name, mask in self.masks.items()}
         for group in self.groups:
-            for name, owners in group.writers.items():
-                mask = masks[name]
-                of_owners = kept[group.name].cpu()[owners.clamp(min=0)]
-                rows = torch.where(owners >= 0, of_owners, True)
-                by_rows = group.rows(name, mask)
-                by_rows &= rows.to(mask.device).view(-1, *[1] * (mask.dim() - 1))
+            for name in group.writers:
+                _keep_units(group, kept[group.name], name, masks[name])
         self.set_masks(masks)
 
     def _kept_channels(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:

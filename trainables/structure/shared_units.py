@@ -42,14 +42,14 @@ class SharedUnits(UnitGroup):
         for name, owners in self.writers.items():
             entries = of_entry(parameters[name])
             rows = self.rows(name, entries)
-            total = _added(total, owners, rows)
+            total = added(total, owners, rows)
         for name, owners in self.readers.items():
             columns = self.columns(name, of_entry(parameters[name]))
-            total = _added(total, owners, columns)
+            total = added(total, owners, columns)
         return relative_to_mean(total)
 
 
-def _added(total: Tensor, owners: Tensor, rows: Tensor) -> Tensor:
+def added(total: Tensor, owners: Tensor, rows: Tensor) -> Tensor:
     """The total of each unit (units,), with the sums of those rows (n, …) that are of units."""
     owners = owners.to(total.device)
     flat = rows.reshape(len(owners), -1)

@@ -42,6 +42,15 @@ def build(name: str) -> nn.Module:
     return MODELS[name](name=name, **options[name]).build(SHAPES[name], outputs=5)
 
 
+def of_vectors(model: nn.Module) -> Setting:
+    """A training of a network of 20 inputs."""
+
+    def examples(count: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(count, 20), torch.zeros(count)
+
+    return Setting(model, sgd(model), STEPS, 0, examples, nn.functional.cross_entropy)
+
+
 def attached(
     name: str, model: nn.Module, sparsity: float = 0.5, **options: Any
 ) -> ActiveSparsifier:
@@ -140,16 +149,7 @@ def test_the_smallest_units_by_norm_go_first() -> None:
         model[0].bias[7] = 0
         model[2].weight[:, 7] *= 1e-3
     options = {"start": 0.0, "end": 0.0, "importance": "norm", "of": "channels"}
-    active = with_sparsity("channels", 1 / 60, **options).attach(
-        Setting(
-            model,
-            sgd(model),
-            STEPS,
-            0,
-            lambda count: (torch.randn(count, 20), torch.zeros(count)),
-            nn.functional.cross_entropy,
-        )
-    )
+    active = with_sparsity("channels", 1 / 60, **options).attach(of_vectors(model))
     train(active, (0, 2))
     assert [int(row) for row in (~active.masks["0.weight"].any(1)).nonzero()] == [7]
     assert not active.masks["0.bias"][7]
@@ -261,16 +261,7 @@ def test_importance_by_gates_is_the_squared_derivative_of_a_gate_on_each_unit() 
     expected = [g.square() for g in torch.autograd.grad(loss, gates)]
 
     model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
-    active = with_sparsity("channels", 0.5).attach(
-        Setting(
-            model,
-            sgd(model),
-            STEPS,
-            0,
-            lambda count: (torch.randn(count, 20), torch.zeros(count)),
-            nn.functional.cross_entropy,
-        )
-    )
+    active = with_sparsity("channels", 0.5).attach(of_vectors(model))
     nn.functional.cross_entropy(model(inputs), labels).backward()
     assert isinstance(active, ActiveChannels)
     for scores, wanted in zip(active.scores().values(), expected, strict=True):

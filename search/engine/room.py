@@ -45,6 +45,13 @@ def no_room_in(text: str) -> OSError | None:
     return None
 
 
+def for_want_of_room(error: OSError) -> bool:
+    """Whether a file system, or one under a database, took no more."""
+    told = str(error)
+    known = any(os.strerror(number) in told for number in NO_ROOM)
+    return error.errno in NO_ROOM or known or "disk is full" in told
+
+
 def place_of(error: OSError) -> OSError:
     """An error for want of room as that of Ray's directory here, if that is full, or was a moment
     ago: what ends frees some of it."""

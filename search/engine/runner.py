@@ -14,6 +14,7 @@ from optuna.exceptions import StorageInternalError
 from pydantic import ValidationError
 from ray import tune
 from ray.tune.error import TuneError
+from sqlalchemy.exc import SQLAlchemyError
 
 from slimfront.search.config.objectives import Direction
 from slimfront.search.config.schema import Config
@@ -29,7 +30,13 @@ from slimfront.search.engine.proposals import Proposals
 from slimfront.search.engine.ray_internals.controller import starts_are_awaited
 from slimfront.search.engine.ray_internals.slots import shared_processes
 from slimfront.search.engine.ray_internals.snapshots import without_snapshots
-from slimfront.search.engine.room import NoRoomForRay, no_room_in, place_of, watched_room
+from slimfront.search.engine.room import (
+    NoRoomForRay,
+    for_want_of_room,
+    no_room_in,
+    place_of,
+    watched_room,
+)
 from slimfront.search.engine.scheduler import MultiObjectiveASHA
 from slimfront.search.engine.searcher import InvalidCandidate, StudySearcher, Unfinished, reconcile
 from slimfront.search.record.events import (
@@ -224,7 +231,7 @@ def _no_room_ends(observer: Observer) -> Iterator[None]:
     try:
         yield
     # By a write to the study, not to the journal.
-    except (OSError, StorageInternalError) as error:
+    except (OSError, StorageInternalError, SQLAlchemyError) as error:
         observer.end(place_of(_as_os_error(error)))
     except TuneError as error:
         failure = no_room_in(str(error))
@@ -260,8 +267,9 @@ def _cannot_be_kept(session: Session, failure: OSError) -> UserError:
             "trials write while they run; what was finished is safe: make room, then "
             f"`slimfront resume {name}`"
         )
+    advice = "make room" if for_want_of_room(failure) else "mend that"
     return UserError(
-        f"{name} cannot be kept in {place} ({_reason(failure)}); what is there is safe: make room, "
+        f"{name} cannot be kept in {place} ({_reason(failure)}); what is there is safe: {advice}, "
         f"then `slimfront resume {name}`"
     )
 
@@ -284,7 +292,10 @@ def _reason(error: OSError) -> str:
 def _as_os_error(error: Exception) -> OSError:
     if isinstance(error, OSError):
         return error
-    return OSError(first_line(error))
+    # Optuna's own words are the same for whatever happened to a database.
+    told = error.__cause__ or error
+    said = getattr(told, "orig", None) or told
+    return OSError(f"the database of the study: {first_line(said)}")
 
 
 def _finish(

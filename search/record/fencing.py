@@ -39,6 +39,9 @@ from slimfront.trainables.errors import UserError, first_line, first_line_of
 LEASE_S = 60.0
 """A driver whose counter stands still for so long is lost, and another may take its search."""
 
+LOCK_S = 10.0
+"""How much longer than a lease a takeover waits for a transaction that holds the search."""
+
 log = logging.getLogger(__name__)
 
 _DRIVERS = Table(
@@ -81,6 +84,7 @@ class Fence:
         """What people call it."""
         self.number = 0
         self.engine: Engine = create_engine(database)
+        _end_when_idle(self.engine)
         self.closing = threading.Event()
         self.keeper: threading.Thread | None = None
         with self._told_plainly():
@@ -108,9 +112,10 @@ class Fence:
             if before.owner is not None:
                 before = self._wait_for_loss(before)
             with self.engine.begin() as connection:
-                # A driver that is stopped within a write holds the row.
+                # A driver that is stopped within a write holds the row, for a lease at most.
                 if self.engine.dialect.name == "postgresql":
-                    connection.execute(text("SET LOCAL lock_timeout = '10s'"))
+                    wait_ms = int(1000 * (LEASE_S + LOCK_S))
+                    connection.execute(text(f"SET LOCAL lock_timeout = {wait_ms}"))
                 mine = {"fence": before.fence + 1, "beat": before.beat + 1, "owner": self.owner}
                 taken = connection.execute(_row_of(before).values(**mine)).rowcount
         if not taken:
@@ -194,6 +199,7 @@ class Fence:
     def guard(self, engine: Engine) -> None:
         """From now on whatever is written through `engine`, which is of the same database, is
         checked in its transaction."""
+        _end_when_idle(engine)
 
         def before(
             connection: Connection, _cursor: object, statement: str, *_others: object
@@ -213,6 +219,23 @@ class Fence:
         with contextlib.suppress(SQLAlchemyError), self.engine.begin() as connection:
             connection.execute(self._mine().values(owner=None))
         self.engine.dispose()
+
+
+def _end_when_idle(engine: Engine) -> None:
+    """Has PostgreSQL end a transaction of `engine` whose process stands still for a lease: it holds
+    the row of its search, and nobody could take it before the process went on."""
+    if engine.dialect.name != "postgresql":
+        return
+    limit_ms = int(1000 * LEASE_S)
+
+    def connected(connection: Any, _record: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {limit_ms}")
+        connection.commit()
+
+    event.listen(engine, "connect", connected)
+    # Those that are open already were made without it.
+    engine.dispose()
 
 
 def _row_of(row: Any) -> Any:

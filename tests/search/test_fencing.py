@@ -83,6 +83,7 @@ def test_of_processes_that_race_one_gets_the_search(database: str, round_number:
 
 STOPPED = """
 import sys, time
+from sqlalchemy.exc import SQLAlchemyError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from slimfront.search.record import fencing
@@ -98,9 +99,11 @@ while True:
     try:
         storage.create_new_trial(study)
         fence.check()
-    except fencing.Superseded as error:
+    except fencing.Superseded:
         print("superseded", flush=True)
         break
+    except SQLAlchemyError:
+        continue  # PostgreSQL ended the write that it was stopped in
     time.sleep(0.1)  # a SQLite that is written to all the time lets nobody read
 """
 
@@ -151,6 +154,59 @@ def test_a_driver_that_was_stopped_past_its_lease_writes_nothing_when_it_wakes_u
         assert driver.wait(20) == 0
         assert len(storage.get_all_trials(study)) == before
         other.check()
+        other.release()
+    finally:
+        driver.kill()
+        driver.wait()
+
+
+HELD = """
+import os, signal, sys
+from sqlalchemy.exc import SQLAlchemyError
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from sqlalchemy import event
+from slimfront.search.record import fencing
+fencing.LEASE_S = 1.0
+database, search = sys.argv[1:]
+fence = fencing.Fence(database, search, "held")
+fence.take()
+storage = RDBStorage(database)
+fence.guard(storage.engine)
+study = storage.create_new_study([StudyDirection.MINIMIZE], search)
+def stop(connection, cursor, statement, *others):
+    if statement.startswith("INSERT INTO trials"):
+        print("within a write", flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+event.listen(storage.engine, "after_cursor_execute", stop)
+try:
+    storage.create_new_trial(study)
+except SQLAlchemyError:
+    print("ended", flush=True)
+try:
+    fence.check()
+except fencing.Superseded:
+    print("superseded", flush=True)
+"""
+
+
+def test_a_driver_that_stands_still_within_a_write_to_postgresql_loses_it(postgres: str) -> None:
+    search = f"held-{time.monotonic_ns()}"
+    driver = subprocess.Popen(
+        [sys.executable, "-c", HELD, postgres, search], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "within a write\n"
+        other = Fence(postgres, search, "other")
+        other.take()
+        assert other.number == 2
+        storage = RDBStorage(postgres)
+        study = storage.get_study_id_from_name(search)
+        os.kill(driver.pid, signal.SIGCONT)
+        assert driver.stdout.read() == "ended\nsuperseded\n"
+        assert driver.wait(20) == 0
+        assert not storage.get_all_trials(study)
         other.release()
     finally:
         driver.kill()

@@ -404,7 +404,41 @@ def test_optuna_can_keep_its_study_in_postgresql_whose_password_is_written_nowhe
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
+def test_a_search_whose_database_goes_away_ends_with_a_sentence_and_goes_on_later(
+    tmp_path: Path, postgres: str, postgres_server: Any
+) -> None:
+    name = postgres.partition("@/")[2].partition("?")[0]
+
+    class GoesAway(Progress):
+        """Ends the connections to the database, and allows no new ones, after a first trial."""
+
+        def update(self, ledger: Ledger) -> None:
+            if ledger.with_status("completed") and not self.gone:
+                self.gone = True
+                postgres_server.psql(f"alter database {name} allow_connections false")
+                postgres_server.psql(
+                    "select pg_terminate_backend(pid) from pg_stat_activity "
+                    f"where datname = '{name}'"
+                )
+
+        gone = False
+
+    config = small_config(tmp_path, search={"trials": 2, "concurrency": 1, "storage": postgres})
+    with pytest.raises(
+        UserError,
+        match=r"left cannot be kept in .* \(the database of the study: .*terminat.*\); what is there"
+        r" is safe: mend that, then `slimfront resume left`",
+    ):
+        run_search(config, GoesAway(), name="left")
+    postgres_server.psql(f"alter database {name} allow_connections true")
+    result = resume_search(
+        "left", [f"search.storage={postgres}"], storage_path=str(tmp_path / "runs")
+    )
+    assert len(result.ledger.with_status("completed")) == 2
+
+
 def test_a_storage_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Optuna's storage of .* cannot be used"):
         run_search(small_config(tmp_path, search={"trials": 1, "storage": "nonsense://x"}))

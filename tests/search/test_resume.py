@@ -428,8 +428,8 @@ def test_a_search_whose_database_goes_away_ends_with_a_sentence_and_goes_on_late
     config = small_config(tmp_path, search={"trials": 2, "concurrency": 1, "storage": postgres})
     with pytest.raises(
         UserError,
-        match=r"left cannot be kept in .* \(the database of the study: .*terminat.*\); what is there"
-        r" is safe: mend that, then `slimfront resume left`",
+        match=r"left cannot be kept in .* \(the database of the study: .*terminat.*\); what is "
+        r"there is safe: mend that, then `slimfront resume left`",
     ):
         run_search(config, GoesAway(), name="left")
     postgres_server.psql(f"alter database {name} allow_connections true")
@@ -439,6 +439,7 @@ def test_a_search_whose_database_goes_away_ends_with_a_sentence_and_goes_on_late
     assert len(result.ledger.with_status("completed")) == 2
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_a_storage_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Optuna's storage of .* cannot be used"):
         run_search(small_config(tmp_path, search={"trials": 1, "storage": "nonsense://x"}))

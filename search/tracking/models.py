@@ -3,6 +3,7 @@ registry."""
 
 import logging
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -103,7 +104,8 @@ def _save_model(
         )
     }
     if int8 is None:
-        import mlflow.pytorch
+        with _without_lightning():
+            import mlflow.pytorch
 
         mlflow.pytorch.save_model(
             as_called(network, inputs),
@@ -196,6 +198,31 @@ def register(client: MlflowClient, member: Member, name: str, search: str) -> in
     except MlflowException as error:
         raise UserError(f"the model registry did not take it: {first_line(error)}") from None
     return int(made.version)
+
+
+@contextmanager
+def _without_lightning() -> Iterator[None]:
+    """Within, the first import of `mlflow.pytorch` does not import Lightning, which takes longer
+    than most else that a small search does. The one name that needs it comes when it is asked for.
+    """
+    name = "pytorch_lightning"
+    if "mlflow.pytorch" in sys.modules or name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+    vars(sys.modules["mlflow.pytorch"])["__getattr__"] = _of_lightning
+
+
+def _of_lightning(name: str) -> Any:
+    if name != "MlflowModelCheckpointCallback":
+        raise AttributeError(f"module 'mlflow.pytorch' has no attribute '{name}'")
+    from mlflow.pytorch._lightning_autolog import MlflowModelCheckpointCallback
+
+    return MlflowModelCheckpointCallback
 
 
 _LOUD = (

@@ -1,4 +1,5 @@
-"""Ray Tune's controller, but for one decision: a trial whose own process is starting waits for it.
+"""Ray Tune's controller, but for one decision: a trial whose own process is starting waits for it;
+and with `ActorClasses`.
 
 Ray Tune hands such a trial the first process that another trial leaves, and stops the one that
 starts. Where trials are shorter than the start of a process (imports on a busy node), no process
@@ -7,11 +8,13 @@ would ever come to train: the search stays on its first node.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ray.tune import tune
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
+from slimfront.search.engine.ray_internals.actor_classes import ActorClasses
 from slimfront.search.engine.ray_internals.slots import SlotManager
 
 
@@ -29,6 +32,10 @@ def starts_are_awaited() -> Iterator[None]:
 
 class Controller(TuneController):
     """Ray Tune's, but for that."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._class_cache = ActorClasses()
 
     def _maybe_reuse_cached_actor(self, trial: Trial) -> bool:
         if (

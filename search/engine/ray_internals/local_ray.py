@@ -12,12 +12,18 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants, services
+from ray._private.node import Node
+from ray.tune.execution.class_cache import DEFAULT_ENV_VARS
 
 from slimfront.search.engine.leftovers import Leftovers
 from slimfront.search.engine.ray_internals.places import check_places
 from slimfront.trainables.errors import UserError, first_line, shorten
 
 log = logging.getLogger(__name__)
+
+_given: dict[str, str] = {}
+"""The environment that the Ray of this process was started with, and so its processes have; empty
+if it started none."""
 
 START_S = 300.0
 """How long a start of Ray may take."""
@@ -49,13 +55,14 @@ def start(num_cpus: int | None = None, leftovers: Leftovers | None = None) -> No
     Raises:
         UserError: if it cannot start here, or is not there after `START_S` seconds.
     """
-    for name, value in _patience().items():
+    for name, value in (_patience() | DEFAULT_ENV_VARS).items():
         os.environ.setdefault(name, value)
     check_places()
     if leftovers is not None:
         leftovers.starts()
     began = time.monotonic()
-    with _loopback(), _patient(began), _progress(began, leftovers):
+    _given.clear()
+    with _loopback(), _few_servers(), _patient(began), _progress(began, leftovers):
         while True:
             try:
                 ray.init(
@@ -74,8 +81,16 @@ def start(num_cpus: int | None = None, leftovers: Leftovers | None = None) -> No
                     if leftovers is not None:
                         leftovers.started()
                     raise UserError(_sentence(error, waited)) from None
+    _given.update(os.environ)
     if leftovers is not None:
         leftovers.belongs(session_directory())
+
+
+def gives(environment: dict[str, str]) -> bool:
+    """Whether this process runs on a Ray that it has started, whose processes have all of this in
+    their environment."""
+    node = ray._private.worker._global_node
+    return node is not None and node.head and environment.items() <= _given.items()
 
 
 def session_directory() -> str:
@@ -112,6 +127,26 @@ def _loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _few_servers() -> Iterator[None]:
+    """Has a Ray that starts within leave out three servers that a search on one machine has no use
+    for, each a Python of its own: that of the autoscaler, that of the dashboard, and what prints
+    the logs of workers into the terminal. Ray has no public switch for them (Ray 2.60)."""
+
+    def nothing(_node: Node, **_options: object) -> None:
+        pass
+
+    names = ("start_monitor", "start_api_server", "start_log_monitor")
+    before = {name: getattr(Node, name) for name in names}
+    for name in names:
+        setattr(Node, name, nothing)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
 
 
 @contextmanager

@@ -29,6 +29,12 @@ USED = [
     ("ray", "ray._private.worker:print_to_stdstream", f"{RAY}/quiet.py"),
     ("ray", "ray._private.worker:_global_node", f"{RAY}/local_ray.py"),
     ("ray", "ray._private.ray_constants:ENABLE_RAY_CLUSTER", f"{RAY}/local_ray.py"),
+    ("ray", "ray._private.node:Node.start_monitor", f"{RAY}/local_ray.py"),
+    ("ray", "ray._private.node:Node.start_api_server", f"{RAY}/local_ray.py"),
+    ("ray", "ray._private.node:Node.start_log_monitor", f"{RAY}/local_ray.py"),
+    ("ray", "ray.tune.execution.class_cache:_ActorClassCache.get", f"{RAY}/actor_classes.py"),
+    ("ray", "ray.tune.execution.class_cache:DEFAULT_ENV_VARS", f"{RAY}/actor_classes.py"),
+    ("ray", "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE", f"{RAY}/actor_classes.py"),
     ("ray", "ray.air.execution._internal:RayActorManager.next", f"{RAY}/slots.py"),
     (
         "ray",

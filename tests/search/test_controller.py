@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from slimfront.search.engine.ray_internals.actor_classes import ActorClasses
 from slimfront.search.engine.runner import run_search
 from slimfront.trainables.trainable import CandidateTrainable
 from tests.conftest import small_config
@@ -40,8 +41,16 @@ def slow_to_start(directory: Path) -> type[CandidateTrainable]:
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_process_that_starts_is_waited_for_although_another_could_take_its_trial(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked = []
+    real = ActorClasses.get
+
+    def get(self: ActorClasses, trainable: type) -> Any:
+        asked.append(real(self, trainable))
+        return asked[-1]
+
+    monkeypatch.setattr(ActorClasses, "get", get)
     processes = tmp_path / "processes"
     processes.mkdir()
     config = small_config(
@@ -55,3 +64,15 @@ def test_a_process_that_starts_is_waited_for_although_another_could_take_its_tri
     assert sum(trained) == len(result.ledger.trials) + 1
     assert len(trained) == 2
     assert min(trained) > 2
+    # Of the processes that Ray began to start at once.
+    assert {str(actor._default_options.get("runtime_env")) for actor in asked} == {"None"}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_trials_get_what_this_process_learned_after_it_had_started_ray(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "runtime_env" not in ActorClasses().get(CandidateTrainable)._default_options
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "new")
+    given = ActorClasses().get(CandidateTrainable)._default_options["runtime_env"]
+    assert given["env_vars"]["AWS_SESSION_TOKEN"] == "new"

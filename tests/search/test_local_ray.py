@@ -125,6 +125,8 @@ def test_a_search_listens_on_loopback_alone_and_nothing_of_it_stays_when_its_dri
     ] == []
 
     assert len(of_search(directory)) > 8
+    for server in ("dashboard/dashboard.py", "monitor.py", "log_monitor.py"):
+        assert not any(server in command for command in commands(directory)), server
     driver.send_signal(signal.SIGKILL)
     wait_for(lambda: not of_search(directory), 25)
 

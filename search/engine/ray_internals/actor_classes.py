@@ -36,5 +36,8 @@ class ActorClasses(_ActorClassCache):
 
 def environment_of_trials() -> dict[str, str]:
     """What Ray Tune adds to the environment of trials that begin now."""
-    passed_on = {name: os.environ[name] for name in ENV_VARS_TO_PROPAGATE if name in os.environ}
-    return DEFAULT_ENV_VARS | passed_on
+    environment: dict[str, str] = dict(DEFAULT_ENV_VARS)
+    for name in ENV_VARS_TO_PROPAGATE:
+        if name in os.environ:
+            environment[name] = os.environ[name]
+    return environment

@@ -1,5 +1,7 @@
 """Networks of several inputs as MLflow models, in a real store, loaded as MLflow loads them."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +72,22 @@ def test_a_network_of_two_inputs_is_logged_and_loaded_back_by_mlflow(
         assert np.allclose(made.detach().numpy(), wanted, atol=1e-4)
         signature = mlflow.models.get_model_info(uri_of_model).signature
     assert signature.inputs.input_names() == ["x", "z"]
+
+
+LIGHTNING = """
+import sys
+from slimfront.search.tracking.models import _without_lightning
+with _without_lightning():
+    import mlflow.pytorch
+print("pytorch_lightning" in sys.modules)
+print(hasattr(mlflow.pytorch, "nonsense"))
+print(mlflow.pytorch.MlflowModelCheckpointCallback.__name__)
+print("pytorch_lightning" in sys.modules)
+"""
+
+
+def test_mlflow_is_had_without_lightning_which_comes_when_it_is_asked_for() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHTNING], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "False", "MlflowModelCheckpointCallback", "True"]

@@ -235,16 +235,18 @@ def check(
     _say_where(loaded)
     if network:
         from slimfront.search.engine.described_network import describe_network
+        from slimfront.search.tracking.registered import with_weights_in_files
 
-        print(describe_network(loaded, width()), end="")
+        print(describe_network(with_weights_in_files(loaded), width()), end="")
         return
     if build:
         with contextlib.redirect_stdout(sys.stderr):
             from slimfront.search.engine.preflight import ask_stores, preflight
             from slimfront.search.record.starts import starting_values
+            from slimfront.search.tracking.registered import with_weights_in_files
 
             starting_values(loaded)
-            preflight(loaded)
+            preflight(with_weights_in_files(loaded))
             if stores:
                 ask_stores(loaded)
     print(dump(loaded), end="")

@@ -52,6 +52,7 @@ from slimfront.search.record.starts import starting_values
 from slimfront.search.record.study import open_study
 from slimfront.search.record.trials import label
 from slimfront.search.tracking import Client, Recorder, connect, taking_writes
+from slimfront.search.tracking.registered import with_weights_in_files
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.messages import TrialOrder
 from slimfront.trainables.options import explain_first
@@ -80,10 +81,11 @@ def run_search(
         interrupt: what ends the search early, beside signals.
 
     Raises:
-        UserError: before any trial starts, if the tracking store does not answer, the network does
-            not fit the data, the resources of one trial are not there, or there is a search of that
-            name.
+        UserError: before any trial starts, if the tracking store does not answer, its registry does
+            not have the weights, the network does not fit the data, the resources of one trial are
+            not there, or there is a search of that name.
     """
+    config = with_weights_in_files(config)
     dense_sizes = preflight(config)
     starts = starting_values(config)
     client = connect(config.tracking.absolute_uri(), writes=True)

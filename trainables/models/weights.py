@@ -42,6 +42,11 @@ def read_weights(path: str) -> dict[str, Tensor]:
     Raises:
         UserError: if there is no such file, or it holds something else.
     """
+    if path.startswith("models:/"):
+        raise UserError(
+            f"model.weights: {path} is of MLflow's model registry, which a search asks; here, give "
+            "the file of a state dict"
+        )
     file = Path(path)
     if file.suffix not in SUFFIXES:
         raise UserError(

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 import slimfront as sf
+from slimfront.trainables.errors import UserError
 from slimfront.trainables.models import MODELS, built
-from slimfront.trainables.models.weights import load_weights
+from slimfront.trainables.models.weights import load_weights, read_weights
 from slimfront.trainables.training.loop import Training
 
 MLP = {"name": "mlp", "depth": 2, "width": 8}
@@ -133,3 +134,8 @@ def test_what_fits_is_taken_where_that_is_asked_for(tmp_path: Path) -> None:
     made = built(model, data)
     assert torch.equal(made.state_dict()["1.weight"], STATE["1.weight"])
     assert not torch.equal(made.state_dict()["1.bias"], STATE["1.bias"])
+
+
+def test_a_model_of_the_registry_is_for_a_search_to_ask_for() -> None:
+    with pytest.raises(UserError, match=r"models:/net/1 is of MLflow's model registry, which a se"):
+        read_weights("models:/net/1")

@@ -43,6 +43,16 @@ def compact(
             ),
         ),
     ] = None,
+    criterion: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=(
+                "What layers that go are chosen by: outputs, loss, cosine, cka, entropy or "
+                "batch_norm. Left out: outputs."
+            ),
+        ),
+    ] = None,
     examples: Annotated[
         int, typer.Option(min=1, help="How many training examples decide what goes.")
     ] = 512,
@@ -68,6 +78,7 @@ def compact(
             output,
             prune,
             kind.value if kind else None,
+            criterion=criterion,
             overrides=overrides_and_environment(overrides),
             examples=examples,
             int8=int8,

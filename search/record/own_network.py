@@ -20,8 +20,9 @@ from slimfront.trainables.errors import TrialFailure, UserError, first_line
 from slimfront.trainables.importing import import_by_path
 from slimfront.trainables.measures.latency import SPEEDS
 from slimfront.trainables.models import adapted
-from slimfront.trainables.post_training import Amount, pruned
+from slimfront.trainables.post_training import Amount, check_criterion, pruned
 from slimfront.trainables.post_training.batches import Batch
+from slimfront.trainables.post_training.depth import OUTPUTS, find_criterion
 from slimfront.trainables.shipping import Shipment, ship
 from slimfront.trainables.shipping.card import card
 from slimfront.trainables.shipping.int8 import as_int8
@@ -92,6 +93,7 @@ def compact_own(
     prune: str | None = None,
     kind: str | None = None,
     *,
+    criterion: str | None = None,
     overrides: Sequence[str] = (),
     examples: int = 512,
     int8: bool = False,
@@ -103,6 +105,7 @@ def compact_own(
         config: a config whose sections `SECTIONS` say what its data and its task are.
         prune: what goes first, such as `channels=0.5`: see `post_training.prune`; None: it is only
             made compact.
+        criterion: what layers that go are chosen by: see `post_training.prune`.
         kind: one of `FORMATS`; what `output`'s suffix says if None.
         overrides: `path=value`, of the config.
         examples: how many training examples decide what goes.
@@ -112,6 +115,10 @@ def compact_own(
         UserError: if the network, the data or the output is not right, or nothing would go.
     """
     amount = None if prune is None else Amount.parse(prune)
+    if criterion is not None and amount is None:
+        raise UserError("--criterion says which layers go; give --prune layers=NUMBER beside it")
+    if amount is not None:
+        check_criterion(amount, criterion)
     chosen = format_of(output, kind)
     card_path = output.with_suffix(".md")
     for file in (output, card_path):
@@ -127,10 +134,10 @@ def compact_own(
     network = adapted(found, data.call)
     given = _scores(network, data, config)
     batches = _batches(data, examples)
-    made = _smaller(network, data, amount, batches, base.compaction)
+    made = _smaller(network, data, amount, criterion, batches, base.compaction)
     times = _times(made.network, Stopwatch(data, base.latency, network), int8=int8)
     shipment = ship(made.network, network, data, output, chosen, int8=int8, latency=base.latency)
-    origin = _origin(path, amount, batches)
+    origin = _origin(path, amount, criterion, batches)
     for name, value in times.items():
         origin[f"{markdown.code(name)} {base.latency.taken}"] = f"{value:.4g}"
     text = card(
@@ -218,6 +225,7 @@ def _smaller(
     network: nn.Module,
     data: Dataset,
     amount: Amount | None,
+    criterion: str | None,
     batches: list[Batch],
     compaction: Compaction,
 ) -> Compacted:
@@ -228,7 +236,14 @@ def _smaller(
 
     try:
         if amount is not None:
-            return pruned(copied(network), batches, amount, loss, compaction=compaction)
+            return pruned(
+                copied(network),
+                batches,
+                amount,
+                loss,
+                criterion=criterion,
+                compaction=compaction,
+            )
         made = compact(network, data.prepare(data.validation.inputs[:_CHECKED]), compaction)
     except TrialFailure as error:
         raise UserError(f"the network cannot be made compact: {error}") from None
@@ -243,16 +258,16 @@ def _smaller(
 _REMOVES = ("merged", "units removed", "heads removed", "removed", "block removed")
 
 
-def _origin(path: str, amount: Amount | None, batches: list[Batch]) -> dict[str, object]:
+def _origin(
+    path: str, amount: Amount | None, criterion: str | None, batches: list[Batch]
+) -> dict[str, object]:
     """What the card says of how the network came about."""
     origin: dict[str, object] = {"network": markdown.code(path)}
     if amount is None:
         return origin | {"pruned": "not at all; only made compact"}
     examples = sum(len(batch.inputs) for batch in batches)
-    how = {
-        "channels": "by Taylor importance",
-        "weights": "by Taylor importance",
-        "layers": "by how much the outputs change",
-    }
-    text = f"{amount} on {examples:,} training examples, {how[amount.kind]}, without training"
+    how = "Taylor importance"
+    if amount.kind == "layers":
+        how = find_criterion(criterion or OUTPUTS).how
+    text = f"{amount} on {examples:,} training examples, by {how}, without training"
     return origin | {"pruned": text}

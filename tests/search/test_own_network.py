@@ -241,14 +241,21 @@ def test_without_pruning_it_is_only_made_compact_and_a_dense_one_loses_nothing(
     assert nothing not in caplog.text
 
 
-def test_a_layer_goes_and_is_named(compact: Any, here: Path) -> None:
+@pytest.mark.parametrize(
+    ("criterion", "how"),
+    [((), "the outputs change by"), (("--criterion", "loss"), "the loss is")],
+)
+def test_a_layer_goes_and_is_named(
+    compact: Any, here: Path, criterion: tuple[str, ...], how: str
+) -> None:
     code, out, _ = compact(
         *("own_networks:load", "--prune", "layers=1", "--data", "data.yaml"),
-        *("--output", "shallow.safetensors", "--json"),
+        *("--output", "shallow.safetensors", "--json", *criterion),
     )
     assert code == 0
     found = json.loads(out)
     assert found["steps"][0][:2] == ["hidden", "pruned"]
+    assert how in found["steps"][0][2]
     assert found["compact"]["layers"] == 2
 
 
@@ -283,6 +290,12 @@ def test_the_config_of_a_search_says_the_data_too(compact: Any, here: Path) -> N
         ({"--prune": "channels=2"}, "channels=2: it is a share, more than 0 and less than 1"),
         ({"--prune": "layers=9"}, "layers=9: no more than 1 can be taken out of this network"),
         ({"--prune": "channels=0.001"}, "channels=0.001: that is none of the 40 channels"),
+        ({"--prune": "layers=1", "--criterion": "ckaa"}, "there is no criterion 'ckaa'; did you"),
+        ({"--criterion": "cka"}, "--criterion says which layers go; give --prune layers=NUMBER b"),
+        (
+            {"--prune": "channels=0.5", "--criterion": "cka"},
+            "criterion='cka' judges whole layers, and channels=0.5 is given",
+        ),
         ({"network": "own_networks"}, "network 'own_networks': an import path has the form"),
         ({"network": "nowhere:load"}, "network 'nowhere:load': there is no module 'nowhere'"),
         ({"network": "own_networks:wrong"}, "network 'own_networks:wrong' returned a int"),

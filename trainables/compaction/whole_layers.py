@@ -117,6 +117,11 @@ def take_out(graph: fx.GraphModule, layer: WholeLayer) -> None:
     graph.recompile()
 
 
+def is_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node is an activation that works on each number alone."""
+    return calls(graph, node, _ACTIVATIONS)
+
+
 class Without(fx.Interpreter):
     """Runs a network as if something was taken out, and leaves it as it is."""
 

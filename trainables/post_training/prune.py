@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from slimfront.trainables.compaction import Compacted, Compaction, compact
+from slimfront.trainables.errors import UserError
 from slimfront.trainables.inputs import Several
 from slimfront.trainables.post_training.amount import Amount
 from slimfront.trainables.post_training.batch_norms import recalibrate as take_again
@@ -18,6 +19,7 @@ from slimfront.trainables.post_training.batches import (
     read,
     sample_of,
 )
+from slimfront.trainables.post_training.depth import OUTPUTS, find_criterion
 from slimfront.trainables.post_training.removal import without_layers
 from slimfront.trainables.post_training.scores import Loss, zero_channels, zero_weights
 from slimfront.trainables.shipping.formats import ByArguments
@@ -31,6 +33,7 @@ def prune(
     channels: float | None = None,
     weights: float | None = None,
     layers: int | None = None,
+    criterion: str | None = None,
     loss: Loss | None = None,
     exclude: Sequence[str] = (),
     recalibrate: bool = True,
@@ -51,9 +54,12 @@ def prune(
         weights: the share of the weights of linear, convolutional and recurrent layers: by
             |w · ∂loss/∂w| with a loss, else by |w| · ‖x‖₂ with the inputs x that they see. Their
             layers get smaller only where whole units are zero.
-        layers: how many whole layers go, one by one, each time the one whose removal changes the
-            outputs on the batches least: residual branches, layers between activations that keep
-            the shape, and activations between layers that merge into one then.
+        layers: how many whole layers go, one by one, each time the one that `criterion` finds worth
+            least: residual branches, layers between activations that keep the shape, and
+            activations between layers that merge into one then.
+        criterion: what layers are judged by: `outputs`, the change of the outputs without the layer
+            (if left out); `loss`, the loss without it; `cosine` or `cka`, how alike its input and
+            output are; `entropy` of its activations; or `batch_norm`, the scale of its last one.
         loss: a function of outputs and targets that gives a mean over the batch.
         exclude: names of layers that stay.
         recalibrate: whether the statistics of batch norms are taken again on the batches, after
@@ -69,6 +75,7 @@ def prune(
         TrialFailure: if compaction changes the outputs.
     """
     amount = Amount.chosen({"channels": channels, "weights": weights, "layers": layers})
+    check_criterion(amount, criterion)
     given = read(batches, with_targets=loss is not None)
     copy = copied(network).eval()
     copy.zero_grad()
@@ -78,6 +85,7 @@ def prune(
         given,
         amount,
         loss,
+        criterion=criterion,
         exclude=tuple(exclude),
         recalibrate=recalibrate,
         compaction=compaction,
@@ -88,12 +96,24 @@ def prune(
     return replace(found, network=ByArguments(found.network, list(inputs.named)).eval())
 
 
+def check_criterion(amount: Amount, criterion: str | None) -> None:
+    """Raises UserError if there is no such criterion, or it is not of what goes."""
+    if criterion is None:
+        return
+    find_criterion(criterion)
+    if amount.kind != "layers":
+        raise UserError(
+            f"prune: criterion='{criterion}' judges whole layers, and {amount} is given"
+        )
+
+
 def pruned(
     network: nn.Module,
     batches: list[Batch],
     amount: Amount,
     loss: Loss | None = None,
     *,
+    criterion: str | None = None,
     exclude: tuple[str, ...] = (),
     recalibrate: bool = True,
     compaction: Compaction | None = None,
@@ -112,7 +132,9 @@ def pruned(
     inputs = [batch.inputs for batch in batches]
     smaller = network
     if amount.kind == "layers":
-        smaller, steps = without_layers(network, inputs, amount, exclude)
+        smaller, steps = without_layers(
+            network, batches, amount, loss, exclude, criterion or OUTPUTS
+        )
     else:
         zero = zero_channels if amount.kind == "channels" else zero_weights
         steps = zero(network, batches, amount, loss, exclude)

@@ -1,0 +1,110 @@
+"""What whole layers are judged by, before one of them is taken out."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
+
+from torch import fx
+
+from slimfront.trainables.compaction.whole_layers import WholeLayer
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.options import suggest
+from slimfront.trainables.post_training.batches import Batch
+from slimfront.trainables.post_training.scores import Loss
+
+
+class Criterion(ABC):
+    """Says what each layer is worth; the one that is worth least goes, and the others are judged
+    anew in the network that is left."""
+
+    how: ClassVar[str]
+    """What it goes by, in words that follow "by"."""
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,  # noqa: ARG002 - some compare with it
+        batches: Sequence[Batch],
+        loss: Loss | None,
+    ) -> None:
+        """
+        Args:
+            graph: the network before anything goes, in evaluation mode.
+            batches: what it is judged on, with targets where there is a loss.
+            loss: a function of outputs and targets that gives a mean over the batch.
+
+        Raises:
+            UserError: if it needs what is not given.
+        """
+        self.batches = batches
+        self.loss = loss
+
+    @abstractmethod
+    def worth(self, graph: fx.GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
+        """One number for each layer of the network as it is now; infinite for what it has no
+        opinion of."""
+
+    @abstractmethod
+    def told(self, worth: float) -> str:
+        """What the worth of a layer that went means, in words."""
+
+
+OUTPUTS = "outputs"
+"""The criterion if none is named."""
+CRITERIA: dict[str, type[Criterion]] = {}
+"""By the name that users call them."""
+
+
+def criterion(name: str) -> Callable[[type[Criterion]], type[Criterion]]:
+    """Class decorator: adds one to `CRITERIA`."""
+
+    def add(cls: type[Criterion]) -> type[Criterion]:
+        CRITERIA[name] = cls
+        return cls
+
+    return add
+
+
+def find_criterion(name: str) -> type[Criterion]:
+    """The criterion of a name. Raises UserError, with a suggestion, if there is none."""
+    if name not in CRITERIA:
+        raise UserError(f"prune: there is no criterion '{name}'; {suggest(name, CRITERIA)}")
+    return CRITERIA[name]
+
+
+def finite(worth: float) -> float:
+    """What is no number, because outputs overflow without the layer, is worth the most."""
+    return worth if math.isfinite(worth) else math.inf
+
+
+def ends(layer: WholeLayer) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Where a layer begins and ends: the node that is passed on, and the node whose place it
+    takes for the rest of the network."""
+    for node in layer.passes:
+        if all(user in layer.passes for user in node.users):
+            continue
+        source = layer.passes[node]
+        while source in layer.passes:
+            source = layer.passes[source]
+        yield source, node
+
+
+def within(layer: WholeLayer) -> list[fx.Node]:
+    """The nodes that compute the layer, in order of execution: what its end needs, and its
+    beginning does not."""
+    found: set[fx.Node] = set()
+    for source, node in ends(layer):
+        found |= _needed(node) - _needed(source)
+    return sorted(found)
+
+
+def _needed(node: fx.Node) -> set[fx.Node]:
+    """The node, and all that it is computed from."""
+    found = {node}
+    to_see = [node]
+    while to_see:
+        for one in to_see.pop().all_input_nodes:
+            if one not in found:
+                found.add(one)
+                to_see.append(one)
+    return found

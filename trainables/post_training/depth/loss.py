@@ -1,0 +1,44 @@
+"""How much larger the loss is without a layer: greedy removal."""
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from slimfront.trainables.compaction.whole_layers import WholeLayer, Without
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.post_training.batches import Batch
+from slimfront.trainables.post_training.depth.base import Criterion, criterion, finite
+from slimfront.trainables.post_training.scores import Loss
+
+
+@criterion("loss")
+class LossWithout(Criterion):
+    """The mean loss over the batches without the layer."""
+
+    how = "the loss without them"
+
+    def __init__(self, graph: fx.GraphModule, batches: Sequence[Batch], loss: Loss | None) -> None:
+        super().__init__(graph, batches, loss)
+        if loss is None:
+            raise UserError(
+                "prune: the criterion 'loss' needs loss=…, a function of outputs and targets"
+            )
+
+    def worth(self, graph: fx.GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
+        """In the unit of the loss; needs one run of the network for each layer."""
+        return [self._without(graph, layer) for layer in layers]
+
+    def _without(self, graph: fx.GraphModule, layer: WholeLayer) -> float:
+        assert self.loss is not None
+        total = 0.0
+        examples = 0
+        for batch in self.batches:
+            outputs = Without(graph, layer).run(batch.inputs)
+            size = len(batch.inputs)
+            total += size * float(self.loss(outputs, batch.targets))
+            examples += size
+        return finite(total / examples)
+
+    def told(self, worth: float) -> str:
+        """The loss without it."""
+        return f"the loss is {worth:.3g} without it"

@@ -1,0 +1,38 @@
+"""The scales of batch norms: a branch that ends in small ones adds little."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, fx, nn
+
+from slimfront.trainables.compaction.whole_layers import WholeLayer
+from slimfront.trainables.post_training.depth.base import Criterion, criterion, within
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@criterion("batch_norm")
+class Scales(Criterion):
+    """The mean |γ| of the last batch norm of the layer (after network slimming, Liu et al. 2017,
+    arXiv 1708.06519, where single channels go by it). A layer without one is not judged, and
+    neither is data needed."""
+
+    how = "the scales of their batch norms"
+
+    def worth(self, graph: fx.GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
+        """In the unit of γ."""
+        return [_last_scale(graph, layer) for layer in layers]
+
+    def told(self, worth: float) -> str:
+        """The mean itself."""
+        return f"the mean |γ| of its last batch norm is {worth:.3g}"
+
+
+def _last_scale(graph: fx.GraphModule, layer: WholeLayer) -> float:
+    for node in reversed(within(layer)):
+        if node.op != "call_module":
+            continue
+        module = graph.get_submodule(str(node.target))
+        if isinstance(module, _NORMS) and module.weight is not None:
+            weight: Tensor = module.weight
+            return float(weight.abs().mean())
+    return float("inf")

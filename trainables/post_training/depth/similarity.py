@@ -1,0 +1,80 @@
+"""How alike what goes into a layer and what comes out of it are: a layer that changes little is
+worth little. One run of the network judges all layers.
+
+Both compare whole examples: what an example is at the beginning and at the end of a layer. Layers
+whose ends have other shapes are not judged.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from slimfront.trainables.compaction.whole_layers import WholeLayer
+from slimfront.trainables.penalties.cka import pairwise_cka
+from slimfront.trainables.post_training.depth.base import Criterion, criterion, ends, finite
+from slimfront.trainables.post_training.depth.features import features_at
+
+
+class Similarity(Criterion):
+    """1 less the similarity of beginning and end, the mean over batches; of a layer of several ends
+    the largest."""
+
+    def worth(self, graph: fx.GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
+        """From 0, for a layer that changes nothing."""
+        pairs = {layer.name: list(ends(layer)) for layer in layers}
+        nodes = {node for found in pairs.values() for pair in found for node in pair}
+        features = features_at(graph, nodes, self.batches)
+        return [max(self._change(pair, features) for pair in ends(layer)) for layer in layers]
+
+    def _change(
+        self, pair: tuple[fx.Node, fx.Node], features: Sequence[dict[fx.Node, Tensor]]
+    ) -> float:
+        total = 0.0
+        examples = 0
+        for heard in features:
+            before, after = (heard.get(node) for node in pair)
+            if before is None or after is None or before.shape != after.shape:
+                return float("inf")
+            total += len(before) * (1 - self.similarity(before.flatten(1), after.flatten(1)))
+            examples += len(before)
+        return finite(total / examples)
+
+    @abstractmethod
+    def similarity(self, before: Tensor, after: Tensor) -> float:
+        """Of features (N, F) each; 1 for equal ones."""
+
+
+@criterion("cosine")
+class Cosine(Similarity):
+    """The cosine between the two, the mean over examples: the block influence of ShortGPT (Men et
+    al. 2024, arXiv 2403.03853, section 2.2), there for each token."""
+
+    how = "the cosine of their inputs and outputs"
+
+    def similarity(self, before: Tensor, after: Tensor) -> float:
+        """From -1 to 1."""
+        return float(F.cosine_similarity(before, after, dim=1).mean())
+
+    def told(self, worth: float) -> str:
+        """The cosine itself."""
+        return f"the cosine of its input and output is {1 - worth:.3f}"
+
+
+@criterion("cka")
+class Cka(Similarity):
+    """Linear CKA of the two (Kornblith et al. 2019, arXiv 1905.00414, eq. 3), biased: the
+    similarity that CKA-SR pushes down (arXiv 2307.07389) chooses the layer that is least needed."""
+
+    how = "the CKA of their inputs and outputs"
+
+    def similarity(self, before: Tensor, after: Tensor) -> float:
+        """From 0 to 1; of a batch of one example, which tells nothing, 0."""
+        if len(before) == 1:
+            return 0.0
+        return float(pairwise_cka([before, after], unbiased=False)[0, 1])
+
+    def told(self, worth: float) -> str:
+        """CKA itself."""
+        return f"the CKA of its input and output is {1 - worth:.3f}"

@@ -43,7 +43,7 @@ SMALL_CONFIG: dict[str, Any] = {
         "sparsifier.sparsity": {"low": 0.1, "high": 0.9},
     },
     "objectives": ["val_accuracy", "nonzero_params"],
-    "search": {"trials": 4},
+    "search": {"trials": 4, "concurrency": 1},
 }
 
 
@@ -91,10 +91,11 @@ def config(tmp_path: Path) -> Config:
 
 def small_config(directory: Path, **changes: Any) -> Config:
     """SMALL_CONFIG with whole sections replaced, recording below `directory`, where there is a
-    store without experiments. Trials have a process each unless it is said: what `auto` finds out
-    first takes as long as a trial."""
+    store without experiments. Trials are not packed unless it is said: what `auto` finds out first
+    takes as long as a trial. One process trains them all: a second takes seconds to start."""
     tree = {"resources": {"pack": 1}} | SMALL_CONFIG | changes
-    tree["search"] = tree["search"] | {"storage_path": str(directory / "runs")}
+    search = {"concurrency": 1} | tree["search"]
+    tree["search"] = search | {"storage_path": str(directory / "runs")}
     store = directory / "slimfront.db"
     tree["tracking"] = {"uri": f"sqlite:///{store}"}
     if directory.is_dir() and not store.exists():

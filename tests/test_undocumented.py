@@ -24,6 +24,7 @@ RAY = "search/engine/ray_internals"
 TORCH = "trainables/torch_internals.py"
 PRUNING = "trainables/structure/pruning_internals.py"
 OPTUNA = "search/record/optuna_internals.py"
+MLFLOW = "search/tracking/mlflow_internals.py"
 
 USED = [
     ("ray", "ray._private.worker:print_to_stdstream", f"{RAY}/quiet.py"),
@@ -32,9 +33,9 @@ USED = [
     ("ray", "ray._private.node:Node.start_monitor", f"{RAY}/local_ray.py"),
     ("ray", "ray._private.node:Node.start_api_server", f"{RAY}/local_ray.py"),
     ("ray", "ray._private.node:Node.start_log_monitor", f"{RAY}/local_ray.py"),
-    ("ray", "ray.tune.execution.class_cache:_ActorClassCache.get", f"{RAY}/actor_classes.py"),
-    ("ray", "ray.tune.execution.class_cache:DEFAULT_ENV_VARS", f"{RAY}/actor_classes.py"),
-    ("ray", "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE", f"{RAY}/actor_classes.py"),
+    ("ray", "ray.tune.execution.class_cache:_ActorClassCache.get", f"{RAY}/trial_actors.py"),
+    ("ray", "ray.tune.execution.class_cache:DEFAULT_ENV_VARS", f"{RAY}/trial_actors.py"),
+    ("ray", "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE", f"{RAY}/trial_actors.py"),
     ("ray", "ray.air.execution._internal:RayActorManager.next", f"{RAY}/slots.py"),
     (
         "ray",
@@ -152,7 +153,7 @@ def test_the_forward_hooks_of_a_module_of_torch_can_be_deleted() -> None:
     assert len(layer(torch.zeros(1, 1))) == 1
 
 
-INTERNALS = (TORCH, PRUNING, OPTUNA, RAY)
+INTERNALS = (TORCH, PRUNING, OPTUNA, MLFLOW, RAY)
 
 DOCUMENTED = ("_exit", "_asdict", "_replace")
 """Python's own names that begin with an underscore: of `os`, and of named tuples."""

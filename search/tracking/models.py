@@ -3,7 +3,6 @@ registry."""
 
 import logging
 import re
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from slimfront.search.record.front.picks import Member, member_name
 from slimfront.search.record.trials import MeasuredNetwork
+from slimfront.search.tracking.mlflow_internals import without_lightning
 from slimfront.search.tracking.write_queue import making
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.inputs import Several
@@ -104,7 +104,7 @@ def _save_model(
         )
     }
     if int8 is None:
-        with _without_lightning():
+        with without_lightning():
             import mlflow.pytorch
 
         mlflow.pytorch.save_model(
@@ -198,31 +198,6 @@ def register(client: MlflowClient, member: Member, name: str, search: str) -> in
     except MlflowException as error:
         raise UserError(f"the model registry did not take it: {first_line(error)}") from None
     return int(made.version)
-
-
-@contextmanager
-def _without_lightning() -> Iterator[None]:
-    """Within, the first import of `mlflow.pytorch` does not import Lightning, which takes longer
-    than most else that a small search does. The one name that needs it comes when it is asked for.
-    """
-    name = "pytorch_lightning"
-    if "mlflow.pytorch" in sys.modules or name in sys.modules:
-        yield
-        return
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-    vars(sys.modules["mlflow.pytorch"])["__getattr__"] = _of_lightning
-
-
-def _of_lightning(name: str) -> Any:
-    if name != "MlflowModelCheckpointCallback":
-        raise AttributeError(f"module 'mlflow.pytorch' has no attribute '{name}'")
-    from mlflow.pytorch._lightning_autolog import MlflowModelCheckpointCallback
-
-    return MlflowModelCheckpointCallback
 
 
 _LOUD = (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from slimfront.search.engine.ray_internals.actor_classes import ActorClasses
+from slimfront.search.engine.ray_internals.trial_actors import TrialActors
 from slimfront.search.engine.runner import run_search
 from slimfront.trainables.trainable import CandidateTrainable
 from tests.conftest import small_config
@@ -44,19 +44,19 @@ def test_a_process_that_starts_is_waited_for_although_another_could_take_its_tri
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    real = ActorClasses.get
+    real = TrialActors.get
 
-    def get(self: ActorClasses, trainable: type) -> Any:
+    def get(self: TrialActors, trainable: type) -> Any:
         asked.append(real(self, trainable))
         return asked[-1]
 
-    monkeypatch.setattr(ActorClasses, "get", get)
+    monkeypatch.setattr(TrialActors, "get", get)
     processes = tmp_path / "processes"
     processes.mkdir()
     config = small_config(
         tmp_path,
         resources={"pack": 1},
-        search={"trials": 24, "sampler": "random"},
+        search={"trials": 24, "sampler": "random", "concurrency": "auto"},
         training={"epochs": 8, "report_every": 8},
     )
     result = run_search(config, trainable=slow_to_start(processes))
@@ -72,7 +72,7 @@ def test_a_process_that_starts_is_waited_for_although_another_could_take_its_tri
 def test_trials_get_what_this_process_learned_after_it_had_started_ray(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert "runtime_env" not in ActorClasses().get(CandidateTrainable)._default_options
+    assert "runtime_env" not in TrialActors().get(CandidateTrainable)._default_options
     monkeypatch.setenv("AWS_SESSION_TOKEN", "new")
-    given = ActorClasses().get(CandidateTrainable)._default_options["runtime_env"]
+    given = TrialActors().get(CandidateTrainable)._default_options["runtime_env"]
     assert given["env_vars"]["AWS_SESSION_TOKEN"] == "new"

@@ -124,7 +124,7 @@ class Finishing:
         good = pruning.alive
         bad = 0
         for kept in pruning.levels(options):
-            found = self._worth_it(pruning, kept, trained, recover)
+            found = self._worth_it(pruning, kept, trained, recover, likely=not bad)
             if found is not None:
                 yield found
             if not bad and found is not None and self._as_good(found.measures, trained):
@@ -134,7 +134,9 @@ class Finishing:
             if found is None:
                 break
         kept = self._refined(pruning, trained, (good, bad)) if bad else good
-        found = self._worth_it(pruning, kept, trained, recover) if kept != good else None
+        if kept == good:
+            return
+        found = self._worth_it(pruning, kept, trained, recover, likely=True)
         if found is not None:
             yield found
 
@@ -169,11 +171,19 @@ class Finishing:
         kept: int,
         trained: Trained,
         recover: Callable[[nn.Module], list[dict[str, float]]] | None,
+        *,
+        likely: bool = False,
     ) -> Trained | None:
         """A network pruned in one shot to so many weights, compacted and measured; None if its
-        quality is half of what it was, or less."""
+        quality is half of what it was, or less.
+
+        What is `likely` to be better than that, since it or one with some more weights was as good
+        as all of them, is made compact at once; else it is evaluated before. The result is the
+        same.
+        """
         task = self.data.task
-        if not self.candidate.int8:
+        looked_at_before = recover is not None or not likely
+        if looked_at_before and not self.candidate.int8:
             scores = self._scores(pruning.at(kept))
             if not task.worth_going_on(scores, trained.measures):
                 return None  # before the work of making it compact, which keeps what it computes

@@ -1,5 +1,5 @@
 """Ray Tune's controller, but for one decision: a trial whose own process is starting waits for it;
-and with `ActorClasses`.
+and with `TrialActors`.
 
 Ray Tune hands such a trial the first process that another trial leaves, and stops the one that
 starts. Where trials are shorter than the start of a process (imports on a busy node), no process
@@ -14,8 +14,8 @@ from ray.tune import tune
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
-from slimfront.search.engine.ray_internals.actor_classes import ActorClasses
 from slimfront.search.engine.ray_internals.slots import SlotManager
+from slimfront.search.engine.ray_internals.trial_actors import TrialActors
 
 
 @contextmanager
@@ -35,7 +35,7 @@ class Controller(TuneController):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._class_cache = ActorClasses()
+        self._class_cache = TrialActors()
 
     def _maybe_reuse_cached_actor(self, trial: Trial) -> bool:
         if (

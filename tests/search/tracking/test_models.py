@@ -76,8 +76,8 @@ def test_a_network_of_two_inputs_is_logged_and_loaded_back_by_mlflow(
 
 LIGHTNING = """
 import sys
-from slimfront.search.tracking.models import _without_lightning
-with _without_lightning():
+from slimfront.search.tracking.mlflow_internals import without_lightning
+with without_lightning():
     import mlflow.pytorch
 print("pytorch_lightning" in sys.modules)
 print(hasattr(mlflow.pytorch, "nonsense"))

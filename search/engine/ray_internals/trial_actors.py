@@ -18,7 +18,7 @@ from ray.tune.execution.class_cache import (
 from slimfront.search.engine.ray_internals import local_ray
 
 
-class ActorClasses(_ActorClassCache):
+class TrialActors(_ActorClassCache):
     """Ray Tune's, without an environment where the Ray that runs here gives it to all."""
 
     def __init__(self) -> None:

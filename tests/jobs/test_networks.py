@@ -78,7 +78,7 @@ def test_a_search_of_such_networks_makes_them_smaller_and_exports_one(
         "sparsifier": {"name": "channels"},
         "space": {"sparsifier.sparsity": {"low": 0.3, "high": 0.8}},
         "objectives": ["val_accuracy", "params"],
-        "search": {"trials": 4},
+        "search": {"trials": 4, "concurrency": 1},
     }
     Path("zoo.yaml").write_text(yaml.safe_dump(config))
     Path("slimfront.db").write_bytes(empty_store())

@@ -121,7 +121,7 @@ def test_a_module_beside_the_config_is_found_from_any_directory(tmp_path: Path) 
     config = SMALL_CONFIG | {
         "model": model,
         "space": space,
-        "search": {"trials": 2},
+        "search": {"trials": 2, "concurrency": 1},
         "penalties": {},
     }
     (project / "c.yaml").write_text(yaml.safe_dump(config))

@@ -44,6 +44,7 @@ def timed_by(folder: Path, program: str, **changes: Any) -> Config:
             "latency": {"command": command, "runs": 3, "warm_up": 0},
             "one_shot": {"steps": 1},
             "search": {"trials": 2},
+            "training": {"epochs": 2, "batch_size": 256, "lr": 0.01, "report_every": 2},
             "resources": {"pack": 2},
         }
         | changes,

@@ -273,7 +273,7 @@ def test_the_baseline_of_a_search_teaches_the_others(given: bool, tmp_path: Path
         distill={"teacher": "baseline", "weight": 0.5},
         penalties={},
         space={"sparsifier.sparsity": {"low": 0.3, "high": 0.5}},
-        search={"trials": 2, "concurrency": 2},
+        search={"trials": 2},
     )
     result = run_search(config)
     assert [trial.status for trial in result.ledger.trials] == ["completed"] * 2

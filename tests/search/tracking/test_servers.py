@@ -65,6 +65,7 @@ def log_in(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
 
 
+@pytest.mark.slow
 def test_a_server_with_a_password_that_is_killed_and_restarted_in_the_middle_costs_nothing(
     tmp_path: Path,
     postgres: str,

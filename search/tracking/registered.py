@@ -1,5 +1,6 @@
 """Weights from MLflow's model registry, in files that every process of a search can read."""
 
+import hashlib
 import re
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import mlflow.artifacts
 import safetensors.torch
 import torch
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from torch import Tensor
 
@@ -67,11 +69,11 @@ def _file_of(config: "Config", registered: str, key: str) -> Path:
             f"{key}: {registered} is fetched into the storage of the search, which is a bucket, "
             "and weights are read from files; download it, and give the file"
         )
-    client = MlflowClient(config.tracking.absolute_uri())
-    name, version = _version_of(client, registered, key)
-    file = Path(place, "weights", f"{name}-{version}.safetensors").absolute()
+    uri = config.tracking.absolute_uri()
+    found = _version_of(MlflowClient(uri), registered, key)
+    file = Path(place, "weights", _file_name(found)).absolute()
     if not file.is_file():
-        weights = _fetched(config.tracking.absolute_uri(), name, version, key)
+        weights = _fetched(uri, found.name, str(found.version), key)
         file.parent.mkdir(parents=True, exist_ok=True)
         # A file of half its weights would be taken for the whole by the next search.
         beside = file.with_suffix(".part")
@@ -80,7 +82,14 @@ def _file_of(config: "Config", registered: str, key: str) -> Path:
     return file
 
 
-def _version_of(client: MlflowClient, registered: str, key: str) -> tuple[str, str]:
+def _file_name(version: ModelVersion) -> str:
+    """Another store may have another model of the name, and so may the same one later."""
+    origin = f"{version.source} {version.creation_timestamp}"
+    digest = hashlib.sha256(origin.encode()).hexdigest()[:8]
+    return f"{version.name}-{version.version}-{digest}.safetensors"
+
+
+def _version_of(client: MlflowClient, registered: str, key: str) -> ModelVersion:
     found = _REGISTERED.fullmatch(registered)
     if found is None:
         raise UserError(
@@ -90,15 +99,13 @@ def _version_of(client: MlflowClient, registered: str, key: str) -> tuple[str, s
     name = found["name"]
     try:
         if found["alias"]:
-            version = client.get_model_version_by_alias(name, found["alias"])
-        else:
-            version = client.get_model_version(name, found["version"])
+            return client.get_model_version_by_alias(name, found["alias"])
+        return client.get_model_version(name, found["version"])
     except MlflowException as error:
         raise UserError(
             f"{key}: the registry of the tracking store has no {registered} ({first_line(error)}); "
             "tracking.uri says which store is meant"
         ) from None
-    return name, str(version.version)
 
 
 def _fetched(uri: str, name: str, version: str, key: str) -> dict[str, Tensor]:

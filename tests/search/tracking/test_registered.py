@@ -1,5 +1,6 @@
 """Weights from a real model registry."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,9 @@ def test_a_teacher_may_be_of_the_registry(
     assert made.distill is not None
     found = made.distill.teacher
     path = found if isinstance(found, str) else found.weights
-    assert path == str(tmp_path / "runs" / "weights" / "net-1.safetensors")
+    assert path is not None
+    assert Path(path).parent == tmp_path / "runs" / "weights"
+    assert re.fullmatch(r"net-1-[0-9a-f]{8}\.safetensors", Path(path).name)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +118,23 @@ def test_what_the_registry_does_not_have_is_one_sentence(
     asked = config(tmp_path, registry[0], model=MLP | {"weights": registered}, baseline="given")
     with pytest.raises(UserError, match=rf"model\.weights: .*{said}"):
         with_weights_in_files(asked)
+
+
+def test_another_model_of_the_same_name_and_version_is_not_taken_for_it(
+    registry: tuple[str, MlflowClient], tmp_path: Path
+) -> None:
+    client = registry[1]
+    first = client.get_model_version("net", "1")
+    model = MLP | {"weights": "models:/again/1"}
+    files = []
+    for version in ("1", "3"):
+        client.create_registered_model("again")
+        source = client.get_model_version("net", version)
+        client.create_model_version("again", source.source, first.run_id)
+        asked = config(tmp_path, registry[0], model=model, baseline="given")
+        files.append(with_weights_in_files(asked).model.weights)
+        client.delete_registered_model("again")
+    assert files[0] != files[1]
 
 
 def test_a_config_without_them_stays_as_it_is(tmp_path: Path) -> None:

@@ -90,11 +90,23 @@ def _with_head(channels: int, stem: int, blocks: list[nn.Module]) -> nn.Sequenti
 
 def resnet8(channels: int = 3, width: int = 8) -> nn.Module:
     """Three residual blocks of 8, 16 and 32 channels."""
-    blocks: list[nn.Module] = [
-        _Basic(width, width, 1),
-        _Basic(width, 2 * width, 2),
-        _Basic(2 * width, 4 * width, 2),
-    ]
+    return _resnet(channels, width, 1)
+
+
+def resnet20(channels: int = 3, width: int = 8) -> nn.Module:
+    """Nine residual blocks, three of 8, 16 and 32 channels each."""
+    return _resnet(channels, width, 3)
+
+
+def _resnet(channels: int, width: int, per_stage: int) -> nn.Module:
+    blocks: list[nn.Module] = []
+    inputs = width
+    for stage in range(3):
+        outputs = width * 2**stage
+        for number in range(per_stage):
+            stride = 2 if stage and not number else 1
+            blocks.append(_Basic(inputs, outputs, stride))
+            inputs = outputs
     return _with_head(channels, width, blocks)
 
 

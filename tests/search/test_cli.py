@@ -67,7 +67,8 @@ def test_a_gpu_that_is_not_there_gets_one_sentence_and_exit_code_2(
     config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, out, err = slimfront(
-        capsys, monkeypatch, "search", str(config_file), "--set", "resources.gpu=64"
+        *(capsys, monkeypatch, "search", str(config_file)),
+        *("--set", "resources.gpu=64", "--set", "search.concurrency=auto"),
     )
     assert (code, out) == (2, "")
     assert re.fullmatch(

@@ -125,7 +125,10 @@ def test_what_only_the_cluster_can_know_is_refused_there_and_said_here(
 ) -> None:
     for words, problem in (
         (
-            ["submit", write_config(tmp_path), "--set", "resources.cpu=2", "--name", "big"],
+            [
+                *("submit", write_config(tmp_path), "--name", "big"),
+                *("--set", "resources.cpu=2", "--set", "search.concurrency=auto"),
+            ],
             "ended before the search began: resources.cpu: a trial asks for 2 CPU, and there is 1 "
             "here; set res",
         ),

@@ -23,7 +23,8 @@ pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(180)]
 
 
 def packed(directory: Path, size: int | str, trials: int = 8, **changes: Any) -> Config:
-    search = {"trials": trials, "sampler": "random"} | changes.pop("search", {})
+    search = {"trials": trials, "sampler": "random", "concurrency": "auto"}
+    search |= changes.pop("search", {})
     return small_config(directory, resources={"pack": size}, search=search, **changes)
 
 

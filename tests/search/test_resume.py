@@ -211,15 +211,20 @@ def test_a_finished_search_can_be_given_more_trials_and_doubles_nothing(finished
             "tracking.uri=sqlite:///other.db",
             r"tracking\.uri: done is recorded at sqlite:.*, and stays there",
         ),
-        ("done", "resources.gpu=64", r"resources\.gpu: a trial asks for 64 GPU"),
+        (
+            "done",
+            "search.concurrency=auto & resources.gpu=64",
+            r"resources\.gpu: a trial asks for 64 GPU",
+        ),
     ],
 )
 def test_what_a_resume_cannot_do_is_refused(
     untouched: Path, name: str, override: str, message: str
 ) -> None:
     before = (untouched / "runs" / "done" / JOURNAL_FILE).read_bytes()
+    overrides = override.split(" & ") if override else []
     with pytest.raises(UserError, match=message):
-        resume_search(name, [override] if override else [], storage_path=str(untouched / "runs"))
+        resume_search(name, overrides, storage_path=str(untouched / "runs"))
     assert (untouched / "runs" / "done" / JOURNAL_FILE).read_bytes() == before
 
 

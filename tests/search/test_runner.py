@@ -479,7 +479,11 @@ def test_more_than_the_cluster_has_is_refused_before_any_trial(
         UserError,
         match=rf"resources\.{resource}: a trial asks for 64 {resource.upper()}, and there is",
     ):
-        run_search(small_config(tmp_path, resources={resource: 64}))
+        run_search(
+            small_config(
+                tmp_path, resources={resource: 64}, search={"trials": 4, "concurrency": "auto"}
+            )
+        )
     assert not (tmp_path / "runs").exists()
 
 

@@ -44,8 +44,9 @@ DEEP = {"ResNet-20": resnet20, "MobileNetV2": NETWORKS["MobileNetV2"]}
 TAKEN = {"ResNet-20": 3, "MobileNetV2": 1}
 """How many blocks go: a third of those with a shortcut, and half of them."""
 DENSE, BY_CHANCE = "dense", "by chance"
-FIRST_SEED, AFTERWARDS, LR_AFTERWARDS = 100, 3, 0.02
-"""The networks are trained for so many epochs more, on a cosine from this learning rate."""
+FIRST_SEED, AFTERWARDS, LR_AFTERWARDS = 100, 3, 0.005
+"""The networks are trained for so many epochs more, on a cosine from this learning rate. Their
+batch norms are folded, so that they bear no large one."""
 EXAMPLES = 512
 """How many training examples the criteria see."""
 

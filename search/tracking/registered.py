@@ -5,7 +5,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow.artifacts
 import safetensors.torch
@@ -16,18 +16,16 @@ from mlflow.exceptions import MlflowException
 from torch import Tensor
 
 from slimfront.search.config.names import is_bucket
+from slimfront.search.config.schema import Config
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.models.base import Model
 from slimfront.trainables.models.weights import SUFFIXES, read_weights
-
-if TYPE_CHECKING:
-    from slimfront.search.config.schema import Config
 
 REGISTRY = "models:/"
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(/(?P<version>\d+)|@(?P<alias>[^/@]+))")
 
 
-def with_weights_in_files(config: "Config") -> "Config":
+def with_weights_in_files(config: Config) -> Config:
     """The config with the path of a file in place of each `models:/NAME/VERSION` or
     `models:/NAME@ALIAS`, of `model.weights` and of `distill.teacher`.
 
@@ -58,11 +56,11 @@ def _is_registered(weights: str | None) -> bool:
     return weights is not None and weights.startswith(REGISTRY)
 
 
-def _of_file(config: "Config", model: Model, key: str) -> Model:
+def _of_file(config: Config, model: Model, key: str) -> Model:
     return model.model_copy(update={"weights": str(_file_of(config, str(model.weights), key))})
 
 
-def _file_of(config: "Config", registered: str, key: str) -> Path:
+def _file_of(config: Config, registered: str, key: str) -> Path:
     place = config.search.storage_path
     if is_bucket(place):
         raise UserError(

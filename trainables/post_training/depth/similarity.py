@@ -23,10 +23,10 @@ class Similarity(Criterion):
 
     def worth(self, graph: fx.GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
         """From 0, for a layer that changes nothing."""
-        pairs = {layer.name: list(ends(layer)) for layer in layers}
-        nodes = {node for found in pairs.values() for pair in found for node in pair}
+        of_layers = [list(ends(layer)) for layer in layers]
+        nodes = {node for pairs in of_layers for pair in pairs for node in pair}
         features = features_at(graph, nodes, self.batches)
-        return [max(self._change(pair, features) for pair in ends(layer)) for layer in layers]
+        return [max(self._change(pair, features) for pair in pairs) for pairs in of_layers]
 
     def _change(
         self, pair: tuple[fx.Node, fx.Node], features: Sequence[dict[fx.Node, Tensor]]

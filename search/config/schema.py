@@ -195,6 +195,22 @@ class Config(Candidate):
         return self
 
     @model_validator(mode="after")
+    def _repeats_can_be_made(self) -> Self:
+        if self.search.repeats is None:
+            return self
+        found = [self.candidate({})]
+        for path in self.space:
+            if parts(path)[0] in ("distill", "one_shot", "int8"):
+                found += [self._tried({path: end}) for end in self.search_space.ends(path)]
+        for candidate in found:
+            reason = self.why_not_replicated(candidate)
+            if reason is not None:
+                raise ValueError(
+                    f"search.repeats trains a network anew apart from the search, and {reason}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _nothing_secret_varies(self) -> Self:
         check_nothing_secret(self.space, self._starts())
         return self
@@ -362,6 +378,23 @@ class Config(Candidate):
                 for end in self.search_space.ends(path):
                     found.append(self._tried({path: end}).distill)
         return any(one is not None and self.teaches_by_baseline(one) for one in found)
+
+    def why_not_replicated(self, candidate: Candidate, *, pruned: bool = True) -> str | None:
+        """Why networks of a candidate cannot be trained anew apart from this search; None if they
+        can.
+
+        Args:
+            pruned: whether by one-shot pruning.
+        """
+        if candidate.distill is not None and self.teaches_by_baseline(candidate.distill):
+            return (
+                "its teacher is the baseline that this search trains; give distill.teacher a file"
+            )
+        if pruned and candidate.one_shot.recover:
+            return "it is trained further after one-shot pruning; set one_shot.recover to 0"
+        if candidate.int8:
+            return "it ships as int8; set int8 to false"
+        return None
 
     def _teacher_of_the_config(self) -> dict[str, Any] | None:
         """Where the model varies, the teacher is the config's all the same: its model with the

@@ -48,7 +48,9 @@ class SearchOptions(Options):
 
     `early_stopping` stops trials that fall behind. `time` ends the search (seconds, or such as 30m,
     2h), and so do `patience` trials in a row without a gain of hypervolume. `retries`: how often a
-    trial whose process is lost goes on from its last checkpoint.
+    trial whose process is lost goes on from its last checkpoint. `repeats`: after the last trial,
+    the baseline and what somebody may ship of the front are trained anew with so many other seeds,
+    on top of `trials` and `time`, and what is recommended is judged by the means.
     `start_from`: what is tried first, a list of values by path, or the name of an earlier search
     for its front.
     """
@@ -63,6 +65,7 @@ class SearchOptions(Options):
     time: float | str | None = None
     patience: int | None = Field(None, ge=1)
     retries: int = Field(2, ge=0)
+    repeats: int | None = Field(None, ge=2)
     start_from: Annotated[tuple[dict[str, Any], ...], Field(max_length=1000)] | str = ()
 
     @field_validator("sampler")

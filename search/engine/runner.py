@@ -1,7 +1,6 @@
 """Assembles the Ray Tune experiment of a config and runs it: trials, records, the front, and the
 test set."""
 
-import dataclasses
 import gc
 import logging
 import math
@@ -10,15 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from optuna.exceptions import StorageInternalError
 from pydantic import ValidationError
 from ray import tune
-from ray.tune.error import TuneError
-from sqlalchemy.exc import SQLAlchemyError
 
 from slimfront.search.config.objectives import Direction
 from slimfront.search.config.schema import Config
-from slimfront.search.engine.finished.ending import take_test_metrics, time_again
+from slimfront.search.engine.finished.finish import finish
+from slimfront.search.engine.finished.unkept import cannot_be_kept, no_room_ends
 from slimfront.search.engine.head import watched_head
 from slimfront.search.engine.interrupt import Interrupt
 from slimfront.search.engine.nodes import capacity, check_fits, ray_session
@@ -31,10 +28,6 @@ from slimfront.search.engine.ray_internals.controller import starts_are_awaited
 from slimfront.search.engine.ray_internals.slots import shared_processes
 from slimfront.search.engine.ray_internals.snapshots import without_snapshots
 from slimfront.search.engine.room import (
-    NoRoomForRay,
-    for_want_of_room,
-    no_room_in,
-    place_of,
     watched_room,
 )
 from slimfront.search.engine.scheduler import MultiObjectiveASHA
@@ -42,10 +35,7 @@ from slimfront.search.engine.searcher import InvalidCandidate, StudySearcher, Un
 from slimfront.search.record.events import (
     RungReached,
     SessionBegan,
-    SessionEnded,
-    TrialInterrupted,
 )
-from slimfront.search.record.fencing import Superseded
 from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.session import Session, begin, open_existing
 from slimfront.search.record.starts import starting_values
@@ -53,7 +43,7 @@ from slimfront.search.record.study import open_study
 from slimfront.search.record.trials import label
 from slimfront.search.tracking import Client, Recorder, connect, taking_writes
 from slimfront.search.tracking.registered import with_weights_in_files
-from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.errors import UserError
 from slimfront.trainables.messages import TrialOrder
 from slimfront.trainables.options import explain_first
 from slimfront.trainables.trainable import CandidateTrainable
@@ -206,7 +196,7 @@ def _run(
         watched_room(observer.end),
     ):
         try:
-            with _no_room_ends(observer):
+            with no_room_ends(observer):
                 observer.write(SessionBegan(session=number))
                 if progress is not None:
                     progress.begun(folder.search, recorder.page_address)
@@ -218,28 +208,12 @@ def _run(
                     ):
                         _run_trials(session, searcher, scheduler, observer, trainable)
         finally:
-            result = _finish(session, observer, recorder, before + time.monotonic() - begun)
+            result = finish(session, observer, recorder, before + time.monotonic() - begun)
     if head.lost.is_set():
         raise UserError(lost_head)
     if observer.failure is not None:
-        raise _cannot_be_kept(session, observer.failure) from None
+        raise cannot_be_kept(session, observer.failure) from None
     return result
-
-
-@contextmanager
-def _no_room_ends(observer: Observer) -> Iterator[None]:
-    """Within, a write that found no room, in the driver or in Ray Tune, ends the search in
-    order."""
-    try:
-        yield
-    # By a write to the study, not to the journal.
-    except (OSError, StorageInternalError, SQLAlchemyError) as error:
-        observer.end(place_of(_as_os_error(error)))
-    except TuneError as error:
-        failure = no_room_in(str(error))
-        if failure is None:
-            raise
-        observer.end(failure)
 
 
 def session_recorder(session: Session, client: Client) -> Recorder:
@@ -257,25 +231,6 @@ def session_recorder(session: Session, client: Client) -> Recorder:
     )
 
 
-def _cannot_be_kept(session: Session, failure: OSError) -> UserError:
-    """What is told of a search whose journal or study took no more."""
-    if isinstance(failure, Superseded):
-        return UserError(f"{_reason(failure)}; what this process did since then does not count")
-    name = session.directory.name
-    place = session.folder.place.partition("?")[0]
-    if isinstance(failure, NoRoomForRay):
-        return UserError(
-            f"{name} cannot go on: there is no room left in {failure.filename}, where Ray and "
-            "trials write while they run; what was finished is safe: make room, then "
-            f"`slimfront resume {name}`"
-        )
-    advice = "make room" if for_want_of_room(failure) else "mend that"
-    return UserError(
-        f"{name} cannot be kept in {place} ({_reason(failure)}); what is there is safe: {advice}, "
-        f"then `slimfront resume {name}`"
-    )
-
-
 @contextmanager
 def _loaded_stays() -> Iterator[None]:
     """Within, the collector of garbage leaves alone what is loaded: to go through it takes a third
@@ -285,60 +240,6 @@ def _loaded_stays() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or first_line(error)
-
-
-def _as_os_error(error: Exception) -> OSError:
-    if isinstance(error, OSError):
-        return error
-    # Optuna's own words are the same for whatever happened to a database.
-    told = error.__cause__ or error
-    said = getattr(told, "orig", None) or told
-    return OSError(f"the database of the study: {first_line(said)}")
-
-
-def _finish(
-    session: Session, observer: Observer, recorder: Recorder, seconds: float
-) -> SearchResult:
-    """Marks what was cut off, touches the test set, and ends the record of this session."""
-    ledger = session.ledger
-    records = list(ledger.trials)
-    if ledger.dense:
-        records.append(ledger.dense)
-    for record in records:
-        if record.status == "running":
-            observer.write(TrialInterrupted(number=record.number))
-    networks = ledger.front.members()
-    if ledger.dense_network and ledger.dense_network.trial.status == "completed":
-        networks.append(ledger.dense_network)
-    say = (observer.progress or Progress()).finishing
-    say(f"Measuring {len(networks)} networks on the test set")
-    take_test_metrics(session.config, networks, observer.write)
-    time_again(session.config, ledger, observer.write)
-    front = ledger.front.members()
-    result = SearchResult(
-        search=session.directory.name,
-        ledger=ledger,
-        front=front,
-        wall_seconds=seconds,
-        tracking_uri=session.config.tracking.shown_uri(),
-        interrupted=observer.interrupt.requested,
-    )
-    observer.write(SessionEnded(status=_ending(result), seconds=round(seconds, 2)))
-    say(f"Writing the rest to MLflow, with the models of {len(front)} networks")
-    delivered = recorder.close()
-    return dataclasses.replace(result, run_ids=dict(recorder.run_ids), undelivered=not delivered)
-
-
-def _ending(result: SearchResult) -> Literal["completed", "interrupted", "failed"]:
-    if result.interrupted:
-        return "interrupted"
-    if result.all_failed:
-        return "failed"
-    return "completed"
 
 
 def _scheduler(session: Session, observer: Observer) -> MultiObjectiveASHA | None:

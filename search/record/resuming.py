@@ -17,6 +17,7 @@ RESUMABLE = (
     "search.patience",
     "search.concurrency",
     "search.retries",
+    "search.repeats",
     "search.storage",
     "resources",
     "tracking.uri",

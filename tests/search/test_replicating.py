@@ -6,19 +6,22 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from slimfront.search.engine.finished.replicating import planned, replicate, train_again
+from slimfront.search.engine.finished import replicas
+from slimfront.search.engine.finished.replicas import planned, train_again
+from slimfront.search.engine.finished.replicating import replicate
 from slimfront.search.engine.runner import resume_search, run_search
-from slimfront.search.record.events import NetworkReplicated
+from slimfront.search.record.events import NetworkReplicated, SessionEnded
 from slimfront.search.record.front.shown import shown
 from slimfront.search.record.journal import JOURNAL_FILE, read_events
 from slimfront.search.record.ledger import SearchResult
 from slimfront.search.record.report import as_json, as_text
 from slimfront.search.record.session import read_search
 from slimfront.trainables.candidate import Candidate
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import TrialFailure, UserError
 from slimfront.trainables.training.train import train
-from tests.conftest import small_config
+from tests.conftest import SMALL_CONFIG, small_config
 from tests.search.searches import replace_in_journal, runs_of
 from tests.search.test_ledger import ledger, region_ledger
 
@@ -142,6 +145,56 @@ def test_the_recommendation_is_by_the_means() -> None:
     for seed, accuracy in enumerate((0.96, 0.962)):
         dense.replicas[seed] = {"val_accuracy": accuracy, "nonzero_params": 1000.0}
     assert book.front.recommended() is lucky
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_search_repeats_what_somebody_may_ship_before_it_ends(tmp_path: Path) -> None:
+    config = small_config(tmp_path, tolerance=0.2, search={"trials": 2, "repeats": 2})
+    result = run_search(config)
+    members = shown(result.ledger, result.front).members
+    assert members
+    assert all(len(member.replicas) == 2 for member in members)
+    dense = result.ledger.dense_network
+    assert dense is not None
+    assert len(dense.replicas) == 2
+    # Nothing is left for the command.
+    assert not planned(config, result.ledger, 2)
+    # A resume that adds no trial trains none of them again.
+    again = resume_search(result.search, storage_path=str(tmp_path / "runs"))
+    assert len(written(tmp_path, again)) == len(written(tmp_path, result))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_repeats_that_all_fail_cost_a_warning_and_not_the_search(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args: object) -> object:
+        raise TrialFailure("it diverged")
+
+    monkeypatch.setattr(replicas, "train_again", broken)
+    config = small_config(tmp_path, tolerance=0.2, search={"trials": 1, "repeats": 2})
+    result = run_search(config)
+    assert result.front
+    assert "The means over seeds are missing: none of" in caplog.text
+    ends = list(read_events(tmp_path / "runs" / result.search / JOURNAL_FILE))[-1]
+    assert isinstance(ends, SessionEnded)
+    assert ends.status == "completed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"distill": {"teacher": "baseline"}}, "give distill.teacher a file"),
+        ({"one_shot": {"steps": 1, "recover": 1}}, "set one_shot.recover to 0"),
+        ({"int8": True}, "set int8 to false"),
+        ({"space": SMALL_CONFIG["space"] | {"int8": {"choices": [True, False]}}}, "set int8 to"),
+    ],
+)
+def test_repeats_of_what_cannot_be_trained_apart_are_refused_before_training(
+    tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(ValidationError, match=f"search.repeats trains a network anew.*{reason}"):
+        small_config(tmp_path, search={"trials": 2, "repeats": 2}, **changes)
 
 
 def test_a_search_without_a_front_is_refused(tmp_path: Path) -> None:

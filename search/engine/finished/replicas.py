@@ -1,0 +1,203 @@
+"""Trainings of members of a front with other seeds: which are missing, and how they are made on
+the cluster."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from slimfront.search.config.schema import Config
+from slimfront.search.record.events import Event, NetworkReplicated
+from slimfront.search.record.front.shown import shown
+from slimfront.search.record.ledger import Ledger
+from slimfront.search.record.trials import MeasuredNetwork, label
+from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.training.finishing import ONE_SHOT_SHARE, Trained
+from slimfront.trainables.training.own_loop import training_of
+from slimfront.trainables.training.refit import Refit
+
+log = logging.getLogger(__name__)
+
+_FIRST_SEED = 2**40
+"""Far from those of trials."""
+
+_ASK_S = 1.0
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One training that is to be done: a trial's, with another seed, up to an epoch."""
+
+    number: int | None
+    epoch: int
+    seed: int
+    candidate: dict[str, Any]
+    shares: dict[int, float]
+    """By the step of one-shot pruning, 0 for none: the share of the weights that it keeps."""
+
+    @property
+    def key(self) -> tuple[int | None, int, int, tuple[int, ...]]:
+        """Which training it is, and of which networks."""
+        return self.number, self.epoch, self.seed, tuple(sorted(self.shares))
+
+
+def planned(config: Config, ledger: Ledger, seeds: int) -> list[Replica]:
+    """The trainings that are missing, those of the baseline first. Raises UserError as
+    `replicate`."""
+    members = shown(ledger, ledger.front.members()).members
+    if not members or ledger.dense_network is None:
+        raise UserError(
+            "the search has no front beside a trained baseline yet; resume it, and replicate its "
+            "members then"
+        )
+    _refuse_what_needs_the_search(config, members)
+    by_training: dict[tuple[int | None, int], list[MeasuredNetwork]] = {}
+    if config.baseline_is_trained:
+        members = [ledger.dense_network, *members]
+    for member in members:
+        by_training.setdefault((member.trial.number, member.epoch), []).append(member)
+    jobs = []
+    for (number, epoch), of_training in by_training.items():
+        candidate = config.reference()
+        if number is not None:
+            candidate = config.candidate(of_training[0].trial.values)
+        for index in range(seeds):
+            seed = _FIRST_SEED + index
+            missing = [member for member in of_training if seed not in member.replicas]
+            if not missing:
+                continue
+            shares = {member.step: _share(config, member) for member in missing}
+            training = candidate.training.model_copy(update={"seed": seed})
+            plain = candidate.model_copy(update={"training": training}).model_dump(mode="json")
+            jobs.append(Replica(number, epoch, seed, plain, shares))
+    return jobs
+
+
+def _refuse_what_needs_the_search(config: Config, members: Sequence[MeasuredNetwork]) -> None:
+    for member in members:
+        candidate = config.candidate(member.trial.values)
+        reason = config.why_not_replicated(candidate, pruned=member.step > 0)
+        if reason is not None:
+            raise UserError(f"{member.name} cannot be trained anew: {reason}")
+
+
+def _share(config: Config, member: MeasuredNetwork) -> float:
+    """The share of its origin's weights that a network has kept in one-shot pruning; in journals of
+    older versions each step has kept the same."""
+    each = config.candidate(member.trial.values).one_shot.keep
+    return member.measures.get(ONE_SHOT_SHARE, each**member.step)
+
+
+def train_missing(
+    config: Config,
+    ledger: Ledger,
+    seeds: int,
+    write: Callable[[Event], object],
+    say: Callable[[str], object],
+    ends: Callable[[], bool] = lambda: False,
+) -> None:
+    """Trains what is missing on the Ray that this process has joined, until each member of the
+    region that matters has its means: those of the first may bring others into it.
+
+    Args:
+        seeds: so many trainings of each.
+        write: takes what was measured, and has the ledger know it.
+        say: called with a line about each training that has ended.
+        ends: asked about once a second: whether to leave off.
+
+    Raises:
+        UserError: if members cannot be trained apart from the search, or none of the trainings
+            succeeds.
+    """
+    tried: set[tuple[int | None, int, int, tuple[int, ...]]] = set()
+    while not ends():
+        jobs = [job for job in planned(config, ledger, seeds) if job.key not in tried]
+        if not jobs:
+            return
+        tried.update(job.key for job in jobs)
+        _train(config, jobs, write, say, ends)
+
+
+def _train(
+    config: Config,
+    jobs: Sequence[Replica],
+    write: Callable[[Event], object],
+    say: Callable[[str], object],
+    ends: Callable[[], bool],
+) -> None:
+    resources = config.resources
+    remote = ray.remote(
+        num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=config.search.retries
+    )(train_again)
+    failures = 0
+    running = {remote.remote(job.candidate, job.epoch, job.shares): job for job in jobs}
+    while running:
+        done, _ = ray.wait(list(running), num_returns=1, timeout=_ASK_S)
+        if ends():
+            for left in running:
+                ray.cancel(left, force=True)
+            return
+        for reference in done:
+            job = running.pop(reference)
+            reason = _taken(reference, job, write)
+            if reason is not None:
+                failures += 1
+            if failures == len(jobs):
+                raise UserError(f"none of {failures} trainings succeeded: {reason}")
+            say(f"{len(jobs) - len(running)} of {len(jobs)} trainings")
+
+
+def _taken(reference: Any, job: Replica, write: Callable[[Event], object]) -> str | None:
+    """Writes what a training that has ended measured; why it failed, if it did."""
+    try:
+        found = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        reason = first_line(getattr(error, "cause", error))
+        log.warning(
+            "%s with seed %d failed, and is missing: %s", label(job.number), job.seed, reason
+        )
+        return reason
+    for step, measures in found.items():
+        write(
+            NetworkReplicated(
+                number=job.number, epoch=job.epoch, step=step, seed=job.seed, measures=measures
+            )
+        )
+    return None
+
+
+def train_again(
+    plain: dict[str, Any], epoch: int, shares: dict[int, float]
+) -> dict[int, dict[str, float]]:
+    """Trains a candidate up to an epoch, in this process, and measures it, and pruned in one shot
+    to each share of its weights, as it would ship.
+
+    Returns:
+        By the step of one-shot pruning: the measures, and the metrics on both splits, however bad
+        they are: without the bad ones the means would flatter.
+
+    Raises:
+        TrialFailure: if the loss diverges, or a network cannot be compacted.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    training = training_of(Candidate.model_validate(plain), device)
+    data = training.data
+    try:
+        while not training.done and training.epoch < epoch:
+            training.run_epoch()
+        trained = training.finish(None if training.done else Refit(), one_shot=False)
+        networks: dict[int, Trained] = {}
+        for step, share in shares.items():
+            networks[step] = training.finishing.pruned_to(trained, share) if step else trained
+    finally:
+        training.close()
+    found = {}
+    for step, made in networks.items():
+        network = made.compacted.network
+        tested = data.task.evaluate(network, *data.test, "test", prepare=data.prepare)
+        found[step] = {name: float(value) for name, value in {**made.measures, **tested}.items()}
+    return found

@@ -8,7 +8,6 @@ networks are compared in float64, where they can be.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,15 +15,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.inputs import each, tensors
+from slimfront.trainables.structure.comparing import Compared, compare
 from slimfront.trainables.torch_internals import flattened
 
 EXACT = 1e-10
 """How far outputs in float64 may be apart, relative to their spread, where only sums were taken in
 another order."""
-
-_ROUNDING = 256
-"""Differences of so many machine epsilons of the largest output are rounding, whatever the spread
-of the one that differs."""
 
 SEEN = 16
 """So many real inputs are looked at in float64, at most."""
@@ -70,7 +66,10 @@ class Probe:
         where there are others: for a step that is judged once more in the end.
         """
         self._batches: list[tuple[Tensor, Outputs]] = []
-        real, drawn = _seen(inputs) if fresh else (len(inputs), 0)
+        real = len(inputs)
+        drawn = 0
+        if fresh:
+            real, drawn = _seen(inputs)
         batches = list(_batches(inputs[:real], drawn))
         if briefly and len(batches) > 1:
             batches = batches[1:]
@@ -96,8 +95,16 @@ class Probe:
                 got = outputs(actual, batch)
             except _ERRORS:
                 return float("inf")
-            spread_of = reference if len(batch) < _FEW else wanted
-            found = difference(wanted, got, tolerance, spread_of, both_nan=number > 0)
+            spread_of = wanted
+            if len(batch) < _FEW:
+                spread_of = reference
+            found = difference(
+                wanted,
+                got,
+                tolerance,
+                spread_of,
+                both_nan=number > 0,
+            )
             if math.isnan(found):
                 return found
             worst = max(worst, found)
@@ -115,19 +122,26 @@ class Probe:
         """Whether no output for the real inputs is NaN."""
         _, made = self._batches[0]
         leaves, _ = flattened(made)
-        numbers = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        return not any(bool(tensor.isnan().any()) for tensor in numbers)
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                continue
+            if leaf.isnan().any():
+                return False
+        return True
 
     def agrees(self, actual: nn.Module, tolerance: float = EXACT, *, briefly: bool = False) -> bool:
         """Whether no output differs by more than `tolerance`; `briefly` as in `difference`."""
-        return self.difference(actual, tolerance, briefly=briefly) <= tolerance
+        found = self.difference(actual, tolerance, briefly=briefly)
+        return found <= tolerance
 
 
 @torch.no_grad()
 def outputs(network: nn.Module, inputs: Tensor) -> Outputs:
     """What a network returns in evaluation mode; what it draws at random there, it draws alike in
     every call."""
-    gpus = [inputs.device] if inputs.device.type == "cuda" else []
+    gpus = []
+    if inputs.device.type == "cuda":
+        gpus = [inputs.device]
     with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed all GPUs
         if gpus:
@@ -163,16 +177,18 @@ def difference(
         NaN where an element is NaN; infinity where structure, shapes, types, or numbers that are no
         floats differ.
     """
+    if spread_of is None:
+        spread_of = wanted
     leaves, structure = flattened(wanted)
     others, other_structure = flattened(got)
-    wider, wider_structure = flattened(wanted if spread_of is None else spread_of)
     if structure != other_structure:
         return float("inf")
+    wider, wider_structure = flattened(spread_of)
     if wider_structure != structure:
         wider = leaves
     found = []
     for leaf, other, wide in zip(leaves, others, wider, strict=True):
-        compared = _compared(leaf, other, wide, both_nan=both_nan)
+        compared = compare(leaf, other, wide, both_nan=both_nan)
         found.append(_relative(compared, tolerance))
     return _largest(found)
 
@@ -185,6 +201,12 @@ def _largest(differences: list[float]) -> float:
     return max(differences, default=0.0)
 
 
+def _relative(compared: Compared | float, tolerance: float) -> float:
+    if isinstance(compared, float):
+        return compared
+    return compared.relative(tolerance)
+
+
 def difference_in_batches(
     expected: nn.Module, actual: nn.Module, inputs: Tensor, tolerance: float
 ) -> float:
@@ -194,7 +216,7 @@ def difference_in_batches(
 
     A batch is run at a time, so that memory does not grow with N.
     """
-    found: dict[tuple[int, torch.Size], _Compared] = {}
+    found: dict[tuple[int, torch.Size], Compared] = {}
     for batch in (*pieces(inputs), *_last(inputs, 3, 1)):
         wanted = outputs(expected, batch)
         try:
@@ -206,7 +228,7 @@ def difference_in_batches(
         if structure != other_structure:
             return float("inf")
         for number, (leaf, other) in enumerate(zip(leaves, others, strict=True)):
-            compared = _compared(leaf, other, leaf, both_nan=False)
+            compared = compare(leaf, other, leaf, both_nan=False)
             if isinstance(compared, float):
                 if compared > 0:
                     return compared
@@ -221,7 +243,8 @@ def difference_in_batches(
 def pieces(inputs: Tensor) -> Iterator[Tensor]:
     """Inputs (N, *input_shape) a batch at a time: few enough that they fit a device's memory."""
     entries = max(_entries(inputs), 1)
-    size = max(1, min(_AT_ONCE, _ENTRIES_AT_ONCE // entries))
+    few_enough = _ENTRIES_AT_ONCE // entries
+    size = max(1, min(_AT_ONCE, few_enough))
     for start in range(0, len(inputs), size):
         yield inputs[start : start + size]
 
@@ -229,101 +252,6 @@ def pieces(inputs: Tensor) -> Iterator[Tensor]:
 def _entries(inputs: Tensor) -> int:
     """How many entries one input has."""
     return sum(tensor[:1].numel() for tensor in tensors(inputs).values())
-
-
-@dataclass(frozen=True)
-class _Compared:
-    """One tensor of two networks' outputs: how far they are `apart` at most, and the highest and
-    lowest finite values, of each element over the inputs (1, …); the largest magnitude of all."""
-
-    apart: Tensor
-    high: Tensor
-    low: Tensor
-    largest: Tensor
-    eps: float
-
-    def joined(self, other: "_Compared") -> "_Compared":
-        """The same over the inputs of both."""
-        return _Compared(
-            torch.maximum(self.apart, other.apart),
-            torch.maximum(self.high, other.high),
-            torch.minimum(self.low, other.low),
-            torch.maximum(self.largest, other.largest),
-            self.eps,
-        )
-
-    def relative(self, tolerance: float) -> float:
-        """The largest difference, relative to the element's spread."""
-        spread = (self.high - self.low).clamp_min(0)
-        rounding = _ROUNDING * self.eps / tolerance
-        scale = spread + self.largest * rounding
-        smallest = torch.finfo(torch.float64).tiny
-        relative = self.apart / scale.clamp_min(smallest)
-        return float(relative.max())
-
-
-def _relative(compared: "_Compared | float", tolerance: float) -> float:
-    if isinstance(compared, float):
-        return compared
-    return compared.relative(tolerance)
-
-
-def _by_kind(wanted: Any, got: Any) -> float | None:
-    """0 or infinity where two outputs are not both tensors of some numbers; None where they are, of
-    the same shape and type."""
-    if not isinstance(wanted, Tensor) or not isinstance(got, Tensor):
-        same = type(wanted) is type(got) and wanted == got
-    elif wanted.shape != got.shape or wanted.dtype != got.dtype:
-        same = False
-    elif wanted.is_floating_point() and wanted.numel():
-        return None
-    else:
-        same = torch.equal(wanted, got)
-    return 0.0 if same else float("inf")
-
-
-def _compared(wanted: Any, got: Any, wider: Any, *, both_nan: bool) -> "_Compared | float":
-    """Two outputs compared, the spread being that of `wider`; 0 or infinity where that takes no
-    numbers."""
-    by_kind = _by_kind(wanted, got)
-    if by_kind is not None:
-        return by_kind
-    if not _fits(wider, wanted):
-        wider = wanted
-    eps = torch.finfo(wanted.dtype).eps
-    apart = _apart(wanted.double(), got.double(), both_nan=both_nan)
-    wider = wider.double()
-    finite = wider.isfinite()
-    without_infinities = torch.where(finite, wider, 0)
-    largest = without_infinities.abs().max()
-    if wider.dim() == 0:
-        none = torch.zeros_like(apart)
-        return _Compared(apart, none, none, largest, eps)
-    high = torch.where(finite, wider, -torch.inf)
-    low = torch.where(finite, wider, torch.inf)
-    return _Compared(
-        apart.amax(0, keepdim=True),
-        high.amax(0, keepdim=True),
-        low.amin(0, keepdim=True),
-        largest,
-        eps,
-    )
-
-
-def _fits(wider: Any, wanted: Tensor) -> bool:
-    """Whether outputs for more inputs are of the same elements."""
-    if not isinstance(wider, Tensor) or wider.dim() != wanted.dim():
-        return False
-    return wider.shape[1:] == wanted.shape[1:]
-
-
-def _apart(wanted: Tensor, got: Tensor, *, both_nan: bool) -> Tensor:
-    """How far each entry of two outputs is apart."""
-    equal = wanted == got  # infinities too
-    if both_nan:
-        equal |= wanted.isnan() & got.isnan()
-    gap = got - wanted
-    return torch.where(equal, 0, gap.abs())
 
 
 def _seen(inputs: Tensor) -> tuple[int, int]:
@@ -337,8 +265,9 @@ def _batches(real: Tensor, drawn: int) -> Iterator[Tensor]:
     """Real inputs, three (if they are not large) and one of them where there are more; then as many
     fresh ones as are to be drawn: real values in new combinations, and normal ones."""
     yield real
-    small = (1,) if drawn == _FRESH_LARGE else (3, 1)
-    yield from _last(real, *small)
+    if drawn != _FRESH_LARGE:
+        yield from _last(real, 3)
+    yield from _last(real, 1)
     if not drawn:
         return
     generator = torch.Generator().manual_seed(0)
@@ -379,7 +308,9 @@ def _normal(generator: torch.Generator, count: int, real: Tensor) -> Tensor:
     if not _has_fractions(real):
         places = torch.arange(count, device=real.device)
         return real[places % len(real)]
-    scale = real.std() if real.numel() > 1 else real.abs().max()
+    scale = real.abs().max()
+    if real.numel() > 1:
+        scale = real.std()
     shape = (count, *real.shape[1:])
     normal = torch.randn(shape, generator=generator, dtype=torch.float64)
     scaled = normal.to(real) * scale

@@ -107,10 +107,12 @@ def _arguments(
     elif mask is not None and not _is_matrix(network, mask):
         problem = "has an attn_mask that is not a buffer (L, S)"
     for user in list(node.users):
-        first = user.target is operator.getitem and user.args[1] == 0
-        if not first and user.users:
+        takes_output = user.target is operator.getitem and user.args[1] == 0
+        if takes_output:
+            continue
+        if user.users:
             problem = "has its attention weights read"
-        elif not first:
+        else:
             network.graph.erase_node(user)
     if problem:
         raise UserError(f"the attention '{name}' {problem}, which its compact form cannot do")
@@ -119,7 +121,9 @@ def _arguments(
 
 def _is_matrix(network: fx.GraphModule, mask: object) -> bool:
     """Whether a mask is a buffer or parameter of two axes."""
-    if not isinstance(mask, fx.Node) or mask.op != "get_attr":
+    if not isinstance(mask, fx.Node):
+        return False
+    if mask.op != "get_attr":
         return False
     parent, _, leaf = str(mask.target).rpartition(".")
     owner = network.get_submodule(parent)
@@ -132,14 +136,22 @@ def _parts(module: nn.MultiheadAttention) -> dict[str, nn.Module]:
     if module.in_proj_weight is not None:
         weights = module.in_proj_weight.chunk(3)
     else:
-        weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+        weights = (
+            module.q_proj_weight,
+            module.k_proj_weight,
+            module.v_proj_weight,
+        )
     biases: Sequence[Tensor | None] = (None, None, None)
     if module.in_proj_bias is not None:
         biases = module.in_proj_bias.chunk(3)
     parts: dict[str, nn.Module] = {}
     for place, name in enumerate(("query", "key", "value")):
         parts[name] = _linear(weights[place], biases[place])
-    parts["heads"] = Attention(module.num_heads, module.batch_first, module.dropout)
+    parts["heads"] = Attention(
+        module.num_heads,
+        batch_first=module.batch_first,
+        dropout=module.dropout,
+    )
     parts["out"] = _linear(module.out_proj.weight, module.out_proj.bias)
     for part in parts.values():
         part.train(module.training)
@@ -149,10 +161,18 @@ def _parts(module: nn.MultiheadAttention) -> dict[str, nn.Module]:
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A linear layer with copies of these parameters."""
     outputs, inputs = weight.shape
-    layer = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
-    own_weight = weight.detach().clone()
-    layer.weight = nn.Parameter(own_weight)
+    layer = nn.Linear(
+        inputs,
+        outputs,
+        bias=bias is not None,
+        device="meta",
+    )
+    layer.weight = _copy_of(weight)
     if bias is not None:
-        own_bias = bias.detach().clone()
-        layer.bias = nn.Parameter(own_bias)
+        layer.bias = _copy_of(bias)
     return layer
+
+
+def _copy_of(parameter: Tensor) -> nn.Parameter:
+    values = parameter.detach()
+    return nn.Parameter(values.clone())

@@ -59,7 +59,9 @@ class UnitGroup:
     def rows(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor of the shape of that parameter with its rows along the first axis: a view."""
         axis = self.axes.get(name, 0)
-        return tensor.movedim(axis, 0) if axis else tensor
+        if axis == 0:
+            return tensor
+        return tensor.movedim(axis, 0)
 
     def alive(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Which units have a row that is not all 0: (units,) bool."""
@@ -68,7 +70,8 @@ class UnitGroup:
             parameter = parameters[name].detach().cpu()
             rows = self.rows(name, parameter)
             flat = rows.reshape(len(rows), -1)
-            of_alive = owners[flat.any(1) & (owners >= 0)]
+            of_a_unit = owners >= 0
+            of_alive = owners[flat.any(1) & of_a_unit]
             alive[of_alive] = True
         return alive
 
@@ -76,7 +79,8 @@ class UnitGroup:
     def zero(self, parameters: Mapping[str, Tensor], units: Tensor) -> None:
         """Sets the rows of these units (units,) bool to 0, in place."""
         for name, owners in self.writers.items():
-            is_theirs = units[owners.clamp(min=0)] & (owners >= 0)
+            of_a_unit = owners >= 0
+            is_theirs = units[owners.clamp(min=0)] & of_a_unit
             rows = self.rows(name, parameters[name])
             rows[is_theirs.to(rows.device)] = 0
 
@@ -125,9 +129,11 @@ def channel_groups(
     Raises:
         UserError: if Torch-Pruning cannot analyse the network.
     """
+    if endless is None:
+        endless = []
     try:
         graph = _graph(network, inputs)
-        groups = _groups(network, graph, [] if endless is None else endless)
+        groups = _groups(network, graph, endless)
         _let_go(graph)
     except Exception as error:  # Torch-Pruning raises many kinds on a network that it does not know
         said = first_line(error)
@@ -141,7 +147,7 @@ def remove_units(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor]) ->
     """Takes units out of a network, in place: `dead` has the units (units,) bool by the name of
     their group."""
     graph = _graph(network, inputs)
-    for group in _groups(network, graph, []):
+    for group in _groups(network, graph, endless=[]):
         if group.name not in dead:
             continue
         units = dead[group.name].nonzero().flatten().tolist()
@@ -149,10 +155,14 @@ def remove_units(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor]) ->
             continue
         channels = []
         for start in range(0, group.channels, group.units):
-            channels += [start + unit for unit in units]
+            for unit in units:
+                channels.append(start + unit)
         graph.update()
-        pruner = _out(graph, group.root)
-        pruning = graph.get_pruning_group(group.root, pruner, channels)
+        pruning = graph.get_pruning_group(
+            group.root,
+            pruning_fn=_out(graph, group.root),
+            idxs=channels,
+        )
         pruning.prune()
 
 
@@ -179,7 +189,8 @@ def _let_go(graph: Dependencies) -> None:
 
 
 def _out(graph: Dependencies, layer: nn.Module) -> Any:
-    return graph.get_pruner_of_module(layer).prune_out_channels
+    pruner = graph.get_pruner_of_module(layer)
+    return pruner.prune_out_channels
 
 
 def _groups(network: nn.Module, graph: Dependencies, endless: list[str]) -> list[ChannelGroup]:
@@ -191,7 +202,9 @@ def _groups(network: nn.Module, graph: Dependencies, endless: list[str]) -> list
     found = {}
     for dependencies in _all_dependencies(graph, names, endless):
         layers = [item.dep.layer for item in dependencies]
-        if layers[0] in within_heads or not tied.isdisjoint(layers):
+        if layers[0] in within_heads:
+            continue
+        if not tied.isdisjoint(layers):
             continue
         group = _group(graph, dependencies, names)
         if group is not None:
@@ -214,11 +227,15 @@ def _all_dependencies(
         channels = pruner.get_out_channels(module)
         if channels is None:
             continue
-        every = list(range(channels))
         try:
-            group = graph.get_pruning_group(module, pruner.prune_out_channels, every)
+            group = graph.get_pruning_group(
+                module,
+                pruning_fn=pruner.prune_out_channels,
+                idxs=list(range(channels)),
+            )
         except Endless:
-            endless.append(names[id(module)])
+            name = names[id(module)]
+            endless.append(name)
             continue
         for item in group:
             if graph.is_out_channel_pruning_fn(item.dep.pruning_fn):
@@ -246,21 +263,19 @@ def _group(
     for item in dependencies:
         layer = item.dep.layer
         name = names.get(id(layer), "")
-        if not graph.is_out_channel_pruning_fn(item.dep.pruning_fn):
-            if isinstance(layer, _WEIGHT_LAYERS):
-                _note_reader(readers, item, name, units)
-            continue
-        if not isinstance(layer, (*_WEIGHT_LAYERS, *_NORMS)):
-            continue
-        if not _own(writers, item, name, units):
-            return None
+        writes = graph.is_out_channel_pruning_fn(item.dep.pruning_fn)
+        if writes and isinstance(layer, (*_WEIGHT_LAYERS, *_NORMS)):
+            if not _own(writers, item, name, units):
+                return None
+        elif not writes and isinstance(layer, _WEIGHT_LAYERS):
+            _note_reader(readers, item, name, units)
     return ChannelGroup(
-        names[id(root)],
-        units,
-        writers,
-        root,
-        channels,
-        dependencies,
+        name=names[id(root)],
+        units=units,
+        writers=writers,
+        root=root,
+        channels=channels,
+        dependencies=dependencies,
         readers=readers,
         read_axes=dict.fromkeys(readers, 1),
     )
@@ -270,15 +285,17 @@ def _note_reader(readers: dict[str, Tensor], item: Any, name: str, units: int) -
     """Notes in `readers` which unit each column of a layer's weight reads. A column of a grouped
     convolution reads a channel of each of its groups: one whose channels are of several units is
     left out."""
-    width = item.dep.layer.weight.shape[1]
     if any(channel is None for channel in item.root_idxs):
         return
+    width = item.dep.layer.weight.shape[1]
     columns = torch.tensor(item.idxs) % width
     of_columns = torch.tensor(item.root_idxs) % units
-    owners = readers.get(f"{name}.weight", torch.full((width,), -1)).clone()
+    parameter = f"{name}.weight"
+    no_unit = torch.full((width,), -1)
+    owners = readers.get(parameter, no_unit).clone()
     owners[columns] = of_columns
     if torch.equal(owners[columns], of_columns):
-        readers[f"{name}.weight"] = owners
+        readers[parameter] = owners
 
 
 def _can_lose_channels(graph: Dependencies, item: Any) -> bool:
@@ -286,7 +303,8 @@ def _can_lose_channels(graph: Dependencies, item: Any) -> bool:
     makes_them = graph.is_out_channel_pruning_fn(item.dep.pruning_fn)
     if makes_them and not item.dep.target.outputs:
         return False
-    return isinstance(item.dep.layer, (*_WEIGHT_LAYERS, *_NORMS, *PLAIN_OPERATIONS))
+    known = (*_WEIGHT_LAYERS, *_NORMS, *PLAIN_OPERATIONS)
+    return isinstance(item.dep.layer, known)
 
 
 def _tied_channels(layer: nn.Module) -> int:
@@ -296,8 +314,10 @@ def _tied_channels(layer: nn.Module) -> int:
         return 1
     inputs = getattr(layer, "in_channels", 1)
     outputs = getattr(layer, "out_channels", 1)
-    depthwise = groups >= outputs and inputs == outputs
-    return 1 if depthwise else groups
+    is_depthwise = groups >= outputs and inputs == outputs
+    if is_depthwise:
+        return 1
+    return groups
 
 
 def _own(writers: dict[str, Tensor], item: Any, name: str, units: int) -> bool:

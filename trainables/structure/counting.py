@@ -43,7 +43,9 @@ class CountingNorm(nn.Module):
         x = x * (variance + self.eps).rsqrt()
         if self.weight is not None:
             x = x * self.weight
-        return x if self.bias is None else x + self.bias
+        if self.bias is not None:
+            x = x + self.bias
+        return x
 
     def extra_repr(self) -> str:
         """What is shown of it."""
@@ -132,13 +134,14 @@ def _of_channels(module: Any, kept: Tensor, dtype: torch.dtype) -> nn.Module:
     centred = getattr(module, "centred", True)
     if isinstance(module, nn.RMSNorm):
         centred = False
+    bias = getattr(module, "bias", None)
     return CountingNorm(
-        int(kept.sum()),
-        missing,
-        eps,
+        channels=int(kept.sum()),
+        missing=missing,
+        eps=eps,
         centred=centred,
         weighted=module.weight is not None,
-        bias=getattr(module, "bias", None) is not None,
+        bias=bias is not None,
     )
 
 
@@ -151,4 +154,9 @@ def _of_groups(module: Any, kept: Tensor) -> nn.Module:
         total = module.num_channels // module.num_groups
         parts = kept.chunk(module.num_groups)
     sizes = [int(part.sum()) for part in parts]
-    return CountingGroupNorm(tuple(sizes), total, module.eps, module.affine)
+    return CountingGroupNorm(
+        sizes=tuple(sizes),
+        total=total,
+        eps=module.eps,
+        affine=module.affine,
+    )

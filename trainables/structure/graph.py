@@ -91,8 +91,9 @@ class _Ranks(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Runs one operation."""
         made = super().run_node(n)
-        rank = made.dim() if isinstance(made, Tensor) else None
-        n.meta[_RANK] = rank
+        n.meta[_RANK] = None
+        if isinstance(made, Tensor):
+            n.meta[_RANK] = made.dim()
         return made
 
 
@@ -109,7 +110,9 @@ def note_ranks(graph: fx.GraphModule, inputs: Tensor) -> None:
 
 def module_of(graph: fx.GraphModule, node: object) -> nn.Module | None:
     """The module that a node calls, or None if it does not call one."""
-    if not isinstance(node, fx.Node) or node.op != "call_module":
+    if not isinstance(node, fx.Node):
+        return None
+    if node.op != "call_module":
         return None
     return submodule(graph, str(node.target))
 
@@ -132,7 +135,9 @@ def calls(graph: fx.GraphModule, node: object, kinds: tuple[object, ...]) -> boo
     module = module_of(graph, node)
     if module is not None:
         return isinstance(module, _types(kinds))
-    return node.op in ("call_function", "call_method") and node.target in kinds
+    if node.op not in ("call_function", "call_method"):
+        return False
+    return node.target in kinds
 
 
 @functools.cache
@@ -147,7 +152,9 @@ def is_relu(graph: fx.GraphModule, node: object) -> bool:
 
 def is_addition(graph: fx.GraphModule, node: object) -> bool:
     """Whether the node adds two outputs of the network."""
-    if not isinstance(node, fx.Node) or not calls(graph, node, _ADDITIONS):
+    if not isinstance(node, fx.Node):
+        return False
+    if not calls(graph, node, _ADDITIONS):
         return False
     if node.kwargs:  # torch.add has a factor, `alpha`
         return False
@@ -193,7 +200,10 @@ def call_counts(graph: fx.GraphModule) -> Counter[object]:
     Nor can one whose parameters another module, or the network's own code, holds too: it counts as
     called twice.
     """
-    counts = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
+    counts: Counter[object] = Counter()
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            counts[node.target] += 1
     for name in tied_modules(graph):
         if counts[name]:
             counts[name] += 1
@@ -245,7 +255,9 @@ class Layer:
         if self.norm is None:
             return weight, bias
         scale, shift = self._scale_and_shift()
-        return weight * rows(scale, weight), bias * scale + shift
+        folded_weight = weight * rows(scale, weight)
+        folded_bias = bias * scale + shift
+        return folded_weight, folded_bias
 
     @torch.no_grad()
     def write_folded(self, weight: Tensor, bias: Tensor) -> None:
@@ -301,7 +313,11 @@ class Layer:
         section 2); a boolean scalar."""
         with torch.no_grad():
             weight, bias = self.folded()
-            return has_negative_entry(weight, bias, exact=self.norm is None)
+            return has_negative_entry(
+                weight,
+                bias,
+                exact=self.norm is None,
+            )
 
 
 def rows(per_row: Tensor, weight: Tensor) -> Tensor:
@@ -324,7 +340,8 @@ def rounding(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
     of_weight = weight.abs().max()
     of_bias = bias.abs().max()
     largest = torch.maximum(of_weight, of_bias)
-    return _ROUNDING_EPS * torch.finfo(dtype).eps * largest
+    eps = torch.finfo(dtype).eps
+    return _ROUNDING_EPS * eps * largest
 
 
 def layers_of(graph: fx.GraphModule) -> list[Layer]:
@@ -345,24 +362,35 @@ def layers_of(graph: fx.GraphModule) -> list[Layer]:
         last = node
         after = only_user(node)
         if after is not None and counts[after.target] == 1:
-            follows = batch_norm(graph, after)
-            if follows is not None and follows.affine and _over_units(node, layer, follows):
-                norm = follows
-                last = after
-        name = str(node.target)
-        found.append(Layer(name, layer, norm, node, last))
+            norm = _norm_of_units(graph, node, layer, after)
+        if norm is not None:
+            last = after
+        whole = Layer(
+            name=str(node.target),
+            layer=layer,
+            norm=norm,
+            node=node,
+            last=last,
+        )
+        found.append(whole)
     return found
 
 
-def _over_units(node: fx.Node, layer: WeightLayer, norm: BatchNorm) -> bool:
-    """Whether the channels of a norm that follows a layer are the layer's units."""
+def _norm_of_units(
+    graph: fx.GraphModule, node: fx.Node, layer: WeightLayer, after: fx.Node
+) -> BatchNorm | None:
+    """The batch norm that `after` calls, if it has factors and its channels are a layer's units."""
+    norm = batch_norm(graph, after)
+    if norm is None or not norm.affine:
+        return None
     for kind, norm_kind in _NORM_OF.items():
         if isinstance(layer, kind) and not isinstance(norm, norm_kind):
-            return False
+            return None
     if isinstance(layer, nn.Linear):
         rank = node.meta.get(_RANK)
-        return bool(rank == 2)
-    return True
+        if rank != 2:
+            return None
+    return norm
 
 
 def arguments(node: object) -> tuple[object, ...]:

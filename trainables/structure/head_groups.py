@@ -49,32 +49,37 @@ def head_groups(network: nn.Module) -> list[HeadGroup]:
     for name, module in network.named_modules():
         if not isinstance(module, nn.MultiheadAttention):
             continue
-        if module.bias_v is None and not module.add_zero_attn:
-            found.append(_heads(name, module))
+        if module.bias_v is not None or module.add_zero_attn:
+            continue
+        found.append(_heads(name, module))
     return found
 
 
 def _heads(name: str, module: nn.MultiheadAttention) -> HeadGroup:
     reader = f"{name}.out_proj.weight"
-    of_one = torch.arange(module.num_heads).repeat_interleave(module.head_dim)
     return HeadGroup(
-        name,
-        module.num_heads,
-        _writers(name, module),
-        readers={reader: of_one},
+        name=name,
+        units=module.num_heads,
+        writers=_writers(name, module),
+        readers={reader: _head_of_each_row(module)},
         read_axes={reader: 1},
     )
+
+
+def _head_of_each_row(module: nn.MultiheadAttention) -> Tensor:
+    heads = torch.arange(module.num_heads)
+    return heads.repeat_interleave(module.head_dim)
 
 
 def _writers(name: str, module: nn.MultiheadAttention) -> dict[str, Tensor]:
     """The head of each row: query, key and value have the same rows, one after another where they
     share a parameter."""
-    heads = torch.arange(module.num_heads)
-    of_one = heads.repeat_interleave(module.head_dim)
+    of_one = _head_of_each_row(module)
     found = {}
     for kind in _PROJECTIONS:
         parameter = getattr(module, kind)
-        if parameter is not None:
-            times = len(parameter) // len(of_one)
-            found[f"{name}.{kind}"] = of_one.repeat(times)
+        if parameter is None:
+            continue
+        times = len(parameter) // len(of_one)
+        found[f"{name}.{kind}"] = of_one.repeat(times)
     return found

@@ -88,7 +88,12 @@ def _functions() -> dict[str, Function]:
         own = listed.get(namespace, ())
         functions = [*own, *_further(namespace)]
         found |= dict(_named(beginning, namespace, functions, found))
-    return {name: function for name, function in found.items() if _last(name) not in _NEVER}
+    allowed = {}
+    for name, function in found.items():
+        _, _, last = name.rpartition(".")
+        if last not in _NEVER:
+            allowed[name] = function
+    return allowed
 
 
 def _further(namespace: ModuleType) -> Iterator[Function]:
@@ -105,8 +110,10 @@ def _named(
 ) -> Iterator[tuple[str, Function]]:
     for function in functions:
         for name in _names_in(namespace, function):
-            if not name.startswith("_") and beginning + name not in taken:
-                yield beginning + name, function
+            full_name = beginning + name
+            if name.startswith("_") or full_name in taken:
+                continue
+            yield full_name, function
 
 
 @functools.cache
@@ -115,16 +122,16 @@ def _names_in(namespace: ModuleType, function: Function) -> tuple[str, ...]:
     own = getattr(function, "__name__", "")
     if getattr(namespace, own, None) is function:
         return (own,)
-    return tuple(name for name, value in _members(namespace) if value is function)
+    found = []
+    for name, value in _members(namespace):
+        if value is function:
+            found.append(name)
+    return tuple(found)
 
 
 @functools.cache
 def _members(namespace: ModuleType) -> tuple[tuple[str, Any], ...]:
     return tuple(vars(namespace).items())
-
-
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 @functools.cache
@@ -136,8 +143,12 @@ def name_of(function: object) -> str | None:
     """The name under which a function is stored; None if it is none of those."""
     if isinstance(function, OpOverload):
         name = str(function)
-        return name if _aten(name) is function else None
-    if not isinstance(function, Hashable) or not callable(function):
+        if _aten(name) is function:
+            return name
+        return None
+    if not isinstance(function, Hashable):
+        return None
+    if not callable(function):
         return None
     return _names().get(function)
 
@@ -154,24 +165,31 @@ def function_of(name: object) -> Function | None:
 def _aten(name: str) -> Function | None:
     """An overload of an operation of torch's own library, such as `aten.add.Tensor`."""
     parts = name.split(".")
-    if len(parts) != 3 or not all(part.isidentifier() for part in parts):
+    if len(parts) != 3:
+        return None
+    if not all(part.isidentifier() for part in parts):
         return None
     _, packet, overload = parts
-    if packet.startswith("__") or overload.startswith("__") or packet in _NEVER:
+    if packet.startswith("__") or packet in _NEVER:
+        return None
+    if overload.startswith("__"):
         return None
     overloads = getattr(torch.ops.aten, packet, None)
     found = getattr(overloads, overload, None)
-    if isinstance(found, OpOverload) and _computes(found):
-        return found
-    return None
+    if not isinstance(found, OpOverload):
+        return None
+    if not _computes(found):
+        return None
+    return found
 
 
 def _computes(operation: OpOverload) -> bool:
     """Whether an operation makes tensors and numbers of tensors, or of numbers alone; some others
     of the library read files."""
     name, kinds = signature(operation)
-    of_tensors = any("Tensor" in kind for kind in kinds)
-    return of_tensors or name in (*_FACTORIES, "full", "sym_size")
+    if name in (*_FACTORIES, "full", "sym_size"):
+        return True
+    return any("Tensor" in kind for kind in kinds)
 
 
 @functools.cache
@@ -198,9 +216,14 @@ def _kinds() -> dict[str, type[nn.Module]]:
 
 def _is_layer(kind: type) -> TypeGuard[type[nn.Module]]:
     """Whether a class of torch.nn is a layer, and no base of others, container or loss."""
-    if not issubclass(kind, nn.Module) or kind in _NO_LAYERS:
+    if not issubclass(kind, nn.Module):
         return False
-    return not kind.__name__.startswith(_NO_LAYER_BEGINS) and "Loss" not in kind.__name__
+    if kind in _NO_LAYERS:
+        return False
+    name = kind.__name__
+    if name.startswith(_NO_LAYER_BEGINS):
+        return False
+    return "Loss" not in name
 
 
 def kind_of(name: object) -> type[nn.Module] | None:
@@ -230,27 +253,39 @@ def arguments_of(module: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {}
     signature = inspect.signature(type(module).__init__)
     for name, parameter in signature.parameters.items():
-        if name in ("self", "device", "dtype") or name.startswith("_"):
+        if name.startswith("_") or name in ("self", "device", "dtype"):
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             found |= _of_base(module)
         elif hasattr(module, name):
-            value = getattr(module, name)
-            if name == "bias":  # the tensor, or whether there is one
-                found[name] = value if isinstance(value, bool) else value is not None
-            else:
-                found[name] = value
+            found[name] = _value_of(module, name)
         elif parameter.default is parameter.empty:
             raise ValueError(f"it does not tell its '{name}'")
     return found
+
+
+def _value_of(module: nn.Module, name: str) -> Any:
+    """The argument that an attribute was made of."""
+    value = getattr(module, name)
+    is_tensor_of_layer = name == "bias" and not isinstance(value, bool)
+    if is_tensor_of_layer:  # the argument said whether there is one
+        return value is not None
+    return value
 
 
 def _of_base(module: nn.Module) -> dict[str, Any]:
     """The arguments of the base class, to which a recurrent layer hands on what it is given."""
     if not isinstance(module, nn.RNNBase):
         return {}
-    names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout")
-    found = {name: getattr(module, name) for name in (*names, "bidirectional")}
+    found = {
+        "input_size": module.input_size,
+        "hidden_size": module.hidden_size,
+        "num_layers": module.num_layers,
+        "bias": module.bias,
+        "batch_first": module.batch_first,
+        "dropout": module.dropout,
+        "bidirectional": module.bidirectional,
+    }
     if isinstance(module, nn.LSTM):
         found["proj_size"] = module.proj_size
     if isinstance(module, nn.RNN):

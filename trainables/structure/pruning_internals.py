@@ -36,7 +36,8 @@ def empty_group(graph: torch_pruning.DependencyGraph) -> torch_pruning.Group:
 def settle(group: torch_pruning.Group) -> None:
     """Gives each item of a group its channels as plain numbers, here and in the first layer."""
     for place, (dependency, followed) in enumerate(group.items):
-        item = GroupItem(dependency, [channel.idx for channel in followed])
+        numbers = [channel.idx for channel in followed]
+        item = GroupItem(dependency, numbers)
         item.root_idxs = [channel.root_idx for channel in followed]
         group[place] = item
 

@@ -48,11 +48,17 @@ def removable_units(network: nn.Module, inputs: Tensor) -> list[ChannelGroup | S
         groups = removable_groups(network, inputs, endless)
     except UserError as error:
         failure = error
-    taken = {name for group in groups for name in group.writers}
+    taken: set[str] = set()
+    for group in groups:
+        taken.update(group.writers)
     shared = shared_units(network, inputs, taken)
     if failure is not None and not shared:
         raise failure
-    found = {name.rpartition(".")[0] for group in shared for name in group.writers}
+    found = set()
+    for units in shared:
+        for parameter in units.writers:
+            layer, _, _ = parameter.rpartition(".")
+            found.add(layer)
     stay = [f"'{name}'" for name in endless if name not in found]
     if stay:
         log.warning(
@@ -99,7 +105,12 @@ def removable_groups(
     except (RuntimeError, TypeError, ValueError):  # it cannot be run in float64
         drawn = _drawn(zeroed, 0)
         right = _together([drawn], seen, units, _LOOSE, fresh=False)
-    return [group for group in groups if group.name in right or group.name not in units]
+    found = []
+    for group in groups:
+        was_tried = group.name in units
+        if not was_tried or group.name in right:
+            found.append(group)
+    return found
 
 
 def removable_together(
@@ -140,7 +151,9 @@ def _together(
             if found is not None:
                 left = {name: dead[name] for name in found}
                 judged = True
-    return list(left) if judged else []
+    if not judged:
+        return []
+    return list(left)
 
 
 def _of_one(
@@ -162,7 +175,9 @@ def _of_one(
     def right(names: list[str]) -> bool:
         smaller = copied(network)
         gone = {name: dead[name] for name in names}
-        return _remove(smaller, inputs, gone) and probe.agrees(smaller, tolerance)
+        if not _remove(smaller, inputs, gone):
+            return False
+        return probe.agrees(smaller, tolerance)
 
     return _rightly_removed(list(dead), right, known_wrong=True)
 
@@ -252,8 +267,7 @@ def _rightly_removed(
     if not first or not second:
         return both
     are_all = len(both) == len(names)
-    if known_wrong and are_all:
-        return max(first, second, key=len)
-    if right(both):
+    all_wrong = known_wrong and are_all
+    if not all_wrong and right(both):
         return both
     return max(first, second, key=len)

@@ -7,7 +7,7 @@ heads go as a whole, and networks that torch.export traces.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -44,7 +44,8 @@ class SharedUnits(UnitGroup):
             rows = self.rows(name, entries)
             total = added(total, owners, rows)
         for name, owners in self.readers.items():
-            columns = self.columns(name, of_entry(parameters[name]))
+            entries = of_entry(parameters[name])
+            columns = self.columns(name, entries)
             total = added(total, owners, columns)
         return relative_to_mean(total)
 
@@ -113,8 +114,18 @@ def _by_name(groups: list[SharedUnits]) -> list[SharedUnits]:
 
 def _first_weight(group: SharedUnits) -> str:
     names = list(group.writers)
-    weights = [name for name in names if "weight" in name]
-    return weights[0] if weights else names[0]
+    for name in names:
+        if "weight" in name:
+            return name
+    return names[0]
+
+
+@dataclass
+class _Owners:
+    """The unit of each row or column of parameters, by name, and along which axis those lie."""
+
+    owners: dict[str, Tensor] = field(default_factory=dict)
+    axes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,32 +141,32 @@ class _Candidates:
         if len(self.sets) < 2:
             return None
         owner_of = self._owner_of()
-        writers: dict[str, Tensor] = {}
-        readers: dict[str, Tensor] = {}
-        axes: dict[str, int] = {}
-        read_axes: dict[str, int] = {}
+        writers = _Owners()
+        readers = _Owners()
         for name, axis, noted in _noted(self.walk):
             owners = owner_of[noted]
-            none = bool((owners == NONE).all())
-            if none or not _is_parameter(self.walk.graph, name):
+            if (owners == NONE).all():
                 continue
+            if not _is_parameter(self.walk.graph, name):
+                continue
+            side = readers
             if (name, axis) in self.walk.writing:
-                tensors = writers
-                axis_of = axes
-            else:
-                tensors = readers
-                axis_of = read_axes
-            if name in tensors:
+                side = writers
+            if name in side.owners:
                 return None
-            tensors[name] = owners
-            axis_of[name] = axis
-        if not writers:
+            side.owners[name] = owners
+            side.axes[name] = axis
+        if not writers.owners:
             return None
-        first = next(iter(writers))
+        first = next(iter(writers.owners))
         layer, _, _ = first.rpartition(".")
-        name = layer or first
         return SharedUnits(
-            name, len(self.sets), writers, axes=axes, readers=readers, read_axes=read_axes
+            name=layer or first,
+            units=len(self.sets),
+            writers=writers.owners,
+            axes=writers.axes,
+            readers=readers.owners,
+            read_axes=readers.axes,
         )
 
     def _owner_of(self) -> Tensor:
@@ -178,7 +189,9 @@ def _noted(walk: Walk) -> Iterator[tuple[str, int, Tensor]]:
 
 def _is_parameter(graph: fx.GraphModule, name: str) -> bool:
     owner, _, leaf = name.rpartition(".")
-    return isinstance(getattr(graph.get_submodule(owner), leaf), nn.Parameter)
+    module = graph.get_submodule(owner)
+    tensor = getattr(module, leaf)
+    return isinstance(tensor, nn.Parameter)
 
 
 def _candidates(walk: Walk) -> list[_Candidates]:
@@ -196,8 +209,9 @@ def _candidates(walk: Walk) -> list[_Candidates]:
     for root, of_root in places.items():
         if root not in within and bool(may_go[root]):
             add(torch.tensor([root]), of_root)
-    for whole in walk.units.whole_sets(walk.units.roots()):
-        if not bool(may_go[whole].all()):
+    roots = walk.units.roots()
+    for whole in walk.units.whole_sets(roots):
+        if not may_go[whole].all():
             continue
         of_whole: set[str] = set()
         for root in whole.tolist():
@@ -225,8 +239,8 @@ def _tried(graph: fx.GraphModule, inputs: Tensor, groups: list[SharedUnits]) -> 
     zeroed = copied(graph)
     parameters = dict(zeroed.named_parameters())
     for group in groups:
-        tried = torch.arange(group.units) == _tried_unit(group)
-        group.zero(parameters, tried)
+        numbers = torch.arange(group.units)
+        group.zero(parameters, numbers == _tried_unit(group))
     walk = units_of(zeroed, inputs[:2])
     gone = walk.units.removable()
     return [group for group in groups if _is_gone(walk, gone, group)]
@@ -245,6 +259,6 @@ def _is_gone(walk: Walk, gone: Tensor, group: SharedUnits) -> bool:
         if units is None:
             return False
         tried = units[owners == _tried_unit(group)]
-        if not bool(gone[tried].all()):
+        if not gone[tried].all():
             return False
     return True

@@ -45,11 +45,22 @@ def nonnegative_nodes(
         if is_relu(graph, node):
             found.add(node)
         elif _keeps_sign(graph, node) or inactive(node):
-            sources = [source for source in arguments(node) if isinstance(source, fx.Node)]
+            sources = _sources(node)
             if sources and found.issuperset(sources):
                 found.add(node)
     return found
 
 
+def _sources(node: fx.Node) -> list[fx.Node]:
+    """The nodes among what a node is given."""
+    found = []
+    for argument in arguments(node):
+        if isinstance(argument, fx.Node):
+            found.append(argument)
+    return found
+
+
 def _keeps_sign(graph: fx.GraphModule, node: fx.Node) -> bool:
-    return calls(graph, node, _SIGN_KEEPERS) or is_addition(graph, node)
+    if calls(graph, node, _SIGN_KEEPERS):
+        return True
+    return is_addition(graph, node)

@@ -11,7 +11,7 @@ from slimfront.trainables.structure.coupling.known import Known, along, compress
 from slimfront.trainables.structure.coupling.parameters import CalledLayer, layer_of
 from slimfront.trainables.structure.coupling.products import Lettered, contract
 from slimfront.trainables.structure.coupling.units import NONE
-from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk
+from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk, by_place
 
 _OVER_ALL = "attention goes over all of them"
 
@@ -24,11 +24,17 @@ def attention(walk: Walk, call: Call) -> Any:
     if module is None:
         names += ["dropout_p", "is_causal"]
     given = call.named(*names)
-    shares_keys = isinstance(module, ScaledDotProduct) and module.enable_gqa
-    if shares_keys or call.kwargs.get("enable_gqa"):
+    if isinstance(module, ScaledDotProduct) and module.enable_gqa:
         return NotImplemented
-    mask = given.get("attn_mask")
-    return _attended(walk, given["query"], given["key"], given["value"], mask)
+    if call.kwargs.get("enable_gqa"):
+        return NotImplemented
+    return _attended(
+        walk,
+        query=given["query"],
+        key=given["key"],
+        value=given["value"],
+        mask=given.get("attn_mask"),
+    )
 
 
 def _attended(walk: Walk, query: Known, key: Known, value: Known, mask: Known | None) -> Known:
@@ -43,11 +49,13 @@ def _attended(walk: Walk, query: Known, key: Known, value: Known, mask: Known | 
     rows = query.shape[-2]
     width = value.shape[-1]
     shape = torch.Size([*in_front, rows, width])
-    of_scores = Known(shape, scores.unit_maps)
-    weighted = Known(shape, of_values)
-    unit_maps = joined(walk, [of_scores, weighted], shape)
-    made = Known(shape, unit_maps)
-    return made.with_zero(value.zero_over([-2]))
+    sides = [
+        Known(shape, scores.unit_maps),
+        Known(shape, of_values),
+    ]
+    made = Known(shape, joined(walk, sides, shape))
+    zero = value.zero_over([-2])
+    return made.with_zero(zero)
 
 
 def _scores(walk: Walk, query: Known, key: Known) -> Known:
@@ -89,13 +97,11 @@ def _read_scores(walk: Walk, of_scores: tuple[Tensor, ...], of_values: tuple[Ten
 def _heads(walk: Walk, unit_map: Tensor, of_values: tuple[Tensor, ...]) -> Tensor:
     """For each head's scores, the unit of that head; it goes if all of the head's values do."""
     axes = varying(unit_map)
-    count = unit_map.numel()
     for other in of_values:
         if axes <= varying(other):
-            rest = [axis for axis in range(other.dim()) if axis not in axes]
-            by_head = other.permute(*sorted(axes), *rest)
-            members = by_head.reshape(count, -1)
+            members = by_place(other, axes)
             return walk.units.whole(members)
+    count = unit_map.numel()
     return torch.full((count,), NONE)
 
 
@@ -116,9 +122,16 @@ def own_attention(walk: Walk, call: Call) -> Any:
         return NotImplemented
     for mask in call.args[3:]:
         walk.stay(mask, "it is a mask of attention")
-    made = _attended(walk, query, key, value, None)
-    for unit_map in made.along(-3)[:1]:
-        units = unit_map.reshape(module.heads, -1)
+    made = _attended(
+        walk,
+        query=query,
+        key=key,
+        value=value,
+        mask=None,
+    )
+    of_heads = made.along(-3)
+    if of_heads:
+        units = of_heads[0].reshape(module.heads, -1)
         walk.counts[call.name] = [(0, units)]
     together = _swapped(walk, made)
     return walk.moved(together, flattened)
@@ -137,21 +150,16 @@ def multihead(walk: Walk, call: Call) -> Any:
     """Attention as torch has it: it reads the units of its three inputs, and writes those of its
     output; what lies between stays, or goes by heads."""
     layer = layer_of(walk, call)
-    module = layer.module
-    query = call.argument(0, "query")
-    key = call.argument(1, "key")
-    value = call.argument(2, "value")
-    if module.in_proj_weight is not None:
-        for side in (query, key, value):
-            _projects(layer, side, "in_proj_weight")
-    else:
-        _projects(layer, query, "q_proj_weight")
-        _projects(layer, key, "k_proj_weight")
-        _projects(layer, value, "v_proj_weight")
+    _reads_sides(layer, call)
     others = [*call.args[3:], *call.kwargs.values()]
     walk.stay(others, layer.why_all_stay)
-    projection = module.out_proj
-    out = CalledLayer(walk, call.node, f"{layer.name}.out_proj", projection)
+    projection = layer.module.out_proj
+    out = CalledLayer(
+        walk,
+        node=call.node,
+        name=f"{layer.name}.out_proj",
+        module=projection,
+    )
     written = out.writes()
     made, weights = walk.made[call.node]
     last = made.last_axis
@@ -163,6 +171,17 @@ def multihead(walk: Walk, call: Call) -> Any:
     zero = along(nothing, last, made.dim)
     known = Known(made.shape, tuple(unit_maps))
     return known.with_zero(compressed(zero)), weights
+
+
+def _reads_sides(layer: CalledLayer, call: Call) -> None:
+    """Notes what the projections of queries, keys and values read: each has a weight of its own, or
+    a part of one weight."""
+    leaves = ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    if layer.module.in_proj_weight is not None:
+        leaves = ["in_proj_weight"] * 3
+    for place, name in enumerate(("query", "key", "value")):
+        side = call.argument(place, name)
+        _projects(layer, side, leaves[place])
 
 
 def _projects(layer: CalledLayer, side: Known, leaf: str) -> None:

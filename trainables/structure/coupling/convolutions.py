@@ -24,13 +24,17 @@ def conv(walk: Walk, call: Call) -> Any:
     used = _used(module)
     if read is not None:
         unused = ~used.any(1).reshape(-1)
-        walk.units.read(read, zero_in | unused)
+        walk.units.read(read, harmless=zero_in | unused)
     written = _written(layer, read, used)
     zero_of_group = zero_in.reshape(module.groups, 1, -1)
     feeding = used & ~zero_of_group
     unfed = ~feeding.any(2).reshape(-1)
-    zero = unfed & layer.has_no_bias()
-    return layer.output(rest, axis, written, zero)
+    return layer.output(
+        rest,
+        axis=axis,
+        written=written,
+        zero=unfed & layer.has_no_bias(),
+    )
 
 
 def _used(module: Any) -> Tensor:
@@ -40,10 +44,9 @@ def _used(module: Any) -> Tensor:
     if isinstance(module, _TRANSPOSED):  # (in, out, …)
         by_group = weight.unflatten(0, (module.groups, -1))
         used = by_group.flatten(3).any(-1)
-        used = used.transpose(1, 2)
-    else:
-        by_channel = weight.flatten(2).any(-1)
-        used = by_channel.unflatten(0, (module.groups, -1))
+        return used.transpose(1, 2)
+    by_channel = weight.flatten(2).any(-1)
+    used = by_channel.unflatten(0, (module.groups, -1))
     return used
 
 
@@ -51,9 +54,13 @@ def _written(layer: CalledLayer, read: Tensor | None, used: Tensor) -> Tensor | 
     """The units that a convolution writes, which is noted with those that its weight reads."""
     is_transposed = isinstance(layer.module, _TRANSPOSED)
     if layer.module.groups == 1:
-        out = 1 if is_transposed else 0
-        layer.reads(read, axis=1 - out)
-        return layer.writes(axis=out)
+        axis_out = 0
+        axis_in = 1
+        if is_transposed:
+            axis_out = 1
+            axis_in = 0
+        layer.reads(read, axis_in)
+        return layer.writes(axis_out)
     channels_in_a_group = used.shape[1:]
     if channels_in_a_group == (1, 1):
         return _depthwise(layer, read)

@@ -1,6 +1,6 @@
 """Operations that act on each entry for itself, of one tensor or of several."""
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import torch
@@ -64,7 +64,11 @@ def unary(walk: Walk, call: Call) -> Any:
     zero = None
     if walk.zero_of(of_zeros, known.dim):
         zero = known.zero
-    return Known(known.shape, known.unit_maps, zero)
+    return Known(
+        shape=known.shape,
+        unit_maps=known.unit_maps,
+        zero=zero,
+    )
 
 
 def _number(known: Known) -> Tensor:
@@ -87,7 +91,9 @@ def _zeros(call: Call, dim: int) -> Tensor | None:
     """Where the result of an operation is 0; None where that is not known."""
     name = function_name(call.node)
     operands = list(call.args)
-    operands += [value for value in call.kwargs.values() if isinstance(value, Known)]
+    for value in call.kwargs.values():
+        if isinstance(value, Known):
+            operands.append(value)
     if name == "where":  # its first operand only chooses
         operands = operands[1:]
     zeros = [_zeros_of(operand, dim) for operand in operands]
@@ -95,9 +101,9 @@ def _zeros(call: Call, dim: int) -> Tensor | None:
     if factor == 0 or not zeros:
         return None
     if name in _ALL_ZERO:
-        return _combined(zeros, torch.logical_and)
+        return functools.reduce(torch.logical_and, zeros)
     if name in _ANY_ZERO:
-        return _combined(zeros, torch.logical_or)
+        return functools.reduce(torch.logical_or, zeros)
     if _keeps_zeros_of_first(name, operands):
         return zeros[0]
     return None
@@ -109,7 +115,9 @@ def _keeps_zeros_of_first(name: str, operands: list[Any]) -> bool:
         return True
     if name == "pow":
         power = operands[1]
-        return isinstance(power, int | float) and power > 0
+        if not isinstance(power, int | float):
+            return False
+        return power > 0
     if name == "masked_fill":
         filling = operands[2]
         return bool(filling == 0)
@@ -123,13 +131,6 @@ def _zeros_of(operand: Any, dim: int) -> Tensor:
         return known.zeros()
     is_zero = isinstance(operand, int | float) and operand == 0
     return torch.full([1] * dim, is_zero)
-
-
-def _combined(sides: list[Tensor], combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    found = sides[0]
-    for side in sides[1:]:
-        found = combine(found, side)
-    return found
 
 
 def glu(walk: Walk, call: Call) -> Any:

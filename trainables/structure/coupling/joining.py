@@ -1,6 +1,7 @@
 """Tensors that meet: broadcast against each other, or one after another."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def joined(walk: Walk, sides: Sequence[Known], shape: torch.Size) -> tuple[Tenso
         left = []
         for side in all_sides:
             own = walk.left_of(side.unit_maps, [axis], why)
-            left.append(Known(side.shape, own, side.zero))
+            left.append(replace(side, unit_maps=own))
         all_sides = left
     return walk.apart(unit_maps)
 
@@ -58,9 +59,10 @@ def lined_up(side: Known, dim: int) -> Known:
 def cat(walk: Walk, call: Call) -> Any:
     """Units one after another along the axis, and tied along the others."""
     parts = list(call.input)
+    dim = parts[0].dim
     named = call.kwargs.get("axis", 0)
     axis = call.argument(1, "dim", named)
-    return _one_after_another(walk, parts, axis % parts[0].dim)
+    return _one_after_another(walk, parts, axis % dim)
 
 
 def stack(walk: Walk, call: Call) -> Any:
@@ -115,13 +117,14 @@ def _in_a_row(parts: list[Known], axis: int) -> Tensor | None:
     rows = []
     any_units = False
     for part in parts:
-        own = [unit_map for unit_map in part.unit_maps if _is_only_along(unit_map, axis)]
-        if own:
-            any_units = True
-            rows.append(own[0].reshape(-1))
-        else:
-            size = part.shape[axis]
-            rows.append(torch.full((size,), NONE))
+        size = part.shape[axis]
+        row = torch.full((size,), NONE)
+        for unit_map in part.unit_maps:
+            if _is_only_along(unit_map, axis):
+                row = unit_map.reshape(-1)
+                any_units = True
+                break
+        rows.append(row)
     if not any_units:
         return None
     return along(torch.cat(rows), axis, parts[0].dim)
@@ -130,7 +133,9 @@ def _in_a_row(parts: list[Known], axis: int) -> Tensor | None:
 def _is_only_along(unit_map: Tensor, axis: int) -> bool:
     """Whether a unit map varies along this axis and no other."""
     size = unit_map.shape[axis]
-    return size != 1 and unit_map.numel() == size
+    if size == 1:
+        return False
+    return unit_map.numel() == size
 
 
 FUNCTIONS: dict[str, Handler] = {

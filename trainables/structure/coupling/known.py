@@ -42,11 +42,19 @@ class Known:
 
     def along(self, axis: int) -> tuple[Tensor, ...]:
         """The unit maps that vary along an axis."""
-        return tuple(unit_map for unit_map in self.unit_maps if unit_map.shape[axis] > 1)
+        found = []
+        for unit_map in self.unit_maps:
+            if unit_map.shape[axis] > 1:
+                found.append(unit_map)
+        return tuple(found)
 
     def but(self, axis: int) -> tuple[Tensor, ...]:
         """The unit maps that do not vary along an axis."""
-        return tuple(unit_map for unit_map in self.unit_maps if unit_map.shape[axis] == 1)
+        found = []
+        for unit_map in self.unit_maps:
+            if unit_map.shape[axis] == 1:
+                found.append(unit_map)
+        return tuple(found)
 
     def without_units(self, axis: int) -> "Known":
         """The same without the unit maps that vary along an axis."""
@@ -66,30 +74,38 @@ class Known:
 
     def with_zero(self, zero: Tensor | None) -> "Known":
         """The same with other zeros."""
-        if zero is None or not bool(zero.any()):
-            return replace(self, zero=None)
+        if zero is not None and not bool(zero.any()):
+            zero = None
         return replace(self, zero=zero)
 
 
 def is_unit_map(units: Tensor) -> bool:
     """Whether units vary along an axis, and there are any."""
-    return units.numel() > 1 and bool((units != NONE).any())
+    if units.numel() <= 1:
+        return False
+    are_units = units != NONE
+    return bool(are_units.any())
 
 
 def compressed(tensor: Tensor) -> Tensor:
     """A tensor with size 1 along the axes where all entries are alike."""
     for axis in range(tensor.dim()):
-        if tensor.shape[axis] > 1:
-            first = tensor.narrow(axis, 0, 1)
-            all_alike = (tensor == first).all()
-            if bool(all_alike):
-                tensor = first
+        if tensor.shape[axis] <= 1:
+            continue
+        first = tensor.narrow(axis, 0, 1)
+        all_alike = (tensor == first).all()
+        if bool(all_alike):
+            tensor = first
     return tensor.contiguous()
 
 
 def varying(units: Tensor) -> frozenset[int]:
     """The axes along which units vary."""
-    return frozenset(axis for axis, size in enumerate(units.shape) if size > 1)
+    axes = set()
+    for axis, size in enumerate(units.shape):
+        if size > 1:
+            axes.add(axis)
+    return frozenset(axes)
 
 
 def along(units: Tensor, axis: int, dim: int) -> Tensor:
@@ -101,7 +117,8 @@ def along(units: Tensor, axis: int, dim: int) -> Tensor:
 
 def all_but(entries: Tensor, axis: int) -> Tensor:
     """Which places along an axis are true everywhere else: (size,)."""
-    others = [other for other in range(entries.dim()) if other != axis % entries.dim()]
+    others = list(range(entries.dim()))
+    others.pop(axis)
     if others:  # torch takes no axes for all of them
         entries = entries.all(dim=tuple(others))
     return entries.reshape(-1)
@@ -111,19 +128,21 @@ def found_in(value: Any) -> Iterable[Known]:
     """What is known of tensors within nested values."""
     if isinstance(value, Known):
         yield value
-    elif isinstance(value, dict):
-        yield from found_in(list(value.values()))
+        return
+    items: Iterable[Any] = ()
+    if isinstance(value, dict):
+        items = value.values()
     elif isinstance(value, slice):
-        yield from found_in((value.start, value.stop, value.step))
+        items = (value.start, value.stop, value.step)
     elif isinstance(value, list | tuple):
-        for item in value:
-            yield from found_in(item)
+        items = value
+    for item in items:
+        yield from found_in(item)
 
 
 def has_tensors(value: Any) -> bool:
     """Whether there is a tensor within nested values."""
-    first = next(iter(found_in(value)), None)
-    return first is not None
+    return any(True for _ in found_in(value))
 
 
 def mapped_known(value: Any, change: Callable[[Known], Any]) -> Any:
@@ -132,9 +151,9 @@ def mapped_known(value: Any, change: Callable[[Known], Any]) -> Any:
         return change(value)
     if isinstance(value, dict):
         return {key: mapped_known(item, change) for key, item in value.items()}
-    if isinstance(value, list):
-        return [mapped_known(item, change) for item in value]
+    if not isinstance(value, list | tuple):
+        return value
+    items = [mapped_known(item, change) for item in value]
     if isinstance(value, tuple):
-        items = [mapped_known(item, change) for item in value]
         return tuple(items)
-    return value
+    return items

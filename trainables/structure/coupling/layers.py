@@ -21,29 +21,33 @@ def linear(walk: Walk, call: Call) -> Any:
     zero_in = known.zero_along(last)
     weight = layer.module.weight
     unused = ~weight.any(0)
-    layer.reads(read, 1, zero_in | unused)
+    layer.reads(read, axis=1, harmless=zero_in | unused)
     written = layer.writes()
     unfed = ~weight[:, ~zero_in].any(1)
-    zero = unfed & layer.has_no_bias()
-    return layer.output(rest, last, written, zero)
+    return layer.output(
+        rest,
+        axis=last,
+        written=written,
+        zero=unfed & layer.has_no_bias(),
+    )
 
 
 def bilinear(walk: Walk, call: Call) -> Any:
     """(…, in1) and (…, in2) to (…, out)."""
     layer = layer_of(walk, call)
     first, second = call.args[:2]
-    last = first.last_axis
     weight = layer.module.weight  # (out, in1, in2)
     used = weight.any(0)
-    of_first = used.any(1)
-    of_second = used.any(0)
-    _reads_side(layer, first, 1, of_first)
-    _reads_side(layer, second, 2, of_second)
+    _reads_side(layer, first, axis=1, used=used.any(1))
+    _reads_side(layer, second, axis=2, used=used.any(0))
     written = layer.writes()
     unfed = ~weight.flatten(1).any(1)
-    zero = unfed & layer.has_no_bias()
-    rest = Known(second.shape)
-    return layer.output(rest, last, written, zero)
+    return layer.output(
+        Known(second.shape),
+        axis=first.last_axis,
+        written=written,
+        zero=unfed & layer.has_no_bias(),
+    )
 
 
 def _reads_side(layer: CalledLayer, known: Known, axis: int, used: Tensor) -> None:
@@ -51,7 +55,7 @@ def _reads_side(layer: CalledLayer, known: Known, axis: int, used: Tensor) -> No
     last = known.last_axis
     read, _ = layer.split(known, last)
     zero_in = known.zero_along(last)
-    layer.reads(read, axis, zero_in | ~used)
+    layer.reads(read, axis, harmless=zero_in | ~used)
 
 
 def embedding(walk: Walk, call: Call) -> Any:
@@ -65,7 +69,12 @@ def embedding(walk: Walk, call: Call) -> Any:
         return NotImplemented
     made = Known(shape)
     unused = ~layer.module.weight.any(0)
-    return layer.output(made, made.last_axis, written, unused)
+    return layer.output(
+        made,
+        axis=made.last_axis,
+        written=written,
+        zero=unused,
+    )
 
 
 def prelu(walk: Walk, call: Call) -> Any:
@@ -76,7 +85,12 @@ def prelu(walk: Walk, call: Call) -> Any:
         return known
     read, rest = layer.split(known, 1)
     layer.note(read, "weight")
-    return layer.output(rest, 1, read, known.zero_along(1))
+    return layer.output(
+        rest,
+        axis=1,
+        written=read,
+        zero=known.zero_along(1),
+    )
 
 
 def channel_norm(walk: Walk, call: Call) -> Any:
@@ -91,14 +105,18 @@ def channel_norm(walk: Walk, call: Call) -> Any:
     read, rest = layer.split(known, axis)
     layer.note(read, "weight", "bias", "running_mean", "running_var")
     zero_in = known.zero_along(axis)
-    zero = _zero_of_channels(module, zero_in)
-    return layer.output(rest, axis, read, zero)
+    return layer.output(
+        rest,
+        axis=axis,
+        written=read,
+        zero=_zero_of_channels(module, zero_in),
+    )
 
 
 def _zero_of_channels(norm: Any, zero_in: Tensor) -> Tensor:
     """Where a batch or instance norm makes 0 of a channel, which is 0 itself where `zero_in` says
     so."""
-    is_constant = zero_in
+    scale: Tensor | None = norm.weight
     shift: Tensor = torch.zeros(())
     if norm.bias is not None:
         shift = norm.bias
@@ -109,9 +127,9 @@ def _zero_of_channels(norm: Any, zero_in: Tensor) -> Tensor:
         if norm.weight is not None:
             scale = scale * norm.weight
         shift = shift - mean * scale
+    is_constant = zero_in
+    if scale is not None:
         is_constant = zero_in | (scale == 0)
-    elif norm.weight is not None:
-        is_constant = zero_in | (norm.weight == 0)
     return is_constant & (shift == 0)
 
 
@@ -129,17 +147,29 @@ def layer_norm(walk: Walk, call: Call) -> Any:
     read, rest = layer.split(known, last)
     zero_in = known.zero_along(last)
     _count(layer, read, last, zero_in)
-    if module.weight is None:
-        zero = torch.zeros(zero_in.shape, dtype=torch.bool)
-    else:
-        zero = module.weight == 0
-    takes_no_mean = isinstance(module, nn.RMSNorm)
-    if takes_no_mean or not getattr(module, "centred", True):
+    return layer.output(
+        rest,
+        axis=last,
+        written=read,
+        zero=_zero_of_layer_norm(module, zero_in),
+    )
+
+
+def _zero_of_layer_norm(norm: Any, zero_in: Tensor) -> Tensor:
+    """Where a layer or RMS norm makes 0 of a channel, which is 0 itself where `zero_in` says
+    so."""
+    zero = torch.zeros(zero_in.shape, dtype=torch.bool)
+    if norm.weight is not None:
+        zero = norm.weight == 0
+    takes_mean = getattr(norm, "centred", True)
+    if isinstance(norm, nn.RMSNorm):
+        takes_mean = False
+    if not takes_mean:
         zero = zero | zero_in
-    bias = getattr(module, "bias", None)
+    bias = getattr(norm, "bias", None)
     if bias is not None:
         zero = zero & (bias == 0)
-    return layer.output(rest, last, read, zero)
+    return zero
 
 
 def group_norm(walk: Walk, call: Call) -> Any:
@@ -156,7 +186,12 @@ def group_norm(walk: Walk, call: Call) -> Any:
         without_scale = module.weight == 0
         without_shift = module.bias == 0
         zero = without_scale & without_shift
-    return layer.output(rest, 1, read, zero)
+    return layer.output(
+        rest,
+        axis=1,
+        written=read,
+        zero=zero,
+    )
 
 
 def _count(layer: CalledLayer, read: Tensor | None, axis: int, zero_in: Tensor) -> None:

@@ -74,8 +74,7 @@ def _keep_indexed(walk: Walk, call: Call) -> None:
     """Has units stay along axes where entries are chosen by an index that is a tensor."""
     known, *rest = call.args
     indices = found_in((rest, call.kwargs))
-    values = [index.value for index in indices if index.value is not None]
-    if not values:
+    if all(index.value is None for index in indices):
         return
     for axis in _indexed(known, rest):
         for unit_map in known.along(axis):
@@ -90,7 +89,9 @@ def _indexed(known: Known, rest: list[Any]) -> Iterator[int]:
     if isinstance(index, int) and len(rest) > 1:  # index_select
         yield index % known.dim
         return
-    parts = index if isinstance(index, list | tuple) else [index]
+    parts = [index]
+    if isinstance(index, list | tuple):
+        parts = list(index)
     for part in parts[:-1]:
         if part is Ellipsis or part is None:  # what is behind it is not of the axis of its place
             yield from range(known.dim)
@@ -137,7 +138,7 @@ def pad(walk: Walk, call: Call) -> Any:
     if amounts is None:
         return move(walk, call)
     zero = known.zeros().expand(known.shape)
-    is_zero = 1.0 if value == 0 else 0.0
+    is_zero = float(value == 0)
     padded = nn.functional.pad(zero.double(), amounts, value=is_zero)
     unit_maps = []
     for unit_map in known.unit_maps:
@@ -155,8 +156,10 @@ def _along_varying(amounts: list[int], unit_map: Tensor) -> list[int]:
     found = []
     for place, amount in enumerate(amounts):
         axis = unit_map.dim() - 1 - place // 2
-        varies = unit_map.shape[axis] > 1
-        found.append(amount if varies else 0)
+        if unit_map.shape[axis] > 1:
+            found.append(amount)
+        else:
+            found.append(0)
     return found
 
 
@@ -175,7 +178,9 @@ def _padding(walk: Walk, call: Call) -> tuple[list[int] | None, float]:
     if mode != "constant":
         return None, 0.0
     value = call.argument(3, "value")
-    return amounts, float(value or 0.0)
+    if value is None:
+        return amounts, 0.0
+    return amounts, float(value)
 
 
 FUNCTIONS: dict[str, Handler] = {

@@ -41,8 +41,11 @@ class CalledLayer:
     def without_positions(self, known: Known, channels: int) -> Known:
         """A tensor whose units go as a whole along the axes behind that of the `channels`."""
         positions = range(channels + 1, known.dim)
-        left = self.walk.left_of(known.unit_maps, positions, self.why_all_stay)
-        return Known(known.shape, left, known.zero)
+        return Known(
+            shape=known.shape,
+            unit_maps=self.walk.left_of(known.unit_maps, positions, self.why_all_stay),
+            zero=known.zero,
+        )
 
     def reads(self, units: Tensor | None, axis: int, harmless: Tensor | None = None) -> None:
         """Notes that the weight reads units along an axis of it, which may go where that is
@@ -80,9 +83,10 @@ class CalledLayer:
 
     def has_no_bias(self) -> Tensor:
         """Where it has no bias, or one of 0: (out,)."""
-        if self.module.bias is None:
+        bias = self.module.bias
+        if bias is None:
             return torch.ones((), dtype=torch.bool)
-        found: Tensor = self.module.bias == 0
+        found: Tensor = bias == 0
         return found
 
     def output(self, rest: Known, axis: int, written: Tensor | None, zero: Tensor) -> Any:
@@ -95,12 +99,17 @@ class CalledLayer:
         unit_maps = list(rest.unit_maps)
         if written is not None:
             unit_maps.append(along(written, axis, dim))
+        made = Known(shape, self.walk.apart(unit_maps))
         size = shape[axis]
         zeros = along(zero.expand(size), axis, dim)
-        made = Known(shape, self.walk.apart(unit_maps))
         return made.with_zero(compressed(zeros))
 
 
 def layer_of(walk: Walk, call: Call) -> CalledLayer:
     """The layer that a call calls."""
-    return CalledLayer(walk, call.node, call.name, walk.module(call.node))
+    return CalledLayer(
+        walk,
+        node=call.node,
+        name=call.name,
+        module=walk.module(call.node),
+    )

@@ -62,30 +62,41 @@ class Lettered:
             return permuted.reshape(shape)
 
         like = torch.empty(self.known.shape, device="meta")
-        shape = arranged(like).shape
         unit_maps = []
         for unit_map in self.known.unit_maps:
             unit_maps.append(arranged(unit_map))
         zero = self.known.zero
         if zero is not None:
             zero = arranged(zero)
-        return Known(shape, tuple(unit_maps), zero)
+        return Known(
+            shape=arranged(like).shape,
+            unit_maps=tuple(unit_maps),
+            zero=zero,
+        )
 
 
 def matmul(walk: Walk, call: Call) -> Any:
     """A product of matrices, (…, m, k) and (…, k, n)."""
+    for side in call.args[:2]:
+        if not isinstance(side, Known):
+            return NotImplemented
+        if side.dim == 1:
+            return NotImplemented
     one, other = call.args[:2]
-    if not isinstance(one, Known) or not isinstance(other, Known):
-        return NotImplemented
-    if one.dim == 1 or other.dim == 1:
-        return NotImplemented
+    return _product_of_matrices(walk, one, other)
+
+
+def _product_of_matrices(walk: Walk, one: Known, other: Known) -> Known:
     dim = max(one.dim, other.dim)
     batch = _BATCH[: dim - 2]
     batch_of_one = batch[dim - one.dim :]
     batch_of_other = batch[dim - other.dim :]
-    left = Lettered(one, batch_of_one + "mk")
-    right = Lettered(other, batch_of_other + "kn")
-    return contract(walk, left, right, batch + "mn")
+    return contract(
+        walk,
+        Lettered(one, batch_of_one + "mk"),
+        Lettered(other, batch_of_other + "kn"),
+        out=batch + "mn",
+    )
 
 
 def einsum(walk: Walk, call: Call) -> Any:
@@ -93,30 +104,39 @@ def einsum(walk: Walk, call: Call) -> Any:
     equation, *operands = call.args
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = list(operands[0])
+    if "." in equation:
+        return NotImplemented
     without_spaces = equation.replace(" ", "")
     sides, arrow, out = without_spaces.partition("->")
+    if not arrow:
+        return NotImplemented
     inputs = sides.split(",")
-    if len(inputs) != 2 or not arrow or "." in equation:
+    if len(inputs) != 2:
         return NotImplemented
     for letters in inputs:
-        different = set(letters)
-        if len(different) != len(letters):  # a diagonal
+        has_diagonal = len(set(letters)) < len(letters)
+        if has_diagonal:
             return NotImplemented
-    left = Lettered(operands[0], inputs[0])
-    right = Lettered(operands[1], inputs[1])
-    return contract(walk, left, right, out)
+    return contract(
+        walk,
+        Lettered(operands[0], inputs[0]),
+        Lettered(operands[1], inputs[1]),
+        out=out,
+    )
 
 
 def linear(walk: Walk, call: Call) -> Any:
     """A linear layer whose weight (out, in) is computed, or shared."""
     given = call.named("input", "weight", "bias")
     known = given["input"]
-    weight = given["weight"]
-    bias = given.get("bias")
     batch = _BATCH[: known.dim - 1]
-    left = Lettered(known, batch + "k")
-    right = Lettered(weight, "nk")
-    made = contract(walk, left, right, batch + "n")
+    made = contract(
+        walk,
+        Lettered(known, batch + "k"),
+        Lettered(given["weight"], "nk"),
+        out=batch + "n",
+    )
+    bias = given.get("bias")
     if bias is None:
         return made
     return _added(walk, made, bias)
@@ -125,11 +145,9 @@ def linear(walk: Walk, call: Call) -> Any:
 def addmm(walk: Walk, call: Call) -> Any:
     """A product of matrices beside what is added to it."""
     added, one, other = call.args[:3]
-    batch = _BATCH[: one.dim - 2]
-    left = Lettered(one, batch + "mk")
-    right = Lettered(other, batch + "kn")
-    made = contract(walk, left, right, batch + "mn")
-    if call.kwargs:  # factors
+    made = _product_of_matrices(walk, one, other)
+    has_factors = bool(call.kwargs)
+    if has_factors:
         return NotImplemented
     return _added(walk, made, added)
 
@@ -145,8 +163,9 @@ def _added(walk: Walk, made: Known, added: Known) -> Known:
 
 def embedding(walk: Walk, call: Call) -> Any:
     """Rows of a weight that is computed, or shared, by their number."""
-    weight, chosen = call.args[:2]
-    if not isinstance(call.node.target, OpOverload):
+    if isinstance(call.node.target, OpOverload):
+        weight, chosen = call.args[:2]
+    else:
         chosen, weight = call.args[:2]
     walk.stay(chosen, "they are indices")
     for unit_map in weight.along(0):
@@ -194,7 +213,7 @@ def _not_in(out: str, letters: str) -> str:
     """The letters, each once, that `out` has not."""
     found = ""
     for letter in letters:
-        if letter not in out and letter not in found:
+        if letter not in out + found:
             found += letter
     return found
 
@@ -218,9 +237,10 @@ def _shape(one: Lettered, other: Lettered, out: str) -> torch.Size:
 
 def _with_units_on_one_side(one: Lettered, other: Lettered, out: str) -> list[int]:
     """The axes of a product which both sides have, but only one of them has units along."""
+    of_both = {*one.letters} & {*other.letters}
     found = []
     for axis, letter in enumerate(out):
-        if letter not in one.letters or letter not in other.letters:
+        if letter not in of_both:
             continue
         if one.has_units_along(letter) != other.has_units_along(letter):
             found.append(axis)
@@ -233,8 +253,7 @@ def _summed(walk: Walk, mine: Known, theirs: Known, axis: int, zero: Tensor) -> 
     one = mine.along(axis)
     other = theirs.along(axis)
     if not one or not other:
-        why = "a product sums over them"
-        return walk.left_of([*one, *other], [axis], why)
+        return walk.left_of([*one, *other], [axis], "a product sums over them")
     first = one[0]
     second = other[0]
     walk.units.tie(first, second)
@@ -244,9 +263,8 @@ def _summed(walk: Walk, mine: Known, theirs: Known, axis: int, zero: Tensor) -> 
         rows = _rows_of(walk, common, zero, axis)
         return (rows,)
     units = first.reshape(-1)
-    nothing = all_but(zero, axis)
-    harmless = nothing.expand(units.shape)
-    walk.units.read(units, harmless)
+    harmless = all_but(zero, axis)
+    walk.units.read(units, harmless.expand(units.shape))
     return ()
 
 
@@ -260,8 +278,8 @@ def _rows_of(walk: Walk, unit_map: Tensor, zero: Tensor, axis: int) -> Tensor:
     unless = stand.unsqueeze(1).expand(members.shape)
     harmless = _over_others(zero, unit_map).movedim(axis, -1)
     walk.units.read(
-        members.reshape(-1),
-        harmless.expand(rows.shape).reshape(-1),
+        units=members.reshape(-1),
+        harmless=harmless.expand(rows.shape).reshape(-1),
         unless=unless.reshape(-1),
     )
     shape = list(unit_map.shape)

@@ -92,12 +92,12 @@ class _Weights:
     def zero(self, own: Tensor, read: Tensor | None, zero_in: Tensor) -> Tensor:
         """Notes the units of the parameters, and what they read; which of its `own` units are
         0."""
-        walk = self.layer.walk
+        units = self.layer.walk.units
         inward = self.tensor("weight_ih_")
         across = self.tensor("weight_hh_")
         if read is not None:
             unused = ~inward.any(0)
-            walk.units.read(read, zero_in | unused)
+            units.read(read, harmless=zero_in | unused)
         fed_from_below = inward[:, ~zero_in].any(1)
         fed = fed_from_below | across.any(1)
         if self.layer.module.bias:
@@ -108,11 +108,10 @@ class _Weights:
         of_each_gate = fed.reshape(self.gates, -1)
         zero = ~of_each_gate.any(0)
         unread = ~across.any(0)
-        walk.units.read(own, zero | unread)
-        self._note_rows("weight_ih_", own)
-        self._note_columns("weight_ih_", read)
-        self._note_rows("weight_hh_", own)
-        self._note_columns("weight_hh_", own)
+        units.read(own, harmless=zero | unread)
+        for leaf, columns in (("weight_ih_", read), ("weight_hh_", own)):
+            self._note_rows(leaf, own)
+            self._note_columns(leaf, columns)
         return zero
 
     def _note_rows(self, leaf: str, own: Tensor) -> None:

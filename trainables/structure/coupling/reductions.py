@@ -37,7 +37,8 @@ def reduce(walk: Walk, call: Call) -> Any:
     unit_maps: list[Tensor] = []
     for unit_map in known.unit_maps:
         mixed = sorted(varying(unit_map) & set(axes))
-        if mixed and name in _SUMS and _is_of_one_axis(unit_map):
+        can_be_summed = name in _SUMS and _is_of_one_axis(unit_map)
+        if mixed and can_be_summed:
             _read_sum(walk, call.node, known, unit_map)
         else:
             unit_maps += walk.left_of([unit_map], mixed, why)
@@ -46,10 +47,15 @@ def reduce(walk: Walk, call: Call) -> Any:
         shape[axis] = 1
     made = Known(torch.Size(shape), tuple(unit_maps))
     if name in _ZERO_OF_ZEROS:
-        made = made.with_zero(known.zero_over(axes))
+        zero = known.zero_over(axes)
+        made = made.with_zero(zero)
     if _keeps_axes(call, name):
         return made
-    return walk.moved(made, lambda entries: entries.squeeze(tuple(axes)))
+
+    def squeezed(entries: Tensor) -> Tensor:
+        return entries.squeeze(tuple(axes))
+
+    return walk.moved(made, squeezed)
 
 
 def _is_of_one_axis(unit_map: Tensor) -> bool:
@@ -68,17 +74,20 @@ def _read_sum(walk: Walk, node: fx.Node, known: Known, unit_map: Tensor) -> None
 def _after_input(call: Call, name: str) -> list[Any]:
     """The arguments by place from the axes on: in front of those is the input, and for a norm its
     order."""
-    start = 2 if name in _NORMS else 1
-    return list(call.args[start:])
+    if name in _NORMS:
+        return list(call.args[2:])
+    return list(call.args[1:])
 
 
 def _axes(call: Call, name: str) -> list[int]:
     """The axes that are reduced."""
-    rest = _after_input(call, name)
-    by_place = rest[0] if rest else None
-    by_name = call.kwargs.get("axis", by_place)
-    axes = call.kwargs.get("dim", by_name)
     dim = call.input.dim
+    axes = None
+    rest = _after_input(call, name)
+    if rest:
+        axes = rest[0]
+    for keyword in ("axis", "dim"):
+        axes = call.kwargs.get(keyword, axes)
     if axes is None or axes == []:
         return list(range(dim))
     if isinstance(axes, int):
@@ -88,12 +97,14 @@ def _axes(call: Call, name: str) -> list[int]:
 
 def _keeps_axes(call: Call, name: str) -> bool:
     """Whether the axes that are reduced stay with size 1."""
+    keeps = False
     rest = _after_input(call, name)
     place = 1
     if name in ("var", "std") and len(rest) > 1:  # in front is a correction
         place = 2
-    by_place = rest[place] if len(rest) > place else False
-    return bool(call.kwargs.get("keepdim", by_place))
+    if len(rest) > place:
+        keeps = rest[place]
+    return bool(call.kwargs.get("keepdim", keeps))
 
 
 def along_axis(walk: Walk, call: Call) -> Any:
@@ -102,8 +113,7 @@ def along_axis(walk: Walk, call: Call) -> Any:
     module = walk.module(call.node)
     axis = getattr(module, "dim", None)
     if axis is None:
-        by_place = call.args[1] if len(call.args) > 1 else None
-        axis = call.kwargs.get("dim", by_place)
+        axis = call.argument(1, "dim")
     if axis is None:
         return NotImplemented
     why = _MIXED.format(call.node.name)
@@ -114,8 +124,7 @@ def along_axis(walk: Walk, call: Call) -> Any:
 def normalise(walk: Walk, call: Call) -> Any:
     """Divides by the norm along an axis, for which zeros count nothing."""
     known = call.input
-    by_place = call.args[2] if len(call.args) > 2 else 1
-    axis = call.kwargs.get("dim", by_place) % known.dim
+    axis = call.argument(2, "dim", 1) % known.dim
     for unit_map in known.along(axis):
         if not _is_of_one_axis(unit_map):
             return NotImplemented
@@ -141,7 +150,9 @@ def pool(walk: Walk, call: Call) -> Any:
 def _first_position(walk: Walk, node: fx.Node, known: Known) -> int:
     """The first axis of positions: a pool's number of them is in its name."""
     module = walk.module(node)
-    name = function_name(node) if module is None else type(module).__name__
+    name = function_name(node)
+    if module is not None:
+        name = type(module).__name__
     for axes in (1, 2, 3):
         if f"{axes}d" in name.lower():
             return known.dim - axes

@@ -1,7 +1,7 @@
 """Runs a network, and then walks over it: what each node makes is known by the handler of what it
 calls."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,7 +55,9 @@ def numbers_of(graph: fx.GraphModule, inputs: Tensor) -> dict[str, Any]:
         run.run(inputs)
     found = {}
     for node, value in run.values.items():
-        if node.op != "output" and not has_tensors(value):
+        if node.op == "output":
+            continue
+        if not has_tensors(value):
             found[node.name] = value
     return found
 
@@ -79,7 +81,9 @@ class _Run(fx.Interpreter):
         def kept(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
-            return Known(value.shape, value=value if is_fixed else None)
+            if is_fixed:
+                return Known(value.shape, value=value)
+            return Known(value.shape)
 
         self.values[n] = mapped_tree(made, kept)
         return made
@@ -97,19 +101,20 @@ def _known(walk: Walk, node: fx.Node, handlers: Handlers) -> Any:
     """What is known of a node's output; where no more is known, what a run of it made: its shapes
     and numbers."""
     made = walk.made[node]
-    args = fx.node.map_arg(node.args, walk.known.__getitem__)
-    kwargs = fx.node.map_arg(node.kwargs, walk.known.__getitem__)
     if node.op == "placeholder":
-        return made
-    if node.op == "output":
-        walk.stay(args, "the network gives it out")
         return made
     if node.op == "get_attr":
         return _attribute(walk, str(node.target), made)
+    args = fx.node.map_arg(node.args, walk.known.__getitem__)
+    kwargs = fx.node.map_arg(node.kwargs, walk.known.__getitem__)
+    if node.op == "output":
+        walk.stay(args, "the network gives it out")
+        return made
     if not has_tensors(made) or not has_tensors((args, kwargs)):
         return made  # sizes and other numbers
     handler = handlers.of(walk.graph, node)
-    found = _handled(handler, walk, Call(node, args, kwargs))
+    call = Call(node, args, kwargs)
+    found = _handled(handler, walk, call)
     if found is NotImplemented or not _fits(found, made):
         _keep_whole(walk, node, (args, kwargs))
         return made
@@ -135,7 +140,9 @@ def _fits(found: Any, made: Any) -> bool:
 def _keep_whole(walk: Walk, node: fx.Node, inputs: Any) -> None:
     """Has all stay that a node reads of which no handler knows what it does, and its parameters."""
     module = walk.module(node)
-    title = node.name if module is None else str(node.target)
+    title = node.name
+    if module is not None:
+        title = str(node.target)
     walk.unknown.append(title)
     walk.stay(inputs, f"'{title}' mixes them in a way that is not known")
     if module is not None:
@@ -144,11 +151,11 @@ def _keep_whole(walk: Walk, node: fx.Node, inputs: Any) -> None:
 
 def _with_values(found: Any, made: Any) -> Any:
     """What is known, with the values that a run made."""
-    values = iter([one.value for one in found_in(made)])
+    values = [one.value for one in found_in(made)]
+    in_order = iter(values)
 
     def with_value(known: Known) -> Known:
-        value = next(values)
-        return Known(known.shape, known.unit_maps, known.zero, value)
+        return replace(known, value=next(in_order))
 
     return mapped_known(found, with_value)
 
@@ -168,6 +175,8 @@ def _attribute(walk: Walk, name: str, made: Any) -> Any:
             units = walk.units.fresh(size)
         walk.tensor(name, axis, units)
         unit_maps.append(along(units, axis, made.dim))
-    zero = compressed(value == 0) if value.numel() else None
-    known = Known(made.shape, tuple(unit_maps), value=value)
+    zero = None
+    if value.numel():
+        zero = compressed(value == 0)
+    known = replace(made, unit_maps=tuple(unit_maps))
     return known.with_zero(zero)

@@ -99,9 +99,9 @@ class Units:
         """Has units (n,) go if and only if all of their row of `members` (n, m) do."""
         has_all_members = (members != NONE).all(1)
         known = has_all_members & (units != NONE)
-        why = "what it is part of stays"
-        self.keep(units[~known], why)
-        self.keep(members[~known], why)
+        unknown = ~known
+        for part in (units, members):
+            self.keep(part[unknown], "what it is part of stays")
         whole = _Whole(units[known], members[known])
         self._wholes.append(whole)
 
@@ -137,13 +137,15 @@ class Units:
         for whole in self._wholes:
             members = roots[whole.members]
             standing = roots[whole.units].unsqueeze(1)
-            pair = standing.expand_as(members).reshape(-1), members.reshape(-1)
+            of_each_member = standing.expand_as(members)
+            pair = of_each_member.reshape(-1), members.reshape(-1)
             ties.append(pair)
             concerned += pair
         joined = _joined(count, ties)
         found: dict[int, list[int]] = {}
         for root in torch.cat(concerned).unique().tolist():
-            together = found.setdefault(int(joined[root]), [])
+            lowest = int(joined[root])
+            together = found.setdefault(lowest, [])
             together.append(root)
         return [torch.tensor(group) for group in found.values()]
 
@@ -228,9 +230,12 @@ class _Going:
         all_members = self.are_gone(whole.members).all(1)
         goes_alone = itself & ~all_members
         stays_alone = all_members & ~itself
-        changed = self.restore(whole.units[goes_alone])
-        first_members = whole.members[stays_alone, :1]
-        return self.restore(first_members) or changed
+        changed = False
+        if self.restore(whole.units[goes_alone]):
+            changed = True
+        if self.restore(whole.members[stays_alone, :1]):
+            changed = True
+        return changed
 
     def respect_pack(self, units: Tensor) -> bool:
         """Has what is needed stay for one size along each axis."""
@@ -241,8 +246,7 @@ class _Going:
         """Has the first stay where none would."""
         if not units.numel():
             return False
-        kept = self.kept(units)
-        if kept.any():
+        if self.kept(units).any():
             return False
         return self.restore(units[:1])
 
@@ -269,8 +273,13 @@ def _joined(count: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         other_root = roots[other]
         lowest = torch.minimum(root, other_root)
         lower = roots.clone()
-        lower.scatter_reduce_(0, root, lowest, "amin")
-        lower.scatter_reduce_(0, other_root, lowest, "amin")
+        for ends in (root, other_root):
+            lower.scatter_reduce_(
+                dim=0,
+                index=ends,
+                src=lowest,
+                reduce="amin",
+            )
         lower = lower[lower]
         if torch.equal(lower, roots):
             return roots
@@ -289,14 +298,15 @@ def _unpackable(kept: Tensor) -> Tensor:
     if kept.dim() < 2:
         return torch.zeros_like(kept)
     counts = kept.sum(-1)
-    gone = ~kept
     most = counts.max()
     rows = counts > 0
     missing = torch.where(rows, most - counts, 0)
+    gone = ~kept
     place = gone.cumsum(-1)
     in_rows_that_stay = place <= missing.unsqueeze(-1)
     in_rows_that_come_back = _unpackable(rows).unsqueeze(-1)
-    return gone & (in_rows_that_stay | in_rows_that_come_back)
+    comes_back = in_rows_that_stay | in_rows_that_come_back
+    return gone & comes_back
 
 
 def packed(tensor: Tensor, kept: Tensor) -> Tensor:
@@ -313,8 +323,9 @@ def packed_shape(shape: torch.Size, kept: Tensor) -> tuple[int, ...]:
         return tuple(shape)
     sizes = list(shape)
     for axis in reversed(range(kept.dim())):
-        if kept.shape[axis] > 1:
-            counts = kept.sum(axis, keepdim=True)
-            sizes[axis] = int(counts.max())
-            kept = counts > 0
+        if kept.shape[axis] == 1:
+            continue
+        counts = kept.sum(axis, keepdim=True)
+        sizes[axis] = int(counts.max())
+        kept = counts > 0
     return tuple(sizes)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from slimfront.trainables.structure.coupling.known import (
     Known,
@@ -91,14 +91,14 @@ class Walk:
         size = tensor.shape[axis]
         if before is not None and before.numel() == 0 and size > 0:
             noted[axis] = units
-        elif before is not None and units is not None:
+            return
+        if before is not None and units is not None:
             self.units.tie(before, units)
-        else:
-            noted[axis] = None
-            why = f"'{name}' is used elsewhere too"
-            for stays in (before, units):
-                if stays is not None:
-                    self.units.keep(stays, why)
+            return
+        noted[axis] = None
+        for stays in (before, units):
+            if stays is not None:
+                self.units.keep(stays, f"'{name}' is used elsewhere too")
 
     def units_of(self, name: str, axis: int) -> Tensor | None:
         """The units along an axis of a parameter that were noted before."""
@@ -114,7 +114,10 @@ class Walk:
 
     def keep_parameters(self, module: Any, name: str) -> None:
         """Has all parameters and buffers of a module stay as they are."""
-        held = [*module.named_parameters(), *module.named_buffers()]
+        held = [
+            *module.named_parameters(),
+            *module.named_buffers(),
+        ]
         for leaf, tensor in held:
             for axis in range(tensor.dim()):
                 self.tensor(f"{name}.{leaf}", axis, None)
@@ -127,7 +130,9 @@ class Walk:
     def shape_of(self, node: fx.Node) -> torch.Size | None:
         """The shape of what a node makes; None if that is not one tensor."""
         made = self.made[node]
-        return made.shape if isinstance(made, Known) else None
+        if isinstance(made, Known):
+            return made.shape
+        return None
 
     def moved(self, known: Known, move: Callable[[Tensor], Tensor]) -> Known:
         """What a move of entries makes of a tensor; `move` takes tensors of its shape, in
@@ -157,8 +162,7 @@ class Walk:
             full = moved_entries(torch.zeros(1))
             shape = full.shape
         for unit_map in unit_maps:
-            axes = varying(unit_map)
-            if len(axes) > 1:
+            if len(varying(unit_map)) > 1:
                 self.units.pack(unit_map)
         return Known(shape, self.apart(unit_maps), zero)
 
@@ -168,13 +172,18 @@ class Walk:
         found: list[Tensor] = []
         for unit_map in unit_maps:
             axes = varying(unit_map)
-            meets = [other for other in found if varying(other) & axes]
+            meets = []
+            others = []
+            for other in found:
+                if varying(other) & axes:
+                    meets.append(other)
+                else:
+                    others.append(other)
             if not meets:
                 found.append(unit_map)
             elif len(meets) == 1:
-                met = meets[0]
-                found = [other for other in found if other is not met]
-                found.append(self._made_one(met, unit_map))
+                made_one = self._made_one(meets[0], unit_map)
+                found = [*others, made_one]
             else:
                 for stays in (unit_map, *meets):
                     self.units.keep(stays, "it meets others in several ways")
@@ -200,8 +209,12 @@ class Walk:
     def _all_of_places(self, coarse: Tensor, fine: Tensor) -> None:
         """Has each unit of a `coarse` map go with all units of a `fine` one, which varies along
         more axes, at its place."""
-        shape, members = _rows(fine, varying(coarse))
+        axes = varying(coarse)
+        shape = [1] * fine.dim()
+        for axis in axes:
+            shape[axis] = fine.shape[axis]
         places = coarse.expand(shape)
+        members = by_place(fine, axes)
         self.units.same_as_all(places.reshape(-1), members)
 
     def all_or_none(self, unit_map: Tensor, axis: int, why: str) -> Tensor | None:
@@ -250,7 +263,9 @@ class Walk:
                 made = run(zeros)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             return False
-        return isinstance(made, Tensor) and not bool(made.any())
+        if not isinstance(made, Tensor):
+            return False
+        return not bool(made.any())
 
     def module(self, node: fx.Node) -> Any:
         """The module that a node calls; None if it does not call one."""
@@ -269,25 +284,23 @@ class Walk:
         return function(*args, **kwargs)
 
 
-def _rows(unit_map: Tensor, axes: frozenset[int]) -> tuple[list[int], Tensor]:
-    """The shape of a unit map along `axes` alone, and its units there: (places, others)."""
+def by_place(unit_map: Tensor, axes: frozenset[int]) -> Tensor:
+    """The units of a map at each place along `axes`: (places, others)."""
     places = 1
-    shape = []
     others = []
     for axis, size in enumerate(unit_map.shape):
         if axis in axes:
             places *= size
-            shape.append(size)
         else:
             others.append(axis)
-            shape.append(1)
     in_front = unit_map.permute(*sorted(axes), *others)
-    members = in_front.reshape(places, -1)
-    return shape, members
+    return in_front.reshape(places, -1)
 
 
 def _get(graph: fx.GraphModule, name: str) -> Tensor:
     parent, _, leaf = name.rpartition(".")
-    owner = submodule(graph, parent) if parent else graph
+    owner: nn.Module = graph
+    if parent:
+        owner = submodule(graph, parent)
     tensor: Tensor = getattr(owner, leaf)
     return tensor

@@ -104,8 +104,10 @@ class _Ends:
     def __init__(self, graph: fx.GraphModule) -> None:
         self.graph = graph
         self.counts: Counter[object] = call_counts(graph)
-        read = [str(node.target) for node in graph.graph.nodes if node.op == "get_attr"]
-        self.reads = Counter(read)
+        self.reads: Counter[str] = Counter()
+        for node in graph.graph.nodes:
+            if node.op == "get_attr":
+                self.reads[str(node.target)] += 1
         self.layers = {layer.last: layer for layer in layers_of(graph)}
 
     def count_weights(self, nodes: set[fx.Node]) -> int:
@@ -123,10 +125,12 @@ class _Ends:
         if self._parameters(node):
             yield node
             return
-        if function_name(node) in _PRODUCTS and node.op != "call_module":
+        is_product = function_name(node) in _PRODUCTS
+        if is_product and node.op != "call_module":
             for side in node.all_input_nodes:
                 yield from self.behind(side)
-        elif passes_zeros(self.graph, node) and node.args:
+            return
+        if passes_zeros(self.graph, node) and node.args:
             first = node.args[0]
             if isinstance(first, fx.Node):
                 yield from self.behind(first)
@@ -152,12 +156,10 @@ class _Ends:
         parameters = self._parameters(node)
         layer = self.layers.get(node)
         if layer is not None:
-            name = layer.name
-        else:
-            first = parameters[0]
-            owner, _, _ = first.rpartition(".")
-            name = owner or first
-        return name, parameters, layer
+            return layer.name, parameters, layer
+        first = parameters[0]
+        owner, _, _ = first.rpartition(".")
+        return owner or first, parameters, None
 
     def _parameters(self, node: fx.Node) -> tuple[str, ...]:
         """The parameters that what a node makes is zero with; none if it is no layer, or its
@@ -177,8 +179,9 @@ class _Ends:
         if getattr(module, "bias", None) is not None:
             leaves.append("bias")
         own = dict(module.named_parameters(recurse=False))
-        if not own.keys() >= {*leaves}:  # those computed anew in each forward are no parameters
-            return ()
+        for leaf in leaves:
+            if leaf not in own:  # it is computed anew in each forward
+                return ()
         return tuple(f"{name}.{leaf}" for leaf in leaves)
 
     def _of_function(self, node: fx.Node, kinds: dict[str, dict[str, int]]) -> tuple[str, ...]:
@@ -200,12 +203,15 @@ class _Ends:
 
     def _is_own_parameter(self, argument: object) -> TypeGuard[fx.Node]:
         """Whether an argument is a parameter that nothing else reads."""
-        if not isinstance(argument, fx.Node) or argument.op != "get_attr":
+        if not isinstance(argument, fx.Node):
+            return False
+        if argument.op != "get_attr":
             return False
         name = str(argument.target)
         if self.reads[name] > 1 or len(argument.users) > 1:
             return False
-        return isinstance(_tensor(self.graph, name), nn.Parameter)
+        tensor = _tensor(self.graph, name)
+        return isinstance(tensor, nn.Parameter)
 
 
 def _tensor(graph: fx.GraphModule, name: str) -> Tensor:

@@ -41,8 +41,9 @@ def hidden_layers(graph: fx.GraphModule) -> list[Layer]:
             found.append(layer)
         elif is_activation(graph, after):
             reader = _reader(graph, after)
-            is_layer = weight_layer(graph, reader) is not None
-            if reader is not None and is_layer and counts[reader.target] == 1:
+            if reader is None or weight_layer(graph, reader) is None:
+                continue
+            if counts[reader.target] == 1:
                 found.append(layer)
     return found
 

@@ -41,7 +41,9 @@ def is_activation(graph: fx.GraphModule, node: object) -> bool:
 
 def passes_zeros(graph: fx.GraphModule, node: object) -> bool:
     """Whether a node makes zeros of a first argument that is all zeros."""
-    return is_activation(graph, node) or _is(graph, node, _PASSING, _PASSING_NAMES)
+    if is_activation(graph, node):
+        return True
+    return _is(graph, node, _PASSING, _PASSING_NAMES)
 
 
 def passes_units(graph: fx.GraphModule, node: object) -> bool:
@@ -62,4 +64,6 @@ def _is(
     module = module_of(graph, node)
     if module is not None:
         return isinstance(module, kinds)
-    return node.op in ("call_function", "call_method") and function_name(node) in names
+    if node.op not in ("call_function", "call_method"):
+        return False
+    return function_name(node) in names

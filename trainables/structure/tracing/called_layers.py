@@ -48,7 +48,9 @@ _DEFAULTS: dict[str, Any] = {
 
 def input_place(node: fx.Node) -> int:
     """Where the input stands among the arguments of a layer's operation."""
-    return 1 if function_name(node) == "embedding" else 0
+    if function_name(node) == "embedding":
+        return 1
+    return 0
 
 
 def layer_of(node: fx.Node, args: Any, held: dict[str, Any]) -> str | None:
@@ -75,7 +77,9 @@ def layer_of(node: fx.Node, args: Any, held: dict[str, Any]) -> str | None:
     module = held.get(owner)
     if not isinstance(module, kinds):
         return None
-    if not _has_parameters(module, names) or not _has_settings(module, operation, args):
+    if not _has_parameters(module, names):
+        return None
+    if not _has_settings(module, operation, args):
         return None
     if plain_kind(module) not in kinds:  # its own code calls the operation, with its parameters
         held[owner] = _as_plain(module, kinds)
@@ -107,7 +111,10 @@ def _has_parameters(module: nn.Module, names: list[str]) -> bool:
     for leaf, tensor in [*parameters, *buffers]:
         if tensor.dim() > 0:
             own.add(leaf)
-    leaves = {name.rpartition(".")[2] for name in names}
+    leaves = set()
+    for name in names:
+        _, _, leaf = name.rpartition(".")
+        leaves.add(leaf)
     return own == leaves
 
 

@@ -7,7 +7,7 @@ modules again, so that all that is known of layers holds for them.
 
 import operator
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -76,10 +76,11 @@ def writes_elsewhere(traced: fx.GraphModule) -> bool:
         written = node.args[0]
         if not isinstance(written, fx.Node):
             continue
-        place = order[node]
-        is_read_later = any(order[user] > place for user in written.users)
-        if is_read_later or not node.users:
+        if not node.users:
             return True
+        for user in written.users:
+            if order[user] > order[node]:
+                return True
     return False
 
 
@@ -104,7 +105,9 @@ def _program(model: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
     while len(sample) < 3:
         sample = joined(sample, sample)
     sample = sample[:3]
-    named = tensors(sample) if isinstance(sample, Several) else {"": sample}
+    named = {"": sample}
+    if isinstance(sample, Several):
+        named = tensors(sample)
     inputs = list(named.values())
     batch = torch.export.Dim("batch", min=1)
     shapes = [{0: batch} for _ in inputs]
@@ -128,9 +131,11 @@ def _as_graph(
     new = _NewGraph(model, program)
     new.add_inputs(sample)
     for node in program.graph_module.graph.nodes:
+        if node.op == "placeholder":
+            continue
         if node.op == "output":
             new.add_outputs(node)
-        elif node.op != "placeholder" and not _is_check(node):
+        elif not _is_check(node):
             new.add(node)
     network = fx.GraphModule(new.used(), new.graph)
     network.graph.eliminate_dead_code()
@@ -156,19 +161,21 @@ class _NewGraph:
     def add_inputs(self, sample: Tensor) -> None:
         """Adds the inputs, parameters, buffers and constants."""
         inputs = self.graph.placeholder("inputs")
-        several = isinstance(sample, Several)
-        names = iter(tensors(sample)) if several else iter([])
+        names: Iterator[str] | None = None
+        if isinstance(sample, Several):
+            names = iter(tensors(sample))
         nodes = {node.name: node for node in self.program.graph_module.graph.nodes}
+        user_input = torch.export.graph_signature.InputKind.USER_INPUT
         held: dict[fx.Node, fx.Node] = {}
         for spec in self.program.graph_signature.input_specs:
             node = nodes[spec.arg.name]
-            if spec.kind != torch.export.graph_signature.InputKind.USER_INPUT:
+            if spec.kind != user_input:
                 held[node] = self._held(spec.target)
-            elif several:
-                name = next(names)
-                self.made[node] = self.graph.call_function(operator.getitem, (inputs, name))
-            else:
+            elif names is None:
                 self.made[node] = inputs
+            else:
+                place = inputs, next(names)
+                self.made[node] = self.graph.call_function(operator.getitem, place)
         # Behind the inputs: what follows asks the first of all for its device.
         self.made.update(held)
 
@@ -205,13 +212,20 @@ class _NewGraph:
             place = input_place(node)
             return self.graph.call_module(layer, (args[place],))
         plain = _PLAIN.get(str(node.target))
-        if plain is F.scaled_dot_product_attention or (plain is not None and not kwargs):
+        takes_kwargs = plain is F.scaled_dot_product_attention
+        if plain is not None and (takes_kwargs or not kwargs):
             return self.graph.call_function(plain, args, kwargs)
         kwargs = dict(kwargs)
         if "device" in kwargs:
             kwargs["device"] = self.device
         kwargs.pop("pin_memory", None)
-        return self.graph.create_node(node.op, node.target, args, kwargs, node.name)
+        return self.graph.create_node(
+            op=node.op,
+            target=node.target,
+            args=args,
+            kwargs=kwargs,
+            name=node.name,
+        )
 
     def add_outputs(self, node: fx.Node) -> None:
         """Adds what the network returns, in its structure."""
@@ -226,9 +240,10 @@ class _NewGraph:
         """The modules and tensors that the graph uses, by name."""
         found = {}
         for node in self.graph.nodes:
-            if node.op in ("get_attr", "call_module"):
-                name = str(node.target)
-                found[name] = self._of_name(name)
+            if node.op not in ("get_attr", "call_module"):
+                continue
+            name = str(node.target)
+            found[name] = self._of_name(name)
         return found
 
     def _of_name(self, name: str) -> Any:
@@ -241,9 +256,12 @@ class _NewGraph:
 
 def _written_buffers(program: torch.export.ExportedProgram) -> int:
     """How many outputs stand for buffers that are written to; they come first."""
-    user = torch.export.graph_signature.OutputKind.USER_OUTPUT
-    specs = program.graph_signature.output_specs
-    return sum(spec.kind != user for spec in specs)
+    user_output = torch.export.graph_signature.OutputKind.USER_OUTPUT
+    count = 0
+    for spec in program.graph_signature.output_specs:
+        if spec.kind != user_output:
+            count += 1
+    return count
 
 
 def _is_check(node: fx.Node) -> bool:

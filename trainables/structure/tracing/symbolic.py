@@ -34,7 +34,9 @@ def is_known(traced: fx.GraphModule) -> bool:
 def _is_known_function(node: fx.Node) -> bool:
     if operations.name_of(node.target) is not None:
         return True
-    return node.target is getattr and node.args[1] in operations.ATTRIBUTES
+    if node.target is not getattr:
+        return False
+    return node.args[1] in operations.ATTRIBUTES
 
 
 def _defaults(model: nn.Module) -> dict[str, object] | None:
@@ -62,11 +64,21 @@ def _drop_optional(graph: fx.Graph) -> None:
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     for node in placeholders[1:]:
         readers = _descendants(node)
-        ends = [reader for reader in readers if not reader.users]
-        if all(is_check(end) for end in ends):
-            for reader in reversed(readers):
-                graph.erase_node(reader)
-            graph.erase_node(node)
+        if not _end_in_checks(readers):
+            continue
+        for reader in reversed(readers):
+            graph.erase_node(reader)
+        graph.erase_node(node)
+
+
+def _end_in_checks(nodes: list[fx.Node]) -> bool:
+    """Whether nothing comes of these nodes but checks."""
+    for node in nodes:
+        if node.users:
+            continue
+        if not is_check(node):
+            return False
+    return True
 
 
 def _descendants(node: fx.Node) -> list[fx.Node]:

@@ -148,7 +148,10 @@ class NetworkTested(OfTrial):
         """There the only metric stood by itself."""
         if not isinstance(plain, dict) or "metrics" in plain:
             return plain
-        metrics = {name: value for name, value in plain.items() if name.startswith("test_")}
+        metrics = {}
+        for name, value in plain.items():
+            if name.startswith("test_"):
+                metrics[name] = value
         if metrics:
             return {**plain, "metrics": metrics}
         return plain
@@ -230,7 +233,8 @@ def parse(plain: dict[str, Any]) -> Event:
     try:
         return KINDS[kind].model_validate(plain)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        mistakes = error.errors(include_url=False)
+    first = mistakes[0]
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "missing":
         raise ValueError(f"its event '{kind}' has no '{where}'")
@@ -243,8 +247,10 @@ def seconds_spent(events: Iterable[Event]) -> float:
     begun: float | None = None
     last = 0.0
     for event in events:
+        now = float(event.time)
         # Journals of version 0.1 have the time of day alone.
-        now = float(event.time if event.elapsed is None else event.elapsed)
+        if event.elapsed is not None:
+            now = float(event.elapsed)
         if isinstance(event, SessionBegan):
             spent += _between(begun, last)
             begun = now

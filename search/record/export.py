@@ -114,10 +114,14 @@ def export_member(
 
 def _searched_times(config: Config, point: MeasuredNetwork) -> SearchedTimes | None:
     """The times that the search took of a network; None if it took none."""
-    during = {name: point.measures[name] for name in SPEEDS if name in point.measures}
+    during = {}
+    for name in SPEEDS:
+        if name in point.measures:
+            during[name] = point.measures[name]
     if not during:
         return None
-    return SearchedTimes(config.latency.taken, during, point.timed_again or {})
+    in_quiet = point.timed_again or {}
+    return SearchedTimes(config.latency.taken, during, in_quiet)
 
 
 def read_member(config: Config, point: MeasuredNetwork) -> nn.Module:
@@ -127,7 +131,8 @@ def read_member(config: Config, point: MeasuredNetwork) -> nn.Module:
         UserError: if its file is lost or damaged.
     """
     try:
-        return read(point.file, config.model_of(point.trial.values)).eval()
+        model = config.model_of(point.trial.values)
+        return read(point.file, model).eval()
     except UserError as error:
         raise UserError(f"the network of {_name(point)} cannot be read any more: {error}") from None
 
@@ -140,8 +145,8 @@ def kind_of(config: Config, point: MeasuredNetwork, otherwise: Format) -> Format
 
 
 def _name(point: MeasuredNetwork) -> str:
-    trial, epoch, step = point.trial.label, point.epoch, point.step
-    return member_name({"trial": trial, "epoch": epoch, "one_shot": step})
+    member = {"trial": point.trial.label, "epoch": point.epoch, "one_shot": point.step}
+    return member_name(member)
 
 
 def format_of(output: Path, kind: str | None) -> Format:
@@ -160,10 +165,10 @@ def format_of(output: Path, kind: str | None) -> Format:
 
 
 def _trained(config: Config, point: MeasuredNetwork) -> dict[str, Any]:
-    values = {
-        markdown.code(path): f"{value:.4g}" if isinstance(value, float) else markdown.text(value)
-        for path, value in point.trial.values.items()
-    }
+    values = {}
+    for path, value in point.trial.values.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else markdown.text(value)
+        values[markdown.code(path)] = shown
     penalties = ", ".join(map(markdown.code, config.varied_penalties())) or "none"
     sparsifier = "none"
     if config.sparsifier is not None:

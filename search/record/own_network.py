@@ -56,28 +56,33 @@ class Shipped:
     def as_json(self) -> dict[str, Any]:
         """As plain data: metrics and measures before and after, and what was done."""
         shipment = self.shipment
+        before = {**self.given, **shipment.dense_measures}
         after = {**shipment.trained_scores, **shipment.measures}
-        return {
+        plain = {
             "output": str(shipment.path),
             "card": str(self.card_path),
             "format": shipment.kind,
             "int8": shipment.int8,
-            "given": _finite({**self.given, **shipment.dense_measures}),
+            "given": _finite(before),
             "compact": _finite(after),
             "file": _finite(shipment.scores),
             "difference": finite(shipment.difference),
             "steps": [list(step) for step in self.compacted.report.steps],
-            **({"times": dict(self.times)} if self.times else {}),
         }
+        if self.times:
+            plain["times"] = dict(self.times)
+        return plain
 
     def summary(self) -> str:
         """Quality and size before and after, on one line."""
         parts = []
         for name, before in self.given.items():
+            called = name.replace("_", " ", 1)
             now = show_quality(self.shipment.scores[name])
-            parts.append(f"{name.replace('_', ' ', 1)} {show_quality(before)} → {now}")
+            parts.append(f"{called} {show_quality(before)} → {now}")
         for name in ("params", "nonzero_params", "flops"):
-            size, smaller = self.shipment.dense_measures[name], self.shipment.measures[name]
+            size = self.shipment.dense_measures[name]
+            smaller = self.shipment.measures[name]
             parts.append(f"{name} {size:,.0f} → {smaller:,.0f}")
         return ", ".join(parts)
 
@@ -164,8 +169,10 @@ def _times(network: nn.Module, stopwatch: Stopwatch, *, int8: bool) -> dict[str,
     data = stopwatch.data
     try:
         if int8:
-            return stopwatch.measure_file(as_int8(network, data).file, SPEEDS)
-        return stopwatch.measure(network, data.prepare(data.validation.inputs[:8]), SPEEDS)
+            quantised = as_int8(network, data)
+            return stopwatch.measure_file(quantised.file, SPEEDS)
+        inputs = data.prepare(data.validation.inputs[:8])
+        return stopwatch.measure(network, inputs, SPEEDS)
     except TrialFailure as error:
         raise UserError(str(error)) from None
 
@@ -194,7 +201,8 @@ def _scores(network: nn.Module, data: Dataset, config: Path) -> dict[str, float]
     Raises:
         UserError: if the network does not take the inputs, or gives what the task does not take.
     """
-    sample, targets = data.validation.inputs[:8], data.validation.targets[:8]
+    sample = data.validation.inputs[:8]
+    targets = data.validation.targets[:8]
     try:
         with torch.no_grad():
             outputs = network(data.prepare(sample))
@@ -214,11 +222,12 @@ def _batches(data: Dataset, examples: int) -> list[Batch]:
     """Training examples that are drawn by a fixed seed, as networks see them, without
     augmentation."""
     count = len(data.train.targets)
-    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:examples]
-    return [
-        Batch(data.prepare(stored), targets)
-        for stored, targets in data.batches(chosen.split(_BATCH))
-    ]
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(count, generator=generator)[:examples]
+    batches = []
+    for stored, targets in data.batches(chosen.split(_BATCH)):
+        batches.append(Batch(data.prepare(stored), targets))
+    return batches
 
 
 def _smaller(
@@ -244,10 +253,12 @@ def _smaller(
                 criterion=criterion,
                 compaction=compaction,
             )
-        made = compact(network, data.prepare(data.validation.inputs[:_CHECKED]), compaction)
+        inputs = data.prepare(data.validation.inputs[:_CHECKED])
+        made = compact(network, inputs, compaction)
     except TrialFailure as error:
         raise UserError(f"the network cannot be made compact: {error}") from None
-    if not any(step[1] in _REMOVES for step in made.report.steps):
+    done = [action for _, action, *_ in made.report.steps]
+    if not any(action in _REMOVES for action in done):
         log.warning(
             "compaction found nothing to remove in the network; prune it by --prune, such as "
             "channels=0.5"
@@ -268,6 +279,7 @@ def _origin(
     examples = sum(len(batch.inputs) for batch in batches)
     how = "Taylor importance"
     if amount.kind == "layers":
-        how = find_criterion(criterion or OUTPUTS).how
+        chosen = find_criterion(criterion or OUTPUTS)
+        how = chosen.how
     text = f"{amount} on {examples:,} training examples, by {how}, without training"
     return origin | {"pruned": text}

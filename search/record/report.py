@@ -1,7 +1,6 @@
 """What a search prints: its front as a table for people, or as one JSON object for programs."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from rich.table import Table
 from slimfront.search import terminal
 from slimfront.search.config.objectives import Objective
 from slimfront.search.config.settings import SearchOptions, Tracking
+from slimfront.search.record.front.empty import why_empty
 from slimfront.search.record.front.gains import gains
 from slimfront.search.record.front.shown import SIZES, shown
 from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.storage import parent
 from slimfront.search.record.trials import MeasuredNetwork, Status, replicated
 from slimfront.search.terminal import Column, cell
-from slimfront.trainables.errors import one_line
 from slimfront.trainables.redaction import without_secrets
 
 _ENDED: tuple[Status, ...] = ("completed", "stopped", "failed")
@@ -45,28 +44,8 @@ def as_json(result: SearchResult) -> dict[str, Any]:
     dense = {}
     if ledger.dense_network:
         dense = _measures(ledger.dense_network, quality)
-    knee = ledger.front.knee()
-    recommended = ledger.front.recommended()
-    chosen = None
-    front = []
-    for point in result.front:
-        member = {
-            "trial": point.trial.label,
-            "epoch": point.epoch,
-            "one_shot": point.step,
-            "knee": point is knee,
-            "recommended": point is recommended,
-            "in_region": ledger.region.holds(point),
-            "run_id": result.run_ids.get(point.trial.label),
-            **_measures(point, quality),
-            **_replicas(point),
-            "params": point.trial.values,
-        }
-        if point.timed_again is not None:
-            member["timed_again"] = point.timed_again
-        front.append(member)
-        if point is recommended:
-            chosen = member
+    front = _front(result)
+    chosen = next((member for member in front if member["recommended"]), None)
     return {
         "search": result.search,
         "objectives": [objective.name for objective in ledger.objectives],
@@ -85,13 +64,51 @@ def as_json(result: SearchResult) -> dict[str, Any]:
     }
 
 
+def _front(result: SearchResult) -> list[dict[str, Any]]:
+    """The members of the front as plain data, best first."""
+    ledger = result.ledger
+    quality = ledger.quality.name
+    knee = ledger.front.knee()
+    recommended = ledger.front.recommended()
+    members = []
+    for point in result.front:
+        trial = point.trial
+        member = {
+            "trial": trial.label,
+            "epoch": point.epoch,
+            "one_shot": point.step,
+            "knee": point is knee,
+            "recommended": point is recommended,
+            "in_region": ledger.region.holds(point),
+            "run_id": result.run_ids.get(trial.label),
+            **_measures(point, quality),
+            **_replicas(point),
+            "params": trial.values,
+        }
+        if point.timed_again is not None:
+            member["timed_again"] = point.timed_again
+        members.append(member)
+    return members
+
+
 def _measures(point: MeasuredNetwork, quality: str) -> dict[str, Any]:
-    test = f"test_{quality.removeprefix('val_')}"
+    """The quality, that on the test split, and whatever else was measured."""
+    test = _on_test(quality)
     first = {quality: point.measures.get(quality), test: None}
-    measures = first | (point.tested or {}) | point.measures
-    # JSON has no NaN and no infinity, which a metric of the user's may be.
-    measures = {name: finite(value) for name, value in measures.items()}
-    return measures | {"total_params": measures["params"]} if "params" in measures else measures
+    tested = point.tested or {}
+    measures = {}
+    for name, value in (first | tested | point.measures).items():
+        # JSON has no NaN and no infinity, which a metric of the user's may be.
+        measures[name] = finite(value)
+    if "params" in measures:
+        measures["total_params"] = measures["params"]
+    return measures
+
+
+def _on_test(quality: str) -> str:
+    """The name on the test split of a metric on the validation split."""
+    metric = quality.removeprefix("val_")
+    return f"test_{metric}"
 
 
 def _replicas(point: MeasuredNetwork) -> dict[str, Any]:
@@ -106,7 +123,9 @@ def _replicas(point: MeasuredNetwork) -> dict[str, Any]:
 
 def finite(value: float | None) -> float | None:
     """A number, or None where there is none."""
-    return value if value is not None and math.isfinite(value) else None
+    if value is None or not math.isfinite(value):
+        return None
+    return value
 
 
 def as_text(
@@ -117,9 +136,10 @@ def as_text(
     width = width or terminal.console().width
     tables = ""
     if result.front:
-        chosen = shown(result.ledger, result.front, everything=everything)
+        ledger = result.ledger
+        chosen = shown(ledger, result.front, everything=everything)
         tables = terminal.as_text(as_tables(result, width, chosen.members), width)
-        left_out = chosen.left_out(result.ledger)
+        left_out = chosen.left_out(ledger)
         if left_out:
             all_of_them = f"{command} front {result.search} --all{_store(result)}"
             tables += f"Not shown: {left_out}; see them: {all_of_them}\n"
@@ -148,22 +168,28 @@ def as_tables(result: SearchResult, width: int, front: list[MeasuredNetwork]) ->
     if dense:
         points.insert(0, dense)
         sections.append(0)
-    shown = (quality.name, *SIZES)
-    aims = [objective.name for objective in ledger.objectives]
-    aims += [constraint.name for constraint in ledger.constraints]
-    others = [name for name in dict.fromkeys(aims) if name not in shown]
     title = f"Front of {result.search}"
-    measured = _measured(points, dense, quality, {name: _head(ledger, name) for name in others})
-    varied = _varied(points)
-    if terminal.fits([*measured, *varied], width):
-        return terminal.as_tables(title, [*measured, *varied], width, sections)
+    measured = _measured(points, dense, quality, _other_heads(ledger))
+    all_columns = [*measured, *_varied(points)]
+    if terminal.fits(all_columns, width):
+        return terminal.as_tables(title, all_columns, width, sections)
     trials = {point.trial.label: point for point in front}
     values = [Column("trial", list(trials), left=True)]
     values += _varied(list(trials.values()))
-    return [
-        *terminal.as_tables(title, measured, width, sections),
-        *terminal.as_tables("Their values", values, width),
-    ]
+    tables = terminal.as_tables(title, measured, width, sections)
+    return tables + terminal.as_tables("Their values", values, width)
+
+
+def _other_heads(ledger: Ledger) -> dict[str, str]:
+    """What tables call the objectives and constraints that have no column in every table."""
+    always = (ledger.quality.name, *SIZES)
+    heads = {}
+    names = [objective.name for objective in ledger.objectives]
+    names += [constraint.name for constraint in ledger.constraints]
+    for name in names:
+        if name not in always:
+            heads[name] = _head(ledger, name)
+    return heads
 
 
 def _measured(
@@ -174,12 +200,10 @@ def _measured(
 ) -> list[Column]:
     """The columns that name a network and say what it is worth; `others` are further measures with
     their heads."""
-    whole = None
-    if dense:
-        whole = dense.measures["nonzero_params"]
+    whole = dense.measures["nonzero_params"] if dense else None
     head = quality.measure.head
     test_head = head.replace("val ", "test ", 1)
-    test = f"test_{quality.name.removeprefix('val_')}"
+    test = _on_test(quality.name)
     qualities = []
     test_qualities = []
     for point in points:
@@ -200,8 +224,9 @@ def _measured(
         Column("FLOPs", _show_sizes(points, "flops")),
     ]
     for name, called in others.items():
-        shown = [_show_measure(point.measures.get(name)) for point in points]
-        columns.append(Column(called.replace("_", "\n"), shown))
+        cells = [_show_measure(point.measures.get(name)) for point in points]
+        head = called.replace("_", "\n")
+        columns.append(Column(head, cells))
     return columns
 
 
@@ -214,19 +239,24 @@ def _over_seeds(points: list[MeasuredNetwork], *names: str) -> list[Column]:
         cells = []
         for point in points:
             mean, deviation = replicated(point).get(name, (None, None))
-            spread = "" if deviation is None else f" ± {show_quality(deviation)}"
-            cells.append(f"{show_quality(mean)}{spread}")
-        columns.append(Column(f"{name.replace('_', ' ')}\nover seeds", cells))
+            text = show_quality(mean)
+            if deviation is not None:
+                text += f" ± {show_quality(deviation)}"
+            cells.append(text)
+        called = name.replace("_", " ")
+        columns.append(Column(f"{called}\nover seeds", cells))
     return columns
 
 
 def _head(ledger: Ledger, name: str) -> str:
     """What the table calls a measure among the objectives or constraints."""
-    heads = {constraint.name: constraint.head for constraint in ledger.constraints}
     for objective in ledger.objectives:
-        if not objective.measure.quality:
-            heads[objective.name] = objective.measure.short
-    return heads.get(name) or name
+        if objective.name == name and not objective.measure.quality:
+            return objective.measure.short or name
+    for constraint in ledger.constraints:
+        if constraint.name == name:
+            return constraint.head or name
+    return name
 
 
 def _varied(points: list[MeasuredNetwork]) -> list[Column]:
@@ -236,31 +266,13 @@ def _varied(points: list[MeasuredNetwork]) -> list[Column]:
         paths |= point.trial.values.keys()
     columns = []
     for path in sorted(paths):
-        shown = [_show(point.trial.values.get(path, "")) for point in points]
+        cells = []
+        for point in points:
+            value = point.trial.values.get(path, "")
+            cells.append(_show(value))
         head = cell(path).replace(".", ".\n")
-        columns.append(Column(head, shown))
+        columns.append(Column(head, cells))
     return columns
-
-
-def _why_empty(ledger: Ledger) -> str:
-    """Why none of the networks that were measured is on the front."""
-    points = [point for trial in ledger.trials for point in trial.points]
-    measured = [network.measures for point in points for network in (point, *point.pruned)]
-    if not measured:
-        return ""
-    for objective in ledger.objectives:
-        values = [measures.get(objective.name, math.nan) for measures in measured]
-        if not any(map(math.isfinite, values)):
-            return f" ({objective.name} was {values[-1]} for every network)"
-    for constraint in ledger.constraints:
-        nearest = min(measured, key=constraint.violation)
-        if not constraint.met_by(nearest):
-            bound = f"{constraint.name} {'>=' if constraint.at_least else '<='} "
-            return (
-                f" (no network keeps {bound}{constraint.bound:g}; the nearest has "
-                f"{nearest.get(constraint.name, math.nan):.6g})"
-            )
-    return ""
 
 
 def show_quality(value: float | None) -> str:
@@ -268,20 +280,24 @@ def show_quality(value: float | None) -> str:
     where it is none."""
     if value is None or math.isnan(value):
         return "-"
-    return f"{value:.4f}" if abs(value) < 100 else f"{value:.5g}"
+    if abs(value) < 100:
+        return f"{value:.4f}"
+    return f"{value:.5g}"
 
 
 def quality_and_error(point: MeasuredNetwork, name: str) -> str:
     """The quality `name` of a network, with its standard error where that was taken."""
-    shown = show_quality(point.measures[name])
     deviation = point.deviation(name)
     if deviation is not None:
         mean = show_quality(point.mean(name))
-        return f"{mean} ± {show_quality(deviation)} over {len(point.replicas)} seeds"
-    error = (point.tested or {}).get(f"{name}_se")
-    if error is None:
-        return shown
-    return f"{shown} ± {show_quality(error)}"
+        seeds = len(point.replicas)
+        return f"{mean} ± {show_quality(deviation)} over {seeds} seeds"
+    text = show_quality(point.measures[name])
+    tested = point.tested or {}
+    error = tested.get(f"{name}_se")
+    if error is not None:
+        text += f" ± {show_quality(error)}"
+    return text
 
 
 def _show_sizes(points: list[MeasuredNetwork], name: str) -> list[str]:
@@ -298,7 +314,9 @@ def _show_share(point: MeasuredNetwork, whole: float | None) -> str:
 def _show_measure(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
 
 
 def _show(value: object) -> str:
@@ -312,8 +330,9 @@ def summary(result: SearchResult, command: str) -> str:
     ledger = result.ledger
     store = _store(result)
     path = without_secrets(parent(ledger.place))
+    usual_path = Path(SearchOptions().storage_path).resolve()
     kept = ""
-    if path != str(Path(SearchOptions().storage_path).resolve()):
+    if path != str(usual_path):
         kept = f" --storage-path {path}"
     ends = [f"Review it in MLflow: {command} ui {result.search}{store}"]
     if result.interrupted:
@@ -323,11 +342,13 @@ def summary(result: SearchResult, command: str) -> str:
             f"MLflow does not have all of it yet; when it answers again: {command} sync "
             f"{result.search}{kept}"
         )
+    hypervolume = ledger.front.hypervolume()
     head = (
-        f"Trials: {_counts(result)}; front {len(result.front)}, hypervolume "
-        f"{ledger.front.hypervolume():.4f}, {result.wall_seconds:.0f} s."
+        f"Trials: {_counts(result)}; front {len(result.front)}, hypervolume {hypervolume:.4f}, "
+        f"{result.wall_seconds:.0f} s."
     )
-    return "\n".join([head, *_recommendation(result, command, kept), *ends])
+    lines = [head, *_recommendation(result, command, kept), *ends]
+    return "\n".join(lines)
 
 
 def _store(result: SearchResult) -> str:
@@ -343,17 +364,19 @@ def _recommendation(result: SearchResult, command: str, kept: str) -> list[str]:
     point = ledger.front.recommended()
     if point is None:
         return []
-    name = ledger.quality.name
-    said = f"{ledger.quality.measure.axis} {quality_and_error(point, name)}"
+    quality = ledger.quality
+    said = f"{quality.measure.axis} {quality_and_error(point, quality.name)}"
     baseline = ledger.dense_network
     if baseline is not None:
-        said += f" (dense {quality_and_error(baseline, name)})"
-        said += f": {gains(point, baseline, ledger.quality)}"
+        said += f" (dense {quality_and_error(baseline, quality.name)})"
+        said += f": {gains(point, baseline, quality)}"
         if not ledger.region.is_near(point):
             within = ledger.region.text(1)
             said += f"; none is within {within} of dense, and this is the best"
     if point.timed_again:
-        times = [f"{key} {_show_measure(value)}" for key, value in point.timed_again.items()]
+        times = []
+        for name, value in point.timed_again.items():
+            times.append(f"{name} {_show_measure(value)}")
         said += f"; timed again in quiet: {', '.join(times)}"
     return [
         f"Recommended: {point.name}, {said}. Export it: {command} export {result.search} --output "
@@ -370,10 +393,6 @@ def _counts(result: SearchResult) -> str:
         if count:
             counts.append(f"{count} {status}")
     trials = ", ".join(counts) or "none"
-    reasons = Counter(trial.reason for trial in ledger.trials if trial.reason)
-    if not result.front and reasons:
-        most_often, _ = reasons.most_common(1)[0]
-        trials += f" (most often: {one_line(most_often)})"
-    if not result.front:
-        trials += _why_empty(ledger)
-    return trials
+    if result.front:
+        return trials
+    return trials + why_empty(ledger)

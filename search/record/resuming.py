@@ -40,8 +40,10 @@ def resumed_config(
     began = load_recorded(text)
     before = flatten(as_plain(began))
     hidden = [path for path, value in before.items() if HIDDEN in str(value)]
-    given = [override.partition("=")[0] for override in overrides]
-    for override, path in zip(overrides, given, strict=True):
+    given = []
+    for override in overrides:
+        path, _, _ = override.partition("=")
+        given.append(path)
         if path not in hidden and not _may_change(path):
             raise UserError(
                 f"--set {shorten(override)}: a resumed search cannot change '{shorten(path)}', "
@@ -72,21 +74,21 @@ def resumed_config(
 
 def _may_change(path: str) -> bool:
     """Whether `RESUMABLE` names this path, or a part of the config that it is in."""
-    return any(path == allowed or path.startswith(f"{allowed}.") for allowed in RESUMABLE)
+    sections = tuple(f"{allowed}." for allowed in RESUMABLE)
+    return path in RESUMABLE or path.startswith(sections)
 
 
 def _place(uri: str | None) -> str:
+    recorded = without_secrets(uri or "")
     # Twice: what stood alone before an @ when it was recorded was a user's name, and seems a token
     # now.
-    return without_secrets(without_secrets(uri or ""))
+    return without_secrets(recorded)
 
 
 def _refuse_other_stores(config: Config, began: Config, search: str) -> None:
     if _place(config.search.storage) != _place(began.search.storage):
-        raise UserError(
-            f"search.storage: the study of {search} is at "
-            f"{began.search.storage or 'its own directory'}, and stays there"
-        )
+        place = began.search.storage or "its own directory"
+        raise UserError(f"search.storage: the study of {search} is at {place}, and stays there")
     if _place(config.tracking.absolute_uri()) != _place(began.tracking.absolute_uri()):
         raise UserError(
             f"tracking.uri: {search} is recorded at {began.tracking.shown_uri()}, and stays there"

@@ -74,7 +74,8 @@ def begin(
     """A new search, in a new directory. Raises UserError if there is one of that name, or the
     directory cannot be made."""
     folder = new_folder(config, name)
-    journal = Journal(folder.local, folder.mirror(config.search.storage))
+    mirror = folder.mirror(config.search.storage)
+    journal = Journal(folder.local, mirror)
     if (folder.local / JOURNAL_FILE).stat().st_size:
         journal.close()
         raise UserError(_THERE.format(name=folder.search))
@@ -98,12 +99,11 @@ def open_existing(search: str, storage_path: str, overrides: Sequence[str] = ())
             `overrides` change what may not.
     """
     folder = _folder(search, storage_path)
-    journal = Journal(folder.local, folder.mirror(_database(folder, overrides)))
+    database = _database(folder, overrides)
+    journal = Journal(folder.local, folder.mirror(database))
     try:
         earlier = list(read_events(folder.local / JOURNAL_FILE))
-        begun = next(iter(earlier), None)
-        if not isinstance(begun, SearchBegan):
-            raise UserError(_UNREADABLE.format(search=search))
+        begun = _beginning(earlier, search)
         _find_beside(begun, folder)
         config = resumed_config(begun.config, overrides, folder.search, trains=True)
         _check_code(config, folder)
@@ -119,22 +119,28 @@ def _database(folder: Folder, overrides: Sequence[str]) -> str | None:
     """The database that says which driver has a search in a bucket, as its config names it."""
     if folder.bucket is None:
         return None
-    begun = next(iter(read_events(folder.local / JOURNAL_FILE)), None)
-    if not isinstance(begun, SearchBegan):
-        raise UserError(_UNREADABLE.format(search=folder.search))
-    return resumed_config(begun.config, overrides, folder.search).search.storage
+    events = read_events(folder.local / JOURNAL_FILE)
+    begun = _beginning(events, folder.search)
+    config = resumed_config(begun.config, overrides, folder.search)
+    return config.search.storage
 
 
-_UNREADABLE = (
-    "the journal of {search} does not say what was searched; restore it from a copy, or start a "
-    "new search"
-)
+def _beginning(events: Iterable[Event], search: str) -> SearchBegan:
+    """The first event of a journal. Raises UserError if it is not what says what is searched."""
+    first = next(iter(events), None)
+    if not isinstance(first, SearchBegan):
+        raise UserError(
+            f"the journal of {search} does not say what was searched; restore it from a copy, or "
+            "start a new search"
+        )
+    return first
 
 
 def new_folder(config: Config, name: str | None) -> Folder:
     """The new folder of this search in its storage path; its name is the search's."""
     storage = Storage(config.search.storage_path)
-    for candidate in [name] if name else new_names(config.name):
+    names = [name] if name else new_names(config.name)
+    for candidate in names:
         try:
             return storage.make(candidate)
         except FileExistsError:
@@ -184,24 +190,21 @@ def read_result(search: str, storage_path: str) -> tuple[Config, SearchResult]:
         UserError: as `read_search`.
     """
     config, ledger, seconds = _read(search, storage_path)
-    trials = [*ledger.trials, *([ledger.dense] if ledger.dense else [])]
-    return config, SearchResult(
-        search,
-        ledger,
-        ledger.front.members(),
-        seconds,
-        config.tracking.shown_uri(),
-        interrupted=any(trial.unfinished for trial in trials),
-    )
+    trials = list(ledger.trials)
+    if ledger.dense:
+        trials.append(ledger.dense)
+    interrupted = any(trial.unfinished for trial in trials)
+    members = ledger.front.members()
+    store = config.tracking.shown_uri()
+    result = SearchResult(search, ledger, members, seconds, store, interrupted=interrupted)
+    return config, result
 
 
 def _read(search: str, storage_path: str) -> tuple[Config, Ledger, float]:
     """The config, what is known about the trials, and the seconds that the search took."""
     folder = _folder(search, storage_path)
     events = list(read_events(folder.local / JOURNAL_FILE))
-    begun = next(iter(events), None)
-    if not isinstance(begun, SearchBegan):
-        raise UserError(_UNREADABLE.format(search=search))
+    begun = _beginning(events, search)
     _find_beside(begun, folder)
     config = resumed_config(begun.config, (), search)
     _check_code(config, folder)
@@ -221,17 +224,17 @@ def _check_code(config: Config, folder: Folder) -> None:
         UserError: if the journal belongs to another user than this one or root, or others may write
             to it.
     """
-    named = [
-        part.factory
-        for part in (config.model, config.data)
-        if isinstance(part, (ModelFactory, DataFactory))
-    ]
+    named = []
+    for part in (config.model, config.data):
+        if isinstance(part, (ModelFactory, DataFactory)):
+            named.append(part.factory)
     if folder.bucket is not None or not named:
         return
     theirs = _of_others(folder)
     if theirs:
+        journal = folder.local / JOURNAL_FILE
         raise UserError(
-            f"the journal {folder.local / JOURNAL_FILE} names code to run ({', '.join(named)}), "
+            f"the journal {journal} names code to run ({', '.join(named)}), "
             f"and {theirs}; make it yours if you trust it: chown, or chmod o-w"
         )
 
@@ -260,9 +263,9 @@ def _apply_all(ledger: Ledger, events: Iterable[Event], folder: Folder, first: i
         try:
             ledger.apply(event)
         except (KeyError, TypeError, ValueError, StopIteration, AttributeError) as error:
+            kind_of_error = type(error).__name__
             reason = (
-                f"its event '{event.kind}' does not fit what is before it: "
-                f"{type(error).__name__} {error}"
+                f"its event '{event.kind}' does not fit what is before it: {kind_of_error} {error}"
             )
             raise damaged(folder.local / JOURNAL_FILE, number, reason) from None
 

@@ -104,8 +104,9 @@ def _local(folder: str) -> Path:
         UserError: if that place is not this user's alone.
     """
     digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
+    users = Path(tempfile.gettempdir(), f"slimfront-{os.getuid()}")
     try:
-        return own_folder(Path(tempfile.gettempdir(), f"slimfront-{os.getuid()}")) / digest
+        return own_folder(users) / digest
     except OSError as error:
         raise UserError(
             f"copies of what is in a bucket cannot be kept in {error.filename}: {error.strerror}; "
@@ -338,12 +339,9 @@ class Mirror:
         """
         assert self.fence is not None
         self.fence.take()
+        driver = f"{self.fence.number}: {self.fence.owner}"
         try:
-            _write(
-                self.bucket,
-                f"{self.root}/driver.txt",
-                f"{self.fence.number}: {self.fence.owner}".encode(),
-            )
+            _write(self.bucket, f"{self.root}/driver.txt", driver.encode())
         except OSError:
             self.release()
             raise
@@ -357,10 +355,10 @@ class Mirror:
 def _history(first: bytes) -> dict[str, int] | None:
     """What a driver found when it took the search, by its first object; None if that is not one."""
     line, end, _ = first.partition(b"\n")
+    if not end:
+        return None
     try:
-        taken = None
-        if end:
-            taken = json.loads(line)[_TAKEN]
+        taken = json.loads(line)[_TAKEN]
         if taken is None:
             return None
         return {str(name): int(length) for name, length in taken.items()}
@@ -372,4 +370,5 @@ def _events(part: bytes) -> bytes:
     """The lines of an object without what its driver found."""
     if _history(part) is None:
         return part
-    return part.partition(b"\n")[2]
+    _, _, lines = part.partition(b"\n")
+    return lines

@@ -254,11 +254,12 @@ def open_study(session: Session, *, starts: bool = True) -> optuna.Study:
 def _repair(file: Path) -> None:
     """Takes away what a killed process can leave of Optuna's journal: half a line, and its lock."""
     Path(f"{file}.lock").unlink(missing_ok=True)
-    if file.exists():
-        content = file.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(file, whole)
+    if not file.exists():
+        return
+    content = file.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(file, whole)
 
 
 def rebuild_study(search: str, storage_path: str, overrides: Sequence[str] = ()) -> int:
@@ -281,7 +282,8 @@ def rebuild_study(search: str, storage_path: str, overrides: Sequence[str] = ())
             file.replace(file.with_suffix(f".{datetime.now(UTC):%Y%m%d-%H%M%S}"))
         study = open_study(session, starts=False)
         rebuild(study, session.config.distributions(), session.ledger)
-        for values in session.starts[len(study.get_trials(deepcopy=False)) :]:
+        begun = len(study.get_trials(deepcopy=False))
+        for values in session.starts[begun:]:
             study.enqueue_trial(values)
         return len(session.ledger.trials)
     finally:

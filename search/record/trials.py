@@ -10,6 +10,9 @@ from slimfront.trainables.shipping.network_file import network_file
 
 Status = Literal["running", "completed", "stopped", "failed"]
 
+Measures = dict[str, float]
+"""Measures and metrics by name, such as `params` and `val_f1`."""
+
 
 def label(number: int | None) -> str:
     """The name of trial `number`: trial-007; the dense reference has no number."""
@@ -29,18 +32,18 @@ class MeasuredNetwork:
 
     trial: "TrialRecord" = field(repr=False)
     epoch: int
-    measures: dict[str, float]
+    measures: Measures
     compaction: list[list[str]]
     checkpoint: str | None
-    tested: dict[str, float] | None = None
+    tested: Measures | None = None
     """The metrics on the test split, such as `test_f1`, and standard errors of the quality, such as
     `val_f1_se`, once they were taken."""
-    timed_again: dict[str, float] | None = None
+    timed_again: Measures | None = None
     """The measures that are times, taken in quiet when a search that recommended it was over."""
     step: int = 0
     pruned: list["MeasuredNetwork"] = field(default_factory=list, repr=False)
     source: "MeasuredNetwork | None" = field(default=None, repr=False)
-    replicas: dict[int, dict[str, float]] = field(default_factory=dict)
+    replicas: dict[int, Measures] = field(default_factory=dict)
     """Its measures when it was trained anew, by seed."""
 
     @property
@@ -65,12 +68,16 @@ class MeasuredNetwork:
         it is good flatters the first training, and not these."""
         if not self.replicas:
             return self.measures[name]
-        return statistics.fmean(measures[name] for measures in self.replicas.values())
+        values = [measures[name] for measures in self.replicas.values()]
+        return statistics.fmean(values)
 
     def deviation(self, name: str) -> float | None:
         """The standard deviation of a measure or metric over its replicas; None with fewer than
         two."""
-        values = [measures[name] for measures in self.replicas.values() if name in measures]
+        values = []
+        for measures in self.replicas.values():
+            if name in measures:
+                values.append(measures[name])
         if len(values) < 2:
             return None
         return statistics.stdev(values)
@@ -94,7 +101,9 @@ def replicated(network: MeasuredNetwork) -> dict[str, tuple[float, float | None]
     names = [name for name in first if name.startswith(("val_", "test_"))]
     found = {}
     for name in (*names, "nonzero_params"):
-        found[name] = (network.mean(name), network.deviation(name))
+        mean = network.mean(name)
+        deviation = network.deviation(name)
+        found[name] = (mean, deviation)
     return found
 
 
@@ -134,10 +143,11 @@ class TrialRecord:
         return None
 
     @property
-    def measures(self) -> dict[str, float]:
+    def measures(self) -> Measures:
         """The measures of its last network; empty if it has none."""
-        if self.last:
-            return self.last.measures
+        last = self.last
+        if last:
+            return last.measures
         return {}
 
     @property

@@ -9,11 +9,14 @@ import numpy as np
 from slimfront.search.config.objectives import OBJECTIVES, Constraint, Objective, losses
 from slimfront.search.record.front.pareto import Points, hypervolume, knee
 from slimfront.search.record.front.region import Region
-from slimfront.search.record.trials import MeasuredNetwork, TrialRecord
+from slimfront.search.record.trials import MeasuredNetwork, Measures, TrialRecord
 from slimfront.trainables.measures.latency import SPEEDS
 
 _ARCHITECTURE = ("params", "layers", "flops", "bytes", "peak_activation_bytes")
 """Networks that agree in these run the same kernels on as much."""
+
+Architecture = tuple[float | None, ...]
+"""The values of those of a network."""
 
 
 class Front:
@@ -32,7 +35,7 @@ class Front:
     def __init__(
         self,
         objectives: list[Objective],
-        dense_sizes: dict[str, float],
+        dense_sizes: Measures,
         constraints: Iterable[Constraint],
         region: Region,
         *,
@@ -46,7 +49,7 @@ class Front:
         self._architecture: tuple[str, ...] = _ARCHITECTURE
         if zeros_save_time:
             self._architecture += ("nonzero_params",)
-        self._times: dict[tuple[float | None, ...], dict[str, float]] = {}
+        self._times: dict[Architecture, Measures] = {}
         """Those of the first network of each architecture that joined."""
         self._members: list[MeasuredNetwork] = []
         self._losses: Points = np.empty((0, len(objectives)))
@@ -60,102 +63,126 @@ class Front:
         return [self._members[index] for index in self._order()]
 
     def _order(self) -> list[int]:
+        """The places of the members in `_members`, best first; one without a quality is last."""
+
         def key(index: int) -> tuple[float, float, int]:
             point = self._members[index]
-            quality = self.quality.goodness(point.measures[self.quality.name])
-            worst_last = math.inf if math.isnan(quality) else -quality
-            return worst_last, point.measures["nonzero_params"], point.trial.number or 0
+            quality = point.measures[self.quality.name]
+            badness = -self.quality.goodness(quality)
+            if math.isnan(badness):
+                badness = math.inf
+            size = point.measures["nonzero_params"]
+            number = point.trial.number or 0
+            return badness, size, number
 
-        return sorted(range(len(self._members)), key=key)
+        places = range(len(self._members))
+        return sorted(places, key=key)
 
     def take_in(self, *points: MeasuredNetwork) -> None:
         """Has networks join the front that are not dominated; what they dominate leaves it."""
-        joined = [self._joins(point) for point in points]
-        if any(joined):
+        changed = False
+        for point in points:
+            if self._joins(point):
+                changed = True
+        if changed:
             self._hypervolume = self._computed_hypervolume()
 
     def _joins(self, point: MeasuredNetwork) -> bool:
         loss = self._loss_of_member(point.trial, point.measures)
         if loss is None:
             return False
-        self._times.setdefault(self._architecture_of(point.measures), _times(point.measures))
+        architecture = self._architecture_of(point.measures)
+        self._times.setdefault(architecture, _times(point.measures))
         no_better = (loss <= self._losses).all(axis=1)
         worse = (loss < self._losses).any(axis=1)
-        stay = np.flatnonzero(~(no_better & worse))
-        self._members = [self._members[member] for member in stay]
-        self._members.append(point)
+        dominated = no_better & worse
+        stay = np.flatnonzero(~dominated)
+        staying = [self._members[member] for member in stay]
+        self._members = [*staying, point]
         self._losses = np.vstack([self._losses[stay], loss])
         return True
 
-    def would_join(self, record: TrialRecord, measures: dict[str, float]) -> bool:
+    def would_join(self, record: TrialRecord, measures: Measures) -> bool:
         """Whether a network of the trial with these measures would join the front; one that would
         not now never will."""
         if record.number is None:
             return False
-        return self._loss_of_member(record, measures) is not None
+        loss = self._loss_of_member(record, measures)
+        return loss is not None
 
-    def _loss_of_member(self, record: TrialRecord, measures: dict[str, float]) -> Points | None:
+    def _loss_of_member(self, record: TrialRecord, measures: Measures) -> Points | None:
         """The losses of a network that meets the constraints, and is not dominated or as good as an
         earlier one of its trial."""
         loss: Points = self._losses_of([measures])[0]
         if not np.isfinite(loss).all():
             return None
-        if not all(constraint.met_by(measures) for constraint in self.constraints):
-            return None
+        for constraint in self.constraints:
+            if not constraint.met_by(measures):
+                return None
         no_worse = (self._losses <= loss).all(axis=1)
         for member in np.flatnonzero(no_worse):
-            better = (self._losses[member] < loss).any()
-            if better or self._members[member].trial is record:
+            dominates = (self._losses[member] < loss).any()
+            if dominates:
+                return None
+            equally_good = self._members[member]
+            if equally_good.trial is record:
                 return None
         return loss
 
-    def _losses_of(self, measured: list[dict[str, float]]) -> Points:
+    def _losses_of(self, measured: list[Measures]) -> Points:
         """The losses of networks, (networks, objectives), with the times of their architectures."""
         tied = []
         for measures in measured:
-            known = self._times.get(self._architecture_of(measures), {})
+            architecture = self._architecture_of(measures)
+            known = self._times.get(architecture, {})
             tied.append(measures | known)
         return losses(tied, self.objectives, self.dense_sizes)
 
-    def _architecture_of(self, measures: dict[str, float]) -> tuple[float | None, ...]:
-        return tuple(measures.get(name) for name in self._architecture)
+    def _architecture_of(self, measures: Measures) -> Architecture:
+        values = [measures.get(name) for name in self._architecture]
+        return tuple(values)
 
-    def scale_by(self, dense: dict[str, float]) -> None:
+    def scale_by(self, dense: Measures) -> None:
         """Takes in the measures of the trained dense network: the region ends at five tolerances
         below its quality, and metrics that are no shares count relative to it. Who is on the front
         is not changed by it, and the hypervolume is."""
         for objective in self.objectives:
+            if objective.measure.scale != "relative":
+                continue
             value = dense.get(objective.name, math.nan)
-            if objective.measure.scale == "relative" and math.isfinite(value):
+            if math.isfinite(value):
                 self.dense_sizes[objective.name] = value
         self._reference = self._end_of_region(dense)
         measures = [point.measures for point in self._members]
         self._losses = self._losses_of(measures)
         self._hypervolume = self._computed_hypervolume()
 
-    def _end_of_region(self, dense: dict[str, float]) -> Points:
+    def _end_of_region(self, dense: Measures) -> Points:
         """The losses at which the region ends, (objectives,): those of a network as large as the
         dense one, and worse than it by five tolerances; as before where its quality is no
         number."""
-        value = dense.get(self.quality.name, math.nan)
+        quality = self.quality.name
+        value = dense.get(quality, math.nan)
         if not math.isfinite(value):
             return self._reference
         ends = np.ones(len(self.objectives))
         worst = self.region.end(value)
         for index, objective in enumerate(self.objectives):
-            if objective.name == self.quality.name:
-                ends[index] = min(1.0, objective.loss(worst, value))
+            if objective.name == quality:
+                loss = objective.loss(worst, value)
+                ends[index] = min(1.0, loss)
         return ends
 
     def _computed_hypervolume(self) -> "_Hypervolume":
-        full = hypervolume(self._losses, np.ones(len(self.objectives)))
+        worst = np.ones(len(self.objectives))
+        full = hypervolume(self._losses, worst)
         largest = float(self._reference.prod())
         if largest == 1.0:
             return _Hypervolume(full, full)
         if not largest:
             return _Hypervolume(0.0, full)
-        within = hypervolume(self._losses, self._reference) / largest
-        return _Hypervolume(within, full)
+        in_region = hypervolume(self._losses, self._reference)
+        return _Hypervolume(in_region / largest, full)
 
     def hypervolume(self) -> float:
         """The front's hypervolume within the region that matters, from 0 (nothing there is smaller
@@ -180,7 +207,10 @@ class Front:
         order = self._order()
         if not order:
             return None
-        inside = [index for index in order if self.region.holds(self._members[index])]
+        inside = []
+        for index in order:
+            if self.region.holds(self._members[index]):
+                inside.append(index)
         looked_at = inside or order
         place = knee(self._losses[looked_at])
         return self._members[looked_at[place]]
@@ -190,14 +220,18 @@ class Front:
         the baseline; where there is none, the best there is. Judged by the means of replicas where
         there are any. None without a front."""
         members = self.members()
+        if not members:
+            return None
         near = [point for point in members if self.region.is_near(point)]
         if near:
             # Of several of one size, the best: it comes first.
-            size = self._size()
-            return max(near, key=lambda point: size.goodness(point.measures[size.name]))
-        if members:
-            return max(members, key=self._mean_goodness)
-        return None
+            return max(near, key=self._smallness)
+        return max(members, key=self._mean_goodness)
+
+    def _smallness(self, point: MeasuredNetwork) -> float:
+        size = self._size()
+        value = point.measures[size.name]
+        return size.goodness(value)
 
     def _size(self) -> Objective:
         """The first objective that is no metric."""
@@ -207,11 +241,16 @@ class Front:
         return OBJECTIVES["nonzero_params"]
 
     def _mean_goodness(self, point: MeasuredNetwork) -> float:
-        return self.quality.goodness(point.mean(self.quality.name))
+        mean = point.mean(self.quality.name)
+        return self.quality.goodness(mean)
 
 
-def _times(measures: dict[str, float]) -> dict[str, float]:
-    return {name: measures[name] for name in SPEEDS if name in measures}
+def _times(measures: Measures) -> Measures:
+    taken = {}
+    for name in SPEEDS:
+        if name in measures:
+            taken[name] = measures[name]
+    return taken
 
 
 @dataclass(frozen=True)

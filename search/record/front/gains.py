@@ -34,7 +34,8 @@ def gains(network: MeasuredNetwork, dense: MeasuredNetwork, quality: Objective) 
 def _speed(network: MeasuredNetwork, dense: MeasuredNetwork) -> float | None:
     """How many times as fast it is, by the times that were taken in quiet where there are any; None
     where none was taken."""
-    taken = network.measures | (network.timed_again or {})
+    in_quiet = network.timed_again or {}
+    taken = network.measures | in_quiet
     if "speedup" in taken:
         return taken["speedup"]
     time = taken.get("latency_ms")
@@ -50,14 +51,17 @@ def _difference(network: MeasuredNetwork, dense: MeasuredNetwork, quality: Objec
     difference = network.mean(quality.name) - dense.mean(quality.name)
     if not math.isfinite(difference):
         return ""
-    factor, unit = 1.0, quality.measure.axis
+    factor = 1.0
+    unit = quality.measure.axis
     if quality.measure.scale == "share":
-        factor, unit = 100.0, f"points of {quality.measure.axis}"
-    errors = [_standard_error(one, quality.name) for one in (network, dense)]
+        factor = 100.0
+        unit = f"points of {unit}"
     spread = ""
-    if None not in errors:
-        error = math.hypot(*(error for error in errors if error is not None))
-        spread = f" ± {factor * error:.2g}"
+    error = _standard_error(network, quality.name)
+    dense_error = _standard_error(dense, quality.name)
+    if error is not None and dense_error is not None:
+        both = math.hypot(error, dense_error)
+        spread = f" ± {factor * both:.2g}"
     return f"{factor * difference:+.2g}{spread} {unit}"
 
 
@@ -66,5 +70,7 @@ def _standard_error(network: MeasuredNetwork, name: str) -> float | None:
     else of its one value over the examples."""
     deviation = network.deviation(name)
     if deviation is not None:
-        return deviation / math.sqrt(len(network.replicas))
-    return (network.tested or {}).get(f"{name}_se")
+        seeds = len(network.replicas)
+        return deviation / math.sqrt(seeds)
+    tested = network.tested or {}
+    return tested.get(f"{name}_se")

@@ -29,8 +29,9 @@ def ranks(points: Points) -> NDArray[np.int64]:
     one with NaN or infinity."""
     usable = np.isfinite(points).all(axis=1)
     found = np.full(len(points), -1, dtype=np.int64)
-    if usable.any():
-        found[usable] = moocore.pareto_rank(points[usable])
+    if not usable.any():
+        return found
+    found[usable] = moocore.pareto_rank(points[usable])
     return found
 
 
@@ -44,7 +45,8 @@ def knee(points: Points) -> int:
     """
     low = points.min(axis=0)
     high = points.max(axis=0)
-    widths = np.where(high > low, high - low, 1.0)
+    differs = high > low
+    widths = np.where(differs, high - low, 1.0)
     scaled = (points - low) / widths
     sums = scaled.sum(axis=1)
     return int(np.argmin(sums))

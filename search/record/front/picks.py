@@ -8,8 +8,10 @@ from slimfront.search.config.objectives import OBJECTIVES, Objective, losses
 from slimfront.search.record.front.pareto import knee
 from slimfront.trainables.errors import UserError
 
+Report = Mapping[str, Any]
+"""What a search found, as in front.json (see `report.as_json`)."""
 Member = dict[str, Any]
-"""A member of a front, as in front.json (see `report.as_json`)."""
+"""A member of its front."""
 PICKS = ("recommended", "knee", "smallest", "best")
 _BEST = ("best", "most-accurate")
 """The second is the name of version 0.1."""
@@ -27,11 +29,12 @@ def member_name(member: Member) -> str:
 def sizes(member: Member) -> dict[str, float]:
     """The measures of a member; `params` there are the searched values, and the number of
     parameters is `total_params`."""
-    return member | {"params": member.get("total_params", float("nan"))}
+    params = member.get("total_params", math.nan)
+    return member | {"params": params}
 
 
 def pick(
-    report: Mapping[str, Any],
+    report: Report,
     wanted: str,
     min_quality: float | None = None,
     *,
@@ -57,45 +60,55 @@ def pick(
 
     def goodness(member: Member) -> float:
         value = member[name]
-        return -math.inf if value is None else quality.goodness(value)
+        if value is None:
+            return -math.inf
+        return quality.goodness(value)
+
+    def smallest_first(member: Member) -> tuple[float, float]:
+        return member["nonzero_params"], -goodness(member)
+
+    def best_last(member: Member) -> tuple[float, float]:
+        return goodness(member), -member["nonzero_params"]
 
     able = _able(front, quality, min_quality)
     if not able:
         best = max(front, key=goodness)[name]
-        raise UserError(
-            f"no network of the front has {quality.measure.axis} {min_quality:g} or "
-            f"{quality.measure.better}; the best has "
-            f"{'no number' if best is None else format(best, '.6g')}"
-        )
-
+        raise UserError(_none_is_able(quality, min_quality, best))
     if wanted == "recommended":
-        chosen = [member for member in able if member.get("recommended")]
-        if chosen:
-            return chosen[0]
+        for member in able:
+            if member.get("recommended"):
+                return member
         # It is not good enough, or the report is of version 0.1, which recommended the knee.
         wanted = "knee" if min_quality is None else "smallest"
     if wanted == "knee":
         return _knee(able, described(report))
     if wanted == "smallest":
-        return min(able, key=lambda m: (m["nonzero_params"], -goodness(m)))
+        return min(able, key=smallest_first)
     if wanted in _BEST:
-        return max(able, key=lambda m: (goodness(m), -m["nonzero_params"]))
+        return max(able, key=best_last)
     return _named(able, wanted, option)
 
 
 def _named(able: Sequence[Member], wanted: str, option: str) -> Member:
     """The member of that name, or the last one of that trial; raises UserError if there is none."""
-    named = [m for m in able if wanted in (m["trial"], member_name(m))]
+    named = []
+    for member in able:
+        if wanted in (member["trial"], member_name(member)):
+            named.append(member)
     if not named:
+        asked = option.format(wanted=wanted)
         choices = ", ".join(PICKS)
-        known = [member_name(member) for member in able[:8]]
+        names = [member_name(member) for member in able[:8]]
         if len(able) > 8:
-            known.append("…")
-        raise UserError(
-            f"{option.format(wanted=wanted)}: it is not on the front; choose {choices}, or one of "
-            f"{', '.join(known)}"
-        )
-    return max(named, key=lambda member: (member["epoch"], -member.get("one_shot", 0)))
+            names.append("…")
+        known = ", ".join(names)
+        raise UserError(f"{asked}: it is not on the front; choose {choices}, or one of {known}")
+    return max(named, key=_last)
+
+
+def _last(member: Member) -> tuple[int, int]:
+    """Ranks the networks of a trial: the latest epoch, and there the one that was pruned least."""
+    return member["epoch"], -member.get("one_shot", 0)
 
 
 def _able(
@@ -104,19 +117,32 @@ def _able(
     """The members whose quality is as good as wanted; one without a number is not."""
     if min_quality is None:
         return front
-    values = [(member, member[quality.name]) for member in front]
-    return [m for m, value in values if value is not None and quality.as_good(value, min_quality)]
+    able = []
+    for member in front:
+        value = member[quality.name]
+        if value is not None and quality.as_good(value, min_quality):
+            able.append(member)
+    return able
 
 
-def quality_of(report: Mapping[str, Any]) -> Objective:
+def _none_is_able(quality: Objective, min_quality: float | None, best: float | None) -> str:
+    reached = "no number" if best is None else f"{best:.6g}"
+    return (
+        f"no network of the front has {quality.measure.axis} {min_quality:g} or "
+        f"{quality.measure.better}; the best has {reached}"
+    )
+
+
+def quality_of(report: Report) -> Objective:
     """The quality of the networks of a front.json; in those of version 0.1 the default task's."""
     name = report.get("quality")
     if name is None:
         return next(iter(OBJECTIVES.values()))
-    return Objective.from_plain(report["described"][name])
+    plain = report["described"][name]
+    return Objective.from_plain(plain)
 
 
-def described(report: Mapping[str, Any]) -> list[Objective]:
+def described(report: Report) -> list[Objective]:
     """The objectives of a front.json."""
     known = dict(OBJECTIVES)
     for name, plain in report.get("described", {}).items():
@@ -139,5 +165,5 @@ def _knee(members: Sequence[Member], objectives: Sequence[Objective]) -> Member:
     for objective in objectives:
         values = [own[objective.name] for own in measures]
         scale[objective.name] = max(1.0, *values)
-    place = knee(losses(measures, objectives, scale))
-    return members[place]
+    points = losses(measures, objectives, scale)
+    return members[knee(points)]

@@ -43,7 +43,8 @@ class Region:
 
     def _is_within(self, point: MeasuredNetwork, tolerances: int) -> bool:
         bound = self.quality_within(tolerances)
-        return self.quality.as_good(point.mean(self.quality.name), bound)
+        quality = point.mean(self.quality.name)
+        return self.quality.as_good(quality, bound)
 
     def quality_within(self, tolerances: int) -> float:
         """The quality that is worse than the baseline's by so many tolerances; NaN before that was
@@ -56,7 +57,8 @@ class Region:
 
     def end(self, value: float, tolerances: int = REGION) -> float:
         """The quality that is worse than `value` by so many tolerances."""
-        return self.quality.near(value, tolerances * self.tolerance)
+        share = tolerances * self.tolerance
+        return self.quality.near(value, share)
 
     def missed_by(self, epoch: int, measures: Mapping[str, Any]) -> float:
         """By how much a network with these measures, after so many epochs, misses the region around
@@ -69,19 +71,22 @@ class Region:
         baseline = self._baseline_at(epoch)
         if baseline is None:
             return 0.0
-        wanted = self.quality.goodness(self.end(baseline))
-        return wanted - self.quality.goodness(quality)
+        end = self.end(baseline)
+        return self.quality.goodness(end) - self.quality.goodness(quality)
 
     def _baseline_at(self, epoch: int) -> float | None:
         """The baseline's quality after so many epochs; None if it was not measured then."""
         if self.baseline is None:
             return None
         for point in self.baseline.points:
+            if point.epoch != epoch:
+                continue
             quality = point.measures[self.quality.name]
-            if point.epoch == epoch and math.isfinite(quality):
+            if math.isfinite(quality):
                 return quality
         return None
 
     def text(self, tolerances: int = REGION) -> str:
         """How far so many tolerances reach below the baseline's quality, as people read it."""
-        return self.quality.tolerance_text(tolerances * self.tolerance)
+        share = tolerances * self.tolerance
+        return self.quality.tolerance_text(share)

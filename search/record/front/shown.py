@@ -39,15 +39,22 @@ def shown(ledger: Ledger, front: Sequence[MeasuredNetwork], *, everything: bool 
         return Shown(list(front))
     inside = [point for point in front if ledger.region.holds(point)]
     members = inside or list(front)
+    names = _compared(ledger)
     first: dict[tuple[float | None, ...], MeasuredNetwork] = {}
     for point in members:
-        first.setdefault(_what_it_is(ledger, point), point)
+        values = tuple(point.measures.get(name) for name in names)
+        first.setdefault(values, point)
     distinct = list(first.values())
-    return Shown(distinct, len(members) - len(distinct), len(front) - len(members))
+    equal = len(members) - len(distinct)
+    outside = len(front) - len(members)
+    return Shown(distinct, equal, outside)
 
 
-def _what_it_is(ledger: Ledger, point: MeasuredNetwork) -> tuple[float | None, ...]:
-    # Times of equal networks differ by noise alone.
-    aims = [objective.name for objective in ledger.objectives if objective.name not in SPEEDS]
-    names = (ledger.quality.name, *aims, *SIZES)
-    return tuple(point.measures.get(name) for name in names)
+def _compared(ledger: Ledger) -> list[str]:
+    """The measures in which networks are equal that count as one."""
+    names = [ledger.quality.name]
+    for objective in ledger.objectives:
+        # Times of equal networks differ by noise alone.
+        if objective.name not in SPEEDS:
+            names.append(objective.name)
+    return [*names, *SIZES]

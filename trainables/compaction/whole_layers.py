@@ -1,9 +1,9 @@
 """Whole layers and blocks that can be taken out of a network, though they are not zero.
 
 Three kinds: a residual branch, whose shortcut is left; a layer between activations that keeps the
-shape, whose input is passed on; and an activation between two layers that then merge into one. What
-the network computes changes, by how much is for the caller to judge: `Without` runs a network
-without one of them.
+shape, whose input is passed on; and the activations of a run of layers that merge into one then.
+What the network computes changes, by how much is for the caller to judge: `Without` runs a network
+without one of them, but for what moved padding changes at the border of images.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,24 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction.blocks import Shapes
-from slimfront.trainables.compaction.layers import (
-    bypass,
-    is_denser,
-    is_larger,
-    set_module,
-    with_weights,
-)
-from slimfront.trainables.compaction.merge import product
+from slimfront.trainables.compaction.merging.runs import Run, merge_run, runs
 from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.graph import (
     Layer,
-    WeightLayer,
-    call_counts,
     calls,
     layers_of,
     note_ranks,
     only_user,
-    weight_layer,
 )
 from slimfront.trainables.structure.targets.branches import residual_branches
 
@@ -52,21 +42,20 @@ _PASSED: tuple[object, ...] = (
     *("view", "reshape", "mean"),
 )
 """What may lie between an activation and the layer that reads it."""
-_UNCHANGED: tuple[object, ...] = (nn.Identity, nn.Dropout)
-"""What merging sees through."""
 
 
 @dataclass(frozen=True)
 class WholeLayer:
-    """Something that can be taken out; `name` is that of its last weight layer."""
+    """Something that can be taken out; `name` is that of its last weight layer, or of the first
+    of those that merge."""
 
     name: str
     what: str
     """What goes, in words that follow the name."""
     passes: Mapping[fx.Node, fx.Node]
     """What each node gives instead, one of its own inputs; in order of execution."""
-    merges: tuple[Layer, str] | None = None
-    """The layer that becomes part of another one, and the name of that."""
+    merges: Run | None = None
+    """The layers that become one then."""
 
 
 def whole_layers(graph: fx.GraphModule, inputs: Tensor) -> list[WholeLayer]:
@@ -89,7 +78,7 @@ def whole_layers(graph: fx.GraphModule, inputs: Tensor) -> list[WholeLayer]:
     graph.recompile()
     note_ranks(graph, inputs)
     shapes = Shapes(graph).of(inputs)
-    found = [*_branches(graph, shapes), *_inner(graph, shapes), *_merging(graph)]
+    found = [*_branches(graph, shapes), *_inner(graph, shapes), *_merging(graph, shapes)]
     places = {node: place for place, node in enumerate(graph.graph.nodes)}
 
     def first_place(layer: WholeLayer) -> int:
@@ -104,13 +93,7 @@ def take_out(graph: fx.GraphModule, layer: WholeLayer) -> None:
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)
     if layer.merges is not None:
-        first, name = layer.merges
-        combined = _combined(first, graph.get_submodule(name))
-        assert combined is not None
-        set_module(graph, name, combined)
-        if first.last is not first.node:
-            bypass(graph, first.last)
-        bypass(graph, first.node)
+        merge_run(graph, layer.merges)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.graph.lint()
@@ -180,39 +163,20 @@ def _is_activated(graph: fx.GraphModule, node: fx.Node) -> bool:
     return calls(graph, node, _ACTIVATIONS)
 
 
-def _merging(graph: fx.GraphModule) -> Iterator[WholeLayer]:
-    """Layers that become part of the next one where the activation between them goes."""
-    counts = call_counts(graph)
-    for layer in layers_of(graph):
-        activation = _activation_behind(graph, layer)
-        if activation is None:
-            continue
-        after = only_user(activation)
-        while after is not None and calls(graph, after, _UNCHANGED):
-            after = only_user(after)
-        following = weight_layer(graph, after)
-        if after is None or following is None or counts[after.target] > 1:
-            continue
-        if _combined(layer, following) is None:
-            continue
-        name = str(after.target)
-        what = f"its activation, so that it merges into '{name}'"
-        passes = {activation: layer.last}
-        yield WholeLayer(layer.name, what, passes, merges=(layer, name))
+def _merging(graph: fx.GraphModule, shapes: Made) -> Iterator[WholeLayer]:
+    """Layers that become one where the activations between them go."""
+    for run in runs(graph, shapes, is_activation):
+        passes = {node: node.all_input_nodes[0] for node in run.activations}
+        yield WholeLayer(run.layers[0].name, _told(run), passes, merges=run)
 
 
-@torch.no_grad()
-def _combined(layer: Layer, following: nn.Module) -> WeightLayer | None:
-    """A layer and the one that reads it as one; None where that is not exact, or has more weights
-    than they have."""
-    assert isinstance(following, WeightLayer)
-    bias: Tensor | None
-    weight, bias = layer.folded()
-    if layer.norm is None and layer.layer.bias is None:
-        bias = None
-    first = with_weights(layer.layer, weight, bias)
-    combined = product(first, following)
-    if combined is None:
-        return None
-    costs_more = is_larger(combined, first, following) or is_denser(combined, first, following)
-    return None if costs_more else combined
+def _told(run: Run) -> str:
+    between = [f"'{layer.name}'" for layer in run.layers[1:-1]]
+    name = f"'{run.last.name}'"
+    if not between:
+        told = f"its activation, so that it merges into {name}"
+    else:
+        told = f"its activation and that of {' and '.join(between)}, so that all become {name}"
+    if run.moves_padding:
+        told += ", with the padding in front of it"
+    return told

@@ -344,9 +344,9 @@ def rounding(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
     return _ROUNDING_EPS * eps * largest
 
 
-def layers_of(graph: fx.GraphModule) -> list[Layer]:
+def layers_of(graph: fx.GraphModule, *, grouped: bool = False) -> list[Layer]:
     """The weight layers of a network that are called once, in order of execution, each with its
-    batch norm if any.
+    batch norm if any; convolutions of several groups too, where `grouped` says so.
 
     A batch norm belongs to a layer whose units are its channels. Behind a linear layer that is so
     only where the output is of two axes, (N, units): of more, the norm's channels are the second
@@ -356,6 +356,9 @@ def layers_of(graph: fx.GraphModule) -> list[Layer]:
     found = []
     for node in graph.graph.nodes:
         layer = weight_layer(graph, node)
+        if grouped and layer is None:
+            module = module_of(graph, node)
+            layer = module if isinstance(module, Conv) else None
         if layer is None or counts[node.target] > 1:
             continue
         norm: BatchNorm | None = None

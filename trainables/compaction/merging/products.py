@@ -32,32 +32,71 @@ def product(
         return _product_of_linear(first, second)
     if not isinstance(first, Conv) or not isinstance(second, Conv):
         return None
-    if first.weight.dim() != second.weight.dim() or not _pad_by_zeros(first, second):
+    if not fit(first, second):
         return None
-    if not moves_padding and any(second.padding) and not _gives_zero_outside(first):
+    if not moves_padding and any(second.padding) and not gives_zero_outside(first):
         return None
     return _product_of_convolutions(first, second)
+
+
+def fit(first: WeightLayer, second: WeightLayer) -> bool:
+    """Whether the two are of one kind, and what they pad by is known: whether they are one layer,
+    but for the border of images."""
+    if isinstance(first, nn.Linear) or isinstance(second, nn.Linear):
+        return isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+    for layer in (first, second):
+        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+            return False
+    return first.weight.dim() == second.weight.dim()
+
+
+def gives_zero_outside(layer: WeightLayer) -> bool:
+    """Whether a layer gives zero where its whole kernel lies outside of the image."""
+    if layer.bias is not None and bool(layer.bias.any()):
+        return False
+    return isinstance(layer, Conv) and is_pointwise(layer)
+
+
+def is_pointwise(layer: Conv) -> bool:
+    """Whether it is 1×1 without padding."""
+    return set(layer.kernel_size) == {1} and not any(layer.padding)
+
+
+def entries_of_product(layers: Sequence[WeightLayer]) -> int:
+    """How many weights layers would have as one, without multiplying them."""
+    first, last = layers[0], layers[-1]
+    if isinstance(first, nn.Linear) or isinstance(last, nn.Linear):
+        entries: int = first.weight.shape[1] * last.weight.shape[0]
+        return entries
+    convolutions = [layer for layer in layers if isinstance(layer, Conv)]
+    groups = {layer.groups for layer in convolutions}
+    shared = groups.pop() if len(groups) == 1 else 1
+    positions = 1
+    for axis in range(len(first.kernel_size)):
+        positions *= _positions(convolutions, axis)
+    return first.in_channels // shared * last.out_channels * positions
+
+
+def _positions(layers: Sequence[Conv], axis: int) -> int:
+    """How long the kernel of convolutions as one is along an axis."""
+    wide = [place for place, layer in enumerate(layers) if set(layer.kernel_size) != {1}]
+    if not wide:
+        return 1
+    strides_before = {step for layer in layers[: wide[0]] for step in layer.stride}
+    if len(wide) == 1 and strides_before <= {1}:
+        # One that is dilated among pointwise ones stays so.
+        return layers[wide[0]].kernel_size[axis]
+    span, stride = 1, 1
+    for layer in layers:
+        span += stride * layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+        stride *= layer.stride[axis]
+    return span
 
 
 def _product_of_linear(first: nn.Linear, second: nn.Linear) -> WeightLayer:
     matrix = second.weight.double()
     weight = matrix @ first.weight.double()
     return with_weights(second, weight, _bias(first, matrix, second.bias))
-
-
-def _pad_by_zeros(*layers: Conv) -> bool:
-    """Whether all pad by zeros, by numbers that are given."""
-    for layer in layers:
-        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-            return False
-    return True
-
-
-def _gives_zero_outside(layer: Conv) -> bool:
-    """Whether it gives zero where its whole kernel lies outside of the image."""
-    is_pointwise = set(layer.kernel_size) == {1} and not any(layer.padding)
-    has_bias = layer.bias is not None and bool(layer.bias.any())
-    return is_pointwise and not has_bias
 
 
 def _product_of_convolutions(first: Conv, second: Conv) -> WeightLayer:
@@ -91,7 +130,8 @@ def _in_groups(layer: Conv, groups: int) -> Tensor:
     does not see an input."""
     weight = layer.weight.double()
     if groups == layer.groups:
-        return weight.unflatten(0, (groups, -1))
+        grouped: Tensor = weight.unflatten(0, (groups, -1))
+        return grouped
     assert groups == 1
     outputs, inputs = weight.shape[0] // layer.groups, weight.shape[1]
     full = weight.new_zeros(layer.out_channels, layer.in_channels, *weight.shape[2:])
@@ -116,7 +156,8 @@ def _spread(kernels: Tensor, steps: Sequence[int]) -> Tensor:
     """Kernels (groups, out, in, …) with `step` − 1 zeros between the entries of each axis."""
     sizes = [(size - 1) * step + 1 for size, step in zip(kernels.shape[3:], steps, strict=True)]
     spread = kernels.new_zeros(*kernels.shape[:3], *sizes)
-    spread[(..., *[slice(None, None, step) for step in steps])] = kernels
+    every = tuple(slice(None, None, step) for step in steps)
+    spread[(slice(None), slice(None), slice(None), *every)] = kernels
     return spread
 
 
@@ -126,12 +167,14 @@ def _correlated(inner: Tensor, outer: Tensor) -> Tensor:
     axes = inner.dim() - 2
     flipped = inner.transpose(0, 1).flip(list(range(2, inner.dim())))
     margin = [size - 1 for size in inner.shape[2:]]
-    return _CONVOLVE[axes](outer, flipped, padding=margin)
+    full: Tensor = _CONVOLVE[axes](outer, flipped, padding=margin)
+    return full
 
 
 def _block_diagonal(blocks: Tensor) -> Tensor:
     """(groups, out, in) as one matrix (groups · out, groups · in)."""
-    return torch.block_diag(*blocks)
+    matrix: Tensor = torch.block_diag(*blocks)
+    return matrix
 
 
 def _bias(first: WeightLayer, matrix: Tensor, bias: Tensor | None) -> Tensor | None:

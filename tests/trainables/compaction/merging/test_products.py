@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from slimfront.trainables.compaction.merging.products import product
+from slimfront.trainables.compaction.merging.products import entries_of_product, product
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -61,6 +61,7 @@ def test_two_convolutions_are_one_where_the_second_has_no_padding(
     first, second, inputs = drawn
     combined = product(first, second)
     assert combined is not None
+    assert entries_of_product([first, second]) == combined.weight.numel()
     assert apart(first, second, combined, inputs) < 1e-5
     exact = product(first.double(), second.double())
     assert exact is not None

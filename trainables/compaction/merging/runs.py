@@ -1,0 +1,170 @@
+"""Runs of layers that become one where the activations between them go: an expansion, a depthwise
+convolution and a projection become one convolution (Fu et al. 2022, arXiv 2206.00843)."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from slimfront.trainables.compaction.layers import (
+    bypass,
+    count_nonzeros,
+    set_module,
+    with_weights,
+)
+from slimfront.trainables.compaction.merging.products import (
+    entries_of_product,
+    fit,
+    gives_zero_outside,
+    product,
+)
+from slimfront.trainables.structure.graph import (
+    Conv,
+    Layer,
+    WeightLayer,
+    calls,
+    layers_of,
+    only_user,
+)
+
+_UNCHANGED: tuple[object, ...] = (nn.Identity, nn.Dropout)
+"""What merging sees through."""
+
+_LONGEST = 4
+"""So many layers become one at most."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Layers, each of which feeds the next alone, through an activation or nothing."""
+
+    layers: tuple[Layer, ...]
+    activations: tuple[fx.Node, ...]
+    moves_padding: bool
+    """Whether they are one only if all padding stands in front of the first."""
+
+    @property
+    def last(self) -> Layer:
+        """The layer that stays, and computes what all of them do."""
+        return self.layers[-1]
+
+
+def runs(
+    graph: fx.GraphModule,
+    shapes: Mapping[fx.Node, object],
+    is_activation: Callable[[fx.GraphModule, fx.Node], bool],
+) -> Iterator[Run]:
+    """The runs whose layers, as one, have no more weights, no more that are not zero, and no more
+    multiplications than they have now, in order of execution; each has an activation that goes.
+
+    Args:
+        shapes: of what each node makes, as `blocks.Shapes` gives them.
+        is_activation: whether a node works on each number alone.
+    """
+    layers = {layer.node: layer for layer in layers_of(graph, grouped=True)}
+    for first in layers.values():
+        run = Run((first,), (), moves_padding=False)
+        while len(run.layers) < _LONGEST:
+            longer = _longer(graph, run, layers, is_activation)
+            if longer is None:
+                break
+            run = longer
+            if run.activations and _pays(run, shapes):
+                yield run
+
+
+def _longer(
+    graph: fx.GraphModule,
+    run: Run,
+    layers: Mapping[fx.Node, Layer],
+    is_activation: Callable[[fx.GraphModule, fx.Node], bool],
+) -> Run | None:
+    """The run with the layer behind it; None if there is none that it feeds alone."""
+    reader = only_user(run.last.last)
+    activations = run.activations
+    if reader is not None and is_activation(graph, reader):
+        activations = (*activations, reader)
+        reader = only_user(reader)
+    while reader is not None and calls(graph, reader, _UNCHANGED):
+        reader = only_user(reader)
+    following = layers.get(reader) if reader is not None else None
+    if following is None:
+        return None
+    if not fit(run.last.layer, following.layer):
+        return None
+    inexact = run.moves_padding or _pads_what_is_not_zero(run, following)
+    return Run((*run.layers, following), activations, inexact)
+
+
+def _pads_what_is_not_zero(run: Run, following: Layer) -> bool:
+    """Whether the zeros that a layer pads by stand where what feeds it would not give zero."""
+    if isinstance(following.layer, nn.Linear) or not any(following.layer.padding):
+        return False
+    for layer in run.layers:
+        if layer.norm is not None or not gives_zero_outside(layer.layer):
+            return True
+    return False
+
+
+@torch.no_grad()
+def product_of(layers: Sequence[Layer], *, moves_padding: bool) -> WeightLayer | None:
+    """All layers as one, without the batch norm of the last; None where no single layer does
+    that."""
+    combined = folded(layers[0])
+    for layer in layers[1:-1]:
+        further = product(combined, folded(layer), moves_padding=moves_padding)
+        if further is None:
+            return None
+        combined = further
+    return product(combined, layers[-1].layer, moves_padding=moves_padding)
+
+
+def folded(layer: Layer) -> WeightLayer:
+    """A layer with its batch norm in its weights."""
+    if layer.norm is None:
+        return layer.layer
+    weight, bias = layer.folded()
+    made = with_weights(layer.layer, weight, bias)
+    if isinstance(made, Conv) and isinstance(layer.layer, Conv):
+        made.groups = layer.layer.groups
+        made.in_channels = layer.layer.in_channels
+    return made
+
+
+def merge_run(graph: fx.GraphModule, run: Run) -> None:
+    """Makes one layer of a run whose activations are gone, in place of its last."""
+    combined = product_of(run.layers, moves_padding=run.moves_padding)
+    assert combined is not None
+    set_module(graph, run.last.name, combined)
+    for layer in run.layers[:-1]:
+        if layer.last is not layer.node:
+            bypass(graph, layer.last)
+        bypass(graph, layer.node)
+
+
+def _pays(run: Run, shapes: Mapping[fx.Node, object]) -> bool:
+    """Whether one layer costs no more than the run."""
+    layers = [layer.layer for layer in run.layers]
+    entries = entries_of_product(layers)
+    work = 0
+    for layer in run.layers:
+        work += layer.layer.weight.numel() * _positions(layer, shapes[layer.node])
+    if entries * _positions(run.last, shapes[run.last.node]) > work:
+        return False
+    if entries > sum(layer.weight.numel() for layer in layers):
+        return False
+    combined = product_of(run.layers, moves_padding=run.moves_padding)
+    assert combined is not None
+    nonzero = sum(count_nonzeros(layer) for layer in layers)
+    return count_nonzeros(combined) <= nonzero + combined.weight.shape[0]
+
+
+def _positions(layer: Layer, made: object) -> int:
+    """For how many positions of its output a layer multiplies its weights."""
+    assert isinstance(made, tuple)
+    shape: Sequence[int] = made[0]
+    if isinstance(layer.layer, nn.Linear):
+        return math.prod(shape[:-1])
+    return math.prod(shape[2:])

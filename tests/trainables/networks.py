@@ -37,9 +37,13 @@ def damage_batch_norms(model: nn.Module) -> None:
     """Statistics, scales and shifts of all signs."""
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_()  # type: ignore[union-attr, operator]
-                module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr, operator]
+            if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+                continue
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            if module.affine:
                 module.weight.normal_()
                 module.bias.normal_()
 

@@ -13,6 +13,7 @@ from slimfront.trainables.compaction.coupled import remove_coupled_channels
 from slimfront.trainables.compaction.exact import in_float64_where_it_can, type_of
 from slimfront.trainables.compaction.layers import clear_rounding, fold_batch_norms
 from slimfront.trainables.compaction.merge import MergePolicy, drop_idle_relus, merge_layers
+from slimfront.trainables.compaction.merging.norms import fold_remaining_norms
 from slimfront.trainables.compaction.options import Compaction
 from slimfront.trainables.compaction.report import Action, Step
 from slimfront.trainables.compaction.units import Removed, remove_dead_units
@@ -90,6 +91,8 @@ def reduced(
         steps += found
         if not found:
             break
+    for name in fold_remaining_norms(network):
+        steps.append((name, "folded", "batch norm"))
     _tidy(network)
     for name in apart:
         steps.append((name, "kept apart", "merging would add weights"))

@@ -9,16 +9,12 @@ from slimfront.trainables.candidate import Candidate
 
 Ends = Mapping[str, tuple[Any, ...]]
 """By path: the ends of a range, or all choices."""
+MakeCandidate = Callable[[Mapping[str, object]], Candidate]
+"""Makes the candidate in which some paths have other values."""
 
 
-def idle(
-    ends: Ends, candidate: Callable[[Mapping[str, object]], Candidate]
-) -> Iterator[tuple[str, str]]:
-    """Paths that change nothing, each with the reason and what would be right.
-
-    Args:
-        candidate: makes the candidate in which some paths have other values.
-    """
+def idle(ends: Ends, candidate: MakeCandidate) -> Iterator[tuple[str, str]]:
+    """Paths that change nothing, each with the reason and what would be right."""
     for choice in ends.get("sparsifier", ()):
         if "sparsifier.sparsity" not in ends and _is_off_unsaid(choice, candidate):
             name = choice["name"] if isinstance(choice, Mapping) else choice
@@ -28,15 +24,14 @@ def idle(
                 f"{{name: {name}, sparsity: 0.9}}",
             )
     for part, acts, right in _parts(ends):
-        tried = []
-        for path in ends:
-            if path.startswith(f"{part}."):
-                tried += [(path, end) for end in ends[path]]
-        if tried and not any(acts(candidate({path: end})) for path, end in tried):
-            yield tried[0][0], f"changes nothing, since {right}"
+        section = f"{part}."
+        paths = [path for path in ends if path.startswith(section) and ends[path]]
+        tried = (candidate({path: end}) for path in paths for end in ends[path])
+        if paths and not any(acts(one) for one in tried):
+            yield paths[0], f"changes nothing, since {right}"
 
 
-def _is_off_unsaid(choice: Any, candidate: Callable[[Mapping[str, object]], Candidate]) -> bool:
+def _is_off_unsaid(choice: Any, candidate: MakeCandidate) -> bool:
     """Whether a choice of a sparsifier does nothing, and does not say so itself."""
     if isinstance(choice, Mapping) and "sparsity" in choice:
         return False

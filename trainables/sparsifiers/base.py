@@ -62,8 +62,11 @@ def prunable_weights(model: nn.Module) -> Tensors:
 def _weights_of(module: nn.Module) -> tuple[str, ...]:
     """The names of a layer's own weights."""
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        own = [name for name, _ in module.named_parameters(recurse=False)]
-        return tuple(name for name in own if name.startswith("weight_"))
+        own = []
+        for name, _ in module.named_parameters(recurse=False):
+            if name.startswith("weight_"):
+                own.append(name)
+        return tuple(own)
     for kind, names in _WEIGHTS.items():
         if isinstance(module, kind):
             return names
@@ -87,7 +90,8 @@ def computed_weights(model: nn.Module) -> list[str]:
             continue
         weight = getattr(module, "weight", None)
         held = isinstance(weight, nn.Parameter | None)
-        if not held or torch.nn.utils.parametrize.is_parametrized(module):
+        parametrised = torch.nn.utils.parametrize.is_parametrized(module)
+        if parametrised or not held:
             computed.append(name)
     return computed
 
@@ -100,7 +104,9 @@ def out_of_reach(model: nn.Module) -> dict[str, int]:
     left = {}
     for name, parameter in model.named_parameters():
         is_matrix = parameter.dim() > 1
-        if is_matrix and id(parameter) not in reached:
+        if not is_matrix:
+            continue
+        if id(parameter) not in reached:
             left[name] = parameter.numel()
     return left
 
@@ -248,10 +254,8 @@ class ActiveSparsifier:
 
     def state_dict(self) -> dict[str, Any]:
         """All that continuing needs: copies of the masks and the state of the random numbers."""
-        return {
-            "masks": {name: mask.clone() for name, mask in self.masks.items()},
-            "generator": self.generator.get_state(),
-        }
+        masks = {name: mask.clone() for name, mask in self.masks.items()}
+        return {"masks": masks, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues bit-exactly where `state_dict` was taken."""

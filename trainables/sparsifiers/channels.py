@@ -52,9 +52,11 @@ _CALLED = {"flops": "FLOPs", "params": "parameters", "channels": "channels"}
 
 def _by_gates(_groups: Sequence[AnyGroup], parameters: Parameters) -> Rank:
     def rank(group: AnyGroup) -> Tensor:
+        first = next(iter(parameters.values()))
+        total = torch.zeros(group.units, device=first.device)
         # What nothing is known to read is gated where it is made.
-        total = torch.zeros(group.units, device=next(iter(parameters.values())).device)
-        for name, owners in group.readers.items() or group.writers.items():
+        gated = group.readers or group.writers
+        for name, owners in gated.items():
             change = _first_order(parameters[name])
             if name in group.readers:
                 entries = group.columns(name, change)
@@ -74,9 +76,10 @@ def _first_order(weight: Tensor) -> Tensor:
 
 
 def _by_taylor(_groups: Sequence[AnyGroup], parameters: Parameters) -> Rank:
-    return _by_torch_pruning(
-        GroupTaylorImportance(), lambda weight: _first_order(weight).abs(), parameters
-    )
+    def of_entry(weight: Tensor) -> Tensor:
+        return _first_order(weight).abs()
+
+    return _by_torch_pruning(GroupTaylorImportance(), of_entry, parameters)
 
 
 def _by_norm(_groups: Sequence[AnyGroup], parameters: Parameters) -> Rank:
@@ -168,13 +171,16 @@ class Channels(Scheduled):
 
 
 def _nothing_to_remove(model: nn.Module) -> str:
-    dense = sorted({name.rpartition(".")[0] or name for name in out_of_reach(model)})
+    dense = set()
+    for name in out_of_reach(model):
+        layer, _, _ = name.rpartition(".")
+        dense.add(layer or name)
     if not dense:
         return (
             "sparsifier: there is no channel in this network that can be removed, "
             "or all are excluded"
         )
-    named = first_few([f"'{name}'" for name in dense])
+    named = first_few([f"'{name}'" for name in sorted(dense)])
     return (
         "sparsifier: there is no channel in this network that can be removed, or all are "
         f"excluded; {named} has weights that no "
@@ -188,9 +194,10 @@ def _keep_units(group: AnyGroup, alive: Tensor, name: str, mask: Tensor) -> None
     owners = group.writers[name]
     of_owners = alive.cpu()[owners.clamp(min=0)]
     stay = torch.where(owners >= 0, of_owners, True)
+    stay = stay.to(mask.device)
     other_axes = [1] * (mask.dim() - 1)
     by_rows = group.rows(name, mask)
-    by_rows &= stay.to(mask.device).view(-1, *other_axes)
+    by_rows &= stay.view(-1, *other_axes)
 
 
 class ActiveChannels(ActiveSparsifier):
@@ -235,8 +242,10 @@ class ActiveChannels(ActiveSparsifier):
 
     def update(self, step: int) -> None:
         """Zeroes the least important channels."""
-        sparsity = cubic_sparsity(self.updates.progress(step), self.options.sparsity)
-        self.drop(self._remembered(self.scores()), sparsity)
+        progress = self.updates.progress(step)
+        sparsity = cubic_sparsity(progress, self.options.sparsity)
+        scores = self._remembered(self.scores())
+        self.drop(scores, sparsity)
 
     def scores(self) -> dict[str, Tensor]:
         """The importance of each unit by the gradients that there are, (units,) by the name of its
@@ -274,8 +283,9 @@ class ActiveChannels(ActiveSparsifier):
             kept = worth_least(scores, self.costs, alive, allowed)
         masks = {name: mask.clone() for name, mask in self.masks.items()}
         for group in self.groups:
+            units = kept[group.name]
             for name in group.writers:
-                _keep_units(group, kept[group.name], name, masks[name])
+                _keep_units(group, units, name, masks[name])
         self.set_masks(masks)
 
     def _kept_channels(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
@@ -298,10 +308,11 @@ class ActiveChannels(ActiveSparsifier):
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             layers = {name.rpartition(".")[0] for name in group.writers}
-            others = sorted(layers - {group.name})
+            layers.discard(group.name)
             shared = ""
-            if others:
-                shared = f", which it shares with {', '.join(others)},"
+            if layers:
+                others = ", ".join(sorted(layers))
+                shared = f", which it shares with {others},"
             raise UserError(
                 f"sparsifier: the channels of '{group.name}'{shared} cannot be ranked: what reads "
                 "them makes several channels of "
@@ -317,7 +328,8 @@ class ActiveChannels(ActiveSparsifier):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues bit-exactly where `state_dict` was taken."""
         super().load_state_dict(state)
-        self.gates = {name: scores.clone() for name, scores in state.get("gates", {}).items()}
+        gates = state.get("gates", {})
+        self.gates = {name: scores.clone() for name, scores in gates.items()}
 
 
 def _relative(scores: Tensor) -> Tensor:
@@ -325,18 +337,21 @@ def _relative(scores: Tensor) -> Tensor:
     there = scores >= 0
     if not there.any():
         return scores
-    mean = scores[there].mean().clamp_min(torch.finfo(scores.dtype).tiny)
+    tiny = torch.finfo(scores.dtype).tiny
+    mean = scores[there].mean().clamp_min(tiny)
     return torch.where(there, scores / mean, scores)
 
 
 def _say_what_can_go(costs: UnitCosts, options: Channels) -> None:
     """Warns where even one channel of each group costs more than what is wanted."""
-    most = 1 - costs.least() / costs.whole
-    if options.sparsity > most:
-        log.warning(
-            "sparsifier: %s of the %s can go at most, since the rest of the network stays; "
-            "sparsity %g is not reached",
-            f"{most:.1%}",
-            _CALLED[options.of],
-            options.sparsity,
-        )
+    least = costs.least() / costs.whole
+    most = 1 - least
+    if options.sparsity <= most:
+        return
+    log.warning(
+        "sparsifier: %s of the %s can go at most, since the rest of the network stays; "
+        "sparsity %g is not reached",
+        f"{most:.1%}",
+        _CALLED[options.of],
+        options.sparsity,
+    )

@@ -62,14 +62,17 @@ class ActiveLotteryTicket(ActiveSparsifier):
             self._keep_ticket()
 
     def _keep_ticket(self) -> None:
+        now = self.setting.model.state_dict()
         self.ticket = {}
-        for name, value in self.setting.model.state_dict().items():
+        for name, value in now.items():
             self.ticket[name] = value.detach().clone()
 
     def due(self, step: int) -> bool:
         """Whether the weights to rewind to are kept, or a round may end."""
         done = step + 1
-        return done == self.rewind_to or done % self.length == 0
+        if done == self.rewind_to:
+            return True
+        return done % self.length == 0
 
     def update(self, step: int) -> None:
         """Keeps the weights to rewind to; at the end of each round but the last, prunes and
@@ -79,12 +82,14 @@ class ActiveLotteryTicket(ActiveSparsifier):
         if done == self.rewind_to:
             self._keep_ticket()
         number, rest = divmod(done, self.length)
-        ends_round = rest == 0 and 1 <= number <= options.rounds
-        if not ends_round:
+        if rest != 0:
+            return
+        if not 1 <= number <= options.rounds:
             return
         share_of_rounds = number / options.rounds
         kept = (1 - options.sparsity) ** share_of_rounds
-        masks = choose_masks(magnitudes(self), 1 - kept, options.densities)
+        sparsity = 1 - kept
+        masks = choose_masks(magnitudes(self), sparsity, options.densities)
         self.setting.model.load_state_dict(self.ticket)
         self.setting.optimizer.state.clear()
         self.set_masks(masks)
@@ -97,7 +102,9 @@ class ActiveLotteryTicket(ActiveSparsifier):
         length = self.length
         if number == rounds:
             length = self.setting.total_steps - begun
-        start = self.rewind_to / self.length if number else 0.0
+        start = 0.0
+        if number:
+            start = self.rewind_to / self.length
         done = step - begun
         return start + (1 - start) * done / length
 
@@ -113,4 +120,5 @@ class ActiveLotteryTicket(ActiveSparsifier):
         self.ticket = {}
         for name, value in state["ticket"].items():
             device = own[name].device
-            self.ticket[name] = torch.clone(value).to(device)
+            copy = torch.clone(value)
+            self.ticket[name] = copy.to(device)

@@ -31,20 +31,19 @@ def erdos_renyi_kernel(shapes: Mapping[str, torch.Size], sparsity: float) -> dic
     kept = (1 - sparsity) * sum(sizes.values())
     dense: set[str] = set()
     while True:
-        wanted = kept - sum(sizes[name] for name in dense)
+        in_dense = sum(sizes[name] for name in dense)
+        wanted = kept - in_dense
         free = [name for name in shapes if name not in dense]
         scale = 0.0
         if free:
             by_raw = sum(raw[name] * sizes[name] for name in free)
             scale = wanted / by_raw
-        full = {name for name in free if scale * raw[name] > 1}
+        densities = {name: scale * raw[name] for name in free}
+        full = {name for name in free if densities[name] > 1}
         if not full:
             break
         dense |= full
-    densities = dict.fromkeys(shapes, 1.0)
-    for name in free:
-        densities[name] = scale * raw[name]
-    return densities
+    return dict.fromkeys(shapes, 1.0) | densities
 
 
 def layer_densities(
@@ -80,18 +79,21 @@ def choose_masks(scores: Scores, sparsity: float, densities: Densities) -> Tenso
     shares = layer_densities(shapes, sparsity, densities)
     masks = {}
     for name, score in scores.items():
-        count = score.numel()
-        dropped = round((1 - shares[name]) * count)
-        masks[name] = top_mask(score, count - dropped)
+        share_dropped = 1 - shares[name]
+        masks[name] = _mask_without(score, share_dropped)
     return masks
+
+
+def _mask_without(scores: Tensor, share: float) -> Tensor:
+    """A mask that is False at a share of the scores, the lowest."""
+    count = scores.numel()
+    dropped = round(share * count)
+    return top_mask(scores, count - dropped)
 
 
 def _choose_globally(scores: Scores, sparsity: float) -> Tensors:
     flat = [score.flatten() for score in scores.values()]
-    together = torch.cat(flat)
-    count = len(together)
-    dropped = round(sparsity * count)
-    mask = top_mask(together, count - dropped)
+    mask = _mask_without(torch.cat(flat), sparsity)
     parts = mask.split([len(part) for part in flat])
     masks = {}
     for (name, score), part in zip(scores.items(), parts, strict=True):

@@ -49,7 +49,9 @@ class ActiveSET(RandomStart):
 
     def due(self, step: int) -> bool:
         """Whether weights move: not at the very end, for the last ones grown must be trained."""
-        return self.updates.due(step) and step != self.updates.last
+        if step == self.updates.last:
+            return False
+        return self.updates.due(step)
 
     def update(self, step: int) -> None:
         """Moves weights."""
@@ -69,7 +71,8 @@ class ActiveSET(RandomStart):
             values = drawn.to(weight)
             values = values * self.deviations[name]
             grown = self.masks[name] & ~before
-            weight.copy_(torch.where(grown, values, weight))
+            after_growth = torch.where(grown, values, weight)
+            weight.copy_(after_growth)
 
     def state_dict(self) -> dict[str, Any]:
         """The masks, the state of the random numbers, and the deviations of new weights."""
@@ -87,4 +90,5 @@ def _deviation(weight: torch.Tensor, mask: torch.Tensor) -> float:
     if not mask.any():
         return 0.0
     kept = weight.detach()[mask]
-    return float(kept.square().mean().sqrt())
+    mean_square = kept.square().mean()
+    return float(mean_square.sqrt())

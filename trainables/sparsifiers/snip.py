@@ -35,8 +35,10 @@ def sensitivities(
     gradients are left alone."""
     twin = copied(model).train()
     weights = prunable_weights(twin)
-    with torch.random.fork_rng(devices=gpus_among(inputs.device)):
-        loss = loss_of(twin(inputs), targets)
+    gpus = gpus_among(inputs.device)
+    with torch.random.fork_rng(devices=gpus):
+        outputs = twin(inputs)
+        loss = loss_of(outputs, targets)
     leaves = list(weights.values())
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     found = {}

@@ -54,7 +54,9 @@ class Units:
         found = []
         for parameter, axis in zip(self.parameters, self.axes, strict=True):
             tensor = parameter.tensor
-            found.append(tensor.movedim(axis, 0) if axis else tensor)
+            if axis:
+                tensor = tensor.movedim(axis, 0)
+            found.append(tensor)
         return tuple(found)
 
     def norm(self) -> Tensor:
@@ -81,7 +83,8 @@ def unit_norms(tensors: Tensors, owners: Tensors, units: int) -> Tensor:
     squares = tensors[0].new_zeros(places)
     for tensor, owner in zip(tensors, owners, strict=True):
         of_rows = _squares_of_rows(tensor)
-        squares = squares.index_add(0, owner % places, of_rows)
+        place_of_rows = owner % places
+        squares = squares.index_add(0, place_of_rows, of_rows)
     return root(squares[:units])
 
 
@@ -101,7 +104,8 @@ def shrink_units(tensors: Tensors, owners: Tensors, units: int, threshold: Tenso
     """
     norms = unit_norms(tensors, owners, units)
     factors = shrink_factor(norms, threshold)
-    factors = torch.cat([factors, factors.new_ones(1)])
+    without_owner = factors.new_ones(1)
+    factors = torch.cat([factors, without_owner])
     places = units + 1
     shrunk = []
     for tensor, owner in zip(tensors, owners, strict=True):
@@ -150,4 +154,10 @@ def _units(group: UnitGroup, model: nn.Module) -> Units:
     rows_of_unit = max(rows_of_weights / group.units, 1.0)
     first = parameters[0].tensor
     weight = first.new_tensor(rows_of_unit).sqrt()
-    return Units(tuple(parameters), tuple(axes), tuple(owners), group.units, weight)
+    return Units(
+        parameters=tuple(parameters),
+        axes=tuple(axes),
+        owners=tuple(owners),
+        units=group.units,
+        weight=weight,
+    )

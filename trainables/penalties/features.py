@@ -115,9 +115,9 @@ def remove_hooks(copied: nn.Module) -> None:
     """Takes the hooks of `Features` off a copy of a network in training, whose own hooks stay."""
     for module in copied.modules():
         hooks = forward_hooks(module)
-        for number, hook in list(hooks.items()):
-            if hasattr(hook, _OURS):
-                del hooks[number]
+        ours = [number for number, hook in hooks.items() if hasattr(hook, _OURS)]
+        for number in ours:
+            del hooks[number]
 
 
 def output_shapes(model: nn.Module, sample: Tensor) -> Shapes:
@@ -131,7 +131,10 @@ def output_shapes(model: nn.Module, sample: Tensor) -> Shapes:
 
         return module.register_forward_hook(hook)
 
-    handles = [listen(name, module) for name, module in model.named_modules() if name]
+    handles = []
+    for name, module in model.named_modules():
+        if name:
+            handles.append(listen(name, module))
     try:
         with evaluating(model), torch.no_grad():
             model(sample[:2])
@@ -217,7 +220,8 @@ def check_layers(names: Sequence[str], shapes: Shapes) -> None:
     tensor once."""
     for name in names:
         if name not in shapes:
+            hint = suggest(name, shapes)
             raise UserError(
                 f"penalties: '{name}' is not a module that gives one tensor once in a forward "
-                f"pass; {suggest(name, shapes)}"
+                f"pass; {hint}"
             )

@@ -24,7 +24,9 @@ class Model(Options):
     def _from_anywhere(cls, path: str | None) -> str | None:
         """Made absolute, if the file is there: the processes of a search work in folders of their
         own."""
-        if path is None or "\0" in path:
+        if path is None:
+            return None
+        if "\0" in path:
             return path
         local = Path(path).expanduser()
         if not local.is_file():

@@ -25,17 +25,17 @@ class LeNet(Model):
         layers: list[nn.Module] = []
         for wanted in (6, 16):
             wider = self._times_width(wanted)
-            layers.append(nn.Conv2d(channels, wider, 5, padding=2))
-            layers.append(nn.ReLU())
-            layers.append(nn.MaxPool2d(2))
+            convolution = nn.Conv2d(channels, wider, 5, padding=2)
+            layers += [convolution, nn.ReLU(), nn.MaxPool2d(2)]
             channels = wider
         layers.append(nn.Flatten())
         positions = (height // 4) * (width // 4)
         inputs = channels * positions
         for layer in range(self.depth):
-            units = self._times_width(84 if layer else 120)
-            layers.append(nn.Linear(inputs, units))
-            layers.append(nn.ReLU())
+            original = 84 if layer else 120
+            units = self._times_width(original)
+            linear = nn.Linear(inputs, units)
+            layers += [linear, nn.ReLU()]
             inputs = units
         layers.append(nn.Linear(inputs, outputs))
         return nn.Sequential(*layers)

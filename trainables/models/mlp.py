@@ -21,8 +21,8 @@ class MLP(Model):
         layers: list[nn.Module] = [nn.Flatten()]
         inputs = math.prod(input_shape)
         for _ in range(self.depth):
-            layers.append(nn.Linear(inputs, self.width))
-            layers.append(nn.ReLU())
+            linear = nn.Linear(inputs, self.width)
+            layers += [linear, nn.ReLU()]
             inputs = self.width
         layers.append(nn.Linear(inputs, outputs))
         return nn.Sequential(*layers)

@@ -28,17 +28,17 @@ class VGG(Model):
         channels, *lengths = input_shape
         size = min(lengths)
         layers: list[nn.Module] = []
-        for stage, count in enumerate(_CONVOLUTIONS[self.depth]):
-            width = self.width * min(2**stage, 8)
+        convolutions = _CONVOLUTIONS[self.depth]
+        for stage, count in enumerate(convolutions):
+            times = min(2**stage, 8)
+            width = self.width * times
             for _ in range(count):
-                layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=False))
-                layers.append(nn.BatchNorm2d(width))
-                layers.append(nn.ReLU())
+                convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+                layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
                 channels = width
             if size > 1:
                 layers.append(nn.MaxPool2d(2))
                 size //= 2
-        layers.append(nn.AdaptiveAvgPool2d(1))
-        layers.append(nn.Flatten())
-        layers.append(nn.Linear(channels, outputs))
+        head = nn.Linear(channels, outputs)
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), head]
         return nn.Sequential(*layers)

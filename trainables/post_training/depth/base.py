@@ -74,18 +74,21 @@ def find_criterion(name: str) -> type[Criterion]:
 
 def finite(worth: float) -> float:
     """What is no number, because outputs overflow without the layer, is worth the most."""
-    return worth if math.isfinite(worth) else math.inf
+    if math.isfinite(worth):
+        return worth
+    return math.inf
 
 
 def ends(layer: WholeLayer) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Where a layer begins and ends: the node that is passed on, and the node whose place it
     takes for the rest of the network."""
-    for node in layer.passes:
-        if all(user in layer.passes for user in node.users):
+    passes = layer.passes
+    for node, source in passes.items():
+        is_inside = all(user in passes for user in node.users)
+        if is_inside:
             continue
-        source = layer.passes[node]
-        while source in layer.passes:
-            source = layer.passes[source]
+        while source in passes:
+            source = passes[source]
         yield source, node
 
 
@@ -103,8 +106,9 @@ def _needed(node: fx.Node) -> set[fx.Node]:
     found = {node}
     to_see = [node]
     while to_see:
-        for one in to_see.pop().all_input_nodes:
-            if one not in found:
-                found.add(one)
-                to_see.append(one)
+        seen = to_see.pop()
+        for source in seen.all_input_nodes:
+            if source not in found:
+                found.add(source)
+                to_see.append(source)
     return found

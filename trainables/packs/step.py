@@ -58,9 +58,8 @@ class Step:
         for name, options in penalties.items():
             self.penalties[name] = options.attach(self.model, sample)
         self.model.train()
-        self.attends = any(
-            isinstance(module, nn.MultiheadAttention) for module in self.model.modules()
-        )
+        modules = self.model.modules()
+        self.attends = any(isinstance(module, nn.MultiheadAttention) for module in modules)
         self.places = _places(self.model)
         self.entries = self._entries()
         replace_layers(self.model, bf16=bf16)  # after `attach`, which traces the network
@@ -152,8 +151,12 @@ class Step:
     @torch.no_grad()
     def outputs(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
         """What the members make of the same inputs (N, …), in evaluation mode: (K, N, outputs)."""
+
+        def of_one() -> Any:
+            return self.model(inputs)
+
         with evaluating(self.model):
-            made: Tensor = self._together(lambda: self.model(inputs), parameters, buffers)
+            made: Tensor = self._together(of_one, parameters, buffers)
         return made
 
     def _together(
@@ -188,7 +191,9 @@ class Step:
     def by_proximal(self, name: str) -> bool:
         """Whether the penalty acts by its proximal step, and not by the loss."""
         penalty = self.penalties[name]
-        return isinstance(penalty, ActiveGroups) and penalty.options.form == "proximal"
+        if not isinstance(penalty, ActiveGroups):
+            return False
+        return penalty.options.form == "proximal"
 
 
 def step_of(member: Training, sample: Tensor) -> Step:
@@ -244,8 +249,10 @@ def _names_by_id(model: nn.Module) -> dict[int, str]:
 def _told_plainly() -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "vmap" not in str(error):
+        if "vmap" not in str(error):
             raise
         raise UserError(
             "this network cannot be trained in a pack, because torch.func.vmap refuses it "

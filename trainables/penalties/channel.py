@@ -127,12 +127,15 @@ class ChannelSparsity(GroupPenalty):
     nothing_to_do = "there is no channel and no head in this network that can be removed"
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Units]:
-        found: list[UnitGroup]
+        found: list[UnitGroup] = []
         try:
-            found = [*removable_units(model, sample), *head_groups(model)]
+            found += removable_units(model, sample)
+            found += head_groups(model)
         except UserError as error:
             raise UserError(f"penalties.channel: {error}; leave it out, or take node") from error
-        groups = {group.name: _units(group, model) for group in found}
+        groups = {}
+        for group in found:
+            groups[group.name] = _units(group, model)
         return ActiveGroups(self, groups, Units.norm, Units.shrink)
 
 

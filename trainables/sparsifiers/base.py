@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.options import Options, Registry, suggest
-from slimfront.trainables.sparsifiers.masks import Tensors
+from slimfront.trainables.sparsifiers.masks import Tensors, cloned
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -236,7 +236,9 @@ class ActiveSparsifier:
         """What the optimiser remembers of each entry of a weight."""
         remembered = self.setting.optimizer.state.get(weight, {})
         for value in remembered.values():
-            if isinstance(value, Tensor) and value.shape == weight.shape:
+            if not isinstance(value, Tensor):
+                continue
+            if value.shape == weight.shape:
                 yield value
 
     def random_scores(self) -> Tensors:
@@ -254,8 +256,7 @@ class ActiveSparsifier:
 
     def state_dict(self) -> dict[str, Any]:
         """All that continuing needs: copies of the masks and the state of the random numbers."""
-        masks = {name: mask.clone() for name, mask in self.masks.items()}
-        return {"masks": masks, "generator": self.generator.get_state()}
+        return {"masks": cloned(self.masks), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues bit-exactly where `state_dict` was taken."""

@@ -32,7 +32,7 @@ from slimfront.trainables.sparsifiers.base import (
     prunable_weights,
     taking_part,
 )
-from slimfront.trainables.sparsifiers.masks import Densities, choose_masks
+from slimfront.trainables.sparsifiers.masks import Densities, Scores, Tensors, choose_masks, cloned
 from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
 from slimfront.trainables.sparsifiers.unit_costs import UnitCosts, worth_least
 from slimfront.trainables.structure.channel_groups import ChannelGroup
@@ -222,7 +222,7 @@ class ActiveChannels(ActiveSparsifier):
             raise UserError(_nothing_to_remove(model))
         self.parameters = dict(model.named_parameters())
         self.rank = _RANKS[options.importance](self.groups, self.parameters)
-        self.gates: dict[str, Tensor] = {}
+        self.gates: Tensors = {}
         """The importance by gates that is remembered, (units,) by the name of the group."""
         self.costs: UnitCosts | None = None
         if options.of != "channels":
@@ -247,7 +247,7 @@ class ActiveChannels(ActiveSparsifier):
         scores = self._remembered(self.scores())
         self.drop(scores, sparsity)
 
-    def scores(self) -> dict[str, Tensor]:
+    def scores(self) -> Tensors:
         """The importance of each unit by the gradients that there are, (units,) by the name of its
         group; −1 of those that are gone, so that they stay gone.
 
@@ -261,34 +261,43 @@ class ActiveChannels(ActiveSparsifier):
             scores[group.name] = torch.where(alive, ranked, -1.0)
         return scores
 
-    def _remembered(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _remembered(self, scores: Tensors) -> Tensors:
         """The scores with those of earlier updates; other importances than by gates forget."""
         if self.options.importance != "gate":
             return scores
+        share_of_now = 1 - _REMEMBERED
         for name, now in scores.items():
             before = self.gates.get(name, now)
-            mean = _REMEMBERED * before + (1 - _REMEMBERED) * now
-            self.gates[name] = torch.where(now < 0, now, mean)
+            mean = _REMEMBERED * before + share_of_now * now
+            is_gone = now < 0
+            self.gates[name] = torch.where(is_gone, now, mean)
         return self.gates
 
     @torch.no_grad()
-    def drop(self, scores: Mapping[str, Tensor], sparsity: float) -> None:
+    def drop(self, scores: Scores, sparsity: float) -> None:
         """Zeroes units until the share `sparsity` is gone, those of the lowest scores, (units,) by
         the name of their group."""
         if self.costs is None:
             kept = self._kept_channels(scores, sparsity)
         else:
-            alive = {group.name: group.alive(self.weights) for group in self.groups}
-            allowed = (1 - sparsity) * self.costs.whole
-            kept = worth_least(scores, self.costs, alive, allowed)
-        masks = {name: mask.clone() for name, mask in self.masks.items()}
+            kept = self._worth_their_cost(scores, self.costs, sparsity)
+        masks = cloned(self.masks)
         for group in self.groups:
             units = kept[group.name]
             for name in group.writers:
                 _keep_units(group, units, name, masks[name])
         self.set_masks(masks)
 
-    def _kept_channels(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    def _worth_their_cost(self, scores: Scores, costs: UnitCosts, sparsity: float) -> Tensors:
+        """The units that stay where `sparsity` is a share of the costs, (units,) bool by the name
+        of their group."""
+        alive = {}
+        for group in self.groups:
+            alive[group.name] = group.alive(self.weights)
+        allowed = (1 - sparsity) * costs.whole
+        return worth_least(scores, costs, alive, allowed)
+
+    def _kept_channels(self, scores: Scores, sparsity: float) -> Tensors:
         """The units that stay where `sparsity` is a share of them, (units,) bool by the name of
         their group."""
         densities: Densities = "uniform"
@@ -322,14 +331,15 @@ class ActiveChannels(ActiveSparsifier):
 
     def state_dict(self) -> dict[str, Any]:
         """As of every sparsifier, and what is remembered of the importance."""
-        gates = {name: scores.clone() for name, scores in self.gates.items()}
-        return super().state_dict() | {"gates": gates}
+        state = super().state_dict()
+        state["gates"] = cloned(self.gates)
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues bit-exactly where `state_dict` was taken."""
         super().load_state_dict(state)
         gates = state.get("gates", {})
-        self.gates = {name: scores.clone() for name, scores in gates.items()}
+        self.gates = cloned(gates)
 
 
 def _relative(scores: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from slimfront.trainables.sparsifiers.base import (
     TargetSparsifier,
 )
 from slimfront.trainables.sparsifiers.magnitude import magnitudes
-from slimfront.trainables.sparsifiers.masks import Densities, Tensors, choose_masks
+from slimfront.trainables.sparsifiers.masks import Densities, Tensors, choose_masks, cloned
 
 
 @SPARSIFIERS.register("lottery")
@@ -110,8 +110,9 @@ class ActiveLotteryTicket(ActiveSparsifier):
 
     def state_dict(self) -> dict[str, Any]:
         """The masks and the weights to rewind to."""
-        ticket = {name: value.clone() for name, value in self.ticket.items()}
-        return super().state_dict() | {"ticket": ticket}
+        state = super().state_dict()
+        state["ticket"] = cloned(self.ticket)
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues bit-exactly."""

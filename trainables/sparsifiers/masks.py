@@ -15,7 +15,16 @@ LayerDensities = Literal["uniform", "erk"]
 Densities = Literal["global", "uniform", "erk"]
 
 
-def erdos_renyi_kernel(shapes: Mapping[str, torch.Size], sparsity: float) -> dict[str, float]:
+Shapes = Mapping[str, torch.Size]
+"""By the name of the parameter."""
+
+
+def cloned(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Copies of tensors, by the same names."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def erdos_renyi_kernel(shapes: Shapes, sparsity: float) -> dict[str, float]:
     """Densities of the Erdős–Rényi kernel: Evci et al. 2020, arXiv 1911.11134, section 3.
 
     The density of a layer of shape (out, in, height, width) is ε · (out + in + height + width) /
@@ -39,16 +48,13 @@ def erdos_renyi_kernel(shapes: Mapping[str, torch.Size], sparsity: float) -> dic
             by_raw = sum(raw[name] * sizes[name] for name in free)
             scale = wanted / by_raw
         densities = {name: scale * raw[name] for name in free}
-        full = {name for name in free if densities[name] > 1}
+        full = [name for name, density in densities.items() if density > 1]
         if not full:
-            break
-        dense |= full
-    return dict.fromkeys(shapes, 1.0) | densities
+            return dict.fromkeys(shapes, 1.0) | densities
+        dense.update(full)
 
 
-def layer_densities(
-    shapes: Mapping[str, torch.Size], sparsity: float, densities: LayerDensities
-) -> dict[str, float]:
+def layer_densities(shapes: Shapes, sparsity: float, densities: LayerDensities) -> dict[str, float]:
     """The share of weights that each layer keeps: the same everywhere, or by the Erdős–Rényi
     kernel."""
     if densities == "erk":
@@ -93,11 +99,12 @@ def _mask_without(scores: Tensor, share: float) -> Tensor:
 
 def _choose_globally(scores: Scores, sparsity: float) -> Tensors:
     flat = [score.flatten() for score in scores.values()]
-    mask = _mask_without(torch.cat(flat), sparsity)
-    parts = mask.split([len(part) for part in flat])
+    sizes = [len(row) for row in flat]
+    together = torch.cat(flat)
+    mask = _mask_without(together, sparsity)
     masks = {}
-    for (name, score), part in zip(scores.items(), parts, strict=True):
-        masks[name] = part.view_as(score)
+    for name, part in zip(scores, mask.split(sizes), strict=True):
+        masks[name] = part.view_as(scores[name])
     return masks
 
 

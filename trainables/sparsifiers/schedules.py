@@ -13,7 +13,8 @@ def cubic_sparsity(progress: float, target: float, initial: float = 0.0) -> floa
     """Zhu, Gupta 2017, arXiv 1710.01878, eq. 1: from `initial` to `target` on a cubic; `progress`
     is clipped to [0, 1]."""
     left = 1 - _clipped(progress)
-    return target + (initial - target) * left**3
+    cubic = left**3
+    return target + (initial - target) * cubic
 
 
 def cosine_decay(progress: float, initial: float) -> float:

@@ -76,7 +76,9 @@ class ActiveSET(RandomStart):
 
     def state_dict(self) -> dict[str, Any]:
         """The masks, the state of the random numbers, and the deviations of new weights."""
-        return super().state_dict() | {"deviations": self.deviations}
+        state = super().state_dict()
+        state["deviations"] = self.deviations
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues bit-exactly."""

@@ -11,6 +11,8 @@ from slimfront.trainables.structure.channel_groups import UnitGroup
 from slimfront.trainables.tasks.evaluating import evaluating
 
 Currency = Literal["params", "flops"]
+Tensors = dict[str, Tensor]
+"""Numbers of units, (units,), by the name of their group."""
 Alive = Mapping[str, Tensor]
 """Which units there are, (units,) bool, by the name of their group."""
 
@@ -51,6 +53,11 @@ class _Priced:
     shape: torch.Size
     price: float
     axes: dict[int, list[_Axis]] = field(default_factory=dict)
+
+    def note(self, axis: int, of_group: _Axis) -> None:
+        """Has entries along an axis belong to a group."""
+        groups = self.axes.setdefault(axis, [])
+        groups.append(of_group)
 
     def entries(self, axis: int, alive: Alive) -> int:
         """How many entries there are along an axis."""
@@ -100,20 +107,18 @@ class UnitCosts:
         """Writes down along which axes of which parameters the entries are a group's."""
         for name, owners in group.writers.items():
             axis = group.axes.get(name, 0)
-            self._note(group.name, name, axis, owners)
+            of_group = _Axis(group.name, owners.cpu())
+            self.parameters[name].note(axis, of_group)
         for name, owners in group.readers.items():
             axis = group.read_axes[name]
-            self._note(group.name, name, axis, owners)
-
-    def _note(self, group: str, name: str, axis: int, owners: Tensor) -> None:
-        parts = self.parameters[name].axes.setdefault(axis, [])
-        parts.append(_Axis(group, owners.cpu()))
+            of_group = _Axis(group.name, owners.cpu())
+            self.parameters[name].note(axis, of_group)
 
     def total(self, alive: Alive) -> float:
         """What the network costs with these units."""
         return sum(parameter.cost(alive) for parameter in self.parameters.values())
 
-    def of_units(self, alive: Alive) -> dict[str, Tensor]:
+    def of_units(self, alive: Alive) -> Tensors:
         """What each unit costs beside these others, (units,) by the name of the group."""
         costs = {}
         for group in self.groups:
@@ -211,7 +216,7 @@ def _input_width(layer: nn.Module) -> int:
 
 def worth_least(
     scores: Mapping[str, Tensor], costs: UnitCosts, alive: Alive, allowed: float
-) -> dict[str, Tensor]:
+) -> Tensors:
     """The units that stay, (units,) bool by the name of their group, where so many go that the
     network costs at most `allowed`, those first that are worth least for what they cost.
 
@@ -230,24 +235,33 @@ def worth_least(
         excess = costs.total(stay) - allowed
         if excess <= 0:
             return stay
-        prices = costs.of_units(stay)
+        costs_of_units = costs.of_units(stay)
         worth = []
+        prices = []
         for name, there in stay.items():
             of_group = scores[name].cpu().double()
-            worth.append(_worth(of_group, prices[name], there))
-        worth_of_all = torch.cat(worth)
-        may_go = int(torch.isfinite(worth_of_all).sum())
-        if not may_go:
+            own_prices = costs_of_units[name]
+            prices.append(own_prices)
+            worth.append(_worth(of_group, own_prices, there))
+        going = _going(torch.cat(worth), torch.cat(prices), excess)
+        if not going.any():
             return stay
-        order = worth_of_all.argsort()
-        prices_of_all = torch.cat([prices[name] for name in stay])
-        saved = prices_of_all[order].cumsum(0)
-        enough = int((saved < excess).sum()) + 1
-        going = min(enough, may_go)
-        gone = torch.zeros(len(order), dtype=torch.bool)
-        gone[order[:going]] = True
-        for name, part in zip(stay, gone.split(units), strict=True):
+        for name, part in zip(stay, going.split(units), strict=True):
             stay[name] &= ~part
+
+
+def _going(worth: Tensor, prices: Tensor, excess: float) -> Tensor:
+    """Which units go, (units,) bool, so that their `prices` together are at least `excess`: those
+    that are worth least. None of infinite worth goes."""
+    may_go = int(torch.isfinite(worth).sum())
+    order = worth.argsort()
+    saved = prices[order].cumsum(0)
+    too_little = saved < excess
+    enough = int(too_little.sum()) + 1
+    first = order[: min(enough, may_go)]
+    going = torch.zeros(len(worth), dtype=torch.bool)
+    going[first] = True
+    return going
 
 
 def _worth(scores: Tensor, prices: Tensor, alive: Tensor) -> Tensor:

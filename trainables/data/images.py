@@ -108,7 +108,7 @@ def _decode_into(
                 if channels is None:
                     channels = 3 if coloured else 1
                 if not made:
-                    height, width = images[0].shape[:2]
+                    height, width, _ = images[0].shape
                     made = _room(sources, (channels, height, width), allocate)
                 if coloured and channels == 1:
                     raise _Coloured
@@ -161,21 +161,23 @@ def _decoded(
     done = 0
     for item in numbered:
         yield make(item)
-        done += len(item[1])
+        _, chunk = item
+        done += len(chunk)
         spent = time.monotonic() - started
         left = spent / done * (rows.count() - done)
         # Not at once: the very first images take longer.
-        if spent > LONG / 20 and left > LONG and cores > 1:
-            try:
-                # The caller's thread keeps reading and writing.
-                yield from ahead(
-                    make, numbered, 2 * cores, lambda: ProcessPoolExecutor(cores, timeout=60)
-                )
-            except BrokenProcessPool as error:
-                raise UserError(
-                    f"a process that decoded {rows.where} died; was there too little memory?"
-                ) from error
-            return
+        too_early = spent <= LONG / 20
+        if too_early or left <= LONG or cores == 1:
+            continue
+        start = partial(ProcessPoolExecutor, cores, timeout=60)
+        try:
+            # The caller's thread keeps reading and writing.
+            yield from ahead(make, numbered, 2 * cores, start)
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"a process that decoded {rows.where} died; was there too little memory?"
+            ) from error
+        return
 
 
 @functools.cache
@@ -191,14 +193,17 @@ def _warn_of_transparency(where: str) -> None:
 def _is_transparent(image: Image.Image) -> bool:
     if image.mode not in _ALPHA and "transparency" not in image.info:
         return False
-    return int(np.asarray(image.convert("RGBA"))[:, :, 3].min()) < 255
+    pixels = np.asarray(image.convert("RGBA"))
+    alpha = pixels[:, :, 3]
+    return int(alpha.min()) < 255
 
 
 def usable_cores() -> int:
     """Those that this process may use, eight at most: each process takes some 200 MB."""
+    usable = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return min(8, len(os.sched_getaffinity(0)))
-    return min(8, os.cpu_count() or 1)
+        usable = len(os.sched_getaffinity(0))
+    return min(8, usable)
 
 
 def _decode(
@@ -213,10 +218,9 @@ def _decode(
             image = decode(item)
             image.load()
         except Exception as error:  # Pillow raises many kinds on broken files
-            broken = isinstance(error, UnidentifiedImageError)
-            reason = "it is of no known kind, or broken"
-            if not broken:
-                reason = first_line(error)
+            reason = first_line(error)
+            if isinstance(error, UnidentifiedImageError):
+                reason = "it is of no known kind, or broken"
             raise UserError(
                 f"{_named(row, item, where)} is not an image that Pillow can read: {reason}"
             ) from error
@@ -236,16 +240,21 @@ def _decode(
         if size is not None and image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BILINEAR)
         pixels = np.asarray(image, dtype=np.uint8)
-        images.append(pixels[:, :, None] if pixels.ndim == 2 else pixels)
+        if pixels.ndim == 2:
+            pixels = pixels[:, :, None]
+        images.append(pixels)
     return images
 
 
 def _named(row: int, encoded: Any, where: str) -> str:
     """An image in words, with its file where it has one."""
+    named = f"row {row} of {where}"
     path = None
     if isinstance(encoded, Mapping):
         path = encoded.get("path")
-    return f"row {row} of {where}{f', the file {path},' if path else ''}"
+    if path:
+        named += f", the file {path},"
+    return named
 
 
 def _check_sizes(images: list[Array], size: tuple[int, int]) -> None:

@@ -78,7 +78,9 @@ def trimmed(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
     On a GPU it stays as it is: to know how long it is, one would have to wait for it.
     """
-    if not isinstance(inputs, Several) or MASK not in inputs.named or inputs.is_cuda:
+    if not isinstance(inputs, Several) or inputs.is_cuda:
+        return inputs, targets
+    if MASK not in inputs.named:
         return inputs, targets
     mask = inputs.named[MASK]
     if mask.dim() != 2:
@@ -96,8 +98,11 @@ def trimmed(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             return tensor
         return tensor[:, :longest]
 
-    if isinstance(targets, Several):
-        # What a teacher made stands beside targets: of each place if these are.
-        of_places = targets.first.dim() > 1 and targets.first.shape[1] == width
-        return inputs.each(cut), targets.each(cut) if of_places else targets
-    return inputs.each(cut), cut(targets)
+    shorter = inputs.each(cut)
+    if not isinstance(targets, Several):
+        return shorter, cut(targets)
+    # What a teacher made stands beside targets: of each place if these are.
+    of_places = targets.first.dim() > 1 and targets.first.shape[1] == width
+    if not of_places:
+        return shorter, targets
+    return shorter, targets.each(cut)

@@ -40,7 +40,8 @@ MULTICLASS = {
 
 def count_right(outputs: Tensor, targets: Tensor) -> Tensor:
     """How many of the outputs (N, classes) are largest at the target (N,), and N: (2,), int64."""
-    right = (outputs.argmax(1) == targets).sum()
+    chosen = outputs.argmax(1)
+    right = (chosen == targets).sum()
     count = torch.full_like(right, targets.numel())
     return torch.stack([right, count])
 
@@ -117,7 +118,8 @@ class Classification(Task):
     def distillation(
         self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float
     ) -> Tensor:
-        return soft_cross_entropy(outputs, teacher, temperature).mean()
+        of_each = soft_cross_entropy(outputs, teacher, temperature)
+        return of_each.mean()
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
         if options.name == "accuracy" and not options.args:
@@ -322,24 +324,27 @@ def _strings(given: Any) -> list[str] | None:
     strings = [isinstance(value, str) for value in values]
     if not any(strings):
         return None
-    if not all(strings):
-        first = strings.index(False)
-        raise UserError(
-            f"the target of example {first} is {values[first]!r}, and others are names; leave it "
-            "out, or give it a name"
-        )
-    return values
+    if all(strings):
+        return values
+    first = strings.index(False)
+    raise UserError(
+        f"the target of example {first} is {values[first]!r}, and others are names; leave it "
+        "out, or give it a name"
+    )
 
 
 def is_one_hot(targets: Tensor) -> bool:
     """Whether targets (N, classes, …) are 1 in one place of the second axis, and 0 elsewhere."""
-    if targets.dim() < 2 or targets.shape[1] < 2 or targets.is_complex():
+    if targets.dim() < 2 or targets.is_complex():
+        return False
+    if targets.shape[1] < 2:
         return False
     known = (targets == 0) | (targets == 1)
     if not bool(known.all()):
         return False
     ones = targets.long().sum(1)
-    return bool((ones == 1).all())
+    one_each = ones == 1
+    return bool(one_each.all())
 
 
 def _whole(targets: Tensor, task: str) -> Tensor:
@@ -371,4 +376,6 @@ def soft_cross_entropy(outputs: Tensor, teacher: Tensor, temperature: float) -> 
     section 2: of logits (N, classes, …) each, to (N, …)."""
     wanted = torch.log_softmax(teacher / temperature, 1)
     made = torch.log_softmax(outputs / temperature, 1)
-    return (wanted.exp() * (wanted - made)).sum(1) * temperature**2
+    entries = wanted.exp() * (wanted - made)
+    divergence = entries.sum(1)
+    return divergence * temperature**2

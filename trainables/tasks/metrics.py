@@ -86,8 +86,9 @@ class OfTorchmetrics(Whole):
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """See `Whole.update`."""
+        metric = self.metric.to(outputs.device)
         # Some take views, and the outputs of one network of a pack are not contiguous.
-        self.metric.to(outputs.device).update(outputs.contiguous(), targets.contiguous())
+        metric.update(outputs.contiguous(), targets.contiguous())
 
     def value(self) -> Tensor:
         """See `Whole.value`."""
@@ -225,9 +226,9 @@ class MetricOptions(Options):
     @field_validator("factory")
     @classmethod
     def _a_path(cls, path: str | None, _info: ValidationInfo) -> str | None:
-        if path is not None and ":" not in path:
-            raise ValueError("an import path has the form package.module:name")
-        return path
+        if path is None or ":" in path:
+            return path
+        raise ValueError("an import path has the form package.module:name")
 
     @property
     def key(self) -> str:
@@ -236,8 +237,9 @@ class MetricOptions(Options):
             return self.called
         if self.name:
             return self.name
-        function = str(self.factory).partition(":")[2]
-        return function.rpartition(".")[2]
+        _, _, function = str(self.factory).partition(":")
+        _, _, leaf = function.rpartition(".")
+        return leaf
 
     def of_factory(self) -> Metric:
         """The metric at work, where it comes from an import path.
@@ -307,7 +309,8 @@ class Known:
         for part in self.of_torchmetrics.split("."):
             made = getattr(made, part)
         defaults = self.defaults or {}
-        built = _built(made, {**defaults, **given, **options.args}, options.key)
+        args = {**defaults, **given, **options.args}
+        built = _built(made, args, options.key)
         described = Described(options.key, self.better, self.bounded)
         return Metric(described, whole=lambda: OfTorchmetrics(built.clone()))
 

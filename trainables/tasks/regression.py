@@ -59,11 +59,12 @@ def squares(outputs: Tensor, targets: Tensor) -> Tensor:
     """What R² is made of, of one target (N,): squared errors, Σy, Σy² and how many, (4,)."""
     y = targets.double()
     made = _like(outputs, targets).double()
-    errors = (made - y).square().sum()
+    errors = made - y
+    squared_error = errors.square().sum()
     total = y.sum()
     squared = y.square().sum()
-    count = torch.full_like(errors, y.numel())
-    return torch.stack([errors, total, squared, count])
+    count = torch.full_like(squared_error, y.numel())
+    return torch.stack([squared_error, total, squared, count])
 
 
 def _like(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -72,14 +73,16 @@ def _like(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _root(totals: Sequence[float]) -> float:
-    return math.sqrt(ratio(totals))
+    mean = ratio(totals)
+    return math.sqrt(mean)
 
 
 def _r2(totals: Sequence[float]) -> float:
     errors, total, square, count = totals
     spread = square - total * total / count
     if spread > 0:
-        return 1 - errors / spread
+        unexplained = errors / spread
+        return 1 - unexplained
     return math.nan
 
 
@@ -122,7 +125,8 @@ class Regression(Task):
 
     def describe(self, name: str) -> Described:
         if name in _OWN:
-            return _OWN[name][0]
+            described, *_ = _OWN[name]
+            return described
         return super().describe(name)
 
     def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
@@ -178,22 +182,26 @@ class Regression(Task):
             known, sums, final, width = _OWN[name]
             described = Described(options.key, known.better)
             return Metric(described, sums, final, width=width)
-        if name == "r2" and outputs == 1 and not options.args:
-            return Metric(Described(options.key, "larger"), squares, _r2, width=4)
+        if name == "r2" and outputs == 1 and plain:
+            described = Described(options.key, "larger")
+            return Metric(described, squares, _r2, width=4)
         if name in _OWN:
-            raise UserError(
-                f"the metric '{options.key}' takes no arguments, and it has "
-                f"{', '.join(map(repr, options.args))}"
-            )
-        return _like_targets(self.KNOWN[name].metric(options, self._of_outputs(name, outputs)))
+            given = ", ".join(map(repr, options.args))
+            raise UserError(f"the metric '{options.key}' takes no arguments, and it has {given}")
+        of_outputs = self._of_outputs(name, outputs)
+        found = self.KNOWN[name].metric(options, of_outputs)
+        return _like_targets(found)
 
     def own_metric(self, options: MetricOptions) -> Metric:
+        own = super().own_metric(options)
         # Outputs (N, 1) less targets (N,) would be (N, N), without a word.
-        return _like_targets(super().own_metric(options))
+        return _like_targets(own)
 
     def own_loss(self) -> Criterion | None:
         own = super().own_loss()
-        return None if own is None else partial(_error, of=own)
+        if own is None:
+            return None
+        return partial(_error, of=own)
 
     def _of_outputs(self, name: str, outputs: int) -> dict[str, Any]:
         if name in ("pearson", "spearman"):

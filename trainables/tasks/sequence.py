@@ -42,8 +42,7 @@ class TokenClassification(PerPlace):
         per_token = found.dim() == 3 and found.shape[:2] == targets.shape
         if per_token and found.shape[2] >= outputs:
             return None
+        shape = tuple(found.shape)
+        count = len(targets)
         wanted = self.shape_of_outputs(targets, outputs)
-        return (
-            f"the network returns {tuple(found.shape)} for {len(targets)} inputs; it must "
-            f"return {wanted}"
-        )
+        return f"the network returns {shape} for {count} inputs; it must return {wanted}"

@@ -140,10 +140,14 @@ def _ratio(value: float, dense: float) -> float:
 def known_objectives(task: Task, own: Mapping[str, Measure] | None = None) -> dict[str, Objective]:
     """What a config may name under `objectives`: the metrics of its task on the validation split,
     the measures of every network, and the user's own."""
-    measures = of_metrics(task.described()) | KNOWN
+    measures = of_metrics(task.described())
+    measures |= KNOWN
     if own:
         measures |= own
-    return {name: Objective(measure) for name, measure in measures.items()}
+    found = {}
+    for name, measure in measures.items():
+        found[name] = Objective(measure)
+    return found
 
 
 OBJECTIVES = known_objectives(Classification())

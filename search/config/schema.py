@@ -542,7 +542,9 @@ def _as_it_was(tree: Tree) -> dict[str, Any]:
     if isinstance(one_shot, Mapping):
         full["one_shot"] = {"refine": 0, **one_shot}
     sparsifier = full.get("sparsifier")
-    if isinstance(sparsifier, Mapping) and sparsifier.get("name") == "channels":
+    if not isinstance(sparsifier, Mapping):
+        return full
+    if sparsifier.get("name") == "channels":
         full["sparsifier"] = {"of": "channels", **sparsifier}
     return full
 

@@ -50,7 +50,12 @@ class SearchSpace:
     @property
     def asked(self) -> list[str]:
         """The paths whose values the sampler proposes, in the order in which it is asked."""
-        return [path for path in self.order if self.parameters[path].same_as is None]
+        found = []
+        for path in self.order:
+            parameter = self.parameters[path]
+            if parameter.same_as is None:
+                found.append(path)
+        return found
 
     def applies(self, path: str, values: Values) -> bool:
         """Whether a path varies beside these values of others."""
@@ -153,8 +158,10 @@ class SearchSpace:
         found = {}
         for given, value in values.items():
             path = spelt(given)
-            known = self.parameters.get(path)
-            found[path] = value if known is None else known.recorded(value)
+            parameter = self.parameters.get(path)
+            if parameter is not None:
+                value = parameter.recorded(value)
+            found[path] = value
         return found
 
     def _all_conditions(self, path: str) -> Conditions:

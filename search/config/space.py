@@ -139,8 +139,10 @@ class Parameter(Options):
         no number and there is a factor."""
         if self.factor == 1:
             return value
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"has a factor, and {shorten(repr(value))} is no number")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number:
+            shown = shorten(repr(value))
+            raise ValueError(f"has a factor, and {shown} is no number")
         product = value * self.factor
         if isinstance(value, int) and product == int(product):
             return int(product)

@@ -190,13 +190,13 @@ def read_result(search: str, storage_path: str) -> tuple[Config, SearchResult]:
         UserError: as `read_search`.
     """
     config, ledger, seconds = _read(search, storage_path)
+    front = ledger.front.members()
     trials = list(ledger.trials)
     if ledger.dense:
         trials.append(ledger.dense)
     interrupted = any(trial.unfinished for trial in trials)
-    members = ledger.front.members()
     store = config.tracking.shown_uri()
-    result = SearchResult(search, ledger, members, seconds, store, interrupted=interrupted)
+    result = SearchResult(search, ledger, front, seconds, store, interrupted=interrupted)
     return config, result
 
 

@@ -10,7 +10,7 @@ from slimfront.trainables.candidate import Candidate
 Ends = Mapping[str, tuple[Any, ...]]
 """By path: the ends of a range, or all choices."""
 MakeCandidate = Callable[[Mapping[str, object]], Candidate]
-"""Makes the candidate in which some paths have other values."""
+"""Makes the candidate in which some paths have other values, as `Config.candidate`."""
 
 
 def idle(ends: Ends, candidate: MakeCandidate) -> Iterator[tuple[str, str]]:

@@ -257,8 +257,9 @@ class Mirror:
         infos = self.bucket.get_file_info(selector)
         names = sorted(str(info.base_name) for info in infos)
         objects: dict[str, bytes] = {}
+        firsts = [name for name in names if name.endswith(_FIRST)]
         # Of the last driver, of the one before it …
-        for first in reversed([name for name in names if name.endswith(_FIRST)]):
+        for first in reversed(firsts):
             objects[first] = self._read(first)
             history = _history(objects[first])
             if history is None:
@@ -267,8 +268,9 @@ class Mirror:
                 content = objects.get(name) or self._read(name)
                 yield name, content[:length]
             fence = first.removesuffix(_FIRST)
+            prefix = f"{fence}-"
             for name in names:
-                if name.startswith(f"{fence}-"):
+                if name.startswith(prefix):
                     yield name, objects.get(name) or self._read(name)
             return
         for name in names:  # a journal of version 0.1, which no driver has taken since

@@ -339,12 +339,14 @@ class HuggingFace(Data):
         """A column of these rows as it is; `named` is how many names its values have, 0 for
         none."""
         self._refuse_no_column(rows, column, which)
-        values: list[Any] = list(rows.select_columns([column])[:][column])
+        everything = rows.select_columns([column])[:]
+        values: list[Any] = list(everything[column])
         if not named:
             return values
-        for value in {value for value in values if isinstance(value, int)}:
-            if not 0 <= value < named:
-                raise self._no_target(value, column, which)
+        numbers = {value for value in values if isinstance(value, int)}
+        for number in numbers:
+            if not 0 <= number < named:
+                raise self._no_target(number, column, which)
         return values
 
     def _no_target(self, value: object, column: str, which: str) -> UserError:

@@ -191,7 +191,8 @@ def _stacked(parts: list[Tensor], what: str, fill: int = 0) -> Tensor:
     numbers_of_axes = {len(shape) for shape in shapes}
     if len(numbers_of_axes) != 1:
         raise UserError(f"{what} gives tensors of different numbers of axes")
-    longest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    by_axis = zip(*shapes, strict=True)
+    longest = [max(sizes) for sizes in by_axis]
     padded = []
     for part in parts:
         whole = part.new_full((len(part), *longest), fill)

@@ -150,11 +150,10 @@ class Pack:
         means = self._steps(stack, self.step)
         counts = torch.stack([member.counts() for member in members])
         scores = self._scores(stack, self.step)
-        losses_of_each = means.T.tolist()
-        counted_of_each = torch.cat([counts, scores], 1).tolist()
+        counted = torch.cat([counts, scores], 1)
         numbers_of_each = []
-        for losses, counted in zip(losses_of_each, counted_of_each, strict=True):
-            numbers = [*losses, *counted]
+        for own_means, own_counted in zip(means.T.tolist(), counted.tolist(), strict=True):
+            numbers = [*own_means, *own_counted]
             numbers_of_each.append(numbers)
         return streams.end_epochs(members, numbers_of_each)
 

@@ -54,7 +54,8 @@ class Stack:
         """The weights as the parameters by name, (K, …) each: what a step is differentiated by,
         without putting it together."""
         for name, tensor in self.named(self.weights).items():
-            self.leaves[name] = tensor.detach().requires_grad_()
+            leaf = tensor.detach()
+            self.leaves[name] = leaf.requires_grad_()
         self.rows = []
         """The same of each member alone."""
         self.updates = []
@@ -133,8 +134,8 @@ class Stack:
     def lend_gradients(self, row: int, gradients: Sequence[Tensor]) -> None:
         """Gives the member its row of `gradients` (K, …) as the gradients of its parameters, until
         `refresh`."""
-        parameters = self.members[row].model.parameters()
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        model = self.members[row].model
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.grad = gradient[row]
 
     def refresh(self, row: int) -> None:
@@ -157,8 +158,10 @@ class Stack:
         what becomes of them."""
         self.whole = False
         member = self.members[row]
-        for tensor in (*member.model.parameters(), *member.model.buffers()):
-            tensor.data = tensor.data.clone()
+        model = member.model
+        for tensor in (*model.parameters(), *model.buffers()):
+            own = tensor.data.clone()
+            tensor.data = own
         for state in member.optimizer.state.values():
             for name, value in state.items():
                 state[name] = value.clone()
@@ -170,7 +173,8 @@ class Stack:
         penalty losses (K,)."""
         strengths = plan.strengths[number]
         task, extra = step.losses(self.leaves, self.buffers, inputs, targets, strengths)
-        loss = (task + extra).sum()
+        of_members = task + extra
+        loss = of_members.sum()
         leaves = list(self.leaves.values())
         gradients: Sequence[Tensor] = torch.autograd.grad(loss, leaves)
         # Contiguous, as the fused optimisers want them: vmap's rules give some transposed.

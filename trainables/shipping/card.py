@@ -118,7 +118,10 @@ def _scores(shipment: Shipment, given: Mapping[str, float] | None) -> str:
         written = "the compact network"
     compared[written] = shipment.trained_scores
     compared["this file"] = shipment.scores
-    names = [name.removeprefix("val_") for name in shipment.scores if name.startswith("val_")]
+    names = []
+    for key in shipment.scores:
+        if key.startswith("val_"):
+            names.append(key.removeprefix("val_"))
     heads = " | ".join(f"validation {name} | test {name}" for name in names)
     rows = [f"| | {heads} |", "| --- |" + " ---: | ---: |" * len(names)]
     for network, scores in compared.items():

@@ -77,10 +77,9 @@ class SemiStructuredLinear(HalfLinear):
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer)
+        beta = "The PyTorch API of SparseSemiStructuredTensor"
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="The PyTorch API of SparseSemiStructuredTensor"
-            )
+            warnings.filterwarnings("ignore", message=beta)
             self.weight = to_sparse_semi_structured(self.weight.contiguous())
 
 

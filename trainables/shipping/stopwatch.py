@@ -73,16 +73,17 @@ class Stopwatch:
             against = None
             if self.dense is not None and "speedup" in names:
                 against = Path(folder, "dense.onnx")
-                against.write_bytes(self._file_of_dense(self.dense))
-            if self.latency.command is None:
-                latency_ms, speedup = self._in_runtime(path, against)
-            else:
-                latency_ms, speedup = self._by_command(path, against)
+                dense_file = self._file_of_dense(self.dense)
+                against.write_bytes(dense_file)
+            take = self._in_runtime if self.latency.command is None else self._by_command
+            latency_ms, speedup = take(path, against)
         found = {"latency_ms": latency_ms, "speedup": speedup}
-        return {name: found[name] for name in SPEEDS if name in names}
+        wanted = [name for name in SPEEDS if name in names]
+        return {name: found[name] for name in wanted}
 
     def _in_runtime(self, path: Path, against: Path | None) -> tuple[float, float]:
-        stored = self.data.validation.inputs[: self.latency.batch_size]
+        size = self.latency.batch_size
+        stored = self.data.validation.inputs[:size]
         inputs = self.data.raw(stored).cpu()
         reference = self._loaded(against or path)
         network = self._loaded(path)

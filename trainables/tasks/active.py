@@ -78,27 +78,32 @@ class ActiveTask:
     def worth_going_on(self, scores: Mapping[str, float], before: Mapping[str, float]) -> bool:
         """Whether the quality is at least half of what it was `before`, or its error at most twice
         that; both are metrics of the validation split."""
-        key = f"val_{self.quality.name}"
+        quality = self.quality
+        key = f"val_{quality.name}"
         now = scores[key]
         then = before[key]
         size = abs(then)
-        if self.quality.better == "larger":
-            return now >= then - size / 2
-        return now <= then + size
+        if quality.better == "larger":
+            least = then - size / 2
+            return now >= least
+        most = then + size
+        return now <= most
 
     def about_as_good(
         self, scores: Mapping[str, float], before: Mapping[str, float], tolerance: float
     ) -> bool:
         """Whether the quality is worse than `before` by at most a tolerance: in the unit of a
         metric in [0, 1], of any other as a share of what it was."""
-        key = f"val_{self.quality.name}"
+        quality = self.quality
+        key = f"val_{quality.name}"
+        now = scores[key]
         then = before[key]
         allowed = tolerance
-        if not self.quality.bounded:
+        if not quality.bounded:
             allowed = tolerance * abs(then)
-        if self.quality.better == "larger":
-            return scores[key] >= then - allowed
-        return scores[key] <= then + allowed
+        if quality.better == "larger":
+            return now >= then - allowed
+        return now <= then + allowed
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of outputs (N, …) with targets (N, …), a scalar; computed in float32."""

@@ -168,11 +168,12 @@ class Task(Options):
         found = []
         for options in self.chosen_metrics():
             if options.factory is not None:
-                found.append(Described(options.key, options.better or "larger"))
-            else:
-                known = self.describe(str(options.name))
-                short = known.short if options.called is None else ""
-                found.append(Described(options.key, known.better, known.bounded, short))
+                better = options.better or "larger"
+                found.append(Described(options.key, better))
+                continue
+            known = self.describe(str(options.name))
+            short = known.short if options.called is None else ""
+            found.append(Described(options.key, known.better, known.bounded, short))
         return tuple(found)
 
     def describe(self, name: str) -> Described:
@@ -245,10 +246,12 @@ class Task(Options):
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
         """One of the task's metrics at work."""
-        alike = self._alike(str(options.name))
+        name = str(options.name)
+        alike = self._alike(name)
         if alike is not self:
             return alike.metric(options, outputs)
-        return self.KNOWN[str(options.name)].metric(options, {})
+        known = self.KNOWN[name]
+        return known.metric(options, {})
 
     def active_metrics(self, outputs: int) -> tuple[Metric, ...]:
         """All metrics that are taken, at work."""

@@ -48,7 +48,7 @@ def count_right(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def count_right_of_each(outputs: Tensor, targets: Tensor) -> Tensor:
     """The same of K networks: outputs (K, N, classes), (K, 2)."""
-    chosen = outputs.max(2).indices
+    _, chosen = outputs.max(2)
     right = (chosen == targets).sum(1)
     count = torch.full_like(right, targets.numel())
     return torch.stack([right, count], 1)
@@ -298,12 +298,13 @@ def _renumbered(targets: Tensor) -> Encoded:
 def _checked(targets: Tensor, names: tuple[str, ...], classes: int | None) -> Encoded:
     count = len(names)
     if not names:
-        count = int(targets.max()) + 1
+        largest = int(targets.max())
+        count = largest + 1
     if classes is not None and classes != count:
         shown = first_few(names, _MOST_SHOWN)
         raise UserError(f"task.classes is {classes}, and the data has {count} ({shown})")
-    found = targets.unique()
-    if count < 2 or len(found) < 2:
+    kinds = len(targets.unique())
+    if count < 2 or kinds < 2:
         raise _one_class_only()
     return Encoded(targets, count, names)
 

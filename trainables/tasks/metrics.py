@@ -148,11 +148,12 @@ class Tally:
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Takes in a batch: outputs (N, …), or (K, N, …) of K networks, and targets (N, …)."""
-        each = [outputs] if self.members is None else outputs.unbind()
+        of_members = [outputs] if self.members is None else outputs.unbind()
         for metric, sums, wholes in zip(self.metrics, self.sums, self.wholes, strict=True):
             if not wholes:
                 sums.append(self._sums(metric, outputs, targets))
-            for whole, own in zip(wholes, each, strict=False):
+                continue
+            for whole, own in zip(wholes, of_members, strict=True):
                 whole.update(own, targets)
 
     def _sums(self, metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -136,11 +136,12 @@ class Regression(Task):
         if targets.is_complex() or targets.dim() > 2:
             raise self.wrong_targets(targets)
         found = targets.float()
-        fits = found.isfinite()
-        if not bool(fits.all()):
-            first = int((~fits).nonzero()[0][0])
+        too_large = ~found.isfinite()
+        if bool(too_large.any()):
+            first = int(too_large.nonzero()[0][0])
             raise UserError(f"the target of example {first} is larger than float32 can hold")
-        if bool((found == found[0]).all()):
+        same = found == found[0]
+        if bool(same.all()):
             values = found[0].reshape(-1).tolist()
             shown = ", ".join(f"{value:g}" for value in values[:3])
             raise UserError(f"all examples have one and the same target, {shown}")

@@ -140,10 +140,10 @@ class Segmentation(PerPlace):
         return f"logits, (N, {outputs}, {places})"
 
     def wrong_outputs(self, found: Tensor, targets: Tensor, outputs: int) -> str | None:
-        count = len(targets)
-        per_place = found.dim() == 4 and found.shape[2:] == targets.shape[1:]
-        if not per_place or len(found) != count:
-            shape = tuple(found.shape)
-            wanted = self.shape_of_outputs(targets, outputs)
-            return f"the network returns {shape} for {count} inputs; it must return {wanted}"
-        return too_few_logits(found, outputs)
+        count, *places = targets.shape
+        shape = tuple(found.shape)
+        per_place = len(shape) == 4 and shape[2:] == tuple(places)
+        if per_place and shape[0] == count:
+            return too_few_logits(found, outputs)
+        wanted = self.shape_of_outputs(targets, outputs)
+        return f"the network returns {shape} for {count} inputs; it must return {wanted}"

@@ -181,16 +181,13 @@ class Dataset:
 
         Otherwise it stays where it is, and its batches move one by one.
         """
-        mean = self.mean
-        if mean is not None:
-            mean = mean.to(device)
-        std = self.std
-        if std is not None:
-            std = std.to(device)
-        attached = self.attached
-        if attached is not None:
-            attached = attached.to(device)
-        moved = replace(self, mean=mean, std=std, device=device, attached=attached)
+        moved = replace(self, device=device)
+        if self.mean is not None:
+            moved = replace(moved, mean=self.mean.to(device))
+        if self.std is not None:
+            moved = replace(moved, std=self.std.to(device))
+        if self.attached is not None:
+            moved = replace(moved, attached=self.attached.to(device))
         splits = [self.train, self.validation, self.test]
         needed = 2 * sum(map(nbytes, splits))
         if device.type == "cuda" and needed > free_memory(device):
@@ -314,10 +311,11 @@ def encoded_dataset(
 def _taken(places: Tensor, asked: Normalise, allocate: Allocator, tensor: Tensor) -> Tensor:
     """The rows of a tensor at these places (n,), in the type that they are stored in."""
     shape = (len(places), *tensor.shape[1:])
-    taken = allocate(shape, stored_type(tensor, asked))
+    dtype = stored_type(tensor, asked)
+    taken = allocate(shape, dtype)
     parts = pieces(taken)
-    indices = places.split(len(parts[0]))
-    for part, own in zip(parts, indices, strict=True):
+    rows = len(parts[0])
+    for part, own in zip(parts, places.split(rows), strict=True):
         part.copy_(tensor[own])
     return taken
 

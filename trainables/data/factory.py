@@ -149,14 +149,18 @@ class Factory(Data):
 
     def _of_splits(self, made: Mapping[str, Any], task: Task) -> Dataset:
         """The user's own splits; what is left out is held out of the training examples."""
-        if set(made) - set(_SPLITS):
+        unknown = set(made) - set(_SPLITS)
+        if unknown:
             names = ", ".join(map(str, made))
             raise self._wrong(f"has splits {names}", "train, validation and test")
         inputs: dict[str, Tensor] = {}
         given: dict[str, Any] = {}
         for name in _SPLITS:
-            if name in made:
-                inputs[name], given[name] = self._pair(made[name])
+            if name not in made:
+                continue
+            own_inputs, own_targets = self._pair(made[name])
+            inputs[name] = own_inputs
+            given[name] = own_targets
         for name, of_split in inputs.items():
             refuse_no_numbers(of_split, f" of {name}")
         all_targets = _joined(list(given.values()))
@@ -233,12 +237,13 @@ class Factory(Data):
 
     def _as_inputs(self, given: Any) -> Tensor:
         if isinstance(given, tuple):
-            given = {str(place): part for place, part in enumerate(given)}
+            given = dict(enumerate(given))
         if not isinstance(given, Mapping):
             return self._one_input(given)
         made = {}
-        for name, part in given.items():
-            made[str(name)] = self._one_input(part, least=1)
+        for key, part in given.items():
+            name = str(key)
+            made[name] = self._one_input(part, least=1)
         lengths = {len(tensor) for tensor in made.values()}
         if len(lengths) != 1:
             sizes = ", ".join(f"{name} {len(tensor)}" for name, tensor in made.items())
@@ -296,15 +301,15 @@ class Factory(Data):
         for name in _SPLITS:
             self._check_split(data, name)
         data = data.to(torch.device("cpu"))
-        inputs = []
-        targets = []
-        for name in _SPLITS:
-            split = getattr(data, name)
-            inputs.append(split.inputs)
-            targets.append(split.targets)
-        encoded = task.encode(torch.cat(targets), data.names, data.outputs)
-        parts = encoded.targets.split([len(own) for own in targets])
-        train, validation, test = map(Split, inputs, parts)
+        splits = (data.train, data.validation, data.test)
+        sizes = [len(split.targets) for split in splits]
+        all_targets = torch.cat([split.targets for split in splits])
+        encoded = task.encode(all_targets, data.names, data.outputs)
+        parts = encoded.targets.split(sizes)
+        encoded_splits = []
+        for stored, targets in zip(splits, parts, strict=True):
+            encoded_splits.append(Split(stored.inputs, targets))
+        train, validation, test = encoded_splits
         data = replace(data, train=train, validation=validation, test=test)
         data = replace(data, outputs=encoded.outputs, names=encoded.names)
         data = attach(data, task)

@@ -141,14 +141,18 @@ class HuggingFace(Data):
         if self.limit is not None:
             train, targets = self._limited(task, train, targets)
         places = self._places(task, targets, encoded, own_test=test is not None)
-        rows = [self._rows(train, image, "training", places)]
-        wanted = [targets[indices] for indices in places]
+        training_rows = self._rows(train, image, "training", places)
+        sources = [training_rows]
+        targets_of_splits = [targets[indices] for indices in places]
         if test is not None and test_targets is not None:
             everything = torch.arange(len(test_targets))
-            rows.append(self._rows(test, image, "test", [everything]))
-            wanted.append(test_targets)
-        inputs = decode_into(rows, _decoder(), self.size, allocate)
-        splits = [Split(x, y) for x, y in zip(inputs, wanted, strict=True)]
+            test_rows = self._rows(test, image, "test", [everything])
+            sources.append(test_rows)
+            targets_of_splits.append(test_targets)
+        inputs_of_splits = decode_into(sources, _decoder(), self.size, allocate)
+        splits = []
+        for inputs, own in zip(inputs_of_splits, targets_of_splits, strict=True):
+            splits.append(Split(inputs, own))
         return encoded_dataset(self, task, splits, encoded)
 
     def _places(

@@ -97,7 +97,8 @@ def _decode_into(
 ) -> list[Tensor]:
     made: list[list[Tensor]] = []
     count = sum(rows.count() for rows in sources)
-    progress = Progress(f"decoding {sources[0].where}", count)
+    where = sources[0].where
+    progress = Progress(f"decoding {where}", count)
     for number, rows in enumerate(sources):
         part_of, place = _destinations(rows)
         first = 0
@@ -117,10 +118,12 @@ def _decode_into(
                 outs = [out.numpy() for out in made[number]]
                 for row, image in enumerate(images, first):
                     out = outs[part_of[row]]
+                    channels_first = image.transpose(2, 0, 1)
                     # Grey becomes RGB where there are 3 channels.
-                    out[place[row]] = image.transpose(2, 0, 1)
-                first += len(images)
-                progress.advance(len(images))
+                    out[place[row]] = channels_first
+                taken = len(images)
+                first += taken
+                progress.advance(taken)
     return list(chain.from_iterable(made))
 
 
@@ -131,8 +134,9 @@ def _destinations(rows: Rows) -> tuple[Indices, Indices]:
     place = np.empty(count, dtype=np.int64)
     for number, part in enumerate(rows.parts):
         indices = part.numpy()
+        places = np.arange(len(indices))
         part_of[indices] = number
-        place[indices] = np.arange(len(indices))
+        place[indices] = places
     return part_of, place
 
 
@@ -142,7 +146,11 @@ def _room(
     """A tensor for each part of each source."""
     room = []
     for rows in sources:
-        room.append([allocate((len(part), *shape), torch.uint8) for part in rows.parts])
+        of_source = []
+        for part in rows.parts:
+            tensor = allocate((len(part), *shape), torch.uint8)
+            of_source.append(tensor)
+        room.append(of_source)
     return room
 
 

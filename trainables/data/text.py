@@ -34,12 +34,14 @@ def tokenized(texts: Sequence[str], tokenizer: str, longest: int) -> Several:
         encoded.append(one.ids)
         length = max(length, len(one.ids))
     shape = (len(encoded), length)
-    ids = torch.full(shape, _padding(read), dtype=torch.int64)
+    padding = _padding(read)
+    ids = torch.full(shape, padding, dtype=torch.int64)
     mask = torch.zeros(shape, dtype=torch.int64)
     for row, own in enumerate(encoded):
         count = len(own)
         ids[row, :count] = torch.tensor(own, dtype=torch.int64)
-        mask[row, : max(1, count)] = 1  # without a token, the mean over none would be NaN
+        seen = max(1, count)  # without a token, the mean over none would be NaN
+        mask[row, :seen] = 1
     return Several({IDS: ids, MASK: mask})
 
 
@@ -89,7 +91,8 @@ def trimmed(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     used = mask.any(0).nonzero()
     longest = 1
     if len(used):
-        longest = int(used.max()) + 1
+        last = int(used.max())
+        longest = last + 1
     if longest == width:
         return inputs, targets
 

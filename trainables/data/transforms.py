@@ -123,8 +123,10 @@ def varied(images: Tensor, options: Augment, draws: Draws) -> Tensor:
     """Images (N, C, H, W) varied by `draws` for N images, on their device."""
     n, channels, height, width = images.shape
     device = images.device
-    rows = torch.arange(height, device=device).expand(n, height)
-    columns = torch.arange(width, device=device).expand(n, width)
+    rows = torch.arange(height, device=device)
+    rows = rows.expand(n, height)
+    columns = torch.arange(width, device=device)
+    columns = columns.expand(n, width)
     if draws.mirrored is not None:
         mirrored = width - 1 - columns
         columns = torch.where(draws.mirrored, mirrored, columns)
@@ -132,7 +134,8 @@ def varied(images: Tensor, options: Augment, draws: Draws) -> Tensor:
         top, left = draws.corner
         rows = rows + top
         columns = columns + left
-        images = F.pad(images, (options.crop,) * 4)
+        sides = (options.crop,) * 4
+        images = F.pad(images, sides)
     # One gather of flat positions: two to five times as fast on a CPU as indexing or as windows
     # made by unfold.
     padded_width = images.shape[3]

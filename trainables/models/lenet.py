@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from slimfront.trainables.models.base import MODELS, Model
+from slimfront.trainables.models.base import MODELS, Model, Shape
 
 
 @MODELS.register("lenet")
@@ -20,7 +20,7 @@ class LeNet(Model):
     depth: int = Field(2, ge=1, le=100)
     width: float = Field(1.0, gt=0, le=1000)
 
-    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def build(self, input_shape: Shape, outputs: int) -> nn.Module:
         channels, height, width = input_shape
         layers: list[nn.Module] = []
         for wanted in (6, 16):

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from slimfront.trainables.models.base import MODELS, Model
+from slimfront.trainables.models.base import MODELS, Model, Shape
 
 
 class BasicBlock(nn.Module):
@@ -89,7 +89,7 @@ class CifarResNet(Model):
             )
         return self
 
-    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def build(self, input_shape: Shape, outputs: int) -> nn.Module:
         depth = self.depth
         if depth is None:
             depth = int(self.name.removeprefix("resnet"))
@@ -111,7 +111,7 @@ class ResNet18(Model):
     depth: int = Field(2, ge=1, le=100)
     width: int = Field(64, ge=1, le=4096)
 
-    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def build(self, input_shape: Shape, outputs: int) -> nn.Module:
         channels, *lengths = input_shape
         stem = _small_stem(channels, self.width)
         if min(lengths) >= 64:

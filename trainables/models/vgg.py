@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from slimfront.trainables.models.base import MODELS, Model
+from slimfront.trainables.models.base import MODELS, Model, Shape
 
 _CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
@@ -24,7 +24,7 @@ class VGG(Model):
     depth: Literal[11, 13, 16, 19] = 16
     width: int = Field(64, ge=1, le=4096)
 
-    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def build(self, input_shape: Shape, outputs: int) -> nn.Module:
         channels, *lengths = input_shape
         size = min(lengths)
         layers: list[nn.Module] = []

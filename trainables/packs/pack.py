@@ -184,7 +184,8 @@ class Pack:
         """Trains an epoch; the mean task losses and the mean penalty losses of the members,
         (2, K)."""
         members = stack.members
-        all_targets = members[0].taught.train.targets
+        train = members[0].taught.train
+        all_targets = train.targets
         count = len(all_targets)
         batches = _shuffled_batches(members, all_targets)
         plan = Plan(members, step, len(batches), stack.weights)
@@ -200,7 +201,8 @@ class Pack:
         last_rates = plan.rates[-1]
         for member, rate in zip(members, last_rates, strict=True):
             set_lr(member.optimizer, rate)
-        task_means = torch.stack(task_losses).sum(0) / count
+        task_totals = torch.stack(task_losses).sum(0)
+        task_means = task_totals / count
         penalty_means = torch.stack(penalty_losses).mean(0)
         return torch.stack([task_means, penalty_means])
 
@@ -221,12 +223,14 @@ class Pack:
     def _scores(self, stack: Stack, step: Step) -> Tensor:
         """What the metrics of each member's validation split are made of (`ActiveTask.state`),
         (K, n), float64."""
-        count = len(stack.members)
-        data = stack.members[0].data
+        members = stack.members
+        count = len(members)
+        data = members[0].data
         task = data.task
         inputs, targets = data.validation
         parameters = stack.named(stack.weights)
-        size = self._validation_batch(inputs[0].numel(), count)
+        numbers = inputs[0].numel()
+        size = self._validation_batch(numbers, count)
         tally = task.tally(count)
         batches = zip(inputs.split(size), targets.split(size), strict=True)
         for stored, wanted in batches:
@@ -237,8 +241,9 @@ class Pack:
 
     def _validation_batch(self, numbers: int, members: int) -> int:
         """How many validation examples of so many `numbers` are taken at once."""
+        most = _OUTPUTS[self.device.type]
         fitting = _NUMBERS // max(numbers, 1)
-        at_once = min(_OUTPUTS[self.device.type], fitting)
+        at_once = min(most, fitting)
         return max(1, at_once // members)
 
 

@@ -30,6 +30,8 @@ from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.loop import Training
 
 Tensors = dict[str, Tensor]
+Place = tuple[dict[str, Any], str, str]
+"""Where a module holds a tensor: a dictionary and a key, and the name of what belongs there."""
 
 
 class Step:
@@ -218,9 +220,8 @@ def _loss(penalty: ActivePenalty, strengths: Tensor) -> Tensor | None:
     return strengths[0] * value
 
 
-def _places(model: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
-    """Where a network holds its parameters and buffers: a dictionary and a key, and the name of
-    what belongs there.
+def _places(model: nn.Module) -> list[Place]:
+    """Where a network holds its parameters and buffers.
 
     `torch.func.functional_call` looks for them anew in each call, which takes longer than the
     layers of a small network.

@@ -157,8 +157,8 @@ class GroupPenalty(Penalty):
     @property
     def on(self) -> bool:
         """Whether any strength is above 0."""
-        strengths = [self.strength, *self.layers.values()]
-        return any(strength > 0 for strength in strengths)
+        strongest = max([self.strength, *self.layers.values()])
+        return strongest > 0
 
     def strength_of(self, layer: str) -> float:
         """The full strength for the group of a layer."""

@@ -354,13 +354,13 @@ def _load_safetensors(path: Path) -> tuple[Shipped, list[str], list[Kernel]]:
     if description is None:
         raise UserError(f"{path} has no description of a network: it was not written by slimfront")
     plain: dict[str, Any] = json.loads(description)
-    modules = plain["modules"]
-    for module in modules.values():
-        module["state"] = {}
+    states: dict[str, dict[str, Tensor]] = {name: {} for name in plain["modules"]}
     for name, tensor in stored.items():
         module_name, slash, key = name.rpartition("/")
         if slash:
-            modules[module_name]["state"][key] = tensor
+            states[module_name][key] = tensor
+    for name, module in plain["modules"].items():
+        module["state"] = states[name]
     network: nn.Module = deserialise(plain)
     mean, std, scale, offset = (stored.get(name) for name in CONSTANTS)
     names = tuple(plain.get("names", ()))

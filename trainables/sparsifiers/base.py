@@ -24,6 +24,10 @@ _MASK_STREAM = 0x6A09E667F3BCC909
 weights."""
 
 
+State = dict[str, Any]
+"""All that a sparsifier needs to go on."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """The training that a sparsifier is attached to.
@@ -254,11 +258,11 @@ class ActiveSparsifier:
         """How far the schedule of the learning rate is at `step`, 0 to 1."""
         return step / self.setting.total_steps
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """All that continuing needs: copies of the masks and the state of the random numbers."""
         return {"masks": cloned(self.masks), "generator": self.generator.get_state()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continues bit-exactly where `state_dict` was taken."""
         masks = state["masks"]
         for name, mask in self.masks.items():

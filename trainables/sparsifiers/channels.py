@@ -27,6 +27,7 @@ from slimfront.trainables.sparsifiers.base import (
     SPARSIFIERS,
     ActiveSparsifier,
     Setting,
+    State,
     all_kept,
     out_of_reach,
     prunable_weights,
@@ -188,6 +189,17 @@ def _nothing_to_remove(model: nn.Module) -> str:
     )
 
 
+def _all_groups(model: nn.Module, inputs: Tensor) -> list[AnyGroup]:
+    """The groups of channels and heads. Raises UserError if the network cannot be traced."""
+    groups: list[AnyGroup] = []
+    try:
+        groups += removable_units(model, inputs)
+        groups += head_groups(model)
+    except UserError as error:
+        raise UserError(f"sparsifier: {error}; take another one than channels") from error
+    return groups
+
+
 def _keep_units(group: AnyGroup, alive: Tensor, name: str, mask: Tensor) -> None:
     """Drops the rows of all units but those that are alive, (units,), from the `mask` of a
     parameter, in place; rows of no unit stay."""
@@ -212,16 +224,15 @@ class ActiveChannels(ActiveSparsifier):
         inputs, _ = setting.examples(2)
         part = taking_part(model, options.exclude)
         excluded = prunable_weights(model).keys() - part.keys()
-        groups: list[AnyGroup]
-        try:
-            groups = [*removable_units(model, inputs), *head_groups(model)]
-        except UserError as error:
-            raise UserError(f"sparsifier: {error}; take another one than channels") from error
-        self.groups = [group for group in groups if not excluded & group.parameters]
+        self.groups = []
+        for group in _all_groups(model, inputs):
+            if excluded.isdisjoint(group.parameters):
+                self.groups.append(group)
         if not self.groups:
             raise UserError(_nothing_to_remove(model))
         self.parameters = dict(model.named_parameters())
-        self.rank = _RANKS[options.importance](self.groups, self.parameters)
+        ranked_by = _RANKS[options.importance]
+        self.rank = ranked_by(self.groups, self.parameters)
         self.gates: Tensors = {}
         """The importance by gates that is remembered, (units,) by the name of the group."""
         self.costs: UnitCosts | None = None
@@ -329,13 +340,13 @@ class ActiveChannels(ActiveSparsifier):
                 f"[{group.name}]"
             ) from error
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """As of every sparsifier, and what is remembered of the importance."""
         state = super().state_dict()
         state["gates"] = cloned(self.gates)
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continues bit-exactly where `state_dict` was taken."""
         super().load_state_dict(state)
         gates = state.get("gates", {})

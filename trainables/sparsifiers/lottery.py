@@ -8,7 +8,7 @@ training, so that a ticket costs as much as any other candidate, and that `spars
 `rounds` equal factors instead of 20 % a round.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from slimfront.trainables.sparsifiers.base import (
     SPARSIFIERS,
     ActiveSparsifier,
     Setting,
+    State,
     TargetSparsifier,
 )
 from slimfront.trainables.sparsifiers.magnitude import magnitudes
@@ -108,13 +109,13 @@ class ActiveLotteryTicket(ActiveSparsifier):
         done = step - begun
         return start + (1 - start) * done / length
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """The masks and the weights to rewind to."""
         state = super().state_dict()
         state["ticket"] = cloned(self.ticket)
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continues bit-exactly."""
         super().load_state_dict(state)
         own = self.setting.model.state_dict()

@@ -8,12 +8,12 @@ count kernels too, and that updates end before training does, so that the last g
 trained.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 
-from slimfront.trainables.sparsifiers.base import SPARSIFIERS, Setting
+from slimfront.trainables.sparsifiers.base import SPARSIFIERS, Setting, State
 from slimfront.trainables.sparsifiers.masks import LayerDensities, drop_and_grow
 from slimfront.trainables.sparsifiers.random_mask import RandomStart
 from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates
@@ -74,13 +74,13 @@ class ActiveSET(RandomStart):
             after_growth = torch.where(grown, values, weight)
             weight.copy_(after_growth)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """The masks, the state of the random numbers, and the deviations of new weights."""
         state = super().state_dict()
         state["deviations"] = self.deviations
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continues bit-exactly."""
         super().load_state_dict(state)
         self.deviations = dict(state["deviations"])

@@ -250,7 +250,8 @@ def encode_classes(
 
 def _of_names(strings: list[str], classes: int | None) -> Encoded:
     """Names as numbers, in the order of the alphabet."""
-    names = tuple(sorted(set(strings)))
+    distinct = set(strings)
+    names = tuple(sorted(distinct))
     places = {name: place for place, name in enumerate(names)}
     numbers = [places[name] for name in strings]
     targets = torch.tensor(numbers, dtype=torch.int64)

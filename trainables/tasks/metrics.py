@@ -138,12 +138,14 @@ class Tally:
         """`members` is K; None: one network, and no leading dimension."""
         self.metrics = metrics
         self.members = members
-        self.sums: list[list[Tensor]] = [[] for _ in metrics]
+        self.sums: list[list[Tensor]] = []
         self.wholes: list[list[Whole]] = []
+        count = members or 1
         for metric in metrics:
             wholes = []
             if metric.whole is not None:
-                wholes = [metric.whole() for _ in range(members or 1)]
+                wholes = [metric.whole() for _ in range(count)]
+            self.sums.append([])
             self.wholes.append(wholes)
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
@@ -249,7 +251,8 @@ class MetricOptions(Options):
             UserError: if there is no such function.
         """
         made = import_by_path(str(self.factory), "metric")
-        described = Described(self.key, self.better or "larger")
+        better = self.better or "larger"
+        described = Described(self.key, better)
         args = dict(self.args)
         if inspect.isclass(made):
             built = _built(made, args, self.key)

@@ -147,17 +147,17 @@ class Regression(Task):
             raise UserError(f"all examples have one and the same target, {shown}")
         count = 1
         if targets.dim() == 2:
-            count = targets.shape[1]
+            _, count = targets.shape
         return Encoded(found, count)
 
     def attach(self, targets: Tensor, encoded: Encoded) -> ActiveTask:
         active = super().attach(targets, encoded)
         if not self.standardise:
             return active
-        offset = targets.mean(0).reshape(-1)
+        mean = targets.mean(0)
         std = targets.std(0)
-        scale = torch.where(std > 0, std, 1.0).reshape(-1)
-        return replace(active, offset=offset, scale=scale)
+        scale = torch.where(std > 0, std, 1.0)
+        return replace(active, offset=mean.reshape(-1), scale=scale.reshape(-1))
 
     def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
         chosen = self.loss or "mse"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer, is_activation
-from slimfront.trainables.post_training.depth.base import Criterion, criterion, within
+from slimfront.trainables.post_training.depth.base import Criterion, Nodes, criterion, within
 from slimfront.trainables.post_training.depth.features import Features, features_at
 
 
@@ -24,7 +24,7 @@ class Entropy(Criterion):
     def worth(self, graph: fx.GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
         """From 0 to 1; one run of the network judges all layers."""
         read = [_read_by_activations(graph, layer) for layer in layers]
-        nodes: set[fx.Node] = set()
+        nodes: Nodes = set()
         for by_layer in read:
             nodes.update(by_layer)
         features = features_at(graph, nodes, self.batches)

@@ -14,7 +14,14 @@ from torch import Tensor, fx
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer
 from slimfront.trainables.penalties.cka import pairwise_cka
-from slimfront.trainables.post_training.depth.base import Criterion, criterion, ends, finite
+from slimfront.trainables.post_training.depth.base import (
+    Criterion,
+    Ends,
+    Nodes,
+    criterion,
+    ends,
+    finite,
+)
 from slimfront.trainables.post_training.depth.features import Features, features_at
 
 
@@ -25,7 +32,7 @@ class Similarity(Criterion):
     def worth(self, graph: fx.GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
         """From 0, for a layer that changes nothing."""
         of_layers = [list(ends(layer)) for layer in layers]
-        nodes: set[fx.Node] = set()
+        nodes: Nodes = set()
         for pairs in of_layers:
             for pair in pairs:
                 nodes.update(pair)
@@ -36,7 +43,7 @@ class Similarity(Criterion):
             found.append(max(changes))
         return found
 
-    def _change(self, pair: tuple[fx.Node, fx.Node], features: Sequence[Features]) -> float:
+    def _change(self, pair: Ends, features: Sequence[Features]) -> float:
         beginning, end = pair
         total = 0.0
         examples = 0

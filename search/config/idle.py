@@ -9,6 +9,8 @@ from slimfront.trainables.candidate import Candidate
 
 Ends = Mapping[str, tuple[Any, ...]]
 """By path: the ends of a range, or all choices."""
+Acts = Callable[[Candidate], bool]
+"""Says whether something acts in a candidate."""
 MakeCandidate = Callable[[Mapping[str, object]], Candidate]
 """Makes the candidate in which some paths have other values, as `Config.candidate`."""
 
@@ -25,10 +27,23 @@ def idle(ends: Ends, candidate: MakeCandidate) -> Iterator[tuple[str, str]]:
             )
     for part, acts, right in _parts(ends):
         section = f"{part}."
-        paths = [path for path in ends if path.startswith(section) and ends[path]]
-        tried = (candidate({path: end}) for path in paths for end in ends[path])
-        if paths and not any(acts(one) for one in tried):
-            yield paths[0], f"changes nothing, since {right}"
+        inside = {}
+        for path, own in ends.items():
+            if own and path.startswith(section):
+                inside[path] = own
+        if inside and not _ever(acts, inside, candidate):
+            first = next(iter(inside))
+            yield first, f"changes nothing, since {right}"
+
+
+def _ever(acts: Acts, ends: Ends, candidate: MakeCandidate) -> bool:
+    """Whether something acts in any of the candidates with one of these ends."""
+    for path, own in ends.items():
+        for end in own:
+            tried = candidate({path: end})
+            if acts(tried):
+                return True
+    return False
 
 
 def _is_off_unsaid(choice: Any, candidate: MakeCandidate) -> bool:
@@ -39,7 +54,7 @@ def _is_off_unsaid(choice: Any, candidate: MakeCandidate) -> bool:
     return sparsifier is not None and not sparsifier.on
 
 
-def _parts(ends: Ends) -> Iterator[tuple[str, Callable[[Candidate], bool], str]]:
+def _parts(ends: Ends) -> Iterator[tuple[str, Acts, str]]:
     """What can be off: where it stands, whether it acts in a candidate, and what switches it on."""
     yield (
         "sparsifier",

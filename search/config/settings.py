@@ -100,7 +100,8 @@ class SearchOptions(Options):
         seed = self.seed
         if name != "qmc":
             earlier_sessions = session - 1
-            seed = (seed + 1_000_003 * earlier_sessions) % 2**32
+            seed += 1_000_003 * earlier_sessions
+            seed %= 2**32
         return build_sampler(name, seed, options, conditional=conditional)
 
     @field_validator("early_stopping", mode="before")

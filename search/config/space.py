@@ -235,8 +235,10 @@ def _flatten(tree: Tree, above: tuple[str, ...]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         keys = (*above, str(name))
-        if isinstance(value, Mapping) and value:
+        has_parts = isinstance(value, Mapping) and len(value) > 0
+        if has_parts:
             flat |= _flatten(value, keys)
         else:
-            flat[joined(keys)] = value
+            path = joined(keys)
+            flat[path] = value
     return flat

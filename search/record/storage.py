@@ -182,13 +182,15 @@ class Storage:
         """The names of the searches here: what has a journal of that name."""
         if self.bucket is None:
             files = Path(self.place).glob(f"*/{journal}")
-            return sorted(file.parent.name for file in files)
+            names = [file.parent.name for file in files]
+            return sorted(names)
         everything = fs.FileSelector(self.root, allow_not_found=True)
         try:
             infos = self.bucket.get_file_info(everything)
         except OSError as error:
             raise UserError(f"{self.shown} cannot be listed: {error}") from None
-        return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+        folders = [info for info in infos if info.type == fs.FileType.Directory]
+        return sorted(folder.base_name for folder in folders)
 
 
 @dataclass(frozen=True)

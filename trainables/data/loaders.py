@@ -159,7 +159,8 @@ def _named_pair(batch: Mapping[Any, Any], what: str) -> tuple[Any, Any]:
     inputs = dict(batch)
     present = [key for key in _TARGETS if key in inputs]
     if present and len(inputs) > 1:
-        targets = inputs.pop(present[0])
+        first = present[0]
+        targets = inputs.pop(first)
         return inputs, targets
     names = ", ".join(map(str, batch))
     raise UserError(f"{what} gives mappings with {names}; one key is to be 'targets'")

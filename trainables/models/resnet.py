@@ -62,8 +62,9 @@ def residual_network(
     layers.append(nn.Linear(channels, outputs))
     network = nn.Sequential(*layers)
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if not isinstance(module, nn.Conv2d):
+            continue
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return network
 
 
@@ -92,7 +93,8 @@ class CifarResNet(Model):
     def build(self, input_shape: Shape, outputs: int) -> nn.Module:
         depth = self.depth
         if depth is None:
-            depth = int(self.name.removeprefix("resnet"))
+            number = self.name.removeprefix("resnet")
+            depth = int(number)
         blocks_of_stage = (depth - 2) // 6
         stem = _small_stem(input_shape[0], self.width)
         blocks = [blocks_of_stage] * 3

@@ -115,8 +115,8 @@ CONSTANTS = ("mean", "std", "scale", "offset")
 def shipped(network: nn.Module, data: Dataset) -> Shipped:
     """A network that takes what `data.prepare` makes, as it ships: in evaluation mode, on the
     CPU."""
-    mean, std = data.normalisation() or (None, None)
     task = data.task.to(torch.device("cpu"))
+    mean, std = data.normalisation() or (None, None)
     return Shipped(network, mean, std, task.scale, task.offset, data.names).eval()
 
 

@@ -33,9 +33,12 @@ def main(kind: str, path: str, inputs: str, outputs: str) -> None:
     made = []
     for start in range(0, len(first), BATCH):
         end = start + BATCH
-        batch = {name: array[start:end] for name, array in everything.items()}
+        batch = {}
+        for name, array in everything.items():
+            batch[name] = array[start:end]
         made.append(run(batch))
-    np.save(outputs, np.concatenate(made))
+    together = np.concatenate(made)
+    np.save(outputs, together)
 
 
 def _run_onnx(path: str) -> Run:
@@ -68,7 +71,9 @@ def _run_torch(kind: str, path: str) -> Run:
         network = load(Path(path))
 
     def run(batch: Batch) -> Any:
-        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        tensors = {}
+        for name, array in batch.items():
+            tensors[name] = torch.from_numpy(array)
         by_place = all(name.isdigit() or not name for name in tensors)
         with torch.no_grad():
             outputs = network(*tensors.values()) if by_place else network(**tensors)

@@ -37,7 +37,8 @@ def erdos_renyi_kernel(shapes: Shapes, sparsity: float) -> dict[str, float]:
         size = math.prod(shape)
         sizes[name] = size
         raw[name] = sum(shape) / size
-    kept = (1 - sparsity) * sum(sizes.values())
+    density = 1 - sparsity
+    kept = density * sum(sizes.values())
     dense: set[str] = set()
     while True:
         in_dense = sum(sizes[name] for name in dense)

@@ -45,7 +45,8 @@ class ActiveSET(RandomStart):
         super().__init__(options, setting, options.sparsity, options.densities)
         self.deviations = {}
         for name, weight in self.weights.items():
-            self.deviations[name] = _deviation(weight, self.masks[name])
+            mask = self.masks[name]
+            self.deviations[name] = _deviation(weight, mask)
 
     def due(self, step: int) -> bool:
         """Whether weights move: not at the very end, for the last ones grown must be trained."""

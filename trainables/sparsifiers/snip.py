@@ -64,7 +64,9 @@ class SNIP(TargetSparsifier):
         active = ActiveSparsifier(self, setting)
         inputs, targets = setting.examples(self.samples)
         sensitivity = sensitivities(setting.model, inputs, targets, setting.loss)
-        scores = {name: sensitivity[name] for name in active.weights}
+        scores = {}
+        for name in active.weights:
+            scores[name] = sensitivity[name]
         masks = choose_masks(scores, self.sparsity, self.densities)
         active.set_masks(masks)
         return active

@@ -310,7 +310,8 @@ class Known:
         import torchmetrics
 
         made: Any = torchmetrics
-        for part in self.of_torchmetrics.split("."):
+        parts = self.of_torchmetrics.split(".")
+        for part in parts:
             made = getattr(made, part)
         defaults = self.defaults or {}
         args = {**defaults, **given, **options.args}

@@ -51,7 +51,8 @@ class PerPlace(Task):
                 f"the task {self.name} takes a whole number for each place, {self.PLACES}"
             )
         targets = targets.long()
-        counted = targets[targets != self.ignore]
+        counts = targets != self.ignore
+        counted = targets[counts]
         if not len(counted):
             raise UserError(f"no place of any example counts: all are {self.ignore}, task.ignore")
         values = counted.unique()
@@ -65,7 +66,8 @@ class PerPlace(Task):
         mapped = torch.full_like(targets, self.ignore)
         names = []
         for place, value in enumerate(values.tolist()):
-            mapped[targets == value] = place
+            here = targets == value
+            mapped[here] = place
             names.append(str(value))
         return Encoded(mapped, 2, tuple(names))
 
@@ -99,7 +101,8 @@ class PerPlace(Task):
         return targets
 
     def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
-        counted = targets[targets != self.ignore]
+        counts = targets != self.ignore
+        counted = targets[counts]
         count = len(counted)
         weights = class_weights(self.class_weights, counted, encoded)
         places = None

@@ -79,8 +79,8 @@ def _sums_of_each(
 def _resampled(metric: Metric, sums: Tensor, generator: torch.Generator) -> float:
     count = len(sums)
     drawn = torch.randint(count, (count,), generator=generator)
-    times = torch.bincount(drawn, minlength=count).double()
-    totals = times @ sums
+    times = torch.bincount(drawn, minlength=count)
+    totals = times.double() @ sums
     return metric.final(totals.tolist())
 
 

@@ -29,7 +29,8 @@ def find_in(folders: Iterable[str]) -> None:
             _FOUND.append(folder)
         if folder not in sys.path:
             sys.path.append(folder)
-        paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        listed = os.environ.get("PYTHONPATH", "")
+        paths = [path for path in listed.split(os.pathsep) if path]
         if folder not in paths:
             os.environ["PYTHONPATH"] = os.pathsep.join([*paths, folder])
 

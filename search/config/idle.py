@@ -9,16 +9,14 @@ from slimfront.trainables.candidate import Candidate
 
 Ends = Mapping[str, tuple[Any, ...]]
 """By path: the ends of a range, or all choices."""
+Acts = Callable[[Candidate], bool]
+"""Says whether something acts in a candidate."""
+MakeCandidate = Callable[[Mapping[str, object]], Candidate]
+"""Makes the candidate in which some paths have other values, as `Config.candidate`."""
 
 
-def idle(
-    ends: Ends, candidate: Callable[[Mapping[str, object]], Candidate]
-) -> Iterator[tuple[str, str]]:
-    """Paths that change nothing, each with the reason and what would be right.
-
-    Args:
-        candidate: makes the candidate in which some paths have other values.
-    """
+def idle(ends: Ends, candidate: MakeCandidate) -> Iterator[tuple[str, str]]:
+    """Paths that change nothing, each with the reason and what would be right."""
     for choice in ends.get("sparsifier", ()):
         if "sparsifier.sparsity" not in ends and _is_off_unsaid(choice, candidate):
             name = choice["name"] if isinstance(choice, Mapping) else choice
@@ -28,15 +26,27 @@ def idle(
                 f"{{name: {name}, sparsity: 0.9}}",
             )
     for part, acts, right in _parts(ends):
-        tried = []
-        for path in ends:
-            if path.startswith(f"{part}."):
-                tried += [(path, end) for end in ends[path]]
-        if tried and not any(acts(candidate({path: end})) for path, end in tried):
-            yield tried[0][0], f"changes nothing, since {right}"
+        section = f"{part}."
+        inside = {}
+        for path, own in ends.items():
+            if own and path.startswith(section):
+                inside[path] = own
+        if inside and not _ever(acts, inside, candidate):
+            first = next(iter(inside))
+            yield first, f"changes nothing, since {right}"
 
 
-def _is_off_unsaid(choice: Any, candidate: Callable[[Mapping[str, object]], Candidate]) -> bool:
+def _ever(acts: Acts, ends: Ends, candidate: MakeCandidate) -> bool:
+    """Whether something acts in any of the candidates with one of these ends."""
+    for path, own in ends.items():
+        for end in own:
+            tried = candidate({path: end})
+            if acts(tried):
+                return True
+    return False
+
+
+def _is_off_unsaid(choice: Any, candidate: MakeCandidate) -> bool:
     """Whether a choice of a sparsifier does nothing, and does not say so itself."""
     if isinstance(choice, Mapping) and "sparsity" in choice:
         return False
@@ -44,7 +54,7 @@ def _is_off_unsaid(choice: Any, candidate: Callable[[Mapping[str, object]], Cand
     return sparsifier is not None and not sparsifier.on
 
 
-def _parts(ends: Ends) -> Iterator[tuple[str, Callable[[Candidate], bool], str]]:
+def _parts(ends: Ends) -> Iterator[tuple[str, Acts, str]]:
     """What can be off: where it stands, whether it acts in a candidate, and what switches it on."""
     yield (
         "sparsifier",

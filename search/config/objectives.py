@@ -64,14 +64,17 @@ class Objective:
                 # A metric may have no value for a network that is not trained yet.
                 base = dense if math.isfinite(dense) else 0.0
                 worse = base - value if larger else value - base
-                return (1 + worse / (abs(base) or 1.0)) / 2
+                unit = abs(base) or 1.0
+                return (1 + worse / unit) / 2
             case "inverse":
                 return _inverse(value)
             case "ratio":
-                ratio = _ratio(value, dense)
-                return _inverse(ratio) if larger else ratio
-        share = _ratio(math.log1p(max(value, 0.0)), math.log1p(max(dense, 0.0)))
-        return _inverse(share) if larger else share
+                share = _ratio(value, dense)
+            case _:
+                share = _ratio(_logarithm(value), _logarithm(dense))
+        if larger:
+            return _inverse(share)
+        return share
 
     def as_good(self, value: float, bound: float) -> bool:
         """Whether a value is at least as good as another."""
@@ -116,6 +119,10 @@ class Objective:
         return cls(Measure(**known))
 
 
+def _logarithm(size: float) -> float:
+    return math.log1p(max(size, 0.0))
+
+
 def _inverse(share: float) -> float:
     if share > 0:
         return 1 / share
@@ -133,10 +140,14 @@ def _ratio(value: float, dense: float) -> float:
 def known_objectives(task: Task, own: Mapping[str, Measure] | None = None) -> dict[str, Objective]:
     """What a config may name under `objectives`: the metrics of its task on the validation split,
     the measures of every network, and the user's own."""
-    measures = of_metrics(task.described()) | KNOWN
+    measures = of_metrics(task.described())
+    measures |= KNOWN
     if own:
         measures |= own
-    return {name: Objective(measure) for name, measure in measures.items()}
+    found = {}
+    for name, measure in measures.items():
+        found[name] = Objective(measure)
+    return found
 
 
 OBJECTIVES = known_objectives(Classification())
@@ -150,11 +161,16 @@ def losses(
 ) -> NDArray[np.float64]:
     """(N, M) losses of N trials' measures; `dense` holds those of the dense network. A missing
     measure of a trial becomes NaN."""
-    rows = [
-        [o.loss(m.get(o.name, math.nan), dense.get(o.name, math.nan)) for o in objectives]
-        for m in measures
-    ]
-    return np.array(rows, dtype=np.float64).reshape(len(measures), len(objectives))
+    rows = []
+    for measured in measures:
+        row = []
+        for objective in objectives:
+            name = objective.name
+            value = measured.get(name, math.nan)
+            row.append(objective.loss(value, dense.get(name, math.nan)))
+        rows.append(row)
+    shape = (len(measures), len(objectives))
+    return np.array(rows, dtype=np.float64).reshape(shape)
 
 
 @dataclass(frozen=True)

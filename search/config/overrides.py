@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slimfront.search.config.space import set_path
+from slimfront.search.config.space import Tree, set_path
 from slimfront.search.config.yaml_files import Limits, parse, write_value
 from slimfront.trainables.errors import UserError, shorten
 
@@ -37,7 +37,7 @@ def as_texts(overrides: Overrides) -> list[str]:
     return texts
 
 
-def overridden(tree: Mapping[str, Any], overrides: Sequence[str], limits: Limits) -> dict[str, Any]:
+def overridden(tree: Tree, overrides: Sequence[str], limits: Limits) -> dict[str, Any]:
     """A config's tree with overrides put in.
 
     Args:
@@ -52,14 +52,18 @@ def overridden(tree: Mapping[str, Any], overrides: Sequence[str], limits: Limits
         shown = f"--set {shorten(override, 100)}"
         if not equals or not key:
             raise UserError(f"{shown}: it needs the form path=value, such as training.epochs=5")
-        if len(key) > limits.key or key.count(".") >= limits.levels:
+        too_long = len(key) > limits.key
+        too_deep = key.count(".") >= limits.levels
+        if too_long or too_deep:
             raise UserError(
                 f"{shown}: a path has at most {limits.key} characters and {limits.levels} parts"
             )
         try:
-            tree = _override(tree, key, parse(value, shown, limits))
+            meant = parse(value, shown, limits)
+            tree = _override(tree, key, meant)
         except KeyError as error:
-            raise UserError(f"{shown}: {error.args[0]}") from None
+            problem = error.args[0]
+            raise UserError(f"{shown}: {problem}") from None
     return tree
 
 
@@ -67,7 +71,8 @@ def _override(tree: dict[str, Any], key: str, value: object) -> dict[str, Any]:
     """`set_path`, where what follows `space.` is first looked for among the paths that the space
     already has."""
     space = tree.get("space")
-    if not key.startswith("space.") or not isinstance(space, Mapping):
+    in_space = key.startswith("space.")
+    if not in_space or not isinstance(space, Mapping):
         return set_path(tree, key, value)
     path, inside = _path_of(space, key.removeprefix("space."))
     if inside is not None:
@@ -80,11 +85,12 @@ def _override(tree: dict[str, Any], key: str, value: object) -> dict[str, Any]:
     return {**tree, "space": changed}
 
 
-def _path_of(space: Mapping[str, Any], key: str) -> tuple[str, str | None]:
+def _path_of(space: Tree, key: str) -> tuple[str, str | None]:
     """The path of the space that a key names, and what of its parameter, if a part."""
     for path in space:
         if key == path:
             return path, None
-        if key.startswith(f"{path}."):
-            return path, key.removeprefix(f"{path}.")
+        inside = f"{path}."
+        if key.startswith(inside):
+            return path, key.removeprefix(inside)
     return key, None

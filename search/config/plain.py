@@ -15,7 +15,8 @@ _STORES = (("tracking", "uri"), ("search", "storage"), ("search", "storage_path"
 def own_code(config: Config) -> list[str]:
     """The import paths of all code of the user's that a config names: factories and plug-ins."""
     factories = _factories(config.model_dump(mode="json"))
-    return list(dict.fromkeys([*factories, *config.plugins]))
+    distinct = dict.fromkeys([*factories, *config.plugins])
+    return list(distinct)
 
 
 def _factories(value: object) -> list[str]:
@@ -62,8 +63,10 @@ def _space(config: Config) -> dict[str, Any]:
 def secret_paths(config: Config) -> list[str]:
     """Where a config holds a secret, by dotted path."""
     shown = flatten(as_plain(config))
+    plain = config.model_dump(mode="json")
+    plain["space"] = _space(config)
     found = []
-    for path, value in flatten(config.model_dump(mode="json") | {"space": _space(config)}).items():
+    for path, value in flatten(plain).items():
         if repr(shown[path]) != repr(value):
             found.append(path)
     return found
@@ -73,4 +76,5 @@ def dump(config: Config) -> str:
     """The resolved config as YAML that `load` reads back to an equal config, but for secrets."""
     plain = as_plain(config)
     order = dict.fromkeys(["name", *Candidate.model_fields, *Config.model_fields])
-    return write({key: plain[key] for key in order})
+    ordered = {key: plain[key] for key in order}
+    return write(ordered)

@@ -21,7 +21,7 @@ from slimfront.search.config.overrides import overridden
 from slimfront.search.config.paths import parts, spelt
 from slimfront.search.config.search_space import SearchSpace
 from slimfront.search.config.settings import Resources, SearchOptions, Tracking
-from slimfront.search.config.space import Parameter, set_paths
+from slimfront.search.config.space import Parameter, Tree, set_paths
 from slimfront.search.config.space_checks import check_nothing_secret, check_space, check_starts
 from slimfront.search.config.yaml_files import GIVEN, RECORDED, Limits, parse, read_text, write
 from slimfront.trainables.candidate import Candidate
@@ -151,18 +151,18 @@ class Config(Candidate):
 
     @model_validator(mode="after")
     def _times_are_taken_in_one_way(self) -> Self:
-        for path in self.space:
-            if parts(path)[0] == "latency":
-                raise ValueError(
-                    f"space: '{path}' would have networks timed in several ways, which cannot be "
-                    "compared; set it outside of the space"
-                )
+        for path in self._varied("latency"):
+            raise ValueError(
+                f"space: '{path}' would have networks timed in several ways, which cannot be "
+                "compared; set it outside of the space"
+            )
         return self
 
     @model_validator(mode="after")
     def _something_is_timed(self) -> Self:
-        wanted = {*self.asked_measures(), *self.objectives, *self.constraints}
-        if self.latency.of_file and not wanted.intersection(SPEEDS):
+        if not self.latency.of_file:
+            return self
+        if self._named_measures().isdisjoint(SPEEDS):
             key = "command" if self.latency.command is not None else "runtime"
             raise ValueError(
                 f"latency.{key} is for latency_ms and speedup, and neither is among objectives, "
@@ -173,7 +173,9 @@ class Config(Candidate):
     @model_validator(mode="after")
     def _databases_are_two(self) -> Self:
         storage = self.search.storage
-        if storage is not None and without_secrets(storage) == self.tracking.shown_uri():
+        if storage is None:
+            return self
+        if without_secrets(storage) == self.tracking.shown_uri():
             raise ValueError(
                 "search.storage and tracking.uri are the same database; give each one of its own, "
                 "since Optuna and MLflow keep their versions in a table of the same name"
@@ -218,8 +220,9 @@ class Config(Candidate):
     @model_validator(mode="after")
     def _starts_are_in_the_space(self) -> Self:
         """After the space was found right: its distributions are asked for."""
-        if self._starts():
-            check_starts(self._starts(), self.search_space, self.distributions())
+        starts = self._starts()
+        if starts:
+            check_starts(starts, self.search_space, self.distributions())
         return self
 
     def _starts(self) -> Sequence[Mapping[str, Any]]:
@@ -250,44 +253,65 @@ class Config(Candidate):
             KeyError: a path leads through something without parts.
             ValidationError: a path names nothing, or its value is out of range.
         """
-        base = {name: getattr(self, name) for name in Candidate.model_fields}
-        plain = Candidate.model_construct(**base).model_dump(mode="json")
         for path in values:
-            part = parts(path)[0]
+            part = _section(path)
             if part not in Candidate.model_fields:
                 known = suggest(part, Candidate.model_fields)
                 raise KeyError(f"it is not part of the candidate; {known}")
-        plain["measures"] = self._wanted_measures()
-        model_varies = any(parts(path)[0] == "model" for path in self.space)
-        if model_varies and plain["latency"]["against"] is None:
-            # Every trial's speed-up is against the same network.
-            plain["latency"]["against"] = plain["model"]
-        if model_varies and (teacher := self._teacher_of_the_config()) is not None:
-            plain["distill"]["teacher"] = teacher
+        plain = self._plain_candidate()
         plain |= self._sections_of_other_names(values)
         meant = {}
         for path, value in values.items():
             parameter = self.space.get(path)
             meant[path] = value if parameter is None else parameter.meant(value)
-        return Candidate.model_validate(set_paths(plain, meant))
+        changed = set_paths(plain, meant)
+        return Candidate.model_validate(changed)
+
+    def _plain_candidate(self) -> dict[str, Any]:
+        """The candidate of the config itself as plain data, in which all is said that must be the
+        same for every trial."""
+        base = {name: getattr(self, name) for name in Candidate.model_fields}
+        plain = Candidate.model_construct(**base).model_dump(mode="json")
+        plain["measures"] = self._wanted_measures()
+        if not self._varied("model"):
+            return plain
+        if plain["latency"]["against"] is None:
+            # Every trial's speed-up is against the same network.
+            plain["latency"]["against"] = plain["model"]
+        teacher = self._teacher_of_the_config()
+        if teacher is not None:
+            plain["distill"]["teacher"] = teacher
+        return plain
+
+    def _varied(self, section: str) -> list[str]:
+        """The paths of the space that lie in a section of the config, or are it."""
+        return [path for path in self.space if _section(path) == section]
 
     def _sections_of_other_names(self, values: Mapping[str, object]) -> dict[str, Any]:
         """The sections whose name the values change, without defaults: those are each name's own,
         and may be none of another one's options."""
         found = {}
         for section, options in (("sparsifier", self.sparsifier), ("model", self.model)):
+            if options is None:
+                continue
             name = getattr(options, "name", None)
-            if options is not None and values.get(f"{section}.name", name) != name:
+            wanted = values.get(f"{section}.name", name)
+            if wanted != name:
                 found[section] = options.model_dump(mode="json", exclude_defaults=True)
         return found
 
     def _tried(self, values: Mapping[str, object]) -> Candidate:
         """The candidate with these values, and such of others that all of them apply."""
-        return self.candidate(self.search_space.where(values))
+        applying = self.search_space.where(values)
+        return self.candidate(applying)
+
+    def _named_measures(self) -> set[str]:
+        """What measures, objectives and constraints name."""
+        return {*self.asked_measures(), *self.objectives, *self.constraints}
 
     def _wanted_measures(self) -> list[Any]:
         """What a candidate is asked to measure beyond what always is, as plain data."""
-        wanted = {*self.asked_measures(), *self.objectives, *self.constraints}
+        wanted = self._named_measures()
         measures: list[Any] = [name for name in EXTRA_MEASURES if name in wanted]
         for own in self.own_measures():
             measures.append(own.model_dump(mode="json"))
@@ -296,25 +320,23 @@ class Config(Candidate):
     def varied_penalties(self) -> dict[str, Penalty]:
         """The penalties of the candidate and those that the space switches on."""
         found: dict[str, Penalty] = {}
-        for path in self.space:
-            if parts(path)[0] == "penalties":
-                for end in reversed(self.search_space.ends(path)):
-                    found = self._tried({path: end}).penalties | found
+        for path in self._varied("penalties"):
+            for end in reversed(self.search_space.ends(path)):
+                candidate = self._tried({path: end})
+                found = candidate.penalties | found
         return found | self.penalties
 
     def varied_sparsifiers(self) -> list[Candidate]:
         """The candidate at its highest sparsity, and it with each end of the range of each other
         value of its sparsifier."""
-        ranges = {}
-        for path in self.space:
-            if parts(path)[0] == "sparsifier":
-                ranges[path] = self.search_space.ends(path)
+        varied = self._varied("sparsifier")
         sparsest: dict[str, object] = {}
-        if "sparsifier.sparsity" in ranges:
-            sparsest["sparsifier.sparsity"] = ranges["sparsifier.sparsity"][-1]
+        sparsity = "sparsifier.sparsity"
+        if sparsity in varied:
+            sparsest[sparsity] = self.search_space.ends(sparsity)[-1]
         found = [self._tried(sparsest)]
-        for path, ends in ranges.items():
-            for end in ends:
+        for path in varied:
+            for end in self.search_space.ends(path):
                 found.append(self._tried(sparsest | {path: end}))
         return found
 
@@ -323,8 +345,8 @@ class Config(Candidate):
         ends of batch sizes."""
         found = self.varied_sparsifiers()
         for path in self.space:
-            part = parts(path)[0]
-            if part not in ("model", "int8") and path != "training.batch_size":
+            in_model_or_int8 = _section(path) in ("model", "int8")
+            if not in_model_or_int8 and path != "training.batch_size":
                 continue
             for value in self.search_space.ends(path):
                 found.append(self._tried({path: value}))
@@ -346,7 +368,8 @@ class Config(Candidate):
 
     def known_objectives(self) -> dict[str, Objective]:
         """What `objectives` and `constraints` may name."""
-        return _known({"task": self.task, "measures": self.measures, "latency": self.latency})
+        data = {"task": self.task, "measures": self.measures, "latency": self.latency}
+        return _known(data)
 
     def quality(self) -> Objective:
         """The first metric of the task, by which networks are judged."""
@@ -363,21 +386,27 @@ class Config(Candidate):
 
     def reference(self) -> Candidate:
         """The baseline as a candidate."""
-        return self.candidate({}).dense(trained=self.baseline_is_trained)
+        own = self.candidate({})
+        return own.dense(trained=self.baseline_is_trained)
 
     def teaches_by_baseline(self, distill: Distill) -> bool:
         """Whether the teacher is the baseline that this search trains."""
-        return distill.on and distill.teacher == BASELINE and self.baseline_is_trained
+        if not distill.on or distill.teacher != BASELINE:
+            return False
+        return self.baseline_is_trained
 
     @cached_property
     def waits_for_baseline(self) -> bool:
         """Whether any candidate's teacher is the baseline that this search trains."""
-        found = [self.distill]
-        for path in self.space:
-            if parts(path)[0] == "distill":
-                for end in self.search_space.ends(path):
-                    found.append(self._tried({path: end}).distill)
-        return any(one is not None and self.teaches_by_baseline(one) for one in found)
+        candidates: list[Candidate] = [self]
+        for path in self._varied("distill"):
+            for end in self.search_space.ends(path):
+                candidates.append(self._tried({path: end}))
+        for candidate in candidates:
+            distill = candidate.distill
+            if distill is not None and self.teaches_by_baseline(distill):
+                return True
+        return False
 
     def why_not_replicated(self, candidate: Candidate, *, pruned: bool = True) -> str | None:
         """Why networks of a candidate cannot be trained anew apart from this search; None if they
@@ -399,14 +428,17 @@ class Config(Candidate):
     def _teacher_of_the_config(self) -> dict[str, Any] | None:
         """Where the model varies, the teacher is the config's all the same: its model with the
         weights; None where it says itself what it is, or is trained by this search."""
-        if self.distill is None or not isinstance(self.distill.teacher, str):
+        if self.distill is None:
             return None
-        weights: str | None = self.distill.teacher
+        weights = self.distill.teacher
+        if not isinstance(weights, str):
+            return None
         if weights == BASELINE:
-            weights = None if self.baseline_is_trained else self.model.weights
-        if weights is None:
-            return None
-        return self.model.model_dump(mode="json") | {"weights": weights}
+            if self.baseline_is_trained or self.model.weights is None:
+                return None
+            weights = self.model.weights
+        model = self.model.model_dump(mode="json")
+        return model | {"weights": weights}
 
     @property
     def baseline_is_trained(self) -> bool:
@@ -422,7 +454,9 @@ class Config(Candidate):
             number: of the trial; None for the dense reference.
             values: of the trial, by dotted path.
         """
-        return number is not None and bool(values.get("int8", self.int8))
+        if number is None:
+            return False
+        return bool(values.get("int8", self.int8))
 
     def grace(self) -> float:
         """Epochs before the first rung."""
@@ -443,17 +477,32 @@ class Config(Candidate):
         annotation: Any = None
         for name in parents:
             if isinstance(target, Mapping):
-                target, annotation = target[name], None
+                target = target[name]
+                annotation = None
             else:
-                annotation = type(target).model_fields[name].annotation
+                annotation = _annotation(target, name)
                 target = getattr(target, name)
         if isinstance(target, Options):
-            return _number_in(type(target).model_fields[last].annotation)
-        if get_origin(annotation) is dict and (kind := _number_in(get_args(annotation)[1])):
-            return kind
+            return _number_in(_annotation(target, last))
+        if get_origin(annotation) is dict:
+            _, of_values = get_args(annotation)
+            kind = _number_in(of_values)
+            if kind:
+                return kind
         if all(isinstance(end, int) for end in ends):
             return int
         return float
+
+
+def _section(path: str) -> str:
+    """The section of a config that a path begins with."""
+    return parts(path)[0]
+
+
+def _annotation(options: Any, name: str) -> Any:
+    """How a field of options is annotated."""
+    fields = type(options).model_fields
+    return fields[name].annotation
 
 
 def _number_in(annotation: Any) -> type[int] | type[float] | None:
@@ -490,14 +539,20 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: one sentence of one line that says what is wrong, where, and what would be right.
     """
-    return _explained(lambda: read_text(path), str(path), overrides, GIVEN, Config.model_validate)
+
+    def text() -> str:
+        return read_text(path)
+
+    return _explained(text, str(path), overrides, GIVEN, Config.model_validate)
 
 
-def from_mapping(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+def from_mapping(tree: Tree, overrides: Sequence[str] = ()) -> Config:
     """The config that a YAML file with this content would be. Raises UserError as `load`."""
-    return _explained(
-        lambda: write(dict(tree)), "the config", overrides, GIVEN, Config.model_validate
-    )
+
+    def as_text() -> str:
+        return write(dict(tree))
+
+    return _explained(as_text, "the config", overrides, GIVEN, Config.model_validate)
 
 
 def load_recorded(text: str, overrides: Sequence[str] = ()) -> Config:
@@ -507,20 +562,22 @@ def load_recorded(text: str, overrides: Sequence[str] = ()) -> Config:
     on stays off.
     """
 
-    def made(tree: Mapping[str, Any]) -> Config:
+    def made(tree: Tree) -> Config:
         return Config.model_validate(_as_it_was(tree))
 
     return _explained(lambda: text, "the config as it was recorded", overrides, RECORDED, made)
 
 
-def _as_it_was(tree: Mapping[str, Any]) -> dict[str, Any]:
+def _as_it_was(tree: Tree) -> dict[str, Any]:
     """A recorded config with the values of keys that came later at which they change nothing."""
     full = dict(tree)
     one_shot = full.get("one_shot")
     if isinstance(one_shot, Mapping):
         full["one_shot"] = {"refine": 0, **one_shot}
     sparsifier = full.get("sparsifier")
-    if isinstance(sparsifier, Mapping) and sparsifier.get("name") == "channels":
+    if not isinstance(sparsifier, Mapping):
+        return full
+    if sparsifier.get("name") == "channels":
         full["sparsifier"] = {"of": "channels", **sparsifier}
     return full
 
@@ -535,14 +592,15 @@ def load_sections(
         UserError: as `load`.
     """
 
-    def made(tree: Mapping[str, Any]) -> Candidate:
+    def made(tree: Tree) -> Candidate:
         for key in tree:
             if key not in Config.model_fields:
                 hint = suggest(str(key), Config.model_fields)
                 raise UserError(f"{path}: unknown key '{shorten(key)}'; {hint}")
         if "data" not in tree:
             raise UserError(f"{path}: it has no 'data' section, which says what the data are")
-        return Candidate.model_validate({key: tree[key] for key in sections if key in tree})
+        wanted = {key: tree[key] for key in sections if key in tree}
+        return Candidate.model_validate(wanted)
 
     return _explained(lambda: read_text(path), str(path), overrides, GIVEN, made)
 
@@ -552,12 +610,13 @@ def _explained(
     where: str,
     overrides: Sequence[str],
     limits: Limits,
-    make: Callable[[Mapping[str, Any]], CandidateT],
+    make: Callable[[Tree], CandidateT],
 ) -> CandidateT:
     """What `make` makes of a config, or one sentence: whatever a text makes YAML, Optuna or
     pydantic raise, it is a mistake in the text."""
     try:
-        return make(_tree(read(), where, overrides, limits))
+        tree = _tree(read(), where, overrides, limits)
+        return make(tree)
     except UserError as error:
         message = str(error)
     except ValidationError as error:
@@ -567,10 +626,9 @@ def _explained(
     raise UserError(one_line(message))
 
 
-def _tree(text: str, where: str, overrides: Sequence[str], limits: Limits) -> Mapping[str, Any]:
+def _tree(text: str, where: str, overrides: Sequence[str], limits: Limits) -> Tree:
     raw = parse(text, where, limits)
     if not isinstance(raw, Mapping):
-        raise UserError(
-            f"{where}: a config is a mapping of keys to values, and this is {type(raw).__name__}"
-        )
+        kind = type(raw).__name__
+        raise UserError(f"{where}: a config is a mapping of keys to values, and this is {kind}")
     return overridden(raw, overrides, limits)

@@ -14,6 +14,12 @@ from slimfront.trainables.options import suggest
 
 Conditions = dict[str, tuple[Any, ...]]
 """By path: the values, as a trial records them, of which it must have one."""
+Values = Mapping[str, Any]
+"""The values of a candidate by path, as a trial records them."""
+Parameters = Mapping[str, Parameter]
+"""A space: what varies, by path."""
+Choices = Mapping[str, Sequence[Any] | None]
+"""All values of each path; None where they are without number."""
 
 
 class SearchSpace:
@@ -26,9 +32,11 @@ class SearchSpace:
             never hold, and a circle of them.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+    def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
-        self.conditions = {path: _conditions(path, parameters) for path in parameters}
+        self.conditions: dict[str, Conditions] = {}
+        for path in parameters:
+            self.conditions[path] = _conditions(path, parameters)
         self.order = _order(parameters, self.conditions)
         self._needs: dict[str, Conditions] = {}
         for path in self.order:
@@ -42,19 +50,26 @@ class SearchSpace:
     @property
     def asked(self) -> list[str]:
         """The paths whose values the sampler proposes, in the order in which it is asked."""
-        return [path for path in self.order if self.parameters[path].same_as is None]
+        found = []
+        for path in self.order:
+            parameter = self.parameters[path]
+            if parameter.same_as is None:
+                found.append(path)
+        return found
 
-    def applies(self, path: str, values: Mapping[str, Any]) -> bool:
+    def applies(self, path: str, values: Values) -> bool:
         """Whether a path varies beside these values of others."""
         followed = self.parameters[path].same_as
         if followed is not None and followed not in values:
             return False
         return self.allows(path, values)
 
-    def allows(self, path: str, values: Mapping[str, Any]) -> bool:
+    def allows(self, path: str, values: Values) -> bool:
         """Whether the conditions of a path hold."""
         for source, allowed in self.conditions[path].items():
-            if source not in values or not _among(values[source], allowed):
+            if source not in values:
+                return False
+            if not _among(values[source], allowed):
                 return False
         return True
 
@@ -66,62 +81,68 @@ class SearchSpace:
             if not self.applies(path, found):
                 continue
             parameter = self.parameters[path]
-            if parameter.same_as is None:
+            followed = parameter.same_as
+            if followed is None:
                 found[path] = choose(path)
             else:
-                found[path] = parameter.following(found[parameter.same_as])
-        return {path: found[path] for path in self.parameters if path in found}
+                found[path] = parameter.following(found[followed])
+        in_order = [path for path in self.parameters if path in found]
+        return {path: found[path] for path in in_order}
 
-    def combinations(
-        self, options: Mapping[str, Sequence[Any] | None], most: int
-    ) -> list[dict[str, Any]] | None:
-        """The values of all candidates that there are; None if they are more than `most`.
-
-        Args:
-            options: all values of a path; None where they are without number.
-        """
+    def combinations(self, options: Choices, most: int) -> list[dict[str, Any]] | None:
+        """The values of all candidates that there are; None if they are more than `most`."""
         found: list[dict[str, Any]] = [{}]
         for path in self.order:
             longer: list[dict[str, Any]] = []
             for values in found:
                 for added in self._next(path, values, options):
-                    if added is None or len(longer) == most:
+                    if added is None:
+                        return None
+                    if len(longer) == most:
                         return None
                     longer.append(values | added)
             found = longer
         return found
 
-    def _next(
-        self, path: str, values: Mapping[str, Any], options: Mapping[str, Sequence[Any] | None]
-    ) -> Iterator[dict[str, Any] | None]:
+    def _next(self, path: str, values: Values, options: Choices) -> Iterator[dict[str, Any] | None]:
         """What a path adds to values of those before it: each of its own, or nothing where it does
         not apply; None where they are without number."""
-        parameter = self.parameters[path]
         if not self.applies(path, values):
             yield {}
-        elif parameter.same_as is not None:
-            yield {path: parameter.following(values[parameter.same_as])}
-        elif (known := options[path]) is None:
+            return
+        parameter = self.parameters[path]
+        followed = parameter.same_as
+        if followed is not None:
+            yield {path: parameter.following(values[followed])}
+            return
+        known = options[path]
+        if known is None:
             yield None
-        else:
-            for value in known:
-                yield {path: value}
+            return
+        for value in known:
+            yield {path: value}
 
     def ends(self, path: str) -> tuple[Any, ...]:
         """The values of a path to check, as they stand in a config."""
         parameter = self.parameters[path]
         if parameter.same_as is None:
             return parameter.ends()
-        return tuple(parameter.following(end) for end in self.ends(parameter.same_as))
+        followed = self.ends(parameter.same_as)
+        return tuple(parameter.following(end) for end in followed)
 
-    def where(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def where(self, values: Values) -> dict[str, Any]:
         """These values beside such of others that all of them apply; of two that exclude each
         other, the later one stays."""
         whole: dict[str, Any] = {}
         for path, value in values.items():
-            whole |= {source: allowed[0] for source, allowed in self._needs[path].items()}
+            for source, allowed in self._needs[path].items():
+                whole[source] = allowed[0]
             whole[path] = self.parameters[path].recorded(value)
-        return {path: value for path, value in whole.items() if self.allows(path, whole)}
+        allowed_together = {}
+        for path, value in whole.items():
+            if self.allows(path, whole):
+                allowed_together[path] = value
+        return allowed_together
 
     def wheres(self, path: str, value: Any) -> Iterator[dict[str, Any]]:
         """`where`, for each value of the others under which the path varies."""
@@ -131,14 +152,16 @@ class SearchSpace:
             for other in allowed[1:]:
                 yield first | {source: other}
 
-    def recorded(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def recorded(self, values: Values) -> dict[str, Any]:
         """Values that a person wrote, as a trial records them. Raises ValueError for what is no
         path."""
         found = {}
         for given, value in values.items():
             path = spelt(given)
-            known = self.parameters.get(path)
-            found[path] = value if known is None else known.recorded(value)
+            parameter = self.parameters.get(path)
+            if parameter is not None:
+                value = parameter.recorded(value)
+            found[path] = value
         return found
 
     def _all_conditions(self, path: str) -> Conditions:
@@ -151,7 +174,7 @@ class SearchSpace:
             over.append(followed)
         for other in over:
             for source, allowed in self._needs[other].items():
-                both = tuple(v for v in found.get(source, allowed) if _among(v, allowed))
+                both = _narrowed(found, source, allowed)
                 if not both:
                     raise space_error(
                         path,
@@ -162,30 +185,41 @@ class SearchSpace:
         return found
 
 
-def _order(parameters: Mapping[str, Parameter], conditions: Mapping[str, Conditions]) -> list[str]:
+def _narrowed(found: Conditions, source: str, allowed: Sequence[Any]) -> tuple[Any, ...]:
+    """The allowed values that what is known of a path allows as well."""
+    before = found.get(source, allowed)
+    return tuple(value for value in before if _among(value, allowed))
+
+
+def _order(parameters: Parameters, conditions: Mapping[str, Conditions]) -> list[str]:
+    """The paths, each behind those that it follows or has a condition over."""
     sorter: TopologicalSorter[str] = TopologicalSorter()
     for path, parameter in parameters.items():
         sorter.add(path, *conditions[path])
-        if parameter.same_as is not None:
-            if parameter.same_as not in parameters:
-                raise space_error(
-                    path,
-                    f"is the same as '{shorten(parameter.same_as)}', which does not vary; "
-                    f"{suggest(parameter.same_as, parameters)}",
-                )
-            sorter.add(path, parameter.same_as)
+        followed = parameter.same_as
+        if followed is None:
+            continue
+        if followed not in parameters:
+            raise space_error(
+                path,
+                f"is the same as '{shorten(followed)}', which does not vary; "
+                f"{suggest(followed, parameters)}",
+            )
+        sorter.add(path, followed)
     try:
         return list(sorter.static_order())
     except CycleError as error:
-        circle = [str(path) for path in reversed(error.args[1])]
+        _, circle = error.args
+        backwards = [str(path) for path in reversed(circle)]
+        way = " -> ".join(backwards)
         raise space_error(
-            circle[0],
-            f"depends on itself, by 'same_as' or 'when': {' -> '.join(circle)}; give one of them "
+            backwards[0],
+            f"depends on itself, by 'same_as' or 'when': {way}; give one of them "
             "a range or choices without a condition",
         ) from None
 
 
-def _conditions(path: str, parameters: Mapping[str, Parameter]) -> Conditions:
+def _conditions(path: str, parameters: Parameters) -> Conditions:
     """The conditions of a path, over paths of the space."""
     found: Conditions = {}
     for on, values in parameters[path].when.items():
@@ -195,7 +229,7 @@ def _conditions(path: str, parameters: Mapping[str, Parameter]) -> Conditions:
         allowed = []
         for value in values:
             allowed += _giving(path, (on, source), value, parameters[source])
-        both = tuple(value for value in found.get(source, allowed) if _among(value, allowed))
+        both = _narrowed(found, source, allowed)
         if not both:
             raise space_error(
                 path, f"can never vary: no choice of '{source}' is all that its 'when' says"
@@ -204,7 +238,7 @@ def _conditions(path: str, parameters: Mapping[str, Parameter]) -> Conditions:
     return found
 
 
-def _source(path: str, on: str, parameters: Mapping[str, Parameter]) -> str:
+def _source(path: str, on: str, parameters: Parameters) -> str:
     """The path of the space that decides on the value at `on`: itself, or a section around it."""
     if on in parameters:
         followed = parameters[on].same_as
@@ -228,7 +262,8 @@ def _giving(path: str, over: tuple[str, str], value: Any, parameter: Parameter) 
     if parameter.choices is None:
         _refuse_outside(path, on, value, parameter)
         return [value]
-    keys = parts(on)[len(parts(source)) :]
+    above = len(parts(source))
+    keys = parts(on)[above:]
     found = []
     given = []
     for choice in parameter.choices:
@@ -237,11 +272,7 @@ def _giving(path: str, over: tuple[str, str], value: Any, parameter: Parameter) 
         if _among(inside, (value,)):
             found.append(parameter.recorded(choice))
     if not found:
-        raise space_error(
-            path,
-            f"has a 'when' that can never hold: '{on}' is never {shorten(repr(value))}, only "
-            f"{', '.join(dict.fromkeys(given))}",
-        )
+        raise _never(path, on, value, ", ".join(dict.fromkeys(given)))
     return found
 
 
@@ -249,13 +280,19 @@ def _refuse_outside(path: str, on: str, value: Any, parameter: Parameter) -> Non
     """Raises an error for a value that a range never has."""
     low, high = parameter.low, parameter.high
     assert low is not None and high is not None
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low <= value <= high:
-        raise space_error(
-            path,
-            f"has a 'when' that can never hold: '{on}' is never {shorten(repr(value))}, only "
-            f"{low} to {high}",
-        )
+    inside = False
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        inside = low <= value <= high
+    if not inside:
+        raise _never(path, on, value, f"{low} to {high}")
+
+
+def _never(path: str, on: str, value: Any, what_it_can_be: str) -> PydanticCustomError:
+    never = shorten(repr(value))
+    return space_error(
+        path,
+        f"has a 'when' that can never hold: '{on}' is never {never}, only {what_it_can_be}",
+    )
 
 
 def _value_in(choice: Any, keys: tuple[str, ...]) -> Any:
@@ -272,12 +309,12 @@ def _value_in(choice: Any, keys: tuple[str, ...]) -> Any:
 
 def _among(value: Any, allowed: Sequence[Any]) -> bool:
     """Whether a value is one of those; true is not 1."""
-    same = [other for other in allowed if isinstance(other, bool) == isinstance(value, bool)]
-    return value in same
+    is_bool = isinstance(value, bool)
+    same_kind = [other for other in allowed if isinstance(other, bool) == is_bool]
+    return value in same_kind
 
 
 def space_error(path: str, problem: str) -> PydanticCustomError:
     """An error about a path of the space, which `explain` tells as it is."""
-    return PydanticCustomError(
-        "space", "space '{path}': {problem}", {"path": path, "problem": problem}
-    )
+    context = {"path": path, "problem": problem}
+    return PydanticCustomError("space", "space '{path}': {problem}", context)

@@ -71,20 +71,22 @@ class SearchOptions(Options):
     @field_validator("sampler")
     @classmethod
     def _known_sampler(cls, sampler: str | dict[str, Any]) -> str | dict[str, Any]:
-        if isinstance(sampler, dict) and not isinstance(sampler.get("name"), str):
-            known = ", ".join(sorted(SAMPLERS))
-            raise ValueError(f"the sampler has no 'name'; known: {known}")
-        name, seed, options = cls._name_and_options(sampler)
-        build_sampler(name, seed, options)
+        if isinstance(sampler, dict):
+            name = sampler.get("name")
+            if not isinstance(name, str):
+                known = ", ".join(sorted(SAMPLERS))
+                raise ValueError(f"the sampler has no 'name'; known: {known}")
+        name, options = cls._name_and_options(sampler)
+        build_sampler(name, 0, options)
         return sampler
 
     @staticmethod
-    def _name_and_options(sampler: str | dict[str, Any]) -> tuple[str, int, dict[str, Any]]:
+    def _name_and_options(sampler: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
         if isinstance(sampler, str):
-            return sampler, 0, {}
+            return sampler, {}
         options = dict(sampler)
         name = options.pop("name")
-        return name, 0, options
+        return name, options
 
     def build_sampler(self, *, conditional: bool = False, session: int = 1) -> BaseSampler:
         """Optuna's sampler; TPE begins later where trials are stopped early, since there are more
@@ -95,19 +97,23 @@ class SearchOptions(Options):
             session: of the search, 1 for the first: in a later one the same random numbers would
                 propose again what was trained already. QMC goes on in its sequence by itself.
         """
-        name, _, options = self._name_and_options(self.sampler)
+        name, options = self._name_and_options(self.sampler)
         if name == "tpe" and self.early_stopping is not None:
-            options = {"n_startup_trials": 20} | options
+            options.setdefault("n_startup_trials", 20)
         seed = self.seed
         if name != "qmc":
-            seed = (seed + 1_000_003 * (session - 1)) % 2**32
+            earlier_sessions = session - 1
+            seed += 1_000_003 * earlier_sessions
+            seed %= 2**32
         return build_sampler(name, seed, options, conditional=conditional)
 
     @field_validator("early_stopping", mode="before")
     @classmethod
     def _on_or_off(cls, value: object) -> object:
-        if isinstance(value, bool):
-            return {} if value else None
+        if value is True:
+            return {}
+        if value is False:
+            return None
         return value
 
     @field_validator("time")
@@ -119,7 +125,8 @@ class SearchOptions(Options):
                 raise ValueError(
                     f"{value!r} is not a time; it needs the form 90, 90s, 30m, 2h or 1d"
                 )
-            value = float(match[1]) * _UNITS[match[2] or "s"]
+            number, unit = match.groups()
+            value = float(number) * _UNITS[unit or "s"]
         if value is None or 0 < value <= _LONGEST_S:
             return value
         if value <= 0:
@@ -150,7 +157,8 @@ def _bytes(amount: object) -> object:
         raise ValueError(
             f"{amount!r} is not an amount of memory; it needs the form 4000000000, 4GB or 1.5GiB"
         )
-    size = float(match[1]) * _BYTES[match[2]]
+    number, unit = match.groups()
+    size = float(number) * _BYTES[unit]
     # What is far too much is said to be.
     return int(min(size, 2.0**63))
 
@@ -202,10 +210,13 @@ class Resources(Options):
 
     @model_validator(mode="after")
     def _pack_or_processes(self) -> Self:
-        if self.pack != "auto" and self.pack > 1 and self.processes_of_a_trial() > 1:
+        if self.pack == "auto" or self.pack == 1:
+            return self
+        processes = self.processes_of_a_trial()
+        if processes > 1:
             raise ValueError(
-                f"a trial in {self.processes_of_a_trial()} processes cannot be one of a pack of "
-                f"{self.pack}; set pack to 1"
+                f"a trial in {processes} processes cannot be one of a pack of {self.pack}; set "
+                "pack to 1"
             )
         return self
 
@@ -236,10 +247,11 @@ class Resources(Options):
 
     def for_ray(self) -> dict[str, float]:
         """The resources by Ray's names, without those that a trial does not need."""
-        needed = {}
-        for name, amount in (("CPU", self.cpu), ("GPU", self.gpu), ("memory", self.memory)):
-            if amount:
-                needed[name] = amount
+        needed = {"CPU": self.cpu}
+        if self.gpu:
+            needed["GPU"] = self.gpu
+        if self.memory:
+            needed["memory"] = self.memory
         return needed | self.custom
 
 
@@ -264,7 +276,9 @@ class Tracking(Options):
     @property
     def from_environment(self) -> bool:
         """Whether the environment says which store is meant."""
-        return "uri" not in self.model_fields_set and self.uri == os.environ.get(STORE_VARIABLE)
+        if "uri" in self.model_fields_set:
+            return False
+        return self.uri == os.environ.get(STORE_VARIABLE)
 
     def shown_uri(self) -> str:
         """The absolute URI without its secrets: what may be recorded and printed."""
@@ -274,7 +288,8 @@ class Tracking(Options):
         """The URI with the path of an SQLite file made absolute, so that it means the same from
         every directory."""
         scheme = "sqlite:///"
-        file = self.uri.removeprefix("sqlite:///")
-        if self.uri.startswith(scheme) and file:
-            return f"{scheme}{Path(file).absolute()}"
-        return self.uri
+        file = self.uri.removeprefix(scheme)
+        if not file or not self.uri.startswith(scheme):
+            return self.uri
+        absolute = Path(file).absolute()
+        return f"{scheme}{absolute}"

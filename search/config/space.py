@@ -19,6 +19,8 @@ from slimfront.trainables.errors import shorten
 from slimfront.trainables.options import Options
 
 Scalar = bool | int | float | str
+Tree = Mapping[str, Any]
+"""A config, or a section of one, as YAML has it: mappings within mappings."""
 
 _MOST_STEPS = 1_000_000_000
 """A range with more steps is as good as one without; Optuna's arithmetic of steps breaks far
@@ -83,7 +85,8 @@ class Parameter(Options):
     def _refuse_choices(self, choices: tuple[Choice, ...]) -> None:
         if not choices:
             raise ValueError("'choices' is empty; it needs at least one value")
-        if self.low is not None or self.high is not None or self.log or self.step is not None:
+        others = (self.low, self.high, self.step)
+        if self.log or any(other is not None for other in others):
             raise ValueError("'choices' does not go together with 'low', 'high', 'log' or 'step'")
 
     def _refuse_range(self, low: float, high: float) -> None:
@@ -125,7 +128,9 @@ class Parameter(Options):
     def meant(self, recorded: Any) -> Any:
         """What goes into the config for a value that `recorded` gave."""
         for choice in self.choices or ():
-            if isinstance(choice, dict | list) and write_value(choice) == recorded:
+            if not isinstance(choice, dict | list):
+                continue
+            if write_value(choice) == recorded:
                 return choice
         return recorded
 
@@ -134,8 +139,10 @@ class Parameter(Options):
         no number and there is a factor."""
         if self.factor == 1:
             return value
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"has a factor, and {shorten(repr(value))} is no number")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number:
+            shown = shorten(repr(value))
+            raise ValueError(f"has a factor, and {shown} is no number")
         product = value * self.factor
         if isinstance(value, int) and product == int(product):
             return int(product)
@@ -144,20 +151,20 @@ class Parameter(Options):
     def draw(self, random: Random, *, integer: bool) -> Any:
         """A value from anywhere in the parameter, for checking."""
         if self.choices is not None:
-            return self.recorded(random.choice(self.choices))
-        # _consistent checked.
-        assert self.low is not None and self.high is not None
+            choice = random.choice(self.choices)
+            return self.recorded(choice)
+        low, high = self._bounds()
         if self.log:
-            exponent = random.uniform(math.log(self.low), math.log(self.high))
+            exponent = random.uniform(math.log(low), math.log(high))
             value = math.exp(exponent)
             if integer:
                 return round(value)
-            return min(max(value, self.low), self.high)
+            return min(max(value, low), high)
         if not integer and self.step is None:
-            return random.uniform(self.low, self.high)
+            return random.uniform(low, high)
         step = self.step or 1
-        most = int((self.high - self.low) / step + 1e-9)
-        value = self.low + step * random.randint(0, most)
+        most = int((high - low) / step + 1e-9)
+        value = low + step * random.randint(0, most)
         if integer:
             return int(value)
         return value
@@ -165,17 +172,22 @@ class Parameter(Options):
     def distribution(self, *, integer: bool) -> BaseDistribution:
         """Optuna's distribution; `integer` says that the value lands in an integer field."""
         if self.choices is not None:
-            return CategoricalDistribution([self.recorded(choice) for choice in self.choices])
+            choices = [self.recorded(choice) for choice in self.choices]
+            return CategoricalDistribution(choices)
+        low, high = self._bounds()
+        if integer:
+            step = int(self.step or 1)
+            return IntDistribution(int(low), int(high), log=self.log, step=step)
+        return FloatDistribution(float(low), float(high), log=self.log, step=self.step)
+
+    def _bounds(self) -> tuple[int | float, int | float]:
+        """Both ends of a range."""
         # _consistent checked.
         assert self.low is not None and self.high is not None
-        if integer:
-            return IntDistribution(
-                int(self.low), int(self.high), log=self.log, step=int(self.step or 1)
-            )
-        return FloatDistribution(float(self.low), float(self.high), log=self.log, step=self.step)
+        return self.low, self.high
 
 
-def set_path(tree: Mapping[str, Any], path: str, value: object) -> dict[str, Any]:
+def set_path(tree: Tree, path: str, value: object) -> dict[str, Any]:
     """A copy of nested mappings with `value` at a dotted path; missing or empty levels are made on
     the way.
 
@@ -185,40 +197,48 @@ def set_path(tree: Mapping[str, Any], path: str, value: object) -> dict[str, Any
     return _set(tree, parts(path), value)
 
 
-def _set(tree: Mapping[str, Any], keys: tuple[str, ...], value: object) -> dict[str, Any]:
-    head, *below = keys
-    rest = tuple(below)
+def _set(tree: Tree, keys: tuple[str, ...], value: object) -> dict[str, Any]:
+    head = keys[0]
+    rest = keys[1:]
     copy = dict(tree)
     if not rest:
         copy[head] = value
         return copy
     inside = copy.get(head)
-    if inside is not None and not isinstance(inside, Mapping):
+    if inside is None:
+        inside = {}
+    if not isinstance(inside, Mapping):
         shown = shorten(repr(inside))
         raise KeyError(f"'{head}' is {shown}, which has no '{joined(rest)}'")
-    copy[head] = _set(inside or {}, rest, value)
+    copy[head] = _set(inside, rest, value)
     return copy
 
 
-def set_paths(tree: Mapping[str, Any], values: Mapping[str, object]) -> dict[str, Any]:
+def set_paths(tree: Tree, values: Mapping[str, object]) -> dict[str, Any]:
     """`set_path` for several paths, whole sections before what is in them."""
+
+    def depth(path: str) -> int:
+        return len(parts(path))
+
     result = dict(tree)
-    for path in sorted(values, key=lambda path: len(parts(path))):
+    for path in sorted(values, key=depth):
         result = set_path(result, path, values[path])
     return result
 
 
-def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(tree: Tree) -> dict[str, Any]:
     """Nested mappings as one, keyed by dotted path; an empty mapping is a value."""
     return _flatten(tree, ())
 
 
-def _flatten(tree: Mapping[str, Any], above: tuple[str, ...]) -> dict[str, Any]:
+def _flatten(tree: Tree, above: tuple[str, ...]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         keys = (*above, str(name))
-        if isinstance(value, Mapping) and value:
+        has_parts = isinstance(value, Mapping) and len(value) > 0
+        if has_parts:
             flat |= _flatten(value, keys)
         else:
-            flat[joined(keys)] = value
+            path = joined(keys)
+            flat[path] = value
     return flat

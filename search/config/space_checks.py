@@ -13,7 +13,7 @@ from optuna.distributions import (
 )
 from pydantic import ValidationError
 
-from slimfront.search.config.idle import idle
+from slimfront.search.config.idle import MakeCandidate, idle
 from slimfront.search.config.paths import is_inside
 from slimfront.search.config.search_space import SearchSpace, space_error
 from slimfront.search.config.space import Parameter
@@ -25,22 +25,16 @@ from slimfront.trainables.redaction import redact_values
 Space = Mapping[str, Parameter]
 """What varies, by dotted path."""
 
-MakeCandidate = Callable[[Mapping[str, object]], Candidate]
-"""Makes the candidate with other values by dotted path, as `Config.candidate`."""
+FieldType = Callable[[str], object]
+"""int or float for the field at a path, None for another type."""
 
 _COMBINATIONS = 100
 """How many combinations of a space are checked before a search."""
 
 
-def check_space(
-    space: SearchSpace, candidate: MakeCandidate, field_type: Callable[[str], object]
-) -> None:
+def check_space(space: SearchSpace, candidate: MakeCandidate, field_type: FieldType) -> None:
     """Raises an error for a path that may not vary, values that make no candidate, and what varies
-    to no effect.
-
-    Args:
-        field_type: int or float for the field at a path, None for another type.
-    """
+    to no effect."""
     for path in space.parameters:
         _refuse_path(path, space)
         _refuse_ends(path, space, candidate)
@@ -51,8 +45,12 @@ def check_space(
     for path in space.parameters:
         _refuse_condition_on_points(path, space, field_type)
     _refuse_invalid_combinations(space, candidate, field_type)
+
+    def where_all_apply(values: Mapping[str, object]) -> Candidate:
+        return candidate(space.where(values))
+
     ends = {path: space.ends(path) for path in space.parameters}
-    for path, problem in idle(ends, lambda values: candidate(space.where(values))):
+    for path, problem in idle(ends, where_all_apply):
         raise space_error(path, problem)
 
 
@@ -66,7 +64,7 @@ def check_nothing_secret(space: Space, starts: Sequence[Mapping[str, Any]]) -> N
     for start in starts:
         varied += start.items()
     for path, value in varied:
-        key = path.rpartition(".")[2]
+        _, _, key = path.rpartition(".")
         shown = redact_values(value, key)
         # Not as values: NaN is not equal to itself.
         if repr(shown) != repr(value):
@@ -97,7 +95,8 @@ def check_starts(
             if not is_in(distributions[path], value):
                 shown = shorten(repr(value))
                 raise ValueError(f"{where}: {shown} is outside of what '{path}' varies in")
-            if set(space.conditions[path]) <= set(values) and not space.allows(path, values):
+            decided = set(space.conditions[path]) <= set(values)
+            if decided and not space.allows(path, values):
                 raise ValueError(
                     f"{where}: '{path}' does not vary beside the other values, by its 'when'; "
                     "leave it out"
@@ -143,9 +142,7 @@ def _refuse_ends(path: str, space: SearchSpace, candidate: MakeCandidate) -> Non
                 raise space_error(path, explain_first(error, inside=path)) from None
 
 
-def _refuse_condition_on_points(
-    path: str, space: SearchSpace, field_type: Callable[[str], object]
-) -> None:
+def _refuse_condition_on_points(path: str, space: SearchSpace, field_type: FieldType) -> None:
     """Raises an error for a condition on single values of a range that has no steps: it would as
     good as never hold."""
     for source in space.conditions[path]:
@@ -172,7 +169,7 @@ def _refuse_range(path: str, parameter: Parameter, kind: object) -> None:
 
 
 def _refuse_invalid_combinations(
-    space: SearchSpace, candidate: MakeCandidate, field_type: Callable[[str], object]
+    space: SearchSpace, candidate: MakeCandidate, field_type: FieldType
 ) -> None:
     """Draws combinations of values from anywhere in the space: each value alone may be right
     and two of them not."""

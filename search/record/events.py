@@ -14,6 +14,10 @@ Ending = Literal["completed", "stopped", "failed"]
 """How a trial ends by itself."""
 
 
+Values = dict[str, Any]
+"""The values of a candidate, by dotted path."""
+
+
 class Event(BaseModel):
     """What all events have. Keys that a class does not know are left out when one is read."""
 
@@ -55,7 +59,7 @@ class SearchBegan(Event):
     search: str = ""
     config: str = ""
     dense_sizes: dict[str, float]
-    starts: list[dict[str, Any]] = []
+    starts: list[Values] = []
     beside: list[str] = []
 
 
@@ -70,7 +74,7 @@ class TrialBegan(OfTrial):
     """A trial begins: its values by dotted path, and the seed of its training."""
 
     kind = "trial"
-    values: dict[str, Any]
+    values: Values
     seed: int
 
 
@@ -80,7 +84,7 @@ class ProposalRepeated(Event):
 
     kind = "repeated"
     number: int
-    values: dict[str, Any]
+    values: Values
     first: int
 
 

@@ -160,7 +160,8 @@ def format_of(output: Path, kind: str | None) -> Format:
     if kind is not None and found != kind:
         raise UserError(f"--output {output}: a file of the format {kind} ends in .{kind}")
     if found is None:
-        raise UserError(f"--output {output}: it ends in none of {', '.join(by_suffix)}")
+        known = ", ".join(by_suffix)
+        raise UserError(f"--output {output}: it ends in none of {known}")
     return found
 
 
@@ -169,16 +170,18 @@ def _trained(config: Config, point: MeasuredNetwork) -> dict[str, Any]:
     for path, value in point.trial.values.items():
         shown = f"{value:.4g}" if isinstance(value, float) else markdown.text(value)
         values[markdown.code(path)] = shown
-    penalties = ", ".join(map(markdown.code, config.varied_penalties())) or "none"
+    names = [markdown.code(name) for name in config.varied_penalties()]
+    penalties = ", ".join(names) or "none"
     sparsifier = "none"
     if config.sparsifier is not None:
         sparsifier = markdown.code(config.sparsifier.name)
-    pruned = {}
-    if point.step:
-        pruned = {"one-shot pruning": f"step {point.step}"}
-    how = {
+    how: dict[str, Any] = {
         "network": markdown.code(config.model.name),
         "penalties": penalties,
         "sparsifier": sparsifier,
+        "epochs": point.epoch,
+        "seed": point.trial.seed,
     }
-    return how | {"epochs": point.epoch, "seed": point.trial.seed} | pruned | values
+    if point.step:
+        how["one-shot pruning"] = f"step {point.step}"
+    return how | values

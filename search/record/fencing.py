@@ -193,7 +193,9 @@ class Fence:
     def check_within(self, connection: Connection) -> None:
         """The same within a transaction, which nobody can take the search during."""
         wanted = select(_DRIVERS.c.fence).where(_DRIVERS.c.search == self.search)
-        if connection.execute(wanted.with_for_update(read=True)).scalar() != self.number:
+        locked = wanted.with_for_update(read=True)
+        fence = connection.execute(locked).scalar()
+        if fence != self.number:
             raise Superseded(self.name)
 
     def guard(self, engine: Engine) -> None:

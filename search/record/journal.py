@@ -74,8 +74,10 @@ def damaged(file: Path, number: int, reason: str) -> UserError:
 
 def _encoded(event: Event) -> bytes:
     """An event as a line, which ends with a checksum of all before it."""
-    text = json.dumps(event.as_plain(), separators=(",", ":")).encode()[:-1]
-    return b'%s,"crc":"%08x"}\n' % (text, zlib.crc32(text))
+    text = json.dumps(event.as_plain(), separators=(",", ":"))
+    open_ended = text.encode()[:-1]
+    checksum = zlib.crc32(open_ended)
+    return b'%s,"crc":"%08x"}\n' % (open_ended, checksum)
 
 
 def _decoded(line: bytes, number: int) -> Event:

@@ -24,20 +24,23 @@ def locate(search: str, storage_path: str) -> tuple[str, str]:
     Raises:
         UserError: if it is neither.
     """
+    name = search.rstrip("/")
     if is_bucket(storage_path):
-        name = search.rstrip("/")
         if is_name(name):
             return name, storage_path
         raise _no_search(search)
-    for path in [Path(storage_path, search)] + ([] if is_name(search) else [Path(search)]):
+    paths = [Path(storage_path, search)]
+    if not is_name(search):
+        paths.append(Path(search))
+    for path in paths:
         try:
             directory = path.resolve()
             if is_name(directory.name) and (directory / JOURNAL_FILE).is_file():
                 return directory.name, str(directory.parent)
         except (OSError, ValueError, RuntimeError):  # too long, a zero byte, a circle of links
             continue
-    if is_name(search.rstrip("/")):
-        return search.rstrip("/"), storage_path  # there is none; the caller says which there are
+    if is_name(name):
+        return name, storage_path  # there is none; the caller says which there are
     raise _no_search(search)
 
 
@@ -47,7 +50,8 @@ def name_in_store(search: str) -> str:
     name = search.rstrip("/")
     if is_name(name):
         return name
-    return locate(search, ".")[0]
+    found, _ = locate(search, ".")
+    return found
 
 
 def _no_search(search: str) -> UserError:

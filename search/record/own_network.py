@@ -39,15 +39,19 @@ _CHECKED = 1024
 log = logging.getLogger(__name__)
 
 
+Metrics = Mapping[str, float]
+"""Metrics, measures and times, by name."""
+
+
 @dataclass(frozen=True)
 class Shipped:
     """A network of the user's as it was shipped, and its card, which is at `card_path`."""
 
     shipment: Shipment
-    given: Mapping[str, float]
+    given: Metrics
     """The metrics of the network that was given, on the validation and the test split."""
     compacted: Compacted
-    times: Mapping[str, float]
+    times: Metrics
     """What `latency` of the config takes besides the card's table: of the file in a runtime, or by
     a command; empty where it names neither."""
     card: str
@@ -87,7 +91,7 @@ class Shipped:
         return ", ".join(parts)
 
 
-def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
+def _finite(numbers: Metrics) -> dict[str, float | None]:
     return {name: finite(value) for name, value in numbers.items()}
 
 
@@ -212,10 +216,10 @@ def _scores(network: nn.Module, data: Dataset, config: Path) -> dict[str, float]
             f"{first_line(error)}"
         ) from error
     data.task.options.check_outputs(outputs, targets, data.head)
-    found: dict[str, float] = {}
-    for name, split in (("val", data.validation), ("test", data.test)):
-        found |= data.task.evaluate(network, *split, split=name, prepare=data.prepare)
-    return found
+    task = data.task
+    validation = task.evaluate(network, *data.validation, split="val", prepare=data.prepare)
+    test = task.evaluate(network, *data.test, split="test", prepare=data.prepare)
+    return validation | test
 
 
 def _batches(data: Dataset, examples: int) -> list[Batch]:

@@ -161,7 +161,6 @@ def as_tables(result: SearchResult, width: int, front: list[MeasuredNetwork]) ->
     with a row for each trial.
     """
     ledger = result.ledger
-    quality = ledger.quality
     dense = ledger.dense_network
     points = list(front)
     sections = []
@@ -169,13 +168,13 @@ def as_tables(result: SearchResult, width: int, front: list[MeasuredNetwork]) ->
         points.insert(0, dense)
         sections.append(0)
     title = f"Front of {result.search}"
-    measured = _measured(points, dense, quality, _other_heads(ledger))
+    measured = _measured(points, dense, ledger.quality, _other_heads(ledger))
     all_columns = [*measured, *_varied(points)]
     if terminal.fits(all_columns, width):
         return terminal.as_tables(title, all_columns, width, sections)
-    trials = {point.trial.label: point for point in front}
-    values = [Column("trial", list(trials), left=True)]
-    values += _varied(list(trials.values()))
+    one_of_each = {point.trial.label: point for point in front}
+    labels = Column("trial", list(one_of_each), left=True)
+    values = [labels, *_varied(list(one_of_each.values()))]
     tables = terminal.as_tables(title, measured, width, sections)
     return tables + terminal.as_tables("Their values", values, width)
 

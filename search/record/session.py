@@ -8,12 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from slimfront.search.config.beside import find_in, found_in
 from slimfront.search.config.plain import dump
 from slimfront.search.config.schema import Config
-from slimfront.search.record.events import Event, SearchBegan, SessionBegan, seconds_spent
+from slimfront.search.record.events import Event, SearchBegan, SessionBegan, Values, seconds_spent
 from slimfront.search.record.journal import (
     JOURNAL_FILE,
     Journal,
@@ -56,7 +55,7 @@ class Session:
         return 1 + len(begun)
 
     @property
-    def starts(self) -> list[dict[str, Any]]:
+    def starts(self) -> list[Values]:
         """The values to try first, as they were when the search began."""
         begun = self.earlier[0]
         if isinstance(begun, SearchBegan):
@@ -69,7 +68,7 @@ class Session:
 
 
 def begin(
-    config: Config, name: str | None, dense_sizes: dict[str, float], starts: list[dict[str, Any]]
+    config: Config, name: str | None, dense_sizes: dict[str, float], starts: list[Values]
 ) -> Session:
     """A new search, in a new directory. Raises UserError if there is one of that name, or the
     directory cannot be made."""
@@ -190,27 +189,29 @@ def read_result(search: str, storage_path: str) -> tuple[Config, SearchResult]:
         UserError: as `read_search`.
     """
     config, ledger, seconds = _read(search, storage_path)
+    front = ledger.front.members()
     trials = list(ledger.trials)
     if ledger.dense:
         trials.append(ledger.dense)
     interrupted = any(trial.unfinished for trial in trials)
-    members = ledger.front.members()
     store = config.tracking.shown_uri()
-    result = SearchResult(search, ledger, members, seconds, store, interrupted=interrupted)
+    result = SearchResult(search, ledger, front, seconds, store, interrupted=interrupted)
     return config, result
 
 
 def _read(search: str, storage_path: str) -> tuple[Config, Ledger, float]:
     """The config, what is known about the trials, and the seconds that the search took."""
     folder = _folder(search, storage_path)
-    events = list(read_events(folder.local / JOURNAL_FILE))
+    journal = folder.local / JOURNAL_FILE
+    events = list(read_events(journal))
     begun = _beginning(events, search)
     _find_beside(begun, folder)
     config = resumed_config(begun.config, (), search)
     _check_code(config, folder)
     ledger = ledger_of(config, begun, folder.place)
     _apply_all(ledger, events[1:], folder, first=2)
-    return config, ledger, seconds_spent(events)
+    seconds = seconds_spent(events)
+    return config, ledger, seconds
 
 
 def _check_code(config: Config, folder: Folder) -> None:

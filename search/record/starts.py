@@ -1,19 +1,19 @@
 """The values that a search tries first."""
 
 import logging
-from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from slimfront.search.config.schema import Config
 from slimfront.search.config.space_checks import is_in, shown
+from slimfront.search.record.events import Values
 from slimfront.search.record.session import read_search
 from slimfront.trainables.errors import UserError, shorten
 
 log = logging.getLogger(__name__)
 
 
-def starting_values(config: Config) -> list[dict[str, Any]]:
+def starting_values(config: Config) -> list[Values]:
     """The values to try first: those of the config, or of the front of an earlier search as far as
     they vary here."""
     wanted = config.search.start_from
@@ -25,7 +25,7 @@ def starting_values(config: Config) -> list[dict[str, Any]]:
     except UserError as error:
         raise UserError(f"search.start_from: {error}") from None
     distributions = config.distributions()
-    found: list[dict[str, Any]] = []
+    found: list[Values] = []
     # Several networks of a trial may be on the front.
     trials = {point.trial.label: point.trial for point in ledger.front.members()}
     for trial in trials.values():
@@ -39,9 +39,7 @@ def starting_values(config: Config) -> list[dict[str, Any]]:
     return found
 
 
-def _taken(
-    values: dict[str, Any], distributions: dict[str, BaseDistribution], whose: str
-) -> dict[str, Any]:
+def _taken(values: Values, distributions: dict[str, BaseDistribution], whose: str) -> Values:
     """Those of the values that can be tried: numbers outside of the bounds too, but no choice that
     is none of the space's; each that is outside is told."""
     taken = {}
@@ -50,8 +48,9 @@ def _taken(
         if is_in(varies, value):
             taken[path] = value
             continue
-        numeric = not isinstance(varies, CategoricalDistribution)
-        if numeric and isinstance(value, int | float) and not isinstance(value, bool):
+        in_a_range = not isinstance(varies, CategoricalDistribution)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if in_a_range and is_number:
             taken[path] = value
             done = "it is tried all the same"
         else:

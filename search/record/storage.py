@@ -182,13 +182,15 @@ class Storage:
         """The names of the searches here: what has a journal of that name."""
         if self.bucket is None:
             files = Path(self.place).glob(f"*/{journal}")
-            return sorted(file.parent.name for file in files)
+            names = [file.parent.name for file in files]
+            return sorted(names)
         everything = fs.FileSelector(self.root, allow_not_found=True)
         try:
             infos = self.bucket.get_file_info(everything)
         except OSError as error:
             raise UserError(f"{self.shown} cannot be listed: {error}") from None
-        return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+        folders = [info for info in infos if info.type == fs.FileType.Directory]
+        return sorted(folder.base_name for folder in folders)
 
 
 @dataclass(frozen=True)
@@ -257,8 +259,9 @@ class Mirror:
         infos = self.bucket.get_file_info(selector)
         names = sorted(str(info.base_name) for info in infos)
         objects: dict[str, bytes] = {}
+        firsts = [name for name in names if name.endswith(_FIRST)]
         # Of the last driver, of the one before it …
-        for first in reversed([name for name in names if name.endswith(_FIRST)]):
+        for first in reversed(firsts):
             objects[first] = self._read(first)
             history = _history(objects[first])
             if history is None:
@@ -267,8 +270,9 @@ class Mirror:
                 content = objects.get(name) or self._read(name)
                 yield name, content[:length]
             fence = first.removesuffix(_FIRST)
+            prefix = f"{fence}-"
             for name in names:
-                if name.startswith(f"{fence}-"):
+                if name.startswith(prefix):
                     yield name, objects.get(name) or self._read(name)
             return
         for name in names:  # a journal of version 0.1, which no driver has taken since

@@ -101,10 +101,13 @@ class OnlyWriter(InMemoryStorage):
     def _read(self, there: int, name: str) -> None:
         database = self.database
         self.study_ids.append(there)
-        here = super().create_new_study(database.get_study_directions(there), name)
-        for key, value in database.get_study_user_attrs(there).items():
+        directions = database.get_study_directions(there)
+        here = super().create_new_study(directions, name)
+        of_users = database.get_study_user_attrs(there)
+        for key, value in of_users.items():
             super().set_study_user_attr(here, key, value)
-        for key, value in database.get_study_system_attrs(there).items():
+        of_optuna = database.get_study_system_attrs(there)
+        for key, value in of_optuna.items():
             super().set_study_system_attr(here, key, value)
         for trial in database.get_all_trials(there, deepcopy=False):
             self.trial_ids.append(trial_id(trial))
@@ -112,17 +115,20 @@ class OnlyWriter(InMemoryStorage):
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         """As Optuna has it."""
-        self.database.set_study_user_attr(self.study_ids[study_id], key, value)
+        there = self.study_ids[study_id]
+        self.database.set_study_user_attr(there, key, value)
         super().set_study_user_attr(study_id, key, value)
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         """As Optuna has it."""
-        self.database.set_study_system_attr(self.study_ids[study_id], key, value)
+        there = self.study_ids[study_id]
+        self.database.set_study_system_attr(there, key, value)
         super().set_study_system_attr(study_id, key, value)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """As Optuna has it."""
-        there = self.database.create_new_trial(self.study_ids[study_id], template_trial)
+        study_there = self.study_ids[study_id]
+        there = self.database.create_new_trial(study_there, template_trial)
         self.trial_ids.append(there)
         return super().create_new_trial(study_id, template_trial)
 
@@ -134,35 +140,36 @@ class OnlyWriter(InMemoryStorage):
         distribution: BaseDistribution,
     ) -> None:
         """As Optuna has it."""
-        self.database.set_trial_param(
-            self.trial_ids[trial_id], param_name, param_value_internal, distribution
-        )
+        there = self.trial_ids[trial_id]
+        self.database.set_trial_param(there, param_name, param_value_internal, distribution)
         super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
         """As Optuna has it."""
-        changed = self.database.set_trial_state_values(self.trial_ids[trial_id], state, values)
+        there = self.trial_ids[trial_id]
+        changed = self.database.set_trial_state_values(there, state, values)
         return changed and super().set_trial_state_values(trial_id, state, values)
 
     def set_trial_intermediate_value(
         self, trial_id: int, step: int, intermediate_value: float
     ) -> None:
         """As Optuna has it."""
-        self.database.set_trial_intermediate_value(
-            self.trial_ids[trial_id], step, intermediate_value
-        )
+        there = self.trial_ids[trial_id]
+        self.database.set_trial_intermediate_value(there, step, intermediate_value)
         super().set_trial_intermediate_value(trial_id, step, intermediate_value)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """As Optuna has it."""
-        self.database.set_trial_user_attr(self.trial_ids[trial_id], key, value)
+        there = self.trial_ids[trial_id]
+        self.database.set_trial_user_attr(there, key, value)
         super().set_trial_user_attr(trial_id, key, value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """As Optuna has it."""
-        self.database.set_trial_system_attr(self.trial_ids[trial_id], key, value)
+        there = self.trial_ids[trial_id]
+        self.database.set_trial_system_attr(there, key, value)
         super().set_trial_system_attr(trial_id, key, value)
 
 
@@ -182,9 +189,12 @@ def rebuild(
         known[number] = repeated.values
     last = max(known, default=-1)
     for number in range(last + 1):
-        # As it was begun: values outside of the space's bounds are taken from what is enqueued.
         begun = known.get(number, {})
-        values = {path: begun[path] for path in distributions if path in begun}
+        values = {}
+        for path in distributions:
+            if path in begun:
+                values[path] = begun[path]
+        # As it was begun: values outside of the space's bounds are taken from what is enqueued.
         study.enqueue_trial(values)
         trial = study.ask()
         for path in values:

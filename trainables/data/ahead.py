@@ -63,6 +63,8 @@ class Progress:
     def advance(self, count: int) -> None:
         """Tells that so many more are done."""
         self.done += count
-        if time.monotonic() >= self.next:
-            self.next = time.monotonic() + self.SECONDS
-            log.info("%s: %d %% of %s", self.what, 100 * self.done // self.total, f"{self.total:,}")
+        if time.monotonic() < self.next:
+            return
+        self.next = time.monotonic() + self.SECONDS
+        percent = 100 * self.done // self.total
+        log.info("%s: %d %% of %s", self.what, percent, f"{self.total:,}")

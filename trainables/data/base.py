@@ -116,7 +116,9 @@ class Dataset:
     def prepare(self, inputs: Tensor) -> Tensor:
         """What a network sees of stored `inputs` (N, *input_shape): on `device`, normalised."""
         inputs = each(inputs, lambda tensor: to_device(tensor, self.device))
-        if self.mean is None or self.std is None or isinstance(inputs, Several):
+        if self.mean is None or self.std is None:
+            return inputs
+        if isinstance(inputs, Several):
             return inputs
         return (inputs.float() - self.mean) / self.std
 
@@ -126,7 +128,8 @@ class Dataset:
         if self.standardised_by is None or isinstance(inputs, Several):
             return inputs
         mean, std = self.standardised_by
-        return inputs * std.to(inputs.device) + mean.to(inputs.device)
+        device = inputs.device
+        return inputs * std.to(device) + mean.to(device)
 
     def normalisation(self) -> tuple[Tensor, Tensor] | None:
         """Mean and standard deviation, on the CPU, that turn raw inputs x into what a network sees:
@@ -142,15 +145,16 @@ class Dataset:
         """
         if not self.augment.active or isinstance(inputs, Several):
             return self.prepare(inputs)
-        inputs = to_device(inputs, self.device)
-        return self.prepare(augment(inputs, self.augment, *generators))
+        there = to_device(inputs, self.device)
+        augmented = augment(there, self.augment, *generators)
+        return self.prepare(augmented)
 
     def varied(self, inputs: Tensor, draws: Draws) -> Tensor:
         """`prepare` of `inputs`, which are on `device`, with the augmentation that was drawn for
         them."""
-        if isinstance(inputs, Several):
-            return self.prepare(inputs)
-        return self.prepare(varied(inputs, self.augment, draws))
+        if not isinstance(inputs, Several):
+            inputs = varied(inputs, self.augment, draws)
+        return self.prepare(inputs)
 
     def batches(self, chosen: Iterable[Tensor]) -> Generator[Split]:
         """The training examples at each of these indices (n,), as they are stored.
@@ -177,16 +181,13 @@ class Dataset:
 
         Otherwise it stays where it is, and its batches move one by one.
         """
-        mean = self.mean
-        if mean is not None:
-            mean = mean.to(device)
-        std = self.std
-        if std is not None:
-            std = std.to(device)
-        attached = self.attached
-        if attached is not None:
-            attached = attached.to(device)
-        moved = replace(self, mean=mean, std=std, device=device, attached=attached)
+        moved = replace(self, device=device)
+        if self.mean is not None:
+            moved = replace(moved, mean=self.mean.to(device))
+        if self.std is not None:
+            moved = replace(moved, std=self.std.to(device))
+        if self.attached is not None:
+            moved = replace(moved, attached=self.attached.to(device))
         splits = [self.train, self.validation, self.test]
         needed = 2 * sum(map(nbytes, splits))
         if device.type == "cuda" and needed > free_memory(device):
@@ -310,10 +311,11 @@ def encoded_dataset(
 def _taken(places: Tensor, asked: Normalise, allocate: Allocator, tensor: Tensor) -> Tensor:
     """The rows of a tensor at these places (n,), in the type that they are stored in."""
     shape = (len(places), *tensor.shape[1:])
-    taken = allocate(shape, stored_type(tensor, asked))
+    dtype = stored_type(tensor, asked)
+    taken = allocate(shape, dtype)
     parts = pieces(taken)
-    indices = places.split(len(parts[0]))
-    for part, own in zip(parts, indices, strict=True):
+    rows = len(parts[0])
+    for part, own in zip(parts, places.split(rows), strict=True):
         part.copy_(tensor[own])
     return taken
 

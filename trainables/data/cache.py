@@ -57,7 +57,8 @@ def load_once(options: Data, device: torch.device, task: Task | None = None) -> 
         task: classification if None.
     """
     task = task or CLASSIFICATION
-    plain = _load_plain(options.model_copy(update={"augment": Augment()}), device, task)
+    without_augment = options.model_copy(update={"augment": Augment()})
+    plain = _load_plain(without_augment, device, task)
     if options.augment.active:
         return replace(plain, augment=options.augment)
     return plain
@@ -83,10 +84,10 @@ def load_shared(options: Data, task: Task = CLASSIFICATION) -> Dataset:
         UserError: as `Data.load` does; or if the data has to be on disk (`in_memory: false`) and
             cannot be written there.
     """
-    fingerprint = None
-    if options.in_memory is not True:
-        fingerprint = options.fingerprint()
-    if options.in_memory is True or (fingerprint is None and options.in_memory == "auto"):
+    if options.in_memory is True:
+        return options.load(task)
+    fingerprint = options.fingerprint()
+    if fingerprint is None and options.in_memory == "auto":
         return options.load(task)
     try:
         folder = cache_folder()
@@ -99,7 +100,8 @@ def load_shared(options: Data, task: Task = CLASSIFICATION) -> Dataset:
     except OSError as error:
         _complain(options, error)
         return options.load(task)
-    streamed = options.in_memory is False or 2 * _size(data) > memory_bytes()
+    is_large = 2 * _size(data) > memory_bytes()
+    streamed = options.in_memory is False or is_large
     return replace(data, streamed=streamed)
 
 
@@ -114,7 +116,9 @@ def cache_folder() -> Path:
     usual = "/var/tmp"  # noqa: S108 (it is made and checked by own_folder)
     if "TMPDIR" in os.environ or not os.access(usual, os.W_OK):
         usual = tempfile.gettempdir()
-    folder = Path(named) if named else Path(usual, f"slimfront-{os.getuid()}")
+    folder = Path(usual, f"slimfront-{os.getuid()}")
+    if named:
+        folder = Path(named)
     return own_folder(folder, named=bool(named))
 
 
@@ -124,7 +128,8 @@ def files_state(files: Iterable[Path]) -> str:
     for file in sorted(files):
         state = file.stat()
         states.append((str(file), state.st_size, state.st_mtime_ns))
-    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+    text = json.dumps(states)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def memory_bytes() -> int:
@@ -178,7 +183,8 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[Path]:
     while True:
         with path.open("ab") as file:
             fcntl.flock(file, how)
-            if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+            held = os.fstat(file.fileno())
+            if not path.exists() or path.stat().st_ino != held.st_ino:
                 continue  # its entry was thrown away while this process waited
             yield path
             return
@@ -303,7 +309,11 @@ def _make_room(folder: Path, needed: int) -> None:
     files = dict(_entries(folder))
     used = sum(state.st_blocks * 512 for state in files.values())
     named = os.environ.get(LIMIT)
-    limit = float(named) * 1e9 if named else (used + shutil.disk_usage(folder).free) / 2
+    if named:
+        limit = float(named) * 1e9
+    else:
+        free = shutil.disk_usage(folder).free
+        limit = (used + free) / 2
     for file in sorted(files, key=lambda file: files[file].st_mtime):
         if used + needed <= limit:
             return

@@ -86,7 +86,7 @@ class Factory(Data):
             read = {name: self._read(one, task) for name, one in made.items()}
             return self._of_splits(read, task)
         made = self._read(made, task)
-        if not isinstance(made, tuple) or len(made) not in (2, 3) or not _is_inputs(made[0]):
+        if not _are_examples(made):
             raise self._wrong(
                 f"is {_describe(made)}",
                 "a slimfront.trainables.data.Dataset, or (inputs, targets) as tensors or arrays",
@@ -125,12 +125,12 @@ class Factory(Data):
             raise self._wrong(f"has a split that is {_describe(given)}", "(inputs, targets)")
         inputs = self._as_inputs(given[0])
         targets = given[1]
-        count = None
+        count: int | str = "no"
         if hasattr(targets, "__len__"):
             count = len(targets)
         if count != len(inputs):
             raise self._wrong(
-                f"has {len(inputs)} inputs and {'no' if count is None else count} targets",
+                f"has {len(inputs)} inputs and {count} targets",
                 "one target for each input",
             )
         return inputs, targets
@@ -149,28 +149,36 @@ class Factory(Data):
 
     def _of_splits(self, made: Mapping[str, Any], task: Task) -> Dataset:
         """The user's own splits; what is left out is held out of the training examples."""
-        if set(made) - set(_SPLITS):
+        unknown = set(made) - set(_SPLITS)
+        if unknown:
             names = ", ".join(map(str, made))
             raise self._wrong(f"has splits {names}", "train, validation and test")
         inputs: dict[str, Tensor] = {}
         given: dict[str, Any] = {}
         for name in _SPLITS:
-            if name in made:
-                inputs[name], given[name] = self._pair(made[name])
-        for name, one in inputs.items():
-            refuse_no_numbers(one, f" of {name}")
-        encoded = task.encode(_joined(list(given.values())))
-        sizes = [len(one) for one in inputs.values()]
-        targets = dict(zip(inputs, encoded.targets.split(sizes), strict=True))
+            if name not in made:
+                continue
+            own_inputs, own_targets = self._pair(made[name])
+            inputs[name] = own_inputs
+            given[name] = own_targets
+        for name, of_split in inputs.items():
+            refuse_no_numbers(of_split, f" of {name}")
+        all_targets = _joined(list(given.values()))
+        encoded = task.encode(all_targets)
+        sizes = [len(of_split) for of_split in inputs.values()]
+        parts = encoded.targets.split(sizes)
+        targets = dict(zip(inputs, parts, strict=True))
         self._hold_out_what_lacks(task, inputs, targets, encoded.names)
         self._refuse_unlike(inputs)
 
         def stored(tensor: Tensor) -> Tensor:
-            return tensor.to(stored_type(tensor, self.normalise), copy=True)
+            dtype = stored_type(tensor, self.normalise)
+            return tensor.to(dtype, copy=True)
 
         splits = []
         for name in _SPLITS:
-            splits.append(Split(each(inputs[name], stored), targets[name]))
+            of_split = each(inputs[name], stored)
+            splits.append(Split(of_split, targets[name]))
         return encoded_dataset(self, task, splits, encoded)
 
     def _refuse_unlike(self, inputs: Mapping[str, Tensor]) -> None:
@@ -218,7 +226,7 @@ class Factory(Data):
         """
         session = os.environ.get(SESSION)
         import_by_path(self.factory, "data factory")
-        module = self.factory.partition(":")[0]
+        module, _, _ = self.factory.partition(":")
         file = getattr(sys.modules[module], "__file__", None)
         if not session or not file:
             return None
@@ -229,21 +237,23 @@ class Factory(Data):
 
     def _as_inputs(self, given: Any) -> Tensor:
         if isinstance(given, tuple):
-            given = {str(place): part for place, part in enumerate(given)}
+            given = dict(enumerate(given))
         if not isinstance(given, Mapping):
             return self._one_input(given)
         made = {}
-        for name, part in given.items():
-            made[str(name)] = self._one_input(part, least=1)
-        counts = {name: len(tensor) for name, tensor in made.items()}
-        if len(set(counts.values())) != 1:
-            sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
+        for key, part in given.items():
+            name = str(key)
+            made[name] = self._one_input(part, least=1)
+        lengths = {len(tensor) for tensor in made.values()}
+        if len(lengths) != 1:
+            sizes = ", ".join(f"{name} {len(tensor)}" for name, tensor in made.items())
             raise self._wrong(f"has inputs of different lengths ({sizes})", "one of each for each")
         return Several(made)
 
     def _one_input(self, given: Any, least: int = 2) -> Tensor:
         inputs = self._tensor(given, "inputs")
-        if inputs.ndim < least or inputs.is_complex() or not inputs.numel():
+        fits = inputs.ndim >= least and inputs.numel() > 0
+        if not fits or inputs.is_complex():
             shape = tuple(inputs.shape)
             raise self._wrong(
                 f"has inputs of shape {shape} and type {inputs.dtype}",
@@ -270,14 +280,17 @@ class Factory(Data):
         inputs, targets = getattr(data, name)
         shape = shape_of_one(inputs)
         count = len(targets)
-        if shape != data.input_shape or len(inputs) != count or not count:
+        one_each = count > 0 and len(inputs) == count
+        if not one_each or shape != data.input_shape:
+            whole_shape = (len(inputs), *shape)
             raise self._wrong(
-                f"has a split '{name}' of shape {(len(inputs), *shape)} with {count} targets",
+                f"has a split '{name}' of shape {whole_shape} with {count} targets",
                 f"examples of the shape {data.input_shape}, with one target each",
             )
         found = described(inputs)
+        alike = found == described(data.train.inputs)
         usual = all(_is_usual(tensor) for tensor in tensors(inputs).values())
-        if found != described(data.train.inputs) or not usual:
+        if not alike or not usual:
             raise self._wrong(
                 f"has inputs of {found} in '{name}'",
                 "float32, int64, bool, or uint8 images (N, channels, height, width), in all",
@@ -288,21 +301,22 @@ class Factory(Data):
         for name in _SPLITS:
             self._check_split(data, name)
         data = data.to(torch.device("cpu"))
-        inputs = []
-        targets = []
-        for name in _SPLITS:
-            split = getattr(data, name)
-            inputs.append(split.inputs)
-            targets.append(split.targets)
-        encoded = task.encode(torch.cat(targets), data.names, data.outputs)
-        parts = encoded.targets.split([len(own) for own in targets])
-        train, validation, test = map(Split, inputs, parts)
+        splits = (data.train, data.validation, data.test)
+        sizes = [len(split.targets) for split in splits]
+        all_targets = torch.cat([split.targets for split in splits])
+        encoded = task.encode(all_targets, data.names, data.outputs)
+        parts = encoded.targets.split(sizes)
+        encoded_splits = []
+        for stored, targets in zip(splits, parts, strict=True):
+            encoded_splits.append(Split(stored.inputs, targets))
+        train, validation, test = encoded_splits
         data = replace(data, train=train, validation=validation, test=test)
         data = replace(data, outputs=encoded.outputs, names=encoded.names)
         data = attach(data, task)
         images = train.inputs
-        known = data.mean is not None and data.std is not None
-        if known or isinstance(images, Several) or not is_image(images):
+        if data.mean is not None and data.std is not None:
+            return data
+        if isinstance(images, Several) or not is_image(images):
             return data
         mean, std = channel_statistics(images)
         return replace(data, mean=mean, std=std)
@@ -323,7 +337,16 @@ def _describe(made: object) -> str:
 
 def _is_usual(tensor: Tensor) -> bool:
     """Whether it is of a type that data sets store."""
-    return is_image(tensor) or tensor.dtype in (torch.float32, torch.int64, torch.bool)
+    if is_image(tensor):
+        return True
+    return tensor.dtype in (torch.float32, torch.int64, torch.bool)
+
+
+def _are_examples(made: object) -> bool:
+    """Whether it is inputs, targets and maybe groups."""
+    if not isinstance(made, tuple) or len(made) not in (2, 3):
+        return False
+    return _is_inputs(made[0])
 
 
 def _is_inputs(made: object) -> bool:
@@ -343,9 +366,10 @@ def _is_array(made: object) -> bool:
 
 def _joined(targets: list[Any]) -> Any:
     """The targets of several splits, one after the other."""
-    if not all(isinstance(one, Tensor) for one in targets):
-        return np.concatenate([np.asarray(one) for one in targets])
-    widths = {tuple(one.shape[1:]) for one in targets}
+    if not all(isinstance(of_split, Tensor) for of_split in targets):
+        arrays = [np.asarray(of_split) for of_split in targets]
+        return np.concatenate(arrays)
+    widths = {tuple(of_split.shape[1:]) for of_split in targets}
     if len(widths) > 1:
         shown = " and ".join(map(str, sorted(widths)))
         raise UserError(f"the splits have targets of different shapes, (N, …) of {shown}")

@@ -24,17 +24,20 @@ def refuse_no_numbers(inputs: Tensor, where: str = "", reason: str = "") -> None
 def _refuse(tensor: Tensor, where: str, reason: str) -> None:
     numbers = tensor[0].numel()
     step = max(1, _PIECE // max(numbers, 1))
-    for first in range(0, len(tensor), step):
-        part = tensor[first : first + step]
+    first = 0
+    for part in tensor.split(step):
         if bool(part.isfinite().all()):
+            first += len(part)
             continue
-        wrong = ~part.reshape(len(part), -1).isfinite()
+        by_example = part.reshape(len(part), -1)
+        wrong = ~by_example.isfinite()
         example = int(wrong.any(1).nonzero()[0])
         of_example = wrong[example]
         many = ""
         if numbers > 1:
+            count = int(of_example.sum())
             place = int(of_example.nonzero()[0])
-            many = f", {int(of_example.sum())} of {numbers}, the first at {place}"
+            many = f", {count} of {numbers}, the first at {place}"
         raise UserError(
             f"the data: input {first + example}{where} has NaN or infinite numbers"
             f"{many}{reason}; leave such examples out, or fill them in"

@@ -141,14 +141,18 @@ class HuggingFace(Data):
         if self.limit is not None:
             train, targets = self._limited(task, train, targets)
         places = self._places(task, targets, encoded, own_test=test is not None)
-        rows = [self._rows(train, image, "training", places)]
-        wanted = [targets[indices] for indices in places]
+        training_rows = self._rows(train, image, "training", places)
+        sources = [training_rows]
+        targets_of_splits = [targets[indices] for indices in places]
         if test is not None and test_targets is not None:
             everything = torch.arange(len(test_targets))
-            rows.append(self._rows(test, image, "test", [everything]))
-            wanted.append(test_targets)
-        inputs = decode_into(rows, _decoder(), self.size, allocate)
-        splits = [Split(x, y) for x, y in zip(inputs, wanted, strict=True)]
+            test_rows = self._rows(test, image, "test", [everything])
+            sources.append(test_rows)
+            targets_of_splits.append(test_targets)
+        inputs_of_splits = decode_into(sources, _decoder(), self.size, allocate)
+        splits = []
+        for inputs, own in zip(inputs_of_splits, targets_of_splits, strict=True):
+            splits.append(Split(inputs, own))
         return encoded_dataset(self, task, splits, encoded)
 
     def _places(
@@ -339,12 +343,14 @@ class HuggingFace(Data):
         """A column of these rows as it is; `named` is how many names its values have, 0 for
         none."""
         self._refuse_no_column(rows, column, which)
-        values: list[Any] = list(rows.select_columns([column])[:][column])
+        everything = rows.select_columns([column])[:]
+        values: list[Any] = list(everything[column])
         if not named:
             return values
-        for value in {value for value in values if isinstance(value, int)}:
-            if not 0 <= value < named:
-                raise self._no_target(value, column, which)
+        numbers = {value for value in values if isinstance(value, int)}
+        for number in numbers:
+            if not 0 <= number < named:
+                raise self._no_target(number, column, which)
         return values
 
     def _no_target(self, value: object, column: str, which: str) -> UserError:

@@ -97,7 +97,8 @@ def _decode_into(
 ) -> list[Tensor]:
     made: list[list[Tensor]] = []
     count = sum(rows.count() for rows in sources)
-    progress = Progress(f"decoding {sources[0].where}", count)
+    where = sources[0].where
+    progress = Progress(f"decoding {where}", count)
     for number, rows in enumerate(sources):
         part_of, place = _destinations(rows)
         first = 0
@@ -108,7 +109,7 @@ def _decode_into(
                 if channels is None:
                     channels = 3 if coloured else 1
                 if not made:
-                    height, width = images[0].shape[:2]
+                    height, width, _ = images[0].shape
                     made = _room(sources, (channels, height, width), allocate)
                 if coloured and channels == 1:
                     raise _Coloured
@@ -117,10 +118,12 @@ def _decode_into(
                 outs = [out.numpy() for out in made[number]]
                 for row, image in enumerate(images, first):
                     out = outs[part_of[row]]
+                    channels_first = image.transpose(2, 0, 1)
                     # Grey becomes RGB where there are 3 channels.
-                    out[place[row]] = image.transpose(2, 0, 1)
-                first += len(images)
-                progress.advance(len(images))
+                    out[place[row]] = channels_first
+                taken = len(images)
+                first += taken
+                progress.advance(taken)
     return list(chain.from_iterable(made))
 
 
@@ -131,8 +134,9 @@ def _destinations(rows: Rows) -> tuple[Indices, Indices]:
     place = np.empty(count, dtype=np.int64)
     for number, part in enumerate(rows.parts):
         indices = part.numpy()
+        places = np.arange(len(indices))
         part_of[indices] = number
-        place[indices] = np.arange(len(indices))
+        place[indices] = places
     return part_of, place
 
 
@@ -142,7 +146,11 @@ def _room(
     """A tensor for each part of each source."""
     room = []
     for rows in sources:
-        room.append([allocate((len(part), *shape), torch.uint8) for part in rows.parts])
+        of_source = []
+        for part in rows.parts:
+            tensor = allocate((len(part), *shape), torch.uint8)
+            of_source.append(tensor)
+        room.append(of_source)
     return room
 
 
@@ -161,21 +169,23 @@ def _decoded(
     done = 0
     for item in numbered:
         yield make(item)
-        done += len(item[1])
+        _, chunk = item
+        done += len(chunk)
         spent = time.monotonic() - started
         left = spent / done * (rows.count() - done)
         # Not at once: the very first images take longer.
-        if spent > LONG / 20 and left > LONG and cores > 1:
-            try:
-                # The caller's thread keeps reading and writing.
-                yield from ahead(
-                    make, numbered, 2 * cores, lambda: ProcessPoolExecutor(cores, timeout=60)
-                )
-            except BrokenProcessPool as error:
-                raise UserError(
-                    f"a process that decoded {rows.where} died; was there too little memory?"
-                ) from error
-            return
+        too_early = spent <= LONG / 20
+        if too_early or left <= LONG or cores == 1:
+            continue
+        start = partial(ProcessPoolExecutor, cores, timeout=60)
+        try:
+            # The caller's thread keeps reading and writing.
+            yield from ahead(make, numbered, 2 * cores, start)
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"a process that decoded {rows.where} died; was there too little memory?"
+            ) from error
+        return
 
 
 @functools.cache
@@ -191,14 +201,17 @@ def _warn_of_transparency(where: str) -> None:
 def _is_transparent(image: Image.Image) -> bool:
     if image.mode not in _ALPHA and "transparency" not in image.info:
         return False
-    return int(np.asarray(image.convert("RGBA"))[:, :, 3].min()) < 255
+    pixels = np.asarray(image.convert("RGBA"))
+    alpha = pixels[:, :, 3]
+    return int(alpha.min()) < 255
 
 
 def usable_cores() -> int:
     """Those that this process may use, eight at most: each process takes some 200 MB."""
+    usable = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return min(8, len(os.sched_getaffinity(0)))
-    return min(8, os.cpu_count() or 1)
+        usable = len(os.sched_getaffinity(0))
+    return min(8, usable)
 
 
 def _decode(
@@ -213,10 +226,9 @@ def _decode(
             image = decode(item)
             image.load()
         except Exception as error:  # Pillow raises many kinds on broken files
-            broken = isinstance(error, UnidentifiedImageError)
-            reason = "it is of no known kind, or broken"
-            if not broken:
-                reason = first_line(error)
+            reason = first_line(error)
+            if isinstance(error, UnidentifiedImageError):
+                reason = "it is of no known kind, or broken"
             raise UserError(
                 f"{_named(row, item, where)} is not an image that Pillow can read: {reason}"
             ) from error
@@ -236,16 +248,21 @@ def _decode(
         if size is not None and image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BILINEAR)
         pixels = np.asarray(image, dtype=np.uint8)
-        images.append(pixels[:, :, None] if pixels.ndim == 2 else pixels)
+        if pixels.ndim == 2:
+            pixels = pixels[:, :, None]
+        images.append(pixels)
     return images
 
 
 def _named(row: int, encoded: Any, where: str) -> str:
     """An image in words, with its file where it has one."""
+    named = f"row {row} of {where}"
     path = None
     if isinstance(encoded, Mapping):
         path = encoded.get("path")
-    return f"row {row} of {where}{f', the file {path},' if path else ''}"
+    if path:
+        named += f", the file {path},"
+    return named
 
 
 def _check_sizes(images: list[Array], size: tuple[int, int]) -> None:

@@ -74,7 +74,7 @@ def _read_all(given: Any, what: str, ignore: int | None) -> tuple[Any, Any]:
         if not inputs:
             raise UserError(f"{what} has no examples")
         together = _together(inputs, what)
-        if all(isinstance(one, str) for batch in targets for one in batch):
+        if all(map(_are_names, targets)):
             return together, list(chain.from_iterable(targets))
         return together, _stacked_targets(targets, what, ignore)
     except UserError:
@@ -83,9 +83,14 @@ def _read_all(given: Any, what: str, ignore: int | None) -> tuple[Any, Any]:
         raise UserError(f"{what} raised {type(error).__name__}: {first_line(error)}") from error
 
 
+def _are_names(targets: Any) -> bool:
+    return all(isinstance(one, str) for one in targets)
+
+
 def _stacked_targets(parts: list[Any], what: str, ignore: int | None) -> Tensor:
     parts = [torch.as_tensor(part) for part in parts]
-    if ignore is None and len({part.shape[1:] for part in parts}) > 1:
+    shapes = {part.shape[1:] for part in parts}
+    if ignore is None and len(shapes) > 1:
         raise UserError(
             f"{what} gives batches with targets of different shapes, which this task cannot pad"
         )
@@ -93,11 +98,10 @@ def _stacked_targets(parts: list[Any], what: str, ignore: int | None) -> Tensor:
 
 
 def _batches(given: Any) -> Iterator[Any]:
-    if isinstance(given, DataLoader):
-        return iter(given)
-    if isinstance(given, IterableDataset):
-        return iter(DataLoader(given, batch_size=_BATCH))
-    return iter(DataLoader(given, batch_size=_BATCH, shuffle=False))
+    loader = given
+    if not isinstance(given, DataLoader):
+        loader = DataLoader(given, batch_size=_BATCH)
+    return iter(loader)
 
 
 def _warn_of_random(given: Any, what: str) -> None:
@@ -121,7 +125,9 @@ def _warn_of_random(given: Any, what: str) -> None:
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and torch.equal(one, other)
+        if not isinstance(other, Tensor):
+            return False
+        return torch.equal(one, other)
     if isinstance(one, Mapping):
         pairs = [(one[key], other[key]) for key in one]
     elif isinstance(one, tuple | list):
@@ -151,10 +157,11 @@ def pair(batch: Any, what: str) -> tuple[Any, Any]:
 
 def _named_pair(batch: Mapping[Any, Any], what: str) -> tuple[Any, Any]:
     inputs = dict(batch)
-    for key in _TARGETS:
-        if key in inputs and len(inputs) > 1:
-            targets = inputs.pop(key)
-            return inputs, targets
+    present = [key for key in _TARGETS if key in inputs]
+    if present and len(inputs) > 1:
+        first = present[0]
+        targets = inputs.pop(first)
+        return inputs, targets
     names = ", ".join(map(str, batch))
     raise UserError(f"{what} gives mappings with {names}; one key is to be 'targets'")
 
@@ -164,12 +171,14 @@ def _together(parts: list[Any], what: str) -> Any:
     if isinstance(first, Mapping):
         named = {}
         for name in first:
-            named[name] = _stacked([part[name] for part in parts], what)
+            of_name = [part[name] for part in parts]
+            named[name] = _stacked(of_name, what)
         return named
     if isinstance(first, tuple | list):
         placed = []
-        for place in range(len(first)):
-            placed.append(_stacked([part[place] for part in parts], what))
+        for place, _ in enumerate(first):
+            of_place = [part[place] for part in parts]
+            placed.append(_stacked(of_place, what))
         return tuple(placed)
     return _stacked(parts, what)
 
@@ -180,9 +189,11 @@ def _stacked(parts: list[Tensor], what: str, fill: int = 0) -> Tensor:
     shapes = {part.shape[1:] for part in parts}
     if len(shapes) == 1:
         return torch.cat(parts)
-    if len({len(shape) for shape in shapes}) != 1:
+    numbers_of_axes = {len(shape) for shape in shapes}
+    if len(numbers_of_axes) != 1:
         raise UserError(f"{what} gives tensors of different numbers of axes")
-    longest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    by_axis = zip(*shapes, strict=True)
+    longest = [max(sizes) for sizes in by_axis]
     padded = []
     for part in parts:
         whole = part.new_full((len(part), *longest), fill)

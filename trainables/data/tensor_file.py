@@ -15,6 +15,9 @@ from torch import Tensor
 Allocator = Callable[[Sequence[int], torch.dtype], Tensor]
 """Allocates a tensor of this shape and type, in memory or in a file."""
 
+Plain = dict[str, Any]
+"""What JSON has."""
+
 _HEADER = 64 * 1024  # a multiple of every page size
 # So that a private mapping may be larger than memory; not in Python 3.11.
 _NORESERVE = 0x4000 if sys.platform == "linux" else 0
@@ -55,13 +58,14 @@ class TensorFile:
         else:
             self.file.truncate(begins + size)
         mapped = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, offset=begins)
-        tensor = torch.frombuffer(mapped, dtype=dtype).view(wanted.shape)
+        row = torch.frombuffer(mapped, dtype=dtype)
+        tensor = row.view(wanted.shape)
         self.given[tensor.data_ptr()] = (begins, tensor)
         pages = -(-size // _HEADER)
         self.end = begins + pages * _HEADER
         return tensor
 
-    def finish(self, tensors: dict[str, Tensor], extra: dict[str, Any]) -> None:
+    def finish(self, tensors: dict[str, Tensor], extra: Plain) -> None:
         """Makes the file hold these tensors, and `extra` (plain data), and be on the disk."""
         placed = {}
         for name, tensor in tensors.items():
@@ -69,7 +73,8 @@ class TensorFile:
         os.truncate(self.path, self.end)
         header = {"size": self.end, "tensors": placed, "extra": extra}
         text = json.dumps(header).encode()
-        line = b"%08x %s\n" % (zlib.crc32(text), text)
+        check = zlib.crc32(text)
+        line = b"%08x %s\n" % (check, text)
         if len(line) > _HEADER:
             raise OSError(f"the header of {self.path} takes {len(line)} bytes")
         self.file.write(line)
@@ -77,29 +82,30 @@ class TensorFile:
         # A machine that stops must not leave a complete name with an incomplete content.
         os.fsync(self.file.fileno())
 
-    def _place(self, tensor: Tensor) -> dict[str, Any]:
+    def _place(self, tensor: Tensor) -> Plain:
+        """Where a tensor is in the file, to which it is copied if it is not there yet."""
         tensor = tensor.contiguous()
-        if tensor.nbytes and tensor.data_ptr() not in self.given:
-            room = self.allocate(tensor.shape, tensor.dtype)
-            for part, source in zip(_pieces(room), _pieces(tensor), strict=True):
-                part.copy_(source)
-            tensor = room
         offset = 0
         if tensor.nbytes:
+            if tensor.data_ptr() not in self.given:
+                tensor = self._copied(tensor)
             offset, _ = self.given[tensor.data_ptr()]
-        return {
-            "offset": offset,
-            "shape": list(tensor.shape),
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "check": _check(tensor),
-        }
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        check = _check(tensor)
+        return {"offset": offset, "shape": list(tensor.shape), "dtype": dtype, "check": check}
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        room = self.allocate(tensor.shape, tensor.dtype)
+        for part, source in zip(_pieces(room), _pieces(tensor), strict=True):
+            part.copy_(source)
+        return room
 
     def close(self) -> None:
         """Lets go of the file; its tensors stay readable as long as they are used."""
         self.file.close()
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Plain] | None:
     """The tensors and the plain data of a file, or None if it is damaged.
 
     The mapping is private: processes share the pages that they only read, and what one writes no
@@ -114,11 +120,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         if header is None:
             return None
         size = header["size"]
-        if os.fstat(file.fileno()).st_size != size:
+        descriptor = file.fileno()
+        if os.fstat(descriptor).st_size != size:
             return None
         flags = mmap.MAP_PRIVATE | _NORESERVE
         access = mmap.PROT_READ | mmap.PROT_WRITE
-        mapped = mmap.mmap(file.fileno(), size, flags=flags, prot=access)
+        mapped = mmap.mmap(descriptor, size, flags=flags, prot=access)
     tensors = {}
     for name, placed in header["tensors"].items():
         tensor = _mapped_tensor(mapped, placed)
@@ -128,9 +135,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     return tensors, header["extra"]
 
 
-def _read_header(file: BinaryIO) -> dict[str, Any] | None:
+def _read_header(file: BinaryIO) -> Plain | None:
     """None if it is damaged."""
-    line, _, _ = file.read(_HEADER).partition(b"\n")
+    begin = file.read(_HEADER)
+    line, _, _ = begin.partition(b"\n")
     check, _, text = line.partition(b" ")
     try:
         wanted = int(check, 16)
@@ -138,7 +146,7 @@ def _read_header(file: BinaryIO) -> dict[str, Any] | None:
         return None
     if wanted != zlib.crc32(text):
         return None
-    header: dict[str, Any] = json.loads(text)
+    header: Plain = json.loads(text)
     return header
 
 
@@ -148,7 +156,8 @@ def _mapped_tensor(mapped: mmap.mmap, placed: Mapping[str, Any]) -> Tensor:
     count = shape.numel()
     if not count:
         return torch.empty(shape, dtype=dtype)
-    row = torch.frombuffer(mapped, dtype=dtype, count=count, offset=placed["offset"])
+    offset = placed["offset"]
+    row = torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset)
     return row.view(shape)
 
 
@@ -165,7 +174,8 @@ def _check(tensor: Tensor) -> int:
     last = len(data) - _SAMPLE
     for number in range(_SAMPLES):
         start = last * number // (_SAMPLES - 1)
-        value = zlib.crc32(data[start : start + _SAMPLE], value)
+        end = start + _SAMPLE
+        value = zlib.crc32(data[start:end], value)
     return value
 
 

@@ -34,12 +34,14 @@ def tokenized(texts: Sequence[str], tokenizer: str, longest: int) -> Several:
         encoded.append(one.ids)
         length = max(length, len(one.ids))
     shape = (len(encoded), length)
-    ids = torch.full(shape, _padding(read), dtype=torch.int64)
+    padding = _padding(read)
+    ids = torch.full(shape, padding, dtype=torch.int64)
     mask = torch.zeros(shape, dtype=torch.int64)
     for row, own in enumerate(encoded):
         count = len(own)
         ids[row, :count] = torch.tensor(own, dtype=torch.int64)
-        mask[row, : max(1, count)] = 1  # without a token, the mean over none would be NaN
+        seen = max(1, count)  # without a token, the mean over none would be NaN
+        mask[row, :seen] = 1
     return Several({IDS: ids, MASK: mask})
 
 
@@ -78,7 +80,9 @@ def trimmed(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
     On a GPU it stays as it is: to know how long it is, one would have to wait for it.
     """
-    if not isinstance(inputs, Several) or MASK not in inputs.named or inputs.is_cuda:
+    if not isinstance(inputs, Several) or inputs.is_cuda:
+        return inputs, targets
+    if MASK not in inputs.named:
         return inputs, targets
     mask = inputs.named[MASK]
     if mask.dim() != 2:
@@ -87,7 +91,8 @@ def trimmed(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     used = mask.any(0).nonzero()
     longest = 1
     if len(used):
-        longest = int(used.max()) + 1
+        last = int(used.max())
+        longest = last + 1
     if longest == width:
         return inputs, targets
 
@@ -96,8 +101,11 @@ def trimmed(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             return tensor
         return tensor[:, :longest]
 
-    if isinstance(targets, Several):
-        # What a teacher made stands beside targets: of each place if these are.
-        of_places = targets.first.dim() > 1 and targets.first.shape[1] == width
-        return inputs.each(cut), targets.each(cut) if of_places else targets
-    return inputs.each(cut), cut(targets)
+    shorter = inputs.each(cut)
+    if not isinstance(targets, Several):
+        return shorter, cut(targets)
+    # What a teacher made stands beside targets: of each place if these are.
+    of_places = targets.first.dim() > 1 and targets.first.shape[1] == width
+    if not of_places:
+        return shorter, targets
+    return shorter, targets.each(cut)

@@ -42,18 +42,21 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     # From the counts of the 256 values: exact however the images are cut, and without a float copy,
     # four times their size.
     device = images.device
-    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64, device=device)
+    channels = images.shape[1]
+    counts = torch.zeros(channels, 256, dtype=torch.int64, device=device)
     for part in pieces(images):
         for number, channel in enumerate(part.unbind(1)):
-            counts[number] += channel.flatten().bincount(minlength=256)
+            pixels = channel.flatten()
+            counts[number] += pixels.bincount(minlength=256)
     total = counts.sum(1, keepdim=True)
     share = counts.double() / total
     values = torch.arange(256, dtype=torch.float64, device=device)
     mean = (share * values).sum(1, keepdim=True)  # (C, 1)
     squares = (values - mean).square()
-    std = (share * squares).sum(1, keepdim=True).sqrt()
+    variance = (share * squares).sum(1, keepdim=True)
+    std = variance.sqrt()
     std = torch.where(std > 0, std, 1.0)
-    return mean.float()[:, :, None], std.float()[:, :, None]
+    return mean.float().unsqueeze(2), std.float().unsqueeze(2)
 
 
 class Draws(NamedTuple):
@@ -65,13 +68,14 @@ class Draws(NamedTuple):
 
     def to(self, device: torch.device) -> Self:
         """The same on `device`, without waiting for the copy."""
-        mirrored = self.mirrored
-        if mirrored is not None:
-            mirrored = to_device(mirrored, device)
-        corner = self.corner
-        if corner is not None:
-            corner = to_device(corner, device)
-        return self._replace(mirrored=mirrored, corner=corner)
+        moved = self
+        if self.mirrored is not None:
+            mirrored = to_device(self.mirrored, device)
+            moved = moved._replace(mirrored=mirrored)
+        if self.corner is not None:
+            corner = to_device(self.corner, device)
+            moved = moved._replace(corner=corner)
+        return moved
 
 
 def draw(count: int, options: Augment, *generators: torch.Generator) -> Draws:
@@ -81,9 +85,10 @@ def draw(count: int, options: Augment, *generators: torch.Generator) -> Draws:
 
     def numbers(high: int, *before: int) -> Tensor:
         """Whole numbers in [0, high), (*before, count, 1)."""
+        shape = (*before, own, 1)
         drawn = []
         for generator in generators:
-            drawn.append(torch.randint(high, (*before, own, 1), generator=generator))
+            drawn.append(torch.randint(high, shape, generator=generator))
         return torch.cat(drawn, -2)
 
     mirrored = None
@@ -110,15 +115,18 @@ def augment(images: Tensor, options: Augment, *generators: torch.Generator) -> T
         (N, C, H, W), of the type and on the device of `images`.
     """
     draws = draw(len(images), options, *generators)
-    return varied(images, options, draws.to(images.device))
+    there = draws.to(images.device)
+    return varied(images, options, there)
 
 
 def varied(images: Tensor, options: Augment, draws: Draws) -> Tensor:
     """Images (N, C, H, W) varied by `draws` for N images, on their device."""
     n, channels, height, width = images.shape
     device = images.device
-    rows = torch.arange(height, device=device).expand(n, height)
-    columns = torch.arange(width, device=device).expand(n, width)
+    rows = torch.arange(height, device=device)
+    rows = rows.expand(n, height)
+    columns = torch.arange(width, device=device)
+    columns = columns.expand(n, width)
     if draws.mirrored is not None:
         mirrored = width - 1 - columns
         columns = torch.where(draws.mirrored, mirrored, columns)
@@ -126,12 +134,16 @@ def varied(images: Tensor, options: Augment, draws: Draws) -> Tensor:
         top, left = draws.corner
         rows = rows + top
         columns = columns + left
-        images = F.pad(images, (options.crop,) * 4)
+        sides = (options.crop,) * 4
+        images = F.pad(images, sides)
     # One gather of flat positions: two to five times as fast on a CPU as indexing or as windows
     # made by unfold.
-    begins = rows * images.shape[3]
-    positions = begins[:, :, None] + columns[:, None, :]
-    positions = positions.flatten(1)[:, None]  # (N, 1, H·W)
+    padded_width = images.shape[3]
+    begins = rows * padded_width
+    positions = begins.unsqueeze(2) + columns.unsqueeze(1)
+    positions = positions.flatten(1)
+    positions = positions.unsqueeze(1)  # (N, 1, H·W)
     positions = positions.expand(n, channels, height * width)
-    taken = images.flatten(2).gather(2, positions)
+    pixels = images.flatten(2)
+    taken = pixels.gather(2, positions)
     return taken.view(n, channels, height, width)

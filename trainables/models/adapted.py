@@ -45,7 +45,8 @@ def adapted(network: nn.Module, call: Call) -> nn.Module:
     Raises:
         UserError: if forward has no arguments of these names.
     """
-    names, output = call.names, call.output
+    names = call.names
+    output = call.output
     if names is None and output is None:
         return network
     if names is not None:
@@ -81,7 +82,8 @@ def as_called_with(network: nn.Module, inputs: Tensor, output: str | int | None)
     names = tuple(inputs.named) if isinstance(inputs, Several) else None
     if names is None and output is None:
         return network
-    return adapted(copy.copy(network), Call(names, output))
+    call = Call(names, output)
+    return adapted(copy.copy(network), call)
 
 
 def _check_names(network: nn.Module, names: Sequence[str]) -> None:
@@ -94,13 +96,16 @@ def _check_names(network: nn.Module, names: Sequence[str]) -> None:
         return
     for name in names:
         if name not in parameters:
+            hint = suggest(name, parameters)
             raise UserError(
-                f"the data has the input '{name}', and {what} has no such argument; "
-                f"{suggest(name, parameters)}"
+                f"the data has the input '{name}', and {what} has no such argument; {hint}"
             )
     for name, parameter in parameters.items():
-        if name not in names and parameter.kind in _BY_NAME and _has_no_default(parameter):
-            raise UserError(f"{what} needs '{name}', and the data has only {', '.join(names)}")
+        if name in names or parameter.kind not in _BY_NAME:
+            continue
+        if _has_no_default(parameter):
+            there = ", ".join(names)
+            raise UserError(f"{what} needs '{name}', and the data has only {there}")
 
 
 def _check_places(parameters: Parameters, names: Sequence[str], what: str) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from slimfront.trainables.models.base import MODELS, Model
+from slimfront.trainables.models.base import MODELS, Model, Shape
 
 
 @MODELS.register("lenet")
@@ -20,22 +20,22 @@ class LeNet(Model):
     depth: int = Field(2, ge=1, le=100)
     width: float = Field(1.0, gt=0, le=1000)
 
-    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def build(self, input_shape: Shape, outputs: int) -> nn.Module:
         channels, height, width = input_shape
         layers: list[nn.Module] = []
         for wanted in (6, 16):
             wider = self._times_width(wanted)
-            layers.append(nn.Conv2d(channels, wider, 5, padding=2))
-            layers.append(nn.ReLU())
-            layers.append(nn.MaxPool2d(2))
+            convolution = nn.Conv2d(channels, wider, 5, padding=2)
+            layers += [convolution, nn.ReLU(), nn.MaxPool2d(2)]
             channels = wider
         layers.append(nn.Flatten())
         positions = (height // 4) * (width // 4)
         inputs = channels * positions
         for layer in range(self.depth):
-            units = self._times_width(84 if layer else 120)
-            layers.append(nn.Linear(inputs, units))
-            layers.append(nn.ReLU())
+            original = 84 if layer else 120
+            units = self._times_width(original)
+            linear = nn.Linear(inputs, units)
+            layers += [linear, nn.ReLU()]
             inputs = units
         layers.append(nn.Linear(inputs, outputs))
         return nn.Sequential(*layers)

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from slimfront.trainables.models.base import MODELS, Model
+from slimfront.trainables.models.base import MODELS, Model, Shape
 
 
 class BasicBlock(nn.Module):
@@ -14,15 +14,16 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = _convolution(inputs, outputs, stride)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.conv2 = _convolution(outputs, outputs)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             projection = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
-            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(outputs))
+            norm = nn.BatchNorm2d(outputs)
+            self.shortcut = nn.Sequential(projection, norm)
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,6 +38,11 @@ class BasicBlock(nn.Module):
         return out
 
 
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    """A 3×3 convolution without a bias, which a batch norm behind it has."""
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+
+
 def residual_network(
     stem: list[nn.Module], width: int, blocks: list[int], outputs: int
 ) -> nn.Module:
@@ -48,15 +54,17 @@ def residual_network(
         wider = width * 2**stage
         for block in range(count):
             halves = stage > 0 and block == 0
-            layers.append(BasicBlock(channels, wider, stride=2 if halves else 1))
+            stride = 2 if halves else 1
+            layers.append(BasicBlock(channels, wider, stride))
             channels = wider
     layers.append(nn.AdaptiveAvgPool2d(1))
     layers.append(nn.Flatten())
     layers.append(nn.Linear(channels, outputs))
     network = nn.Sequential(*layers)
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if not isinstance(module, nn.Conv2d):
+            continue
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return network
 
 
@@ -75,17 +83,22 @@ class CifarResNet(Model):
 
     @model_validator(mode="after")
     def _depth_is_six_n_plus_two(self) -> Self:
-        if self.depth is not None and self.depth % 6 != 2:
+        depth = self.depth
+        if depth is not None and depth % 6 != 2:
             raise ValueError(
-                f"the depth of a CIFAR ResNet is 6n + 2, such as 20 or 26, and it is {self.depth}"
+                f"the depth of a CIFAR ResNet is 6n + 2, such as 20 or 26, and it is {depth}"
             )
         return self
 
-    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-        depth = self.depth or int(self.name.removeprefix("resnet"))
+    def build(self, input_shape: Shape, outputs: int) -> nn.Module:
+        depth = self.depth
+        if depth is None:
+            number = self.name.removeprefix("resnet")
+            depth = int(number)
         blocks_of_stage = (depth - 2) // 6
         stem = _small_stem(input_shape[0], self.width)
-        return residual_network(stem, self.width, [blocks_of_stage] * 3, outputs)
+        blocks = [blocks_of_stage] * 3
+        return residual_network(stem, self.width, blocks, outputs)
 
 
 @MODELS.register("resnet18")
@@ -100,16 +113,17 @@ class ResNet18(Model):
     depth: int = Field(2, ge=1, le=100)
     width: int = Field(64, ge=1, le=4096)
 
-    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def build(self, input_shape: Shape, outputs: int) -> nn.Module:
         channels, *lengths = input_shape
         stem = _small_stem(channels, self.width)
         if min(lengths) >= 64:
             stem[0] = nn.Conv2d(channels, self.width, 7, stride=2, padding=3, bias=False)
             stem.append(nn.MaxPool2d(3, stride=2, padding=1))
-        return residual_network(stem, self.width, [self.depth] * 4, outputs)
+        blocks = [self.depth] * 4
+        return residual_network(stem, self.width, blocks, outputs)
 
 
 def _small_stem(channels: int, width: int) -> list[nn.Module]:
-    convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+    convolution = _convolution(channels, width)
     norm = nn.BatchNorm2d(width)
     return [convolution, norm, nn.ReLU()]

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from slimfront.trainables.models.base import MODELS, Model
+from slimfront.trainables.models.base import MODELS, Model, Shape
 
 _CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
@@ -24,21 +24,21 @@ class VGG(Model):
     depth: Literal[11, 13, 16, 19] = 16
     width: int = Field(64, ge=1, le=4096)
 
-    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def build(self, input_shape: Shape, outputs: int) -> nn.Module:
         channels, *lengths = input_shape
         size = min(lengths)
         layers: list[nn.Module] = []
-        for stage, count in enumerate(_CONVOLUTIONS[self.depth]):
-            width = self.width * min(2**stage, 8)
+        convolutions = _CONVOLUTIONS[self.depth]
+        for stage, count in enumerate(convolutions):
+            times = min(2**stage, 8)
+            width = self.width * times
             for _ in range(count):
-                layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=False))
-                layers.append(nn.BatchNorm2d(width))
-                layers.append(nn.ReLU())
+                convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+                layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
                 channels = width
             if size > 1:
                 layers.append(nn.MaxPool2d(2))
                 size //= 2
-        layers.append(nn.AdaptiveAvgPool2d(1))
-        layers.append(nn.Flatten())
-        layers.append(nn.Linear(channels, outputs))
+        head = nn.Linear(channels, outputs)
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), head]
         return nn.Sequential(*layers)

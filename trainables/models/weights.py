@@ -36,7 +36,11 @@ def load_weights(network: nn.Module, path: str, *, strict: bool = True) -> None:
     network.load_state_dict(given, strict=False)
 
 
-def read_weights(path: str) -> dict[str, Tensor]:
+State = dict[str, Tensor]
+"""A state dict."""
+
+
+def read_weights(path: str) -> State:
     """The tensors of such a file by name, on the CPU.
 
     Raises:
@@ -77,7 +81,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
     return state
 
 
-def _state_within(found: Any) -> dict[str, Tensor] | None:
+def _state_within(found: Any) -> State | None:
     """The state dict in what was loaded."""
     if not isinstance(found, Mapping):
         return None
@@ -85,15 +89,20 @@ def _state_within(found: Any) -> dict[str, Tensor] | None:
         inner = found.get(key)
         if isinstance(inner, Mapping):
             return _state_within(inner)
-    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
-    if not tensors or not all(isinstance(name, str) for name in tensors):
-        return None
-    return tensors
+    tensors = {}
+    for name, value in found.items():
+        if not isinstance(value, Tensor):
+            continue
+        if not isinstance(name, str):
+            return None
+        tensors[name] = value
+    return tensors or None
 
 
-def _fitting(given: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _fitting(given: State, wanted: Mapping[str, Tensor]) -> State:
     """`given` without the names of wrappers, as many of them as make most of it fit."""
-    best = state = given
+    best = given
+    state = given
     most = _count_common(given, wanted)
     while True:
         wrapper = _wrapper_of(state)
@@ -102,7 +111,8 @@ def _fitting(given: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str
         state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
         common = _count_common(state, wanted)
         if common > most:
-            best, most = state, common
+            best = state
+            most = common
 
 
 def _wrapper_of(names: Collection[str]) -> str | None:
@@ -117,7 +127,8 @@ def _wrapper_of(names: Collection[str]) -> str | None:
 
 
 def _count_common(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> int:
-    return len(one.keys() & other.keys())
+    common = one.keys() & other.keys()
+    return len(common)
 
 
 def _check(

@@ -72,9 +72,10 @@ def best_size(
 
 def _seconds_of_one(members: list[Training], batch: Split) -> float:
     """Seconds of a step for each of the members."""
-    if len(members) == 1:
+    count = len(members)
+    if count == 1:
         return _alone(members[0], batch)
-    return _packed(members, batch) / len(members)
+    return _packed(members, batch) / count
 
 
 def _alone(training: Training, batch: Split) -> float:
@@ -100,8 +101,10 @@ def _packed(members: list[Training], batch: Split) -> float:
     step = step_of(first, prepare(sample))
     stack = Stack(members)
     plan = Plan(members, step, 1, stack.weights)
-    inputs = repeated(prepare(batch.inputs), count)
-    targets = repeated(batch.targets.to(first.device), count)
+    prepared = prepare(batch.inputs)
+    inputs = repeated(prepared, count)
+    wanted = batch.targets.to(first.device)
+    targets = repeated(wanted, count)
 
     def take() -> None:
         for member in members:

@@ -21,7 +21,8 @@ class _Linear(nn.Linear):
         """(…, in) to (…, out)."""
         if inputs.dim() != 2:
             return super().forward(inputs)
-        outputs = torch.mm(self.weight, inputs.t()).t()
+        transposed = torch.mm(self.weight, inputs.t())
+        outputs = transposed.t()
         if self.bias is None:
             return outputs
         return outputs + _like(self.bias, outputs)
@@ -40,15 +41,18 @@ def _halved(kind: Any) -> type[nn.Module]:
     class Halved(kind):
         def _conv_forward(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             if torch.is_autocast_enabled(inputs.device.type):
-                inputs, weight, bias = (_half(tensor) for tensor in (inputs, weight, bias))  # type: ignore[assignment]
+                inputs = _half(inputs)
+                weight = _half(weight)
+                if bias is not None:
+                    bias = _half(bias)
             made: Tensor = super()._conv_forward(inputs, weight, bias)
             return made
 
     return Halved
 
 
-def _half(tensor: Tensor | None) -> Tensor | None:
-    if tensor is not None and tensor.dtype == torch.float32:
+def _half(tensor: Tensor) -> Tensor:
+    if tensor.dtype == torch.float32:
         return tensor.bfloat16()
     return tensor
 
@@ -59,7 +63,8 @@ def _widened(kind: Any) -> type[nn.Module]:
 
     class Widened(kind):
         def forward(self, inputs: Tensor) -> Tensor:
-            made: Tensor = super().forward(to_float32(inputs))
+            wide = to_float32(inputs)
+            made: Tensor = super().forward(wide)
             return _like(made, inputs)
 
     return Widened

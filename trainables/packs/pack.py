@@ -70,11 +70,12 @@ class Pack:
             training = Training(candidate, self.device)
         if state is not None:
             training.load_state_dict(state)
-        check = unpackable_setting if self.first else packable_training
+        check = packable_training if self.first is None else unpackable_setting
         reason = check(training)
         if reason:
             raise UserError(reason)
-        self.first = self.first or training.candidate
+        if self.first is None:
+            self.first = training.candidate
         check_together(self.first, training.candidate)
         self.members.append(training)
         return training
@@ -83,11 +84,12 @@ class Pack:
         """Lets go of a member, which can go on alone or in another pack."""
         self.members.remove(member)
         stack = self.stack
-        if stack and member in stack.members:
-            row = stack.members.index(member)
-            stack.release(row)
-            if not self.members:
-                self.stack = None
+        if not stack or member not in stack.members:
+            return member
+        row = stack.members.index(member)
+        stack.release(row)
+        if not self.members:
+            self.stack = None
         return member
 
     @contextmanager
@@ -148,19 +150,19 @@ class Pack:
         means = self._steps(stack, self.step)
         counts = torch.stack([member.counts() for member in members])
         scores = self._scores(stack, self.step)
-        losses_of_each = means.T.tolist()
-        counted_of_each = torch.cat([counts, scores], 1).tolist()
+        counted = torch.cat([counts, scores], 1)
         numbers_of_each = []
-        for losses, counted in zip(losses_of_each, counted_of_each, strict=True):
-            numbers_of_each.append([*losses, *counted])
+        for own_means, own_counted in zip(means.T.tolist(), counted.tolist(), strict=True):
+            numbers = [*own_means, *own_counted]
+            numbers_of_each.append(numbers)
         return streams.end_epochs(members, numbers_of_each)
 
     def _stack_of(self, members: list[Training]) -> Stack:
         stack = self.stack
-        if stack is None or stack.members != members or not stack.whole:
-            stack = Stack(members)
-            self.stack = stack
-        return stack
+        if stack is not None and stack.whole and stack.members == members:
+            return stack
+        self.stack = Stack(members)
+        return self.stack
 
     def _epoch_alone(self, member: Training) -> streams.Result:
         """The epoch of a member that has no epoch_runner: it is faster without a stack."""
@@ -174,14 +176,16 @@ class Pack:
         return metrics
 
     def _new_step(self, member: Training) -> Step:
-        sample = member.data.train.inputs[:8]
-        return step_of(member, member.data.prepare(sample))
+        data = member.data
+        sample = data.prepare(data.train.inputs[:8])
+        return step_of(member, sample)
 
     def _steps(self, stack: Stack, step: Step) -> Tensor:
         """Trains an epoch; the mean task losses and the mean penalty losses of the members,
         (2, K)."""
         members = stack.members
-        all_targets = members[0].taught.train.targets
+        train = members[0].taught.train
+        all_targets = train.targets
         count = len(all_targets)
         batches = _shuffled_batches(members, all_targets)
         plan = Plan(members, step, len(batches), stack.weights)
@@ -191,12 +195,14 @@ class Pack:
             inputs = self._inputs(members, batch)
             targets = all_targets[batch].to(self.device)
             task_loss, penalty_loss = stack.train_step(step, inputs, targets, plan, number)
-            task_losses.append(task_loss * batch.shape[1])
+            _, examples = batch.shape
+            task_losses.append(task_loss * examples)
             penalty_losses.append(penalty_loss)
         last_rates = plan.rates[-1]
         for member, rate in zip(members, last_rates, strict=True):
             set_lr(member.optimizer, rate)
-        task_means = torch.stack(task_losses).sum(0) / count
+        task_totals = torch.stack(task_losses).sum(0)
+        task_means = task_totals / count
         penalty_means = torch.stack(penalty_losses).mean(0)
         return torch.stack([task_means, penalty_means])
 
@@ -217,23 +223,27 @@ class Pack:
     def _scores(self, stack: Stack, step: Step) -> Tensor:
         """What the metrics of each member's validation split are made of (`ActiveTask.state`),
         (K, n), float64."""
-        count = len(stack.members)
-        data = stack.members[0].data
+        members = stack.members
+        count = len(members)
+        data = members[0].data
         task = data.task
         inputs, targets = data.validation
         parameters = stack.named(stack.weights)
-        size = self._validation_batch(inputs[0].numel(), count)
+        numbers = inputs[0].numel()
+        size = self._validation_batch(numbers, count)
         tally = task.tally(count)
         batches = zip(inputs.split(size), targets.split(size), strict=True)
-        for some, wanted in batches:
-            outputs = step.outputs(parameters, stack.buffers, data.prepare(some))
+        for stored, wanted in batches:
+            prepared = data.prepare(stored)
+            outputs = step.outputs(parameters, stack.buffers, prepared)
             task.count(tally, outputs, wanted)
         return tally.state()
 
     def _validation_batch(self, numbers: int, members: int) -> int:
         """How many validation examples of so many `numbers` are taken at once."""
+        most = _OUTPUTS[self.device.type]
         fitting = _NUMBERS // max(numbers, 1)
-        at_once = min(_OUTPUTS[self.device.type], fitting)
+        at_once = min(most, fitting)
         return max(1, at_once // members)
 
 
@@ -243,7 +253,8 @@ def _shuffled_batches(members: Sequence[Training], targets: Tensor) -> Sequence[
     size = members[0].options.batch_size
     orders = []
     for member in members:
-        orders.append(torch.randperm(count, generator=member.shuffler))
-    order = torch.stack(orders).to(targets.device)  # (K, N)
-    batches: Sequence[Tensor] = order.split(size, 1)
+        order = torch.randperm(count, generator=member.shuffler)
+        orders.append(order)
+    together = torch.stack(orders).to(targets.device)  # (K, N)
+    batches: Sequence[Tensor] = together.split(size, 1)
     return batches

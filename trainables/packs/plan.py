@@ -10,6 +10,11 @@ from slimfront.trainables.packs.step import Step, Tensors
 from slimfront.trainables.penalties.cka import FeaturePenalty
 from slimfront.trainables.training.loop import Training
 
+PerStep = list[list[float]]
+"""A number by step and member."""
+PerParameter = list[list[float]]
+"""A number by member and parameter."""
+
 
 class Plan:
     """The coming epoch of K members: `rates` by step and member, and what `Step` takes of
@@ -21,20 +26,22 @@ class Plan:
 
     def __init__(self, members: Sequence[Training], step: Step, batches: int, like: Tensor) -> None:
         """`like` says where the tensors go, and of which kind they are."""
-        self.rates: list[list[float]] = []
+        self.rates: PerStep = []
         self.strengths: list[Tensors] = []
         self.thresholds: list[Tensors] = []
-        self.entries: list[list[list[float]] | None] = []
-        sizes = []
+        self.entries: list[PerParameter | None] = []
+        sizes: PerStep = []
         for number in range(batches):
             self.strengths.append({})
             self.thresholds.append({})
             self.entries.append(None)
-            rates = [member.learning_rate(member.step + number) for member in members]
-            self.rates.append(rates)
+            rates = []
             proximal = []
-            for member, rate in zip(members, rates, strict=True):
+            for member in members:
+                rate = member.learning_rate(member.step + number)
+                rates.append(rate)
                 proximal.append(member.proximal_step(rate))
+            self.rates.append(rates)
             sizes.append(proximal)
         for name in step.penalties:
             self._add(name, step, members, sizes, like)
@@ -44,11 +51,10 @@ class Plan:
         name: str,
         step: Step,
         members: Sequence[Training],
-        sizes: list[list[float]],
+        sizes: PerStep,
         like: Tensor,
     ) -> None:
-        """Adds the strengths of a penalty; `sizes` are those of proximal steps, by step and
-        member."""
+        """Adds the strengths of a penalty; `sizes` are those of proximal steps."""
         options = [member.candidate.penalties[name] for member in members]
         strengths = [step.strengths(name, own) for own in options]
         full = torch.tensor(strengths, dtype=torch.float64)  # (K, groups)
@@ -65,7 +71,8 @@ class Plan:
             return
         values = values.to(like)
         acts = values.flatten(1).any(1)
-        for number in acts.nonzero().flatten().tolist():
+        acting_steps = acts.nonzero().flatten()
+        for number in acting_steps.tolist():
             acting[number][name] = values[number]
 
 
@@ -77,7 +84,8 @@ def _scales(members: Sequence[Training], options: Sequence[object], batches: int
         for number in range(batches):
             step = member.step + number
             epoch = step / batches
-            scales.append(_scale(own, step, epoch))
+            scale = _scale(own, step, epoch)
+            scales.append(scale)
         by_member.append(scales)
     return torch.tensor(by_member, dtype=torch.float64).T
 

@@ -7,6 +7,7 @@ all parameters of a member, one behind the other.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,19 +29,18 @@ class Stack:
         """Whether all members' tensors are still views of these."""
         self.shapes = {}
         self.sizes = []
-        for name, parameter in members[0].model.named_parameters():
+        first = members[0].model
+        for name, parameter in first.named_parameters():
             self.shapes[name] = parameter.shape
             self.sizes.append(parameter.numel())
-        self.weights = torch.stack([_row(member) for member in members])
+        rows = [_row(member) for member in members]
+        self.weights = torch.stack(rows)
         """(K, P)"""
+        device = self.weights.device
         self.moments = self.weights.new_zeros(len(MOMENTS), *self.weights.shape)
         """(moments, K, P)"""
-        self.steps = torch.zeros(
-            len(members),
-            len(self.sizes),
-            dtype=torch.float32,
-            device=self.weights.device,
-        )
+        count = len(self.sizes)
+        self.steps = torch.zeros(len(members), count, dtype=torch.float32, device=device)
         """(K, parameters)"""
         self.kept: Tensor | None = None
         """(K, P), 0 where a sparsifier dropped a weight; None where there is no sparsifier."""
@@ -54,7 +54,8 @@ class Stack:
         """The weights as the parameters by name, (K, …) each: what a step is differentiated by,
         without putting it together."""
         for name, tensor in self.named(self.weights).items():
-            self.leaves[name] = tensor.detach().requires_grad_()
+            leaf = tensor.detach()
+            self.leaves[name] = leaf.requires_grad_()
         self.rows = []
         """The same of each member alone."""
         self.updates = []
@@ -71,15 +72,17 @@ class Stack:
             parameter.data = view
             parameter.grad = None
         for name, buffer in model.named_buffers():
-            buffer.data = self.buffers[name][row]
+            of_members = self.buffers[name]
+            buffer.data = of_members[row]
         self._take_moments(row)
         self.refresh(row)
 
     def _update(self, row: int) -> Update:
         optimizer = self.members[row].optimizer
         weights = list(self.rows[row].values())
+        moments = self._moments_of(row)
         steps = self.steps[row].unbind()
-        return Update(optimizer, weights, self._moments_of(row), steps)
+        return Update(optimizer, weights, moments, steps)
 
     def _moments_of(self, row: int) -> list[list[Tensor]]:
         """The moments of a member, by kind and parameter."""
@@ -90,11 +93,15 @@ class Stack:
         """A row (P,) as the parameters of its member."""
         parts = row.split(self.sizes)
         shapes = self.shapes.values()
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        views = []
+        for part, shape in zip(parts, shapes, strict=True):
+            views.append(part.view(shape))
+        return views
 
     def _by_name(self, row: Tensor) -> Tensors:
         """The same by name."""
-        return dict(zip(self.shapes, self._split(row), strict=True))
+        views = self._split(row)
+        return dict(zip(self.shapes, views, strict=True))
 
     def named(self, weights: Tensor) -> Tensors:
         """Rows (K, P) as the parameters by name, (K, …) each."""
@@ -122,19 +129,13 @@ class Stack:
             views["momentum_buffer"] = views["exp_avg"]
             state = member.optimizer.state[parameter]
             for name in remembered:
-                view = views[name]
-                old = state.get(name)
-                if old is None:
-                    view.zero_()
-                else:
-                    view.copy_(old)
-                state[name] = view
+                _replace(state, name, views[name])
 
     def lend_gradients(self, row: int, gradients: Sequence[Tensor]) -> None:
         """Gives the member its row of `gradients` (K, …) as the gradients of its parameters, until
         `refresh`."""
-        parameters = self.members[row].model.parameters()
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        model = self.members[row].model
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.grad = gradient[row]
 
     def refresh(self, row: int) -> None:
@@ -145,10 +146,11 @@ class Stack:
             parameter.grad = None
         if not member.optimizer.state:
             self._take_moments(row)
-        if self.kept is None or not member.sparsifier:
+        sparsifier = member.sparsifier
+        if self.kept is None or not sparsifier:
             return
         kept = self._by_name(self.kept[row])
-        for name, mask in member.sparsifier.masks.items():
+        for name, mask in sparsifier.masks.items():
             kept[name].copy_(mask)
 
     def release(self, row: int) -> None:
@@ -156,8 +158,10 @@ class Stack:
         what becomes of them."""
         self.whole = False
         member = self.members[row]
-        for tensor in (*member.model.parameters(), *member.model.buffers()):
-            tensor.data = tensor.data.clone()
+        model = member.model
+        for tensor in (*model.parameters(), *model.buffers()):
+            own = tensor.data.clone()
+            tensor.data = own
         for state in member.optimizer.state.values():
             for name, value in state.items():
                 state[name] = value.clone()
@@ -169,19 +173,20 @@ class Stack:
         penalty losses (K,)."""
         strengths = plan.strengths[number]
         task, extra = step.losses(self.leaves, self.buffers, inputs, targets, strengths)
-        loss = (task + extra).sum()
+        of_members = task + extra
+        loss = of_members.sum()
         leaves = list(self.leaves.values())
         gradients: Sequence[Tensor] = torch.autograd.grad(loss, leaves)
         # Contiguous, as the fused optimisers want them: vmap's rules give some transposed.
         gradients = [gradient.contiguous() for gradient in gradients]
         with torch.no_grad():
             due = self._due()
-            for row in due:
+            for row, sparsifier in due.items():
                 self.lend_gradients(row, gradients)
-                self._sparsifier(row).before_step(self.members[row].step)
+                sparsifier.before_step(self.members[row].step)
             self._update_weights(step, gradients, plan, number)
-            for row in due:
-                self._sparsifier(row).after_step(self.members[row].step)
+            for row, sparsifier in due.items():
+                sparsifier.after_step(self.members[row].step)
                 self.refresh(row)
             if self.kept is not None:
                 self.weights *= self.kept
@@ -201,32 +206,42 @@ class Stack:
         rates = plan.rates[number]
         entries = plan.entries[number]
         thresholds = plan.thresholds[number]
-        of_members = zip(*(gradient.unbind() for gradient in gradients), strict=True)
-        for row, own in enumerate(of_members):
+        by_parameter = [gradient.unbind() for gradient in gradients]
+        by_member = zip(*by_parameter, strict=True)
+        for row, own in enumerate(by_member):
             self.updates[row](own, rates[row])
             if entries is not None:
                 step.shrink_entries(self.rows[row], entries[row])
         if thresholds:
             step.proximal(self.named(self.weights), self.buffers, thresholds)
 
-    def _due(self) -> list[int]:
-        """The members whose sparsifiers act in this step."""
-        due = []
+    def _due(self) -> dict[int, ActiveSparsifier]:
+        """The sparsifiers that act in this step, by the row of their member."""
+        due = {}
         for row, member in enumerate(self.members):
-            if member.sparsifier and member.sparsifier.due(member.step):
-                due.append(row)
+            sparsifier = member.sparsifier
+            if sparsifier and sparsifier.due(member.step):
+                due[row] = sparsifier
         return due
-
-    def _sparsifier(self, row: int) -> ActiveSparsifier:
-        sparsifier = self.members[row].sparsifier
-        assert sparsifier is not None
-        return sparsifier
 
 
 def _row(member: Training) -> Tensor:
     """All parameters of the member, one behind the other (P,)."""
-    parameters = [parameter.detach().flatten() for parameter in member.model.parameters()]
+    parameters = []
+    for parameter in member.model.parameters():
+        parameters.append(parameter.detach().flatten())
     return torch.cat(parameters)
+
+
+def _replace(state: dict[str, Any], name: str, view: Tensor) -> None:
+    """Puts a view in the place of what an optimiser remembers, with its values; zeros where it is
+    nothing yet."""
+    old = state.get(name)
+    if old is None:
+        view.zero_()
+    else:
+        view.copy_(old)
+    state[name] = view
 
 
 def _stacked_buffers(members: Sequence[Training]) -> Tensors:

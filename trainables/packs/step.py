@@ -30,6 +30,8 @@ from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.loop import Training
 
 Tensors = dict[str, Tensor]
+Place = tuple[dict[str, Any], str, str]
+"""Where a module holds a tensor: a dictionary and a key, and the name of what belongs there."""
 
 
 class Step:
@@ -58,9 +60,8 @@ class Step:
         for name, options in penalties.items():
             self.penalties[name] = options.attach(self.model, sample)
         self.model.train()
-        self.attends = any(
-            isinstance(module, nn.MultiheadAttention) for module in self.model.modules()
-        )
+        modules = self.model.modules()
+        self.attends = any(isinstance(module, nn.MultiheadAttention) for module in modules)
         self.places = _places(self.model)
         self.entries = self._entries()
         replace_layers(self.model, bf16=bf16)  # after `attach`, which traces the network
@@ -152,8 +153,12 @@ class Step:
     @torch.no_grad()
     def outputs(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
         """What the members make of the same inputs (N, …), in evaluation mode: (K, N, outputs)."""
+
+        def of_one() -> Any:
+            return self.model(inputs)
+
         with evaluating(self.model):
-            made: Tensor = self._together(lambda: self.model(inputs), parameters, buffers)
+            made: Tensor = self._together(of_one, parameters, buffers)
         return made
 
     def _together(
@@ -188,7 +193,9 @@ class Step:
     def by_proximal(self, name: str) -> bool:
         """Whether the penalty acts by its proximal step, and not by the loss."""
         penalty = self.penalties[name]
-        return isinstance(penalty, ActiveGroups) and penalty.options.form == "proximal"
+        if not isinstance(penalty, ActiveGroups):
+            return False
+        return penalty.options.form == "proximal"
 
 
 def step_of(member: Training, sample: Tensor) -> Step:
@@ -213,9 +220,8 @@ def _loss(penalty: ActivePenalty, strengths: Tensor) -> Tensor | None:
     return strengths[0] * value
 
 
-def _places(model: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
-    """Where a network holds its parameters and buffers: a dictionary and a key, and the name of
-    what belongs there.
+def _places(model: nn.Module) -> list[Place]:
+    """Where a network holds its parameters and buffers.
 
     `torch.func.functional_call` looks for them anew in each call, which takes longer than the
     layers of a small network.
@@ -244,8 +250,10 @@ def _names_by_id(model: nn.Module) -> dict[int, str]:
 def _told_plainly() -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "vmap" not in str(error):
+        if "vmap" not in str(error):
             raise
         raise UserError(
             "this network cannot be trained in a pack, because torch.func.vmap refuses it "

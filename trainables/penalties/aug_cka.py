@@ -49,16 +49,16 @@ class AugCKA(FeaturePenalty):
     @field_validator("layers")
     @classmethod
     def _two_layers(cls, layers: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if layers is not None and not are_different(layers):
-            raise ValueError("it needs two or more different layers")
-        return layers
+        if layers is None or are_different(layers):
+            return layers
+        raise ValueError("it needs two or more different layers")
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveFeatures:
         shapes = output_shapes(model, sample)
         layers = list(self.layers or find_layers(model, shapes))
         stages = []
         if len(layers) > 1:
-            stages = [layers]
+            stages.append(layers)
         return ActiveFeatures(self, model, stages, shapes)
 
     def value(self, features: Sequence[Tensors], weights: Tensors) -> Tensor:

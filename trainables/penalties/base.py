@@ -61,7 +61,8 @@ class Penalty(Options):
             return 0.0
         if self.ramp == 0:
             return 1.0
-        return min((epoch - self.warmup) / self.ramp, 1.0)
+        since_warmup = epoch - self.warmup
+        return min(since_warmup / self.ramp, 1.0)
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActivePenalty:
         """The penalty on `model`; `sample` (N, *input_shape) is a batch of real inputs to look at
@@ -78,22 +79,24 @@ PENALTIES: Registry[Penalty] = Registry("penalty")
 GroupT = TypeVar("GroupT")
 
 Tensors = Sequence[Tensor]
+StepSize = float | Tensor
+"""How long the optimiser's step is: a number, or a scalar on the device."""
 
 
 class StepSizes:
     """How long the optimiser's step is for each parameter that it trains, or for all of them."""
 
-    def __init__(self, sizes: float | Tensor | Mapping[int, float | Tensor]) -> None:
+    def __init__(self, sizes: StepSize | Mapping[int, StepSize]) -> None:
         """`sizes` are by `id` of the parameter, where those that are not trained are left out; or
         one size, of all parameters."""
-        self.of_all: float | Tensor | None = None
-        self.of_parameters: Mapping[int, float | Tensor] = {}
+        self.of_all: StepSize | None = None
+        self.of_parameters: Mapping[int, StepSize] = {}
         if isinstance(sizes, Mapping):
             self.of_parameters = sizes
         else:
             self.of_all = sizes
 
-    def __call__(self, tensors: Tensors) -> float | Tensor | None:
+    def __call__(self, tensors: Tensors) -> StepSize | None:
         """That of the largest of some parameters; None if one of them is not trained."""
         if self.of_all is not None:
             return self.of_all
@@ -106,7 +109,7 @@ class StepSizes:
         return self.of_parameters[id(largest)]
 
     @property
-    def largest(self) -> float | Tensor:
+    def largest(self) -> StepSize:
         """The largest of all."""
         if self.of_all is not None:
             return self.of_all
@@ -154,8 +157,8 @@ class GroupPenalty(Penalty):
     @property
     def on(self) -> bool:
         """Whether any strength is above 0."""
-        strengths = [self.strength, *self.layers.values()]
-        return any(strength > 0 for strength in strengths)
+        strongest = max([self.strength, *self.layers.values()])
+        return strongest > 0
 
     def strength_of(self, layer: str) -> float:
         """The full strength for the group of a layer."""
@@ -207,9 +210,12 @@ class ActiveGroups(Generic[GroupT]):
 
     def loss(self) -> Tensor | None:
         """Σ strength · norm over the groups in the gradient form; None in the proximal form."""
-        if self.options.form == "proximal" or not self.groups or self.scale == 0:
+        if self.options.form == "proximal":
             return None
-        return self.weighted([self.strength(name) for name in self.groups])
+        if not self.groups or self.scale == 0:
+            return None
+        strengths = [self.strength(name) for name in self.groups]
+        return self.weighted(strengths)
 
     def weighted(self, strengths: Sequence[float | Tensor]) -> Tensor:
         """Σ strength · norm over the groups, of one strength (a scalar) each; a scalar."""
@@ -221,7 +227,7 @@ class ActiveGroups(Generic[GroupT]):
         return torch.stack(terms).sum()
 
     @torch.no_grad()
-    def proximal(self, step_size: float | Tensor) -> None:
+    def proximal(self, step_size: StepSize) -> None:
         """One proximal step with threshold `step_size` · strength on each group, in place; nothing
         in the gradient form."""
         if self.options.form == "gradient":
@@ -243,16 +249,15 @@ class ActiveGroups(Generic[GroupT]):
             if strength == 0 or size is None:
                 continue
             threshold = size * strength
+            key: Hashable = threshold
             if isinstance(threshold, Tensor):
-                key: Hashable = (id(size), strength)
+                key = (id(size), strength)
             elif threshold == 0:
                 continue
             elif self.shrink_entries is not None:
                 assert isinstance(group, ParameterRef)
                 self.shrink_entries(group.tensor, threshold)
                 continue
-            else:
-                key = threshold
             if key not in thresholds:
                 thresholds[key] = torch.as_tensor(threshold).float()
             self.shrink(group, thresholds[key])
@@ -271,8 +276,7 @@ class ActiveGroups(Generic[GroupT]):
         """Makes those groups zero, by the penalty's norm, that are zero in `other`, the same
         penalty on a network of the same structure."""
         for name, group in other.groups.items():
-            squares = [tensor.square().sum() for tensor in _tensors(group)]
-            size = torch.stack(squares).sum().sqrt()
+            size = _size(group)
             precision = torch.finfo(size.dtype).eps
             rounding = _ROUNDING * precision * size
             is_zero = other.norm(group) <= rounding
@@ -309,6 +313,13 @@ def _tensors(group: object) -> Tensors:
     return tuple(getattr(group, "tensors", ()))
 
 
+def _size(group: object) -> Tensor:
+    """The ℓ2 norm of all parameters of a group, a scalar."""
+    squares = [tensor.square().sum() for tensor in _tensors(group)]
+    total = torch.stack(squares).sum()
+    return total.sqrt()
+
+
 def check_penalties(penalties: Mapping[str, Penalty], model: nn.Module, sample: Tensor) -> None:
     """Finds out before training if every penalty has something to act on; `sample` as in
     `Penalty.attach`.
@@ -329,16 +340,16 @@ def check_names(options: GroupPenalty, groups: dict[str, GroupT]) -> None:
     """Raises UserError if `options.layers` names a layer that the penalty does not act on."""
     for name in options.layers:
         if name not in groups:
-            raise UserError(
-                f"penalties: '{name}' is not a layer that {type(options).__name__} acts on; "
-                f"{suggest(name, groups)}"
-            )
+            penalty = type(options).__name__
+            hint = suggest(name, groups)
+            raise UserError(f"penalties: '{name}' is not a layer that {penalty} acts on; {hint}")
 
 
 def root(squares: Tensor) -> Tensor:
     """The square roots of norms squared, any shape; the gradient of what is 0 is 0, not NaN."""
     positive = squares > 0
-    return torch.where(positive, squares, 1).sqrt() * positive
+    safe = torch.where(positive, squares, 1)
+    return safe.sqrt() * positive
 
 
 def shrink_factor(norms: Tensor, threshold: Tensor) -> Tensor:

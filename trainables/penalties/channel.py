@@ -54,7 +54,9 @@ class Units:
         found = []
         for parameter, axis in zip(self.parameters, self.axes, strict=True):
             tensor = parameter.tensor
-            found.append(tensor.movedim(axis, 0) if axis else tensor)
+            if axis:
+                tensor = tensor.movedim(axis, 0)
+            found.append(tensor)
         return tuple(found)
 
     def norm(self) -> Tensor:
@@ -81,7 +83,8 @@ def unit_norms(tensors: Tensors, owners: Tensors, units: int) -> Tensor:
     squares = tensors[0].new_zeros(places)
     for tensor, owner in zip(tensors, owners, strict=True):
         of_rows = _squares_of_rows(tensor)
-        squares = squares.index_add(0, owner % places, of_rows)
+        place_of_rows = owner % places
+        squares = squares.index_add(0, place_of_rows, of_rows)
     return root(squares[:units])
 
 
@@ -101,7 +104,8 @@ def shrink_units(tensors: Tensors, owners: Tensors, units: int, threshold: Tenso
     """
     norms = unit_norms(tensors, owners, units)
     factors = shrink_factor(norms, threshold)
-    factors = torch.cat([factors, factors.new_ones(1)])
+    without_owner = factors.new_ones(1)
+    factors = torch.cat([factors, without_owner])
     places = units + 1
     shrunk = []
     for tensor, owner in zip(tensors, owners, strict=True):
@@ -123,12 +127,15 @@ class ChannelSparsity(GroupPenalty):
     nothing_to_do = "there is no channel and no head in this network that can be removed"
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Units]:
-        found: list[UnitGroup]
+        found: list[UnitGroup] = []
         try:
-            found = [*removable_units(model, sample), *head_groups(model)]
+            found += removable_units(model, sample)
+            found += head_groups(model)
         except UserError as error:
             raise UserError(f"penalties.channel: {error}; leave it out, or take node") from error
-        groups = {group.name: _units(group, model) for group in found}
+        groups = {}
+        for group in found:
+            groups[group.name] = _units(group, model)
         return ActiveGroups(self, groups, Units.norm, Units.shrink)
 
 
@@ -150,4 +157,10 @@ def _units(group: UnitGroup, model: nn.Module) -> Units:
     rows_of_unit = max(rows_of_weights / group.units, 1.0)
     first = parameters[0].tensor
     weight = first.new_tensor(rows_of_unit).sqrt()
-    return Units(tuple(parameters), tuple(axes), tuple(owners), group.units, weight)
+    return Units(
+        parameters=tuple(parameters),
+        axes=tuple(axes),
+        owners=tuple(owners),
+        units=group.units,
+        weight=weight,
+    )

@@ -26,6 +26,9 @@ from slimfront.trainables.penalties.features import (
 from slimfront.trainables.precision import to_float32
 
 PairWeights = Mapping[str, Mapping[str, float]]
+"""By the names of both layers."""
+Stages = tuple[tuple[str, ...], ...]
+"""The names of the layers of each stage."""
 
 
 def unbiased_centring(gram: Tensor) -> Tensor:
@@ -97,7 +100,8 @@ def pairwise_cka(features: Tensors, *, unbiased: bool = True) -> Tensor:
         itself too, and a zero gradient. NaN in, NaN out.
     """
     centring = unbiased_centring if unbiased else double_centring
-    with torch.autocast(features[0].device.type, enabled=False):
+    device = features[0].device
+    with torch.autocast(device.type, enabled=False):
         grams = [_Gram.apply(layer.flatten(1)) for layer in features]
         gram = torch.stack(grams)  # (L, n, n)
         precision = torch.finfo(gram.dtype).eps
@@ -105,16 +109,18 @@ def pairwise_cka(features: Tensors, *, unbiased: bool = True) -> Tensor:
         # underflow.
         sizes = gram.detach().abs()
         largest = sizes.amax((-2, -1), keepdim=True)
-        scaled = gram / torch.where(largest > 0, largest, 1)
-        centred = centring(scaled.double()).flatten(1)  # (L, n²)
-        squared = centred.square().sum(1, keepdim=True)
+        divisor = torch.where(largest > 0, largest, 1)
+        scaled = gram / divisor
+        centred = centring(scaled.double())
+        vectors = centred.flatten(1)  # (L, n²)
+        squared = vectors.square().sum(1, keepdim=True)
         # What is left of constant features is rounding: some eps in each entry of a matrix whose
         # largest entry is 1.
-        entries = centred.shape[1]
+        entries = vectors.shape[1]
         rounding = (8 * precision) ** 2 * entries
         alive = squared > rounding
         norm = torch.where(alive, squared, 1).sqrt()
-        unit = torch.where(alive, centred / norm, 0)
+        unit = torch.where(alive, vectors / norm, 0)
         similarities = unit @ unit.T
         return similarities.to(gram.dtype)
 
@@ -128,7 +134,9 @@ def pair_weights(layers: Sequence[str], weights: PairWeights) -> Tensor:
     for first in layers:
         partners = weights.get(first, {})
         for second, weight in partners.items():
-            if second not in places or second == first:
+            if second == first:
+                continue
+            if second not in places:
                 continue
             i = places[first]
             j = places[second]
@@ -174,12 +182,11 @@ class FeaturePenalty(Penalty):
     @field_validator("samples")
     @classmethod
     def _enough_samples(cls, samples: int) -> int:
-        if samples != -1 and samples < cls.least_batch:
-            raise ValueError(
-                f"it needs at least {cls.least_batch} samples of a batch (or -1 for the whole "
-                "batch)"
-            )
-        return samples
+        if samples == -1 or samples >= cls.least_batch:
+            return samples
+        raise ValueError(
+            f"it needs at least {cls.least_batch} samples of a batch (or -1 for the whole batch)"
+        )
 
     def value(self, features: Sequence[Tensors], weights: Tensors) -> Tensor:
         """L_C of the features (n, …) of the layers of each stage, under the pair weights (layers,
@@ -207,13 +214,11 @@ class CKA(FeaturePenalty):
     )
     least_batch: ClassVar[int] = 4
 
-    stages: tuple[tuple[str, ...], ...] | None = None
+    stages: Stages | None = None
 
     @field_validator("stages")
     @classmethod
-    def _two_layers_each(
-        cls, stages: tuple[tuple[str, ...], ...] | None
-    ) -> tuple[tuple[str, ...], ...] | None:
+    def _two_layers_each(cls, stages: Stages | None) -> Stages | None:
         if stages is None:
             return None
         if not stages or not all(map(are_different, stages)):
@@ -225,7 +230,8 @@ class CKA(FeaturePenalty):
         if self.stages:
             stages = [list(stage) for stage in self.stages]
         else:
-            stages = by_shape(find_layers(model, shapes), shapes)
+            layers = find_layers(model, shapes)
+            stages = by_shape(layers, shapes)
         return ActiveFeatures(self, model, stages, shapes)
 
     def value(self, features: Sequence[Tensors], weights: Tensors) -> Tensor:
@@ -248,7 +254,10 @@ class ActiveFeatures:
         self.options = options
         self.stages = stages
         self.strength = options.strength
-        names = list(dict.fromkeys(name for stage in stages for name in stage))
+        layers: list[str] = []
+        for stage in stages:
+            layers += stage
+        names = list(dict.fromkeys(layers))
         check_layers(names, dict(shapes))
         self._check_pairs(names)
         device = next(model.parameters()).device
@@ -264,9 +273,10 @@ class ActiveFeatures:
                 if self._compares(first, second):
                     continue
                 unknown = second if first in names else first
+                hint = suggest(unknown, names)
                 raise UserError(
                     f"penalties: pair_weights: '{first}' and '{second}' are not a pair that is "
-                    f"compared; {suggest(unknown, names)}"
+                    f"compared; {hint}"
                 )
 
     def _compares(self, first: str, second: str) -> bool:
@@ -303,7 +313,8 @@ class ActiveFeatures:
             return None
         features = []
         for stage in self.stages:
-            features.append([kept[name] for name in stage])
+            of_stage = [kept[name] for name in stage]
+            features.append(of_stage)
         return self.options.value(features, self.weights)
 
     def proximal(self, step_size: float | Tensor) -> None:

@@ -21,7 +21,9 @@ def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
     """Proximal operator of `threshold` · ‖·‖₁: sign(w) · max(0, |w| − threshold), any shape. NaN
     in, NaN out."""
     # `clamp` with tensors is slower.
-    return weight - torch.minimum(torch.maximum(weight, -threshold), threshold)
+    clamped = torch.maximum(weight, -threshold)
+    clamped = torch.minimum(clamped, threshold)
+    return weight - clamped
 
 
 @torch.no_grad()
@@ -42,13 +44,13 @@ class ConnectionSparsity(GroupPenalty):
             groups[layer] = parameter_ref(model, name)
 
         def norm(weight: ParameterRef) -> Tensor:
-            return weight.tensor.abs().sum()
+            sizes = weight.tensor.abs()
+            return sizes.sum()
 
         @torch.no_grad()
         def shrink(weight: ParameterRef, threshold: Tensor) -> None:
             tensor = weight.tensor
-            tensor.copy_(soft_threshold(tensor, threshold))
+            smaller = soft_threshold(tensor, threshold)
+            tensor.copy_(smaller)
 
-        return ActiveGroups(
-            options=self, groups=groups, norm=norm, shrink=shrink, shrink_entries=soft_threshold_
-        )
+        return ActiveGroups(self, groups, norm, shrink, shrink_entries=soft_threshold_)

@@ -115,9 +115,9 @@ def remove_hooks(copied: nn.Module) -> None:
     """Takes the hooks of `Features` off a copy of a network in training, whose own hooks stay."""
     for module in copied.modules():
         hooks = forward_hooks(module)
-        for number, hook in list(hooks.items()):
-            if hasattr(hook, _OURS):
-                del hooks[number]
+        ours = [number for number, hook in hooks.items() if hasattr(hook, _OURS)]
+        for number in ours:
+            del hooks[number]
 
 
 def output_shapes(model: nn.Module, sample: Tensor) -> Shapes:
@@ -131,7 +131,10 @@ def output_shapes(model: nn.Module, sample: Tensor) -> Shapes:
 
         return module.register_forward_hook(hook)
 
-    handles = [listen(name, module) for name, module in model.named_modules() if name]
+    handles = []
+    for name, module in model.named_modules():
+        if name:
+            handles.append(listen(name, module))
     try:
         with evaluating(model), torch.no_grad():
             model(sample[:2])
@@ -151,10 +154,10 @@ def output_shapes(model: nn.Module, sample: Tensor) -> Shapes:
 
 def by_shape(names: Iterable[str], shapes: Shapes) -> list[list[str]]:
     """The stages: two or more of the layers with outputs of one shape, in order."""
-    groups: dict[Shape, list[str]] = {}
+    groups: defaultdict[Shape, list[str]] = defaultdict(list)
     for name in names:
-        group = groups.setdefault(shapes[name], [])
-        group.append(name)
+        shape = shapes[name]
+        groups[shape].append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -198,16 +201,19 @@ def _blocks(modules: dict[str, nn.Module], shapes: Shapes) -> list[str]:
     prefixes = tuple(f"{name}." for name in repeated)
     outermost = []
     for name in modules:
+        if name not in repeated:
+            continue
         is_inner = name.startswith(prefixes)
-        if name in repeated and not is_inner:
+        if not is_inner:
             outermost.append(name)
     return outermost
 
 
 def _may_be_block(module: nn.Module) -> bool:
     """Whether it is of a user's class that has parts, and weights among them."""
-    has_parts = next(module.children(), None) is not None
-    if not has_parts or isinstance(module, CONTAINERS):
+    if isinstance(module, CONTAINERS):
+        return False
+    if not list(module.children()):
         return False
     return any(isinstance(inner, WEIGHTED) for inner in module.modules())
 
@@ -217,7 +223,8 @@ def check_layers(names: Sequence[str], shapes: Shapes) -> None:
     tensor once."""
     for name in names:
         if name not in shapes:
+            hint = suggest(name, shapes)
             raise UserError(
                 f"penalties: '{name}' is not a module that gives one tensor once in a forward "
-                f"pass; {suggest(name, shapes)}"
+                f"pass; {hint}"
             )

@@ -29,8 +29,10 @@ def negative_norm(tensors: Tensors) -> Tensor:
 
     Its gradient is 0 where there is no negative entry.
     """
-    negative = [tensor.clamp(max=0) for tensor in tensors]
-    squares = [part.square().sum() for part in negative]
+    squares = []
+    for tensor in tensors:
+        negative = tensor.clamp(max=0)
+        squares.append(negative.square().sum())
     total = torch.stack(squares).sum()
     return root(total)
 
@@ -73,7 +75,8 @@ class LayerSparsity(GroupPenalty):
     nothing_to_do = "there is no layer in this network that stands between two ReLUs"
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Layer]:
-        layers = inner_layers(trace(model, sample))
+        graph = trace(model, sample)
+        layers = inner_layers(graph)
         groups = {layer.name: layer for layer in layers}
 
         def norm(layer: Layer) -> Tensor:

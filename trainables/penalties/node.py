@@ -22,8 +22,9 @@ def row_norms(weight: Tensor, bias: Tensor) -> Tensor:
     """ℓ2 norms of the rows of [W | b]: `weight` (out, in, …), `bias` (out), to (out). The gradient
     of a zero row is 0."""
     entries = weight.flatten(1)
-    squares = entries.square().sum(1)
-    return root(squares + bias.square())
+    of_weights = entries.square().sum(1)
+    squares = of_weights + bias.square()
+    return root(squares)
 
 
 def row_factors(weight: Tensor, bias: Tensor, threshold: Tensor) -> Tensor:
@@ -44,7 +45,8 @@ class NodeSparsity(GroupPenalty):
     )
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveGroups[Layer]:
-        layers = hidden_layers(trace(model, sample))
+        graph = trace(model, sample)
+        layers = hidden_layers(graph)
         groups = {layer.name: layer for layer in layers}
 
         def norm(layer: Layer) -> Tensor:

@@ -2,7 +2,6 @@
 how to load it."""
 
 import platform
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 
@@ -12,6 +11,7 @@ from slimfront.trainables.data import Dataset
 from slimfront.trainables.inputs import Several, by_place, described
 from slimfront.trainables.markdown import code, text
 from slimfront.trainables.shipping.formats import onnx_names
+from slimfront.trainables.shipping.kernels import Tried
 from slimfront.trainables.shipping.shipment import SearchedTimes, Shipment
 
 _SIZES = {
@@ -56,22 +56,25 @@ def card(
         trained: what is to be said of its training, by name, in Markdown.
         compaction: the (layer, action, detail) of each step.
     """
-    task = data.task
+    task = data.task.options
+    inputs = described(data.train.inputs)
+    outputs = task.shape_of_outputs(data.validation.targets, data.head)
+    around = " ".join(_around(data))
     other = "dense" if given is None else "given"
+    history = [f"- {name}: {value}" for name, value in trained.items()]
+    loading = _loading(shipment, data)
+    python = platform.python_version()
     parts = [
         f"# {text(title)}",
-        f"A network for the task {code(task.options.name)} on the data set {code(data_name)}: "
-        f"{described(data.train.inputs)} as they come, "
-        f"{task.options.shape_of_outputs(data.validation.targets, data.head)}. "
-        + " ".join(_around(data)),
+        f"A network for the task {code(task.name)} on the data set {code(data_name)}: {inputs} as "
+        f"they come, {outputs}. {around}",
         "## Quality\n\n" + _scores(shipment, given),
         "## Size\n\n" + _sizes(shipment, other),
         "## Speed\n\n" + speed(shipment, other),
-        "## How it came about\n\n"
-        + "\n".join(f"- {name}: {value}" for name, value in trained.items()),
+        "## How it came about\n\n" + "\n".join(history),
         "## What compaction did\n\n" + did(compaction),
-        f"## Loading\n\n```python\n{_loading(shipment, data)}\n```",
-        f"Written with torch {version('torch')}, Python {platform.python_version()}, slimfront "
+        f"## Loading\n\n```python\n{loading}\n```",
+        f"Written with torch {version('torch')}, Python {python}, slimfront "
         f"{version('slimfront')}.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -80,13 +83,18 @@ def card(
 def _loading(shipment: Shipment, data: Dataset) -> str:
     """The Python that loads the file and calls it."""
     inputs = data.train.inputs
-    arguments, fed = "inputs", '{"input": inputs}'
+    given = ["inputs"]
+    fed = ['"input": inputs']
     if isinstance(inputs, Several):
         names = list(inputs.named)
-        values = onnx_names(inputs)
-        arguments = ", ".join(values if by_place(names) else [f"{n}={n}" for n in names])
-        fed = "{" + ", ".join(f'"{name}": {name}' for name in values) + "}"
-    return _LOADING[shipment.kind].format(path=shipment.path.name, given=arguments, fed=fed)
+        given = onnx_names(inputs)
+        fed = [f'"{name}": {name}' for name in given]
+        if not by_place(names):
+            given = [f"{name}={name}" for name in names]
+    how = _LOADING[shipment.kind]
+    arguments = ", ".join(given)
+    arrays = ", ".join(fed)
+    return how.format(path=shipment.path.name, given=arguments, fed=f"{{{arrays}}}")
 
 
 def _around(data: Dataset) -> Iterator[str]:
@@ -98,43 +106,57 @@ def _around(data: Dataset) -> Iterator[str]:
     if data.task.scale is not None:
         yield "Its last step turns outputs into the unit of the targets."
     if data.names:
-        yield "Its outputs stand for: " + ", ".join(map(code, data.names)) + "."
+        names = ", ".join(map(code, data.names))
+        yield f"Its outputs stand for: {names}."
 
 
 def _scores(shipment: Shipment, given: Mapping[str, float] | None) -> str:
-    compared = {"the trained network": shipment.trained_scores}
+    compared: dict[str, Mapping[str, float]] = {}
+    written = "the trained network"
     if given is not None:
-        compared = {"the network given": given, "the compact network": shipment.trained_scores}
-    last = list(compared)[-1]
-    names = [name.removeprefix("val_") for name in shipment.scores if name.startswith("val_")]
-    rows = [
-        "| | " + " | ".join(f"validation {n} | test {n}" for n in names) + " |",
-        "| --- |" + " ---: | ---: |" * len(names),
-    ]
-    for name, of in {**compared, "this file": shipment.scores}.items():
-        values = " | ".join(f"{of[f'val_{n}']:.4f} | {of[f'test_{n}']:.4f}" for n in names)
-        rows.append(f"| {name} | {values} |")
-    checked = (
-        f"The file was loaded in a fresh process and run on the {shipment.checked:,} inputs of "
-        "both splits: its outputs differ "
-        f"from {last}'s by at most {shipment.difference:.1e} of the largest."
+        compared["the network given"] = given
+        written = "the compact network"
+    compared[written] = shipment.trained_scores
+    compared["this file"] = shipment.scores
+    names = []
+    for key in shipment.scores:
+        if key.startswith("val_"):
+            names.append(key.removeprefix("val_"))
+    heads = " | ".join(f"validation {name} | test {name}" for name in names)
+    rows = [f"| | {heads} |", "| --- |" + " ---: | ---: |" * len(names)]
+    for network, scores in compared.items():
+        cells = []
+        for name in names:
+            cells.append(f"{scores[f'val_{name}']:.4f}")
+            cells.append(f"{scores[f'test_{name}']:.4f}")
+        values = " | ".join(cells)
+        rows.append(f"| {network} | {values} |")
+    table = "\n".join(rows)
+    return (
+        f"{table}\n\nThe file was loaded in a fresh process and run on the {shipment.checked:,} "
+        f"inputs of both splits: its outputs differ from {written}'s by at most "
+        f"{shipment.difference:.1e} of the largest."
     )
-    return "\n".join(rows) + f"\n\n{checked}"
 
 
 def _sizes(shipment: Shipment, other: str) -> str:
     rows = [f"| | this network | {other} | ratio |", "| --- | ---: | ---: | ---: |"]
     for key, name in _SIZES.items():
-        if key in shipment.measures and key in shipment.dense_measures:
-            mine, dense = shipment.measures[key], shipment.dense_measures[key]
-            rows.append(f"| {name} | {mine:,.0f} | {dense:,.0f} | {mine / dense:.1%} |")
-    kept = (
-        " Its weights and activations are int8 in the file; the sizes above are of the network "
-        "before that."
-        if shipment.int8
-        else ""
-    )
-    return "\n".join(rows) + f"\n\nThe file has {shipment.measures['file_bytes']:,.0f} bytes.{kept}"
+        mine = shipment.measures.get(key)
+        dense = shipment.dense_measures.get(key)
+        if mine is None or dense is None:
+            continue
+        ratio = mine / dense
+        rows.append(f"| {name} | {mine:,.0f} | {dense:,.0f} | {ratio:.1%} |")
+    table = "\n".join(rows)
+    file_bytes = shipment.measures["file_bytes"]
+    said = f"{table}\n\nThe file has {file_bytes:,.0f} bytes."
+    if shipment.int8:
+        said += (
+            " Its weights and activations are int8 in the file; the sizes above are of the network "
+            "before that."
+        )
+    return said
 
 
 def speed(shipment: Shipment, other: str = "dense") -> str:
@@ -156,17 +178,7 @@ def speed(shipment: Shipment, other: str = "dense") -> str:
         "\n".join(rows),
     ]
     for each in shipment.tried:
-        against = (
-            "these layers in half precision" if each.kernel == "2:4" else "the same network without"
-        )
-        for size, timing in each.timings.items():
-            low, high = timing.spread
-            lines.append(
-                f"Sparse ({each.kernel}) kernels in its linear layers, in torch on {each.device}, "
-                f"batch {size}: "
-                f"{timing.speedup:.2f} times the speed of {against} ({low:.2f} to {high:.2f}). "
-                f"Outputs off by {each.difference:.1e}."
-            )
+        lines += _of_kernel(each)
     for kernel in shipment.sparse_kernels:
         where = "on a GPU" if kernel == "2:4" else "on the CPU"
         lines.append(
@@ -178,6 +190,20 @@ def speed(shipment: Shipment, other: str = "dense") -> str:
     return "\n\n".join(lines)
 
 
+def _of_kernel(tried: Tried) -> Iterator[str]:
+    """What a sparse kernel did, a sentence or two for each size of batch."""
+    against = "the same network without"
+    if tried.kernel == "2:4":
+        against = "these layers in half precision"
+    for size, timing in tried.timings.items():
+        low, high = timing.spread
+        yield (
+            f"Sparse ({tried.kernel}) kernels in its linear layers, in torch on {tried.device}, "
+            f"batch {size}: {timing.speedup:.2f} times the speed of {against} ({low:.2f} to "
+            f"{high:.2f}). Outputs off by {tried.difference:.1e}."
+        )
+
+
 def _searched(times: SearchedTimes) -> str:
     """What a search measured, and what was measured again when it was over, side by side."""
     rows = [
@@ -187,18 +213,24 @@ def _searched(times: SearchedTimes) -> str:
         "| --- | ---: | ---: |",
     ]
     for name, value in times.during.items():
-        again = f"{times.again[name]:.4g}" if name in times.again else "-"
+        again = "-"
+        if name in times.again:
+            again = f"{times.again[name]:.4g}"
         rows.append(f"| {code(name)} | {value:.4g} | {again} |")
     return "\n".join(rows)
 
 
 def did(compaction: Sequence[Sequence[str]]) -> str:
-    """The steps of compaction, counted by kind, with the layers."""
+    """The steps of compaction by kind, with their layers."""
     if not compaction:
         return "Nothing: compaction was off, or found nothing to do."
-    counts = Counter(step[1] for step in compaction)
-    layers = {
-        action: list(dict.fromkeys(step[0] for step in compaction if step[1] == action))
-        for action in counts
-    }
-    return "\n".join(f"- {action}: {', '.join(map(code, layers[action]))}" for action in counts)
+    layers_of: dict[str, list[str]] = {}
+    for layer, action, *_ in compaction:
+        layers = layers_of.setdefault(action, [])
+        if layer not in layers:
+            layers.append(layer)
+    lines = []
+    for action, layers in layers_of.items():
+        names = ", ".join(map(code, layers))
+        lines.append(f"- {action}: {names}")
+    return "\n".join(lines)

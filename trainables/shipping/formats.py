@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,31 +75,38 @@ class ByArguments(nn.Module):
         self.network = network
         self.names = tuple(names)
         if not by_place(names):
-            # torch.export asks for the names, and takes no `**named`.
-            kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-            self.__class__ = type("ByArguments", (ByArguments,), {"forward": _forward(self.names)})
-            parameters = [inspect.Parameter(name, kind) for name in ("self", *names)]
-            type(self).forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+            forward = _forward(self.names)
+            self.__class__ = type("ByArguments", (ByArguments,), {"forward": forward})
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Raw inputs (N, …), each an argument, to outputs (N, …)."""
-        outputs: Tensor = self.network(Several(dict(zip(self.names, inputs, strict=True))))
+        named = dict(zip(self.names, inputs, strict=True))
+        outputs: Tensor = self.network(Several(named))
         return outputs
 
 
 def _forward(names: tuple[str, ...]) -> Callable[..., Tensor]:
+    """A forward that has arguments of these names."""
+
     def forward(self: ByArguments, *inputs: Tensor, **named: Tensor) -> Tensor:
         given = dict(zip(names, inputs, strict=False)) | named
-        outputs: Tensor = self.network(Several({name: given[name] for name in names}))
+        in_order = {name: given[name] for name in names}
+        outputs: Tensor = self.network(Several(in_order))
         return outputs
 
+    # torch.export asks for the names, and takes no `**named`.
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind) for name in ("self", *names)]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return forward
 
 
 def as_called(network: Shipped, inputs: Tensor) -> nn.Module:
     """The network as users call it: with each of several inputs an argument of its own."""
-    several = isinstance(inputs, Several)
-    return ByArguments(network, list(tensors(inputs))).eval() if several else network
+    if not isinstance(inputs, Several):
+        return network
+    names = list(inputs.named)
+    return ByArguments(network, names).eval()
 
 
 CONSTANTS = ("mean", "std", "scale", "offset")
@@ -108,8 +115,8 @@ CONSTANTS = ("mean", "std", "scale", "offset")
 def shipped(network: nn.Module, data: Dataset) -> Shipped:
     """A network that takes what `data.prepare` makes, as it ships: in evaluation mode, on the
     CPU."""
-    mean, std = data.normalisation() or (None, None)
     task = data.task.to(torch.device("cpu"))
+    mean, std = data.normalisation() or (None, None)
     return Shipped(network, mean, std, task.scale, task.offset, data.names).eval()
 
 
@@ -136,8 +143,9 @@ def save(
     network = network.eval()
     if kind == "safetensors":
         _save_safetensors(network, inputs, path, sparse_kernels=sparse_kernels)
-    else:
-        {"pt2": _save_pt2, "onnx": _save_onnx}[kind](network, inputs[:2], path)
+        return
+    write = {"pt2": _save_pt2, "onnx": _save_onnx}[kind]
+    write(network, inputs[:2], path)
 
 
 def write_onnx(network: nn.Module, data: Dataset, path: Path) -> None:
@@ -148,7 +156,8 @@ def write_onnx(network: nn.Module, data: Dataset, path: Path) -> None:
         UserError: if the format cannot hold this network, or what it needs is not installed.
     """
     raw = data.raw(data.validation.inputs[:2].cpu())
-    save(shipped(copied(network).cpu(), data), raw, path, "onnx")
+    here = copied(network).cpu()
+    save(shipped(here, data), raw, path, "onnx")
 
 
 def load(path: Path, device: str = "cpu") -> nn.Module:
@@ -164,7 +173,8 @@ def load(path: Path, device: str = "cpu") -> nn.Module:
     """
     kind = _SUFFIXES.get(path.suffix)
     if kind is None:
-        raise UserError(f"{path}: the suffix says no format; known: {', '.join(_SUFFIXES)}")
+        known = ", ".join(_SUFFIXES)
+        raise UserError(f"{path}: the suffix says no format; known: {known}")
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     if device != "cpu" and kind != "safetensors":
@@ -178,7 +188,9 @@ def load(path: Path, device: str = "cpu") -> nn.Module:
                 return _READERS[kind](path)
             network, names, kernels = _load_safetensors(path)
             ready = _with_kernels(network, kernels, device)
-            return ready if names == [""] else ByArguments(ready, names).eval()
+            if names == [""]:
+                return ready
+            return ByArguments(ready, names).eval()
     except UserError:
         raise
     except Exception as error:  # every format raises its own kinds
@@ -188,7 +200,8 @@ def load(path: Path, device: str = "cpu") -> nn.Module:
 
 def _save_pt2(network: Shipped, inputs: Tensor, path: Path) -> None:
     with _quietly():
-        torch.export.save(_exported(network, inputs), path)
+        program = _exported(network, inputs)
+        torch.export.save(program, path)
 
 
 def why_not_exported(network: nn.Module, inputs: Tensor) -> str | None:
@@ -197,11 +210,13 @@ def why_not_exported(network: nn.Module, inputs: Tensor) -> str | None:
     Args:
         inputs: (N, *input_shape), what the network sees.
     """
-    inputs = joined(inputs, inputs) if len(inputs) < 2 else inputs
+    if len(inputs) < 2:
+        inputs = joined(inputs, inputs)
+    alone = Shipped(network, None, None).eval()
     with _quietly(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         logging.disable()  # torch.export logs the whole graph that it gave up on
         try:
-            _exported(Shipped(network, None, None).eval(), inputs[:2])
+            _exported(alone, inputs[:2])
         except UserError as error:
             return str(error)
         finally:
@@ -212,22 +227,24 @@ def why_not_exported(network: nn.Module, inputs: Tensor) -> str | None:
 def _exported(network: Shipped, inputs: Tensor) -> torch.export.ExportedProgram:
     batch = {0: torch.export.Dim("batch", min=1)}
     called = as_called(network, inputs)
-    names = list(tensors(inputs))
-    values = tuple(tensors(inputs).values())
+    by_name = tensors(inputs)
+    values = tuple(by_name.values())
     try:
         if not isinstance(inputs, Several):
             return torch.export.export(called, values, dynamic_shapes=(batch,))
-        if by_place(names):
-            shapes: Any = {"inputs": tuple(batch for _ in names)}
+        if by_place(list(by_name)):
+            shapes: Any = {"inputs": tuple(batch for _ in values)}
             return torch.export.export(called, values, dynamic_shapes=shapes)
-        shapes = dict.fromkeys(names, batch)
+        shapes = dict.fromkeys(by_name, batch)
         return torch.export.export(called, (), kwargs=inputs.named, dynamic_shapes=shapes)
     except Exception as error:  # torch raises many kinds
-        raise UserError(f"torch.export does not take this network: {first_line(error)}") from None
+        reason = first_line(error)
+        raise UserError(f"torch.export does not take this network: {reason}") from None
 
 
 def _load_pt2(path: Path) -> nn.Module:
-    return torch.export.load(path).module()
+    program = torch.export.load(path)
+    return program.module()
 
 
 def _save_onnx(network: Shipped, inputs: Tensor, path: Path) -> None:
@@ -255,16 +272,18 @@ def onnx_names(inputs: Tensor) -> list[str]:
     if not isinstance(inputs, Several):
         return ["input"]
     names = list(inputs.named)
-    return [f"input_{name}" for name in names] if by_place(names) else names
+    if not by_place(names):
+        return names
+    return [f"input_{name}" for name in names]
 
 
 def need_onnx() -> None:
     """Raises UserError if what ONNX needs is not installed."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
+        needed = ", ".join(missing)
         raise UserError(
-            f"the format onnx needs {', '.join(missing)}; install it by: pip install "
-            "'slimfront[onnx]'"
+            f"the format onnx needs {needed}; install it by: pip install 'slimfront[onnx]'"
         )
 
 
@@ -287,9 +306,14 @@ class OnnxNetwork(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Raw inputs (N, *input_shape) to outputs (N, …)."""
         known = {one.name for one in self.session.get_inputs()}
-        named = zip(onnx_names(inputs), tensors(inputs).values(), strict=True)
-        fed = {name: tensor.numpy() for name, tensor in named if name in known}
-        return torch.from_numpy(self.session.run(None, fed)[0])
+        outputs = self.session.run(None, fed_to(known, inputs))
+        return torch.from_numpy(outputs[0])
+
+
+def fed_to(known: Collection[str], inputs: Tensor) -> dict[str, Any]:
+    """Arrays by the names of an ONNX file's inputs, of those that it still has."""
+    named = zip(onnx_names(inputs), tensors(inputs).values(), strict=True)
+    return {name: tensor.numpy() for name, tensor in named if name in known}
 
 
 def _save_safetensors(
@@ -301,12 +325,15 @@ def _save_safetensors(
             "compaction off"
         )
     plain = serialise(network.network)
-    constants = {name: getattr(network, name) for name in CONSTANTS}
-    stored = {name: constant for name, constant in constants.items() if constant is not None}
+    stored = {}
+    for name in CONSTANTS:
+        constant = getattr(network, name)
+        if constant is not None:
+            stored[name] = constant
     for name, module in plain["modules"].items():
-        stored |= {
-            f"{name}/{key}": tensor.contiguous() for key, tensor in module.pop("state").items()
-        }
+        state = module.pop("state")
+        for key, tensor in state.items():
+            stored[f"{name}/{key}"] = tensor.contiguous()
     description = {
         "inputs": list(tensors(inputs)),
         "takes": described(inputs),
@@ -321,28 +348,32 @@ def _load_safetensors(path: Path) -> tuple[Shipped, list[str], list[Kernel]]:
     """The network on the CPU, the names of its inputs, and the sparse kernels that the file asks
     for."""
     with safetensors.safe_open(path, framework="pt") as file:
-        described = (file.metadata() or {}).get(_GRAPH)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    if described is None:
+        metadata = file.metadata() or {}
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    description = metadata.get(_GRAPH)
+    if description is None:
         raise UserError(f"{path} has no description of a network: it was not written by slimfront")
-    plain: dict[str, Any] = json.loads(described)
-    for module in plain["modules"].values():
-        module["state"] = {}
-    for name, tensor in tensors.items():
-        module, slash, key = name.rpartition("/")
+    plain: dict[str, Any] = json.loads(description)
+    states: dict[str, dict[str, Tensor]] = {name: {} for name in plain["modules"]}
+    for name, tensor in stored.items():
+        module_name, slash, key = name.rpartition("/")
         if slash:
-            plain["modules"][module]["state"][key] = tensor
+            states[module_name][key] = tensor
+    for name, module in plain["modules"].items():
+        module["state"] = states[name]
     network: nn.Module = deserialise(plain)
-    constants = [tensors.get(name) for name in CONSTANTS]
+    mean, std, scale, offset = (stored.get(name) for name in CONSTANTS)
     names = tuple(plain.get("names", ()))
-    made = Shipped(network, constants[0], constants[1], constants[2], constants[3], names).eval()
-    return made, plain.get("inputs", [""]), plain["sparse_kernels"]
+    made = Shipped(network, mean, std, scale, offset, names).eval()
+    inputs = plain.get("inputs", [""])
+    return made, inputs, plain["sparse_kernels"]
 
 
 def _with_kernels(network: nn.Module, kernels: Sequence[Kernel], device: str) -> nn.Module:
     """The network on its device, with those sparse kernels of the file that the device has."""
     network = network.to(device)
-    if "2:4" in kernels and torch.device(device).type == "cuda" and has_2_of_4():
+    on_gpu = torch.device(device).type == "cuda"
+    if "2:4" in kernels and on_gpu and has_2_of_4():
         return with_sparse_kernels(network, "2:4") or network
     if "CSR" in kernels and device == "cpu":
         return with_sparse_kernels(network, "CSR") or network
@@ -356,7 +387,7 @@ _READERS: dict[Format, Callable[[Path], nn.Module]] = {"pt2": _load_pt2, "onnx":
 def _quietly() -> Iterator[None]:
     """Keeps exporters from talking: torch's one for ONNX warns of torchvision, which is not
     needed."""
-    loud = logging.getLogger("torch.onnx"), logging.getLogger("torch.export")
+    loud = [logging.getLogger("torch.onnx"), logging.getLogger("torch.export")]
     levels = [logger.level for logger in loud]
     for logger in loud:
         logger.setLevel(logging.ERROR)

@@ -46,8 +46,12 @@ class CsrLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out)."""
-        out: Tensor = (self.weight @ x.flatten(0, -2).T).T.unflatten(0, x.shape[:-1])
-        return out if self.bias is None else out + self.bias
+        rows = x.flatten(0, -2)
+        columns = self.weight @ rows.T
+        out: Tensor = columns.T.unflatten(0, x.shape[:-1])
+        if self.bias is None:
+            return out
+        return out + self.bias
 
 
 class HalfLinear(nn.Module):
@@ -56,15 +60,15 @@ class HalfLinear(nn.Module):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.weight = layer.weight.detach().half()
-        self.bias = None if layer.bias is None else layer.bias.detach().half()
+        self.bias: Tensor | None = None
+        if layer.bias is not None:
+            self.bias = layer.bias.detach().half()
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out), both in the type of x."""
-        out: Tensor = (
-            F.linear(x.flatten(0, -2).half(), self.weight, self.bias)
-            .to(x.dtype)
-            .unflatten(0, x.shape[:-1])
-        )
+        rows = x.flatten(0, -2).half()
+        made = F.linear(rows, self.weight, self.bias)
+        out: Tensor = made.to(x.dtype).unflatten(0, x.shape[:-1])
         return out
 
 
@@ -73,10 +77,9 @@ class SemiStructuredLinear(HalfLinear):
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer)
+        beta = "The PyTorch API of SparseSemiStructuredTensor"
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="The PyTorch API of SparseSemiStructuredTensor"
-            )
+            warnings.filterwarnings("ignore", message=beta)
             self.weight = to_sparse_semi_structured(self.weight.contiguous())
 
 
@@ -86,11 +89,16 @@ def is_2_of_4(weight: Tensor) -> bool:
     rows, columns = weight.shape
     if rows % _ROWS or columns % _COLUMNS:
         return False
-    return bool(((weight.reshape(rows, -1, 4) != 0).sum(-1) <= 2).all())
+    fours = weight.reshape(rows, -1, 4)
+    nonzero = (fours != 0).sum(-1)
+    fits = nonzero <= 2
+    return bool(fits.all())
 
 
 def _is_sparse(weight: Tensor) -> bool:
-    return float((weight == 0).float().mean()) >= _LEAST_SPARSITY
+    zeros = weight == 0
+    sparsity = float(zeros.float().mean())
+    return sparsity >= _LEAST_SPARSITY
 
 
 _SUITS: Mapping[Kernel, Callable[[Tensor], bool]] = {"CSR": _is_sparse, "2:4": is_2_of_4}
@@ -109,13 +117,20 @@ def with_sparse_kernels(
     Args:
         layer: another class to put in the place of the same layers.
     """
-    made, changed = copied(network), False
+    made = copied(network)
+    suits = _SUITS[kernel]
+    if layer is None:
+        layer = _LAYERS[kernel]
+    changed = False
     for name, module in list(made.named_modules()):
-        if isinstance(module, nn.Linear) and _SUITS[kernel](module.weight):
-            parent, _, leaf = name.rpartition(".")
-            setattr(made.get_submodule(parent), leaf, (layer or _LAYERS[kernel])(module))
-            changed = True
-    return made.eval() if changed else None
+        if not isinstance(module, nn.Linear) or not suits(module.weight):
+            continue
+        parent, _, leaf = name.rpartition(".")
+        setattr(made.get_submodule(parent), leaf, layer(module))
+        changed = True
+    if not changed:
+        return None
+    return made.eval()
 
 
 @dataclass(frozen=True)
@@ -143,17 +158,15 @@ def try_kernels(network: nn.Module, inputs: Tensor, latency: Latency | None = No
         inputs: (N, *input_shape), on the CPU.
         latency: how times are taken, but for the size of the batch.
     """
-    tried = [_try(network, inputs, "CSR", "this CPU", latency or Latency())]
+    if latency is None:
+        latency = Latency()
+    on_cpu = _try(network, inputs, "CSR", "this CPU", latency)
+    tried = [on_cpu]
     if has_2_of_4():
-        tried.append(
-            _try(
-                copied(network).cuda(),
-                inputs.cuda(),
-                "2:4",
-                torch.cuda.get_device_name(),
-                latency or Latency(),
-            )
-        )
+        gpu = torch.cuda.get_device_name()
+        there = copied(network).cuda()
+        on_gpu = _try(there, inputs.cuda(), "2:4", gpu, latency)
+        tried.append(on_gpu)
     return [each for each in tried if each is not None]
 
 
@@ -161,12 +174,16 @@ def try_kernels(network: nn.Module, inputs: Tensor, latency: Latency | None = No
 def has_2_of_4() -> bool:
     """Whether there is a GPU, and its kernels and this build of torch can multiply by a 2:4
     weight."""
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+    if not torch.cuda.is_available():
+        return False
+    if torch.cuda.get_device_capability() < (8, 0):
         return False
     layer = nn.Linear(_COLUMNS, _ROWS, device="cuda")
-    layer.weight.view(_ROWS, -1, 4)[..., :2] = 0
+    fours = layer.weight.view(_ROWS, -1, 4)
+    fours[..., :2] = 0
+    ones = torch.ones(8, _COLUMNS, device="cuda")
     try:
-        SemiStructuredLinear(layer)(torch.ones(8, _COLUMNS, device="cuda"))
+        SemiStructuredLinear(layer)(ones)
     except RuntimeError:  # as torch says that it has no such kernel
         return False
     return True
@@ -178,20 +195,28 @@ def _try(
     sparse = with_sparse_kernels(network, kernel)
     if sparse is None:
         return None
-    others = [network]
+    networks = [network, sparse]
     if kernel == "2:4":  # half precision alone may be what is faster
-        others = [with_sparse_kernels(network, kernel, HalfLinear) or network, network]
-    timings, faster = {}, True
+        half = with_sparse_kernels(network, kernel, HalfLinear)
+        networks.insert(0, half or network)
+    timings = {}
+    faster = True
     for size in BATCHES:
-        _, *rest, mine = time_networks(
-            [*others, sparse], inputs, latency.model_copy(update={"batch_size": size})
-        )
-        faster &= mine.spread[0] > max([1.0, *(other.spread[1] for other in rest)])
+        of_size = latency.model_copy(update={"batch_size": size})
+        _, *rest, mine = time_networks(networks, inputs, of_size)
         timings[size] = mine
+        low, _ = mine.spread
+        highs = [other.spread[1] for other in rest]
+        faster &= low > max([1.0, *highs])
     with torch.no_grad():
         some = inputs[:_COMPARED]
-        wanted = network(some)
-        difference = float(
-            (sparse(some) - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)
-        )
-    return Tried(kernel, device, timings, difference, faster and difference <= _TOLERANCE[kernel])
+        difference = relative_difference(sparse(some), network(some))
+    exact = difference <= _TOLERANCE[kernel]
+    return Tried(kernel, device, timings, difference, faster and exact)
+
+
+def relative_difference(made: Tensor, wanted: Tensor) -> float:
+    """The largest difference of outputs to those wanted, relative to the largest of these."""
+    largest = wanted.abs().max().clamp_min(1e-30)
+    apart = (made - wanted).abs().max()
+    return float(apart / largest)

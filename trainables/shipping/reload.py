@@ -13,6 +13,11 @@ import numpy as np
 BATCH = 1024
 """So many inputs are run at once."""
 
+Batch = dict[str, Any]
+"""Arrays (N, …) by the name of the input; one that has no name is alone."""
+Run = Callable[[Batch], Any]
+"""Makes the outputs (N, …) of a batch."""
+
 
 def main(kind: str, path: str, inputs: str, outputs: str) -> None:
     """Loads the file, runs it on the inputs (N, *input_shape), and writes its outputs.
@@ -20,31 +25,44 @@ def main(kind: str, path: str, inputs: str, outputs: str) -> None:
     Several inputs are in an archive, by their names.
     """
     loaded = np.load(inputs)
-    everything = dict(loaded) if inputs.endswith(".npz") else {"": loaded}
-    count = len(next(iter(everything.values())))
-    run = _runner(kind, path)
+    everything = {"": loaded}
+    if inputs.endswith(".npz"):
+        everything = dict(loaded)
+    first = next(iter(everything.values()))
+    run = _run_onnx(path) if kind == "onnx" else _run_torch(kind, path)
     made = []
-    for start in range(0, count, BATCH):
-        made.append(run({name: all_[start : start + BATCH] for name, all_ in everything.items()}))
-    np.save(outputs, np.concatenate(made))
+    for start in range(0, len(first), BATCH):
+        end = start + BATCH
+        batch = {}
+        for name, array in everything.items():
+            batch[name] = array[start:end]
+        made.append(run(batch))
+    together = np.concatenate(made)
+    np.save(outputs, together)
 
 
-def _runner(kind: str, path: str) -> Callable[[dict[str, Any]], Any]:
-    if kind == "onnx":
-        import onnxruntime
+def _run_onnx(path: str) -> Run:
+    import onnxruntime
 
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        names = [one.name for one in session.get_inputs()]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
 
-        def run_onnx(batch: dict[str, Any]) -> Any:
-            fed = {names[0]: batch[""]} if "" in batch else {name: batch[name] for name in names}
-            return session.run(None, fed)[0]
+    def run(batch: Batch) -> Any:
+        fed = {}
+        for name in names:
+            fed[name] = batch[""] if "" in batch else batch[name]
+        outputs = session.run(None, fed)
+        return outputs[0]
 
-        return run_onnx
+    return run
+
+
+def _run_torch(kind: str, path: str) -> Run:
     import torch
 
     if kind == "pt2":
-        network: torch.nn.Module = torch.export.load(path).module()
+        program = torch.export.load(path)
+        network: torch.nn.Module = program.module()
     else:
         from pathlib import Path
 
@@ -52,12 +70,14 @@ def _runner(kind: str, path: str) -> Callable[[dict[str, Any]], Any]:
 
         network = load(Path(path))
 
-    def run(batch: dict[str, Any]) -> Any:
-        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    def run(batch: Batch) -> Any:
+        tensors = {}
+        for name, array in batch.items():
+            tensors[name] = torch.from_numpy(array)
+        by_place = all(name.isdigit() or not name for name in tensors)
         with torch.no_grad():
-            if all(name.isdigit() or not name for name in tensors):
-                return network(*tensors.values()).numpy()
-            return network(**tensors).numpy()
+            outputs = network(*tensors.values()) if by_place else network(**tensors)
+        return outputs.numpy()
 
     return run
 

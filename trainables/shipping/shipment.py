@@ -15,14 +15,20 @@ from torch import Tensor, nn
 
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.inputs import Several, joined, tensors
+from slimfront.trainables.inputs import Several, joined
 from slimfront.trainables.measures.latency import Latency, Timing, time_networks
 from slimfront.trainables.measures.measure import measure, measure_extra
 from slimfront.trainables.shipping import reload
 from slimfront.trainables.shipping.formats import Format, OnnxNetwork, Shipped, onnx_names, save
 from slimfront.trainables.shipping.formats import shipped as as_shipped
 from slimfront.trainables.shipping.int8 import write_int8
-from slimfront.trainables.shipping.kernels import BATCHES, Kernel, Tried, try_kernels
+from slimfront.trainables.shipping.kernels import (
+    BATCHES,
+    Kernel,
+    Tried,
+    relative_difference,
+    try_kernels,
+)
 
 _TOLERANCE = 1e-4
 
@@ -96,7 +102,8 @@ def ship(
     check_output(path)
     if int8 and kind != "onnx":
         raise UserError(f"int8 networks ship as onnx, and this is to be {kind}")
-    shipped, dense_shipped = as_shipped(network, data), as_shipped(dense, data)
+    shipped = as_shipped(network, data)
+    dense_shipped = as_shipped(dense, data)
     held_out = joined(data.validation.inputs, data.test.inputs).cpu()
     raw = data.raw(held_out)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".slimfront-") as folder:
@@ -106,20 +113,18 @@ def ship(
         if int8:
             write_int8(shipped, data, written)
         else:
-            save(
-                shipped, data.raw(data.train.inputs[:2].cpu()), written, kind, sparse_kernels=faster
-            )
+            examples = data.raw(data.train.inputs[:2].cpu())
+            save(shipped, examples, written, kind, sparse_kernels=faster)
         made = _in_a_fresh_process(written, kind, raw)
         wanted = _outputs(shipped, raw)
-        difference = float((made - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+        difference = relative_difference(made, wanted)
         if not int8 and not difference <= _TOLERANCE:
             raise UserError(
                 f"the {kind} file computes something else: its outputs are off by {difference:.1e} "
                 "of their size"
             )
         timings = _time(shipped, dense_shipped, raw, written, kind, latency or Latency())
-        sample = data.prepare(data.validation.inputs[:8])
-        measures = measure(network, sample) | measure_extra(network, sample, ["bytes_compressed"])
+        measures = _measures(network, data)
         measures["file_bytes"] = written.stat().st_size
         written.replace(path)
     return Shipment(
@@ -131,11 +136,18 @@ def ship(
         _scores(made, data),
         _scores(wanted, data),
         measures,
-        measure(dense, sample) | measure_extra(dense, sample, ["bytes_compressed"]),
+        _measures(dense, data),
         timings,
         tried,
         faster,
     )
+
+
+def _measures(network: nn.Module, data: Dataset) -> dict[str, float]:
+    sample = data.prepare(data.validation.inputs[:8])
+    usual = measure(network, sample)
+    compressed = measure_extra(network, sample, ["bytes_compressed"])
+    return usual | compressed
 
 
 def check_output(path: Path) -> None:
@@ -151,19 +163,21 @@ def check_output(path: Path) -> None:
 
 @torch.no_grad()
 def _outputs(network: nn.Module, inputs: Tensor) -> Tensor:
-    return torch.cat([network(part) for part in inputs.split(reload.BATCH)])
+    made = [network(batch) for batch in inputs.split(reload.BATCH)]
+    return torch.cat(made)
 
 
 def _in_a_fresh_process(path: Path, kind: Format, inputs: Tensor) -> Tensor:
     with tempfile.TemporaryDirectory() as folder:
-        several = isinstance(inputs, Several)
-        seen = Path(folder, "inputs.npz" if several else "inputs.npy")
         said = Path(folder, "outputs.npy")
-        if several:
-            names = onnx_names(inputs) if kind == "onnx" else list(tensors(inputs))
-            arrays = (tensor.numpy() for tensor in tensors(inputs).values())
-            np.savez(seen, **dict(zip(names, arrays, strict=True)))  # type: ignore[arg-type]
+        if isinstance(inputs, Several):
+            seen = Path(folder, "inputs.npz")
+            names = onnx_names(inputs) if kind == "onnx" else list(inputs.named)
+            arrays = [tensor.numpy() for tensor in inputs.named.values()]
+            by_name = dict(zip(names, arrays, strict=True))
+            np.savez(seen, **by_name)  # type: ignore[arg-type]
         else:
+            seen = Path(folder, "inputs.npy")
             np.save(seen, inputs.numpy())
         # -P: the directory of reload.py is no place to import from.
         command = [
@@ -177,20 +191,23 @@ def _in_a_fresh_process(path: Path, kind: Format, inputs: Tensor) -> Tensor:
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            lines = done.stderr.strip().splitlines()
+            why = lines[-1] if lines else "it said nothing"
             raise UserError(f"the {kind} file could not be loaded in a fresh process: {why}")
         return torch.from_numpy(np.load(said))
 
 
 def _scores(outputs: Tensor, data: Dataset) -> dict[str, float]:
     """Of what a shipped network made of the validation and then the test inputs, (N, …)."""
-    task, count = data.task, len(data.validation.targets)
+    task = data.task
+    count = len(data.validation.targets)
     found: dict[str, float] = {}
-    for name, part, split in (
+    for name, of_split, split in (
         ("val", outputs[:count], data.validation),
         ("test", outputs[count:], data.test),
     ):
-        found |= task.scores(task.state_of_shipped(part, split.targets.cpu()).tolist(), name)
+        state = task.state_of_shipped(of_split, split.targets.cpu())
+        found |= task.scores(state.tolist(), name)
     return found
 
 
@@ -203,11 +220,11 @@ def _time(
         if kind == "onnx":
             reference = Path(folder, "dense.onnx")
             save(dense, inputs, reference, kind)
-            pair = (OnnxNetwork(reference, latency.threads), OnnxNetwork(path, latency.threads))
+            threads = latency.threads
+            pair = (OnnxNetwork(reference, threads), OnnxNetwork(path, threads))
         found = {}
         for batch_size in BATCHES:
-            one, other = time_networks(
-                pair, inputs, latency.model_copy(update={"batch_size": batch_size})
-            )
+            of_size = latency.model_copy(update={"batch_size": batch_size})
+            one, other = time_networks(pair, inputs, of_size)
             found[batch_size] = (one, other)
         return found

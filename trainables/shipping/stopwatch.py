@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import TrialFailure, UserError, first_line_of, shorten
-from slimfront.trainables.inputs import tensors
 from slimfront.trainables.measures.latency import FILE, SPEEDS, Latency, time_networks
 from slimfront.trainables.measures.measure import measure_extra
 from slimfront.trainables.shipping.formats import (
     OnnxNetwork,
+    fed_to,
     need_onnx,
-    onnx_names,
     write_onnx,
 )
 
@@ -59,10 +58,11 @@ class Stopwatch:
             return measure_extra(network, inputs, names, self.dense, self.latency)
         others = [name for name in names if name not in SPEEDS]
         found = measure_extra(network, inputs, others)
-        if len(others) < len(names):
-            need_runtime(self.latency)
-            found |= self.measure_file(self._exported(network), names)
-        return found
+        if len(others) == len(names):
+            return found
+        need_runtime(self.latency)
+        file = self._exported(network)
+        return found | self.measure_file(file, names)
 
     def measure_file(self, file: bytes, names: Collection[str]) -> dict[str, float]:
         """The times among `names` of an ONNX file, as `measure`."""
@@ -73,18 +73,21 @@ class Stopwatch:
             against = None
             if self.dense is not None and "speedup" in names:
                 against = Path(folder, "dense.onnx")
-                against.write_bytes(self._file_of_dense(self.dense))
-            if self.latency.command is None:
-                latency_ms, speedup = self._in_runtime(path, against)
-            else:
-                latency_ms, speedup = self._by_command(path, against)
+                dense_file = self._file_of_dense(self.dense)
+                against.write_bytes(dense_file)
+            take = self._in_runtime if self.latency.command is None else self._by_command
+            latency_ms, speedup = take(path, against)
         found = {"latency_ms": latency_ms, "speedup": speedup}
-        return {name: found[name] for name in SPEEDS if name in names}
+        wanted = [name for name in SPEEDS if name in names]
+        return {name: found[name] for name in wanted}
 
     def _in_runtime(self, path: Path, against: Path | None) -> tuple[float, float]:
-        inputs = self.data.raw(self.data.validation.inputs[: self.latency.batch_size]).cpu()
-        networks = [self._loaded(file) for file in (against or path, path)]
-        _, timing = time_networks(networks, inputs, self.latency)
+        size = self.latency.batch_size
+        stored = self.data.validation.inputs[:size]
+        inputs = self.data.raw(stored).cpu()
+        reference = self._loaded(against or path)
+        network = self._loaded(path)
+        _, timing = time_networks([reference, network], inputs, self.latency)
         return timing.latency_ms, timing.speedup
 
     def _loaded(self, path: Path) -> nn.Module:
@@ -97,7 +100,9 @@ class Stopwatch:
         if against is not None:
             before = time_by_command(self.latency, against)
         taken = time_by_command(self.latency, path)
-        return taken, (before or taken) / taken
+        if before is None:
+            return taken, 1.0
+        return taken, before / taken
 
     def _file_of_dense(self, dense: nn.Module) -> bytes:
         """Written once: what it is compared with are many."""
@@ -126,9 +131,8 @@ class OpenVinoNetwork(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Raw inputs (N, *input_shape) to outputs (N, …)."""
-        named = zip(onnx_names(inputs), tensors(inputs).values(), strict=True)
-        fed = {name: tensor.numpy() for name, tensor in named if name in self.known}
-        return torch.from_numpy(self.compiled(fed)[0])
+        outputs = self.compiled(fed_to(self.known, inputs))
+        return torch.from_numpy(outputs[0])
 
 
 def need_runtime(latency: Latency) -> None:
@@ -169,15 +173,20 @@ def time_by_command(latency: Latency, path: Path) -> float:
         if code:
             raise _failure(command, f"ended with exit code {code}", errors)
         said = _last_line(printed)
-        try:
-            found = float(said)
-        except ValueError:
-            found = math.nan
+        found = _number(said)
         if not math.isfinite(found) or found <= 0:
             shown = f"'{shorten(said)}'" if said else "nothing"
             problem = f"printed {shown} last, and must print milliseconds, a number above 0"
             raise _failure(command, problem, errors)
         return found
+
+
+def _number(said: str) -> float:
+    """The number that a text is; NaN if it is none."""
+    try:
+        return float(said)
+    except ValueError:
+        return math.nan
 
 
 def _run(words: list[str], printed: IO[bytes], errors: IO[bytes], timeout: float) -> int:
@@ -201,12 +210,17 @@ def _failure(command: str, problem: str, errors: IO[bytes]) -> TrialFailure:
     last = _last_line(errors)
     heard = "it printed nothing on stderr"
     if last:
-        heard = f"its last line on stderr: {shorten(first_line_of(last), 200)}"
-    return TrialFailure(f"latency.command '{shorten(command, 100)}' {problem}; {heard}")
+        line = first_line_of(last)
+        heard = f"its last line on stderr: {shorten(line, 200)}"
+    shown = shorten(command, 100)
+    return TrialFailure(f"latency.command '{shown}' {problem}; {heard}")
 
 
 def _last_line(file: IO[bytes]) -> str:
     """The last line that has anything in it; empty if there is none."""
     file.seek(0)
-    lines = file.read().decode(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else ""
+    text = file.read().decode(errors="replace")
+    lines = text.strip().splitlines()
+    if not lines:
+        return ""
+    return lines[-1].strip()

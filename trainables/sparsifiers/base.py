@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.options import Options, Registry, suggest
-from slimfront.trainables.sparsifiers.masks import Tensors
+from slimfront.trainables.sparsifiers.masks import Tensors, cloned
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -22,6 +22,10 @@ _WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
 _MASK_STREAM = 0x6A09E667F3BCC909
 """Added to a training's seed for its masks, which must not repeat the numbers of its initial
 weights."""
+
+
+State = dict[str, Any]
+"""All that a sparsifier needs to go on."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,11 @@ def prunable_weights(model: nn.Module) -> Tensors:
 def _weights_of(module: nn.Module) -> tuple[str, ...]:
     """The names of a layer's own weights."""
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        own = [name for name, _ in module.named_parameters(recurse=False)]
-        return tuple(name for name in own if name.startswith("weight_"))
+        own = []
+        for name, _ in module.named_parameters(recurse=False):
+            if name.startswith("weight_"):
+                own.append(name)
+        return tuple(own)
     for kind, names in _WEIGHTS.items():
         if isinstance(module, kind):
             return names
@@ -87,7 +94,8 @@ def computed_weights(model: nn.Module) -> list[str]:
             continue
         weight = getattr(module, "weight", None)
         held = isinstance(weight, nn.Parameter | None)
-        if not held or torch.nn.utils.parametrize.is_parametrized(module):
+        parametrised = torch.nn.utils.parametrize.is_parametrized(module)
+        if parametrised or not held:
             computed.append(name)
     return computed
 
@@ -100,7 +108,9 @@ def out_of_reach(model: nn.Module) -> dict[str, int]:
     left = {}
     for name, parameter in model.named_parameters():
         is_matrix = parameter.dim() > 1
-        if is_matrix and id(parameter) not in reached:
+        if not is_matrix:
+            continue
+        if id(parameter) not in reached:
             left[name] = parameter.numel()
     return left
 
@@ -220,8 +230,9 @@ class ActiveSparsifier:
         them."""
         self.setting.broadcast_from_rank0(masks.values())
         for name, mask in masks.items():
+            own = self.masks[name]
+            own.copy_(mask)
             weight = self.weights[name]
-            self.masks[name].copy_(mask)
             weight.mul_(mask)
             for moment in self._moments(weight):
                 moment.mul_(mask)
@@ -230,7 +241,9 @@ class ActiveSparsifier:
         """What the optimiser remembers of each entry of a weight."""
         remembered = self.setting.optimizer.state.get(weight, {})
         for value in remembered.values():
-            if isinstance(value, Tensor) and value.shape == weight.shape:
+            if not isinstance(value, Tensor):
+                continue
+            if value.shape == weight.shape:
                 yield value
 
     def random_scores(self) -> Tensors:
@@ -246,14 +259,11 @@ class ActiveSparsifier:
         """How far the schedule of the learning rate is at `step`, 0 to 1."""
         return step / self.setting.total_steps
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """All that continuing needs: copies of the masks and the state of the random numbers."""
-        return {
-            "masks": {name: mask.clone() for name, mask in self.masks.items()},
-            "generator": self.generator.get_state(),
-        }
+        return {"masks": cloned(self.masks), "generator": self.generator.get_state()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continues bit-exactly where `state_dict` was taken."""
         masks = state["masks"]
         for name, mask in self.masks.items():

@@ -27,12 +27,13 @@ from slimfront.trainables.sparsifiers.base import (
     SPARSIFIERS,
     ActiveSparsifier,
     Setting,
+    State,
     all_kept,
     out_of_reach,
     prunable_weights,
     taking_part,
 )
-from slimfront.trainables.sparsifiers.masks import Densities, choose_masks
+from slimfront.trainables.sparsifiers.masks import Densities, Scores, Tensors, choose_masks, cloned
 from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
 from slimfront.trainables.sparsifiers.unit_costs import UnitCosts, worth_least
 from slimfront.trainables.structure.channel_groups import ChannelGroup
@@ -52,9 +53,11 @@ _CALLED = {"flops": "FLOPs", "params": "parameters", "channels": "channels"}
 
 def _by_gates(_groups: Sequence[AnyGroup], parameters: Parameters) -> Rank:
     def rank(group: AnyGroup) -> Tensor:
+        first = next(iter(parameters.values()))
+        total = torch.zeros(group.units, device=first.device)
         # What nothing is known to read is gated where it is made.
-        total = torch.zeros(group.units, device=next(iter(parameters.values())).device)
-        for name, owners in group.readers.items() or group.writers.items():
+        gated = group.readers or group.writers
+        for name, owners in gated.items():
             change = _first_order(parameters[name])
             if name in group.readers:
                 entries = group.columns(name, change)
@@ -74,9 +77,10 @@ def _first_order(weight: Tensor) -> Tensor:
 
 
 def _by_taylor(_groups: Sequence[AnyGroup], parameters: Parameters) -> Rank:
-    return _by_torch_pruning(
-        GroupTaylorImportance(), lambda weight: _first_order(weight).abs(), parameters
-    )
+    def of_entry(weight: Tensor) -> Tensor:
+        return _first_order(weight).abs()
+
+    return _by_torch_pruning(GroupTaylorImportance(), of_entry, parameters)
 
 
 def _by_norm(_groups: Sequence[AnyGroup], parameters: Parameters) -> Rank:
@@ -168,18 +172,32 @@ class Channels(Scheduled):
 
 
 def _nothing_to_remove(model: nn.Module) -> str:
-    dense = sorted({name.rpartition(".")[0] or name for name in out_of_reach(model)})
+    dense = set()
+    for name in out_of_reach(model):
+        layer, _, _ = name.rpartition(".")
+        dense.add(layer or name)
     if not dense:
         return (
             "sparsifier: there is no channel in this network that can be removed, "
             "or all are excluded"
         )
-    named = first_few([f"'{name}'" for name in dense])
+    named = first_few([f"'{name}'" for name in sorted(dense)])
     return (
         "sparsifier: there is no channel in this network that can be removed, or all are "
         f"excluded; {named} has weights that no "
         "sparsifier acts on, and what lies beside such a layer keeps its channels"
     )
+
+
+def _all_groups(model: nn.Module, inputs: Tensor) -> list[AnyGroup]:
+    """The groups of channels and heads. Raises UserError if the network cannot be traced."""
+    groups: list[AnyGroup] = []
+    try:
+        groups += removable_units(model, inputs)
+        groups += head_groups(model)
+    except UserError as error:
+        raise UserError(f"sparsifier: {error}; take another one than channels") from error
+    return groups
 
 
 def _keep_units(group: AnyGroup, alive: Tensor, name: str, mask: Tensor) -> None:
@@ -188,9 +206,10 @@ def _keep_units(group: AnyGroup, alive: Tensor, name: str, mask: Tensor) -> None
     owners = group.writers[name]
     of_owners = alive.cpu()[owners.clamp(min=0)]
     stay = torch.where(owners >= 0, of_owners, True)
+    stay = stay.to(mask.device)
     other_axes = [1] * (mask.dim() - 1)
     by_rows = group.rows(name, mask)
-    by_rows &= stay.to(mask.device).view(-1, *other_axes)
+    by_rows &= stay.view(-1, *other_axes)
 
 
 class ActiveChannels(ActiveSparsifier):
@@ -205,17 +224,16 @@ class ActiveChannels(ActiveSparsifier):
         inputs, _ = setting.examples(2)
         part = taking_part(model, options.exclude)
         excluded = prunable_weights(model).keys() - part.keys()
-        groups: list[AnyGroup]
-        try:
-            groups = [*removable_units(model, inputs), *head_groups(model)]
-        except UserError as error:
-            raise UserError(f"sparsifier: {error}; take another one than channels") from error
-        self.groups = [group for group in groups if not excluded & group.parameters]
+        self.groups = []
+        for group in _all_groups(model, inputs):
+            if excluded.isdisjoint(group.parameters):
+                self.groups.append(group)
         if not self.groups:
             raise UserError(_nothing_to_remove(model))
         self.parameters = dict(model.named_parameters())
-        self.rank = _RANKS[options.importance](self.groups, self.parameters)
-        self.gates: dict[str, Tensor] = {}
+        ranked_by = _RANKS[options.importance]
+        self.rank = ranked_by(self.groups, self.parameters)
+        self.gates: Tensors = {}
         """The importance by gates that is remembered, (units,) by the name of the group."""
         self.costs: UnitCosts | None = None
         if options.of != "channels":
@@ -235,10 +253,12 @@ class ActiveChannels(ActiveSparsifier):
 
     def update(self, step: int) -> None:
         """Zeroes the least important channels."""
-        sparsity = cubic_sparsity(self.updates.progress(step), self.options.sparsity)
-        self.drop(self._remembered(self.scores()), sparsity)
+        progress = self.updates.progress(step)
+        sparsity = cubic_sparsity(progress, self.options.sparsity)
+        scores = self._remembered(self.scores())
+        self.drop(scores, sparsity)
 
-    def scores(self) -> dict[str, Tensor]:
+    def scores(self) -> Tensors:
         """The importance of each unit by the gradients that there are, (units,) by the name of its
         group; −1 of those that are gone, so that they stay gone.
 
@@ -252,33 +272,43 @@ class ActiveChannels(ActiveSparsifier):
             scores[group.name] = torch.where(alive, ranked, -1.0)
         return scores
 
-    def _remembered(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _remembered(self, scores: Tensors) -> Tensors:
         """The scores with those of earlier updates; other importances than by gates forget."""
         if self.options.importance != "gate":
             return scores
+        share_of_now = 1 - _REMEMBERED
         for name, now in scores.items():
             before = self.gates.get(name, now)
-            mean = _REMEMBERED * before + (1 - _REMEMBERED) * now
-            self.gates[name] = torch.where(now < 0, now, mean)
+            mean = _REMEMBERED * before + share_of_now * now
+            is_gone = now < 0
+            self.gates[name] = torch.where(is_gone, now, mean)
         return self.gates
 
     @torch.no_grad()
-    def drop(self, scores: Mapping[str, Tensor], sparsity: float) -> None:
+    def drop(self, scores: Scores, sparsity: float) -> None:
         """Zeroes units until the share `sparsity` is gone, those of the lowest scores, (units,) by
         the name of their group."""
         if self.costs is None:
             kept = self._kept_channels(scores, sparsity)
         else:
-            alive = {group.name: group.alive(self.weights) for group in self.groups}
-            allowed = (1 - sparsity) * self.costs.whole
-            kept = worth_least(scores, self.costs, alive, allowed)
-        masks = {name: mask.clone() for name, mask in self.masks.items()}
+            kept = self._worth_their_cost(scores, self.costs, sparsity)
+        masks = cloned(self.masks)
         for group in self.groups:
+            units = kept[group.name]
             for name in group.writers:
-                _keep_units(group, kept[group.name], name, masks[name])
+                _keep_units(group, units, name, masks[name])
         self.set_masks(masks)
 
-    def _kept_channels(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    def _worth_their_cost(self, scores: Scores, costs: UnitCosts, sparsity: float) -> Tensors:
+        """The units that stay where `sparsity` is a share of the costs, (units,) bool by the name
+        of their group."""
+        alive = {}
+        for group in self.groups:
+            alive[group.name] = group.alive(self.weights)
+        allowed = (1 - sparsity) * costs.whole
+        return worth_least(scores, costs, alive, allowed)
+
+    def _kept_channels(self, scores: Scores, sparsity: float) -> Tensors:
         """The units that stay where `sparsity` is a share of them, (units,) bool by the name of
         their group."""
         densities: Densities = "uniform"
@@ -298,10 +328,11 @@ class ActiveChannels(ActiveSparsifier):
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             layers = {name.rpartition(".")[0] for name in group.writers}
-            others = sorted(layers - {group.name})
+            layers.discard(group.name)
             shared = ""
-            if others:
-                shared = f", which it shares with {', '.join(others)},"
+            if layers:
+                others = ", ".join(sorted(layers))
+                shared = f", which it shares with {others},"
             raise UserError(
                 f"sparsifier: the channels of '{group.name}'{shared} cannot be ranked: what reads "
                 "them makes several channels of "
@@ -309,15 +340,17 @@ class ActiveChannels(ActiveSparsifier):
                 f"[{group.name}]"
             ) from error
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """As of every sparsifier, and what is remembered of the importance."""
-        gates = {name: scores.clone() for name, scores in self.gates.items()}
-        return super().state_dict() | {"gates": gates}
+        state = super().state_dict()
+        state["gates"] = cloned(self.gates)
+        return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continues bit-exactly where `state_dict` was taken."""
         super().load_state_dict(state)
-        self.gates = {name: scores.clone() for name, scores in state.get("gates", {}).items()}
+        gates = state.get("gates", {})
+        self.gates = cloned(gates)
 
 
 def _relative(scores: Tensor) -> Tensor:
@@ -325,18 +358,21 @@ def _relative(scores: Tensor) -> Tensor:
     there = scores >= 0
     if not there.any():
         return scores
-    mean = scores[there].mean().clamp_min(torch.finfo(scores.dtype).tiny)
+    tiny = torch.finfo(scores.dtype).tiny
+    mean = scores[there].mean().clamp_min(tiny)
     return torch.where(there, scores / mean, scores)
 
 
 def _say_what_can_go(costs: UnitCosts, options: Channels) -> None:
     """Warns where even one channel of each group costs more than what is wanted."""
-    most = 1 - costs.least() / costs.whole
-    if options.sparsity > most:
-        log.warning(
-            "sparsifier: %s of the %s can go at most, since the rest of the network stays; "
-            "sparsity %g is not reached",
-            f"{most:.1%}",
-            _CALLED[options.of],
-            options.sparsity,
-        )
+    least = costs.least() / costs.whole
+    most = 1 - least
+    if options.sparsity <= most:
+        return
+    log.warning(
+        "sparsifier: %s of the %s can go at most, since the rest of the network stays; "
+        "sparsity %g is not reached",
+        f"{most:.1%}",
+        _CALLED[options.of],
+        options.sparsity,
+    )

@@ -53,7 +53,9 @@ class ActiveGraNet(GradientGrowth):
     def __init__(self, options: GraNet, setting: Setting) -> None:
         self.options = options
         self.initial = min(options.initial_sparsity, options.sparsity)
-        densities = "erk" if options.densities == "global" else options.densities
+        densities = options.densities
+        if densities == "global":
+            densities = "erk"
         super().__init__(options, setting, self.initial, densities)
 
     def update(self, step: int) -> None:

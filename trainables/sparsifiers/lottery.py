@@ -8,7 +8,7 @@ training, so that a ticket costs as much as any other candidate, and that `spars
 `rounds` equal factors instead of 20 % a round.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -18,10 +18,11 @@ from slimfront.trainables.sparsifiers.base import (
     SPARSIFIERS,
     ActiveSparsifier,
     Setting,
+    State,
     TargetSparsifier,
 )
 from slimfront.trainables.sparsifiers.magnitude import magnitudes
-from slimfront.trainables.sparsifiers.masks import Densities, Tensors, choose_masks
+from slimfront.trainables.sparsifiers.masks import Densities, Tensors, choose_masks, cloned
 
 
 @SPARSIFIERS.register("lottery")
@@ -62,14 +63,17 @@ class ActiveLotteryTicket(ActiveSparsifier):
             self._keep_ticket()
 
     def _keep_ticket(self) -> None:
+        now = self.setting.model.state_dict()
         self.ticket = {}
-        for name, value in self.setting.model.state_dict().items():
+        for name, value in now.items():
             self.ticket[name] = value.detach().clone()
 
     def due(self, step: int) -> bool:
         """Whether the weights to rewind to are kept, or a round may end."""
         done = step + 1
-        return done == self.rewind_to or done % self.length == 0
+        if done == self.rewind_to:
+            return True
+        return done % self.length == 0
 
     def update(self, step: int) -> None:
         """Keeps the weights to rewind to; at the end of each round but the last, prunes and
@@ -79,12 +83,14 @@ class ActiveLotteryTicket(ActiveSparsifier):
         if done == self.rewind_to:
             self._keep_ticket()
         number, rest = divmod(done, self.length)
-        ends_round = rest == 0 and 1 <= number <= options.rounds
-        if not ends_round:
+        if rest != 0:
+            return
+        if not 1 <= number <= options.rounds:
             return
         share_of_rounds = number / options.rounds
         kept = (1 - options.sparsity) ** share_of_rounds
-        masks = choose_masks(magnitudes(self), 1 - kept, options.densities)
+        sparsity = 1 - kept
+        masks = choose_masks(magnitudes(self), sparsity, options.densities)
         self.setting.model.load_state_dict(self.ticket)
         self.setting.optimizer.state.clear()
         self.set_masks(masks)
@@ -97,20 +103,24 @@ class ActiveLotteryTicket(ActiveSparsifier):
         length = self.length
         if number == rounds:
             length = self.setting.total_steps - begun
-        start = self.rewind_to / self.length if number else 0.0
+        start = 0.0
+        if number:
+            start = self.rewind_to / self.length
         done = step - begun
         return start + (1 - start) * done / length
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """The masks and the weights to rewind to."""
-        ticket = {name: value.clone() for name, value in self.ticket.items()}
-        return super().state_dict() | {"ticket": ticket}
+        state = super().state_dict()
+        state["ticket"] = cloned(self.ticket)
+        return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continues bit-exactly."""
         super().load_state_dict(state)
         own = self.setting.model.state_dict()
         self.ticket = {}
         for name, value in state["ticket"].items():
             device = own[name].device
-            self.ticket[name] = torch.clone(value).to(device)
+            copy = torch.clone(value)
+            self.ticket[name] = copy.to(device)

@@ -15,7 +15,16 @@ LayerDensities = Literal["uniform", "erk"]
 Densities = Literal["global", "uniform", "erk"]
 
 
-def erdos_renyi_kernel(shapes: Mapping[str, torch.Size], sparsity: float) -> dict[str, float]:
+Shapes = Mapping[str, torch.Size]
+"""By the name of the parameter."""
+
+
+def cloned(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Copies of tensors, by the same names."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def erdos_renyi_kernel(shapes: Shapes, sparsity: float) -> dict[str, float]:
     """Densities of the Erdős–Rényi kernel: Evci et al. 2020, arXiv 1911.11134, section 3.
 
     The density of a layer of shape (out, in, height, width) is ε · (out + in + height + width) /
@@ -28,28 +37,25 @@ def erdos_renyi_kernel(shapes: Mapping[str, torch.Size], sparsity: float) -> dic
         size = math.prod(shape)
         sizes[name] = size
         raw[name] = sum(shape) / size
-    kept = (1 - sparsity) * sum(sizes.values())
+    density = 1 - sparsity
+    kept = density * sum(sizes.values())
     dense: set[str] = set()
     while True:
-        wanted = kept - sum(sizes[name] for name in dense)
+        in_dense = sum(sizes[name] for name in dense)
+        wanted = kept - in_dense
         free = [name for name in shapes if name not in dense]
         scale = 0.0
         if free:
             by_raw = sum(raw[name] * sizes[name] for name in free)
             scale = wanted / by_raw
-        full = {name for name in free if scale * raw[name] > 1}
+        densities = {name: scale * raw[name] for name in free}
+        full = [name for name, density in densities.items() if density > 1]
         if not full:
-            break
-        dense |= full
-    densities = dict.fromkeys(shapes, 1.0)
-    for name in free:
-        densities[name] = scale * raw[name]
-    return densities
+            return dict.fromkeys(shapes, 1.0) | densities
+        dense.update(full)
 
 
-def layer_densities(
-    shapes: Mapping[str, torch.Size], sparsity: float, densities: LayerDensities
-) -> dict[str, float]:
+def layer_densities(shapes: Shapes, sparsity: float, densities: LayerDensities) -> dict[str, float]:
     """The share of weights that each layer keeps: the same everywhere, or by the Erdős–Rényi
     kernel."""
     if densities == "erk":
@@ -80,22 +86,26 @@ def choose_masks(scores: Scores, sparsity: float, densities: Densities) -> Tenso
     shares = layer_densities(shapes, sparsity, densities)
     masks = {}
     for name, score in scores.items():
-        count = score.numel()
-        dropped = round((1 - shares[name]) * count)
-        masks[name] = top_mask(score, count - dropped)
+        share_dropped = 1 - shares[name]
+        masks[name] = _mask_without(score, share_dropped)
     return masks
+
+
+def _mask_without(scores: Tensor, share: float) -> Tensor:
+    """A mask that is False at a share of the scores, the lowest."""
+    count = scores.numel()
+    dropped = round(share * count)
+    return top_mask(scores, count - dropped)
 
 
 def _choose_globally(scores: Scores, sparsity: float) -> Tensors:
     flat = [score.flatten() for score in scores.values()]
+    sizes = [len(row) for row in flat]
     together = torch.cat(flat)
-    count = len(together)
-    dropped = round(sparsity * count)
-    mask = top_mask(together, count - dropped)
-    parts = mask.split([len(part) for part in flat])
+    mask = _mask_without(together, sparsity)
     masks = {}
-    for (name, score), part in zip(scores.items(), parts, strict=True):
-        masks[name] = part.view_as(score)
+    for name, part in zip(scores, mask.split(sizes), strict=True):
+        masks[name] = part.view_as(scores[name])
     return masks
 
 

@@ -20,7 +20,8 @@ from slimfront.trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier,
 def nm_mask(weight: Tensor, n: int, m: int) -> Tensor:
     """A mask of a weight (out, in, …), True at exactly the n largest |w| of every m neighbours
     along `in`, a multiple of m."""
-    rows = weight.detach().abs().movedim(1, -1)  # (out, …, in)
+    sizes = weight.detach().abs()
+    rows = sizes.movedim(1, -1)  # (out, …, in)
     *others, _ = rows.shape
     groups = rows.reshape(*others, -1, m)  # (out, …, in / m, m)
     largest = groups.topk(n, dim=-1).indices

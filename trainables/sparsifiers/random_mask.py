@@ -27,7 +27,8 @@ class RandomStart(ActiveSparsifier):
         densities: LayerDensities,
     ) -> None:
         super().__init__(options, setting)
-        self.set_masks(choose_masks(self.random_scores(), sparsity, densities))
+        masks = choose_masks(self.random_scores(), sparsity, densities)
+        self.set_masks(masks)
 
 
 @SPARSIFIERS.register("random")

@@ -13,14 +13,16 @@ def cubic_sparsity(progress: float, target: float, initial: float = 0.0) -> floa
     """Zhu, Gupta 2017, arXiv 1710.01878, eq. 1: from `initial` to `target` on a cubic; `progress`
     is clipped to [0, 1]."""
     left = 1 - _clipped(progress)
-    return target + (initial - target) * left**3
+    cubic = left**3
+    return target + (initial - target) * cubic
 
 
 def cosine_decay(progress: float, initial: float) -> float:
     """Evci et al. 2020, arXiv 1911.11134, section 3: initial / 2 · (1 + cos(π · progress));
     `progress` is clipped to [0, 1]."""
     angle = math.pi * _clipped(progress)
-    return initial / 2 * (1 + math.cos(angle))
+    raised = 1 + math.cos(angle)
+    return initial / 2 * raised
 
 
 def _clipped(progress: float) -> float:
@@ -49,22 +51,28 @@ class Updates:
     def __init__(self, options: Scheduled, total_steps: int) -> None:
         # The last update happens at `end`, or in the last step if that comes first: the target is
         # always met.
-        end = min(int(options.end * total_steps), total_steps - 1)
-        self.last = max(end, 0)
-        self.first = min(int(options.start * total_steps), self.last)
+        last_step = total_steps - 1
+        end = int(options.end * total_steps)
+        self.last = max(min(end, last_step), 0)
+        start = int(options.start * total_steps)
+        self.first = min(start, self.last)
         self.every = options.every
 
     def due(self, step: int) -> bool:
         """Whether there is an update after `step`."""
         if not self.first <= step <= self.last:
             return False
-        return step == self.last or (step - self.first) % self.every == 0
+        if step == self.last:
+            return True
+        since_first = step - self.first
+        return since_first % self.every == 0
 
     def progress(self, step: int) -> float:
         """0 at the first update, 1 at the last."""
         if step >= self.last:
             return 1.0
-        return (step - self.first) / (self.last - self.first)
+        since_first = step - self.first
+        return since_first / (self.last - self.first)
 
     def check_several(self, name: str) -> None:
         """Raises UserError if masks that should move would be updated only at the last step."""

@@ -8,12 +8,12 @@ count kernels too, and that updates end before training does, so that the last g
 trained.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 
-from slimfront.trainables.sparsifiers.base import SPARSIFIERS, Setting
+from slimfront.trainables.sparsifiers.base import SPARSIFIERS, Setting, State
 from slimfront.trainables.sparsifiers.masks import LayerDensities, drop_and_grow
 from slimfront.trainables.sparsifiers.random_mask import RandomStart
 from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates
@@ -45,11 +45,14 @@ class ActiveSET(RandomStart):
         super().__init__(options, setting, options.sparsity, options.densities)
         self.deviations = {}
         for name, weight in self.weights.items():
-            self.deviations[name] = _deviation(weight, self.masks[name])
+            mask = self.masks[name]
+            self.deviations[name] = _deviation(weight, mask)
 
     def due(self, step: int) -> bool:
         """Whether weights move: not at the very end, for the last ones grown must be trained."""
-        return self.updates.due(step) and step != self.updates.last
+        if step == self.updates.last:
+            return False
+        return self.updates.due(step)
 
     def update(self, step: int) -> None:
         """Moves weights."""
@@ -69,13 +72,16 @@ class ActiveSET(RandomStart):
             values = drawn.to(weight)
             values = values * self.deviations[name]
             grown = self.masks[name] & ~before
-            weight.copy_(torch.where(grown, values, weight))
+            after_growth = torch.where(grown, values, weight)
+            weight.copy_(after_growth)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """The masks, the state of the random numbers, and the deviations of new weights."""
-        return super().state_dict() | {"deviations": self.deviations}
+        state = super().state_dict()
+        state["deviations"] = self.deviations
+        return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continues bit-exactly."""
         super().load_state_dict(state)
         self.deviations = dict(state["deviations"])
@@ -87,4 +93,5 @@ def _deviation(weight: torch.Tensor, mask: torch.Tensor) -> float:
     if not mask.any():
         return 0.0
     kept = weight.detach()[mask]
-    return float(kept.square().mean().sqrt())
+    mean_square = kept.square().mean()
+    return float(mean_square.sqrt())

@@ -35,8 +35,10 @@ def sensitivities(
     gradients are left alone."""
     twin = copied(model).train()
     weights = prunable_weights(twin)
-    with torch.random.fork_rng(devices=gpus_among(inputs.device)):
-        loss = loss_of(twin(inputs), targets)
+    gpus = gpus_among(inputs.device)
+    with torch.random.fork_rng(devices=gpus):
+        outputs = twin(inputs)
+        loss = loss_of(outputs, targets)
     leaves = list(weights.values())
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     found = {}
@@ -62,7 +64,9 @@ class SNIP(TargetSparsifier):
         active = ActiveSparsifier(self, setting)
         inputs, targets = setting.examples(self.samples)
         sensitivity = sensitivities(setting.model, inputs, targets, setting.loss)
-        scores = {name: sensitivity[name] for name in active.weights}
+        scores = {}
+        for name in active.weights:
+            scores[name] = sensitivity[name]
         masks = choose_masks(scores, self.sparsity, self.densities)
         active.set_masks(masks)
         return active

@@ -11,11 +11,15 @@ from slimfront.trainables.structure.channel_groups import UnitGroup
 from slimfront.trainables.tasks.evaluating import evaluating
 
 Currency = Literal["params", "flops"]
+Tensors = dict[str, Tensor]
+"""Numbers of units, (units,), by the name of their group."""
 Alive = Mapping[str, Tensor]
 """Which units there are, (units,) bool, by the name of their group."""
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_WITH_WEIGHT = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
+"""Layers whose one matrix is `weight`."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,17 @@ class _Axis:
 
     def alive(self, alive: Alive) -> Tensor:
         """Which entries there are: all but those of units that are gone, (entries,) bool."""
-        of_owners = alive[self.group][self.owners.clamp(min=0)]
-        return of_owners | (self.owners < 0)
+        units = alive[self.group]
+        of_owners = units[self.owners.clamp(min=0)]
+        of_none = self.owners < 0
+        return of_owners | of_none
 
     def per_unit(self, of_entry: float, units: int) -> Tensor:
         """What the entries of each unit cost, (units,), where each entry costs as much."""
-        mine = self.owners[self.owners >= 0]
-        return torch.bincount(mine, minlength=units).double() * of_entry
+        owned = self.owners >= 0
+        owners = self.owners[owned]
+        entries = torch.bincount(owners, minlength=units)
+        return entries.double() * of_entry
 
 
 @dataclass
@@ -46,9 +54,15 @@ class _Priced:
     price: float
     axes: dict[int, list[_Axis]] = field(default_factory=dict)
 
+    def note(self, axis: int, of_group: _Axis) -> None:
+        """Has entries along an axis belong to a group."""
+        groups = self.axes.setdefault(axis, [])
+        groups.append(of_group)
+
     def entries(self, axis: int, alive: Alive) -> int:
         """How many entries there are along an axis."""
-        there = torch.ones(self.shape[axis], dtype=torch.bool)
+        length = self.shape[axis]
+        there = torch.ones(length, dtype=torch.bool)
         for part in self.axes.get(axis, ()):
             there &= part.alive(alive)
         return int(there.sum())
@@ -56,7 +70,7 @@ class _Priced:
     def cost(self, alive: Alive, without: int | None = None) -> float:
         """What is there of it costs; `without` an axis, each entry along that."""
         cost = self.price
-        for axis in range(len(self.shape)):
+        for axis, _ in enumerate(self.shape):
             if axis != without:
                 cost *= self.entries(axis, alive)
         return cost
@@ -75,110 +89,134 @@ class UnitCosts:
         self, network: nn.Module, groups: Sequence[UnitGroup], inputs: Tensor, currency: Currency
     ) -> None:
         self.groups = groups
-        uses: dict[str, float] = {}
-        if currency == "flops":
-            uses = _uses(network, inputs)
         self.parameters: dict[str, _Priced] = {}
         for name, parameter in network.named_parameters():
-            price = 1.0
-            if currency == "flops":
-                price = uses.get(name, 0.0)
-            self.parameters[name] = _Priced(parameter.shape, price)
+            self.parameters[name] = _Priced(parameter.shape, price=1.0)
+        if currency == "flops":
+            uses = _uses(network, inputs)
+            for name, priced in self.parameters.items():
+                priced.price = uses.get(name, 0.0)
+        everything = {}
         for group in groups:
-            for name, owners in group.writers.items():
-                self._note(group.name, name, group.axes.get(name, 0), owners)
-            for name, owners in group.readers.items():
-                self._note(group.name, name, group.read_axes[name], owners)
-        everything = {g.name: torch.ones(g.units, dtype=torch.bool) for g in groups}
+            self._note_axes(group)
+            everything[group.name] = torch.ones(group.units, dtype=torch.bool)
         self.whole = self.total(everything)
         """That of the network with all units."""
 
-    def _note(self, group: str, name: str, axis: int, owners: Tensor) -> None:
-        parts = self.parameters[name].axes.setdefault(axis, [])
-        parts.append(_Axis(group, owners.cpu()))
+    def _note_axes(self, group: UnitGroup) -> None:
+        """Writes down along which axes of which parameters the entries are a group's."""
+        for name, owners in group.writers.items():
+            axis = group.axes.get(name, 0)
+            of_group = _Axis(group.name, owners.cpu())
+            self.parameters[name].note(axis, of_group)
+        for name, owners in group.readers.items():
+            axis = group.read_axes[name]
+            of_group = _Axis(group.name, owners.cpu())
+            self.parameters[name].note(axis, of_group)
 
     def total(self, alive: Alive) -> float:
         """What the network costs with these units."""
         return sum(parameter.cost(alive) for parameter in self.parameters.values())
 
-    def of_units(self, alive: Alive) -> dict[str, Tensor]:
+    def of_units(self, alive: Alive) -> Tensors:
         """What each unit costs beside these others, (units,) by the name of the group."""
-        costs = {group.name: torch.zeros(group.units, dtype=torch.float64) for group in self.groups}
+        costs = {}
+        for group in self.groups:
+            costs[group.name] = torch.zeros(group.units, dtype=torch.float64)
         for parameter in self.parameters.values():
             for axis, parts in parameter.axes.items():
                 of_entry = parameter.cost(alive, without=axis)
                 for part in parts:
-                    units = len(costs[part.group])
-                    costs[part.group] += part.per_unit(of_entry, units)
+                    of_group = costs[part.group]
+                    of_group += part.per_unit(of_entry, len(of_group))
         return costs
 
     def least(self) -> float:
         """What the network costs with one unit of each group."""
         alive = {}
         for group in self.groups:
-            alive[group.name] = torch.arange(group.units) == 0
+            units = torch.arange(group.units)
+            alive[group.name] = units == 0
         return self.total(alive)
 
 
 def _uses(network: nn.Module, inputs: Tensor) -> dict[str, float]:
     """How often each entry of a layer's weight is used for one input, by the parameter's name."""
-    uses: dict[str, float] = {}
+    counter = _Counter()
     handles = []
     for name, module in network.named_modules():
-        weights = _weights(module, f"{name}." if name else "")
-        if not weights:
-            continue
-
-        def count(
-            layer: nn.Module,
-            arguments: tuple[Any, ...],
-            outputs: Any,
-            weights: list[str] = weights,
-        ) -> None:
-            for weight in weights:
-                uses[weight] = uses.get(weight, 0.0) + _positions(layer, arguments, outputs)
-
-        handles.append(module.register_forward_hook(count))
+        prefix = f"{name}." if name else ""
+        weights = [prefix + weight for weight in _weights(module)]
+        if weights:
+            counter.weights[module] = weights
+            handles.append(module.register_forward_hook(counter))
     try:
         with evaluating(network), torch.no_grad():
             network(inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: count / len(inputs) for name, count in uses.items()}
+    return {name: count / len(inputs) for name, count in counter.uses.items()}
 
 
-def _weights(module: nn.Module, prefix: str) -> list[str]:
+@dataclass
+class _Counter:
+    """A hook that counts, by the parameter's name, how often layers use their `weights`."""
+
+    weights: dict[nn.Module, list[str]] = field(default_factory=dict)
+    uses: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, layer: nn.Module, arguments: tuple[Any, ...], outputs: Any) -> None:
+        positions = _positions(layer, arguments, outputs)
+        for weight in self.weights[layer]:
+            before = self.uses.get(weight, 0.0)
+            self.uses[weight] = before + positions
+
+
+def _weights(module: nn.Module) -> list[str]:
     """The names of the matrices that a layer multiplies with when it is called."""
+    if isinstance(module, _WITH_WEIGHT):
+        return ["weight"]
+    found = []
     if isinstance(module, nn.MultiheadAttention):
-        own = [name for name, parameter in module.named_parameters() if parameter.dim() > 1]
-        return [prefix + name for name in own]
-    if isinstance(module, nn.RNNBase):
-        return [prefix + name for name, _ in module.named_parameters() if "weight" in name]
-    if isinstance(module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)):
-        return [f"{prefix}weight"]
-    return []
+        for name, parameter in module.named_parameters():
+            if parameter.dim() > 1:
+                found.append(name)
+    elif isinstance(module, nn.RNNBase):
+        for name, _ in module.named_parameters():
+            if "weight" in name:
+                found.append(name)
+    return found
 
 
 def _positions(layer: nn.Module, arguments: tuple[Any, ...], outputs: Any) -> float:
     """How often a layer used its weight in one call, of all inputs of a batch together."""
-    if isinstance(layer, nn.MultiheadAttention):
-        used, width = arguments[0], layer.embed_dim
-    elif isinstance(layer, nn.RNNBase):
-        used, width = arguments[0], layer.input_size
-    elif isinstance(layer, _TRANSPOSED):
-        used, width = arguments[0], layer.in_channels
-    elif isinstance(layer, _CONVOLUTIONS):
-        used, width = outputs, layer.out_channels
+    if isinstance(layer, _CONVOLUTIONS):
+        used = outputs
+        width = layer.out_channels
+    elif isinstance(layer, nn.Linear):
+        used = outputs
+        width = layer.out_features
     else:
-        assert isinstance(layer, nn.Linear)
-        used, width = outputs, layer.out_features
+        used = arguments[0]
+        width = _input_width(layer)
     return float(used.numel() / width)
+
+
+def _input_width(layer: nn.Module) -> int:
+    """How many numbers a layer, which uses its weight for each position of its inputs, reads
+    there."""
+    if isinstance(layer, nn.MultiheadAttention):
+        return int(layer.embed_dim)
+    if isinstance(layer, nn.RNNBase):
+        return layer.input_size
+    assert isinstance(layer, _TRANSPOSED)
+    return layer.in_channels
 
 
 def worth_least(
     scores: Mapping[str, Tensor], costs: UnitCosts, alive: Alive, allowed: float
-) -> dict[str, Tensor]:
+) -> Tensors:
     """The units that stay, (units,) bool by the name of their group, where so many go that the
     network costs at most `allowed`, those first that are worth least for what they cost.
 
@@ -192,23 +230,38 @@ def worth_least(
         alive: the units that there are.
     """
     stay = {name: units.clone() for name, units in alive.items()}
-    names = list(stay)
+    units = [len(of_group) for of_group in stay.values()]
     while True:
         excess = costs.total(stay) - allowed
         if excess <= 0:
             return stay
-        prices = costs.of_units(stay)
-        worth = [_worth(scores[name].cpu().double(), prices[name], stay[name]) for name in names]
-        order = torch.cat(worth).argsort()
-        may_go = int(torch.isfinite(torch.cat(worth)).sum())
-        if not may_go:
+        costs_of_units = costs.of_units(stay)
+        worth = []
+        prices = []
+        for name, there in stay.items():
+            of_group = scores[name].cpu().double()
+            own_prices = costs_of_units[name]
+            prices.append(own_prices)
+            worth.append(_worth(of_group, own_prices, there))
+        going = _going(torch.cat(worth), torch.cat(prices), excess)
+        if not going.any():
             return stay
-        saved = torch.cat([prices[name] for name in names])[order].cumsum(0)
-        enough = int((saved < excess).sum()) + 1
-        gone = torch.zeros(len(order), dtype=torch.bool)
-        gone[order[: min(enough, may_go)]] = True
-        for name, part in zip(names, gone.split([len(stay[n]) for n in names]), strict=True):
+        for name, part in zip(stay, going.split(units), strict=True):
             stay[name] &= ~part
+
+
+def _going(worth: Tensor, prices: Tensor, excess: float) -> Tensor:
+    """Which units go, (units,) bool, so that their `prices` together are at least `excess`: those
+    that are worth least. None of infinite worth goes."""
+    may_go = int(torch.isfinite(worth).sum())
+    order = worth.argsort()
+    saved = prices[order].cumsum(0)
+    too_little = saved < excess
+    enough = int(too_little.sum()) + 1
+    first = order[: min(enough, may_go)]
+    going = torch.zeros(len(worth), dtype=torch.bool)
+    going[first] = True
+    return going
 
 
 def _worth(scores: Tensor, prices: Tensor, alive: Tensor) -> Tensor:
@@ -217,8 +270,10 @@ def _worth(scores: Tensor, prices: Tensor, alive: Tensor) -> Tensor:
 
     The root of the costs does better than the costs: see docs/shipping.md.
     """
-    there = torch.where(alive, scores, -torch.inf)
-    worth = scores / prices.clamp_min(torch.finfo(prices.dtype).tiny).sqrt()
+    tiny = torch.finfo(prices.dtype).tiny
+    worth = scores / prices.clamp_min(tiny).sqrt()
     worth[~alive] = torch.inf
-    worth[there.argmax()] = torch.inf
+    there = torch.where(alive, scores, -torch.inf)
+    best = there.argmax()
+    worth[best] = torch.inf
     return worth

@@ -20,9 +20,16 @@ if TYPE_CHECKING:
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 """Outputs (N, …), float32, and targets (N, …) to a mean loss, a scalar."""
+Prepare = Callable[[Tensor], Tensor]
+"""Makes what a network sees of a batch of inputs as they are stored: `Dataset.prepare`."""
 
 _MOST_ENTRIES = 2**24
 """So many entries of inputs are 64 MiB of float32."""
+
+
+def as_stored(inputs: Tensor) -> Tensor:
+    """The `Prepare` of inputs that are stored as networks see them."""
+    return inputs
 
 
 @dataclass(frozen=True)
@@ -71,27 +78,32 @@ class ActiveTask:
     def worth_going_on(self, scores: Mapping[str, float], before: Mapping[str, float]) -> bool:
         """Whether the quality is at least half of what it was `before`, or its error at most twice
         that; both are metrics of the validation split."""
-        key = f"val_{self.quality.name}"
+        quality = self.quality
+        key = f"val_{quality.name}"
         now = scores[key]
         then = before[key]
         size = abs(then)
-        if self.quality.better == "larger":
-            return now >= then - size / 2
-        return now <= then + size
+        if quality.better == "larger":
+            least = then - size / 2
+            return now >= least
+        most = then + size
+        return now <= most
 
     def about_as_good(
         self, scores: Mapping[str, float], before: Mapping[str, float], tolerance: float
     ) -> bool:
         """Whether the quality is worse than `before` by at most a tolerance: in the unit of a
         metric in [0, 1], of any other as a share of what it was."""
-        key = f"val_{self.quality.name}"
+        quality = self.quality
+        key = f"val_{quality.name}"
+        now = scores[key]
         then = before[key]
         allowed = tolerance
-        if not self.quality.bounded:
+        if not quality.bounded:
             allowed = tolerance * abs(then)
-        if self.quality.better == "larger":
-            return scores[key] >= then - allowed
-        return scores[key] <= then + allowed
+        if quality.better == "larger":
+            return now >= then - allowed
+        return now <= then + allowed
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of outputs (N, …) with targets (N, …), a scalar; computed in float32."""
@@ -135,7 +147,8 @@ class ActiveTask:
 
     def seen(self, outputs: Tensor) -> Tensor:
         """What metrics see of a network's outputs (N, …)."""
-        return self.options.arrange(self.in_unit(to_float32(outputs)))
+        outputs = self.in_unit(to_float32(outputs))
+        return self.options.arrange(outputs)
 
     @torch.no_grad()
     def state(
@@ -144,7 +157,7 @@ class ActiveTask:
         inputs: Tensor,
         targets: Tensor,
         batch_size: int | None = None,
-        prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
+        prepare: Prepare = as_stored,
     ) -> Tensor:
         """What `scores` makes the metrics of, (n,), float64, of a network in evaluation mode.
 
@@ -154,12 +167,12 @@ class ActiveTask:
             inputs: (N, …), as they are stored.
             targets: (N, …).
             batch_size: 4096 if None, or what makes batches of 64 MiB of float32 if that is less.
-            prepare: makes what the network sees of a batch of inputs: `Dataset.prepare`.
         """
         tally = self.tally()
         with evaluating(network):
-            for some, wanted in self.batches(inputs, targets, batch_size):
-                self.count(tally, network(prepare(some)), wanted)
+            for stored, wanted in self.batches(inputs, targets, batch_size):
+                outputs = network(prepare(stored))
+                self.count(tally, outputs, wanted)
         return tally.state()
 
     @staticmethod
@@ -168,19 +181,23 @@ class ActiveTask:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs (N, …) and targets (N, …) in batches; sizes as for `state`."""
         size = batch_size or _at_once(inputs)
-        return zip(inputs.split(size), targets.split(size), strict=True)
+        parts = inputs.split(size)
+        return zip(parts, targets.split(size), strict=True)
 
     @torch.no_grad()
     def outputs_of(
         self,
         network: nn.Module,
         inputs: Tensor,
-        prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
+        prepare: Prepare = as_stored,
     ) -> Tensor:
         """What a network makes of all inputs, in evaluation mode, (N, …), float32; arguments as for
         `state`."""
+        made = []
         with evaluating(network):
-            made = [to_float32(network(prepare(some))) for some in inputs.split(_at_once(inputs))]
+            for stored in inputs.split(_at_once(inputs)):
+                outputs = network(prepare(stored))
+                made.append(to_float32(outputs))
         return torch.cat(made)
 
     def state_of_shipped(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -208,10 +225,11 @@ class ActiveTask:
         inputs: Tensor,
         targets: Tensor,
         split: str = "val",
-        prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
+        prepare: Prepare = as_stored,
     ) -> dict[str, float]:
         """The metrics of a network on a split; arguments as for `state`."""
-        return self.scores(self.state(network, inputs, targets, prepare=prepare).tolist(), split)
+        state = self.state(network, inputs, targets, prepare=prepare)
+        return self.scores(state.tolist(), split)
 
     def evaluate_shipped(
         self,
@@ -219,22 +237,23 @@ class ActiveTask:
         inputs: Tensor,
         targets: Tensor,
         split: str = "val",
-        prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
+        prepare: Prepare = as_stored,
     ) -> dict[str, float]:
         """The same of a network that gives outputs in the unit of the targets."""
         outputs = self.outputs_of(network, inputs, prepare)
-        return self.scores(self.state_of_shipped(outputs, targets.cpu()).tolist(), split)
+        state = self.state_of_shipped(outputs, targets.cpu())
+        return self.scores(state.tolist(), split)
 
 
 def _moved(criterion: Criterion, device: torch.device) -> Criterion:
     """The criterion with the tensors that it was made with on `device`."""
     if not isinstance(criterion, partial):
         return criterion
-    there = {
-        name: value.to(device) if isinstance(value, Tensor) else value
-        for name, value in criterion.keywords.items()
-    }
-    return partial(criterion.func, *criterion.args, **there)
+    keywords = dict(criterion.keywords)
+    for name, value in keywords.items():
+        if isinstance(value, Tensor):
+            keywords[name] = value.to(device)
+    return partial(criterion.func, *criterion.args, **keywords)
 
 
 def _at_once(inputs: Tensor) -> int:

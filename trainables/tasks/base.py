@@ -121,21 +121,27 @@ class Task(Options):
     @classmethod
     def check_loss(cls, loss: str | FunctionOptions) -> None:
         """Raises ValueError for a loss by a name that the task does not know."""
-        if isinstance(loss, str) and loss and loss not in cls.LOSSES:
+        if not isinstance(loss, str) or not loss:
+            return
+        if loss not in cls.LOSSES:
+            hint = suggest(loss, cls.LOSSES)
             raise ValueError(
-                f"unknown loss '{loss}', and one of your own is {{factory: IMPORT PATH}}; "
-                f"{suggest(loss, cls.LOSSES)}"
+                f"unknown loss '{loss}', and one of your own is {{factory: IMPORT PATH}}; {hint}"
             )
 
     @classmethod
     def metric_names(cls) -> tuple[str, ...]:
         """All metrics by name."""
-        alike = TASKS.find(cls.LIKE).metric_names() if cls.LIKE else ()
-        return tuple(dict.fromkeys((*cls.DEFAULT, *cls.KNOWN, *alike)))
+        names = [*cls.DEFAULT, *cls.KNOWN]
+        if cls.LIKE:
+            names += TASKS.find(cls.LIKE).metric_names()
+        return tuple(dict.fromkeys(names))
 
     def _alike(self, name: str) -> Task:
         """The task that knows a metric of this name: itself, or the one of `LIKE`."""
-        return TASKS.find(self.LIKE)() if self.LIKE and name not in self.KNOWN else self
+        if not self.LIKE or name in self.KNOWN:
+            return self
+        return TASKS.find(self.LIKE)()
 
     def unsaid_of_weights(self) -> str | None:
         """What a config must say beside `model.weights`, and does not; None: nothing."""
@@ -147,7 +153,8 @@ class Task(Options):
         """How far outputs (N, …) are from a teacher's (N, …), a mean over the batch, as `arrange`
         gives both: the mean squared difference, or what the task of `LIKE` says."""
         if self.LIKE:
-            return TASKS.find(self.LIKE)().distillation(outputs, teacher, targets, temperature)
+            alike = TASKS.find(self.LIKE)()
+            return alike.distillation(outputs, teacher, targets, temperature)
         return torch.nn.functional.mse_loss(outputs, teacher)
 
     def chosen_metrics(self) -> tuple[MetricOptions, ...]:
@@ -161,11 +168,12 @@ class Task(Options):
         found = []
         for options in self.chosen_metrics():
             if options.factory is not None:
-                found.append(Described(options.key, options.better or "larger"))
-            else:
-                known = self.describe(str(options.name))
-                short = known.short if options.called is None else ""
-                found.append(Described(options.key, known.better, known.bounded, short))
+                better = options.better or "larger"
+                found.append(Described(options.key, better))
+                continue
+            known = self.describe(str(options.name))
+            short = known.short if options.called is None else ""
+            found.append(Described(options.key, known.better, known.bounded, short))
         return tuple(found)
 
     def describe(self, name: str) -> Described:
@@ -238,17 +246,22 @@ class Task(Options):
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
         """One of the task's metrics at work."""
-        alike = self._alike(str(options.name))
+        name = str(options.name)
+        alike = self._alike(name)
         if alike is not self:
             return alike.metric(options, outputs)
-        return self.KNOWN[str(options.name)].metric(options, {})
+        known = self.KNOWN[name]
+        return known.metric(options, {})
 
     def active_metrics(self, outputs: int) -> tuple[Metric, ...]:
         """All metrics that are taken, at work."""
-        return tuple(
-            self.metric(options, outputs) if options.factory is None else self.own_metric(options)
-            for options in self.chosen_metrics()
-        )
+        found = []
+        for options in self.chosen_metrics():
+            if options.factory is None:
+                found.append(self.metric(options, outputs))
+            else:
+                found.append(self.own_metric(options))
+        return tuple(found)
 
     def own_metric(self, options: MetricOptions) -> Metric:
         """A metric of the user's at work."""
@@ -288,18 +301,23 @@ class Task(Options):
             UserError: if it is not what the task takes; the message says what would be right.
         """
         if not isinstance(found, Tensor):
+            kind = type(found).__name__
+            wanted = self.shape_of_outputs(targets, outputs)
             raise UserError(
-                f"the network returns a {type(found).__name__}; it must return one tensor, "
-                f"{self.shape_of_outputs(targets, outputs)}, or task.output must say which of its "
-                "outputs counts"
+                f"the network returns a {kind}; it must return one tensor, {wanted}, or "
+                "task.output must say which of its outputs counts"
             )
         problem = self.wrong_outputs(found, targets, outputs)
-        if problem is not None or not found.is_floating_point():
-            raise UserError(
-                problem
-                or f"the network returns {tuple(found.shape)} ({found.dtype}) for {len(targets)} "
-                f"inputs; it must return {self.shape_of_outputs(targets, outputs)}"
+        if problem is None and found.is_floating_point():
+            return
+        if not problem:
+            shape = tuple(found.shape)
+            wanted = self.shape_of_outputs(targets, outputs)
+            problem = (
+                f"the network returns {shape} ({found.dtype}) for {len(targets)} inputs; it must "
+                f"return {wanted}"
             )
+        raise UserError(problem)
 
     def arrange(self, outputs: Tensor) -> Tensor:
         """Outputs (…, N, …) as the loss and the metrics take them, with the classes before the

@@ -40,14 +40,15 @@ MULTICLASS = {
 
 def count_right(outputs: Tensor, targets: Tensor) -> Tensor:
     """How many of the outputs (N, classes) are largest at the target (N,), and N: (2,), int64."""
-    right = (outputs.argmax(1) == targets).sum()
+    chosen = outputs.argmax(1)
+    right = (chosen == targets).sum()
     count = torch.full_like(right, targets.numel())
     return torch.stack([right, count])
 
 
 def count_right_of_each(outputs: Tensor, targets: Tensor) -> Tensor:
     """The same of K networks: outputs (K, N, classes), (K, 2)."""
-    chosen = outputs.max(2).indices
+    _, chosen = outputs.max(2)
     right = (chosen == targets).sum(1)
     count = torch.full_like(right, targets.numel())
     return torch.stack([right, count], 1)
@@ -117,7 +118,8 @@ class Classification(Task):
     def distillation(
         self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float
     ) -> Tensor:
-        return soft_cross_entropy(outputs, teacher, temperature).mean()
+        of_each = soft_cross_entropy(outputs, teacher, temperature)
+        return of_each.mean()
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
         if options.name == "accuracy" and not options.args:
@@ -248,7 +250,8 @@ def encode_classes(
 
 def _of_names(strings: list[str], classes: int | None) -> Encoded:
     """Names as numbers, in the order of the alphabet."""
-    names = tuple(sorted(set(strings)))
+    distinct = set(strings)
+    names = tuple(sorted(distinct))
     places = {name: place for place, name in enumerate(names)}
     numbers = [places[name] for name in strings]
     targets = torch.tensor(numbers, dtype=torch.int64)
@@ -296,12 +299,13 @@ def _renumbered(targets: Tensor) -> Encoded:
 def _checked(targets: Tensor, names: tuple[str, ...], classes: int | None) -> Encoded:
     count = len(names)
     if not names:
-        count = int(targets.max()) + 1
+        largest = int(targets.max())
+        count = largest + 1
     if classes is not None and classes != count:
         shown = first_few(names, _MOST_SHOWN)
         raise UserError(f"task.classes is {classes}, and the data has {count} ({shown})")
-    found = targets.unique()
-    if count < 2 or len(found) < 2:
+    kinds = len(targets.unique())
+    if count < 2 or kinds < 2:
         raise _one_class_only()
     return Encoded(targets, count, names)
 
@@ -322,24 +326,27 @@ def _strings(given: Any) -> list[str] | None:
     strings = [isinstance(value, str) for value in values]
     if not any(strings):
         return None
-    if not all(strings):
-        first = strings.index(False)
-        raise UserError(
-            f"the target of example {first} is {values[first]!r}, and others are names; leave it "
-            "out, or give it a name"
-        )
-    return values
+    if all(strings):
+        return values
+    first = strings.index(False)
+    raise UserError(
+        f"the target of example {first} is {values[first]!r}, and others are names; leave it "
+        "out, or give it a name"
+    )
 
 
 def is_one_hot(targets: Tensor) -> bool:
     """Whether targets (N, classes, …) are 1 in one place of the second axis, and 0 elsewhere."""
-    if targets.dim() < 2 or targets.shape[1] < 2 or targets.is_complex():
+    if targets.dim() < 2 or targets.is_complex():
+        return False
+    if targets.shape[1] < 2:
         return False
     known = (targets == 0) | (targets == 1)
     if not bool(known.all()):
         return False
     ones = targets.long().sum(1)
-    return bool((ones == 1).all())
+    one_each = ones == 1
+    return bool(one_each.all())
 
 
 def _whole(targets: Tensor, task: str) -> Tensor:
@@ -371,4 +378,6 @@ def soft_cross_entropy(outputs: Tensor, teacher: Tensor, temperature: float) -> 
     section 2: of logits (N, classes, …) each, to (N, …)."""
     wanted = torch.log_softmax(teacher / temperature, 1)
     made = torch.log_softmax(outputs / temperature, 1)
-    return (wanted.exp() * (wanted - made)).sum(1) * temperature**2
+    entries = wanted.exp() * (wanted - made)
+    divergence = entries.sum(1)
+    return divergence * temperature**2

@@ -86,8 +86,9 @@ class OfTorchmetrics(Whole):
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """See `Whole.update`."""
+        metric = self.metric.to(outputs.device)
         # Some take views, and the outputs of one network of a pack are not contiguous.
-        self.metric.to(outputs.device).update(outputs.contiguous(), targets.contiguous())
+        metric.update(outputs.contiguous(), targets.contiguous())
 
     def value(self) -> Tensor:
         """See `Whole.value`."""
@@ -137,21 +138,24 @@ class Tally:
         """`members` is K; None: one network, and no leading dimension."""
         self.metrics = metrics
         self.members = members
-        self.sums: list[list[Tensor]] = [[] for _ in metrics]
+        self.sums: list[list[Tensor]] = []
         self.wholes: list[list[Whole]] = []
+        count = members or 1
         for metric in metrics:
             wholes = []
             if metric.whole is not None:
-                wholes = [metric.whole() for _ in range(members or 1)]
+                wholes = [metric.whole() for _ in range(count)]
+            self.sums.append([])
             self.wholes.append(wholes)
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Takes in a batch: outputs (N, …), or (K, N, …) of K networks, and targets (N, …)."""
-        each = [outputs] if self.members is None else outputs.unbind()
+        of_members = [outputs] if self.members is None else outputs.unbind()
         for metric, sums, wholes in zip(self.metrics, self.sums, self.wholes, strict=True):
             if not wholes:
                 sums.append(self._sums(metric, outputs, targets))
-            for whole, own in zip(wholes, each, strict=False):
+                continue
+            for whole, own in zip(wholes, of_members, strict=True):
                 whole.update(own, targets)
 
     def _sums(self, metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -225,9 +229,9 @@ class MetricOptions(Options):
     @field_validator("factory")
     @classmethod
     def _a_path(cls, path: str | None, _info: ValidationInfo) -> str | None:
-        if path is not None and ":" not in path:
-            raise ValueError("an import path has the form package.module:name")
-        return path
+        if path is None or ":" in path:
+            return path
+        raise ValueError("an import path has the form package.module:name")
 
     @property
     def key(self) -> str:
@@ -236,8 +240,9 @@ class MetricOptions(Options):
             return self.called
         if self.name:
             return self.name
-        function = str(self.factory).partition(":")[2]
-        return function.rpartition(".")[2]
+        _, _, function = str(self.factory).partition(":")
+        _, _, leaf = function.rpartition(".")
+        return leaf
 
     def of_factory(self) -> Metric:
         """The metric at work, where it comes from an import path.
@@ -246,7 +251,8 @@ class MetricOptions(Options):
             UserError: if there is no such function.
         """
         made = import_by_path(str(self.factory), "metric")
-        described = Described(self.key, self.better or "larger")
+        better = self.better or "larger"
+        described = Described(self.key, better)
         args = dict(self.args)
         if inspect.isclass(made):
             built = _built(made, args, self.key)
@@ -304,10 +310,12 @@ class Known:
         import torchmetrics
 
         made: Any = torchmetrics
-        for part in self.of_torchmetrics.split("."):
+        parts = self.of_torchmetrics.split(".")
+        for part in parts:
             made = getattr(made, part)
         defaults = self.defaults or {}
-        built = _built(made, {**defaults, **given, **options.args}, options.key)
+        args = {**defaults, **given, **options.args}
+        built = _built(made, args, options.key)
         described = Described(options.key, self.better, self.bounded)
         return Metric(described, whole=lambda: OfTorchmetrics(built.clone()))
 

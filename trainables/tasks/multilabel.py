@@ -69,7 +69,8 @@ class MultiLabel(Task):
         weights = None
         if self.class_weights == "balanced":
             having = targets.sum(0)
-            weights = (len(targets) - having) / having.clamp_min(1)
+            others = len(targets) - having
+            weights = others / having.clamp_min(1)
         return partial(_binary_cross_entropy, weights=weights)
 
     def distillation(
@@ -82,8 +83,8 @@ class MultiLabel(Task):
         return loss * temperature**2
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
-        name = str(options.name)
-        integer = self.KNOWN[name].metric(options, {"num_labels": outputs})
+        known = self.KNOWN[str(options.name)]
+        integer = known.metric(options, {"num_labels": outputs})
         whole = integer.whole
         assert whole is not None
         return Metric(integer.described, whole=lambda: _WithWholeTargets(whole()))

@@ -59,11 +59,12 @@ def squares(outputs: Tensor, targets: Tensor) -> Tensor:
     """What R² is made of, of one target (N,): squared errors, Σy, Σy² and how many, (4,)."""
     y = targets.double()
     made = _like(outputs, targets).double()
-    errors = (made - y).square().sum()
+    errors = made - y
+    squared_error = errors.square().sum()
     total = y.sum()
     squared = y.square().sum()
-    count = torch.full_like(errors, y.numel())
-    return torch.stack([errors, total, squared, count])
+    count = torch.full_like(squared_error, y.numel())
+    return torch.stack([squared_error, total, squared, count])
 
 
 def _like(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -72,14 +73,16 @@ def _like(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _root(totals: Sequence[float]) -> float:
-    return math.sqrt(ratio(totals))
+    mean = ratio(totals)
+    return math.sqrt(mean)
 
 
 def _r2(totals: Sequence[float]) -> float:
     errors, total, square, count = totals
     spread = square - total * total / count
     if spread > 0:
-        return 1 - errors / spread
+        unexplained = errors / spread
+        return 1 - unexplained
     return math.nan
 
 
@@ -122,7 +125,8 @@ class Regression(Task):
 
     def describe(self, name: str) -> Described:
         if name in _OWN:
-            return _OWN[name][0]
+            described, *_ = _OWN[name]
+            return described
         return super().describe(name)
 
     def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
@@ -132,27 +136,28 @@ class Regression(Task):
         if targets.is_complex() or targets.dim() > 2:
             raise self.wrong_targets(targets)
         found = targets.float()
-        fits = found.isfinite()
-        if not bool(fits.all()):
-            first = int((~fits).nonzero()[0][0])
+        too_large = ~found.isfinite()
+        if bool(too_large.any()):
+            first = int(too_large.nonzero()[0][0])
             raise UserError(f"the target of example {first} is larger than float32 can hold")
-        if bool((found == found[0]).all()):
+        same = found == found[0]
+        if bool(same.all()):
             values = found[0].reshape(-1).tolist()
             shown = ", ".join(f"{value:g}" for value in values[:3])
             raise UserError(f"all examples have one and the same target, {shown}")
         count = 1
         if targets.dim() == 2:
-            count = targets.shape[1]
+            _, count = targets.shape
         return Encoded(found, count)
 
     def attach(self, targets: Tensor, encoded: Encoded) -> ActiveTask:
         active = super().attach(targets, encoded)
         if not self.standardise:
             return active
-        offset = targets.mean(0).reshape(-1)
+        mean = targets.mean(0)
         std = targets.std(0)
-        scale = torch.where(std > 0, std, 1.0).reshape(-1)
-        return replace(active, offset=offset, scale=scale)
+        scale = torch.where(std > 0, std, 1.0)
+        return replace(active, offset=mean.reshape(-1), scale=scale.reshape(-1))
 
     def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
         chosen = self.loss or "mse"
@@ -178,22 +183,26 @@ class Regression(Task):
             known, sums, final, width = _OWN[name]
             described = Described(options.key, known.better)
             return Metric(described, sums, final, width=width)
-        if name == "r2" and outputs == 1 and not options.args:
-            return Metric(Described(options.key, "larger"), squares, _r2, width=4)
+        if name == "r2" and outputs == 1 and plain:
+            described = Described(options.key, "larger")
+            return Metric(described, squares, _r2, width=4)
         if name in _OWN:
-            raise UserError(
-                f"the metric '{options.key}' takes no arguments, and it has "
-                f"{', '.join(map(repr, options.args))}"
-            )
-        return _like_targets(self.KNOWN[name].metric(options, self._of_outputs(name, outputs)))
+            given = ", ".join(map(repr, options.args))
+            raise UserError(f"the metric '{options.key}' takes no arguments, and it has {given}")
+        of_outputs = self._of_outputs(name, outputs)
+        found = self.KNOWN[name].metric(options, of_outputs)
+        return _like_targets(found)
 
     def own_metric(self, options: MetricOptions) -> Metric:
+        own = super().own_metric(options)
         # Outputs (N, 1) less targets (N,) would be (N, N), without a word.
-        return _like_targets(super().own_metric(options))
+        return _like_targets(own)
 
     def own_loss(self) -> Criterion | None:
         own = super().own_loss()
-        return None if own is None else partial(_error, of=own)
+        if own is None:
+            return None
+        return partial(_error, of=own)
 
     def _of_outputs(self, name: str, outputs: int) -> dict[str, Any]:
         if name in ("pearson", "spearman"):

@@ -42,7 +42,8 @@ class PerPlace(Task):
     PLACES: ClassVar[str] = "(N, height, width)"
 
     def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
-        targets = self._places(as_tensor(given, self.name))
+        targets = as_tensor(given, self.name)
+        targets = self._places(targets)
         if targets.dim() != self.DIMENSIONS or not whole(targets):
             shape = tuple(targets.shape)
             raise UserError(
@@ -50,13 +51,13 @@ class PerPlace(Task):
                 f"the task {self.name} takes a whole number for each place, {self.PLACES}"
             )
         targets = targets.long()
-        counted = targets[targets != self.ignore]
+        counts = targets != self.ignore
+        counted = targets[counts]
         if not len(counted):
             raise UserError(f"no place of any example counts: all are {self.ignore}, task.ignore")
         values = counted.unique()
         known = self.classes or outputs or len(names)
-        any_two = len(values) == 2 and values.tolist() != [0, 1]
-        if any_two and not known:
+        if not known and len(values) == 2 and values.tolist() != [0, 1]:
             return self._of_two(targets, values)
         return self._numbered(targets, values, known, names)
 
@@ -65,7 +66,8 @@ class PerPlace(Task):
         mapped = torch.full_like(targets, self.ignore)
         names = []
         for place, value in enumerate(values.tolist()):
-            mapped[targets == value] = place
+            here = targets == value
+            mapped[here] = place
             names.append(str(value))
         return Encoded(mapped, 2, tuple(names))
 
@@ -99,12 +101,13 @@ class PerPlace(Task):
         return targets
 
     def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
-        counted = targets[targets != self.ignore]
+        counts = targets != self.ignore
+        counted = targets[counts]
+        count = len(counted)
         weights = class_weights(self.class_weights, counted, encoded)
-        some_ignored = len(counted) < targets.numel()
         places = None
-        if some_ignored:
-            places = len(counted) / len(targets)
+        if count < targets.numel():
+            places = count / len(targets)
         return partial(weighted_cross_entropy, weights=weights, ignore=self.ignore, places=places)
 
     def distillation(
@@ -112,12 +115,15 @@ class PerPlace(Task):
     ) -> Tensor:
         """As of a classification, over the places that count."""
         counted = targets != self.ignore
-        errors = soft_cross_entropy(outputs, teacher, temperature) * counted
-        return errors.sum() / counted.sum().clamp_min(1)
+        errors = soft_cross_entropy(outputs, teacher, temperature)
+        total = (errors * counted).sum()
+        count = counted.sum().clamp_min(1)
+        return total / count
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
+        known = self.KNOWN[str(options.name)]
         given = {"num_classes": outputs, "ignore_index": self.ignore}
-        return self.KNOWN[str(options.name)].metric(options, given)
+        return known.metric(options, given)
 
 
 @TASKS.register("segmentation")
@@ -137,12 +143,10 @@ class Segmentation(PerPlace):
         return f"logits, (N, {outputs}, {places})"
 
     def wrong_outputs(self, found: Tensor, targets: Tensor, outputs: int) -> str | None:
-        count = len(targets)
-        per_place = found.dim() == 4 and found.shape[2:] == targets.shape[1:]
-        if not per_place or len(found) != count:
-            wanted = self.shape_of_outputs(targets, outputs)
-            return (
-                f"the network returns {tuple(found.shape)} for {count} inputs; it must "
-                f"return {wanted}"
-            )
-        return too_few_logits(found, outputs)
+        count, *places = targets.shape
+        shape = tuple(found.shape)
+        per_place = len(shape) == 4 and shape[2:] == tuple(places)
+        if per_place and shape[0] == count:
+            return too_few_logits(found, outputs)
+        wanted = self.shape_of_outputs(targets, outputs)
+        return f"the network returns {shape} for {count} inputs; it must return {wanted}"

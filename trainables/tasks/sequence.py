@@ -39,11 +39,10 @@ class TokenClassification(PerPlace):
         return f"logits, (N, {targets.shape[1]}, {outputs})"
 
     def wrong_outputs(self, found: Tensor, targets: Tensor, outputs: int) -> str | None:
-        per_token = found.dim() == 3 and found.shape[:2] == targets.shape
-        if per_token and found.shape[2] >= outputs:
+        shape = tuple(found.shape)
+        count = len(targets)
+        per_token = len(shape) == 3 and shape[:2] == tuple(targets.shape)
+        if per_token and shape[2] >= outputs:
             return None
         wanted = self.shape_of_outputs(targets, outputs)
-        return (
-            f"the network returns {tuple(found.shape)} for {len(targets)} inputs; it must "
-            f"return {wanted}"
-        )
+        return f"the network returns {shape} for {count} inputs; it must return {wanted}"

@@ -1,28 +1,25 @@
 """How far the quality of a network may be off because it was taken on so many examples and no
 more."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import math
 
 import torch
 from torch import Tensor, nn
 
+from slimfront.trainables.tasks.active import ActiveTask, Prepare, as_stored
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.tasks.metrics import Metric
-
-if TYPE_CHECKING:
-    from slimfront.trainables.tasks.active import ActiveTask
 
 _DRAWS = 200
 
 
 @torch.no_grad()
 def standard_error(
-    task: "ActiveTask",
+    task: ActiveTask,
     network: nn.Module,
     inputs: Tensor,
     targets: Tensor,
-    prepare: Callable[[Tensor], Tensor] = lambda inputs: inputs,
+    prepare: Prepare = as_stored,
 ) -> float:
     """The standard error of the quality, in its unit, by the bootstrap over examples (Efron 1979):
     the standard deviation of the metric over 200 samples, drawn with replacement, of as many
@@ -32,35 +29,35 @@ def standard_error(
         task: what the quality is of: its first metric.
         inputs: (N, …), as they are stored.
         targets: (N, …).
-        prepare: makes what the network sees of a batch of inputs: `Dataset.prepare`.
 
     Returns:
         NaN with fewer than two examples, or where no sample has a value.
     """
     if len(targets) < 2:
-        return float("nan")
+        return math.nan
     generator = torch.Generator().manual_seed(0)
     metric = task.metrics[0]
     if metric.sums is not None:
         sums = _sums_of_each(task, metric, network, inputs, targets, prepare)
         values = [_resampled(metric, sums, generator) for _ in range(_DRAWS)]
     else:
-        outputs = task.seen(task.outputs_of(network, inputs, prepare))
-        values = [_whole_resampled(metric, outputs, targets, generator) for _ in range(_DRAWS)]
+        outputs = task.outputs_of(network, inputs, prepare)
+        seen = task.seen(outputs)
+        values = [_whole_resampled(metric, seen, targets, generator) for _ in range(_DRAWS)]
     found = torch.tensor(values, dtype=torch.float64)
     finite = found[found.isfinite()]
     if len(finite) < 2:
-        return float("nan")
+        return math.nan
     return float(finite.std())
 
 
 def _sums_of_each(
-    task: "ActiveTask",
+    task: ActiveTask,
     metric: Metric,
     network: nn.Module,
     inputs: Tensor,
     targets: Tensor,
-    prepare: Callable[[Tensor], Tensor],
+    prepare: Prepare,
 ) -> Tensor:
     """(N, k): what each example adds to the metric's totals."""
     take = metric.sums
@@ -71,24 +68,28 @@ def _sums_of_each(
 
     found = []
     with evaluating(network):
-        for some, wanted in task.batches(inputs, targets):
-            outputs = task.seen(network(prepare(some)))
-            found.append(torch.func.vmap(of_one)(outputs, wanted.to(outputs.device)))
+        for stored, wanted in task.batches(inputs, targets):
+            outputs = task.seen(network(prepare(stored)))
+            wanted = wanted.to(outputs.device)
+            sums = torch.func.vmap(of_one)(outputs, wanted)
+            found.append(sums)
     return torch.cat(found).double().cpu()
 
 
 def _resampled(metric: Metric, sums: Tensor, generator: torch.Generator) -> float:
     count = len(sums)
     drawn = torch.randint(count, (count,), generator=generator)
-    times = torch.bincount(drawn, minlength=count).double()
-    return metric.final((times @ sums).tolist())
+    times = torch.bincount(drawn, minlength=count)
+    totals = times.double() @ sums
+    return metric.final(totals.tolist())
 
 
 def _whole_resampled(
     metric: Metric, outputs: Tensor, targets: Tensor, generator: torch.Generator
 ) -> float:
     assert metric.whole is not None
-    drawn = torch.randint(len(targets), (len(targets),), generator=generator)
+    count = len(targets)
+    drawn = torch.randint(count, (count,), generator=generator)
     whole = metric.whole()
     whole.update(outputs[drawn], targets[drawn])
     return float(whole.value())

@@ -46,9 +46,9 @@ class Front:
         self.constraints = list(constraints)
         self.region = region
         self.quality = region.quality
-        self._architecture: tuple[str, ...] = _ARCHITECTURE
+        self._architecture = list(_ARCHITECTURE)
         if zeros_save_time:
-            self._architecture += ("nonzero_params",)
+            self._architecture.append("nonzero_params")
         self._times: dict[Architecture, Measures] = {}
         """Those of the first network of each architecture that joined."""
         self._members: list[MeasuredNetwork] = []

@@ -48,7 +48,8 @@ def _speed(network: MeasuredNetwork, dense: MeasuredNetwork) -> float | None:
 def _difference(network: MeasuredNetwork, dense: MeasuredNetwork, quality: Objective) -> str:
     """By how much its quality differs, in points for a metric in [0, 1], with its standard error
     where both qualities have one; empty where it is no number."""
-    difference = network.mean(quality.name) - dense.mean(quality.name)
+    name = quality.name
+    difference = network.mean(name) - dense.mean(name)
     if not math.isfinite(difference):
         return ""
     factor = 1.0
@@ -57,8 +58,8 @@ def _difference(network: MeasuredNetwork, dense: MeasuredNetwork, quality: Objec
         factor = 100.0
         unit = f"points of {unit}"
     spread = ""
-    error = _standard_error(network, quality.name)
-    dense_error = _standard_error(dense, quality.name)
+    error = _standard_error(network, name)
+    dense_error = _standard_error(dense, name)
     if error is not None and dense_error is not None:
         both = math.hypot(error, dense_error)
         spread = f" ± {factor * both:.2g}"

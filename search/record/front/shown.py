@@ -39,14 +39,16 @@ def shown(ledger: Ledger, front: Sequence[MeasuredNetwork], *, everything: bool 
         return Shown(list(front))
     inside = [point for point in front if ledger.region.holds(point)]
     members = inside or list(front)
+    outside = len(front) - len(members)
     names = _compared(ledger)
-    first: dict[tuple[float | None, ...], MeasuredNetwork] = {}
+    seen: set[tuple[float | None, ...]] = set()
+    distinct = []
     for point in members:
         values = tuple(point.measures.get(name) for name in names)
-        first.setdefault(values, point)
-    distinct = list(first.values())
+        if values not in seen:
+            seen.add(values)
+            distinct.append(point)
     equal = len(members) - len(distinct)
-    outside = len(front) - len(members)
     return Shown(distinct, equal, outside)
 
 

@@ -13,6 +13,10 @@ from slimfront.trainables.options import suggest
 from slimfront.trainables.post_training.batches import Batch
 from slimfront.trainables.post_training.scores import Loss
 
+Ends = tuple[fx.Node, fx.Node]
+"""The node that is passed on, and the node whose place it takes for the rest of the network."""
+Nodes = set[fx.Node]
+
 
 class Criterion(ABC):
     """Says what each layer is worth; the one that is worth least goes, and the others are judged
@@ -68,43 +72,48 @@ def criterion(name: str) -> Callable[[type[Criterion]], type[Criterion]]:
 def find_criterion(name: str) -> type[Criterion]:
     """The criterion of a name. Raises UserError, with a suggestion, if there is none."""
     if name not in CRITERIA:
-        raise UserError(f"prune: there is no criterion '{name}'; {suggest(name, CRITERIA)}")
+        hint = suggest(name, CRITERIA)
+        raise UserError(f"prune: there is no criterion '{name}'; {hint}")
     return CRITERIA[name]
 
 
 def finite(worth: float) -> float:
     """What is no number, because outputs overflow without the layer, is worth the most."""
-    return worth if math.isfinite(worth) else math.inf
+    if math.isfinite(worth):
+        return worth
+    return math.inf
 
 
-def ends(layer: WholeLayer) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Where a layer begins and ends: the node that is passed on, and the node whose place it
-    takes for the rest of the network."""
-    for node in layer.passes:
-        if all(user in layer.passes for user in node.users):
+def ends(layer: WholeLayer) -> Iterator[Ends]:
+    """Where a layer begins and ends."""
+    passes = layer.passes
+    for node, source in passes.items():
+        is_inside = all(user in passes for user in node.users)
+        if is_inside:
             continue
-        source = layer.passes[node]
-        while source in layer.passes:
-            source = layer.passes[source]
+        while source in passes:
+            source = passes[source]
         yield source, node
 
 
 def within(layer: WholeLayer) -> list[fx.Node]:
     """The nodes that compute the layer, in order of execution: what its end needs, and its
     beginning does not."""
-    found: set[fx.Node] = set()
+    found: Nodes = set()
     for source, node in ends(layer):
-        found |= _needed(node) - _needed(source)
+        before = _needed(source)
+        found |= _needed(node) - before
     return sorted(found)
 
 
-def _needed(node: fx.Node) -> set[fx.Node]:
+def _needed(node: fx.Node) -> Nodes:
     """The node, and all that it is computed from."""
     found = {node}
     to_see = [node]
     while to_see:
-        for one in to_see.pop().all_input_nodes:
-            if one not in found:
-                found.add(one)
-                to_see.append(one)
+        seen = to_see.pop()
+        for source in seen.all_input_nodes:
+            if source not in found:
+                found.add(source)
+                to_see.append(source)
     return found

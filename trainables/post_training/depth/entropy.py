@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer, is_activation
-from slimfront.trainables.post_training.depth.base import Criterion, criterion, within
-from slimfront.trainables.post_training.depth.features import features_at
+from slimfront.trainables.post_training.depth.base import Criterion, Nodes, criterion, within
+from slimfront.trainables.post_training.depth.features import Features, features_at
 
 
 @criterion("entropy")
@@ -24,9 +24,11 @@ class Entropy(Criterion):
     def worth(self, graph: fx.GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
         """From 0 to 1; one run of the network judges all layers."""
         read = [_read_by_activations(graph, layer) for layer in layers]
-        nodes = {node for found in read for node in found}
+        nodes: Nodes = set()
+        for by_layer in read:
+            nodes.update(by_layer)
         features = features_at(graph, nodes, self.batches)
-        return [_entropy(found, features) for found in read]
+        return [_entropy(by_layer, features) for by_layer in read]
 
     def told(self, worth: float) -> str:
         """The entropy itself."""
@@ -34,18 +36,27 @@ class Entropy(Criterion):
 
 
 def _read_by_activations(graph: fx.GraphModule, layer: WholeLayer) -> list[fx.Node]:
-    return [node.all_input_nodes[0] for node in within(layer) if is_activation(graph, node)]
+    read = []
+    for node in within(layer):
+        if is_activation(graph, node):
+            read.append(node.all_input_nodes[0])
+    return read
 
 
-def _entropy(nodes: Sequence[fx.Node], features: Sequence[dict[fx.Node, Tensor]]) -> float:
+def _entropy(nodes: Sequence[fx.Node], features: Sequence[Features]) -> float:
     if not nodes:
-        return float("inf")
+        return math.inf
     found = []
     for node in nodes:
-        if any(node not in heard for heard in features):
-            return float("inf")
-        positive = torch.cat([_by_unit(heard[node]) > 0 for heard in features], dim=1)
-        found.append(_bits(positive.double().mean(1)))
+        positive = []
+        for heard in features:
+            if node not in heard:
+                return math.inf
+            by_unit = _by_unit(heard[node])
+            positive.append(by_unit > 0)
+        of_all = torch.cat(positive, dim=1)
+        share = of_all.double().mean(1)
+        found.append(_bits(share))
     return float(torch.cat(found).mean())
 
 
@@ -58,5 +69,6 @@ def _by_unit(features: Tensor) -> Tensor:
 
 def _bits(share: Tensor) -> Tensor:
     """The entropy of something that happens with these probabilities."""
-    nats: Tensor = -torch.special.xlogy(share, share) - torch.special.xlogy(1 - share, 1 - share)
+    other = 1 - share
+    nats: Tensor = -torch.special.xlogy(share, share) - torch.special.xlogy(other, other)
     return nats / math.log(2)

@@ -7,10 +7,13 @@ from torch import Tensor, fx
 
 from slimfront.trainables.post_training.batches import Batch
 
+Features = dict[fx.Node, Tensor]
+"""What nodes computed of one batch, (N, …) each."""
+
 
 def features_at(
     graph: fx.GraphModule, nodes: Collection[fx.Node], batches: Sequence[Batch]
-) -> list[dict[fx.Node, Tensor]]:
+) -> list[Features]:
     """For each batch the tensors (N, …) of these nodes; a node that gives anything else has
     none."""
     found = []
@@ -25,10 +28,12 @@ class _Listening(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule, nodes: Collection[fx.Node]) -> None:
         super().__init__(graph)
         self.nodes = nodes
-        self.heard: dict[fx.Node, Tensor] = {}
+        self.heard: Features = {}
 
     def run_node(self, n: fx.Node) -> Any:
         made = super().run_node(n)
-        if n in self.nodes and isinstance(made, Tensor) and made.is_floating_point():
+        if n not in self.nodes:
+            return made
+        if isinstance(made, Tensor) and made.is_floating_point():
             self.heard[n] = made.detach().float()
         return made

@@ -33,9 +33,11 @@ class LossWithout(Criterion):
         total = 0.0
         examples = 0
         for batch in self.batches:
-            outputs = Without(graph, layer).run(batch.inputs)
+            without = Without(graph, layer)
+            outputs = without.run(batch.inputs)
+            loss = self.loss(outputs, batch.targets)
             size = len(batch.inputs)
-            total += size * float(self.loss(outputs, batch.targets))
+            total += size * float(loss)
             examples += size
         return finite(total / examples)
 

@@ -26,7 +26,10 @@ class Outputs(Criterion):
 
     def __init__(self, graph: fx.GraphModule, batches: Sequence[Batch], loss: Loss | None) -> None:
         super().__init__(graph, batches, loss)
-        self.wanted = [_leaves(graph(batch.inputs)) for batch in batches]
+        self.wanted = []
+        for batch in batches:
+            outputs = graph(batch.inputs)
+            self.wanted.append(_leaves(outputs))
 
     def worth(self, graph: fx.GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
         """As a share; needs one run of the network for each layer."""
@@ -35,17 +38,20 @@ class Outputs(Criterion):
     def _change(self, graph: fx.GraphModule, layer: WholeLayer) -> float:
         apart = 0.0
         spread = 0.0
-        for batch, right in zip(self.batches, self.wanted, strict=True):
-            outputs = Without(graph, layer).run(batch.inputs)
-            for one, other in zip(_leaves(outputs), right, strict=True):
-                apart += _sum_of_squares(one - other)
-                mean = other.mean(0, keepdim=True)
-                spread += _sum_of_squares(other - mean)
-        return finite(apart / max(spread, 1e-30))
+        without = Without(graph, layer)
+        for batch, whole in zip(self.batches, self.wanted, strict=True):
+            outputs = without.run(batch.inputs)
+            for now, before in zip(_leaves(outputs), whole, strict=True):
+                apart += _sum_of_squares(now - before)
+                mean = before.mean(0, keepdim=True)
+                spread += _sum_of_squares(before - mean)
+        divisor = max(spread, 1e-30)
+        return finite(apart / divisor)
 
     def told(self, worth: float) -> str:
         """The root of the share, in percent."""
-        return f"the outputs change by {math.sqrt(worth):.1%}"
+        change = math.sqrt(worth)
+        return f"the outputs change by {change:.1%}"
 
 
 def _sum_of_squares(tensor: Tensor) -> float:
@@ -57,8 +63,11 @@ def _leaves(outputs: Any) -> Leaves:
     leaves, _ = flattened(outputs)
     found = []
     for leaf in leaves:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+        if not isinstance(leaf, Tensor):
             continue
-        is_wide = leaf.dtype == torch.float64
-        found.append(leaf if is_wide else leaf.float())
+        if not leaf.is_floating_point():
+            continue
+        if leaf.dtype != torch.float64:
+            leaf = leaf.float()
+        found.append(leaf)
     return found

@@ -1,5 +1,6 @@
 """The scales of batch norms: a branch that ends in small ones adds little."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, fx, nn
@@ -32,7 +33,9 @@ def _last_scale(graph: fx.GraphModule, layer: WholeLayer) -> float:
         if node.op != "call_module":
             continue
         module = graph.get_submodule(str(node.target))
-        if isinstance(module, _NORMS) and module.weight is not None:
-            weight: Tensor = module.weight
-            return float(weight.abs().mean())
-    return float("inf")
+        if not isinstance(module, _NORMS) or module.weight is None:
+            continue
+        weight: Tensor = module.weight
+        scales = weight.abs()
+        return float(scales.mean())
+    return math.inf

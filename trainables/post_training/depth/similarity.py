@@ -5,6 +5,7 @@ Both compare whole examples: what an example is at the beginning and at the end 
 whose ends have other shapes are not judged.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -13,8 +14,15 @@ from torch import Tensor, fx
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer
 from slimfront.trainables.penalties.cka import pairwise_cka
-from slimfront.trainables.post_training.depth.base import Criterion, criterion, ends, finite
-from slimfront.trainables.post_training.depth.features import features_at
+from slimfront.trainables.post_training.depth.base import (
+    Criterion,
+    Ends,
+    Nodes,
+    criterion,
+    ends,
+    finite,
+)
+from slimfront.trainables.post_training.depth.features import Features, features_at
 
 
 class Similarity(Criterion):
@@ -24,21 +32,32 @@ class Similarity(Criterion):
     def worth(self, graph: fx.GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
         """From 0, for a layer that changes nothing."""
         of_layers = [list(ends(layer)) for layer in layers]
-        nodes = {node for pairs in of_layers for pair in pairs for node in pair}
+        nodes: Nodes = set()
+        for pairs in of_layers:
+            for pair in pairs:
+                nodes.update(pair)
         features = features_at(graph, nodes, self.batches)
-        return [max(self._change(pair, features) for pair in pairs) for pairs in of_layers]
+        found = []
+        for pairs in of_layers:
+            changes = [self._change(pair, features) for pair in pairs]
+            found.append(max(changes))
+        return found
 
-    def _change(
-        self, pair: tuple[fx.Node, fx.Node], features: Sequence[dict[fx.Node, Tensor]]
-    ) -> float:
+    def _change(self, pair: Ends, features: Sequence[Features]) -> float:
+        beginning, end = pair
         total = 0.0
         examples = 0
         for heard in features:
-            before, after = (heard.get(node) for node in pair)
-            if before is None or after is None or before.shape != after.shape:
-                return float("inf")
-            total += len(before) * (1 - self.similarity(before.flatten(1), after.flatten(1)))
-            examples += len(before)
+            before = heard.get(beginning)
+            after = heard.get(end)
+            if before is None or after is None:
+                return math.inf
+            if before.shape != after.shape:
+                return math.inf
+            size = len(before)
+            similarity = self.similarity(before.flatten(1), after.flatten(1))
+            total += size * (1 - similarity)
+            examples += size
         return finite(total / examples)
 
     @abstractmethod
@@ -55,11 +74,13 @@ class Cosine(Similarity):
 
     def similarity(self, before: Tensor, after: Tensor) -> float:
         """From -1 to 1."""
-        return float(F.cosine_similarity(before, after, dim=1).mean())
+        cosines = F.cosine_similarity(before, after, dim=1)
+        return float(cosines.mean())
 
     def told(self, worth: float) -> str:
         """The cosine itself."""
-        return f"the cosine of its input and output is {1 - worth:.3f}"
+        cosine = 1 - worth
+        return f"the cosine of its input and output is {cosine:.3f}"
 
 
 @criterion("cka")
@@ -73,8 +94,10 @@ class Cka(Similarity):
         """From 0 to 1; of a batch of one example, which tells nothing, 0."""
         if len(before) == 1:
             return 0.0
-        return float(pairwise_cka([before, after], unbiased=False)[0, 1])
+        similarities = pairwise_cka([before, after], unbiased=False)
+        return float(similarities[0, 1])
 
     def told(self, worth: float) -> str:
         """CKA itself."""
-        return f"the CKA of its input and output is {1 - worth:.3f}"
+        similarity = 1 - worth
+        return f"the CKA of its input and output is {similarity:.3f}"

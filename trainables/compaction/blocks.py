@@ -57,5 +57,8 @@ class Shapes(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Runs one operation."""
         made = super().run_node(n)
-        self.found[n] = (tuple(made.shape), made.dtype) if isinstance(made, Tensor) else None
+        self.found[n] = None
+        if isinstance(made, Tensor):
+            shape = tuple(made.shape)
+            self.found[n] = shape, made.dtype
         return made

@@ -104,7 +104,9 @@ def relative_difference(
 
 
 def _badness(apart: float) -> float:
-    return math.inf if math.isnan(apart) else apart
+    if math.isnan(apart):
+        return math.inf
+    return apart
 
 
 def _smaller(model: nn.Module, inputs: Tensor, options: Compaction) -> _Smaller:
@@ -122,11 +124,14 @@ def _smaller(model: nn.Module, inputs: Tensor, options: Compaction) -> _Smaller:
         right = _right_removals(original, inputs, options)
         network, smaller = _tried(original, inputs, options, right)
     restore_types(network, original)
+    grown = ""
     may_grow = options.merge == "always"
-    grown = "" if may_grow else _grown(original, network, inputs, smaller.steps)
+    if not may_grow:
+        grown = _grown(original, network, inputs, smaller.steps)
     if grown:
         log.warning("compaction leaves the network as it is: it would have more %s", grown)
-        return _Smaller(make_quick(_unchanged(original)), [])
+        unchanged = _unchanged(original)
+        return _Smaller(make_quick(unchanged), [])
     make_quick(network)
     return smaller
 
@@ -186,9 +191,10 @@ def _grown(before: nn.Module, after: nn.Module, inputs: Tensor, steps: list[Step
 
 
 def _sizes(network: nn.Module) -> dict[str, float]:
-    entries = count_weights(network)
-    nonzero = count_nonzeros(network)
-    return {"parameters": entries, "non-zero parameters": nonzero}
+    return {
+        "parameters": count_weights(network),
+        "non-zero parameters": count_nonzeros(network),
+    }
 
 
 def _unchanged(original: fx.GraphModule) -> fx.GraphModule:

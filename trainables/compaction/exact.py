@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from slimfront.trainables.inputs import in_float64
 from slimfront.trainables.structure.agreement import outputs
 from slimfront.trainables.structure.copying import copied
+from slimfront.trainables.structure.graph import arguments
 
 _WIDENED = "widened"
 """Marks a node that was told to compute in float64; what it was told before."""
@@ -29,8 +30,10 @@ def in_float64_where_it_can(
 
 def type_of(network: nn.Module) -> torch.dtype:
     """The type that a network computes in."""
-    kinds = [p.dtype for p in network.parameters() if p.is_floating_point()]
-    return kinds[0] if kinds else torch.get_default_dtype()
+    for parameter in network.parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype
+    return torch.get_default_dtype()
 
 
 def restore_types(network: fx.GraphModule, original: fx.GraphModule) -> None:
@@ -78,13 +81,17 @@ def _narrow(network: fx.GraphModule) -> None:
 
 
 def _names_type(node: fx.Node, dtype: torch.dtype) -> bool:
-    values = (*node.args, *node.kwargs.values())
-    return any(value is dtype for value in values)
+    return any(value is dtype for value in arguments(node))
 
 
 def _rename_types(node: fx.Node, before: torch.dtype, after: torch.dtype) -> None:
     def renamed(value: Any) -> Any:
-        return after if value is before else value
+        if value is before:
+            return after
+        return value
 
     node.args = tuple(renamed(value) for value in node.args)
-    node.kwargs = {key: renamed(value) for key, value in node.kwargs.items()}
+    kwargs = {}
+    for name, value in node.kwargs.items():
+        kwargs[name] = renamed(value)
+    node.kwargs = kwargs

@@ -1,6 +1,7 @@
 """Changing the layers of a traced network."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -72,8 +73,14 @@ def with_weights(like: WeightLayer, weight: Tensor, bias: Tensor | None) -> Weig
 
 def set_module(graph: fx.GraphModule, name: str, module: nn.Module) -> None:
     """Puts `module` in the place of the submodule called `name`."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(graph.get_submodule(parent), leaf, module)
+    owner, leaf = _owner(graph, name)
+    setattr(owner, leaf, module)
+
+
+def _owner(network: fx.GraphModule, name: str) -> tuple[nn.Module, str]:
+    """The module that holds what has this name, and what it calls it."""
+    owner, _, leaf = name.rpartition(".")
+    return network.get_submodule(owner), leaf
 
 
 def set_called(graph: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
@@ -84,20 +91,22 @@ def set_called(graph: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
 def tensor_at(network: fx.GraphModule, name: str) -> Any:
     """The parameter or buffer of that name."""
     owner, _, leaf = name.rpartition(".")
-    holder = submodule(network, owner) if owner else network
+    holder: nn.Module = network
+    if owner:
+        holder = submodule(network, owner)
     return getattr(holder, leaf)
 
 
 def set_tensor(network: fx.GraphModule, name: str, tensor: Tensor) -> None:
     """Puts a parameter or buffer in the place of the one of that name."""
-    owner, _, leaf = name.rpartition(".")
-    setattr(network.get_submodule(owner), leaf, tensor)
+    owner, leaf = _owner(network, name)
+    setattr(owner, leaf, tensor)
 
 
 def delete_tensor(network: fx.GraphModule, name: str) -> None:
     """Takes the parameter or buffer of that name away."""
-    owner, _, leaf = name.rpartition(".")
-    delattr(network.get_submodule(owner), leaf)
+    owner, leaf = _owner(network, name)
+    delattr(owner, leaf)
 
 
 def bypass(graph: fx.GraphModule, node: fx.Node) -> None:
@@ -110,7 +119,10 @@ def bypass(graph: fx.GraphModule, node: fx.Node) -> None:
 
 def count_nonzeros(layer: nn.Module) -> int:
     """How many entries of a layer's parameters are not zero."""
-    return sum(int(p.count_nonzero()) for p in layer.parameters())
+    count = 0
+    for parameter in layer.parameters():
+        count += int(parameter.count_nonzero())
+    return count
 
 
 def count_weights(layer: nn.Module) -> int:
@@ -164,11 +176,14 @@ def clear_rounding(graph: fx.GraphModule, folded: list[str], dtype: torch.dtype)
 
 
 def _in_float64(layer: Layer) -> Layer:
-    wide = copy.deepcopy(layer.layer).double()
-    norm = None
-    if layer.norm is not None:
-        norm = copy.deepcopy(layer.norm).double()
-    return Layer(layer.name, wide, norm, layer.node, layer.last)
+    norm = layer.norm
+    if norm is not None:
+        norm = copy.deepcopy(norm).double()
+    return replace(
+        layer,
+        layer=copy.deepcopy(layer.layer).double(),
+        norm=norm,
+    )
 
 
 def nonnegative_when_trained(graph: fx.GraphModule) -> set[fx.Node]:
@@ -177,4 +192,8 @@ def nonnegative_when_trained(graph: fx.GraphModule) -> set[fx.Node]:
     for layer in layers_of(graph):
         if layer.norm is None and not layer.active():
             inactive.add(layer.node)
-    return nonnegative_nodes(graph, lambda node: node in inactive)
+
+    def is_inactive(node: fx.Node) -> bool:
+        return node in inactive
+
+    return nonnegative_nodes(graph, is_inactive)

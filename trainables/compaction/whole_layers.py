@@ -89,7 +89,11 @@ def whole_layers(graph: fx.GraphModule, inputs: Tensor) -> list[WholeLayer]:
     graph.recompile()
     note_ranks(graph, inputs)
     shapes = Shapes(graph).of(inputs)
-    found = [*_branches(graph, shapes), *_inner(graph, shapes), *_merging(graph)]
+    found = [
+        *_branches(graph, shapes),
+        *_inner(graph, shapes),
+        *_merging(graph),
+    ]
     places = {node: place for place, node in enumerate(graph.graph.nodes)}
 
     def first_place(layer: WholeLayer) -> int:
@@ -144,31 +148,43 @@ def _branches(graph: fx.GraphModule, shapes: Made) -> Iterator[WholeLayer]:
     for branch in residual_branches(graph):
         if shapes[branch.shortcut] != shapes[branch.addition]:
             continue
-        what = "the residual branch that ends in it"
-        passes = {branch.addition: branch.shortcut}
-        yield WholeLayer(branch.name, what, passes)
+        yield WholeLayer(
+            name=branch.name,
+            what="the residual branch that ends in it",
+            passes={branch.addition: branch.shortcut},
+        )
 
 
 def _inner(graph: fx.GraphModule, shapes: Made) -> Iterator[WholeLayer]:
     """Layers between activations that keep the shape."""
     for layer in layers_of(graph):
-        source = layer.node.args[0]
         activation = _activation_behind(graph, layer)
-        if activation is None or not isinstance(source, fx.Node):
+        if activation is None:
             continue
-        if not _is_activated(graph, source) or shapes[source] != shapes[layer.last]:
+        source = layer.node.args[0]
+        if not isinstance(source, fx.Node):
+            continue
+        if not _is_activated(graph, source):
+            continue
+        if shapes[source] != shapes[layer.last]:
             continue
         passes = {layer.node: source}
         if layer.last is not layer.node:
             passes[layer.last] = layer.node
         passes[activation] = layer.last
-        yield WholeLayer(layer.name, "the layer and its activation", passes)
+        yield WholeLayer(
+            name=layer.name,
+            what="the layer and its activation",
+            passes=passes,
+        )
 
 
 def _activation_behind(graph: fx.GraphModule, layer: Layer) -> fx.Node | None:
     """The activation that alone reads what a layer gives; None if there is none."""
     reader = only_user(layer.last)
-    if reader is None or not calls(graph, reader, _ACTIVATIONS):
+    if reader is None:
+        return None
+    if not is_activation(graph, reader):
         return None
     return reader
 
@@ -177,7 +193,7 @@ def _is_activated(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether it is what an activation gave, or pools and the like of that."""
     while calls(graph, node, _PASSED):
         node = node.all_input_nodes[0]
-    return calls(graph, node, _ACTIVATIONS)
+    return is_activation(graph, node)
 
 
 def _merging(graph: fx.GraphModule) -> Iterator[WholeLayer]:
@@ -188,17 +204,23 @@ def _merging(graph: fx.GraphModule) -> Iterator[WholeLayer]:
         if activation is None:
             continue
         after = only_user(activation)
-        while after is not None and calls(graph, after, _UNCHANGED):
+        while calls(graph, after, _UNCHANGED):
+            assert after is not None
             after = only_user(after)
         following = weight_layer(graph, after)
-        if after is None or following is None or counts[after.target] > 1:
+        if after is None or following is None:
+            continue
+        if counts[after.target] > 1:
             continue
         if _combined(layer, following) is None:
             continue
         name = str(after.target)
-        what = f"its activation, so that it merges into '{name}'"
-        passes = {activation: layer.last}
-        yield WholeLayer(layer.name, what, passes, merges=(layer, name))
+        yield WholeLayer(
+            name=layer.name,
+            what=f"its activation, so that it merges into '{name}'",
+            passes={activation: layer.last},
+            merges=(layer, name),
+        )
 
 
 @torch.no_grad()
@@ -214,5 +236,8 @@ def _combined(layer: Layer, following: nn.Module) -> WeightLayer | None:
     combined = product(first, following)
     if combined is None:
         return None
-    costs_more = is_larger(combined, first, following) or is_denser(combined, first, following)
-    return None if costs_more else combined
+    if is_larger(combined, first, following):
+        return None
+    if is_denser(combined, first, following):
+        return None
+    return combined

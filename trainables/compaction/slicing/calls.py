@@ -27,6 +27,16 @@ class NewCall:
     args: Any
     kwargs: Any
 
+    @classmethod
+    def of(cls, node: fx.Node, args: Any, kwargs: Any) -> "NewCall":
+        """What a node is already, called with other arguments."""
+        return cls(
+            op=node.op,
+            target=node.target,
+            args=args,
+            kwargs=kwargs,
+        )
+
     def write(self, node: fx.Node) -> None:
         """Makes a node this call."""
         node.op = self.op
@@ -59,11 +69,13 @@ class _Calls:
 
     def rewritten(self, node: fx.Node) -> NewCall | None:
         """A node's call without the units; None if it stays as it is."""
-        made = self.slices.known(node)
-        if node.op == "placeholder" or not has_tensors(made):
+        if node.op == "placeholder":
             return None
-        is_call = node.op in ("call_function", "call_method")
-        name = function_name(node) if is_call else ""
+        if not has_tensors(self.slices.known(node)):
+            return None
+        if node.op not in ("call_function", "call_method"):
+            return self._with_numbers(node)
+        name = function_name(node)
         if name == "scaled_dot_product_attention":
             return self._with_scale(node)
         if name not in MOVES or not self._is_touched(node):
@@ -89,11 +101,14 @@ class _Calls:
         if after == before:
             return None
         args, kwargs = after
-        return NewCall(node.op, node.target, args, kwargs)
+        return NewCall.of(node, args, kwargs)
 
     def _number(self, source: fx.Node) -> Any:
-        stays = source in self.slices.by_batch or source not in self.changed
-        return source if stays else self.slices.known(source)
+        if source in self.slices.by_batch:
+            return source
+        if source in self.changed:
+            return self.slices.known(source)
+        return source
 
     def _with_scale(self, node: fx.Node) -> NewCall | None:
         """Attention whose scale stays what it was by the width of its queries."""
@@ -102,14 +117,14 @@ class _Calls:
         if width is None or node.kwargs.get("scale") is not None:
             return self._with_numbers(node)
         kwargs = {**node.kwargs, "scale": width**-0.5}
-        return NewCall(node.op, node.target, node.args, kwargs)
+        return NewCall.of(node, node.args, kwargs)
 
     def _moved(self, node: fx.Node, name: str) -> NewCall:
         """A call that only moves entries, with other sizes and bounds."""
         if name in _SPLITS:
             return self._split(node)
         args = self._moved_arguments(node, name)
-        return NewCall(node.op, node.target, tuple(args), dict(node.kwargs))
+        return NewCall.of(node, tuple(args), dict(node.kwargs))
 
     def _moved_arguments(self, node: fx.Node, name: str) -> list[Any]:
         made = self.slices.known(node)
@@ -121,37 +136,46 @@ class _Calls:
             tensor, axis, sizes = args
             return [tensor, axis, self._unflattened(axis, sizes, made)]
         known = self.slices.known_input(node)
+        bounds = Bounds(self.slices, node, known)
         if name == "getitem" and isinstance(known, Known):
             tensor, index = args
-            bounds = Bounds(self.slices, node, known)
             return [tensor, bounds.of_index(index)]
         if name in ("slice", "narrow", "select"):
-            bounds = Bounds(self.slices, node, known)
             return bounds.of_call(name, args)
         return args
 
     def _split(self, node: fx.Node) -> NewCall:
         """A split into parts of the sizes that they will have."""
         kwargs: dict[str, Any] = dict(node.kwargs)
-        axis: Any = node.args[2] if len(node.args) > 2 else 0
+        axis: Any = 0
+        if len(node.args) > 2:
+            axis = node.args[2]
         axis = kwargs.pop("dim", axis)
         parts = self.slices.known(node)
         sizes = [self.slices.shape(part)[axis] for part in parts]
-        args = (node.args[0], sizes, axis)
+        op = "call_method"
+        target: Any = "split"
         if isinstance(node.target, OpOverload):
-            by_sizes = torch.ops.aten.split_with_sizes.default
-            return NewCall("call_function", by_sizes, args, kwargs)
-        return NewCall("call_method", "split", args, kwargs)
+            op = "call_function"
+            target = torch.ops.aten.split_with_sizes.default
+        return NewCall(
+            op=op,
+            target=target,
+            args=(node.args[0], sizes, axis),
+            kwargs=kwargs,
+        )
 
     def _sizes(self, sizes: list[Any], made: Known) -> list[Any]:
         """The sizes of `view` and the like, which stand one by one or in a list."""
-        nested = len(sizes) == 1 and isinstance(sizes[0], list | tuple)
-        given = list(sizes[0]) if nested else sizes
         shape = self.slices.shape(made)
-        if len(given) != len(shape):
+        if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
+            in_list = list(sizes[0])
+            if len(in_list) != len(shape):
+                return sizes
+            return [self._each_size(in_list, shape)]
+        if len(sizes) != len(shape):
             return sizes
-        new = self._each_size(given, shape)
-        return [new] if nested else new
+        return self._each_size(sizes, shape)
 
     def _unflattened(self, axis: int, sizes: Any, made: Known) -> tuple[Any, ...]:
         """The sizes that an axis is parted into."""
@@ -162,13 +186,15 @@ class _Calls:
         return tuple(self._each_size(sizes, shape[start:end]))
 
     def _each_size(self, sizes: Any, wanted: tuple[int, ...]) -> list[Any]:
-        pairs = zip(sizes, wanted, strict=True)
-        return [self._size(size, each) for size, each in pairs]
+        found = []
+        for size, each in zip(sizes, wanted, strict=True):
+            found.append(self._size(size, each))
+        return found
 
     def _size(self, size: Any, wanted: int) -> Any:
-        if isinstance(size, fx.Node):
-            return size if self._will_be(size, wanted) else wanted
-        if size == -1:
+        if isinstance(size, fx.Node) and self._will_be(size, wanted):
+            return size
+        if not isinstance(size, fx.Node) and size == -1:
             return size
         return wanted
 
@@ -176,8 +202,9 @@ class _Calls:
         """Whether a node that makes a size will make the one that is wanted."""
         if size in self.slices.by_batch:
             return True
-        unchanged = size not in self.changed
-        return unchanged and bool(self.slices.known(size) == wanted)
+        if size in self.changed:
+            return False
+        return bool(self.slices.known(size) == wanted)
 
 
 def _check_move(slices: Slices, node: fx.Node, call: NewCall) -> None:
@@ -220,7 +247,9 @@ def _value(slices: Slices, node: fx.Node) -> Any:
 def _compare(slices: Slices, node: fx.Node, unit_map: Tensor, moved: Any) -> None:
     """Compares the `moved` numbers of units with those of what the node makes."""
     outputs = list(found_in(slices.known(node)))
-    pieces = list(moved) if isinstance(moved, list | tuple) else [moved]
+    pieces = [moved]
+    if isinstance(moved, list | tuple):
+        pieces = list(moved)
     wanted_shapes = [slices.shape(output) for output in outputs]
     if [piece.shape for piece in pieces] != wanted_shapes:
         raise CannotSlice(node)

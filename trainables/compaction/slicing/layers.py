@@ -35,7 +35,9 @@ def _along_axes(slices: Slices, tensor: Tensor, axes: list[Tensor | None]) -> Te
     """A tensor with what stays of the units along each of its axes."""
     sizes = tensor.shape
     for axis, units in enumerate(axes):
-        if units is None or units.numel() != sizes[axis]:
+        if units is None:
+            continue
+        if units.numel() != sizes[axis]:
             continue
         kept = slices.kept(units)
         if kept.all():
@@ -78,7 +80,8 @@ def settle_modules(slices: Slices) -> None:
 
 def _settle_attention(slices: Slices, node: fx.Node, module: Attention | ScaledDotProduct) -> None:
     """Tells attention how many heads stay, and the scale that it had by their width."""
-    before = heads = 1
+    before = 1
+    heads = 1
     if isinstance(module, Attention):
         before = heads = module.heads
         for units in slices.counted_units(str(node.target)):
@@ -94,8 +97,12 @@ def _settle_attention(slices: Slices, node: fx.Node, module: Attention | ScaledD
 def _settle(slices: Slices, name: str, module: nn.Module) -> None:
     """Tells a layer its new sizes; one that counts, how many there were."""
     counted = next(slices.counted_units(name), None)
-    kept = None if counted is None else slices.kept(counted)
-    if kept is None or kept.all():
+    if counted is None:
         settle(module)
         return
-    set_module(slices.network, name, counting(module, kept))
+    kept = slices.kept(counted)
+    if kept.all():
+        settle(module)
+        return
+    norm = counting(module, kept)
+    set_module(slices.network, name, norm)

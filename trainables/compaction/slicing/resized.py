@@ -10,7 +10,9 @@ from torch import Tensor, nn
 def parameter_like(before: Tensor, after: Tensor) -> Tensor:
     """A parameter in the place of a parameter."""
     after = after.clone(memory_format=torch.contiguous_format)
-    return nn.Parameter(after, before.requires_grad) if isinstance(before, nn.Parameter) else after
+    if not isinstance(before, nn.Parameter):
+        return after
+    return nn.Parameter(after, before.requires_grad)
 
 
 def replace_tensors(network: nn.Module, new: dict[int, Tensor]) -> None:
@@ -32,24 +34,27 @@ def _settle_linear(module: nn.Linear) -> None:
 def _settle_conv(module: Any) -> None:
     rows, columns = module.weight.shape[:2]
     if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        module.in_channels, module.out_channels = rows, columns * module.groups
+        module.in_channels = rows
+        module.out_channels = columns * module.groups
     else:
-        module.out_channels, module.in_channels = rows, columns * module.groups
+        module.out_channels = rows
+        module.in_channels = columns * module.groups
 
 
 def _settle_norm(module: Any) -> None:
     for leaf in ("weight", "running_mean"):
-        if getattr(module, leaf, None) is not None:
-            module.num_features = len(getattr(module, leaf))
+        tensor = getattr(module, leaf, None)
+        if tensor is not None:
+            module.num_features = len(tensor)
 
 
 def _settle_recurrent(module: Any) -> None:
-    module.input_size = module.weight_ih_l0.shape[1]
-    module.hidden_size = module.weight_hh_l0.shape[1]
+    _, module.input_size = module.weight_ih_l0.shape
+    _, module.hidden_size = module.weight_hh_l0.shape
 
 
 def _settle_embedding(module: nn.Embedding) -> None:
-    module.embedding_dim = module.weight.shape[1]
+    _, module.embedding_dim = module.weight.shape
 
 
 def _settle_bilinear(module: nn.Bilinear) -> None:

@@ -67,17 +67,17 @@ class Slices:
     def kept_along(self, known: Known, axis: int) -> Tensor:
         """Which places along an axis have anything that stays: (size,)."""
         found = self.mask(known)
-        others = tuple(other for other in range(known.dim) if other != axis)
-        if others:
-            found = found.any(dim=others)
+        for other in range(known.dim):
+            if other != axis:
+                found = found.any(dim=other, keepdim=True)
         size = known.shape[axis]
         return found.reshape(-1).expand(size)
 
     def old_width(self, query: Known, heads_before: int = 1, heads_left: int = 1) -> int | None:
         """How wide each head of queries was, if it becomes narrower; None if not."""
         width_before = query.shape[-1] // heads_before
-        width_left = self.shape(query)[-1] // heads_left
-        if width_left == width_before:
+        *_, width = self.shape(query)
+        if width // heads_left == width_before:
             return None
         return width_before
 

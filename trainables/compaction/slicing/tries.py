@@ -39,10 +39,17 @@ def sliced(
         gone = walk.units.removable(rows=rows, multiple=multiple)
         lost = _lost(walk, gone)
         if not lost:
-            return None if stuck or walk.unknown else {}
-        by_batch = follow_batch(copy, walk, inputs)
+            if stuck or walk.unknown:
+                return None
+            return {}
+        slices = Slices(
+            network=copy,
+            walk=walk,
+            gone=gone,
+            by_batch=follow_batch(copy, walk, inputs),
+        )
         try:
-            _take_out(Slices(copy, walk, gone, by_batch))
+            _take_out(slices)
         except CannotSlice as error:
             stuck.append(error.node.name)
             continue
@@ -69,8 +76,9 @@ def _made(walk: Walk) -> Iterator[tuple[str, Tensor]]:
     for name, axes in walk.tensors.items():
         owner, _, _ = name.rpartition(".")
         for axis, units in enumerate(axes):
-            makes = axis == 0 or (name, axis) in walk.writing
-            if makes and units is not None:
+            if units is None:
+                continue
+            if axis == 0 or (name, axis) in walk.writing:
                 yield owner or name, units
 
 

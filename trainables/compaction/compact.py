@@ -142,11 +142,15 @@ def _tried(
     """The network after all exact steps with these kinds of removal."""
     start = start_of(original, inputs, options)
     network, done = reduced(start, options, removals)
-    steps = [*start.steps, *done]
     apart = start.probe.difference(network, start.tolerance)
     if apart <= start.tolerance:
         apart = 0.0
-    return network, _Smaller(network, steps, apart)
+    smaller = _Smaller(
+        network=network,
+        steps=[*start.steps, *done],
+        apart=apart,
+    )
+    return network, smaller
 
 
 def _right_removals(
@@ -178,8 +182,7 @@ def _grown(before: nn.Module, after: nn.Module, inputs: Tensor, steps: list[Step
     """
     sizes_before = _sizes(before)
     sizes_after = _sizes(after)
-    merged = any(action == "merged" for _, action, _ in steps)
-    if merged and any(isinstance(module, Conv) for module in after.modules()):
+    if _may_have_merged_convolutions(after, steps):
         one_input = inputs[:1]
         sizes_before["FLOPs"] = count_flops(before, one_input)
         sizes_after["FLOPs"] = count_flops(after, one_input)
@@ -188,6 +191,13 @@ def _grown(before: nn.Module, after: nn.Module, inputs: Tensor, steps: list[Step
         if sizes_after[name] > size:
             grown.append(name)
     return " and ".join(grown)
+
+
+def _may_have_merged_convolutions(network: nn.Module, steps: list[Step]) -> bool:
+    actions = {action for _, action, _ in steps}
+    if "merged" not in actions:
+        return False
+    return any(isinstance(module, Conv) for module in network.modules())
 
 
 def _sizes(network: nn.Module) -> dict[str, float]:

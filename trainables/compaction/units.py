@@ -320,7 +320,8 @@ def _keep_units(graph: fx.GraphModule, path: _Path, staying: _Staying) -> Tensor
     bias = None
     if layer.bias is not None:
         bias = layer.bias[kept] * share
-    set_called(graph, path.node, with_weights(layer, weight, bias))
+    smaller = with_weights(layer, weight, bias)
+    set_called(graph, path.node, smaller)
     columns = read[:, kept] * share.view(-1, 1)
     outputs, _, *kernel = path.following.weight.shape
     return columns.reshape(outputs, -1, *kernel)

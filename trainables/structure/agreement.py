@@ -289,8 +289,12 @@ def _last(inputs: Tensor, *counts: int) -> Iterator[Tensor]:
 def _recombined(generator: torch.Generator, count: int, real: Tensor) -> Tensor:
     """Real values (N, …) in new combinations, (count, …)."""
     features = real.reshape(len(real), -1)
-    shape = (count, features.shape[1])
-    drawn = torch.randint(len(real), shape, generator=generator)
+    _, width = features.shape
+    drawn = torch.randint(
+        len(real),
+        size=(count, width),
+        generator=generator,
+    )
     values = features.gather(0, drawn.to(real.device))
     return values.reshape(count, *real.shape[1:])
 
@@ -311,7 +315,10 @@ def _normal(generator: torch.Generator, count: int, real: Tensor) -> Tensor:
     scale = real.abs().max()
     if real.numel() > 1:
         scale = real.std()
-    shape = (count, *real.shape[1:])
-    normal = torch.randn(shape, generator=generator, dtype=torch.float64)
+    normal = torch.randn(
+        size=(count, *real.shape[1:]),
+        generator=generator,
+        dtype=torch.float64,
+    )
     scaled = normal.to(real) * scale
     return scaled + real.mean()

@@ -67,11 +67,12 @@ class UnitGroup:
         """Which units have a row that is not all 0: (units,) bool."""
         alive = torch.zeros(self.units, dtype=torch.bool)
         for name, owners in self.writers.items():
-            parameter = parameters[name].detach().cpu()
-            rows = self.rows(name, parameter)
+            parameter = parameters[name].detach()
+            rows = self.rows(name, parameter.cpu())
             flat = rows.reshape(len(rows), -1)
-            of_a_unit = owners >= 0
-            of_alive = owners[flat.any(1) & of_a_unit]
+            is_alive = flat.any(1)
+            is_of_a_unit = owners >= 0
+            of_alive = owners[is_alive & is_of_a_unit]
             alive[of_alive] = True
         return alive
 
@@ -79,8 +80,9 @@ class UnitGroup:
     def zero(self, parameters: Mapping[str, Tensor], units: Tensor) -> None:
         """Sets the rows of these units (units,) bool to 0, in place."""
         for name, owners in self.writers.items():
-            of_a_unit = owners >= 0
-            is_theirs = units[owners.clamp(min=0)] & of_a_unit
+            is_of_a_unit = owners >= 0
+            some_unit = owners.clamp(min=0)
+            is_theirs = units[some_unit] & is_of_a_unit
             rows = self.rows(name, parameters[name])
             rows[is_theirs.to(rows.device)] = 0
 
@@ -287,14 +289,16 @@ def _note_reader(readers: dict[str, Tensor], item: Any, name: str, units: int) -
     left out."""
     if any(channel is None for channel in item.root_idxs):
         return
+    parameter = f"{name}.weight"
     width = item.dep.layer.weight.shape[1]
     columns = torch.tensor(item.idxs) % width
     of_columns = torch.tensor(item.root_idxs) % units
-    parameter = f"{name}.weight"
-    no_unit = torch.full((width,), -1)
-    owners = readers.get(parameter, no_unit).clone()
+    owners = torch.full((width,), -1)
+    if parameter in readers:
+        owners = readers[parameter].clone()
     owners[columns] = of_columns
-    if torch.equal(owners[columns], of_columns):
+    of_one_unit = torch.equal(owners[columns], of_columns)
+    if of_one_unit:
         readers[parameter] = owners
 
 

@@ -34,11 +34,13 @@ class Compared:
 
     def relative(self, tolerance: float) -> float:
         """The largest difference, relative to the element's spread."""
-        spread = (self.high - self.low).clamp_min(0)
+        spread = self.high - self.low
+        spread = spread.clamp_min(0)
         rounding = _ROUNDING * self.eps / tolerance
         scale = spread + self.largest * rounding
         smallest = torch.finfo(torch.float64).tiny
-        relative = self.apart / scale.clamp_min(smallest)
+        scale = scale.clamp_min(smallest)
+        relative = self.apart / scale
         return float(relative.max())
 
 

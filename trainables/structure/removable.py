@@ -206,37 +206,46 @@ def _draw(network: nn.Module, generator: torch.Generator) -> None:
     """Draws the parameters of layers anew, and scales the others."""
     of_layers: set[int] = set()
     for module in network.modules():
-        if isinstance(module, WeightLayer | BatchNorm):
-            _draw_layer(module, generator)
-            for parameter in module.parameters(recurse=False):
-                of_layers.add(id(parameter))
+        if not isinstance(module, WeightLayer | BatchNorm):
+            continue
+        _draw_layer(module, generator)
+        for parameter in module.parameters(recurse=False):
+            of_layers.add(id(parameter))
     for parameter in network.parameters():  # what its code does with others is not known
-        if id(parameter) not in of_layers and parameter.is_floating_point():
-            factor = torch.rand(parameter.shape, generator=generator)
-            parameter.mul_(0.5 + factor.to(parameter))
+        if id(parameter) in of_layers or not parameter.is_floating_point():
+            continue
+        factor = torch.rand(parameter.shape, generator=generator)
+        parameter.mul_(0.5 + factor.to(parameter))
 
 
 def _draw_layer(layer: WeightLayer | BatchNorm, generator: torch.Generator) -> None:
     if layer.weight is not None:
         of_one_row = layer.weight[0].numel()
-        _redraw(layer.weight, generator, of_one_row**-0.5)
+        _redraw(layer.weight, generator, scale=of_one_row**-0.5)
     if layer.bias is not None:  # small, so that inputs decide what a ReLU lets through
-        _redraw(layer.bias, generator, _BIAS)
-    if isinstance(layer, BatchNorm) and layer.running_mean is not None:
-        mean = layer.running_mean
-        variance = layer.running_var
-        assert variance is not None
-        drawn = torch.randn(mean.shape, generator=generator)
-        mean.copy_(drawn * _BIAS)
-        drawn = torch.rand(variance.shape, generator=generator)
-        variance.copy_(0.5 + drawn)
+        _redraw(layer.bias, generator, scale=_BIAS)
+    if isinstance(layer, BatchNorm):
+        _draw_statistics(layer, generator)
+
+
+def _draw_statistics(norm: BatchNorm, generator: torch.Generator) -> None:
+    mean = norm.running_mean
+    variance = norm.running_var
+    if mean is None:
+        return
+    assert variance is not None
+    drawn = torch.randn(mean.shape, generator=generator)
+    mean.copy_(drawn * _BIAS)
+    drawn = torch.rand(variance.shape, generator=generator)
+    variance.copy_(0.5 + drawn)
 
 
 def _redraw(parameter: Tensor, generator: torch.Generator, scale: float) -> None:
     """Draws a parameter anew where it is not zero."""
     drawn = torch.randn(parameter.shape, generator=generator)
     values = drawn.to(parameter) * scale
-    parameter.copy_(torch.where(parameter != 0, values, 0))
+    nonzero = parameter != 0
+    parameter.copy_(torch.where(nonzero, values, 0))
 
 
 def _zeroed(network: nn.Module, groups: list[ChannelGroup], units: dict[str, Tensor]) -> nn.Module:
@@ -244,8 +253,9 @@ def _zeroed(network: nn.Module, groups: list[ChannelGroup], units: dict[str, Ten
     zeroed = copied(network).eval()
     parameters = dict(zeroed.named_parameters())
     for group in groups:
-        if group.name in units:
-            group.zero(parameters, units[group.name])
+        if group.name not in units:
+            continue
+        group.zero(parameters, units[group.name])
     return zeroed
 
 

@@ -183,7 +183,9 @@ def _noted(walk: Walk) -> Iterator[tuple[str, int, Tensor]]:
     """The parameters and buffers by name, the axes along which they have units, and those."""
     for name, axes in walk.tensors.items():
         for axis, units in enumerate(axes):
-            if units is not None and units.numel():
+            if units is None:
+                continue
+            if units.numel():
                 yield name, axis, units
 
 
@@ -196,29 +198,34 @@ def _is_parameter(graph: fx.GraphModule, name: str) -> bool:
 
 def _candidates(walk: Walk) -> list[_Candidates]:
     """Units that can go alone, and sets that stand for all of a head, by what they are rows of."""
-    may_go = walk.units.removable(structure_only=True)
     places = _places_of_units(walk)
     sets_at: dict[tuple[str, ...], list[Tensor]] = {}
-
-    def add(units: Tensor, of_units: Iterable[str]) -> None:
-        key = tuple(sorted(of_units))
+    for units in _sets_that_may_go(walk, places):
+        rows: set[str] = set()
+        for root in units.tolist():
+            rows.update(places.get(root, ()))
+        if not rows:
+            continue
+        key = tuple(sorted(rows))
         sets = sets_at.setdefault(key, [])
         sets.append(units)
+    return [_Candidates(walk, sets) for sets in sets_at.values()]
 
+
+def _sets_that_may_go(walk: Walk, places: Iterable[int]) -> Iterator[Tensor]:
+    """Each unit of `places` that can go alone, and then the sets that go at once, if the structure
+    lets them."""
+    may_go = walk.units.removable(structure_only=True)
     within = walk.units.parts()
-    for root, of_root in places.items():
-        if root not in within and bool(may_go[root]):
-            add(torch.tensor([root]), of_root)
+    for root in places:
+        if root in within:
+            continue
+        if may_go[root]:
+            yield torch.tensor([root])
     roots = walk.units.roots()
     for whole in walk.units.whole_sets(roots):
-        if not may_go[whole].all():
-            continue
-        of_whole: set[str] = set()
-        for root in whole.tolist():
-            of_whole.update(places.get(root, ()))
-        if of_whole:
-            add(whole, of_whole)
-    return [_Candidates(walk, sets) for sets in sets_at.values()]
+        if may_go[whole].all():
+            yield whole
 
 
 def _places_of_units(walk: Walk) -> dict[int, list[str]]:
@@ -227,10 +234,12 @@ def _places_of_units(walk: Walk) -> dict[int, list[str]]:
     roots = walk.units.roots()
     found: dict[int, list[str]] = {}
     for name, axis, units in _noted(walk):
+        place = f"{name}:{axis}"
         there = units[units != NONE]
-        for root in roots[there].unique().tolist():
+        different = roots[there].unique()
+        for root in different.tolist():
             places = found.setdefault(root, [])
-            places.append(f"{name}:{axis}")
+            places.append(place)
     return found
 
 

@@ -42,10 +42,6 @@ def _weight_of(node: fx.Node) -> Any:
     return node.kwargs.get("weight")
 
 
-def _argument(node: fx.Node, place: int, name: str) -> Any:
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
-
-
 def _steps(weight: Any, reader: fx.Node) -> list[fx.Node] | None:
     """The nodes that make a weight, in the order of the graph, if they read nothing but parameters
     and only `reader` reads what they make; None if not, or if it is a parameter."""

@@ -46,8 +46,8 @@ def _attended(walk: Walk, query: Known, key: Known, value: Known, mask: Known | 
     of_values = walk.left_of(value.unit_maps, [positions], _OVER_ALL)
     _read_scores(walk, scores.unit_maps, of_values)
     *in_front, _, _ = scores.shape
-    rows = query.shape[-2]
-    width = value.shape[-1]
+    *_, rows, _ = query.shape
+    *_, width = value.shape
     shape = torch.Size([*in_front, rows, width])
     sides = [
         Known(shape, scores.unit_maps),
@@ -61,9 +61,12 @@ def _attended(walk: Walk, query: Known, key: Known, value: Known, mask: Known | 
 def _scores(walk: Walk, query: Known, key: Known) -> Known:
     """The scores (…, L, S), as (…, 1, 1): they go as a whole along queries and keys."""
     batch = "abcdefgh"[: query.dim - 2]
-    queries = Lettered(query, batch + "ld")
-    keys = Lettered(key, batch + "sd")
-    scores = contract(walk, queries, keys, batch + "ls")
+    scores = contract(
+        walk,
+        Lettered(query, batch + "ld"),
+        Lettered(key, batch + "sd"),
+        out=batch + "ls",
+    )
     return _over_all(walk, scores)
 
 
@@ -71,10 +74,11 @@ def _over_all(walk: Walk, scores: Known) -> Known:
     """Scores, or a mask of them, without the axes of queries and keys."""
     keys = scores.dim - 1
     queries = scores.dim - 2
-    unit_maps = walk.left_of(scores.unit_maps, [keys, queries], _OVER_ALL)
     in_front = scores.shape[:-2]
-    shape = torch.Size([*in_front, 1, 1])
-    return Known(shape, unit_maps)
+    return Known(
+        shape=torch.Size([*in_front, 1, 1]),
+        unit_maps=walk.left_of(scores.unit_maps, [keys, queries], _OVER_ALL),
+    )
 
 
 def _masked(walk: Walk, scores: Known, mask: Known) -> Known:
@@ -194,7 +198,7 @@ def _projects(layer: CalledLayer, side: Known, leaf: str) -> None:
         weight = getattr(layer.module, leaf)
         unused = ~weight.any(0)
         zero_in = side.zero_along(last)
-        walk.units.read(read, zero_in | unused)
+        walk.units.read(read, harmless=zero_in | unused)
     name = f"{layer.name}.{leaf}"
     walk.tensor(name, 1, read, reads=True)
 

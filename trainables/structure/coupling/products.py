@@ -188,11 +188,12 @@ def contract(walk: Walk, one: Lettered, other: Lettered, out: str) -> Known:
     other = other.without_ones(walk, one)
     summed = _not_in(out, one.letters + other.letters)
     order = out + summed
+    summed_axes = range(len(out), len(order))
     mine = one.spread(order)
     theirs = other.spread(order)
     zero = mine.zeros() | theirs.zeros()
     unit_maps: list[Tensor] = []
-    for axis in range(len(out), len(order)):
+    for axis in summed_axes:
         unit_maps += _summed(walk, mine, theirs, axis, zero)
         mine = mine.without_units(axis)
         theirs = theirs.without_units(axis)
@@ -201,11 +202,12 @@ def contract(walk: Walk, one: Lettered, other: Lettered, out: str) -> Known:
     flat = _without_last(unit_maps, len(summed))
     for axis in _with_units_on_one_side(one, other, out):
         flat = walk.left_of(flat, [axis], "it meets what has no units")
-    shape = _shape(one, other, out)
-    made = Known(shape, walk.apart(flat))
     if summed:
-        axes = range(len(out), len(order))
-        zero = zero.all(dim=tuple(axes))
+        zero = zero.all(dim=tuple(summed_axes))
+    made = Known(
+        shape=_shape(one, other, out),
+        unit_maps=walk.apart(flat),
+    )
     return made.with_zero(compressed(zero))
 
 
@@ -253,7 +255,8 @@ def _summed(walk: Walk, mine: Known, theirs: Known, axis: int, zero: Tensor) -> 
     one = mine.along(axis)
     other = theirs.along(axis)
     if not one or not other:
-        return walk.left_of([*one, *other], [axis], "a product sums over them")
+        on_one_side = [*one, *other]
+        return walk.left_of(on_one_side, [axis], "a product sums over them")
     first = one[0]
     second = other[0]
     walk.units.tie(first, second)

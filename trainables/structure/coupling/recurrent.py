@@ -19,7 +19,8 @@ def recurrent(walk: Walk, call: Call) -> Any:
     biases is 0 all along."""
     layer = layer_of(walk, call)
     module = layer.module
-    if len(call.args) > 1 or call.kwargs or module.proj_size:
+    starts_from_zero = len(call.args) == 1 and not call.kwargs
+    if not starts_from_zero or module.proj_size:
         layer.keep_all()
         return NotImplemented
     known = call.input
@@ -43,8 +44,10 @@ def recurrent(walk: Walk, call: Call) -> Any:
     made, ends = walk.made[call.node]
     last = made.last_axis
     own = along(read, last, made.dim)
-    unit_maps = walk.apart([*rest.unit_maps, own])
-    out = Known(made.shape, unit_maps)
+    out = Known(
+        shape=made.shape,
+        unit_maps=walk.apart([*rest.unit_maps, own]),
+    )
     zero_out = along(zero, last, made.dim)
     if made.dim == 3:
         by_layer = by_layer.unsqueeze(1)  # (layers · ways, N, hidden)
@@ -98,13 +101,10 @@ class _Weights:
         if read is not None:
             unused = ~inward.any(0)
             units.read(read, harmless=zero_in | unused)
-        fed_from_below = inward[:, ~zero_in].any(1)
-        fed = fed_from_below | across.any(1)
+        fed = self._fed(inward[:, ~zero_in], across)
         if self.layer.module.bias:
-            for leaf in ("bias_ih_", "bias_hh_"):
-                bias = self.tensor(leaf)
-                fed = fed | (bias != 0)
-                self._note_rows(leaf, own)
+            self._note_rows("bias_ih_", own)
+            self._note_rows("bias_hh_", own)
         of_each_gate = fed.reshape(self.gates, -1)
         zero = ~of_each_gate.any(0)
         unread = ~across.any(0)
@@ -113,6 +113,16 @@ class _Weights:
             self._note_rows(leaf, own)
             self._note_columns(leaf, columns)
         return zero
+
+    def _fed(self, inward: Tensor, across: Tensor) -> Tensor:
+        """Which rows of gates have a weight or bias that is not 0."""
+        fed = inward.any(1) | across.any(1)
+        if not self.layer.module.bias:
+            return fed
+        for leaf in ("bias_ih_", "bias_hh_"):
+            bias = self.tensor(leaf)
+            fed = fed | (bias != 0)
+        return fed
 
     def _note_rows(self, leaf: str, own: Tensor) -> None:
         """Notes that each gate has a row of each unit."""

@@ -105,18 +105,18 @@ def _known(walk: Walk, node: fx.Node, handlers: Handlers) -> Any:
         return made
     if node.op == "get_attr":
         return _attribute(walk, str(node.target), made)
-    args = fx.node.map_arg(node.args, walk.known.__getitem__)
-    kwargs = fx.node.map_arg(node.kwargs, walk.known.__getitem__)
+    given = fx.node.map_arg((node.args, node.kwargs), walk.known.__getitem__)
+    args, kwargs = given
     if node.op == "output":
         walk.stay(args, "the network gives it out")
         return made
-    if not has_tensors(made) or not has_tensors((args, kwargs)):
+    if not has_tensors(made) or not has_tensors(given):
         return made  # sizes and other numbers
     handler = handlers.of(walk.graph, node)
     call = Call(node, args, kwargs)
     found = _handled(handler, walk, call)
     if found is NotImplemented or not _fits(found, made):
-        _keep_whole(walk, node, (args, kwargs))
+        _keep_whole(walk, node, given)
         return made
     return _with_values(found, made)
 

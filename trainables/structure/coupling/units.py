@@ -57,18 +57,19 @@ class Units:
         stay."""
         one, other = torch.broadcast_tensors(one, other)
         pairs = torch.stack([one.reshape(-1), other.reshape(-1)])
-        ones, others = pairs
         is_none = pairs == NONE
         without_one, without_other = is_none
         alone = without_one != without_other
-        higher = torch.maximum(ones, others)
+        higher = pairs.amax(0)
         self.keep(higher[alone], "it meets what has no units")
+        ones, others = pairs
         both = ~is_none.any(0)
         different = both & (ones != others)
-        if different.any():
-            tied = pairs[:, different].unique(dim=1)
-            first, second = tied
-            self._ties.append((first, second))
+        if not different.any():
+            return
+        tied = pairs[:, different].unique(dim=1)
+        first, second = tied
+        self._ties.append((first, second))
 
     def keep(self, units: Tensor, why: str) -> None:
         """Has units stay."""
@@ -98,7 +99,8 @@ class Units:
     def same_as_all(self, units: Tensor, members: Tensor) -> None:
         """Has units (n,) go if and only if all of their row of `members` (n, m) do."""
         has_all_members = (members != NONE).all(1)
-        known = has_all_members & (units != NONE)
+        is_unit = units != NONE
+        known = has_all_members & is_unit
         unknown = ~known
         for part in (units, members):
             self.keep(part[unknown], "what it is part of stays")
@@ -141,11 +143,11 @@ class Units:
             pair = of_each_member.reshape(-1), members.reshape(-1)
             ties.append(pair)
             concerned += pair
-        joined = _joined(count, ties)
+        lowest = _joined(count, ties)
         found: dict[int, list[int]] = {}
-        for root in torch.cat(concerned).unique().tolist():
-            lowest = int(joined[root])
-            together = found.setdefault(lowest, [])
+        different = torch.cat(concerned).unique()
+        for root in different.tolist():
+            together = found.setdefault(int(lowest[root]), [])
             together.append(root)
         return [torch.tensor(group) for group in found.values()]
 

@@ -88,13 +88,14 @@ class Walk:
             self.tensors[name] = [not_noted] * tensor.dim()
         noted = self.tensors[name]
         before = noted[axis]
-        size = tensor.shape[axis]
-        if before is not None and before.numel() == 0 and size > 0:
-            noted[axis] = units
-            return
-        if before is not None and units is not None:
-            self.units.tie(before, units)
-            return
+        if before is not None:
+            was_noted = before.numel() > 0 or tensor.shape[axis] == 0
+            if not was_noted:
+                noted[axis] = units
+                return
+            if units is not None:
+                self.units.tie(before, units)
+                return
         noted[axis] = None
         for stays in (before, units):
             if stays is not None:

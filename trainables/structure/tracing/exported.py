@@ -174,8 +174,8 @@ class _NewGraph:
             elif names is None:
                 self.made[node] = inputs
             else:
-                place = inputs, next(names)
-                self.made[node] = self.graph.call_function(operator.getitem, place)
+                name = next(names)
+                self.made[node] = self.graph.call_function(operator.getitem, (inputs, name))
         # Behind the inputs: what follows asks the first of all for its device.
         self.made.update(held)
 
@@ -199,9 +199,12 @@ class _NewGraph:
             self.made[node] = self.graph.get_attr(name)
             return
         if "device" in node.kwargs and self.device is None:
-            first = next(iter(self.made.values()))
-            self.device = self.graph.call_function(getattr, (first, "device"))
+            self.device = self._device_of_inputs()
         self.made[node] = self._copied(node)
+
+    def _device_of_inputs(self) -> fx.Node:
+        inputs = list(self.made.values())
+        return self.graph.call_function(getattr, (inputs[0], "device"))
 
     def _copied(self, node: fx.Node) -> fx.Node:
         """A node in the new graph: a call of a layer, or the same operation."""
@@ -234,7 +237,8 @@ class _NewGraph:
         given = [self.made[output] for output in outputs[written:]]
         structure = self.program.call_spec.out_spec
         assert structure is not None
-        self.graph.output(unflattened(given, structure))
+        returned = unflattened(given, structure)
+        self.graph.output(returned)
 
     def used(self) -> dict[str, Any]:
         """The modules and tensors that the graph uses, by name."""

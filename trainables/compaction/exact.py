@@ -40,21 +40,27 @@ def restore_types(network: fx.GraphModule, original: fx.GraphModule) -> None:
     """Gives parameters and buffers the types that they had; those that are new, that of the first
     parameter."""
     types = {}
-    for name, tensor in (*original.named_parameters(), *original.named_buffers()):
+    for name, tensor in _tensors(original):
         types[name] = tensor.dtype
     floating = (dtype for dtype in types.values() if dtype.is_floating_point)
     first = next(floating, torch.get_default_dtype())
     network.zero_grad()
     _narrow(network)
     for prefix, module in network.named_modules():
-        parameters = module.named_parameters(recurse=False)
-        buffers = module.named_buffers(recurse=False)
-        for leaf, tensor in (*parameters, *buffers):
+        for leaf, tensor in _tensors(module, recurse=False):
             if not tensor.is_floating_point():
                 continue
             name = f"{prefix}.{leaf}".lstrip(".")
             dtype = types.get(name, first)
             tensor.data = tensor.data.to(dtype)
+
+
+def _tensors(module: nn.Module, *, recurse: bool = True) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers by name."""
+    return [
+        *module.named_parameters(recurse=recurse),
+        *module.named_buffers(recurse=recurse),
+    ]
 
 
 def _widen(network: fx.GraphModule) -> None:

@@ -44,31 +44,46 @@ _CONVS: dict[type[Conv], type[Conv]] = {nn.Conv1d: _Conv1d, nn.Conv2d: _Conv2d, 
 def with_weights(like: WeightLayer, weight: Tensor, bias: Tensor | None) -> WeightLayer:
     """A layer of the kind, type and device of `like`, with its stride and padding, of `weight`
     (out, in, …) and `bias` (out)."""
+    kind, layer = _undrawn(like, weight, has_bias=bias is not None)
+    layer.__class__ = kind  # type: ignore[assignment]
+    layer.weight = _parameter_like(like, weight)
+    if bias is not None:
+        layer.bias = _parameter_like(like, bias)
+    return layer.eval()
+
+
+def _undrawn(
+    like: WeightLayer, weight: Tensor, *, has_bias: bool
+) -> tuple[type[nn.Module], WeightLayer]:
+    """The kind of a layer, and one of its settings and of the sizes of `weight`, without memory."""
     outputs, inputs, *kernel = weight.shape
-    has_bias = bias is not None
-    layer: WeightLayer
-    kind: type[nn.Module]
     if isinstance(like, nn.Linear):
-        kind = nn.Linear
-        layer = _Linear(inputs, outputs, bias=has_bias, device="meta")
-    else:
-        kind = next(each for each in _CONVS if isinstance(like, each))
-        layer = _CONVS[kind](
+        linear = _Linear(
             inputs,
             outputs,
-            tuple(kernel),  # type: ignore[arg-type]
-            stride=like.stride,  # type: ignore[arg-type]
-            padding=like.padding,  # type: ignore[arg-type]
-            dilation=like.dilation,  # type: ignore[arg-type]
             bias=has_bias,
-            padding_mode=like.padding_mode,
             device="meta",
         )
-    layer.__class__ = kind  # type: ignore[assignment]
-    layer.weight = nn.Parameter(weight.detach().to(like.weight))
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().to(like.weight))
-    return layer.eval()
+        return nn.Linear, linear
+    kind = next(each for each in _CONVS if isinstance(like, each))
+    convolution = _CONVS[kind](
+        inputs,
+        outputs,
+        tuple(kernel),  # type: ignore[arg-type]
+        stride=like.stride,  # type: ignore[arg-type]
+        padding=like.padding,  # type: ignore[arg-type]
+        dilation=like.dilation,  # type: ignore[arg-type]
+        bias=has_bias,
+        padding_mode=like.padding_mode,
+        device="meta",
+    )
+    return kind, convolution
+
+
+def _parameter_like(like: WeightLayer, values: Tensor) -> nn.Parameter:
+    """A parameter of the type and device of a layer."""
+    values = values.detach()
+    return nn.Parameter(values.to(like.weight))
 
 
 def set_module(graph: fx.GraphModule, name: str, module: nn.Module) -> None:
@@ -166,7 +181,8 @@ def clear_rounding(graph: fx.GraphModule, folded: list[str], dtype: torch.dtype)
     for name in folded:
         layer = graph.get_submodule(name)
         assert isinstance(layer, WeightLayer)
-        weight, bias = layer.weight, layer.bias
+        weight = layer.weight
+        bias = layer.bias
         assert bias is not None
         error = rounding(weight, bias, dtype)
         for tensor in (weight, bias):

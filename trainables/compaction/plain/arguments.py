@@ -40,19 +40,27 @@ _NAMED: dict[str, tuple[type, dict[str, Any]]] = {
 
 def arguments_to_plain(values: Mapping[str, Any]) -> Plain:
     """Arguments by name as plain data."""
-    return {name: argument_to_plain(value) for name, value in values.items()}
+    found = {}
+    for name, value in values.items():
+        found[name] = argument_to_plain(value)
+    return found
 
 
 def arguments_from_plain(values: Plain, made: dict[str, fx.Node]) -> Plain:
     """The same back; nodes among them were `made` before, by name."""
-    return {name: argument_from_plain(value, made) for name, value in values.items()}
+    found = {}
+    for name, value in values.items():
+        found[name] = argument_from_plain(value, made)
+    return found
 
 
 def argument_to_plain(value: Any) -> Any:
     """Nodes become {"node": name}, tuples {"tuple": […]}, mappings {"mapping": [[key, value], …]},
     slices {"slice": […]}, "..." {"ellipsis": True}, devices {"device": name} and other constants of
     torch {"dtype": name} and the like; numbers, strings, None and lists stay."""
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None:
+        return value
+    if isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list):
         return [argument_to_plain(item) for item in value]

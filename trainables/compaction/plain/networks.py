@@ -62,26 +62,26 @@ def _operation(node: fx.Node) -> tuple[str, tuple[Any, ...]]:
     Raises:
         ValueError: if it is none of `operations`.
     """
-    operation = node.op
-    target = str(node.target)
-    if operation == "call_function":
+    if node.op == "call_function":
         return _function(node)
-    if operation == "call_method" and target not in operations.methods():
+    target = str(node.target)
+    if node.op == "call_method" and target not in operations.methods():
         raise ValueError(f"cannot store the operation '{node.name}' (.{target}) as plain data")
-    if operation not in OPERATIONS:
-        raise ValueError(f"cannot store '{node.name}' ({operation} {target}) as plain data")
+    if node.op not in OPERATIONS:
+        raise ValueError(f"cannot store '{node.name}' ({node.op} {target}) as plain data")
     return target, node.args
 
 
 def _function(node: fx.Node) -> tuple[str, tuple[Any, ...]]:
     """The name of a function, and its arguments; of `getattr`, the name of the attribute."""
-    if node.target is getattr:
+    target = node.target
+    if target is getattr:
         owner, attribute, *_ = node.args
         if attribute in operations.ATTRIBUTES:
             return str(attribute), (owner,)
-    name = operations.name_of(node.target)
+    name = operations.name_of(target)
     if name is None:
-        raise ValueError(f"cannot store the operation '{node.name}' ({node.target}) as plain data")
+        raise ValueError(f"cannot store the operation '{node.name}' ({target}) as plain data")
     return name, node.args
 
 

@@ -114,27 +114,35 @@ class _Calls:
         """Attention whose scale stays what it was by the width of its queries."""
         query = self.slices.known_input(node)
         width = self.slices.old_width(query)
-        if width is None or node.kwargs.get("scale") is not None:
+        has_scale = node.kwargs.get("scale") is not None
+        if width is None or has_scale:
             return self._with_numbers(node)
-        kwargs = {**node.kwargs, "scale": width**-0.5}
+        kwargs = dict(node.kwargs)
+        kwargs["scale"] = width**-0.5
         return NewCall.of(node, node.args, kwargs)
 
     def _moved(self, node: fx.Node, name: str) -> NewCall:
         """A call that only moves entries, with other sizes and bounds."""
         if name in _SPLITS:
             return self._split(node)
-        args = self._moved_arguments(node, name)
+        args: list[Any] = list(node.args)
+        if name in _SIZES_AT_ONCE or name == "unflatten":
+            args = self._resized(node, name, args)
+        else:
+            args = self._bounded(node, name, args)
         return NewCall.of(node, tuple(args), dict(node.kwargs))
 
-    def _moved_arguments(self, node: fx.Node, name: str) -> list[Any]:
+    def _resized(self, node: fx.Node, name: str, args: list[Any]) -> list[Any]:
+        """The arguments of a move that is given sizes."""
         made = self.slices.known(node)
-        args: list[Any] = list(node.args)
-        if name in _SIZES_AT_ONCE:
-            tensor, *sizes = args
-            return [tensor, *self._sizes(sizes, made)]
         if name == "unflatten":
             tensor, axis, sizes = args
             return [tensor, axis, self._unflattened(axis, sizes, made)]
+        tensor, *sizes = args
+        return [tensor, *self._sizes(sizes, made)]
+
+    def _bounded(self, node: fx.Node, name: str, args: list[Any]) -> list[Any]:
+        """The arguments of a move that may be given an index or bounds."""
         known = self.slices.known_input(node)
         bounds = Bounds(self.slices, node, known)
         if name == "getitem" and isinstance(known, Known):
@@ -183,7 +191,8 @@ class _Calls:
         axes_before = len(shape) - len(sizes) + 1
         start = axis % axes_before
         end = start + len(sizes)
-        return tuple(self._each_size(sizes, shape[start:end]))
+        wanted = shape[start:end]
+        return tuple(self._each_size(sizes, wanted))
 
     def _each_size(self, sizes: Any, wanted: tuple[int, ...]) -> list[Any]:
         found = []
@@ -250,8 +259,9 @@ def _compare(slices: Slices, node: fx.Node, unit_map: Tensor, moved: Any) -> Non
     pieces = [moved]
     if isinstance(moved, list | tuple):
         pieces = list(moved)
+    shapes = [piece.shape for piece in pieces]
     wanted_shapes = [slices.shape(output) for output in outputs]
-    if [piece.shape for piece in pieces] != wanted_shapes:
+    if shapes != wanted_shapes:
         raise CannotSlice(node)
     numbers = set(unit_map.unique().tolist())
     for output, piece in zip(outputs, pieces, strict=True):
@@ -261,5 +271,6 @@ def _compare(slices: Slices, node: fx.Node, unit_map: Tensor, moved: Any) -> Non
             if numbers.isdisjoint(others):
                 continue
             wanted = packed(other.expand(output.shape), mask)
-            if not torch.equal(wanted.double() + 1, piece):
+            wanted = wanted.double() + 1
+            if not torch.equal(wanted, piece):
                 raise CannotSlice(node)

@@ -15,20 +15,38 @@ from slimfront.trainables.structure.graph import module_of, submodule
 
 def slice_tensors(slices: Slices) -> None:
     """Takes the units that go out of parameters and buffers, in place."""
-    network = slices.network
-    walk = slices.walk
     new: dict[int, Tensor] = {}
-    for name, axes in walk.tensors.items():
-        tensor: Tensor = tensor_at(network, name)
+    for name, axes in slices.walk.tensors.items():
+        tensor: Tensor = tensor_at(slices.network, name)
         sliced = _along_axes(slices, tensor.detach(), axes)
         owner, _, leaf = name.rpartition(".")
-        if owner in walk.groups and leaf == "weight":
-            convolution = submodule(network, owner)
-            inputs, _ = walk.groups[owner]
-            sliced = _of_groups(slices, convolution, sliced, inputs)
+        if leaf == "weight":
+            sliced = _within_groups(slices, owner, sliced)
         if sliced.shape != tensor.shape:
             new[id(tensor)] = parameter_like(tensor, sliced)
-    replace_tensors(network, new)
+    replace_tensors(slices.network, new)
+
+
+def _within_groups(slices: Slices, name: str, weight: Tensor) -> Tensor:
+    """A layer's weight with what stays of the inputs of each group, if it is a grouped convolution,
+    which is told how many groups stay."""
+    groups_of_units = slices.walk.groups.get(name)
+    if groups_of_units is None:
+        return weight
+    inputs, _ = groups_of_units
+    kept = slices.kept(inputs)
+    stay = kept.any(1)
+    groups = int(stay.sum())
+    convolution: Any = submodule(slices.network, name)
+    convolution.groups = groups
+    if kept.shape[1] == 1:
+        return weight
+    rows_of_groups = weight.unflatten(0, (groups, -1))
+    columns_of_groups = kept[stay]
+    parts = []
+    for rows, columns in zip(rows_of_groups, columns_of_groups, strict=True):
+        parts.append(rows[:, columns])
+    return torch.cat(parts)
 
 
 def _along_axes(slices: Slices, tensor: Tensor, axes: list[Tensor | None]) -> Tensor:
@@ -45,23 +63,6 @@ def _along_axes(slices: Slices, tensor: Tensor, axes: list[Tensor | None]) -> Te
         places = kept.nonzero().flatten()
         tensor = tensor.index_select(axis, places.to(tensor.device))
     return tensor
-
-
-def _of_groups(slices: Slices, convolution: Any, weight: Tensor, inputs: Tensor) -> Tensor:
-    """A grouped convolution's weight with what stays of the inputs of each group; the convolution
-    is told how many groups stay."""
-    kept = slices.kept(inputs)
-    stay = kept.any(1)
-    groups = int(stay.sum())
-    convolution.groups = groups
-    if kept.shape[1] == 1:
-        return weight
-    rows_of_groups = weight.unflatten(0, (groups, -1))
-    columns_of_groups = kept[stay]
-    parts = []
-    for rows, columns in zip(rows_of_groups, columns_of_groups, strict=True):
-        parts.append(rows[:, columns])
-    return torch.cat(parts)
 
 
 def settle_modules(slices: Slices) -> None:

@@ -31,7 +31,9 @@ def changed_numbers(slices: Slices) -> frozenset[fx.Node]:
     for node in slices.network.graph.nodes:
         before = slices.known(node)
         new[node] = _made(slices, node, new)
-        if not _is_call(node) or not _is_of_sizes(before):
+        if not _is_call(node):
+            continue
+        if not _is_of_sizes(before):
             continue
         if new[node] != before:
             changed.add(node)
@@ -63,6 +65,8 @@ def _is_call(node: fx.Node) -> bool:
 
 def _is_of_sizes(value: Any) -> bool:
     """Whether a value is a number, or a tuple of numbers: types and devices follow from no size."""
-    if isinstance(value, tuple | list):
-        return all(_is_of_sizes(item) for item in value)
-    return isinstance(value, int | float)
+    if isinstance(value, int | float):
+        return True
+    if not isinstance(value, tuple | list):
+        return False
+    return all(_is_of_sizes(item) for item in value)

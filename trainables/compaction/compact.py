@@ -88,7 +88,11 @@ def compact(
             f"compaction changed the outputs by {apart:.2e} of their spread; the tolerance is "
             f"{options.tolerance:.0e}"
         )
-    report = Report(tuple(steps), apart, measure(network, inputs))
+    report = Report(
+        steps=tuple(steps),
+        difference=apart,
+        after=measure(network, inputs),
+    )
     return Compacted(network, report)
 
 

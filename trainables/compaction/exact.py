@@ -71,7 +71,7 @@ def _widen(network: fx.GraphModule) -> None:
             node.target = "double"
         elif _names_type(node, torch.float32):
             node.meta[_WIDENED] = torch.float32
-            _rename_types(node, torch.float32, torch.float64)
+            _rename_types(node, before=torch.float32, after=torch.float64)
     network.recompile()
 
 
@@ -82,7 +82,7 @@ def _narrow(network: fx.GraphModule) -> None:
         if before == "float":
             node.target = before
         elif before is not None:
-            _rename_types(node, torch.float64, before)
+            _rename_types(node, before=torch.float64, after=before)
     network.recompile()
 
 

@@ -275,7 +275,7 @@ def _constant_units(path: _Path, input_nonnegative: bool) -> tuple[Tensor, Tenso
 def _staying(path: _Path, needed: Tensor, constant: Tensor, multiple: int) -> _Staying:
     """Which units stay if only those that are `needed` have to: none, where the layer can go."""
     keep = alive = needed
-    if not bool(needed.any()):
+    if not needed.any():
         first = needed.clone()
         first[0] = True
         if path.spans_space():
@@ -288,8 +288,11 @@ def _staying(path: _Path, needed: Tensor, constant: Tensor, multiple: int) -> _S
             keep = first
         else:
             return _Staying(keep, alive, constant)
-    keep = keep | put_back(~keep, multiple)
-    return _Staying(keep, alive, constant)
+    return _Staying(
+        keep=keep | put_back(~keep, multiple),
+        alive=alive,
+        constant=constant,
+    )
 
 
 def _pass_layer_by(graph: fx.GraphModule, path: _Path) -> Tensor:
@@ -304,7 +307,7 @@ def _pass_layer_by(graph: fx.GraphModule, path: _Path) -> Tensor:
 def _any_along(weight: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Whether any entry along these axes is not 0: as `any` along each, which takes four times as
     long."""
-    nonzero: Tensor = torch.linalg.vector_norm(weight, 0, dim=axes)
+    nonzero: Tensor = torch.linalg.vector_norm(weight, ord=0, dim=axes)
     return nonzero > 0
 
 

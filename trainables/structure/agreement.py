@@ -188,7 +188,12 @@ def difference(
         wider = leaves
     found = []
     for leaf, other, wide in zip(leaves, others, wider, strict=True):
-        compared = compare(leaf, other, wide, both_nan=both_nan)
+        compared = compare(
+            wanted=leaf,
+            got=other,
+            wider=wide,
+            both_nan=both_nan,
+        )
         found.append(_relative(compared, tolerance))
     return _largest(found)
 
@@ -228,7 +233,12 @@ def difference_in_batches(
         if structure != other_structure:
             return float("inf")
         for number, (leaf, other) in enumerate(zip(leaves, others, strict=True)):
-            compared = compare(leaf, other, leaf, both_nan=False)
+            compared = compare(
+                wanted=leaf,
+                got=other,
+                wider=leaf,
+                both_nan=False,
+            )
             if isinstance(compared, float):
                 if compared > 0:
                     return compared

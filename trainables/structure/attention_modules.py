@@ -46,10 +46,12 @@ class Attention(nn.Module):
         inputs = [query, key, value]
         if swapped:
             inputs = [part.transpose(0, 1) for part in inputs]
-        by_head = [self._by_head(part) for part in inputs]
+        q, k, v = [self._by_head(part) for part in inputs]
         attended = F.scaled_dot_product_attention(
-            *by_head,
-            attn_mask=_merged(mask, padding, by_head[0].dtype),
+            q,
+            k,
+            v,
+            attn_mask=_merged(mask, padding, q.dtype),
             dropout_p=self.dropout if self.training else 0.0,
             scale=self.scale,
         )

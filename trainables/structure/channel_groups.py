@@ -173,7 +173,11 @@ def _graph(network: nn.Module, inputs: Tensor) -> Dependencies:
         # As a tuple: with a bare tensor Torch-Pruning first calls the network with each example as
         # an argument of its own.
         graph = Dependencies()
-        graph.build_dependency(network, example_inputs=(inputs[:1],), verbose=False)
+        graph.build_dependency(
+            network,
+            example_inputs=(inputs[:1],),
+            verbose=False,
+        )
         return graph
 
 

@@ -91,7 +91,19 @@ def removable_groups(
             units[group.name] = torch.arange(group.units) == tried
     if not units:
         return groups
-    seen = inputs[:_SEEN]
+    right = _right_when_tried(network, inputs[:_SEEN], groups, units)
+    found = []
+    for group in groups:
+        was_tried = group.name in units
+        if not was_tried or group.name in right:
+            found.append(group)
+    return found
+
+
+def _right_when_tried(
+    network: nn.Module, seen: Tensor, groups: list[ChannelGroup], units: dict[str, Tensor]
+) -> list[str]:
+    """Which of the groups can lose those units, tried on one network of other weights."""
 
     def zeroed() -> nn.Module:
         return _zeroed(network, groups, units)
@@ -100,17 +112,21 @@ def removable_groups(
         return zeroed().double()
 
     try:
-        drawn = _drawn(exact, 0)
-        right = _together([drawn], in_float64(seen), units, EXACT, fresh=False)
+        return _together(
+            [_drawn(exact, 0)],
+            in_float64(seen),
+            dead=units,
+            tolerance=EXACT,
+            fresh=False,
+        )
     except (RuntimeError, TypeError, ValueError):  # it cannot be run in float64
-        drawn = _drawn(zeroed, 0)
-        right = _together([drawn], seen, units, _LOOSE, fresh=False)
-    found = []
-    for group in groups:
-        was_tried = group.name in units
-        if not was_tried or group.name in right:
-            found.append(group)
-    return found
+        return _together(
+            [_drawn(zeroed, 0)],
+            seen,
+            dead=units,
+            tolerance=_LOOSE,
+            fresh=False,
+        )
 
 
 def removable_together(
@@ -147,7 +163,13 @@ def _together(
         for make in networks:
             if not left:
                 break
-            found = _of_one(make, inputs, left, tolerance, fresh)
+            found = _of_one(
+                make,
+                inputs,
+                dead=left,
+                tolerance=tolerance,
+                fresh=fresh,
+            )
             if found is not None:
                 left = {name: dead[name] for name in found}
                 judged = True

@@ -90,7 +90,11 @@ def _settle_attention(slices: Slices, node: fx.Node, module: Attention | ScaledD
             heads = int(head_stays.sum())
         module.heads = heads
     query = slices.known_input(node)
-    width = slices.old_width(query, before, heads)
+    width = slices.old_width(
+        query,
+        heads_before=before,
+        heads_left=heads,
+    )
     if width is not None and module.scale is None:
         module.scale = width**-0.5
 

@@ -17,9 +17,8 @@ def follow_batch(network: fx.GraphModule, walk: Walk, inputs: Tensor) -> frozens
     for_three = numbers_of(network, inputs[three])
     found = set()
     for node, for_two in walk.known.items():
-        if node.name not in for_three:
-            continue
-        if for_three[node.name] != for_two:
+        name = node.name
+        if name in for_three and for_three[name] != for_two:
             found.add(node)
     return frozenset(found)
 
@@ -51,8 +50,8 @@ def _made(slices: Slices, node: fx.Node, new: dict[fx.Node, Any]) -> Any:
     value = slices.known(node)
     if not _is_call(node) or has_tensors(value):
         return mapped_known(value, of_new_shape)
-    arguments = (node.args, node.kwargs)
-    args, kwargs = fx.node.map_arg(arguments, new.__getitem__)
+    given = (node.args, node.kwargs)
+    args, kwargs = fx.node.map_arg(given, new.__getitem__)
     try:
         return slices.walk.called(node, args, kwargs)
     except (RuntimeError, TypeError, ValueError, IndexError):

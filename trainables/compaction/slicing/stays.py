@@ -75,9 +75,11 @@ class Slices:
 
     def old_width(self, query: Known, heads_before: int = 1, heads_left: int = 1) -> int | None:
         """How wide each head of queries was, if it becomes narrower; None if not."""
-        width_before = query.shape[-1] // heads_before
-        *_, width = self.shape(query)
-        if width // heads_left == width_before:
+        *_, before = query.shape
+        *_, left = self.shape(query)
+        width_before = before // heads_before
+        width_left = left // heads_left
+        if width_left == width_before:
             return None
         return width_before
 

@@ -43,7 +43,11 @@ def _attended(walk: Walk, query: Known, key: Known, value: Known, mask: Known | 
     if isinstance(mask, Known):
         scores = _masked(walk, scores, mask)
     positions = value.dim - 2
-    of_values = walk.left_of(value.unit_maps, [positions], _OVER_ALL)
+    of_values = walk.left_of(
+        value.unit_maps,
+        axes=[positions],
+        why=_OVER_ALL,
+    )
     _read_scores(walk, scores.unit_maps, of_values)
     *in_front, _, _ = scores.shape
     *_, rows, _ = query.shape
@@ -77,7 +81,11 @@ def _over_all(walk: Walk, scores: Known) -> Known:
     in_front = scores.shape[:-2]
     return Known(
         shape=torch.Size([*in_front, 1, 1]),
-        unit_maps=walk.left_of(scores.unit_maps, [keys, queries], _OVER_ALL),
+        unit_maps=walk.left_of(
+            scores.unit_maps,
+            axes=[keys, queries],
+            why=_OVER_ALL,
+        ),
     )
 
 
@@ -85,8 +93,10 @@ def _masked(walk: Walk, scores: Known, mask: Known) -> Known:
     """Scores, to which a mask is added."""
     above = _over_all(walk, mask)
     shape = torch.broadcast_shapes(scores.shape, above.shape)
-    unit_maps = joined(walk, [scores, above], shape)
-    return Known(shape, unit_maps)
+    return Known(
+        shape=shape,
+        unit_maps=joined(walk, [scores, above], shape),
+    )
 
 
 def _read_scores(walk: Walk, of_scores: tuple[Tensor, ...], of_values: tuple[Tensor, ...]) -> None:
@@ -95,7 +105,11 @@ def _read_scores(walk: Walk, of_scores: tuple[Tensor, ...], of_values: tuple[Ten
         units = unit_map.reshape(-1)
         never = torch.zeros(units.shape, dtype=torch.bool)
         heads = _heads(walk, unit_map, of_values)
-        walk.units.read(units, never, unless=heads)
+        walk.units.read(
+            units,
+            harmless=never,
+            unless=heads,
+        )
 
 
 def _heads(walk: Walk, unit_map: Tensor, of_values: tuple[Tensor, ...]) -> Tensor:
@@ -200,7 +214,12 @@ def _projects(layer: CalledLayer, side: Known, leaf: str) -> None:
         zero_in = side.zero_along(last)
         walk.units.read(read, harmless=zero_in | unused)
     name = f"{layer.name}.{leaf}"
-    walk.tensor(name, 1, read, reads=True)
+    walk.tensor(
+        name,
+        axis=1,
+        units=read,
+        reads=True,
+    )
 
 
 MODULES: dict[type[nn.Module], Handler] = {

@@ -180,7 +180,7 @@ def group_norm(walk: Walk, call: Call) -> Any:
     known = layer.without_positions(call.input, 1)
     read, rest = layer.split(known, 1)
     zero_in = known.zero_along(1)
-    _count(layer, read, 1, zero_in)
+    _count(layer, read, axis=1, zero_in=zero_in)
     zero = torch.zeros(zero_in.shape, dtype=torch.bool)
     if module.affine:
         without_scale = module.weight == 0

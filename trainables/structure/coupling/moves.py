@@ -103,8 +103,8 @@ def _indexed(known: Known, rest: list[Any]) -> Iterator[int]:
 
 def _moving(walk: Walk, call: Call) -> Callable[[Tensor], Any]:
     """What a call makes of a tensor in the place of the first that it is given."""
-    arguments = list(call.args[1:])
-    rest = mapped_known(arguments, _index)
+    _, *others = call.args
+    rest = mapped_known(others, _index)
     kwargs = mapped_known(call.kwargs, _index)
 
     def moving(entries: Tensor) -> Any:
@@ -146,8 +146,12 @@ def pad(walk: Walk, call: Call) -> Any:
         # From 1 on: what is padded with 0 is of no unit.
         wider = nn.functional.pad(unit_map + 1, own)
         unit_maps.append(wider - 1)
-    made = Known(padded.shape, walk.apart(unit_maps))
-    return made.with_zero(compressed(padded != 0))
+    made = Known(
+        shape=padded.shape,
+        unit_maps=walk.apart(unit_maps),
+    )
+    zeros = padded != 0
+    return made.with_zero(compressed(zeros))
 
 
 def _along_varying(amounts: list[int], unit_map: Tensor) -> list[int]:

@@ -37,8 +37,8 @@ class Lettered:
         gone = []
         left = ""
         for axis, letter in enumerate(self.letters):
-            size = self.known.shape[axis]
-            if size == 1 and sizes.get(letter, 1) > 1:
+            is_one = self.known.shape[axis] == 1
+            if is_one and sizes.get(letter, 1) > 1:
                 gone.append(axis)
             else:
                 left += letter
@@ -48,7 +48,8 @@ class Lettered:
         def squeezed(entries: Tensor) -> Tensor:
             return entries.squeeze(tuple(gone))
 
-        return Lettered(walk.moved(self.known, squeezed), left)
+        known = walk.moved(self.known, squeezed)
+        return Lettered(known, left)
 
     def spread(self, order: str) -> Known:
         """The tensor with its axes in this order, and of size 1 where it has none."""
@@ -156,8 +157,10 @@ def _added(walk: Walk, made: Known, added: Known) -> Known:
     """A product to which something is added that is broadcast."""
     wide = lined_up(added, made.dim)
     zero = made.zeros() & wide.zeros()
-    unit_maps = joined(walk, [made, added], made.shape)
-    summed = Known(made.shape, unit_maps)
+    summed = Known(
+        shape=made.shape,
+        unit_maps=joined(walk, [made, added], made.shape),
+    )
     return summed.with_zero(zero)
 
 
@@ -175,10 +178,12 @@ def embedding(walk: Walk, call: Call) -> Any:
     for unit_map in weight.but(0):
         row = unit_map.reshape(shape_of_row)
         unit_maps.append(row)
-    width = weight.shape[1]
-    shape = torch.Size([*chosen.shape, width])
+    _, width = weight.shape
+    made = Known(
+        shape=torch.Size([*chosen.shape, width]),
+        unit_maps=tuple(unit_maps),
+    )
     zero = weight.zeros().all(0)
-    made = Known(shape, tuple(unit_maps))
     return made.with_zero(zero.reshape(shape_of_row))
 
 
@@ -194,14 +199,24 @@ def contract(walk: Walk, one: Lettered, other: Lettered, out: str) -> Known:
     zero = mine.zeros() | theirs.zeros()
     unit_maps: list[Tensor] = []
     for axis in summed_axes:
-        unit_maps += _summed(walk, mine, theirs, axis, zero)
+        unit_maps += _summed(
+            walk,
+            mine,
+            theirs,
+            axis=axis,
+            zero=zero,
+        )
         mine = mine.without_units(axis)
         theirs = theirs.without_units(axis)
     unit_maps += mine.unit_maps
     unit_maps += theirs.unit_maps
     flat = _without_last(unit_maps, len(summed))
     for axis in _with_units_on_one_side(one, other, out):
-        flat = walk.left_of(flat, [axis], "it meets what has no units")
+        flat = walk.left_of(
+            flat,
+            axes=[axis],
+            why="it meets what has no units",
+        )
     if summed:
         zero = zero.all(dim=tuple(summed_axes))
     made = Known(
@@ -233,7 +248,9 @@ def _without_last(unit_maps: list[Tensor], axes: int) -> tuple[Tensor, ...]:
 def _shape(one: Lettered, other: Lettered, out: str) -> torch.Size:
     """The shape of a product."""
     sizes = other.sizes() | one.sizes()
-    found = [sizes.get(letter, 1) for letter in out]
+    found = []
+    for letter in out:
+        found.append(sizes.get(letter, 1))
     return torch.Size(found)
 
 
@@ -256,7 +273,11 @@ def _summed(walk: Walk, mine: Known, theirs: Known, axis: int, zero: Tensor) -> 
     other = theirs.along(axis)
     if not one or not other:
         on_one_side = [*one, *other]
-        return walk.left_of(on_one_side, [axis], "a product sums over them")
+        return walk.left_of(
+            on_one_side,
+            axes=[axis],
+            why="a product sums over them",
+        )
     first = one[0]
     second = other[0]
     walk.units.tie(first, second)
@@ -279,10 +300,11 @@ def _rows_of(walk: Walk, unit_map: Tensor, zero: Tensor, axis: int) -> Tensor:
     members = rows.reshape(-1, summed_over)
     stand = walk.units.whole(members)
     unless = stand.unsqueeze(1).expand(members.shape)
-    harmless = _over_others(zero, unit_map).movedim(axis, -1)
+    zero_of_rows = _over_others(zero, unit_map).movedim(axis, -1)
+    harmless = zero_of_rows.expand(rows.shape)
     walk.units.read(
         units=members.reshape(-1),
-        harmless=harmless.expand(rows.shape).reshape(-1),
+        harmless=harmless.reshape(-1),
         unless=unless.reshape(-1),
     )
     shape = list(unit_map.shape)

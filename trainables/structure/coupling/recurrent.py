@@ -128,11 +128,20 @@ class _Weights:
         """Notes that each gate has a row of each unit."""
         rows = own.repeat(self.gates)
         walk = self.layer.walk
-        walk.tensor(self.name(leaf), 0, rows)
+        walk.tensor(
+            self.name(leaf),
+            axis=0,
+            units=rows,
+        )
 
     def _note_columns(self, leaf: str, read: Tensor | None) -> None:
         walk = self.layer.walk
-        walk.tensor(self.name(leaf), 1, read, reads=True)
+        walk.tensor(
+            self.name(leaf),
+            axis=1,
+            units=read,
+            reads=True,
+        )
 
 
 def _directions(layer: CalledLayer, number: int) -> list[_Weights]:

@@ -1,5 +1,6 @@
 """Operations that mix entries along axes of one tensor: sums and means, softmax, norms, pooling."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,14 +26,12 @@ _RESIZE = (
     *("upsample_bicubic2d", "upsample_linear1d", "_upsample_nearest_exact2d", "upsample_nearest3d"),
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "upsample_trilinear3d"),
 )
-_MIXED = "'{}' mixes them along their axis"
 
 
 def reduce(walk: Walk, call: Call) -> Any:
     """A sum or another number over axes; where it is over units, zeros can go from a sum."""
     known = call.input
     name = function_name(call.node)
-    why = _MIXED.format(call.node.name)
     axes = _axes(call, name)
     unit_maps: list[Tensor] = []
     for unit_map in known.unit_maps:
@@ -41,7 +40,7 @@ def reduce(walk: Walk, call: Call) -> Any:
         if mixed and can_be_summed:
             _read_sum(walk, call.node, known, unit_map)
         else:
-            unit_maps += walk.left_of([unit_map], mixed, why)
+            unit_maps += _left_of(walk, call, [unit_map], mixed)
     shape = list(known.shape)
     for axis in axes:
         shape[axis] = 1
@@ -56,6 +55,17 @@ def reduce(walk: Walk, call: Call) -> Any:
         return entries.squeeze(tuple(axes))
 
     return walk.moved(made, squeezed)
+
+
+def _left_of(
+    walk: Walk, call: Call, unit_maps: Iterable[Tensor], mixed: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """The unit maps that are left where a call mixes entries along axes."""
+    return walk.left_of(
+        unit_maps,
+        axes=mixed,
+        why=f"'{call.node.name}' mixes them along their axis",
+    )
 
 
 def _is_of_one_axis(unit_map: Tensor) -> bool:
@@ -116,8 +126,7 @@ def along_axis(walk: Walk, call: Call) -> Any:
         axis = call.argument(1, "dim")
     if axis is None:
         return NotImplemented
-    why = _MIXED.format(call.node.name)
-    left = walk.left_of(known.unit_maps, [axis], why)
+    left = _left_of(walk, call, known.unit_maps, [axis])
     return Known(known.shape, left)
 
 
@@ -138,13 +147,13 @@ def pool(walk: Walk, call: Call) -> Any:
     known = call.input
     first = _first_position(walk, call.node, known)
     positions = range(first, known.dim)
-    why = _MIXED.format(call.node.name)
-    left = walk.left_of(known.unit_maps, positions, why)
+    left = _left_of(walk, call, known.unit_maps, positions)
     shape = walk.shape_of(call.node)
     if shape is None:
         return NotImplemented
     made = Known(shape, left)
-    return made.with_zero(known.zero_over(positions))
+    zero = known.zero_over(positions)
+    return made.with_zero(zero)
 
 
 def _first_position(walk: Walk, node: fx.Node, known: Known) -> int:

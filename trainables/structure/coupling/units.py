@@ -81,13 +81,17 @@ class Units:
     def read(self, units: Tensor, harmless: Tensor, unless: Tensor | None = None) -> None:
         """Notes that units (n,) are read, where it is `harmless` (n,) if they go, or harmless if
         the unit of `unless` (n,) goes too."""
-        found = (units != NONE) & ~harmless
+        is_unit = units != NONE
+        found = is_unit & ~harmless
         if not found.any():
             return
         if unless is None:
             unless = torch.full_like(units, NONE)
         others = unless.expand_as(units)
-        read = _Read(units[found], others[found])
+        read = _Read(
+            units=units[found],
+            unless=others[found],
+        )
         self._reads.append(read)
 
     def whole(self, members: Tensor) -> Tensor:
@@ -104,7 +108,10 @@ class Units:
         unknown = ~known
         for part in (units, members):
             self.keep(part[unknown], "what it is part of stays")
-        whole = _Whole(units[known], members[known])
+        whole = _Whole(
+            units=units[known],
+            members=members[known],
+        )
         self._wholes.append(whole)
 
     def pack(self, units: Tensor) -> None:
@@ -144,12 +151,8 @@ class Units:
             ties.append(pair)
             concerned += pair
         lowest = _joined(count, ties)
-        found: dict[int, list[int]] = {}
         different = torch.cat(concerned).unique()
-        for root in different.tolist():
-            together = found.setdefault(int(lowest[root]), [])
-            together.append(root)
-        return [torch.tensor(group) for group in found.values()]
+        return _grouped(different, lowest[different])
 
     def removable(
         self, *, structure_only: bool = False, rows: Sequence[Tensor] = (), multiple: int = 1
@@ -179,6 +182,15 @@ class Units:
         return going.of_units()
 
 
+def _grouped(members: Tensor, by: Tensor) -> list[Tensor]:
+    """Those `members` together that have the same number in `by`."""
+    found: dict[int, list[int]] = {}
+    for member, number in zip(members.tolist(), by.tolist(), strict=True):
+        together = found.setdefault(number, [])
+        together.append(member)
+    return [torch.tensor(group) for group in found.values()]
+
+
 class _Going:
     """Which units are to go: all at first, until what cannot go is restored."""
 
@@ -197,7 +209,8 @@ class _Going:
 
     def kept(self, units: Tensor) -> Tensor:
         """Which entries stay, for units of any shape."""
-        return (units == NONE) | ~self.are_gone(units)
+        is_none = units == NONE
+        return is_none | ~self.are_gone(units)
 
     def restore(self, units: Tensor) -> bool:
         """Has these stay, and what goes with them; whether one of them was to go."""
@@ -222,7 +235,7 @@ class _Going:
 
     def respect_read(self, read: _Read) -> bool:
         """Has what is read stay, unless what it is read for goes too."""
-        is_read = (read.unless == NONE) | ~self.are_gone(read.unless)
+        is_read = self.kept(read.unless)
         return self.restore(read.units[is_read])
 
     def respect_whole(self, whole: _Whole) -> bool:
@@ -256,8 +269,8 @@ class _Going:
 def put_back(gone: Tensor, multiple: int) -> Tensor:
     """Which of the units (n,) bool that are to go stay all the same, so that the number of those
     that stay is a multiple, or all of them do: the first ones, (n,) bool."""
-    kept = int((~gone).sum())
-    missing = -kept % multiple
+    stay = ~gone
+    missing = -int(stay.sum()) % multiple
     is_early = gone.cumsum(0) <= missing
     return gone & is_early
 
@@ -291,7 +304,10 @@ def _joined(count: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
 def _of_structure(read: _Read) -> _Read:
     """What of a read does not follow from weights: that some go only with others."""
     conditional = read.unless != NONE
-    return _Read(read.units[conditional], read.unless[conditional])
+    return _Read(
+        units=read.units[conditional],
+        unless=read.unless[conditional],
+    )
 
 
 def _unpackable(kept: Tensor) -> Tensor:

@@ -165,7 +165,11 @@ class Walk:
         for unit_map in unit_maps:
             if len(varying(unit_map)) > 1:
                 self.units.pack(unit_map)
-        return Known(shape, self.apart(unit_maps), zero)
+        return Known(
+            shape=shape,
+            unit_maps=self.apart(unit_maps),
+            zero=zero,
+        )
 
     def apart(self, unit_maps: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """Unit maps of one tensor, none of which vary along the same axis: those that do are made

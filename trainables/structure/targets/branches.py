@@ -91,9 +91,17 @@ def residual_branches(graph: fx.GraphModule) -> list[Branch]:
             branch, shortcut = right, left
         within = above_left | above_right
         for end in ends.behind(branch):
-            if ends.is_read_within(end, within, node):
+            if ends.is_read_within(end, within, addition=node):
                 name, parameters, layer = ends.named(end)
-                found.append(Branch(node, shortcut, name, parameters, layer))
+                found.append(
+                    Branch(
+                        addition=node,
+                        shortcut=shortcut,
+                        name=name,
+                        parameters=parameters,
+                        layer=layer,
+                    )
+                )
                 break
     return found
 

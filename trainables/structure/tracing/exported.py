@@ -116,7 +116,11 @@ def _program(model: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
     with quiet_export(), as_torch_has_it(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(apart, (inputs,), dynamic_shapes=(shapes,))
+            program = torch.export.export(
+                apart,
+                args=(inputs,),
+                dynamic_shapes=(shapes,),
+            )
             if writes_elsewhere(program.graph_module):
                 program = program.run_decompositions({})  # which writes nowhere
             return program

@@ -110,8 +110,12 @@ def _remove(attended: _Attended, multiple: int) -> Removed | None:
     bias: Tensor | None = out.bias
     if value.bias is not None:
         constant = dead & ~has_value
-        output = attended.by_head(value.bias)[constant].flatten()
-        bias = _with_constant(bias, read[:, constant].flatten(1), output)
+        output = attended.by_head(value.bias)[constant]
+        bias = _with_constant(
+            bias,
+            matrix=read[:, constant].flatten(1),
+            output=output.flatten(),
+        )
     whole = not alive.any()
     if whole:
         weight = out.weight.new_zeros(out.out_features, query.in_features)

@@ -319,11 +319,14 @@ def _keep_units(graph: fx.GraphModule, path: _Path, staying: _Staying) -> Tensor
     share = staying.alive[kept].to(read)
     """1, and 0 where nothing but a multiple needs a unit: (kept,)."""
     weight = layer.weight[kept]
-    weight = weight * rows(share, weight)
     bias = None
     if layer.bias is not None:
         bias = layer.bias[kept] * share
-    smaller = with_weights(layer, weight, bias)
+    smaller = with_weights(
+        like=layer,
+        weight=weight * rows(share, weight),
+        bias=bias,
+    )
     set_called(graph, path.node, smaller)
     columns = read[:, kept] * share.view(-1, 1)
     outputs, _, *kernel = path.following.weight.shape

@@ -69,10 +69,10 @@ def _called(graph: fx.Graph, name: str, arguments: dict[str, Any]) -> fx.Node:
         inputs.append(projected)
     mask = arguments["attn_mask"]
     padding = arguments["key_padding_mask"]
-    if padding is not None:
-        inputs += [mask, padding]
-    elif mask is not None:
+    if mask is not None or padding is not None:
         inputs.append(mask)
+    if padding is not None:
+        inputs.append(padding)
     attended = graph.call_module(f"{name}.heads", tuple(inputs))
     return graph.call_module(f"{name}.out", (attended,))
 

@@ -291,10 +291,10 @@ def _note_reader(readers: dict[str, Tensor], item: Any, name: str, units: int) -
     """Notes in `readers` which unit each column of a layer's weight reads. A column of a grouped
     convolution reads a channel of each of its groups: one whose channels are of several units is
     left out."""
-    if any(channel is None for channel in item.root_idxs):
+    if None in item.root_idxs:
         return
     parameter = f"{name}.weight"
-    width = item.dep.layer.weight.shape[1]
+    _, width, *_ = item.dep.layer.weight.shape
     columns = torch.tensor(item.idxs) % width
     of_columns = torch.tensor(item.root_idxs) % units
     owners = torch.full((width,), -1)

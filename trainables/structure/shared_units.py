@@ -249,10 +249,14 @@ def _tried(graph: fx.GraphModule, inputs: Tensor, groups: list[SharedUnits]) -> 
     parameters = dict(zeroed.named_parameters())
     for group in groups:
         numbers = torch.arange(group.units)
-        group.zero(parameters, numbers == _tried_unit(group))
+        group.zero(parameters, units=numbers == _tried_unit(group))
     walk = units_of(zeroed, inputs[:2])
     gone = walk.units.removable()
-    return [group for group in groups if _is_gone(walk, gone, group)]
+    right = []
+    for group in groups:
+        if _is_gone(walk, gone, group):
+            right.append(group)
+    return right
 
 
 def _tried_unit(group: SharedUnits) -> int:

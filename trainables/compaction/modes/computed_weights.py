@@ -76,8 +76,10 @@ def _held_alone(network: fx.GraphModule, steps: list[fx.Node]) -> bool:
     for name, parameter in network.named_parameters(remove_duplicate=False):
         if id(parameter) not in parameters:
             continue
+        if name in read_by_code:
+            return False
         owner, _, _ = name.rpartition(".")
-        if owner in read_by_modules or name in read_by_code:
+        if owner in read_by_modules:
             return False
     return True
 
@@ -118,14 +120,16 @@ def _replace(network: fx.GraphModule, weight: fx.Node, steps: list[fx.Node]) -> 
     for name in set(names):
         if name != kept:
             delete_tensor(network, name)
-    set_tensor(network, kept, nn.Parameter(value.clone()))
+    parameter = nn.Parameter(value.clone())
+    set_tensor(network, kept, parameter)
     return True
 
 
 def _first_of_shape(network: fx.GraphModule, names: list[str], shape: torch.Size) -> str:
     """The first of these parameters that is of this shape; the first of all if none is."""
     for name in names:
-        if tensor_at(network, name).shape == shape:
+        parameter = tensor_at(network, name)
+        if parameter.shape == shape:
             return name
     return names[0]
 

@@ -66,9 +66,9 @@ def _operation(node: fx.Node) -> tuple[str, tuple[Any, ...]]:
         return _function(node)
     target = str(node.target)
     if node.op == "call_method" and target not in operations.methods():
-        raise ValueError(f"cannot store the operation '{node.name}' (.{target}) as plain data")
+        raise _cannot_store(f"the operation '{node.name}' (.{target})")
     if node.op not in OPERATIONS:
-        raise ValueError(f"cannot store '{node.name}' ({node.op} {target}) as plain data")
+        raise _cannot_store(f"'{node.name}' ({node.op} {target})")
     return target, node.args
 
 
@@ -81,8 +81,12 @@ def _function(node: fx.Node) -> tuple[str, tuple[Any, ...]]:
             return str(attribute), (owner,)
     name = operations.name_of(target)
     if name is None:
-        raise ValueError(f"cannot store the operation '{node.name}' ({target}) as plain data")
+        raise _cannot_store(f"the operation '{node.name}' ({target})")
     return name, node.args
+
+
+def _cannot_store(what: str) -> ValueError:
+    return ValueError(f"cannot store {what} as plain data")
 
 
 def deserialise(plain: Plain) -> fx.GraphModule:

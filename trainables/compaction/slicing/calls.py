@@ -86,11 +86,12 @@ class _Calls:
 
     def _is_touched(self, node: fx.Node) -> bool:
         """Whether an input or output of a node becomes smaller."""
-        values = [self.slices.known(source) for source in node.all_input_nodes]
-        values.append(self.slices.known(node))
+        values = []
+        for around in (*node.all_input_nodes, node):
+            values.append(self.slices.known(around))
         for known in found_in(values):
-            stays_whole = self.slices.mask(known).all()
-            if not stays_whole:
+            mask = self.slices.mask(known)
+            if not mask.all():
                 return True
         return False
 
@@ -135,11 +136,13 @@ class _Calls:
     def _resized(self, node: fx.Node, name: str, args: list[Any]) -> list[Any]:
         """The arguments of a move that is given sizes."""
         made = self.slices.known(node)
+        shape = self.slices.shape(made)
         if name == "unflatten":
             tensor, axis, sizes = args
-            return [tensor, axis, self._unflattened(axis, sizes, made)]
+            parts = self._unflattened(axis, sizes, shape)
+            return [tensor, axis, parts]
         tensor, *sizes = args
-        return [tensor, *self._sizes(sizes, made)]
+        return [tensor, *self._sizes(sizes, shape)]
 
     def _bounded(self, node: fx.Node, name: str, args: list[Any]) -> list[Any]:
         """The arguments of a move that may be given an index or bounds."""
@@ -173,9 +176,8 @@ class _Calls:
             kwargs=kwargs,
         )
 
-    def _sizes(self, sizes: list[Any], made: Known) -> list[Any]:
+    def _sizes(self, sizes: list[Any], shape: tuple[int, ...]) -> list[Any]:
         """The sizes of `view` and the like, which stand one by one or in a list."""
-        shape = self.slices.shape(made)
         if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
             in_list = list(sizes[0])
             if len(in_list) != len(shape):
@@ -185,14 +187,14 @@ class _Calls:
             return sizes
         return self._each_size(sizes, shape)
 
-    def _unflattened(self, axis: int, sizes: Any, made: Known) -> tuple[Any, ...]:
+    def _unflattened(self, axis: int, sizes: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
         """The sizes that an axis is parted into."""
-        shape = self.slices.shape(made)
-        axes_before = len(shape) - len(sizes) + 1
+        count = len(sizes)
+        axes_before = len(shape) - count + 1
         start = axis % axes_before
-        end = start + len(sizes)
-        wanted = shape[start:end]
-        return tuple(self._each_size(sizes, wanted))
+        end = start + count
+        new = self._each_size(sizes, shape[start:end])
+        return tuple(new)
 
     def _each_size(self, sizes: Any, wanted: tuple[int, ...]) -> list[Any]:
         found = []
@@ -229,14 +231,18 @@ def _check_move(slices: Slices, node: fx.Node, call: NewCall) -> None:
     def value(source: fx.Node) -> Any:
         return _value(slices, source)
 
-    rest = call.args[1:]
+    _, *rest = call.args
     args, kwargs = fx.node.map_arg((rest, call.kwargs), value)
     mask = slices.mask(known)
     for unit_map in known.unit_maps:
         numbers = (unit_map + 1).expand(known.shape)
-        entries = packed(numbers, mask).double()
+        entries = packed(numbers, mask)
         try:
-            moved = slices.walk.called(call, [entries, *args], kwargs)  # type: ignore[arg-type]
+            moved = slices.walk.called(
+                call,  # type: ignore[arg-type]
+                args=[entries.double(), *args],
+                kwargs=kwargs,
+            )
         except (RuntimeError, IndexError, ValueError, TypeError):
             raise CannotSlice(node) from None
         _compare(slices, node, unit_map, moved)
@@ -263,14 +269,18 @@ def _compare(slices: Slices, node: fx.Node, unit_map: Tensor, moved: Any) -> Non
     wanted_shapes = [slices.shape(output) for output in outputs]
     if shapes != wanted_shapes:
         raise CannotSlice(node)
-    numbers = set(unit_map.unique().tolist())
     for output, piece in zip(outputs, pieces, strict=True):
         mask = slices.mask(output)
         for other in output.unit_maps:
-            others = other.unique().tolist()
-            if numbers.isdisjoint(others):
+            if not _have_in_common(unit_map, other):
                 continue
             wanted = packed(other.expand(output.shape), mask)
             wanted = wanted.double() + 1
             if not torch.equal(wanted, piece):
                 raise CannotSlice(node)
+
+
+def _have_in_common(one: Tensor, other: Tensor) -> bool:
+    """Whether two unit maps have a unit in common."""
+    in_both = torch.isin(one, other)
+    return bool(in_both.any())

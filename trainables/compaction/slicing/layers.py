@@ -22,8 +22,9 @@ def slice_tensors(slices: Slices) -> None:
         owner, _, leaf = name.rpartition(".")
         if leaf == "weight":
             sliced = _within_groups(slices, owner, sliced)
-        if sliced.shape != tensor.shape:
-            new[id(tensor)] = parameter_like(tensor, sliced)
+        if sliced.shape == tensor.shape:
+            continue
+        new[id(tensor)] = parameter_like(tensor, sliced)
     replace_tensors(slices.network, new)
 
 

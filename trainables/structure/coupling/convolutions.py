@@ -26,8 +26,8 @@ def conv(walk: Walk, call: Call) -> Any:
         unused = ~used.any(1).reshape(-1)
         walk.units.read(read, harmless=zero_in | unused)
     written = _written(layer, read, used)
-    zero_of_group = zero_in.reshape(module.groups, 1, -1)
-    feeding = used & ~zero_of_group
+    zero_by_group = zero_in.reshape(module.groups, 1, -1)
+    feeding = used & ~zero_by_group
     unfed = ~feeding.any(2).reshape(-1)
     return layer.output(
         rest,

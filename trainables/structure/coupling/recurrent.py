@@ -101,17 +101,18 @@ class _Weights:
         if read is not None:
             unused = ~inward.any(0)
             units.read(read, harmless=zero_in | unused)
-        fed = self._fed(inward[:, ~zero_in], across)
         if self.layer.module.bias:
             self._note_rows("bias_ih_", own)
             self._note_rows("bias_hh_", own)
+        fed = self._fed(inward[:, ~zero_in], across)
         of_each_gate = fed.reshape(self.gates, -1)
         zero = ~of_each_gate.any(0)
         unread = ~across.any(0)
         units.read(own, harmless=zero | unread)
-        for leaf, columns in (("weight_ih_", read), ("weight_hh_", own)):
-            self._note_rows(leaf, own)
-            self._note_columns(leaf, columns)
+        self._note_rows("weight_ih_", own)
+        self._note_columns("weight_ih_", read)
+        self._note_rows("weight_hh_", own)
+        self._note_columns("weight_hh_", own)
         return zero
 
     def _fed(self, inward: Tensor, across: Tensor) -> Tensor:

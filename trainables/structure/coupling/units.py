@@ -185,10 +185,14 @@ class Units:
 def _grouped(members: Tensor, by: Tensor) -> list[Tensor]:
     """Those `members` together that have the same number in `by`."""
     found: dict[int, list[int]] = {}
-    for member, number in zip(members.tolist(), by.tolist(), strict=True):
+    pairs = zip(members.tolist(), by.tolist(), strict=True)
+    for member, number in pairs:
         together = found.setdefault(number, [])
         together.append(member)
-    return [torch.tensor(group) for group in found.values()]
+    groups = []
+    for together in found.values():
+        groups.append(torch.tensor(together))
+    return groups
 
 
 class _Going:

@@ -200,15 +200,16 @@ class Walk:
         other_axes = varying(other)
         if axes == other_axes:
             self.units.tie(one, other)
-            return torch.where(one == NONE, other, one)
+            is_none = one == NONE
+            return torch.where(is_none, other, one)
         if axes < other_axes:
             self._all_of_places(one, other)
             return other
         if other_axes < axes:
             self._all_of_places(other, one)
             return one
-        self.units.keep(one, "it meets another in part")
-        self.units.keep(other, "it meets another in part")
+        for stays in (one, other):
+            self.units.keep(stays, "it meets another in part")
         return one
 
     def _all_of_places(self, coarse: Tensor, fine: Tensor) -> None:
@@ -239,8 +240,9 @@ class Walk:
         """The same along several axes."""
         left: Tensor | None = unit_map
         for axis in axes:
-            if left is not None:
-                left = self.all_or_none(left, axis, why)
+            if left is None:
+                return None
+            left = self.all_or_none(left, axis, why)
         return left
 
     def left_of(
@@ -262,7 +264,8 @@ class Walk:
 
     def zero_of(self, run: Callable[[Tensor], Any], dim: int) -> bool:
         """Whether an operation on each entry makes 0 of 0."""
-        zeros = torch.zeros([1] * max(dim, 1))
+        axes = max(dim, 1)
+        zeros = torch.zeros([1] * axes)
         try:
             with torch.no_grad():
                 made = run(zeros)
@@ -270,7 +273,7 @@ class Walk:
             return False
         if not isinstance(made, Tensor):
             return False
-        return not bool(made.any())
+        return not made.any()
 
     def module(self, node: fx.Node) -> Any:
         """The module that a node calls; None if it does not call one."""

@@ -167,7 +167,8 @@ class _Ends:
             return layer.name, parameters, layer
         first = parameters[0]
         owner, _, _ = first.rpartition(".")
-        return owner or first, parameters, None
+        name = owner or first
+        return name, parameters, None
 
     def _parameters(self, node: fx.Node) -> tuple[str, ...]:
         """The parameters that what a node makes is zero with; none if it is no layer, or its

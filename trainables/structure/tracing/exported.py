@@ -178,8 +178,10 @@ class _NewGraph:
             elif names is None:
                 self.made[node] = inputs
             else:
-                name = next(names)
-                self.made[node] = self.graph.call_function(operator.getitem, (inputs, name))
+                self.made[node] = self.graph.call_function(
+                    operator.getitem,
+                    args=(inputs, next(names)),
+                )
         # Behind the inputs: what follows asks the first of all for its device.
         self.made.update(held)
 
@@ -212,8 +214,8 @@ class _NewGraph:
 
     def _copied(self, node: fx.Node) -> fx.Node:
         """A node in the new graph: a call of a layer, or the same operation."""
-        args = fx.node.map_arg(node.args, self.made.__getitem__)
-        kwargs = fx.node.map_arg(node.kwargs, self.made.__getitem__)
+        given = fx.node.map_arg((node.args, node.kwargs), self.made.__getitem__)
+        args, kwargs = given
         layer = layer_of(node, args, self.held)
         if layer is not None:
             place = input_place(node)

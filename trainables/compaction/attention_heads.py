@@ -101,8 +101,10 @@ def _remove(attended: _Attended, multiple: int) -> Removed | None:
     query, _, value = attended.inputs_projections()
     out = attended.out_projection()
     read = attended.read_by_head()
-    has_value = attended.by_head(value.weight).flatten(1).any(1)
-    is_read = read.transpose(0, 1).flatten(1).any(1)
+    values = attended.by_head(value.weight)
+    has_value = values.flatten(1).any(1)
+    readers = read.transpose(0, 1)
+    is_read = readers.flatten(1).any(1)
     dead = _dead_heads(attended, has_value & is_read, multiple)
     if not dead.any():
         return None
@@ -168,7 +170,9 @@ def _attended(graph: fx.GraphModule, node: fx.Node) -> _Attended | None:
     if out is None:
         return None
     inputs = tuple(node.all_input_nodes[:3])
-    if len(inputs) < 3 or inputs != node.args[:3]:
+    if len(inputs) < 3:
+        return None
+    if inputs != node.args[:3]:
         return None
     for each in inputs:
         if only_user(each) is not node:

@@ -127,7 +127,9 @@ def _removed_by_dependencies(
     gone = {name: dead[name] for name in right}
     if gone:
         remove_units(network, inputs, gone)
-    counts = {name: int(units.sum()) for name, units in gone.items()}
+    counts = {}
+    for name, units in gone.items():
+        counts[name] = int(units.sum())
     return _in_part(counts)
 
 

@@ -96,7 +96,8 @@ def _rename_types(node: fx.Node, before: torch.dtype, after: torch.dtype) -> Non
             return after
         return value
 
-    node.args = tuple(renamed(value) for value in node.args)
+    args = [renamed(value) for value in node.args]
+    node.args = tuple(args)
     kwargs = {}
     for name, value in node.kwargs.items():
         kwargs[name] = renamed(value)

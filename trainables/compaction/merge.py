@@ -128,9 +128,16 @@ def product(first: WeightLayer, second: WeightLayer) -> WeightLayer | None:
         return None
     if set(first.stride) != {1}:
         return None
-    if any(second.padding) and first.bias is not None and first.bias.any():
+    if any(second.padding) and _has_bias(first):
         return None
     return _with_pointwise_before(first, second)
+
+
+def _has_bias(layer: Conv) -> bool:
+    """Whether it has a bias that is not 0."""
+    if layer.bias is None:
+        return False
+    return bool(layer.bias.any())
 
 
 def _product_of_linear(first: nn.Linear, second: nn.Linear) -> WeightLayer:
@@ -202,7 +209,8 @@ def product_but_for_the_border(first: WeightLayer, second: WeightLayer) -> nn.Co
     # Correlating with W₁ and then with W₂ is correlating with the full convolution of the two
     # kernels.
     margin = [size - 1 for size in first.kernel_size]
-    flipped = first.weight.double().transpose(0, 1).flip(2, 3)
+    first_kernels = first.weight.double()
+    flipped = first_kernels.transpose(0, 1).flip(2, 3)
     kernels = second.weight.double()
     matrix = kernels.sum((2, 3))
     combined = with_weights(
@@ -231,7 +239,9 @@ def _combined_bias(first: WeightLayer, matrix: Tensor, bias: Tensor | None) -> T
 def _next_layer(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> fx.Node | None:
     """The layer node that alone reads this layer node's output, seen through nodes that pass it on
     unchanged."""
-    if weight_layer(graph, node) is None or counts[node.target] > 1:
+    if weight_layer(graph, node) is None:
+        return None
+    if counts[node.target] > 1:
         return None
     reader = only_user(node)
     while isinstance(module_of(graph, reader), nn.Identity | nn.Dropout):

@@ -83,7 +83,9 @@ class _Path:
 
     def spans_space(self) -> bool:
         """Whether the layer or its reader is a convolution."""
-        return isinstance(self.layer, Conv) or isinstance(self.following, Conv)
+        if isinstance(self.layer, Conv):
+            return True
+        return isinstance(self.following, Conv)
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,9 @@ def _path(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> _Pat
     """The way from this layer node to the layer that alone reads it, through ReLU, pooling and
     flatten; None if another."""
     layer = weight_layer(graph, node)
-    if layer is None or counts[node.target] > 1:
+    if layer is None:
+        return None
+    if counts[node.target] > 1:
         return None
     between: list[fx.Node] = []
     relu = False
@@ -218,7 +222,8 @@ def _keeps_examples_apart(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node flattens all axes but the first."""
     module = module_of(graph, node)
     if isinstance(module, nn.Flatten):
-        return module.start_dim == 1 and module.end_dim == -1
+        axes = (module.start_dim, module.end_dim)
+        return axes == (1, -1)
     if node.target not in (torch.flatten, "flatten"):
         return False
     if node.kwargs:
@@ -242,7 +247,8 @@ def _remove(
     count = int(gone.sum())
     if count == 0:
         return None
-    output = torch.where(staying.constant & is_read, value, 0)
+    is_moved = staying.constant & is_read
+    output = torch.where(is_moved, value, 0)
     bias = _moved_into_bias(path.following, read, output)
     whole = count == len(gone)
     columns = _pass_layer_by(graph, path) if whole else _keep_units(graph, path, staying)
@@ -367,6 +373,7 @@ def _constants(
     value = bias.clamp(min=0)
     if not input_nonnegative:
         return unfed, value
-    silent = (weight <= 0).all(1) & (bias <= 0)
+    no_weight_above_0 = (weight <= 0).all(1)
+    silent = no_weight_above_0 & (bias <= 0)
     value = torch.where(silent, 0, value)
     return unfed | silent, value

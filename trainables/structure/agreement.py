@@ -247,7 +247,8 @@ def difference_in_batches(
             if key in found:
                 compared = found[key].joined(compared)
             found[key] = compared
-    return _largest([compared.relative(tolerance) for compared in found.values()])
+    differences = [compared.relative(tolerance) for compared in found.values()]
+    return _largest(differences)
 
 
 def pieces(inputs: Tensor) -> Iterator[Tensor]:
@@ -261,7 +262,10 @@ def pieces(inputs: Tensor) -> Iterator[Tensor]:
 
 def _entries(inputs: Tensor) -> int:
     """How many entries one input has."""
-    return sum(tensor[:1].numel() for tensor in tensors(inputs).values())
+    count = 0
+    for tensor in tensors(inputs).values():
+        count += tensor[:1].numel()
+    return count
 
 
 def _seen(inputs: Tensor) -> tuple[int, int]:

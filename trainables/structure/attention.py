@@ -152,7 +152,8 @@ def _parts(module: nn.MultiheadAttention) -> dict[str, nn.Module]:
         batch_first=module.batch_first,
         dropout=module.dropout,
     )
-    parts["out"] = _linear(module.out_proj.weight, module.out_proj.bias)
+    out = module.out_proj
+    parts["out"] = _linear(out.weight, out.bias)
     for part in parts.values():
         part.train(module.training)
     return parts

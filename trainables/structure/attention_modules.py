@@ -93,7 +93,8 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask of True as what is added before the softmax."""
     if mask.dtype != torch.bool:
         return mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
+    zeros = torch.zeros_like(mask, dtype=dtype)
+    return zeros.masked_fill(mask, float("-inf"))
 
 
 class ScaledDotProduct(nn.Module):

@@ -152,7 +152,8 @@ def remove_units(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor]) ->
     for group in _groups(network, graph, endless=[]):
         if group.name not in dead:
             continue
-        units = dead[group.name].nonzero().flatten().tolist()
+        places = dead[group.name].nonzero()
+        units = places.flatten().tolist()
         if not units:
             continue
         channels = []
@@ -225,7 +226,9 @@ def _all_dependencies(
     no end is found is left out."""
     seen: set[int] = set()
     for module in list(graph.module2node):
-        if not isinstance(module, _WEIGHT_LAYERS) or id(module) in seen:
+        if not isinstance(module, _WEIGHT_LAYERS):
+            continue
+        if id(module) in seen:
             continue
         pruner = graph.get_pruner_of_module(module)
         if pruner is None:

@@ -26,8 +26,12 @@ class CountingNorm(nn.Module):
         self.eps = eps
         self.centred = centred
         self.weighted = weighted
-        self.weight = nn.Parameter(torch.ones(channels)) if weighted else None
-        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+        self.weight: nn.Parameter | None = None
+        self.bias: nn.Parameter | None = None
+        if weighted:
+            self.weight = nn.Parameter(torch.ones(channels))
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, channels) to the same."""

@@ -33,7 +33,8 @@ class HeadGroup(UnitGroup):
         (heads,)."""
         (reader,) = self.readers
         read = of_entry(parameters[reader])
-        by_head = read.unflatten(1, (self.units, -1))
+        heads_and_width = (self.units, -1)
+        by_head = read.unflatten(1, heads_and_width)
         total: Tensor = by_head.sum((0, 2))
         for name, owners in self.writers.items():
             written = of_entry(parameters[name])

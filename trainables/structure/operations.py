@@ -138,7 +138,10 @@ def _members(namespace: ModuleType) -> tuple[tuple[str, Any], ...]:
 
 @functools.cache
 def _names() -> dict[object, str]:
-    return {function: name for name, function in reversed(_functions().items())}
+    found: dict[object, str] = {}
+    for name, function in reversed(_functions().items()):
+        found[function] = name
+    return found
 
 
 def name_of(function: object) -> str | None:

@@ -88,7 +88,8 @@ def removable_groups(
         if group.units > 1:
             # One that has neighbours on both sides, which something between them may mix.
             tried = group.units // 3
-            units[group.name] = torch.arange(group.units) == tried
+            numbers = torch.arange(group.units)
+            units[group.name] = numbers == tried
     if not units:
         return groups
     right = _right_when_tried(network, inputs[:_SEEN], groups, units)
@@ -190,7 +191,8 @@ def _of_one(
     probe = Probe(network, inputs, fresh=fresh)
     if not probe.is_of_numbers():
         return None
-    if _remove(network, inputs, dead) and probe.agrees(network, tolerance):
+    can_go = _remove(network, inputs, dead)
+    if can_go and probe.agrees(network, tolerance):
         return list(dead)  # most often; so that no more copies are made
     network = make()
 
@@ -234,7 +236,9 @@ def _draw(network: nn.Module, generator: torch.Generator) -> None:
         for parameter in module.parameters(recurse=False):
             of_layers.add(id(parameter))
     for parameter in network.parameters():  # what its code does with others is not known
-        if id(parameter) in of_layers or not parameter.is_floating_point():
+        if id(parameter) in of_layers:
+            continue
+        if not parameter.is_floating_point():
             continue
         factor = torch.rand(parameter.shape, generator=generator)
         parameter.mul_(0.5 + factor.to(parameter))

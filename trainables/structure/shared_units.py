@@ -172,7 +172,8 @@ class _Candidates:
     def _owner_of(self) -> Tensor:
         """The number of the set that each unit is of; and `NONE` at the end, for no unit."""
         units = self.walk.units
-        found = torch.full((units.count + 1,), NONE)
+        size = units.count + 1
+        found = torch.full((size,), NONE)
         for number, together in enumerate(self.sets):
             found[together] = number
         found[:-1] = found[units.roots()]
@@ -249,7 +250,8 @@ def _tried(graph: fx.GraphModule, inputs: Tensor, groups: list[SharedUnits]) -> 
     parameters = dict(zeroed.named_parameters())
     for group in groups:
         numbers = torch.arange(group.units)
-        group.zero(parameters, units=numbers == _tried_unit(group))
+        is_tried = numbers == _tried_unit(group)
+        group.zero(parameters, is_tried)
     walk = units_of(zeroed, inputs[:2])
     gone = walk.units.removable()
     right = []

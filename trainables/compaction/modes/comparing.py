@@ -67,10 +67,10 @@ def first_difference(
     for mine, theirs in zip(one, other, strict=False):
         if not mine.is_same(theirs):
             return theirs.place() or mine.place()
-    rest = one[len(other) :] or other[len(one) :]
-    if not rest:
-        return None
-    return rest[0].place()
+    for rest in (one[len(other) :], other[len(one) :]):
+        if rest:
+            return rest[0].place()
+    return None
 
 
 def _steps(network: fx.GraphModule, followed: set[str]) -> list[_Step]:

@@ -23,7 +23,9 @@ def compute_weights(network: fx.GraphModule) -> bool:
     """
     found = False
     for node in list(network.graph.nodes):
-        if node.op != "call_function" or node.target not in _LAYERS:
+        if node.op != "call_function":
+            continue
+        if node.target not in _LAYERS:
             continue
         weight = _weight_of(node)
         steps = _steps(weight, node)

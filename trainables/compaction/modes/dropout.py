@@ -49,7 +49,9 @@ def _following(node: fx.Node) -> _Following | None:
 def _plain_dropout(node: fx.Node) -> _Following | None:
     given = arguments_of(node)
     share = given.get("p", 0.5)
-    if not isinstance(share, float | int) or not drops(node):
+    if not isinstance(share, float | int):
+        return None
+    if not drops(node):
         return None
     dropout = DROPOUTS[node.target](share)
     return _Following(dropout, (given["input"],))

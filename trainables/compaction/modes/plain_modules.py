@@ -47,7 +47,9 @@ def as_modules(network: fx.GraphModule) -> None:
 def _module_for(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     """The module that does what a function does with parameters and buffers of the network; None if
     there is none."""
-    if node.op != "call_function" or node.target not in _LAYERS:
+    if node.op != "call_function":
+        return None
+    if node.target not in _LAYERS:
         return None
     given = arguments_of(node)
     if not isinstance(given.get("input"), fx.Node):

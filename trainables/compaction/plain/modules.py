@@ -63,7 +63,10 @@ def _check_rebuilt(module: nn.Module, name: str, plain: Plain) -> None:
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     state = module.state_dict()
-    return {key: tensor.shape for key, tensor in state.items()}
+    shapes = {}
+    for key, tensor in state.items():
+        shapes[key] = tensor.shape
+    return shapes
 
 
 def tensor_to_plain(network: fx.GraphModule, name: str) -> Plain:
@@ -123,7 +126,8 @@ def module_from_plain(stored: Plain, modules: Plain) -> nn.Module:
     tied = stored.get("tied", {})
     for leaf, source in tied.items():
         owner, _, name = source.rpartition(".")
-        state[leaf] = modules[owner]["state"][name]
+        of_owner = modules[owner]["state"]
+        state[leaf] = of_owner[name]
     module.load_state_dict(state, assign=True)
     return module
 

@@ -66,8 +66,10 @@ class Bounds:
         return self._parts(index)
 
     def _parts(self, index: tuple[Any, ...]) -> tuple[Any, ...]:
-        of_axes = [part for part in index if part is not None and part is not Ellipsis]
-        passed_over = self.known.dim - len(of_axes)
+        passed_over = self.known.dim
+        for part in index:
+            if part is not None and part is not Ellipsis:
+                passed_over -= 1
         new: list[Any] = []
         axis = 0
         for part in index:

@@ -78,7 +78,9 @@ class _Calls:
         name = function_name(node)
         if name == "scaled_dot_product_attention":
             return self._with_scale(node)
-        if name not in MOVES or not self._is_touched(node):
+        if name not in MOVES:
+            return self._with_numbers(node)
+        if not self._is_touched(node):
             return self._with_numbers(node)
         call = self._moved(node, name)
         _check_move(self.slices, node, call)
@@ -163,7 +165,10 @@ class _Calls:
             axis = node.args[2]
         axis = kwargs.pop("dim", axis)
         parts = self.slices.known(node)
-        sizes = [self.slices.shape(part)[axis] for part in parts]
+        sizes = []
+        for part in parts:
+            shape = self.slices.shape(part)
+            sizes.append(shape[axis])
         op = "call_method"
         target: Any = "split"
         if isinstance(node.target, OpOverload):
@@ -203,9 +208,11 @@ class _Calls:
         return found
 
     def _size(self, size: Any, wanted: int) -> Any:
-        if isinstance(size, fx.Node) and self._will_be(size, wanted):
-            return size
-        if not isinstance(size, fx.Node) and size == -1:
+        if isinstance(size, fx.Node):
+            if self._will_be(size, wanted):
+                return size
+            return wanted
+        if size == -1:
             return size
         return wanted
 
@@ -232,7 +239,8 @@ def _check_move(slices: Slices, node: fx.Node, call: NewCall) -> None:
         return _value(slices, source)
 
     _, *rest = call.args
-    args, kwargs = fx.node.map_arg((rest, call.kwargs), value)
+    given = (rest, call.kwargs)
+    args, kwargs = fx.node.map_arg(given, value)
     mask = slices.mask(known)
     for unit_map in known.unit_maps:
         numbers = (unit_map + 1).expand(known.shape)

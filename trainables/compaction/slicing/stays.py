@@ -42,7 +42,8 @@ class Slices:
 
     def counted_units(self, name: str) -> Iterator[Tensor]:
         """The units of the inputs that a node or layer of this name counts."""
-        for _, units in self.walk.counts.get(name, ()):
+        counted = self.walk.counts.get(name, [])
+        for _, units in counted:
             yield units
 
     def kept(self, units: Tensor) -> Tensor:

@@ -134,8 +134,11 @@ def own_attention(walk: Walk, call: Call) -> Any:
     def flattened(entries: Tensor) -> Tensor:
         return entries.flatten(-2)
 
-    by_head = [walk.moved(side, split) for side in call.args[:3]]
-    query, key, value = [_swapped(walk, side) for side in by_head]
+    sides = []
+    for side in call.args[:3]:
+        by_head = walk.moved(side, split)
+        sides.append(by_head)
+    query, key, value = [_swapped(walk, side) for side in sides]
     if not module.batch_first and call.input.dim == 3:
         return NotImplemented
     for mask in call.args[3:]:
@@ -169,8 +172,8 @@ def multihead(walk: Walk, call: Call) -> Any:
     output; what lies between stays, or goes by heads."""
     layer = layer_of(walk, call)
     _reads_sides(layer, call)
-    others = [*call.args[3:], *call.kwargs.values()]
-    walk.stay(others, layer.why_all_stay)
+    for others in (call.args[3:], call.kwargs):
+        walk.stay(others, layer.why_all_stay)
     projection = layer.module.out_proj
     out = CalledLayer(
         walk,

@@ -78,7 +78,8 @@ def _number(known: Known) -> Tensor:
 
 def pointwise(walk: Walk, call: Call) -> Any:
     """Units of all sides, which go together; the name of the operation says where it makes 0."""
-    sides = list(found_in((call.args, call.kwargs)))
+    given = (call.args, call.kwargs)
+    sides = list(found_in(given))
     shapes = [side.shape for side in sides]
     shape = torch.broadcast_shapes(*shapes)
     unit_maps = joined(walk, sides, shape)
@@ -129,7 +130,9 @@ def _zeros_of(operand: Any, dim: int) -> Tensor:
     if isinstance(operand, Known):
         known = lined_up(operand, dim)
         return known.zeros()
-    is_zero = isinstance(operand, int | float) and operand == 0
+    is_zero = False
+    if isinstance(operand, int | float):
+        is_zero = operand == 0
     return torch.full([1] * dim, is_zero)
 
 

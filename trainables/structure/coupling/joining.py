@@ -96,10 +96,11 @@ def _one_after_another(walk: Walk, parts: list[Known], axis: int) -> Known:
     sizes = list(parts[0].shape)
     sizes[axis] = 1
     narrow = torch.Size(sizes)
-    sizes[axis] = sum(part.shape[axis] for part in parts)
     across = []
     zeros = []
+    size = 0
     for part in parts:
+        size += part.shape[axis]
         unit_maps = _across(walk, part, axis)
         across.append(Known(narrow, unit_maps))
         zeros.append(part.zeros().expand(part.shape))
@@ -107,6 +108,8 @@ def _one_after_another(walk: Walk, parts: list[Known], axis: int) -> Known:
     in_a_row = _in_a_row(parts, axis)
     if in_a_row is not None:
         together = (*together, in_a_row)
+    sizes[axis] = size
+    sizes[axis] = size
     known = Known(
         shape=torch.Size(sizes),
         unit_maps=walk.apart(together),

@@ -23,7 +23,8 @@ def linear(walk: Walk, call: Call) -> Any:
     unused = ~weight.any(0)
     layer.reads(read, axis=1, harmless=zero_in | unused)
     written = layer.writes()
-    unfed = ~weight[:, ~zero_in].any(1)
+    feeding = weight[:, ~zero_in]
+    unfed = ~feeding.any(1)
     return layer.output(
         rest,
         axis=last,

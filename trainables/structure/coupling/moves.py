@@ -51,7 +51,8 @@ def move(walk: Walk, call: Call) -> Any:
     known, *rest = call.args
     is_item = call.node.target is operator.getitem
     if is_item and isinstance(known, list | tuple | dict):
-        return known[rest[0]]
+        (item,) = rest
+        return known[item]
     name = function_name(call.node)
     if not name.endswith("_as"):  # which is given a tensor for its shape
         for index in found_in((rest, call.kwargs)):
@@ -159,7 +160,8 @@ def _along_varying(amounts: list[int], unit_map: Tensor) -> list[int]:
     units vary."""
     found = []
     for place, amount in enumerate(amounts):
-        axis = unit_map.dim() - 1 - place // 2
+        axes_behind = place // 2
+        axis = unit_map.dim() - 1 - axes_behind
         if unit_map.shape[axis] > 1:
             found.append(amount)
         else:

@@ -256,10 +256,11 @@ def _shape(one: Lettered, other: Lettered, out: str) -> torch.Size:
 
 def _with_units_on_one_side(one: Lettered, other: Lettered, out: str) -> list[int]:
     """The axes of a product which both sides have, but only one of them has units along."""
-    of_both = {*one.letters} & {*other.letters}
     found = []
     for axis, letter in enumerate(out):
-        if letter not in of_both:
+        if letter not in one.letters:
+            continue
+        if letter not in other.letters:
             continue
         if one.has_units_along(letter) != other.has_units_along(letter):
             found.append(axis)

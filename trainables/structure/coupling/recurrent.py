@@ -55,7 +55,8 @@ def recurrent(walk: Walk, call: Call) -> Any:
     def end_known(end: Known) -> Known:
         return Known(end.shape, (by_layer,))
 
-    return out.with_zero(compressed(zero_out)), mapped_known(ends, end_known)
+    out = out.with_zero(compressed(zero_out))
+    return out, mapped_known(ends, end_known)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class _Weights:
         if self.layer.module.bias:
             self._note_rows("bias_ih_", own)
             self._note_rows("bias_hh_", own)
-        fed = self._fed(inward[:, ~zero_in], across)
+        feeding = inward[:, ~zero_in]
+        fed = self._fed(feeding, across)
         of_each_gate = fed.reshape(self.gates, -1)
         zero = ~of_each_gate.any(0)
         unread = ~across.any(0)

@@ -105,13 +105,15 @@ def _known(walk: Walk, node: fx.Node, handlers: Handlers) -> Any:
         return made
     if node.op == "get_attr":
         return _attribute(walk, str(node.target), made)
-    given = fx.node.map_arg((node.args, node.kwargs), walk.known.__getitem__)
+    before = (node.args, node.kwargs)
+    given = fx.node.map_arg(before, walk.known.__getitem__)
     args, kwargs = given
     if node.op == "output":
         walk.stay(args, "the network gives it out")
         return made
-    if not has_tensors(made) or not has_tensors(given):
-        return made  # sizes and other numbers
+    is_of_numbers = not has_tensors(made)
+    if is_of_numbers or not has_tensors(given):
+        return made
     handler = handlers.of(walk.graph, node)
     call = Call(node, args, kwargs)
     found = _handled(handler, walk, call)

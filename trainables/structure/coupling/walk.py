@@ -109,7 +109,9 @@ class Walk:
         if noted is None:
             return None
         units = noted[axis]
-        if units is None or units.numel() != tensor.shape[axis]:
+        if units is None:
+            return None
+        if units.numel() != tensor.shape[axis]:
             return None
         return units
 

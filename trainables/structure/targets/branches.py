@@ -217,7 +217,9 @@ class _Ends:
         if argument.op != "get_attr":
             return False
         name = str(argument.target)
-        if self.reads[name] > 1 or len(argument.users) > 1:
+        if self.reads[name] > 1:
+            return False
+        if len(argument.users) > 1:
             return False
         tensor = _tensor(self.graph, name)
         return isinstance(tensor, nn.Parameter)

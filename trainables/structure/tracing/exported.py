@@ -214,8 +214,8 @@ class _NewGraph:
 
     def _copied(self, node: fx.Node) -> fx.Node:
         """A node in the new graph: a call of a layer, or the same operation."""
-        given = fx.node.map_arg((node.args, node.kwargs), self.made.__getitem__)
-        args, kwargs = given
+        given = (node.args, node.kwargs)
+        args, kwargs = fx.node.map_arg(given, self.made.__getitem__)
         layer = layer_of(node, args, self.held)
         if layer is not None:
             place = input_place(node)
@@ -240,7 +240,9 @@ class _NewGraph:
         """Adds what the network returns, in its structure."""
         outputs: Any = node.args[0]
         written = _written_buffers(self.program)
-        given = [self.made[output] for output in outputs[written:]]
+        given = []
+        for output in outputs[written:]:
+            given.append(self.made[output])
         structure = self.program.call_spec.out_spec
         assert structure is not None
         returned = unflattened(given, structure)

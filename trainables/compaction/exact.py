@@ -22,7 +22,8 @@ def in_float64_where_it_can(
     try:
         exact = copied(original).eval().double()
         _widen(exact)
-        outputs(exact, in_float64(inputs[:2]))
+        few = in_float64(inputs[:2])
+        outputs(exact, few)
         return exact, in_float64(inputs), True
     except (RuntimeError, TypeError, ValueError):
         return copied(original).eval(), inputs, False
@@ -66,7 +67,8 @@ def _tensors(module: nn.Module, *, recurse: bool = True) -> list[tuple[str, Tens
 def _widen(network: fx.GraphModule) -> None:
     """Has casts to float32 in a network's code be casts to float64."""
     for node in network.graph.nodes:
-        if node.op == "call_method" and node.target == "float":
+        casts_to_float = node.op == "call_method" and node.target == "float"
+        if casts_to_float:
             node.meta[_WIDENED] = "float"
             node.target = "double"
         elif _names_type(node, torch.float32):

@@ -186,8 +186,9 @@ def clear_rounding(graph: fx.GraphModule, folded: list[str], dtype: torch.dtype)
         assert bias is not None
         error = rounding(weight, bias, dtype)
         for tensor in (weight, bias):
-            negative = tensor < 0
-            is_rounding = negative & (tensor >= -error)
+            is_negative = tensor < 0
+            is_small = tensor >= -error
+            is_rounding = is_negative & is_small
             tensor.masked_fill_(is_rounding, 0)
 
 
@@ -206,7 +207,9 @@ def nonnegative_when_trained(graph: fx.GraphModule) -> set[fx.Node]:
     """Nodes whose output is non-negative with the present weights (batch norms folded)."""
     inactive = set()
     for layer in layers_of(graph):
-        if layer.norm is None and not layer.active():
+        if layer.norm is not None:
+            continue
+        if not layer.active():
             inactive.add(layer.node)
 
     def is_inactive(node: fx.Node) -> bool:

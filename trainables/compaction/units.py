@@ -213,7 +213,9 @@ def _reads_units_in_order(
         return units == inputs and not shapes
     if not isinstance(layer, Conv):
         return False
-    if len(shapes) != 1 or inputs % units:
+    if len(shapes) != 1:
+        return False
+    if inputs % units:
         return False
     return _keeps_examples_apart(graph, shapes[0])
 

@@ -331,7 +331,8 @@ def has_negative_entry(weight: Tensor, bias: Tensor, *, exact: bool = True) -> T
     lowest = torch.minimum(weight.min(), bias.min())
     if exact:
         return lowest < 0
-    return lowest < -rounding(weight, bias, weight.dtype)
+    error = rounding(weight, bias, weight.dtype)
+    return lowest < -error
 
 
 def rounding(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:

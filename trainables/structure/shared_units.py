@@ -77,7 +77,9 @@ def shared_units(
     free = []
     for candidates in _candidates(walk):
         group = candidates.group()
-        if group is not None and others.isdisjoint(group.writers):
+        if group is None:
+            continue
+        if others.isdisjoint(group.writers):
             free.append(group)
     return _tried(graph, inputs, _by_name(free))
 
@@ -273,7 +275,8 @@ def _is_gone(walk: Walk, gone: Tensor, group: SharedUnits) -> bool:
         units = walk.units_of(name, axis)
         if units is None:
             return False
-        tried = units[owners == _tried_unit(group)]
+        is_tried = owners == _tried_unit(group)
+        tried = units[is_tried]
         if not gone[tried].all():
             return False
     return True

@@ -29,7 +29,9 @@ def compute_weights(network: fx.GraphModule) -> bool:
             continue
         weight = _weight_of(node)
         steps = _steps(weight, node)
-        if steps is None or not _held_alone(network, steps):
+        if steps is None:
+            continue
+        if not _held_alone(network, steps):
             continue
         if _replace(network, weight, steps):
             found = True
@@ -143,7 +145,8 @@ def _parameters_read(network: fx.GraphModule, steps: list[fx.Node]) -> list[str]
         if node.op != "get_attr":
             continue
         name = str(node.target)
-        if isinstance(tensor_at(network, name), nn.Parameter):
+        tensor = tensor_at(network, name)
+        if isinstance(tensor, nn.Parameter):
             found.append(name)
     return found
 

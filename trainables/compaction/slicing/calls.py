@@ -71,7 +71,8 @@ class _Calls:
         """A node's call without the units; None if it stays as it is."""
         if node.op == "placeholder":
             return None
-        if not has_tensors(self.slices.known(node)):
+        made = self.slices.known(node)
+        if not has_tensors(made):
             return None
         if node.op not in ("call_function", "call_method"):
             return self._with_numbers(node)
@@ -133,7 +134,8 @@ class _Calls:
             args = self._resized(node, name, args)
         else:
             args = self._bounded(node, name, args)
-        return NewCall.of(node, tuple(args), dict(node.kwargs))
+        kwargs = dict(node.kwargs)
+        return NewCall.of(node, tuple(args), kwargs)
 
     def _resized(self, node: fx.Node, name: str, args: list[Any]) -> list[Any]:
         """The arguments of a move that is given sizes."""
@@ -183,14 +185,17 @@ class _Calls:
 
     def _sizes(self, sizes: list[Any], shape: tuple[int, ...]) -> list[Any]:
         """The sizes of `view` and the like, which stand one by one or in a list."""
-        if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
-            in_list = list(sizes[0])
-            if len(in_list) != len(shape):
-                return sizes
-            return [self._each_size(in_list, shape)]
-        if len(sizes) != len(shape):
+        given = sizes
+        are_in_list = len(sizes) == 1 and isinstance(sizes[0], list | tuple)
+        if are_in_list:
+            (in_list,) = sizes
+            given = list(in_list)
+        if len(given) != len(shape):
             return sizes
-        return self._each_size(sizes, shape)
+        new = self._each_size(given, shape)
+        if are_in_list:
+            return [new]
+        return new
 
     def _unflattened(self, axis: int, sizes: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
         """The sizes that an axis is parted into."""
@@ -204,7 +209,8 @@ class _Calls:
     def _each_size(self, sizes: Any, wanted: tuple[int, ...]) -> list[Any]:
         found = []
         for size, each in zip(sizes, wanted, strict=True):
-            found.append(self._size(size, each))
+            new = self._size(size, each)
+            found.append(new)
         return found
 
     def _size(self, size: Any, wanted: int) -> Any:
@@ -222,7 +228,8 @@ class _Calls:
             return True
         if size in self.changed:
             return False
-        return bool(self.slices.known(size) == wanted)
+        was = self.slices.known(size)
+        return bool(was == wanted)
 
 
 def _check_move(slices: Slices, node: fx.Node, call: NewCall) -> None:
@@ -243,8 +250,8 @@ def _check_move(slices: Slices, node: fx.Node, call: NewCall) -> None:
     args, kwargs = fx.node.map_arg(given, value)
     mask = slices.mask(known)
     for unit_map in known.unit_maps:
-        numbers = (unit_map + 1).expand(known.shape)
-        entries = packed(numbers, mask)
+        numbers = unit_map + 1
+        entries = packed(numbers.expand(known.shape), mask)
         try:
             moved = slices.walk.called(
                 call,  # type: ignore[arg-type]
@@ -282,8 +289,8 @@ def _compare(slices: Slices, node: fx.Node, unit_map: Tensor, moved: Any) -> Non
         for other in output.unit_maps:
             if not _have_in_common(unit_map, other):
                 continue
-            wanted = packed(other.expand(output.shape), mask)
-            wanted = wanted.double() + 1
+            units = other.expand(output.shape)
+            wanted = packed(units, mask).double() + 1
             if not torch.equal(wanted, piece):
                 raise CannotSlice(node)
 

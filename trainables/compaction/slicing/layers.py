@@ -62,7 +62,8 @@ def _along_axes(slices: Slices, tensor: Tensor, axes: list[Tensor | None]) -> Te
         if kept.all():
             continue
         places = kept.nonzero().flatten()
-        tensor = tensor.index_select(axis, places.to(tensor.device))
+        places = places.to(tensor.device)
+        tensor = tensor.index_select(axis, places)
     return tensor
 
 
@@ -71,7 +72,9 @@ def settle_modules(slices: Slices) -> None:
     seen = set()
     for node in list(slices.network.graph.nodes):
         module = module_of(slices.network, node)
-        if module is None or node.target in seen:
+        if module is None:
+            continue
+        if node.target in seen:
             continue
         seen.add(node.target)
         if isinstance(module, Attention | ScaledDotProduct):

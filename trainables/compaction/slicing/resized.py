@@ -23,8 +23,9 @@ def replace_tensors(network: nn.Module, new: dict[int, Tensor]) -> None:
             *module.named_buffers(recurse=False, remove_duplicate=False),
         ]
         for leaf, tensor in held:
-            if id(tensor) in new:
-                setattr(module, leaf, new[id(tensor)])
+            replacement = new.get(id(tensor))
+            if replacement is not None:
+                setattr(module, leaf, replacement)
 
 
 def _settle_linear(module: nn.Linear) -> None:
@@ -32,8 +33,8 @@ def _settle_linear(module: nn.Linear) -> None:
 
 
 def _settle_conv(module: Any) -> None:
-    rows, columns = module.weight.shape[:2]
-    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+    rows, columns, *_ = module.weight.shape
+    if isinstance(module, _TRANSPOSED):
         module.in_channels = rows
         module.out_channels = columns * module.groups
     else:
@@ -65,10 +66,8 @@ def _settle_prelu(module: nn.PReLU) -> None:
     module.num_parameters = len(module.weight)
 
 
-_CONVS = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _CHANNEL_NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),

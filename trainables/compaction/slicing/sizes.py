@@ -17,8 +17,9 @@ def follow_batch(network: fx.GraphModule, walk: Walk, inputs: Tensor) -> frozens
     for_three = numbers_of(network, inputs[three])
     found = set()
     for node, for_two in walk.known.items():
-        name = node.name
-        if name in for_three and for_three[name] != for_two:
+        if node.name not in for_three:
+            continue
+        if for_three[node.name] != for_two:
             found.add(node)
     return frozenset(found)
 
@@ -48,7 +49,8 @@ def _made(slices: Slices, node: fx.Node, new: dict[fx.Node, Any]) -> Any:
         return torch.empty(shape, device="meta")
 
     value = slices.known(node)
-    if not _is_call(node) or has_tensors(value):
+    is_computed_number = _is_call(node) and not has_tensors(value)
+    if not is_computed_number:
         return mapped_known(value, of_new_shape)
     given = (node.args, node.kwargs)
     args, kwargs = fx.node.map_arg(given, new.__getitem__)

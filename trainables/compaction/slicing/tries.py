@@ -78,7 +78,8 @@ def _made(walk: Walk) -> Iterator[tuple[str, Tensor]]:
         for axis, units in enumerate(axes):
             if units is None:
                 continue
-            if axis == 0 or (name, axis) in walk.writing:
+            makes = axis == 0 or (name, axis) in walk.writing
+            if makes:
                 yield owner or name, units
 
 
@@ -118,13 +119,18 @@ def _recount(slices: Slices, node: fx.Node) -> None:
     share = 1.0
     for units in slices.counted_units(node.name):
         kept = slices.kept(units)
-        share *= float(kept.double().mean())
+        share_kept = kept.double().mean()
+        share *= float(share_kept)
     if share == 1:
         return
     graph = slices.network.graph
     with graph.inserting_after(node):
         scaled = graph.call_function(operator.mul, (node, share))
-    node.replace_all_uses_with(scaled, lambda user: user is not scaled)
+
+    def reads_it_unscaled(user: fx.Node) -> bool:
+        return user is not scaled
+
+    node.replace_all_uses_with(scaled, reads_it_unscaled)
 
 
 def _take_over(network: fx.GraphModule, other: fx.GraphModule) -> None:

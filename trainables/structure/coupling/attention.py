@@ -139,7 +139,8 @@ def own_attention(walk: Walk, call: Call) -> Any:
         by_head = walk.moved(side, split)
         sides.append(by_head)
     query, key, value = [_swapped(walk, side) for side in sides]
-    if not module.batch_first and call.input.dim == 3:
+    has_batch = call.input.dim == 3
+    if has_batch and not module.batch_first:
         return NotImplemented
     for mask in call.args[3:]:
         walk.stay(mask, "it is a mask of attention")

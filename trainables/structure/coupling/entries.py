@@ -56,7 +56,8 @@ POINTWISE = (*_ALL_ZERO, *_ANY_ZERO, *_FIRST_ZERO, *_OTHERS)
 def unary(walk: Walk, call: Call) -> Any:
     """The same units; zeros stay where the operation makes 0 of 0."""
     known = call.input
-    rest = [mapped_known(argument, _number) for argument in call.args[1:]]
+    _, *others = call.args
+    rest = mapped_known(others, _number)
 
     def of_zeros(zeros: Tensor) -> Any:
         return walk.called(call.node, [zeros, *rest], call.kwargs)

@@ -26,7 +26,8 @@ def joined(walk: Walk, sides: Sequence[Known], shape: torch.Size) -> tuple[Tenso
         left = []
         for side in all_sides:
             own = _left_of(walk, side.unit_maps, axis)
-            left.append(replace(side, unit_maps=tuple(own)))
+            side_left = replace(side, unit_maps=tuple(own))
+            left.append(side_left)
         all_sides = left
     return walk.apart(unit_maps)
 
@@ -103,7 +104,8 @@ def _one_after_another(walk: Walk, parts: list[Known], axis: int) -> Known:
         size += part.shape[axis]
         unit_maps = _across(walk, part, axis)
         across.append(Known(narrow, unit_maps))
-        zeros.append(part.zeros().expand(part.shape))
+        zero_of_part = part.zeros()
+        zeros.append(zero_of_part.expand(part.shape))
     together = joined(walk, across, narrow)
     in_a_row = _in_a_row(parts, axis)
     if in_a_row is not None:
@@ -149,7 +151,11 @@ def _in_a_row(parts: list[Known], axis: int) -> Tensor | None:
         rows.append(row)
     if not any_units:
         return None
-    return along(torch.cat(rows), axis, parts[0].dim)
+    return along(
+        torch.cat(rows),
+        axis=axis,
+        dim=parts[0].dim,
+    )
 
 
 def _is_only_along(unit_map: Tensor, axis: int) -> bool:

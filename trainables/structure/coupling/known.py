@@ -79,8 +79,8 @@ class Known:
 
     def with_zero(self, zero: Tensor | None) -> "Known":
         """The same with other zeros."""
-        if zero is not None and not bool(zero.any()):
-            zero = None
+        if zero is None or not zero.any():
+            return replace(self, zero=None)
         return replace(self, zero=zero)
 
 

@@ -69,7 +69,8 @@ def embedding(walk: Walk, call: Call) -> Any:
     if shape is None:
         return NotImplemented
     made = Known(shape)
-    unused = ~layer.module.weight.any(0)
+    weight = layer.module.weight
+    unused = ~weight.any(0)
     return layer.output(
         made,
         axis=made.last_axis,
@@ -100,7 +101,7 @@ def channel_norm(walk: Walk, call: Call) -> Any:
     module = layer.module
     known = call.input
     axis = min(1, known.last_axis)
-    if isinstance(module, nn.InstanceNorm1d) and known.dim == 2:  # without N
+    if known.dim == 2 and isinstance(module, nn.InstanceNorm1d):  # without N
         axis = 0
     known = layer.without_positions(known, axis)
     read, rest = layer.split(known, axis)

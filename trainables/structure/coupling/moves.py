@@ -109,7 +109,11 @@ def _moving(walk: Walk, call: Call) -> Callable[[Tensor], Any]:
     kwargs = mapped_known(call.kwargs, _index)
 
     def moving(entries: Tensor) -> Any:
-        return walk.called(call.node, [entries, *rest], kwargs)
+        return walk.called(
+            call.node,
+            args=[entries, *rest],
+            kwargs=kwargs,
+        )
 
     return moving
 
@@ -139,8 +143,11 @@ def pad(walk: Walk, call: Call) -> Any:
     if amounts is None:
         return move(walk, call)
     zero = known.zeros().expand(known.shape)
-    is_zero = float(value == 0)
-    padded = nn.functional.pad(zero.double(), amounts, value=is_zero)
+    padded = nn.functional.pad(
+        zero.double(),
+        pad=amounts,
+        value=float(value == 0),
+    )
     unit_maps = []
     for unit_map in known.unit_maps:
         own = _along_varying(amounts, unit_map)

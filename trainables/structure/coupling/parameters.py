@@ -86,9 +86,10 @@ class CalledLayer:
 
     def keep_all(self, read: Tensor | None = None) -> None:
         """Has all of it stay, and the units that it reads."""
+        walk = self.walk
         if read is not None:
-            self.walk.units.keep(read, self.why_all_stay)
-        self.walk.keep_parameters(self.module, self.name)
+            walk.units.keep(read, self.why_all_stay)
+        walk.keep_parameters(self.module, self.name)
 
     def has_no_bias(self) -> Tensor:
         """Where it has no bias, or one of 0: (out,)."""
@@ -112,7 +113,11 @@ class CalledLayer:
             shape=shape,
             unit_maps=self.walk.apart(unit_maps),
         )
-        zeros = along(zero.expand(shape[axis]), axis, dim)
+        zeros = along(
+            zero.expand(shape[axis]),
+            axis=axis,
+            dim=dim,
+        )
         return made.with_zero(compressed(zeros))
 
 

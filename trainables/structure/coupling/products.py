@@ -103,8 +103,10 @@ def _product_of_matrices(walk: Walk, one: Known, other: Known) -> Known:
 def einsum(walk: Walk, call: Call) -> Any:
     """A product by an equation of two operands."""
     equation, *operands = call.args
-    if len(operands) == 1 and isinstance(operands[0], list | tuple):
-        operands = list(operands[0])
+    first = operands[0]
+    are_in_list = isinstance(first, list | tuple)
+    if are_in_list and len(operands) == 1:
+        operands = list(first)
     if "." in equation:
         return NotImplemented
     without_spaces = equation.replace(" ", "")
@@ -115,7 +117,8 @@ def einsum(walk: Walk, call: Call) -> Any:
     if len(inputs) != 2:
         return NotImplemented
     for letters in inputs:
-        has_diagonal = len(set(letters)) < len(letters)
+        different = set(letters)
+        has_diagonal = len(different) < len(letters)
         if has_diagonal:
             return NotImplemented
     return contract(
@@ -173,7 +176,8 @@ def embedding(walk: Walk, call: Call) -> Any:
     walk.stay(chosen, "they are indices")
     for unit_map in weight.along(0):
         walk.units.keep(unit_map, "they are chosen by index")
-    shape_of_row = [1] * chosen.dim + [-1]
+    ones = [1] * chosen.dim
+    shape_of_row = [*ones, -1]
     unit_maps = []
     for unit_map in weight.but(0):
         row = unit_map.reshape(shape_of_row)
@@ -262,7 +266,9 @@ def _with_units_on_one_side(one: Lettered, other: Lettered, out: str) -> list[in
             continue
         if letter not in other.letters:
             continue
-        if one.has_units_along(letter) != other.has_units_along(letter):
+        of_one = one.has_units_along(letter)
+        of_other = other.has_units_along(letter)
+        if of_one != of_other:
             found.append(axis)
     return found
 
@@ -300,8 +306,10 @@ def _rows_of(walk: Walk, unit_map: Tensor, zero: Tensor, axis: int) -> Tensor:
     summed_over = rows.shape[-1]
     members = rows.reshape(-1, summed_over)
     stand = walk.units.whole(members)
-    unless = stand.unsqueeze(1).expand(members.shape)
-    zero_of_rows = _over_others(zero, unit_map).movedim(axis, -1)
+    of_each_member = stand.unsqueeze(1)
+    unless = of_each_member.expand(members.shape)
+    zero_of_units = _over_others(zero, unit_map)
+    zero_of_rows = zero_of_units.movedim(axis, -1)
     harmless = zero_of_rows.expand(rows.shape)
     walk.units.read(
         units=members.reshape(-1),

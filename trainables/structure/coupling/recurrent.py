@@ -76,7 +76,8 @@ class _Weights:
     def tensor(self, leaf: str) -> Tensor:
         """A parameter."""
         name = leaf + self.ending
-        found: Tensor = getattr(self.layer.module, name)
+        module = self.layer.module
+        found: Tensor = getattr(module, name)
         return found
 
     def name(self, leaf: str) -> str:
@@ -119,7 +120,8 @@ class _Weights:
 
     def _fed(self, inward: Tensor, across: Tensor) -> Tensor:
         """Which rows of gates have a weight or bias that is not 0."""
-        fed = inward.any(1) | across.any(1)
+        from_below = inward.any(1)
+        fed = from_below | across.any(1)
         if not self.layer.module.bias:
             return fed
         for leaf in ("bias_ih_", "bias_hh_"):
@@ -149,10 +151,10 @@ class _Weights:
 
 def _directions(layer: CalledLayer, number: int) -> list[_Weights]:
     """The parameters of one of the layers, of each direction."""
-    found = [_Weights(layer, f"l{number}")]
+    endings = [f"l{number}"]
     if layer.module.bidirectional:
-        found.append(_Weights(layer, f"l{number}_reverse"))
-    return found
+        endings.append(f"l{number}_reverse")
+    return [_Weights(layer, ending) for ending in endings]
 
 
 MODULES: dict[type[nn.Module], Handler] = dict.fromkeys((nn.RNN, nn.GRU, nn.LSTM), recurrent)

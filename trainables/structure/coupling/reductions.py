@@ -44,7 +44,10 @@ def reduce(walk: Walk, call: Call) -> Any:
     shape = list(known.shape)
     for axis in axes:
         shape[axis] = 1
-    made = Known(torch.Size(shape), tuple(unit_maps))
+    made = Known(
+        shape=torch.Size(shape),
+        unit_maps=tuple(unit_maps),
+    )
     if name in _ZERO_OF_ZEROS:
         zero = known.zero_over(axes)
         made = made.with_zero(zero)
@@ -76,7 +79,8 @@ def _read_sum(walk: Walk, node: fx.Node, known: Known, unit_map: Tensor) -> None
     """Notes that a sum or mean reads units, which vary along one axis."""
     units = unit_map.reshape(-1)
     (axis,) = varying(unit_map)
-    walk.units.read(units, known.zero_along(axis))
+    zero_in = known.zero_along(axis)
+    walk.units.read(units, zero_in)
     if function_name(node) == "mean":
         walk.count(node.name, axis, units)
 
@@ -138,7 +142,8 @@ def normalise(walk: Walk, call: Call) -> Any:
         if not _is_of_one_axis(unit_map):
             return NotImplemented
         units = unit_map.reshape(-1)
-        walk.units.read(units, known.zero_along(axis))
+        zero_in = known.zero_along(axis)
+        walk.units.read(units, zero_in)
     return known
 
 

@@ -117,10 +117,11 @@ def _known(walk: Walk, node: fx.Node, handlers: Handlers) -> Any:
     handler = handlers.of(walk.graph, node)
     call = Call(node, args, kwargs)
     found = _handled(handler, walk, call)
-    if found is NotImplemented or not _fits(found, made):
-        _keep_whole(walk, node, given)
-        return made
-    return _with_values(found, made)
+    is_known = found is not NotImplemented
+    if is_known and _fits(found, made):
+        return _with_values(found, made)
+    _keep_whole(walk, node, given)
+    return made
 
 
 def _handled(handler: Handler | None, walk: Walk, call: Call) -> Any:
@@ -176,7 +177,8 @@ def _attribute(walk: Walk, name: str, made: Any) -> Any:
         if units is None:
             units = walk.units.fresh(size)
         walk.tensor(name, axis, units)
-        unit_maps.append(along(units, axis, made.dim))
+        unit_map = along(units, axis, made.dim)
+        unit_maps.append(unit_map)
     zero = None
     if value.numel():
         zero = compressed(value == 0)

@@ -56,7 +56,8 @@ class Units:
         """Has units go together, entry by entry; where one side has none, those of the other
         stay."""
         one, other = torch.broadcast_tensors(one, other)
-        pairs = torch.stack([one.reshape(-1), other.reshape(-1)])
+        sides = [one.reshape(-1), other.reshape(-1)]
+        pairs = torch.stack(sides)
         is_none = pairs == NONE
         without_one, without_other = is_none
         alone = without_one != without_other
@@ -132,7 +133,8 @@ class Units:
         found: set[int] = set()
         for whole in self._wholes:
             members = whole.members.reshape(-1)
-            found.update(roots[members].tolist())
+            of_members = roots[members]
+            found.update(of_members.tolist())
         return found
 
     def whole_sets(self, roots: Tensor) -> list[Tensor]:
@@ -147,9 +149,10 @@ class Units:
             members = roots[whole.members]
             standing = roots[whole.units].unsqueeze(1)
             of_each_member = standing.expand_as(members)
-            pair = of_each_member.reshape(-1), members.reshape(-1)
-            ties.append(pair)
-            concerned += pair
+            ones = of_each_member.reshape(-1)
+            others = members.reshape(-1)
+            ties.append((ones, others))
+            concerned += [ones, others]
         lowest = _joined(count, ties)
         different = torch.cat(concerned).unique()
         return _grouped(different, lowest[different])
@@ -220,9 +223,9 @@ class _Going:
         """Has these stay, and what goes with them; whether one of them was to go."""
         there = units[units != NONE]
         places = self.roots[there]
-        changed = bool(self.gone[places].any())
+        were_to_go = self.gone[places]
         self.gone[places] = False
-        return changed
+        return bool(were_to_go.any())
 
     def restore_one(self, rows: Sequence[Tensor], multiple: int) -> bool:
         """Has one more unit stay, of the first of `rows` that a multiple is missing of; whether
@@ -246,7 +249,8 @@ class _Going:
         """Has what stands for others stay if one of those does; and the first of them, if it
         does."""
         itself = self.are_gone(whole.units)
-        all_members = self.are_gone(whole.members).all(1)
+        members = self.are_gone(whole.members)
+        all_members = members.all(1)
         goes_alone = itself & ~all_members
         stays_alone = all_members & ~itself
         changed = False
@@ -322,7 +326,8 @@ def _unpackable(kept: Tensor) -> Tensor:
     counts = kept.sum(-1)
     most = counts.max()
     rows = counts > 0
-    missing = torch.where(rows, most - counts, 0)
+    fewer = most - counts
+    missing = torch.where(rows, fewer, 0)
     gone = ~kept
     place = gone.cumsum(-1)
     in_rows_that_stay = place <= missing.unsqueeze(-1)

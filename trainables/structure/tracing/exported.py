@@ -190,7 +190,8 @@ class _NewGraph:
         assert target is not None
         name = target.removeprefix("network.")
         constants = self.program.constants
-        if target in constants and target not in self.program.state_dict:
+        is_held_by_model = target in self.program.state_dict
+        if target in constants and not is_held_by_model:
             value = constants[target]
             if isinstance(value, Tensor):
                 value = value.detach()

@@ -84,7 +84,8 @@ class UnitGroup:
             some_unit = owners.clamp(min=0)
             is_theirs = units[some_unit] & is_of_a_unit
             rows = self.rows(name, parameters[name])
-            rows[is_theirs.to(rows.device)] = 0
+            places = is_theirs.to(rows.device)
+            rows[places] = 0
 
 
 def relative_to_mean(importance: Tensor) -> Tensor:
@@ -209,7 +210,8 @@ def _groups(network: nn.Module, graph: Dependencies, endless: list[str]) -> list
     found = {}
     for dependencies in _all_dependencies(graph, names, endless):
         layers = [item.dep.layer for item in dependencies]
-        if layers[0] in within_heads:
+        first = layers[0]
+        if first in within_heads:
             continue
         if not tied.isdisjoint(layers):
             continue

@@ -36,15 +36,14 @@ class CountingNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, channels) to the same."""
         total = self.channels + self.missing
+        of_missing: Tensor | None = None
         if self.centred:
             mean = x.sum(-1, keepdim=True) / total
             x = x - mean
             of_missing = self.missing * mean.square()
-            of_channels = x.square()
-            squares = of_channels.sum(-1, keepdim=True) + of_missing
-        else:
-            of_channels = x.square()
-            squares = of_channels.sum(-1, keepdim=True)
+        squares = x.square().sum(-1, keepdim=True)
+        if of_missing is not None:
+            squares = squares + of_missing
         variance = squares / total
         scale = (variance + self.eps).rsqrt()
         x = x * scale
@@ -122,7 +121,8 @@ class CountingGroupNorm(nn.Module):
 def counting(module: Any, kept: Tensor) -> nn.Module:
     """The norm that does what `module`, whose parameters were made smaller already, did when the
     channels that are not in `kept` (channels,) were 0."""
-    like = next(module.parameters(), torch.zeros(()))
+    anything = torch.zeros(())
+    like = next(module.parameters(), anything)
     if isinstance(module, nn.GroupNorm | CountingGroupNorm):
         made = _of_groups(module, kept)
     else:

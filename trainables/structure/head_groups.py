@@ -41,7 +41,11 @@ class HeadGroup(UnitGroup):
             rows = written.reshape(len(owners), -1)
             sums = rows.sum(1)
             heads = owners.to(sums.device)
-            total = total.index_add(0, heads, sums)
+            total = total.index_add(
+                dim=0,
+                index=heads,
+                source=sums,
+            )
         return relative_to_mean(total)
 
 

@@ -38,7 +38,8 @@ class SharedUnits(UnitGroup):
         """The sum of `of_entry` over what makes and reads each unit, relative to the mean:
         (units,)."""
         first = next(iter(self.writers))
-        total = parameters[first].new_zeros(self.units)
+        like = parameters[first]
+        total = like.new_zeros(self.units)
         for name, owners in self.writers.items():
             entries = of_entry(parameters[name])
             rows = self.rows(name, entries)
@@ -56,8 +57,11 @@ def added(total: Tensor, owners: Tensor, rows: Tensor) -> Tensor:
     flat = rows.reshape(len(owners), -1)
     sums = flat.sum(1)
     mine = owners >= 0
-    of_units = sums[mine].to(total)
-    return total.index_add(0, owners[mine], of_units)
+    return total.index_add(
+        dim=0,
+        index=owners[mine],
+        source=sums[mine].to(total),
+    )
 
 
 def shared_units(
@@ -212,7 +216,10 @@ def _candidates(walk: Walk) -> list[_Candidates]:
         key = tuple(sorted(rows))
         sets = sets_at.setdefault(key, [])
         sets.append(units)
-    return [_Candidates(walk, sets) for sets in sets_at.values()]
+    found = []
+    for sets in sets_at.values():
+        found.append(_Candidates(walk, sets))
+    return found
 
 
 def _sets_that_may_go(walk: Walk, places: Iterable[int]) -> Iterator[Tensor]:

@@ -48,7 +48,8 @@ def _used(module: Any) -> Tensor:
         weights_of_pairs = by_group.flatten(3)
         used = weights_of_pairs.any(-1)
         return used.transpose(1, 2)
-    by_channel = weight.flatten(2).any(-1)
+    weights_of_pairs = weight.flatten(2)
+    by_channel = weights_of_pairs.any(-1)
     used = by_channel.unflatten(0, (module.groups, -1))
     return used
 
@@ -67,7 +68,8 @@ def _written(layer: CalledLayer, read: Tensor | None, used: Tensor) -> Tensor | 
     channels_in_a_group = used.shape[1:]
     if channels_in_a_group == (1, 1):
         return _depthwise(layer, read)
-    was_called_before = layer.name in layer.walk.groups
+    earlier_calls = layer.walk.groups
+    was_called_before = layer.name in earlier_calls
     if is_transposed or read is None or was_called_before:
         layer.keep_all(read)
         return None

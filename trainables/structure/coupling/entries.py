@@ -98,7 +98,9 @@ def _zeros(call: Call, dim: int) -> Tensor | None:
             operands.append(value)
     if name == "where":  # its first operand only chooses
         operands = operands[1:]
-    zeros = [_zeros_of(operand, dim) for operand in operands]
+    zeros = []
+    for operand in operands:
+        zeros.append(_zeros_of(operand, dim))
     factor = call.kwargs.get("alpha", 1)
     if factor == 0 or not zeros:
         return None

@@ -19,8 +19,8 @@ def recurrent(walk: Walk, call: Call) -> Any:
     biases is 0 all along."""
     layer = layer_of(walk, call)
     module = layer.module
-    starts_from_zero = len(call.args) == 1 and not call.kwargs
-    if not starts_from_zero or module.proj_size:
+    has_state = len(call.args) > 1 or bool(call.kwargs)
+    if has_state or module.proj_size:
         layer.keep_all()
         return NotImplemented
     known = call.input
@@ -33,8 +33,9 @@ def recurrent(walk: Walk, call: Call) -> Any:
         zeros = []
         for weights in _directions(layer, number):
             units = weights.units()
+            zero_of_units = weights.zero(units, read, zero)
             written.append(units)
-            zeros.append(weights.zero(units, read, zero))
+            zeros.append(zero_of_units)
         states += written
         read = torch.cat(written)
         zero = torch.cat(zeros)

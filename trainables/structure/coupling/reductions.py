@@ -35,12 +35,17 @@ def reduce(walk: Walk, call: Call) -> Any:
     axes = _axes(call, name)
     unit_maps: list[Tensor] = []
     for unit_map in known.unit_maps:
-        mixed = sorted(varying(unit_map) & set(axes))
+        mixed = varying(unit_map) & set(axes)
         can_be_summed = name in _SUMS and _is_of_one_axis(unit_map)
         if mixed and can_be_summed:
             _read_sum(walk, call.node, known, unit_map)
-        else:
-            unit_maps += _left_of(walk, call, [unit_map], mixed)
+            continue
+        unit_maps += _left_of(
+            walk,
+            call,
+            unit_maps=[unit_map],
+            mixed=sorted(mixed),
+        )
     shape = list(known.shape)
     for axis in axes:
         shape[axis] = 1
@@ -137,7 +142,8 @@ def along_axis(walk: Walk, call: Call) -> Any:
 def normalise(walk: Walk, call: Call) -> Any:
     """Divides by the norm along an axis, for which zeros count nothing."""
     known = call.input
-    axis = call.argument(2, "dim", 1) % known.dim
+    given_axis = call.argument(2, "dim", 1)
+    axis = given_axis % known.dim
     for unit_map in known.along(axis):
         if not _is_of_one_axis(unit_map):
             return NotImplemented

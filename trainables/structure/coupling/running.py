@@ -104,7 +104,8 @@ def _known(walk: Walk, node: fx.Node, handlers: Handlers) -> Any:
     if node.op == "placeholder":
         return made
     if node.op == "get_attr":
-        return _attribute(walk, str(node.target), made)
+        name = str(node.target)
+        return _attribute(walk, name, made)
     before = (node.args, node.kwargs)
     given = fx.node.map_arg(before, walk.known.__getitem__)
     args, kwargs = given
@@ -135,9 +136,15 @@ def _handled(handler: Handler | None, walk: Walk, call: Call) -> Any:
 
 def _fits(found: Any, made: Any) -> bool:
     """Whether a handler found as many tensors, of the shapes that there are."""
-    ours = [one.shape for one in found_in(found)]
-    theirs = [one.shape for one in found_in(made)]
-    return ours == theirs
+    return _shapes(found) == _shapes(made)
+
+
+def _shapes(value: Any) -> list[torch.Size]:
+    """The shapes of all tensors within nested values."""
+    shapes = []
+    for known in found_in(value):
+        shapes.append(known.shape)
+    return shapes
 
 
 def _keep_whole(walk: Walk, node: fx.Node, inputs: Any) -> None:

@@ -147,8 +147,8 @@ class Units:
         concerned: list[Tensor] = []
         for whole in self._wholes:
             members = roots[whole.members]
-            standing = roots[whole.units].unsqueeze(1)
-            of_each_member = standing.expand_as(members)
+            standing = roots[whole.units]
+            of_each_member = standing.unsqueeze(1).expand_as(members)
             ones = of_each_member.reshape(-1)
             others = members.reshape(-1)
             ties.append((ones, others))
@@ -169,8 +169,10 @@ class Units:
         reads = self._reads
         spaces = self._spaces
         if structure_only:
-            reads = [_of_structure(read) for read in self._reads]
             spaces = []
+            reads = []
+            for read in self._reads:
+                reads.append(_of_structure(read))
         changed = True
         while changed or going.restore_one(rows, multiple):
             changed = False
@@ -278,7 +280,8 @@ def put_back(gone: Tensor, multiple: int) -> Tensor:
     """Which of the units (n,) bool that are to go stay all the same, so that the number of those
     that stay is a multiple, or all of them do: the first ones, (n,) bool."""
     stay = ~gone
-    missing = -int(stay.sum()) % multiple
+    count = int(stay.sum())
+    missing = -count % multiple
     is_early = gone.cumsum(0) <= missing
     return gone & is_early
 

@@ -89,7 +89,8 @@ class Walk:
         noted = self.tensors[name]
         before = noted[axis]
         if before is not None:
-            was_noted = before.numel() > 0 or tensor.shape[axis] == 0
+            nothing_to_note = tensor.shape[axis] == 0
+            was_noted = nothing_to_note or before.numel() > 0
             if not was_noted:
                 noted[axis] = units
                 return

@@ -105,7 +105,7 @@ def _layer(
             "key_padding_mask": src_key_padding_mask,
             "is_causal": is_causal,
         }
-        attended, _ = layer.self_attn(x, x, x, need_weights=False, **masks)
+        attended = layer.self_attn(x, x, x, need_weights=False, **masks)[0]
         out: Tensor = layer.dropout1(attended)
         return out
 

@@ -69,8 +69,9 @@ def exported(model: nn.Module, sample: Tensor) -> fx.GraphModule:
 def writes_elsewhere(traced: fx.GraphModule) -> bool:
     """Whether an operation changes a tensor that is read again under another name: no graph shows
     that."""
-    order = {node: place for place, node in enumerate(traced.graph.nodes)}
-    for node in traced.graph.nodes:
+    nodes = list(traced.graph.nodes)
+    order = {node: place for place, node in enumerate(nodes)}
+    for node in nodes:
         if not writes_in_place(node):
             continue
         written = node.args[0]
@@ -141,7 +142,8 @@ def _as_graph(
             new.add_outputs(node)
         elif not _is_check(node):
             new.add(node)
-    network = fx.GraphModule(new.used(), new.graph)
+    used = new.used()
+    network = fx.GraphModule(used, new.graph)
     network.graph.eliminate_dead_code()
     network.graph.lint()
     network.recompile()
@@ -211,7 +213,8 @@ class _NewGraph:
 
     def _device_of_inputs(self) -> fx.Node:
         inputs = list(self.made.values())
-        return self.graph.call_function(getattr, (inputs[0], "device"))
+        first = inputs[0]
+        return self.graph.call_function(getattr, (first, "device"))
 
     def _copied(self, node: fx.Node) -> fx.Node:
         """A node in the new graph: a call of a layer, or the same operation."""
@@ -223,7 +226,8 @@ class _NewGraph:
             return self.graph.call_module(layer, (args[place],))
         plain = _PLAIN.get(str(node.target))
         takes_kwargs = plain is F.scaled_dot_product_attention
-        if plain is not None and (takes_kwargs or not kwargs):
+        has_same_arguments = takes_kwargs or not kwargs
+        if plain is not None and has_same_arguments:
             return self.graph.call_function(plain, args, kwargs)
         kwargs = dict(kwargs)
         if "device" in kwargs:
@@ -278,5 +282,6 @@ def _written_buffers(program: torch.export.ExportedProgram) -> int:
 
 
 def _is_check(node: fx.Node) -> bool:
-    name = getattr(node.target, "__name__", str(node.target))
+    target = node.target
+    name = getattr(target, "__name__", str(target))
     return any(check in name for check in _CHECKS)

@@ -187,4 +187,5 @@ def _alive(layer: nn.Module) -> Tensor:
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
     if bias is None:
         return alive
-    return alive | (bias.detach() != 0)
+    has_bias = bias.detach() != 0
+    return alive | has_bias

@@ -94,8 +94,9 @@ def set_module(graph: fx.GraphModule, name: str, module: nn.Module) -> None:
 
 def _owner(network: fx.GraphModule, name: str) -> tuple[nn.Module, str]:
     """The module that holds what has this name, and what it calls it."""
-    owner, _, leaf = name.rpartition(".")
-    return network.get_submodule(owner), leaf
+    path, _, leaf = name.rpartition(".")
+    owner = network.get_submodule(path)
+    return owner, leaf
 
 
 def set_called(graph: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
@@ -142,7 +143,10 @@ def count_nonzeros(layer: nn.Module) -> int:
 
 def count_weights(layer: nn.Module) -> int:
     """How many entries a layer's parameters have."""
-    return sum(parameter.numel() for parameter in layer.parameters())
+    count = 0
+    for parameter in layer.parameters():
+        count += parameter.numel()
+    return count
 
 
 def is_larger(combined: nn.Module, first: nn.Module, second: nn.Module) -> bool:
@@ -165,7 +169,8 @@ def fold_batch_norms(graph: fx.GraphModule) -> list[str]:
     for layer in layers_of(graph):
         if layer.norm is None:
             continue
-        weight, bias = _in_float64(layer).folded()
+        exact = _in_float64(layer)
+        weight, bias = exact.folded()
         folded_layer = with_weights(layer.layer, weight, bias)
         set_module(graph, layer.name, folded_layer)
         bypass(graph, layer.last)

@@ -357,11 +357,11 @@ def _moved_into_bias(following: WeightLayer, read: Tensor, output: Tensor) -> Te
 def _is_larger_without(layer: WeightLayer, following: WeightLayer) -> bool:
     """Whether a reader of the layer's inputs would have more weights than the layer and its reader
     have together."""
-    units, inputs = layer.weight.shape[:2]
-    outputs = following.weight.shape[0]
+    units, inputs, *_ = layer.weight.shape
+    outputs, *_ = following.weight.shape
+    of_both = inputs * units + units * outputs
     without = inputs * outputs
-    with_all = inputs * units + units * outputs
-    return without > with_all
+    return without > of_both
 
 
 def _constants(

@@ -121,8 +121,7 @@ class CountingGroupNorm(nn.Module):
 def counting(module: Any, kept: Tensor) -> nn.Module:
     """The norm that does what `module`, whose parameters were made smaller already, did when the
     channels that are not in `kept` (channels,) were 0."""
-    anything = torch.zeros(())
-    like = next(module.parameters(), anything)
+    like = next(module.parameters(), torch.zeros(()))
     if isinstance(module, nn.GroupNorm | CountingGroupNorm):
         made = _of_groups(module, kept)
     else:

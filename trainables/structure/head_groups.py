@@ -33,8 +33,7 @@ class HeadGroup(UnitGroup):
         (heads,)."""
         (reader,) = self.readers
         read = of_entry(parameters[reader])
-        heads_and_width = (self.units, -1)
-        by_head = read.unflatten(1, heads_and_width)
+        by_head = read.unflatten(1, (self.units, -1))
         total: Tensor = by_head.sum((0, 2))
         for name, owners in self.writers.items():
             written = of_entry(parameters[name])

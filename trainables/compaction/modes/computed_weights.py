@@ -163,8 +163,8 @@ def _result(network: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) 
     target = node.target
     if node.op == "get_attr":
         return tensor_at(network, str(target))
-    arguments = (node.args, node.kwargs)
-    args, kwargs = fx.node.map_arg(arguments, values.__getitem__)
+    before = (node.args, node.kwargs)
+    args, kwargs = fx.node.map_arg(before, values.__getitem__)
     if node.op == "call_method":
         owner, *rest = args
         method = getattr(owner, str(target))

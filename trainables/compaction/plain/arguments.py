@@ -79,7 +79,11 @@ def _form(value: Any) -> tuple[str, Any]:
     if isinstance(value, tuple):
         return "tuple", argument_to_plain(list(value))
     if isinstance(value, slice):
-        parts = [value.start, value.stop, value.step]
+        parts = [
+            value.start,
+            value.stop,
+            value.step,
+        ]
         return "slice", argument_to_plain(parts)
     if isinstance(value, dict):
         pairs = [list(pair) for pair in value.items()]

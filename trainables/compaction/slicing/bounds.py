@@ -24,7 +24,9 @@ class Bounds:
         Raises:
             CannotSlice: if they are in another form.
         """
-        if self.node.kwargs or len(args) < 2:
+        if self.node.kwargs:
+            raise CannotSlice(self.node)
+        if len(args) < 2:
             raise CannotSlice(self.node)
         tensor, given_axis, *bounds = args
         axis = given_axis % self.known.dim

@@ -146,7 +146,8 @@ class _Calls:
             parts = self._unflattened(axis, sizes, shape)
             return [tensor, axis, parts]
         tensor, *sizes = args
-        return [tensor, *self._sizes(sizes, shape)]
+        new = self._sizes(sizes, shape)
+        return [tensor, *new]
 
     def _bounded(self, node: fx.Node, name: str, args: list[Any]) -> list[Any]:
         """The arguments of a move that may be given an index or bounds."""
@@ -154,7 +155,8 @@ class _Calls:
         bounds = Bounds(self.slices, node, known)
         if name == "getitem" and isinstance(known, Known):
             tensor, index = args
-            return [tensor, bounds.of_index(index)]
+            part = bounds.of_index(index)
+            return [tensor, part]
         if name in ("slice", "narrow", "select"):
             return bounds.of_call(name, args)
         return args
@@ -276,21 +278,21 @@ def _value(slices: Slices, node: fx.Node) -> Any:
 
 def _compare(slices: Slices, node: fx.Node, unit_map: Tensor, moved: Any) -> None:
     """Compares the `moved` numbers of units with those of what the node makes."""
-    outputs = list(found_in(slices.known(node)))
+    made = slices.known(node)
+    outputs = list(found_in(made))
     pieces = [moved]
     if isinstance(moved, list | tuple):
         pieces = list(moved)
-    shapes = [piece.shape for piece in pieces]
     wanted_shapes = [slices.shape(output) for output in outputs]
-    if shapes != wanted_shapes:
+    if [piece.shape for piece in pieces] != wanted_shapes:
         raise CannotSlice(node)
     for output, piece in zip(outputs, pieces, strict=True):
         mask = slices.mask(output)
         for other in output.unit_maps:
             if not _have_in_common(unit_map, other):
                 continue
-            units = other.expand(output.shape)
-            wanted = packed(units, mask).double() + 1
+            units = packed(other.expand(output.shape), mask)
+            wanted = units.double() + 1
             if not torch.equal(wanted, piece):
                 raise CannotSlice(node)
 

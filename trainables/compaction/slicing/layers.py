@@ -45,7 +45,8 @@ def _within_groups(slices: Slices, name: str, weight: Tensor) -> Tensor:
     rows_of_groups = weight.unflatten(0, (groups, -1))
     columns_of_groups = kept[stay]
     parts = []
-    for rows, columns in zip(rows_of_groups, columns_of_groups, strict=True):
+    pairs = zip(rows_of_groups, columns_of_groups, strict=True)
+    for rows, columns in pairs:
         parts.append(rows[:, columns])
     return torch.cat(parts)
 
@@ -89,7 +90,8 @@ def _settle_attention(slices: Slices, node: fx.Node, module: Attention | ScaledD
     heads = 1
     if isinstance(module, Attention):
         before = heads = module.heads
-        for units in slices.counted_units(str(node.target)):
+        name = str(node.target)
+        for units in slices.counted_units(name):
             head_stays = slices.kept(units).any(1)
             heads = int(head_stays.sum())
         module.heads = heads

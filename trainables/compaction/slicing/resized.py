@@ -29,7 +29,9 @@ def replace_tensors(network: nn.Module, new: dict[int, Tensor]) -> None:
 
 
 def _settle_linear(module: nn.Linear) -> None:
-    module.out_features, module.in_features = module.weight.shape
+    outputs, inputs = module.weight.shape
+    module.out_features = outputs
+    module.in_features = inputs
 
 
 def _settle_conv(module: Any) -> None:
@@ -50,16 +52,22 @@ def _settle_norm(module: Any) -> None:
 
 
 def _settle_recurrent(module: Any) -> None:
-    _, module.input_size = module.weight_ih_l0.shape
-    _, module.hidden_size = module.weight_hh_l0.shape
+    _, inputs = module.weight_ih_l0.shape
+    _, hidden = module.weight_hh_l0.shape
+    module.input_size = inputs
+    module.hidden_size = hidden
 
 
 def _settle_embedding(module: nn.Embedding) -> None:
-    _, module.embedding_dim = module.weight.shape
+    _, width = module.weight.shape
+    module.embedding_dim = width
 
 
 def _settle_bilinear(module: nn.Bilinear) -> None:
-    module.out_features, module.in1_features, module.in2_features = module.weight.shape
+    outputs, first_inputs, second_inputs = module.weight.shape
+    module.out_features = outputs
+    module.in1_features = first_inputs
+    module.in2_features = second_inputs
 
 
 def _settle_prelu(module: nn.PReLU) -> None:

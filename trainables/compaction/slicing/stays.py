@@ -49,15 +49,16 @@ class Slices:
     def kept(self, units: Tensor) -> Tensor:
         """Which entries stay, for units of any shape."""
         no_unit = units == NONE
-        stays = ~self.gone[units]
-        return no_unit | stays
+        goes = self.gone[units]
+        return no_unit | ~goes
 
     def mask(self, known: Known) -> Tensor:
         """Which entries of a tensor stay, of size 1 where all are alike."""
         all_alike = [1] * known.dim
         found = torch.ones(all_alike, dtype=torch.bool)
         for unit_map in known.unit_maps:
-            found = found & self.kept(unit_map)
+            kept = self.kept(unit_map)
+            found = found & kept
         return found
 
     def shape(self, known: Known) -> tuple[int, ...]:

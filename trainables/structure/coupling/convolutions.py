@@ -68,8 +68,7 @@ def _written(layer: CalledLayer, read: Tensor | None, used: Tensor) -> Tensor | 
     channels_in_a_group = used.shape[1:]
     if channels_in_a_group == (1, 1):
         return _depthwise(layer, read)
-    earlier_calls = layer.walk.groups
-    was_called_before = layer.name in earlier_calls
+    was_called_before = layer.name in layer.walk.groups
     if is_transposed or read is None or was_called_before:
         layer.keep_all(read)
         return None

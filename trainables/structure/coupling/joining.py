@@ -111,7 +111,6 @@ def _one_after_another(walk: Walk, parts: list[Known], axis: int) -> Known:
     if in_a_row is not None:
         together = (*together, in_a_row)
     sizes[axis] = size
-    sizes[axis] = size
     known = Known(
         shape=torch.Size(sizes),
         unit_maps=walk.apart(together),

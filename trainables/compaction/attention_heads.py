@@ -49,9 +49,10 @@ class _Attended:
         projections have."""
         out = self.out_projection()
         projections = [*self.inputs_projections(), out]
-        query = projections[0]
         weights = sum(each.weight.numel() for each in projections)
-        return query.in_features * out.out_features > weights
+        query = projections[0]
+        without = query.in_features * out.out_features
+        return without > weights
 
     def keep_rows(self, keep: Tensor) -> None:
         """Leaves in the projections only the rows of the heads in `keep` (heads,) bool."""
@@ -59,7 +60,9 @@ class _Attended:
             layer = _linear(self.graph, node)
             width = layer.out_features // self.attention.heads
             rows = keep.repeat_interleave(width)
-            bias = None if layer.bias is None else layer.bias[rows]
+            bias = None
+            if layer.bias is not None:
+                bias = layer.bias[rows]
             narrower = with_weights(layer, layer.weight[rows], bias)
             set_called(self.graph, node, narrower)
         self.attention.heads = int(keep.sum())
@@ -98,27 +101,38 @@ def _remove(attended: _Attended, multiple: int) -> Removed | None:
     query, _, value = attended.inputs_projections()
     out = attended.out_projection()
     read = attended.read_by_head()
-    has_value = attended.by_head(value.weight).flatten(1).any(1)
-    is_read = read.transpose(0, 1).flatten(1).any(1)
+    values = attended.by_head(value.weight)
+    has_value = values.flatten(1).any(1)
+    readers = read.transpose(0, 1)
+    is_read = readers.flatten(1).any(1)
     dead = _dead_heads(attended, has_value & is_read, multiple)
     if not dead.any():
         return None
+    alive = ~dead
     bias: Tensor | None = out.bias
     if value.bias is not None:
         constant = dead & ~has_value
-        output = attended.by_head(value.bias)[constant].flatten()
-        bias = _with_constant(bias, read[:, constant].flatten(1), output)
-    none_left = bool(dead.all())
-    if none_left:
+        output = attended.by_head(value.bias)[constant]
+        bias = _with_constant(
+            bias,
+            matrix=read[:, constant].flatten(1),
+            output=output.flatten(),
+        )
+    whole = not alive.any()
+    if whole:
         weight = out.weight.new_zeros(out.out_features, query.in_features)
         attended.pass_by()
     else:
-        weight = read[:, ~dead].flatten(1)
-        attended.keep_rows(~dead)
+        weight = read[:, alive].flatten(1)
+        attended.keep_rows(alive)
     reader = with_weights(out, weight, bias)
     set_called(attended.graph, attended.out, reader)
-    name = str(attended.node.target).removesuffix(".heads")
-    return Removed(name, int(dead.sum()), none_left)
+    name = str(attended.node.target)
+    return Removed(
+        layer=name.removesuffix(".heads"),
+        units=int(dead.sum()),
+        whole=whole,
+    )
 
 
 def _dead_heads(attended: _Attended, needed: Tensor, multiple: int) -> Tensor:
@@ -137,10 +151,12 @@ def _with_constant(bias: Tensor | None, matrix: Tensor, output: Tensor) -> Tenso
     """The bias (out,) of a projection by `matrix` (out, width) with what a constant `output`
     (width,) gives it."""
     moved = matrix.double() @ output.double()
-    changes = bool((moved != 0).any())
-    if not changes:
+    changes = moved != 0
+    if not changes.any():
         return bias
-    before: Tensor | int = 0 if bias is None else bias.double()
+    before: Tensor | int = 0
+    if bias is not None:
+        before = bias.double()
     return moved + before
 
 
@@ -148,23 +164,34 @@ def _attended(graph: fx.GraphModule, node: fx.Node) -> _Attended | None:
     """The attention that the node calls, if its projections are linear layers that serve it
     alone."""
     attention = module_of(graph, node)
+    if not isinstance(attention, Attention):
+        return None
     out = only_user(node)
+    if out is None:
+        return None
     inputs = tuple(node.all_input_nodes[:3])
-    if not isinstance(attention, Attention) or out is None:
+    if len(inputs) < 3:
         return None
-    if len(inputs) < 3 or inputs != node.args[:3]:
+    if inputs != node.args[:3]:
         return None
-    counts = call_counts(graph)
-    for each in (node, *inputs, out):
-        if counts[each.target] != 1:
-            return None
     for each in inputs:
         if only_user(each) is not node:
             return None
+    counts = call_counts(graph)
+    if counts[node.target] != 1:
+        return None
     for each in (*inputs, out):
+        if counts[each.target] != 1:
+            return None
         if not isinstance(module_of(graph, each), nn.Linear):
             return None
-    return _Attended(graph, node, attention, inputs, out)
+    return _Attended(
+        graph=graph,
+        node=node,
+        attention=attention,
+        inputs=inputs,
+        out=out,
+    )
 
 
 def _linear(graph: fx.GraphModule, node: fx.Node) -> nn.Linear:

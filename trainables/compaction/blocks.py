@@ -31,7 +31,10 @@ def drop_empty_branches(graph: fx.GraphModule, inputs: Tensor) -> list[str]:
 
 def _first_empty(graph: fx.GraphModule, inputs: Tensor) -> Branch | None:
     """The first branch that adds nothing to a shortcut of its own shape."""
-    empty = [branch for branch in residual_branches(graph) if branch.is_zero(graph)]
+    empty = []
+    for branch in residual_branches(graph):
+        if branch.is_zero(graph):
+            empty.append(branch)
     if not empty:
         return None
     shapes = Shapes(graph).of(inputs)
@@ -57,5 +60,8 @@ class Shapes(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Runs one operation."""
         made = super().run_node(n)
-        self.found[n] = (tuple(made.shape), made.dtype) if isinstance(made, Tensor) else None
+        self.found[n] = None
+        if isinstance(made, Tensor):
+            shape = tuple(made.shape)
+            self.found[n] = shape, made.dtype
         return made

@@ -88,7 +88,11 @@ def compact(
             f"compaction changed the outputs by {apart:.2e} of their spread; the tolerance is "
             f"{options.tolerance:.0e}"
         )
-    report = Report(tuple(steps), apart, measure(network, inputs))
+    report = Report(
+        steps=tuple(steps),
+        difference=apart,
+        after=measure(network, inputs),
+    )
     return Compacted(network, report)
 
 
@@ -104,7 +108,9 @@ def relative_difference(
 
 
 def _badness(apart: float) -> float:
-    return math.inf if math.isnan(apart) else apart
+    if math.isnan(apart):
+        return math.inf
+    return apart
 
 
 def _smaller(model: nn.Module, inputs: Tensor, options: Compaction) -> _Smaller:
@@ -122,11 +128,14 @@ def _smaller(model: nn.Module, inputs: Tensor, options: Compaction) -> _Smaller:
         right = _right_removals(original, inputs, options)
         network, smaller = _tried(original, inputs, options, right)
     restore_types(network, original)
+    grown = ""
     may_grow = options.merge == "always"
-    grown = "" if may_grow else _grown(original, network, inputs, smaller.steps)
+    if not may_grow:
+        grown = _grown(original, network, inputs, smaller.steps)
     if grown:
         log.warning("compaction leaves the network as it is: it would have more %s", grown)
-        return _Smaller(make_quick(_unchanged(original)), [])
+        unchanged = _unchanged(original)
+        return _Smaller(make_quick(unchanged), [])
     make_quick(network)
     return smaller
 
@@ -137,11 +146,15 @@ def _tried(
     """The network after all exact steps with these kinds of removal."""
     start = start_of(original, inputs, options)
     network, done = reduced(start, options, removals)
-    steps = [*start.steps, *done]
     apart = start.probe.difference(network, start.tolerance)
     if apart <= start.tolerance:
         apart = 0.0
-    return network, _Smaller(network, steps, apart)
+    smaller = _Smaller(
+        network=network,
+        steps=[*start.steps, *done],
+        apart=apart,
+    )
+    return network, smaller
 
 
 def _right_removals(
@@ -173,8 +186,7 @@ def _grown(before: nn.Module, after: nn.Module, inputs: Tensor, steps: list[Step
     """
     sizes_before = _sizes(before)
     sizes_after = _sizes(after)
-    merged = any(action == "merged" for _, action, _ in steps)
-    if merged and any(isinstance(module, Conv) for module in after.modules()):
+    if _may_have_merged_convolutions(after, steps):
         one_input = inputs[:1]
         sizes_before["FLOPs"] = count_flops(before, one_input)
         sizes_after["FLOPs"] = count_flops(after, one_input)
@@ -185,10 +197,18 @@ def _grown(before: nn.Module, after: nn.Module, inputs: Tensor, steps: list[Step
     return " and ".join(grown)
 
 
+def _may_have_merged_convolutions(network: nn.Module, steps: list[Step]) -> bool:
+    actions = {action for _, action, _ in steps}
+    if "merged" not in actions:
+        return False
+    return any(isinstance(module, Conv) for module in network.modules())
+
+
 def _sizes(network: nn.Module) -> dict[str, float]:
-    entries = count_weights(network)
-    nonzero = count_nonzeros(network)
-    return {"parameters": entries, "non-zero parameters": nonzero}
+    return {
+        "parameters": count_weights(network),
+        "non-zero parameters": count_nonzeros(network),
+    }
 
 
 def _unchanged(original: fx.GraphModule) -> fx.GraphModule:

@@ -45,7 +45,15 @@ def remove_coupled_channels(
     lost = sliced(network, inputs, agrees, multiple)
     if lost is None:
         return _removed_by_dependencies(network, inputs, tolerance, multiple)
-    return [Removed(name, count, whole=False) for name, count in lost.items()]
+    return _in_part(lost)
+
+
+def _in_part(counts: dict[str, int]) -> list[Removed]:
+    """How many units layers lost, by name, which all keep some."""
+    found = []
+    for name, count in counts.items():
+        found.append(Removed(name, count, whole=False))
+    return found
 
 
 def _agreement(
@@ -75,7 +83,9 @@ def _has_zeros(network: fx.GraphModule) -> bool:
         if not nonzero.any(1).all():
             return True
         owner, _, _ = name.rpartition(".")
-        if owner not in first and not nonzero.any(0).all():
+        if owner in first:
+            continue
+        if not nonzero.any(0).all():
             return True
     return False
 
@@ -117,7 +127,10 @@ def _removed_by_dependencies(
     gone = {name: dead[name] for name in right}
     if gone:
         remove_units(network, inputs, gone)
-    return [Removed(name, int(units.sum()), whole=False) for name, units in gone.items()]
+    counts = {}
+    for name, units in gone.items():
+        counts[name] = int(units.sum())
+    return _in_part(counts)
 
 
 def _dead_of_groups(
@@ -174,4 +187,5 @@ def _alive(layer: nn.Module) -> Tensor:
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
     if bias is None:
         return alive
-    return alive | (bias.detach() != 0)
+    has_bias = bias.detach() != 0
+    return alive | has_bias

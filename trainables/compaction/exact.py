@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from slimfront.trainables.inputs import in_float64
 from slimfront.trainables.structure.agreement import outputs
 from slimfront.trainables.structure.copying import copied
+from slimfront.trainables.structure.graph import arguments
 
 _WIDENED = "widened"
 """Marks a node that was told to compute in float64; what it was told before."""
@@ -21,7 +22,8 @@ def in_float64_where_it_can(
     try:
         exact = copied(original).eval().double()
         _widen(exact)
-        outputs(exact, in_float64(inputs[:2]))
+        few = in_float64(inputs[:2])
+        outputs(exact, few)
         return exact, in_float64(inputs), True
     except (RuntimeError, TypeError, ValueError):
         return copied(original).eval(), inputs, False
@@ -29,24 +31,24 @@ def in_float64_where_it_can(
 
 def type_of(network: nn.Module) -> torch.dtype:
     """The type that a network computes in."""
-    kinds = [p.dtype for p in network.parameters() if p.is_floating_point()]
-    return kinds[0] if kinds else torch.get_default_dtype()
+    for parameter in network.parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype
+    return torch.get_default_dtype()
 
 
 def restore_types(network: fx.GraphModule, original: fx.GraphModule) -> None:
     """Gives parameters and buffers the types that they had; those that are new, that of the first
     parameter."""
     types = {}
-    for name, tensor in (*original.named_parameters(), *original.named_buffers()):
+    for name, tensor in _tensors(original):
         types[name] = tensor.dtype
     floating = (dtype for dtype in types.values() if dtype.is_floating_point)
     first = next(floating, torch.get_default_dtype())
     network.zero_grad()
     _narrow(network)
     for prefix, module in network.named_modules():
-        parameters = module.named_parameters(recurse=False)
-        buffers = module.named_buffers(recurse=False)
-        for leaf, tensor in (*parameters, *buffers):
+        for leaf, tensor in _tensors(module, recurse=False):
             if not tensor.is_floating_point():
                 continue
             name = f"{prefix}.{leaf}".lstrip(".")
@@ -54,15 +56,24 @@ def restore_types(network: fx.GraphModule, original: fx.GraphModule) -> None:
             tensor.data = tensor.data.to(dtype)
 
 
+def _tensors(module: nn.Module, *, recurse: bool = True) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers by name."""
+    return [
+        *module.named_parameters(recurse=recurse),
+        *module.named_buffers(recurse=recurse),
+    ]
+
+
 def _widen(network: fx.GraphModule) -> None:
     """Has casts to float32 in a network's code be casts to float64."""
     for node in network.graph.nodes:
-        if node.op == "call_method" and node.target == "float":
+        casts_to_float = node.op == "call_method" and node.target == "float"
+        if casts_to_float:
             node.meta[_WIDENED] = "float"
             node.target = "double"
         elif _names_type(node, torch.float32):
             node.meta[_WIDENED] = torch.float32
-            _rename_types(node, torch.float32, torch.float64)
+            _rename_types(node, before=torch.float32, after=torch.float64)
     network.recompile()
 
 
@@ -73,18 +84,23 @@ def _narrow(network: fx.GraphModule) -> None:
         if before == "float":
             node.target = before
         elif before is not None:
-            _rename_types(node, torch.float64, before)
+            _rename_types(node, before=torch.float64, after=before)
     network.recompile()
 
 
 def _names_type(node: fx.Node, dtype: torch.dtype) -> bool:
-    values = (*node.args, *node.kwargs.values())
-    return any(value is dtype for value in values)
+    return any(value is dtype for value in arguments(node))
 
 
 def _rename_types(node: fx.Node, before: torch.dtype, after: torch.dtype) -> None:
     def renamed(value: Any) -> Any:
-        return after if value is before else value
+        if value is before:
+            return after
+        return value
 
-    node.args = tuple(renamed(value) for value in node.args)
-    node.kwargs = {key: renamed(value) for key, value in node.kwargs.items()}
+    args = [renamed(value) for value in node.args]
+    node.args = tuple(args)
+    kwargs = {}
+    for name, value in node.kwargs.items():
+        kwargs[name] = renamed(value)
+    node.kwargs = kwargs

@@ -1,6 +1,7 @@
 """Changing the layers of a traced network."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,37 +44,59 @@ _CONVS: dict[type[Conv], type[Conv]] = {nn.Conv1d: _Conv1d, nn.Conv2d: _Conv2d, 
 def with_weights(like: WeightLayer, weight: Tensor, bias: Tensor | None) -> WeightLayer:
     """A layer of the kind, type and device of `like`, with its stride and padding, of `weight`
     (out, in, …) and `bias` (out)."""
+    kind, layer = _undrawn(like, weight, has_bias=bias is not None)
+    layer.__class__ = kind  # type: ignore[assignment]
+    layer.weight = _parameter_like(like, weight)
+    if bias is not None:
+        layer.bias = _parameter_like(like, bias)
+    return layer.eval()
+
+
+def _undrawn(
+    like: WeightLayer, weight: Tensor, *, has_bias: bool
+) -> tuple[type[nn.Module], WeightLayer]:
+    """The kind of a layer, and one of its settings and of the sizes of `weight`, without memory."""
     outputs, inputs, *kernel = weight.shape
-    has_bias = bias is not None
-    layer: WeightLayer
-    kind: type[nn.Module]
     if isinstance(like, nn.Linear):
-        kind = nn.Linear
-        layer = _Linear(inputs, outputs, bias=has_bias, device="meta")
-    else:
-        kind = next(each for each in _CONVS if isinstance(like, each))
-        layer = _CONVS[kind](
+        linear = _Linear(
             inputs,
             outputs,
-            tuple(kernel),  # type: ignore[arg-type]
-            stride=like.stride,  # type: ignore[arg-type]
-            padding=like.padding,  # type: ignore[arg-type]
-            dilation=like.dilation,  # type: ignore[arg-type]
             bias=has_bias,
-            padding_mode=like.padding_mode,
             device="meta",
         )
-    layer.__class__ = kind  # type: ignore[assignment]
-    layer.weight = nn.Parameter(weight.detach().to(like.weight))
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().to(like.weight))
-    return layer.eval()
+        return nn.Linear, linear
+    kind = next(each for each in _CONVS if isinstance(like, each))
+    convolution = _CONVS[kind](
+        inputs,
+        outputs,
+        tuple(kernel),  # type: ignore[arg-type]
+        stride=like.stride,  # type: ignore[arg-type]
+        padding=like.padding,  # type: ignore[arg-type]
+        dilation=like.dilation,  # type: ignore[arg-type]
+        bias=has_bias,
+        padding_mode=like.padding_mode,
+        device="meta",
+    )
+    return kind, convolution
+
+
+def _parameter_like(like: WeightLayer, values: Tensor) -> nn.Parameter:
+    """A parameter of the type and device of a layer."""
+    values = values.detach()
+    return nn.Parameter(values.to(like.weight))
 
 
 def set_module(graph: fx.GraphModule, name: str, module: nn.Module) -> None:
     """Puts `module` in the place of the submodule called `name`."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(graph.get_submodule(parent), leaf, module)
+    owner, leaf = _owner(graph, name)
+    setattr(owner, leaf, module)
+
+
+def _owner(network: fx.GraphModule, name: str) -> tuple[nn.Module, str]:
+    """The module that holds what has this name, and what it calls it."""
+    path, _, leaf = name.rpartition(".")
+    owner = network.get_submodule(path)
+    return owner, leaf
 
 
 def set_called(graph: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
@@ -84,20 +107,22 @@ def set_called(graph: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
 def tensor_at(network: fx.GraphModule, name: str) -> Any:
     """The parameter or buffer of that name."""
     owner, _, leaf = name.rpartition(".")
-    holder = submodule(network, owner) if owner else network
+    holder: nn.Module = network
+    if owner:
+        holder = submodule(network, owner)
     return getattr(holder, leaf)
 
 
 def set_tensor(network: fx.GraphModule, name: str, tensor: Tensor) -> None:
     """Puts a parameter or buffer in the place of the one of that name."""
-    owner, _, leaf = name.rpartition(".")
-    setattr(network.get_submodule(owner), leaf, tensor)
+    owner, leaf = _owner(network, name)
+    setattr(owner, leaf, tensor)
 
 
 def delete_tensor(network: fx.GraphModule, name: str) -> None:
     """Takes the parameter or buffer of that name away."""
-    owner, _, leaf = name.rpartition(".")
-    delattr(network.get_submodule(owner), leaf)
+    owner, leaf = _owner(network, name)
+    delattr(owner, leaf)
 
 
 def bypass(graph: fx.GraphModule, node: fx.Node) -> None:
@@ -110,12 +135,18 @@ def bypass(graph: fx.GraphModule, node: fx.Node) -> None:
 
 def count_nonzeros(layer: nn.Module) -> int:
     """How many entries of a layer's parameters are not zero."""
-    return sum(int(p.count_nonzero()) for p in layer.parameters())
+    count = 0
+    for parameter in layer.parameters():
+        count += int(parameter.count_nonzero())
+    return count
 
 
 def count_weights(layer: nn.Module) -> int:
     """How many entries a layer's parameters have."""
-    return sum(parameter.numel() for parameter in layer.parameters())
+    count = 0
+    for parameter in layer.parameters():
+        count += parameter.numel()
+    return count
 
 
 def is_larger(combined: nn.Module, first: nn.Module, second: nn.Module) -> bool:
@@ -138,7 +169,8 @@ def fold_batch_norms(graph: fx.GraphModule) -> list[str]:
     for layer in layers_of(graph):
         if layer.norm is None:
             continue
-        weight, bias = _in_float64(layer).folded()
+        exact = _in_float64(layer)
+        weight, bias = exact.folded()
         folded_layer = with_weights(layer.layer, weight, bias)
         set_module(graph, layer.name, folded_layer)
         bypass(graph, layer.last)
@@ -154,27 +186,38 @@ def clear_rounding(graph: fx.GraphModule, folded: list[str], dtype: torch.dtype)
     for name in folded:
         layer = graph.get_submodule(name)
         assert isinstance(layer, WeightLayer)
-        weight, bias = layer.weight, layer.bias
+        weight = layer.weight
+        bias = layer.bias
         assert bias is not None
         error = rounding(weight, bias, dtype)
         for tensor in (weight, bias):
-            negative = tensor < 0
-            is_rounding = negative & (tensor >= -error)
+            is_negative = tensor < 0
+            is_small = tensor >= -error
+            is_rounding = is_negative & is_small
             tensor.masked_fill_(is_rounding, 0)
 
 
 def _in_float64(layer: Layer) -> Layer:
-    wide = copy.deepcopy(layer.layer).double()
-    norm = None
-    if layer.norm is not None:
-        norm = copy.deepcopy(layer.norm).double()
-    return Layer(layer.name, wide, norm, layer.node, layer.last)
+    norm = layer.norm
+    if norm is not None:
+        norm = copy.deepcopy(norm).double()
+    return replace(
+        layer,
+        layer=copy.deepcopy(layer.layer).double(),
+        norm=norm,
+    )
 
 
 def nonnegative_when_trained(graph: fx.GraphModule) -> set[fx.Node]:
     """Nodes whose output is non-negative with the present weights (batch norms folded)."""
     inactive = set()
     for layer in layers_of(graph):
-        if layer.norm is None and not layer.active():
+        if layer.norm is not None:
+            continue
+        if not layer.active():
             inactive.add(layer.node)
-    return nonnegative_nodes(graph, lambda node: node in inactive)
+
+    def is_inactive(node: fx.Node) -> bool:
+        return node in inactive
+
+    return nonnegative_nodes(graph, is_inactive)

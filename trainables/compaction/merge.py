@@ -37,10 +37,13 @@ def drop_idle_relus(graph: fx.GraphModule) -> list[str]:
         if not is_relu(graph, node):
             continue
         source = node.args[0]
-        if source in nonnegative:
-            is_layer = source.op == "call_module"
-            dropped.append(str(source.target) if is_layer else source.name)
-            bypass(graph, node)
+        if source not in nonnegative:
+            continue
+        name = source.name
+        if source.op == "call_module":
+            name = str(source.target)
+        dropped.append(name)
+        bypass(graph, node)
     return dropped
 
 
@@ -81,12 +84,13 @@ def merge_layers(
             combined = product_but_for_the_border(first, second)
         if combined is None:
             continue
+        name = str(node.target)
         if _costs_more(combined, first, second, policy):
-            kept.append(str(node.target))
+            kept.append(name)
             continue
         set_called(graph, following, combined)
         bypass(graph, node)
-        merged.append(str(node.target))
+        merged.append(name)
     return merged, kept
 
 
@@ -114,56 +118,74 @@ def product(first: WeightLayer, second: WeightLayer) -> WeightLayer | None:
         return _product_of_linear(first, second)
     if not isinstance(first, Conv) or not isinstance(second, Conv):
         return None
-    same_axes = first.weight.dim() == second.weight.dim()
-    if not same_axes or not _pad_zeros(first, second):
+    if first.weight.dim() != second.weight.dim():
+        return None
+    if not _pads_zeros(first) or not _pads_zeros(second):
         return None
     if _is_pointwise(second):
         return _with_pointwise_behind(first, second)
-    if not _is_pointwise(first) or set(first.stride) != {1}:
+    if not _is_pointwise(first):
         return None
-    pads = any(second.padding)
-    if pads and first.bias is not None and first.bias.any():
+    if set(first.stride) != {1}:
+        return None
+    if any(second.padding) and _has_bias(first):
         return None
     return _with_pointwise_before(first, second)
 
 
+def _has_bias(layer: Conv) -> bool:
+    """Whether it has a bias that is not 0."""
+    if layer.bias is None:
+        return False
+    return bool(layer.bias.any())
+
+
 def _product_of_linear(first: nn.Linear, second: nn.Linear) -> WeightLayer:
     matrix = second.weight.double()
-    weight = matrix @ first.weight.double()
-    bias = _combined_bias(first, matrix, second.bias)
-    return with_weights(second, weight, bias)
+    return with_weights(
+        like=second,
+        weight=matrix @ first.weight.double(),
+        bias=_combined_bias(first, matrix, second.bias),
+    )
 
 
 def _with_pointwise_behind(first: Conv, second: Conv) -> WeightLayer:
     matrix = second.weight.double().flatten(1)
-    weight = torch.einsum("om,mi...->oi...", matrix, first.weight.double())
-    bias = _combined_bias(first, matrix, second.bias)
-    combined = with_weights(first, weight, bias)
+    kernels = first.weight.double()
+    combined = with_weights(
+        like=first,
+        weight=torch.einsum("om,mi...->oi...", matrix, kernels),
+        bias=_combined_bias(first, matrix, second.bias),
+    )
     assert isinstance(combined, Conv)
     strides = zip(first.stride, second.stride, strict=True)
-    combined.stride = tuple(a * b for a, b in strides)
+    combined.stride = tuple(one * other for one, other in strides)
     return combined
 
 
 def _with_pointwise_before(first: Conv, second: Conv) -> WeightLayer:
     matrix = first.weight.double().flatten(1)
     kernels = second.weight.double()
-    weight = torch.einsum("om...,mi->oi...", kernels, matrix)
-    bias = _combined_bias(first, kernels.flatten(2).sum(2), second.bias)
-    return with_weights(second, weight, bias)
+    over_positions = kernels.flatten(2).sum(2)
+    return with_weights(
+        like=second,
+        weight=torch.einsum("om...,mi->oi...", kernels, matrix),
+        bias=_combined_bias(first, over_positions, second.bias),
+    )
 
 
-def _pad_zeros(first: Conv, second: Conv) -> bool:
-    """Whether both pad by zeros, by numbers that are given."""
-    for layer in (first, second):
-        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-            return False
-    return True
+def _pads_zeros(layer: Conv) -> bool:
+    """Whether it pads by zeros, by numbers that are given."""
+    if isinstance(layer.padding, str):
+        return False
+    return layer.padding_mode == "zeros"
 
 
 def _is_pointwise(layer: Conv) -> bool:
     """Whether it is 1×1 without padding."""
-    return set(layer.kernel_size) == {1} and not any(layer.padding)
+    if any(layer.padding):
+        return False
+    return set(layer.kernel_size) == {1}
 
 
 @torch.no_grad()
@@ -177,23 +199,30 @@ def product_but_for_the_border(first: WeightLayer, second: WeightLayer) -> nn.Co
     """
     if not isinstance(first, nn.Conv2d) or not isinstance(second, nn.Conv2d):
         return None
-    dilated = first.dilation != (1, 1) or second.dilation != (1, 1)
-    if dilated or first.stride != (1, 1):
+    if first.stride != (1, 1):
         return None
-    before, behind = first.padding, second.padding
-    if not _pad_zeros(first, second) or isinstance(before, str) or isinstance(behind, str):
-        return None
+    for layer in (first, second):
+        if layer.dilation != (1, 1):
+            return None
+        if not _pads_zeros(layer):
+            return None
     # Correlating with W₁ and then with W₂ is correlating with the full convolution of the two
     # kernels.
     margin = [size - 1 for size in first.kernel_size]
-    flipped = first.weight.double().transpose(0, 1).flip(2, 3)
+    first_kernels = first.weight.double()
+    flipped = first_kernels.transpose(0, 1).flip(2, 3)
     kernels = second.weight.double()
-    weight = nn.functional.conv2d(kernels, flipped, padding=margin)
     matrix = kernels.sum((2, 3))
-    bias = _combined_bias(first, matrix, second.bias)
-    combined = with_weights(second, weight, bias)
+    combined = with_weights(
+        like=second,
+        weight=nn.functional.conv2d(kernels, flipped, padding=margin),
+        bias=_combined_bias(first, matrix, second.bias),
+    )
     assert isinstance(combined, nn.Conv2d)
-    combined.padding = tuple(a + b for a, b in zip(before, behind, strict=True))
+    before, behind = first.padding, second.padding
+    assert not isinstance(before, str) and not isinstance(behind, str)
+    paddings = zip(before, behind, strict=True)
+    combined.padding = tuple(one + other for one, other in paddings)
     return combined
 
 
@@ -210,7 +239,9 @@ def _combined_bias(first: WeightLayer, matrix: Tensor, bias: Tensor | None) -> T
 def _next_layer(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> fx.Node | None:
     """The layer node that alone reads this layer node's output, seen through nodes that pass it on
     unchanged."""
-    if weight_layer(graph, node) is None or counts[node.target] > 1:
+    if weight_layer(graph, node) is None:
+        return None
+    if counts[node.target] > 1:
         return None
     reader = only_user(node)
     while isinstance(module_of(graph, reader), nn.Identity | nn.Dropout):
@@ -218,5 +249,6 @@ def _next_layer(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -
         reader = only_user(reader)
     if reader is None or weight_layer(graph, reader) is None:
         return None
-    called_once = counts[reader.target] == 1
-    return reader if called_once else None
+    if counts[reader.target] > 1:
+        return None
+    return reader

@@ -23,7 +23,10 @@ def make_quick(network: fx.GraphModule) -> fx.GraphModule:
 
 
 def _replaced(code: list[str], network: fx.GraphModule) -> list[str]:
-    called = {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
+    called = set()
+    for node in network.graph.nodes:
+        if node.op == "call_module":
+            called.add(str(node.target))
     for target in called:
         slow = f"{_by_attributes(target)}("
         quick = f"{_by_dictionaries(target)}("

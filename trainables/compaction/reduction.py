@@ -58,9 +58,16 @@ def start_of(original: fx.GraphModule, inputs: Tensor, options: Compaction) -> S
             split_attention(network)
             folded = []
         clear_rounding(network, folded, type_of(original))
-    probe = Probe(network, exact_inputs)
-    steps: list[Step] = [(name, "folded", "batch norm") for name in folded]
-    return Start(network, exact_inputs, probe, tolerance, tuple(steps))
+    steps: list[Step] = []
+    for name in folded:
+        steps.append((name, "folded", "batch norm"))
+    return Start(
+        network=network,
+        inputs=exact_inputs,
+        probe=Probe(network, exact_inputs),
+        tolerance=tolerance,
+        steps=tuple(steps),
+    )
 
 
 def reduced(
@@ -101,10 +108,14 @@ def reduced(
 
 
 def _removed(removed: Iterable[Removed], what: Literal["units", "heads"]) -> list[Step]:
-    in_part: Action = "units removed" if what == "units" else "heads removed"
+    in_part: Action = "heads removed"
+    if what == "units":
+        in_part = "units removed"
     steps: list[Step] = []
     for gone in removed:
-        action: Action = "removed" if gone.whole else in_part
+        action = in_part
+        if gone.whole:
+            action = "removed"
         detail = f"{gone.units} {what}, constant or unread"
         steps.append((gone.layer, action, detail))
     return steps
@@ -113,7 +124,11 @@ def _removed(removed: Iterable[Removed], what: Literal["units", "heads"]) -> lis
 def _remove_channels(start: Start, options: Compaction) -> list[Step]:
     """Removes units that several layers share."""
     removed = remove_coupled_channels(
-        start.network, start.inputs, start.tolerance, start.probe, options.multiple
+        start.network,
+        start.inputs,
+        tolerance=start.tolerance,
+        probe=start.probe,
+        multiple=options.multiple,
     )
     steps: list[Step] = []
     for gone in removed:

@@ -37,7 +37,11 @@ class Report:
 
     def count(self, action: Action) -> int:
         """How many steps were of this kind."""
-        return sum(step[1] == action for step in self.steps)
+        count = 0
+        for _, done, _ in self.steps:
+            if done == action:
+                count += 1
+        return count
 
 
 @dataclass(frozen=True)

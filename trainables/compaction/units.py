@@ -23,6 +23,7 @@ from slimfront.trainables.structure.graph import (
     is_relu,
     module_of,
     only_user,
+    rows,
     weight_layer,
 )
 
@@ -64,7 +65,9 @@ class _Path:
         """The reader's weights by unit read: (out, units, positions); a flatten gives a unit
         several positions."""
         weight = self.following.weight
-        return weight.reshape(weight.shape[0], self.layer.weight.shape[0], -1)
+        outputs = weight.shape[0]
+        units = self.layer.weight.shape[0]
+        return weight.reshape(outputs, units, -1)
 
     def padded(self) -> bool:
         """Whether zeros are padded in between, or sums divided by another number: a constant unit
@@ -74,11 +77,15 @@ class _Path:
         if not isinstance(self.following, Conv):
             return False
         padding = self.following.padding
-        return padding != "valid" and _any(padding)
+        if padding == "valid":
+            return False
+        return _any(padding)
 
     def spans_space(self) -> bool:
         """Whether the layer or its reader is a convolution."""
-        return isinstance(self.layer, Conv) or isinstance(self.following, Conv)
+        if isinstance(self.layer, Conv):
+            return True
+        return isinstance(self.following, Conv)
 
 
 @dataclass(frozen=True)
@@ -96,12 +103,16 @@ def _pads(module: nn.Module | None) -> bool:
     """Whether it is a pool that takes averages of more than its inputs."""
     if not isinstance(module, _AVERAGES):
         return False
+    if _any(module.padding):
+        return True
     divisor = getattr(module, "divisor_override", None)
-    return _any(module.padding) or divisor is not None
+    return divisor is not None
 
 
 def _any(padding: str | int | tuple[int, ...]) -> bool:
-    return any(padding) if isinstance(padding, tuple) else bool(padding)
+    if isinstance(padding, tuple):
+        return any(padding)
+    return bool(padding)
 
 
 @torch.no_grad()
@@ -118,27 +129,35 @@ def remove_dead_units(graph: fx.GraphModule, multiple: int = 1) -> list[Removed]
     """
     removed: list[Removed] = []
     while True:  # what goes in one pass can leave more dead for the next
-        nonnegative = nonnegative_when_trained(graph)
-        counts = call_counts(graph)
-        found = False
-        for node in list(graph.graph.nodes):
-            path = _path(graph, node, counts)
-            if path is None:
-                continue
-            input_nonnegative = node.args[0] in nonnegative
-            gone = _remove(graph, path, multiple, input_nonnegative=input_nonnegative)
-            if gone is not None:
-                removed.append(gone)
-                found = True
-        if not found:
+        gone = _one_pass(graph, multiple)
+        if not gone:
             return removed
+        removed += gone
+
+
+def _one_pass(graph: fx.GraphModule, multiple: int) -> list[Removed]:
+    """Removes what is dead once from each layer."""
+    nonnegative = nonnegative_when_trained(graph)
+    counts = call_counts(graph)
+    removed = []
+    for node in list(graph.graph.nodes):
+        path = _path(graph, node, counts)
+        if path is None:
+            continue
+        input_nonnegative = node.args[0] in nonnegative
+        gone = _remove(graph, path, multiple, input_nonnegative=input_nonnegative)
+        if gone is not None:
+            removed.append(gone)
+    return removed
 
 
 def _path(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> _Path | None:
     """The way from this layer node to the layer that alone reads it, through ReLU, pooling and
     flatten; None if another."""
     layer = weight_layer(graph, node)
-    if layer is None or counts[node.target] > 1:
+    if layer is None:
+        return None
+    if counts[node.target] > 1:
         return None
     between: list[fx.Node] = []
     relu = False
@@ -146,11 +165,20 @@ def _path(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> _Pat
     while current is not None:
         following = weight_layer(graph, current)
         if following is not None:
-            called_once = counts[current.target] == 1
-            if not called_once or not _reads_units_in_order(graph, layer, following, between):
+            if counts[current.target] > 1:
                 return None
-            modules = tuple(module_of(graph, each) for each in between)
-            return _Path(node, current, layer, following, tuple(between), modules, relu)
+            if not _reads_units_in_order(graph, layer, following, between):
+                return None
+            modules = [module_of(graph, each) for each in between]
+            return _Path(
+                node=node,
+                reader=current,
+                layer=layer,
+                following=following,
+                between=tuple(between),
+                modules=tuple(modules),
+                relu=relu,
+            )
         if is_relu(graph, current):
             relu = True
         elif not _passes_units_on(graph, layer, current):
@@ -162,8 +190,10 @@ def _path(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> _Pat
 
 def _passes_units_on(graph: fx.GraphModule, layer: WeightLayer, node: fx.Node) -> bool:
     """Whether a node keeps the layer's units apart and in order."""
+    if is_flatten(graph, node):
+        return True
     known = (*_pools(layer), *_UNCHANGED)
-    return calls(graph, node, known) or is_flatten(graph, node)
+    return calls(graph, node, known)
 
 
 def _pools(layer: WeightLayer) -> tuple[type[nn.Module], ...]:
@@ -181,7 +211,11 @@ def _reads_units_in_order(
     inputs = following.weight.shape[1]
     if type(layer) is type(following):
         return units == inputs and not shapes
-    if not isinstance(layer, Conv) or len(shapes) != 1 or inputs % units:
+    if not isinstance(layer, Conv):
+        return False
+    if len(shapes) != 1:
+        return False
+    if inputs % units:
         return False
     return _keeps_examples_apart(graph, shapes[0])
 
@@ -190,10 +224,13 @@ def _keeps_examples_apart(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node flattens all axes but the first."""
     module = module_of(graph, node)
     if isinstance(module, nn.Flatten):
-        return module.start_dim == 1 and module.end_dim == -1
+        axes = (module.start_dim, module.end_dim)
+        return axes == (1, -1)
     if node.target not in (torch.flatten, "flatten"):
         return False
-    return node.args[1:] == (1,) and not node.kwargs
+    if node.kwargs:
+        return False
+    return node.args[1:] == (1,)
 
 
 def _remove(
@@ -205,20 +242,25 @@ def _remove(
     read = path.read_weights()
     is_read = _any_along(read, (0, 2))
     needed = is_read & ~constant
-    if bool(needed.all()):
+    if needed.all():
         return None
     staying = _staying(path, needed, constant, multiple)
     gone = ~staying.keep
     count = int(gone.sum())
     if count == 0:
         return None
-    whole = bool(gone.all())
-    output = torch.where(staying.constant & is_read, value, 0)
+    is_moved = staying.constant & is_read
+    output = torch.where(is_moved, value, 0)
     bias = _moved_into_bias(path.following, read, output)
+    whole = count == len(gone)
     columns = _pass_layer_by(graph, path) if whole else _keep_units(graph, path, staying)
     reader = with_weights(path.following, columns, bias)
     set_called(graph, path.reader, reader)
-    return Removed(str(path.node.target), count, whole)
+    return Removed(
+        layer=str(path.node.target),
+        units=count,
+        whole=whole,
+    )
 
 
 def _constant_units(path: _Path, input_nonnegative: bool) -> tuple[Tensor, Tensor]:
@@ -227,7 +269,12 @@ def _constant_units(path: _Path, input_nonnegative: bool) -> tuple[Tensor, Tenso
     bias = path.layer.bias
     if bias is None:
         bias = weight.new_zeros(len(weight))
-    constant, value = _constants(weight, bias, relu=path.relu, input_nonnegative=input_nonnegative)
+    constant, value = _constants(
+        weight,
+        bias,
+        relu=path.relu,
+        input_nonnegative=input_nonnegative,
+    )
     if path.padded():
         constant = constant & (value == 0)
     return constant, value
@@ -236,7 +283,7 @@ def _constant_units(path: _Path, input_nonnegative: bool) -> tuple[Tensor, Tenso
 def _staying(path: _Path, needed: Tensor, constant: Tensor, multiple: int) -> _Staying:
     """Which units stay if only those that are `needed` have to: none, where the layer can go."""
     keep = alive = needed
-    if not bool(needed.any()):
+    if not needed.any():
         first = needed.clone()
         first[0] = True
         if path.spans_space():
@@ -249,8 +296,11 @@ def _staying(path: _Path, needed: Tensor, constant: Tensor, multiple: int) -> _S
             keep = first
         else:
             return _Staying(keep, alive, constant)
-    keep = keep | put_back(~keep, multiple)
-    return _Staying(keep, alive, constant)
+    return _Staying(
+        keep=keep | put_back(~keep, multiple),
+        alive=alive,
+        constant=constant,
+    )
 
 
 def _pass_layer_by(graph: fx.GraphModule, path: _Path) -> Tensor:
@@ -265,7 +315,7 @@ def _pass_layer_by(graph: fx.GraphModule, path: _Path) -> Tensor:
 def _any_along(weight: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Whether any entry along these axes is not 0: as `any` along each, which takes four times as
     long."""
-    nonzero: Tensor = torch.linalg.vector_norm(weight, 0, dim=axes)
+    nonzero: Tensor = torch.linalg.vector_norm(weight, ord=0, dim=axes)
     return nonzero > 0
 
 
@@ -276,13 +326,16 @@ def _keep_units(graph: fx.GraphModule, path: _Path, staying: _Staying) -> Tensor
     kept = staying.keep.nonzero().flatten()
     share = staying.alive[kept].to(read)
     """1, and 0 where nothing but a multiple needs a unit: (kept,)."""
-    rows = layer.weight[kept]
-    other_axes = [1] * (rows.dim() - 1)
-    rows = rows * share.view(-1, *other_axes)
+    weight = layer.weight[kept]
     bias = None
     if layer.bias is not None:
         bias = layer.bias[kept] * share
-    set_called(graph, path.node, with_weights(layer, rows, bias))
+    smaller = with_weights(
+        like=layer,
+        weight=weight * rows(share, weight),
+        bias=bias,
+    )
+    set_called(graph, path.node, smaller)
     columns = read[:, kept] * share.view(-1, 1)
     outputs, _, *kernel = path.following.weight.shape
     return columns.reshape(outputs, -1, *kernel)
@@ -291,24 +344,24 @@ def _keep_units(graph: fx.GraphModule, path: _Path, staying: _Staying) -> Tensor
 def _moved_into_bias(following: WeightLayer, read: Tensor, output: Tensor) -> Tensor | None:
     """The bias of a reader with what constant units give it: `read` (out, units, …), `output`
     (units)."""
-    if not bool(output.any()):
-        bias: Tensor | None = following.bias
+    bias: Tensor | None = following.bias
+    if not output.any():
         return bias
     matrix = read.double().sum(2)  # (out of following, units)
     moved = matrix @ output.double()
-    if following.bias is None:
+    if bias is None:
         return moved
-    return moved + following.bias.double()
+    return moved + bias.double()
 
 
 def _is_larger_without(layer: WeightLayer, following: WeightLayer) -> bool:
     """Whether a reader of the layer's inputs would have more weights than the layer and its reader
     have together."""
-    units, inputs = layer.weight.shape[:2]
-    outputs = following.weight.shape[0]
+    units, inputs, *_ = layer.weight.shape
+    outputs, *_ = following.weight.shape
+    of_both = inputs * units + units * outputs
     without = inputs * outputs
-    with_all = inputs * units + units * outputs
-    return without > with_all
+    return without > of_both
 
 
 def _constants(
@@ -317,8 +370,12 @@ def _constants(
     """Which units are constant, (units,) bool, and their output, (units,); `weight` (units, in),
     `bias` (units,)."""
     unfed = ~_any_along(weight, (1,))
-    value = bias.clamp(min=0) if relu else bias
-    if not (relu and input_nonnegative):
+    if not relu:
+        return unfed, bias
+    value = bias.clamp(min=0)
+    if not input_nonnegative:
         return unfed, value
-    silent = (weight <= 0).all(1) & (bias <= 0)
-    return unfed | silent, torch.where(silent, 0, value)
+    no_weight_above_0 = (weight <= 0).all(1)
+    silent = no_weight_above_0 & (bias <= 0)
+    value = torch.where(silent, 0, value)
+    return unfed | silent, value

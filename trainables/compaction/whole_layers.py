@@ -78,7 +78,11 @@ def whole_layers(graph: fx.GraphModule, inputs: Tensor) -> list[WholeLayer]:
     graph.recompile()
     note_ranks(graph, inputs)
     shapes = Shapes(graph).of(inputs)
-    found = [*_branches(graph, shapes), *_inner(graph, shapes), *_merging(graph, shapes)]
+    found = [
+        *_branches(graph, shapes),
+        *_inner(graph, shapes),
+        *_merging(graph, shapes),
+    ]
     places = {node: place for place, node in enumerate(graph.graph.nodes)}
 
     def first_place(layer: WholeLayer) -> int:
@@ -127,31 +131,43 @@ def _branches(graph: fx.GraphModule, shapes: Made) -> Iterator[WholeLayer]:
     for branch in residual_branches(graph):
         if shapes[branch.shortcut] != shapes[branch.addition]:
             continue
-        what = "the residual branch that ends in it"
-        passes = {branch.addition: branch.shortcut}
-        yield WholeLayer(branch.name, what, passes)
+        yield WholeLayer(
+            name=branch.name,
+            what="the residual branch that ends in it",
+            passes={branch.addition: branch.shortcut},
+        )
 
 
 def _inner(graph: fx.GraphModule, shapes: Made) -> Iterator[WholeLayer]:
     """Layers between activations that keep the shape."""
     for layer in layers_of(graph):
-        source = layer.node.args[0]
         activation = _activation_behind(graph, layer)
-        if activation is None or not isinstance(source, fx.Node):
+        if activation is None:
             continue
-        if not _is_activated(graph, source) or shapes[source] != shapes[layer.last]:
+        source = layer.node.args[0]
+        if not isinstance(source, fx.Node):
+            continue
+        if not _is_activated(graph, source):
+            continue
+        if shapes[source] != shapes[layer.last]:
             continue
         passes = {layer.node: source}
         if layer.last is not layer.node:
             passes[layer.last] = layer.node
         passes[activation] = layer.last
-        yield WholeLayer(layer.name, "the layer and its activation", passes)
+        yield WholeLayer(
+            name=layer.name,
+            what="the layer and its activation",
+            passes=passes,
+        )
 
 
 def _activation_behind(graph: fx.GraphModule, layer: Layer) -> fx.Node | None:
     """The activation that alone reads what a layer gives; None if there is none."""
     reader = only_user(layer.last)
-    if reader is None or not calls(graph, reader, _ACTIVATIONS):
+    if reader is None:
+        return None
+    if not is_activation(graph, reader):
         return None
     return reader
 
@@ -160,7 +176,7 @@ def _is_activated(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether it is what an activation gave, or pools and the like of that."""
     while calls(graph, node, _PASSED):
         node = node.all_input_nodes[0]
-    return calls(graph, node, _ACTIVATIONS)
+    return is_activation(graph, node)
 
 
 def _merging(graph: fx.GraphModule, shapes: Made) -> Iterator[WholeLayer]:
@@ -171,12 +187,11 @@ def _merging(graph: fx.GraphModule, shapes: Made) -> Iterator[WholeLayer]:
 
 
 def _told(run: Run) -> str:
-    between = [f"'{layer.name}'" for layer in run.layers[1:-1]]
-    name = f"'{run.last.name}'"
-    if not between:
-        told = f"its activation, so that it merges into {name}"
+    last = f"'{run.last.name}'"
+    if len(run.layers) == 2:
+        told = f"its activation, so that it merges into {last}"
     else:
-        told = f"its activation and that of {' and '.join(between)}, so that all become {name}"
+        told = f"the activations between it and {last}, so that these become one layer"
     if run.moves_padding:
         told += ", with the padding in front of it"
     return told

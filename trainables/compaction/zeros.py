@@ -41,7 +41,9 @@ def name_what_stays(
 
 
 def _warn(names: list[str], stay: dict[str, int]) -> None:
-    shown = [f"{stay[name]:,} of '{name}'" for name in names[:_NAMED_AT_MOST]]
+    shown = []
+    for name in names[:_NAMED_AT_MOST]:
+        shown.append(f"{stay[name]:,} of '{name}'")
     log.warning(
         "units without a weight stay, since removing them would change the outputs, or nothing "
         "here can remove them: %s%s",

@@ -188,7 +188,12 @@ def difference(
         wider = leaves
     found = []
     for leaf, other, wide in zip(leaves, others, wider, strict=True):
-        compared = compare(leaf, other, wide, both_nan=both_nan)
+        compared = compare(
+            wanted=leaf,
+            got=other,
+            wider=wide,
+            both_nan=both_nan,
+        )
         found.append(_relative(compared, tolerance))
     return _largest(found)
 
@@ -228,7 +233,12 @@ def difference_in_batches(
         if structure != other_structure:
             return float("inf")
         for number, (leaf, other) in enumerate(zip(leaves, others, strict=True)):
-            compared = compare(leaf, other, leaf, both_nan=False)
+            compared = compare(
+                wanted=leaf,
+                got=other,
+                wider=leaf,
+                both_nan=False,
+            )
             if isinstance(compared, float):
                 if compared > 0:
                     return compared
@@ -237,7 +247,8 @@ def difference_in_batches(
             if key in found:
                 compared = found[key].joined(compared)
             found[key] = compared
-    return _largest([compared.relative(tolerance) for compared in found.values()])
+    differences = [compared.relative(tolerance) for compared in found.values()]
+    return _largest(differences)
 
 
 def pieces(inputs: Tensor) -> Iterator[Tensor]:
@@ -251,7 +262,10 @@ def pieces(inputs: Tensor) -> Iterator[Tensor]:
 
 def _entries(inputs: Tensor) -> int:
     """How many entries one input has."""
-    return sum(tensor[:1].numel() for tensor in tensors(inputs).values())
+    count = 0
+    for tensor in tensors(inputs).values():
+        count += tensor[:1].numel()
+    return count
 
 
 def _seen(inputs: Tensor) -> tuple[int, int]:
@@ -289,8 +303,12 @@ def _last(inputs: Tensor, *counts: int) -> Iterator[Tensor]:
 def _recombined(generator: torch.Generator, count: int, real: Tensor) -> Tensor:
     """Real values (N, …) in new combinations, (count, …)."""
     features = real.reshape(len(real), -1)
-    shape = (count, features.shape[1])
-    drawn = torch.randint(len(real), shape, generator=generator)
+    _, width = features.shape
+    drawn = torch.randint(
+        len(real),
+        size=(count, width),
+        generator=generator,
+    )
     values = features.gather(0, drawn.to(real.device))
     return values.reshape(count, *real.shape[1:])
 
@@ -311,7 +329,10 @@ def _normal(generator: torch.Generator, count: int, real: Tensor) -> Tensor:
     scale = real.abs().max()
     if real.numel() > 1:
         scale = real.std()
-    shape = (count, *real.shape[1:])
-    normal = torch.randn(shape, generator=generator, dtype=torch.float64)
+    normal = torch.randn(
+        size=(count, *real.shape[1:]),
+        generator=generator,
+        dtype=torch.float64,
+    )
     scaled = normal.to(real) * scale
     return scaled + real.mean()

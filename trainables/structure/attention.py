@@ -69,10 +69,10 @@ def _called(graph: fx.Graph, name: str, arguments: dict[str, Any]) -> fx.Node:
         inputs.append(projected)
     mask = arguments["attn_mask"]
     padding = arguments["key_padding_mask"]
-    if padding is not None:
-        inputs += [mask, padding]
-    elif mask is not None:
+    if mask is not None or padding is not None:
         inputs.append(mask)
+    if padding is not None:
+        inputs.append(padding)
     attended = graph.call_module(f"{name}.heads", tuple(inputs))
     return graph.call_module(f"{name}.out", (attended,))
 
@@ -152,7 +152,8 @@ def _parts(module: nn.MultiheadAttention) -> dict[str, nn.Module]:
         batch_first=module.batch_first,
         dropout=module.dropout,
     )
-    parts["out"] = _linear(module.out_proj.weight, module.out_proj.bias)
+    out = module.out_proj
+    parts["out"] = _linear(out.weight, out.bias)
     for part in parts.values():
         part.train(module.training)
     return parts

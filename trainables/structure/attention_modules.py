@@ -43,15 +43,27 @@ class Attention(nn.Module):
         not attended to, as `attn_mask` and `key_padding_mask` of `nn.MultiheadAttention`.
         """
         swapped = query.dim() == 3 and not self.batch_first
-        inputs = [part.transpose(0, 1) if swapped else part for part in (query, key, value)]
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in inputs)
-        mask = _merged(mask, padding, q.dtype)
-        dropout = self.dropout if self.training else 0.0
+        inputs = [query, key, value]
+        if swapped:
+            inputs = [part.transpose(0, 1) for part in inputs]
+        q, k, v = [self._by_head(part) for part in inputs]
         attended = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, scale=self.scale
+            q,
+            k,
+            v,
+            attn_mask=_merged(mask, padding, q.dtype),
+            dropout_p=self.dropout if self.training else 0.0,
+            scale=self.scale,
         )
         out = attended.transpose(-3, -2).flatten(-2)
-        return out.transpose(0, 1) if swapped else out
+        if swapped:
+            out = out.transpose(0, 1)
+        return out
+
+    def _by_head(self, projected: Tensor) -> Tensor:
+        """(…, L, heads · d) to (…, heads, L, d)."""
+        split: Tensor = projected.unflatten(-1, (self.heads, -1))
+        return split.transpose(-3, -2)
 
     def extra_repr(self) -> str:
         """What is shown of it."""
@@ -70,14 +82,19 @@ def _merged(mask: Tensor | None, padding: Tensor | None, dtype: torch.dtype) -> 
             mask = mask | padding
         else:
             mask = _added(mask, dtype) + _added(padding, dtype)
-    return ~mask if mask is not None and mask.dtype == torch.bool else mask
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        return ~mask
+    return mask
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask of True as what is added before the softmax."""
     if mask.dtype != torch.bool:
         return mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
+    zeros = torch.zeros_like(mask, dtype=dtype)
+    return zeros.masked_fill(mask, float("-inf"))
 
 
 class ScaledDotProduct(nn.Module):

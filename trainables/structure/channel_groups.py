@@ -67,11 +67,12 @@ class UnitGroup:
         """Which units have a row that is not all 0: (units,) bool."""
         alive = torch.zeros(self.units, dtype=torch.bool)
         for name, owners in self.writers.items():
-            parameter = parameters[name].detach().cpu()
-            rows = self.rows(name, parameter)
+            parameter = parameters[name].detach()
+            rows = self.rows(name, parameter.cpu())
             flat = rows.reshape(len(rows), -1)
-            of_a_unit = owners >= 0
-            of_alive = owners[flat.any(1) & of_a_unit]
+            is_alive = flat.any(1)
+            is_of_a_unit = owners >= 0
+            of_alive = owners[is_alive & is_of_a_unit]
             alive[of_alive] = True
         return alive
 
@@ -79,10 +80,12 @@ class UnitGroup:
     def zero(self, parameters: Mapping[str, Tensor], units: Tensor) -> None:
         """Sets the rows of these units (units,) bool to 0, in place."""
         for name, owners in self.writers.items():
-            of_a_unit = owners >= 0
-            is_theirs = units[owners.clamp(min=0)] & of_a_unit
+            is_of_a_unit = owners >= 0
+            some_unit = owners.clamp(min=0)
+            is_theirs = units[some_unit] & is_of_a_unit
             rows = self.rows(name, parameters[name])
-            rows[is_theirs.to(rows.device)] = 0
+            places = is_theirs.to(rows.device)
+            rows[places] = 0
 
 
 def relative_to_mean(importance: Tensor) -> Tensor:
@@ -150,7 +153,8 @@ def remove_units(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor]) ->
     for group in _groups(network, graph, endless=[]):
         if group.name not in dead:
             continue
-        units = dead[group.name].nonzero().flatten().tolist()
+        places = dead[group.name].nonzero()
+        units = places.flatten().tolist()
         if not units:
             continue
         channels = []
@@ -171,7 +175,11 @@ def _graph(network: nn.Module, inputs: Tensor) -> Dependencies:
         # As a tuple: with a bare tensor Torch-Pruning first calls the network with each example as
         # an argument of its own.
         graph = Dependencies()
-        graph.build_dependency(network, example_inputs=(inputs[:1],), verbose=False)
+        graph.build_dependency(
+            network,
+            example_inputs=(inputs[:1],),
+            verbose=False,
+        )
         return graph
 
 
@@ -202,7 +210,8 @@ def _groups(network: nn.Module, graph: Dependencies, endless: list[str]) -> list
     found = {}
     for dependencies in _all_dependencies(graph, names, endless):
         layers = [item.dep.layer for item in dependencies]
-        if layers[0] in within_heads:
+        first = layers[0]
+        if first in within_heads:
             continue
         if not tied.isdisjoint(layers):
             continue
@@ -219,7 +228,9 @@ def _all_dependencies(
     no end is found is left out."""
     seen: set[int] = set()
     for module in list(graph.module2node):
-        if not isinstance(module, _WEIGHT_LAYERS) or id(module) in seen:
+        if not isinstance(module, _WEIGHT_LAYERS):
+            continue
+        if id(module) in seen:
             continue
         pruner = graph.get_pruner_of_module(module)
         if pruner is None:
@@ -285,16 +296,18 @@ def _note_reader(readers: dict[str, Tensor], item: Any, name: str, units: int) -
     """Notes in `readers` which unit each column of a layer's weight reads. A column of a grouped
     convolution reads a channel of each of its groups: one whose channels are of several units is
     left out."""
-    if any(channel is None for channel in item.root_idxs):
+    if None in item.root_idxs:
         return
-    width = item.dep.layer.weight.shape[1]
+    parameter = f"{name}.weight"
+    _, width, *_ = item.dep.layer.weight.shape
     columns = torch.tensor(item.idxs) % width
     of_columns = torch.tensor(item.root_idxs) % units
-    parameter = f"{name}.weight"
-    no_unit = torch.full((width,), -1)
-    owners = readers.get(parameter, no_unit).clone()
+    owners = torch.full((width,), -1)
+    if parameter in readers:
+        owners = readers[parameter].clone()
     owners[columns] = of_columns
-    if torch.equal(owners[columns], of_columns):
+    of_one_unit = torch.equal(owners[columns], of_columns)
+    if of_one_unit:
         readers[parameter] = owners
 
 

@@ -34,11 +34,13 @@ class Compared:
 
     def relative(self, tolerance: float) -> float:
         """The largest difference, relative to the element's spread."""
-        spread = (self.high - self.low).clamp_min(0)
+        spread = self.high - self.low
+        spread = spread.clamp_min(0)
         rounding = _ROUNDING * self.eps / tolerance
         scale = spread + self.largest * rounding
         smallest = torch.finfo(torch.float64).tiny
-        relative = self.apart / scale.clamp_min(smallest)
+        scale = scale.clamp_min(smallest)
+        relative = self.apart / scale
         return float(relative.max())
 
 
@@ -46,7 +48,9 @@ def _by_kind(wanted: Any, got: Any) -> float | None:
     """0 or infinity where two outputs are not both tensors of some numbers; None where they are, of
     the same shape and type."""
     if isinstance(wanted, Tensor) and isinstance(got, Tensor):
-        if wanted.shape != got.shape or wanted.dtype != got.dtype:
+        if wanted.shape != got.shape:
+            return float("inf")
+        if wanted.dtype != got.dtype:
             return float("inf")
         if wanted.is_floating_point() and wanted.numel():
             return None

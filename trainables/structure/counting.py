@@ -26,21 +26,27 @@ class CountingNorm(nn.Module):
         self.eps = eps
         self.centred = centred
         self.weighted = weighted
-        self.weight = nn.Parameter(torch.ones(channels)) if weighted else None
-        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+        self.weight: nn.Parameter | None = None
+        self.bias: nn.Parameter | None = None
+        if weighted:
+            self.weight = nn.Parameter(torch.ones(channels))
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, channels) to the same."""
         total = self.channels + self.missing
+        of_missing: Tensor | None = None
         if self.centred:
             mean = x.sum(-1, keepdim=True) / total
             x = x - mean
             of_missing = self.missing * mean.square()
-            squares = x.square().sum(-1, keepdim=True) + of_missing
-        else:
-            squares = x.square().sum(-1, keepdim=True)
+        squares = x.square().sum(-1, keepdim=True)
+        if of_missing is not None:
+            squares = squares + of_missing
         variance = squares / total
-        x = x * (variance + self.eps).rsqrt()
+        scale = (variance + self.eps).rsqrt()
+        x = x * scale
         if self.weight is not None:
             x = x * self.weight
         if self.bias is not None:
@@ -66,8 +72,11 @@ class CountingGroupNorm(nn.Module):
         self.eps = eps
         self.affine = affine
         channels = sum(sizes)
-        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+        self.weight: nn.Parameter | None = None
+        self.bias: nn.Parameter | None = None
+        if affine:
+            self.weight = nn.Parameter(torch.ones(channels))
+            self.bias = nn.Parameter(torch.zeros(channels))
         of_group = torch.zeros(len(sizes), channels)
         start = 0
         for group, size in enumerate(sizes):
@@ -85,16 +94,19 @@ class CountingGroupNorm(nn.Module):
         entries = self.total * positions
         of_group: Tensor = self.of_group  # type: ignore[assignment]
         by_group = of_group.t()
-        mean = (x.sum(2) @ by_group) / entries  # (N, groups)
+        sums = x.sum(2) @ by_group
+        mean = sums / entries  # (N, groups)
         mean_of_channels = mean @ of_group
         x = x - mean_of_channels.unsqueeze(2)
         there = of_group.sum(1)
         absent = (self.total - there) * positions
         of_absent = absent * mean.square()
-        squares = x.square().sum(2) @ by_group + of_absent
+        of_channels = x.square().sum(2)
+        squares = of_channels @ by_group + of_absent
         variance = squares / entries
-        scale = (variance + self.eps).rsqrt() @ of_group
-        x = x * scale.unsqueeze(2)
+        scale = (variance + self.eps).rsqrt()
+        scale_of_channels = scale @ of_group
+        x = x * scale_of_channels.unsqueeze(2)
         if self.weight is not None and self.bias is not None:
             weight = self.weight.unsqueeze(1)
             bias = self.bias.unsqueeze(1)

@@ -44,10 +44,16 @@ class Dependencies(torch_pruning.DependencyGraph):
             Endless: if that is more than there can be.
         """
         groups = getattr(module, "groups", 1)
-        if groups > 1 and groups == getattr(module, "out_channels", 1):
+        is_depthwise = groups > 1 and groups == getattr(module, "out_channels", 1)
+        if is_depthwise:
             pruning_fn = function.prune_depthwise_conv_out_channels
         root = self.module2node[module]
-        first = Dependency(pruning_fn, pruning_fn, source=root, target=root)
+        first = Dependency(
+            pruning_fn,
+            pruning_fn,
+            source=root,
+            target=root,
+        )
         channels = pruning_internals.channels(idxs)
         followed: dict[Any, set[Any]] = {(root, pruning_fn): set(channels)}
         group = pruning_internals.empty_group(self)
@@ -74,7 +80,9 @@ class Dependencies(torch_pruning.DependencyGraph):
 
     def _most_channels(self) -> int:
         if self._widest is None:
-            sizes = (size for p in self.model.parameters() for size in p.shape[:2])
+            sizes = []
+            for parameter in self.model.parameters():
+                sizes += parameter.shape[:2]
             self._widest = max(sizes, default=1)
         return self._widest
 

@@ -105,7 +105,8 @@ def note_ranks(graph: fx.GraphModule, inputs: Tensor) -> None:
     """
     unknown = suppress(RuntimeError, ValueError, IndexError, TypeError)
     with unknown, evaluating(graph), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        _Ranks(graph).run(inputs[:2].clone())
+        few = inputs[:2].clone()
+        _Ranks(graph).run(few)
 
 
 def module_of(graph: fx.GraphModule, node: object) -> nn.Module | None:
@@ -255,9 +256,7 @@ class Layer:
         if self.norm is None:
             return weight, bias
         scale, shift = self._scale_and_shift()
-        folded_weight = weight * rows(scale, weight)
-        folded_bias = bias * scale + shift
-        return folded_weight, folded_bias
+        return weight * rows(scale, weight), bias * scale + shift
 
     @torch.no_grad()
     def write_folded(self, weight: Tensor, bias: Tensor) -> None:
@@ -332,7 +331,8 @@ def has_negative_entry(weight: Tensor, bias: Tensor, *, exact: bool = True) -> T
     lowest = torch.minimum(weight.min(), bias.min())
     if exact:
         return lowest < 0
-    return lowest < -rounding(weight, bias, weight.dtype)
+    error = rounding(weight, bias, weight.dtype)
+    return lowest < -error
 
 
 def rounding(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:

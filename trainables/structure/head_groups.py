@@ -37,8 +37,14 @@ class HeadGroup(UnitGroup):
         total: Tensor = by_head.sum((0, 2))
         for name, owners in self.writers.items():
             written = of_entry(parameters[name])
-            rows = written.reshape(len(owners), -1).sum(1)
-            total = total.index_add(0, owners.to(rows.device), rows)
+            rows = written.reshape(len(owners), -1)
+            sums = rows.sum(1)
+            heads = owners.to(sums.device)
+            total = total.index_add(
+                dim=0,
+                index=heads,
+                source=sums,
+            )
         return relative_to_mean(total)
 
 

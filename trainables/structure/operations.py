@@ -85,8 +85,10 @@ def _functions() -> dict[str, Function]:
         found[f"torch.{name}"] = getattr(torch, name)
     listed = get_overridable_functions()
     for beginning, namespace in _NAMESPACES.items():
-        own = listed.get(namespace, ())
-        functions = [*own, *_further(namespace)]
+        functions = [
+            *listed.get(namespace, ()),
+            *_further(namespace),
+        ]
         found |= dict(_named(beginning, namespace, functions, found))
     allowed = {}
     for name, function in found.items():
@@ -136,7 +138,10 @@ def _members(namespace: ModuleType) -> tuple[tuple[str, Any], ...]:
 
 @functools.cache
 def _names() -> dict[object, str]:
-    return {function: name for name, function in reversed(_functions().items())}
+    found: dict[object, str] = {}
+    for name, function in reversed(_functions().items()):
+        found[function] = name
+    return found
 
 
 def name_of(function: object) -> str | None:
@@ -211,7 +216,11 @@ def _kinds() -> dict[str, type[nn.Module]]:
         if inspect.isclass(kind) and _is_layer(kind):
             kinds.append(kind)
     kinds += _OWN_MODULES
-    return {kind.__name__.lower(): kind for kind in kinds}
+    found = {}
+    for kind in kinds:
+        name = kind.__name__.lower()
+        found[name] = kind
+    return found
 
 
 def _is_layer(kind: type) -> TypeGuard[type[nn.Module]]:
@@ -255,7 +264,8 @@ def arguments_of(module: nn.Module) -> dict[str, Any]:
     for name, parameter in signature.parameters.items():
         if name.startswith("_") or name in ("self", "device", "dtype"):
             continue
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        takes_any = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if takes_any:
             found |= _of_base(module)
         elif hasattr(module, name):
             found[name] = _value_of(module, name)

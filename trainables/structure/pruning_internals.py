@@ -36,9 +36,13 @@ def empty_group(graph: torch_pruning.DependencyGraph) -> torch_pruning.Group:
 def settle(group: torch_pruning.Group) -> None:
     """Gives each item of a group its channels as plain numbers, here and in the first layer."""
     for place, (dependency, followed) in enumerate(group.items):
-        numbers = [channel.idx for channel in followed]
-        item = GroupItem(dependency, numbers)
-        item.root_idxs = [channel.root_idx for channel in followed]
+        here = []
+        in_first_layer = []
+        for channel in followed:
+            here.append(channel.idx)
+            in_first_layer.append(channel.root_idx)
+        item = GroupItem(dependency, here)
+        item.root_idxs = in_first_layer
         group[place] = item
 
 

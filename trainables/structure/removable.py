@@ -88,10 +88,23 @@ def removable_groups(
         if group.units > 1:
             # One that has neighbours on both sides, which something between them may mix.
             tried = group.units // 3
-            units[group.name] = torch.arange(group.units) == tried
+            numbers = torch.arange(group.units)
+            units[group.name] = numbers == tried
     if not units:
         return groups
-    seen = inputs[:_SEEN]
+    right = _right_when_tried(network, inputs[:_SEEN], groups, units)
+    found = []
+    for group in groups:
+        was_tried = group.name in units
+        if not was_tried or group.name in right:
+            found.append(group)
+    return found
+
+
+def _right_when_tried(
+    network: nn.Module, seen: Tensor, groups: list[ChannelGroup], units: dict[str, Tensor]
+) -> list[str]:
+    """Which of the groups can lose those units, tried on one network of other weights."""
 
     def zeroed() -> nn.Module:
         return _zeroed(network, groups, units)
@@ -100,17 +113,21 @@ def removable_groups(
         return zeroed().double()
 
     try:
-        drawn = _drawn(exact, 0)
-        right = _together([drawn], in_float64(seen), units, EXACT, fresh=False)
+        return _together(
+            [_drawn(exact, 0)],
+            in_float64(seen),
+            dead=units,
+            tolerance=EXACT,
+            fresh=False,
+        )
     except (RuntimeError, TypeError, ValueError):  # it cannot be run in float64
-        drawn = _drawn(zeroed, 0)
-        right = _together([drawn], seen, units, _LOOSE, fresh=False)
-    found = []
-    for group in groups:
-        was_tried = group.name in units
-        if not was_tried or group.name in right:
-            found.append(group)
-    return found
+        return _together(
+            [_drawn(zeroed, 0)],
+            seen,
+            dead=units,
+            tolerance=_LOOSE,
+            fresh=False,
+        )
 
 
 def removable_together(
@@ -147,7 +164,13 @@ def _together(
         for make in networks:
             if not left:
                 break
-            found = _of_one(make, inputs, left, tolerance, fresh)
+            found = _of_one(
+                make,
+                inputs,
+                dead=left,
+                tolerance=tolerance,
+                fresh=fresh,
+            )
             if found is not None:
                 left = {name: dead[name] for name in found}
                 judged = True
@@ -168,7 +191,8 @@ def _of_one(
     probe = Probe(network, inputs, fresh=fresh)
     if not probe.is_of_numbers():
         return None
-    if _remove(network, inputs, dead) and probe.agrees(network, tolerance):
+    can_go = _remove(network, inputs, dead)
+    if can_go and probe.agrees(network, tolerance):
         return list(dead)  # most often; so that no more copies are made
     network = make()
 
@@ -206,37 +230,48 @@ def _draw(network: nn.Module, generator: torch.Generator) -> None:
     """Draws the parameters of layers anew, and scales the others."""
     of_layers: set[int] = set()
     for module in network.modules():
-        if isinstance(module, WeightLayer | BatchNorm):
-            _draw_layer(module, generator)
-            for parameter in module.parameters(recurse=False):
-                of_layers.add(id(parameter))
+        if not isinstance(module, WeightLayer | BatchNorm):
+            continue
+        _draw_layer(module, generator)
+        for parameter in module.parameters(recurse=False):
+            of_layers.add(id(parameter))
     for parameter in network.parameters():  # what its code does with others is not known
-        if id(parameter) not in of_layers and parameter.is_floating_point():
-            factor = torch.rand(parameter.shape, generator=generator)
-            parameter.mul_(0.5 + factor.to(parameter))
+        if id(parameter) in of_layers:
+            continue
+        if not parameter.is_floating_point():
+            continue
+        factor = torch.rand(parameter.shape, generator=generator)
+        parameter.mul_(0.5 + factor.to(parameter))
 
 
 def _draw_layer(layer: WeightLayer | BatchNorm, generator: torch.Generator) -> None:
     if layer.weight is not None:
         of_one_row = layer.weight[0].numel()
-        _redraw(layer.weight, generator, of_one_row**-0.5)
+        _redraw(layer.weight, generator, scale=of_one_row**-0.5)
     if layer.bias is not None:  # small, so that inputs decide what a ReLU lets through
-        _redraw(layer.bias, generator, _BIAS)
-    if isinstance(layer, BatchNorm) and layer.running_mean is not None:
-        mean = layer.running_mean
-        variance = layer.running_var
-        assert variance is not None
-        drawn = torch.randn(mean.shape, generator=generator)
-        mean.copy_(drawn * _BIAS)
-        drawn = torch.rand(variance.shape, generator=generator)
-        variance.copy_(0.5 + drawn)
+        _redraw(layer.bias, generator, scale=_BIAS)
+    if isinstance(layer, BatchNorm):
+        _draw_statistics(layer, generator)
+
+
+def _draw_statistics(norm: BatchNorm, generator: torch.Generator) -> None:
+    mean = norm.running_mean
+    variance = norm.running_var
+    if mean is None:
+        return
+    assert variance is not None
+    drawn = torch.randn(mean.shape, generator=generator)
+    mean.copy_(drawn * _BIAS)
+    drawn = torch.rand(variance.shape, generator=generator)
+    variance.copy_(0.5 + drawn)
 
 
 def _redraw(parameter: Tensor, generator: torch.Generator, scale: float) -> None:
     """Draws a parameter anew where it is not zero."""
     drawn = torch.randn(parameter.shape, generator=generator)
     values = drawn.to(parameter) * scale
-    parameter.copy_(torch.where(parameter != 0, values, 0))
+    nonzero = parameter != 0
+    parameter.copy_(torch.where(nonzero, values, 0))
 
 
 def _zeroed(network: nn.Module, groups: list[ChannelGroup], units: dict[str, Tensor]) -> nn.Module:
@@ -244,8 +279,9 @@ def _zeroed(network: nn.Module, groups: list[ChannelGroup], units: dict[str, Ten
     zeroed = copied(network).eval()
     parameters = dict(zeroed.named_parameters())
     for group in groups:
-        if group.name in units:
-            group.zero(parameters, units[group.name])
+        if group.name not in units:
+            continue
+        group.zero(parameters, units[group.name])
     return zeroed
 
 

@@ -38,7 +38,8 @@ class SharedUnits(UnitGroup):
         """The sum of `of_entry` over what makes and reads each unit, relative to the mean:
         (units,)."""
         first = next(iter(self.writers))
-        total = parameters[first].new_zeros(self.units)
+        like = parameters[first]
+        total = like.new_zeros(self.units)
         for name, owners in self.writers.items():
             entries = of_entry(parameters[name])
             rows = self.rows(name, entries)
@@ -56,8 +57,11 @@ def added(total: Tensor, owners: Tensor, rows: Tensor) -> Tensor:
     flat = rows.reshape(len(owners), -1)
     sums = flat.sum(1)
     mine = owners >= 0
-    of_units = sums[mine].to(total)
-    return total.index_add(0, owners[mine], of_units)
+    return total.index_add(
+        dim=0,
+        index=owners[mine],
+        source=sums[mine].to(total),
+    )
 
 
 def shared_units(
@@ -77,7 +81,9 @@ def shared_units(
     free = []
     for candidates in _candidates(walk):
         group = candidates.group()
-        if group is not None and others.isdisjoint(group.writers):
+        if group is None:
+            continue
+        if others.isdisjoint(group.writers):
             free.append(group)
     return _tried(graph, inputs, _by_name(free))
 
@@ -172,7 +178,8 @@ class _Candidates:
     def _owner_of(self) -> Tensor:
         """The number of the set that each unit is of; and `NONE` at the end, for no unit."""
         units = self.walk.units
-        found = torch.full((units.count + 1,), NONE)
+        size = units.count + 1
+        found = torch.full((size,), NONE)
         for number, together in enumerate(self.sets):
             found[together] = number
         found[:-1] = found[units.roots()]
@@ -183,7 +190,9 @@ def _noted(walk: Walk) -> Iterator[tuple[str, int, Tensor]]:
     """The parameters and buffers by name, the axes along which they have units, and those."""
     for name, axes in walk.tensors.items():
         for axis, units in enumerate(axes):
-            if units is not None and units.numel():
+            if units is None:
+                continue
+            if units.numel():
                 yield name, axis, units
 
 
@@ -196,29 +205,37 @@ def _is_parameter(graph: fx.GraphModule, name: str) -> bool:
 
 def _candidates(walk: Walk) -> list[_Candidates]:
     """Units that can go alone, and sets that stand for all of a head, by what they are rows of."""
-    may_go = walk.units.removable(structure_only=True)
     places = _places_of_units(walk)
     sets_at: dict[tuple[str, ...], list[Tensor]] = {}
-
-    def add(units: Tensor, of_units: Iterable[str]) -> None:
-        key = tuple(sorted(of_units))
+    for units in _sets_that_may_go(walk, places):
+        rows: set[str] = set()
+        for root in units.tolist():
+            rows.update(places.get(root, ()))
+        if not rows:
+            continue
+        key = tuple(sorted(rows))
         sets = sets_at.setdefault(key, [])
         sets.append(units)
+    found = []
+    for sets in sets_at.values():
+        found.append(_Candidates(walk, sets))
+    return found
 
+
+def _sets_that_may_go(walk: Walk, places: Iterable[int]) -> Iterator[Tensor]:
+    """Each unit of `places` that can go alone, and then the sets that go at once, if the structure
+    lets them."""
+    may_go = walk.units.removable(structure_only=True)
     within = walk.units.parts()
-    for root, of_root in places.items():
-        if root not in within and bool(may_go[root]):
-            add(torch.tensor([root]), of_root)
+    for root in places:
+        if root in within:
+            continue
+        if may_go[root]:
+            yield torch.tensor([root])
     roots = walk.units.roots()
     for whole in walk.units.whole_sets(roots):
-        if not may_go[whole].all():
-            continue
-        of_whole: set[str] = set()
-        for root in whole.tolist():
-            of_whole.update(places.get(root, ()))
-        if of_whole:
-            add(whole, of_whole)
-    return [_Candidates(walk, sets) for sets in sets_at.values()]
+        if may_go[whole].all():
+            yield whole
 
 
 def _places_of_units(walk: Walk) -> dict[int, list[str]]:
@@ -227,10 +244,12 @@ def _places_of_units(walk: Walk) -> dict[int, list[str]]:
     roots = walk.units.roots()
     found: dict[int, list[str]] = {}
     for name, axis, units in _noted(walk):
+        place = f"{name}:{axis}"
         there = units[units != NONE]
-        for root in roots[there].unique().tolist():
+        different = roots[there].unique()
+        for root in different.tolist():
             places = found.setdefault(root, [])
-            places.append(f"{name}:{axis}")
+            places.append(place)
     return found
 
 
@@ -240,10 +259,15 @@ def _tried(graph: fx.GraphModule, inputs: Tensor, groups: list[SharedUnits]) -> 
     parameters = dict(zeroed.named_parameters())
     for group in groups:
         numbers = torch.arange(group.units)
-        group.zero(parameters, numbers == _tried_unit(group))
+        is_tried = numbers == _tried_unit(group)
+        group.zero(parameters, is_tried)
     walk = units_of(zeroed, inputs[:2])
     gone = walk.units.removable()
-    return [group for group in groups if _is_gone(walk, gone, group)]
+    right = []
+    for group in groups:
+        if _is_gone(walk, gone, group):
+            right.append(group)
+    return right
 
 
 def _tried_unit(group: SharedUnits) -> int:
@@ -258,7 +282,8 @@ def _is_gone(walk: Walk, gone: Tensor, group: SharedUnits) -> bool:
         units = walk.units_of(name, axis)
         if units is None:
             return False
-        tried = units[owners == _tried_unit(group)]
+        is_tried = owners == _tried_unit(group)
+        tried = units[is_tried]
         if not gone[tried].all():
             return False
     return True

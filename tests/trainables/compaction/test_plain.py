@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction import deserialise, serialise
-from slimfront.trainables.compaction.plain import _module_from_plain, _module_to_plain
+from slimfront.trainables.compaction.plain.modules import module_from_plain, module_to_plain
 from slimfront.trainables.models.resnet import BasicBlock
 from slimfront.trainables.structure import operations
 
@@ -86,8 +86,8 @@ def test_every_kind_of_module_that_is_made_of_numbers_comes_back(name: str) -> N
     except TypeError:
         module = kind(*[2] * len(needed(kind)))
     module.eval()
-    plain = _module_to_plain(module, "one")
-    again = _module_from_plain(plain, {})
+    plain = module_to_plain(module, "one")
+    again = module_from_plain(plain, {})
     assert type(again) is kind
     assert again.extra_repr() == module.extra_repr()
     wanted = module.state_dict()

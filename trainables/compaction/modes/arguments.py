@@ -58,7 +58,9 @@ _NAMES: dict[object, tuple[str, ...]] = {
 
 def is_known_function(node: fx.Node) -> bool:
     """Whether a node calls a function whose arguments have names here."""
-    return node.op == "call_function" and node.target in _NAMES
+    if node.op != "call_function":
+        return False
+    return node.target in _NAMES
 
 
 def arguments_of(node: fx.Node) -> Arguments:

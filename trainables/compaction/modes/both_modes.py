@@ -79,9 +79,13 @@ def _compute_weights(module: nn.Module) -> None:
     torch's own way takes the weight off the class, which copies of the module share.
     """
     names = list(module.parametrizations)  # type: ignore[arg-type]
-    weights = {name: getattr(module, name).detach() for name in names}
+    weights = {}
+    for name in names:
+        weight: Tensor = getattr(module, name)
+        weights[name] = weight.detach()
     kind = type_before_parametrizations(module)
     del module.parametrizations
     module.__class__ = kind
-    for name, weight in weights.items():
-        module.register_parameter(name, nn.Parameter(weight.clone()))
+    for name, values in weights.items():
+        parameter = nn.Parameter(values.clone())
+        module.register_parameter(name, parameter)

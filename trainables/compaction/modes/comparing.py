@@ -36,8 +36,11 @@ class _Step:
 
     def is_same(self, other: "_Step") -> bool:
         """Whether two graphs do the same in these steps."""
-        same_call = self.op == other.op and self.target == other.target
-        return same_call and self.arguments == other.arguments
+        if self.op != other.op:
+            return False
+        if self.target != other.target:
+            return False
+        return self.arguments == other.arguments
 
     def place(self) -> str:
         """The module whose code the node is, by name and kind; "" for the network's own code."""
@@ -64,8 +67,10 @@ def first_difference(
     for mine, theirs in zip(one, other, strict=False):
         if not mine.is_same(theirs):
             return theirs.place() or mine.place()
-    rest = one[len(other) :] or other[len(one) :]
-    return rest[0].place() if rest else None
+    for rest in (one[len(other) :], other[len(one) :]):
+        if rest:
+            return rest[0].place()
+    return None
 
 
 def _steps(network: fx.GraphModule, followed: set[str]) -> list[_Step]:
@@ -81,26 +86,42 @@ def _steps(network: fx.GraphModule, followed: set[str]) -> list[_Step]:
             continue
         module = _followed_module(network, node, followed)
         if _is_dropout(node, module):
-            source = node.args[0] if node.args else node.kwargs["input"]
-            assert isinstance(source, fx.Node)
+            source = _input_of(node)
             numbers[node] = numbers[source]
             continue
-        op, target = node.op, node.target
+        op = node.op
+        target = node.target
         if isinstance(module, ScaledDotProduct):
-            op, target = "call_function", ATTENTION
+            op = "call_function"
+            target = ATTENTION
         arguments = _arguments(node, module)
         numbered = fx.node.map_arg(arguments, number)
         numbers[node] = str(len(steps))
-        steps.append(_Step(node, op, target, repr(numbered)))
+        step = _Step(
+            node=node,
+            op=op,
+            target=target,
+            arguments=repr(numbered),
+        )
+        steps.append(step)
     return steps
+
+
+def _input_of(node: fx.Node) -> fx.Node:
+    """The node whose output a dropout passes on."""
+    source = node.args[0] if node.args else node.kwargs["input"]
+    assert isinstance(source, fx.Node)
+    return source
 
 
 def _followed_module(
     network: fx.GraphModule, node: fx.Node, followed: set[str]
 ) -> nn.Module | None:
     """The module that stands for a call which goes by the mode; None for other nodes."""
+    if node.op != "call_module":
+        return None
     name = str(node.target)
-    if node.op != "call_module" or name not in followed:
+    if name not in followed:
         return None
     return submodule(network, name)
 
@@ -109,7 +130,9 @@ def _is_dropout(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether a node passes on what it gets: dropout as a module, or a function that is off."""
     if module is not None:
         return not isinstance(module, ScaledDotProduct)
-    if not is_known_function(node) or node.target not in DROPOUTS:
+    if not is_known_function(node):
+        return False
+    if node.target not in DROPOUTS:
         return False
     return not drops(node)
 

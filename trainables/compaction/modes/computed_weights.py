@@ -23,38 +23,50 @@ def compute_weights(network: fx.GraphModule) -> bool:
     """
     found = False
     for node in list(network.graph.nodes):
-        if node.op != "call_function" or node.target not in _LAYERS:
+        if node.op != "call_function":
             continue
-        weight = _argument(node, _LAYERS[node.target], "weight")
+        if node.target not in _LAYERS:
+            continue
+        weight = _weight_of(node)
         steps = _steps(weight, node)
-        if steps is None or not _held_alone(network, steps):
+        if steps is None:
             continue
-        found |= _replace(network, weight, steps)
+        if not _held_alone(network, steps):
+            continue
+        if _replace(network, weight, steps):
+            found = True
     return found
 
 
-def _argument(node: fx.Node, place: int, name: str) -> Any:
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
+def _weight_of(node: fx.Node) -> Any:
+    """What the function of a layer is given as its weight."""
+    place = _LAYERS[node.target]
+    if len(node.args) > place:
+        return node.args[place]
+    return node.kwargs.get("weight")
 
 
 def _steps(weight: Any, reader: fx.Node) -> list[fx.Node] | None:
     """The nodes that make a weight, in the order of the graph, if they read nothing but parameters
     and only `reader` reads what they make; None if not, or if it is a parameter."""
-    if not isinstance(weight, fx.Node) or weight.op == "get_attr":
+    if not isinstance(weight, fx.Node):
+        return None
+    if weight.op == "get_attr":
         return None
     found = {weight}
     waiting = [weight]
     while waiting:
         node = waiting.pop()
-        new = set(node.all_input_nodes) - found
-        found |= new
-        waiting.extend(new)
+        for source in node.all_input_nodes:
+            if source not in found:
+                found.add(source)
+                waiting.append(source)
     for node in found:
         if node.op in ("placeholder", "call_module"):
             return None
-        readers = set(node.users) - found
-        if readers - {reader}:
-            return None
+        for user in node.users:
+            if user not in found and user is not reader:
+                return None
     return [node for node in reader.graph.nodes if node in found]
 
 
@@ -68,8 +80,10 @@ def _held_alone(network: fx.GraphModule, steps: list[fx.Node]) -> bool:
     for name, parameter in network.named_parameters(remove_duplicate=False):
         if id(parameter) not in parameters:
             continue
+        if name in read_by_code:
+            return False
         owner, _, _ = name.rpartition(".")
-        if owner in read_by_modules or name in read_by_code:
+        if owner in read_by_modules:
             return False
     return True
 
@@ -95,29 +109,44 @@ def _replace(network: fx.GraphModule, weight: fx.Node, steps: list[fx.Node]) -> 
     computed."""
     value = _computed(network, weight, steps)
     again = _computed(network, weight, steps)
-    if not isinstance(value, Tensor) or not torch.equal(value, again):
+    if not isinstance(value, Tensor):
+        return False
+    if not torch.equal(value, again):
         return False
     names = _parameters_read(network, steps)
-    of_its_shape = [name for name in names if tensor_at(network, name).shape == value.shape]
-    kept = of_its_shape[0] if of_its_shape else names[0]
+    kept = _first_of_shape(network, names, value.shape)
     with network.graph.inserting_before(weight):
         held = network.graph.get_attr(kept)
     held.meta = dict(weight.meta)
     weight.replace_all_uses_with(held)
     for node in reversed(steps):
         network.graph.erase_node(node)
-    for name in set(names) - {kept}:
-        delete_tensor(network, name)
-    set_tensor(network, kept, nn.Parameter(value.clone()))
+    for name in set(names):
+        if name != kept:
+            delete_tensor(network, name)
+    parameter = nn.Parameter(value.clone())
+    set_tensor(network, kept, parameter)
     return True
+
+
+def _first_of_shape(network: fx.GraphModule, names: list[str], shape: torch.Size) -> str:
+    """The first of these parameters that is of this shape; the first of all if none is."""
+    for name in names:
+        parameter = tensor_at(network, name)
+        if parameter.shape == shape:
+            return name
+    return names[0]
 
 
 def _parameters_read(network: fx.GraphModule, steps: list[fx.Node]) -> list[str]:
     """The names of the parameters that nodes read."""
     found = []
     for node in steps:
+        if node.op != "get_attr":
+            continue
         name = str(node.target)
-        if node.op == "get_attr" and isinstance(tensor_at(network, name), nn.Parameter):
+        tensor = tensor_at(network, name)
+        if isinstance(tensor, nn.Parameter):
             found.append(name)
     return found
 
@@ -134,8 +163,8 @@ def _result(network: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) 
     target = node.target
     if node.op == "get_attr":
         return tensor_at(network, str(target))
-    arguments = (node.args, node.kwargs)
-    args, kwargs = fx.node.map_arg(arguments, lambda source: values[source])
+    before = (node.args, node.kwargs)
+    args, kwargs = fx.node.map_arg(before, values.__getitem__)
     if node.op == "call_method":
         owner, *rest = args
         method = getattr(owner, str(target))

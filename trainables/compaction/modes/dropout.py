@@ -49,7 +49,9 @@ def _following(node: fx.Node) -> _Following | None:
 def _plain_dropout(node: fx.Node) -> _Following | None:
     given = arguments_of(node)
     share = given.get("p", 0.5)
-    if not isinstance(share, float | int) or not drops(node):
+    if not isinstance(share, float | int):
+        return None
+    if not drops(node):
         return None
     dropout = DROPOUTS[node.target](share)
     return _Following(dropout, (given["input"],))
@@ -60,14 +62,21 @@ def _attention(node: fx.Node) -> _Following | None:
     dropout = given.get("dropout_p", 0.0)
     causal = given.get("is_causal", False)
     scale = given.get("scale")
-    grouped = bool(given.get("enable_gqa", False))
+    grouped = given.get("enable_gqa", False)
     if not isinstance(dropout, float | int) or dropout == 0:
         return None
-    if not isinstance(causal, bool) or not isinstance(scale, float | None):
+    if not isinstance(causal, bool):
+        return None
+    if not isinstance(scale, float | None):
         return None
     inputs = [given["query"], given["key"], given["value"]]
     mask = given.get("attn_mask")
     if mask is not None:
         inputs.append(mask)
-    attention = ScaledDotProduct(float(dropout), causal, scale, grouped)
+    attention = ScaledDotProduct(
+        dropout=float(dropout),
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=bool(grouped),
+    )
     return _Following(attention, tuple(inputs))

@@ -47,10 +47,14 @@ def as_modules(network: fx.GraphModule) -> None:
 def _module_for(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     """The module that does what a function does with parameters and buffers of the network; None if
     there is none."""
-    if node.op != "call_function" or node.target not in _LAYERS:
+    if node.op != "call_function":
+        return None
+    if node.target not in _LAYERS:
         return None
     given = arguments_of(node)
-    if not isinstance(given.get("input"), fx.Node) or _has_computed_options(given):
+    if not isinstance(given.get("input"), fx.Node):
+        return None
+    if _has_computed_options(given):
         return None
     found = _tensors_of(network, given)
     if found is None:
@@ -108,9 +112,12 @@ def _layer_norm(given: Arguments, found: Tensors) -> nn.Module | None:
     has_bias = "bias" in found
     if has_bias and not has_weight:
         return None
-    shape = tuple(given["normalized_shape"])
-    eps = given.get("eps", 1e-5)
-    return nn.LayerNorm(shape, eps, has_weight, bias=has_bias)
+    return nn.LayerNorm(
+        normalized_shape=tuple(given["normalized_shape"]),
+        eps=given.get("eps", 1e-5),
+        elementwise_affine=has_weight,
+        bias=has_bias,
+    )
 
 
 def _linear(found: Tensors) -> nn.Module | None:
@@ -143,10 +150,11 @@ def _batch_norm(node: fx.Node, given: Arguments, found: Tensors) -> nn.Module | 
     kind = _batch_norm_around(node)
     if kind is None or set(found) != set(_TENSORS):
         return None
-    channels = len(found["running_mean"])
-    eps = given.get("eps", 1e-5)
-    momentum = given.get("momentum", 0.1)
-    norm = kind(channels, eps=eps, momentum=momentum)
+    norm = kind(
+        len(found["running_mean"]),
+        eps=given.get("eps", 1e-5),
+        momentum=given.get("momentum", 0.1),
+    )
     batches = torch.zeros((), dtype=torch.long, device="cpu")
     norm.register_buffer("num_batches_tracked", batches)
     return norm
@@ -172,7 +180,9 @@ def _call_instead(network: fx.GraphModule, node: fx.Node, module: nn.Module) -> 
     given = arguments_of(node)
     values = [given.get(name) for name in _TENSORS]
     tensors = [value for value in values if isinstance(value, fx.Node)]
-    owner = _holder(tensors[0]) if tensors else ""
+    owner = ""
+    if tensors:
+        owner = _holder(tensors[0])
     takes_place = owner != "" and _serves_alone(network, owner, node)
     if takes_place:
         set_module(network, owner, module)
@@ -180,9 +190,9 @@ def _call_instead(network: fx.GraphModule, node: fx.Node, module: nn.Module) -> 
     else:
         name = add_module(network, node.name, module)
     replace_call(network, node, name, (given["input"],))
-    unread = {tensor for tensor in tensors if not tensor.users}
-    for tensor in unread:
-        network.graph.erase_node(tensor)
+    for tensor in set(tensors):
+        if not tensor.users:
+            network.graph.erase_node(tensor)
     if not takes_place:
         _delete_unread(network, {str(tensor.target) for tensor in tensors})
 
@@ -206,7 +216,9 @@ def _serves_alone(network: fx.GraphModule, owner: str, node: fx.Node) -> bool:
     for each in network.graph.nodes:
         if each.op == "get_attr" and _holder(each) == owner:
             readers.update(each.users)
-    if readers != {node} or _is_called(network, owner):
+    if readers != {node}:
+        return False
+    if _is_called(network, owner):
         return False
     parts = submodule(network, owner).children()
     return not list(parts)
@@ -219,5 +231,9 @@ def _holder(node: fx.Node) -> str:
 
 
 def _is_called(network: fx.GraphModule, name: str) -> bool:
-    calls = (node for node in network.graph.nodes if node.op == "call_module")
-    return any(node.target == name for node in calls)
+    for node in network.graph.nodes:
+        if node.op != "call_module":
+            continue
+        if node.target == name:
+            return True
+    return False

@@ -24,7 +24,9 @@ class Bounds:
         Raises:
             CannotSlice: if they are in another form.
         """
-        if self.node.kwargs or len(args) < 2:
+        if self.node.kwargs:
+            raise CannotSlice(self.node)
+        if len(args) < 2:
             raise CannotSlice(self.node)
         tensor, given_axis, *bounds = args
         axis = given_axis % self.known.dim
@@ -49,7 +51,10 @@ class Bounds:
     ) -> list[Any]:
         if step != 1:
             raise CannotSlice(self.node)
-        return [self._counted(kept, start), self._counted(kept, stop)]
+        return [
+            self._counted(kept, start),
+            self._counted(kept, stop),
+        ]
 
     def of_index(self, index: Any) -> Any:
         """What stands in brackets: a part for each axis, or one for the first.
@@ -63,8 +68,10 @@ class Bounds:
         return self._parts(index)
 
     def _parts(self, index: tuple[Any, ...]) -> tuple[Any, ...]:
-        takes_axis = [part is not None and part is not Ellipsis for part in index]
-        passed_over = self.known.dim - sum(takes_axis)
+        passed_over = self.known.dim
+        for part in index:
+            if part is not None and part is not Ellipsis:
+                passed_over -= 1
         new: list[Any] = []
         axis = 0
         for part in index:
@@ -84,11 +91,13 @@ class Bounds:
             return part
         if isinstance(part, int):
             return self._counted(kept, part)
-        if isinstance(part, slice) and part.step in (None, 1):
-            start = self._counted(kept, part.start)
-            stop = self._counted(kept, part.stop)
-            return slice(start, stop, part.step)
-        raise CannotSlice(self.node)
+        if not isinstance(part, slice):
+            raise CannotSlice(self.node)
+        if part.step not in (None, 1):
+            raise CannotSlice(self.node)
+        start = self._counted(kept, part.start)
+        stop = self._counted(kept, part.stop)
+        return slice(start, stop, part.step)
 
     def _counted(self, kept: Tensor, bound: Any) -> Any:
         """How many places before one stay."""

@@ -27,6 +27,16 @@ class NewCall:
     args: Any
     kwargs: Any
 
+    @classmethod
+    def of(cls, node: fx.Node, args: Any, kwargs: Any) -> "NewCall":
+        """What a node is already, called with other arguments."""
+        return cls(
+            op=node.op,
+            target=node.target,
+            args=args,
+            kwargs=kwargs,
+        )
+
     def write(self, node: fx.Node) -> None:
         """Makes a node this call."""
         node.op = self.op
@@ -59,14 +69,19 @@ class _Calls:
 
     def rewritten(self, node: fx.Node) -> NewCall | None:
         """A node's call without the units; None if it stays as it is."""
-        made = self.slices.known(node)
-        if node.op == "placeholder" or not has_tensors(made):
+        if node.op == "placeholder":
             return None
-        is_call = node.op in ("call_function", "call_method")
-        name = function_name(node) if is_call else ""
+        made = self.slices.known(node)
+        if not has_tensors(made):
+            return None
+        if node.op not in ("call_function", "call_method"):
+            return self._with_numbers(node)
+        name = function_name(node)
         if name == "scaled_dot_product_attention":
             return self._with_scale(node)
-        if name not in MOVES or not self._is_touched(node):
+        if name not in MOVES:
+            return self._with_numbers(node)
+        if not self._is_touched(node):
             return self._with_numbers(node)
         call = self._moved(node, name)
         _check_move(self.slices, node, call)
@@ -74,11 +89,12 @@ class _Calls:
 
     def _is_touched(self, node: fx.Node) -> bool:
         """Whether an input or output of a node becomes smaller."""
-        values = [self.slices.known(source) for source in node.all_input_nodes]
-        values.append(self.slices.known(node))
+        values = []
+        for around in (*node.all_input_nodes, node):
+            values.append(self.slices.known(around))
         for known in found_in(values):
-            stays_whole = self.slices.mask(known).all()
-            if not stays_whole:
+            mask = self.slices.mask(known)
+            if not mask.all():
                 return True
         return False
 
@@ -89,85 +105,121 @@ class _Calls:
         if after == before:
             return None
         args, kwargs = after
-        return NewCall(node.op, node.target, args, kwargs)
+        return NewCall.of(node, args, kwargs)
 
     def _number(self, source: fx.Node) -> Any:
-        stays = source in self.slices.by_batch or source not in self.changed
-        return source if stays else self.slices.known(source)
+        if source in self.slices.by_batch:
+            return source
+        if source in self.changed:
+            return self.slices.known(source)
+        return source
 
     def _with_scale(self, node: fx.Node) -> NewCall | None:
         """Attention whose scale stays what it was by the width of its queries."""
         query = self.slices.known_input(node)
         width = self.slices.old_width(query)
-        if width is None or node.kwargs.get("scale") is not None:
+        has_scale = node.kwargs.get("scale") is not None
+        if width is None or has_scale:
             return self._with_numbers(node)
-        kwargs = {**node.kwargs, "scale": width**-0.5}
-        return NewCall(node.op, node.target, node.args, kwargs)
+        kwargs = dict(node.kwargs)
+        kwargs["scale"] = width**-0.5
+        return NewCall.of(node, node.args, kwargs)
 
     def _moved(self, node: fx.Node, name: str) -> NewCall:
         """A call that only moves entries, with other sizes and bounds."""
         if name in _SPLITS:
             return self._split(node)
-        args = self._moved_arguments(node, name)
-        return NewCall(node.op, node.target, tuple(args), dict(node.kwargs))
-
-    def _moved_arguments(self, node: fx.Node, name: str) -> list[Any]:
-        made = self.slices.known(node)
         args: list[Any] = list(node.args)
-        if name in _SIZES_AT_ONCE:
-            tensor, *sizes = args
-            return [tensor, *self._sizes(sizes, made)]
+        if name in _SIZES_AT_ONCE or name == "unflatten":
+            args = self._resized(node, name, args)
+        else:
+            args = self._bounded(node, name, args)
+        kwargs = dict(node.kwargs)
+        return NewCall.of(node, tuple(args), kwargs)
+
+    def _resized(self, node: fx.Node, name: str, args: list[Any]) -> list[Any]:
+        """The arguments of a move that is given sizes."""
+        made = self.slices.known(node)
+        shape = self.slices.shape(made)
         if name == "unflatten":
             tensor, axis, sizes = args
-            return [tensor, axis, self._unflattened(axis, sizes, made)]
+            parts = self._unflattened(axis, sizes, shape)
+            return [tensor, axis, parts]
+        tensor, *sizes = args
+        new = self._sizes(sizes, shape)
+        return [tensor, *new]
+
+    def _bounded(self, node: fx.Node, name: str, args: list[Any]) -> list[Any]:
+        """The arguments of a move that may be given an index or bounds."""
         known = self.slices.known_input(node)
+        bounds = Bounds(self.slices, node, known)
         if name == "getitem" and isinstance(known, Known):
             tensor, index = args
-            bounds = Bounds(self.slices, node, known)
-            return [tensor, bounds.of_index(index)]
+            part = bounds.of_index(index)
+            return [tensor, part]
         if name in ("slice", "narrow", "select"):
-            bounds = Bounds(self.slices, node, known)
             return bounds.of_call(name, args)
         return args
 
     def _split(self, node: fx.Node) -> NewCall:
         """A split into parts of the sizes that they will have."""
         kwargs: dict[str, Any] = dict(node.kwargs)
-        axis: Any = node.args[2] if len(node.args) > 2 else 0
+        axis: Any = 0
+        if len(node.args) > 2:
+            axis = node.args[2]
         axis = kwargs.pop("dim", axis)
         parts = self.slices.known(node)
-        sizes = [self.slices.shape(part)[axis] for part in parts]
-        args = (node.args[0], sizes, axis)
+        sizes = []
+        for part in parts:
+            shape = self.slices.shape(part)
+            sizes.append(shape[axis])
+        op = "call_method"
+        target: Any = "split"
         if isinstance(node.target, OpOverload):
-            by_sizes = torch.ops.aten.split_with_sizes.default
-            return NewCall("call_function", by_sizes, args, kwargs)
-        return NewCall("call_method", "split", args, kwargs)
+            op = "call_function"
+            target = torch.ops.aten.split_with_sizes.default
+        return NewCall(
+            op=op,
+            target=target,
+            args=(node.args[0], sizes, axis),
+            kwargs=kwargs,
+        )
 
-    def _sizes(self, sizes: list[Any], made: Known) -> list[Any]:
+    def _sizes(self, sizes: list[Any], shape: tuple[int, ...]) -> list[Any]:
         """The sizes of `view` and the like, which stand one by one or in a list."""
-        nested = len(sizes) == 1 and isinstance(sizes[0], list | tuple)
-        given = list(sizes[0]) if nested else sizes
-        shape = self.slices.shape(made)
+        given = sizes
+        are_in_list = len(sizes) == 1 and isinstance(sizes[0], list | tuple)
+        if are_in_list:
+            (in_list,) = sizes
+            given = list(in_list)
         if len(given) != len(shape):
             return sizes
         new = self._each_size(given, shape)
-        return [new] if nested else new
+        if are_in_list:
+            return [new]
+        return new
 
-    def _unflattened(self, axis: int, sizes: Any, made: Known) -> tuple[Any, ...]:
+    def _unflattened(self, axis: int, sizes: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
         """The sizes that an axis is parted into."""
-        shape = self.slices.shape(made)
-        axes_before = len(shape) - len(sizes) + 1
+        count = len(sizes)
+        axes_before = len(shape) - count + 1
         start = axis % axes_before
-        end = start + len(sizes)
-        return tuple(self._each_size(sizes, shape[start:end]))
+        end = start + count
+        new = self._each_size(sizes, shape[start:end])
+        return tuple(new)
 
     def _each_size(self, sizes: Any, wanted: tuple[int, ...]) -> list[Any]:
-        pairs = zip(sizes, wanted, strict=True)
-        return [self._size(size, each) for size, each in pairs]
+        found = []
+        for size, each in zip(sizes, wanted, strict=True):
+            new = self._size(size, each)
+            found.append(new)
+        return found
 
     def _size(self, size: Any, wanted: int) -> Any:
         if isinstance(size, fx.Node):
-            return size if self._will_be(size, wanted) else wanted
+            if self._will_be(size, wanted):
+                return size
+            return wanted
         if size == -1:
             return size
         return wanted
@@ -176,8 +228,10 @@ class _Calls:
         """Whether a node that makes a size will make the one that is wanted."""
         if size in self.slices.by_batch:
             return True
-        unchanged = size not in self.changed
-        return unchanged and bool(self.slices.known(size) == wanted)
+        if size in self.changed:
+            return False
+        was = self.slices.known(size)
+        return bool(was == wanted)
 
 
 def _check_move(slices: Slices, node: fx.Node, call: NewCall) -> None:
@@ -193,14 +247,19 @@ def _check_move(slices: Slices, node: fx.Node, call: NewCall) -> None:
     def value(source: fx.Node) -> Any:
         return _value(slices, source)
 
-    rest = call.args[1:]
-    args, kwargs = fx.node.map_arg((rest, call.kwargs), value)
+    _, *rest = call.args
+    given = (rest, call.kwargs)
+    args, kwargs = fx.node.map_arg(given, value)
     mask = slices.mask(known)
     for unit_map in known.unit_maps:
-        numbers = (unit_map + 1).expand(known.shape)
-        entries = packed(numbers, mask).double()
+        numbers = unit_map + 1
+        entries = packed(numbers.expand(known.shape), mask)
         try:
-            moved = slices.walk.called(call, [entries, *args], kwargs)  # type: ignore[arg-type]
+            moved = slices.walk.called(
+                call,  # type: ignore[arg-type]
+                args=[entries.double(), *args],
+                kwargs=kwargs,
+            )
         except (RuntimeError, IndexError, ValueError, TypeError):
             raise CannotSlice(node) from None
         _compare(slices, node, unit_map, moved)
@@ -219,18 +278,26 @@ def _value(slices: Slices, node: fx.Node) -> Any:
 
 def _compare(slices: Slices, node: fx.Node, unit_map: Tensor, moved: Any) -> None:
     """Compares the `moved` numbers of units with those of what the node makes."""
-    outputs = list(found_in(slices.known(node)))
-    pieces = list(moved) if isinstance(moved, list | tuple) else [moved]
+    made = slices.known(node)
+    outputs = list(found_in(made))
+    pieces = [moved]
+    if isinstance(moved, list | tuple):
+        pieces = list(moved)
     wanted_shapes = [slices.shape(output) for output in outputs]
     if [piece.shape for piece in pieces] != wanted_shapes:
         raise CannotSlice(node)
-    numbers = set(unit_map.unique().tolist())
     for output, piece in zip(outputs, pieces, strict=True):
         mask = slices.mask(output)
         for other in output.unit_maps:
-            others = other.unique().tolist()
-            if numbers.isdisjoint(others):
+            if not _have_in_common(unit_map, other):
                 continue
-            wanted = packed(other.expand(output.shape), mask)
-            if not torch.equal(wanted.double() + 1, piece):
+            units = packed(other.expand(output.shape), mask)
+            wanted = units.double() + 1
+            if not torch.equal(wanted, piece):
                 raise CannotSlice(node)
+
+
+def _have_in_common(one: Tensor, other: Tensor) -> bool:
+    """Whether two unit maps have a unit in common."""
+    in_both = torch.isin(one, other)
+    return bool(in_both.any())

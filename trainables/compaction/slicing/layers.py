@@ -15,51 +15,57 @@ from slimfront.trainables.structure.graph import module_of, submodule
 
 def slice_tensors(slices: Slices) -> None:
     """Takes the units that go out of parameters and buffers, in place."""
-    network = slices.network
-    walk = slices.walk
     new: dict[int, Tensor] = {}
-    for name, axes in walk.tensors.items():
-        tensor: Tensor = tensor_at(network, name)
+    for name, axes in slices.walk.tensors.items():
+        tensor: Tensor = tensor_at(slices.network, name)
         sliced = _along_axes(slices, tensor.detach(), axes)
         owner, _, leaf = name.rpartition(".")
-        if owner in walk.groups and leaf == "weight":
-            convolution = submodule(network, owner)
-            inputs, _ = walk.groups[owner]
-            sliced = _of_groups(slices, convolution, sliced, inputs)
-        if sliced.shape != tensor.shape:
-            new[id(tensor)] = parameter_like(tensor, sliced)
-    replace_tensors(network, new)
-
-
-def _along_axes(slices: Slices, tensor: Tensor, axes: list[Tensor | None]) -> Tensor:
-    """A tensor with what stays of the units along each of its axes."""
-    sizes = tensor.shape
-    for axis, units in enumerate(axes):
-        if units is None or units.numel() != sizes[axis]:
+        if leaf == "weight":
+            sliced = _within_groups(slices, owner, sliced)
+        if sliced.shape == tensor.shape:
             continue
-        kept = slices.kept(units)
-        if kept.all():
-            continue
-        places = kept.nonzero().flatten()
-        tensor = tensor.index_select(axis, places.to(tensor.device))
-    return tensor
+        new[id(tensor)] = parameter_like(tensor, sliced)
+    replace_tensors(slices.network, new)
 
 
-def _of_groups(slices: Slices, convolution: Any, weight: Tensor, inputs: Tensor) -> Tensor:
-    """A grouped convolution's weight with what stays of the inputs of each group; the convolution
-    is told how many groups stay."""
+def _within_groups(slices: Slices, name: str, weight: Tensor) -> Tensor:
+    """A layer's weight with what stays of the inputs of each group, if it is a grouped convolution,
+    which is told how many groups stay."""
+    groups_of_units = slices.walk.groups.get(name)
+    if groups_of_units is None:
+        return weight
+    inputs, _ = groups_of_units
     kept = slices.kept(inputs)
     stay = kept.any(1)
     groups = int(stay.sum())
+    convolution: Any = submodule(slices.network, name)
     convolution.groups = groups
     if kept.shape[1] == 1:
         return weight
     rows_of_groups = weight.unflatten(0, (groups, -1))
     columns_of_groups = kept[stay]
     parts = []
-    for rows, columns in zip(rows_of_groups, columns_of_groups, strict=True):
+    pairs = zip(rows_of_groups, columns_of_groups, strict=True)
+    for rows, columns in pairs:
         parts.append(rows[:, columns])
     return torch.cat(parts)
+
+
+def _along_axes(slices: Slices, tensor: Tensor, axes: list[Tensor | None]) -> Tensor:
+    """A tensor with what stays of the units along each of its axes."""
+    sizes = tensor.shape
+    for axis, units in enumerate(axes):
+        if units is None:
+            continue
+        if units.numel() != sizes[axis]:
+            continue
+        kept = slices.kept(units)
+        if kept.all():
+            continue
+        places = kept.nonzero().flatten()
+        places = places.to(tensor.device)
+        tensor = tensor.index_select(axis, places)
+    return tensor
 
 
 def settle_modules(slices: Slices) -> None:
@@ -67,7 +73,9 @@ def settle_modules(slices: Slices) -> None:
     seen = set()
     for node in list(slices.network.graph.nodes):
         module = module_of(slices.network, node)
-        if module is None or node.target in seen:
+        if module is None:
+            continue
+        if node.target in seen:
             continue
         seen.add(node.target)
         if isinstance(module, Attention | ScaledDotProduct):
@@ -78,15 +86,21 @@ def settle_modules(slices: Slices) -> None:
 
 def _settle_attention(slices: Slices, node: fx.Node, module: Attention | ScaledDotProduct) -> None:
     """Tells attention how many heads stay, and the scale that it had by their width."""
-    before = heads = 1
+    before = 1
+    heads = 1
     if isinstance(module, Attention):
         before = heads = module.heads
-        for units in slices.counted_units(str(node.target)):
+        name = str(node.target)
+        for units in slices.counted_units(name):
             head_stays = slices.kept(units).any(1)
             heads = int(head_stays.sum())
         module.heads = heads
     query = slices.known_input(node)
-    width = slices.old_width(query, before, heads)
+    width = slices.old_width(
+        query,
+        heads_before=before,
+        heads_left=heads,
+    )
     if width is not None and module.scale is None:
         module.scale = width**-0.5
 
@@ -94,8 +108,12 @@ def _settle_attention(slices: Slices, node: fx.Node, module: Attention | ScaledD
 def _settle(slices: Slices, name: str, module: nn.Module) -> None:
     """Tells a layer its new sizes; one that counts, how many there were."""
     counted = next(slices.counted_units(name), None)
-    kept = None if counted is None else slices.kept(counted)
-    if kept is None or kept.all():
+    if counted is None:
         settle(module)
         return
-    set_module(slices.network, name, counting(module, kept))
+    kept = slices.kept(counted)
+    if kept.all():
+        settle(module)
+        return
+    norm = counting(module, kept)
+    set_module(slices.network, name, norm)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 def parameter_like(before: Tensor, after: Tensor) -> Tensor:
     """A parameter in the place of a parameter."""
     after = after.clone(memory_format=torch.contiguous_format)
-    return nn.Parameter(after, before.requires_grad) if isinstance(before, nn.Parameter) else after
+    if not isinstance(before, nn.Parameter):
+        return after
+    return nn.Parameter(after, before.requires_grad)
 
 
 def replace_tensors(network: nn.Module, new: dict[int, Tensor]) -> None:
@@ -21,49 +23,59 @@ def replace_tensors(network: nn.Module, new: dict[int, Tensor]) -> None:
             *module.named_buffers(recurse=False, remove_duplicate=False),
         ]
         for leaf, tensor in held:
-            if id(tensor) in new:
-                setattr(module, leaf, new[id(tensor)])
+            replacement = new.get(id(tensor))
+            if replacement is not None:
+                setattr(module, leaf, replacement)
 
 
 def _settle_linear(module: nn.Linear) -> None:
-    module.out_features, module.in_features = module.weight.shape
+    outputs, inputs = module.weight.shape
+    module.out_features = outputs
+    module.in_features = inputs
 
 
 def _settle_conv(module: Any) -> None:
-    rows, columns = module.weight.shape[:2]
-    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        module.in_channels, module.out_channels = rows, columns * module.groups
+    rows, columns, *_ = module.weight.shape
+    if isinstance(module, _TRANSPOSED):
+        module.in_channels = rows
+        module.out_channels = columns * module.groups
     else:
-        module.out_channels, module.in_channels = rows, columns * module.groups
+        module.out_channels = rows
+        module.in_channels = columns * module.groups
 
 
 def _settle_norm(module: Any) -> None:
     for leaf in ("weight", "running_mean"):
-        if getattr(module, leaf, None) is not None:
-            module.num_features = len(getattr(module, leaf))
+        tensor = getattr(module, leaf, None)
+        if tensor is not None:
+            module.num_features = len(tensor)
 
 
 def _settle_recurrent(module: Any) -> None:
-    module.input_size = module.weight_ih_l0.shape[1]
-    module.hidden_size = module.weight_hh_l0.shape[1]
+    _, inputs = module.weight_ih_l0.shape
+    _, hidden = module.weight_hh_l0.shape
+    module.input_size = inputs
+    module.hidden_size = hidden
 
 
 def _settle_embedding(module: nn.Embedding) -> None:
-    module.embedding_dim = module.weight.shape[1]
+    _, width = module.weight.shape
+    module.embedding_dim = width
 
 
 def _settle_bilinear(module: nn.Bilinear) -> None:
-    module.out_features, module.in1_features, module.in2_features = module.weight.shape
+    outputs, first_inputs, second_inputs = module.weight.shape
+    module.out_features = outputs
+    module.in1_features = first_inputs
+    module.in2_features = second_inputs
 
 
 def _settle_prelu(module: nn.PReLU) -> None:
     module.num_parameters = len(module.weight)
 
 
-_CONVS = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _CHANNEL_NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),

@@ -17,8 +17,9 @@ def follow_batch(network: fx.GraphModule, walk: Walk, inputs: Tensor) -> frozens
     for_three = numbers_of(network, inputs[three])
     found = set()
     for node, for_two in walk.known.items():
-        is_number = node.name in for_three
-        if is_number and for_three[node.name] != for_two:
+        if node.name not in for_three:
+            continue
+        if for_three[node.name] != for_two:
             found.add(node)
     return frozenset(found)
 
@@ -30,7 +31,9 @@ def changed_numbers(slices: Slices) -> frozenset[fx.Node]:
     for node in slices.network.graph.nodes:
         before = slices.known(node)
         new[node] = _made(slices, node, new)
-        if not _is_call(node) or not _is_of_sizes(before):
+        if not _is_call(node):
+            continue
+        if not _is_of_sizes(before):
             continue
         if new[node] != before:
             changed.add(node)
@@ -46,10 +49,11 @@ def _made(slices: Slices, node: fx.Node, new: dict[fx.Node, Any]) -> Any:
         return torch.empty(shape, device="meta")
 
     value = slices.known(node)
-    if not _is_call(node) or has_tensors(value):
+    is_computed_number = _is_call(node) and not has_tensors(value)
+    if not is_computed_number:
         return mapped_known(value, of_new_shape)
-    arguments = (node.args, node.kwargs)
-    args, kwargs = fx.node.map_arg(arguments, lambda source: new[source])
+    given = (node.args, node.kwargs)
+    args, kwargs = fx.node.map_arg(given, new.__getitem__)
     try:
         return slices.walk.called(node, args, kwargs)
     except (RuntimeError, TypeError, ValueError, IndexError):
@@ -62,6 +66,8 @@ def _is_call(node: fx.Node) -> bool:
 
 def _is_of_sizes(value: Any) -> bool:
     """Whether a value is a number, or a tuple of numbers: types and devices follow from no size."""
-    if isinstance(value, tuple | list):
-        return all(_is_of_sizes(item) for item in value)
-    return isinstance(value, int | float)
+    if isinstance(value, int | float):
+        return True
+    if not isinstance(value, tuple | list):
+        return False
+    return all(_is_of_sizes(item) for item in value)

@@ -42,21 +42,23 @@ class Slices:
 
     def counted_units(self, name: str) -> Iterator[Tensor]:
         """The units of the inputs that a node or layer of this name counts."""
-        for _, units in self.walk.counts.get(name, ()):
+        counted = self.walk.counts.get(name, [])
+        for _, units in counted:
             yield units
 
     def kept(self, units: Tensor) -> Tensor:
         """Which entries stay, for units of any shape."""
         no_unit = units == NONE
-        stays = ~self.gone[units]
-        return no_unit | stays
+        goes = self.gone[units]
+        return no_unit | ~goes
 
     def mask(self, known: Known) -> Tensor:
         """Which entries of a tensor stay, of size 1 where all are alike."""
         all_alike = [1] * known.dim
         found = torch.ones(all_alike, dtype=torch.bool)
         for unit_map in known.unit_maps:
-            found = found & self.kept(unit_map)
+            kept = self.kept(unit_map)
+            found = found & kept
         return found
 
     def shape(self, known: Known) -> tuple[int, ...]:
@@ -67,16 +69,18 @@ class Slices:
     def kept_along(self, known: Known, axis: int) -> Tensor:
         """Which places along an axis have anything that stays: (size,)."""
         found = self.mask(known)
-        others = tuple(other for other in range(known.dim) if other != axis)
-        if others:
-            found = found.any(dim=others)
+        for other in range(known.dim):
+            if other != axis:
+                found = found.any(dim=other, keepdim=True)
         size = known.shape[axis]
         return found.reshape(-1).expand(size)
 
     def old_width(self, query: Known, heads_before: int = 1, heads_left: int = 1) -> int | None:
         """How wide each head of queries was, if it becomes narrower; None if not."""
-        width_before = query.shape[-1] // heads_before
-        width_left = self.shape(query)[-1] // heads_left
+        *_, before = query.shape
+        *_, left = self.shape(query)
+        width_before = before // heads_before
+        width_left = left // heads_left
         if width_left == width_before:
             return None
         return width_before

@@ -39,10 +39,17 @@ def sliced(
         gone = walk.units.removable(rows=rows, multiple=multiple)
         lost = _lost(walk, gone)
         if not lost:
-            return None if stuck or walk.unknown else {}
-        by_batch = follow_batch(copy, walk, inputs)
+            if stuck or walk.unknown:
+                return None
+            return {}
+        slices = Slices(
+            network=copy,
+            walk=walk,
+            gone=gone,
+            by_batch=follow_batch(copy, walk, inputs),
+        )
         try:
-            _take_out(Slices(copy, walk, gone, by_batch))
+            _take_out(slices)
         except CannotSlice as error:
             stuck.append(error.node.name)
             continue
@@ -69,8 +76,10 @@ def _made(walk: Walk) -> Iterator[tuple[str, Tensor]]:
     for name, axes in walk.tensors.items():
         owner, _, _ = name.rpartition(".")
         for axis, units in enumerate(axes):
+            if units is None:
+                continue
             makes = axis == 0 or (name, axis) in walk.writing
-            if makes and units is not None:
+            if makes:
                 yield owner or name, units
 
 
@@ -110,13 +119,18 @@ def _recount(slices: Slices, node: fx.Node) -> None:
     share = 1.0
     for units in slices.counted_units(node.name):
         kept = slices.kept(units)
-        share *= float(kept.double().mean())
+        share_kept = kept.double().mean()
+        share *= float(share_kept)
     if share == 1:
         return
     graph = slices.network.graph
     with graph.inserting_after(node):
         scaled = graph.call_function(operator.mul, (node, share))
-    node.replace_all_uses_with(scaled, lambda user: user is not scaled)
+
+    def reads_it_unscaled(user: fx.Node) -> bool:
+        return user is not scaled
+
+    node.replace_all_uses_with(scaled, reads_it_unscaled)
 
 
 def _take_over(network: fx.GraphModule, other: fx.GraphModule) -> None:

@@ -43,11 +43,15 @@ def _attended(walk: Walk, query: Known, key: Known, value: Known, mask: Known | 
     if isinstance(mask, Known):
         scores = _masked(walk, scores, mask)
     positions = value.dim - 2
-    of_values = walk.left_of(value.unit_maps, [positions], _OVER_ALL)
+    of_values = walk.left_of(
+        value.unit_maps,
+        axes=[positions],
+        why=_OVER_ALL,
+    )
     _read_scores(walk, scores.unit_maps, of_values)
     *in_front, _, _ = scores.shape
-    rows = query.shape[-2]
-    width = value.shape[-1]
+    *_, rows, _ = query.shape
+    *_, width = value.shape
     shape = torch.Size([*in_front, rows, width])
     sides = [
         Known(shape, scores.unit_maps),
@@ -61,9 +65,12 @@ def _attended(walk: Walk, query: Known, key: Known, value: Known, mask: Known | 
 def _scores(walk: Walk, query: Known, key: Known) -> Known:
     """The scores (…, L, S), as (…, 1, 1): they go as a whole along queries and keys."""
     batch = "abcdefgh"[: query.dim - 2]
-    queries = Lettered(query, batch + "ld")
-    keys = Lettered(key, batch + "sd")
-    scores = contract(walk, queries, keys, batch + "ls")
+    scores = contract(
+        walk,
+        Lettered(query, batch + "ld"),
+        Lettered(key, batch + "sd"),
+        out=batch + "ls",
+    )
     return _over_all(walk, scores)
 
 
@@ -71,18 +78,25 @@ def _over_all(walk: Walk, scores: Known) -> Known:
     """Scores, or a mask of them, without the axes of queries and keys."""
     keys = scores.dim - 1
     queries = scores.dim - 2
-    unit_maps = walk.left_of(scores.unit_maps, [keys, queries], _OVER_ALL)
     in_front = scores.shape[:-2]
-    shape = torch.Size([*in_front, 1, 1])
-    return Known(shape, unit_maps)
+    return Known(
+        shape=torch.Size([*in_front, 1, 1]),
+        unit_maps=walk.left_of(
+            scores.unit_maps,
+            axes=[keys, queries],
+            why=_OVER_ALL,
+        ),
+    )
 
 
 def _masked(walk: Walk, scores: Known, mask: Known) -> Known:
     """Scores, to which a mask is added."""
     above = _over_all(walk, mask)
     shape = torch.broadcast_shapes(scores.shape, above.shape)
-    unit_maps = joined(walk, [scores, above], shape)
-    return Known(shape, unit_maps)
+    return Known(
+        shape=shape,
+        unit_maps=joined(walk, [scores, above], shape),
+    )
 
 
 def _read_scores(walk: Walk, of_scores: tuple[Tensor, ...], of_values: tuple[Tensor, ...]) -> None:
@@ -91,7 +105,11 @@ def _read_scores(walk: Walk, of_scores: tuple[Tensor, ...], of_values: tuple[Ten
         units = unit_map.reshape(-1)
         never = torch.zeros(units.shape, dtype=torch.bool)
         heads = _heads(walk, unit_map, of_values)
-        walk.units.read(units, never, unless=heads)
+        walk.units.read(
+            units,
+            harmless=never,
+            unless=heads,
+        )
 
 
 def _heads(walk: Walk, unit_map: Tensor, of_values: tuple[Tensor, ...]) -> Tensor:
@@ -116,9 +134,13 @@ def own_attention(walk: Walk, call: Call) -> Any:
     def flattened(entries: Tensor) -> Tensor:
         return entries.flatten(-2)
 
-    by_head = [walk.moved(side, split) for side in call.args[:3]]
-    query, key, value = [_swapped(walk, side) for side in by_head]
-    if not module.batch_first and call.input.dim == 3:
+    sides = []
+    for side in call.args[:3]:
+        by_head = walk.moved(side, split)
+        sides.append(by_head)
+    query, key, value = [_swapped(walk, side) for side in sides]
+    has_batch = call.input.dim == 3
+    if has_batch and not module.batch_first:
         return NotImplemented
     for mask in call.args[3:]:
         walk.stay(mask, "it is a mask of attention")
@@ -151,8 +173,8 @@ def multihead(walk: Walk, call: Call) -> Any:
     output; what lies between stays, or goes by heads."""
     layer = layer_of(walk, call)
     _reads_sides(layer, call)
-    others = [*call.args[3:], *call.kwargs.values()]
-    walk.stay(others, layer.why_all_stay)
+    for others in (call.args[3:], call.kwargs):
+        walk.stay(others, layer.why_all_stay)
     projection = layer.module.out_proj
     out = CalledLayer(
         walk,
@@ -194,9 +216,14 @@ def _projects(layer: CalledLayer, side: Known, leaf: str) -> None:
         weight = getattr(layer.module, leaf)
         unused = ~weight.any(0)
         zero_in = side.zero_along(last)
-        walk.units.read(read, zero_in | unused)
+        walk.units.read(read, harmless=zero_in | unused)
     name = f"{layer.name}.{leaf}"
-    walk.tensor(name, 1, read, reads=True)
+    walk.tensor(
+        name,
+        axis=1,
+        units=read,
+        reads=True,
+    )
 
 
 MODULES: dict[type[nn.Module], Handler] = {

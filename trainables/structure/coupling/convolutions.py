@@ -23,12 +23,14 @@ def conv(walk: Walk, call: Call) -> Any:
     zero_in = known.zero_along(axis)
     used = _used(module)
     if read is not None:
-        unused = ~used.any(1).reshape(-1)
+        is_used = used.any(1)
+        unused = ~is_used.reshape(-1)
         walk.units.read(read, harmless=zero_in | unused)
     written = _written(layer, read, used)
-    zero_of_group = zero_in.reshape(module.groups, 1, -1)
-    feeding = used & ~zero_of_group
-    unfed = ~feeding.any(2).reshape(-1)
+    zero_by_group = zero_in.reshape(module.groups, 1, -1)
+    feeding = used & ~zero_by_group
+    is_fed = feeding.any(2)
+    unfed = ~is_fed.reshape(-1)
     return layer.output(
         rest,
         axis=axis,
@@ -43,9 +45,11 @@ def _used(module: Any) -> Tensor:
     used: Tensor
     if isinstance(module, _TRANSPOSED):  # (in, out, …)
         by_group = weight.unflatten(0, (module.groups, -1))
-        used = by_group.flatten(3).any(-1)
+        weights_of_pairs = by_group.flatten(3)
+        used = weights_of_pairs.any(-1)
         return used.transpose(1, 2)
-    by_channel = weight.flatten(2).any(-1)
+    weights_of_pairs = weight.flatten(2)
+    by_channel = weights_of_pairs.any(-1)
     used = by_channel.unflatten(0, (module.groups, -1))
     return used
 

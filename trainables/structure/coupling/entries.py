@@ -56,7 +56,8 @@ POINTWISE = (*_ALL_ZERO, *_ANY_ZERO, *_FIRST_ZERO, *_OTHERS)
 def unary(walk: Walk, call: Call) -> Any:
     """The same units; zeros stay where the operation makes 0 of 0."""
     known = call.input
-    rest = [mapped_known(argument, _number) for argument in call.args[1:]]
+    _, *others = call.args
+    rest = mapped_known(others, _number)
 
     def of_zeros(zeros: Tensor) -> Any:
         return walk.called(call.node, [zeros, *rest], call.kwargs)
@@ -78,7 +79,8 @@ def _number(known: Known) -> Tensor:
 
 def pointwise(walk: Walk, call: Call) -> Any:
     """Units of all sides, which go together; the name of the operation says where it makes 0."""
-    sides = list(found_in((call.args, call.kwargs)))
+    given = (call.args, call.kwargs)
+    sides = list(found_in(given))
     shapes = [side.shape for side in sides]
     shape = torch.broadcast_shapes(*shapes)
     unit_maps = joined(walk, sides, shape)
@@ -96,7 +98,9 @@ def _zeros(call: Call, dim: int) -> Tensor | None:
             operands.append(value)
     if name == "where":  # its first operand only chooses
         operands = operands[1:]
-    zeros = [_zeros_of(operand, dim) for operand in operands]
+    zeros = []
+    for operand in operands:
+        zeros.append(_zeros_of(operand, dim))
     factor = call.kwargs.get("alpha", 1)
     if factor == 0 or not zeros:
         return None
@@ -129,7 +133,9 @@ def _zeros_of(operand: Any, dim: int) -> Tensor:
     if isinstance(operand, Known):
         known = lined_up(operand, dim)
         return known.zeros()
-    is_zero = isinstance(operand, int | float) and operand == 0
+    is_zero = False
+    if isinstance(operand, int | float):
+        is_zero = operand == 0
     return torch.full([1] * dim, is_zero)
 
 

@@ -1,6 +1,6 @@
 """Tensors that meet: broadcast against each other, or one after another."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,6 @@ from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk
 def joined(walk: Walk, sides: Sequence[Known], shape: torch.Size) -> tuple[Tensor, ...]:
     """The unit maps of tensors that are broadcast against each other."""
     dim = len(shape)
-    why = "it meets what has no units"
     all_sides = [lined_up(side, dim) for side in sides]
     unit_maps: list[Tensor] = []
     for side in all_sides:
@@ -23,20 +22,32 @@ def joined(walk: Walk, sides: Sequence[Known], shape: torch.Size) -> tuple[Tenso
     for axis in range(dim):
         if _all_have_units(all_sides, axis):
             continue
-        unit_maps = list(walk.left_of(unit_maps, [axis], why))
+        unit_maps = _left_of(walk, unit_maps, axis)
         left = []
         for side in all_sides:
-            own = walk.left_of(side.unit_maps, [axis], why)
-            left.append(replace(side, unit_maps=own))
+            own = _left_of(walk, side.unit_maps, axis)
+            side_left = replace(side, unit_maps=tuple(own))
+            left.append(side_left)
         all_sides = left
     return walk.apart(unit_maps)
+
+
+def _left_of(walk: Walk, unit_maps: Iterable[Tensor], axis: int) -> list[Tensor]:
+    """The unit maps that are left where those along an axis go as a whole."""
+    left = walk.left_of(
+        unit_maps,
+        axes=[axis],
+        why="it meets what has no units",
+    )
+    return list(left)
 
 
 def _all_have_units(sides: list[Known], axis: int) -> bool:
     """Whether all tensors that are not broadcast along an axis have units along it."""
     for side in sides:
-        is_whole = side.shape[axis] > 1
-        if is_whole and not side.along(axis):
+        if side.shape[axis] <= 1:
+            continue
+        if not side.along(axis):
             return False
     return True
 
@@ -48,12 +59,15 @@ def lined_up(side: Known, dim: int) -> Known:
     def reshaped(tensor: Tensor) -> Tensor:
         return tensor.reshape(*front, *tensor.shape)
 
-    shape = torch.Size([*front, *side.shape])
     unit_maps = [reshaped(unit_map) for unit_map in side.unit_maps]
     zero = side.zero
     if zero is not None:
         zero = reshaped(zero)
-    return Known(shape, tuple(unit_maps), zero)
+    return Known(
+        shape=torch.Size([*front, *side.shape]),
+        unit_maps=tuple(unit_maps),
+        zero=zero,
+    )
 
 
 def cat(walk: Walk, call: Call) -> Any:
@@ -83,21 +97,26 @@ def _one_after_another(walk: Walk, parts: list[Known], axis: int) -> Known:
     sizes = list(parts[0].shape)
     sizes[axis] = 1
     narrow = torch.Size(sizes)
-    sizes[axis] = sum(part.shape[axis] for part in parts)
-    shape = torch.Size(sizes)
     across = []
     zeros = []
+    size = 0
     for part in parts:
+        size += part.shape[axis]
         unit_maps = _across(walk, part, axis)
         across.append(Known(narrow, unit_maps))
-        zeros.append(part.zeros().expand(part.shape))
+        zero_of_part = part.zeros()
+        zeros.append(zero_of_part.expand(part.shape))
     together = joined(walk, across, narrow)
     in_a_row = _in_a_row(parts, axis)
     if in_a_row is not None:
         together = (*together, in_a_row)
-    known = Known(shape, walk.apart(together))
+    sizes[axis] = size
+    known = Known(
+        shape=torch.Size(sizes),
+        unit_maps=walk.apart(together),
+    )
     zero = torch.cat(zeros, axis)
-    if not bool(zero.any()):
+    if not zero.any():
         return known
     return known.with_zero(compressed(zero))
 
@@ -109,7 +128,11 @@ def _across(walk: Walk, part: Known, axis: int) -> tuple[Tensor, ...]:
     for unit_map in part.unit_maps:
         if not _is_only_along(unit_map, axis):
             found.append(unit_map)
-    return walk.left_of(found, [axis], "it is joined with others")
+    return walk.left_of(
+        found,
+        axes=[axis],
+        why="it is joined with others",
+    )
 
 
 def _in_a_row(parts: list[Known], axis: int) -> Tensor | None:
@@ -127,7 +150,11 @@ def _in_a_row(parts: list[Known], axis: int) -> Tensor | None:
         rows.append(row)
     if not any_units:
         return None
-    return along(torch.cat(rows), axis, parts[0].dim)
+    return along(
+        torch.cat(rows),
+        axis=axis,
+        dim=parts[0].dim,
+    )
 
 
 def _is_only_along(unit_map: Tensor, axis: int) -> bool:

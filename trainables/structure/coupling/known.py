@@ -38,7 +38,8 @@ class Known:
         """`zero` as a tensor."""
         if self.zero is not None:
             return self.zero
-        return torch.zeros([1] * self.dim, dtype=torch.bool)
+        shape = [1] * self.dim
+        return torch.zeros(shape, dtype=torch.bool)
 
     def along(self, axis: int) -> tuple[Tensor, ...]:
         """The unit maps that vary along an axis."""
@@ -58,7 +59,11 @@ class Known:
 
     def without_units(self, axis: int) -> "Known":
         """The same without the unit maps that vary along an axis."""
-        return Known(self.shape, self.but(axis), self.zero)
+        return Known(
+            shape=self.shape,
+            unit_maps=self.but(axis),
+            zero=self.zero,
+        )
 
     def zero_along(self, axis: int) -> Tensor:
         """Which places along an axis are 0 everywhere else: (size,)."""
@@ -74,8 +79,8 @@ class Known:
 
     def with_zero(self, zero: Tensor | None) -> "Known":
         """The same with other zeros."""
-        if zero is not None and not bool(zero.any()):
-            zero = None
+        if zero is None or not zero.any():
+            return replace(self, zero=None)
         return replace(self, zero=zero)
 
 
@@ -150,7 +155,10 @@ def mapped_known(value: Any, change: Callable[[Known], Any]) -> Any:
     if isinstance(value, Known):
         return change(value)
     if isinstance(value, dict):
-        return {key: mapped_known(item, change) for key, item in value.items()}
+        changed = {}
+        for key, item in value.items():
+            changed[key] = mapped_known(item, change)
+        return changed
     if not isinstance(value, list | tuple):
         return value
     items = [mapped_known(item, change) for item in value]

@@ -23,7 +23,8 @@ def linear(walk: Walk, call: Call) -> Any:
     unused = ~weight.any(0)
     layer.reads(read, axis=1, harmless=zero_in | unused)
     written = layer.writes()
-    unfed = ~weight[:, ~zero_in].any(1)
+    feeding = weight[:, ~zero_in]
+    unfed = ~feeding.any(1)
     return layer.output(
         rest,
         axis=last,
@@ -68,7 +69,8 @@ def embedding(walk: Walk, call: Call) -> Any:
     if shape is None:
         return NotImplemented
     made = Known(shape)
-    unused = ~layer.module.weight.any(0)
+    weight = layer.module.weight
+    unused = ~weight.any(0)
     return layer.output(
         made,
         axis=made.last_axis,
@@ -99,7 +101,7 @@ def channel_norm(walk: Walk, call: Call) -> Any:
     module = layer.module
     known = call.input
     axis = min(1, known.last_axis)
-    if isinstance(module, nn.InstanceNorm1d) and known.dim == 2:  # without N
+    if known.dim == 2 and isinstance(module, nn.InstanceNorm1d):  # without N
         axis = 0
     known = layer.without_positions(known, axis)
     read, rest = layer.split(known, axis)
@@ -180,7 +182,7 @@ def group_norm(walk: Walk, call: Call) -> Any:
     known = layer.without_positions(call.input, 1)
     read, rest = layer.split(known, 1)
     zero_in = known.zero_along(1)
-    _count(layer, read, 1, zero_in)
+    _count(layer, read, axis=1, zero_in=zero_in)
     zero = torch.zeros(zero_in.shape, dtype=torch.bool)
     if module.affine:
         without_scale = module.weight == 0

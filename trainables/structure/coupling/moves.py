@@ -51,7 +51,8 @@ def move(walk: Walk, call: Call) -> Any:
     known, *rest = call.args
     is_item = call.node.target is operator.getitem
     if is_item and isinstance(known, list | tuple | dict):
-        return known[rest[0]]
+        (item,) = rest
+        return known[item]
     name = function_name(call.node)
     if not name.endswith("_as"):  # which is given a tensor for its shape
         for index in found_in((rest, call.kwargs)):
@@ -103,12 +104,16 @@ def _indexed(known: Known, rest: list[Any]) -> Iterator[int]:
 
 def _moving(walk: Walk, call: Call) -> Callable[[Tensor], Any]:
     """What a call makes of a tensor in the place of the first that it is given."""
-    arguments = list(call.args[1:])
-    rest = mapped_known(arguments, _index)
+    _, *others = call.args
+    rest = mapped_known(others, _index)
     kwargs = mapped_known(call.kwargs, _index)
 
     def moving(entries: Tensor) -> Any:
-        return walk.called(call.node, [entries, *rest], kwargs)
+        return walk.called(
+            call.node,
+            args=[entries, *rest],
+            kwargs=kwargs,
+        )
 
     return moving
 
@@ -138,16 +143,23 @@ def pad(walk: Walk, call: Call) -> Any:
     if amounts is None:
         return move(walk, call)
     zero = known.zeros().expand(known.shape)
-    is_zero = float(value == 0)
-    padded = nn.functional.pad(zero.double(), amounts, value=is_zero)
+    padded = nn.functional.pad(
+        zero.double(),
+        pad=amounts,
+        value=float(value == 0),
+    )
     unit_maps = []
     for unit_map in known.unit_maps:
         own = _along_varying(amounts, unit_map)
         # From 1 on: what is padded with 0 is of no unit.
         wider = nn.functional.pad(unit_map + 1, own)
         unit_maps.append(wider - 1)
-    made = Known(padded.shape, walk.apart(unit_maps))
-    return made.with_zero(compressed(padded != 0))
+    made = Known(
+        shape=padded.shape,
+        unit_maps=walk.apart(unit_maps),
+    )
+    zeros = padded != 0
+    return made.with_zero(compressed(zeros))
 
 
 def _along_varying(amounts: list[int], unit_map: Tensor) -> list[int]:
@@ -155,7 +167,8 @@ def _along_varying(amounts: list[int], unit_map: Tensor) -> list[int]:
     units vary."""
     found = []
     for place, amount in enumerate(amounts):
-        axis = unit_map.dim() - 1 - place // 2
+        axes_behind = place // 2
+        axis = unit_map.dim() - 1 - axes_behind
         if unit_map.shape[axis] > 1:
             found.append(amount)
         else:

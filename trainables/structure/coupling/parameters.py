@@ -43,7 +43,11 @@ class CalledLayer:
         positions = range(channels + 1, known.dim)
         return Known(
             shape=known.shape,
-            unit_maps=self.walk.left_of(known.unit_maps, positions, self.why_all_stay),
+            unit_maps=self.walk.left_of(
+                known.unit_maps,
+                axes=positions,
+                why=self.why_all_stay,
+            ),
             zero=known.zero,
         )
 
@@ -53,7 +57,12 @@ class CalledLayer:
         if units is not None and harmless is not None:
             self.walk.units.read(units, harmless)
         name = f"{self.name}.weight"
-        self.walk.tensor(name, axis, units, reads=True)
+        self.walk.tensor(
+            name,
+            axis=axis,
+            units=units,
+            reads=True,
+        )
 
     def writes(self, axis: int = 0) -> Tensor | None:
         """Notes the units that the weight makes along an axis, and the bias with it: those of an
@@ -77,9 +86,10 @@ class CalledLayer:
 
     def keep_all(self, read: Tensor | None = None) -> None:
         """Has all of it stay, and the units that it reads."""
+        walk = self.walk
         if read is not None:
-            self.walk.units.keep(read, self.why_all_stay)
-        self.walk.keep_parameters(self.module, self.name)
+            walk.units.keep(read, self.why_all_stay)
+        walk.keep_parameters(self.module, self.name)
 
     def has_no_bias(self) -> Tensor:
         """Where it has no bias, or one of 0: (out,)."""
@@ -99,9 +109,15 @@ class CalledLayer:
         unit_maps = list(rest.unit_maps)
         if written is not None:
             unit_maps.append(along(written, axis, dim))
-        made = Known(shape, self.walk.apart(unit_maps))
-        size = shape[axis]
-        zeros = along(zero.expand(size), axis, dim)
+        made = Known(
+            shape=shape,
+            unit_maps=self.walk.apart(unit_maps),
+        )
+        zeros = along(
+            zero.expand(shape[axis]),
+            axis=axis,
+            dim=dim,
+        )
         return made.with_zero(compressed(zeros))
 
 

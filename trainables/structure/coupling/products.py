@@ -37,8 +37,8 @@ class Lettered:
         gone = []
         left = ""
         for axis, letter in enumerate(self.letters):
-            size = self.known.shape[axis]
-            if size == 1 and sizes.get(letter, 1) > 1:
+            is_one = self.known.shape[axis] == 1
+            if is_one and sizes.get(letter, 1) > 1:
                 gone.append(axis)
             else:
                 left += letter
@@ -48,7 +48,8 @@ class Lettered:
         def squeezed(entries: Tensor) -> Tensor:
             return entries.squeeze(tuple(gone))
 
-        return Lettered(walk.moved(self.known, squeezed), left)
+        known = walk.moved(self.known, squeezed)
+        return Lettered(known, left)
 
     def spread(self, order: str) -> Known:
         """The tensor with its axes in this order, and of size 1 where it has none."""
@@ -102,8 +103,10 @@ def _product_of_matrices(walk: Walk, one: Known, other: Known) -> Known:
 def einsum(walk: Walk, call: Call) -> Any:
     """A product by an equation of two operands."""
     equation, *operands = call.args
-    if len(operands) == 1 and isinstance(operands[0], list | tuple):
-        operands = list(operands[0])
+    first = operands[0]
+    are_in_list = isinstance(first, list | tuple)
+    if are_in_list and len(operands) == 1:
+        operands = list(first)
     if "." in equation:
         return NotImplemented
     without_spaces = equation.replace(" ", "")
@@ -114,7 +117,8 @@ def einsum(walk: Walk, call: Call) -> Any:
     if len(inputs) != 2:
         return NotImplemented
     for letters in inputs:
-        has_diagonal = len(set(letters)) < len(letters)
+        different = set(letters)
+        has_diagonal = len(different) < len(letters)
         if has_diagonal:
             return NotImplemented
     return contract(
@@ -156,8 +160,10 @@ def _added(walk: Walk, made: Known, added: Known) -> Known:
     """A product to which something is added that is broadcast."""
     wide = lined_up(added, made.dim)
     zero = made.zeros() & wide.zeros()
-    unit_maps = joined(walk, [made, added], made.shape)
-    summed = Known(made.shape, unit_maps)
+    summed = Known(
+        shape=made.shape,
+        unit_maps=joined(walk, [made, added], made.shape),
+    )
     return summed.with_zero(zero)
 
 
@@ -170,15 +176,18 @@ def embedding(walk: Walk, call: Call) -> Any:
     walk.stay(chosen, "they are indices")
     for unit_map in weight.along(0):
         walk.units.keep(unit_map, "they are chosen by index")
-    shape_of_row = [1] * chosen.dim + [-1]
+    ones = [1] * chosen.dim
+    shape_of_row = [*ones, -1]
     unit_maps = []
     for unit_map in weight.but(0):
         row = unit_map.reshape(shape_of_row)
         unit_maps.append(row)
-    width = weight.shape[1]
-    shape = torch.Size([*chosen.shape, width])
+    _, width = weight.shape
+    made = Known(
+        shape=torch.Size([*chosen.shape, width]),
+        unit_maps=tuple(unit_maps),
+    )
     zero = weight.zeros().all(0)
-    made = Known(shape, tuple(unit_maps))
     return made.with_zero(zero.reshape(shape_of_row))
 
 
@@ -188,24 +197,36 @@ def contract(walk: Walk, one: Lettered, other: Lettered, out: str) -> Known:
     other = other.without_ones(walk, one)
     summed = _not_in(out, one.letters + other.letters)
     order = out + summed
+    summed_axes = range(len(out), len(order))
     mine = one.spread(order)
     theirs = other.spread(order)
     zero = mine.zeros() | theirs.zeros()
     unit_maps: list[Tensor] = []
-    for axis in range(len(out), len(order)):
-        unit_maps += _summed(walk, mine, theirs, axis, zero)
+    for axis in summed_axes:
+        unit_maps += _summed(
+            walk,
+            mine,
+            theirs,
+            axis=axis,
+            zero=zero,
+        )
         mine = mine.without_units(axis)
         theirs = theirs.without_units(axis)
     unit_maps += mine.unit_maps
     unit_maps += theirs.unit_maps
     flat = _without_last(unit_maps, len(summed))
     for axis in _with_units_on_one_side(one, other, out):
-        flat = walk.left_of(flat, [axis], "it meets what has no units")
-    shape = _shape(one, other, out)
-    made = Known(shape, walk.apart(flat))
+        flat = walk.left_of(
+            flat,
+            axes=[axis],
+            why="it meets what has no units",
+        )
     if summed:
-        axes = range(len(out), len(order))
-        zero = zero.all(dim=tuple(axes))
+        zero = zero.all(dim=tuple(summed_axes))
+    made = Known(
+        shape=_shape(one, other, out),
+        unit_maps=walk.apart(flat),
+    )
     return made.with_zero(compressed(zero))
 
 
@@ -231,18 +252,23 @@ def _without_last(unit_maps: list[Tensor], axes: int) -> tuple[Tensor, ...]:
 def _shape(one: Lettered, other: Lettered, out: str) -> torch.Size:
     """The shape of a product."""
     sizes = other.sizes() | one.sizes()
-    found = [sizes.get(letter, 1) for letter in out]
+    found = []
+    for letter in out:
+        found.append(sizes.get(letter, 1))
     return torch.Size(found)
 
 
 def _with_units_on_one_side(one: Lettered, other: Lettered, out: str) -> list[int]:
     """The axes of a product which both sides have, but only one of them has units along."""
-    of_both = {*one.letters} & {*other.letters}
     found = []
     for axis, letter in enumerate(out):
-        if letter not in of_both:
+        if letter not in one.letters:
             continue
-        if one.has_units_along(letter) != other.has_units_along(letter):
+        if letter not in other.letters:
+            continue
+        of_one = one.has_units_along(letter)
+        of_other = other.has_units_along(letter)
+        if of_one != of_other:
             found.append(axis)
     return found
 
@@ -253,7 +279,12 @@ def _summed(walk: Walk, mine: Known, theirs: Known, axis: int, zero: Tensor) -> 
     one = mine.along(axis)
     other = theirs.along(axis)
     if not one or not other:
-        return walk.left_of([*one, *other], [axis], "a product sums over them")
+        on_one_side = [*one, *other]
+        return walk.left_of(
+            on_one_side,
+            axes=[axis],
+            why="a product sums over them",
+        )
     first = one[0]
     second = other[0]
     walk.units.tie(first, second)
@@ -275,11 +306,14 @@ def _rows_of(walk: Walk, unit_map: Tensor, zero: Tensor, axis: int) -> Tensor:
     summed_over = rows.shape[-1]
     members = rows.reshape(-1, summed_over)
     stand = walk.units.whole(members)
-    unless = stand.unsqueeze(1).expand(members.shape)
-    harmless = _over_others(zero, unit_map).movedim(axis, -1)
+    of_each_member = stand.unsqueeze(1)
+    unless = of_each_member.expand(members.shape)
+    zero_of_units = _over_others(zero, unit_map)
+    zero_of_rows = zero_of_units.movedim(axis, -1)
+    harmless = zero_of_rows.expand(rows.shape)
     walk.units.read(
         units=members.reshape(-1),
-        harmless=harmless.expand(rows.shape).reshape(-1),
+        harmless=harmless.reshape(-1),
         unless=unless.reshape(-1),
     )
     shape = list(unit_map.shape)

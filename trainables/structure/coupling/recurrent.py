@@ -19,7 +19,8 @@ def recurrent(walk: Walk, call: Call) -> Any:
     biases is 0 all along."""
     layer = layer_of(walk, call)
     module = layer.module
-    if len(call.args) > 1 or call.kwargs or module.proj_size:
+    has_state = len(call.args) > 1 or bool(call.kwargs)
+    if has_state or module.proj_size:
         layer.keep_all()
         return NotImplemented
     known = call.input
@@ -32,8 +33,9 @@ def recurrent(walk: Walk, call: Call) -> Any:
         zeros = []
         for weights in _directions(layer, number):
             units = weights.units()
+            zero_of_units = weights.zero(units, read, zero)
             written.append(units)
-            zeros.append(weights.zero(units, read, zero))
+            zeros.append(zero_of_units)
         states += written
         read = torch.cat(written)
         zero = torch.cat(zeros)
@@ -43,8 +45,10 @@ def recurrent(walk: Walk, call: Call) -> Any:
     made, ends = walk.made[call.node]
     last = made.last_axis
     own = along(read, last, made.dim)
-    unit_maps = walk.apart([*rest.unit_maps, own])
-    out = Known(made.shape, unit_maps)
+    out = Known(
+        shape=made.shape,
+        unit_maps=walk.apart([*rest.unit_maps, own]),
+    )
     zero_out = along(zero, last, made.dim)
     if made.dim == 3:
         by_layer = by_layer.unsqueeze(1)  # (layers · ways, N, hidden)
@@ -52,7 +56,8 @@ def recurrent(walk: Walk, call: Call) -> Any:
     def end_known(end: Known) -> Known:
         return Known(end.shape, (by_layer,))
 
-    return out.with_zero(compressed(zero_out)), mapped_known(ends, end_known)
+    out = out.with_zero(compressed(zero_out))
+    return out, mapped_known(ends, end_known)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,8 @@ class _Weights:
     def tensor(self, leaf: str) -> Tensor:
         """A parameter."""
         name = leaf + self.ending
-        found: Tensor = getattr(self.layer.module, name)
+        module = self.layer.module
+        found: Tensor = getattr(module, name)
         return found
 
     def name(self, leaf: str) -> str:
@@ -98,39 +104,58 @@ class _Weights:
         if read is not None:
             unused = ~inward.any(0)
             units.read(read, harmless=zero_in | unused)
-        fed_from_below = inward[:, ~zero_in].any(1)
-        fed = fed_from_below | across.any(1)
         if self.layer.module.bias:
-            for leaf in ("bias_ih_", "bias_hh_"):
-                bias = self.tensor(leaf)
-                fed = fed | (bias != 0)
-                self._note_rows(leaf, own)
+            self._note_rows("bias_ih_", own)
+            self._note_rows("bias_hh_", own)
+        feeding = inward[:, ~zero_in]
+        fed = self._fed(feeding, across)
         of_each_gate = fed.reshape(self.gates, -1)
         zero = ~of_each_gate.any(0)
         unread = ~across.any(0)
         units.read(own, harmless=zero | unread)
-        for leaf, columns in (("weight_ih_", read), ("weight_hh_", own)):
-            self._note_rows(leaf, own)
-            self._note_columns(leaf, columns)
+        self._note_rows("weight_ih_", own)
+        self._note_columns("weight_ih_", read)
+        self._note_rows("weight_hh_", own)
+        self._note_columns("weight_hh_", own)
         return zero
+
+    def _fed(self, inward: Tensor, across: Tensor) -> Tensor:
+        """Which rows of gates have a weight or bias that is not 0."""
+        from_below = inward.any(1)
+        fed = from_below | across.any(1)
+        if not self.layer.module.bias:
+            return fed
+        for leaf in ("bias_ih_", "bias_hh_"):
+            bias = self.tensor(leaf)
+            fed = fed | (bias != 0)
+        return fed
 
     def _note_rows(self, leaf: str, own: Tensor) -> None:
         """Notes that each gate has a row of each unit."""
         rows = own.repeat(self.gates)
         walk = self.layer.walk
-        walk.tensor(self.name(leaf), 0, rows)
+        walk.tensor(
+            self.name(leaf),
+            axis=0,
+            units=rows,
+        )
 
     def _note_columns(self, leaf: str, read: Tensor | None) -> None:
         walk = self.layer.walk
-        walk.tensor(self.name(leaf), 1, read, reads=True)
+        walk.tensor(
+            self.name(leaf),
+            axis=1,
+            units=read,
+            reads=True,
+        )
 
 
 def _directions(layer: CalledLayer, number: int) -> list[_Weights]:
     """The parameters of one of the layers, of each direction."""
-    found = [_Weights(layer, f"l{number}")]
+    endings = [f"l{number}"]
     if layer.module.bidirectional:
-        found.append(_Weights(layer, f"l{number}_reverse"))
-    return found
+        endings.append(f"l{number}_reverse")
+    return [_Weights(layer, ending) for ending in endings]
 
 
 MODULES: dict[type[nn.Module], Handler] = dict.fromkeys((nn.RNN, nn.GRU, nn.LSTM), recurrent)

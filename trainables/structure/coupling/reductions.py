@@ -1,5 +1,6 @@
 """Operations that mix entries along axes of one tensor: sums and means, softmax, norms, pooling."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,27 +26,33 @@ _RESIZE = (
     *("upsample_bicubic2d", "upsample_linear1d", "_upsample_nearest_exact2d", "upsample_nearest3d"),
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "upsample_trilinear3d"),
 )
-_MIXED = "'{}' mixes them along their axis"
 
 
 def reduce(walk: Walk, call: Call) -> Any:
     """A sum or another number over axes; where it is over units, zeros can go from a sum."""
     known = call.input
     name = function_name(call.node)
-    why = _MIXED.format(call.node.name)
     axes = _axes(call, name)
     unit_maps: list[Tensor] = []
     for unit_map in known.unit_maps:
-        mixed = sorted(varying(unit_map) & set(axes))
+        mixed = varying(unit_map) & set(axes)
         can_be_summed = name in _SUMS and _is_of_one_axis(unit_map)
         if mixed and can_be_summed:
             _read_sum(walk, call.node, known, unit_map)
-        else:
-            unit_maps += walk.left_of([unit_map], mixed, why)
+            continue
+        unit_maps += _left_of(
+            walk,
+            call,
+            unit_maps=[unit_map],
+            mixed=sorted(mixed),
+        )
     shape = list(known.shape)
     for axis in axes:
         shape[axis] = 1
-    made = Known(torch.Size(shape), tuple(unit_maps))
+    made = Known(
+        shape=torch.Size(shape),
+        unit_maps=tuple(unit_maps),
+    )
     if name in _ZERO_OF_ZEROS:
         zero = known.zero_over(axes)
         made = made.with_zero(zero)
@@ -58,6 +65,17 @@ def reduce(walk: Walk, call: Call) -> Any:
     return walk.moved(made, squeezed)
 
 
+def _left_of(
+    walk: Walk, call: Call, unit_maps: Iterable[Tensor], mixed: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """The unit maps that are left where a call mixes entries along axes."""
+    return walk.left_of(
+        unit_maps,
+        axes=mixed,
+        why=f"'{call.node.name}' mixes them along their axis",
+    )
+
+
 def _is_of_one_axis(unit_map: Tensor) -> bool:
     return len(varying(unit_map)) == 1
 
@@ -66,7 +84,8 @@ def _read_sum(walk: Walk, node: fx.Node, known: Known, unit_map: Tensor) -> None
     """Notes that a sum or mean reads units, which vary along one axis."""
     units = unit_map.reshape(-1)
     (axis,) = varying(unit_map)
-    walk.units.read(units, known.zero_along(axis))
+    zero_in = known.zero_along(axis)
+    walk.units.read(units, zero_in)
     if function_name(node) == "mean":
         walk.count(node.name, axis, units)
 
@@ -116,20 +135,21 @@ def along_axis(walk: Walk, call: Call) -> Any:
         axis = call.argument(1, "dim")
     if axis is None:
         return NotImplemented
-    why = _MIXED.format(call.node.name)
-    left = walk.left_of(known.unit_maps, [axis], why)
+    left = _left_of(walk, call, known.unit_maps, [axis])
     return Known(known.shape, left)
 
 
 def normalise(walk: Walk, call: Call) -> Any:
     """Divides by the norm along an axis, for which zeros count nothing."""
     known = call.input
-    axis = call.argument(2, "dim", 1) % known.dim
+    given_axis = call.argument(2, "dim", 1)
+    axis = given_axis % known.dim
     for unit_map in known.along(axis):
         if not _is_of_one_axis(unit_map):
             return NotImplemented
         units = unit_map.reshape(-1)
-        walk.units.read(units, known.zero_along(axis))
+        zero_in = known.zero_along(axis)
+        walk.units.read(units, zero_in)
     return known
 
 
@@ -138,13 +158,13 @@ def pool(walk: Walk, call: Call) -> Any:
     known = call.input
     first = _first_position(walk, call.node, known)
     positions = range(first, known.dim)
-    why = _MIXED.format(call.node.name)
-    left = walk.left_of(known.unit_maps, positions, why)
+    left = _left_of(walk, call, known.unit_maps, positions)
     shape = walk.shape_of(call.node)
     if shape is None:
         return NotImplemented
     made = Known(shape, left)
-    return made.with_zero(known.zero_over(positions))
+    zero = known.zero_over(positions)
+    return made.with_zero(zero)
 
 
 def _first_position(walk: Walk, node: fx.Node, known: Known) -> int:

@@ -104,21 +104,25 @@ def _known(walk: Walk, node: fx.Node, handlers: Handlers) -> Any:
     if node.op == "placeholder":
         return made
     if node.op == "get_attr":
-        return _attribute(walk, str(node.target), made)
-    args = fx.node.map_arg(node.args, walk.known.__getitem__)
-    kwargs = fx.node.map_arg(node.kwargs, walk.known.__getitem__)
+        name = str(node.target)
+        return _attribute(walk, name, made)
+    before = (node.args, node.kwargs)
+    given = fx.node.map_arg(before, walk.known.__getitem__)
+    args, kwargs = given
     if node.op == "output":
         walk.stay(args, "the network gives it out")
         return made
-    if not has_tensors(made) or not has_tensors((args, kwargs)):
-        return made  # sizes and other numbers
+    is_of_numbers = not has_tensors(made)
+    if is_of_numbers or not has_tensors(given):
+        return made
     handler = handlers.of(walk.graph, node)
     call = Call(node, args, kwargs)
     found = _handled(handler, walk, call)
-    if found is NotImplemented or not _fits(found, made):
-        _keep_whole(walk, node, (args, kwargs))
-        return made
-    return _with_values(found, made)
+    is_known = found is not NotImplemented
+    if is_known and _fits(found, made):
+        return _with_values(found, made)
+    _keep_whole(walk, node, given)
+    return made
 
 
 def _handled(handler: Handler | None, walk: Walk, call: Call) -> Any:
@@ -132,9 +136,15 @@ def _handled(handler: Handler | None, walk: Walk, call: Call) -> Any:
 
 def _fits(found: Any, made: Any) -> bool:
     """Whether a handler found as many tensors, of the shapes that there are."""
-    ours = [one.shape for one in found_in(found)]
-    theirs = [one.shape for one in found_in(made)]
-    return ours == theirs
+    return _shapes(found) == _shapes(made)
+
+
+def _shapes(value: Any) -> list[torch.Size]:
+    """The shapes of all tensors within nested values."""
+    shapes = []
+    for known in found_in(value):
+        shapes.append(known.shape)
+    return shapes
 
 
 def _keep_whole(walk: Walk, node: fx.Node, inputs: Any) -> None:
@@ -174,7 +184,8 @@ def _attribute(walk: Walk, name: str, made: Any) -> Any:
         if units is None:
             units = walk.units.fresh(size)
         walk.tensor(name, axis, units)
-        unit_maps.append(along(units, axis, made.dim))
+        unit_map = along(units, axis, made.dim)
+        unit_maps.append(unit_map)
     zero = None
     if value.numel():
         zero = compressed(value == 0)

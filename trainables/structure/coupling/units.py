@@ -56,19 +56,21 @@ class Units:
         """Has units go together, entry by entry; where one side has none, those of the other
         stay."""
         one, other = torch.broadcast_tensors(one, other)
-        pairs = torch.stack([one.reshape(-1), other.reshape(-1)])
-        ones, others = pairs
+        sides = [one.reshape(-1), other.reshape(-1)]
+        pairs = torch.stack(sides)
         is_none = pairs == NONE
         without_one, without_other = is_none
         alone = without_one != without_other
-        higher = torch.maximum(ones, others)
+        higher = pairs.amax(0)
         self.keep(higher[alone], "it meets what has no units")
+        ones, others = pairs
         both = ~is_none.any(0)
         different = both & (ones != others)
-        if different.any():
-            tied = pairs[:, different].unique(dim=1)
-            first, second = tied
-            self._ties.append((first, second))
+        if not different.any():
+            return
+        tied = pairs[:, different].unique(dim=1)
+        first, second = tied
+        self._ties.append((first, second))
 
     def keep(self, units: Tensor, why: str) -> None:
         """Has units stay."""
@@ -80,13 +82,17 @@ class Units:
     def read(self, units: Tensor, harmless: Tensor, unless: Tensor | None = None) -> None:
         """Notes that units (n,) are read, where it is `harmless` (n,) if they go, or harmless if
         the unit of `unless` (n,) goes too."""
-        found = (units != NONE) & ~harmless
+        is_unit = units != NONE
+        found = is_unit & ~harmless
         if not found.any():
             return
         if unless is None:
             unless = torch.full_like(units, NONE)
         others = unless.expand_as(units)
-        read = _Read(units[found], others[found])
+        read = _Read(
+            units=units[found],
+            unless=others[found],
+        )
         self._reads.append(read)
 
     def whole(self, members: Tensor) -> Tensor:
@@ -98,11 +104,15 @@ class Units:
     def same_as_all(self, units: Tensor, members: Tensor) -> None:
         """Has units (n,) go if and only if all of their row of `members` (n, m) do."""
         has_all_members = (members != NONE).all(1)
-        known = has_all_members & (units != NONE)
+        is_unit = units != NONE
+        known = has_all_members & is_unit
         unknown = ~known
         for part in (units, members):
             self.keep(part[unknown], "what it is part of stays")
-        whole = _Whole(units[known], members[known])
+        whole = _Whole(
+            units=units[known],
+            members=members[known],
+        )
         self._wholes.append(whole)
 
     def pack(self, units: Tensor) -> None:
@@ -123,7 +133,8 @@ class Units:
         found: set[int] = set()
         for whole in self._wholes:
             members = whole.members.reshape(-1)
-            found.update(roots[members].tolist())
+            of_members = roots[members]
+            found.update(of_members.tolist())
         return found
 
     def whole_sets(self, roots: Tensor) -> list[Tensor]:
@@ -136,18 +147,15 @@ class Units:
         concerned: list[Tensor] = []
         for whole in self._wholes:
             members = roots[whole.members]
-            standing = roots[whole.units].unsqueeze(1)
-            of_each_member = standing.expand_as(members)
-            pair = of_each_member.reshape(-1), members.reshape(-1)
-            ties.append(pair)
-            concerned += pair
-        joined = _joined(count, ties)
-        found: dict[int, list[int]] = {}
-        for root in torch.cat(concerned).unique().tolist():
-            lowest = int(joined[root])
-            together = found.setdefault(lowest, [])
-            together.append(root)
-        return [torch.tensor(group) for group in found.values()]
+            standing = roots[whole.units]
+            of_each_member = standing.unsqueeze(1).expand_as(members)
+            ones = of_each_member.reshape(-1)
+            others = members.reshape(-1)
+            ties.append((ones, others))
+            concerned += [ones, others]
+        lowest = _joined(count, ties)
+        different = torch.cat(concerned).unique()
+        return _grouped(different, lowest[different])
 
     def removable(
         self, *, structure_only: bool = False, rows: Sequence[Tensor] = (), multiple: int = 1
@@ -161,8 +169,10 @@ class Units:
         reads = self._reads
         spaces = self._spaces
         if structure_only:
-            reads = [_of_structure(read) for read in self._reads]
             spaces = []
+            reads = []
+            for read in self._reads:
+                reads.append(_of_structure(read))
         changed = True
         while changed or going.restore_one(rows, multiple):
             changed = False
@@ -175,6 +185,19 @@ class Units:
             for units in spaces:
                 changed |= going.respect_space(units)
         return going.of_units()
+
+
+def _grouped(members: Tensor, by: Tensor) -> list[Tensor]:
+    """Those `members` together that have the same number in `by`."""
+    found: dict[int, list[int]] = {}
+    pairs = zip(members.tolist(), by.tolist(), strict=True)
+    for member, number in pairs:
+        together = found.setdefault(number, [])
+        together.append(member)
+    groups = []
+    for together in found.values():
+        groups.append(torch.tensor(together))
+    return groups
 
 
 class _Going:
@@ -195,15 +218,16 @@ class _Going:
 
     def kept(self, units: Tensor) -> Tensor:
         """Which entries stay, for units of any shape."""
-        return (units == NONE) | ~self.are_gone(units)
+        is_none = units == NONE
+        return is_none | ~self.are_gone(units)
 
     def restore(self, units: Tensor) -> bool:
         """Has these stay, and what goes with them; whether one of them was to go."""
         there = units[units != NONE]
         places = self.roots[there]
-        changed = bool(self.gone[places].any())
+        were_to_go = self.gone[places]
         self.gone[places] = False
-        return changed
+        return bool(were_to_go.any())
 
     def restore_one(self, rows: Sequence[Tensor], multiple: int) -> bool:
         """Has one more unit stay, of the first of `rows` that a multiple is missing of; whether
@@ -220,14 +244,15 @@ class _Going:
 
     def respect_read(self, read: _Read) -> bool:
         """Has what is read stay, unless what it is read for goes too."""
-        is_read = (read.unless == NONE) | ~self.are_gone(read.unless)
+        is_read = self.kept(read.unless)
         return self.restore(read.units[is_read])
 
     def respect_whole(self, whole: _Whole) -> bool:
         """Has what stands for others stay if one of those does; and the first of them, if it
         does."""
         itself = self.are_gone(whole.units)
-        all_members = self.are_gone(whole.members).all(1)
+        members = self.are_gone(whole.members)
+        all_members = members.all(1)
         goes_alone = itself & ~all_members
         stays_alone = all_members & ~itself
         changed = False
@@ -254,8 +279,9 @@ class _Going:
 def put_back(gone: Tensor, multiple: int) -> Tensor:
     """Which of the units (n,) bool that are to go stay all the same, so that the number of those
     that stay is a multiple, or all of them do: the first ones, (n,) bool."""
-    kept = int((~gone).sum())
-    missing = -kept % multiple
+    stay = ~gone
+    count = int(stay.sum())
+    missing = -count % multiple
     is_early = gone.cumsum(0) <= missing
     return gone & is_early
 
@@ -289,7 +315,10 @@ def _joined(count: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
 def _of_structure(read: _Read) -> _Read:
     """What of a read does not follow from weights: that some go only with others."""
     conditional = read.unless != NONE
-    return _Read(read.units[conditional], read.unless[conditional])
+    return _Read(
+        units=read.units[conditional],
+        unless=read.unless[conditional],
+    )
 
 
 def _unpackable(kept: Tensor) -> Tensor:
@@ -300,7 +329,8 @@ def _unpackable(kept: Tensor) -> Tensor:
     counts = kept.sum(-1)
     most = counts.max()
     rows = counts > 0
-    missing = torch.where(rows, most - counts, 0)
+    fewer = most - counts
+    missing = torch.where(rows, fewer, 0)
     gone = ~kept
     place = gone.cumsum(-1)
     in_rows_that_stay = place <= missing.unsqueeze(-1)

@@ -88,13 +88,15 @@ class Walk:
             self.tensors[name] = [not_noted] * tensor.dim()
         noted = self.tensors[name]
         before = noted[axis]
-        size = tensor.shape[axis]
-        if before is not None and before.numel() == 0 and size > 0:
-            noted[axis] = units
-            return
-        if before is not None and units is not None:
-            self.units.tie(before, units)
-            return
+        if before is not None:
+            nothing_to_note = tensor.shape[axis] == 0
+            was_noted = nothing_to_note or before.numel() > 0
+            if not was_noted:
+                noted[axis] = units
+                return
+            if units is not None:
+                self.units.tie(before, units)
+                return
         noted[axis] = None
         for stays in (before, units):
             if stays is not None:
@@ -108,7 +110,9 @@ class Walk:
         if noted is None:
             return None
         units = noted[axis]
-        if units is None or units.numel() != tensor.shape[axis]:
+        if units is None:
+            return None
+        if units.numel() != tensor.shape[axis]:
             return None
         return units
 
@@ -164,7 +168,11 @@ class Walk:
         for unit_map in unit_maps:
             if len(varying(unit_map)) > 1:
                 self.units.pack(unit_map)
-        return Known(shape, self.apart(unit_maps), zero)
+        return Known(
+            shape=shape,
+            unit_maps=self.apart(unit_maps),
+            zero=zero,
+        )
 
     def apart(self, unit_maps: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """Unit maps of one tensor, none of which vary along the same axis: those that do are made
@@ -195,15 +203,16 @@ class Walk:
         other_axes = varying(other)
         if axes == other_axes:
             self.units.tie(one, other)
-            return torch.where(one == NONE, other, one)
+            is_none = one == NONE
+            return torch.where(is_none, other, one)
         if axes < other_axes:
             self._all_of_places(one, other)
             return other
         if other_axes < axes:
             self._all_of_places(other, one)
             return one
-        self.units.keep(one, "it meets another in part")
-        self.units.keep(other, "it meets another in part")
+        for stays in (one, other):
+            self.units.keep(stays, "it meets another in part")
         return one
 
     def _all_of_places(self, coarse: Tensor, fine: Tensor) -> None:
@@ -234,8 +243,9 @@ class Walk:
         """The same along several axes."""
         left: Tensor | None = unit_map
         for axis in axes:
-            if left is not None:
-                left = self.all_or_none(left, axis, why)
+            if left is None:
+                return None
+            left = self.all_or_none(left, axis, why)
         return left
 
     def left_of(
@@ -257,7 +267,8 @@ class Walk:
 
     def zero_of(self, run: Callable[[Tensor], Any], dim: int) -> bool:
         """Whether an operation on each entry makes 0 of 0."""
-        zeros = torch.zeros([1] * max(dim, 1))
+        axes = max(dim, 1)
+        zeros = torch.zeros([1] * axes)
         try:
             with torch.no_grad():
                 made = run(zeros)
@@ -265,7 +276,7 @@ class Walk:
             return False
         if not isinstance(made, Tensor):
             return False
-        return not bool(made.any())
+        return not made.any()
 
     def module(self, node: fx.Node) -> Any:
         """The module that a node calls; None if it does not call one."""

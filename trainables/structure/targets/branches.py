@@ -91,9 +91,17 @@ def residual_branches(graph: fx.GraphModule) -> list[Branch]:
             branch, shortcut = right, left
         within = above_left | above_right
         for end in ends.behind(branch):
-            if ends.is_read_within(end, within, node):
+            if ends.is_read_within(end, within, addition=node):
                 name, parameters, layer = ends.named(end)
-                found.append(Branch(node, shortcut, name, parameters, layer))
+                found.append(
+                    Branch(
+                        addition=node,
+                        shortcut=shortcut,
+                        name=name,
+                        parameters=parameters,
+                        layer=layer,
+                    )
+                )
                 break
     return found
 
@@ -159,7 +167,8 @@ class _Ends:
             return layer.name, parameters, layer
         first = parameters[0]
         owner, _, _ = first.rpartition(".")
-        return owner or first, parameters, None
+        name = owner or first
+        return name, parameters, None
 
     def _parameters(self, node: fx.Node) -> tuple[str, ...]:
         """The parameters that what a node makes is zero with; none if it is no layer, or its
@@ -208,7 +217,9 @@ class _Ends:
         if argument.op != "get_attr":
             return False
         name = str(argument.target)
-        if self.reads[name] > 1 or len(argument.users) > 1:
+        if self.reads[name] > 1:
+            return False
+        if len(argument.users) > 1:
             return False
         tensor = _tensor(self.graph, name)
         return isinstance(tensor, nn.Parameter)

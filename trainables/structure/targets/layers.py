@@ -53,7 +53,8 @@ def _reader(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     if there are more or none."""
     reader = only_user(node)
     while reader is not None:
-        if not passes_units(graph, reader) and not is_flatten(graph, reader):
+        passes_on = passes_units(graph, reader) or is_flatten(graph, reader)
+        if not passes_on:
             return reader
         reader = only_user(reader)
     return None

@@ -70,7 +70,10 @@ def layer_of(node: fx.Node, args: Any, held: dict[str, Any]) -> str | None:
         if source.op != "get_attr":
             return None
         names.append(str(source.target))
-    owners = {name.rpartition(".")[0] for name in names}
+    owners = set()
+    for name in names:
+        owner, _, _ = name.rpartition(".")
+        owners.add(owner)
     if len(owners) != 1:
         return None
     (owner,) = owners

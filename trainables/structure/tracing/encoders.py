@@ -22,7 +22,9 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether it is called as a whole."""
-        return super().is_leaf_module(m, module_qualified_name) or plain_kind(m) is not None
+        if super().is_leaf_module(m, module_qualified_name):
+            return True
+        return plain_kind(m) is not None
 
     def call_module(
         self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -60,7 +62,9 @@ def plain_kind(module: nn.Module) -> type[nn.Module] | None:
 
 def _is_layer(kind: type) -> TypeGuard[type[nn.Module]]:
     """Whether a class of torch.nn is a layer with a forward."""
-    if not kind.__module__.startswith("torch.nn.modules") or kind is nn.Module:
+    if kind is nn.Module:
+        return False
+    if not kind.__module__.startswith("torch.nn.modules"):
         return False
     return "forward" in dir(kind)
 
@@ -115,5 +119,6 @@ def _layer(
         src = src + attend(layer.norm1(src))
         return src + feed_forward(layer.norm2(src))
     src = layer.norm1(src + attend(src))
-    out: Tensor = layer.norm2(src + feed_forward(src))
+    made = src + feed_forward(src)
+    out: Tensor = layer.norm2(made)
     return out

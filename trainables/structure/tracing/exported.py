@@ -69,8 +69,9 @@ def exported(model: nn.Module, sample: Tensor) -> fx.GraphModule:
 def writes_elsewhere(traced: fx.GraphModule) -> bool:
     """Whether an operation changes a tensor that is read again under another name: no graph shows
     that."""
-    order = {node: place for place, node in enumerate(traced.graph.nodes)}
-    for node in traced.graph.nodes:
+    nodes = list(traced.graph.nodes)
+    order = {node: place for place, node in enumerate(nodes)}
+    for node in nodes:
         if not writes_in_place(node):
             continue
         written = node.args[0]
@@ -116,7 +117,11 @@ def _program(model: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
     with quiet_export(), as_torch_has_it(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(apart, (inputs,), dynamic_shapes=(shapes,))
+            program = torch.export.export(
+                apart,
+                args=(inputs,),
+                dynamic_shapes=(shapes,),
+            )
             if writes_elsewhere(program.graph_module):
                 program = program.run_decompositions({})  # which writes nowhere
             return program
@@ -137,7 +142,8 @@ def _as_graph(
             new.add_outputs(node)
         elif not _is_check(node):
             new.add(node)
-    network = fx.GraphModule(new.used(), new.graph)
+    used = new.used()
+    network = fx.GraphModule(used, new.graph)
     network.graph.eliminate_dead_code()
     network.graph.lint()
     network.recompile()
@@ -174,8 +180,10 @@ class _NewGraph:
             elif names is None:
                 self.made[node] = inputs
             else:
-                place = inputs, next(names)
-                self.made[node] = self.graph.call_function(operator.getitem, place)
+                self.made[node] = self.graph.call_function(
+                    operator.getitem,
+                    args=(inputs, next(names)),
+                )
         # Behind the inputs: what follows asks the first of all for its device.
         self.made.update(held)
 
@@ -184,7 +192,8 @@ class _NewGraph:
         assert target is not None
         name = target.removeprefix("network.")
         constants = self.program.constants
-        if target in constants and target not in self.program.state_dict:
+        is_held_by_model = target in self.program.state_dict
+        if target in constants and not is_held_by_model:
             value = constants[target]
             if isinstance(value, Tensor):
                 value = value.detach()
@@ -199,21 +208,26 @@ class _NewGraph:
             self.made[node] = self.graph.get_attr(name)
             return
         if "device" in node.kwargs and self.device is None:
-            first = next(iter(self.made.values()))
-            self.device = self.graph.call_function(getattr, (first, "device"))
+            self.device = self._device_of_inputs()
         self.made[node] = self._copied(node)
+
+    def _device_of_inputs(self) -> fx.Node:
+        inputs = list(self.made.values())
+        first = inputs[0]
+        return self.graph.call_function(getattr, (first, "device"))
 
     def _copied(self, node: fx.Node) -> fx.Node:
         """A node in the new graph: a call of a layer, or the same operation."""
-        args = fx.node.map_arg(node.args, self.made.__getitem__)
-        kwargs = fx.node.map_arg(node.kwargs, self.made.__getitem__)
+        given = (node.args, node.kwargs)
+        args, kwargs = fx.node.map_arg(given, self.made.__getitem__)
         layer = layer_of(node, args, self.held)
         if layer is not None:
             place = input_place(node)
             return self.graph.call_module(layer, (args[place],))
         plain = _PLAIN.get(str(node.target))
         takes_kwargs = plain is F.scaled_dot_product_attention
-        if plain is not None and (takes_kwargs or not kwargs):
+        has_same_arguments = takes_kwargs or not kwargs
+        if plain is not None and has_same_arguments:
             return self.graph.call_function(plain, args, kwargs)
         kwargs = dict(kwargs)
         if "device" in kwargs:
@@ -231,10 +245,13 @@ class _NewGraph:
         """Adds what the network returns, in its structure."""
         outputs: Any = node.args[0]
         written = _written_buffers(self.program)
-        given = [self.made[output] for output in outputs[written:]]
+        given = []
+        for output in outputs[written:]:
+            given.append(self.made[output])
         structure = self.program.call_spec.out_spec
         assert structure is not None
-        self.graph.output(unflattened(given, structure))
+        returned = unflattened(given, structure)
+        self.graph.output(returned)
 
     def used(self) -> dict[str, Any]:
         """The modules and tensors that the graph uses, by name."""
@@ -265,5 +282,6 @@ def _written_buffers(program: torch.export.ExportedProgram) -> int:
 
 
 def _is_check(node: fx.Node) -> bool:
-    name = getattr(node.target, "__name__", str(node.target))
+    target = node.target
+    name = getattr(target, "__name__", str(target))
     return any(check in name for check in _CHECKS)

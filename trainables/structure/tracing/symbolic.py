@@ -17,7 +17,11 @@ def symbolically_traced(model: nn.Module) -> fx.GraphModule:
     graph = tracer.trace(model, _defaults(model))
     _drop_optional(graph)
     _drop_checks(graph)
-    return fx.GraphModule(tracer.root, graph, type(model).__name__)
+    return fx.GraphModule(
+        tracer.root,
+        graph,
+        class_name=type(model).__name__,
+    )
 
 
 def is_known(traced: fx.GraphModule) -> bool:

@@ -72,8 +72,8 @@ def test_an_inverted_residual_block_becomes_one_convolution(
     found = run_of(graph, x)
     assert found.name == "expand"
     assert found.what == (
-        "its activation and that of 'depthwise', so that all become 'project', with the padding in "
-        "front of it"
+        "the activations between it and 'project', so that these become one layer, with the "
+        "padding in front of it"
     )
     take_out(graph, found)
     convolutions = [m for m in graph.modules() if isinstance(m, nn.Conv2d)]

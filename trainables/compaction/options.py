@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from slimfront.trainables.compaction.merge import MergePolicy
+from slimfront.trainables.compaction.merging.merge import MergePolicy
 from slimfront.trainables.options import Options
 
 

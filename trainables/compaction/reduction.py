@@ -12,7 +12,7 @@ from slimfront.trainables.compaction.blocks import drop_empty_branches
 from slimfront.trainables.compaction.coupled import remove_coupled_channels
 from slimfront.trainables.compaction.exact import in_float64_where_it_can, type_of
 from slimfront.trainables.compaction.layers import clear_rounding, fold_batch_norms
-from slimfront.trainables.compaction.merge import MergePolicy, drop_idle_relus, merge_layers
+from slimfront.trainables.compaction.merging.merge import MergePolicy, drop_idle_relus, merge_layers
 from slimfront.trainables.compaction.merging.norms import fold_remaining_norms
 from slimfront.trainables.compaction.options import Compaction
 from slimfront.trainables.compaction.report import Action, Step

@@ -168,12 +168,15 @@ def is_flatten(graph: fx.GraphModule, node: object) -> bool:
     return calls(graph, node, SHAPES)
 
 
-def weight_layer(graph: fx.GraphModule, node: object) -> WeightLayer | None:
-    """The linear or (ungrouped) convolutional layer that the node calls, if it does."""
+def weight_layer(
+    graph: fx.GraphModule, node: object, *, grouped: bool = False
+) -> WeightLayer | None:
+    """The linear or convolutional layer that the node calls, if it does: of one group, unless
+    `grouped` says otherwise."""
     module = module_of(graph, node)
     if isinstance(module, nn.Linear):
         return module
-    if isinstance(module, Conv) and module.groups == 1:
+    if isinstance(module, Conv) and (grouped or module.groups == 1):
         return module
     return None
 
@@ -355,10 +358,7 @@ def layers_of(graph: fx.GraphModule, *, grouped: bool = False) -> list[Layer]:
     counts = call_counts(graph)
     found = []
     for node in graph.graph.nodes:
-        layer = weight_layer(graph, node)
-        if grouped and layer is None:
-            module = module_of(graph, node)
-            layer = module if isinstance(module, Conv) else None
+        layer = weight_layer(graph, node, grouped=grouped)
         if layer is None or counts[node.target] > 1:
             continue
         norm: BatchNorm | None = None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from slimfront.trainables.compaction import Compaction, compact, deserialise, serialise
-from slimfront.trainables.compaction.merge import MergePolicy
+from slimfront.trainables.compaction.merging.merge import MergePolicy
 from slimfront.trainables.errors import TrialFailure, UserError
 from slimfront.trainables.measures.measure import measure
 
@@ -184,10 +184,10 @@ def test_compaction_can_be_switched_off() -> None:
 
 
 def test_a_mismatch_fails_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
-    from slimfront.trainables.compaction import merge
+    from slimfront.trainables.compaction.merging import merge
 
     right = merge.product
-    monkeypatch.setattr(merge, "product", lambda a, b: right(b, a))
+    monkeypatch.setattr(merge, "product", lambda a, b, **how: right(b, a, **how))
     model = mlp(4, 4, 4, 4)
     make_inactive(linears(model)[1])
     with pytest.raises(TrialFailure, match="compaction changed the outputs by"):

@@ -166,7 +166,7 @@ def test_dead_channels_are_removed_for_real(name: str) -> None:
     assert result.report.after["params"] < 0.8 * measure(model, inputs)["params"]
 
 
-def test_a_pointwise_convolution_merges_where_that_is_exact() -> None:
+def test_convolutions_merge_where_that_is_exact_and_costs_no_more() -> None:
     torch.manual_seed(0)
 
     def inactive(*convolutions: nn.Conv2d) -> nn.Sequential:
@@ -200,7 +200,9 @@ def test_a_pointwise_convolution_merges_where_that_is_exact() -> None:
     )
     # Padded bias.
     assert layers_after(inactive(nn.Conv2d(4, 8, **point), nn.Conv2d(8, 4, **wide, padding=1))) == 4
-    assert layers_after(inactive(nn.Conv2d(4, 8, **wide), nn.Conv2d(8, 4, **wide))) == 4  # no 1×1
+    # 5 × 5 · 4 · 4 weights instead of 2 · 3 × 3 · 4 · 8; of four channels between them they are more.
+    assert layers_after(inactive(nn.Conv2d(4, 8, **wide), nn.Conv2d(8, 4, **wide))) == 3
+    assert layers_after(inactive(nn.Conv2d(4, 4, **wide), nn.Conv2d(4, 4, **wide))) == 4
     assert layers_after(inactive(nn.Conv2d(4, 64, **point), nn.Conv2d(64, 64, **point))) == 3
     # The product costs more.
     assert layers_after(inactive(nn.Conv2d(4, 1, **point), nn.Conv2d(1, 64, **wide))) == 4

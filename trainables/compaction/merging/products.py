@@ -34,9 +34,9 @@ def product(
         return None
     if not fit(first, second):
         return None
-    if not moves_padding and any(second.padding) and not gives_zero_outside(first):
-        return None
-    return _product_of_convolutions(first, second)
+    if moves_padding or not any(second.padding) or gives_zero_outside(first):
+        return _product_of_convolutions(first, second)
+    return None
 
 
 def fit(first: WeightLayer, second: WeightLayer) -> bool:
@@ -45,50 +45,63 @@ def fit(first: WeightLayer, second: WeightLayer) -> bool:
     if isinstance(first, nn.Linear) or isinstance(second, nn.Linear):
         return isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
     for layer in (first, second):
-        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        if layer.padding_mode != "zeros":
+            return False
+        if isinstance(layer.padding, str):
             return False
     return first.weight.dim() == second.weight.dim()
 
 
 def gives_zero_outside(layer: WeightLayer) -> bool:
     """Whether a layer gives zero where its whole kernel lies outside of the image."""
-    if layer.bias is not None and bool(layer.bias.any()):
+    if isinstance(layer, nn.Linear):
         return False
-    return isinstance(layer, Conv) and is_pointwise(layer)
+    if layer.bias is not None and layer.bias.any():
+        return False
+    if any(layer.padding):
+        return False
+    return _is_a_point(layer)
 
 
-def is_pointwise(layer: Conv) -> bool:
-    """Whether it is 1×1 without padding."""
-    return set(layer.kernel_size) == {1} and not any(layer.padding)
+def _is_a_point(layer: Conv) -> bool:
+    return set(layer.kernel_size) == {1}
 
 
 def entries_of_product(layers: Sequence[WeightLayer]) -> int:
     """How many weights layers would have as one, without multiplying them."""
-    first, last = layers[0], layers[-1]
-    if isinstance(first, nn.Linear) or isinstance(last, nn.Linear):
-        entries: int = first.weight.shape[1] * last.weight.shape[0]
-        return entries
+    first = layers[0]
+    last = layers[-1]
+    outputs: int = last.weight.shape[0]
+    if isinstance(first, nn.Linear):
+        inputs: int = first.weight.shape[1]
+        return inputs * outputs
     convolutions = [layer for layer in layers if isinstance(layer, Conv)]
     groups = {layer.groups for layer in convolutions}
-    shared = groups.pop() if len(groups) == 1 else 1
+    seen = first.in_channels
+    if len(groups) == 1:
+        seen //= first.groups
     positions = 1
     for axis in range(len(first.kernel_size)):
-        positions *= _positions(convolutions, axis)
-    return first.in_channels // shared * last.out_channels * positions
+        positions *= _length(convolutions, axis)
+    return seen * outputs * positions
 
 
-def _positions(layers: Sequence[Conv], axis: int) -> int:
+def _length(layers: Sequence[Conv], axis: int) -> int:
     """How long the kernel of convolutions as one is along an axis."""
-    wide = [place for place, layer in enumerate(layers) if set(layer.kernel_size) != {1}]
+    wide = [layer for layer in layers if not _is_a_point(layer)]
     if not wide:
         return 1
-    strides_before = {step for layer in layers[: wide[0]] for step in layer.stride}
+    strides_before: set[int] = set()
+    for layer in layers[: layers.index(wide[0])]:
+        strides_before.update(layer.stride)
     if len(wide) == 1 and strides_before <= {1}:
         # One that is dilated among pointwise ones stays so.
-        return layers[wide[0]].kernel_size[axis]
-    span, stride = 1, 1
+        return wide[0].kernel_size[axis]
+    span = 1
+    stride = 1
     for layer in layers:
-        span += stride * layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+        span += stride * reach
         stride *= layer.stride[axis]
     return span
 
@@ -96,85 +109,100 @@ def _positions(layers: Sequence[Conv], axis: int) -> int:
 def _product_of_linear(first: nn.Linear, second: nn.Linear) -> WeightLayer:
     matrix = second.weight.double()
     weight = matrix @ first.weight.double()
-    return with_weights(second, weight, _bias(first, matrix, second.bias))
+    bias = _bias(first, matrix, second.bias)
+    return with_weights(second, weight, bias)
 
 
 def _product_of_convolutions(first: Conv, second: Conv) -> WeightLayer:
-    groups = first.groups if first.groups == second.groups else 1
-    kernels = [_in_groups(layer, groups) for layer in (first, second)]
-    axes = range(len(first.stride))
-    steps = [first.stride[axis] * second.dilation[axis] for axis in axes]
+    groups = 1
+    if first.groups == second.groups:
+        groups = first.groups
+    inner = _in_groups(first, groups)
+    outer = _in_groups(second, groups)
+    over_positions = outer.flatten(3).sum(3)
+    bias = _bias(first, torch.block_diag(*over_positions), second.bias)
     dilation = _common_dilation(first, second)
     if dilation is None:
-        dilation = [1] * len(axes)
-        inner = _spread(kernels[0], first.dilation)
-        outer = _spread(kernels[1], steps)
-    else:
-        inner, outer = kernels
-    weight = torch.cat([_correlated(a, b) for a, b in zip(inner, outer, strict=True)])
-    matrix = _block_diagonal(kernels[1].flatten(3).sum(3))
-    combined = with_weights(second, weight, _bias(first, matrix, second.bias))
+        dilation = (1,) * len(first.stride)
+        steps = _times(first.stride, second.dilation)
+        inner = _spread(inner, first.dilation)
+        outer = _spread(outer, steps)
+    kernels = []
+    for before, behind in zip(inner, outer, strict=True):
+        kernels.append(_correlated(before, behind))
+    combined = with_weights(second, torch.cat(kernels), bias)
     assert isinstance(combined, Conv)
     combined.groups = groups
     combined.in_channels = first.in_channels
-    combined.stride = tuple(first.stride[axis] * second.stride[axis] for axis in axes)
-    combined.dilation = tuple(dilation)
-    combined.padding = tuple(
-        int(first.padding[axis]) + first.stride[axis] * int(second.padding[axis]) for axis in axes
-    )
+    combined.dilation = dilation
+    combined.stride = _times(first.stride, second.stride)
+    combined.padding = _padding(first, second)
     return combined
 
 
+def _times(some: Sequence[int], others: Sequence[int]) -> tuple[int, ...]:
+    pairs = zip(some, others, strict=True)
+    return tuple(one * other for one, other in pairs)
+
+
+def _padding(first: Conv, second: Conv) -> tuple[int, ...]:
+    """All of it, in front of the first layer."""
+    assert not isinstance(first.padding, str)
+    assert not isinstance(second.padding, str)
+    reached = _times(first.stride, second.padding)
+    pairs = zip(first.padding, reached, strict=True)
+    return tuple(one + other for one, other in pairs)
+
+
 def _in_groups(layer: Conv, groups: int) -> Tensor:
-    """Its kernels (groups, out, in, …), in float64: zero where it has more groups and an output
-    does not see an input."""
+    """Its kernels (groups, out, in, …), in float64; of one group where it has more, zero where an
+    output does not see an input."""
     weight = layer.weight.double()
     if groups == layer.groups:
         grouped: Tensor = weight.unflatten(0, (groups, -1))
         return grouped
     assert groups == 1
-    outputs, inputs = weight.shape[0] // layer.groups, weight.shape[1]
-    full = weight.new_zeros(layer.out_channels, layer.in_channels, *weight.shape[2:])
+    full = weight.new_zeros(layer.out_channels, layer.in_channels, *layer.kernel_size)
+    outputs = layer.out_channels // layer.groups
+    inputs = layer.in_channels // layer.groups
     for group in range(layer.groups):
-        rows = slice(group * outputs, (group + 1) * outputs)
-        columns = slice(group * inputs, (group + 1) * inputs)
-        full[rows, columns] = weight[rows]
+        written = slice(group * outputs, (group + 1) * outputs)
+        read = slice(group * inputs, (group + 1) * inputs)
+        full[written, read] = weight[written]
     return full.unsqueeze(0)
 
 
-def _common_dilation(first: Conv, second: Conv) -> list[int] | None:
+def _common_dilation(first: Conv, second: Conv) -> tuple[int, ...] | None:
     """The dilation that the product has where one of the two is a single point; None where zeros
     have to be written out between the entries of both."""
-    if set(second.kernel_size) == {1}:
-        return list(first.dilation)
-    if set(first.kernel_size) == {1} and set(first.stride) == {1}:
-        return list(second.dilation)
+    if _is_a_point(second):
+        return tuple(first.dilation)
+    if _is_a_point(first) and set(first.stride) == {1}:
+        return tuple(second.dilation)
     return None
 
 
 def _spread(kernels: Tensor, steps: Sequence[int]) -> Tensor:
     """Kernels (groups, out, in, …) with `step` − 1 zeros between the entries of each axis."""
-    sizes = [(size - 1) * step + 1 for size, step in zip(kernels.shape[3:], steps, strict=True)]
-    spread = kernels.new_zeros(*kernels.shape[:3], *sizes)
-    every = tuple(slice(None, None, step) for step in steps)
-    spread[(slice(None), slice(None), slice(None), *every)] = kernels
-    return spread
+    for axis, step in enumerate(steps, start=3):
+        size = kernels.shape[axis]
+        shape = list(kernels.shape)
+        shape[axis] = (size - 1) * step + 1
+        places = step * torch.arange(size, device=kernels.device)
+        kernels = kernels.new_zeros(shape).index_copy(axis, places, kernels)
+    return kernels
 
 
 def _correlated(inner: Tensor, outer: Tensor) -> Tensor:
     """The kernel (out, in, …) of correlating with `inner` (between, in, …), then with `outer` (out,
     between, …): the full convolution of the two."""
-    axes = inner.dim() - 2
-    flipped = inner.transpose(0, 1).flip(list(range(2, inner.dim())))
-    margin = [size - 1 for size in inner.shape[2:]]
-    full: Tensor = _CONVOLVE[axes](outer, flipped, padding=margin)
+    sizes = inner.shape[2:]
+    positions = list(range(2, inner.dim()))
+    flipped = inner.transpose(0, 1).flip(positions)
+    margin = [size - 1 for size in sizes]
+    convolve = _CONVOLVE[len(sizes)]
+    full: Tensor = convolve(outer, flipped, padding=margin)
     return full
-
-
-def _block_diagonal(blocks: Tensor) -> Tensor:
-    """(groups, out, in) as one matrix (groups · out, groups · in)."""
-    matrix: Tensor = torch.block_diag(*blocks)
-    return matrix
 
 
 def _bias(first: WeightLayer, matrix: Tensor, bias: Tensor | None) -> Tensor | None:

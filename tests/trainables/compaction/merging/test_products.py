@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from slimfront.trainables.compaction import compact
 from slimfront.trainables.compaction.merging.products import entries_of_product, product
+from slimfront.trainables.measures.measure import measure
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -111,3 +113,14 @@ def test_layers_of_different_kinds_and_paddings_by_other_than_zeros_do_not_merge
     around = nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular")
     assert product(around, nn.Conv2d(3, 3, 1)) is None
     assert product(nn.Conv2d(3, 3, 3, padding="same"), nn.Conv2d(3, 3, 1)) is None
+
+
+def test_grouped_layers_with_nothing_between_them_are_one_after_compaction() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(4, 24, 1, groups=2), nn.Dropout(), nn.Conv2d(24, 4, 3, groups=4), nn.ReLU()
+    ).eval()
+    inputs = torch.randn(4, 4, 9, 9)
+    made = compact(network, inputs)
+    assert made.report.after["layers"] == 1
+    assert made.report.after["flops"] < measure(network, inputs)["flops"]
+    assert apart(nn.Identity(), network, made.network, inputs) < 1e-5

@@ -89,30 +89,47 @@ class BatchStep:
         self.candidate = candidate.model_copy(
             update={"penalties": self._absolute(candidate.penalties, sample)}
         )
+        self.trained = [one for one in self.parameters if one.requires_grad]
         self.optimizer = build_optimizer(
             name=self.options.optimizer,
-            parameters=[one for one in self.parameters if one.requires_grad],
+            parameters=self.trained,
             lr=self.options.lr,
             momentum=self.options.momentum,
             weight_decay=self.options.weight_decay,
         )
         self.inner = _inner_layers(self.model, sample)
         self.acting = self._acting(sample)
-        self.matching: FeatureMatching | None = None
-        if self.teacher is not None and self.teacher.options.features:
-            self.matching = FeatureMatching(self.model, self.teacher, sample)
+        self.matching = self._matching(sample)
         self.losses: nn.Module | None = None
-        self.compiles = None if self.options.compile == "auto" else self.options.compile
-        self.weights = list(prunable_weights(self.model).values())
-        self.statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        self.compiles: bool | None = None
+        """Whether steps are compiled; None while that is not decided."""
+        if self.options.compile != "auto":
+            self.compiles = self.options.compile
+        prunable = prunable_weights(self.model)
+        self.weights = list(prunable.values())
+        self.statistics = []
+        for buffer in self.model.buffers():
+            if buffer.is_floating_point():
+                self.statistics.append(buffer)
+
+    def _matching(self, sample: Tensor) -> FeatureMatching | None:
+        """What compares features with the teacher's, if they count."""
+        if self.teacher is None:
+            return None
+        if not self.teacher.options.features:
+            return None
+        return FeatureMatching(self.model, self.teacher, sample)
 
     def _generator(self, stream: int) -> torch.Generator:
         """A generator whose numbers repeat none of another stream's."""
-        return torch.Generator().manual_seed((self.seed + stream) % 2**63)
+        generator = torch.Generator()
+        seed = (self.seed + stream) % 2**63
+        return generator.manual_seed(seed)
 
     def sample(self) -> Tensor:
         """A few inputs as the network sees them."""
-        return self.data.prepare(self.data.train.inputs[:8])
+        stored = self.data.train.inputs[:8]
+        return self.data.prepare(stored)
 
     @property
     def penalties(self) -> list[ActivePenalty]:
@@ -133,17 +150,23 @@ class BatchStep:
         """The penalties with strengths as the steps take them."""
 
         def total_step(options: Penalty) -> float:
-            steps, per_epoch = self.total_steps(), self.steps_per_epoch()
+            steps = self.total_steps()
+            per_epoch = self.steps_per_epoch()
             total = 0.0
             for step in range(steps):
-                lr = scheduled(self.options.lr, self.options.schedule, step / steps)
-                total += self.proximal_step(lr) * options.scale(step / per_epoch)
+                progress = step / steps
+                lr = scheduled(self.options.lr, self.options.schedule, progress)
+                epoch = step / per_epoch
+                total += self.proximal_step(lr) * options.scale(epoch)
             return total
 
         return absolute(penalties, self.model, sample, total_step)
 
     def _acting(self, sample: Tensor) -> Acting:
-        asked = Asked(penalties=self.candidate.penalties, sparsifier=self.candidate.sparsifier)
+        asked = Asked(
+            penalties=self.candidate.penalties,
+            sparsifier=self.candidate.sparsifier,
+        )
         setting = Setting(
             model=self.model,
             optimizer=self.optimizer,
@@ -162,7 +185,8 @@ class BatchStep:
         order = torch.randperm(len(targets), generator=generator)
         drawn = order[:count].to(targets.device)
         seen = self.data.prepare(inputs[drawn])
-        return seen, targets[drawn].to(self.device)
+        wanted = targets[drawn].to(self.device)
+        return seen, wanted
 
     def _rng_state(self) -> dict[str, Tensor]:
         """The state of torch's global generators, by kind of device."""
@@ -189,7 +213,8 @@ class BatchStep:
 
     def total_steps(self) -> int:
         """How many steps the whole training has; a network that is not trained is pruned in one."""
-        return max(self.steps_per_epoch() * self.options.epochs, 1)
+        steps = self.steps_per_epoch() * self.options.epochs
+        return max(steps, 1)
 
     def shared_losses(self) -> nn.Module:
         """The losses, wrapped so that all ranks step alike; made late, when the state of training
@@ -306,7 +331,8 @@ class BatchStep:
         """The same for all parameters but those that are frozen."""
         if not self.frozen:
             return StepSizes(size)
-        return StepSizes({id(one): size for one in self.parameters if one.requires_grad})
+        sizes = {id(parameter): size for parameter in self.trained}
+        return StepSizes(sizes)
 
     def prune_untrained(self) -> None:
         """Has the sparsifier act at once, on the network as it is, with the gradients of the first
@@ -316,10 +342,13 @@ class BatchStep:
         self.clear_gradients()
         inputs, targets = self._examples(_SEEN)
         size = self.options.batch_size
+        parts = zip(inputs.split(size), targets.split(size), strict=True)
         with evaluating(self.model):
-            for part, wanted in zip(inputs.split(size), targets.split(size), strict=True):
-                loss = self.taught.task.loss(self.model(part), wanted)
-                (loss * (len(wanted) / len(targets))).backward()
+            for part, wanted in parts:
+                outputs = self.model(part)
+                share = len(wanted) / len(targets)
+                loss = share * self.taught.task.loss(outputs, wanted)
+                loss.backward()
         self.acting.before_step(0)
         self.sparsifier.after_step(0)
         self.clear_gradients()
@@ -338,7 +367,8 @@ class BatchStep:
         batch norm and CKA-SR see the parts.
         """
         halve = self.options.out_of_memory == "halve"
-        if not halve and self.parts == 1:
+        in_parts = halve or self.parts > 1
+        if not in_parts:
             self.clear_gradients()
             inputs, targets = self._prepared(batch)
             return self._part_gradients(inputs, targets, weight)
@@ -348,7 +378,9 @@ class BatchStep:
             try:
                 losses = self._gradients_in_parts(batch, weight)
             except torch.OutOfMemoryError:
-                if not halve or self.parts >= len(batch.targets):
+                if not halve:
+                    raise
+                if self.parts >= len(batch.targets):
                     raise
             # Outside of the handler, whose traceback keeps the tensors of the failed pass alive.
             short = halve and self.ranks.reduce(self.parameters, losses is None)
@@ -367,9 +399,9 @@ class BatchStep:
         task_total = torch.zeros((), device=self.device)
         penalty_total = torch.zeros((), device=self.device)
         for part in map(Split, inputs_of_parts, targets_of_parts):
-            share = len(part.targets) / count
+            share = weight * (len(part.targets) / count)
             inputs, targets = self._prepared(part)
-            task_loss, penalty_loss = self._part_gradients(inputs, targets, weight * share)
+            task_loss, penalty_loss = self._part_gradients(inputs, targets, share)
             task_total += task_loss
             penalty_total += penalty_loss
         return task_total, penalty_total
@@ -378,16 +410,18 @@ class BatchStep:
         """What the network sees of some examples, and their targets on the device."""
         inputs = self.data.augmented(part.inputs, self.augmenter)
         targets = to_device(part.targets, self.device)
-        if self.teacher is not None:
-            if self.matching is not None:
-                self.matching.watch()
-            targets = self.teacher.beside(inputs, targets)
-        return inputs, targets
+        if self.teacher is None:
+            return inputs, targets
+        if self.matching is not None:
+            self.matching.watch()
+        taught = self.teacher.beside(inputs, targets)
+        return inputs, taught
 
     def _part_gradients(
         self, inputs: Tensor, targets: Tensor, share: float
     ) -> tuple[Tensor, Tensor]:
-        self.acting.watch(self.step, self.step / self.steps_per_epoch())
+        epoch = self.step / self.steps_per_epoch()
+        self.acting.watch(self.step, epoch)
         if self.matching is not None:
             # The teacher has seen the batch already, and its features with it.
             self.matching.own.watch(True)
@@ -398,21 +432,29 @@ class BatchStep:
         loss = task_loss
         if penalty_loss.requires_grad:
             loss = task_loss + penalty_loss
+        task_loss = task_loss.detach()
+        penalty_loss = penalty_loss.detach()
         if share == 1:
             loss.backward()
-            return task_loss.detach(), penalty_loss.detach()
-        (loss * share).backward()
-        return task_loss.detach() * share, penalty_loss.detach() * share
+            return task_loss, penalty_loss
+        shared = loss * share
+        shared.backward()
+        return task_loss * share, penalty_loss * share
 
 
 def _refuse_computed_weights(candidate: Candidate, model: nn.Module) -> None:
-    acts = [f"penalties.{name}" for name, options in candidate.penalties.items() if options.on]
+    computed = computed_weights(model)
+    if not computed:
+        return
+    acts = []
+    for name, options in candidate.penalties.items():
+        if options.on:
+            acts.append(f"penalties.{name}")
     if candidate.sparsifier and candidate.sparsifier.on:
         acts.append("the sparsifier")
     if candidate.compaction.enabled:
         acts.append("compaction")
-    computed = computed_weights(model)
-    if not acts or not computed:
+    if not acts:
         return
     shown = " and ".join(acts)
     raise UserError(
@@ -428,6 +470,7 @@ def _inner_layers(model: nn.Module, sample: Tensor) -> list[Layer]:
     """The layers whose activity is reported; none for a network that cannot be traced, which may
     train all the same."""
     try:
-        return inner_layers(trace(model, sample))
+        graph = trace(model, sample)
+        return inner_layers(graph)
     except UserError:
         return []

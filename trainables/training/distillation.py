@@ -35,7 +35,9 @@ BASELINE = "baseline"
 
 
 def _named_or_built(value: Any) -> Any:
-    return MODELS.parse_named(value) if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return MODELS.parse_named(value)
+    return value
 
 
 class Distill(Options):
@@ -57,7 +59,8 @@ class Distill(Options):
 
     @model_validator(mode="after")
     def _a_network_of_its_own_is_trained(self) -> Self:
-        if isinstance(self.teacher, Model) and self.teacher.weights is None:
+        teacher = self.teacher
+        if isinstance(teacher, Model) and teacher.weights is None:
             raise ValueError("distill.teacher: the network has no weights; give its 'weights'")
         return self
 
@@ -88,21 +91,27 @@ class DistilledTask(ActiveTask):
         """As of the task, with the teacher's share."""
         if not isinstance(targets, Several):
             return super().loss(outputs, targets)
-        task_loss = super().loss(outputs, targets.named[TARGETS])
-        return torch.lerp(task_loss, self._from_teacher(outputs, targets), self.share)
+        own_targets = targets.named[TARGETS]
+        task_loss = super().loss(outputs, own_targets)
+        taught = self._from_teacher(outputs, targets)
+        return torch.lerp(task_loss, taught, self.share)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """As of the task, with the teacher's share."""
         if not isinstance(targets, Several):
             return super().losses(outputs, targets)
-        task_losses = super().losses(outputs, targets.named[TARGETS])
-        taught = torch.func.vmap(self._from_teacher)(outputs, targets)
+        own_targets = targets.named[TARGETS]
+        task_losses = super().losses(outputs, own_targets)
+        from_teacher = torch.func.vmap(self._from_teacher)
+        taught = from_teacher(outputs, targets)
         return torch.lerp(task_losses, taught, self.share)
 
     def _from_teacher(self, outputs: Tensor, targets: Several) -> Tensor:
         options = self.options
-        made = options.arrange(to_float32(outputs))
-        wanted = options.arrange(to_float32(targets.named[TEACHER]))
+        own_outputs = to_float32(outputs)
+        teachers_outputs = to_float32(targets.named[TEACHER])
+        made = options.arrange(own_outputs)
+        wanted = options.arrange(teachers_outputs)
         if made.shape != wanted.shape:
             raise UserError(
                 f"distill: the teacher gives {tuple(wanted.shape[1:])} for an example, and the "
@@ -118,18 +127,27 @@ class Teacher:
         """`network` takes what `data.prepare` makes, on the data's device."""
         self.network = network.eval().requires_grad_(False)
         self.options = options
-        own = {one.name: getattr(data.task, one.name) for one in fields(ActiveTask)}
-        task = DistilledTask(**own, temperature=options.temperature, share=options.weight)
+        own = {}
+        for field in fields(ActiveTask):
+            own[field.name] = getattr(data.task, field.name)
+        task = DistilledTask(
+            **own,
+            temperature=options.temperature,
+            share=options.weight,
+        )
         self.data = replace(data, attached=task)
         """The data to train on: where inputs are always the same, with the teacher's outputs beside
         the targets."""
+        inputs_vary = data.augment.active or data.streamed
         # Features of all examples would fill a memory.
-        self.cached = not (data.augment.active or data.streamed or options.features)
+        self.cached = not inputs_vary and not options.features
         if self.cached:
             inputs, targets = data.train
             outputs = data.task.outputs_of(self.network, inputs, data.prepare)
-            taught = Several({TARGETS: targets, TEACHER: outputs.to(targets.device)})
-            self.data = replace(self.data, train=Split(inputs, taught))
+            outputs = outputs.to(targets.device)
+            taught = Several({TARGETS: targets, TEACHER: outputs})
+            train = Split(inputs, taught)
+            self.data = replace(self.data, train=train)
 
     @torch.no_grad()
     def beside(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -151,25 +169,36 @@ class FeatureMatching:
         Raises:
             UserError: if one of them has no such layer, or its outputs have another shape there.
         """
-        self.weights = {n: w for n, w in teacher.options.features.items() if w > 0}
-        shapes = []
-        for of, one in (("network", network), ("teacher", teacher.network)):
-            known = output_shapes(one, sample)
-            for name in self.weights:
-                if name not in known:
-                    raise UserError(
-                        f"distill.features: the {of} has no layer '{name}' with one output; "
-                        f"{suggest(name, known)}"
-                    )
-            shapes.append({name: known[name] for name in self.weights})
-        for name, shape in shapes[0].items():
-            if shape != shapes[1][name]:
+        self.weights: dict[str, float] = {}
+        for name, weight in teacher.options.features.items():
+            if weight > 0:
+                self.weights[name] = weight
+        own_shapes = self._shapes_in("network", network, sample)
+        teachers_shapes = self._shapes_in("teacher", teacher.network, sample)
+        for name, shape in own_shapes.items():
+            other = teachers_shapes[name]
+            if shape != other:
                 raise UserError(
                     f"distill.features: '{name}' gives {shape} for an example, and "
-                    f"{shapes[1][name]} in the teacher; name layers of one shape"
+                    f"{other} in the teacher; name layers of one shape"
                 )
         self.own = Features(network, self.weights)
         self.taught = Features(teacher.network, self.weights, any_pass=True)
+
+    def _shapes_in(
+        self, which: str, network: nn.Module, sample: Tensor
+    ) -> dict[str, tuple[int, ...]]:
+        """The shapes of what the layers give for an example, by name."""
+        known = output_shapes(network, sample)
+        found = {}
+        for name in self.weights:
+            if name not in known:
+                raise UserError(
+                    f"distill.features: the {which} has no layer '{name}' with one output; "
+                    f"{suggest(name, known)}"
+                )
+            found[name] = known[name]
+        return found
 
     def watch(self) -> None:
         """Looks at the coming batch."""
@@ -178,14 +207,17 @@ class FeatureMatching:
 
     def loss(self) -> Tensor | None:
         """Of the batch just seen, a scalar; None if it was not watched."""
-        mine, wanted = self.own.take(), self.taught.take()
+        mine = self.own.take()
+        wanted = self.taught.take()
         if not mine or not wanted:
             return None
         terms = []
         for name, weight in self.weights.items():
             target = to_float32(wanted[name])
-            apart = (to_float32(mine[name]) - target).square().sum()
-            terms.append(weight * apart / target.square().sum().clamp_min(1e-12))
+            difference = to_float32(mine[name]) - target
+            apart = difference.square().sum()
+            size = target.square().sum().clamp_min(1e-12)
+            terms.append(weight * apart / size)
         return torch.stack(terms).sum()
 
     def close(self) -> None:
@@ -215,9 +247,12 @@ def teacher_of(candidate: "Candidate", data: Dataset) -> Teacher | None:
     if isinstance(given, str):
         given = candidate.model.model_copy(update={"weights": given, "strict": True})
     changed = 0
-    if given.weights is not None and Path(given.weights).is_file():
-        changed = Path(given.weights).stat().st_mtime_ns
-    return _teacher(_Key(given, data, options, changed))
+    if given.weights is not None:
+        file = Path(given.weights)
+        if file.is_file():
+            changed = file.stat().st_mtime_ns
+    key = _Key(given, data, options, changed)
+    return _teacher(key)
 
 
 @dataclass(frozen=True)
@@ -230,22 +265,24 @@ class _Key:
     changed: int
 
     def __hash__(self) -> int:
-        return hash((self.model.model_dump_json(), id(self.data), self.changed))
+        model = self.model.model_dump_json()
+        return hash((model, id(self.data), self.changed))
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, _Key)
-            and self.data is other.data
-            and (self.model, self.options, self.changed)
-            == (other.model, other.options, other.changed)
-        )
+        if not isinstance(other, _Key):
+            return False
+        if self.data is not other.data or self.changed != other.changed:
+            return False
+        return self.model == other.model and self.options == other.options
 
 
 @lru_cache(maxsize=2)
 def _teacher(key: _Key) -> Teacher:
-    with torch.random.fork_rng(devices=gpus_among(key.data.device)):
+    device = key.data.device
+    with torch.random.fork_rng(devices=gpus_among(device)):
         network = _network(key.model, key.data)
-    return Teacher(network.to(key.data.device), key.data, key.options)
+    network = network.to(device)
+    return Teacher(network, key.data, key.options)
 
 
 def _network(model: Model, data: Dataset) -> nn.Module:
@@ -263,10 +300,15 @@ def _network(model: Model, data: Dataset) -> nn.Module:
 
 def _stored(path: str | None) -> dict[str, Any] | None:
     """What `shipping.network_file` stored there, if it is such a file."""
-    if path is None or Path(path).suffix != ".pt" or not Path(path).is_file():
+    if path is None:
+        return None
+    file = Path(path)
+    if file.suffix != ".pt" or not file.is_file():
         return None
     try:
-        found = load_tensors(Path(path))
+        found = load_tensors(file)
     except UserError:
         return None
-    return found if "format" in found else None
+    if "format" not in found:
+        return None
+    return found

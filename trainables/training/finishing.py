@@ -20,13 +20,15 @@ from slimfront.trainables.measures.own import OwnMeasure
 from slimfront.trainables.models import built
 from slimfront.trainables.penalties.features import remove_hooks
 from slimfront.trainables.shipping.formats import write_onnx
-from slimfront.trainables.shipping.int8 import as_int8
+from slimfront.trainables.shipping.int8 import Int8, as_int8
 from slimfront.trainables.shipping.stopwatch import Stopwatch
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.one_shot import Pruning
 
 Number = int | float
+FurtherTraining = Callable[[nn.Module], list[dict[str, float]]]
+"""Trains a compact network further, in place, and gives the metrics of each epoch."""
 
 ONE_SHOT_SHARE = "one_shot_share"
 """The measure of a network that was pruned in one shot: the share of the weights that it kept."""
@@ -63,18 +65,17 @@ class Finishing:
         self,
         model: nn.Module,
         epoch: int,
-        refit: Callable[[nn.Module], list[dict[str, float]]] | None,
+        refit: FurtherTraining | None,
         *,
         one_shot: bool,
-        recover: Callable[[nn.Module], list[dict[str, float]]] | None = None,
+        recover: FurtherTraining | None = None,
     ) -> Trained:
         """Compacts the network as it is now, refits it if asked to, measures it, prunes it further;
         `model` stays as it is.
 
         Args:
             epoch: how many epochs it was trained for.
-            refit: trains the compact network further, in place, and gives the metrics of each
-                epoch; None: it is not.
+            refit: trains the compact network; None: it is not.
             one_shot: whether to prune it further in one shot, as the candidate says.
             recover: as `refit`, of each network that was pruned in one shot.
 
@@ -94,7 +95,8 @@ class Finishing:
         sizes: Mapping[str, float] = report.after
         history: list[dict[str, Number]] = []
         if refit:
-            for number, metrics in enumerate(refit(network), start=epoch + 1):
+            epochs = refit(network)
+            for number, metrics in enumerate(epochs, start=epoch + 1):
                 history.append({"epoch": number, **metrics})
         if history:
             sizes = measure(network, inputs)
@@ -108,37 +110,45 @@ class Finishing:
 
     def _checked_inputs(self, split: Split) -> Tensor:
         """What the network sees of the first examples of a split."""
-        return self.data.prepare(split.inputs[:CHECKED_INPUTS])
+        stored = split.inputs[:CHECKED_INPUTS]
+        return self.data.prepare(stored)
 
     def _pruned(
         self,
         trained: Trained,
-        recover: Callable[[nn.Module], list[dict[str, float]]] | None,
+        recover: FurtherTraining | None,
     ) -> Iterator[Trained]:
         """The network pruned in one shot, each one compacted and measured, until it is not worth
         measuring any more."""
         options = self.candidate.one_shot
         if options.steps == 0:
             return
-        pruning = Pruning(trained.compacted.network, self._checked_inputs(self.data.train))
+        pruning = self._pruning(trained)
         good = pruning.alive
         bad = 0
         for kept in pruning.levels(options):
             found = self._worth_it(pruning, kept, trained, recover, likely=not bad)
             if found is not None:
                 yield found
-            if not bad and found is not None and self._as_good(found.measures, trained):
+            as_good = found is not None and self._as_good(found.measures, trained)
+            if not bad and as_good:
                 good = kept
             else:
                 bad = bad or kept
             if found is None:
                 break
-        kept = self._refined(pruning, trained, (good, bad)) if bad else good
+        if not bad:
+            return
+        kept = self._refined(pruning, trained, (good, bad))
         if kept == good:
             return
         found = self._worth_it(pruning, kept, trained, recover, likely=True)
         if found is not None:
             yield found
+
+    def _pruning(self, trained: Trained) -> Pruning:
+        inputs = self._checked_inputs(self.data.train)
+        return Pruning(trained.compacted.network, inputs)
 
     def _refined(self, pruning: Pruning, trained: Trained, between: tuple[int, int]) -> int:
         """The fewest weights that `refine` halvings between a number that is as good and one that
@@ -148,7 +158,8 @@ class Finishing:
             kept = (good + bad) // 2
             if kept in (good, bad):
                 break
-            if self._as_good(self._scores(pruning.at(kept)), trained):
+            scores = self._scores(pruning.at(kept))
+            if self._as_good(scores, trained):
                 good = kept
             else:
                 bad = kept
@@ -157,9 +168,9 @@ class Finishing:
     def pruned_to(self, trained: Trained, share: float) -> Trained:
         """A finished network pruned in one shot to a share of its weights, compacted and measured,
         however bad it is. Raises TrialFailure if it cannot be compacted."""
-        pruning = Pruning(trained.compacted.network, self._checked_inputs(self.data.train))
-        kept = max(1, round(pruning.alive * share))
-        return self._smaller(pruning, kept, trained, None)
+        pruning = self._pruning(trained)
+        kept = round(pruning.alive * share)
+        return self._smaller(pruning, max(1, kept), trained, None)
 
     def _as_good(self, scores: Mapping[str, float], trained: Trained) -> bool:
         tolerance = self.candidate.tolerance
@@ -170,7 +181,7 @@ class Finishing:
         pruning: Pruning,
         kept: int,
         trained: Trained,
-        recover: Callable[[nn.Module], list[dict[str, float]]] | None,
+        recover: FurtherTraining | None,
         *,
         likely: bool = False,
     ) -> Trained | None:
@@ -200,17 +211,21 @@ class Finishing:
         pruning: Pruning,
         kept: int,
         trained: Trained,
-        recover: Callable[[nn.Module], list[dict[str, float]]] | None,
+        recover: FurtherTraining | None,
     ) -> Trained:
         """A network pruned in one shot to so many weights, compacted, recovered and measured."""
         inputs = self._checked_inputs(self.data.validation)
-        compacted = compact(pruning.at(kept), inputs, self.candidate.compaction, self.told)
+        pruned = pruning.at(kept)
+        compacted = compact(pruned, inputs, self.candidate.compaction, self.told)
+        network = compacted.network
         report = compacted.report
         sizes: Mapping[str, float] = report.after
-        epochs = len(recover(compacted.network)) if recover else 0
+        epochs = 0
+        if recover:
+            epochs = len(recover(network))
         if epochs:
-            sizes = measure(compacted.network, inputs)
-        measures = self._measures(compacted.network, inputs, sizes)
+            sizes = measure(network, inputs)
+        measures = self._measures(network, inputs, sizes)
         if epochs:
             measures["recovery_epochs"] = epochs
         merged = trained.measures["layers_merged"] + report.count("merged")
@@ -234,11 +249,11 @@ class Finishing:
             found |= sizes
             found |= self._extra_measures(network, inputs)
             return found
-        int8 = as_int8(copied(network).cpu(), self.data)
+        int8 = self._as_int8(network)
         found |= int8.scores(self.data, "val")
         found |= sizes
         found |= int8.sizes()
-        speeds = [name for name in self.candidate.asked_measures() if name in SPEEDS]
+        speeds = self._asked_speeds()
         if speeds:
             found |= self.stopwatch().measure_file(int8.file, speeds)
         for own in self.candidate.own_measures():
@@ -264,11 +279,20 @@ class Finishing:
             candidate = self.candidate
             dense = None
             if "speedup" in candidate.asked_measures():
+                against = candidate.latency.against or candidate.model
                 with torch.random.fork_rng(devices=[]):
-                    built_dense = built(candidate.latency.against or candidate.model, self.data)
-                dense = built_dense.to(self.data.device)
+                    dense = built(against, self.data)
+                dense = dense.to(self.data.device)
             self._stopwatch = Stopwatch(self.data, candidate.latency, dense)
         return self._stopwatch
+
+    def _asked_speeds(self) -> list[str]:
+        asked = self.candidate.asked_measures()
+        return [name for name in asked if name in SPEEDS]
+
+    def _as_int8(self, network: nn.Module) -> Int8:
+        on_cpu = copied(network).cpu()
+        return as_int8(on_cpu, self.data)
 
     def timed(self, network: nn.Module) -> dict[str, float]:
         """The times that the candidate asks for of a compact network, as it ships; empty if it asks
@@ -278,11 +302,11 @@ class Finishing:
             UserError: as `Stopwatch.measure`.
             TrialFailure: as `Stopwatch.measure`.
         """
-        speeds = [name for name in self.candidate.asked_measures() if name in SPEEDS]
+        speeds = self._asked_speeds()
         if not speeds:
             return {}
         if self.candidate.int8:
-            int8 = as_int8(copied(network).cpu(), self.data)
+            int8 = self._as_int8(network)
             return self.stopwatch().measure_file(int8.file, speeds)
         inputs = self._checked_inputs(self.data.validation)
         return self.stopwatch().measure(network, inputs, speeds)

@@ -200,7 +200,7 @@ def test_convolutions_merge_where_that_is_exact_and_costs_no_more() -> None:
     )
     # Padded bias.
     assert layers_after(inactive(nn.Conv2d(4, 8, **point), nn.Conv2d(8, 4, **wide, padding=1))) == 4
-    # 5 × 5 · 4 · 4 weights instead of 2 · 3 × 3 · 4 · 8; of four channels between them they are more.
+    # 5 × 5 · 4 · 4 weights instead of 2 · 3 × 3 · 4 · 8; with four channels between, they are more.
     assert layers_after(inactive(nn.Conv2d(4, 8, **wide), nn.Conv2d(8, 4, **wide))) == 3
     assert layers_after(inactive(nn.Conv2d(4, 4, **wide), nn.Conv2d(4, 4, **wide))) == 4
     assert layers_after(inactive(nn.Conv2d(4, 64, **point), nn.Conv2d(64, 64, **point))) == 3

@@ -158,8 +158,10 @@ def _with_pointwise_behind(first: Conv, second: Conv) -> WeightLayer:
         bias=_combined_bias(first, matrix, second.bias),
     )
     assert isinstance(combined, Conv)
-    strides = zip(first.stride, second.stride, strict=True)
-    combined.stride = tuple(one * other for one, other in strides)
+    strides = []
+    for one, other in zip(first.stride, second.stride, strict=True):
+        strides.append(one * other)
+    combined.stride = tuple(strides)
     return combined
 
 
@@ -221,8 +223,10 @@ def product_but_for_the_border(first: WeightLayer, second: WeightLayer) -> nn.Co
     assert isinstance(combined, nn.Conv2d)
     before, behind = first.padding, second.padding
     assert not isinstance(before, str) and not isinstance(behind, str)
-    paddings = zip(before, behind, strict=True)
-    combined.padding = tuple(one + other for one, other in paddings)
+    paddings = []
+    for one, other in zip(before, behind, strict=True):
+        paddings.append(one + other)
+    combined.padding = tuple(paddings)
     return combined
 
 

@@ -56,7 +56,7 @@ class Units:
         """Has units go together, entry by entry; where one side has none, those of the other
         stay."""
         one, other = torch.broadcast_tensors(one, other)
-        sides = [one.reshape(-1), other.reshape(-1)]
+        sides = [side.reshape(-1) for side in (one, other)]
         pairs = torch.stack(sides)
         is_none = pairs == NONE
         without_one, without_other = is_none
@@ -258,7 +258,8 @@ class _Going:
         changed = False
         if self.restore(whole.units[goes_alone]):
             changed = True
-        if self.restore(whole.members[stays_alone, :1]):
+        first_members = whole.members[stays_alone, :1]
+        if self.restore(first_members):
             changed = True
         return changed
 

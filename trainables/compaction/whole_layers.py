@@ -104,12 +104,14 @@ def whole_layers(graph: fx.GraphModule, inputs: Tensor) -> list[WholeLayer]:
 
 def take_out(graph: fx.GraphModule, layer: WholeLayer) -> None:
     """Takes it out, in place; layers that merge are one afterwards."""
-    for node, source in reversed(list(layer.passes.items())):
+    passes = list(layer.passes.items())
+    for node, source in reversed(passes):
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)
     if layer.merges is not None:
         first, name = layer.merges
-        combined = _combined(first, graph.get_submodule(name))
+        following = graph.get_submodule(name)
+        combined = _combined(first, following)
         assert combined is not None
         set_module(graph, name, combined)
         if first.last is not first.node:

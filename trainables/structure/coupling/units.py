@@ -121,7 +121,8 @@ class Units:
 
     def never_empty(self, units: Tensor) -> None:
         """Has one of these units stay at least."""
-        self._spaces.append(units.reshape(-1))
+        in_a_row = units.reshape(-1)
+        self._spaces.append(in_a_row)
 
     def roots(self) -> Tensor:
         """One unit of those that each goes with, (count,)."""

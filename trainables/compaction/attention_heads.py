@@ -49,7 +49,9 @@ class _Attended:
         projections have."""
         out = self.out_projection()
         projections = [*self.inputs_projections(), out]
-        weights = sum(each.weight.numel() for each in projections)
+        weights = 0
+        for each in projections:
+            weights += each.weight.numel()
         query = projections[0]
         without = query.in_features * out.out_features
         return without > weights

@@ -161,13 +161,15 @@ def _right_removals(
     original: fx.GraphModule, inputs: Tensor, options: Compaction
 ) -> tuple[Removal, ...]:
     """The kinds of removal that change no output where each is done alone."""
-    alone = options.model_copy(update={"merge": "never"})
+    without_merging = {"merge": "never"}
+    alone = options.model_copy(update=without_merging)
     right = []
     for kind in REMOVALS:
         start = start_of(original, inputs, alone)
         if _is_right(start, alone, kind):
             right.append(kind)
-    for kind in set(REMOVALS) - set(right):
+    wrong = set(REMOVALS) - set(right)
+    for kind in wrong:
         log.warning("compaction removes no %s: that would change the outputs", kind)
     return tuple(right)
 

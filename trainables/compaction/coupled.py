@@ -80,12 +80,14 @@ def _has_zeros(network: fx.GraphModule) -> bool:
         weight = parameter.detach()
         entries = weight.flatten(2) if axes > 2 else weight.unsqueeze(2)
         nonzero = entries.any(2)
-        if not nonzero.any(1).all():
+        row_is_fed = nonzero.any(1)
+        if not row_is_fed.all():
             return True
         owner, _, _ = name.rpartition(".")
         if owner in first:
             continue
-        if not nonzero.any(0).all():
+        column_is_read = nonzero.any(0)
+        if not column_is_read.all():
             return True
     return False
 
@@ -183,7 +185,8 @@ def _alive(layer: nn.Module) -> Tensor:
     if isinstance(layer, _TRANSPOSED):  # (in, out / groups, …), the inputs by group
         by_group = weight.unflatten(0, (layer.groups, -1))
         weight = by_group.transpose(1, 2).flatten(0, 1)
-    alive = weight.flatten(1).any(1)
+    weights_of_units = weight.flatten(1)
+    alive = weights_of_units.any(1)
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
     if bias is None:
         return alive

@@ -67,8 +67,8 @@ def _tensors(module: nn.Module, *, recurse: bool = True) -> list[tuple[str, Tens
 def _widen(network: fx.GraphModule) -> None:
     """Has casts to float32 in a network's code be casts to float64."""
     for node in network.graph.nodes:
-        casts_to_float = node.op == "call_method" and node.target == "float"
-        if casts_to_float:
+        is_method = node.op == "call_method"
+        if is_method and node.target == "float":
             node.meta[_WIDENED] = "float"
             node.target = "double"
         elif _names_type(node, torch.float32):

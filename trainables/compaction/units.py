@@ -305,10 +305,11 @@ def _staying(path: _Path, needed: Tensor, constant: Tensor, multiple: int) -> _S
 
 def _pass_layer_by(graph: fx.GraphModule, path: _Path) -> Tensor:
     """Has the reader read what the layer reads; its weights for that, which are 0."""
-    for node in reversed((path.node, *path.between)):
+    nodes = [path.node, *path.between]
+    for node in reversed(nodes):
         bypass(graph, node)
     before = path.following.weight
-    inputs = path.layer.weight.shape[1]
+    _, inputs, *_ = path.layer.weight.shape
     return before.new_zeros(len(before), inputs)
 
 

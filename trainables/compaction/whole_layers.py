@@ -93,7 +93,8 @@ def whole_layers(graph: fx.GraphModule, inputs: Tensor) -> list[WholeLayer]:
 
 def take_out(graph: fx.GraphModule, layer: WholeLayer) -> None:
     """Takes it out, in place; layers that merge are one afterwards."""
-    for node, source in reversed(list(layer.passes.items())):
+    passes = list(layer.passes.items())
+    for node, source in reversed(passes):
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)
     if layer.merges is not None:

@@ -44,11 +44,14 @@ def _warn(names: list[str], stay: dict[str, int]) -> None:
     shown = []
     for name in names[:_NAMED_AT_MOST]:
         shown.append(f"{stay[name]:,} of '{name}'")
+    more = ""
+    if len(names) > _NAMED_AT_MOST:
+        more = " …"
     log.warning(
         "units without a weight stay, since removing them would change the outputs, or nothing "
         "here can remove them: %s%s",
         ", ".join(shown),
-        " …" if len(names) > _NAMED_AT_MOST else "",
+        more,
     )
 
 
@@ -68,10 +71,13 @@ def _for_a_multiple(
     network: fx.GraphModule, inputs: Tensor, options: Compaction, names: set[str]
 ) -> set[str]:
     """Which of these layers would keep no unit without a weight if any number were right."""
-    if options.multiple == 1 or not names:
+    if options.multiple == 1:
+        return set()
+    if not names:
         return set()
     fewest, seen, exact = in_float64_where_it_can(network, inputs[:SEEN])
     tolerance = EXACT if exact else options.tolerance
     remove_dead_units(fewest)
     remove_coupled_channels(fewest, seen, tolerance)
-    return names - dead_units(fewest).keys()
+    stay = dead_units(fewest)
+    return names - stay.keys()

@@ -98,7 +98,11 @@ def _arguments(
 ) -> dict[str, Any]:
     """The arguments of a call by name, all of them ones that `Attention` can stand for; the outputs
     that are not used go."""
-    bound = _SIGNATURE.bind(module, *node.args, **node.kwargs)
+    bound = _SIGNATURE.bind(
+        module,
+        *node.args,
+        **node.kwargs,
+    )
     bound.apply_defaults()
     mask = bound.arguments["attn_mask"]
     problem = None
@@ -107,8 +111,7 @@ def _arguments(
     elif mask is not None and not _is_matrix(network, mask):
         problem = "has an attn_mask that is not a buffer (L, S)"
     for user in list(node.users):
-        takes_output = user.target is operator.getitem and user.args[1] == 0
-        if takes_output:
+        if _takes_output(user):
             continue
         if user.users:
             problem = "has its attention weights read"
@@ -119,13 +122,22 @@ def _arguments(
     return bound.arguments
 
 
+def _takes_output(user: fx.Node) -> bool:
+    """Whether a node takes the first of the outputs of an attention, and not its weights."""
+    if user.target is not operator.getitem:
+        return False
+    _, place = user.args
+    return bool(place == 0)
+
+
 def _is_matrix(network: fx.GraphModule, mask: object) -> bool:
     """Whether a mask is a buffer or parameter of two axes."""
     if not isinstance(mask, fx.Node):
         return False
     if mask.op != "get_attr":
         return False
-    parent, _, leaf = str(mask.target).rpartition(".")
+    name = str(mask.target)
+    parent, _, leaf = name.rpartition(".")
     owner = network.get_submodule(parent)
     tensor: Tensor = getattr(owner, leaf)
     return tensor.dim() == 2
@@ -146,7 +158,9 @@ def _parts(module: nn.MultiheadAttention) -> dict[str, nn.Module]:
         biases = module.in_proj_bias.chunk(3)
     parts: dict[str, nn.Module] = {}
     for place, name in enumerate(("query", "key", "value")):
-        parts[name] = _linear(weights[place], biases[place])
+        weight = weights[place]
+        bias = biases[place]
+        parts[name] = _linear(weight, bias)
     parts["heads"] = Attention(
         module.num_heads,
         batch_first=module.batch_first,

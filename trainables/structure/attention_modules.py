@@ -115,7 +115,11 @@ class ScaledDotProduct(nn.Module):
 
     def options(self) -> dict[str, Any]:
         """What the function is given beside tensors and dropout."""
-        return {"is_causal": self.is_causal, "scale": self.scale, "enable_gqa": self.enable_gqa}
+        return {
+            "is_causal": self.is_causal,
+            "scale": self.scale,
+            "enable_gqa": self.enable_gqa,
+        }
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None

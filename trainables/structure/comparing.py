@@ -56,7 +56,8 @@ def _by_kind(wanted: Any, got: Any) -> float | None:
             return None
         same = torch.equal(wanted, got)
     else:
-        same = type(wanted) is type(got) and wanted == got
+        same_type = type(wanted) is type(got)
+        same = same_type and wanted == got
     if same:
         return 0.0
     return float("inf")

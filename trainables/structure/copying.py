@@ -52,7 +52,8 @@ def left_as_it_was(network: nn.Module) -> Iterator[None]:
         for name, value in vars(module).items():
             is_container = type(value) in (list, dict, OrderedDict, defaultdict)
             if is_container and name not in _OF_MODULES:
-                kept.append((value, copy.copy(value)))
+                before = copy.copy(value)
+                kept.append((value, before))
     try:
         yield
     finally:

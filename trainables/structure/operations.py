@@ -264,8 +264,7 @@ def arguments_of(module: nn.Module) -> dict[str, Any]:
     for name, parameter in signature.parameters.items():
         if name.startswith("_") or name in ("self", "device", "dtype"):
             continue
-        takes_any = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if takes_any:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             found |= _of_base(module)
         elif hasattr(module, name):
             found[name] = _value_of(module, name)
@@ -277,10 +276,11 @@ def arguments_of(module: nn.Module) -> dict[str, Any]:
 def _value_of(module: nn.Module, name: str) -> Any:
     """The argument that an attribute was made of."""
     value = getattr(module, name)
-    is_tensor_of_layer = name == "bias" and not isinstance(value, bool)
-    if is_tensor_of_layer:  # the argument said whether there is one
-        return value is not None
-    return value
+    if name != "bias":
+        return value
+    if isinstance(value, bool):
+        return value
+    return value is not None  # the argument said whether there is one
 
 
 def _of_base(module: nn.Module) -> dict[str, Any]:

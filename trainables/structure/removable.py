@@ -59,7 +59,10 @@ def removable_units(network: nn.Module, inputs: Tensor) -> list[ChannelGroup | S
         for parameter in units.writers:
             layer, _, _ = parameter.rpartition(".")
             found.add(layer)
-    stay = [f"'{name}'" for name in endless if name not in found]
+    stay = []
+    for name in endless:
+        if name not in found:
+            stay.append(f"'{name}'")
     if stay:
         log.warning(
             "the channels of %s stay as they are: no end is found of what goes with them",
@@ -145,7 +148,11 @@ def removable_together(
     def same() -> nn.Module:
         return copied(network)
 
-    networks = [_drawn(same, 0), _drawn(same, 1), same]
+    networks = [
+        _drawn(same, 0),
+        _drawn(same, 1),
+        same,
+    ]
     return _together(networks, inputs, dead, tolerance)
 
 

@@ -66,8 +66,9 @@ def is_known_function(node: fx.Node) -> bool:
 def arguments_of(node: fx.Node) -> Arguments:
     """The arguments of a known function."""
     names = _NAMES[node.target]
-    by_place = zip(names, node.args, strict=False)
-    return dict(by_place) | dict(node.kwargs)
+    pairs = zip(names, node.args, strict=False)
+    by_place = dict(pairs)
+    return by_place | dict(node.kwargs)
 
 
 def drops(node: fx.Node) -> bool:

@@ -141,8 +141,9 @@ def _arguments(node: fx.Node, module: nn.Module | None) -> Any:
     """What a node is called with; attention as a function, without its dropout."""
     if isinstance(module, ScaledDotProduct):
         names = ("query", "key", "value", "attn_mask")
-        inputs = zip(names, node.args, strict=False)
-        return _without_dropout(dict(inputs) | module.options())
+        by_place = zip(names, node.args, strict=False)
+        inputs = dict(by_place)
+        return _without_dropout(inputs | module.options())
     if not is_known_function(node):
         return node.args, dict(node.kwargs)
     given = arguments_of(node)

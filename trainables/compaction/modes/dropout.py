@@ -63,13 +63,19 @@ def _attention(node: fx.Node) -> _Following | None:
     causal = given.get("is_causal", False)
     scale = given.get("scale")
     grouped = given.get("enable_gqa", False)
-    if not isinstance(dropout, float | int) or dropout == 0:
+    if not isinstance(dropout, float | int):
+        return None
+    if dropout == 0:
         return None
     if not isinstance(causal, bool):
         return None
     if not isinstance(scale, float | None):
         return None
-    inputs = [given["query"], given["key"], given["value"]]
+    inputs = [
+        given["query"],
+        given["key"],
+        given["value"],
+    ]
     mask = given.get("attn_mask")
     if mask is not None:
         inputs.append(mask)

@@ -83,7 +83,9 @@ def _tensors_of(network: fx.GraphModule, given: Arguments) -> Tensors | None:
         value = given.get(name)
         if value is None:
             continue
-        if not isinstance(value, fx.Node) or value.op != "get_attr":
+        if not isinstance(value, fx.Node):
+            return None
+        if value.op != "get_attr":
             return None
         tensor = tensor_at(network, str(value.target))
         is_statistic = name.startswith("running")

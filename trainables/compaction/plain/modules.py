@@ -109,13 +109,14 @@ def modules_from_plain(modules: Plain) -> nn.Module:
         if stored["kind"] in TENSORS:
             _tensor_from_plain(owner, leaf, stored)
         else:
-            owner.add_module(leaf, module_from_plain(stored, modules))
+            module = module_from_plain(stored, modules)
+            owner.add_module(leaf, module)
     for name, stored in modules.items():
         tied = stored.get("tied", {})
         for leaf, source in tied.items():
-            module = root.get_submodule(name)
+            holder = root.get_submodule(name)
             parameter = root.get_parameter(source)
-            setattr(module, leaf, parameter)
+            setattr(holder, leaf, parameter)
     return root
 
 

@@ -130,7 +130,8 @@ class _Calls:
         if name in _SPLITS:
             return self._split(node)
         args: list[Any] = list(node.args)
-        if name in _SIZES_AT_ONCE or name == "unflatten":
+        is_given_sizes = name in (*_SIZES_AT_ONCE, "unflatten")
+        if is_given_sizes:
             args = self._resized(node, name, args)
         else:
             args = self._bounded(node, name, args)

@@ -90,9 +90,10 @@ def _lost(walk: Walk, gone: Tensor) -> dict[str, int]:
         is_unit = units != NONE
         goes = gone[units] & is_unit
         count = int(goes.sum())
-        if count:
-            before = found.get(owner, 0)
-            found[owner] = max(before, count)
+        if count == 0:
+            continue
+        before = found.get(owner, 0)
+        found[owner] = max(before, count)
     return found
 
 

@@ -80,7 +80,8 @@ def _depthwise(layer: CalledLayer, read: Tensor | None) -> Tensor | None:
     layer.note(read, "weight", "bias")
     if read is not None:
         groups = read.reshape(-1, 1)
-        layer.walk.groups[layer.name] = (groups, groups)
+        walk = layer.walk
+        walk.groups[layer.name] = (groups, groups)
     return read
 
 
@@ -88,7 +89,8 @@ def _grouped(layer: CalledLayer, read: Tensor) -> Tensor:
     """Each group keeps as many channels as the others, or goes with all that it reads and
     writes."""
     module = layer.module
-    units = layer.walk.units
+    walk = layer.walk
+    units = walk.units
     written = units.fresh(module.out_channels)
     inputs = read.reshape(module.groups, -1)
     outputs = written.reshape(module.groups, -1)
@@ -96,7 +98,7 @@ def _grouped(layer: CalledLayer, read: Tensor) -> Tensor:
     units.pack(outputs)
     whole_groups = units.whole(inputs)
     units.same_as_all(whole_groups, outputs)
-    layer.walk.groups[layer.name] = (inputs, outputs)
+    walk.groups[layer.name] = (inputs, outputs)
     layer.note(written, "weight", "bias")
     return written
 

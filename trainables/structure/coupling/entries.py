@@ -60,7 +60,11 @@ def unary(walk: Walk, call: Call) -> Any:
     rest = mapped_known(others, _number)
 
     def of_zeros(zeros: Tensor) -> Any:
-        return walk.called(call.node, [zeros, *rest], call.kwargs)
+        return walk.called(
+            call.node,
+            args=[zeros, *rest],
+            kwargs=call.kwargs,
+        )
 
     zero = None
     if walk.zero_of(of_zeros, known.dim):

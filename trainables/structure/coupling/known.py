@@ -138,7 +138,11 @@ def found_in(value: Any) -> Iterable[Known]:
     if isinstance(value, dict):
         items = value.values()
     elif isinstance(value, slice):
-        items = (value.start, value.stop, value.step)
+        items = (
+            value.start,
+            value.stop,
+            value.step,
+        )
     elif isinstance(value, list | tuple):
         items = value
     for item in items:

@@ -87,7 +87,8 @@ def _indexed(known: Known, rest: list[Any]) -> Iterator[int]:
     if not rest:
         return
     index = rest[0]
-    if isinstance(index, int) and len(rest) > 1:  # index_select
+    is_axis = isinstance(index, int) and len(rest) > 1  # of index_select
+    if is_axis:
         yield index % known.dim
         return
     parts = [index]

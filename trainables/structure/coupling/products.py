@@ -325,7 +325,9 @@ def _over_others(zero: Tensor, unit_map: Tensor) -> Tensor:
     """Where all is 0 over the axes along which a unit map does not vary, and `zero` does."""
     others = []
     for axis, size in enumerate(unit_map.shape):
-        if size == 1 and zero.shape[axis] > 1:
+        if size > 1:
+            continue
+        if zero.shape[axis] > 1:
             others.append(axis)
     if not others:  # torch takes no axes for all of them
         return zero

@@ -56,7 +56,7 @@ class Units:
         """Has units go together, entry by entry; where one side has none, those of the other
         stay."""
         one, other = torch.broadcast_tensors(one, other)
-        sides = [one.reshape(-1), other.reshape(-1)]
+        sides = [side.reshape(-1) for side in (one, other)]
         pairs = torch.stack(sides)
         is_none = pairs == NONE
         without_one, without_other = is_none
@@ -121,7 +121,8 @@ class Units:
 
     def never_empty(self, units: Tensor) -> None:
         """Has one of these units stay at least."""
-        self._spaces.append(units.reshape(-1))
+        in_a_row = units.reshape(-1)
+        self._spaces.append(in_a_row)
 
     def roots(self) -> Tensor:
         """One unit of those that each goes with, (count,)."""
@@ -258,7 +259,8 @@ class _Going:
         changed = False
         if self.restore(whole.units[goes_alone]):
             changed = True
-        if self.restore(whole.members[stays_alone, :1]):
+        first_members = whole.members[stays_alone, :1]
+        if self.restore(first_members):
             changed = True
         return changed
 

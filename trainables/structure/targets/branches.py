@@ -124,7 +124,8 @@ class _Ends:
         count = 0
         for node in nodes:
             module = module_of(self.graph, node)
-            if isinstance(module, kinds) or self._of_function(node, _WEIGHTED):
+            has_weights = isinstance(module, kinds)
+            if has_weights or self._of_function(node, _WEIGHTED):
                 count += 1
         return count
 

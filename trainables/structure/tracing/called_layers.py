@@ -92,7 +92,9 @@ def layer_of(node: fx.Node, args: Any, held: dict[str, Any]) -> str | None:
 def _other_sources(args: Any, input_place: int) -> Iterator[fx.Node]:
     """The nodes among the arguments of an operation, but for the input."""
     for place, argument in enumerate(args):
-        if place != input_place and isinstance(argument, fx.Node):
+        if place == input_place:
+            continue
+        if isinstance(argument, fx.Node):
             yield argument
 
 
@@ -139,7 +141,8 @@ def _equal(own: Any, given: Any) -> bool:
     """Whether two settings are the same: one number stands for as many as there are axes."""
     if own is None or given is None:
         return own is given
-    if isinstance(own, str) or isinstance(given, str):
+    is_word = isinstance(own, str) or isinstance(given, str)
+    if is_word:
         return bool(own == given)
     ones = _as_list(own)
     others = _as_list(given)

@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 
 from slimfront.trainables.torch_internals import FORWARD_HELPERS, NORM, of_any_rank
 
+_CONTAINERS = (nn.Sequential, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 _OF_FORWARD = ("forward", "__call__", *FORWARD_HELPERS, "weight", "bias")
 """The forward of a module of torch.nn, and what it calls or reads of itself, which a subclass could
 change."""
@@ -50,7 +51,7 @@ def plain_kind(module: nn.Module) -> type[nn.Module] | None:
 
     None too for containers, which are what is in them.
     """
-    if isinstance(module, nn.Sequential | nn.TransformerEncoder | nn.TransformerEncoderLayer):
+    if isinstance(module, _CONTAINERS):
         return None
     for kind in type(module).__mro__:
         if kind.__module__.startswith("torch.nn"):
@@ -118,7 +119,8 @@ def _layer(
     if layer.norm_first:
         src = src + attend(layer.norm1(src))
         return src + feed_forward(layer.norm2(src))
-    src = layer.norm1(src + attend(src))
+    attended = src + attend(src)
+    src = layer.norm1(attended)
     made = src + feed_forward(src)
     out: Tensor = layer.norm2(made)
     return out

@@ -30,7 +30,9 @@ def is_known(traced: fx.GraphModule) -> bool:
     if writes_elsewhere(traced):
         return False
     for node in traced.graph.nodes:
-        if node.op == "call_function" and not _is_known_function(node):
+        if node.op != "call_function":
+            continue
+        if not _is_known_function(node):
             return False
     return True
 

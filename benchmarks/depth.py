@@ -37,9 +37,9 @@ from slimfront import prune
 from slimfront.trainables.compaction import compact
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.whole_layers import whole_layers
+from slimfront.trainables.depth import CRITERIA, OUTPUTS
 from slimfront.trainables.measures.latency import Latency, time_networks
 from slimfront.trainables.measures.measure import measure
-from slimfront.trainables.post_training.depth import CRITERIA, OUTPUTS
 
 DEEP = {"ResNet-20": resnet20, "MobileNetV2": NETWORKS["MobileNetV2"]}
 TAKEN = {"ResNet-20": 3, "MobileNetV2": 1}

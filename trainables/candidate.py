@@ -15,6 +15,7 @@ from pydantic import (
 
 from slimfront.trainables.compaction import Compaction
 from slimfront.trainables.data import DATA, Data, Digits
+from slimfront.trainables.depth import Depth
 from slimfront.trainables.measures.latency import SPEEDS, Latency
 from slimfront.trainables.measures.own import OwnMeasure, check_measures, parse_measures
 from slimfront.trainables.models import MLP, MODELS, Model
@@ -91,8 +92,9 @@ class TrainingOptions(Options):
 
 class Candidate(Options):
     """A candidate network and its training: task, data → model → training under penalties and a
-    sparsifier → compaction → refit, and one-shot pruning for further candidates; with `distill`, a
-    teacher's outputs count in the loss; with `int8`, each is quantised and measured as such.
+    sparsifier → whole layers taken out (`depth`) → compaction → refit, and one-shot pruning for
+    further candidates; with `distill`, a teacher's outputs count in the loss; with `int8`, each is
+    quantised and measured as such.
     `measures` names what is measured beyond what always is: bytes_compressed, latency_ms, speedup,
     and functions of the user's (see `OwnMeasure`).
     `plugins` are modules that register penalties, sparsifiers, tasks, models and data sets.
@@ -109,6 +111,7 @@ class Candidate(Options):
     sparsifier: (
         SerializeAsAny[Annotated[Sparsifier, BeforeValidator(SPARSIFIERS.parse_named)]] | None
     ) = None
+    depth: Depth = Depth()
     compaction: Compaction = Compaction()
     refit: Refit = Refit()
     one_shot: OneShot = OneShot()
@@ -147,6 +150,15 @@ class Candidate(Options):
             raise ValueError(
                 "compaction.approximate changes the outputs, so it needs a refit; set refit.epochs "
                 "to 1 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _removal_of_layers_is_refitted(self) -> Self:
+        if self.depth.layers > 0 and self.refit.epochs == 0:
+            raise ValueError(
+                "depth.layers changes the outputs, so it needs a refit; set refit.epochs to 1 or "
+                "more"
             )
         return self
 
@@ -228,6 +240,7 @@ class Candidate(Options):
             "training": training,
             "penalties": {},
             "sparsifier": None,
+            "depth": Depth(),
             "compaction": Compaction(enabled=False),
             "refit": Refit(),
             "one_shot": OneShot(steps=0),

@@ -67,6 +67,11 @@ def _parts(ends: Ends) -> Iterator[tuple[str, Acts, str]]:
         "refit.epochs is 0; set it, or let it vary",
     )
     yield (
+        "depth",
+        lambda candidate: candidate.depth.layers > 0,
+        "depth.layers is 0; set it, or let it vary",
+    )
+    yield (
         "one_shot",
         lambda candidate: candidate.one_shot.steps > 0,
         "one_shot.steps is 0; set it, or let it vary",

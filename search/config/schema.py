@@ -341,12 +341,12 @@ class Config(Candidate):
         return found
 
     def rehearsed(self) -> list[Candidate]:
-        """What is tried before a search: `varied_sparsifiers`, every architecture, int8, and the
-        ends of batch sizes."""
+        """What is tried before a search: `varied_sparsifiers`, every architecture, the most layers
+        that go, int8, and the ends of batch sizes."""
         found = self.varied_sparsifiers()
         for path in self.space:
-            in_model_or_int8 = _section(path) in ("model", "int8")
-            if not in_model_or_int8 and path != "training.batch_size":
+            is_structure = _section(path) in ("model", "depth", "int8")
+            if not is_structure and path != "training.batch_size":
                 continue
             for value in self.search_space.ends(path):
                 found.append(self._tried({path: value}))

@@ -16,13 +16,12 @@ from slimfront.trainables import markdown
 from slimfront.trainables.compaction import Compacted, Compaction, compact
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.data.look import looked_at
+from slimfront.trainables.depth import OUTPUTS, Batch, find_criterion
 from slimfront.trainables.errors import TrialFailure, UserError, first_line
 from slimfront.trainables.importing import import_by_path
 from slimfront.trainables.measures.latency import SPEEDS
 from slimfront.trainables.models import adapted
 from slimfront.trainables.post_training import Amount, check_criterion, pruned
-from slimfront.trainables.post_training.batches import Batch
-from slimfront.trainables.post_training.depth import OUTPUTS, find_criterion
 from slimfront.trainables.shipping import Shipment, ship
 from slimfront.trainables.shipping.card import card
 from slimfront.trainables.shipping.int8 import as_int8

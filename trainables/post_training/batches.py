@@ -1,12 +1,13 @@
 """The batches that a network is pruned on, as slimfront calls networks: one argument."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from slimfront.trainables.data.loaders import pair
+from slimfront.trainables.depth.base import Batch
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.inputs import Call, Several, each, joined, shape_of_one, tensors
 from slimfront.trainables.models import adapted
@@ -14,13 +15,6 @@ from slimfront.trainables.tasks.evaluating import evaluating
 
 _CHECKED = 1024
 """Compaction is checked on at most so many examples."""
-
-
-class Batch(NamedTuple):
-    """Inputs (N, …), and targets (N, …) where there are any."""
-
-    inputs: Tensor
-    targets: Any = None
 
 
 def read(batches: Iterable[Any], *, with_targets: bool) -> list[Batch]:

@@ -7,21 +7,20 @@ from typing import Any
 from torch import nn
 
 from slimfront.trainables.compaction import Compacted, Compaction, compact
+from slimfront.trainables.depth import OUTPUTS, Batch, Loss, find_criterion
+from slimfront.trainables.depth.batch_norms import recalibrate as take_again
+from slimfront.trainables.depth.removal import without_layers
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.inputs import Several
 from slimfront.trainables.post_training.amount import Amount
-from slimfront.trainables.post_training.batch_norms import recalibrate as take_again
 from slimfront.trainables.post_training.batches import (
-    Batch,
     called_with,
     check_runs,
     on_device_of,
     read,
     sample_of,
 )
-from slimfront.trainables.post_training.depth import OUTPUTS, find_criterion
-from slimfront.trainables.post_training.removal import without_layers
-from slimfront.trainables.post_training.scores import Loss, zero_channels, zero_weights
+from slimfront.trainables.post_training.scores import zero_channels, zero_weights
 from slimfront.trainables.shipping.formats import ByArguments
 from slimfront.trainables.structure.copying import copied
 
@@ -133,7 +132,13 @@ def pruned(
     smaller = network
     if amount.kind == "layers":
         smaller, steps = without_layers(
-            network, batches, amount, loss, exclude, criterion or OUTPUTS
+            network,
+            batches,
+            int(amount.value),
+            loss,
+            exclude=exclude,
+            criterion=criterion or OUTPUTS,
+            asked=str(amount),
         )
     else:
         zero = zero_channels if amount.kind == "channels" else zero_weights

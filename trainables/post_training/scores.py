@@ -1,20 +1,19 @@
 """What channels and weights are worth, over batches; those that are worth least become zero."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from slimfront.trainables.compaction.report import Step
+from slimfront.trainables.depth.base import Batch, Loss
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.post_training.amount import Amount
-from slimfront.trainables.post_training.batches import Batch
 from slimfront.trainables.sparsifiers.base import Setting, taking_part
 from slimfront.trainables.sparsifiers.channels import ActiveChannels, Channels
 from slimfront.trainables.sparsifiers.masks import choose_masks
 from slimfront.trainables.training.one_shot import weight_scores
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 Scores = dict[str, Tensor]
 
 

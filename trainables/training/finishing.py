@@ -1,6 +1,7 @@
 """What becomes of a network when its training is over: it is made compact, refitted, measured, and
 pruned further."""
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.compaction import Compacted, compact
+from slimfront.trainables.compaction.report import Step
 from slimfront.trainables.data import Dataset, Split
+from slimfront.trainables.depth import shallower
 from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.inputs import each
 from slimfront.trainables.measures.latency import SPEEDS
@@ -25,6 +28,8 @@ from slimfront.trainables.shipping.stopwatch import Stopwatch
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.one_shot import Pruning
+
+log = logging.getLogger(__name__)
 
 Number = int | float
 FurtherTraining = Callable[[nn.Module], list[dict[str, float]]]
@@ -68,6 +73,7 @@ class Finishing:
         refit: FurtherTraining | None,
         *,
         one_shot: bool,
+        is_over: bool = True,
         recover: FurtherTraining | None = None,
     ) -> Trained:
         """Compacts the network as it is now, refits it if asked to, measures it, prunes it further;
@@ -77,6 +83,7 @@ class Finishing:
             epoch: how many epochs it was trained for.
             refit: trains the compact network; None: it is not.
             one_shot: whether to prune it further in one shot, as the candidate says.
+            is_over: whether its training is, so that whole layers go, as the candidate says.
             recover: as `refit`, of each network that was pruned in one shot.
 
         Returns:
@@ -88,7 +95,7 @@ class Finishing:
                 diverges.
         """
         inputs = self._checked_inputs(self.data.validation)
-        compacted = compact(model, inputs, self.candidate.compaction, self.told)
+        compacted = self._compacted(model, inputs, is_over=is_over)
         network = compacted.network
         report = compacted.report
         remove_hooks(network)
@@ -107,6 +114,22 @@ class Finishing:
             return trained
         pruned = tuple(self._pruned(trained, recover))
         return replace(trained, pruned=pruned)
+
+    def _compacted(self, model: nn.Module, inputs: Tensor, *, is_over: bool) -> Compacted:
+        """The network made compact; without whole layers, if its training is over."""
+        depth = self.candidate.depth
+        gone: list[Step] = []
+        if is_over and depth.layers > 0:
+            model, gone = shallower(model, self.data, depth, at_most=True)
+            if len(gone) < depth.layers:
+                log.warning(
+                    "depth.layers: %s of %s layers were taken out; no more of this network can be",
+                    len(gone),
+                    depth.layers,
+                )
+        compacted = compact(model, inputs, self.candidate.compaction, self.told)
+        report = replace(compacted.report, steps=(*gone, *compacted.report.steps))
+        return replace(compacted, report=report)
 
     def _checked_inputs(self, split: Split) -> Tensor:
         """What the network sees of the first examples of a split."""

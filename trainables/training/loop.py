@@ -208,6 +208,7 @@ class Training(BatchStep):
             self.epoch,
             partial(further, options=options) if options.epochs else None,
             one_shot=one_shot,
+            is_over=self.done,
             recover=partial(further, options=recovery) if recovery.epochs and self.done else None,
         )
 

@@ -13,6 +13,7 @@ from slimfront.trainables.compaction import compact
 from slimfront.trainables.data import Dataset, Split
 from slimfront.trainables.data.look import looked_at
 from slimfront.trainables.data.text import MASK, trimmed
+from slimfront.trainables.depth import shallower
 from slimfront.trainables.errors import (
     TrialFailure,
     UserError,
@@ -296,8 +297,11 @@ class _Rehearsal:
         data = self.training.data
         if candidate.compaction.enabled:
             check_storable(self.model, self.sample)
+        model = self.model
+        if candidate.depth.layers > 0:
+            model, _ = shallower(model, data, candidate.depth)
         with _naming(None, "the network cannot be made compact and kept"):
-            network = compact(self.model, self.sample, candidate.compaction).network
+            network = compact(model, self.sample, candidate.compaction).network
             stored = store(network, candidate.model, data.input_shape, data.head, data.call)
             back = restore(stored, candidate.model).to(self.sample.device)
             made = outputs(network, self.sample)

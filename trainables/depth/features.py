@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from slimfront.trainables.post_training.batches import Batch
+from slimfront.trainables.depth.base import Batch
 
 Features = dict[fx.Node, Tensor]
 """What nodes computed of one batch, (N, …) each."""

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 import slimfront as sf
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.whole_layers import WholeLayer, whole_layers
+from slimfront.trainables.depth import CRITERIA, Batch, find_criterion
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.penalties.cka import pairwise_cka
-from slimfront.trainables.post_training.batches import Batch
-from slimfront.trainables.post_training.depth import CRITERIA, find_criterion
 
 X = torch.randn(32, 6, 8, 8, generator=torch.Generator().manual_seed(1))
 Y = torch.randint(0, 3, (32,), generator=torch.Generator().manual_seed(2))

@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from torch import fx
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer, Without
+from slimfront.trainables.depth.base import Batch, Criterion, Loss, criterion, finite
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.post_training.batches import Batch
-from slimfront.trainables.post_training.depth.base import Criterion, criterion, finite
-from slimfront.trainables.post_training.scores import Loss
 
 
 @criterion("loss")

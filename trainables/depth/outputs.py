@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer, Without
-from slimfront.trainables.post_training.batches import Batch
-from slimfront.trainables.post_training.depth.base import OUTPUTS, Criterion, criterion, finite
-from slimfront.trainables.post_training.scores import Loss
+from slimfront.trainables.depth.base import OUTPUTS, Batch, Criterion, Loss, criterion, finite
 from slimfront.trainables.torch_internals import flattened
 
 Leaves = list[Tensor]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer
-from slimfront.trainables.post_training.depth.base import Criterion, criterion, within
+from slimfront.trainables.depth.base import Criterion, criterion, within
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

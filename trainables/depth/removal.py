@@ -10,28 +10,30 @@ from torch import fx, nn
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.report import Step
 from slimfront.trainables.compaction.whole_layers import WholeLayer, take_out, whole_layers
+from slimfront.trainables.depth.base import OUTPUTS, Batch, Criterion, Loss, find_criterion
 from slimfront.trainables.errors import UserError, first_few
-from slimfront.trainables.post_training.amount import Amount
-from slimfront.trainables.post_training.batches import Batch
-from slimfront.trainables.post_training.depth import OUTPUTS, Criterion, find_criterion
-from slimfront.trainables.post_training.scores import Loss
 
 
 def without_layers(
     network: nn.Module,
     batches: Sequence[Batch],
-    amount: Amount,
+    count: int,
     loss: Loss | None = None,
-    exclude: tuple[str, ...] = (),
+    *,
+    exclude: Sequence[str] = (),
     criterion: str = OUTPUTS,
+    asked: str,
+    at_most: bool = False,
 ) -> tuple[fx.GraphModule, list[Step]]:
-    """The traced network without as many layers or blocks as `amount` says; `network` stays as it
-    is, and batch norms keep the statistics that they have.
+    """The traced network without `count` layers or blocks; `network` stays as it is, and batch
+    norms keep the statistics that they have.
 
     Args:
         batches: inputs (N, …), with targets where there is a loss.
         exclude: the names of layers that stay.
         criterion: of `depth.CRITERIA`.
+        asked: how the user has asked for it, for errors.
+        at_most: whether fewer go where there are not so many.
 
     Returns:
         The network, and what went by name, in the order of going.
@@ -46,14 +48,16 @@ def without_layers(
     with torch.no_grad():
         judge = kind(graph, batches, loss)
         steps: list[Step] = []
-        for _ in range(int(amount.value)):
+        for _ in range(count):
             layers = whole_layers(graph, sample)
             found = [layer for layer in layers if layer.name not in exclude]
+            if not found and at_most:
+                break
             if not found:
-                raise UserError(f"{amount}: {_not_enough(steps)}")
+                raise UserError(f"{asked}: {_not_enough(steps)}")
             worth = judge.worth(graph, found)
             if min(worth) == math.inf:
-                raise UserError(f"{amount}: {_not_judged(criterion, found)}")
+                raise UserError(f"{asked}: {_not_judged(criterion, found)}")
             steps.append(_take_least_out(graph, found, worth, judge))
     return graph, steps
 

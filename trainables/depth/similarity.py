@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer
-from slimfront.trainables.penalties.cka import pairwise_cka
-from slimfront.trainables.post_training.depth.base import (
+from slimfront.trainables.depth.base import (
     Criterion,
     Ends,
     Nodes,
@@ -22,7 +21,8 @@ from slimfront.trainables.post_training.depth.base import (
     ends,
     finite,
 )
-from slimfront.trainables.post_training.depth.features import Features, features_at
+from slimfront.trainables.depth.features import Features, features_at
+from slimfront.trainables.penalties.cka import pairwise_cka
 
 
 class Similarity(Criterion):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer, is_activation
-from slimfront.trainables.post_training.depth.base import Criterion, Nodes, criterion, within
-from slimfront.trainables.post_training.depth.features import Features, features_at
+from slimfront.trainables.depth.base import Criterion, Nodes, criterion, within
+from slimfront.trainables.depth.features import Features, features_at
 
 
 @criterion("entropy")

@@ -3,15 +3,24 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from torch import fx
+from torch import Tensor, fx
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.options import suggest
-from slimfront.trainables.post_training.batches import Batch
-from slimfront.trainables.post_training.scores import Loss
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Of outputs and targets, a mean over the batch."""
+
+
+class Batch(NamedTuple):
+    """Inputs (N, …), and targets (N, …) where there are any."""
+
+    inputs: Tensor
+    targets: Any = None
+
 
 Ends = tuple[fx.Node, fx.Node]
 """The node that is passed on, and the node whose place it takes for the rest of the network."""
@@ -73,7 +82,7 @@ def find_criterion(name: str) -> type[Criterion]:
     """The criterion of a name. Raises UserError, with a suggestion, if there is none."""
     if name not in CRITERIA:
         hint = suggest(name, CRITERIA)
-        raise UserError(f"prune: there is no criterion '{name}'; {hint}")
+        raise UserError(f"there is no criterion '{name}'; {hint}")
     return CRITERIA[name]
 
 

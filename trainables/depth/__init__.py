@@ -1,0 +1,29 @@
+"""What whole layers are chosen by, each criterion a file, and how those that are chosen go."""
+
+from slimfront.trainables.depth import entropy, loss, outputs, scales, similarity
+from slimfront.trainables.depth.base import (
+    CRITERIA,
+    OUTPUTS,
+    Batch,
+    Criterion,
+    Loss,
+    find_criterion,
+)
+from slimfront.trainables.depth.options import Depth
+from slimfront.trainables.depth.shallower import shallower
+
+__all__ = [
+    "CRITERIA",
+    "OUTPUTS",
+    "Batch",
+    "Criterion",
+    "Depth",
+    "Loss",
+    "entropy",
+    "find_criterion",
+    "loss",
+    "outputs",
+    "scales",
+    "shallower",
+    "similarity",
+]

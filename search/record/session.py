@@ -210,8 +210,7 @@ def _read(search: str, storage_path: str) -> tuple[Config, Ledger, float]:
     _check_code(config, folder)
     ledger = ledger_of(config, begun, folder.place)
     _apply_all(ledger, events[1:], folder, first=2)
-    seconds = seconds_spent(events)
-    return config, ledger, seconds
+    return config, ledger, seconds_spent(events)
 
 
 def _check_code(config: Config, folder: Folder) -> None:

@@ -159,8 +159,7 @@ def _named_pair(batch: Mapping[Any, Any], what: str) -> tuple[Any, Any]:
     inputs = dict(batch)
     present = [key for key in _TARGETS if key in inputs]
     if present and len(inputs) > 1:
-        first = present[0]
-        targets = inputs.pop(first)
+        targets = inputs.pop(present[0])
         return inputs, targets
     names = ", ".join(map(str, batch))
     raise UserError(f"{what} gives mappings with {names}; one key is to be 'targets'")
@@ -176,7 +175,7 @@ def _together(parts: list[Any], what: str) -> Any:
         return named
     if isinstance(first, tuple | list):
         placed = []
-        for place, _ in enumerate(first):
+        for place in range(len(first)):
             of_place = [part[place] for part in parts]
             placed.append(_stacked(of_place, what))
         return tuple(placed)

@@ -84,8 +84,7 @@ def _scales(members: Sequence[Training], options: Sequence[object], batches: int
         for number in range(batches):
             step = member.step + number
             epoch = step / batches
-            scale = _scale(own, step, epoch)
-            scales.append(scale)
+            scales.append(_scale(own, step, epoch))
         by_member.append(scales)
     return torch.tensor(by_member, dtype=torch.float64).T
 

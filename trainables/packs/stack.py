@@ -160,8 +160,7 @@ class Stack:
         member = self.members[row]
         model = member.model
         for tensor in (*model.parameters(), *model.buffers()):
-            own = tensor.data.clone()
-            tensor.data = own
+            tensor.data = tensor.data.clone()
         for state in member.optimizer.state.values():
             for name, value in state.items():
                 state[name] = value.clone()

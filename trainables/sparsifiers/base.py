@@ -230,9 +230,8 @@ class ActiveSparsifier:
         them."""
         self.setting.broadcast_from_rank0(masks.values())
         for name, mask in masks.items():
-            own = self.masks[name]
-            own.copy_(mask)
             weight = self.weights[name]
+            self.masks[name].copy_(mask)
             weight.mul_(mask)
             for moment in self._moments(weight):
                 moment.mul_(mask)

@@ -70,7 +70,7 @@ class _Priced:
     def cost(self, alive: Alive, without: int | None = None) -> float:
         """What is there of it costs; `without` an axis, each entry along that."""
         cost = self.price
-        for axis, _ in enumerate(self.shape):
+        for axis in range(len(self.shape)):
             if axis != without:
                 cost *= self.entries(axis, alive)
         return cost

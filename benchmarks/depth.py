@@ -34,7 +34,7 @@ from benchmarks.width_networks import (
     steps_of,
 )
 from slimfront import prune
-from slimfront.trainables.compaction import compact
+from slimfront.trainables.compaction import Compaction, compact
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.whole_layers import whole_layers
 from slimfront.trainables.depth import CRITERIA, OUTPUTS
@@ -50,9 +50,9 @@ OR_MERGED = "{}, or merged: {}"
 FAST = 1.6
 """The speed-up at batch 1 from which on accuracy is compared with that of the whole network."""
 DENSE, BY_CHANCE = "dense", "by chance"
-FIRST_SEED, AFTERWARDS, LR_AFTERWARDS = 100, 3, 0.005
-"""The networks are trained for so many epochs more, on a cosine from this learning rate. Their
-batch norms are folded, so that they bear no large one."""
+FIRST_SEED, AFTERWARDS, LR_AFTERWARDS = 100, 3, 0.05
+"""The networks are trained for so many epochs more, on a cosine from this learning rate, with their
+batch norms, and are made compact then."""
 EXAMPLES = 512
 """How many training examples the criteria see."""
 
@@ -132,7 +132,7 @@ def fit(job: Job) -> dict[str, dict[str, float]]:
     dense = compact(network, inputs).network.eval()
     images, labels = (part[:EXAMPLES] for part in data["train"])
     pairs = list(zip(images.split(128), labels.split(128), strict=True))
-    made: dict[str, nn.Module] = {DENSE: copy.deepcopy(dense)}
+    made: dict[str, nn.Module] = {DENSE: copy.deepcopy(network)}
     for way in ways(job, network, inputs[:3]):
         made[way.name] = prune(
             network,
@@ -141,13 +141,15 @@ def fit(job: Job) -> dict[str, dict[str, float]]:
             criterion=way.criterion,
             loss=nn.functional.cross_entropy,
             exclude=way.stay,
+            compaction=Compaction(enabled=False),
         ).network
     found: dict[str, dict[str, float]] = {}
     short = Recipe(lr=LR_AFTERWARDS)
     for name, smaller in made.items():
         at_once = accuracy(smaller, data["test"])
         trained(smaller, data, short, job.seed + 1, AFTERWARDS)
-        found[name] = measured(smaller, dense, data) | {"at once": at_once}
+        small = compact(smaller, inputs).network.eval()
+        found[name] = measured(small, dense, data) | {"at once": at_once}
     return found
 
 

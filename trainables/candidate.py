@@ -160,6 +160,11 @@ class Candidate(Options):
                 "depth.layers changes the outputs, so it needs a refit; set refit.epochs to 1 or "
                 "more"
             )
+        if self.depth.layers > 0 and self.compaction.approximate:
+            raise ValueError(
+                "compaction.approximate needs a refit after compaction, and with depth.layers the "
+                "refit is before it; leave one of them out"
+            )
         return self
 
     @model_validator(mode="after")

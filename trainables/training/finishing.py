@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.compaction import Compacted, compact
-from slimfront.trainables.compaction.report import Step
 from slimfront.trainables.data import Dataset, Split
 from slimfront.trainables.depth import shallower
 from slimfront.trainables.errors import TrialFailure
@@ -95,18 +94,19 @@ class Finishing:
                 diverges.
         """
         inputs = self._checked_inputs(self.data.validation)
-        compacted = self._compacted(model, inputs, is_over=is_over)
+        depth = self.candidate.depth
+        if is_over and depth.layers > 0:
+            compacted, history = self._shallower(model, inputs, epoch, refit)
+            sizes: Mapping[str, float] = compacted.report.after
+        else:
+            compacted = compact(model, inputs, self.candidate.compaction, self.told)
+            remove_hooks(compacted.network)
+            history = _refitted(compacted.network, epoch, refit)
+            sizes = compacted.report.after
+            if history:
+                sizes = measure(compacted.network, inputs)
         network = compacted.network
         report = compacted.report
-        remove_hooks(network)
-        sizes: Mapping[str, float] = report.after
-        history: list[dict[str, Number]] = []
-        if refit:
-            epochs = refit(network)
-            for number, metrics in enumerate(epochs, start=epoch + 1):
-                history.append({"epoch": number, **metrics})
-        if history:
-            sizes = measure(network, inputs)
         measures = self._measures(network, inputs, sizes)
         measures["layers_merged"] = report.count("merged")
         trained = Trained(history, compacted, measures)
@@ -115,21 +115,25 @@ class Finishing:
         pruned = tuple(self._pruned(trained, recover))
         return replace(trained, pruned=pruned)
 
-    def _compacted(self, model: nn.Module, inputs: Tensor, *, is_over: bool) -> Compacted:
-        """The network made compact; without whole layers, if its training is over."""
+    def _shallower(
+        self, model: nn.Module, inputs: Tensor, epoch: int, refit: FurtherTraining | None
+    ) -> tuple[Compacted, list[dict[str, Number]]]:
+        """The network without whole layers, refitted, and made compact then: while its batch norms
+        are there, it bears the learning rates of training, and more of what went comes back."""
         depth = self.candidate.depth
-        gone: list[Step] = []
-        if is_over and depth.layers > 0:
-            model, gone = shallower(model, self.data, depth, at_most=True)
-            if len(gone) < depth.layers:
-                log.warning(
-                    "depth.layers: %s of %s layers were taken out; no more of this network can be",
-                    len(gone),
-                    depth.layers,
-                )
-        compacted = compact(model, inputs, self.candidate.compaction, self.told)
-        report = replace(compacted.report, steps=(*gone, *compacted.report.steps))
-        return replace(compacted, report=report)
+        shallow, gone = shallower(model, self.data, depth, at_most=True)
+        if len(gone) < depth.layers:
+            log.warning(
+                "depth.layers: %s of %s layers were taken out; no more of this network can be",
+                len(gone),
+                depth.layers,
+            )
+        remove_hooks(shallow)
+        history = _refitted(shallow, epoch, refit)
+        compacted = compact(shallow, inputs, self.candidate.compaction, self.told)
+        steps = (*gone, *compacted.report.steps)
+        report = replace(compacted.report, steps=steps)
+        return replace(compacted, report=report), history
 
     def _checked_inputs(self, split: Split) -> Tensor:
         """What the network sees of the first examples of a split."""
@@ -333,6 +337,18 @@ class Finishing:
             return self.stopwatch().measure_file(int8.file, speeds)
         inputs = self._checked_inputs(self.data.validation)
         return self.stopwatch().measure(network, inputs, speeds)
+
+
+def _refitted(
+    network: nn.Module, epoch: int, refit: FurtherTraining | None
+) -> list[dict[str, Number]]:
+    """Trains a network further in place, if asked to; the metrics of each epoch, counted on from
+    those of training."""
+    history: list[dict[str, Number]] = []
+    if refit is not None:
+        for number, metrics in enumerate(refit(network), start=epoch + 1):
+            history.append({"epoch": number, **metrics})
+    return history
 
 
 def measure_own(network: nn.Module, data: Dataset, own: Sequence[OwnMeasure]) -> dict[str, Number]:

@@ -88,6 +88,10 @@ def test_where_training_leaves_fewer_layers_all_go_and_it_is_said(
     [
         ({"depth": {"layers": 1}, "refit": {"epochs": 0}}, "it needs a refit; set refit.epochs"),
         ({"depth": {"criterion": "cak"}}, "there is no criterion 'cak'; did you mean 'cka'"),
+        (
+            {"depth": {"layers": 1}, "compaction": {"approximate": True}},
+            "the refit is before it; leave one of them out",
+        ),
         ({"depth": {"layers": -1}}, "greater than or equal to 0"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from slimfront.trainables.errors import shorten
+from slimfront.trainables.errors import UserError, shorten
 from slimfront.trainables.redaction import redact
 
 _LONGEST_WORD = 100
@@ -194,6 +194,15 @@ class Registry(dict[str, type[OptionsT]]):
                 ]
                 raise ValidationError.from_exception_data(self.what, lines) from None
         return parsed
+
+
+def validated(kind: type[OptionsT], given: Mapping[str, Any], what: str) -> OptionsT:
+    """Options from a mapping. Raises UserError, which begins with `what` was called, if one is
+    unknown or out of range."""
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise UserError(f"{what}: {explain(error)}") from None
 
 
 def explain(error: ValidationError) -> str:

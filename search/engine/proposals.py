@@ -32,7 +32,9 @@ class Proposals:
         self.distributions = distributions
         self.first: dict[str, int] = {}
         """By values, as a key: the trial that was given them."""
-        options = {path: _all_of(distribution) for path, distribution in distributions.items()}
+        options = {}
+        for path, distribution in distributions.items():
+            options[path] = _all_of(distribution)
         combinations = space.combinations(options, _MOST_COMBINATIONS)
         self.left: dict[str, dict[str, Any]] | None = None
         """The values that no trial was given yet, by their keys; None if they are too many."""
@@ -48,7 +50,12 @@ class Proposals:
 
     def suggested(self, trial: optuna.Trial) -> dict[str, Any]:
         """The values of a trial of the study: those that it has, and others drawn now."""
-        return self.space.values(lambda path: suggest(trial, path, self.distributions[path]))
+
+        def draw(path: str) -> Any:
+            distribution = self.distributions[path]
+            return suggest(trial, path, distribution)
+
+        return self.space.values(draw)
 
     def give(self, number: int, values: Mapping[str, Any]) -> int:
         """Notes that a trial has these values; the number of the first trial that has them."""
@@ -62,8 +69,13 @@ class Proposals:
         which they are."""
         if not self.left:
             return None
-        values = Random(seed).choice(list(self.left.values()))  # noqa: S311 (nothing secret)
-        return {path: value for path, value in values.items() if path in self.distributions}
+        choices = list(self.left.values())
+        values = Random(seed).choice(choices)  # noqa: S311 (nothing secret)
+        asked = {}
+        for path, value in values.items():
+            if path in self.distributions:
+                asked[path] = value
+        return asked
 
 
 def _all_of(distribution: BaseDistribution) -> Sequence[Any] | None:
@@ -73,15 +85,18 @@ def _all_of(distribution: BaseDistribution) -> Sequence[Any] | None:
     if isinstance(distribution, IntDistribution):
         return range(distribution.low, distribution.high + 1, distribution.step)
     assert isinstance(distribution, FloatDistribution)
-    low, step = distribution.low, distribution.step
+    low = distribution.low
+    step = distribution.step
     if distribution.single():
         return (low,)
     if step is None:
         return None
-    last = round((distribution.high - low) / step)
+    span = distribution.high - low
+    last = round(span / step)
     if last >= _MOST_COMBINATIONS:
         return None
-    return [low + number * step for number in range(last + 1)]
+    numbers = range(last + 1)
+    return [low + number * step for number in numbers]
 
 
 def _key(values: Mapping[str, Any]) -> str:
@@ -90,7 +105,8 @@ def _key(values: Mapping[str, Any]) -> str:
     texts = []
     for path, value in sorted(values.items()):
         text = repr(value)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number:
             text = f"{value:.12g}"
         texts.append(f"{path}={text}")
     return "\n".join(texts)

@@ -38,22 +38,27 @@ def epsilon_net_order(losses: Losses) -> list[int]:
     """
     low = losses.min(axis=0)
     high = losses.max(axis=0)
-    scaled = (losses - low) / np.where(high > low, high - low, 1.0)
-    first = int(np.argmin(losses[:, 0]))
+    span = np.where(high > low, high - low, 1.0)
+    scaled = (losses - low) / span
+    of_first_objective = losses[:, 0]
+    first = int(of_first_objective.argmin())
     order = [first]
     nearest = _distances(scaled, first)
     nearest[order] = -1.0
     while len(order) < len(losses):
-        chosen = int(np.argmax(nearest.round(9)))  # what is equal but for rounding is equal
+        rounded = nearest.round(9)  # what is equal but for rounding is equal
+        chosen = int(rounded.argmax())
         order.append(chosen)
-        nearest = np.minimum(nearest, _distances(scaled, chosen))
+        distances = _distances(scaled, chosen)
+        nearest = np.minimum(nearest, distances)
         nearest[order] = -1.0
     return order
 
 
 def _distances(points: Losses, index: int) -> NDArray[np.float64]:
     """Of all points (N, M) to one of them, (N,)."""
-    distances: NDArray[np.float64] = np.linalg.norm(points - points[index], axis=1)
+    differences = points - points[index]
+    distances: NDArray[np.float64] = np.linalg.norm(differences, axis=1)
     return distances
 
 
@@ -65,11 +70,14 @@ def crowding_order(losses: Losses) -> list[int]:
         order = np.argsort(column, kind="stable")
         ordered = column[order]
         span = ordered[-1] - ordered[0]
-        distance[order[[0, -1]]] = np.inf
+        ends = order[[0, -1]]
+        distance[ends] = np.inf
         if span > 0:
+            inner = order[1:-1]
             between = ordered[2:] - ordered[:-2]
-            distance[order[1:-1]] += between / span
-    least_crowded: list[int] = np.argsort(-distance, kind="stable").tolist()
+            distance[inner] += between / span
+    by_distance = np.argsort(-distance, kind="stable")
+    least_crowded: list[int] = by_distance.tolist()
     return least_crowded
 
 
@@ -90,17 +98,22 @@ def ranking(
     finite = np.isfinite(losses).all(axis=1)
     if violations is None:
         violations = np.zeros(len(losses))
-    outside = np.flatnonzero(finite & (violations > 0))
-    usable = np.flatnonzero(finite & ~(violations > 0))
+    violates = violations > 0
+    usable = np.flatnonzero(finite & ~violates)
     order: list[int] = []
     if len(usable):
+        order_within = _TIE_BREAKS[tie_break]
         ranks = moocore.pareto_rank(losses[usable])
-        for rank in range(int(ranks.max()) + 1):
+        last = int(ranks.max())
+        for rank in range(last + 1):
             front = usable[ranks == rank]
-            within = _TIE_BREAKS[tie_break](losses[front])
+            within = order_within(losses[front])
             order += front[within].tolist()
-    order += outside[np.argsort(violations[outside], kind="stable")].tolist()
-    return order + np.flatnonzero(~finite).tolist()
+    outside = np.flatnonzero(finite & violates)
+    by_violation = np.argsort(violations[outside], kind="stable")
+    order += outside[by_violation].tolist()
+    order += np.flatnonzero(~finite).tolist()
+    return order
 
 
 def goes_on(
@@ -121,8 +134,10 @@ def goes_on(
     if not len(others):
         return True
     together = np.vstack([mine[None], others])
-    position = ranking(together, tie_break, violations).index(0)
-    return position < math.ceil(len(others) / reduction)
+    order = ranking(together, tie_break, violations)
+    position = order.index(0)
+    best = math.ceil(len(others) / reduction)
+    return position < best
 
 
 class MultiObjectiveASHA(FIFOScheduler):
@@ -164,11 +179,13 @@ class MultiObjectiveASHA(FIFOScheduler):
         violation: Callable[[Mapping[str, Any]], float] = lambda _result: 0.0,
     ) -> None:
         super().__init__()
-        if not objectives or any(mode not in ("min", "max") for mode in objectives.values()):
+        modes = set(objectives.values())
+        if not objectives or not modes <= {"min", "max"}:
             raise ValueError(
                 f"objectives map names to 'min' or 'max', and they are {dict(objectives)}"
             )
-        if grace <= 0 or reduction <= 1 or brackets < 1 or tie_break not in _TIE_BREAKS:
+        in_range = grace > 0 and reduction > 1 and brackets >= 1
+        if not in_range or tie_break not in _TIE_BREAKS:
             raise ValueError(
                 "grace must be above 0, reduction above 1, brackets at least 1, tie_break "
                 "epsilon_net or crowding"
@@ -180,10 +197,10 @@ class MultiObjectiveASHA(FIFOScheduler):
         self.key = key or (lambda trial: str(trial.trial_id))
         self.exempt = exempt
         self.violation = violation
-        self.levels = [
-            rung_times(grace * reduction**bracket, reduction, max_time)
-            for bracket in range(brackets)
-        ]
+        self.levels = []
+        for bracket in range(brackets):
+            first = grace * reduction**bracket
+            self.levels.append(rung_times(first, reduction, max_time))
         self.brackets: dict[str, int] = {}
         self.rungs: dict[tuple[int, int], dict[str, Losses]] = {}
         self.violations: dict[tuple[int, int], dict[str, float]] = {}
@@ -195,13 +212,14 @@ class MultiObjectiveASHA(FIFOScheduler):
         trial = entry["trial"]
         bracket = entry["bracket"]
         self.brackets[trial] = bracket
-        if "rung" in entry:
-            # JSON has no NaN.
-            losses = [math.nan if loss is None else loss for loss in entry["losses"]]
-            rung = self.rungs.setdefault((bracket, entry["rung"]), {})
-            rung[trial] = np.array(losses)
-            missed = self.violations.setdefault((bracket, entry["rung"]), {})
-            missed[trial] = entry.get("violation", 0.0)
+        if "rung" not in entry:
+            return
+        place = (bracket, entry["rung"])
+        losses = np.array(entry["losses"], dtype=np.float64)  # None, as JSON has it, becomes NaN
+        rung = self.rungs.setdefault(place, {})
+        rung[trial] = losses
+        missed = self.violations.setdefault(place, {})
+        missed[trial] = entry.get("violation", 0.0)
 
     def _record(self, entry: dict[str, Any]) -> None:
         self._restore(entry)
@@ -224,30 +242,38 @@ class MultiObjectiveASHA(FIFOScheduler):
             return decision
         name = self.key(trial)
         bracket = self.brackets[name]
+        now = result[self.time_attr]
         for rung, time in enumerate(self.levels[bracket]):
-            others = self.rungs.get((bracket, rung), {})
-            if result[self.time_attr] < time or name in others:
+            place = (bracket, rung)
+            others = self.rungs.get(place, {})
+            if now < time or name in others:
                 continue
             mine = self.losses(result)
+            violation = self.violation(result)
+            missed = self.violations.get(place, {})
+            if not self._goes_on(others, mine, [violation, *missed.values()]):
+                decision = TrialScheduler.STOP
             entry: dict[str, Any] = {
                 "trial": name,
                 "bracket": bracket,
                 "rung": rung,
-                "losses": [float(loss) if math.isfinite(loss) else None for loss in mine],
+                "losses": _for_json(mine),
             }
-            violation = self.violation(result)
             if 0 < violation < math.inf:
                 entry["violation"] = violation
-            missed = self.violations.get((bracket, rung), {})
-            if not self._goes_on(others, mine, [violation, *missed.values()]):
-                decision = TrialScheduler.STOP
             self._record(entry)
         return decision
 
     def _goes_on(self, others: Mapping[str, Losses], mine: Losses, violations: list[float]) -> bool:
         before = np.array(list(others.values()))
         before = before.reshape(len(others), len(self.objectives))
-        return goes_on(before, mine, self.reduction, self.tie_break, np.array(violations))
+        return goes_on(
+            others=before,
+            mine=mine,
+            reduction=self.reduction,
+            tie_break=self.tie_break,
+            violations=np.array(violations),
+        )
 
     def losses(self, result: Mapping[str, Any]) -> Losses:
         """The objectives of a result, (M,), turned so that less is better; NaN for one that is
@@ -267,6 +293,14 @@ class MultiObjectiveASHA(FIFOScheduler):
             time = self.levels[bracket][rung]
             filled[f"{bracket}/{time:g}"] = len(trials)
         return f"MultiObjectiveASHA, trials per bracket/rung: {filled}"
+
+
+def _for_json(losses: Losses) -> list[float | None]:
+    """None for what is not finite, which JSON has not."""
+    found: list[float | None] = []
+    for loss in losses.tolist():
+        found.append(loss if math.isfinite(loss) else None)
+    return found
 
 
 def rung_times(grace: float, reduction: float, max_time: float, most: int = 30) -> list[float]:

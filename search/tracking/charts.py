@@ -1,6 +1,7 @@
 """Charts about a search beside its front: how it went, what drove it, and which layers its networks
 kept."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 from slimfront.search.config.schema import Config
 from slimfront.search.config.space_checks import is_in
 from slimfront.search.record.ledger import Ledger
-from slimfront.search.record.trials import MeasuredNetwork
+from slimfront.search.record.trials import MeasuredNetwork, TrialRecord
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.shipping.network_file import read
 
@@ -32,10 +33,13 @@ def history_png(history: Sequence[tuple[float, int, float]], title: str) -> Figu
     """Hypervolume over time and over epochs; `history` has (minutes since the beginning, epochs
     trained, hypervolume)."""
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    minutes = [point[0] for point in history]
+    epochs = [float(point[1]) for point in history]
     volumes = [point[2] for point in history]
-    for column, name in enumerate(("minutes", "epochs of training, all trials")):
-        axes = figure.add_subplot(1, 2, column + 1)
-        axes.step([point[column] for point in history], volumes, where="post")
+    charts = {"minutes": minutes, "epochs of training, all trials": epochs}
+    for column, (name, places) in enumerate(charts.items(), start=1):
+        axes = figure.add_subplot(1, 2, column)
+        axes.step(places, volumes, where="post")
         axes.set(xlabel=name, ylabel="hypervolume")
         axes.grid(alpha=0.3)
     figure.suptitle(title)
@@ -50,30 +54,50 @@ def importances(
 
     Empty where there are too few trials, or an objective did not vary.
     """
-    names = [objective.name for objective in ledger.objectives]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         directions=[objective.direction.value for objective in ledger.objectives]
     )
+    names = [objective.name for objective in ledger.objectives]
     for trial in ledger.trials:
-        values = [trial.measures.get(name, float("nan")) for name in names]
-        if trial.status not in ("completed", "stopped") or not np.isfinite(values).all():
-            continue
-        known = _of(trial.values, distributions)
-        if known is not None:
-            params = {path: trial.values[path] for path in known}
-            study.add_trial(optuna.create_trial(params=params, distributions=known, values=values))
+        told = _as_optunas(trial, names, distributions)
+        if told is not None:
+            study.add_trial(told)
     if len(study.trials) < _FEWEST:
         return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=32, max_depth=_DEPTH, seed=0)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(
+        n_trees=32,
+        max_depth=_DEPTH,
+        seed=0,
+    )
     found = {}
     for index, name in enumerate(names):
         target = partial(_value, index)
-        if len(set(map(target, study.trials))) > 1:
-            found[name] = optuna.importance.get_param_importances(
-                study, evaluator=evaluator, target=target
-            )
+        distinct = {target(trial) for trial in study.trials}
+        if len(distinct) < 2:
+            continue
+        found[name] = optuna.importance.get_param_importances(
+            study,
+            evaluator=evaluator,
+            target=target,
+        )
     return found
+
+
+def _as_optunas(
+    trial: TrialRecord, objectives: Sequence[str], distributions: dict[str, BaseDistribution]
+) -> optuna.trial.FrozenTrial | None:
+    """A trial as Optuna knows it; None if it has no values that tell anything."""
+    if trial.status not in ("completed", "stopped"):
+        return None
+    values = [trial.measures.get(name, math.nan) for name in objectives]
+    if not all(map(math.isfinite, values)):
+        return None
+    known = _of(trial.values, distributions)
+    if known is None:
+        return None
+    params = {path: trial.values[path] for path in known}
+    return optuna.create_trial(params=params, distributions=known, values=values)
 
 
 def _of(
@@ -81,10 +105,15 @@ def _of(
 ) -> dict[str, BaseDistribution] | None:
     """The distributions of the values of a trial, some of which may not vary beside the others;
     None if one lies outside, as values to start from can."""
-    known = {path: distributions[path] for path in values if path in distributions}
-    if all(is_in(known[path], values[path]) for path in known):
-        return known
-    return None
+    known = {}
+    for path, value in values.items():
+        if path not in distributions:
+            continue
+        distribution = distributions[path]
+        if not is_in(distribution, value):
+            return None
+        known[path] = distribution
+    return known
 
 
 def _value(index: int, trial: optuna.trial.FrozenTrial) -> float:
@@ -102,12 +131,9 @@ def importance_png(shares: dict[str, dict[str, float]], title: str) -> Figure:
     groups = np.arange(len(paths))
     height = 0.8 / max(len(shares), 1)
     for index, (objective, of_one) in enumerate(shares.items()):
-        axes.barh(
-            groups + index * height,
-            [of_one.get(path, 0.0) for path in paths],
-            height=height,
-            label=objective,
-        )
+        places = groups + index * height
+        lengths = [of_one.get(path, 0.0) for path in paths]
+        axes.barh(places, lengths, height=height, label=objective)
     middle = 0.4 - height / 2
     axes.set_yticks(groups + middle, list(paths))
     axes.invert_yaxis()
@@ -130,7 +156,8 @@ def layers_png(
     """
     columns = _weights(dense)
     shown = networks[:_ROWS]
-    cells = _shares(columns, [network for _, network in shown])
+    rows = [network for _, network in shown]
+    cells = _shares(columns, rows)
     width = 2.4 + 0.6 * max(len(columns), 6)
     height = 1.6 + 0.28 * len(shown)
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -138,8 +165,9 @@ def layers_png(
     shades = colormaps["viridis"].with_extremes(bad="0.93")
     magnitudes = np.log10(np.maximum(cells, 1e-4))
     image = axes.imshow(magnitudes, aspect="auto", cmap=shades, vmin=-4, vmax=0)
+    are_told = len(columns) <= 12
     for (row, column), share in np.ndenumerate(cells):
-        if np.isfinite(share) and len(columns) <= 12:
+        if are_told and np.isfinite(share):
             axes.text(
                 column,
                 row,

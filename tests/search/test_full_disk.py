@@ -221,6 +221,7 @@ def test_a_tracking_store_without_room_for_the_first_run_is_one_sentence_with_wh
         disk.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("room", [300, pytest.param(900, marks=pytest.mark.slow)])

@@ -131,6 +131,7 @@ def test_a_search_listens_on_loopback_alone_and_nothing_of_it_stays_when_its_dri
     wait_for(lambda: not of_search(directory), 25)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_what_trials_started_ends_with_the_search_which_says_so(directory: Path) -> None:
     driver = started(directory, trials=2, epochs=1)

@@ -48,6 +48,7 @@ def ended(directory: Path) -> list[TrialEnded]:
     return [event for event in events if isinstance(event, TrialEnded)]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "killed", [pytest.param(False, marks=pytest.mark.slow), True], ids=["goes-on", "starts-anew"]

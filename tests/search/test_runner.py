@@ -448,6 +448,7 @@ def test_a_front_member_whose_network_is_lost_stays_on_the_front(
     assert "was not measured on the test set" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_search_in_one_sentence_and_loses_nothing_that_was_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,6 +135,7 @@ def test_a_search_that_is_read_or_resumed_knows_it_and_times_it_no_more(
     assert recommended(again.ledger).timed_again == point.timed_again
 
 
+@pytest.mark.slow
 def test_a_device_that_is_gone_at_the_end_costs_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,6 +1,6 @@
 """`slimfront.prune`: a trained network, smaller, without training."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from slimfront.trainables.depth.batch_norms import recalibrate as take_again
 from slimfront.trainables.depth.removal import without_layers
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.inputs import Several
+from slimfront.trainables.options import validated
 from slimfront.trainables.post_training.amount import Amount
 from slimfront.trainables.post_training.batches import (
     called_with,
@@ -36,7 +37,7 @@ def prune(
     loss: Loss | None = None,
     exclude: Sequence[str] = (),
     recalibrate: bool = True,
-    compaction: Compaction | None = None,
+    compaction: Compaction | Mapping[str, Any] | None = None,
 ) -> Compacted:
     """Makes a trained network smaller without training it; `network` is left as it is.
 
@@ -63,7 +64,9 @@ def prune(
         exclude: names of layers that stay.
         recalibrate: whether the statistics of batch norms are taken again on the batches, after
             pruning and before compaction.
-        compaction: how it is made compact; the defaults if None.
+        compaction: how it is made compact, as in a config; the defaults if None. `{"enabled":
+            False}` leaves that out: a network without some of its `layers` keeps its batch norms
+            then, so that it can be trained further as before, and made compact afterwards.
 
     Returns:
         The network, in evaluation mode, which is called as `network` is, and the report: its first
@@ -75,6 +78,8 @@ def prune(
     """
     amount = Amount.chosen({"channels": channels, "weights": weights, "layers": layers})
     check_criterion(amount, criterion)
+    if isinstance(compaction, Mapping):
+        compaction = validated(Compaction, compaction, "prune: compaction")
     given = read(batches, with_targets=loss is not None)
     copy = copied(network).eval()
     copy.zero_grad()

@@ -44,7 +44,8 @@ class Pruning:
         self.ordered = torch.zeros(0)
         if self.scores:
             self.ordered = _largest_first(self.scores.values())
-        self.alive = int((self.ordered > 0).sum())
+        alive = self.ordered > 0
+        self.alive = int(alive.sum())
         """How many weights are not zero."""
         self.whole = dict(network.named_modules())
         self.sparser = copied(network)
@@ -54,7 +55,8 @@ class Pruning:
         found: list[int] = []
         kept = self.alive
         for step in range(1, options.steps + 1):
-            fewer = int(self.alive * options.keep**step)
+            share = options.keep**step
+            fewer = int(self.alive * share)
             if fewer < 1 or fewer == kept:
                 break
             kept = fewer
@@ -68,18 +70,21 @@ class Pruning:
         least = float(self.ordered[kept - 1])
         modules = dict(self.sparser.named_modules())
         for name, score in self.scores.items():
+            stays = score >= least
             weight: Tensor = modules[name].weight
             before: Tensor = self.whole[name].weight
-            weight.copy_(before * (score >= least))
+            weight.copy_(before * stays)
         return self.sparser
 
 
 def _largest_first(scores: Iterable[Tensor]) -> Tensor:
     """All scores in one row, float64, on the CPU."""
-    together = torch.cat([score.flatten() for score in scores])
+    rows = [score.flatten() for score in scores]
+    together = torch.cat(rows).double()
     # By numpy, which is ten times as fast: torch wants to know the places too.
-    ordered = np.sort(together.double().cpu().numpy())
-    return torch.from_numpy(ordered).flip(0)
+    ordered = np.sort(together.cpu().numpy())
+    rising = torch.from_numpy(ordered)
+    return rising.flip(0)
 
 
 @torch.no_grad()
@@ -110,14 +115,18 @@ def _score(layer: nn.Module, seen: Tensor) -> Tensor:
     weight: Tensor = layer.weight  # type: ignore[assignment]
     size = weight.abs()
     if isinstance(layer, nn.Linear):
-        of_features: Tensor = seen.reshape(-1, seen.shape[-1]).norm(dim=0)
+        width = seen.shape[-1]
+        examples = seen.reshape(-1, width)
+        of_features: Tensor = examples.norm(dim=0)
         return size * of_features
     channels: Tensor = seen.transpose(0, 1).flatten(1)
+    of_channels: Tensor = channels.norm(dim=1)
     groups: int = layer.groups  # type: ignore[assignment]
     # Weights are (out, in / groups, *kernel): the outputs of group g read the g-th part of the
     # input channels.
-    norms: Tensor = channels.norm(dim=1).view(groups, -1)
+    norms = of_channels.view(groups, -1)
     outputs_of_group = len(size) // groups
-    per_output: Tensor = norms.repeat_interleave(outputs_of_group, dim=0)
+    per_output = norms.repeat_interleave(outputs_of_group, dim=0)
     kernel = [1] * (size.ndim - 2)
-    return size * per_output.view(*per_output.shape, *kernel)
+    broadcast = per_output.view(*per_output.shape, *kernel)
+    return size * broadcast

@@ -41,11 +41,13 @@ class NetworkReport:
     @property
     def total(self) -> int:
         """All parameters."""
-        return sum(layer.parameters for layer in self.layers)
+        counts = [layer.parameters for layer in self.layers]
+        return sum(counts)
 
     def reached(self, by: str) -> int:
         """Parameters of the layers that something acts on."""
-        return sum(layer.parameters for layer in self.layers if by in layer.by)
+        reached = [layer for layer in self.layers if by in layer.by]
+        return sum(layer.parameters for layer in reached)
 
 
 def what_can_shrink(network: nn.Module, sample: Tensor) -> NetworkReport:
@@ -56,7 +58,8 @@ def what_can_shrink(network: nn.Module, sample: Tensor) -> NetworkReport:
     """
     layers = {}
     for name, module in network.named_modules():
-        count = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        own = module.parameters(recurse=False)
+        count = sum(parameter.numel() for parameter in own)
         if count:
             layers[name] = LayerReport(name, type(module).__name__, count)
     problems: list[str] = []
@@ -68,7 +71,8 @@ def what_can_shrink(network: nn.Module, sample: Tensor) -> NetworkReport:
         layer.units = name in removable or "node" in layer.by
         if not layer.by:
             layer.why_not = _why_not(name, layer.kind, computed)
-    return NetworkReport(list(layers.values()), _distinct(problems))
+    reports = list(layers.values())
+    return NetworkReport(reports, _distinct(problems))
 
 
 def _acting(network: nn.Module, sample: Tensor, problems: list[str]) -> dict[str, list[str]]:
@@ -93,7 +97,8 @@ def _groups(
 ) -> list[str]:
     """The layers that a penalty acts on; none of one that looks at features."""
     try:
-        active = kind(strength=1.0).attach(network, sample)
+        options = kind(strength=1.0)
+        active = options.attach(network, sample)
     except UserError as error:
         problems.append(f"{name}: {error}")
         return []

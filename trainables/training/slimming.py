@@ -9,18 +9,18 @@ after it come the proximal steps of the penalties, and then the masks.
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
 import torch
 import torch.distributed as dist
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
+from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor, nn
 
 from slimfront.trainables.compaction import Compacted, Compaction, compact
 from slimfront.trainables.errors import UserError, first_few
 from slimfront.trainables.inputs import Several, as_one, each
 from slimfront.trainables.models.adapted import as_called_with
-from slimfront.trainables.options import Options, explain
+from slimfront.trainables.options import Options, validated
 from slimfront.trainables.penalties import PENALTIES, ActivePenalty, Penalty
 from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty, StepSizes
 from slimfront.trainables.penalties.cka import ActiveFeatures
@@ -169,7 +169,9 @@ class Slimming(AbstractContextManager["Slimming"]):
             UserError: if an option is unknown or out of range, or what is asked for has nothing to
                 act on in this network.
         """
-        asked = _validated(Asked, {"penalties": penalties or {}, "sparsifier": sparsifier})
+        asked = validated(
+            Asked, {"penalties": penalties or {}, "sparsifier": sparsifier}, "Slimming"
+        )
         if steps < 1:
             raise UserError(f"Slimming: steps is {steps}; it must be the optimiser steps to come")
         self.steps = steps
@@ -320,7 +322,7 @@ class Slimming(AbstractContextManager["Slimming"]):
             UserError: if the network cannot be traced.
         """
         if isinstance(options, Mapping):
-            options = _validated(Compaction, options)
+            options = validated(Compaction, options, "Slimming")
         self._say_if_early()
         given = self._sample if inputs is None else as_one(inputs)
         twin = copied(self.network if network is None else unwrapped(network))
@@ -459,20 +461,11 @@ _WRAPPERS = (
     torch.optim.swa_utils.AveragedModel,
 )
 
-OptionsT = TypeVar("OptionsT", bound=Options)
-
 
 def _beside(inputs: Tensor, network: nn.Module) -> Tensor:
     """The inputs on the device of a network."""
     device = next(network.parameters()).device
     return each(inputs, lambda tensor: tensor.to(device))
-
-
-def _validated(kind: type[OptionsT], given: Mapping[str, Any]) -> OptionsT:
-    try:
-        return kind.model_validate(given)
-    except ValidationError as error:
-        raise UserError(f"Slimming: {explain(error)}") from None
 
 
 def _per_epoch(asked: Asked, steps_per_epoch: int | None) -> int:

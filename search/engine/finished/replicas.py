@@ -15,6 +15,7 @@ from slimfront.search.record.front.shown import shown
 from slimfront.search.record.ledger import Ledger
 from slimfront.search.record.trials import MeasuredNetwork, label
 from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.training.finishing import ONE_SHOT_SHARE, Trained
 from slimfront.trainables.training.own_loop import training_of
@@ -48,33 +49,45 @@ class Replica:
 def planned(config: Config, ledger: Ledger, seeds: int) -> list[Replica]:
     """The trainings that are missing, those of the baseline first. Raises UserError as
     `replicate`."""
-    members = shown(ledger, ledger.front.members()).members
+    front = ledger.front.members()
+    members = shown(ledger, front).members
     if not members or ledger.dense_network is None:
         raise UserError(
             "the search has no front beside a trained baseline yet; resume it, and replicate its "
             "members then"
         )
     _refuse_what_needs_the_search(config, members)
-    by_training: dict[tuple[int | None, int], list[MeasuredNetwork]] = {}
     if config.baseline_is_trained:
         members = [ledger.dense_network, *members]
+    by_training: dict[tuple[int | None, int], list[MeasuredNetwork]] = {}
     for member in members:
-        by_training.setdefault((member.trial.number, member.epoch), []).append(member)
+        training = (member.trial.number, member.epoch)
+        by_training.setdefault(training, []).append(member)
     jobs = []
-    for (number, epoch), of_training in by_training.items():
-        candidate = config.reference()
-        if number is not None:
-            candidate = config.candidate(of_training[0].trial.values)
+    for of_training in by_training.values():
         for index in range(seeds):
             seed = _FIRST_SEED + index
             missing = [member for member in of_training if seed not in member.replicas]
-            if not missing:
-                continue
-            shares = {member.step: _share(config, member) for member in missing}
-            training = candidate.training.model_copy(update={"seed": seed})
-            plain = candidate.model_copy(update={"training": training}).model_dump(mode="json")
-            jobs.append(Replica(number, epoch, seed, plain, shares))
+            if missing:
+                jobs.append(_replica(config, missing, seed))
     return jobs
+
+
+def _replica(config: Config, missing: Sequence[MeasuredNetwork], seed: int) -> Replica:
+    """The training that gives these networks of one trial and epoch for another seed."""
+    first = missing[0]
+    candidate = config.reference()
+    if first.trial.number is not None:
+        candidate = config.candidate(first.trial.values)
+    training = candidate.training.model_copy(update={"seed": seed})
+    candidate = candidate.model_copy(update={"training": training})
+    return Replica(
+        number=first.trial.number,
+        epoch=first.epoch,
+        seed=seed,
+        candidate=candidate.model_dump(mode="json"),
+        shares={member.step: _share(config, member) for member in missing},
+    )
 
 
 def _refuse_what_needs_the_search(config: Config, members: Sequence[MeasuredNetwork]) -> None:
@@ -130,11 +143,17 @@ def _train(
     ends: Callable[[], bool],
 ) -> None:
     resources = config.resources
-    remote = ray.remote(
-        num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=config.search.retries
-    )(train_again)
+    options = ray.remote(
+        num_cpus=resources.cpu,
+        num_gpus=resources.gpu,
+        max_retries=config.search.retries,
+    )
+    train = options(train_again)
+    running = {}
+    for job in jobs:
+        reference = train.remote(job.candidate, job.epoch, job.shares)
+        running[reference] = job
     failures = 0
-    running = {remote.remote(job.candidate, job.epoch, job.shares): job for job in jobs}
     while running:
         done, _ = ray.wait(list(running), num_returns=1, timeout=_ASK_S)
         if ends():
@@ -162,11 +181,14 @@ def _taken(reference: Any, job: Replica, write: Callable[[Event], object]) -> st
         )
         return reason
     for step, measures in found.items():
-        write(
-            NetworkReplicated(
-                number=job.number, epoch=job.epoch, step=step, seed=job.seed, measures=measures
-            )
+        event = NetworkReplicated(
+            number=job.number,
+            epoch=job.epoch,
+            step=step,
+            seed=job.seed,
+            measures=measures,
         )
+        write(event)
     return None
 
 
@@ -183,21 +205,29 @@ def train_again(
     Raises:
         TrialFailure: if the loss diverges, or a network cannot be compacted.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    training = training_of(Candidate.model_validate(plain), device)
-    data = training.data
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda")
+    candidate = Candidate.model_validate(plain)
+    training = training_of(candidate, device)
     try:
         while not training.done and training.epoch < epoch:
             training.run_epoch()
-        trained = training.finish(None if training.done else Refit(), one_shot=False)
+        refit = None if training.done else Refit()
+        trained = training.finish(refit, one_shot=False)
         networks: dict[int, Trained] = {}
         for step, share in shares.items():
-            networks[step] = training.finishing.pruned_to(trained, share) if step else trained
+            networks[step] = trained
+            if step:
+                networks[step] = training.finishing.pruned_to(trained, share)
     finally:
         training.close()
-    found = {}
-    for step, made in networks.items():
-        network = made.compacted.network
-        tested = data.task.evaluate(network, *data.test, "test", prepare=data.prepare)
-        found[step] = {name: float(value) for name, value in {**made.measures, **tested}.items()}
-    return found
+    return {step: _measured(made, training.data) for step, made in networks.items()}
+
+
+def _measured(made: Trained, data: Dataset) -> dict[str, float]:
+    """What is measured of a network, and its metrics on the test split."""
+    network = made.compacted.network
+    tested = data.task.evaluate(network, *data.test, "test", prepare=data.prepare)
+    found = made.measures | tested
+    return {name: float(value) for name, value in found.items()}

@@ -88,7 +88,7 @@ def on(server: Server, config: Config) -> Config:
 @pytest.mark.parametrize(
     ("status", "body"),
     [
-        (200, b"{}"),
+        pytest.param(200, b"{}", marks=pytest.mark.slow),
         pytest.param(200, b"<html>log in</html>", marks=pytest.mark.slow),
         (400, b"<html>not here</html>"),
     ],

@@ -79,6 +79,23 @@ def snapshot(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
+def test_a_network_without_layers_can_be_trained_further_before_it_is_made_compact(
+    network: nn.Module,
+) -> None:
+    made = sf.prune(network, batches(), layers=1, compaction={"enabled": False})
+    norms = [m for m in made.network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert made.report.steps[0][1] == "pruned"
+    trained(made.network)
+    small = sf.compact(made.network, images()[0])
+    assert not [m for m in small.network.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_unknown_options_of_compaction_are_one_sentence(network: nn.Module) -> None:
+    with pytest.raises(sf.UserError, match=r"^prune: compaction: .*enable"):
+        sf.prune(network, batches(), layers=1, compaction={"enable": False})
+
+
 @pytest.mark.parametrize("by_loss", [False, True])
 @pytest.mark.parametrize("how", [{"channels": 0.5}, {"weights": 0.8}, {"layers": 1}])
 def test_the_network_gets_smaller_and_the_one_that_was_given_stays(

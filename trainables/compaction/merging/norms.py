@@ -33,15 +33,19 @@ def fold_remaining_norms(graph: fx.GraphModule) -> list[str]:
     folded = []
     for node in list(graph.graph.nodes):
         norm = batch_norm(graph, node)
-        if norm is None or counts[node.target] > 1:
+        if norm is None:
             continue
         source = node.args[0]
         layer = module_of(graph, source)
-        if not isinstance(layer, Conv | _Transposed) or not _are_of_one_rank(layer, norm):
+        if not isinstance(layer, Conv | _Transposed):
             continue
-        if counts[source.target] > 1 or len(source.users) > 1:
+        called_once = counts[node.target] == 1 and counts[source.target] == 1
+        if not called_once or len(source.users) > 1:
             continue
-        set_called(graph, source, _with_norm(layer, norm))
+        if not _are_of_one_rank(layer, norm):
+            continue
+        combined = _with_norm(layer, norm)
+        set_called(graph, source, combined)
         bypass(graph, node)
         folded.append(str(source.target))
     return folded
@@ -50,24 +54,29 @@ def fold_remaining_norms(graph: fx.GraphModule) -> list[str]:
 def _are_of_one_rank(layer: Conv | _Transposed, norm: BatchNorm) -> bool:
     ranks = []
     for module in (layer, norm):
-        ranks += [axes for kind, axes in _AXES_OF.items() if isinstance(module, kind)]
+        for kind, axes in _AXES_OF.items():
+            if isinstance(module, kind):
+                ranks.append(axes)
     return len(ranks) == 2 and ranks[0] == ranks[1]
 
 
 def _with_norm(layer: Conv | _Transposed, norm: BatchNorm) -> nn.Module:
     """The layer whose outputs are those of the norm behind it."""
     assert norm.running_mean is not None and norm.running_var is not None
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    variance = norm.running_var.double() + norm.eps
+    scale = variance.rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
+    mean = norm.running_mean.double()
     if layer.bias is not None:
-        shift = shift + layer.bias.double() * scale
+        mean = mean - layer.bias.double()
+    bias = -mean * scale
+    if norm.bias is not None:
+        bias = bias + norm.bias.double()
+    weight = _scaled(layer, scale)
     made = copy.deepcopy(layer)
-    made.weight = nn.Parameter(_scaled(layer, scale).to(layer.weight))
-    made.bias = nn.Parameter(shift.to(layer.weight))
+    made.weight = nn.Parameter(weight.to(layer.weight))
+    made.bias = nn.Parameter(bias.to(layer.weight))
     return made.eval()
 
 
@@ -77,8 +86,8 @@ def _scaled(layer: Conv | _Transposed, scale: Tensor) -> Tensor:
     if isinstance(layer, Conv):
         return weight * rows(scale, weight)
     # (in, out / groups, …): the inputs of a group see the outputs of that group alone.
-    of_inputs = scale.view(layer.groups, -1).repeat_interleave(
-        layer.in_channels // layer.groups, dim=0
-    )
-    others = [1] * (weight.dim() - 2)
-    return weight * of_inputs.view(*of_inputs.shape, *others)
+    of_groups = scale.view(layer.groups, -1)
+    inputs_of_group = layer.in_channels // layer.groups
+    of_inputs = of_groups.repeat_interleave(inputs_of_group, dim=0)
+    kernel = [1] * (weight.dim() - 2)
+    return weight * of_inputs.view(*of_inputs.shape, *kernel)

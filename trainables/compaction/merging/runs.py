@@ -89,9 +89,9 @@ def _longer(
         reader = only_user(reader)
     while reader is not None and calls(graph, reader, _UNCHANGED):
         reader = only_user(reader)
-    following = layers.get(reader) if reader is not None else None
-    if following is None:
+    if reader is None or reader not in layers:
         return None
+    following = layers[reader]
     if not fit(run.last.layer, following.layer):
         return None
     inexact = run.moves_padding or _pads_what_is_not_zero(run, following)
@@ -148,17 +148,21 @@ def _pays(run: Run, shapes: Mapping[fx.Node, object]) -> bool:
     """Whether one layer costs no more than the run."""
     layers = [layer.layer for layer in run.layers]
     entries = entries_of_product(layers)
-    work = 0
+    entries_apart = 0
+    work_apart = 0
     for layer in run.layers:
-        work += layer.layer.weight.numel() * _positions(layer, shapes[layer.node])
-    if entries * _positions(run.last, shapes[run.last.node]) > work:
-        return False
-    if entries > sum(layer.weight.numel() for layer in layers):
+        own = layer.layer.weight.numel()
+        positions = _positions(layer, shapes[layer.node])
+        entries_apart += own
+        work_apart += own * positions
+    # The positions of the last layer are those of all as one.
+    if entries > entries_apart or entries * positions > work_apart:
         return False
     combined = product_of(run.layers, moves_padding=run.moves_padding)
     assert combined is not None
-    nonzero = sum(count_nonzeros(layer) for layer in layers)
-    return count_nonzeros(combined) <= nonzero + combined.weight.shape[0]
+    nonzero = sum(map(count_nonzeros, layers))
+    biases = combined.weight.shape[0]
+    return count_nonzeros(combined) <= nonzero + biases
 
 
 def _positions(layer: Layer, made: object) -> int:

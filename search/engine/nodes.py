@@ -159,17 +159,17 @@ def _fit(resource: str, there: float, asked: float) -> int:
 def check_fits(config: Config) -> None:
     """Finds out before a search if some node has the resources of one trial.
 
-    With a `search.concurrency` of its own, a search waits for such a node: a cluster's autoscaler
-    may add one.
+    With a `search.concurrency` of its own, a search on a cluster waits for such a node: an
+    autoscaler may add one.
 
     Raises:
-        UserError: if none has, and `search.concurrency` is auto.
+        UserError: if none has, and none is waited for.
     """
     trial = config.resources.for_ray()
     live = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if slots(ray.nodes(), trial):
         return
-    if config.search.concurrency != "auto":
+    if config.search.concurrency != "auto" and not local_ray.is_own():
         log.warning(
             "no node has the resources of a trial (%s) yet; trials wait for one", _shown(trial)
         )

@@ -62,7 +62,10 @@ def test_there_is_room_for_what_joins(
 
 
 def test_resources_that_no_node_has(
-    config: Config, cluster: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+    config: Config,
+    cluster: list[dict[str, Any]],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     check_fits(asking(config, cpu=4))
     for resources, problem in (
@@ -82,6 +85,11 @@ def test_resources_that_no_node_has(
     cluster.append(node(CPU=1, GPU=1))
     with pytest.raises(UserError, match=r"no node has all that a trial asks for \(4 CPU, 1 GPU\)"):
         check_fits(asking(config, cpu=4, gpu=1))
+    # On a machine alone none comes, whatever concurrency says.
+    monkeypatch.setattr(nodes.local_ray, "is_own", lambda: True)
+    with pytest.raises(UserError, match=r"no node has all that a trial asks for \(4 CPU, 1 GPU\)"):
+        check_fits(asking(config, 8, cpu=4, gpu=1))
+    monkeypatch.setattr(nodes.local_ray, "is_own", lambda: False)
     with caplog.at_level(logging.WARNING):
         check_fits(asking(config, 8, cpu=4, gpu=1))
     assert (

@@ -142,11 +142,12 @@ class UnitCosts:
 
 def _uses(network: nn.Module, inputs: Tensor) -> dict[str, float]:
     """How often each entry of a layer's weight is used for one input, by the parameter's name."""
+    # A weight that several layers share has the name of its first one.
+    names = {parameter: name for name, parameter in network.named_parameters()}
     counter = _Counter()
     handles = []
-    for name, module in network.named_modules():
-        prefix = f"{name}." if name else ""
-        weights = [prefix + weight for weight in _weights(module)]
+    for module in network.modules():
+        weights = [names[weight] for weight in _weights(module) if weight in names]
         if weights:
             counter.weights[module] = weights
             handles.append(module.register_forward_hook(counter))
@@ -173,19 +174,19 @@ class _Counter:
             self.uses[weight] = before + positions
 
 
-def _weights(module: nn.Module) -> list[str]:
-    """The names of the matrices that a layer multiplies with when it is called."""
+def _weights(module: nn.Module) -> list[nn.Parameter]:
+    """The matrices that a layer multiplies with when it is called."""
     if isinstance(module, _WITH_WEIGHT):
-        return ["weight"]
+        return [module.weight]
     found = []
     if isinstance(module, nn.MultiheadAttention):
-        for name, parameter in module.named_parameters():
+        for parameter in module.parameters():
             if parameter.dim() > 1:
-                found.append(name)
+                found.append(parameter)
     elif isinstance(module, nn.RNNBase):
-        for name, _ in module.named_parameters():
+        for name, parameter in module.named_parameters():
             if "weight" in name:
-                found.append(name)
+                found.append(parameter)
     return found
 
 

@@ -86,11 +86,17 @@ def start(num_cpus: int | None = None, leftovers: Leftovers | None = None) -> No
         leftovers.belongs(session_directory())
 
 
+def is_own() -> bool:
+    """Whether this process runs on a Ray that it has started, on this machine alone: no node comes
+    or goes."""
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.head)
+
+
 def gives(environment: dict[str, str]) -> bool:
     """Whether this process runs on a Ray that it has started, whose processes have all of this in
     their environment."""
-    node = ray._private.worker._global_node
-    return node is not None and node.head and environment.items() <= _given.items()
+    return is_own() and environment.items() <= _given.items()
 
 
 def session_directory() -> str:

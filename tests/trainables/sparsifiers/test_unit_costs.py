@@ -54,6 +54,24 @@ def test_the_cost_is_that_of_the_compact_network(currency: Currency, seed: int) 
     assert costs.total(alive) == pytest.approx(found / _per(currency))
 
 
+def test_a_weight_that_two_layers_share_costs_as_often_as_both_use_it() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.between = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.second = nn.Linear(8, 8)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.between(torch.relu(self.first(x))))
+            out: torch.Tensor = self.second(x)
+            return out
+
+    inputs = torch.randn(4, 8)
+    costs = UnitCosts(Tied(), [], inputs, "flops")
+    assert costs.whole == 3 * 8 * 8
+
+
 def _per(currency: Currency) -> int:
     """Each number of a weight is multiplied and added: two FLOPs."""
     return 2 if currency == "flops" else 1

@@ -54,7 +54,9 @@ class TrainingOptions(Options):
     else changes. `compile: true` has `torch.compile` compile the network for training steps; `auto`
     does where that is measured to pay back. `cuda_graphs` records steps on a GPU and replays them,
     which saves the time of launching kernels: `auto` where it can be. `freeze` names parameters
-    that stay as they are, with `*` for any characters: `backbone.*`. `epochs: 0` does not train:
+    that stay as they are, with `*` for any characters: `backbone.*`; `lr_factors` those that are
+    trained at so many times the learning rate, the refit's too: `{"backbone.*": 0.1}`, of which the
+    first that a name fits counts. `epochs: 0` does not train:
     the network is pruned as it is. `factory` is a function of the user's that trains instead,
     called with a `Trial` and the keyword arguments `args`.
     """
@@ -74,6 +76,7 @@ class TrainingOptions(Options):
     compile: Compile = False
     cuda_graphs: CudaGraphs = "auto"
     freeze: tuple[str, ...] = ()
+    lr_factors: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     factory: str | None = None
     args: dict[str, JsonValue] = Field(default_factory=dict)
 
@@ -215,6 +218,12 @@ class Candidate(Options):
             raise ValueError(
                 "distill.features are compared in slimfront's own loop, and training.factory has "
                 "one of its own; leave them out"
+            )
+        if self.training.factory is not None and self.training.lr_factors:
+            raise ValueError(
+                "training.lr_factors are of the optimiser of slimfront's own loop, and "
+                "training.factory has one of its own; give that parameter groups, and leave these "
+                "out"
             )
         if self.training.factory is None and self.training.args:
             raise ValueError("training.args are for the function of training.factory; name it")

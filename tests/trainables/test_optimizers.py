@@ -1,8 +1,17 @@
+import copy
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from pydantic import ValidationError
+from torch import Tensor, nn
 
+from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.errors import UserError
+from slimfront.trainables.packs.packable import packable
+from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.optimizers import OptimizerName, build_optimizer, take_step
+from slimfront.trainables.training.rehearsal import rehearse
 
 
 def trained(
@@ -39,3 +48,93 @@ def test_a_step_is_torchs_to_the_bit(
     mine, torchs = (trained(name, ours=ours, without=without, wide=wide) for ours in (True, False))
     assert len(mine) == len(torchs) > 3
     assert all(torch.equal(one, other) for one, other in zip(mine, torchs, strict=True))
+
+
+FACTORS: dict[str, Any] = {
+    "model": {"name": "mlp", "depth": 3, "width": 8},
+    "training": {
+        "epochs": 2,
+        "batch_size": 256,
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "lr": 0.1,
+        "seed": 3,
+    },
+}
+
+
+def one_step(factors: dict[str, float], **changes: Any) -> tuple[dict[str, Tensor], Training]:
+    """By how much each parameter changes in the first step."""
+    options = FACTORS["training"] | {"lr_factors": factors}
+    training = Training(Candidate.model_validate(FACTORS | changes | {"training": options}))
+    before = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+    next(training.steps())
+    changed = {}
+    for name, parameter in training.model.named_parameters():
+        changed[name] = parameter.detach() - before[name]
+    return changed, training
+
+
+def test_parameters_are_trained_at_so_many_times_the_learning_rate() -> None:
+    whole, _ = one_step({})
+    first, *_ = whole
+    layer = first.partition(".")[0]
+    scaled, training = one_step({f"{layer}.weight": 0.25, f"{layer}.*": 0.5, "*": 2.0})
+    for name, change in whole.items():
+        factor = 2.0
+        if name.startswith(f"{layer}."):
+            factor = 0.25 if name.endswith("weight") else 0.5
+        assert torch.allclose(scaled[name], factor * change, atol=1e-6), name
+    assert {group["lr"] for group in training.optimizer.param_groups} == {0.025, 0.05, 0.2}
+    training.close()
+
+
+def test_proximal_steps_are_as_long_as_those_of_the_optimiser() -> None:
+    penalties = {"connection": {"strength": 1.0}}
+    _, training = one_step({"*": 0.5}, penalties=penalties)
+    sizes = training._step_sizes(0.1)
+    assert {sizes([parameter]) for parameter in training.model.parameters()} == {0.05}
+    training.close()
+
+
+def test_a_training_with_factors_goes_on_where_it_was_left() -> None:
+    whole = Training(candidate_with_factors())
+    whole.run_epoch()
+    state = copy.deepcopy(whole.state_dict())
+    whole.run_epoch()
+    again = Training(candidate_with_factors())
+    again.load_state_dict(state)
+    again.run_epoch()
+    for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def candidate_with_factors(**changes: Any) -> Candidate:
+    options = FACTORS["training"] | {"lr_factors": {"*.bias": 0.1}} | changes
+    return Candidate.model_validate(FACTORS | {"training": options})
+
+
+def test_a_factor_of_no_parameter_is_refused_with_what_there_is() -> None:
+    with pytest.raises(UserError, match=r"^training.lr_factors: no parameter .* called 'bakbone"):
+        rehearse(candidate_with_factors(lr_factors={"bakbone.*": 0.1}))
+
+
+def test_factors_are_refused_beside_a_function_of_the_users_and_in_a_pack() -> None:
+    with pytest.raises(ValidationError, match="give that parameter groups"):
+        candidate_with_factors(factory="my_loop:train")
+    assert "training.lr_factors cannot be in a pack" in str(packable(candidate_with_factors()))
+
+
+def test_the_refit_has_the_factors_too() -> None:
+    still = {"*": 1e-12}
+    candidate = Candidate.model_validate(
+        FACTORS
+        | {
+            "training": FACTORS["training"] | {"epochs": 0, "lr_factors": still},
+            "refit": {"epochs": 1, "lr": 0.1},
+        }
+    )
+    training = Training(candidate)
+    refitted = training.finish(one_shot=False).compacted.network
+    for one, other in zip(refitted.parameters(), training.model.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)

@@ -81,6 +81,11 @@ def unpackable_setting(training: Training) -> str | None:
             "training.out_of_memory: halve cannot be in a pack, whose memory is shared; set it to "
             "fail, or resources.pack to 1"
         )
+    if training.options.lr_factors:
+        return (
+            "training.lr_factors cannot be in a pack, which has one learning rate for each member; "
+            "set resources.pack to 1"
+        )
     if training.teacher is not None and not training.teacher.cached:
         return (
             "distill with data.augment, or with data that are read from disk, cannot be in a pack, "

@@ -143,7 +143,9 @@ class UnitCosts:
 def _uses(network: nn.Module, inputs: Tensor) -> dict[str, float]:
     """How often each entry of a layer's weight is used for one input, by the parameter's name."""
     # A weight that several layers share has the name of its first one.
-    names = {parameter: name for name, parameter in network.named_parameters()}
+    names: dict[Tensor, str] = {}
+    for name, parameter in network.named_parameters():
+        names[parameter] = name
     counter = _Counter()
     handles = []
     for module in network.modules():
@@ -174,11 +176,11 @@ class _Counter:
             self.uses[weight] = before + positions
 
 
-def _weights(module: nn.Module) -> list[nn.Parameter]:
+def _weights(module: nn.Module) -> list[Tensor]:
     """The matrices that a layer multiplies with when it is called."""
     if isinstance(module, _WITH_WEIGHT):
         return [module.weight]
-    found = []
+    found: list[Tensor] = []
     if isinstance(module, nn.MultiheadAttention):
         for parameter in module.parameters():
             if parameter.dim() > 1:

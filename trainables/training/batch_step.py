@@ -29,9 +29,16 @@ from slimfront.trainables.training.acceleration.layout import (
     channels_last,
 )
 from slimfront.trainables.training.distillation import FeatureMatching, teacher_of
-from slimfront.trainables.training.freezing import freeze, frozen_names
+from slimfront.trainables.training.freezing import check_names, freeze, frozen_names
 from slimfront.trainables.training.losses import Losses
-from slimfront.trainables.training.optimizers import build_optimizer, scheduled, set_lr, take_step
+from slimfront.trainables.training.optimizers import (
+    LR_FACTOR,
+    build_optimizer,
+    scheduled,
+    set_lr,
+    take_step,
+    trained_parameters,
+)
 from slimfront.trainables.training.ranks import Solo
 from slimfront.trainables.training.slimming import Acting, Asked
 
@@ -89,10 +96,10 @@ class BatchStep:
         self.candidate = candidate.model_copy(
             update={"penalties": self._absolute(candidate.penalties, sample)}
         )
-        self.trained = [one for one in self.parameters if one.requires_grad]
+        check_names(self.model, "training.lr_factors", list(self.options.lr_factors))
         self.optimizer = build_optimizer(
             name=self.options.optimizer,
-            parameters=self.trained,
+            parameters=trained_parameters(self.model, self.options.lr_factors),
             lr=self.options.lr,
             momentum=self.options.momentum,
             weight_decay=self.options.weight_decay,
@@ -328,10 +335,14 @@ class BatchStep:
         self.acting.after_step(self.step, self._step_sizes(step_size))
 
     def _step_sizes(self, size: float | Tensor) -> StepSizes:
-        """The same for all parameters but those that are frozen."""
-        if not self.frozen:
+        """The same for all parameters but those that are frozen, or have a factor of their own."""
+        if not self.frozen and not self.options.lr_factors:
             return StepSizes(size)
-        sizes = {id(parameter): size for parameter in self.trained}
+        sizes = {}
+        for group in self.optimizer.param_groups:
+            own = size * group.get(LR_FACTOR, 1.0)
+            for parameter in group["params"]:
+                sizes[id(parameter)] = own
         return StepSizes(sizes)
 
     def prune_untrained(self) -> None:

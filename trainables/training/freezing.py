@@ -15,15 +15,8 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
     Raises:
         UserError: if a pattern names none, or nothing is left to train.
     """
-    named = list(network.named_parameters(remove_duplicate=False))
-    names = [name for name, _ in named]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(
-                f"training.freeze: no parameter of the network is called '{pattern}'; "
-                f"{suggest(pattern, names)}"
-            )
-    for name, parameter in named:
+    check_names(network, "training.freeze", patterns)
+    for name, parameter in network.named_parameters(remove_duplicate=False):
         if frozen(name, patterns):
             parameter.requires_grad_(False)
     if patterns and not any(parameter.requires_grad for parameter in network.parameters()):
@@ -31,6 +24,18 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
             "training.freeze: it names all parameters of the network, and none is left to train; "
             "set training.epochs: 0 to prune the network as it is"
         )
+
+
+def check_names(network: nn.Module, key: str, patterns: Sequence[str]) -> None:
+    """Raises UserError if one of the patterns that `key` of the config has is the name of no
+    parameter."""
+    names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(
+                f"{key}: no parameter of the network is called '{pattern}'; "
+                f"{suggest(pattern, names)}"
+            )
 
 
 def frozen_names(network: nn.Module) -> tuple[str, ...]:

@@ -196,6 +196,7 @@ class Training(BatchStep):
                     shuffler=self.shuffler,
                     augmenter=self.augmenter,
                     freeze=self.frozen,
+                    lr_factors=self.options.lr_factors,
                     teacher=self.teacher,
                 )
 

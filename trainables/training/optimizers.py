@@ -3,6 +3,7 @@ optimiser are for the proximal steps of penalties."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -17,9 +18,44 @@ OptimizerName = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
 
 
+LR_FACTOR = "lr_factor"
+"""The key of a parameter group whose learning rate is so many times that of the training."""
+
+Trained = Iterable[nn.Parameter] | list[dict[str, Any]]
+"""Parameters, or parameter groups."""
+
+
+def trained_parameters(network: nn.Module, factors: Mapping[str, float]) -> Trained:
+    """The parameters of a network that require a gradient; where `factors` are given, in a group
+    for each factor.
+
+    Args:
+        factors: of the learning rate, by the names of parameters, with `*` for any characters; the
+            first that a name fits counts, and 1 for others.
+    """
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not factors:
+        return trained
+    of_parameters = {}
+    for name, parameter in network.named_parameters():
+        of_parameters[parameter] = _factor(name, factors)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in trained:
+        factor = of_parameters[parameter]
+        groups.setdefault(factor, []).append(parameter)
+    return [{"params": group, LR_FACTOR: factor} for factor, group in groups.items()]
+
+
+def _factor(name: str, factors: Mapping[str, float]) -> float:
+    for pattern, factor in factors.items():
+        if fnmatchcase(name, pattern):
+            return factor
+    return 1.0
+
+
 def build_optimizer(
     name: OptimizerName,
-    parameters: Iterable[nn.Parameter],
+    parameters: Trained,
     lr: float,
     momentum: float,
     weight_decay: float,
@@ -45,6 +81,10 @@ def take_step(optimizer: torch.optim.Optimizer, lr: Tensor | None = None) -> Non
         lr: the learning rate, a float32 scalar on the device of the parameters; the optimiser's own
             if None.
     """
+    if len(optimizer.param_groups) > 1:
+        assert lr is None
+        optimizer.step()
+        return
     (group,) = optimizer.param_groups
     weights = group["params"]
     states = [optimizer.state.get(weight, {}) for weight in weights]
@@ -159,9 +199,10 @@ def scheduled(lr: float, schedule: Schedule, progress: float) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets the learning rate of all parameters."""
+    """Sets the learning rate of all parameters; of groups that have a factor, so many times
+    that."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get(LR_FACTOR, 1.0)
 
 
 _WITH_MOMENTUM = (torch.optim.SGD, torch.optim.RMSprop)

@@ -2,7 +2,7 @@
 2006.15604, section 2)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 
 import torch
@@ -20,6 +20,7 @@ from slimfront.trainables.training.optimizers import (
     scheduled,
     set_lr,
     take_step,
+    trained_parameters,
 )
 
 
@@ -42,6 +43,7 @@ def refit(
     shuffler: torch.Generator,
     augmenter: torch.Generator,
     freeze: Sequence[str] = (),
+    lr_factors: Mapping[str, float] | None = None,
     teacher: Teacher | None = None,
 ) -> list[dict[str, float]]:
     """Trains `network` in place by the task loss alone; parameters that are exactly zero stay zero.
@@ -52,6 +54,7 @@ def refit(
         augmenter: varies the training images, where the data set says so.
         teacher: gives its outputs of each batch, where `data` has none.
         freeze: names of parameters that stay as they are, as in `freezing`.
+        lr_factors: of the learning rate, by names of parameters, as in `trained_parameters`.
 
     Returns:
         Per epoch: `train_loss`, the metrics on the validation split, and `lr`.
@@ -65,9 +68,9 @@ def refit(
     for name, parameter in network.named_parameters(remove_duplicate=False):
         if frozen(name, freeze):
             parameter.requires_grad_(False)
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if not trained:
+    if not any(parameter.requires_grad for parameter in parameters):
         raise TrialFailure("all that is left of the network is frozen, and refit.epochs is not 0")
+    trained = trained_parameters(network, lr_factors or {})
     steps = build_optimizer(optimizer, trained, options.lr, momentum=momentum, weight_decay=0.0)
     count = len(data.train.targets)
     history = []

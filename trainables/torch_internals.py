@@ -5,6 +5,7 @@
 
 import io
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import register_pytree_node, tree_flatten, tree_map, tree_unflatten
+from torch.utils.flop_counter import _FlopCounterMode
 
 Dropout = _DropoutNd
 """The base of all dropouts, which users' own have too; `p` is the rate."""
@@ -33,6 +35,39 @@ _IN_PLACE = (
 )
 """Operators of Python that change what they are given."""
 _FX_CHECKS = ("_assert_is_none", "_assert")
+
+
+_LOADS_COMPILER = (
+    torch.optim.Optimizer.add_param_group,
+    torch.optim.Optimizer.state_dict,
+    torch.optim.Optimizer.load_state_dict,
+    _FlopCounterMode.__torch_dispatch__,
+)
+"""Functions that torch wraps so that they load its compiler where they are called first."""
+_CALLED = "__dynamo_disable"
+"""The attribute of the wrapped function that has what is called."""
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Within, optimisers and the counter of FLOPs do not load torch's compiler, which takes more
+    than a second: a process that compiles nothing has no use for it. Once it is loaded, nothing is
+    different."""
+    if "torch._dynamo" in sys.modules:
+        yield
+        return
+    originals = []
+    for function in _LOADS_COMPILER:
+        if hasattr(function, "__wrapped__"):
+            originals.append(function.__wrapped__)
+    for original in originals:
+        # Where the wrapper keeps what it calls.
+        setattr(original, _CALLED, original)
+    try:
+        yield
+    finally:
+        for original in originals:
+            delattr(original, _CALLED)
 
 
 def function_name(node: fx.Node) -> str:

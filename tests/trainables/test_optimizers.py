@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -138,3 +140,32 @@ def test_the_refit_has_the_factors_too() -> None:
     refitted = training.finish(one_shot=False).compacted.network
     for one, other in zip(refitted.parameters(), training.model.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-6)
+
+
+WITHOUT_COMPILER = """
+import sys
+from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.training.train import train
+
+for optimizer in ("adam", "sgd"):
+    train(Candidate.model_validate({
+        "model": {"name": "mlp", "depth": 2, "width": 8},
+        "training": {"epochs": 1, "optimizer": optimizer, "batch_size": 256},
+        "penalties": {"layer": {"strength": 1.0}},
+        "sparsifier": {"name": "magnitude", "sparsity": 0.5},
+        "refit": {"epochs": 1},
+    }))
+assert "torch._dynamo" not in sys.modules
+import torch
+network = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+compiled = torch.compile(network, backend="eager")
+compiled(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+optimizer.state_dict()
+"""
+
+
+def test_a_training_loads_no_compiler_and_one_may_be_loaded_afterwards() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

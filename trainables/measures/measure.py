@@ -20,6 +20,7 @@ from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.tasks.evaluating import evaluating
+from slimfront.trainables.torch_internals import without_compiler
 
 _WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -204,6 +205,7 @@ def _counted_flops(network: nn.Module, run: Callable[[], object]) -> int:
     """The operations of `run`, which runs the network."""
     with (
         plain_attention(),
+        without_compiler(),
         FlopCounterMode(display=False) as counter,
         _uncounted(network, counter) as extra,
     ):

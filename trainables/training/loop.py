@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.gpu import to_device
+from slimfront.trainables.torch_internals import without_compiler
 from slimfront.trainables.training.acceleration.layout import align_state, contiguous_copy
 from slimfront.trainables.training.acceleration.step_graphs import StepGraphs, step_graphs
 from slimfront.trainables.training.batch_step import BatchStep
@@ -221,13 +222,15 @@ class Training(BatchStep):
 
     def state_dict(self) -> dict[str, Any]:
         """All that continuing needs: tensors and plain data only."""
+        with without_compiler():
+            optimizer = self.optimizer.state_dict()
         return {
             "epoch": self.epoch,
             "step": self.step,
             "parts": self.parts,
             "compiles": self.compiles,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "sparsifier": self.sparsifier.state_dict() if self.sparsifier else {},
             "shuffler": self.shuffler.get_state(),
             "augmenter": self.augmenter.get_state(),
@@ -241,7 +244,8 @@ class Training(BatchStep):
         self.parts = state["parts"]
         self.compiles = state.get("compiles", self.compiles)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        with without_compiler():
+            self.optimizer.load_state_dict(state["optimizer"])
         align_state(self.optimizer)
         if self.sparsifier:
             self.sparsifier.load_state_dict(state["sparsifier"])

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.penalties import Penalty
 from slimfront.trainables.penalties.base import GroupPenalty, StepSizes
-from slimfront.trainables.torch_internals import count_up, fused_adam, fused_sgd
+from slimfront.trainables.torch_internals import (
+    count_up,
+    fused_adam,
+    fused_sgd,
+    without_compiler,
+)
 
 OptimizerName = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
@@ -61,21 +66,22 @@ def build_optimizer(
     weight_decay: float,
 ) -> torch.optim.Optimizer:
     """torch's optimiser of that name, fused; `momentum` is for sgd."""
-    if name == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True
-        )
-    if name == "adam":
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    with without_compiler():
+        if name == "sgd":
+            return torch.optim.SGD(
+                parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True
+            )
+        if name == "adam":
+            return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def take_step(optimizer: torch.optim.Optimizer, lr: Tensor | None = None) -> None:
     """`optimizer.step()` of one that `build_optimizer` made; its kernel is called at once where
     that is possible.
 
-    What torch does around it takes as long as the kernel on a small network. Hooks of the optimiser
-    are not called.
+    What torch does around it takes as long as the kernel on a small network, and loads torch's
+    compiler. Hooks of the optimiser are not called.
 
     Args:
         lr: the learning rate, a float32 scalar on the device of the parameters; the optimiser's own
@@ -87,9 +93,11 @@ def take_step(optimizer: torch.optim.Optimizer, lr: Tensor | None = None) -> Non
         return
     (group,) = optimizer.param_groups
     weights = group["params"]
+    if not optimizer.state:
+        _begin(optimizer)
     states = [optimizer.state.get(weight, {}) for weight in weights]
-    if not _kernel_suffices(optimizer, states, lr):
-        # It makes the state, and knows what to do where there is no gradient.
+    if not _kernel_suffices(optimizer, states):
+        # It knows what to do where there is no gradient.
         optimizer.step()
         return
     gradients = [weight.grad for weight in weights]
@@ -108,15 +116,32 @@ def take_step(optimizer: torch.optim.Optimizer, lr: Tensor | None = None) -> Non
         adam_(group, weights, gradients, first, second, steps, rate)
 
 
+def _begin(optimizer: torch.optim.Optimizer) -> None:
+    """Makes what an optimiser remembers before its first step, as its own `step` does: zeros for
+    each parameter that has a gradient."""
+    (group,) = optimizer.param_groups
+    is_sgd = isinstance(optimizer, torch.optim.SGD)
+    if is_sgd and not group["momentum"]:
+        return
+    for weight in group["params"]:
+        if weight.grad is None:
+            continue
+        state = optimizer.state[weight]
+        if is_sgd:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+            continue
+        state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+        state["exp_avg"] = torch.zeros_like(weight)
+        state["exp_avg_sq"] = torch.zeros_like(weight)
+
+
 def _kernel_suffices(
-    optimizer: torch.optim.Optimizer, states: Sequence[Mapping[str, Tensor]], lr: Tensor | None
+    optimizer: torch.optim.Optimizer, states: Sequence[Mapping[str, Tensor]]
 ) -> bool:
     """Whether there is a gradient and a state for each parameter, all of one type and device."""
     (group,) = optimizer.param_groups
     ready = all(states)
     if isinstance(optimizer, torch.optim.SGD):
-        if lr is None:
-            return False
         # Without momentum there is no state.
         ready = ready or not group["momentum"]
     if not ready:

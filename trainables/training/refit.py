@@ -89,7 +89,8 @@ def refit(
                 if teacher is not None:
                     wanted = teacher.beside(inputs, wanted)
                 loss = data.task.loss(network(inputs), wanted)
-                steps.zero_grad()
+                for parameter in parameters:
+                    parameter.grad = None
                 loss.backward()
                 take_step(steps)
                 with torch.no_grad():

@@ -149,12 +149,6 @@ def count_weights(layer: nn.Module) -> int:
     return count
 
 
-def is_larger(combined: nn.Module, first: nn.Module, second: nn.Module) -> bool:
-    """Whether a layer has more weights than two others together."""
-    apart = count_weights(first) + count_weights(second)
-    return count_weights(combined) > apart
-
-
 def is_denser(combined: nn.Module, first: nn.Module, second: nn.Module) -> bool:
     """Whether a layer has more weights that are not zero than two others together."""
     apart = count_nonzeros(first) + count_nonzeros(second)

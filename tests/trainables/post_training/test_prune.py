@@ -82,7 +82,8 @@ def snapshot(network: nn.Module) -> dict[str, Tensor]:
 def test_a_network_without_layers_can_be_trained_further_before_it_is_made_compact(
     network: nn.Module,
 ) -> None:
-    made = sf.prune(network, batches(), layers=1, compaction={"enabled": False})
+    given = [x for x, _ in batches()]
+    made = sf.prune(network, given, layers=1, compaction={"enabled": False})
     norms = [m for m in made.network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms
     assert made.report.steps[0][1] == "pruned"

@@ -8,14 +8,17 @@ from torch import fx, nn
 
 from slimfront.trainables.compaction.layers import (
     bypass,
+    count_weights,
     is_denser,
-    is_larger,
     nonnegative_when_trained,
     set_called,
 )
-from slimfront.trainables.compaction.merging.products import product
+from slimfront.trainables.compaction.merging.products import (
+    are_one,
+    parameters_of_product,
+    product,
+)
 from slimfront.trainables.structure.graph import (
-    Conv,
     WeightLayer,
     call_counts,
     is_relu,
@@ -78,11 +81,11 @@ def merge_layers(
         second = weight_layer(graph, following, grouped=True)
         if following is None or first is None or second is None:
             continue
-        combined = product(first, second, moves_padding=approximate)
-        if combined is None:
+        if not are_one(first, second, moves_padding=approximate):
             continue
         name = str(node.target)
-        if _costs_more(combined, first, second, policy):
+        combined = _within(policy, first, second, moves_padding=approximate)
+        if combined is None:
             kept.append(name)
             continue
         set_called(graph, following, combined)
@@ -91,14 +94,20 @@ def merge_layers(
     return merged, kept
 
 
-def _costs_more(
-    combined: WeightLayer, first: WeightLayer, second: WeightLayer, policy: MergePolicy
-) -> bool:
-    """Whether the product of two layers has more weights than the policy allows."""
-    larger = is_larger(combined, first, second)
-    if policy == "smaller":
-        return larger or is_denser(combined, first, second)
-    return larger and isinstance(combined, Conv)
+def _within(
+    policy: MergePolicy, first: WeightLayer, second: WeightLayer, *, moves_padding: bool
+) -> WeightLayer | None:
+    """The product of two layers; None where it has more weights than the policy allows."""
+    apart = count_weights(first) + count_weights(second)
+    is_larger = parameters_of_product(first, second) > apart
+    may_be_larger = policy == "always" and isinstance(second, nn.Linear)
+    if is_larger and not may_be_larger:
+        return None  # before it is multiplied, which may take long
+    combined = product(first, second, moves_padding=moves_padding)
+    assert combined is not None
+    if policy == "smaller" and is_denser(combined, first, second):
+        return None
+    return combined
 
 
 def _next_layer(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> fx.Node | None:

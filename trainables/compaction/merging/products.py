@@ -32,11 +32,18 @@ def product(
         return _product_of_linear(first, second)
     if not isinstance(first, Conv) or not isinstance(second, Conv):
         return None
-    if not fit(first, second):
-        return None
-    if moves_padding or not any(second.padding) or gives_zero_outside(first):
+    if are_one(first, second, moves_padding=moves_padding):
         return _product_of_convolutions(first, second)
     return None
+
+
+def are_one(first: WeightLayer, second: WeightLayer, *, moves_padding: bool = False) -> bool:
+    """Whether `product` gives a layer."""
+    if not fit(first, second):
+        return False
+    if isinstance(second, nn.Linear) or moves_padding:
+        return True
+    return not any(second.padding) or gives_zero_outside(first)
 
 
 def fit(first: WeightLayer, second: WeightLayer) -> bool:
@@ -65,6 +72,14 @@ def gives_zero_outside(layer: WeightLayer) -> bool:
 
 def _is_a_point(layer: Conv) -> bool:
     return set(layer.kernel_size) == {1}
+
+
+def parameters_of_product(first: WeightLayer, second: WeightLayer) -> int:
+    """How many parameters the product of two layers has, without multiplying them."""
+    entries = entries_of_product([first, second])
+    if first.bias is None and second.bias is None:
+        return entries
+    return entries + second.weight.shape[0]
 
 
 def entries_of_product(layers: Sequence[WeightLayer]) -> int:

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from slimfront.trainables.compaction import compact
-from slimfront.trainables.compaction.merging.products import entries_of_product, product
+from slimfront.trainables.compaction.layers import count_weights
+from slimfront.trainables.compaction.merging.products import (
+    entries_of_product,
+    parameters_of_product,
+    product,
+)
 from slimfront.trainables.measures.measure import measure
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -64,6 +69,7 @@ def test_two_convolutions_are_one_where_the_second_has_no_padding(
     combined = product(first, second)
     assert combined is not None
     assert entries_of_product([first, second]) == combined.weight.numel()
+    assert parameters_of_product(first, second) == count_weights(combined)
     assert apart(first, second, combined, inputs) < 1e-5
     exact = product(first.double(), second.double())
     assert exact is not None

@@ -32,7 +32,7 @@ from ray.tune.execution import tune_controller
 
 from benchmarks.common import Outcome, at_least, run
 from benchmarks.scale import CONFIG, Nothing
-from slimfront.search.config.schema import load
+from slimfront.search.config.loading import load
 from slimfront.search.engine.nodes import start_local_ray
 from slimfront.search.engine.progress import Progress
 from slimfront.search.engine.runner import run_search

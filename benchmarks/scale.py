@@ -16,7 +16,7 @@ import ray
 from ray import tune
 
 from benchmarks.common import Outcome, at_most, run
-from slimfront.search.config.schema import load
+from slimfront.search.config.loading import load
 from slimfront.search.engine.nodes import start_local_ray
 from slimfront.search.engine.progress import Progress
 from slimfront.search.engine.runner import run_search

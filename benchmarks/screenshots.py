@@ -10,7 +10,7 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.common import chromium
-from slimfront.search.config.schema import load
+from slimfront.search.config.loading import load
 from slimfront.search.engine.runner import run_search
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"

@@ -21,8 +21,9 @@ from ray.tune.search.optuna import OptunaSearch
 from benchmarks.common import KEEP, Goal, Kept, Outcome, at_most, run, spread
 from benchmarks.curves import THIRD
 from slimfront import train
+from slimfront.search.config.loading import load
 from slimfront.search.config.samplers import SAMPLERS
-from slimfront.search.config.schema import Config, load
+from slimfront.search.config.schema import Config
 from slimfront.search.engine import runner
 from slimfront.search.engine.nodes import start_local_ray
 from slimfront.search.engine.searcher import StudySearcher

@@ -26,7 +26,7 @@ from ray.air.integrations.mlflow import MLflowLoggerCallback
 
 from benchmarks.common import Outcome, at_most, chromium, run
 from benchmarks.scale import CONFIG, MEASURES, Nothing
-from slimfront.search.config.schema import load
+from slimfront.search.config.loading import load
 from slimfront.search.engine import runner
 from slimfront.search.engine.nodes import start_local_ray
 from slimfront.search.tracking import Recorder

@@ -44,8 +44,8 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Run a search and print its front."""
+    from slimfront.search.config.loading import load
     from slimfront.search.config.names import check_name
-    from slimfront.search.config.schema import load
 
     overrides = overrides_and_environment(overrides)
     find_beside(config)
@@ -227,8 +227,8 @@ def check(
 ) -> None:
     """Check a config as a search would before its first trial, and print it with all defaults
     filled in."""
+    from slimfront.search.config.loading import load
     from slimfront.search.config.plain import dump
-    from slimfront.search.config.schema import load
 
     find_beside(config)
     loaded = load(config, overrides_and_environment(overrides))

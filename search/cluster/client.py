@@ -15,8 +15,8 @@ from rich.console import Console
 
 from slimfront.search import terminal
 from slimfront.search.cluster.submission import directory_of_factories, staged
+from slimfront.search.config.loading import load
 from slimfront.search.config.names import check_name
-from slimfront.search.config.schema import load
 from slimfront.search.config.yaml_files import read_text
 from slimfront.trainables.errors import UserError, first_line
 

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from slimfront.search.cluster.jobs import Cluster, Job
+from slimfront.search.config.loading import load
 from slimfront.search.config.names import check_name, is_bucket
 from slimfront.search.config.plain import as_plain, own_code, secret_paths
-from slimfront.search.config.schema import Config, load
+from slimfront.search.config.schema import Config
 from slimfront.search.config.space import flatten
 from slimfront.search.config.yaml_files import read_text
 from slimfront.search.record.locate import name_in_store

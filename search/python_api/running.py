@@ -7,9 +7,10 @@ from typing import Any
 
 from slimfront.search import terminal
 from slimfront.search.config.beside import find_beside
+from slimfront.search.config.loading import from_mapping
+from slimfront.search.config.loading import load as load_config
 from slimfront.search.config.overrides import Overrides, as_texts
-from slimfront.search.config.schema import Config, from_mapping
-from slimfront.search.config.schema import load as load_config
+from slimfront.search.config.schema import Config
 from slimfront.search.python_api.found import Search
 from slimfront.search.record.locate import locate
 from slimfront.search.record.session import read_result

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimfront.search.config.schema import load_sections
+from slimfront.search.config.loading import load_sections
 from slimfront.search.record.export import format_of
 from slimfront.search.record.report import finite, show_quality
 from slimfront.trainables import markdown

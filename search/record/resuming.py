@@ -4,8 +4,9 @@ import json
 import os
 from collections.abc import Sequence
 
+from slimfront.search.config.loading import load_recorded
 from slimfront.search.config.plain import as_plain
-from slimfront.search.config.schema import Config, load_recorded
+from slimfront.search.config.schema import Config
 from slimfront.search.config.settings import STORE_VARIABLE
 from slimfront.search.config.space import flatten
 from slimfront.trainables.errors import UserError, shorten

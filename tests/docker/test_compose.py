@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from slimfront.search.config.schema import load
+from slimfront.search.config.loading import load
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

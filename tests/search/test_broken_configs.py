@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.broken_configs import draw
+from slimfront.search.config.loading import load, load_recorded
 from slimfront.search.config.plain import dump
-from slimfront.search.config.schema import load, load_recorded
 from slimfront.trainables.errors import UserError
 from tests.conftest import SMALL_CONFIG
 

@@ -13,7 +13,7 @@ import yaml
 from sqlalchemy import create_engine, inspect
 
 from slimfront.search.cli import main
-from slimfront.search.config.schema import load
+from slimfront.search.config.loading import load
 
 
 def slimfront(

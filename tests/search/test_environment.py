@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from slimfront.search.cli.shell import spare_loopback
-from slimfront.search.config.schema import Config, load
+from slimfront.search.config.loading import load
+from slimfront.search.config.schema import Config
 from slimfront.search.record.session import begin, open_existing
 from slimfront.search.tracking.ui import _wait_until_up
 from tests.conftest import SMALL_CONFIG

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from slimfront.search.config.schema import Config, load
+from slimfront.search.config.loading import load
+from slimfront.search.config.schema import Config
 from slimfront.trainables.errors import UserError
 from tests.conftest import SMALL_CONFIG
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import slimfront as sf
-from slimfront.search.config.schema import from_mapping
+from slimfront.search.config.loading import from_mapping
 from slimfront.search.engine.runner import run_search
 from slimfront.search.record.ledger import SearchResult
 from slimfront.trainables.training.loop import Training

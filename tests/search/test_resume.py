@@ -20,7 +20,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from slimfront.search.config.schema import load
+from slimfront.search.config.loading import load
 from slimfront.search.engine.interrupt import Interrupt
 from slimfront.search.engine.progress import Progress
 from slimfront.search.engine.runner import resume_search, run_search, sync_search

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from slimfront.search.config.schema import from_mapping
+from slimfront.search.config.loading import from_mapping
 from slimfront.search.engine.runner import run_search
 from slimfront.search.record.report import as_json
 

@@ -9,8 +9,9 @@ import yaml
 from optuna.distributions import FloatDistribution, IntDistribution
 from pydantic import ValidationError
 
+from slimfront.search.config.loading import load, load_recorded
 from slimfront.search.config.plain import dump
-from slimfront.search.config.schema import Config, load, load_recorded
+from slimfront.search.config.schema import Config
 from slimfront.search.config.space import set_path
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.sparsifiers import LotteryTicket

@@ -7,9 +7,10 @@ import pytest
 import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
+from slimfront.search.config.loading import load, load_recorded
 from slimfront.search.config.paths import joined, parts
 from slimfront.search.config.plain import dump
-from slimfront.search.config.schema import Config, load, load_recorded
+from slimfront.search.config.schema import Config
 from slimfront.search.engine.proposals import Proposals
 from slimfront.trainables.errors import UserError
 from tests.conftest import SMALL_CONFIG

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from slimfront.search.cluster.submission import checked
+from slimfront.search.config.loading import load
 from slimfront.search.config.plain import as_plain, dump, secret_paths
-from slimfront.search.config.schema import Config, load
+from slimfront.search.config.schema import Config
 from slimfront.search.record.events import TrialEnded
 from slimfront.search.record.journal import Journal
 from slimfront.search.record.session import begin, open_existing

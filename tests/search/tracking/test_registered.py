@@ -11,7 +11,8 @@ import torch
 from mlflow import MlflowClient
 
 import slimfront as sf
-from slimfront.search.config.schema import Config, from_mapping
+from slimfront.search.config.loading import from_mapping
+from slimfront.search.config.schema import Config
 from slimfront.search.tracking.registered import with_weights_in_files
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.models.weights import read_weights

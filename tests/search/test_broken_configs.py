@@ -121,7 +121,7 @@ def test_whatever_is_raised_while_a_config_is_read_is_one_sentence(
     file.write_text(yaml.safe_dump(SMALL_CONFIG))
     for error in (RecursionError("too\ndeep"), MemoryError(), AttributeError("x" * 9_000)):
         monkeypatch.setattr(
-            "slimfront.search.config.schema.parse",
+            "slimfront.search.config.loading.parse",
             lambda *_, error=error: (_ for _ in ()).throw(error),
         )
         with pytest.raises(

@@ -279,31 +279,14 @@ def test_a_diverging_trial_is_failed_everywhere_and_the_search_goes_on(tmp_path:
 
 
 @pytest.mark.slow
-def test_a_trial_that_raises_is_failed_with_its_reason(tmp_path: Path) -> None:
-    # A network of a million units by a million does not fit into any memory: torch raises in the
-    # trial's process.
+def test_a_network_that_fits_into_no_memory_is_refused_before_the_search(tmp_path: Path) -> None:
     space = {
         "model.width": {"choices": [8, 1_000_000]},
         "sparsifier.sparsity": {"low": 0.1, "high": 0.9},
     }
-    result = run_search(
-        small_config(tmp_path, space=space, search={"trials": 4, "sampler": "random", "seed": 1})
-    )
-    assert len(result.ledger.trials) == 4
-    failed = [
-        record for record in result.ledger.trials if record.values["model.width"] == 1_000_000
-    ]
-    assert failed
-    assert {record.label for record in failed} == {
-        record.label for record in result.ledger.with_status("failed")
-    }
-    _, children = runs_of(tmp_path, result)
-    states = {trial.number: trial.state for trial in study_of(tmp_path, result).trials}
-    for record in failed:
-        assert "alloc" in str(record.reason)
-        assert "alloc" in children[record.label].data.tags["slimfront.reason"]
-        assert record.number is not None
-        assert states[record.number] == TrialState.FAIL
+    with pytest.raises(UserError, match=r"the network cannot be built: .*alloc"):
+        run_search(small_config(tmp_path, space=space, search={"trials": 4}))
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
@@ -364,7 +347,7 @@ def test_a_worker_killed_more_often_than_is_retried_fails_its_trial_only(tmp_pat
         if r is not None and r.status == "failed"
     ]
     assert len(failed) == 1
-    assert "died" in str(failed[0].reason) or "exit" in str(failed[0].reason)
+    assert "it crashed, or was killed" in str(failed[0].reason)
     assert len(result.ledger.with_status("completed")) >= 3
     assert {trial.state for trial in study_of(tmp_path, result).trials} <= {
         TrialState.COMPLETE,

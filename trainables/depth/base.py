@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from slimfront.trainables.compaction.whole_layers import WholeLayer
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.options import suggest
+from slimfront.trainables.structure.graph import ancestors
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Of outputs and targets, a mean over the batch."""
@@ -110,19 +111,6 @@ def within(layer: WholeLayer) -> list[fx.Node]:
     beginning does not."""
     found: Nodes = set()
     for source, node in ends(layer):
-        before = _needed(source)
-        found |= _needed(node) - before
+        before = ancestors(source)
+        found |= ancestors(node) - before
     return sorted(found)
-
-
-def _needed(node: fx.Node) -> Nodes:
-    """The node, and all that it is computed from."""
-    found = {node}
-    to_see = [node]
-    while to_see:
-        seen = to_see.pop()
-        for source in seen.all_input_nodes:
-            if source not in found:
-                found.add(source)
-                to_see.append(source)
-    return found

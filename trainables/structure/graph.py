@@ -396,6 +396,19 @@ def _norm_of_units(
     return norm
 
 
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """The node, and all that it is computed from."""
+    found = {node}
+    waiting = [node]
+    while waiting:
+        reader = waiting.pop()
+        for source in reader.all_input_nodes:
+            if source not in found:
+                found.add(source)
+                waiting.append(source)
+    return found
+
+
 def arguments(node: object) -> tuple[object, ...]:
     """All that a node is given, by place and by name."""
     if not isinstance(node, fx.Node):

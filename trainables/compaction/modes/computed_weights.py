@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.compaction.layers import delete_tensor, set_tensor, tensor_at
+from slimfront.trainables.structure.graph import ancestors
 
 _LAYERS: dict[object, int] = {F.linear: 1, F.conv1d: 1, F.conv2d: 1, F.conv3d: 1}
 """Where the weight stands among the arguments of functions that layers are made of."""
@@ -53,14 +54,7 @@ def _steps(weight: Any, reader: fx.Node) -> list[fx.Node] | None:
         return None
     if weight.op == "get_attr":
         return None
-    found = {weight}
-    waiting = [weight]
-    while waiting:
-        node = waiting.pop()
-        for source in node.all_input_nodes:
-            if source not in found:
-                found.add(source)
-                waiting.append(source)
+    found = ancestors(weight)
     for node in found:
         if node.op in ("placeholder", "call_module"):
             return None

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from slimfront.trainables.structure.graph import (
     Layer,
+    ancestors,
     call_counts,
     is_addition,
     layers_of,
@@ -78,8 +79,8 @@ def residual_branches(graph: fx.GraphModule) -> list[Branch]:
         if len(sides) != 2:  # x + x
             continue
         left, right = sides
-        above_left = _ancestors(left)
-        above_right = _ancestors(right)
+        above_left = ancestors(left)
+        above_right = ancestors(right)
         if above_left.isdisjoint(above_right):
             continue
         weights_left = ends.count_weights(above_left - above_right)
@@ -231,16 +232,3 @@ def _tensor(graph: fx.GraphModule, name: str) -> Tensor:
     module = graph.get_submodule(owner)
     tensor: Tensor = getattr(module, leaf)
     return tensor
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    """The node and all that it depends on."""
-    found = {node}
-    waiting = [node]
-    while waiting:
-        reader = waiting.pop()
-        for source in reader.all_input_nodes:
-            if source not in found:
-                found.add(source)
-                waiting.append(source)
-    return found

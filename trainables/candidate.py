@@ -15,7 +15,7 @@ from pydantic import (
 
 from slimfront.trainables.compaction import Compaction
 from slimfront.trainables.data import DATA, Data, Digits
-from slimfront.trainables.depth import Depth
+from slimfront.trainables.depth import LEAST_EPOCHS, Depth
 from slimfront.trainables.measures.latency import SPEEDS, Latency
 from slimfront.trainables.measures.own import OwnMeasure, check_measures, parse_measures
 from slimfront.trainables.models import MLP, MODELS, Model
@@ -157,16 +157,39 @@ class Candidate(Options):
         return self
 
     @model_validator(mode="after")
-    def _removal_of_layers_is_refitted(self) -> Self:
-        if self.depth.layers > 0 and self.refit.epochs == 0:
+    def _layers_can_close(self) -> Self:
+        if not self.depth.closes:
+            return self
+        epochs = self.training.epochs
+        advice = "set depth.when to trained, which takes them out before the refit"
+        if self.training.factory is not None:
             raise ValueError(
-                "depth.layers changes the outputs, so it needs a refit; set refit.epochs to 1 or "
-                "more"
+                "depth.when: training closes layers in slimfront's own loop, and training.factory "
+                f"has one of its own; {advice}"
             )
-        if self.depth.layers > 0 and self.compaction.approximate:
+        if epochs < LEAST_EPOCHS:
             raise ValueError(
-                "compaction.approximate needs a refit after compaction, and with depth.layers the "
-                "refit is before it; leave one of them out"
+                f"depth.when: training closes layers over {LEAST_EPOCHS} epochs or more, and "
+                f"training.epochs is {epochs}; {advice}, or train longer"
+            )
+        if self.distill is not None and self.distill.features:
+            raise ValueError(
+                "distill.features are of layers that depth.when: training may close; leave them "
+                f"out, or {advice}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _removal_of_layers_is_refitted(self) -> Self:
+        if self.depth.cuts and self.refit.epochs == 0:
+            raise ValueError(
+                "depth.when: trained changes the outputs, so it needs a refit; set refit.epochs to "
+                "1 or more"
+            )
+        if self.depth.cuts and self.compaction.approximate:
+            raise ValueError(
+                "compaction.approximate needs a refit after compaction, and with depth.when: "
+                "trained the refit is before it; leave one of them out"
             )
         return self
 

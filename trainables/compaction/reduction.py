@@ -8,12 +8,13 @@ from typing import Literal
 from torch import Tensor, fx
 
 from slimfront.trainables.compaction.attention_heads import remove_dead_heads
-from slimfront.trainables.compaction.blocks import drop_empty_branches
+from slimfront.trainables.compaction.blocks import Shapes, drop_empty_branches
 from slimfront.trainables.compaction.coupled import remove_coupled_channels
 from slimfront.trainables.compaction.exact import in_float64_where_it_can, type_of
 from slimfront.trainables.compaction.layers import clear_rounding, fold_batch_norms
 from slimfront.trainables.compaction.merging.merge import MergePolicy, drop_idle_relus, merge_layers
 from slimfront.trainables.compaction.merging.norms import fold_remaining_norms
+from slimfront.trainables.compaction.merging.runs import chain, merge_run
 from slimfront.trainables.compaction.options import Compaction
 from slimfront.trainables.compaction.report import Action, Step
 from slimfront.trainables.compaction.units import Removed, remove_dead_units
@@ -93,6 +94,8 @@ def reduced(
         merged, apart = merge_layers(network, options.merge)
         for name in merged:
             found.append((name, "merged", "into the next layer"))
+        if options.merge != "never":
+            found += _merge_chains(network, start.inputs)
         if not found and "channels" in removals:
             found += _remove_channels(start, options)
         steps += found
@@ -105,6 +108,20 @@ def reduced(
         steps.append((name, "kept apart", "merging would add weights"))
     network.recompile()
     return network, steps
+
+
+def _merge_chains(network: fx.GraphModule, inputs: Tensor) -> list[Step]:
+    """Merges three layers or more where no two of them would merge: an expansion, a depthwise
+    convolution and a projection."""
+    steps: list[Step] = []
+    while True:
+        run = chain(network, lambda: Shapes(network).of(inputs))
+        if run is None:
+            return steps
+        for layer in run.layers[:-1]:
+            steps.append((layer.name, "merged", f"into '{run.last.name}'"))
+        merge_run(network, run)
+        network.recompile()
 
 
 def _removed(removed: Iterable[Removed], what: Literal["units", "heads"]) -> list[Step]:

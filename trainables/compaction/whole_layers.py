@@ -71,11 +71,7 @@ def whole_layers(graph: fx.GraphModule, inputs: Tensor) -> list[WholeLayer]:
     Raises:
         UserError: if its attention cannot be taken apart.
     """
-    split_attention(graph)
-    for module in graph.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
-    graph.recompile()
+    make_apart(graph)
     note_ranks(graph, inputs)
     shapes = Shapes(graph).of(inputs)
     found = [
@@ -91,13 +87,23 @@ def whole_layers(graph: fx.GraphModule, inputs: Tensor) -> list[WholeLayer]:
     return sorted(found, key=first_place)
 
 
-def take_out(graph: fx.GraphModule, layer: WholeLayer) -> None:
-    """Takes it out, in place; layers that merge are one afterwards."""
+def make_apart(graph: fx.GraphModule) -> None:
+    """Takes attention apart into linear layers, and has activations not work in place, in place.
+    Raises UserError if attention cannot be."""
+    split_attention(graph)
+    for module in graph.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+    graph.recompile()
+
+
+def take_out(graph: fx.GraphModule, layer: WholeLayer, *, merging: bool = True) -> None:
+    """Takes it out, in place; layers that merge are one afterwards, if they are to be."""
     passes = list(layer.passes.items())
     for node, source in reversed(passes):
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)
-    if layer.merges is not None:
+    if merging and layer.merges is not None:
         merge_run(graph, layer.merges)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()

@@ -9,13 +9,16 @@ from slimfront.trainables.depth.base import (
     Loss,
     find_criterion,
 )
+from slimfront.trainables.depth.closing import LEAST_EPOCHS, Closing, prepared
 from slimfront.trainables.depth.options import Depth
 from slimfront.trainables.depth.shallower import shallower
 
 __all__ = [
     "CRITERIA",
+    "LEAST_EPOCHS",
     "OUTPUTS",
     "Batch",
+    "Closing",
     "Criterion",
     "Depth",
     "Loss",
@@ -23,6 +26,7 @@ __all__ = [
     "find_criterion",
     "loss",
     "outputs",
+    "prepared",
     "scales",
     "shallower",
     "similarity",

@@ -1,5 +1,7 @@
 """How many whole layers of a trained candidate go: what users may say of it."""
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from slimfront.trainables.depth.base import CRITERIA
@@ -7,16 +9,34 @@ from slimfront.trainables.options import Options, suggest
 
 
 class Depth(Options):
-    """Takes whole layers out of a candidate when its training is over, before its refit.
+    """Takes whole layers out of a candidate.
 
     `layers` of them go, one by one, each time the one that the `criterion` finds worth least on
     training examples: residual branches, layers between activations that keep the shape, and the
     activations of layers that become one then. 0: none. `exclude` names layers that stay.
+    `when: training` chooses them after a third of the epochs, and closes them little by little
+    until half of them are over (see `closing`); `trained` takes them out when training is over,
+    before the refit.
     """
 
     layers: int = Field(0, ge=0)
+    when: Literal["training", "trained"] = "training"
     criterion: str = "cka"
     exclude: tuple[str, ...] = ()
+
+    @property
+    def closes(self) -> bool:
+        """Whether layers go while training."""
+        return self.layers > 0 and self.when == "training"
+
+    @property
+    def cuts(self) -> bool:
+        """Whether layers go when training is over."""
+        return self.layers > 0 and self.when == "trained"
+
+    def when_trained(self) -> "Depth":
+        """The same layers, taken out when training is over."""
+        return self.model_copy(update={"when": "trained"})
 
     @field_validator("criterion")
     @classmethod

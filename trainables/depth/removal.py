@@ -1,8 +1,10 @@
 """Takes whole layers out of a network, one by one: each time the one that a criterion finds worth
 least."""
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
@@ -10,30 +12,42 @@ from torch import fx, nn
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.report import Step
 from slimfront.trainables.compaction.whole_layers import WholeLayer, take_out, whole_layers
-from slimfront.trainables.depth.base import OUTPUTS, Batch, Criterion, Loss, find_criterion
+from slimfront.trainables.depth.base import OUTPUTS, Batch, Loss, find_criterion
 from slimfront.trainables.errors import UserError, first_few
+
+log = logging.getLogger(__name__)
+
+Agree = Callable[[list[float]], list[float]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which layers are to go."""
+
+    count: int
+    words: str
+    """How the user has asked for it, for errors."""
+    criterion: str = OUTPUTS
+    """Of `depth.CRITERIA`."""
+    exclude: Sequence[str] = ()
+    """The names of layers that stay."""
+    at_most: bool = False
+    """Whether fewer go where there are not so many."""
+    agree: Agree | None = None
+    """What all processes of a training find layers worth, of what this one does; itself if None."""
 
 
 def without_layers(
     network: nn.Module,
     batches: Sequence[Batch],
-    count: int,
+    asked: Asked,
     loss: Loss | None = None,
-    *,
-    exclude: Sequence[str] = (),
-    criterion: str = OUTPUTS,
-    asked: str,
-    at_most: bool = False,
 ) -> tuple[fx.GraphModule, list[Step]]:
-    """The traced network without `count` layers or blocks; `network` stays as it is, and batch
+    """The traced network without the layers that are asked for; `network` stays as it is, and batch
     norms keep the statistics that they have.
 
     Args:
         batches: inputs (N, …), with targets where there is a loss.
-        exclude: the names of layers that stay.
-        criterion: of `depth.CRITERIA`.
-        asked: how the user has asked for it, for errors.
-        at_most: whether fewer go where there are not so many.
 
     Returns:
         The network, and what went by name, in the order of going.
@@ -43,33 +57,50 @@ def without_layers(
             needs what is not given, or judges none of those that are left.
     """
     sample = batches[0].inputs[:3]
-    kind = find_criterion(criterion)
     graph = traced_in_both_modes(network, sample)
-    with torch.no_grad():
-        judge = kind(graph, batches, loss)
-        steps: list[Step] = []
-        for _ in range(count):
-            layers = whole_layers(graph, sample)
-            found = [layer for layer in layers if layer.name not in exclude]
-            if not found and at_most:
-                break
-            if not found:
-                raise UserError(f"{asked}: {_not_enough(steps)}")
-            worth = judge.worth(graph, found)
-            if min(worth) == math.inf:
-                raise UserError(f"{asked}: {_not_judged(criterion, found)}")
-            steps.append(_take_least_out(graph, found, worth, judge))
+    steps = []
+    for layer, step in worth_least(graph, batches, asked, loss):
+        take_out(graph, layer)
+        steps.append(step)
     return graph, steps
 
 
-def _take_least_out(
-    graph: fx.GraphModule, layers: list[WholeLayer], worth: list[float], judge: Criterion
-) -> Step:
-    """Takes out the layer that is worth least."""
-    least = min(worth)
-    chosen = layers[worth.index(least)]
-    take_out(graph, chosen)
-    return chosen.name, "pruned", f"{chosen.what}: {judge.told(least)}"
+@torch.no_grad()
+def worth_least(
+    graph: fx.GraphModule, batches: Sequence[Batch], asked: Asked, loss: Loss | None
+) -> Iterator[tuple[WholeLayer, Step]]:
+    """The layers that are asked for, one by one, each with what to say of it. Whoever takes one
+    takes it out of `graph`: the next is judged in what is left.
+
+    Raises:
+        UserError: as `without_layers`.
+    """
+    sample = batches[0].inputs[:3]
+    kind = find_criterion(asked.criterion)
+    judge = kind(graph, batches, loss)
+    steps: list[Step] = []
+    for _ in range(asked.count):
+        layers = whole_layers(graph, sample)
+        found = [layer for layer in layers if layer.name not in asked.exclude]
+        if not found and asked.at_most:
+            log.warning(
+                "%s: %s layers were taken out; no more of this network can be",
+                asked.words,
+                len(steps),
+            )
+            return
+        if not found:
+            raise UserError(f"{asked.words}: {_not_enough(steps)}")
+        worth = judge.worth(graph, found)
+        if asked.agree is not None:
+            worth = asked.agree(worth)
+        least = min(worth)
+        if least == math.inf:
+            raise UserError(f"{asked.words}: {_not_judged(asked.criterion, found)}")
+        chosen = found[worth.index(least)]
+        step: Step = (chosen.name, "pruned", f"{chosen.what}: {judge.told(least)}")
+        steps.append(step)
+        yield chosen, step
 
 
 def _not_enough(steps: list[Step]) -> str:

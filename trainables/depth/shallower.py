@@ -7,11 +7,19 @@ from slimfront.trainables.data import Dataset
 from slimfront.trainables.depth.base import Batch
 from slimfront.trainables.depth.batch_norms import recalibrate
 from slimfront.trainables.depth.options import Depth
-from slimfront.trainables.depth.removal import without_layers
+from slimfront.trainables.depth.removal import Asked, without_layers
 
 _EXAMPLES = 512
 """What layers are worth is judged on so many training examples."""
 _BATCH = 128
+
+
+def judged_on(data: Dataset) -> list[Batch]:
+    """The training examples that layers are judged on, as the network sees them."""
+    inputs = data.prepare(data.train.inputs[:_EXAMPLES])
+    targets = data.train.targets[:_EXAMPLES].to(data.device)
+    pairs = zip(inputs.split(_BATCH), targets.split(_BATCH), strict=True)
+    return [Batch(some, wanted) for some, wanted in pairs]
 
 
 def shallower(
@@ -32,19 +40,14 @@ def shallower(
         UserError: if the network cannot be traced, there are not so many, or the criterion judges
             none of those that are left.
     """
-    inputs = data.prepare(data.train.inputs[:_EXAMPLES])
-    targets = data.train.targets[:_EXAMPLES].to(data.device)
-    pairs = zip(inputs.split(_BATCH), targets.split(_BATCH), strict=True)
-    batches = [Batch(some, wanted) for some, wanted in pairs]
-    graph, steps = without_layers(
-        network,
-        batches,
-        options.layers,
-        data.task.loss,
-        exclude=options.exclude,
+    batches = judged_on(data)
+    asked = Asked(
+        count=options.layers,
+        words=f"depth.layers: {options.layers}",
         criterion=options.criterion,
-        asked=f"depth.layers: {options.layers}",
+        exclude=options.exclude,
         at_most=at_most,
     )
+    graph, steps = without_layers(network, batches, asked, data.task.loss)
     recalibrate(graph, [batch.inputs for batch in batches])
     return graph, steps

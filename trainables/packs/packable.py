@@ -81,6 +81,11 @@ def unpackable_setting(training: Training) -> str | None:
             "training.out_of_memory: halve cannot be in a pack, whose memory is shared; set it to "
             "fail, or resources.pack to 1"
         )
+    if training.closing is not None:
+        return (
+            "layers that go while training cannot be in a pack, whose networks are alike; set "
+            "depth.when to trained, or resources.pack to 1"
+        )
     if training.options.lr_factors:
         return (
             "training.lr_factors cannot be in a pack, which has one learning rate for each member; "

@@ -304,7 +304,10 @@ class ActiveFeatures:
         return self.strength * value
 
     def value(self) -> Tensor | None:
-        """L_C of the batch just seen, or None if it was not watched or was too small; a scalar."""
+        """L_C of the batch just seen, or None if it was not watched or was too small; a scalar.
+
+        Layers that the network has left out are compared with none.
+        """
         kept = self.features.take()
         if not kept:
             return None
@@ -312,10 +315,18 @@ class ActiveFeatures:
         if len(first) < self.options.least_batch:
             return None
         features = []
-        for stage in self.stages:
-            of_stage = [kept[name] for name in stage]
-            features.append(of_stage)
-        return self.options.value(features, self.weights)
+        weights = []
+        for stage, of_pairs in zip(self.stages, self.weights, strict=True):
+            seen = [place for place, name in enumerate(stage) if name in kept]
+            if len(seen) < 2:
+                continue
+            features.append([kept[stage[place]] for place in seen])
+            if len(seen) < len(stage):
+                of_pairs = of_pairs[seen][:, seen]
+            weights.append(of_pairs)
+        if not features:
+            return None
+        return self.options.value(features, weights)
 
     def proximal(self, step_size: float | Tensor) -> None:
         """Nothing: it works through its gradient."""

@@ -9,7 +9,7 @@ from torch import nn
 from slimfront.trainables.compaction import Compacted, Compaction, compact
 from slimfront.trainables.depth import OUTPUTS, Batch, Loss, find_criterion
 from slimfront.trainables.depth.batch_norms import recalibrate as take_again
-from slimfront.trainables.depth.removal import without_layers
+from slimfront.trainables.depth.removal import Asked, without_layers
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.inputs import Several
 from slimfront.trainables.options import validated
@@ -139,11 +139,13 @@ def pruned(
         smaller, steps = without_layers(
             network,
             batches,
-            int(amount.value),
+            Asked(
+                count=int(amount.value),
+                words=str(amount),
+                criterion=criterion or OUTPUTS,
+                exclude=exclude,
+            ),
             loss,
-            exclude=exclude,
-            criterion=criterion or OUTPUTS,
-            asked=str(amount),
         )
     else:
         zero = zero_channels if amount.kind == "channels" else zero_weights

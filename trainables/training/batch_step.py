@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.data import Dataset, Split, load_once
+from slimfront.trainables.depth import Closing, prepared
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.gpu import gpus_among, to_device
 from slimfront.trainables.models import built
@@ -88,11 +89,12 @@ class BatchStep:
         self.model.to(self.device)
         if self.options.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        sample = self.sample()
+        self.closing = self._closing(sample)
         self.parameters = list(self.model.parameters())
         self.ambiguous: list[nn.Parameter] = []
         if self.options.channels_last:
             self.ambiguous = ambiguous_strides(self.parameters)
-        sample = self.sample()
         self.candidate = candidate.model_copy(
             update={"penalties": self._absolute(candidate.penalties, sample)}
         )
@@ -104,7 +106,6 @@ class BatchStep:
             momentum=self.options.momentum,
             weight_decay=self.options.weight_decay,
         )
-        self.inner = _inner_layers(self.model, sample)
         self.acting = self._acting(sample)
         self.matching = self._matching(sample)
         self.losses: nn.Module | None = None
@@ -112,12 +113,48 @@ class BatchStep:
         """Whether steps are compiled; None while that is not decided."""
         if self.options.compile != "auto":
             self.compiles = self.options.compile
-        prunable = prunable_weights(self.model)
-        self.weights = list(prunable.values())
+        self._count_in_network()
         self.statistics = []
         for buffer in self.model.buffers():
             if buffer.is_floating_point():
                 self.statistics.append(buffer)
+
+    def _closing(self, sample: Tensor) -> Closing | None:
+        """What closes layers, if any are to go while training: of the network as it is traced,
+        which is trained then."""
+        depth = self.candidate.depth
+        if not depth.closes:
+            return None
+        network = prepared(self.model, sample)
+        self.model = network
+        return Closing(
+            network,
+            self.data,
+            depth,
+            epochs=self.options.epochs,
+            steps_per_epoch=self.steps_per_epoch(),
+            agree=self._agreed,
+        )
+
+    def _agreed(self, numbers: list[float]) -> list[float]:
+        """Those of rank 0."""
+        shared = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        self.ranks.broadcast_from_rank0([shared])
+        found: list[float] = shared.tolist()
+        return found
+
+    @property
+    def network(self) -> nn.Module:
+        """The network as it is trained now: without layers that have gone."""
+        if self.closing is None:
+            return self.model
+        return self.closing.view
+
+    def _count_in_network(self) -> None:
+        """Has its layers and weights be those that metrics count."""
+        self.inner = _inner_layers(self.network, self.sample())
+        prunable = prunable_weights(self.network)
+        self.weights = list(prunable.values())
 
     def _matching(self, sample: Tensor) -> FeatureMatching | None:
         """What compares features with the teacher's, if they count."""
@@ -232,9 +269,9 @@ class BatchStep:
         sample = self.sample()
         compiled = None
         if self._compiles():
-            compiled = Compiled(self.model, self._share_of_batch())
+            compiled = Compiled(self.network, self._share_of_batch())
         losses = Losses(
-            self.model,
+            self.network,
             self.acting,
             self.taught.task,
             bf16=self.options.bf16,
@@ -271,7 +308,7 @@ class BatchStep:
         if self.options.channels_last:
             inputs = channels_last(inputs)
         pays = pays_back(
-            model=self.model,
+            model=self.network,
             inputs=inputs,
             targets=train.targets[:count].to(self.device),
             loss=self.taught.task.loss,
@@ -301,6 +338,8 @@ class BatchStep:
         scalars, times `weight`."""
         lr = self.learning_rate(self.step)
         set_lr(self.optimizer, lr)
+        if self.closing is not None:
+            self.closing.at(self.step)
         task_loss, penalty_loss = self._gradients(batch, weight)
         self.ranks.average(self.statistics)
         self._update(None, self.proximal_step(lr))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.compaction import Compacted, compact
+from slimfront.trainables.compaction.report import Step
 from slimfront.trainables.data import Dataset, Split
 from slimfront.trainables.depth import shallower
 from slimfront.trainables.errors import TrialFailure
@@ -72,6 +73,7 @@ class Finishing:
         refit: FurtherTraining | None,
         *,
         one_shot: bool,
+        gone: Sequence[Step] = (),
         is_over: bool = True,
         recover: FurtherTraining | None = None,
     ) -> Trained:
@@ -82,6 +84,7 @@ class Finishing:
             epoch: how many epochs it was trained for.
             refit: trains the compact network; None: it is not.
             one_shot: whether to prune it further in one shot, as the candidate says.
+            gone: the layers that went while it was trained.
             is_over: whether its training is, so that whole layers go, as the candidate says.
             recover: as `refit`, of each network that was pruned in one shot.
 
@@ -94,12 +97,12 @@ class Finishing:
                 diverges.
         """
         inputs = self._checked_inputs(self.data.validation)
-        depth = self.candidate.depth
-        if is_over and depth.layers > 0:
+        if is_over and self.candidate.depth.cuts:
             compacted, history = self._shallower(model, inputs, epoch, refit)
             sizes: Mapping[str, float] = compacted.report.after
         else:
             compacted = compact(model, inputs, self.candidate.compaction, self.told)
+            compacted = _told_first(gone, compacted)
             remove_hooks(compacted.network)
             history = _refitted(compacted.network, epoch, refit)
             sizes = compacted.report.after
@@ -122,18 +125,10 @@ class Finishing:
         are there, it bears the learning rates of training, and more of what went comes back."""
         depth = self.candidate.depth
         shallow, gone = shallower(model, self.data, depth, at_most=True)
-        if len(gone) < depth.layers:
-            log.warning(
-                "depth.layers: %s of %s layers were taken out; no more of this network can be",
-                len(gone),
-                depth.layers,
-            )
         remove_hooks(shallow)
         history = _refitted(shallow, epoch, refit)
         compacted = compact(shallow, inputs, self.candidate.compaction, self.told)
-        steps = (*gone, *compacted.report.steps)
-        report = replace(compacted.report, steps=steps)
-        return replace(compacted, report=report), history
+        return _told_first(gone, compacted), history
 
     def _checked_inputs(self, split: Split) -> Tensor:
         """What the network sees of the first examples of a split."""
@@ -337,6 +332,13 @@ class Finishing:
             return self.stopwatch().measure_file(int8.file, speeds)
         inputs = self._checked_inputs(self.data.validation)
         return self.stopwatch().measure(network, inputs, speeds)
+
+
+def _told_first(gone: Sequence[Step], compacted: Compacted) -> Compacted:
+    """With the layers that went as the first steps of its report."""
+    steps = (*gone, *compacted.report.steps)
+    report = replace(compacted.report, steps=steps)
+    return replace(compacted, report=report)
 
 
 def _refitted(

@@ -89,7 +89,10 @@ class Training(BatchStep):
         Without recorded steps, torch's global random numbers are this training's until the last
         item was asked for.
         """
-        training_mode(self.model, self.options.freeze)
+        if self.closing is not None and self.closing.begin(self.epoch):
+            self._count_in_network()
+            self.losses = None
+        training_mode(self.network, self.options.freeze)
         targets = self.data.train.targets
         order = torch.randperm(len(targets), generator=self.shuffler)
         self.losses = self.losses or self.shared_losses()
@@ -126,7 +129,7 @@ class Training(BatchStep):
 
     def numbers(self) -> Tensor:
         """What `end_epoch` is to know, (n,), float64, on the device: nothing waits for it yet."""
-        scores = self.ranks.scores(self.model, self.data)
+        scores = self.ranks.scores(self.network, self.data)
         return torch.cat([self.means, self.counts(), scores])
 
     @torch.no_grad()
@@ -201,15 +204,16 @@ class Training(BatchStep):
                     teacher=self.teacher,
                 )
 
-        model = self.model
+        model = self.network
         if self.options.channels_last:
-            model = contiguous_copy(self.model)
+            model = contiguous_copy(model)
         recovery = Refit(epochs=self.candidate.one_shot.recover, lr=self.candidate.refit.lr)
         return self.finishing.finish(
             model,
             self.epoch,
             partial(further, options=options) if options.epochs else None,
             one_shot=one_shot,
+            gone=self.closing.gone if self.closing else (),
             is_over=self.done,
             recover=partial(further, options=recovery) if recovery.epochs and self.done else None,
         )
@@ -235,6 +239,7 @@ class Training(BatchStep):
             "shuffler": self.shuffler.get_state(),
             "augmenter": self.augmenter.get_state(),
             "noise": self.rng_state,
+            "closing": self.closing.state_dict() if self.closing else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -247,6 +252,9 @@ class Training(BatchStep):
         with without_compiler():
             self.optimizer.load_state_dict(state["optimizer"])
         align_state(self.optimizer)
+        if self.closing is not None:
+            self.closing.load_state_dict(state["closing"], self.epoch, self.step)
+            self._count_in_network()
         if self.sparsifier:
             self.sparsifier.load_state_dict(state["sparsifier"])
         self.shuffler.set_state(state["shuffler"].cpu())

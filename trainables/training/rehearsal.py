@@ -60,12 +60,16 @@ def rehearse(candidate: Candidate, device: torch.device | str = "cpu") -> None:
         candidate = candidate.model_copy(update={"distill": distill.untrained(candidate.model)})
     data = looked_at(candidate.data, torch.device(device), candidate.task)
     _run_once(candidate, data)
+    # The network as the user wrote it: traced, it goes one way for all inputs.
+    whole = candidate.model_copy(update={"depth": candidate.depth.when_trained()})
     with _naming(None, "the network cannot be trained"):
-        training = Training(candidate, device)
+        training = Training(whole, device)
     try:
         _Rehearsal(training).run()
     finally:
         training.close()
+    if candidate.depth.closes:
+        _close_layers(candidate, device)
 
 
 @torch.no_grad()
@@ -107,6 +111,29 @@ def check_whole_numbers(network: nn.Module, sample: Tensor) -> None:
             f"({type(error).__name__}: {first_line(error)}); if they are quantities, set "
             "data.normalise to per_feature or global, and they become float32"
         ) from None
+
+
+def _close_layers(candidate: Candidate, device: torch.device | str) -> None:
+    """Takes a step with layers half closed, and one without them."""
+    with _naming(None, "layers of the network cannot be closed while it is trained"):
+        training = Training(candidate, device)
+    closing = training.closing
+    assert closing is not None
+    names = [name for name, options in candidate.penalties.items() if options.on]
+    try:
+        for name, active in zip(names, training.penalties, strict=True):
+            if active.targets == 0:
+                raise UserError(
+                    f"penalties.{name} finds no layer in the traced network, whose layers depth "
+                    "closes; name layers of torch.nn, or set depth.when to trained"
+                )
+        for epoch in (closing.first, closing.last):
+            training.epoch = epoch
+            training.step = epoch * training.steps_per_epoch()
+            with _naming(training.network, "the network cannot be trained with closing layers"):
+                next(training.steps())
+    finally:
+        training.close()
 
 
 class _Rehearsal:

@@ -185,3 +185,24 @@ def test_half_precision_gradients_come_back_in_half_precision() -> None:
         x.grad is not None and x.grad.dtype == torch.bfloat16 and x.grad.isfinite().all()
         for x in layers
     )
+
+
+def test_layers_that_a_pass_leaves_out_are_compared_with_none() -> None:
+    """As where a network drops whole layers at random."""
+    torch.manual_seed(0)
+    network = nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])
+    whole = nn.Sequential(*network)
+    options = CKA(strength=1.0, every=1, stages=(("0", "1", "2"),))
+    x = torch.randn(8, 4)
+    active = options.attach(whole, x)
+    active.before_batch(0, 1.0)
+    last = network[2](network[0](x))
+    found = active.loss()
+    first = network[0](x)
+    expected = pairwise_cka([first, last])
+    assert found is not None
+    assert torch.allclose(found, 2 * expected[0, 1])
+    active.before_batch(1, 1.0)
+    network[0](x)
+    assert active.loss() is None
+    active.close()

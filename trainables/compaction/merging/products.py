@@ -139,7 +139,7 @@ def _product_of_convolutions(first: Conv, second: Conv) -> WeightLayer:
     dilation = _common_dilation(first, second)
     if dilation is None:
         dilation = (1,) * len(first.stride)
-        steps = _times(first.stride, second.dilation)
+        steps = times(first.stride, second.dilation)
         inner = _spread(inner, first.dilation)
         outer = _spread(outer, steps)
     kernels = []
@@ -150,23 +150,29 @@ def _product_of_convolutions(first: Conv, second: Conv) -> WeightLayer:
     combined.groups = groups
     combined.in_channels = first.in_channels
     combined.dilation = dilation
-    combined.stride = _times(first.stride, second.stride)
+    combined.stride = times(first.stride, second.stride)
     combined.padding = _padding(first, second)
     return combined
 
 
-def _times(some: Sequence[int], others: Sequence[int]) -> tuple[int, ...]:
+def times(some: Sequence[int], others: Sequence[int]) -> tuple[int, ...]:
+    """Entry by entry."""
     pairs = zip(some, others, strict=True)
     return tuple(one * other for one, other in pairs)
+
+
+def plus(some: Sequence[int], others: Sequence[int]) -> tuple[int, ...]:
+    """Entry by entry."""
+    pairs = zip(some, others, strict=True)
+    return tuple(one + other for one, other in pairs)
 
 
 def _padding(first: Conv, second: Conv) -> tuple[int, ...]:
     """All of it, in front of the first layer."""
     assert not isinstance(first.padding, str)
     assert not isinstance(second.padding, str)
-    reached = _times(first.stride, second.padding)
-    pairs = zip(first.padding, reached, strict=True)
-    return tuple(one + other for one, other in pairs)
+    in_front = times(first.stride, second.padding)
+    return plus(first.padding, in_front)
 
 
 def _in_groups(layer: Conv, groups: int) -> Tensor:

@@ -18,7 +18,9 @@ from slimfront.trainables.compaction.merging.products import (
     entries_of_product,
     fit,
     gives_zero_outside,
+    plus,
     product,
+    times,
 )
 from slimfront.trainables.structure.graph import (
     Conv,
@@ -73,6 +75,30 @@ def runs(
             run = longer
             if run.activations and _pays(run, shapes):
                 yield run
+
+
+def chain(graph: fx.GraphModule, shapes: Callable[[], Mapping[fx.Node, object]]) -> Run | None:
+    """The first run of layers with nothing between them that is exactly one layer, and costs no
+    more as one; None if there is none. Two that merge by themselves are no such run.
+
+    Args:
+        shapes: gives them as `runs` takes them; asked only where there is something to judge.
+    """
+    layers = {layer.node: layer for layer in layers_of(graph, grouped=True)}
+    for first in layers.values():
+        run = Run((first,), (), moves_padding=False)
+        while len(run.layers) < _LONGEST:
+            longer = _longer(graph, run, layers, _nothing_is_an_activation)
+            if longer is None or longer.moves_padding:
+                break
+            run = longer
+            if len(run.layers) > 2 and _pays(run, shapes()):
+                return run
+    return None
+
+
+def _nothing_is_an_activation(_graph: fx.GraphModule, _node: fx.Node) -> bool:
+    return False
 
 
 def _longer(
@@ -131,6 +157,28 @@ def folded(layer: Layer) -> WeightLayer:
         made.groups = layer.layer.groups
         made.in_channels = layer.layer.in_channels
     return made
+
+
+def move_padding(run: Run) -> None:
+    """Has the first layer pad for all of them, in place: what changes is the border of images, and
+    the run is one layer exactly then."""
+    if not run.moves_padding:
+        return
+    convolutions = [layer.layer for layer in run.layers if isinstance(layer.layer, Conv)]
+    first = convolutions[0]
+    padding = _sizes(first.padding)
+    stride = first.stride
+    for following in convolutions[1:]:
+        in_front = times(stride, _sizes(following.padding))
+        padding = plus(padding, in_front)
+        stride = times(stride, following.stride)
+        following.padding = (0,) * len(padding)
+    first.padding = padding
+
+
+def _sizes(padding: str | Sequence[int]) -> tuple[int, ...]:
+    assert not isinstance(padding, str)  # such layers are in no run
+    return tuple(padding)
 
 
 def merge_run(graph: fx.GraphModule, run: Run) -> None:

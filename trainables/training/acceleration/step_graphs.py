@@ -327,6 +327,8 @@ def why_not_anywhere(training: "Training") -> str | None:
         return "the training has several processes"
     if training.teacher is not None and not training.teacher.cached:
         return "a teacher sees each batch"
+    if training.closing is not None:
+        return "depth.layers changes the network while it is trained"
     if training.options.lr_factors:
         return "training.lr_factors gives parameters learning rates of their own"
     if training.options.out_of_memory == "halve":

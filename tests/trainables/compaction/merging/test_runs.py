@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
+from slimfront.trainables.compaction import Compaction, compact
 from slimfront.trainables.compaction.layers import count_weights
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.whole_layers import WholeLayer, take_out, whole_layers
@@ -92,6 +93,26 @@ def test_what_would_cost_more_as_one_stays() -> None:
     graph = traced_in_both_modes(network, x)
     found = [layer for layer in whole_layers(graph, x) if layer.merges is not None]
     assert "expand" not in {layer.name for layer in found}
+
+
+@torch.no_grad()
+def test_layers_with_nothing_between_them_are_one_where_no_two_of_them_are() -> None:
+    """An expansion and a depthwise convolution cost more as one than apart; with the projection
+    behind them, all three cost less."""
+    linear = with_padding_in_front(made(Inverted()))  # type: ignore[arg-type]
+    x = torch.randn(4, 3, 9, 9).double()
+    made_compact = compact(linear, x)
+    merged = [step for step in made_compact.report.steps if step[1] == "merged"]
+    assert merged == [
+        ("expand", "merged", "into 'project'"),
+        ("depthwise", "merged", "into 'project'"),
+    ]
+    assert count_weights(made_compact.network) < count_weights(linear)
+    assert torch.allclose(made_compact.network(x), linear(x), rtol=1e-10, atol=1e-10)
+    apart = compact(linear, x, Compaction(merge="never")).network
+    assert len([m for m in apart.modules() if isinstance(m, nn.Conv2d)]) == 4
+    padded = compact(made(Inverted(act=nn.Identity)), x).network
+    assert len([m for m in padded.modules() if isinstance(m, nn.Conv2d)]) == 4
 
 
 @st.composite

@@ -152,6 +152,10 @@ def test_distillation_is_as_on_a_single_process(team: Team, tmp_path: Path) -> N
     check_as_alone(team, candidate(distill=distill, penalties=penalties("layer")))
 
 
+def test_layers_close_as_on_a_single_process(team: Team) -> None:
+    check_as_alone(team, candidate(depth={"layers": 2}, penalties=penalties("node")))
+
+
 @pytest.mark.parametrize("name", [None, *sorted(SPARSIFIERS)])
 def test_ranks_stay_the_same_through_batch_norms_dropout_and_augmentation(
     team: Team, name: str | None

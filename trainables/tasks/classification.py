@@ -41,16 +41,20 @@ MULTICLASS = {
 def count_right(outputs: Tensor, targets: Tensor) -> Tensor:
     """How many of the outputs (N, classes) are largest at the target (N,), and N: (2,), int64."""
     chosen = outputs.argmax(1)
-    right = (chosen == targets).sum()
-    count = torch.full_like(right, targets.numel())
+    is_right = chosen == targets
+    right = is_right.sum()
+    examples = targets.numel()
+    count = torch.full_like(right, examples)
     return torch.stack([right, count])
 
 
 def count_right_of_each(outputs: Tensor, targets: Tensor) -> Tensor:
     """The same of K networks: outputs (K, N, classes), (K, 2)."""
     _, chosen = outputs.max(2)
-    right = (chosen == targets).sum(1)
-    count = torch.full_like(right, targets.numel())
+    is_right = chosen == targets
+    right = is_right.sum(1)
+    examples = targets.numel()
+    count = torch.full_like(right, examples)
     return torch.stack([right, count], 1)
 
 
@@ -79,7 +83,8 @@ class Classification(Task):
         return super().describe(name)
 
     def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
-        return encode_classes(given, self.name, names, self.classes or outputs)
+        classes = self.classes or outputs
+        return encode_classes(given, self.name, names, classes)
 
     def strata(self, targets: Tensor) -> Tensor | None:
         return targets
@@ -105,7 +110,8 @@ class Classification(Task):
     def attach(self, targets: Tensor, encoded: Encoded) -> ActiveTask:
         active = super().attach(targets, encoded)
         weighted = self.class_weights is not None
-        if weighted or self.label_smoothing or not isinstance(self.loss, str):
+        own_loss = not isinstance(self.loss, str)
+        if weighted or own_loss or self.label_smoothing:
             return active
         return replace(active, stacked=cross_entropies)
 
@@ -122,12 +128,14 @@ class Classification(Task):
         return of_each.mean()
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
-        if options.name == "accuracy" and not options.args:
+        name = str(options.name)
+        plain = not options.args
+        if name == "accuracy" and plain:
             described = Described(options.key, "larger", bounded=True)
             return Metric(described, count_right, ratio, width=2, stacked=count_right_of_each)
         known = _TOP_K
-        if options.name != "accuracy":
-            known = self.KNOWN[str(options.name)]
+        if name != "accuracy":
+            known = self.KNOWN[name]
         return known.metric(options, {"num_classes": outputs})
 
     def shape_of_outputs(self, targets: Tensor, outputs: int) -> str:
@@ -135,9 +143,10 @@ class Classification(Task):
 
     def wrong_outputs(self, found: Tensor, targets: Tensor, outputs: int) -> str | None:
         count = len(targets)
-        if found.dim() != 2 or len(found) != count:
+        shape = tuple(found.shape)
+        if len(shape) != 2 or shape[0] != count:
             return (
-                f"the network returns {tuple(found.shape)} ({found.dtype}) for {count} "
+                f"the network returns {shape} ({found.dtype}) for {count} "
                 f"inputs; it must return logits, ({count}, {outputs})"
             )
         return too_few_logits(found, outputs)
@@ -148,10 +157,11 @@ _TOP_K = Known("classification.MulticlassAccuracy", defaults={"average": "micro"
 
 def too_few_logits(found: Tensor, outputs: int) -> str | None:
     """What is wrong with logits (N, classes, …) that have no place for each class."""
-    if found.shape[1] >= outputs:
+    logits = found.shape[1]
+    if logits >= outputs:
         return None
     return (
-        f"the network gives {found.shape[1]} logits, and the data set has {outputs} classes; give "
+        f"the network gives {logits} logits, and the data set has {outputs} classes; give "
         "it an output each"
     )
 
@@ -185,7 +195,8 @@ def weighted_cross_entropy(
     )
     if places is None:
         return each.mean()
-    return each.sum() / (len(targets) * places)
+    usual_count = len(targets) * places
+    return each.sum() / usual_count
 
 
 def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -194,7 +205,8 @@ def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
     Outside of vmap, which takes cross-entropy apart, and with the classes before the batch, which
     is four times as fast.
     """
-    each = nn.functional.cross_entropy(outputs.transpose(1, 2), targets, reduction="none")
+    logits = outputs.transpose(1, 2)
+    each = nn.functional.cross_entropy(logits, targets, reduction="none")
     return each.mean(1)
 
 
@@ -204,21 +216,34 @@ def class_weights(chosen: ClassWeights, targets: Tensor, encoded: Encoded) -> Te
     if chosen is None:
         return None
     classes = encoded.outputs
-    known = targets[targets >= 0].flatten()
-    counts = known.bincount(minlength=classes).double()[:classes]
-    if chosen == "balanced":
-        weights = torch.where(counts > 0, 1 / counts.clamp_min(1), 0.0)
+    is_class = targets >= 0
+    known = targets[is_class].flatten()
+    counts = known.bincount(minlength=classes)
+    counts = counts[:classes].double()
+    if isinstance(chosen, str):
+        occurs = counts > 0
+        inverse = 1 / counts.clamp_min(1)
+        weights = torch.where(occurs, inverse, 0.0)
     else:
-        weights = torch.tensor(chosen, dtype=torch.float64)
-        if len(weights) != classes or bool((weights < 0).any()):
-            raise UserError(
-                f"task.class_weights has {len(weights)} numbers, and there are {classes} "
-                "classes; give each a number of 0 or more"
-            )
-    mean = (weights * counts).sum() / counts.sum()
+        weights = _checked_weights(chosen, classes)
+    weighted = weights * counts
+    mean = weighted.sum() / counts.sum()
     if not mean > 0:
         raise UserError("task.class_weights are 0 for all classes of the training examples")
-    return (weights / mean).float()
+    scaled = weights / mean
+    return scaled.float()
+
+
+def _checked_weights(chosen: tuple[float, ...], classes: int) -> Tensor:
+    count = len(chosen)
+    weights = torch.tensor(chosen, dtype=torch.float64)
+    negative = weights < 0
+    if count != classes or bool(negative.any()):
+        raise UserError(
+            f"task.class_weights has {count} numbers, and there are {classes} "
+            "classes; give each a number of 0 or more"
+        )
+    return weights
 
 
 def encode_classes(
@@ -242,9 +267,11 @@ def encode_classes(
     strings = _strings(given)
     if strings is not None:
         return _of_names(strings, classes)
-    targets = _whole(as_tensor(given, task), task)
-    if names or classes:
-        return _of_known_number(targets, names, classes or len(names))
+    numbers = as_tensor(given, task)
+    targets = _whole(numbers, task)
+    known = classes or len(names)
+    if known:
+        return _of_known_number(targets, names, known)
     return _renumbered(targets)
 
 
@@ -252,7 +279,9 @@ def _of_names(strings: list[str], classes: int | None) -> Encoded:
     """Names as numbers, in the order of the alphabet."""
     distinct = set(strings)
     names = tuple(sorted(distinct))
-    places = {name: place for place, name in enumerate(names)}
+    places = {}
+    for place, name in enumerate(names):
+        places[name] = place
     numbers = [places[name] for name in strings]
     targets = torch.tensor(numbers, dtype=torch.int64)
     return _checked(targets, names, classes)
@@ -260,10 +289,11 @@ def _of_names(strings: list[str], classes: int | None) -> Encoded:
 
 def _of_known_number(targets: Tensor, names: Sequence[str], count: int) -> Encoded:
     """Numbers in 0 … count − 1 as they are."""
-    if len(targets.unique()) < 2:
+    numbers = targets.unique().tolist()
+    if len(numbers) < 2:
         raise _one_class_only()
-    least = int(targets.min())
-    largest = int(targets.max())
+    least = numbers[0]
+    largest = numbers[-1]
     if least < 0 or largest >= count:
         raise UserError(
             f"the data has targets from {least} to {largest}, and {count} classes; they are "
@@ -280,7 +310,8 @@ def _renumbered(targets: Tensor) -> Encoded:
     numbers = values.tolist()
     least = numbers[0]
     largest = numbers[-1]
-    together = largest - least + 1 == len(numbers)
+    span = largest - least + 1
+    together = len(numbers) == span
     if least == 0 and together:
         return _checked(targets, (), None)
     if not together and len(numbers) != 2:
@@ -297,15 +328,15 @@ def _renumbered(targets: Tensor) -> Encoded:
 
 
 def _checked(targets: Tensor, names: tuple[str, ...], classes: int | None) -> Encoded:
+    numbers = targets.unique().tolist()
     count = len(names)
     if not names:
-        largest = int(targets.max())
+        largest = numbers[-1]
         count = largest + 1
     if classes is not None and classes != count:
         shown = first_few(names, _MOST_SHOWN)
         raise UserError(f"task.classes is {classes}, and the data has {count} ({shown})")
-    kinds = len(targets.unique())
-    if count < 2 or kinds < 2:
+    if count < 2 or len(numbers) < 2:
         raise _one_class_only()
     return Encoded(targets, count, names)
 
@@ -321,18 +352,25 @@ def _strings(given: Any) -> list[str] | None:
         UserError: if only some are.
     """
     values = given.tolist() if hasattr(given, "tolist") else list(given)
-    if values and all(isinstance(value, list) and len(value) == 1 for value in values):
-        values = [value[0] for value in values]  # a column, as tables have it
+    is_table_column = all(map(_is_cell, values))
+    if is_table_column:
+        values = [value for (value,) in values]
     strings = [isinstance(value, str) for value in values]
     if not any(strings):
         return None
     if all(strings):
         return values
     first = strings.index(False)
+    other = values[first]
     raise UserError(
-        f"the target of example {first} is {values[first]!r}, and others are names; leave it "
+        f"the target of example {first} is {other!r}, and others are names; leave it "
         "out, or give it a name"
     )
+
+
+def _is_cell(value: object) -> bool:
+    """Whether it is a row of one column."""
+    return isinstance(value, list) and len(value) == 1
 
 
 def is_one_hot(targets: Tensor) -> bool:
@@ -364,7 +402,8 @@ def _whole(targets: Tensor, task: str) -> Tensor:
             f"task {task} takes one whole number for each example, (N,){advice}"
         )
     if not whole(targets):
-        first = int((targets != targets.round()).nonzero()[0])
+        broken = targets != targets.round()
+        first = int(broken.nonzero()[0])
         value = float(targets[first])
         raise UserError(
             f"the target of example {first} is {value:g}; the task {task} takes "
@@ -378,6 +417,8 @@ def soft_cross_entropy(outputs: Tensor, teacher: Tensor, temperature: float) -> 
     section 2: of logits (N, classes, …) each, to (N, …)."""
     wanted = torch.log_softmax(teacher / temperature, 1)
     made = torch.log_softmax(outputs / temperature, 1)
-    entries = wanted.exp() * (wanted - made)
+    difference = wanted - made
+    probabilities = wanted.exp()
+    entries = probabilities * difference
     divergence = entries.sum(1)
     return divergence * temperature**2

@@ -31,8 +31,8 @@ from slimfront.search.tracking.story import describe
 from slimfront.search.tracking.write_queue import WriteQueue, making, param, unless_impossible
 from slimfront.trainables.data import load_once
 from slimfront.trainables.redaction import redact_values
-from slimfront.trainables.shipping.formats import shipped
 from slimfront.trainables.shipping.int8 import as_int8
+from slimfront.trainables.shipping.shipped import shipped
 
 log = logging.getLogger(__name__)
 

@@ -158,7 +158,7 @@ class Factory(Data):
 
     def _of_splits(self, made: Mapping[str, Any], task: Task) -> Dataset:
         """The user's own splits; what is left out is held out of the training examples."""
-        unknown = set(made) - set(_SPLITS)
+        unknown = [name for name in made if name not in _SPLITS]
         if unknown:
             names = ", ".join(map(str, made))
             raise self._wrong(f"has splits {names}", "train, validation and test")

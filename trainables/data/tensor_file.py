@@ -61,8 +61,9 @@ class TensorFile:
         tensor = row.view(whole_shape)
         address = tensor.data_ptr()
         self.given[address] = (begins, tensor)
-        pages = math.ceil(size / _HEADER)
-        self.end = begins + pages * _HEADER
+        blocks = math.ceil(size / _HEADER)
+        taken = blocks * _HEADER
+        self.end = begins + taken
         return tensor
 
     def _take_from_disk(self, begins: int, size: int) -> None:
@@ -192,17 +193,19 @@ def _check(tensor: Tensor) -> int:
     if not tensor.numel():
         return 0
     row = tensor.reshape(-1)
-    array = row.view(torch.uint8).numpy()
+    bytes_of_row = row.view(torch.uint8)
+    array = bytes_of_row.numpy()
     data = memoryview(array.data)
     size = len(data)
     if size <= _SAMPLES * _SAMPLE:
         return zlib.crc32(data)
     value = 0
-    last = size - _SAMPLE
+    last_start = size - _SAMPLE
     for number in range(_SAMPLES):
-        start = last * number // (_SAMPLES - 1)
+        start = last_start * number // (_SAMPLES - 1)
         end = start + _SAMPLE
-        value = zlib.crc32(data[start:end], value)
+        sample = data[start:end]
+        value = zlib.crc32(sample, value)
     return value
 
 

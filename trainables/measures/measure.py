@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -144,7 +145,7 @@ def _sparse_bytes(tensor: Tensor) -> int:
 def _encoded(tensor: Tensor) -> bytes:
     """What `_sparse_bytes` is the size of."""
     on_cpu = tensor.detach().cpu()
-    entries = on_cpu.flatten().numpy()
+    entries: NDArray[Any] = on_cpu.flatten().numpy()
     dense = _sparse_bytes(tensor) == tensor.nbytes
     if dense:
         return entries.tobytes()

@@ -62,7 +62,8 @@ class Penalty(Options):
         if self.ramp == 0:
             return 1.0
         since_warmup = epoch - self.warmup
-        return min(since_warmup / self.ramp, 1.0)
+        risen = since_warmup / self.ramp
+        return min(risen, 1.0)
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActivePenalty:
         """The penalty on `model`; `sample` (N, *input_shape) is a batch of real inputs to look at

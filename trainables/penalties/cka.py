@@ -130,7 +130,8 @@ def pairwise_cka(features: Tensors, *, unbiased: bool = True) -> Tensor:
         rounding = rounding_of_entry**2 * entries
         alive = squared > rounding
         norm = torch.where(alive, squared, 1).sqrt()
-        unit = torch.where(alive, vectors / norm, 0)
+        scaled_to_one = vectors / norm
+        unit = torch.where(alive, scaled_to_one, 0)
         similarities = unit @ unit.T
         return similarities.to(gram.dtype)
 
@@ -209,8 +210,10 @@ class FeaturePenalty(Penalty):
 def are_different(layers: Sequence[str]) -> bool:
     """Whether they are two layers or more, and none is named twice."""
     count = len(layers)
+    if count < 2:
+        return False
     distinct = set(layers)
-    return count > 1 and len(distinct) == count
+    return len(distinct) == count
 
 
 @PENALTIES.register("cka")

@@ -73,7 +73,8 @@ class HalfLinear(nn.Module):
         halved = rows.half()
         made = F.linear(halved, self.weight, self.bias)
         made = made.to(x.dtype)
-        return made.unflatten(0, before)
+        out: Tensor = made.unflatten(0, before)
+        return out
 
 
 class SemiStructuredLinear(HalfLinear):

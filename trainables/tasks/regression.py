@@ -251,11 +251,12 @@ def _refuse_all_the_same(targets: Tensor) -> None:
 
 def _own(name: str, options: MetricOptions) -> Metric:
     """A metric of `_OWN` at work."""
+    key = options.key
     if options.args:
         given = ", ".join(map(repr, options.args))
-        raise UserError(f"the metric '{options.key}' takes no arguments, and it has {given}")
+        raise UserError(f"the metric '{key}' takes no arguments, and it has {given}")
     known, sums, final, width = _OWN[name]
-    described = Described(options.key, known.better)
+    described = Described(key, known.better)
     return Metric(described, sums, final, width=width)
 
 

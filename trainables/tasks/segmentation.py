@@ -44,22 +44,27 @@ class PerPlace(Task):
     def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
         targets = as_tensor(given, self.name)
         targets = self._places(targets)
-        if targets.dim() != self.DIMENSIONS or not whole(targets):
-            shape = tuple(targets.shape)
-            raise UserError(
-                f"the data has targets of shape {shape} and type {targets.dtype}; "
-                f"the task {self.name} takes a whole number for each place, {self.PLACES}"
-            )
+        self._refuse_other_shapes(targets)
         targets = targets.long()
         counted = self._counted(targets)
         if not len(counted):
             raise UserError(f"no place of any example counts: all are {self.ignore}, task.ignore")
-        numbers = counted.unique().tolist()
+        values = counted.unique()
+        numbers = values.tolist()
         known = self.classes or outputs or len(names)
         any_two = len(numbers) == 2 and numbers != [0, 1]
         if any_two and not known:
             return self._of_two(targets, numbers)
         return self._numbered(targets, numbers, known, names)
+
+    def _refuse_other_shapes(self, targets: Tensor) -> None:
+        if targets.dim() == self.DIMENSIONS and whole(targets):
+            return
+        shape = tuple(targets.shape)
+        raise UserError(
+            f"the data has targets of shape {shape} and type {targets.dtype}; "
+            f"the task {self.name} takes a whole number for each place, {self.PLACES}"
+        )
 
     def _counted(self, targets: Tensor) -> Tensor:
         """The classes of all places that count, in a row."""

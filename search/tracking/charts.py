@@ -179,8 +179,7 @@ def layers_png(
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     shades = colormaps["viridis"].with_extremes(bad="0.93")
-    at_least = np.maximum(cells, 1e-4)
-    magnitudes = np.log10(at_least)
+    magnitudes = np.log10(np.maximum(cells, 1e-4))
     image = axes.imshow(magnitudes, aspect="auto", cmap=shades, vmin=-4, vmax=0)
     are_told = column_count <= 12
     for (row, column), share in np.ndenumerate(cells):

@@ -27,6 +27,7 @@ from slimfront.trainables.data.base import (
 )
 from slimfront.trainables.data.cache import files_state
 from slimfront.trainables.data.finite import refuse_no_numbers
+from slimfront.trainables.data.given import are_examples, is_usual, joined_targets, kind_of
 from slimfront.trainables.data.loaders import is_torch_data, read_all
 from slimfront.trainables.data.normalise import is_image, stored_type
 from slimfront.trainables.data.tensor_file import Allocator, in_process
@@ -88,8 +89,8 @@ class Factory(Data):
             read = {name: self._read(one, task) for name, one in made.items()}
             return self._of_splits(read, task)
         made = self._read(made, task)
-        if not _are_examples(made):
-            kind = _describe(made)
+        if not are_examples(made):
+            kind = kind_of(made)
             raise self._wrong(
                 f"is {kind}",
                 "a slimfront.trainables.data.Dataset, or (inputs, targets) as tensors or arrays",
@@ -127,7 +128,7 @@ class Factory(Data):
     def _pair(self, given: Any) -> tuple[Tensor, Any]:
         """Inputs as tensors, and as many targets as they came."""
         if not isinstance(given, tuple | list) or len(given) != 2:
-            kind = _describe(given)
+            kind = kind_of(given)
             raise self._wrong(f"has a split that is {kind}", "(inputs, targets)")
         given_inputs, targets = given
         inputs = self._as_inputs(given_inputs)
@@ -172,7 +173,7 @@ class Factory(Data):
             given.append(own_targets)
         for name, of_split in inputs.items():
             refuse_no_numbers(of_split, f" of {name}")
-        all_targets = _joined(given)
+        all_targets = joined_targets(given)
         encoded = task.encode(all_targets)
         sizes = [len(of_split) for of_split in inputs.values()]
         parts = encoded.targets.split(sizes)
@@ -305,7 +306,7 @@ class Factory(Data):
         found = described(inputs)
         wanted = described(data.train.inputs)
         parts = tensors(inputs).values()
-        usual = all(map(_is_usual, parts))
+        usual = all(map(is_usual, parts))
         if found != wanted or not usual:
             raise self._wrong(
                 f"has inputs of {found} in '{name}'",
@@ -349,63 +350,3 @@ def _encoded(data: Dataset, task: Task) -> Dataset:
         outputs=encoded.outputs,
         names=encoded.names,
     )
-
-
-def _describe(made: object) -> str:
-    """The type of what came back; of a tuple, also the types in it."""
-    if not isinstance(made, tuple):
-        kind = type(made).__name__
-        return f"of type {kind}"
-    kinds = [type(part).__name__ for part in made]
-    types = ", ".join(kinds)
-    return f"a tuple of ({types})"
-
-
-def _is_usual(tensor: Tensor) -> bool:
-    """Whether it is of a type that data sets store."""
-    if is_image(tensor):
-        return True
-    return tensor.dtype in (torch.float32, torch.int64, torch.bool)
-
-
-def _are_examples(made: object) -> bool:
-    """Whether it is inputs, targets and maybe groups."""
-    if not isinstance(made, tuple) or len(made) not in (2, 3):
-        return False
-    return _is_inputs(made[0])
-
-
-def _is_inputs(made: object) -> bool:
-    if isinstance(made, Mapping):
-        parts = list(made.values())
-    elif isinstance(made, tuple):
-        parts = list(made)
-    else:
-        return _is_array(made)
-    if not parts:
-        return False
-    return all(map(_is_array, parts))
-
-
-def _is_array(made: object) -> bool:
-    """Whether it is a tensor, an array, or a table of pandas."""
-    if isinstance(made, Tensor | np.ndarray):
-        return True
-    return hasattr(made, "to_numpy")
-
-
-def _joined(targets: list[Any]) -> Any:
-    """The targets of several splits, one after the other."""
-    are_tensors = all(isinstance(of_split, Tensor) for of_split in targets)
-    if not are_tensors:
-        arrays = list(map(np.asarray, targets))
-        return np.concatenate(arrays)
-    shapes = set()
-    for of_split in targets:
-        shape_of_one_target = tuple(of_split.shape[1:])
-        shapes.add(shape_of_one_target)
-    if len(shapes) > 1:
-        in_order = sorted(shapes)
-        shown = " and ".join(map(str, in_order))
-        raise UserError(f"the splits have targets of different shapes, (N, …) of {shown}")
-    return torch.cat(targets)

@@ -151,7 +151,7 @@ def _encoded(tensor: Tensor) -> bytes:
         return entries.tobytes()
     alive = entries != 0
     bitmap = np.packbits(alive)
-    kept = entries[alive]
+    kept: NDArray[Any] = entries[alive]
     return bitmap.tobytes() + kept.tobytes()
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.tasks.active import Criterion
 from slimfront.trainables.tasks.base import TASKS, Encoded, Task
+from slimfront.trainables.tasks.classes import is_one_hot
 from slimfront.trainables.tasks.classification import (
     MULTICLASS,
     ClassWeights,
     class_weights,
-    is_one_hot,
     soft_cross_entropy,
     too_few_logits,
     weighted_cross_entropy,

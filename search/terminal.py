@@ -59,23 +59,26 @@ def as_tables(
     parts: list[list[Column]] = [[first]]
     for column in others:
         part = parts[-1]
-        if len(part) > 1 and _width([*part, column]) > width:
+        wider = [*part, column]
+        if len(part) > 1 and not fits(wider, width):
             part = [first]
             parts.append(part)
         part.append(column)
-    tables = [_table(title, parts[0], sections)]
-    for part in parts[1:]:
-        tables.append(_table(None, part, sections))
+    tables = []
+    shown_title: str | None = title
+    for part in parts:
+        table = _table(shown_title, part, sections)
+        tables.append(table)
+        shown_title = None
     return tables
 
 
 def fits(columns: Sequence[Column], width: int) -> bool:
     """Whether one table of these columns is narrow enough."""
-    return _width(columns) <= width
-
-
-def _width(columns: Sequence[Column]) -> int:
-    return sum(column.width + 3 for column in columns) + 1  # a blank on each side, and a line
+    needed = 1
+    for column in columns:
+        needed += column.width + 3  # a blank on each side, and a line
+    return needed <= width
 
 
 def _table(title: str | None, columns: Sequence[Column], sections: Sequence[int]) -> Table:

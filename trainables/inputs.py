@@ -6,7 +6,7 @@ either. A network whose forward takes each tensor as an argument of its own is g
 `models.adapted`. Tensors that forward takes by their places are named "0", "1", ….
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     _Base = Tensor  # for type checkers it is a tensor, since it goes wherever inputs go
 else:
     _Base = object
+
+
+Change = Callable[[Tensor], Tensor]
+"""Makes another tensor of one."""
 
 
 class Several(_Base):
@@ -38,14 +42,22 @@ class Several(_Base):
         """How many examples there are."""
         return len(self.first)
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Several":
+    def each(self, change: Change) -> "Several":
         """The same with every tensor changed."""
-        return Several({name: change(tensor) for name, tensor in self.named.items()})
+        changed = {}
+        for name, tensor in self.named.items():
+            changed[name] = change(tensor)
+        return Several(changed)
+
+    @property
+    def tensors(self) -> Collection[Tensor]:
+        """All of them, without their names."""
+        return self.named.values()
 
     @property
     def first(self) -> Tensor:
         """The first tensor."""
-        return next(iter(self.named.values()))
+        return next(iter(self.tensors))
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -60,24 +72,29 @@ class Several(_Base):
     @property
     def nbytes(self) -> int:  # type: ignore[override]
         """How many bytes all have."""
-        return sum(tensor.nbytes for tensor in self.named.values())
+        return sum(tensor.nbytes for tensor in self.tensors)
 
     def numel(self) -> int:
         """How many numbers all have."""
-        return sum(tensor.numel() for tensor in self.named.values())
+        return sum(tensor.numel() for tensor in self.tensors)
 
     def split(self, size: int) -> Iterator["Several"]:  # type: ignore[override]
         """The examples in batches of `size`, the last one smaller."""
-        for start in range(0, len(self), size):
-            yield self[start : start + size]
+        examples = len(self)
+        for start in range(0, examples, size):
+            end = start + size
+            yield self[start:end]
 
     def tensor_split(self, parts: int) -> "list[Several]":  # type: ignore[override]
         """The examples in so many parts of about the same size."""
-        split: list[dict[str, Tensor]] = [{} for _ in range(parts)]
+        by_name = {}
         for name, tensor in self.named.items():
-            for part, own in zip(split, tensor.tensor_split(parts), strict=True):
-                part[name] = own
-        return [Several(part) for part in split]
+            by_name[name] = tensor.tensor_split(parts)
+        split = []
+        for number in range(parts):
+            own = {name: pieces[number] for name, pieces in by_name.items()}
+            split.append(Several(own))
+        return split
 
     def index_select(self, dim: int, indices: Tensor) -> "Several":
         """The examples at these places."""
@@ -132,7 +149,7 @@ class Call:
         return cls(names, plain["output"])
 
 
-def each(inputs: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+def each(inputs: Tensor, change: Change) -> Tensor:
     """The same inputs with every tensor changed."""
     if isinstance(inputs, Several):
         return inputs.each(change)
@@ -165,12 +182,16 @@ def as_one(inputs: Any) -> Tensor:
     else:
         named = {"": inputs}
     for name, tensor in named.items():
-        if not isinstance(tensor, Tensor):
-            where = f"'{name}' of the inputs" if name else "the inputs"
-            raise UserError(
-                f"{where} is a {type(tensor).__name__}; inputs are a tensor, a sequence of "
-                "tensors, or a mapping of tensors by the names of forward's arguments"
-            )
+        if isinstance(tensor, Tensor):
+            continue
+        where = "the inputs"
+        if name:
+            where = f"'{name}' of the inputs"
+        kind = type(tensor).__name__
+        raise UserError(
+            f"{where} is a {kind}; inputs are a tensor, a sequence of "
+            "tensors, or a mapping of tensors by the names of forward's arguments"
+        )
     if not named:
         raise UserError("the inputs are empty; give a batch of real inputs")
     if list(named) == ["0"]:
@@ -191,21 +212,28 @@ def joined(first: Tensor, second: Tensor) -> Tensor:
     others = tensors(second)
     together = {}
     for name, tensor in first.named.items():
-        together[name] = torch.cat([tensor, others[name]])
+        other = others[name]
+        together[name] = torch.cat([tensor, other])
     return Several(together)
 
 
 def repeated(inputs: Tensor, count: int) -> Tensor:
     """The same inputs for `count` networks: (count, N, …)."""
-    return each(inputs, lambda tensor: tensor.expand(count, *tensor.shape))
+
+    def of_all(tensor: Tensor) -> Tensor:
+        own_shape = tensor.shape
+        return tensor.expand(count, *own_shape)
+
+    return each(inputs, of_all)
 
 
 def shape_of_one(inputs: Tensor) -> tuple[int, ...]:
     """The shape of one example, without the batch; of the first tensor where there are several."""
-    one = inputs
+    tensor = inputs
     if isinstance(inputs, Several):
-        one = inputs.first
-    return tuple(one.shape[1:])
+        tensor = inputs.first
+    shape = tensor.shape[1:]
+    return tuple(shape)
 
 
 def in_float64(inputs: Tensor) -> Tensor:
@@ -222,9 +250,15 @@ def _in_float64(tensor: Tensor) -> Tensor:
 def described(inputs: Tensor) -> str:
     """Types and shapes in words: `float32 (N, 3, 8, 8)`."""
     if isinstance(inputs, Several):
-        return ", ".join(f"`{name}` {described(tensor)}" for name, tensor in inputs.named.items())
-    dtype = str(inputs.dtype).removeprefix("torch.")
-    shape = ", ".join(map(str, inputs.shape[1:]))
+        parts = []
+        for name, tensor in inputs.named.items():
+            in_words = described(tensor)
+            parts.append(f"`{name}` {in_words}")
+        return ", ".join(parts)
+    dtype = str(inputs.dtype)
+    dtype = dtype.removeprefix("torch.")
+    sizes = shape_of_one(inputs)
+    shape = ", ".join(map(str, sizes))
     if shape:
         return f"{dtype} (N, {shape})"
     return f"{dtype} (N,)"

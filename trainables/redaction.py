@@ -26,11 +26,16 @@ _WHOLE_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _ASSIGNMENT = re.compile(r"([\w.-]{1,60})(\s?=\s?)(\"[^\"]*\"|'[^']*'|[^\s,;&)'\"]+)")
 _PARAMETER = re.compile(r"([?&;#])([^=&;#?]+)=([^&;#]*)")
 _INNER_NAME = re.compile(r"([\w.-]{1,60})=")
+_BETWEEN_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=AWS)(?=[A-Z][a-z])")
+_AUTHORITY_END = re.compile(r"[/?#]")
 _NAMELESS = ("s3", "s3a", "s3n", "gs", "gcs", "http", "https", "ws", "wss")
 """Schemes where what stands alone before the `@` is a key or a token; in those of databases it is a
 user's name."""
 _BUCKETS = ("s3", "s3a", "s3n", "gs", "gcs")
 """Schemes whose keys are both secret, and whose secret keys have slashes."""
+
+
+Match = re.Match[str]
 
 
 def without_secrets(uri: str) -> str:
@@ -39,9 +44,10 @@ def without_secrets(uri: str) -> str:
     `postgresql://anna:secret@host/db` becomes `postgresql://anna@host/db`.
     """
     whole = _WHOLE_URI.fullmatch(uri)
-    if whole:
-        return _cleaned(whole[1], whole[2], "")
-    return uri
+    if whole is None:
+        return uri
+    scheme, rest = whole.groups()
+    return _cleaned(scheme, rest, "")
 
 
 def redact(text: str, *, names: bool = False) -> str:
@@ -51,18 +57,26 @@ def redact(text: str, *, names: bool = False) -> str:
         names: leave what stands alone before the `@` of a web address: in what went through here
             before, it is a user's name.
     """
+
+    def cleaned(uri: Match) -> str:
+        scheme, rest = uri.groups()
+        return _cleaned(scheme, rest, HIDDEN, names)
+
     whole = _WHOLE_URI.fullmatch(text)
-    if whole and text.count("://") == 1:
+    is_one_uri = text.count("://") == 1
+    if whole and is_one_uri:
         # Even blanks belong to it.
-        return _cleaned(whole[1], whole[2], HIDDEN, names)
-    text = _URI.sub(lambda match: _cleaned(match[1], match[2], HIDDEN, names), text)
+        return cleaned(whole)
+    text = _URI.sub(cleaned, text)
     return _ASSIGNMENT.sub(_assignment, text)
 
 
-def _assignment(match: re.Match[str]) -> str:
+def _assignment(match: Match) -> str:
+    text = match[0]
     name, equals, _ = match.groups()
-    if not is_secret_name(name) or "://" in match[0]:
-        return match[0]
+    has_uri = "://" in text
+    if has_uri or not is_secret_name(name):
+        return text
     return f"{name}{equals}{HIDDEN}"
 
 
@@ -70,7 +84,10 @@ def redact_values(value: Any, key: str = "") -> Any:
     """Plain data with `***` for each secret: in its texts, and whole where a key such as `password`
     says what it is."""
     if isinstance(value, Mapping):
-        return {name: redact_values(item, str(name)) for name, item in value.items()}
+        redacted = {}
+        for name, item in value.items():
+            redacted[name] = redact_values(item, str(name))
+        return redacted
     if isinstance(value, list | tuple):
         return [redact_values(item, key) for item in value]
     if isinstance(value, str):
@@ -82,15 +99,19 @@ def redact_values(value: Any, key: str = "") -> Any:
 
 def is_secret_name(name: str) -> bool:
     """Whether a value of that name is a secret."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=AWS)(?=[A-Z][a-z])", "_", name)
-    return any(_SECRET_NAME.fullmatch(text.lower()) for text in (name, words))
+    lower = name.lower()
+    if _SECRET_NAME.fullmatch(lower):
+        return True
+    words = _BETWEEN_WORDS.sub("_", name)
+    lower_words = words.lower()
+    return _SECRET_NAME.fullmatch(lower_words) is not None
 
 
 def _cleaned(scheme: str, rest: str, hidden: str, names: bool = False) -> str:
     """A URI, with `hidden` for its secrets, or without them if it is empty."""
     scheme_name = scheme.lower()
     if scheme_name.endswith(("+http", "+https")):
-        scheme_name = scheme_name.rpartition("+")[2]
+        _, _, scheme_name = scheme_name.rpartition("+")
     login, rest = _login(scheme_name, rest)
     shown = ""
     if login:
@@ -125,12 +146,15 @@ def _shown_login(scheme: str, login: str, hidden: str, names: bool) -> str:
 def _login(scheme: str, rest: str) -> tuple[str, str]:
     """What stands before the `@` that ends the login, and what follows it; a password may have any
     character, unquoted."""
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    authority, *_ = _AUTHORITY_END.split(rest, maxsplit=1)
     if "@" in authority:
         login, _, _ = authority.rpartition("@")
-        return login, rest[len(login) + 1 :]
+        after_login = len(login) + 1
+        return login, rest[after_login:]
+    if "@" not in rest:
+        return "", rest
     _, colon, after = authority.rpartition(":")
-    if not colon or "@" not in rest:
+    if not colon:
         return "", rest
     ends_in_port = after.isdigit() or authority.endswith("]")
     if ends_in_port and scheme not in _BUCKETS:
@@ -139,11 +163,14 @@ def _login(scheme: str, rest: str) -> tuple[str, str]:
     return login, rest
 
 
-def _parameter(match: re.Match[str], hidden: str) -> str:
+def _parameter(match: Match, hidden: str) -> str:
     mark, name, value = match.groups()
-    names = [unquote(name), *_INNER_NAME.findall(unquote(value))]
-    secret = any(is_secret_name(one) for one in names)
-    if not secret or value.startswith(HIDDEN):
+    inside = unquote(value)
+    inner_names = _INNER_NAME.findall(inside)
+    names = [unquote(name), *inner_names]
+    secret = any(map(is_secret_name, names))
+    is_hidden = value.startswith(HIDDEN)
+    if is_hidden or not secret:
         return match[0]
     if hidden:
         return f"{mark}{name}={hidden}"

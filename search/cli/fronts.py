@@ -80,8 +80,8 @@ def register(
     """Put a network of a front in MLflow's model registry."""
     from slimfront.search.record.front.picks import member_name, quality_of
     from slimfront.search.record.front.picks import pick as pick_member
+    from slimfront.search.record.front.told import show_quality
     from slimfront.search.record.locate import name_in_store
-    from slimfront.search.record.report import show_quality
     from slimfront.search.tracking import compare, connect, models
 
     search = name_in_store(search)

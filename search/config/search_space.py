@@ -66,7 +66,8 @@ class SearchSpace:
 
     def allows(self, path: str, values: Values) -> bool:
         """Whether the conditions of a path hold."""
-        for source, allowed in self.conditions[path].items():
+        conditions = self.conditions[path]
+        for source, allowed in conditions.items():
             if source not in values:
                 return False
             if not _among(values[source], allowed):
@@ -84,10 +85,14 @@ class SearchSpace:
             followed = parameter.same_as
             if followed is None:
                 found[path] = choose(path)
-            else:
-                found[path] = parameter.following(found[followed])
-        in_order = [path for path in self.parameters if path in found]
-        return {path: found[path] for path in in_order}
+                continue
+            value = found[followed]
+            found[path] = parameter.following(value)
+        in_order = {}
+        for path in self.parameters:
+            if path in found:
+                in_order[path] = found[path]
+        return in_order
 
     def combinations(self, options: Choices, most: int) -> list[dict[str, Any]] | None:
         """The values of all candidates that there are; None if they are more than `most`."""
@@ -128,16 +133,19 @@ class SearchSpace:
         if parameter.same_as is None:
             return parameter.ends()
         followed = self.ends(parameter.same_as)
-        return tuple(parameter.following(end) for end in followed)
+        own = map(parameter.following, followed)
+        return tuple(own)
 
     def where(self, values: Values) -> dict[str, Any]:
         """These values beside such of others that all of them apply; of two that exclude each
         other, the later one stays."""
         whole: dict[str, Any] = {}
         for path, value in values.items():
-            for source, allowed in self._needs[path].items():
+            needs = self._needs[path]
+            for source, allowed in needs.items():
                 whole[source] = allowed[0]
-            whole[path] = self.parameters[path].recorded(value)
+            parameter = self.parameters[path]
+            whole[path] = parameter.recorded(value)
         allowed_together = {}
         for path, value in whole.items():
             if self.allows(path, whole):
@@ -148,8 +156,10 @@ class SearchSpace:
         """`where`, for each value of the others under which the path varies."""
         first = self.where({path: value})
         yield first
-        for source, allowed in self._needs[path].items():
-            for other in allowed[1:]:
+        needs = self._needs[path]
+        for source, allowed in needs.items():
+            _, *others = allowed
+            for other in others:
                 yield first | {source: other}
 
     def recorded(self, values: Values) -> dict[str, Any]:
@@ -188,7 +198,8 @@ class SearchSpace:
 def _narrowed(found: Conditions, source: str, allowed: Sequence[Any]) -> tuple[Any, ...]:
     """The allowed values that what is known of a path allows as well."""
     before = found.get(source, allowed)
-    return tuple(value for value in before if _among(value, allowed))
+    both = [value for value in before if _among(value, allowed)]
+    return tuple(both)
 
 
 def _order(parameters: Parameters, conditions: Mapping[str, Conditions]) -> list[str]:
@@ -226,9 +237,10 @@ def _conditions(path: str, parameters: Parameters) -> Conditions:
         source = _source(path, on, parameters)
         if not values:
             raise space_error(path, f"can never vary: its 'when' lists no value of '{on}'")
+        parameter = parameters[source]
         allowed = []
         for value in values:
-            allowed += _giving(path, (on, source), value, parameters[source])
+            allowed += _giving(path, (on, source), value, parameter)
         both = _narrowed(found, source, allowed)
         if not both:
             raise space_error(
@@ -265,26 +277,30 @@ def _giving(path: str, over: tuple[str, str], value: Any, parameter: Parameter) 
     above = len(parts(source))
     keys = parts(on)[above:]
     found = []
-    given = []
+    given: dict[str, None] = {}
     for choice in parameter.choices:
         inside = _value_in(choice, keys)
-        given.append(shorten(repr(inside)))
+        shown = shorten(repr(inside))
+        given[shown] = None
         if _among(inside, (value,)):
-            found.append(parameter.recorded(choice))
+            recorded = parameter.recorded(choice)
+            found.append(recorded)
     if not found:
-        raise _never(path, on, value, ", ".join(dict.fromkeys(given)))
+        what_it_can_be = ", ".join(given)
+        raise _never(path, on, value, what_it_can_be)
     return found
 
 
 def _refuse_outside(path: str, on: str, value: Any, parameter: Parameter) -> None:
     """Raises an error for a value that a range never has."""
-    low, high = parameter.low, parameter.high
+    low = parameter.low
+    high = parameter.high
     assert low is not None and high is not None
-    inside = False
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        inside = low <= value <= high
-    if not inside:
-        raise _never(path, on, value, f"{low} to {high}")
+    is_truth = isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not is_truth
+    if is_number and low <= value <= high:
+        return
+    raise _never(path, on, value, f"{low} to {high}")
 
 
 def _never(path: str, on: str, value: Any, what_it_can_be: str) -> PydanticCustomError:
@@ -309,8 +325,11 @@ def _value_in(choice: Any, keys: tuple[str, ...]) -> Any:
 
 def _among(value: Any, allowed: Sequence[Any]) -> bool:
     """Whether a value is one of those; true is not 1."""
-    is_bool = isinstance(value, bool)
-    same_kind = [other for other in allowed if isinstance(other, bool) == is_bool]
+    is_truth = isinstance(value, bool)
+    same_kind = []
+    for other in allowed:
+        if isinstance(other, bool) == is_truth:
+            same_kind.append(other)
     return value in same_kind
 
 

@@ -139,8 +139,9 @@ class Parameter(Options):
         no number and there is a factor."""
         if self.factor == 1:
             return value
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number:
+        is_truth = isinstance(value, bool)
+        is_number = isinstance(value, int | float)
+        if is_truth or not is_number:
             shown = shorten(repr(value))
             raise ValueError(f"has a factor, and {shown} is no number")
         product = value * self.factor
@@ -155,7 +156,9 @@ class Parameter(Options):
             return self.recorded(choice)
         low, high = self._bounds()
         if self.log:
-            exponent = random.uniform(math.log(low), math.log(high))
+            least = math.log(low)
+            most = math.log(high)
+            exponent = random.uniform(least, most)
             value = math.exp(exponent)
             if integer:
                 return round(value)
@@ -163,8 +166,10 @@ class Parameter(Options):
         if not integer and self.step is None:
             return random.uniform(low, high)
         step = self.step or 1
-        most = int((high - low) / step + 1e-9)
-        value = low + step * random.randint(0, most)
+        span = high - low
+        steps = int(span / step + 1e-9)
+        chosen = random.randint(0, steps)
+        value = low + step * chosen
         if integer:
             return int(value)
         return value
@@ -172,15 +177,16 @@ class Parameter(Options):
     def distribution(self, *, integer: bool) -> BaseDistribution:
         """Optuna's distribution; `integer` says that the value lands in an integer field."""
         if self.choices is not None:
-            choices = [self.recorded(choice) for choice in self.choices]
+            choices = list(map(self.recorded, self.choices))
             return CategoricalDistribution(choices)
         low, high = self._bounds()
+        log = self.log
         if integer:
-            step = int(self.step or 1)
-            return IntDistribution(int(low), int(high), log=self.log, step=step)
-        return FloatDistribution(float(low), float(high), log=self.log, step=self.step)
+            step = self.step or 1
+            return IntDistribution(int(low), int(high), log=log, step=int(step))
+        return FloatDistribution(float(low), float(high), log=log, step=self.step)
 
-    def _bounds(self) -> tuple[int | float, int | float]:
+    def _bounds(self) -> tuple[float, float]:
         """Both ends of a range."""
         # _consistent checked.
         assert self.low is not None and self.high is not None
@@ -194,12 +200,13 @@ def set_path(tree: Tree, path: str, value: object) -> dict[str, Any]:
     Raises:
         KeyError: if it is no path, or leads through something that is not a mapping.
     """
-    return _set(tree, parts(path), value)
+    keys = parts(path)
+    return _set(tree, keys, value)
 
 
 def _set(tree: Tree, keys: tuple[str, ...], value: object) -> dict[str, Any]:
-    head = keys[0]
-    rest = keys[1:]
+    head, *others = keys
+    rest = tuple(others)
     copy = dict(tree)
     if not rest:
         copy[head] = value
@@ -217,13 +224,16 @@ def _set(tree: Tree, keys: tuple[str, ...], value: object) -> dict[str, Any]:
 def set_paths(tree: Tree, values: Mapping[str, object]) -> dict[str, Any]:
     """`set_path` for several paths, whole sections before what is in them."""
 
-    def depth(path: str) -> int:
-        return len(parts(path))
-
     result = dict(tree)
-    for path in sorted(values, key=depth):
-        result = set_path(result, path, values[path])
+    for path in sorted(values, key=_depth):
+        value = values[path]
+        result = set_path(result, path, value)
     return result
+
+
+def _depth(path: str) -> int:
+    keys = parts(path)
+    return len(keys)
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
@@ -235,9 +245,9 @@ def _flatten(tree: Tree, above: tuple[str, ...]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         keys = (*above, str(name))
-        has_parts = isinstance(value, Mapping) and len(value) > 0
-        if has_parts:
-            flat |= _flatten(value, keys)
+        if isinstance(value, Mapping) and value:
+            inside = _flatten(value, keys)
+            flat |= inside
         else:
             path = joined(keys)
             flat[path] = value

@@ -19,6 +19,11 @@ _MOST_COMBINATIONS = 10_000
 """A space with more of them is not counted: no search trains so many."""
 
 
+Distributions = Mapping[str, BaseDistribution]
+Values = dict[str, Any]
+"""The values of a trial by path, as it records them."""
+
+
 class Proposals:
     """The values of a space that trials are given, each of them once.
 
@@ -27,7 +32,7 @@ class Proposals:
         distributions: of the paths that the study is asked for.
     """
 
-    def __init__(self, space: SearchSpace, distributions: Mapping[str, BaseDistribution]) -> None:
+    def __init__(self, space: SearchSpace, distributions: Distributions) -> None:
         self.space = space
         self.distributions = distributions
         self.first: dict[str, int] = {}
@@ -36,7 +41,7 @@ class Proposals:
         for path, distribution in distributions.items():
             options[path] = _all_of(distribution)
         combinations = space.combinations(options, _MOST_COMBINATIONS)
-        self.left: dict[str, dict[str, Any]] | None = None
+        self.left: dict[str, Values] | None = None
         """The values that no trial was given yet, by their keys; None if they are too many."""
         self.size = 0
         if combinations is not None:
@@ -48,7 +53,7 @@ class Proposals:
         """Whether every candidate that there is was given out."""
         return self.left is not None and not self.left
 
-    def suggested(self, trial: optuna.Trial) -> dict[str, Any]:
+    def suggested(self, trial: optuna.Trial) -> Values:
         """The values of a trial of the study: those that it has, and others drawn now."""
 
         def draw(path: str) -> Any:
@@ -64,7 +69,7 @@ class Proposals:
             self.left.pop(key, None)
         return self.first.setdefault(key, number)
 
-    def untried(self, seed: int) -> dict[str, Any] | None:
+    def untried(self, seed: int) -> Values | None:
         """What to enqueue for a trial with values that none was given yet; None if it is not known
         which they are."""
         if not self.left:
@@ -83,15 +88,17 @@ def _all_of(distribution: BaseDistribution) -> Sequence[Any] | None:
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices
     if isinstance(distribution, IntDistribution):
-        return range(distribution.low, distribution.high + 1, distribution.step)
+        after_last = distribution.high + 1
+        return range(distribution.low, after_last, distribution.step)
     assert isinstance(distribution, FloatDistribution)
     low = distribution.low
+    high = distribution.high
     step = distribution.step
     if distribution.single():
         return (low,)
     if step is None:
         return None
-    span = distribution.high - low
+    span = high - low
     last = round(span / step)
     if last >= _MOST_COMBINATIONS:
         return None
@@ -102,11 +109,12 @@ def _all_of(distribution: BaseDistribution) -> Sequence[Any] | None:
 def _key(values: Mapping[str, Any]) -> str:
     """Values as a text that is the same for the same values; steps of a range may differ in their
     last digits."""
-    texts = []
-    for path, value in sorted(values.items()):
+    lines = []
+    for path in sorted(values):
+        value = values[path]
         text = repr(value)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number:
+        is_truth = isinstance(value, bool)
+        if isinstance(value, int | float) and not is_truth:
             text = f"{value:.12g}"
-        texts.append(f"{path}={text}")
-    return "\n".join(texts)
+        lines.append(f"{path}={text}")
+    return "\n".join(lines)

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-Losses = NDArray[np.float64]
+Floats = NDArray[np.float64]
+Losses = Floats
 """(N, M): N trials with M objectives, all minimised."""
 TieBreak = Literal["epsilon_net", "crowding"]
 
@@ -36,16 +37,14 @@ def epsilon_net_order(losses: Losses) -> list[int]:
     The first is the best in the first objective. Distances are Euclidean, with each objective
     scaled to [0, 1]; of equal distances the earlier point comes first.
     """
-    low = losses.min(axis=0)
-    high = losses.max(axis=0)
-    span = np.where(high > low, high - low, 1.0)
-    scaled = (losses - low) / span
+    scaled = _scaled(losses)
     of_first_objective = losses[:, 0]
     first = int(of_first_objective.argmin())
     order = [first]
     nearest = _distances(scaled, first)
     nearest[order] = -1.0
-    while len(order) < len(losses):
+    count = len(losses)
+    while len(order) < count:
         rounded = nearest.round(9)  # what is equal but for rounding is equal
         chosen = int(rounded.argmax())
         order.append(chosen)
@@ -55,26 +54,43 @@ def epsilon_net_order(losses: Losses) -> list[int]:
     return order
 
 
-def _distances(points: Losses, index: int) -> NDArray[np.float64]:
+def _scaled(losses: Losses) -> Losses:
+    """Each objective from 0 to 1 over the points."""
+    low = losses.min(axis=0)
+    high = losses.max(axis=0)
+    varies = high > low
+    span = high - low
+    divisor = np.where(varies, span, 1.0)
+    scaled: Losses = (losses - low) / divisor
+    return scaled
+
+
+def _distances(points: Losses, index: int) -> Floats:
     """Of all points (N, M) to one of them, (N,)."""
-    differences = points - points[index]
-    distances: NDArray[np.float64] = np.linalg.norm(differences, axis=1)
+    one = points[index]
+    differences = points - one
+    distances: Floats = np.linalg.norm(differences, axis=1)
     return distances
 
 
 def crowding_order(losses: Losses) -> list[int]:
     """An order of points by falling crowding distance (Deb et al. 2002, NSGA-II, section III.B):
     the least crowded first."""
-    distance = np.zeros(len(losses))
+    count = len(losses)
+    distance = np.zeros(count)
     for column in losses.T:
         order = np.argsort(column, kind="stable")
         ordered = column[order]
-        span = ordered[-1] - ordered[0]
+        least = ordered[0]
+        largest = ordered[-1]
+        span = largest - least
         ends = order[[0, -1]]
         distance[ends] = np.inf
         if span > 0:
             inner = order[1:-1]
-            between = ordered[2:] - ordered[:-2]
+            after = ordered[2:]
+            before = ordered[:-2]
+            between = after - before
             distance[inner] += between / span
     by_distance = np.argsort(-distance, kind="stable")
     least_crowded: list[int] = by_distance.tolist()
@@ -97,22 +113,34 @@ def ranking(
     """
     finite = np.isfinite(losses).all(axis=1)
     if violations is None:
-        violations = np.zeros(len(losses))
+        count = len(losses)
+        violations = np.zeros(count)
     violates = violations > 0
     usable = np.flatnonzero(finite & ~violates)
+    outside = np.flatnonzero(finite & violates)
+    without_losses = np.flatnonzero(~finite)
     order: list[int] = []
     if len(usable):
-        order_within = _TIE_BREAKS[tie_break]
-        ranks = moocore.pareto_rank(losses[usable])
-        last = int(ranks.max())
-        for rank in range(last + 1):
-            front = usable[ranks == rank]
-            within = order_within(losses[front])
-            order += front[within].tolist()
-    outside = np.flatnonzero(finite & violates)
-    by_violation = np.argsort(violations[outside], kind="stable")
+        within = _front_by_front(losses[usable], tie_break)
+        order += usable[within].tolist()
+    missed = violations[outside]
+    by_violation = np.argsort(missed, kind="stable")
     order += outside[by_violation].tolist()
-    order += np.flatnonzero(~finite).tolist()
+    order += without_losses.tolist()
+    return order
+
+
+def _front_by_front(losses: Losses, tie_break: TieBreak) -> list[int]:
+    """The order of points that are all finite, and all as they should be."""
+    order_within = _TIE_BREAKS[tie_break]
+    ranks = moocore.pareto_rank(losses)
+    last = int(ranks.max())
+    order: list[int] = []
+    for rank in range(last + 1):
+        has_rank = ranks == rank
+        front = np.flatnonzero(has_rank)
+        within = order_within(losses[front])
+        order += front[within].tolist()
     return order
 
 
@@ -214,7 +242,8 @@ class MultiObjectiveASHA(FIFOScheduler):
         self.brackets[trial] = bracket
         if "rung" not in entry:
             return
-        place = (bracket, entry["rung"])
+        number = entry["rung"]
+        place = (bracket, number)
         losses = np.array(entry["losses"], dtype=np.float64)  # None, as JSON has it, becomes NaN
         rung = self.rungs.setdefault(place, {})
         rung[trial] = losses
@@ -231,7 +260,8 @@ class MultiObjectiveASHA(FIFOScheduler):
         name = self.key(trial)
         if self.exempt(trial) or name in self.brackets:
             return
-        bracket = len(self.brackets) % len(self.levels)
+        before = len(self.brackets)
+        bracket = before % len(self.levels)
         self._record({"trial": name, "bracket": bracket})
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002
@@ -243,7 +273,8 @@ class MultiObjectiveASHA(FIFOScheduler):
         name = self.key(trial)
         bracket = self.brackets[name]
         now = result[self.time_attr]
-        for rung, time in enumerate(self.levels[bracket]):
+        times = self.levels[bracket]
+        for rung, time in enumerate(times):
             place = (bracket, rung)
             others = self.rungs.get(place, {})
             if now < time or name in others:
@@ -251,7 +282,8 @@ class MultiObjectiveASHA(FIFOScheduler):
             mine = self.losses(result)
             violation = self.violation(result)
             missed = self.violations.get(place, {})
-            if not self._goes_on(others, mine, [violation, *missed.values()]):
+            violations = [violation, *missed.values()]
+            if not self._goes_on(others, mine, violations):
                 decision = TrialScheduler.STOP
             entry: dict[str, Any] = {
                 "trial": name,
@@ -265,8 +297,9 @@ class MultiObjectiveASHA(FIFOScheduler):
         return decision
 
     def _goes_on(self, others: Mapping[str, Losses], mine: Losses, violations: list[float]) -> bool:
-        before = np.array(list(others.values()))
-        before = before.reshape(len(others), len(self.objectives))
+        rows = list(others.values())
+        before = np.array(rows)
+        before = before.reshape(len(rows), len(self.objectives))
         return goes_on(
             others=before,
             mine=mine,
@@ -280,7 +313,8 @@ class MultiObjectiveASHA(FIFOScheduler):
         missing."""
         found = []
         for name, mode in self.objectives.items():
-            value = float(result.get(name, math.nan))
+            reported = result.get(name, math.nan)
+            value = float(reported)
             if mode == "max":
                 value = -value
             found.append(value)
@@ -289,17 +323,20 @@ class MultiObjectiveASHA(FIFOScheduler):
     def debug_string(self) -> str:
         """One line for Ray's status."""
         filled = {}
-        for (bracket, rung), trials in sorted(self.rungs.items()):
+        for place in sorted(self.rungs):
+            bracket, rung = place
             time = self.levels[bracket][rung]
+            trials = self.rungs[place]
             filled[f"{bracket}/{time:g}"] = len(trials)
         return f"MultiObjectiveASHA, trials per bracket/rung: {filled}"
 
 
 def _for_json(losses: Losses) -> list[float | None]:
     """None for what is not finite, which JSON has not."""
-    found: list[float | None] = []
-    for loss in losses.tolist():
-        found.append(loss if math.isfinite(loss) else None)
+    found: list[float | None] = losses.tolist()
+    for place, finite in enumerate(np.isfinite(losses)):
+        if not finite:
+            found[place] = None
     return found
 
 

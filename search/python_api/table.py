@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from slimfront.search.python_api.found import Member
 
+Row = dict[str, Any]
 _FIRST = ("trial", "step", "epoch", "recommended", "knee")
 
 
@@ -23,18 +24,24 @@ def table(config: Config, ledger: Ledger, members: "Iterable[Member]") -> "DataF
 
     knee = ledger.front.knee()
     recommended = ledger.front.recommended()
-    rows = []
-    names = []
     members = list(members)
     measured = _measured(config, members)
+    rows = []
+    names = []
     for member in members:
         names.append(member.name)
-        measured_as = member.measured
-        marks = (measured_as is recommended, measured_as is knee)
-        first = (member.trial, member.step, member.epoch, *marks)
-        row: dict[str, Any] = dict(zip(_FIRST, first, strict=True))
-        row |= {name: member.measures.get(name, math.nan) for name in measured}
-        row |= {path: member.values.get(path) for path in config.space}
+        network = member.measured
+        row: Row = {
+            "trial": member.trial,
+            "step": member.step,
+            "epoch": member.epoch,
+            "recommended": network is recommended,
+            "knee": network is knee,
+        }
+        for name in measured:
+            row[name] = member.measures.get(name, math.nan)
+        for path in config.space:
+            row[path] = member.values.get(path)
         rows.append(row)
     columns = [*_FIRST, *measured, *config.space]
     index = pandas.Index(names, name="member", dtype=str)
@@ -45,15 +52,21 @@ def _measured(config: Config, members: "Iterable[Member]") -> list[str]:
     """The names of what is known of each network: the metrics, then the measures that the config
     asks for, then what a trainable of one's own measured beside them."""
     names = []
-    for metric in config.task.described():
-        names += [f"val_{metric.name}", f"test_{metric.name}"]
-    quality = config.task.described()[0].name
-    names += [f"val_{quality}_se", f"test_{quality}_se"]
+    metrics = config.task.described()
+    for metric in metrics:
+        names.append(f"val_{metric.name}")
+        names.append(f"test_{metric.name}")
+    quality = metrics[0].name
+    names.append(f"val_{quality}_se")
+    names.append(f"test_{quality}_se")
     candidate = config.candidate({})
     names += MEASURES
     names += candidate.asked_measures()
-    names += [own.name for own in candidate.own_measures()]
-    names += ["layers_merged", ONE_SHOT_SHARE]
+    for own in candidate.own_measures():
+        names.append(own.name)
+    names.append("layers_merged")
+    names.append(ONE_SHOT_SHARE)
     for member in members:
         names += member.measures
-    return list(dict.fromkeys(names))
+    distinct = dict.fromkeys(names)
+    return list(distinct)

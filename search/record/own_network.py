@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from slimfront.search.config.loading import load_sections
 from slimfront.search.record.export import format_of
-from slimfront.search.record.report import finite, show_quality
+from slimfront.search.record.front.told import show_quality
+from slimfront.search.record.report import finite
 from slimfront.trainables import markdown
 from slimfront.trainables.compaction import Compacted, Compaction, compact
 from slimfront.trainables.data import Dataset

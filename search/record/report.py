@@ -13,6 +13,7 @@ from slimfront.search.config.settings import SearchOptions, Tracking
 from slimfront.search.record.front.empty import why_empty
 from slimfront.search.record.front.gains import gains
 from slimfront.search.record.front.shown import SIZES, shown
+from slimfront.search.record.front.told import quality_and_error, show_measure, show_quality
 from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.storage import parent
 from slimfront.search.record.trials import MeasuredNetwork, Status, replicated
@@ -96,8 +97,9 @@ def _measures(point: MeasuredNetwork, quality: str) -> dict[str, Any]:
     test = _on_test(quality)
     first = {quality: point.measures.get(quality), test: None}
     tested = point.tested or {}
+    known = first | tested | point.measures
     measures = {}
-    for name, value in (first | tested | point.measures).items():
+    for name, value in known.items():
         # JSON has no NaN and no infinity, which a metric of the user's may be.
         measures[name] = finite(value)
     if "params" in measures:
@@ -115,10 +117,11 @@ def _replicas(point: MeasuredNetwork) -> dict[str, Any]:
     """How often it was trained anew, and the means and standard deviations of that."""
     if not point.replicas:
         return {}
-    means: dict[str, Any] = {}
-    for name, (mean, deviation) in replicated(point).items():
-        means[name] = {"mean": finite(mean), "std": finite(deviation)}
-    return {"replicas": {"seeds": len(point.replicas), **means}}
+    told: dict[str, Any] = {"seeds": len(point.replicas)}
+    for name, spread in replicated(point).items():
+        mean, deviation = spread
+        told[name] = {"mean": finite(mean), "std": finite(deviation)}
+    return {"replicas": told}
 
 
 def finite(value: float | None) -> float | None:
@@ -138,12 +141,15 @@ def as_text(
     if result.front:
         ledger = result.ledger
         chosen = shown(ledger, result.front, everything=everything)
-        tables = terminal.as_text(as_tables(result, width, chosen.members), width)
+        parts = as_tables(result, width, chosen.members)
+        tables = terminal.as_text(parts, width)
         left_out = chosen.left_out(ledger)
         if left_out:
-            all_of_them = f"{command} front {result.search} --all{_store(result)}"
+            store = _store(result)
+            all_of_them = f"{command} front {result.search} --all{store}"
             tables += f"Not shown: {left_out}; see them: {all_of_them}\n"
-    return f"{tables}{summary(result, command)}\n"
+    below = summary(result, command)
+    return f"{tables}{below}\n"
 
 
 def exit_code(result: SearchResult) -> int:
@@ -168,15 +174,19 @@ def as_tables(result: SearchResult, width: int, front: list[MeasuredNetwork]) ->
         points.insert(0, dense)
         sections.append(0)
     title = f"Front of {result.search}"
-    measured = _measured(points, dense, ledger.quality, _other_heads(ledger))
-    all_columns = [*measured, *_varied(points)]
+    others = _other_heads(ledger)
+    measured = _measured(points, dense, ledger.quality, others)
+    all_columns = measured + _varied(points)
     if terminal.fits(all_columns, width):
         return terminal.as_tables(title, all_columns, width, sections)
     one_of_each = {point.trial.label: point for point in front}
-    labels = Column("trial", list(one_of_each), left=True)
-    values = [labels, *_varied(list(one_of_each.values()))]
+    labels = list(one_of_each)
+    points_of_trials = list(one_of_each.values())
+    values = _varied(points_of_trials)
+    values.insert(0, Column("trial", labels, left=True))
     tables = terminal.as_tables(title, measured, width, sections)
-    return tables + terminal.as_tables("Their values", values, width)
+    tables += terminal.as_tables("Their values", values, width)
+    return tables
 
 
 def _other_heads(ledger: Ledger) -> dict[str, str]:
@@ -207,8 +217,10 @@ def _measured(
     test_qualities = []
     for point in points:
         tested = point.tested or {}
-        qualities.append(show_quality(point.measures[quality.name]))
-        test_qualities.append(show_quality(tested.get(test)))
+        value = point.measures[quality.name]
+        on_test = tested.get(test)
+        qualities.append(show_quality(value))
+        test_qualities.append(show_quality(on_test))
     columns = [
         Column("trial", [point.trial.label for point in points], left=True),
         Column("epoch", [str(point.epoch) for point in points]),
@@ -223,7 +235,7 @@ def _measured(
         Column("FLOPs", _show_sizes(points, "flops")),
     ]
     for name, called in others.items():
-        cells = [_show_measure(point.measures.get(name)) for point in points]
+        cells = [show_measure(point.measures.get(name)) for point in points]
         head = called.replace("_", "\n")
         columns.append(Column(head, cells))
     return columns
@@ -274,31 +286,6 @@ def _varied(points: list[MeasuredNetwork]) -> list[Column]:
     return columns
 
 
-def show_quality(value: float | None) -> str:
-    """A metric with four digits behind the point, or with five in all where it is large; a dash
-    where it is none."""
-    if value is None or math.isnan(value):
-        return "-"
-    if abs(value) < 100:
-        return f"{value:.4f}"
-    return f"{value:.5g}"
-
-
-def quality_and_error(point: MeasuredNetwork, name: str) -> str:
-    """The quality `name` of a network, with its standard error where that was taken."""
-    deviation = point.deviation(name)
-    if deviation is not None:
-        mean = show_quality(point.mean(name))
-        seeds = len(point.replicas)
-        return f"{mean} ± {show_quality(deviation)} over {seeds} seeds"
-    text = show_quality(point.measures[name])
-    tested = point.tested or {}
-    error = tested.get(f"{name}_se")
-    if error is not None:
-        text += f" ± {show_quality(error)}"
-    return text
-
-
 def _show_sizes(points: list[MeasuredNetwork], name: str) -> list[str]:
     return [f"{point.measures[name]:,.0f}" for point in points]
 
@@ -308,14 +295,6 @@ def _show_share(point: MeasuredNetwork, whole: float | None) -> str:
         return "-"
     share = point.measures["nonzero_params"] / whole
     return f"{share:.1%}"
-
-
-def _show_measure(value: float | None) -> str:
-    if value is None:
-        return "-"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
 
 
 def _show(value: object) -> str:
@@ -364,19 +343,23 @@ def _recommendation(result: SearchResult, command: str, kept: str) -> list[str]:
     if point is None:
         return []
     quality = ledger.quality
-    said = f"{quality.measure.axis} {quality_and_error(point, quality.name)}"
+    value = quality_and_error(point, quality.name)
+    said = f"{quality.measure.axis} {value}"
     baseline = ledger.dense_network
     if baseline is not None:
-        said += f" (dense {quality_and_error(baseline, quality.name)})"
-        said += f": {gains(point, baseline, quality)}"
+        dense_value = quality_and_error(baseline, quality.name)
+        gained = gains(point, baseline, quality)
+        said += f" (dense {dense_value}): {gained}"
         if not ledger.region.is_near(point):
             within = ledger.region.text(1)
             said += f"; none is within {within} of dense, and this is the best"
     if point.timed_again:
         times = []
-        for name, value in point.timed_again.items():
-            times.append(f"{name} {_show_measure(value)}")
-        said += f"; timed again in quiet: {', '.join(times)}"
+        for name, time in point.timed_again.items():
+            shown_time = show_measure(time)
+            times.append(f"{name} {shown_time}")
+        all_times = ", ".join(times)
+        said += f"; timed again in quiet: {all_times}"
     return [
         f"Recommended: {point.name}, {said}. Export it: {command} export {result.search} --output "
         f"FILE.onnx{kept}"

@@ -29,13 +29,24 @@ square of the trials."""
 _ROWS = 30
 
 
-def history_png(history: Sequence[tuple[float, int, float]], title: str) -> Figure:
-    """Hypervolume over time and over epochs; `history` has (minutes since the beginning, epochs
-    trained, hypervolume)."""
+Distributions = dict[str, BaseDistribution]
+"""By path, of what varies."""
+Shares = dict[str, dict[str, float]]
+"""By objective, and then by path."""
+History = Sequence[tuple[float, int, float]]
+"""At each end of a trial: minutes since the beginning, epochs trained, hypervolume."""
+
+
+def history_png(history: History, title: str) -> Figure:
+    """Hypervolume over time and over epochs."""
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
-    minutes = [point[0] for point in history]
-    epochs = [float(point[1]) for point in history]
-    volumes = [point[2] for point in history]
+    minutes = []
+    epochs = []
+    volumes = []
+    for minute, epoch, volume in history:
+        minutes.append(minute)
+        epochs.append(float(epoch))
+        volumes.append(volume)
     charts = {"minutes": minutes, "epochs of training, all trials": epochs}
     for column, (name, places) in enumerate(charts.items(), start=1):
         axes = figure.add_subplot(1, 2, column)
@@ -46,9 +57,7 @@ def history_png(history: Sequence[tuple[float, int, float]], title: str) -> Figu
     return figure
 
 
-def importances(
-    ledger: Ledger, distributions: dict[str, BaseDistribution]
-) -> dict[str, dict[str, float]]:
+def importances(ledger: Ledger, distributions: Distributions) -> Shares:
     """By objective, the share of its variance over the trials that each varied value explains
     (Optuna's fANOVA).
 
@@ -85,13 +94,14 @@ def importances(
 
 
 def _as_optunas(
-    trial: TrialRecord, objectives: Sequence[str], distributions: dict[str, BaseDistribution]
+    trial: TrialRecord, objectives: Sequence[str], distributions: Distributions
 ) -> optuna.trial.FrozenTrial | None:
     """A trial as Optuna knows it; None if it has no values that tell anything."""
     if trial.status not in ("completed", "stopped"):
         return None
     values = [trial.measures.get(name, math.nan) for name in objectives]
-    if not all(map(math.isfinite, values)):
+    finite = all(map(math.isfinite, values))
+    if not finite:
         return None
     known = _of(trial.values, distributions)
     if known is None:
@@ -100,9 +110,7 @@ def _as_optunas(
     return optuna.create_trial(params=params, distributions=known, values=values)
 
 
-def _of(
-    values: dict[str, Any], distributions: dict[str, BaseDistribution]
-) -> dict[str, BaseDistribution] | None:
+def _of(values: dict[str, Any], distributions: Distributions) -> Distributions | None:
     """The distributions of the values of a trial, some of which may not vary beside the others;
     None if one lies outside, as values to start from can."""
     known = {}
@@ -120,22 +128,29 @@ def _value(index: int, trial: optuna.trial.FrozenTrial) -> float:
     return float(trial.values[index])
 
 
-def importance_png(shares: dict[str, dict[str, float]], title: str) -> Figure:
+def importance_png(shares: Shares, title: str) -> Figure:
     """Bars of `importances`, a group for each varied value."""
-    paths: dict[str, None] = {}
+    distinct: dict[str, None] = {}
     for of_one in shares.values():
-        paths |= dict.fromkeys(of_one)
-    bars = len(paths) * (1 + len(shares))
-    figure = Figure(figsize=(7.2, 1.2 + 0.3 * bars), layout="constrained")
+        distinct |= dict.fromkeys(of_one)
+    paths = list(distinct)
+    count = len(paths)
+    objectives = len(shares)
+    bars = count * (1 + objectives)
+    tall = 1.2 + 0.3 * bars
+    figure = Figure(figsize=(7.2, tall), layout="constrained")
     axes = figure.add_subplot()
-    groups = np.arange(len(paths))
-    height = 0.8 / max(len(shares), 1)
-    for index, (objective, of_one) in enumerate(shares.items()):
-        places = groups + index * height
+    groups = np.arange(count)
+    height = 0.8 / max(objectives, 1)
+    for index, objective in enumerate(shares):
+        of_one = shares[objective]
+        below_first = index * height
+        places = groups + below_first
         lengths = [of_one.get(path, 0.0) for path in paths]
         axes.barh(places, lengths, height=height, label=objective)
-    middle = 0.4 - height / 2
-    axes.set_yticks(groups + middle, list(paths))
+    half = height / 2
+    middle = 0.4 - half
+    axes.set_yticks(groups + middle, paths)
     axes.invert_yaxis()
     axes.set(xlabel="share of the objective's variance", title=title)
     axes.legend()
@@ -158,14 +173,15 @@ def layers_png(
     shown = networks[:_ROWS]
     rows = [network for _, network in shown]
     cells = _shares(columns, rows)
-    width = 2.4 + 0.6 * max(len(columns), 6)
-    height = 1.6 + 0.28 * len(shown)
+    row_count, column_count = cells.shape
+    width = 2.4 + 0.6 * max(column_count, 6)
+    height = 1.6 + 0.28 * row_count
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     shades = colormaps["viridis"].with_extremes(bad="0.93")
     magnitudes = np.log10(np.maximum(cells, 1e-4))
     image = axes.imshow(magnitudes, aspect="auto", cmap=shades, vmin=-4, vmax=0)
-    are_told = len(columns) <= 12
+    are_told = column_count <= 12
     for (row, column), share in np.ndenumerate(cells):
         if are_told and np.isfinite(share):
             axes.text(
@@ -178,8 +194,9 @@ def layers_png(
                 color="w",
             )
     names = [f"{point.name}  {point.measures[quality]:.3f}" for point, _ in shown]
-    axes.set_xticks(range(len(columns)), list(columns), rotation=60, ha="right", fontsize=7)
-    axes.set_yticks(range(len(shown)), names, fontsize=7)
+    layers = list(columns)
+    axes.set_xticks(range(column_count), layers, rotation=60, ha="right", fontsize=7)
+    axes.set_yticks(range(row_count), names, fontsize=7)
     axes.set_title(
         f"{title}: weights left in each layer; blank: merged into the next, or removed", fontsize=8
     )
@@ -191,13 +208,15 @@ def layers_png(
 def _shares(dense: dict[str, int], networks: Sequence[nn.Module]) -> NDArray[np.float64]:
     """The share of the dense network's weights that each layer has left, (networks, layers); NaN
     for a layer that is not there."""
-    cells = np.full((len(networks), len(dense)), np.nan)
+    shape = (len(networks), len(dense))
+    cells = np.full(shape, np.nan)
     for row, network in enumerate(networks):
         left = _weights(network)
-        for column, (name, weights) in enumerate(dense.items()):
+        for column, name in enumerate(dense):
             if name not in left:
                 continue
-            share = left[name] / max(weights, 1)
+            weights = max(dense[name], 1)
+            share = left[name] / weights
             cells[row, column] = share
     return cells
 
@@ -218,5 +237,6 @@ def _weights(network: nn.Module) -> dict[str, int]:
     counts = {}
     for name, module in network.named_modules():
         if isinstance(module, kinds):
-            counts[name] = int(module.weight.count_nonzero())
+            count = module.weight.count_nonzero()
+            counts[name] = int(count)
     return counts

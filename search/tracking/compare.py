@@ -18,7 +18,7 @@ from slimfront.search import terminal
 from slimfront.search.config.objectives import Objective, losses
 from slimfront.search.record.front.pareto import hypervolume
 from slimfront.search.record.front.picks import Member, described, member_name, quality_of, sizes
-from slimfront.search.record.report import show_quality
+from slimfront.search.record.front.told import show_quality
 from slimfront.search.terminal import Column, cell
 from slimfront.search.tracking.figures import pairs, steps
 from slimfront.search.tracking.store import find_search
@@ -82,10 +82,12 @@ def read_fronts(client: MlflowClient, searches: list[str]) -> list[Front]:
 def _refuse_other_objectives(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     if other["objectives"] == first["objectives"]:
         return
+    one = first["search"]
+    another = other["search"]
     those = ", ".join(first["objectives"])
     these = ", ".join(other["objectives"])
     raise UserError(
-        f"{first['search']} has the objectives {those} and {other['search']} has "
+        f"{one} has the objectives {those} and {another} has "
         f"{these}; only searches with the same can be compared"
     )
 
@@ -97,12 +99,16 @@ def read_front(client: MlflowClient, search: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = client.download_artifacts(run.info.run_id, "front.json", folder)
-            return dict(json.loads(Path(file).read_text()))
+            content = Path(file).read_text()
+            front = json.loads(content)
+            return dict(front)
         except (MlflowException, OSError, ValueError) as error:
             said = first_line(error)
             raise UserError(f"the front of {search} cannot be read from MLflow: {said}") from None
 
 
+Row = dict[str, Any]
+"""What is told of a network, by column."""
 _SIZES = (
     "nonzero_params",
     "total_params",
@@ -114,23 +120,28 @@ _SIZES = (
 
 def _columns(quality: Objective) -> list[str]:
     """The keys of a row that say what a network is worth."""
-    test = f"test_{quality.name.removeprefix('val_')}"
+    metric = quality.name.removeprefix("val_")
+    test = f"test_{metric}"
     return [quality.name, test, *_SIZES]
 
 
-def as_rows(fronts: list[Front]) -> list[dict[str, Any]]:
+def as_rows(fronts: list[Front]) -> list[Row]:
     """A flat row per network, the dense ones too, with the searched values by path."""
     rows = []
     for front in fronts:
-        rows.append(_row(front, "dense", front.dense))
+        of_dense = _row(front, "dense", front.dense)
+        rows.append(of_dense)
         for member in front.members:
-            rows.append(_row(front, member_name(member), member))
+            name = member_name(member)
+            row = _row(front, name, member)
+            rows.append(row)
     return rows
 
 
-def _row(front: Front, name: str, member: Member) -> dict[str, Any]:
-    row = {"search": front.search, "network": name, "recommended": bool(member.get("recommended"))}
-    row["knee"] = bool(member.get("knee"))
+def _row(front: Front, name: str, member: Member) -> Row:
+    row: Row = {"search": front.search, "network": name}
+    for mark in ("recommended", "knee"):
+        row[mark] = bool(member.get(mark))
     for column in _columns(front.quality):
         row[column] = member.get(column)
     values = member.get("params")
@@ -175,29 +186,45 @@ def as_text(fronts: list[Front], width: int = 120, *, everything: bool = False) 
     val = quality.measure.head
     test = val.replace("val ", "test ", 1)
     heads = ("network", val, test, "non-zero", "params", "layers", "FLOPs")
-    shown = _columns(quality)[:-1]
     rows: list[list[str]] = []
     ends = []
     for front in fronts:
-        title = f"{cell(front.search)}  hypervolume {front.hypervolume:.4f}"
-        rows.append([title, *[""] * len(shown)])
-        members = front.members if everything else _in_region(front.members)
-        for row in as_rows([replace(front, members=members)]):
-            name = f"  {cell(row['network'])}"
-            if row["recommended"]:
-                name += "  (recommended)"
-            if row["knee"]:
-                name += "  (knee)"
-            rows.append([name, *(_shown(row, column) for column in shown)])
-        if len(members) < len(front.members):
-            left_out = f"  {len(front.members) - len(members)} more: --all"
-            rows.append([left_out, *[""] * len(shown)])
-        ends.append(len(rows) - 1)
-    columns = []
-    for head, cells in zip(heads, zip(*rows, strict=True), strict=True):
-        columns.append(Column(head, list(cells), left=head == "network"))
+        rows += _lines(front, everything=everything)
+        last = len(rows) - 1
+        ends.append(last)
+    names, *others = zip(*rows, strict=True)
+    first_head, *other_heads = heads
+    columns = [Column(first_head, names, left=True)]
+    for head, cells in zip(other_heads, others, strict=True):
+        columns.append(Column(head, cells))
     tables = terminal.as_tables("Fronts", columns, width, ends)
     return terminal.as_text(tables, width)
+
+
+def _lines(front: Front, *, everything: bool) -> list[list[str]]:
+    """The rows of `as_text` about one search."""
+    *shown, _ = _columns(front.quality)
+    blank = [""] * len(shown)
+    search = cell(front.search)
+    title = f"{search}  hypervolume {front.hypervolume:.4f}"
+    lines = [[title, *blank]]
+    members = front.members
+    if not everything:
+        members = _in_region(members)
+    looked_at = replace(front, members=members)
+    for row in as_rows([looked_at]):
+        network = cell(row["network"])
+        name = f"  {network}"
+        if row["recommended"]:
+            name += "  (recommended)"
+        if row["knee"]:
+            name += "  (knee)"
+        values = [_shown(row, column) for column in shown]
+        lines.append([name, *values])
+    left_out = len(front.members) - len(members)
+    if left_out:
+        lines.append([f"  {left_out} more: --all", *blank])
+    return lines
 
 
 def _in_region(members: list[Member]) -> list[Member]:
@@ -207,7 +234,7 @@ def _in_region(members: list[Member]) -> list[Member]:
     return inside or members
 
 
-def _shown(row: dict[str, Any], column: str) -> str:
+def _shown(row: Row, column: str) -> str:
     value = row[column]
     if value is None:
         return "-"
@@ -236,10 +263,10 @@ def as_png(fronts: list[Front]) -> Figure:
             label=f"{front.search} ({front.hypervolume:.4f})",
         )
         dense = sizes(front.dense)
-        if dense.get(above.name) is not None and dense.get(size.name) is not None:
-            axes.scatter(
-                [dense[size.name]], [dense[above.name]], marker="*", s=120, color=f"C{index}"
-            )
+        x = dense.get(size.name)
+        y = dense.get(above.name)
+        if x is not None and y is not None:
+            axes.scatter([x], [y], marker="*", s=120, color=color)
     if size.measure.logarithmic:
         axes.set_xscale("log")
     axes.set(

@@ -23,7 +23,7 @@ from slimfront.search.tracking.mlflow_internals import without_lightning
 from slimfront.search.tracking.write_queue import making
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.inputs import Several
-from slimfront.trainables.shipping.formats import Shipped, as_called
+from slimfront.trainables.shipping.shipped import Shipped, as_called
 
 MODEL_TAG = "slimfront.model"
 """On a trial's run, followed by / and the network's name: the id of its logged model."""

@@ -31,13 +31,16 @@ from slimfront.search.tracking.story import describe
 from slimfront.search.tracking.write_queue import WriteQueue, making, param, unless_impossible
 from slimfront.trainables.data import load_once
 from slimfront.trainables.redaction import redact_values
-from slimfront.trainables.shipping.formats import shipped
 from slimfront.trainables.shipping.int8 import as_int8
+from slimfront.trainables.shipping.shipped import shipped
 
 log = logging.getLogger(__name__)
 
 UI_URL = "http://127.0.0.1:5000"
 """Where `slimfront ui` shows a store that has no server."""
+
+
+_ENDED: tuple[Status, ...] = ("completed", "stopped", "failed")
 
 
 def live_metrics(ledger: Ledger) -> dict[str, float]:
@@ -47,28 +50,30 @@ def live_metrics(ledger: Ledger) -> dict[str, float]:
     as the dense network's; `smallest_NAME` is the smallest such size on the front that is as good.
     """
     found: dict[str, float] = {}
-    statuses: tuple[Status, ...] = ("completed", "stopped", "failed")
-    for status in statuses:
-        found[f"trials_{status}"] = float(ledger.counts[status])
-    front = ledger.front.members()
+    for status in _ENDED:
+        count = ledger.counts[status]
+        found[f"trials_{status}"] = float(count)
+    members = ledger.front.members()
+    front = [point.measures for point in members]
     quality = ledger.quality
+    name = quality.name
     found["hypervolume"] = ledger.front.hypervolume()
     found["hypervolume_full"] = ledger.front.hypervolume_full()
     found["front_size"] = float(len(front))
     if front:
-        found[f"best_{quality.name}"] = front[0].measures[quality.name]
+        best = front[0]
+        found[f"best_{name}"] = best[name]
     threshold = quality_threshold(ledger)
     if threshold is None:
         return found
-    metric = quality.name.removeprefix("val_")
+    metric = name.removeprefix("val_")
     found[f"{metric}_threshold"] = threshold
-    able = []
-    for point in front:
-        if quality.as_good(point.measures[quality.name], threshold):
-            able.append(point.measures)
+    able = [measures for measures in front if quality.as_good(measures[name], threshold)]
+    if not able:
+        return found
     for objective in ledger.objectives:
-        is_size = objective.direction is Direction.MINIMIZE and not objective.measure.quality
-        if is_size and able:
+        smaller_is_better = objective.direction is Direction.MINIMIZE
+        if smaller_is_better and not objective.measure.quality:
             smallest = min(measures[objective.name] for measures in able)
             found[f"smallest_{objective.name}"] = float(smallest)
     return found
@@ -123,28 +128,36 @@ class Page:
         params["tracking.uri"] = self.config.tracking.shown_uri()
         entries: list[Param | RunTag] = []
         for key, value in params.items():
-            if value is not None:
-                entries.append(param(key, value))
-        entries.append(RunTag("slimfront.version", version("slimfront")))
-        entries.append(RunTag("slimfront.config_digest", digest))
-        self.write_queue.log("", self.parent, entries)
-        self.client.log_text(self.parent, text, "config.yaml")
-        self.client.log_text(self.parent, environment(), "environment.txt")
+            if value is None:
+                continue
+            entry = param(key, value)
+            entries.append(entry)
+        tags = {"slimfront.version": version("slimfront"), "slimfront.config_digest": digest}
+        for key, tag in tags.items():
+            entries.append(RunTag(key, tag))
+        parent = self.parent
+        self.write_queue.log("", parent, entries)
+        self.client.log_text(parent, text, "config.yaml")
+        packages = environment()
+        self.client.log_text(parent, packages, "environment.txt")
         unless_impossible("the data set", self._log_data)
 
     def _log_data(self) -> None:
         """The data set with its splits, as an input of the run."""
         options = self.config.candidate({}).data
+        cpu = torch.device("cpu")
         with making("the description of the data set"):
-            data = load_once(options, torch.device("cpu"), self.config.task)
+            data = load_once(options, cpu, self.config.task)
         shown = redact_values(options.model_dump(mode="json"))
         # Wherever it lies, it is the same.
-        lies = {key: value for key, value in shown.items() if key != "in_memory"}
-        digest = hashlib.sha256(json.dumps(lies, separators=(",", ":")).encode())
+        anywhere = dict(shown)
+        anywhere.pop("in_memory", None)
+        digest = hashlib.sha256(_compact(anywhere).encode())
         sizes = []
         for name in ("train", "validation", "test"):
             targets = getattr(data, name).targets
-            digest.update(targets.cpu().numpy().tobytes())
+            content = targets.cpu().numpy().tobytes()
+            digest.update(content)
             sizes.append(f'"{name}": {len(targets)}')
         profile = (
             f'{{{", ".join(sizes)}, "outputs": {data.head}, '
@@ -154,13 +167,14 @@ class Page:
             name=options.name,
             digest=digest.hexdigest()[:16],
             source_type="slimfront",
-            source=json.dumps(shown, separators=(",", ":")),
+            source=_compact(shown),
             profile=profile,
         )
         training = InputTag("mlflow.data.context", "training")
-        self.client.log_inputs(self.parent, [DatasetInput(logged, [training])])
+        as_input = DatasetInput(logged, [training])
+        self.client.log_inputs(self.parent, [as_input])
 
-    def refresh(self, ledger: Ledger, history: Sequence[tuple[float, int, float]]) -> None:
+    def refresh(self, ledger: Ledger, history: charts.History) -> None:
         """What people look at while the search runs."""
         text = describe(
             search=self.search,
@@ -205,7 +219,7 @@ class Page:
     def finish(
         self,
         ledger: Ledger,
-        history: Sequence[tuple[float, int, float]],
+        history: charts.History,
         seconds: float,
         *,
         interrupted: bool,
@@ -239,7 +253,8 @@ class Page:
     def _draw_layers(
         self, stored: Sequence[tuple[MeasuredNetwork, nn.Module]], dense: nn.Module
     ) -> Figure:
-        return charts.layers_png(stored, dense, self.search, self.config.quality().name)
+        quality = self.config.quality()
+        return charts.layers_png(stored, dense, self.search, quality.name)
 
     def _log_networks(self, ledger: Ledger, front: list[MeasuredNetwork]) -> None:
         """Models of the front's networks, and which layers they kept; those whose file is lost are
@@ -247,8 +262,9 @@ class Page:
         stored = []
         for point in front:
             network = charts.load(point, self.config)
-            if network is not None:
-                stored.append((point, network))
+            if network is None:
+                continue
+            stored.append((point, network))
         dense = None
         if ledger.dense_network:
             dense = charts.load(ledger.dense_network, self.config)
@@ -256,8 +272,10 @@ class Page:
             self._draw("layers.png", partial(self._draw_layers, stored, dense))
         with making("models of the front"):
             options = self.config.candidate({}).data
-            data = load_once(options, torch.device("cpu"), self.config.task)
-        inputs = data.raw(data.validation.inputs[:2])
+            cpu = torch.device("cpu")
+            data = load_once(options, cpu, self.config.task)
+        few = data.validation.inputs[:2]
+        inputs = data.raw(few)
 
         def log_network(point: MeasuredNetwork, network: nn.Module) -> None:
             with making(f"the model of {point.name}"):
@@ -276,8 +294,10 @@ class Page:
             )
 
         for point, network in stored:
-            unless_impossible(f"the model of {point.name}", partial(log_network, point, network))
-        mark_front(self.client, self.experiment_id, set(self.run_ids.values()), front)
+            log_this = partial(log_network, point, network)
+            unless_impossible(f"the model of {point.name}", log_this)
+        runs = set(self.run_ids.values())
+        mark_front(self.client, self.experiment_id, runs, front)
 
 
 def last_tags(ledger: Ledger) -> dict[str, dict[str, str]]:
@@ -288,16 +308,18 @@ def last_tags(ledger: Ledger) -> dict[str, dict[str, str]]:
     trials = [trial for trial in ledger.trials if trial.last]
     measures = [trial.measures for trial in trials]
     points = losses(measures, ledger.objectives, ledger.dense_sizes)
+    fronts = ranks(points)
     tags = {}
     if knee is not None:
         tags[""] = {"slimfront.knee": knee.name}
     recommended = ledger.front.recommended()
     if recommended is not None:
         tags[""]["slimfront.recommended"] = recommended.name
-    for trial, rank in zip(trials, ranks(points), strict=True):
+    for trial, rank in zip(trials, fronts, strict=True):
         is_knee = knee is not None and trial is knee.trial
+        is_member = trial.label in on_front
         tags[trial.label] = {
-            "slimfront.front": _yes_or_no(trial.label in on_front),
+            "slimfront.front": _yes_or_no(is_member),
             "slimfront.knee": _yes_or_no(is_knee),
             "slimfront.rank": str(rank),
         }
@@ -312,6 +334,15 @@ def environment() -> str:
     """Python, the machine, and every installed package with its version."""
     packages = set()
     for package in distributions():
-        packages.add(f"{package.metadata['Name']}=={package.version}")
-    machine = f"# Python {platform.python_version()} on {platform.platform()}"
-    return "\n".join([machine, *sorted(packages, key=str.lower), ""])
+        name = package.metadata["Name"]
+        packages.add(f"{name}=={package.version}")
+    python = platform.python_version()
+    machine = platform.platform()
+    head = f"# Python {python} on {machine}"
+    in_order = sorted(packages, key=str.lower)
+    return "\n".join([head, *in_order, ""])
+
+
+def _compact(plain: object) -> str:
+    """JSON without blanks."""
+    return json.dumps(plain, separators=(",", ":"))

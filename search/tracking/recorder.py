@@ -153,9 +153,10 @@ class Recorder:
     def page_address(self) -> str | None:
         """The address of the search's page; None if its store has no server."""
         uri = self.config.tracking.shown_uri().rstrip("/")
-        if uri.startswith(("http:", "https:")):
-            return uri + run_route(self.experiment_id, self.parent)
-        return None
+        if not uri.startswith(("http:", "https:")):
+            return None
+        route = run_route(self.experiment_id, self.parent)
+        return uri + route
 
     def _known_runs(self) -> dict[str, str]:
         """Ids of this search's runs in the store, by label; the parent is ''."""
@@ -213,7 +214,8 @@ class Recorder:
     @property
     def refused(self) -> list[str]:
         """What MLflow refused for good, by name, each once."""
-        return list(dict.fromkeys(self.write_queue.refused))
+        distinct = dict.fromkeys(self.write_queue.refused)
+        return list(distinct)
 
     def _keep(self, file: Path, content: str) -> None:
         """Writes one of the files that say what MLflow has; without it, a resume only delivers
@@ -244,25 +246,33 @@ class Recorder:
         if self.ledger is not None:
             self.ledger.apply(event)
             self._remember(event, self.ledger)
+        if known:
+            return
         put = getattr(self, f"_put_{event.kind}", None)
-        if put and not known:
+        if put is not None:
             put(event)
 
     def _remember(self, event: Event, ledger: Ledger) -> None:
         if isinstance(event, EpochsReported):
             self.epochs += len(event.history)
-        elif isinstance(event, NetworkMeasured):
+        if isinstance(event, NetworkMeasured):
             for network in event.pruned:
-                self.epochs += int(network["measures"].get("recovery_epochs", 0))
-        elif isinstance(event, TrialEnded) and event.number is not None:
-            minutes = (event.time - self.begun) / 60_000
-            self.history.append((minutes, self.epochs, ledger.front.hypervolume()))
+                measures = network["measures"]
+                recovery = measures.get("recovery_epochs", 0)
+                self.epochs += int(recovery)
+        if isinstance(event, TrialEnded) and event.number is not None:
+            milliseconds = event.time - self.begun
+            minutes = milliseconds / 60_000
+            hypervolume = ledger.front.hypervolume()
+            self.history.append((minutes, self.epochs, hypervolume))
 
     def _write(self, *, everything: bool) -> None:
         """What has waited long enough, or everything."""
-        self.write_queue.send(everything=everything or "finish" in self.page_work)
+        ends = "finish" in self.page_work
+        self.write_queue.send(everything=everything or ends)
         for kind in list(self.page_work):
-            self._on_page(self.page_work[kind])
+            work = self.page_work[kind]
+            self._on_page(work)
             del self.page_work[kind]
 
     def _on_page(self, work: Callable[[], None]) -> None:
@@ -344,7 +354,8 @@ class Recorder:
 
     def _put_point(self, event: NetworkMeasured) -> None:
         """The measures of the compact network, with step = epoch."""
-        self._to(label(event.number)).add_metrics(event.measures, event.time, event.epoch)
+        writes = self._to(label(event.number))
+        writes.add_metrics(event.measures, event.time, event.epoch)
 
     def _put_ended(self, event: TrialEnded) -> None:
         self._end(event, event.status, event.reason)
@@ -368,11 +379,12 @@ class Recorder:
         and then."""
         assert self.ledger is not None
         live = live_metrics(self.ledger)
-        ended = 0.0
+        ended = 0
         for name, value in live.items():
             if name.startswith("trials_"):
-                ended += value
-        self._to("").add_metrics(live, event.time, int(ended))
+                ended += int(value)
+        writes = self._to("")
+        writes.add_metrics(live, event.time, ended)
         now = time.monotonic()
         if now - self.pictured > _PAGE_EVERY_S:
             self.pictured = now
@@ -386,31 +398,42 @@ class Recorder:
         values = dict(event.metrics)
         if event.step:
             record = self.ledger.by_label[name]
-            measures = self.ledger.find(record, event.epoch, event.step).measures
+            network = self.ledger.find(record, event.epoch, event.step)
+            measures = {**event.metrics, **network.measures}
             values = {}
-            for metric, value in {**event.metrics, **measures}.items():
+            for metric, value in measures.items():
                 values[f"one_shot_{event.step}/{metric}"] = value
-        self._to(name).add_metrics(values, event.time, event.epoch)
+        writes = self._to(name)
+        writes.add_metrics(values, event.time, event.epoch)
 
     def _put_replicated(self, event: NetworkReplicated) -> None:
         """The means and standard deviations over the seeds that are there, as `replicas/NAME_mean`
         and `replicas/NAME_std`; where it was pruned, as `one_shot_STEP/replicas/…`."""
         assert self.ledger is not None
         name = label(event.number)
-        network = self.ledger.find(self.ledger.by_label[name], event.epoch, event.step)
-        prefix = f"one_shot_{event.step}/replicas" if event.step else "replicas"
-        values = {f"{prefix}/seeds": float(len(network.replicas))}
-        for measure, (mean, deviation) in replicated(network).items():
+        record = self.ledger.by_label[name]
+        network = self.ledger.find(record, event.epoch, event.step)
+        prefix = "replicas"
+        if event.step:
+            prefix = f"one_shot_{event.step}/replicas"
+        seeds = len(network.replicas)
+        values = {f"{prefix}/seeds": float(seeds)}
+        for measure, spread in replicated(network).items():
+            mean, deviation = spread
             values[f"{prefix}/{measure}_mean"] = mean
             if deviation is not None:
                 values[f"{prefix}/{measure}_std"] = deviation
-        self._to(name).add_metrics(values, event.time, event.epoch)
+        writes = self._to(name)
+        writes.add_metrics(values, event.time, event.epoch)
 
     def _put_timed(self, event: NetworkTimed) -> None:
         """The times of what is recommended, taken again when the search was over, as
         `timed_again/NAME`."""
-        times = {f"timed_again/{name}": value for name, value in event.times.items()}
-        self._to(label(event.number)).add_metrics(times, event.time, event.epoch)
+        times = {}
+        for name, value in event.times.items():
+            times[f"timed_again/{name}"] = value
+        writes = self._to(label(event.number))
+        writes.add_metrics(times, event.time, event.epoch)
 
     def _put_finished(self, event: SessionEnded) -> None:
         self.page_work["finish"] = partial(self._finish, event)
@@ -421,24 +444,25 @@ class Recorder:
         interrupted = event.status == "interrupted"
         assert ledger is not None
         for name, tags in last_tags(ledger).items():
-            self._to(name).add_tags(tags)
+            writes = self._to(name)
+            writes.add_tags(tags)
         self.write_queue.send(everything=True)
         finish = partial(
             self.page.finish, ledger, self.history, event.seconds, interrupted=interrupted
         )
         self._on_page(finish)
         self.client.set_tag(self.parent, "slimfront.status", event.status)
-        ends = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
-        self.client.set_terminated(self.parent, ends[event.status], end_time=event.time)
-        self._look_again(ends[event.status])
+        end = _MLFLOW_STATUS[event.status]
+        self.client.set_terminated(self.parent, end, end_time=event.time)
+        self._look_again(end)
 
     def _look_again(self, status: str) -> None:
         """Raises MlflowException unless the store has the end that it took: something else may
         answer in MLflow's place."""
         info = self.client.get_run(self.parent).info
-        if info.run_id != self.parent or (
-            info.lifecycle_stage == "active" and info.status != status
-        ):
+        another_run = info.run_id != self.parent
+        still_going = info.lifecycle_stage == "active" and info.status != status
+        if another_run or still_going:
             raise MlflowException(
                 f"the store took all writes and does not have the end of {self.search}"
             )

@@ -8,8 +8,8 @@ from slimfront.search.config.schema import Config
 from slimfront.search.config.space import Parameter
 from slimfront.search.record.front.gains import gains
 from slimfront.search.record.front.shown import shown
+from slimfront.search.record.front.told import quality_and_error, show_quality
 from slimfront.search.record.ledger import Ledger
-from slimfront.search.record.report import quality_and_error, show_quality
 from slimfront.search.record.trials import MeasuredNetwork, Status
 from slimfront.search.tracking.store import run_route
 from slimfront.trainables.markdown import code, text
@@ -60,25 +60,39 @@ def describe(
 
 
 def _searched(config: Config, ledger: Ledger) -> str:
+    task = code(config.task.name)
+    model = code(config.model.name)
+    data = code(config.data.name)
+    epochs = config.training.epochs
+    varied = len(config.space)
+    hypervolume = ledger.front.hypervolume()
+    lines = [
+        f"Searched for {_aims(ledger)}: {task} by {model} on {data}, "
+        f"{epochs} epochs a trial, {varied} values varied.",
+        f"Trials: {_counts(ledger)}. Hypervolume {hypervolume:.4f}.",
+    ]
+    if config.constraints:
+        bounds = [code(f"{name} {bound}") for name, bound in config.constraints.items()]
+        all_bounds = ", ".join(bounds)
+        lines.append(f"Constraints: {all_bounds}.")
+    space = ["| varied | in |", "| --- | --- |"]
+    for path, parameter in config.space.items():
+        name = code(path, cell=True)
+        values = _range(parameter)
+        space.append(f"| {name} | {values} |")
+    paragraph = "  \n".join(lines)
+    table = "\n".join(space)
+    return f"{paragraph}\n\n{table}"
+
+
+def _aims(ledger: Ledger) -> str:
     aims = []
     for objective in ledger.objectives:
         wanted = "less"
         if objective.direction is Direction.MAXIMIZE:
             wanted = "more"
         aims.append(f"{wanted} `{objective.name}`")
-    lines = [
-        f"Searched for {' and '.join(aims)}: {code(config.task.name)} by "
-        f"{code(config.model.name)} on {code(config.data.name)}, "
-        f"{config.training.epochs} epochs a trial, {len(config.space)} values varied.",
-        f"Trials: {_counts(ledger)}. Hypervolume {ledger.front.hypervolume():.4f}.",
-    ]
-    if config.constraints:
-        bounds = [code(f"{name} {bound}") for name, bound in config.constraints.items()]
-        lines.append(f"Constraints: {', '.join(bounds)}.")
-    space = ["| varied | in |", "| --- | --- |"]
-    for path, parameter in config.space.items():
-        space.append(f"| {code(path, cell=True)} | {_range(parameter)} |")
-    return "\n\n".join(["  \n".join(lines), "\n".join(space)])
+    return " and ".join(aims)
 
 
 def _counts(ledger: Ledger) -> str:
@@ -93,13 +107,16 @@ def _counts(ledger: Ledger) -> str:
 
 def _range(parameter: Parameter) -> str:
     """What a parameter varies in, and where."""
+    own = _values(parameter)
     if not parameter.when:
-        return _values(parameter)
+        return own
     conditions = []
     for path, values in parameter.when.items():
+        name = code(path, cell=True)
         allowed = " or ".join(map(text, values))
-        conditions.append(f"{code(path, cell=True)} is {allowed}")
-    return f"{_values(parameter)}, where {' and '.join(conditions)}"
+        conditions.append(f"{name} is {allowed}")
+    all_conditions = " and ".join(conditions)
+    return f"{own}, where {all_conditions}"
 
 
 def _values(parameter: Parameter) -> str:
@@ -110,7 +127,8 @@ def _values(parameter: Parameter) -> str:
             return f"the same as {same}"
         return f"{parameter.factor:g} times {same}"
     if parameter.choices is not None:
-        return ", ".join(text(parameter.recorded(choice)) for choice in parameter.choices)
+        recorded = map(parameter.recorded, parameter.choices)
+        return ", ".join(map(text, recorded))
     ends = f"{parameter.low:g} to {parameter.high:g}"
     if parameter.log:
         return f"{ends} (log)"
@@ -125,16 +143,19 @@ def _recommended(
     if not ledger.region.is_near(point):
         why = f"No network is within {within} of the dense network's quality; this is the best."
     values = []
-    for path, value in point.trial.values.items():
+    trial = point.trial
+    for path, value in trial.values.items():
         values.append(f"{code(path)} = {_short(value)}")
+    all_values = ", ".join(values)
     pruned = ""
     if point.step:
         pruned = f", then pruned in one shot, step {point.step}"
+    compared = _compared(ledger.quality, point, dense)
+    command = code(f"slimfront export {search} --output FILE.onnx")
     lines = [
-        f"{why} {_compared(ledger.quality, point, dense)}",
-        f"It was trained with {', '.join(values)}, seed {point.trial.seed}, for {point.epoch} "
-        f"epochs{pruned}.",
-        f"Export it: {code(f'slimfront export {search} --output FILE.onnx')}",
+        f"{why} {compared}",
+        f"It was trained with {all_values}, seed {trial.seed}, for {point.epoch} epochs{pruned}.",
+        f"Export it: {command}",
     ]
     return "  \n".join(lines)
 
@@ -160,15 +181,19 @@ def _alternatives(
 
 def _compared(quality: Objective, point: MeasuredNetwork, dense: MeasuredNetwork | None) -> str:
     axis = quality.measure.axis.capitalize()
-    said = f"{axis} {quality_and_error(point, quality.name)}"
+    value = quality_and_error(point, quality.name)
     weights = point.measures["nonzero_params"]
     layers = point.measures["layers"]
     if dense is None:
-        return f"{said}, {weights:,.0f} non-zero parameters in {layers:.0f} layers."
+        return f"{axis} {value}, {weights:,.0f} non-zero parameters in {layers:.0f} layers."
+    of_dense = dense.measures
+    dense_value = show_quality(of_dense[quality.name])
+    dense_layers = of_dense["layers"]
+    gained = gains(point, dense, quality)
     return (
-        f"{said} (dense {show_quality(dense.measures[quality.name])}), "
-        f"{weights:,.0f} non-zero parameters, {layers:.0f} of {dense.measures['layers']:.0f} "
-        f"layers: {gains(point, dense, quality)}."
+        f"{axis} {value} (dense {dense_value}), "
+        f"{weights:,.0f} non-zero parameters, {layers:.0f} of {dense_layers:.0f} "
+        f"layers: {gained}."
     )
 
 

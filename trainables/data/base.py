@@ -183,19 +183,24 @@ class Dataset:
         """
         moved = replace(self, device=device)
         if self.mean is not None:
-            moved = replace(moved, mean=self.mean.to(device))
+            mean = self.mean.to(device)
+            moved = replace(moved, mean=mean)
         if self.std is not None:
-            moved = replace(moved, std=self.std.to(device))
+            std = self.std.to(device)
+            moved = replace(moved, std=std)
         if self.attached is not None:
-            moved = replace(moved, attached=self.attached.to(device))
+            attached = self.attached.to(device)
+            moved = replace(moved, attached=attached)
         splits = [self.train, self.validation, self.test]
-        needed = 2 * sum(map(nbytes, splits))
+        stored_bytes = sum(map(nbytes, splits))
+        needed = 2 * stored_bytes
         if device.type == "cuda" and needed > free_memory(device):
             return moved
         there = []
         for stored in splits:
             inputs = each(stored.inputs, lambda tensor: tensor.to(device))
-            there.append(Split(inputs, stored.targets.to(device)))
+            targets = stored.targets.to(device)
+            there.append(Split(inputs, targets))
         train, validation, test = there
         return replace(moved, train=train, validation=validation, test=test)
 

@@ -27,6 +27,7 @@ from slimfront.trainables.data.base import (
 )
 from slimfront.trainables.data.cache import files_state
 from slimfront.trainables.data.finite import refuse_no_numbers
+from slimfront.trainables.data.given import are_examples, is_usual, joined_targets, kind_of
 from slimfront.trainables.data.loaders import is_torch_data, read_all
 from slimfront.trainables.data.normalise import is_image, stored_type
 from slimfront.trainables.data.tensor_file import Allocator, in_process
@@ -37,6 +38,9 @@ from slimfront.trainables.inputs import Several, described, each, shape_of_one, 
 from slimfront.trainables.tasks import Task
 
 _SPLITS = ("train", "validation", "test")
+
+BySplit = dict[str, Tensor]
+"""A tensor for each split, by its name."""
 
 SESSION = "SLIMFRONT_SESSION"
 """The environment variable that the processes of one search share: what a factory returns is the
@@ -67,16 +71,15 @@ class Factory(Data):
     def __hash__(self) -> int:
         # A dict has no hash. The values may stay out of it: what compares equal must only hash
         # alike.
-        return hash(
-            (
-                self.factory,
-                frozenset(self.args),
-                self.validation,
-                self.test,
-                self.seed,
-                self.augment,
-            )
+        compared = (
+            self.factory,
+            frozenset(self.args),
+            self.validation,
+            self.test,
+            self.seed,
+            self.augment,
         )
+        return hash(compared)
 
     def load(self, task: Task = CLASSIFICATION, allocate: Allocator = in_process) -> Dataset:
         made = self._made()
@@ -86,15 +89,18 @@ class Factory(Data):
             read = {name: self._read(one, task) for name, one in made.items()}
             return self._of_splits(read, task)
         made = self._read(made, task)
-        if not _are_examples(made):
+        if not are_examples(made):
+            kind = kind_of(made)
             raise self._wrong(
-                f"is {_describe(made)}",
+                f"is {kind}",
                 "a slimfront.trainables.data.Dataset, or (inputs, targets) as tensors or arrays",
             )
-        inputs, targets = self._pair(made[:2])
+        examples = made[:2]
+        inputs, targets = self._pair(examples)
         groups = None
         if len(made) == 3:
-            groups = self._groups(made[2], len(inputs))
+            names = made[2]
+            groups = self._groups(names, len(inputs))
         return split(
             options=self, task=task, inputs=inputs, given=targets, allocate=allocate, groups=groups
         )
@@ -111,26 +117,28 @@ class Factory(Data):
         function = import_by_path(self.factory, "data factory")
         try:
             # What it does to them must not reach these options.
-            return function(**copy.deepcopy(self.args))
+            arguments = copy.deepcopy(self.args)
+            return function(**arguments)
         except UserError:
             raise
         except Exception as error:
-            raise UserError(
-                f"data factory '{self.factory}' raised {type(error).__name__}: {error}"
-            ) from error
+            kind = type(error).__name__
+            raise UserError(f"data factory '{self.factory}' raised {kind}: {error}") from error
 
     def _pair(self, given: Any) -> tuple[Tensor, Any]:
         """Inputs as tensors, and as many targets as they came."""
         if not isinstance(given, tuple | list) or len(given) != 2:
-            raise self._wrong(f"has a split that is {_describe(given)}", "(inputs, targets)")
-        inputs = self._as_inputs(given[0])
-        targets = given[1]
+            kind = kind_of(given)
+            raise self._wrong(f"has a split that is {kind}", "(inputs, targets)")
+        given_inputs, targets = given
+        inputs = self._as_inputs(given_inputs)
+        examples = len(inputs)
         count: int | str = "no"
         if hasattr(targets, "__len__"):
             count = len(targets)
-        if count != len(inputs):
+        if count != examples:
             raise self._wrong(
-                f"has {len(inputs)} inputs and {count} targets",
+                f"has {examples} inputs and {count} targets",
                 "one target for each input",
             )
         return inputs, targets
@@ -138,61 +146,64 @@ class Factory(Data):
     def _groups(self, given: Any, examples: int) -> Tensor:
         """Groups (N,) as whole numbers, whatever they are called."""
         names = given.tolist() if hasattr(given, "tolist") else list(given)
-        if len(names) != examples:
-            raise self._wrong(f"has {examples} inputs and {len(names)} groups", "a group for each")
+        count = len(names)
+        if count != examples:
+            raise self._wrong(f"has {examples} inputs and {count} groups", "a group for each")
         known: dict[Any, int] = {}
         numbers = []
         for name in names:
-            number = known.setdefault(name, len(known))
+            next_number = len(known)
+            number = known.setdefault(name, next_number)
             numbers.append(number)
         return torch.tensor(numbers)
 
     def _of_splits(self, made: Mapping[str, Any], task: Task) -> Dataset:
         """The user's own splits; what is left out is held out of the training examples."""
-        unknown = set(made) - set(_SPLITS)
+        unknown = [name for name in made if name not in _SPLITS]
         if unknown:
             names = ", ".join(map(str, made))
             raise self._wrong(f"has splits {names}", "train, validation and test")
-        inputs: dict[str, Tensor] = {}
-        given: dict[str, Any] = {}
+        inputs: BySplit = {}
+        given = []
         for name in _SPLITS:
             if name not in made:
                 continue
             own_inputs, own_targets = self._pair(made[name])
             inputs[name] = own_inputs
-            given[name] = own_targets
+            given.append(own_targets)
         for name, of_split in inputs.items():
             refuse_no_numbers(of_split, f" of {name}")
-        all_targets = _joined(list(given.values()))
+        all_targets = joined_targets(given)
         encoded = task.encode(all_targets)
         sizes = [len(of_split) for of_split in inputs.values()]
         parts = encoded.targets.split(sizes)
         targets = dict(zip(inputs, parts, strict=True))
         self._hold_out_what_lacks(task, inputs, targets, encoded.names)
         self._refuse_unlike(inputs)
-
-        def stored(tensor: Tensor) -> Tensor:
-            dtype = stored_type(tensor, self.normalise)
-            return tensor.to(dtype, copy=True)
-
         splits = []
         for name in _SPLITS:
-            of_split = each(inputs[name], stored)
-            splits.append(Split(of_split, targets[name]))
+            stored = each(inputs[name], self._stored)
+            splits.append(Split(stored, targets[name]))
         return encoded_dataset(self, task, splits, encoded)
 
-    def _refuse_unlike(self, inputs: Mapping[str, Tensor]) -> None:
+    def _stored(self, tensor: Tensor) -> Tensor:
+        """A copy in the type that inputs are stored in."""
+        dtype = stored_type(tensor, self.normalise)
+        return tensor.to(dtype, copy=True)
+
+    def _refuse_unlike(self, inputs: BySplit) -> None:
         wanted = described(inputs["train"])
         for name in _SPLITS:
             found = described(inputs[name])
-            if found != wanted:
-                raise self._wrong(f"has inputs {found} in '{name}'", f"{wanted}, as in 'train'")
+            if found == wanted:
+                continue
+            raise self._wrong(f"has inputs {found} in '{name}'", f"{wanted}, as in 'train'")
 
     def _hold_out_what_lacks(
         self,
         task: Task,
-        inputs: dict[str, Tensor],
-        targets: dict[str, Tensor],
+        inputs: BySplit,
+        targets: BySplit,
         names: tuple[str, ...],
     ) -> None:
         """Adds the splits that are not there, held out of the training examples."""
@@ -226,14 +237,16 @@ class Factory(Data):
         """
         session = os.environ.get(SESSION)
         import_by_path(self.factory, "data factory")
-        module, _, _ = self.factory.partition(":")
-        file = getattr(sys.modules[module], "__file__", None)
+        name, _, _ = self.factory.partition(":")
+        module = sys.modules[name]
+        file = getattr(module, "__file__", None)
         if not session or not file:
             return None
         path = Path(file)
         if not path.is_file():
             return None
-        return f"{session} {files_state([path])}"
+        state = files_state([path])
+        return f"{session} {state}"
 
     def _as_inputs(self, given: Any) -> Tensor:
         if isinstance(given, tuple):
@@ -244,9 +257,11 @@ class Factory(Data):
         for key, part in given.items():
             name = str(key)
             made[name] = self._one_input(part, least=1)
-        lengths = {len(tensor) for tensor in made.values()}
-        if len(lengths) != 1:
-            sizes = ", ".join(f"{name} {len(tensor)}" for name, tensor in made.items())
+        lengths = {name: len(tensor) for name, tensor in made.items()}
+        different = set(lengths.values())
+        if len(different) != 1:
+            told = [f"{name} {length}" for name, length in lengths.items()]
+            sizes = ", ".join(told)
             raise self._wrong(f"has inputs of different lengths ({sizes})", "one of each for each")
         return Several(made)
 
@@ -279,18 +294,20 @@ class Factory(Data):
     def _check_split(self, data: Dataset, name: str) -> None:
         inputs, targets = getattr(data, name)
         shape = shape_of_one(inputs)
+        examples = len(inputs)
         count = len(targets)
-        one_each = count > 0 and len(inputs) == count
+        one_each = count > 0 and examples == count
         if not one_each or shape != data.input_shape:
-            whole_shape = (len(inputs), *shape)
+            whole_shape = (examples, *shape)
             raise self._wrong(
                 f"has a split '{name}' of shape {whole_shape} with {count} targets",
                 f"examples of the shape {data.input_shape}, with one target each",
             )
         found = described(inputs)
-        alike = found == described(data.train.inputs)
-        usual = all(_is_usual(tensor) for tensor in tensors(inputs).values())
-        if not alike or not usual:
+        wanted = described(data.train.inputs)
+        parts = tensors(inputs).values()
+        usual = all(map(is_usual, parts))
+        if found != wanted or not usual:
             raise self._wrong(
                 f"has inputs of {found} in '{name}'",
                 "float32, int64, bool, or uint8 images (N, channels, height, width), in all",
@@ -300,22 +317,12 @@ class Factory(Data):
         """The data set, on the CPU, with what a network needs of it checked."""
         for name in _SPLITS:
             self._check_split(data, name)
-        data = data.to(torch.device("cpu"))
-        splits = (data.train, data.validation, data.test)
-        sizes = [len(split.targets) for split in splits]
-        all_targets = torch.cat([split.targets for split in splits])
-        encoded = task.encode(all_targets, data.names, data.outputs)
-        parts = encoded.targets.split(sizes)
-        encoded_splits = []
-        for stored, targets in zip(splits, parts, strict=True):
-            encoded_splits.append(Split(stored.inputs, targets))
-        train, validation, test = encoded_splits
-        data = replace(data, train=train, validation=validation, test=test)
-        data = replace(data, outputs=encoded.outputs, names=encoded.names)
+        on_cpu = data.to(torch.device("cpu"))
+        data = _encoded(on_cpu, task)
         data = attach(data, task)
-        images = train.inputs
         if data.mean is not None and data.std is not None:
             return data
+        images = data.train.inputs
         if isinstance(images, Several) or not is_image(images):
             return data
         mean, std = channel_statistics(images)
@@ -327,50 +334,19 @@ class Factory(Data):
         )
 
 
-def _describe(made: object) -> str:
-    """The type of what came back; of a tuple, also the types in it."""
-    if not isinstance(made, tuple):
-        return f"of type {type(made).__name__}"
-    types = ", ".join(type(part).__name__ for part in made)
-    return f"a tuple of ({types})"
-
-
-def _is_usual(tensor: Tensor) -> bool:
-    """Whether it is of a type that data sets store."""
-    if is_image(tensor):
-        return True
-    return tensor.dtype in (torch.float32, torch.int64, torch.bool)
-
-
-def _are_examples(made: object) -> bool:
-    """Whether it is inputs, targets and maybe groups."""
-    if not isinstance(made, tuple) or len(made) not in (2, 3):
-        return False
-    return _is_inputs(made[0])
-
-
-def _is_inputs(made: object) -> bool:
-    if isinstance(made, Mapping):
-        parts = list(made.values())
-    elif isinstance(made, tuple):
-        parts = list(made)
-    else:
-        return _is_array(made)
-    return bool(parts) and all(_is_array(part) for part in parts)
-
-
-def _is_array(made: object) -> bool:
-    """Whether it is a tensor, an array, or a table of pandas."""
-    return isinstance(made, Tensor | np.ndarray) or hasattr(made, "to_numpy")
-
-
-def _joined(targets: list[Any]) -> Any:
-    """The targets of several splits, one after the other."""
-    if not all(isinstance(of_split, Tensor) for of_split in targets):
-        arrays = [np.asarray(of_split) for of_split in targets]
-        return np.concatenate(arrays)
-    widths = {tuple(of_split.shape[1:]) for of_split in targets}
-    if len(widths) > 1:
-        shown = " and ".join(map(str, sorted(widths)))
-        raise UserError(f"the splits have targets of different shapes, (N, …) of {shown}")
-    return torch.cat(targets)
+def _encoded(data: Dataset, task: Task) -> Dataset:
+    """The data set with its targets as the task takes them, those of all splits encoded at once."""
+    splits = (data.train, data.validation, data.test)
+    given = [split.targets for split in splits]
+    sizes = [len(targets) for targets in given]
+    all_targets = torch.cat(given)
+    encoded = task.encode(all_targets, data.names, data.outputs)
+    train, validation, test = encoded.targets.split(sizes)
+    return replace(
+        data,
+        train=Split(data.train.inputs, train),
+        validation=Split(data.validation.inputs, validation),
+        test=Split(data.test.inputs, test),
+        outputs=encoded.outputs,
+        names=encoded.names,
+    )

@@ -75,12 +75,15 @@ def _read_all(given: Any, what: str, ignore: int | None) -> tuple[Any, Any]:
             raise UserError(f"{what} has no examples")
         together = _together(inputs, what)
         if all(map(_are_names, targets)):
-            return together, list(chain.from_iterable(targets))
+            names = list(chain.from_iterable(targets))
+            return together, names
         return together, _stacked_targets(targets, what, ignore)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{what} raised {type(error).__name__}: {first_line(error)}") from error
+        kind = type(error).__name__
+        reason = first_line(error)
+        raise UserError(f"{what} raised {kind}: {reason}") from error
 
 
 def _are_names(targets: Any) -> bool:
@@ -88,13 +91,15 @@ def _are_names(targets: Any) -> bool:
 
 
 def _stacked_targets(parts: list[Any], what: str, ignore: int | None) -> Tensor:
-    parts = [torch.as_tensor(part) for part in parts]
+    parts = list(map(torch.as_tensor, parts))
+    if ignore is not None:
+        return _stacked(parts, what, ignore)
     shapes = {part.shape[1:] for part in parts}
-    if ignore is None and len(shapes) > 1:
+    if len(shapes) > 1:
         raise UserError(
             f"{what} gives batches with targets of different shapes, which this task cannot pad"
         )
-    return _stacked(parts, what, ignore or 0)
+    return _stacked(parts, what)
 
 
 def _batches(given: Any) -> Iterator[Any]:
@@ -112,7 +117,7 @@ def _warn_of_random(given: Any, what: str) -> None:
         return
     try:
         first, *others = [one[0] for _ in range(_TRIES)]
-        varies = not all(_same(first, other) for other in others)
+        varies = any(not _same(first, other) for other in others)
     except Exception:  # whatever it raises is told where all are read
         return
     if varies:
@@ -133,8 +138,9 @@ def _same(one: Any, other: Any) -> bool:
     elif isinstance(one, tuple | list):
         pairs = list(zip(one, other, strict=True))
     else:
-        return bool(one == other)
-    return all(_same(first, second) for first, second in pairs)
+        equal = one == other
+        return bool(equal)
+    return all(_same(*pair) for pair in pairs)
 
 
 def pair(batch: Any, what: str) -> tuple[Any, Any]:
@@ -146,23 +152,27 @@ def pair(batch: Any, what: str) -> tuple[Any, Any]:
     """
     if isinstance(batch, Mapping):
         return _named_pair(batch, what)
-    if not isinstance(batch, tuple | list) or len(batch) < 2:
+    in_row = isinstance(batch, tuple | list)
+    if not in_row or len(batch) < 2:
         kind = type(batch).__name__
         raise UserError(f"{what} gives a {kind}; each example is (inputs, target)")
-    *first, targets = batch
-    if len(first) == 1:
-        return first[0], targets
-    return tuple(first), targets
+    *several, targets = batch
+    if len(several) == 1:
+        inputs = several[0]
+        return inputs, targets
+    return tuple(several), targets
 
 
 def _named_pair(batch: Mapping[Any, Any], what: str) -> tuple[Any, Any]:
     inputs = dict(batch)
     present = [key for key in _TARGETS if key in inputs]
-    if present and len(inputs) > 1:
-        targets = inputs.pop(present[0])
-        return inputs, targets
-    names = ", ".join(map(str, batch))
-    raise UserError(f"{what} gives mappings with {names}; one key is to be 'targets'")
+    alone = len(inputs) == 1
+    if alone or not present:
+        names = ", ".join(map(str, batch))
+        raise UserError(f"{what} gives mappings with {names}; one key is to be 'targets'")
+    key = present[0]
+    targets = inputs.pop(key)
+    return inputs, targets
 
 
 def _together(parts: list[Any], what: str) -> Any:
@@ -184,19 +194,24 @@ def _together(parts: list[Any], what: str) -> Any:
 
 def _stacked(parts: list[Tensor], what: str, fill: int = 0) -> Tensor:
     """The rows of all parts; those that are shorter in one axis are padded with `fill`."""
-    parts = [torch.as_tensor(part) for part in parts]
+    parts = list(map(torch.as_tensor, parts))
     shapes = {part.shape[1:] for part in parts}
     if len(shapes) == 1:
         return torch.cat(parts)
     numbers_of_axes = {len(shape) for shape in shapes}
     if len(numbers_of_axes) != 1:
         raise UserError(f"{what} gives tensors of different numbers of axes")
-    by_axis = zip(*shapes, strict=True)
-    longest = [max(sizes) for sizes in by_axis]
-    padded = []
-    for part in parts:
-        whole = part.new_full((len(part), *longest), fill)
-        filled = tuple(slice(size) for size in part.shape)
-        whole[filled] = part
-        padded.append(whole)
+    sizes_by_axis = zip(*shapes, strict=True)
+    longest = list(map(max, sizes_by_axis))
+    padded = [_padded(part, longest, fill) for part in parts]
     return torch.cat(padded)
+
+
+def _padded(part: Tensor, longest: list[int], fill: int) -> Tensor:
+    """The rows (n, …) of a part in the shape (n, *longest), `fill` after what each has."""
+    rows = len(part)
+    whole_shape = (rows, *longest)
+    padded = part.new_full(whole_shape, fill)
+    filled = tuple(slice(size) for size in part.shape)
+    padded[filled] = part
+    return padded

@@ -10,17 +10,19 @@ from slimfront.trainables.data.transforms import channel_statistics
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.options import Options
 
+Numbers = float | tuple[float, ...]
+
 
 class Constants(Options):
     """Mean and standard deviation of the user's own: one number, or one for each feature or
     channel."""
 
-    mean: float | tuple[float, ...]
-    std: float | tuple[float, ...]
+    mean: Numbers
+    std: Numbers
 
     @field_validator("std")
     @classmethod
-    def _above_zero(cls, std: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    def _above_zero(cls, std: Numbers) -> Numbers:
         values = std if isinstance(std, tuple) else (std,)
         if any(value <= 0 for value in values):
             raise ValueError("every standard deviation must be above 0")
@@ -90,7 +92,8 @@ def constants(how: Normalise, inputs: Tensor) -> tuple[Tensor, Tensor]:
         over += range(2, inputs.dim())
     mean = inputs.mean(over, keepdim=True)[0]
     std = inputs.std(over, keepdim=True)[0]
-    varies = std > _ROUNDING * mean.abs()
+    rounding = _ROUNDING * mean.abs()
+    varies = std > rounding
     return mean, torch.where(varies, std, 1.0)
 
 
@@ -107,15 +110,17 @@ def _of_images(how: Normalise, inputs: Tensor) -> tuple[Tensor, Tensor]:
     return channel_statistics(as_one_channel)
 
 
-def _given(constants: float | tuple[float, ...], inputs: Tensor) -> Tensor:
+def _given(constants: Numbers, inputs: Tensor) -> Tensor:
     values = torch.tensor(constants)
     if values.dim() == 0:
         return values
+    count = len(values)
     shape = tuple(inputs.shape[1:])
-    if len(values) != shape[0]:
+    features = shape[0]
+    if count != features:
         raise UserError(
-            f"data.normalise has {len(values)} numbers, and inputs of the shape "
-            f"{shape} have {shape[0]} features or channels"
+            f"data.normalise has {count} numbers, and inputs of the shape "
+            f"{shape} have {features} features or channels"
         )
     places = [1] * (len(shape) - 1)
     return values.reshape(-1, *places)

@@ -1,11 +1,12 @@
 """Tensors in a file that processes share: written chunk by chunk, read through a memory mapping."""
 
 import json
+import math
 import mmap
 import os
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +27,8 @@ _SAMPLES, _SAMPLE = 16, 64 * 1024
 
 def in_process(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Room in this process."""
-    return torch.empty(tuple(shape), dtype=dtype)
+    size = tuple(shape)
+    return torch.empty(size, dtype=dtype)
 
 
 class TensorFile:
@@ -47,40 +49,48 @@ class TensorFile:
     def allocate(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Room in the file, all of it taken from the disk now: a disk that is full later could only
         end the process."""
-        wanted = torch.empty(tuple(shape), dtype=dtype, device="meta")
-        size = wanted.nbytes
+        whole_shape = torch.Size(shape)
+        size = whole_shape.numel() * dtype.itemsize
         if not size:
             return in_process(shape, dtype)
         begins = self.end
+        self._take_from_disk(begins, size)
         descriptor = self.file.fileno()
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, begins, size)
-        else:
-            self.file.truncate(begins + size)
         mapped = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, offset=begins)
         row = torch.frombuffer(mapped, dtype=dtype)
-        tensor = row.view(wanted.shape)
-        self.given[tensor.data_ptr()] = (begins, tensor)
-        pages = -(-size // _HEADER)
-        self.end = begins + pages * _HEADER
+        tensor = row.view(whole_shape)
+        address = tensor.data_ptr()
+        self.given[address] = (begins, tensor)
+        blocks = math.ceil(size / _HEADER)
+        taken = blocks * _HEADER
+        self.end = begins + taken
         return tensor
+
+    def _take_from_disk(self, begins: int, size: int) -> None:
+        if hasattr(os, "posix_fallocate"):
+            descriptor = self.file.fileno()
+            os.posix_fallocate(descriptor, begins, size)
+            return
+        end = begins + size
+        self.file.truncate(end)
 
     def finish(self, tensors: dict[str, Tensor], extra: Plain) -> None:
         """Makes the file hold these tensors, and `extra` (plain data), and be on the disk."""
         placed = {}
         for name, tensor in tensors.items():
-            placed[name] = self._place(tensor.detach().cpu())
-        os.truncate(self.path, self.end)
-        header = {"size": self.end, "tensors": placed, "extra": extra}
-        text = json.dumps(header).encode()
-        check = zlib.crc32(text)
-        line = b"%08x %s\n" % (check, text)
-        if len(line) > _HEADER:
-            raise OSError(f"the header of {self.path} takes {len(line)} bytes")
+            on_cpu = tensor.detach().cpu()
+            placed[name] = self._place(on_cpu)
+        size = self.end
+        os.truncate(self.path, size)
+        line = _header_line({"size": size, "tensors": placed, "extra": extra})
+        length = len(line)
+        if length > _HEADER:
+            raise OSError(f"the header of {self.path} takes {length} bytes")
         self.file.write(line)
         self.file.flush()
         # A machine that stops must not leave a complete name with an incomplete content.
-        os.fsync(self.file.fileno())
+        descriptor = self.file.fileno()
+        os.fsync(descriptor)
 
     def _place(self, tensor: Tensor) -> Plain:
         """Where a tensor is in the file, to which it is copied if it is not there yet."""
@@ -89,20 +99,34 @@ class TensorFile:
         if tensor.nbytes:
             if tensor.data_ptr() not in self.given:
                 tensor = self._copied(tensor)
-            offset, _ = self.given[tensor.data_ptr()]
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        check = _check(tensor)
-        return {"offset": offset, "shape": list(tensor.shape), "dtype": dtype, "check": check}
+            address = tensor.data_ptr()
+            offset, _ = self.given[address]
+        dtype = str(tensor.dtype)
+        return {
+            "offset": offset,
+            "shape": list(tensor.shape),
+            "dtype": dtype.removeprefix("torch."),
+            "check": _check(tensor),
+        }
 
     def _copied(self, tensor: Tensor) -> Tensor:
         room = self.allocate(tensor.shape, tensor.dtype)
-        for part, source in zip(_pieces(room), _pieces(tensor), strict=True):
-            part.copy_(source)
+        targets = _pieces(room)
+        sources = _pieces(tensor)
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
         return room
 
     def close(self) -> None:
         """Lets go of the file; its tensors stay readable as long as they are used."""
         self.file.close()
+
+
+def _header_line(header: Plain) -> bytes:
+    """A header as one line that begins with its checksum: see `_read_header`."""
+    text = json.dumps(header).encode()
+    check = zlib.crc32(text)
+    return b"%08x %s\n" % (check, text)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Plain] | None:
@@ -121,7 +145,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Plain] | None:
             return None
         size = header["size"]
         descriptor = file.fileno()
-        if os.fstat(descriptor).st_size != size:
+        found = os.fstat(descriptor)
+        if found.st_size != size:
             return None
         flags = mmap.MAP_PRIVATE | _NORESERVE
         access = mmap.PROT_READ | mmap.PROT_WRITE
@@ -150,8 +175,9 @@ def _read_header(file: BinaryIO) -> Plain | None:
     return header
 
 
-def _mapped_tensor(mapped: mmap.mmap, placed: Mapping[str, Any]) -> Tensor:
-    dtype = getattr(torch, placed["dtype"])
+def _mapped_tensor(mapped: mmap.mmap, placed: Plain) -> Tensor:
+    name = placed["dtype"]
+    dtype = getattr(torch, name)
     shape = torch.Size(placed["shape"])
     count = shape.numel()
     if not count:
@@ -166,16 +192,20 @@ def _check(tensor: Tensor) -> int:
     where that is all."""
     if not tensor.numel():
         return 0
-    row = tensor.reshape(-1).view(torch.uint8)
-    data = memoryview(row.numpy().data)
-    if len(data) <= _SAMPLES * _SAMPLE:
+    row = tensor.reshape(-1)
+    bytes_of_row = row.view(torch.uint8)
+    array = bytes_of_row.numpy()
+    data = memoryview(array.data)
+    size = len(data)
+    if size <= _SAMPLES * _SAMPLE:
         return zlib.crc32(data)
     value = 0
-    last = len(data) - _SAMPLE
+    last_start = size - _SAMPLE
     for number in range(_SAMPLES):
-        start = last * number // (_SAMPLES - 1)
+        start = last_start * number // (_SAMPLES - 1)
         end = start + _SAMPLE
-        value = zlib.crc32(data[start:end], value)
+        sample = data[start:end]
+        value = zlib.crc32(sample, value)
     return value
 
 
@@ -189,6 +219,8 @@ def _pieces(tensor: Tensor) -> Sequence[Tensor]:
 def pieces(tensor: Tensor, size: int = 2**24) -> Sequence[Tensor]:
     """Views of a tensor (N, …) along its first dimension, of about `size` bytes each."""
     rows = max(len(tensor), 1)
-    bytes_of_row = max(tensor.nbytes // rows, 1)
-    at_once = max(size // bytes_of_row, 1)
-    return tuple(tensor.split(at_once))
+    bytes_of_row = tensor.nbytes // rows
+    rows_in_size = size // max(bytes_of_row, 1)
+    at_once = max(rows_in_size, 1)
+    views = tensor.split(at_once)
+    return tuple(views)

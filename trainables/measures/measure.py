@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -49,8 +50,9 @@ def measure(network: nn.Module, inputs: Tensor) -> dict[str, float]:
         input, the input included, but not the weights of attention, which fused kernels do not
         keep; not there where the network cannot be traced.
     """
+    one_input = inputs[:1]
     with evaluating(network):
-        flops, peak = _watched(network, inputs[:1])
+        flops, peak = _watched(network, one_input)
     params = 0
     nonzero = 0
     for parameter in network.parameters():
@@ -72,7 +74,9 @@ def measure(network: nn.Module, inputs: Tensor) -> dict[str, float]:
 
 def _saved_bytes(state: Mapping[str, Tensor]) -> int:
     # A GPU's names take bytes too.
-    on_cpu = {name: tensor.detach().cpu() for name, tensor in state.items()}
+    on_cpu = {}
+    for name, tensor in state.items():
+        on_cpu[name] = tensor.detach().cpu()
     saved = io.BytesIO()
     torch.save(on_cpu, saved)
     return saved.tell()
@@ -101,11 +105,13 @@ def measure_extra(
     found: dict[str, float] = {}
     if "bytes_compressed" in names:
         state = distinct(network.state_dict(keep_vars=True))
-        encoded = b"".join(_encoded(tensor) for tensor in state.values())
-        found["bytes_compressed"] = len(zlib.compress(encoded))
+        encoded = b"".join(map(_encoded, state.values()))
+        compressed = zlib.compress(encoded)
+        found["bytes_compressed"] = len(compressed)
     if "latency_ms" not in names and "speedup" not in names:
         return found
-    _, timing = time_networks([dense or network, network], inputs, latency)
+    reference = dense or network
+    _, timing = time_networks([reference, network], inputs, latency)
     if "latency_ms" in names:
         found["latency_ms"] = timing.latency_ms
     if "speedup" in names:
@@ -115,32 +121,38 @@ def measure_extra(
 
 def distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a state dict that keeps variables, those that have several names once."""
-    seen: set[int] = set()
+    seen = set()
     found = {}
     for name, tensor in state.items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            found[name] = tensor
+        identity = id(tensor)
+        if identity in seen:
+            continue
+        seen.add(identity)
+        found[name] = tensor
     return found
 
 
 def _sparse_bytes(tensor: Tensor) -> int:
     """Size of a tensor, dense, or as one bit per entry and the entries that are not 0."""
-    bitmap = math.ceil(tensor.numel() / 8)
+    bits = tensor.numel()
+    bitmap = math.ceil(bits / 8)
     nonzero = int(tensor.count_nonzero())
     entries = nonzero * tensor.element_size()
-    return min(tensor.nbytes, bitmap + entries)
+    sparse = bitmap + entries
+    return min(tensor.nbytes, sparse)
 
 
 def _encoded(tensor: Tensor) -> bytes:
     """What `_sparse_bytes` is the size of."""
-    flat = tensor.detach().cpu().flatten()
-    if _sparse_bytes(tensor) == tensor.nbytes:
-        return flat.numpy().tobytes()
-    alive = flat != 0
-    bitmap = np.packbits(alive.numpy())
-    entries = flat[alive].numpy()
-    return bitmap.tobytes() + entries.tobytes()
+    on_cpu = tensor.detach().cpu()
+    entries: NDArray[Any] = on_cpu.flatten().numpy()
+    dense = _sparse_bytes(tensor) == tensor.nbytes
+    if dense:
+        return entries.tobytes()
+    alive = entries != 0
+    bitmap = np.packbits(alive)
+    kept: NDArray[Any] = entries[alive]
+    return bitmap.tobytes() + kept.tobytes()
 
 
 def _count_layers(module: nn.Module) -> int:
@@ -173,12 +185,16 @@ class _Watch(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Runs one operation; what is not used after it is dropped afterwards."""
         made = super().run_node(n)
+        alive = (*self.env.values(), made)
         sizes = {}
-        for value in (*self.env.values(), made):
-            if isinstance(value, Tensor):
-                storage = value.untyped_storage()
-                sizes[storage.data_ptr()] = storage.nbytes()
-        self.peak = max(self.peak, sum(sizes.values()))
+        for value in alive:
+            if not isinstance(value, Tensor):
+                continue
+            storage = value.untyped_storage()
+            address = storage.data_ptr()
+            sizes[address] = storage.nbytes()
+        total = sum(sizes.values())
+        self.peak = max(self.peak, total)
         return made
 
 
@@ -186,11 +202,14 @@ def _watched(network: nn.Module, one_input: Tensor) -> tuple[int, int | None]:
     """The floating-point operations for one input, and the peak of activation bytes if the network
     can be traced."""
     try:
-        traced = _apart(trace(network))
+        graph = trace(network)
+        traced = _apart(graph)
     except UserError:
-        return count_flops(network, one_input), None
+        flops = count_flops(network, one_input)
+        return flops, None
     watch = _Watch(traced)
-    flops = _counted_flops(traced, lambda: watch.run(one_input.clone()))
+    own_input = one_input.clone()
+    flops = _counted_flops(traced, lambda: watch.run(own_input))
     return flops, watch.peak
 
 
@@ -221,19 +240,23 @@ def _uncounted(network: nn.Module, counter: FlopCounterMode) -> Iterator[list[in
     extra: list[int] = []
     before: list[int] = []
 
-    def enter(_module: nn.Module, _inputs: object) -> None:
-        before.append(counter.get_total_flops())
+    def enter(*_of_call: object) -> None:
+        counted = counter.get_total_flops()
+        before.append(counted)
 
-    def leave(module: nn.Module, inputs: tuple[Any, ...], _outputs: object) -> None:
+    def leave(module: nn.Module, inputs: Any, _outputs: object) -> None:
+        first = inputs[0]
         counted = counter.get_total_flops() - before.pop()
-        right = _by_hand(module, inputs[0])
-        extra.append(right - counted)
+        missed = _by_hand(module, first) - counted
+        extra.append(missed)
 
     handles = []
     for module in network.modules():
-        if isinstance(module, nn.RNNBase | nn.Bilinear):
-            handles.append(module.register_forward_pre_hook(enter))
-            handles.append(module.register_forward_hook(leave))
+        if not isinstance(module, nn.RNNBase | nn.Bilinear):
+            continue
+        entering = module.register_forward_pre_hook(enter)
+        leaving = module.register_forward_hook(leave)
+        handles += [entering, leaving]
     try:
         yield extra
     finally:
@@ -244,23 +267,28 @@ def _uncounted(network: nn.Module, counter: FlopCounterMode) -> Iterator[list[in
 def _by_hand(module: nn.Module, x: Any) -> int:
     """A multiply-add is two. Recurrent: for each step, two for each entry of its matrices;
     bilinear: xᵀA, and that times y."""
-    rows: Tensor = x.data if isinstance(x, nn.utils.rnn.PackedSequence) else x
+    rows = x
+    if isinstance(x, nn.utils.rnn.PackedSequence):
+        rows = x.data
     features = rows.shape[-1]
     steps = rows.numel() // features
+    of_step = 0
     if isinstance(module, nn.Bilinear):
         products = module.out_features * module.in1_features
         of_each = module.in2_features + 1
-        return 2 * steps * products * of_each
-    entries = 0
-    for parameter in module.parameters():
-        if parameter.dim() == 2:
-            entries += parameter.numel()
-    return 2 * steps * entries
+        of_step = products * of_each
+    else:
+        for parameter in module.parameters():
+            if parameter.dim() == 2:
+                of_step += parameter.numel()
+    multiply_adds: int = steps * of_step
+    return 2 * multiply_adds
 
 
 def _apart(traced: fx.GraphModule) -> fx.GraphModule:
     """The same with every attention split, so that what it keeps is seen."""
-    has_attention = any(isinstance(module, nn.MultiheadAttention) for module in traced.modules())
+    modules = traced.modules()
+    has_attention = any(isinstance(module, nn.MultiheadAttention) for module in modules)
     if not has_attention:
         return traced
     apart = copied(traced)

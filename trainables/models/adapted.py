@@ -79,11 +79,14 @@ def as_called_with(network: nn.Module, inputs: Tensor, output: str | int | None)
     Raises:
         UserError: if forward has no arguments of these names.
     """
-    names = tuple(inputs.named) if isinstance(inputs, Several) else None
+    names = None
+    if isinstance(inputs, Several):
+        names = tuple(inputs.named)
     if names is None and output is None:
         return network
     call = Call(names, output)
-    return adapted(copy.copy(network), call)
+    same_modules = copy.copy(network)
+    return adapted(same_modules, call)
 
 
 def _check_names(network: nn.Module, names: Sequence[str]) -> None:
@@ -119,13 +122,14 @@ def _check_places(parameters: Parameters, names: Sequence[str], what: str) -> No
         elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             by_name_alone.append(parameter)
     takes_any = _has_kind(parameters, inspect.Parameter.VAR_POSITIONAL)
-    if len(placed) < count and not takes_any:
-        raise UserError(
-            f"the data has {count} inputs, and {what} takes {len(placed)} by their places"
-        )
-    for parameter in (*placed[count:], *by_name_alone):
+    most = len(placed)
+    if most < count and not takes_any:
+        raise UserError(f"the data has {count} inputs, and {what} takes {most} by their places")
+    not_given = placed[count:] + by_name_alone
+    for parameter in not_given:
         if _has_no_default(parameter):
-            raise UserError(f"{what} needs '{parameter.name}', and the data has {count} inputs")
+            name = parameter.name
+            raise UserError(f"{what} needs '{name}', and the data has {count} inputs")
 
 
 def _has_kind(parameters: Parameters, kind: object) -> bool:

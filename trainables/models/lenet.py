@@ -26,18 +26,24 @@ class LeNet(Model):
         for wanted in (6, 16):
             wider = self._times_width(wanted)
             convolution = nn.Conv2d(channels, wider, 5, padding=2)
-            layers += [convolution, nn.ReLU(), nn.MaxPool2d(2)]
+            halving = nn.MaxPool2d(2)
+            layers += [convolution, nn.ReLU(), halving]
             channels = wider
         layers.append(nn.Flatten())
-        positions = (height // 4) * (width // 4)
+        rows = height // 4
+        columns = width // 4
+        positions = rows * columns
         inputs = channels * positions
         for layer in range(self.depth):
-            original = 84 if layer else 120
+            original = 84
+            if layer == 0:
+                original = 120
             units = self._times_width(original)
             linear = nn.Linear(inputs, units)
             layers += [linear, nn.ReLU()]
             inputs = units
-        layers.append(nn.Linear(inputs, outputs))
+        head = nn.Linear(inputs, outputs)
+        layers.append(head)
         return nn.Sequential(*layers)
 
     def _times_width(self, count: int) -> int:

@@ -20,7 +20,8 @@ class BasicBlock(nn.Module):
         self.conv2 = _convolution(outputs, outputs)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
+        same_shape = stride == 1 and inputs == outputs
+        if not same_shape:
             projection = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
             norm = nn.BatchNorm2d(outputs)
             self.shortcut = nn.Sequential(projection, norm)
@@ -51,15 +52,17 @@ def residual_network(
     layers: list[nn.Module] = [*stem]
     channels = width
     for stage, count in enumerate(blocks):
-        wider = width * 2**stage
+        doubled = 2**stage
+        wider = width * doubled
         for block in range(count):
-            halves = stage > 0 and block == 0
-            stride = 2 if halves else 1
+            stride = 1
+            if stage > 0 and block == 0:
+                stride = 2
             layers.append(BasicBlock(channels, wider, stride))
             channels = wider
-    layers.append(nn.AdaptiveAvgPool2d(1))
-    layers.append(nn.Flatten())
-    layers.append(nn.Linear(channels, outputs))
+    pooling = nn.AdaptiveAvgPool2d(1)
+    head = nn.Linear(channels, outputs)
+    layers += [pooling, nn.Flatten(), head]
     network = nn.Sequential(*layers)
     for module in network.modules():
         if not isinstance(module, nn.Conv2d):
@@ -95,8 +98,10 @@ class CifarResNet(Model):
         if depth is None:
             number = self.name.removeprefix("resnet")
             depth = int(number)
-        blocks_of_stage = (depth - 2) // 6
-        stem = _small_stem(input_shape[0], self.width)
+        channels = input_shape[0]
+        stem = _small_stem(channels, self.width)
+        layers_of_blocks = depth - 2
+        blocks_of_stage = layers_of_blocks // 6
         blocks = [blocks_of_stage] * 3
         return residual_network(stem, self.width, blocks, outputs)
 

@@ -30,15 +30,19 @@ class VGG(Model):
         layers: list[nn.Module] = []
         convolutions = _CONVOLUTIONS[self.depth]
         for stage, count in enumerate(convolutions):
-            times = min(2**stage, 8)
+            doubled = 2**stage
+            times = min(doubled, 8)
             width = self.width * times
             for _ in range(count):
                 convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-                layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
+                norm = nn.BatchNorm2d(width)
+                layers += [convolution, norm, nn.ReLU()]
                 channels = width
             if size > 1:
-                layers.append(nn.MaxPool2d(2))
+                halving = nn.MaxPool2d(2)
+                layers.append(halving)
                 size //= 2
+        pooling = nn.AdaptiveAvgPool2d(1)
         head = nn.Linear(channels, outputs)
-        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), head]
+        layers += [pooling, nn.Flatten(), head]
         return nn.Sequential(*layers)

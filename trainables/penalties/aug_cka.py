@@ -19,6 +19,9 @@ from slimfront.trainables.penalties.cka import (
 )
 from slimfront.trainables.penalties.features import find_layers, output_shapes
 
+Layers = tuple[str, ...]
+"""The names of layers."""
+
 
 def aug_cka_loss(features: Tensors, weights: Tensor | None = None) -> Tensor:
     """L_C of AugCKA-SR: the mean of w_ij · CKA over the pairs of different layers, in [0, 1] with
@@ -30,11 +33,14 @@ def aug_cka_loss(features: Tensors, weights: Tensor | None = None) -> Tensor:
     """
     cka = pairwise_cka(features, unbiased=False)
     if weights is not None:
-        cka = weights.to(cka) * cka
+        weights = weights.to(cka)
+        cka = weights * cka
     count = len(features)
-    ordered_pairs = count * (count - 1)
+    others = count - 1
+    ordered_pairs = count * others
     different = cka.triu(1)
-    return 2 / ordered_pairs * different.sum()
+    factor = 2 / ordered_pairs
+    return factor * different.sum()
 
 
 @PENALTIES.register("aug_cka")
@@ -44,22 +50,25 @@ class AugCKA(FeaturePenalty):
 
     nothing_to_do: ClassVar[str] = "there are no two layers in this network to compare"
 
-    layers: tuple[str, ...] | None = None
+    layers: Layers | None = None
 
     @field_validator("layers")
     @classmethod
-    def _two_layers(cls, layers: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _two_layers(cls, layers: Layers | None) -> Layers | None:
         if layers is None or are_different(layers):
             return layers
         raise ValueError("it needs two or more different layers")
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActiveFeatures:
         shapes = output_shapes(model, sample)
-        layers = list(self.layers or find_layers(model, shapes))
+        chosen = self.layers or find_layers(model, shapes)
+        layers = list(chosen)
         stages = []
         if len(layers) > 1:
             stages.append(layers)
         return ActiveFeatures(self, model, stages, shapes)
 
     def value(self, features: Sequence[Tensors], weights: Tensors) -> Tensor:
-        return aug_cka_loss(features[0], weights[0])
+        all_layers = features[0]
+        of_pairs = weights[0]
+        return aug_cka_loss(all_layers, of_pairs)

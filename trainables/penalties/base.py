@@ -62,7 +62,8 @@ class Penalty(Options):
         if self.ramp == 0:
             return 1.0
         since_warmup = epoch - self.warmup
-        return min(since_warmup / self.ramp, 1.0)
+        risen = since_warmup / self.ramp
+        return min(risen, 1.0)
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActivePenalty:
         """The penalty on `model`; `sample` (N, *input_shape) is a batch of real inputs to look at
@@ -138,8 +139,9 @@ class ParameterRef:
 
 def parameter_ref(model: nn.Module, name: str) -> ParameterRef:
     """The parameter of that name."""
-    module, _, leaf = name.rpartition(".")
-    return ParameterRef(model.get_submodule(module), leaf)
+    path, _, leaf = name.rpartition(".")
+    holder = model.get_submodule(path)
+    return ParameterRef(holder, leaf)
 
 
 class GroupPenalty(Penalty):
@@ -157,7 +159,8 @@ class GroupPenalty(Penalty):
     @property
     def on(self) -> bool:
         """Whether any strength is above 0."""
-        strongest = max([self.strength, *self.layers.values()])
+        of_layers = self.layers.values()
+        strongest = max([self.strength, *of_layers])
         return strongest > 0
 
     def strength_of(self, layer: str) -> float:
@@ -223,8 +226,10 @@ class ActiveGroups(Generic[GroupT]):
         groups = self.groups.values()
         for strength, group in zip(strengths, groups, strict=True):
             norm = self.norm(group)
-            terms.append(strength * norm)
-        return torch.stack(terms).sum()
+            weighted = strength * norm
+            terms.append(weighted)
+        all_terms = torch.stack(terms)
+        return all_terms.sum()
 
     @torch.no_grad()
     def proximal(self, step_size: StepSize) -> None:
@@ -279,12 +284,14 @@ class ActiveGroups(Generic[GroupT]):
             size = _size(group)
             precision = torch.finfo(size.dtype).eps
             rounding = _ROUNDING * precision * size
-            is_zero = other.norm(group) <= rounding
+            norm = other.norm(group)
+            is_zero = norm <= rounding
             if not is_zero:
                 continue
             mine = self.groups[name]
             first = _tensors(mine)[0]
-            everything = torch.full_like(size, math.inf, device=first.device)
+            device = first.device
+            everything = torch.full_like(size, math.inf, device=device)
             self.shrink(mine, everything)
 
     def phase(self, step: int, scale: float) -> Hashable:
@@ -315,7 +322,10 @@ def _tensors(group: object) -> Tensors:
 
 def _size(group: object) -> Tensor:
     """The ℓ2 norm of all parameters of a group, a scalar."""
-    squares = [tensor.square().sum() for tensor in _tensors(group)]
+    squares = []
+    for tensor in _tensors(group):
+        of_tensor = tensor.square().sum()
+        squares.append(of_tensor)
     total = torch.stack(squares).sum()
     return total.sqrt()
 
@@ -339,10 +349,11 @@ def check_penalties(penalties: Mapping[str, Penalty], model: nn.Module, sample: 
 def check_names(options: GroupPenalty, groups: dict[str, GroupT]) -> None:
     """Raises UserError if `options.layers` names a layer that the penalty does not act on."""
     for name in options.layers:
-        if name not in groups:
-            penalty = type(options).__name__
-            hint = suggest(name, groups)
-            raise UserError(f"penalties: '{name}' is not a layer that {penalty} acts on; {hint}")
+        if name in groups:
+            continue
+        penalty = type(options).__name__
+        hint = suggest(name, groups)
+        raise UserError(f"penalties: '{name}' is not a layer that {penalty} acts on; {hint}")
 
 
 def root(squares: Tensor) -> Tensor:
@@ -357,5 +368,6 @@ def shrink_factor(norms: Tensor, threshold: Tensor) -> Tensor:
     / norm), in the shape of `norms`."""
     least = torch.finfo(norms.dtype).tiny
     positive = norms.clamp_min(least)
-    factors = 1 - threshold / positive
+    taken = threshold / positive
+    factors = 1 - taken
     return factors.clamp(min=0)

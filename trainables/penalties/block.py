@@ -14,6 +14,7 @@ from slimfront.trainables.penalties.base import (
     ActiveGroups,
     GroupPenalty,
     ParameterRef,
+    Tensors,
     parameter_ref,
     root,
     shrink_factor,
@@ -22,15 +23,18 @@ from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.structure.targets.branches import residual_branches
 
 
-def group_norm(tensors: list[Tensor]) -> Tensor:
+def group_norm(tensors: Tensors) -> Tensor:
     """ℓ2 norm of several tensors taken as one vector; a scalar. The gradient of a zero group is
     0."""
-    squares = [tensor.square().sum() for tensor in tensors]
+    squares = []
+    for tensor in tensors:
+        of_tensor = tensor.square().sum()
+        squares.append(of_tensor)
     total = torch.stack(squares).sum()
     return root(total)
 
 
-def shrink_group(tensors: list[Tensor], threshold: Tensor) -> list[Tensor]:
+def shrink_group(tensors: Tensors, threshold: Tensor) -> list[Tensor]:
     """Proximal operator of `threshold` · ‖group‖₂: every tensor times max(0, 1 − threshold /
     ‖group‖). NaN in, NaN out."""
     norm = group_norm(tensors)
@@ -55,16 +59,17 @@ class BlockSparsity(GroupPenalty):
         for branch in residual_branches(graph):
             refs = [parameter_ref(model, name) for name in branch.parameters]
             groups[branch.name] = refs
+        return ActiveGroups(self, groups, _norm, _shrink)
 
-        def norm(group: Branch) -> Tensor:
-            tensors = [member.tensor for member in group]
-            return group_norm(tensors)
 
-        @torch.no_grad()
-        def shrink(group: Branch, threshold: Tensor) -> None:
-            tensors = [member.tensor for member in group]
-            shrunk = shrink_group(tensors, threshold)
-            for tensor, smaller in zip(tensors, shrunk, strict=True):
-                tensor.copy_(smaller)
+def _norm(branch: Branch) -> Tensor:
+    tensors = [parameter.tensor for parameter in branch]
+    return group_norm(tensors)
 
-        return ActiveGroups(self, groups, norm, shrink)
+
+@torch.no_grad()
+def _shrink(branch: Branch, threshold: Tensor) -> None:
+    tensors = [parameter.tensor for parameter in branch]
+    shrunk = shrink_group(tensors, threshold)
+    for tensor, smaller in zip(tensors, shrunk, strict=True):
+        tensor.copy_(smaller)

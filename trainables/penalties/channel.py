@@ -62,13 +62,14 @@ class Units:
     def norm(self) -> Tensor:
         """The penalty of the group, a scalar."""
         norms = unit_norms(self.tensors, self.owners, self.units)
-        return self.weight * norms.sum()
+        total = norms.sum()
+        return self.weight * total
 
     def shrink(self, threshold: Tensor) -> None:
         """The proximal step of `threshold` · penalty, in place."""
         tensors = self.tensors
-        threshold = threshold * self.weight
-        shrunk = shrink_units(tensors, self.owners, self.units, threshold)
+        weighted = threshold * self.weight
+        shrunk = shrink_units(tensors, self.owners, self.units, weighted)
         for tensor, smaller in zip(tensors, shrunk, strict=True):
             tensor.copy_(smaller)
 
@@ -80,12 +81,14 @@ def unit_norms(tensors: Tensors, owners: Tensors, units: int) -> Tensor:
     The gradient of a unit that is 0 is 0.
     """
     places = units + 1  # the last one takes what has no owner: −1
-    squares = tensors[0].new_zeros(places)
+    first = tensors[0]
+    squares = first.new_zeros(places)
     for tensor, owner in zip(tensors, owners, strict=True):
         of_rows = _squares_of_rows(tensor)
         place_of_rows = owner % places
         squares = squares.index_add(0, place_of_rows, of_rows)
-    return root(squares[:units])
+    of_units = squares[:units]
+    return root(of_units)
 
 
 def _squares_of_rows(tensor: Tensor) -> Tensor:
@@ -109,8 +112,10 @@ def shrink_units(tensors: Tensors, owners: Tensors, units: int, threshold: Tenso
     places = units + 1
     shrunk = []
     for tensor, owner in zip(tensors, owners, strict=True):
-        of_rows = factors[owner % places]
-        smaller = tensor * rows(of_rows, tensor)
+        place_of_rows = owner % places
+        of_rows = factors[place_of_rows]
+        factor = rows(of_rows, tensor)
+        smaller = tensor * factor
         shrunk.append(smaller)
     return shrunk
 

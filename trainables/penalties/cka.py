@@ -29,6 +29,8 @@ PairWeights = Mapping[str, Mapping[str, float]]
 """By the names of both layers."""
 Stages = tuple[tuple[str, ...], ...]
 """The names of the layers of each stage."""
+_BOTH = (-2, -1)
+"""The axes of a Gram matrix."""
 
 
 def unbiased_centring(gram: Tensor) -> Tensor:
@@ -38,16 +40,19 @@ def unbiased_centring(gram: Tensor) -> Tensor:
     Song et al. 2012, eq. 5 (the form used by minibatch CKA).
     """
     n = gram.shape[-1]
-    diagonal = torch.eye(n, dtype=torch.bool, device=gram.device)
+    device = gram.device
+    diagonal = torch.eye(n, dtype=torch.bool, device=device)
     off_diagonal = ~diagonal
     zeroed = gram * off_diagonal
+    others = n - 2
     rows = zeroed.sum(-1, keepdim=True)  # (…, n, 1)
-    rows = rows / (n - 2)
-    columns = rows.transpose(-2, -1)
-    pairs = (n - 1) * (n - 2)
-    total = zeroed.sum((-2, -1), keepdim=True)
+    rows = rows / others
+    columns = rows.mT
+    pairs = (n - 1) * others
+    total = zeroed.sum(_BOTH, keepdim=True)
     total = total / pairs
-    centred = zeroed - rows - columns + total
+    without_rows = zeroed - rows
+    centred = without_rows - columns + total
     return centred * off_diagonal
 
 
@@ -55,9 +60,10 @@ def double_centring(gram: Tensor) -> Tensor:
     """H K H of Gram matrices (…, n, n), H = I − 11ᵀ / n: ⟨HKH, HLH⟩ / (n − 1)² is the biased HSIC
     (Gretton et al. 2005)."""
     rows = gram.mean(-1, keepdim=True)
-    columns = rows.transpose(-2, -1)
-    total = gram.mean((-2, -1), keepdim=True)
-    return gram - rows - columns + total
+    columns = rows.mT
+    total = gram.mean(_BOTH, keepdim=True)
+    without_rows = gram - rows
+    return without_rows - columns + total
 
 
 class _Gram(torch.autograd.Function):
@@ -79,8 +85,10 @@ class _Gram(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (flat,) = ctx.saved_tensors
         both = gradient + gradient.T
-        with torch.autocast(flat.device.type, enabled=False):
-            product = both @ to_float32(flat)
+        kind = flat.device.type
+        with torch.autocast(kind, enabled=False):
+            rows = to_float32(flat)
+            product = both @ rows
         return product.to(flat.dtype)
 
 
@@ -100,16 +108,17 @@ def pairwise_cka(features: Tensors, *, unbiased: bool = True) -> Tensor:
         itself too, and a zero gradient. NaN in, NaN out.
     """
     centring = unbiased_centring if unbiased else double_centring
-    device = features[0].device
-    with torch.autocast(device.type, enabled=False):
+    kind = features[0].device.type
+    with torch.autocast(kind, enabled=False):
         grams = [_Gram.apply(layer.flatten(1)) for layer in features]
         gram = torch.stack(grams)  # (L, n, n)
         precision = torch.finfo(gram.dtype).eps
         # Scale first: the size of the features cancels in CKA, but its squares could overflow or
         # underflow.
         sizes = gram.detach().abs()
-        largest = sizes.amax((-2, -1), keepdim=True)
-        divisor = torch.where(largest > 0, largest, 1)
+        largest = sizes.amax(_BOTH, keepdim=True)
+        not_zero = largest > 0
+        divisor = torch.where(not_zero, largest, 1)
         scaled = gram / divisor
         centred = centring(scaled.double())
         vectors = centred.flatten(1)  # (L, n²)
@@ -117,10 +126,12 @@ def pairwise_cka(features: Tensors, *, unbiased: bool = True) -> Tensor:
         # What is left of constant features is rounding: some eps in each entry of a matrix whose
         # largest entry is 1.
         entries = vectors.shape[1]
-        rounding = (8 * precision) ** 2 * entries
+        rounding_of_entry = 8 * precision
+        rounding = rounding_of_entry**2 * entries
         alive = squared > rounding
         norm = torch.where(alive, squared, 1).sqrt()
-        unit = torch.where(alive, vectors / norm, 0)
+        scaled_to_one = vectors / norm
+        unit = torch.where(alive, scaled_to_one, 0)
         similarities = unit @ unit.T
         return similarities.to(gram.dtype)
 
@@ -161,8 +172,10 @@ def cka_loss(stages: Sequence[Tensors], weights: Tensors | None = None) -> Tenso
         else:
             pairs = weights[number].to(cka)
         weighted = pairs * cka
-        sums.append(weighted.sum())
-    return torch.stack(sums).sum()
+        of_stage = weighted.sum()
+        sums.append(of_stage)
+    of_stages = torch.stack(sums)
+    return of_stages.sum()
 
 
 class FeaturePenalty(Penalty):
@@ -197,8 +210,10 @@ class FeaturePenalty(Penalty):
 def are_different(layers: Sequence[str]) -> bool:
     """Whether they are two layers or more, and none is named twice."""
     count = len(layers)
+    if count < 2:
+        return False
     distinct = set(layers)
-    return count > 1 and len(distinct) == count
+    return len(distinct) == count
 
 
 @PENALTIES.register("cka")
@@ -221,7 +236,8 @@ class CKA(FeaturePenalty):
     def _two_layers_each(cls, stages: Stages | None) -> Stages | None:
         if stages is None:
             return None
-        if not stages or not all(map(are_different, stages)):
+        fit = all(map(are_different, stages))
+        if not stages or not fit:
             raise ValueError("a stage is a list of two or more different layers")
         return stages
 
@@ -282,7 +298,8 @@ class ActiveFeatures:
     def _compares(self, first: str, second: str) -> bool:
         if first == second:
             return False
-        return any(first in stage and second in stage for stage in self.stages)
+        pair = {first, second}
+        return any(pair.issubset(stage) for stage in self.stages)
 
     @property
     def targets(self) -> int:
@@ -293,7 +310,8 @@ class ActiveFeatures:
         """Watches the coming forward pass if this batch is an `every`-th one and the penalty is
         on."""
         self.strength = scale * self.options.strength
-        watched = self.phase(step, scale) is not None
+        phase = self.phase(step, scale)
+        watched = phase is not None
         self.features.watch(watched)
 
     def loss(self) -> Tensor | None:

@@ -158,7 +158,11 @@ def by_shape(names: Iterable[str], shapes: Shapes) -> list[list[str]]:
     for name in names:
         shape = shapes[name]
         groups[shape].append(name)
-    return [group for group in groups.values() if len(group) > 1]
+    stages = []
+    for group in groups.values():
+        if len(group) > 1:
+            stages.append(group)
+    return stages
 
 
 def find_layers(model: nn.Module, shapes: Shapes) -> list[str]:

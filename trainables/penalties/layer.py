@@ -78,12 +78,15 @@ class LayerSparsity(GroupPenalty):
         graph = trace(model, sample)
         layers = inner_layers(graph)
         groups = {layer.name: layer for layer in layers}
+        return ActiveGroups(self, groups, _norm, _shrink)
 
-        def norm(layer: Layer) -> Tensor:
-            return negative_norm(layer.folded())
 
-        def shrink(layer: Layer, threshold: Tensor) -> None:
-            shrunk = shrink_negative(layer.folded(), threshold)
-            layer.write_folded(*shrunk)
+def _norm(layer: Layer) -> Tensor:
+    tensors = layer.folded()
+    return negative_norm(tensors)
 
-        return ActiveGroups(self, groups, norm, shrink)
+
+def _shrink(layer: Layer, threshold: Tensor) -> None:
+    tensors = layer.folded()
+    weight, bias = shrink_negative(tensors, threshold)
+    layer.write_folded(weight, bias)

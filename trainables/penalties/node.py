@@ -48,15 +48,16 @@ class NodeSparsity(GroupPenalty):
         graph = trace(model, sample)
         layers = hidden_layers(graph)
         groups = {layer.name: layer for layer in layers}
+        return ActiveGroups(self, groups, _norm, _shrink)
 
-        def norm(layer: Layer) -> Tensor:
-            weight, bias = layer.folded()
-            norms = row_norms(weight, bias)
-            return norms.sum()
 
-        def shrink(layer: Layer, threshold: Tensor) -> None:
-            weight, bias = layer.folded()
-            factors = row_factors(weight, bias, threshold)
-            layer.scale_rows(factors)
+def _norm(layer: Layer) -> Tensor:
+    weight, bias = layer.folded()
+    norms = row_norms(weight, bias)
+    return norms.sum()
 
-        return ActiveGroups(self, groups, norm, shrink)
+
+def _shrink(layer: Layer, threshold: Tensor) -> None:
+    weight, bias = layer.folded()
+    factors = row_factors(weight, bias, threshold)
+    layer.scale_rows(factors)

@@ -22,7 +22,7 @@ from slimfront.trainables.post_training.batches import (
     sample_of,
 )
 from slimfront.trainables.post_training.scores import zero_channels, zero_weights
-from slimfront.trainables.shipping.formats import ByArguments
+from slimfront.trainables.shipping.shipped import ByArguments
 from slimfront.trainables.structure.copying import copied
 
 

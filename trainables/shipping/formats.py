@@ -1,6 +1,5 @@
 """The formats that a network ships in: `torch.export` (pt2), ONNX, and safetensors."""
 
-import inspect
 import io
 import json
 import logging
@@ -9,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import safetensors
 import safetensors.torch
@@ -21,103 +20,19 @@ from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.inputs import Several, by_place, described, joined, tensors
 from slimfront.trainables.shipping.kernels import Kernel, has_2_of_4, with_sparse_kernels
+from slimfront.trainables.shipping.shipped import (
+    CONSTANTS,
+    ByArguments,
+    Shipped,
+    as_called,
+    shipped,
+)
 from slimfront.trainables.structure.copying import copied
 
 Format = Literal["pt2", "onnx", "safetensors"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 _SUFFIXES: dict[str, Format] = {".pt2": "pt2", ".onnx": "onnx", ".safetensors": "safetensors"}
 _GRAPH = "slimfront.graph"
-
-
-class Shipped(nn.Module):
-    """A network that takes inputs as they come, and gives outputs in the unit of the targets:
-    normalisation, (x − mean) / std, is its first step, and y · scale + offset its last, where there
-    is any."""
-
-    mean: Tensor | None
-    std: Tensor | None
-    scale: Tensor | None
-    offset: Tensor | None
-
-    def __init__(
-        self,
-        network: nn.Module,
-        mean: Tensor | None,
-        std: Tensor | None,
-        scale: Tensor | None = None,
-        offset: Tensor | None = None,
-        names: tuple[str, ...] = (),
-    ) -> None:
-        """`names` are what each output stands for, where the targets that came were something
-        else."""
-        super().__init__()
-        self.network = network
-        self.names = names
-        for name, constant in zip(CONSTANTS, (mean, std, scale, offset), strict=True):
-            self.register_buffer(name, constant)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Raw inputs (N, *input_shape) to outputs (N, …)."""
-        if self.mean is not None and self.std is not None:
-            inputs = (inputs.float() - self.mean) / self.std
-        outputs: Tensor = self.network(inputs)
-        if self.scale is not None and self.offset is not None:
-            outputs = outputs * self.scale + self.offset
-        return outputs
-
-
-class ByArguments(nn.Module):
-    """A network of several inputs, each of which is an argument of its own, as in the forward of
-    the user's."""
-
-    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.network = network
-        self.names = tuple(names)
-        if not by_place(names):
-            forward = _forward(self.names)
-            self.__class__ = type("ByArguments", (ByArguments,), {"forward": forward})
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Raw inputs (N, …), each an argument, to outputs (N, …)."""
-        named = dict(zip(self.names, inputs, strict=True))
-        outputs: Tensor = self.network(Several(named))
-        return outputs
-
-
-def _forward(names: tuple[str, ...]) -> Callable[..., Tensor]:
-    """A forward that has arguments of these names."""
-
-    def forward(self: ByArguments, *inputs: Tensor, **named: Tensor) -> Tensor:
-        given = dict(zip(names, inputs, strict=False)) | named
-        in_order = {name: given[name] for name in names}
-        outputs: Tensor = self.network(Several(in_order))
-        return outputs
-
-    # torch.export asks for the names, and takes no `**named`.
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(name, kind) for name in ("self", *names)]
-    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return forward
-
-
-def as_called(network: Shipped, inputs: Tensor) -> nn.Module:
-    """The network as users call it: with each of several inputs an argument of its own."""
-    if not isinstance(inputs, Several):
-        return network
-    names = list(inputs.named)
-    return ByArguments(network, names).eval()
-
-
-CONSTANTS = ("mean", "std", "scale", "offset")
-
-
-def shipped(network: nn.Module, data: Dataset) -> Shipped:
-    """A network that takes what `data.prepare` makes, as it ships: in evaluation mode, on the
-    CPU."""
-    task = data.task.to(torch.device("cpu"))
-    mean, std = data.normalisation() or (None, None)
-    return Shipped(network, mean, std, task.scale, task.offset, data.names).eval()
 
 
 def save(
@@ -144,8 +59,11 @@ def save(
     if kind == "safetensors":
         _save_safetensors(network, inputs, path, sparse_kernels=sparse_kernels)
         return
-    write = {"pt2": _save_pt2, "onnx": _save_onnx}[kind]
-    write(network, inputs[:2], path)
+    few = inputs[:2]
+    if kind == "pt2":
+        _save_pt2(network, few, path)
+    else:
+        _save_onnx(network, few, path)
 
 
 def write_onnx(network: nn.Module, data: Dataset, path: Path) -> None:
@@ -155,9 +73,11 @@ def write_onnx(network: nn.Module, data: Dataset, path: Path) -> None:
     Raises:
         UserError: if the format cannot hold this network, or what it needs is not installed.
     """
-    raw = data.raw(data.validation.inputs[:2].cpu())
+    few = data.validation.inputs[:2]
+    raw = data.raw(few.cpu())
     here = copied(network).cpu()
-    save(shipped(here, data), raw, path, "onnx")
+    whole = shipped(here, data)
+    save(whole, raw, path, "onnx")
 
 
 def load(path: Path, device: str = "cpu") -> nn.Module:
@@ -190,7 +110,8 @@ def load(path: Path, device: str = "cpu") -> nn.Module:
             ready = _with_kernels(network, kernels, device)
             if names == [""]:
                 return ready
-            return ByArguments(ready, names).eval()
+            called = ByArguments(ready, names)
+            return called.eval()
     except UserError:
         raise
     except Exception as error:  # every format raises its own kinds
@@ -227,16 +148,17 @@ def why_not_exported(network: nn.Module, inputs: Tensor) -> str | None:
 def _exported(network: Shipped, inputs: Tensor) -> torch.export.ExportedProgram:
     batch = {0: torch.export.Dim("batch", min=1)}
     called = as_called(network, inputs)
-    by_name = tensors(inputs)
-    values = tuple(by_name.values())
+    export = torch.export.export
     try:
         if not isinstance(inputs, Several):
-            return torch.export.export(called, values, dynamic_shapes=(batch,))
-        if by_place(list(by_name)):
-            shapes: Any = {"inputs": tuple(batch for _ in values)}
-            return torch.export.export(called, values, dynamic_shapes=shapes)
-        shapes = dict.fromkeys(by_name, batch)
-        return torch.export.export(called, (), kwargs=inputs.named, dynamic_shapes=shapes)
+            return export(called, (inputs,), dynamic_shapes=(batch,))
+        names = list(inputs.named)
+        if by_place(names):
+            values = tuple(inputs.named.values())
+            each = (batch,) * len(values)
+            return export(called, values, dynamic_shapes={"inputs": each})
+        shapes = dict.fromkeys(names, batch)
+        return export(called, (), kwargs=inputs.named, dynamic_shapes=shapes)
     except Exception as error:  # torch raises many kinds
         reason = first_line(error)
         raise UserError(f"torch.export does not take this network: {reason}") from None
@@ -306,14 +228,20 @@ class OnnxNetwork(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Raw inputs (N, *input_shape) to outputs (N, …)."""
         known = {one.name for one in self.session.get_inputs()}
-        outputs = self.session.run(None, fed_to(known, inputs))
+        fed = fed_to(known, inputs)
+        outputs = self.session.run(None, fed)
         return torch.from_numpy(outputs[0])
 
 
 def fed_to(known: Collection[str], inputs: Tensor) -> dict[str, Any]:
     """Arrays by the names of an ONNX file's inputs, of those that it still has."""
-    named = zip(onnx_names(inputs), tensors(inputs).values(), strict=True)
-    return {name: tensor.numpy() for name, tensor in named if name in known}
+    names = onnx_names(inputs)
+    values = tensors(inputs).values()
+    fed = {}
+    for name, tensor in zip(names, values, strict=True):
+        if name in known:
+            fed[name] = tensor.numpy()
+    return fed
 
 
 def _save_safetensors(
@@ -341,43 +269,58 @@ def _save_safetensors(
         "names": list(network.names),
         **plain,
     }
-    safetensors.torch.save_file(stored, path, metadata={_GRAPH: json.dumps(description)})
+    text = json.dumps(description)
+    safetensors.torch.save_file(stored, path, metadata={_GRAPH: text})
 
 
-def _load_safetensors(path: Path) -> tuple[Shipped, list[str], list[Kernel]]:
-    """The network on the CPU, the names of its inputs, and the sparse kernels that the file asks
-    for."""
+class _Read(NamedTuple):
+    """What a safetensors file has: the network on the CPU, the names of its inputs, and the sparse
+    kernels that the file asks for."""
+
+    network: Shipped
+    inputs: list[str]
+    kernels: list[Kernel]
+
+
+def _load_safetensors(path: Path) -> _Read:
+    stored = {}
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        for name in file.keys():  # noqa: SIM118 (not a mapping)
+            stored[name] = file.get_tensor(name)
     description = metadata.get(_GRAPH)
     if description is None:
         raise UserError(f"{path} has no description of a network: it was not written by slimfront")
-    plain: dict[str, Any] = json.loads(description)
-    states: dict[str, dict[str, Tensor]] = {name: {} for name in plain["modules"]}
+    plain = json.loads(description)
+    modules = plain["modules"]
+    for module in modules.values():
+        module["state"] = {}
     for name, tensor in stored.items():
         module_name, slash, key = name.rpartition("/")
         if slash:
-            states[module_name][key] = tensor
-    for name, module in plain["modules"].items():
-        module["state"] = states[name]
-    network: nn.Module = deserialise(plain)
-    mean, std, scale, offset = (stored.get(name) for name in CONSTANTS)
+            module = modules[module_name]
+            module["state"][key] = tensor
+    network = deserialise(plain)
+    mean, std, scale, offset = map(stored.get, CONSTANTS)
     names = tuple(plain.get("names", ()))
-    made = Shipped(network, mean, std, scale, offset, names).eval()
+    whole = Shipped(network, mean, std, scale, offset, names)
     inputs = plain.get("inputs", [""])
-    return made, inputs, plain["sparse_kernels"]
+    return _Read(whole.eval(), inputs, plain["sparse_kernels"])
 
 
 def _with_kernels(network: nn.Module, kernels: Sequence[Kernel], device: str) -> nn.Module:
     """The network on its device, with those sparse kernels of the file that the device has."""
     network = network.to(device)
     on_gpu = torch.device(device).type == "cuda"
-    if "2:4" in kernels and on_gpu and has_2_of_4():
-        return with_sparse_kernels(network, "2:4") or network
-    if "CSR" in kernels and device == "cpu":
-        return with_sparse_kernels(network, "CSR") or network
-    return network
+    kernel: Kernel | None = None
+    if "2:4" in kernels and on_gpu:
+        if has_2_of_4():
+            kernel = "2:4"
+    elif "CSR" in kernels and device == "cpu":
+        kernel = "CSR"
+    if kernel is None:
+        return network
+    return with_sparse_kernels(network, kernel) or network
 
 
 _READERS: dict[Format, Callable[[Path], nn.Module]] = {"pt2": _load_pt2, "onnx": OnnxNetwork}

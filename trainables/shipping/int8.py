@@ -16,12 +16,11 @@ from slimfront.trainables.inputs import tensors
 from slimfront.trainables.measures.own import OwnMeasure
 from slimfront.trainables.shipping.formats import (
     OnnxNetwork,
-    Shipped,
     need_onnx,
     onnx_names,
     save,
-    shipped,
 )
+from slimfront.trainables.shipping.shipped import Shipped, shipped
 
 _BATCH = 64
 _CALIBRATION = 512

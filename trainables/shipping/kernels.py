@@ -46,9 +46,11 @@ class CsrLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out)."""
+        *before, _ = x.shape
         rows = x.flatten(0, -2)
         columns = self.weight @ rows.T
-        out: Tensor = columns.T.unflatten(0, x.shape[:-1])
+        made = columns.T
+        out: Tensor = made.unflatten(0, before)
         if self.bias is None:
             return out
         return out + self.bias
@@ -66,9 +68,12 @@ class HalfLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out), both in the type of x."""
-        rows = x.flatten(0, -2).half()
-        made = F.linear(rows, self.weight, self.bias)
-        out: Tensor = made.to(x.dtype).unflatten(0, x.shape[:-1])
+        *before, _ = x.shape
+        rows = x.flatten(0, -2)
+        halved = rows.half()
+        made = F.linear(halved, self.weight, self.bias)
+        made = made.to(x.dtype)
+        out: Tensor = made.unflatten(0, before)
         return out
 
 
@@ -90,7 +95,8 @@ def is_2_of_4(weight: Tensor) -> bool:
     if rows % _ROWS or columns % _COLUMNS:
         return False
     fours = weight.reshape(rows, -1, 4)
-    nonzero = (fours != 0).sum(-1)
+    alive = fours != 0
+    nonzero = alive.sum(-1)
     fits = nonzero <= 2
     return bool(fits.all())
 
@@ -125,8 +131,10 @@ def with_sparse_kernels(
     for name, module in list(made.named_modules()):
         if not isinstance(module, nn.Linear) or not suits(module.weight):
             continue
-        parent, _, leaf = name.rpartition(".")
-        setattr(made.get_submodule(parent), leaf, layer(module))
+        path, _, leaf = name.rpartition(".")
+        parent = made.get_submodule(path)
+        sparse = layer(module)
+        setattr(parent, leaf, sparse)
         changed = True
     if not changed:
         return None
@@ -160,14 +168,18 @@ def try_kernels(network: nn.Module, inputs: Tensor, latency: Latency | None = No
     """
     if latency is None:
         latency = Latency()
+    tried = []
     on_cpu = _try(network, inputs, "CSR", "this CPU", latency)
-    tried = [on_cpu]
-    if has_2_of_4():
-        gpu = torch.cuda.get_device_name()
-        there = copied(network).cuda()
-        on_gpu = _try(there, inputs.cuda(), "2:4", gpu, latency)
+    if on_cpu is not None:
+        tried.append(on_cpu)
+    if not has_2_of_4():
+        return tried
+    gpu = torch.cuda.get_device_name()
+    there = copied(network).cuda()
+    on_gpu = _try(there, inputs.cuda(), "2:4", gpu, latency)
+    if on_gpu is not None:
         tried.append(on_gpu)
-    return [each for each in tried if each is not None]
+    return tried
 
 
 @torch.no_grad()
@@ -205,18 +217,25 @@ def _try(
         of_size = latency.model_copy(update={"batch_size": size})
         _, *rest, mine = time_networks(networks, inputs, of_size)
         timings[size] = mine
-        low, _ = mine.spread
-        highs = [other.spread[1] for other in rest]
-        faster &= low > max([1.0, *highs])
+        least, _ = mine.spread
+        to_beat = 1.0
+        for other in rest:
+            _, most = other.spread
+            to_beat = max(to_beat, most)
+        faster &= least > to_beat
     with torch.no_grad():
         some = inputs[:_COMPARED]
-        difference = relative_difference(sparse(some), network(some))
+        made = sparse(some)
+        wanted = network(some)
+        difference = relative_difference(made, wanted)
     exact = difference <= _TOLERANCE[kernel]
     return Tried(kernel, device, timings, difference, faster and exact)
 
 
 def relative_difference(made: Tensor, wanted: Tensor) -> float:
     """The largest difference of outputs to those wanted, relative to the largest of these."""
-    largest = wanted.abs().max().clamp_min(1e-30)
-    apart = (made - wanted).abs().max()
-    return float(apart / largest)
+    sizes = wanted.abs()
+    largest = sizes.max().clamp_min(1e-30)
+    differences = (made - wanted).abs()
+    relative = differences.max() / largest
+    return float(relative)

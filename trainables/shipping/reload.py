@@ -29,14 +29,16 @@ def main(kind: str, path: str, inputs: str, outputs: str) -> None:
     if inputs.endswith(".npz"):
         everything = dict(loaded)
     first = next(iter(everything.values()))
+    count = len(first)
     run = _run_onnx(path) if kind == "onnx" else _run_torch(kind, path)
     made = []
-    for start in range(0, len(first), BATCH):
+    for start in range(0, count, BATCH):
         end = start + BATCH
         batch = {}
         for name, array in everything.items():
             batch[name] = array[start:end]
-        made.append(run(batch))
+        of_batch = run(batch)
+        made.append(of_batch)
     together = np.concatenate(made)
     np.save(outputs, together)
 
@@ -50,7 +52,8 @@ def _run_onnx(path: str) -> Run:
     def run(batch: Batch) -> Any:
         fed = {}
         for name in names:
-            fed[name] = batch[""] if "" in batch else batch[name]
+            given = "" if "" in batch else name
+            fed[name] = batch[given]
         outputs = session.run(None, fed)
         return outputs[0]
 

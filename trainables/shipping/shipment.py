@@ -19,8 +19,7 @@ from slimfront.trainables.inputs import Several, joined
 from slimfront.trainables.measures.latency import Latency, Timing, time_networks
 from slimfront.trainables.measures.measure import measure, measure_extra
 from slimfront.trainables.shipping import reload
-from slimfront.trainables.shipping.formats import Format, OnnxNetwork, Shipped, onnx_names, save
-from slimfront.trainables.shipping.formats import shipped as as_shipped
+from slimfront.trainables.shipping.formats import Format, OnnxNetwork, onnx_names, save
 from slimfront.trainables.shipping.int8 import write_int8
 from slimfront.trainables.shipping.kernels import (
     BATCHES,
@@ -29,6 +28,8 @@ from slimfront.trainables.shipping.kernels import (
     relative_difference,
     try_kernels,
 )
+from slimfront.trainables.shipping.shipped import Shipped
+from slimfront.trainables.shipping.shipped import shipped as as_shipped
 
 _TOLERANCE = 1e-4
 

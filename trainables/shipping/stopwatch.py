@@ -30,6 +30,10 @@ _TIMEOUT_S = 60.0
 """A command may take so long where the config does not say."""
 
 
+Times = dict[str, float]
+"""`latency_ms` and `speedup`."""
+
+
 class Stopwatch:
     """Takes the measures that are asked for of networks of one candidate, times among them as
     `latency` says."""
@@ -58,11 +62,13 @@ class Stopwatch:
             return measure_extra(network, inputs, names, self.dense, self.latency)
         others = [name for name in names if name not in SPEEDS]
         found = measure_extra(network, inputs, others)
-        if len(others) == len(names):
+        no_times = len(others) == len(names)
+        if no_times:
             return found
         need_runtime(self.latency)
         file = self._exported(network)
-        return found | self.measure_file(file, names)
+        times = self.measure_file(file, names)
+        return found | times
 
     def measure_file(self, file: bytes, names: Collection[str]) -> dict[str, float]:
         """The times among `names` of an ONNX file, as `measure`."""
@@ -75,34 +81,43 @@ class Stopwatch:
                 against = Path(folder, "dense.onnx")
                 dense_file = self._file_of_dense(self.dense)
                 against.write_bytes(dense_file)
-            take = self._in_runtime if self.latency.command is None else self._by_command
-            latency_ms, speedup = take(path, against)
-        found = {"latency_ms": latency_ms, "speedup": speedup}
-        wanted = [name for name in SPEEDS if name in names]
-        return {name: found[name] for name in wanted}
+            times = self._times(path, against)
+        found = {}
+        for name in SPEEDS:
+            if name in names:
+                found[name] = times[name]
+        return found
 
-    def _in_runtime(self, path: Path, against: Path | None) -> tuple[float, float]:
+    def _times(self, path: Path, against: Path | None) -> Times:
+        if self.latency.command is None:
+            return self._in_runtime(path, against)
+        return self._by_command(path, against)
+
+    def _in_runtime(self, path: Path, against: Path | None) -> Times:
         size = self.latency.batch_size
-        stored = self.data.validation.inputs[:size]
+        examples = self.data.validation
+        stored = examples.inputs[:size]
         inputs = self.data.raw(stored).cpu()
-        reference = self._loaded(against or path)
+        compared = against or path
+        reference = self._loaded(compared)
         network = self._loaded(path)
         _, timing = time_networks([reference, network], inputs, self.latency)
-        return timing.latency_ms, timing.speedup
+        return {"latency_ms": timing.latency_ms, "speedup": timing.speedup}
 
     def _loaded(self, path: Path) -> nn.Module:
         if self.latency.runtime == "openvino":
             return OpenVinoNetwork(path, self.latency.threads)
         return OnnxNetwork(path, self.latency.threads)
 
-    def _by_command(self, path: Path, against: Path | None) -> tuple[float, float]:
+    def _by_command(self, path: Path, against: Path | None) -> Times:
         before = None
         if against is not None:
             before = time_by_command(self.latency, against)
         taken = time_by_command(self.latency, path)
-        if before is None:
-            return taken, 1.0
-        return taken, before / taken
+        speedup = 1.0
+        if before is not None:
+            speedup = before / taken
+        return {"latency_ms": taken, "speedup": speedup}
 
     def _file_of_dense(self, dense: nn.Module) -> bytes:
         """Written once: what it is compared with are many."""
@@ -131,7 +146,8 @@ class OpenVinoNetwork(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Raw inputs (N, *input_shape) to outputs (N, …)."""
-        outputs = self.compiled(fed_to(self.known, inputs))
+        fed = fed_to(self.known, inputs)
+        outputs = self.compiled(fed)
         return torch.from_numpy(outputs[0])
 
 
@@ -159,7 +175,8 @@ def time_by_command(latency: Latency, path: Path) -> float:
     command = latency.command
     assert command is not None
     timeout = latency.timeout or _TIMEOUT_S
-    words = [word.replace(FILE, str(path)) for word in shlex.split(command)]
+    file = str(path)
+    words = [word.replace(FILE, file) for word in shlex.split(command)]
     # Files, and not pipes, which what the command leaves behind could hold open.
     with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as errors:
         try:
@@ -175,7 +192,10 @@ def time_by_command(latency: Latency, path: Path) -> float:
         said = _last_line(printed)
         found = _number(said)
         if not math.isfinite(found) or found <= 0:
-            shown = f"'{shorten(said)}'" if said else "nothing"
+            shown = "nothing"
+            if said:
+                short = shorten(said)
+                shown = f"'{short}'"
             problem = f"printed {shown} last, and must print milliseconds, a number above 0"
             raise _failure(command, problem, errors)
         return found

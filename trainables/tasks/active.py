@@ -84,7 +84,8 @@ class ActiveTask:
         then = before[key]
         size = abs(then)
         if quality.better == "larger":
-            least = then - size / 2
+            half = size / 2
+            least = then - half
             return now >= least
         most = then + size
         return now <= most
@@ -109,7 +110,8 @@ class ActiveTask:
         """The mean loss of outputs (N, …) with targets (N, …), a scalar; computed in float32."""
         outputs = to_float32(outputs)
         outputs = self.options.arrange(outputs)
-        return self.criterion(outputs, self._scaled(targets))
+        targets = self._scaled(targets)
+        return self.criterion(outputs, targets)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The same of K networks: outputs (K, B, …) with targets (K, B, …), (K,)."""
@@ -118,21 +120,24 @@ class ActiveTask:
         targets = self._scaled(targets)
         if self.stacked is not None:
             return self.stacked(outputs, targets)
-        return torch.func.vmap(self.criterion)(outputs, targets)
+        loss_of_each = torch.func.vmap(self.criterion)
+        return loss_of_each(outputs, targets)
 
     def _scaled(self, targets: Tensor) -> Tensor:
         if self.offset is None or self.scale is None:
             return targets
-        offset = self.offset.to(targets.device)
-        scale = self.scale.to(targets.device)
+        device = targets.device
+        offset = self.offset.to(device)
+        scale = self.scale.to(device)
         return (targets - offset) / scale
 
     def in_unit(self, outputs: Tensor) -> Tensor:
         """Outputs (…, outputs) in the unit of the targets."""
         if self.offset is None or self.scale is None:
             return outputs
-        scale = self.scale.to(outputs.device)
-        offset = self.offset.to(outputs.device)
+        device = outputs.device
+        scale = self.scale.to(device)
+        offset = self.offset.to(device)
         return outputs * scale + offset
 
     def tally(self, members: int | None = None) -> Tally:
@@ -143,11 +148,13 @@ class ActiveTask:
         """Has `tally` take in what networks made of a batch: outputs (N, …) or (K, N, …), targets
         (N, …)."""
         targets = to_device(targets, outputs.device)
-        tally.update(self.seen(outputs), targets)
+        seen = self.seen(outputs)
+        tally.update(seen, targets)
 
     def seen(self, outputs: Tensor) -> Tensor:
         """What metrics see of a network's outputs (N, …)."""
-        outputs = self.in_unit(to_float32(outputs))
+        outputs = to_float32(outputs)
+        outputs = self.in_unit(outputs)
         return self.options.arrange(outputs)
 
     @torch.no_grad()
@@ -181,8 +188,9 @@ class ActiveTask:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs (N, …) and targets (N, …) in batches; sizes as for `state`."""
         size = batch_size or _at_once(inputs)
-        parts = inputs.split(size)
-        return zip(parts, targets.split(size), strict=True)
+        inputs_of_batches = inputs.split(size)
+        targets_of_batches = targets.split(size)
+        return zip(inputs_of_batches, targets_of_batches, strict=True)
 
     @torch.no_grad()
     def outputs_of(
@@ -194,8 +202,9 @@ class ActiveTask:
         """What a network makes of all inputs, in evaluation mode, (N, …), float32; arguments as for
         `state`."""
         made = []
+        size = _at_once(inputs)
         with evaluating(network):
-            for stored in inputs.split(_at_once(inputs)):
+            for stored in inputs.split(size):
                 outputs = network(prepare(stored))
                 made.append(to_float32(outputs))
         return torch.cat(made)
@@ -214,8 +223,9 @@ class ActiveTask:
         begun = 0
         for metric in self.metrics:
             end = begun + metric.width
+            totals = state[begun:end]
             key = f"{split}_{metric.name}"
-            found[key] = metric.final(state[begun:end])
+            found[key] = metric.final(totals)
             begun = end
         return found
 
@@ -249,16 +259,19 @@ def _moved(criterion: Criterion, device: torch.device) -> Criterion:
     """The criterion with the tensors that it was made with on `device`."""
     if not isinstance(criterion, partial):
         return criterion
-    keywords = dict(criterion.keywords)
-    for name, value in keywords.items():
+    keywords = {}
+    for name, value in criterion.keywords.items():
         if isinstance(value, Tensor):
-            keywords[name] = value.to(device)
+            value = value.to(device)
+        keywords[name] = value
     return partial(criterion.func, *criterion.args, **keywords)
 
 
 def _at_once(inputs: Tensor) -> int:
     """How many inputs (N, …) are taken in a batch: 4096, or what makes 64 MiB of float32 if that is
     less."""
-    entries = max(inputs[0].numel(), 1)
+    first = inputs[0]
+    entries = max(first.numel(), 1)
     fitting = _MOST_ENTRIES // entries
-    return max(1, min(4096, fitting))
+    at_most = min(4096, fitting)
+    return max(1, at_most)

@@ -134,8 +134,10 @@ class Task(Options):
         """All metrics by name."""
         names = [*cls.DEFAULT, *cls.KNOWN]
         if cls.LIKE:
-            names += TASKS.find(cls.LIKE).metric_names()
-        return tuple(dict.fromkeys(names))
+            alike = TASKS.find(cls.LIKE)
+            names += alike.metric_names()
+        distinct = dict.fromkeys(names)
+        return tuple(distinct)
 
     def _alike(self, name: str) -> Task:
         """The task that knows a metric of this name: itself, or the one of `LIKE`."""
@@ -172,7 +174,9 @@ class Task(Options):
                 found.append(Described(options.key, better))
                 continue
             known = self.describe(str(options.name))
-            short = known.short if options.called is None else ""
+            short = ""
+            if options.called is None:
+                short = known.short
             found.append(Described(options.key, known.better, known.bounded, short))
         return tuple(found)
 

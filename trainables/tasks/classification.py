@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from slimfront.trainables.errors import UserError, first_few
 from slimfront.trainables.tasks.active import ActiveTask, Criterion
 from slimfront.trainables.tasks.base import TASKS, Encoded, Task
+from slimfront.trainables.tasks.classes import encode_classes
 from slimfront.trainables.tasks.metrics import Described, Known, Metric, MetricOptions, ratio
-from slimfront.trainables.tasks.targets import as_tensor, is_column, whole
 
-_MOST_SHOWN = 6
 ClassWeights = Literal["balanced"] | tuple[float, ...] | None
 
 MULTICLASS = {
@@ -41,16 +40,20 @@ MULTICLASS = {
 def count_right(outputs: Tensor, targets: Tensor) -> Tensor:
     """How many of the outputs (N, classes) are largest at the target (N,), and N: (2,), int64."""
     chosen = outputs.argmax(1)
-    right = (chosen == targets).sum()
-    count = torch.full_like(right, targets.numel())
+    is_right = chosen == targets
+    right = is_right.sum()
+    examples = targets.numel()
+    count = torch.full_like(right, examples)
     return torch.stack([right, count])
 
 
 def count_right_of_each(outputs: Tensor, targets: Tensor) -> Tensor:
     """The same of K networks: outputs (K, N, classes), (K, 2)."""
     _, chosen = outputs.max(2)
-    right = (chosen == targets).sum(1)
-    count = torch.full_like(right, targets.numel())
+    is_right = chosen == targets
+    right = is_right.sum(1)
+    examples = targets.numel()
+    count = torch.full_like(right, examples)
     return torch.stack([right, count], 1)
 
 
@@ -79,7 +82,8 @@ class Classification(Task):
         return super().describe(name)
 
     def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
-        return encode_classes(given, self.name, names, self.classes or outputs)
+        classes = self.classes or outputs
+        return encode_classes(given, self.name, names, classes)
 
     def strata(self, targets: Tensor) -> Tensor | None:
         return targets
@@ -105,7 +109,8 @@ class Classification(Task):
     def attach(self, targets: Tensor, encoded: Encoded) -> ActiveTask:
         active = super().attach(targets, encoded)
         weighted = self.class_weights is not None
-        if weighted or self.label_smoothing or not isinstance(self.loss, str):
+        own_loss = not isinstance(self.loss, str)
+        if weighted or own_loss or self.label_smoothing:
             return active
         return replace(active, stacked=cross_entropies)
 
@@ -122,12 +127,14 @@ class Classification(Task):
         return of_each.mean()
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
-        if options.name == "accuracy" and not options.args:
+        name = str(options.name)
+        plain = not options.args
+        if name == "accuracy" and plain:
             described = Described(options.key, "larger", bounded=True)
             return Metric(described, count_right, ratio, width=2, stacked=count_right_of_each)
         known = _TOP_K
-        if options.name != "accuracy":
-            known = self.KNOWN[str(options.name)]
+        if name != "accuracy":
+            known = self.KNOWN[name]
         return known.metric(options, {"num_classes": outputs})
 
     def shape_of_outputs(self, targets: Tensor, outputs: int) -> str:
@@ -135,9 +142,10 @@ class Classification(Task):
 
     def wrong_outputs(self, found: Tensor, targets: Tensor, outputs: int) -> str | None:
         count = len(targets)
-        if found.dim() != 2 or len(found) != count:
+        shape = tuple(found.shape)
+        if len(shape) != 2 or shape[0] != count:
             return (
-                f"the network returns {tuple(found.shape)} ({found.dtype}) for {count} "
+                f"the network returns {shape} ({found.dtype}) for {count} "
                 f"inputs; it must return logits, ({count}, {outputs})"
             )
         return too_few_logits(found, outputs)
@@ -148,10 +156,11 @@ _TOP_K = Known("classification.MulticlassAccuracy", defaults={"average": "micro"
 
 def too_few_logits(found: Tensor, outputs: int) -> str | None:
     """What is wrong with logits (N, classes, …) that have no place for each class."""
-    if found.shape[1] >= outputs:
+    logits = found.shape[1]
+    if logits >= outputs:
         return None
     return (
-        f"the network gives {found.shape[1]} logits, and the data set has {outputs} classes; give "
+        f"the network gives {logits} logits, and the data set has {outputs} classes; give "
         "it an output each"
     )
 
@@ -185,7 +194,8 @@ def weighted_cross_entropy(
     )
     if places is None:
         return each.mean()
-    return each.sum() / (len(targets) * places)
+    usual_count = len(targets) * places
+    return each.sum() / usual_count
 
 
 def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -194,7 +204,8 @@ def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
     Outside of vmap, which takes cross-entropy apart, and with the classes before the batch, which
     is four times as fast.
     """
-    each = nn.functional.cross_entropy(outputs.transpose(1, 2), targets, reduction="none")
+    logits = outputs.transpose(1, 2)
+    each = nn.functional.cross_entropy(logits, targets, reduction="none")
     return each.mean(1)
 
 
@@ -204,173 +215,34 @@ def class_weights(chosen: ClassWeights, targets: Tensor, encoded: Encoded) -> Te
     if chosen is None:
         return None
     classes = encoded.outputs
-    known = targets[targets >= 0].flatten()
-    counts = known.bincount(minlength=classes).double()[:classes]
-    if chosen == "balanced":
-        weights = torch.where(counts > 0, 1 / counts.clamp_min(1), 0.0)
+    is_class = targets >= 0
+    known = targets[is_class].flatten()
+    counts = known.bincount(minlength=classes)
+    counts = counts[:classes].double()
+    if isinstance(chosen, str):
+        occurs = counts > 0
+        inverse = 1 / counts.clamp_min(1)
+        weights = torch.where(occurs, inverse, 0.0)
     else:
-        weights = torch.tensor(chosen, dtype=torch.float64)
-        if len(weights) != classes or bool((weights < 0).any()):
-            raise UserError(
-                f"task.class_weights has {len(weights)} numbers, and there are {classes} "
-                "classes; give each a number of 0 or more"
-            )
-    mean = (weights * counts).sum() / counts.sum()
+        weights = _checked_weights(chosen, classes)
+    weighted = weights * counts
+    mean = weighted.sum() / counts.sum()
     if not mean > 0:
         raise UserError("task.class_weights are 0 for all classes of the training examples")
-    return (weights / mean).float()
+    scaled = weights / mean
+    return scaled.float()
 
 
-def encode_classes(
-    given: Any, task: str, names: Sequence[str] = (), classes: int | None = None
-) -> Encoded:
-    """Classes as they came, as numbers from 0.
-
-    Names, numbers that begin elsewhere than at 0, and any two numbers are mapped, and what each
-    output stands for is kept. Of rows with a 1 for the class and 0 for all others, the place of the
-    1 is taken.
-
-    Args:
-        given: (N,) or (N, 1) whole numbers, whole floats, booleans or strings, or (N, classes) with
-            one 1 in each row.
-        names: of the classes from 0, where the data set has them.
-        classes: how many there are, where it is known.
-
-    Raises:
-        UserError: if they are none of that, or leave out a number between the others.
-    """
-    strings = _strings(given)
-    if strings is not None:
-        return _of_names(strings, classes)
-    targets = _whole(as_tensor(given, task), task)
-    if names or classes:
-        return _of_known_number(targets, names, classes or len(names))
-    return _renumbered(targets)
-
-
-def _of_names(strings: list[str], classes: int | None) -> Encoded:
-    """Names as numbers, in the order of the alphabet."""
-    distinct = set(strings)
-    names = tuple(sorted(distinct))
-    places = {name: place for place, name in enumerate(names)}
-    numbers = [places[name] for name in strings]
-    targets = torch.tensor(numbers, dtype=torch.int64)
-    return _checked(targets, names, classes)
-
-
-def _of_known_number(targets: Tensor, names: Sequence[str], count: int) -> Encoded:
-    """Numbers in 0 … count − 1 as they are."""
-    if len(targets.unique()) < 2:
-        raise _one_class_only()
-    least = int(targets.min())
-    largest = int(targets.max())
-    if least < 0 or largest >= count:
+def _checked_weights(chosen: tuple[float, ...], classes: int) -> Tensor:
+    count = len(chosen)
+    weights = torch.tensor(chosen, dtype=torch.float64)
+    negative = weights < 0
+    if count != classes or bool(negative.any()):
         raise UserError(
-            f"the data has targets from {least} to {largest}, and {count} classes; they are "
-            f"numbers in 0 … {count - 1}"
+            f"task.class_weights has {count} numbers, and there are {classes} "
+            "classes; give each a number of 0 or more"
         )
-    if len(names) != count:
-        return Encoded(targets, count)
-    return Encoded(targets, count, tuple(names))
-
-
-def _renumbered(targets: Tensor) -> Encoded:
-    """Numbers from 0, where they began elsewhere, or are any two."""
-    values = targets.unique()
-    numbers = values.tolist()
-    least = numbers[0]
-    largest = numbers[-1]
-    together = largest - least + 1 == len(numbers)
-    if least == 0 and together:
-        return _checked(targets, (), None)
-    if not together and len(numbers) != 2:
-        known = set(numbers)
-        missing = next(n for n in range(least, largest) if n not in known)
-        raise UserError(
-            f"the data has classes from {least} to {largest}, and no example of {missing}; number "
-            f"them without a gap, or set task.classes to {largest + 1} for an output each; where "
-            "they are amounts, set task: regression"
-        )
-    names = tuple(map(str, numbers))
-    places = torch.searchsorted(values, targets)
-    return _checked(places, names, None)
-
-
-def _checked(targets: Tensor, names: tuple[str, ...], classes: int | None) -> Encoded:
-    count = len(names)
-    if not names:
-        largest = int(targets.max())
-        count = largest + 1
-    if classes is not None and classes != count:
-        shown = first_few(names, _MOST_SHOWN)
-        raise UserError(f"task.classes is {classes}, and the data has {count} ({shown})")
-    kinds = len(targets.unique())
-    if count < 2 or kinds < 2:
-        raise _one_class_only()
-    return Encoded(targets, count, names)
-
-
-def _one_class_only() -> UserError:
-    return UserError("all examples have one and the same class; there must be two or more")
-
-
-def _strings(given: Any) -> list[str] | None:
-    """The targets, if they are strings.
-
-    Raises:
-        UserError: if only some are.
-    """
-    values = given.tolist() if hasattr(given, "tolist") else list(given)
-    if values and all(isinstance(value, list) and len(value) == 1 for value in values):
-        values = [value[0] for value in values]  # a column, as tables have it
-    strings = [isinstance(value, str) for value in values]
-    if not any(strings):
-        return None
-    if all(strings):
-        return values
-    first = strings.index(False)
-    raise UserError(
-        f"the target of example {first} is {values[first]!r}, and others are names; leave it "
-        "out, or give it a name"
-    )
-
-
-def is_one_hot(targets: Tensor) -> bool:
-    """Whether targets (N, classes, …) are 1 in one place of the second axis, and 0 elsewhere."""
-    if targets.dim() < 2 or targets.is_complex():
-        return False
-    if targets.shape[1] < 2:
-        return False
-    known = (targets == 0) | (targets == 1)
-    if not bool(known.all()):
-        return False
-    ones = targets.long().sum(1)
-    one_each = ones == 1
-    return bool(one_each.all())
-
-
-def _whole(targets: Tensor, task: str) -> Tensor:
-    if is_column(targets):
-        targets = targets.squeeze(1)
-    if is_one_hot(targets):
-        targets = targets.long().argmax(1)
-    if targets.dim() != 1 or targets.is_complex():
-        shape = tuple(targets.shape)
-        advice = ""
-        if targets.dim() == 2:
-            advice = "; for several classes an example, set task: multilabel"
-        raise UserError(
-            f"the data has targets of shape {shape} and type {targets.dtype}; the "
-            f"task {task} takes one whole number for each example, (N,){advice}"
-        )
-    if not whole(targets):
-        first = int((targets != targets.round()).nonzero()[0])
-        value = float(targets[first])
-        raise UserError(
-            f"the target of example {first} is {value:g}; the task {task} takes "
-            "whole numbers or names; for numbers, set task: regression"
-        )
-    return targets.long()
+    return weights
 
 
 def soft_cross_entropy(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -378,6 +250,8 @@ def soft_cross_entropy(outputs: Tensor, teacher: Tensor, temperature: float) -> 
     section 2: of logits (N, classes, …) each, to (N, …)."""
     wanted = torch.log_softmax(teacher / temperature, 1)
     made = torch.log_softmax(outputs / temperature, 1)
-    entries = wanted.exp() * (wanted - made)
+    difference = wanted - made
+    probabilities = wanted.exp()
+    entries = probabilities * difference
     divergence = entries.sum(1)
     return divergence * temperature**2

@@ -88,7 +88,9 @@ class OfTorchmetrics(Whole):
         """See `Whole.update`."""
         metric = self.metric.to(outputs.device)
         # Some take views, and the outputs of one network of a pack are not contiguous.
-        metric.update(outputs.contiguous(), targets.contiguous())
+        outputs = outputs.contiguous()
+        targets = targets.contiguous()
+        metric.update(outputs, targets)
 
     def value(self) -> Tensor:
         """See `Whole.value`."""
@@ -96,10 +98,14 @@ class OfTorchmetrics(Whole):
         return found
 
 
+OwnFunction = Callable[[Tensor, Tensor], float | Tensor]
+"""A metric of the user's, of all outputs (N, …) and targets (N, …)."""
+
+
 class OfFunction(Whole):
     """A function of all outputs and targets of a split."""
 
-    def __init__(self, function: Callable[[Tensor, Tensor], float | Tensor], name: str) -> None:
+    def __init__(self, function: OwnFunction, name: str) -> None:
         self.function = function
         self.name = name
         self.outputs: list[Tensor] = []
@@ -119,16 +125,17 @@ class OfFunction(Whole):
         outputs = torch.cat(self.outputs)
         targets = torch.cat(self.targets)
         try:
-            found = torch.as_tensor(self.function(outputs, targets))
+            given = self.function(outputs, targets)
+            found = torch.as_tensor(given)
         except Exception as error:
-            raise UserError(
-                f"the metric '{self.name}' raised {type(error).__name__}: {first_line(error)}"
-            ) from error
+            kind = type(error).__name__
+            reason = first_line(error)
+            raise UserError(f"the metric '{self.name}' raised {kind}: {reason}") from error
         if found.numel() != 1:
-            raise UserError(
-                f"the metric '{self.name}' gave {tuple(found.shape)} numbers; it must give one"
-            )
-        return found.to(outputs.device).reshape(())
+            shape = tuple(found.shape)
+            raise UserError(f"the metric '{self.name}' gave {shape} numbers; it must give one")
+        found = found.to(outputs.device)
+        return found.reshape(())
 
 
 class Tally:
@@ -140,20 +147,28 @@ class Tally:
         self.members = members
         self.sums: list[list[Tensor]] = []
         self.wholes: list[list[Whole]] = []
-        count = members or 1
         for metric in metrics:
-            wholes = []
-            if metric.whole is not None:
-                wholes = [metric.whole() for _ in range(count)]
             self.sums.append([])
+            wholes = self._wholes(metric)
             self.wholes.append(wholes)
+
+    def _wholes(self, metric: Metric) -> list[Whole]:
+        """An accumulator for each network, where the metric is not a sum."""
+        if metric.whole is None:
+            return []
+        count = self.members or 1
+        return [metric.whole() for _ in range(count)]
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Takes in a batch: outputs (N, …), or (K, N, …) of K networks, and targets (N, …)."""
-        of_members = [outputs] if self.members is None else outputs.unbind()
-        for metric, sums, wholes in zip(self.metrics, self.sums, self.wholes, strict=True):
+        of_members: Sequence[Tensor] = [outputs]
+        if self.members is not None:
+            of_members = outputs.unbind()
+        of_metrics = zip(self.metrics, self.sums, self.wholes, strict=True)
+        for metric, sums, wholes in of_metrics:
             if not wholes:
-                sums.append(self._sums(metric, outputs, targets))
+                of_batch = self._sums(metric, outputs, targets)
+                sums.append(of_batch)
                 continue
             for whole, own in zip(wholes, of_members, strict=True):
                 whole.update(own, targets)
@@ -164,7 +179,8 @@ class Tally:
             return metric.sums(outputs, targets)
         if metric.stacked is not None:
             return metric.stacked(outputs, targets)
-        return torch.func.vmap(metric.sums, in_dims=(0, None))(outputs, targets)
+        sums_of_each = torch.func.vmap(metric.sums, in_dims=(0, None))
+        return sums_of_each(outputs, targets)
 
     def state(self) -> Tensor:
         """All totals and values, (n,) or (K, n), float64: nothing of it waits for a GPU unless a
@@ -175,7 +191,8 @@ class Tally:
                 totals = torch.stack(sums).double()
                 parts.append(totals.sum(0))
                 continue
-            values = torch.stack([whole.value().double() for whole in wholes])
+            of_members = [whole.value().double() for whole in wholes]
+            values = torch.stack(of_members)
             if self.members is not None:
                 values = values.unsqueeze(-1)
             parts.append(values)
@@ -256,13 +273,22 @@ class MetricOptions(Options):
         args = dict(self.args)
         if inspect.isclass(made):
             built = _built(made, args, self.key)
-            return Metric(described, whole=lambda: OfTorchmetrics(built.clone()))
+            return _of_torchmetrics(described, built)
 
-        def function(outputs: Tensor, targets: Tensor) -> float | Tensor:
-            found: float | Tensor = made(outputs, targets, **args)
-            return found
+        def function(outputs: Tensor, targets: Tensor) -> Any:
+            return made(outputs, targets, **args)
 
         return Metric(described, whole=lambda: OfFunction(function, self.key))
+
+
+def _of_torchmetrics(described: Described, metric: torchmetrics.Metric) -> Metric:
+    """The metric at work: a copy of `metric` accumulates each split."""
+
+    def whole() -> Whole:
+        copied = metric.clone()
+        return OfTorchmetrics(copied)
+
+    return Metric(described, whole=whole)
 
 
 def _built(made: Callable[..., Any], args: Mapping[str, Any], name: str) -> torchmetrics.Metric:
@@ -274,13 +300,11 @@ def _built(made: Callable[..., Any], args: Mapping[str, Any], name: str) -> torc
             warnings.filterwarnings("ignore", "Metric `.*` will save all targets")
             built = made(**args)
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"the metric '{name}' does not take these arguments: {first_line(error)}"
-        ) from None
+        reason = first_line(error)
+        raise UserError(f"the metric '{name}' does not take these arguments: {reason}") from None
     if not isinstance(built, torchmetrics.Metric):
-        raise UserError(
-            f"the metric '{name}' is a {type(built).__name__}; a class must be one of torchmetrics"
-        )
+        kind = type(built).__name__
+        raise UserError(f"the metric '{name}' is a {kind}; a class must be one of torchmetrics")
     # Of several processes each has all outputs already, or one alone measures.
     built.distributed_available_fn = _by_itself
     return built
@@ -310,18 +334,20 @@ class Known:
         import torchmetrics
 
         made: Any = torchmetrics
-        parts = self.of_torchmetrics.split(".")
-        for part in parts:
+        path = self.of_torchmetrics.split(".")
+        for part in path:
             made = getattr(made, part)
         defaults = self.defaults or {}
         args = {**defaults, **given, **options.args}
-        built = _built(made, args, options.key)
-        described = Described(options.key, self.better, self.bounded)
-        return Metric(described, whole=lambda: OfTorchmetrics(built.clone()))
+        name = options.key
+        built = _built(made, args, name)
+        described = Described(name, self.better, self.bounded)
+        return _of_torchmetrics(described, built)
 
 
 def ratio(totals: Sequence[float]) -> float:
     """The first total divided by the second; NaN of nothing."""
-    if totals[1]:
-        return totals[0] / totals[1]
-    return math.nan
+    total, count = totals
+    if not count:
+        return math.nan
+    return total / count

@@ -44,8 +44,9 @@ class MultiLabel(Task):
     def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
         targets = as_tensor(given, self.name)
         if targets.dim() != 2 or targets.is_complex():
+            shape = tuple(targets.shape)
             raise UserError(
-                f"the data has targets of shape {tuple(targets.shape)}; the task multilabel takes "
+                f"the data has targets of shape {shape}; the task multilabel takes "
                 "a 0 or 1 for each class of each example, (N, classes)"
             )
         targets = targets.float()
@@ -54,7 +55,8 @@ class MultiLabel(Task):
             targets = (targets + 1) / 2  # −1 stands for no
         wrong = (targets != 0) & (targets != 1)
         if bool(wrong.any()):
-            row, column = wrong.nonzero()[0].tolist()
+            first = wrong.nonzero()[0]
+            row, column = first.tolist()
             value = float(targets[row, column])
             raise UserError(
                 f"the target of example {row} has {value:g} at class "
@@ -83,11 +85,17 @@ class MultiLabel(Task):
         return loss * temperature**2
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
-        known = self.KNOWN[str(options.name)]
-        integer = known.metric(options, {"num_labels": outputs})
-        whole = integer.whole
-        assert whole is not None
-        return Metric(integer.described, whole=lambda: _WithWholeTargets(whole()))
+        name = str(options.name)
+        known = self.KNOWN[name]
+        metric = known.metric(options, {"num_labels": outputs})
+        make = metric.whole
+        assert make is not None
+
+        def whole() -> Whole:
+            made = make()
+            return _WithWholeTargets(made)
+
+        return Metric(metric.described, whole=whole)
 
     def shape_of_outputs(self, targets: Tensor, outputs: int) -> str:
         return f"logits, (N, {outputs})"
@@ -117,7 +125,8 @@ class _WithWholeTargets(Whole):
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """See `Whole.update`."""
-        self.metric.update(outputs, targets.long())
+        numbers = targets.long()
+        self.metric.update(outputs, numbers)
 
     def value(self) -> Tensor:
         """See `Whole.value`."""

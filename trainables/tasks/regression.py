@@ -34,14 +34,16 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {
 
 def squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
     """Sums over a batch: of the squared errors, and how many there are: (2,)."""
-    errors = _errors(outputs, targets).square()
-    return _total_and_count(errors)
+    errors = _errors(outputs, targets)
+    squared = errors.square()
+    return _total_and_count(squared)
 
 
 def absolute_errors(outputs: Tensor, targets: Tensor) -> Tensor:
     """The same of the absolute errors."""
-    errors = _errors(outputs, targets).abs()
-    return _total_and_count(errors)
+    errors = _errors(outputs, targets)
+    absolute = errors.abs()
+    return _total_and_count(absolute)
 
 
 def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -51,20 +53,24 @@ def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _total_and_count(errors: Tensor) -> Tensor:
     total = errors.sum()
-    count = torch.full_like(total, errors.numel())
+    number = errors.numel()
+    count = torch.full_like(total, number)
     return torch.stack([total, count])
 
 
 def squares(outputs: Tensor, targets: Tensor) -> Tensor:
     """What R² is made of, of one target (N,): squared errors, Σy, Σy² and how many, (4,)."""
     y = targets.double()
-    made = _like(outputs, targets).double()
-    errors = made - y
-    squared_error = errors.square().sum()
+    made = _like(outputs, targets)
+    errors = made.double() - y
+    squared_errors = errors.square()
+    error = squared_errors.sum()
     total = y.sum()
-    squared = y.square().sum()
-    count = torch.full_like(squared_error, y.numel())
-    return torch.stack([squared_error, total, squared, count])
+    y_squared = y.square()
+    squared = y_squared.sum()
+    number = y.numel()
+    count = torch.full_like(error, number)
+    return torch.stack([error, total, squared, count])
 
 
 def _like(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -79,7 +85,8 @@ def _root(totals: Sequence[float]) -> float:
 
 def _r2(totals: Sequence[float]) -> float:
     errors, total, square, count = totals
-    spread = square - total * total / count
+    part_of_mean = total * total / count
+    spread = square - part_of_mean
     if spread > 0:
         unexplained = errors / spread
         return 1 - unexplained
@@ -121,7 +128,9 @@ class Regression(Task):
 
     @classmethod
     def metric_names(cls) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*_OWN, *cls.KNOWN)))
+        names = (*_OWN, *cls.KNOWN)
+        distinct = dict.fromkeys(names)
+        return tuple(distinct)
 
     def describe(self, name: str) -> Described:
         if name in _OWN:
@@ -136,15 +145,8 @@ class Regression(Task):
         if targets.is_complex() or targets.dim() > 2:
             raise self.wrong_targets(targets)
         found = targets.float()
-        too_large = ~found.isfinite()
-        if bool(too_large.any()):
-            first = int(too_large.nonzero()[0][0])
-            raise UserError(f"the target of example {first} is larger than float32 can hold")
-        same = found == found[0]
-        if bool(same.all()):
-            values = found[0].reshape(-1).tolist()
-            shown = ", ".join(f"{value:g}" for value in values[:3])
-            raise UserError(f"all examples have one and the same target, {shown}")
+        _refuse_too_large(found)
+        _refuse_all_the_same(found)
         count = 1
         if targets.dim() == 2:
             _, count = targets.shape
@@ -156,8 +158,11 @@ class Regression(Task):
             return active
         mean = targets.mean(0)
         std = targets.std(0)
-        scale = torch.where(std > 0, std, 1.0)
-        return replace(active, offset=mean.reshape(-1), scale=scale.reshape(-1))
+        varies = std > 0
+        scale = torch.where(varies, std, 1.0)
+        offset = mean.reshape(-1)
+        scale = scale.reshape(-1)
+        return replace(active, offset=offset, scale=scale)
 
     def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
         chosen = self.loss or "mse"
@@ -178,17 +183,12 @@ class Regression(Task):
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
         name = str(options.name)
-        plain = not options.args
-        if name in _OWN and plain:
-            known, sums, final, width = _OWN[name]
-            described = Described(options.key, known.better)
-            return Metric(described, sums, final, width=width)
-        if name == "r2" and outputs == 1 and plain:
+        if name in _OWN:
+            return _own(name, options)
+        of_one_number = name == "r2" and outputs == 1
+        if of_one_number and not options.args:
             described = Described(options.key, "larger")
             return Metric(described, squares, _r2, width=4)
-        if name in _OWN:
-            given = ", ".join(map(repr, options.args))
-            raise UserError(f"the metric '{options.key}' takes no arguments, and it has {given}")
         of_outputs = self._of_outputs(name, outputs)
         found = self.KNOWN[name].metric(options, of_outputs)
         return _like_targets(found)
@@ -231,11 +231,45 @@ class Regression(Task):
         )
 
 
+def _refuse_too_large(targets: Tensor) -> None:
+    too_large = ~targets.isfinite()
+    if bool(too_large.any()):
+        first = int(too_large.nonzero()[0][0])
+        raise UserError(f"the target of example {first} is larger than float32 can hold")
+
+
+def _refuse_all_the_same(targets: Tensor) -> None:
+    first = targets[0]
+    same = targets == first
+    if not bool(same.all()):
+        return
+    values = first.reshape(-1).tolist()
+    few = [f"{value:g}" for value in values[:3]]
+    shown = ", ".join(few)
+    raise UserError(f"all examples have one and the same target, {shown}")
+
+
+def _own(name: str, options: MetricOptions) -> Metric:
+    """A metric of `_OWN` at work."""
+    key = options.key
+    if options.args:
+        given = ", ".join(map(repr, options.args))
+        raise UserError(f"the metric '{key}' takes no arguments, and it has {given}")
+    known, sums, final, width = _OWN[name]
+    described = Described(key, known.better)
+    return Metric(described, sums, final, width=width)
+
+
 def _like_targets(metric: Metric) -> Metric:
     """The metric, of outputs in the shape of the targets."""
-    whole = metric.whole
-    assert whole is not None
-    return Metric(metric.described, whole=lambda: _LikeTargets(whole()))
+    make = metric.whole
+    assert make is not None
+
+    def whole() -> Whole:
+        made = make()
+        return _LikeTargets(made)
+
+    return Metric(metric.described, whole=whole)
 
 
 class _LikeTargets(Whole):
@@ -246,7 +280,8 @@ class _LikeTargets(Whole):
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """See `Whole.update`."""
-        self.metric.update(_like(outputs, targets), targets)
+        arranged = _like(outputs, targets)
+        self.metric.update(arranged, targets)
 
     def value(self) -> Tensor:
         """See `Whole.value`."""
@@ -254,4 +289,5 @@ class _LikeTargets(Whole):
 
 
 def _error(outputs: Tensor, targets: Tensor, of: Criterion) -> Tensor:
-    return of(_like(outputs, targets), targets)
+    arranged = _like(outputs, targets)
+    return of(arranged, targets)

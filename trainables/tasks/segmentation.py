@@ -13,11 +13,11 @@ from torch import Tensor
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.tasks.active import Criterion
 from slimfront.trainables.tasks.base import TASKS, Encoded, Task
+from slimfront.trainables.tasks.classes import is_one_hot
 from slimfront.trainables.tasks.classification import (
     MULTICLASS,
     ClassWeights,
     class_weights,
-    is_one_hot,
     soft_cross_entropy,
     too_few_logits,
     weighted_cross_entropy,
@@ -44,39 +44,48 @@ class PerPlace(Task):
     def encode(self, given: Any, names: Sequence[str] = (), outputs: int | None = None) -> Encoded:
         targets = as_tensor(given, self.name)
         targets = self._places(targets)
-        if targets.dim() != self.DIMENSIONS or not whole(targets):
-            shape = tuple(targets.shape)
-            raise UserError(
-                f"the data has targets of shape {shape} and type {targets.dtype}; "
-                f"the task {self.name} takes a whole number for each place, {self.PLACES}"
-            )
+        self._refuse_other_shapes(targets)
         targets = targets.long()
-        counts = targets != self.ignore
-        counted = targets[counts]
+        counted = self._counted(targets)
         if not len(counted):
             raise UserError(f"no place of any example counts: all are {self.ignore}, task.ignore")
         values = counted.unique()
+        numbers = values.tolist()
         known = self.classes or outputs or len(names)
-        if not known and len(values) == 2 and values.tolist() != [0, 1]:
-            return self._of_two(targets, values)
-        return self._numbered(targets, values, known, names)
+        any_two = len(numbers) == 2 and numbers != [0, 1]
+        if any_two and not known:
+            return self._of_two(targets, numbers)
+        return self._numbered(targets, numbers, known, names)
 
-    def _of_two(self, targets: Tensor, values: Tensor) -> Encoded:
+    def _refuse_other_shapes(self, targets: Tensor) -> None:
+        if targets.dim() == self.DIMENSIONS and whole(targets):
+            return
+        shape = tuple(targets.shape)
+        raise UserError(
+            f"the data has targets of shape {shape} and type {targets.dtype}; "
+            f"the task {self.name} takes a whole number for each place, {self.PLACES}"
+        )
+
+    def _counted(self, targets: Tensor) -> Tensor:
+        """The classes of all places that count, in a row."""
+        counts = targets != self.ignore
+        return targets[counts]
+
+    def _of_two(self, targets: Tensor, numbers: list[int]) -> Encoded:
         """Any two numbers as 0 and 1, such as the 0 and 255 of a mask."""
         mapped = torch.full_like(targets, self.ignore)
-        names = []
-        for place, value in enumerate(values.tolist()):
-            here = targets == value
+        for place, number in enumerate(numbers):
+            here = targets == number
             mapped[here] = place
-            names.append(str(value))
-        return Encoded(mapped, 2, tuple(names))
+        names = tuple(map(str, numbers))
+        return Encoded(mapped, 2, names)
 
     def _numbered(
-        self, targets: Tensor, values: Tensor, known: int | None, names: Sequence[str]
+        self, targets: Tensor, numbers: list[int], known: int | None, names: Sequence[str]
     ) -> Encoded:
         """Numbers from 0 as they are."""
-        least = int(values[0])
-        largest = int(values[-1])
+        least = numbers[0]
+        largest = numbers[-1]
         count = known or largest + 1
         if least < 0 or largest >= count:
             raise UserError(
@@ -84,7 +93,7 @@ class PerPlace(Task):
                 f"0 … {count - 1}; set task.ignore to the number of places that do not count, such "
                 "as 255"
             )
-        if count < 2 or len(values) < 2:
+        if count < 2 or len(numbers) < 2:
             raise UserError(f"all places have one and the same class; {self.name} needs two")
         if len(names) != count:
             return Encoded(targets, count)
@@ -101,13 +110,13 @@ class PerPlace(Task):
         return targets
 
     def criterion(self, targets: Tensor, encoded: Encoded) -> Criterion:
-        counts = targets != self.ignore
-        counted = targets[counts]
+        counted = self._counted(targets)
         count = len(counted)
         weights = class_weights(self.class_weights, counted, encoded)
         places = None
         if count < targets.numel():
-            places = count / len(targets)
+            examples = len(targets)
+            places = count / examples
         return partial(weighted_cross_entropy, weights=weights, ignore=self.ignore, places=places)
 
     def distillation(
@@ -116,12 +125,13 @@ class PerPlace(Task):
         """As of a classification, over the places that count."""
         counted = targets != self.ignore
         errors = soft_cross_entropy(outputs, teacher, temperature)
-        total = (errors * counted).sum()
+        kept = errors * counted
         count = counted.sum().clamp_min(1)
-        return total / count
+        return kept.sum() / count
 
     def metric(self, options: MetricOptions, outputs: int) -> Metric:
-        known = self.KNOWN[str(options.name)]
+        name = str(options.name)
+        known = self.KNOWN[name]
         given = {"num_classes": outputs, "ignore_index": self.ignore}
         return known.metric(options, given)
 
@@ -139,14 +149,16 @@ class Segmentation(PerPlace):
     DEFAULT: ClassVar[tuple[str, ...]] = ("miou", "accuracy")
 
     def shape_of_outputs(self, targets: Tensor, outputs: int) -> str:
-        places = ", ".join(map(str, targets.shape[1:]))
+        _, *size = targets.shape
+        places = ", ".join(map(str, size))
         return f"logits, (N, {outputs}, {places})"
 
     def wrong_outputs(self, found: Tensor, targets: Tensor, outputs: int) -> str | None:
-        count, *places = targets.shape
+        count = len(targets)
         shape = tuple(found.shape)
-        per_place = len(shape) == 4 and shape[2:] == tuple(places)
-        if per_place and shape[0] == count:
-            return too_few_logits(found, outputs)
+        if found.dim() == 4:
+            examples, _, height, width = shape
+            if targets.shape == (examples, height, width):
+                return too_few_logits(found, outputs)
         wanted = self.shape_of_outputs(targets, outputs)
         return f"the network returns {shape} for {count} inputs; it must return {wanted}"

@@ -36,13 +36,16 @@ class TokenClassification(PerPlace):
         return outputs.transpose(-1, -2)
 
     def shape_of_outputs(self, targets: Tensor, outputs: int) -> str:
-        return f"logits, (N, {targets.shape[1]}, {outputs})"
+        length = targets.shape[1]
+        return f"logits, (N, {length}, {outputs})"
 
     def wrong_outputs(self, found: Tensor, targets: Tensor, outputs: int) -> str | None:
         shape = tuple(found.shape)
         count = len(targets)
-        per_token = len(shape) == 3 and shape[:2] == tuple(targets.shape)
-        if per_token and shape[2] >= outputs:
-            return None
+        if found.dim() == 3:
+            examples, length, logits = shape
+            per_token = targets.shape == (examples, length)
+            if per_token and logits >= outputs:
+                return None
         wanted = self.shape_of_outputs(targets, outputs)
         return f"the network returns {shape} for {count} inputs; it must return {wanted}"

@@ -81,7 +81,8 @@ def _resampled(metric: Metric, sums: Tensor, generator: torch.Generator) -> floa
     drawn = torch.randint(count, (count,), generator=generator)
     times = torch.bincount(drawn, minlength=count)
     totals = times.double() @ sums
-    return metric.final(totals.tolist())
+    numbers = totals.tolist()
+    return metric.final(numbers)
 
 
 def _whole_resampled(

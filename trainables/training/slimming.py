@@ -26,7 +26,7 @@ from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty, Step
 from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.penalties.features import remove_hooks
 from slimfront.trainables.penalties.relative import absolute
-from slimfront.trainables.shipping.formats import ByArguments
+from slimfront.trainables.shipping.shipped import ByArguments
 from slimfront.trainables.sparsifiers import SPARSIFIERS, ActiveSparsifier, Setting, Sparsifier
 from slimfront.trainables.sparsifiers.base import out_of_reach
 from slimfront.trainables.structure.copying import copied

@@ -60,23 +60,25 @@ class Front:
 
     def members(self) -> list[MeasuredNetwork]:
         """All of them, best first."""
-        return [self._members[index] for index in self._order()]
+        order = self._order()
+        return [self._members[place] for place in order]
 
     def _order(self) -> list[int]:
         """The places of the members in `_members`, best first; one without a quality is last."""
 
-        def key(index: int) -> tuple[float, float, int]:
-            point = self._members[index]
-            quality = point.measures[self.quality.name]
-            badness = -self.quality.goodness(quality)
-            if math.isnan(badness):
-                badness = math.inf
-            size = point.measures["nonzero_params"]
-            number = point.trial.number or 0
-            return badness, size, number
+        count = len(self._members)
+        return sorted(range(count), key=self._rank)
 
-        places = range(len(self._members))
-        return sorted(places, key=key)
+    def _rank(self, place: int) -> tuple[float, float, int]:
+        """Less is better."""
+        point = self._members[place]
+        quality = point.measures[self.quality.name]
+        badness = -self.quality.goodness(quality)
+        if math.isnan(badness):
+            badness = math.inf
+        size = point.measures["nonzero_params"]
+        number = point.trial.number or 0
+        return badness, size, number
 
     def take_in(self, *points: MeasuredNetwork) -> None:
         """Has networks join the front that are not dominated; what they dominate leaves it."""
@@ -91,15 +93,17 @@ class Front:
         loss = self._loss_of_member(point.trial, point.measures)
         if loss is None:
             return False
-        architecture = self._architecture_of(point.measures)
-        self._times.setdefault(architecture, _times(point.measures))
-        no_better = (loss <= self._losses).all(axis=1)
-        worse = (loss < self._losses).any(axis=1)
-        dominated = no_better & worse
+        measures = point.measures
+        architecture = self._architecture_of(measures)
+        self._times.setdefault(architecture, _times(measures))
+        no_better = loss <= self._losses
+        worse = loss < self._losses
+        dominated = no_better.all(axis=1) & worse.any(axis=1)
         stay = np.flatnonzero(~dominated)
         staying = [self._members[member] for member in stay]
+        their_losses = self._losses[stay]
         self._members = [*staying, point]
-        self._losses = np.vstack([self._losses[stay], loss])
+        self._losses = np.vstack([their_losses, loss])
         return True
 
     def would_join(self, record: TrialRecord, measures: Measures) -> bool:
@@ -168,9 +172,10 @@ class Front:
         ends = np.ones(len(self.objectives))
         worst = self.region.end(value)
         for index, objective in enumerate(self.objectives):
-            if objective.name == quality:
-                loss = objective.loss(worst, value)
-                ends[index] = min(1.0, loss)
+            if objective.name != quality:
+                continue
+            loss = objective.loss(worst, value)
+            ends[index] = min(1.0, loss)
         return ends
 
     def _computed_hypervolume(self) -> "_Hypervolume":

@@ -19,9 +19,10 @@ def gains(network: MeasuredNetwork, dense: MeasuredNetwork, quality: Objective) 
     said = []
     for name, called in _SIZES.items():
         whole = dense.measures.get(name)
-        if whole:
-            share = network.measures[name] / whole
-            said.append(f"{share:.1%} of the {called}")
+        if not whole:
+            continue
+        share = network.measures[name] / whole
+        said.append(f"{share:.1%} of the {called}")
     speed = _speed(network, dense)
     if speed is not None:
         said.append(f"{speed:.2g} times as fast")
@@ -61,9 +62,10 @@ def _difference(network: MeasuredNetwork, dense: MeasuredNetwork, quality: Objec
     error = _standard_error(network, name)
     dense_error = _standard_error(dense, name)
     if error is not None and dense_error is not None:
-        both = math.hypot(error, dense_error)
-        spread = f" ± {factor * both:.2g}"
-    return f"{factor * difference:+.2g}{spread} {unit}"
+        both = factor * math.hypot(error, dense_error)
+        spread = f" ± {both:.2g}"
+    gained = factor * difference
+    return f"{gained:+.2g}{spread} {unit}"
 
 
 def _standard_error(network: MeasuredNetwork, name: str) -> float | None:

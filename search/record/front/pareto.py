@@ -17,21 +17,25 @@ def hypervolume(points: Points, reference: NDArray[np.float64]) -> float:
     """
     finite = np.isfinite(points).all(axis=1)
     usable = points[finite]
-    better = (usable < reference).all(axis=1)
-    inside = usable[better]
+    better = usable < reference
+    better_in_all = better.all(axis=1)
+    inside = usable[better_in_all]
     if not len(inside):
         return 0.0
-    return float(moocore.hypervolume(inside, ref=reference))
+    volume = moocore.hypervolume(inside, ref=reference)
+    return float(volume)
 
 
 def ranks(points: Points) -> NDArray[np.int64]:
     """Which front each point is on, (N,): 0 is the non-dominated one, 1 that of the rest, …; −1 for
     one with NaN or infinity."""
     usable = np.isfinite(points).all(axis=1)
-    found = np.full(len(points), -1, dtype=np.int64)
+    count = len(points)
+    found = np.full(count, -1, dtype=np.int64)
     if not usable.any():
         return found
-    found[usable] = moocore.pareto_rank(points[usable])
+    finite = points[usable]
+    found[usable] = moocore.pareto_rank(finite)
     return found
 
 
@@ -46,7 +50,10 @@ def knee(points: Points) -> int:
     low = points.min(axis=0)
     high = points.max(axis=0)
     differs = high > low
-    widths = np.where(differs, high - low, 1.0)
-    scaled = (points - low) / widths
+    spans = high - low
+    widths = np.where(differs, spans, 1.0)
+    above_least = points - low
+    scaled = above_least / widths
     sums = scaled.sum(axis=1)
-    return int(np.argmin(sums))
+    least = sums.argmin()
+    return int(least)

@@ -98,8 +98,9 @@ def _named(able: Sequence[Member], wanted: str, option: str) -> Member:
     if not named:
         asked = option.format(wanted=wanted)
         choices = ", ".join(PICKS)
-        names = [member_name(member) for member in able[:8]]
-        if len(able) > 8:
+        few = able[:8]
+        names = list(map(member_name, few))
+        if len(able) > len(few):
             names.append("…")
         known = ", ".join(names)
         raise UserError(f"{asked}: it is not on the front; choose {choices}, or one of {known}")
@@ -145,9 +146,12 @@ def quality_of(report: Report) -> Objective:
 def described(report: Report) -> list[Objective]:
     """The objectives of a front.json."""
     known = dict(OBJECTIVES)
-    for name, plain in report.get("described", {}).items():
-        known.setdefault(name, Objective.from_plain(plain))
-    return [known[name] for name in report["objectives"]]
+    described_there = report.get("described", {})
+    for name, plain in described_there.items():
+        objective = Objective.from_plain(plain)
+        known.setdefault(name, objective)
+    names = report["objectives"]
+    return [known[name] for name in names]
 
 
 def _knee(members: Sequence[Member], objectives: Sequence[Objective]) -> Member:

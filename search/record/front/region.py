@@ -72,7 +72,9 @@ class Region:
         if baseline is None:
             return 0.0
         end = self.end(baseline)
-        return self.quality.goodness(end) - self.quality.goodness(quality)
+        least = self.quality.goodness(end)
+        reached = self.quality.goodness(quality)
+        return least - reached
 
     def _baseline_at(self, epoch: int) -> float | None:
         """The baseline's quality after so many epochs; None if it was not measured then."""

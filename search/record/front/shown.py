@@ -35,19 +35,21 @@ class Shown:
 def shown(ledger: Ledger, front: Sequence[MeasuredNetwork], *, everything: bool = False) -> Shown:
     """The members of a front, best first, that are in the region that matters, equal ones once; all
     of them for `everything`, and all that differ where none is in the region."""
+    whole = list(front)
     if everything:
-        return Shown(list(front))
-    inside = [point for point in front if ledger.region.holds(point)]
-    members = inside or list(front)
-    outside = len(front) - len(members)
+        return Shown(whole)
+    inside = list(filter(ledger.region.holds, whole))
+    members = inside or whole
+    outside = len(whole) - len(members)
     names = _compared(ledger)
-    seen: set[tuple[float | None, ...]] = set()
+    seen = set()
     distinct = []
     for point in members:
-        values = tuple(point.measures.get(name) for name in names)
-        if values not in seen:
-            seen.add(values)
-            distinct.append(point)
+        values = tuple(map(point.measures.get, names))
+        if values in seen:
+            continue
+        seen.add(values)
+        distinct.append(point)
     equal = len(members) - len(distinct)
     return Shown(distinct, equal, outside)
 

@@ -1,10 +1,12 @@
-"""Whole layers and blocks taken out of a trained network: what they are chosen by, and what is left
-after a short training.
+"""Whole layers and blocks that go while a network is trained, or afterwards: what they are chosen
+by, and what is left.
 
 A ResNet-20 and a small MobileNetV2 on CIFAR-10 pooled to 16×16 (scikit-learn's digits without the
 folder of `--data`). Each network is trained once for a seed; every criterion then takes as many
 blocks out of that same network; and, where layers can merge, as many of whatever can go: blocks,
-or the activations of layers that become one then.
+or the activations of layers that become one then. All of these are trained for some epochs more. In
+as many epochs altogether, others are trained in which layers close meanwhile (`depth.when:
+training`), and the whole network, and one that has so few layers from the start.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import torch
 from torch import nn
 
 from benchmarks.common import KEEP, Goal, Kept, Outcome, Spread, at_least, at_most, run, spread
-from benchmarks.width import ROOT, made_splits
+from benchmarks.width import ROOT, made_splits, splits
 from benchmarks.width_networks import (
     NETWORKS,
     Recipe,
@@ -33,7 +35,7 @@ from benchmarks.width_networks import (
     resnet20,
     steps_of,
 )
-from slimfront import prune
+from slimfront import Candidate, prune, train
 from slimfront.trainables.compaction import Compaction, compact
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.whole_layers import whole_layers
@@ -47,6 +49,14 @@ TAKEN = {"ResNet-20": 3, "MobileNetV2": 1}
 MERGED = {"MobileNetV2": (2, 3)}
 """How many go where blocks may become one convolution too."""
 OR_MERGED = "{}, or merged: {}"
+CLOSING = {
+    "ResNet-20": (("cosine", 3), ("cka", 3), ("loss", 3), ("cosine", 4)),
+    "MobileNetV2": (("entropy", 3), ("cka", 3), ("loss", 3), ("entropy", 2)),
+}
+"""By what, and how many, layers are chosen that close while training: of blocks alone where nothing
+can merge. The first is compared with a network that is as shallow from the start."""
+WHILE_TRAINING = "{}, while training: {}"
+ONE_COSINE, FROM_SCRATCH = "dense, one cosine", "as shallow, from scratch"
 FAST = 1.6
 """The speed-up at batch 1 from which on accuracy is compared with that of the whole network."""
 DENSE, BY_CHANCE = "dense", "by chance"
@@ -59,13 +69,21 @@ EXAMPLES = 512
 
 @dataclass(frozen=True)
 class Job:
-    """A network of a seed, from which each criterion takes out as many blocks."""
+    """A network of a seed: from which each criterion takes out as many blocks, or in which, if
+    `while_training`, layers close."""
 
     network: str
     seed: int
     epochs: int
     data: str
     """The file of the splits."""
+    while_training: bool = False
+
+    @property
+    def key(self) -> str:
+        """What its results are kept by."""
+        of = f"{self.network}; {self.seed}; {self.epochs}"
+        return f"{of}; while training" if self.while_training else of
 
 
 def trained(network: nn.Module, data: Splits, recipe: Recipe, seed: int, epochs: int) -> nn.Module:
@@ -120,9 +138,15 @@ def ways(job: Job, network: nn.Module, inputs: torch.Tensor) -> list[Way]:
     return found
 
 
-def fit(job: Job) -> dict[str, dict[str, float]]:
+Measured = dict[str, dict[str, float]]
+"""What was measured, by way."""
+
+
+def fit(job: Job) -> Measured:
     """What becomes of the network in each way, and of the whole one, trained as long."""
     torch.set_num_threads(1)
+    if job.while_training:
+        return fit_while_training(job)
     recipe = Recipe()
     data = normalised(torch.load(job.data))
     torch.manual_seed(job.seed)
@@ -143,13 +167,89 @@ def fit(job: Job) -> dict[str, dict[str, float]]:
             exclude=way.stay,
             compaction=Compaction(enabled=False),
         ).network
-    found: dict[str, dict[str, float]] = {}
+    found: Measured = {}
     short = Recipe(lr=LR_AFTERWARDS)
     for name, smaller in made.items():
         at_once = accuracy(smaller, data["test"])
         trained(smaller, data, short, job.seed + 1, AFTERWARDS)
         small = compact(smaller, inputs).network.eval()
         found[name] = measured(small, dense, data) | {"at once": at_once}
+    return found
+
+
+def network_of(name: str, channels: int) -> nn.Module:
+    """The model of a candidate."""
+    return DEEP[name](channels)
+
+
+def candidate(job: Job, channels: int, depth: dict[str, Any]) -> Candidate:
+    """A training on one cosine, as long as the others with what follows."""
+    recipe = Recipe()
+    epochs = job.epochs + AFTERWARDS
+    tree = {
+        "data": {
+            "name": "factory",
+            "factory": "benchmarks.width:splits",
+            "args": {"file": job.data},
+            "normalise": "global",
+            "augment": {"crop": recipe.crop, "flip": True},
+        },
+        "model": {
+            "factory": "benchmarks.depth:network_of",
+            "args": {"name": job.network, "channels": channels},
+        },
+        "training": {
+            "epochs": epochs,
+            "batch_size": recipe.batch_size,
+            "optimizer": "sgd",
+            "momentum": recipe.momentum,
+            "weight_decay": recipe.weight_decay,
+            "lr": recipe.lr,
+            "schedule": "cosine",
+            "seed": job.seed,
+            "report_every": epochs,
+        },
+        "depth": depth,
+        "one_shot": {"steps": 0},
+    }
+    return Candidate.model_validate(tree)
+
+
+def fit_while_training(job: Job) -> Measured:
+    """What becomes of networks whose layers close, of the whole one, and of one that has as few
+    from the start."""
+    data = normalised(splits(job.data))
+    inputs = data["validation"][0][:256]
+    channels = inputs.shape[1]
+    plain = network_of(job.network, channels).eval()
+    dense = compact(plain, inputs).network.eval()
+    branches, others = blocks_of(plain, inputs[:3])
+    exclude = [] if job.network in MERGED else others
+    found: Measured = {}
+    shallow: list[str] = []
+    whole = train(candidate(job, channels, {})).compacted.network
+    found[ONE_COSINE] = measured(whole, dense, data)
+    for criterion, count in CLOSING[job.network]:
+        depth = {"layers": count, "criterion": criterion, "exclude": exclude}
+        made = train(candidate(job, channels, depth)).compacted
+        found[WHILE_TRAINING.format(criterion, count)] = measured(made.network, dense, data)
+        gone = [name for name, action, _ in made.report.steps if action == "pruned"]
+        shallow = shallow or gone
+    torch.manual_seed(job.seed)
+    stay = [name for name in (*branches, *others) if name not in shallow]
+    start = prune(
+        network_of(job.network, channels).eval(),
+        [inputs],
+        layers=len(shallow),
+        exclude=stay,
+        compaction=Compaction(enabled=False),
+    ).network
+    for module in start.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    trained(start, data, Recipe(), job.seed, job.epochs + AFTERWARDS)
+    small = compact(start, inputs).network.eval()
+    found[FROM_SCRATCH] = measured(small, dense, data)
     return found
 
 
@@ -175,23 +275,20 @@ def depth(arguments: argparse.Namespace) -> Outcome:
         file = str(Path(folder, "splits.pt"))
         torch.save(made_splits(Path(arguments.data, "cifar10")), file)
         work = [
-            Job(network, seed, epochs, file)
+            Job(network, seed, epochs, file, while_training)
             for network in networks
+            for while_training in (False, True)
             for seed in range(FIRST_SEED, FIRST_SEED + seeds)
         ]
-        todo = [job for job in work if _key(job) not in kept.results]
+        todo = [job for job in work if job.key not in kept.results]
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
             for job, result in zip(todo, pool.map(fit, todo), strict=True):
-                kept.put(_key(job), result)
+                kept.put(job.key, result)
     for job in work:
-        for method, values in kept.results[_key(job)].items():
+        for method, values in kept.results[job.key].items():
             found.setdefault((job.network, method), []).append(values)
     rows = [_row(*cell, of) for cell, of in found.items()]
     return Outcome(seeds, rows, _goals(networks, found))
-
-
-def _key(job: Job) -> str:
-    return f"{job.network}; {job.seed}; {job.epochs}"
 
 
 def _mean(results: Sequence[dict[str, float]], name: str) -> float:
@@ -199,7 +296,9 @@ def _mean(results: Sequence[dict[str, float]], name: str) -> float:
 
 
 def _row(network: str, method: str, results: list[dict[str, float]]) -> dict[str, Any]:
-    def shown(name: str, scale: float = 1.0, digits: int = 1) -> Spread:
+    def shown(name: str, scale: float = 1.0, digits: int = 1) -> Spread | str:
+        if name not in results[0]:
+            return ""
         return spread([scale * result[name] for result in results], digits)
 
     return {
@@ -226,15 +325,28 @@ def _goals(networks: Sequence[str], found: Found) -> list[Goal]:
         goals.append(
             at_least(f"{network}: points of '{best}', the best criterion, above chance", above, 0.0)
         )
-        merged = [method for at, method in found if at == network and "merged" in method]
-        if not merged:
-            continue
-        fast = [way for way in merged if _mean(found[(network, way)], "speedup 1") >= FAST]
-        if fast:
-            best = _best(network, fast, found)
-            below = _points(network, DENSE, found) - _points(network, best, found)
-            goals.append(at_most(f"{network}: points of '{best}' below dense", below, 1.0))
+        goals += _closing_goals(network, found)
     return goals
+
+
+def _closing_goals(network: str, found: Found) -> list[Goal]:
+    """What closes while training, beside removal afterwards, beside a network that is shallow from
+    the start, and beside the whole one."""
+    closing = [WHILE_TRAINING.format(*way) for way in CLOSING[network]]
+    goals = []
+    first = closing[0]
+    count = CLOSING[network][0][1]
+    afterwards = OR_MERGED.format("loss", count) if network in MERGED else "loss"
+    for other in (afterwards, FROM_SCRATCH):
+        above = _points(network, first, found) - _points(network, other, found)
+        goals.append(at_least(f"{network}: points of '{first}' above '{other}'", above, 0.0))
+    fast = [way for way in closing if _mean(found[(network, way)], "speedup 1") >= FAST]
+    if not fast:
+        speed = max(_mean(found[(network, way)], "speedup 1") for way in closing)
+        return [*goals, at_least(f"{network}: speed-up of the fastest", speed, FAST)]
+    best = _best(network, fast, found)
+    below = _points(network, ONE_COSINE, found) - _points(network, best, found)
+    return [*goals, at_most(f"{network}: points of '{best}' below '{ONE_COSINE}'", below, 1.0)]
 
 
 def _best(network: str, methods: Sequence[str], found: Found) -> str:

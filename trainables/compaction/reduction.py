@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, fx
+from torch import Tensor
+from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.attention_heads import remove_dead_heads
 from slimfront.trainables.compaction.blocks import Shapes, drop_empty_branches
@@ -33,7 +34,7 @@ class Start:
     """A traced network with its batch norms folded, in float64 if it can be run so: what units are
     removed from, in place."""
 
-    network: fx.GraphModule
+    network: GraphModule
     inputs: Tensor
     probe: Probe
     """What other networks must compute."""
@@ -42,7 +43,7 @@ class Start:
     steps: tuple[Step, ...]
 
 
-def start_of(original: fx.GraphModule, inputs: Tensor, options: Compaction) -> Start:
+def start_of(original: GraphModule, inputs: Tensor, options: Compaction) -> Start:
     """A copy of a traced network from which units can be removed."""
     network, exact_inputs, exact = in_float64_where_it_can(original, inputs)
     tolerance = EXACT if exact else options.tolerance
@@ -73,7 +74,7 @@ def start_of(original: fx.GraphModule, inputs: Tensor, options: Compaction) -> S
 
 def reduced(
     start: Start, options: Compaction, removals: tuple[Removal, ...]
-) -> tuple[fx.GraphModule, list[Step]]:
+) -> tuple[GraphModule, list[Step]]:
     """The network after all exact steps, repeated until none applies; each removes something, so
     this ends."""
     network = start.network
@@ -89,13 +90,8 @@ def reduced(
         if "blocks" in removals:
             for name in drop_empty_branches(network, start.inputs):
                 found.append((name, "block removed", "its residual branch is zero"))
-        for name in drop_idle_relus(network):
-            found.append((name, "inactive", "its output is non-negative: ReLU dropped"))
-        merged, apart = merge_layers(network, options.merge)
-        for name in merged:
-            found.append((name, "merged", "into the next layer"))
-        if options.merge != "never":
-            found += _merge_chains(network, start.inputs)
+        merged, apart = _merge(network, start.inputs, options.merge)
+        found += merged
         if not found and "channels" in removals:
             found += _remove_channels(start, options)
         steps += found
@@ -110,7 +106,23 @@ def reduced(
     return network, steps
 
 
-def _merge_chains(network: fx.GraphModule, inputs: Tensor) -> list[Step]:
+def _merge(
+    network: GraphModule, inputs: Tensor, policy: MergePolicy
+) -> tuple[list[Step], list[str]]:
+    """Drops ReLUs that do nothing, and merges layers; also the names of those that would have cost
+    more as one."""
+    steps: list[Step] = []
+    for name in drop_idle_relus(network):
+        steps.append((name, "inactive", "its output is non-negative: ReLU dropped"))
+    merged, apart = merge_layers(network, policy)
+    for name in merged:
+        steps.append((name, "merged", "into the next layer"))
+    if policy != "never":
+        steps += _merge_chains(network, inputs)
+    return steps, apart
+
+
+def _merge_chains(network: GraphModule, inputs: Tensor) -> list[Step]:
     """Merges three layers or more where no two of them would merge: an expansion, a depthwise
     convolution and a projection."""
     steps: list[Step] = []
@@ -154,7 +166,7 @@ def _remove_channels(start: Start, options: Compaction) -> list[Step]:
     return steps
 
 
-def merge_approximately(network: fx.GraphModule, policy: MergePolicy) -> list[Step]:
+def merge_approximately(network: GraphModule, policy: MergePolicy) -> list[Step]:
     """Merges convolutions where only the border of the image comes out differently, in place."""
     merged, _ = merge_layers(network, policy, approximate=True)
     _tidy(network)
@@ -163,6 +175,6 @@ def merge_approximately(network: fx.GraphModule, policy: MergePolicy) -> list[St
     return [(name, "merged approximately", detail) for name in merged]
 
 
-def _tidy(network: fx.GraphModule) -> None:
+def _tidy(network: GraphModule) -> None:
     network.graph.lint()
     network.delete_all_unused_submodules()

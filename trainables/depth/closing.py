@@ -14,7 +14,8 @@ import operator
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.merging.runs import move_padding
 from slimfront.trainables.compaction.modes import traced_in_both_modes
@@ -47,7 +48,7 @@ class _End(NamedTuple):
     made: str
 
 
-def prepared(network: nn.Module, sample: Tensor) -> fx.GraphModule:
+def prepared(network: nn.Module, sample: Tensor) -> GraphModule:
     """The network as `Closing` takes it: traced, its attention in linear layers. Raises UserError
     if it cannot be.
 
@@ -68,7 +69,7 @@ class Closing:
 
     def __init__(
         self,
-        network: fx.GraphModule,
+        network: GraphModule,
         data: Dataset,
         options: Depth,
         *,
@@ -168,7 +169,7 @@ class Closing:
             take_out(whole, layer, merging=False)
             self.gone.append(step)
 
-    def _gated(self) -> fx.GraphModule:
+    def _gated(self) -> GraphModule:
         """The network with a gate at each end of what was chosen."""
         view = _sharing(self.network)
         view.register_buffer(_OPEN, self._open)
@@ -187,7 +188,7 @@ class Closing:
             made.replace_all_uses_with(gated, lambda user, change=change: user is not change)
         return _checked(view)
 
-    def _closed(self) -> fx.GraphModule:
+    def _closed(self) -> GraphModule:
         """The network without what was chosen."""
         view = _sharing(self.network)
         nodes = {node.name: node for node in view.graph.nodes}
@@ -198,12 +199,12 @@ class Closing:
         return _checked(view)
 
 
-def _sharing(network: fx.GraphModule) -> fx.GraphModule:
+def _sharing(network: GraphModule) -> GraphModule:
     """Another graph over the same modules and parameters."""
-    return fx.GraphModule(network, copy.deepcopy(network.graph))
+    return GraphModule(network, copy.deepcopy(network.graph))
 
 
-def _checked(view: fx.GraphModule) -> fx.GraphModule:
+def _checked(view: GraphModule) -> GraphModule:
     view.graph.lint()
     view.recompile()
     return view

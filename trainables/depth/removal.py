@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import nn
+from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.report import Step
@@ -42,7 +43,7 @@ def without_layers(
     batches: Sequence[Batch],
     asked: Asked,
     loss: Loss | None = None,
-) -> tuple[fx.GraphModule, list[Step]]:
+) -> tuple[GraphModule, list[Step]]:
     """The traced network without the layers that are asked for; `network` stays as it is, and batch
     norms keep the statistics that they have.
 
@@ -67,7 +68,7 @@ def without_layers(
 
 @torch.no_grad()
 def worth_least(
-    graph: fx.GraphModule, batches: Sequence[Batch], asked: Asked, loss: Loss | None
+    graph: GraphModule, batches: Sequence[Batch], asked: Asked, loss: Loss | None
 ) -> Iterator[tuple[WholeLayer, Step]]:
     """The layers that are asked for, one by one, each with what to say of it. Whoever takes one
     takes it out of `graph`: the next is judged in what is left.

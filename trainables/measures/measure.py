@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
+from torch.fx import GraphModule, Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -182,7 +183,7 @@ class _Watch(fx.Interpreter):
 
     peak = 0
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: Node) -> Any:
         """Runs one operation; what is not used after it is dropped afterwards."""
         made = super().run_node(n)
         alive = (*self.env.values(), made)
@@ -285,7 +286,7 @@ def _by_hand(module: nn.Module, x: Any) -> int:
     return 2 * multiply_adds
 
 
-def _apart(traced: fx.GraphModule) -> fx.GraphModule:
+def _apart(traced: GraphModule) -> GraphModule:
     """The same with every attention split, so that what it keeps is seen."""
     modules = traced.modules()
     has_attention = any(isinstance(module, nn.MultiheadAttention) for module in modules)

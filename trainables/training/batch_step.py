@@ -78,17 +78,9 @@ class BatchStep:
         self.parts = 1
         self.seed = self.options.seed or 0
         self.augmenter = self._generator(_AUGMENTATION_STREAM)
-        with torch.random.fork_rng(devices=gpus_among(self.device)):
-            torch.manual_seed(self.seed)  # torch's initialisers know only the global generator
-            self.model = built(candidate.model, self.data)
-            self.rng_state = self._rng_state()
-        _refuse_computed_weights(candidate, self.model)
-        freeze(self.model, self.options.freeze)
+        self.model = self._built()
         self.frozen = frozen_names(self.model)
         """The parameters that are not trained, by all of their names."""
-        self.model.to(self.device)
-        if self.options.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         sample = self.sample()
         self.closing = self._closing(sample)
         self.parameters = list(self.model.parameters())
@@ -118,6 +110,19 @@ class BatchStep:
         for buffer in self.model.buffers():
             if buffer.is_floating_point():
                 self.statistics.append(buffer)
+
+    def _built(self) -> nn.Module:
+        """The network with its initial weights, on the device, some of them frozen."""
+        with torch.random.fork_rng(devices=gpus_among(self.device)):
+            torch.manual_seed(self.seed)  # torch's initialisers know only the global generator
+            model = built(self.candidate.model, self.data)
+            self.rng_state = self._rng_state()
+        _refuse_computed_weights(self.candidate, model)
+        freeze(model, self.options.freeze)
+        model.to(self.device)
+        if self.options.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model
 
     def _closing(self, sample: Tensor) -> Closing | None:
         """What closes layers, if any are to go while training: of the network as it is traced,

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.layers import (
     bypass,
@@ -43,7 +44,7 @@ class Run:
     """Layers, each of which feeds the next alone, through an activation or nothing."""
 
     layers: tuple[Layer, ...]
-    activations: tuple[fx.Node, ...]
+    activations: tuple[Node, ...]
     moves_padding: bool
     """Whether they are one only if all padding stands in front of the first."""
 
@@ -54,9 +55,9 @@ class Run:
 
 
 def runs(
-    graph: fx.GraphModule,
-    shapes: Mapping[fx.Node, object],
-    is_activation: Callable[[fx.GraphModule, fx.Node], bool],
+    graph: GraphModule,
+    shapes: Mapping[Node, object],
+    is_activation: Callable[[GraphModule, Node], bool],
 ) -> Iterator[Run]:
     """The runs whose layers, as one, have no more weights, no more that are not zero, and no more
     multiplications than they have now, in order of execution; each has an activation that goes.
@@ -77,7 +78,7 @@ def runs(
                 yield run
 
 
-def chain(graph: fx.GraphModule, shapes: Callable[[], Mapping[fx.Node, object]]) -> Run | None:
+def chain(graph: GraphModule, shapes: Callable[[], Mapping[Node, object]]) -> Run | None:
     """The first run of layers with nothing between them that is exactly one layer, and costs no
     more as one; None if there is none. Two that merge by themselves are no such run.
 
@@ -97,15 +98,15 @@ def chain(graph: fx.GraphModule, shapes: Callable[[], Mapping[fx.Node, object]])
     return None
 
 
-def _nothing_is_an_activation(_graph: fx.GraphModule, _node: fx.Node) -> bool:
+def _nothing_is_an_activation(_graph: GraphModule, _node: Node) -> bool:
     return False
 
 
 def _longer(
-    graph: fx.GraphModule,
+    graph: GraphModule,
     run: Run,
-    layers: Mapping[fx.Node, Layer],
-    is_activation: Callable[[fx.GraphModule, fx.Node], bool],
+    layers: Mapping[Node, Layer],
+    is_activation: Callable[[GraphModule, Node], bool],
 ) -> Run | None:
     """The run with the layer behind it; None if there is none that it feeds alone."""
     reader = only_user(run.last.last)
@@ -181,7 +182,7 @@ def _sizes(padding: str | Sequence[int]) -> tuple[int, ...]:
     return tuple(padding)
 
 
-def merge_run(graph: fx.GraphModule, run: Run) -> None:
+def merge_run(graph: GraphModule, run: Run) -> None:
     """Makes one layer of a run whose activations are gone, in place of its last."""
     combined = product_of(run.layers, moves_padding=run.moves_padding)
     assert combined is not None
@@ -192,7 +193,7 @@ def merge_run(graph: fx.GraphModule, run: Run) -> None:
         bypass(graph, layer.node)
 
 
-def _pays(run: Run, shapes: Mapping[fx.Node, object]) -> bool:
+def _pays(run: Run, shapes: Mapping[Node, object]) -> bool:
     """Whether one layer costs no more than the run."""
     layers = [layer.layer for layer in run.layers]
     entries = entries_of_product(layers)

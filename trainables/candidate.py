@@ -194,6 +194,16 @@ class Candidate(Options):
         return self
 
     @model_validator(mode="after")
+    def _depth_is_timed_in_torch(self) -> Self:
+        target = self.depth.target
+        if target is not None and target.of_time and self.latency.of_file:
+            raise ValueError(
+                "depth.target: latency_ms and speedup are taken in torch while training, and "
+                f"latency is taken {self.latency.taken}; give the target in flops or params"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _int8_fits_the_measures(self) -> Self:
         timed = any(name in SPEEDS for name in self.asked_measures())
         if self.int8 and timed and not self.latency.of_file:

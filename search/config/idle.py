@@ -68,7 +68,7 @@ def _parts(ends: Ends) -> Iterator[tuple[str, Acts, str]]:
     )
     yield (
         "depth",
-        lambda candidate: candidate.depth.layers > 0,
+        lambda candidate: candidate.depth.on,
         "depth.layers is 0; set it, or let it vary",
     )
     yield (

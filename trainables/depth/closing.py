@@ -24,8 +24,9 @@ from slimfront.trainables.compaction.whole_layers import make_apart, take_out
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.depth.base import ends
 from slimfront.trainables.depth.options import Depth
-from slimfront.trainables.depth.removal import Agree, Asked, worth_least
-from slimfront.trainables.depth.shallower import judged_on
+from slimfront.trainables.depth.removal import Agree, worth_least
+from slimfront.trainables.depth.shallower import asked_for, judged_on
+from slimfront.trainables.measures.latency import Latency
 
 CHOSEN = 1 / 3
 """The share of the epochs after which layers are chosen."""
@@ -72,6 +73,7 @@ class Closing:
         network: GraphModule,
         data: Dataset,
         options: Depth,
+        latency: Latency | None = None,
         *,
         epochs: int,
         steps_per_epoch: int,
@@ -80,22 +82,17 @@ class Closing:
         """
         Args:
             network: as `prepared` gives it, on the device of `data`.
+            latency: how times are taken, where they are to be reached.
             epochs: those of the training, at least `LEAST_EPOCHS`.
             agree: as in `Asked`.
         """
         self.network = network
         self.data = data
-        self.asked = Asked(
-            count=options.layers,
-            words=f"depth.layers: {options.layers}",
-            criterion=options.criterion,
-            exclude=options.exclude,
-            at_most=True,
-            agree=agree,
-        )
+        self.asked = asked_for(options, latency, at_most=True, agree=agree)
         self.first = max(1, round(CHOSEN * epochs))
         self.last = max(self.first + 1, round(CLOSED * epochs))
         self.steps_per_epoch = steps_per_epoch
+        self.chosen = False
         self.gone: list[Step] = []
         """What was chosen, as a report tells it."""
         self.state: _State = "whole"
@@ -112,7 +109,7 @@ class Closing:
         """
         if epoch < self.first:
             return False
-        if not self.gone:
+        if not self.chosen:
             self._choose()
         state: _State = "closing" if epoch < self.last else "closed"
         if state == self.state:
@@ -134,6 +131,7 @@ class Closing:
             if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
                 padding[name] = module.padding
         return {
+            "chosen": self.chosen,
             "gone": [tuple(step) for step in self.gone],
             "ends": [tuple(end) for end in self._ends],
             "padding": padding,
@@ -145,7 +143,8 @@ class Closing:
         self._ends = [_End(*end) for end in state["ends"]]
         for name, padding in state["padding"].items():
             self.network.get_submodule(name).padding = padding
-        if not self.gone:
+        self.chosen = state["chosen"]
+        if not self.chosen:
             return
         self._turn("closed" if epoch > self.last else "closing")
         self.at(step - 1)
@@ -159,6 +158,7 @@ class Closing:
 
     def _choose(self) -> None:
         """Chooses the layers, and moves the padding of those that are to be one."""
+        self.chosen = True
         whole = _sharing(self.network).eval()
         batches = judged_on(self.data)
         for layer, step in worth_least(whole, batches, self.asked, self.data.task.loss):

@@ -14,7 +14,9 @@ from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.report import Step
 from slimfront.trainables.compaction.whole_layers import WholeLayer, take_out, whole_layers
 from slimfront.trainables.depth.base import OUTPUTS, Batch, Loss, find_criterion
+from slimfront.trainables.depth.target import Judge, Target
 from slimfront.trainables.errors import UserError, first_few
+from slimfront.trainables.measures.latency import Latency
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +25,10 @@ Agree = Callable[[list[float]], list[float]]
 
 @dataclass(frozen=True)
 class Asked:
-    """Which layers are to go."""
+    """Which layers are to go: so many, or as many as a target takes."""
 
     count: int
+    """0 if there is a target."""
     words: str
     """How the user has asked for it, for errors."""
     criterion: str = OUTPUTS
@@ -34,6 +37,9 @@ class Asked:
     """The names of layers that stay."""
     at_most: bool = False
     """Whether fewer go where there are not so many."""
+    target: Target | None = None
+    latency: Latency | None = None
+    """How times are taken, if the target is one."""
     agree: Agree | None = None
     """What all processes of a training find layers worth, of what this one does; itself if None."""
 
@@ -79,19 +85,21 @@ def worth_least(
     sample = batches[0].inputs[:3]
     kind = find_criterion(asked.criterion)
     judge = kind(graph, batches, loss)
+    enough = _enough(graph, batches, asked)
     steps: list[Step] = []
-    for _ in range(asked.count):
+    while (missing := enough(graph, len(steps))) is not None:
         layers = whole_layers(graph, sample)
         found = [layer for layer in layers if layer.name not in asked.exclude]
         if not found and asked.at_most:
             log.warning(
-                "%s: %s layers were taken out; no more of this network can be",
+                "%s: %s layers were taken out; no more of this network can be%s",
                 asked.words,
                 len(steps),
+                missing,
             )
             return
         if not found:
-            raise UserError(f"{asked.words}: {_not_enough(steps)}")
+            raise UserError(f"{asked.words}: {_not_enough(steps)}{missing}")
         worth = judge.worth(graph, found)
         if asked.agree is not None:
             worth = asked.agree(worth)
@@ -102,6 +110,28 @@ def worth_least(
         step: Step = (chosen.name, "pruned", f"{chosen.what}: {judge.told(least)}")
         steps.append(step)
         yield chosen, step
+
+
+def _enough(
+    graph: GraphModule, batches: Sequence[Batch], asked: Asked
+) -> Callable[[GraphModule, int], str | None]:
+    """A function of a network and of how many layers went: None if that is enough, else what to say
+    where no more can."""
+    if asked.target is None:
+        return lambda _, gone: None if gone == asked.count else ""
+    inputs = batches[0].inputs
+    judge = Judge(asked.target, graph, inputs, asked.latency)
+
+    def missing(network: GraphModule, _gone: int) -> str | None:
+        missed = judge.missed(network)
+        is_missed = [float(bool(missed))]
+        if asked.agree is not None:
+            is_missed = asked.agree(is_missed)
+        if not is_missed[0]:
+            return None
+        return f"; {' and '.join(missed)} then"
+
+    return missing
 
 
 def _not_enough(steps: list[Step]) -> str:

@@ -8,7 +8,8 @@ from slimfront.trainables.data import Dataset
 from slimfront.trainables.depth.base import Batch
 from slimfront.trainables.depth.batch_norms import recalibrate
 from slimfront.trainables.depth.options import Depth
-from slimfront.trainables.depth.removal import Asked, without_layers
+from slimfront.trainables.depth.removal import Agree, Asked, without_layers
+from slimfront.trainables.measures.latency import Latency
 
 _EXAMPLES = 512
 """What layers are worth is judged on so many training examples."""
@@ -23,14 +24,40 @@ def judged_on(data: Dataset) -> list[Batch]:
     return [Batch(some, wanted) for some, wanted in pairs]
 
 
+def asked_for(
+    options: Depth, latency: Latency | None, *, at_most: bool, agree: Agree | None = None
+) -> Asked:
+    """What a candidate's options ask for.
+
+    Args:
+        latency: how times are taken.
+    """
+    return Asked(
+        count=options.layers,
+        words=options.words,
+        criterion=options.criterion,
+        exclude=options.exclude,
+        target=options.target,
+        latency=latency,
+        at_most=at_most,
+        agree=agree,
+    )
+
+
 def shallower(
-    network: nn.Module, data: Dataset, options: Depth, *, at_most: bool = False
+    network: nn.Module,
+    data: Dataset,
+    options: Depth,
+    latency: Latency | None = None,
+    *,
+    at_most: bool = False,
 ) -> tuple[GraphModule, list[Step]]:
-    """The network without as many layers as the options say, its batch norms taken again on
+    """The network without the layers that the options ask for, its batch norms taken again on
     training examples; `network` stays as it is.
 
     Args:
         data: on the device of the network.
+        latency: how times are taken, where they are to be reached.
         at_most: whether fewer go where there are not so many; there may be none left of a layer
             that training has made empty.
 
@@ -42,13 +69,7 @@ def shallower(
             none of those that are left.
     """
     batches = judged_on(data)
-    asked = Asked(
-        count=options.layers,
-        words=f"depth.layers: {options.layers}",
-        criterion=options.criterion,
-        exclude=options.exclude,
-        at_most=at_most,
-    )
+    asked = asked_for(options, latency, at_most=at_most)
     graph, steps = without_layers(network, batches, asked, data.task.loss)
     recalibrate(graph, [batch.inputs for batch in batches])
     return graph, steps

@@ -136,6 +136,7 @@ class BatchStep:
             network,
             self.data,
             depth,
+            self.candidate.latency,
             epochs=self.options.epochs,
             steps_per_epoch=self.steps_per_epoch(),
             agree=self._agreed,

@@ -124,7 +124,8 @@ class Finishing:
         """The network without whole layers, refitted, and made compact then: while its batch norms
         are there, it bears the learning rates of training, and more of what went comes back."""
         depth = self.candidate.depth
-        shallow, gone = shallower(model, self.data, depth, at_most=True)
+        latency = self.candidate.latency
+        shallow, gone = shallower(model, self.data, depth, latency, at_most=True)
         remove_hooks(shallow)
         history = _refitted(shallow, epoch, refit)
         compacted = compact(shallow, inputs, self.candidate.compaction, self.told)

@@ -130,7 +130,7 @@ def _close_layers(candidate: Candidate, device: torch.device | str) -> None:
         for epoch in (closing.first, closing.last):
             training.epoch = epoch
             training.step = epoch * training.steps_per_epoch()
-            with _naming(training.network, "the network cannot be trained with closing layers"):
+            with _naming(None, "the network cannot be trained with closing layers"):
                 next(training.steps())
     finally:
         training.close()
@@ -325,8 +325,8 @@ class _Rehearsal:
         if candidate.compaction.enabled:
             check_storable(self.model, self.sample)
         model = self.model
-        if candidate.depth.layers > 0:
-            model, _ = shallower(model, data, candidate.depth)
+        if candidate.depth.on:
+            model, _ = shallower(model, data, candidate.depth, candidate.latency)
         with _naming(None, "the network cannot be made compact and kept"):
             network = compact(model, self.sample, candidate.compaction).network
             stored = store(network, candidate.model, data.input_shape, data.head, data.call)

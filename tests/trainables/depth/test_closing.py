@@ -204,6 +204,36 @@ def test_more_layers_than_there_are_is_refused_before_training() -> None:
         rehearse(candidate(depth={"layers": 50}))
 
 
+def measures_of(target: dict[str, Any] | None) -> dict[str, float]:
+    return dict(train(candidate(depth={"target": target} if target else {})).measures)
+
+
+def test_as_many_layers_go_as_a_target_takes() -> None:
+    whole = measures_of(None)
+    for name in ("layers", "flops", "params"):
+        wanted = 0.8 * whole[name]
+        found = measures_of({name: int(wanted)})
+        assert found[name] <= wanted
+        assert 2 < found["layers"] < whole["layers"]
+    reached = measures_of({"layers": int(whole["layers"])})
+    assert reached == whole
+
+
+def test_a_target_of_time_is_reached() -> None:
+    """How fast a machine is, is not for a test; that layers go until it is so, is."""
+    found = measures_of({"speedup": 1.2})
+    assert found["layers"] < measures_of(None)["layers"]
+
+
+def test_a_target_out_of_reach_is_refused_before_training() -> None:
+    message = (
+        r"^depth.target: params: 10: no more than \d+ can be taken out of this network: .*; params "
+        r"is [\d,]+ then$"
+    )
+    with pytest.raises(UserError, match=message):
+        rehearse(candidate(depth={"target": {"params": 10}}))
+
+
 def test_such_a_candidate_is_not_packed_and_says_why() -> None:
     assert "set depth.when to trained" in str(packable(candidate()))
 
@@ -217,6 +247,13 @@ def test_such_a_candidate_is_not_packed_and_says_why() -> None:
             "closes layers in slimfront's own loop, and training.factory has one of its own",
         ),
         ({"depth": {"layers": 1, "when": "after"}}, "'training' or 'trained'"),
+        ({"depth": {"layers": 1, "target": {"flops": 9}}}, "leave one of them out"),
+        ({"depth": {"target": {}}}, "it names none of layers, params, flops"),
+        ({"depth": {"target": {"speedup": 0.5}}}, "greater than 1"),
+        (
+            {"depth": {"target": {"speedup": 2}}, "latency": {"runtime": "onnx"}},
+            "give the target in flops or params",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:

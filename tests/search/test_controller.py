@@ -39,6 +39,7 @@ def slow_to_start(directory: Path) -> type[CandidateTrainable]:
     return SlowToStart
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_process_that_starts_is_waited_for_although_another_could_take_its_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -108,6 +108,7 @@ def test_loopback_joins_what_no_proxy_has(monkeypatch: pytest.MonkeyPatch) -> No
     assert os.environ["NO_PROXY"] == "localhost,127.0.0.1,::1"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_a_module_beside_the_config_is_found_from_any_directory(tmp_path: Path) -> None:
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"

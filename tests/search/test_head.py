@@ -33,6 +33,7 @@ def ended(directory: Path) -> int:
     return sum(isinstance(event, TrialEnded) for event in events)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_head_that_stops_ends_the_search_in_one_sentence_and_loses_nothing(
     tmp_path: Path,

@@ -120,6 +120,7 @@ def test_code_travels_without_what_is_not_code(
         pass
 
 
+@pytest.mark.slow
 def test_what_only_the_cluster_can_know_is_refused_there_and_said_here(
     cluster: RayCluster, tmp_path: Path
 ) -> None:

@@ -173,6 +173,7 @@ def network(width):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_process_that_dies_is_told_in_words_of_ours(directory: Path) -> None:
     driver = started(directory, trials=1, epochs=1, code=DYING)

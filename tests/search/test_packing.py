@@ -75,6 +75,7 @@ def test_a_killed_process_costs_its_trials_only_the_steps_since_their_last_check
     check_histories(tmp_path, result, epochs=12)
 
 
+@pytest.mark.slow
 def test_trials_of_a_pack_are_stopped_early_and_one_that_diverges_fails_alone(
     tmp_path: Path,
 ) -> None:

@@ -235,6 +235,7 @@ def test_overrides_that_cannot_be_get_a_sentence(overrides: Any, sentence: str) 
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_progress_of_a_search_in_a_script_has_no_control_codes(tmp_path: Path) -> None:
     program = f"""

@@ -137,6 +137,7 @@ class Turns(Progress):
             self.turning.turn()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_search_whose_server_turns_says_what_is_missing_and_sync_brings_it(
     turning: Turning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

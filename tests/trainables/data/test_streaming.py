@@ -216,6 +216,7 @@ print(json.dumps(peak(HuggingFace(path=sys.argv[1], in_memory=sys.argv[2] == "me
 """
 
 
+@pytest.mark.slow
 def test_decoding_to_disk_takes_far_less_memory_than_the_data(tmp_path: Path) -> None:
     labels = np.arange(700) % 3
     few = [made.png(np.full((256, 256, 3), 80 * label, dtype=np.uint8)) for label in range(3)]

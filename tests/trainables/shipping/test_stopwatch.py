@@ -250,6 +250,7 @@ def candidate(latency: Latency, **changes: Any) -> Candidate:
     )
 
 
+@pytest.mark.slow
 def test_every_network_of_a_candidate_is_timed_as_its_file_int8_too(tmp_path: Path) -> None:
     latency = by_python(tmp_path, SIZE)
     plain = train(candidate(latency))

@@ -40,8 +40,9 @@ class ActiveSET(RandomStart):
 
     def __init__(self, options: SET, setting: Setting) -> None:
         self.options = options
-        self.updates = Updates(options, setting.total_steps)
-        self.updates.check_several("set")
+        updates = Updates(options, setting.total_steps)
+        updates.check_several("set")
+        self.updates = updates
         super().__init__(options, setting, options.sparsity, options.densities)
         self.deviations = {}
         for name, weight in self.weights.items():
@@ -58,20 +59,18 @@ class ActiveSET(RandomStart):
         """Moves weights."""
         growth = self.random_scores()
         for name, weight in self.weights.items():
-            before = self.masks[name].clone()
+            mask = self.masks[name]
+            before = mask.clone()
             kept = int(before.sum())
             count = int(self.options.drop * kept)
-            after = drop_and_grow(
-                mask=before,
-                magnitude=weight.abs(),
-                growth=growth[name],
-                count=count,
-            )
+            size = weight.abs()
+            after = drop_and_grow(before, size, growth[name], count)
             self.set_masks({name: after})
             drawn = torch.randn(weight.shape, generator=self.generator)
+            deviation = self.deviations[name]
             values = drawn.to(weight)
-            values = values * self.deviations[name]
-            grown = self.masks[name] & ~before
+            values = values * deviation
+            grown = mask & ~before
             after_growth = torch.where(grown, values, weight)
             weight.copy_(after_growth)
 

@@ -36,6 +36,10 @@ _LONGEST = 4
 """So many layers become one at most."""
 
 
+IsActivation = Callable[[fx.GraphModule, fx.Node], bool]
+ShapesByNode = Mapping[fx.Node, object]
+
+
 @dataclass(frozen=True)
 class Run:
     """Layers, each of which feeds the next alone, through an activation or nothing."""
@@ -53,8 +57,8 @@ class Run:
 
 def runs(
     graph: fx.GraphModule,
-    shapes: Mapping[fx.Node, object],
-    is_activation: Callable[[fx.GraphModule, fx.Node], bool],
+    shapes: ShapesByNode,
+    is_activation: IsActivation,
 ) -> Iterator[Run]:
     """The runs whose layers, as one, have no more weights, no more that are not zero, and no more
     multiplications than they have now, in order of execution; each has an activation that goes.
@@ -79,7 +83,7 @@ def _longer(
     graph: fx.GraphModule,
     run: Run,
     layers: Mapping[fx.Node, Layer],
-    is_activation: Callable[[fx.GraphModule, fx.Node], bool],
+    is_activation: IsActivation,
 ) -> Run | None:
     """The run with the layer behind it; None if there is none that it feeds alone."""
     reader = only_user(run.last.last)
@@ -94,16 +98,21 @@ def _longer(
     following = layers[reader]
     if not fit(run.last.layer, following.layer):
         return None
+    layers_of_run = (*run.layers, following)
     inexact = run.moves_padding or _pads_what_is_not_zero(run, following)
-    return Run((*run.layers, following), activations, inexact)
+    return Run(layers_of_run, activations, inexact)
 
 
 def _pads_what_is_not_zero(run: Run, following: Layer) -> bool:
     """Whether the zeros that a layer pads by stand where what feeds it would not give zero."""
-    if isinstance(following.layer, nn.Linear) or not any(following.layer.padding):
+    if isinstance(following.layer, nn.Linear):
+        return False
+    if not any(following.layer.padding):
         return False
     for layer in run.layers:
-        if layer.norm is not None or not gives_zero_outside(layer.layer):
+        if layer.norm is not None:
+            return True
+        if not gives_zero_outside(layer.layer):
             return True
     return False
 
@@ -112,24 +121,27 @@ def _pads_what_is_not_zero(run: Run, following: Layer) -> bool:
 def product_of(layers: Sequence[Layer], *, moves_padding: bool) -> WeightLayer | None:
     """All layers as one, without the batch norm of the last; None where no single layer does
     that."""
-    combined = folded(layers[0])
-    for layer in layers[1:-1]:
-        further = product(combined, folded(layer), moves_padding=moves_padding)
+    first, *between, last = layers
+    combined = folded(first)
+    for layer in between:
+        own = folded(layer)
+        further = product(combined, own, moves_padding=moves_padding)
         if further is None:
             return None
         combined = further
-    return product(combined, layers[-1].layer, moves_padding=moves_padding)
+    return product(combined, last.layer, moves_padding=moves_padding)
 
 
 def folded(layer: Layer) -> WeightLayer:
     """A layer with its batch norm in its weights."""
+    own = layer.layer
     if layer.norm is None:
-        return layer.layer
+        return own
     weight, bias = layer.folded()
-    made = with_weights(layer.layer, weight, bias)
-    if isinstance(made, Conv) and isinstance(layer.layer, Conv):
-        made.groups = layer.layer.groups
-        made.in_channels = layer.layer.in_channels
+    made = with_weights(own, weight, bias)
+    if isinstance(made, Conv) and isinstance(own, Conv):
+        made.groups = own.groups
+        made.in_channels = own.in_channels
     return made
 
 
@@ -137,14 +149,15 @@ def merge_run(graph: fx.GraphModule, run: Run) -> None:
     """Makes one layer of a run whose activations are gone, in place of its last."""
     combined = product_of(run.layers, moves_padding=run.moves_padding)
     assert combined is not None
-    set_module(graph, run.last.name, combined)
-    for layer in run.layers[:-1]:
+    *gone, last = run.layers
+    set_module(graph, last.name, combined)
+    for layer in gone:
         if layer.last is not layer.node:
             bypass(graph, layer.last)
         bypass(graph, layer.node)
 
 
-def _pays(run: Run, shapes: Mapping[fx.Node, object]) -> bool:
+def _pays(run: Run, shapes: ShapesByNode) -> bool:
     """Whether one layer costs no more than the run."""
     layers = [layer.layer for layer in run.layers]
     entries = entries_of_product(layers)
@@ -152,23 +165,29 @@ def _pays(run: Run, shapes: Mapping[fx.Node, object]) -> bool:
     work_apart = 0
     for layer in run.layers:
         own = layer.layer.weight.numel()
-        positions = _positions(layer, shapes[layer.node])
+        made = shapes[layer.node]
+        positions = _positions(layer, made)
         entries_apart += own
         work_apart += own * positions
+    if entries > entries_apart:
+        return False
     # The positions of the last layer are those of all as one.
-    if entries > entries_apart or entries * positions > work_apart:
+    work = entries * positions
+    if work > work_apart:
         return False
     combined = product_of(run.layers, moves_padding=run.moves_padding)
     assert combined is not None
-    nonzero = sum(map(count_nonzeros, layers))
-    biases = combined.weight.shape[0]
-    return count_nonzeros(combined) <= nonzero + biases
+    nonzero_apart = sum(map(count_nonzeros, layers))
+    biases = len(combined.weight)
+    nonzero = count_nonzeros(combined)
+    return nonzero <= nonzero_apart + biases
 
 
 def _positions(layer: Layer, made: object) -> int:
     """For how many positions of its output a layer multiplies its weights."""
     assert isinstance(made, tuple)
     shape: Sequence[int] = made[0]
+    positions = shape[2:]
     if isinstance(layer.layer, nn.Linear):
-        return math.prod(shape[:-1])
-    return math.prod(shape[2:])
+        positions = shape[:-1]
+    return math.prod(positions)

@@ -32,8 +32,11 @@ def shallower(
         UserError: if the network cannot be traced, there are not so many, or the criterion judges
             none of those that are left.
     """
-    inputs = data.prepare(data.train.inputs[:_EXAMPLES])
-    targets = data.train.targets[:_EXAMPLES].to(data.device)
+    train = data.train
+    stored = train.inputs[:_EXAMPLES]
+    inputs = data.prepare(stored)
+    targets = train.targets[:_EXAMPLES]
+    targets = targets.to(data.device)
     pairs = zip(inputs.split(_BATCH), targets.split(_BATCH), strict=True)
     batches = [Batch(some, wanted) for some, wanted in pairs]
     graph, steps = without_layers(

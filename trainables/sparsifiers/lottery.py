@@ -120,7 +120,8 @@ class ActiveLotteryTicket(ActiveSparsifier):
         super().load_state_dict(state)
         own = self.setting.model.state_dict()
         self.ticket = {}
-        for name, value in state["ticket"].items():
+        ticket = state["ticket"]
+        for name, value in ticket.items():
             device = own[name].device
             copy = torch.clone(value)
             self.ticket[name] = copy.to(device)

@@ -277,8 +277,8 @@ def worth_least(
         if not going.any():
             return stay
         parts = going.split(units)
-        for there, part in zip(stay.values(), parts, strict=True):
-            there &= ~part
+        for name, part in zip(stay, parts, strict=True):
+            stay[name] &= ~part
 
 
 def _going(worth: Tensor, prices: Tensor, excess: float) -> Tensor:

@@ -32,7 +32,8 @@ def check_names(network: nn.Module, key: str, patterns: Sequence[str]) -> None:
     parameter."""
     names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
     for pattern in patterns:
-        if any(fnmatchcase(name, pattern) for name in names):
+        matches = [fnmatchcase(name, pattern) for name in names]
+        if any(matches):
             continue
         hint = suggest(pattern, names)
         raise UserError(f"{key}: no parameter of the network is called '{pattern}'; {hint}")

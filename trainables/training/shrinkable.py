@@ -63,8 +63,7 @@ def what_can_shrink(network: nn.Module, sample: Tensor) -> NetworkReport:
     """
     layers = {}
     for name, module in network.named_modules():
-        own = module.parameters(recurse=False)
-        count = sum(parameter.numel() for parameter in own)
+        count = _own_parameters(module)
         if count:
             kind = type(module).__name__
             layers[name] = LayerReport(name, kind, count)
@@ -80,6 +79,14 @@ def what_can_shrink(network: nn.Module, sample: Tensor) -> NetworkReport:
     reports = list(layers.values())
     distinct = _distinct(problems)
     return NetworkReport(reports, distinct)
+
+
+def _own_parameters(module: nn.Module) -> int:
+    """How many there are in a module itself, those of the modules within it aside."""
+    count = 0
+    for parameter in module.parameters(recurse=False):
+        count += parameter.numel()
+    return count
 
 
 def _acting(network: nn.Module, sample: Tensor, problems: list[str]) -> _Acting:

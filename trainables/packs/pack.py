@@ -157,7 +157,7 @@ class Pack:
         counts_of_each = [member.counts() for member in members]
         counts = torch.stack(counts_of_each)
         scores = self._scores(stack, self.step)
-        numbers = torch.cat([means.T, counts, scores], 1)
+        numbers = torch.cat([means, counts, scores], 1)
         return streams.end_epochs(members, numbers.tolist())
 
     def _stack_of(self, members: list[Training]) -> Stack:
@@ -184,8 +184,7 @@ class Pack:
         return step_of(member, sample)
 
     def _steps(self, stack: Stack, step: Step) -> Tensor:
-        """Trains an epoch; the mean task losses and the mean penalty losses of the members,
-        (2, K)."""
+        """Trains an epoch; the mean task loss and the mean penalty loss of each member, (K, 2)."""
         members = stack.members
         train = members[0].taught.train
         all_targets = train.targets
@@ -209,7 +208,7 @@ class Pack:
         task_totals = torch.stack(task_losses).sum(0)
         task_means = task_totals / count
         penalty_means = torch.stack(penalty_losses).mean(0)
-        return torch.stack([task_means, penalty_means])
+        return torch.stack([task_means, penalty_means], 1)
 
     def _inputs(self, members: Sequence[Training], batch: Tensor) -> Tensor:
         """The examples at `batch` (K, B), each row augmented by its member's own generator: (K, B,
@@ -234,11 +233,12 @@ class Pack:
         task = data.task
         inputs, targets = data.validation
         parameters = stack.named(stack.weights)
-        numbers = inputs[0].numel()
-        size = self._validation_batch(numbers, count)
+        first = inputs[0]
+        size = self._validation_batch(first.numel(), count)
         tally = task.tally(count)
-        batches = zip(inputs.split(size), targets.split(size), strict=True)
-        for stored, wanted in batches:
+        inputs_of_batches = inputs.split(size)
+        targets_of_batches = targets.split(size)
+        for stored, wanted in zip(inputs_of_batches, targets_of_batches, strict=True):
             prepared = data.prepare(stored)
             outputs = step.outputs(parameters, stack.buffers, prepared)
             task.count(tally, outputs, wanted)

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.data.transforms import Draws, draw
+from slimfront.trainables.data.transforms import draw
 from slimfront.trainables.errors import UserError, first_line_of
-from slimfront.trainables.gpu import to_device
 from slimfront.trainables.penalties.base import ActiveGroups
 from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.torch_internals import Dropout
+from slimfront.trainables.training.acceleration.tables import Tables
 from slimfront.trainables.training.ranks import Solo
 
 if TYPE_CHECKING:
@@ -91,32 +91,9 @@ class StepGraphs:
         self.recorded: dict[Hashable, _Recorded] = {}
         self.seen: Counter[Hashable] = Counter()
         self.replays = 0
-        self._make_tables()
-
-    def _make_tables(self) -> None:
-        training = self.training
-        data = training.data
-        count = len(data.train.targets)
         self.size = training.options.batch_size
-        batches = training.steps_per_epoch()
-        with training.device:
-            self.order = torch.zeros(count, dtype=torch.int64)
-            self.mirrored = None
-            if data.augment.flip:
-                self.mirrored = torch.zeros(count, 1, dtype=torch.bool)
-            self.corner = None
-            if data.augment.crop:
-                self.corner = torch.zeros(2, count, 1, dtype=torch.int64)
-            # What fused optimisers take.
-            self.rates = torch.zeros(batches, dtype=torch.float32)
-            self.step_sizes = torch.zeros_like(self.rates)
-            self.first = torch.zeros((), dtype=torch.int64)
-            """The place in `order` where the coming batch begins."""
-            self.number = torch.zeros(1, dtype=torch.int64)
-            """Which step of the epoch comes."""
-            self.places = torch.arange(self.size)
-            self.totals = torch.zeros(2, dtype=torch.float64)
-            """The sums of task losses, each times the size of its batch, and of penalty losses."""
+        steps = training.steps_per_epoch()
+        self.tables = Tables(training.data, self.size, steps, training.device)
 
     def on_stream(self) -> AbstractContextManager[object]:
         """Within, what is computed is queued behind the steps taken before, and beside what other
@@ -152,29 +129,18 @@ class StepGraphs:
     def means(self) -> Tensor:
         """The mean task loss of the epoch's examples, and the mean penalty loss of its steps: (2,),
         float64."""
-        examples = len(self.order)
-        steps = len(self.rates)
-        counts = torch.tensor([examples, steps], dtype=torch.float64)
-        totals = self.totals
-        counts = to_device(counts, totals.device)
-        return totals / counts
+        return self.tables.means()
 
     def _begin(self, order: Tensor) -> None:
         training = self.training
         rates = []
         step_sizes = []
-        begin = training.step
-        end = begin + len(self.rates)
-        for step in range(begin, end):
-            rate = training.learning_rate(step)
+        for number in range(training.steps_per_epoch()):
+            rate = training.learning_rate(training.step + number)
             step_size = training.proximal_step(rate)
             rates.append(rate)
             step_sizes.append(step_size)
-        _fill(self.order, order)
-        _fill(self.rates, torch.tensor(rates))
-        _fill(self.step_sizes, torch.tensor(step_sizes))
-        for counter in (self.first, self.number, self.totals):
-            counter.zero_()
+        self.tables.begin(order, rates, step_sizes)
 
     def _draw(self, first: int, last: int) -> None:
         """Draws the augmentation of the examples at places `first` to `last`, batch by batch, as
@@ -183,20 +149,13 @@ class StepGraphs:
         augment = training.data.augment
         if not augment.active:
             return
-        mirrored: list[Any] = []
-        corner: list[Any] = []
+        draws = []
         for begin in range(first, last, self.size):
             left = last - begin
             size = min(self.size, left)
             drawn = draw(size, augment, training.augmenter)
-            mirrored.append(drawn.mirrored)
-            corner.append(drawn.corner)
-        if self.mirrored is not None:
-            table = self.mirrored[first:last]
-            _fill(table, torch.cat(mirrored))
-        if self.corner is not None:
-            table = self.corner[:, first:last]
-            _fill(table, torch.cat(corner, 1))
+            draws.append(drawn)
+        self.tables.take_draws(first, last, draws)
 
     def _step(self, size: int) -> None:
         training = self.training
@@ -252,37 +211,19 @@ class StepGraphs:
         counters."""
         training = self.training
         data = training.data
-        places = self.first + self.places[:size]
-        chosen = self.order.index_select(0, places)
-        drawn = self._drawn(places)
+        tables = self.tables
+        places = tables.places(size)
+        chosen = tables.order.index_select(0, places)
+        drawn = tables.drawn(places)
         stored = data.train.inputs.index_select(0, chosen)
         inputs = data.varied(stored, drawn)
         all_targets = training.taught.train.targets
         targets = all_targets.index_select(0, chosen)
-        lr = self._now(self.rates)
-        step_size = self._now(self.step_sizes)
+        lr = tables.now(tables.rates)
+        step_size = tables.now(tables.step_sizes)
         losses = training.take_prepared_step(inputs, targets, lr, step_size)
         task_loss, penalty_loss = (loss.double() for loss in losses)
-        with torch.no_grad():
-            of_batch = task_loss * size
-            self.totals += torch.stack([of_batch, penalty_loss])
-            self.first += size
-            self.number += 1
-
-    def _drawn(self, places: Tensor) -> Draws:
-        """What was drawn for the augmentation of the examples at `places` of the order."""
-        mirrored = None
-        if self.mirrored is not None:
-            mirrored = self.mirrored.index_select(0, places)
-        corner = None
-        if self.corner is not None:
-            corner = self.corner.index_select(1, places)
-        return Draws(mirrored, corner)
-
-    def _now(self, table: Tensor) -> Tensor:
-        """The number of a table that is of the coming step, a scalar."""
-        row = table.index_select(0, self.number)
-        return row.squeeze(0)
+        tables.count(size, task_loss, penalty_loss)
 
     def _take_watched(self, size: int) -> None:
         """The same; finds out whether the network keeps anything in Python that a replay would not
@@ -401,14 +342,6 @@ def step_graphs(training: "Training") -> StepGraphs | None:
     if training.device.type == "cuda":
         log.info("training.cuda_graphs: auto: steps are not recorded: %s", reason)
     return None
-
-
-def _fill(table: Tensor, values: Tensor) -> None:
-    """Copies `values` into a table on the GPU without waiting for it."""
-    pinned = values
-    if table.is_cuda and not values.is_cuda:
-        pinned = values.pin_memory()
-    table.copy_(pinned, non_blocking=True)
 
 
 def _outside(model: nn.Module, on_gpu: bool) -> tuple[object, ...]:

@@ -68,8 +68,10 @@ def _axes_of(module: nn.Module) -> int | None:
 
 def _with_norm(layer: Conv | _Transposed, norm: BatchNorm) -> nn.Module:
     """The layer whose outputs are those of the norm behind it."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    variance = norm.running_var.double() + norm.eps
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    variance = norm.running_var.double()
+    variance = variance + norm.eps
     scale = variance.rsqrt()
     if norm.weight is not None:
         factor = norm.weight.double()

@@ -241,12 +241,11 @@ def _correlated(inner: Tensor, outer: Tensor) -> Tensor:
     between, …): the full convolution of the two."""
     sizes = inner.shape[2:]
     margin = [size - 1 for size in sizes]
-    axes = inner.dim()
-    positions = list(range(2, axes))
+    positions = list(range(2, inner.dim()))
     by_inputs = inner.transpose(0, 1)
     flipped = by_inputs.flip(positions)
-    axes_of_kernel = len(sizes)
-    convolve = _CONVOLVE[axes_of_kernel]
+    axes = len(sizes)
+    convolve = _CONVOLVE[axes]
     full: Tensor = convolve(outer, flipped, padding=margin)
     return full
 

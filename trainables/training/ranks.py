@@ -97,7 +97,8 @@ class Group(Solo):
             return batch, 1.0
         parts = batch.tensor_split(self.size)
         mine = parts[self.rank]
-        weight = len(mine) * self.size / count
+        examples = len(mine)
+        weight = examples * self.size / count
         return mine, weight
 
     def wrap(self, losses: Losses, sample: Tensor, *, overlap: bool) -> nn.Module:
@@ -196,14 +197,8 @@ class Group(Solo):
 
     def _gather(self, outputs: Tensor | None, count: int) -> list[Tensor]:
         """The outputs (n, …) of each rank's share of `count` examples, None for no share."""
-        # Rank 0 has a share if any rank has.
-        shape = torch.zeros(8, dtype=torch.int64, device=self.device)
-        if outputs is not None and self.rank == 0:
-            axes = outputs.dim()
-            shape[:axes] = torch.tensor(outputs.shape)
-        dist.broadcast(shape, 0)
-        sizes = [size for size in shape.tolist() if size]
-        padded = torch.zeros(sizes, device=self.device)
+        shape = self._shape_at_rank0(outputs)
+        padded = torch.zeros(shape, device=self.device)
         if outputs is not None:
             own = len(outputs)
             padded[:own] = outputs
@@ -215,6 +210,15 @@ class Group(Solo):
             own = len(places)
             shares.append(part[:own])
         return shares
+
+    def _shape_at_rank0(self, outputs: Tensor | None) -> list[int]:
+        """That of rank 0's outputs: it has a share if any rank has, and none has more."""
+        shape = torch.zeros(8, dtype=torch.int64, device=self.device)
+        if self.rank == 0 and outputs is not None:
+            axes = outputs.dim()
+            shape[:axes] = torch.tensor(outputs.shape)
+        dist.broadcast(shape, 0)
+        return [size for size in shape.tolist() if size]
 
 
 def _may_leave_out(model: nn.Module, sample: Tensor) -> bool:
@@ -249,11 +253,16 @@ def _flat(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         flats.append(flat)
     yield flats
     for flat, alike in zip(flats, kinds.values(), strict=True):
-        sizes = [tensor.numel() for tensor in alike]
-        parts = flat.split(sizes)
-        for tensor, part in zip(alike, parts, strict=True):
-            values = part.view_as(tensor)
-            tensor.copy_(values)
+        _take_parts(alike, flat)
+
+
+def _take_parts(tensors: Sequence[Tensor], flat: Tensor) -> None:
+    """Gives tensors the entries of `flat`, one behind the other."""
+    sizes = [tensor.numel() for tensor in tensors]
+    parts = flat.split(sizes)
+    for tensor, part in zip(tensors, parts, strict=True):
+        values = part.view_as(tensor)
+        tensor.copy_(values)
 
 
 def listen() -> socket.socket:

@@ -11,7 +11,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import Node
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import register_pytree_node, tree_flatten, tree_map, tree_unflatten
@@ -70,7 +71,7 @@ def without_compiler() -> Iterator[None]:
             delattr(original, _CALLED)
 
 
-def function_name(node: fx.Node) -> str:
+def function_name(node: Node) -> str:
     """What a node calls, by a name that a function, a method, and an operator of Python share."""
     if node.op == "call_method":
         return str(node.target).rstrip("_")
@@ -86,7 +87,7 @@ def signature(operation: Any) -> tuple[str, list[str]]:
     return schema.name.removeprefix("aten::"), [str(one.type) for one in schema.arguments]
 
 
-def writes_in_place(node: fx.Node) -> bool:
+def writes_in_place(node: Node) -> bool:
     """Whether a node changes a tensor that it is given."""
     if node.op == "call_method":
         name = str(node.target)
@@ -119,7 +120,7 @@ def register_container(
     register_pytree_node(kind, parts, made, serialized_type_name=name)
 
 
-def is_check(node: fx.Node) -> bool:
+def is_check(node: Node) -> bool:
     """Whether torch.fx put a node in to check that an optional argument is what it was."""
     return getattr(node.target, "__name__", "") in _FX_CHECKS
 

@@ -5,7 +5,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.layers import set_called, with_weights
 from slimfront.trainables.compaction.units import Removed
@@ -18,12 +19,12 @@ from slimfront.trainables.structure.graph import call_counts, module_of, only_us
 class _Attended:
     """An attention with the projections around it; each of them is called only here."""
 
-    graph: fx.GraphModule
-    node: fx.Node
+    graph: GraphModule
+    node: Node
     attention: Attention
-    inputs: tuple[fx.Node, ...]
+    inputs: tuple[Node, ...]
     """The nodes of the projections query, key and value."""
-    out: fx.Node
+    out: Node
 
     def inputs_projections(self) -> list[nn.Linear]:
         """The projections query, key and value."""
@@ -72,13 +73,13 @@ class _Attended:
     def pass_by(self) -> None:
         """Has the output projection read what the query's projection reads."""
         source = self.inputs[0].args[0]
-        assert isinstance(source, fx.Node)
+        assert isinstance(source, Node)
         self.out.replace_input_with(self.node, source)
         self.graph.graph.eliminate_dead_code()
 
 
 @torch.no_grad()
-def remove_dead_heads(graph: fx.GraphModule, multiple: int = 1) -> list[Removed]:
+def remove_dead_heads(graph: GraphModule, multiple: int = 1) -> list[Removed]:
     """Removes heads whose output is constant, or that nothing reads; outputs stay equal.
 
     A head is constant if the rows of its values are all zero: attention weights sum to 1, so it
@@ -162,7 +163,7 @@ def _with_constant(bias: Tensor | None, matrix: Tensor, output: Tensor) -> Tenso
     return moved + before
 
 
-def _attended(graph: fx.GraphModule, node: fx.Node) -> _Attended | None:
+def _attended(graph: GraphModule, node: Node) -> _Attended | None:
     """The attention that the node calls, if its projections are linear layers that serve it
     alone."""
     attention = module_of(graph, node)
@@ -196,7 +197,7 @@ def _attended(graph: fx.GraphModule, node: fx.Node) -> _Attended | None:
     )
 
 
-def _linear(graph: fx.GraphModule, node: fx.Node) -> nn.Linear:
+def _linear(graph: GraphModule, node: Node) -> nn.Linear:
     layer = module_of(graph, node)
     assert isinstance(layer, nn.Linear)
     return layer

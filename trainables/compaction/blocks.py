@@ -4,12 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.structure.targets.branches import Branch, residual_branches
 
 
 @torch.no_grad()
-def drop_empty_branches(graph: fx.GraphModule, inputs: Tensor) -> list[str]:
+def drop_empty_branches(graph: GraphModule, inputs: Tensor) -> list[str]:
     """Replaces `shortcut + branch` by `shortcut` where the branch's last layer, or the norm behind
     it, is all zero.
 
@@ -29,7 +30,7 @@ def drop_empty_branches(graph: fx.GraphModule, inputs: Tensor) -> list[str]:
         dropped.append(branch.name)
 
 
-def _first_empty(graph: fx.GraphModule, inputs: Tensor) -> Branch | None:
+def _first_empty(graph: GraphModule, inputs: Tensor) -> Branch | None:
     """The first branch that adds nothing to a shortcut of its own shape."""
     empty = []
     for branch in residual_branches(graph):
@@ -47,17 +48,17 @@ def _first_empty(graph: fx.GraphModule, inputs: Tensor) -> Branch | None:
 class Shapes(fx.Interpreter):
     """Runs a graph and remembers the shapes and types that its nodes make."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph)
-        self.found: dict[fx.Node, object] = {}
+        self.found: dict[Node, object] = {}
 
-    def of(self, inputs: Tensor) -> dict[fx.Node, object]:
+    def of(self, inputs: Tensor) -> dict[Node, object]:
         """Shape and type of every node's tensor for a batch of two, if there are so many
         `inputs`."""
         self.run(inputs[:2].clone())
         return self.found
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: Node) -> Any:
         """Runs one operation."""
         made = super().run_node(n)
         self.found[n] = None

@@ -4,7 +4,8 @@ import logging
 import math
 from dataclasses import dataclass
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.exact import restore_types
 from slimfront.trainables.compaction.layers import count_nonzeros, count_weights
@@ -79,7 +80,7 @@ def compact(
         if apart <= options.tolerance:
             on_inputs = relative_difference(model, network, inputs, options.tolerance)
             apart = max(apart, on_inputs, key=_badness)
-        if isinstance(network, fx.GraphModule):
+        if isinstance(network, GraphModule):
             if options.approximate:
                 steps += merge_approximately(network, options.merge)
             steps += name_what_stays(network, inputs, options, told)
@@ -141,8 +142,8 @@ def _smaller(model: nn.Module, inputs: Tensor, options: Compaction) -> _Smaller:
 
 
 def _tried(
-    original: fx.GraphModule, inputs: Tensor, options: Compaction, removals: tuple[Removal, ...]
-) -> tuple[fx.GraphModule, _Smaller]:
+    original: GraphModule, inputs: Tensor, options: Compaction, removals: tuple[Removal, ...]
+) -> tuple[GraphModule, _Smaller]:
     """The network after all exact steps with these kinds of removal."""
     start = start_of(original, inputs, options)
     network, done = reduced(start, options, removals)
@@ -158,7 +159,7 @@ def _tried(
 
 
 def _right_removals(
-    original: fx.GraphModule, inputs: Tensor, options: Compaction
+    original: GraphModule, inputs: Tensor, options: Compaction
 ) -> tuple[Removal, ...]:
     """The kinds of removal that change no output where each is done alone."""
     without_merging = {"merge": "never"}
@@ -213,7 +214,7 @@ def _sizes(network: nn.Module) -> dict[str, float]:
     }
 
 
-def _unchanged(original: fx.GraphModule) -> fx.GraphModule:
+def _unchanged(original: GraphModule) -> GraphModule:
     network = copied(original).eval()
     split_attention(network)
     return network

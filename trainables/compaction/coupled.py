@@ -5,7 +5,8 @@ import logging
 import math
 from collections.abc import Callable
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.slicing import sliced
 from slimfront.trainables.compaction.units import Removed
@@ -24,7 +25,7 @@ _BY_COLUMNS = (nn.Embedding, *_TRANSPOSED)
 
 
 def remove_coupled_channels(
-    network: fx.GraphModule,
+    network: GraphModule,
     inputs: Tensor,
     tolerance: float = EXACT,
     probe: Probe | None = None,
@@ -57,7 +58,7 @@ def _in_part(counts: dict[str, int]) -> list[Removed]:
 
 
 def _agreement(
-    network: fx.GraphModule, inputs: Tensor, tolerance: float, probe: Probe | None
+    network: GraphModule, inputs: Tensor, tolerance: float, probe: Probe | None
 ) -> Callable[[nn.Module], bool]:
     """Whether another network computes what this one does, which is run when that is asked, and if
     no probe knows it."""
@@ -70,7 +71,7 @@ def _agreement(
     return agrees
 
 
-def _has_zeros(network: fx.GraphModule) -> bool:
+def _has_zeros(network: GraphModule) -> bool:
     """Whether a weight is 0 all along a row, or along a column that reads what a layer made."""
     first = _first_layers(network)
     for name, parameter in network.named_parameters():
@@ -92,10 +93,10 @@ def _has_zeros(network: fx.GraphModule) -> bool:
     return False
 
 
-def _first_layers(network: fx.GraphModule) -> set[str]:
+def _first_layers(network: GraphModule) -> set[str]:
     """The layers that read the network's inputs, and what no layer made of them, but for those
     whose columns are what they make."""
-    made: set[fx.Node] = set()
+    made: set[Node] = set()
     """What layers made, or hold."""
     first = set()
     for node in network.graph.nodes:
@@ -114,7 +115,7 @@ def _first_layers(network: fx.GraphModule) -> set[str]:
 
 
 def _removed_by_dependencies(
-    network: fx.GraphModule, inputs: Tensor, tolerance: float, multiple: int
+    network: GraphModule, inputs: Tensor, tolerance: float, multiple: int
 ) -> list[Removed]:
     """The same by Torch-Pruning's graph, for what ours does not follow."""
     if not dead_units(network):
@@ -136,7 +137,7 @@ def _removed_by_dependencies(
 
 
 def _dead_of_groups(
-    network: fx.GraphModule, groups: list[ChannelGroup], multiple: int
+    network: GraphModule, groups: list[ChannelGroup], multiple: int
 ) -> dict[str, Tensor]:
     """Which units of each group can go, (units,) bool, by its name; one of each stays, and what
     makes a multiple."""

@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.inputs import in_float64
 from slimfront.trainables.structure.agreement import outputs
@@ -15,8 +16,8 @@ _WIDENED = "widened"
 
 
 def in_float64_where_it_can(
-    original: fx.GraphModule, inputs: Tensor
-) -> tuple[fx.GraphModule, Tensor, bool]:
+    original: GraphModule, inputs: Tensor
+) -> tuple[GraphModule, Tensor, bool]:
     """A copy of the network and its inputs, in float64, and true; in their own type, and false, if
     its code or the device allows no other."""
     try:
@@ -37,7 +38,7 @@ def type_of(network: nn.Module) -> torch.dtype:
     return torch.get_default_dtype()
 
 
-def restore_types(network: fx.GraphModule, original: fx.GraphModule) -> None:
+def restore_types(network: GraphModule, original: GraphModule) -> None:
     """Gives parameters and buffers the types that they had; those that are new, that of the first
     parameter."""
     types = {}
@@ -64,7 +65,7 @@ def _tensors(module: nn.Module, *, recurse: bool = True) -> list[tuple[str, Tens
     ]
 
 
-def _widen(network: fx.GraphModule) -> None:
+def _widen(network: GraphModule) -> None:
     """Has casts to float32 in a network's code be casts to float64."""
     for node in network.graph.nodes:
         is_method = node.op == "call_method"
@@ -77,7 +78,7 @@ def _widen(network: fx.GraphModule) -> None:
     network.recompile()
 
 
-def _narrow(network: fx.GraphModule) -> None:
+def _narrow(network: GraphModule) -> None:
     """Takes that back."""
     for node in network.graph.nodes:
         before = node.meta.pop(_WIDENED, None)
@@ -88,11 +89,11 @@ def _narrow(network: fx.GraphModule) -> None:
     network.recompile()
 
 
-def _names_type(node: fx.Node, dtype: torch.dtype) -> bool:
+def _names_type(node: Node, dtype: torch.dtype) -> bool:
     return any(value is dtype for value in arguments(node))
 
 
-def _rename_types(node: fx.Node, before: torch.dtype, after: torch.dtype) -> None:
+def _rename_types(node: Node, before: torch.dtype, after: torch.dtype) -> None:
     def renamed(value: Any) -> Any:
         if value is before:
             return after

@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.structure.graph import (
     Conv,
@@ -86,25 +87,25 @@ def _parameter_like(like: WeightLayer, values: Tensor) -> nn.Parameter:
     return nn.Parameter(values.to(like.weight))
 
 
-def set_module(graph: fx.GraphModule, name: str, module: nn.Module) -> None:
+def set_module(graph: GraphModule, name: str, module: nn.Module) -> None:
     """Puts `module` in the place of the submodule called `name`."""
     owner, leaf = _owner(graph, name)
     setattr(owner, leaf, module)
 
 
-def _owner(network: fx.GraphModule, name: str) -> tuple[nn.Module, str]:
+def _owner(network: GraphModule, name: str) -> tuple[nn.Module, str]:
     """The module that holds what has this name, and what it calls it."""
     path, _, leaf = name.rpartition(".")
     owner = network.get_submodule(path)
     return owner, leaf
 
 
-def set_called(graph: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
+def set_called(graph: GraphModule, node: Node, module: nn.Module) -> None:
     """Puts `module` in the place of the module that a node calls."""
     set_module(graph, str(node.target), module)
 
 
-def tensor_at(network: fx.GraphModule, name: str) -> Any:
+def tensor_at(network: GraphModule, name: str) -> Any:
     """The parameter or buffer of that name."""
     owner, _, leaf = name.rpartition(".")
     holder: nn.Module = network
@@ -113,22 +114,22 @@ def tensor_at(network: fx.GraphModule, name: str) -> Any:
     return getattr(holder, leaf)
 
 
-def set_tensor(network: fx.GraphModule, name: str, tensor: Tensor) -> None:
+def set_tensor(network: GraphModule, name: str, tensor: Tensor) -> None:
     """Puts a parameter or buffer in the place of the one of that name."""
     owner, leaf = _owner(network, name)
     setattr(owner, leaf, tensor)
 
 
-def delete_tensor(network: fx.GraphModule, name: str) -> None:
+def delete_tensor(network: GraphModule, name: str) -> None:
     """Takes the parameter or buffer of that name away."""
     owner, leaf = _owner(network, name)
     delattr(owner, leaf)
 
 
-def bypass(graph: fx.GraphModule, node: fx.Node) -> None:
+def bypass(graph: GraphModule, node: Node) -> None:
     """Takes out a node that passes its first input on unchanged."""
     source = node.args[0]
-    assert isinstance(source, fx.Node)
+    assert isinstance(source, Node)
     node.replace_all_uses_with(source)
     graph.graph.erase_node(node)
 
@@ -156,7 +157,7 @@ def is_denser(combined: nn.Module, first: nn.Module, second: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def fold_batch_norms(graph: fx.GraphModule) -> list[str]:
+def fold_batch_norms(graph: GraphModule) -> list[str]:
     """Folds every batch norm that follows a layer into it, in float64; returns the names of the
     layers."""
     folded = []
@@ -173,7 +174,7 @@ def fold_batch_norms(graph: fx.GraphModule) -> list[str]:
 
 
 @torch.no_grad()
-def clear_rounding(graph: fx.GraphModule, folded: list[str], dtype: torch.dtype) -> None:
+def clear_rounding(graph: GraphModule, folded: list[str], dtype: torch.dtype) -> None:
     """Sets to zero what folding left negative where training had made a zero; `dtype` is that of
     training.
     """
@@ -202,7 +203,7 @@ def _in_float64(layer: Layer) -> Layer:
     )
 
 
-def nonnegative_when_trained(graph: fx.GraphModule) -> set[fx.Node]:
+def nonnegative_when_trained(graph: GraphModule) -> set[Node]:
     """Nodes whose output is non-negative with the present weights (batch norms folded)."""
     inactive = set()
     for layer in layers_of(graph):
@@ -211,7 +212,7 @@ def nonnegative_when_trained(graph: fx.GraphModule) -> set[fx.Node]:
         if not layer.active():
             inactive.add(layer.node)
 
-    def is_inactive(node: fx.Node) -> bool:
+    def is_inactive(node: Node) -> bool:
         return node in inactive
 
     return nonnegative_nodes(graph, is_inactive)

@@ -3,10 +3,10 @@ are looked up in Python."""
 
 from collections.abc import Callable
 
-from torch import fx
+from torch.fx import GraphModule
 
 
-def make_quick(network: fx.GraphModule) -> fx.GraphModule:
+def make_quick(network: GraphModule) -> GraphModule:
     """Has the network's code look modules up in dictionaries, and returns it; what it computes
     stays bit-identical.
 
@@ -22,7 +22,7 @@ def make_quick(network: fx.GraphModule) -> fx.GraphModule:
     return network
 
 
-def _replaced(code: list[str], network: fx.GraphModule) -> list[str]:
+def _replaced(code: list[str], network: GraphModule) -> list[str]:
     called = set()
     for node in network.graph.nodes:
         if node.op == "call_module":

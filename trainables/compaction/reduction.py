@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, fx
+from torch import Tensor
+from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.attention_heads import remove_dead_heads
 from slimfront.trainables.compaction.blocks import drop_empty_branches
@@ -32,7 +33,7 @@ class Start:
     """A traced network with its batch norms folded, in float64 if it can be run so: what units are
     removed from, in place."""
 
-    network: fx.GraphModule
+    network: GraphModule
     inputs: Tensor
     probe: Probe
     """What other networks must compute."""
@@ -41,7 +42,7 @@ class Start:
     steps: tuple[Step, ...]
 
 
-def start_of(original: fx.GraphModule, inputs: Tensor, options: Compaction) -> Start:
+def start_of(original: GraphModule, inputs: Tensor, options: Compaction) -> Start:
     """A copy of a traced network from which units can be removed."""
     network, exact_inputs, exact = in_float64_where_it_can(original, inputs)
     tolerance = EXACT if exact else options.tolerance
@@ -72,7 +73,7 @@ def start_of(original: fx.GraphModule, inputs: Tensor, options: Compaction) -> S
 
 def reduced(
     start: Start, options: Compaction, removals: tuple[Removal, ...]
-) -> tuple[fx.GraphModule, list[Step]]:
+) -> tuple[GraphModule, list[Step]]:
     """The network after all exact steps, repeated until none applies; each removes something, so
     this ends."""
     network = start.network
@@ -137,7 +138,7 @@ def _remove_channels(start: Start, options: Compaction) -> list[Step]:
     return steps
 
 
-def merge_approximately(network: fx.GraphModule, policy: MergePolicy) -> list[Step]:
+def merge_approximately(network: GraphModule, policy: MergePolicy) -> list[Step]:
     """Merges convolutions where only the border of the image comes out differently, in place."""
     merged, _ = merge_layers(network, policy, approximate=True)
     _tidy(network)
@@ -146,6 +147,6 @@ def merge_approximately(network: fx.GraphModule, policy: MergePolicy) -> list[St
     return [(name, "merged approximately", detail) for name in merged]
 
 
-def _tidy(network: fx.GraphModule) -> None:
+def _tidy(network: GraphModule) -> None:
     network.graph.lint()
     network.delete_all_unused_submodules()

@@ -49,7 +49,7 @@ class Compacted:
     """A compact network and how it came about."""
 
     network: nn.Module
-    """A traced graph (`torch.fx.GraphModule`), or a copy of the model as it was if compaction is
+    """A traced graph (`torch.GraphModule`), or a copy of the model as it was if compaction is
     off."""
     report: Report
 

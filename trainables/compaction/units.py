@@ -5,7 +5,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.layers import (
     bypass,
@@ -52,11 +53,11 @@ class Removed:
 class _Path:
     """A layer, its only reader, and what lies between them."""
 
-    node: fx.Node
-    reader: fx.Node
+    node: Node
+    reader: Node
     layer: WeightLayer
     following: WeightLayer
-    between: tuple[fx.Node, ...]
+    between: tuple[Node, ...]
     modules: tuple[nn.Module | None, ...]
     """The modules that the nodes in between call."""
     relu: bool
@@ -116,7 +117,7 @@ def _any(padding: str | int | tuple[int, ...]) -> bool:
 
 
 @torch.no_grad()
-def remove_dead_units(graph: fx.GraphModule, multiple: int = 1) -> list[Removed]:
+def remove_dead_units(graph: GraphModule, multiple: int = 1) -> list[Removed]:
     """Removes hidden units and channels that are constant, or that nothing reads, until there are
     none; outputs stay equal.
 
@@ -135,7 +136,7 @@ def remove_dead_units(graph: fx.GraphModule, multiple: int = 1) -> list[Removed]
         removed += gone
 
 
-def _one_pass(graph: fx.GraphModule, multiple: int) -> list[Removed]:
+def _one_pass(graph: GraphModule, multiple: int) -> list[Removed]:
     """Removes what is dead once from each layer."""
     nonnegative = nonnegative_when_trained(graph)
     counts = call_counts(graph)
@@ -151,7 +152,7 @@ def _one_pass(graph: fx.GraphModule, multiple: int) -> list[Removed]:
     return removed
 
 
-def _path(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> _Path | None:
+def _path(graph: GraphModule, node: Node, counts: Counter[object]) -> _Path | None:
     """The way from this layer node to the layer that alone reads it, through ReLU, pooling and
     flatten; None if another."""
     layer = weight_layer(graph, node)
@@ -159,7 +160,7 @@ def _path(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> _Pat
         return None
     if counts[node.target] > 1:
         return None
-    between: list[fx.Node] = []
+    between: list[Node] = []
     relu = False
     current = only_user(node)
     while current is not None:
@@ -188,7 +189,7 @@ def _path(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> _Pat
     return None
 
 
-def _passes_units_on(graph: fx.GraphModule, layer: WeightLayer, node: fx.Node) -> bool:
+def _passes_units_on(graph: GraphModule, layer: WeightLayer, node: Node) -> bool:
     """Whether a node keeps the layer's units apart and in order."""
     if is_flatten(graph, node):
         return True
@@ -202,7 +203,7 @@ def _pools(layer: WeightLayer) -> tuple[type[nn.Module], ...]:
 
 
 def _reads_units_in_order(
-    graph: fx.GraphModule, layer: WeightLayer, following: WeightLayer, between: list[fx.Node]
+    graph: GraphModule, layer: WeightLayer, following: WeightLayer, between: list[Node]
 ) -> bool:
     """Whether the reader's inputs are the layer's units one after another, each with all its
     positions."""
@@ -220,7 +221,7 @@ def _reads_units_in_order(
     return _keeps_examples_apart(graph, shapes[0])
 
 
-def _keeps_examples_apart(graph: fx.GraphModule, node: fx.Node) -> bool:
+def _keeps_examples_apart(graph: GraphModule, node: Node) -> bool:
     """Whether a node flattens all axes but the first."""
     module = module_of(graph, node)
     if isinstance(module, nn.Flatten):
@@ -234,7 +235,7 @@ def _keeps_examples_apart(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _remove(
-    graph: fx.GraphModule, path: _Path, multiple: int, *, input_nonnegative: bool
+    graph: GraphModule, path: _Path, multiple: int, *, input_nonnegative: bool
 ) -> Removed | None:
     """Removes the units of a layer that are constant, or that its reader does not read; None if
     none goes."""
@@ -303,7 +304,7 @@ def _staying(path: _Path, needed: Tensor, constant: Tensor, multiple: int) -> _S
     )
 
 
-def _pass_layer_by(graph: fx.GraphModule, path: _Path) -> Tensor:
+def _pass_layer_by(graph: GraphModule, path: _Path) -> Tensor:
     """Has the reader read what the layer reads; its weights for that, which are 0."""
     nodes = [path.node, *path.between]
     for node in reversed(nodes):
@@ -320,7 +321,7 @@ def _any_along(weight: Tensor, axes: tuple[int, ...]) -> Tensor:
     return nonzero > 0
 
 
-def _keep_units(graph: fx.GraphModule, path: _Path, staying: _Staying) -> Tensor:
+def _keep_units(graph: GraphModule, path: _Path, staying: _Staying) -> Tensor:
     """Leaves a layer the units that stay alone; the weights of its reader for them."""
     layer = path.layer
     read = path.read_weights()

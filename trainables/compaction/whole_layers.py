@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.blocks import Shapes
 from slimfront.trainables.compaction.merging.runs import Run, merge_run, runs
@@ -52,13 +53,13 @@ class WholeLayer:
     name: str
     what: str
     """What goes, in words that follow the name."""
-    passes: Mapping[fx.Node, fx.Node]
+    passes: Mapping[Node, Node]
     """What each node gives instead, one of its own inputs; in order of execution."""
     merges: Run | None = None
     """The layers that become one then."""
 
 
-def whole_layers(graph: fx.GraphModule, inputs: Tensor) -> list[WholeLayer]:
+def whole_layers(graph: GraphModule, inputs: Tensor) -> list[WholeLayer]:
     """All that can be taken out of a traced network as it is, in order of execution.
 
     Attention is taken apart into linear layers, in place, and activations do not work in place any
@@ -91,7 +92,7 @@ def whole_layers(graph: fx.GraphModule, inputs: Tensor) -> list[WholeLayer]:
     return sorted(found, key=first_place)
 
 
-def take_out(graph: fx.GraphModule, layer: WholeLayer) -> None:
+def take_out(graph: GraphModule, layer: WholeLayer) -> None:
     """Takes it out, in place; layers that merge are one afterwards."""
     passes = list(layer.passes.items())
     for node, source in reversed(passes):
@@ -105,7 +106,7 @@ def take_out(graph: fx.GraphModule, layer: WholeLayer) -> None:
     graph.recompile()
 
 
-def is_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
+def is_activation(graph: GraphModule, node: Node) -> bool:
     """Whether a node is an activation that works on each number alone."""
     return calls(graph, node, _ACTIVATIONS)
 
@@ -113,22 +114,22 @@ def is_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
 class Without(fx.Interpreter):
     """Runs a network as if something was taken out, and leaves it as it is."""
 
-    def __init__(self, graph: fx.GraphModule, layer: WholeLayer) -> None:
+    def __init__(self, graph: GraphModule, layer: WholeLayer) -> None:
         super().__init__(graph)
         self.passes = layer.passes
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: Node) -> Any:
         """Runs one operation, or passes its input on."""
         if n in self.passes:
             return self.env[self.passes[n]]
         return super().run_node(n)
 
 
-Made = Mapping[fx.Node, object]
+Made = Mapping[Node, object]
 """Shape and type of what each node makes."""
 
 
-def _branches(graph: fx.GraphModule, shapes: Made) -> Iterator[WholeLayer]:
+def _branches(graph: GraphModule, shapes: Made) -> Iterator[WholeLayer]:
     for branch in residual_branches(graph):
         if shapes[branch.shortcut] != shapes[branch.addition]:
             continue
@@ -139,14 +140,14 @@ def _branches(graph: fx.GraphModule, shapes: Made) -> Iterator[WholeLayer]:
         )
 
 
-def _inner(graph: fx.GraphModule, shapes: Made) -> Iterator[WholeLayer]:
+def _inner(graph: GraphModule, shapes: Made) -> Iterator[WholeLayer]:
     """Layers between activations that keep the shape."""
     for layer in layers_of(graph):
         activation = _activation_behind(graph, layer)
         if activation is None:
             continue
         source = layer.node.args[0]
-        if not isinstance(source, fx.Node):
+        if not isinstance(source, Node):
             continue
         if not _is_activated(graph, source):
             continue
@@ -163,7 +164,7 @@ def _inner(graph: fx.GraphModule, shapes: Made) -> Iterator[WholeLayer]:
         )
 
 
-def _activation_behind(graph: fx.GraphModule, layer: Layer) -> fx.Node | None:
+def _activation_behind(graph: GraphModule, layer: Layer) -> Node | None:
     """The activation that alone reads what a layer gives; None if there is none."""
     reader = only_user(layer.last)
     if reader is None:
@@ -173,14 +174,14 @@ def _activation_behind(graph: fx.GraphModule, layer: Layer) -> fx.Node | None:
     return reader
 
 
-def _is_activated(graph: fx.GraphModule, node: fx.Node) -> bool:
+def _is_activated(graph: GraphModule, node: Node) -> bool:
     """Whether it is what an activation gave, or pools and the like of that."""
     while calls(graph, node, _PASSED):
         node = node.all_input_nodes[0]
     return is_activation(graph, node)
 
 
-def _merging(graph: fx.GraphModule, shapes: Made) -> Iterator[WholeLayer]:
+def _merging(graph: GraphModule, shapes: Made) -> Iterator[WholeLayer]:
     """Layers that become one where the activations between them go."""
     for run in runs(graph, shapes, is_activation):
         passes = {node: node.all_input_nodes[0] for node in run.activations}

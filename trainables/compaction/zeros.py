@@ -2,7 +2,8 @@
 
 import logging
 
-from torch import Tensor, fx
+from torch import Tensor
+from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.coupled import dead_units, remove_coupled_channels
 from slimfront.trainables.compaction.exact import in_float64_where_it_can
@@ -18,7 +19,7 @@ _NAMED_AT_MOST = 10
 
 
 def name_what_stays(
-    network: fx.GraphModule, inputs: Tensor, options: Compaction, told: set[str]
+    network: GraphModule, inputs: Tensor, options: Compaction, told: set[str]
 ) -> list[Step]:
     """Names the layers that keep units without a weight, but for those that give the network's
     outputs; warns of those that were not `told` of, and do not stay for a multiple alone."""
@@ -55,7 +56,7 @@ def _warn(names: list[str], stay: dict[str, int]) -> None:
     )
 
 
-def _layers_of_outputs(network: fx.GraphModule) -> set[str]:
+def _layers_of_outputs(network: GraphModule) -> set[str]:
     """The layers whose output is one of the network's."""
     found = set()
     for node in network.graph.nodes:
@@ -68,7 +69,7 @@ def _layers_of_outputs(network: fx.GraphModule) -> set[str]:
 
 
 def _for_a_multiple(
-    network: fx.GraphModule, inputs: Tensor, options: Compaction, names: set[str]
+    network: GraphModule, inputs: Tensor, options: Compaction, names: set[str]
 ) -> set[str]:
     """Which of these layers would keep no unit without a weight if any number were right."""
     if options.multiple == 1:

@@ -5,7 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from torch import Tensor, fx
+from torch import Tensor
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer
 from slimfront.trainables.errors import UserError
@@ -23,9 +24,9 @@ class Batch(NamedTuple):
     targets: Any = None
 
 
-Ends = tuple[fx.Node, fx.Node]
+Ends = tuple[Node, Node]
 """The node that is passed on, and the node whose place it takes for the rest of the network."""
-Nodes = set[fx.Node]
+Nodes = set[Node]
 
 
 class Criterion(ABC):
@@ -37,7 +38,7 @@ class Criterion(ABC):
 
     def __init__(
         self,
-        graph: fx.GraphModule,  # noqa: ARG002 - some compare with it
+        graph: GraphModule,  # noqa: ARG002 - some compare with it
         batches: Sequence[Batch],
         loss: Loss | None,
     ) -> None:
@@ -54,7 +55,7 @@ class Criterion(ABC):
         self.loss = loss
 
     @abstractmethod
-    def worth(self, graph: fx.GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
+    def worth(self, graph: GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
         """One number for each layer of the network as it is now; infinite for what it has no
         opinion of."""
 
@@ -106,7 +107,7 @@ def ends(layer: WholeLayer) -> Iterator[Ends]:
         yield source, node
 
 
-def within(layer: WholeLayer) -> list[fx.Node]:
+def within(layer: WholeLayer) -> list[Node]:
     """The nodes that compute the layer, in order of execution: what its end needs, and its
     beginning does not."""
     found: Nodes = set()

@@ -5,7 +5,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer, is_activation
 from slimfront.trainables.depth.base import Criterion, Nodes, criterion, within
@@ -21,7 +22,7 @@ class Entropy(Criterion):
 
     how = "the entropy of their activations"
 
-    def worth(self, graph: fx.GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
+    def worth(self, graph: GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
         """From 0 to 1; one run of the network judges all layers."""
         read = []
         nodes: Nodes = set()
@@ -37,7 +38,7 @@ class Entropy(Criterion):
         return f"the entropy of its activations is {worth:.3f} bits"
 
 
-def _read_by_activations(graph: fx.GraphModule, layer: WholeLayer) -> list[fx.Node]:
+def _read_by_activations(graph: GraphModule, layer: WholeLayer) -> list[Node]:
     read = []
     for node in within(layer):
         if is_activation(graph, node):
@@ -45,7 +46,7 @@ def _read_by_activations(graph: fx.GraphModule, layer: WholeLayer) -> list[fx.No
     return read
 
 
-def _entropy(nodes: Sequence[fx.Node], features: Sequence[Features]) -> float:
+def _entropy(nodes: Sequence[Node], features: Sequence[Features]) -> float:
     if not nodes:
         return math.inf
     found = []

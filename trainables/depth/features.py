@@ -4,15 +4,16 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor, fx
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.depth.base import Batch
 
-Features = dict[fx.Node, Tensor]
+Features = dict[Node, Tensor]
 """What nodes computed of one batch, (N, …) each."""
 
 
 def features_at(
-    graph: fx.GraphModule, nodes: Collection[fx.Node], batches: Sequence[Batch]
+    graph: GraphModule, nodes: Collection[Node], batches: Sequence[Batch]
 ) -> list[Features]:
     """For each batch the tensors (N, …) of these nodes; a node that gives anything else has
     none."""
@@ -25,12 +26,12 @@ def features_at(
 
 
 class _Listening(fx.Interpreter):
-    def __init__(self, graph: fx.GraphModule, nodes: Collection[fx.Node]) -> None:
+    def __init__(self, graph: GraphModule, nodes: Collection[Node]) -> None:
         super().__init__(graph)
         self.nodes = nodes
         self.heard: Features = {}
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: Node) -> Any:
         made = super().run_node(n)
         if n not in self.nodes:
             return made

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from torch import fx
+from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer, Without
 from slimfront.trainables.depth.base import Batch, Criterion, Loss, criterion, finite
@@ -15,18 +15,18 @@ class LossWithout(Criterion):
 
     how = "the loss without them"
 
-    def __init__(self, graph: fx.GraphModule, batches: Sequence[Batch], loss: Loss | None) -> None:
+    def __init__(self, graph: GraphModule, batches: Sequence[Batch], loss: Loss | None) -> None:
         super().__init__(graph, batches, loss)
         if loss is None:
             raise UserError(
                 "prune: the criterion 'loss' needs loss=…, a function of outputs and targets"
             )
 
-    def worth(self, graph: fx.GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
+    def worth(self, graph: GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
         """In the unit of the loss; needs one run of the network for each layer."""
         return [self._without(graph, layer) for layer in layers]
 
-    def _without(self, graph: fx.GraphModule, layer: WholeLayer) -> float:
+    def _without(self, graph: GraphModule, layer: WholeLayer) -> float:
         assert self.loss is not None
         total = 0.0
         examples = 0

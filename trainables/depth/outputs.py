@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
+from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer, Without
 from slimfront.trainables.depth.base import OUTPUTS, Batch, Criterion, Loss, criterion, finite
@@ -22,7 +23,7 @@ class Outputs(Criterion):
 
     how = "how much the outputs change"
 
-    def __init__(self, graph: fx.GraphModule, batches: Sequence[Batch], loss: Loss | None) -> None:
+    def __init__(self, graph: GraphModule, batches: Sequence[Batch], loss: Loss | None) -> None:
         super().__init__(graph, batches, loss)
         self.wanted = []
         for batch in batches:
@@ -30,11 +31,11 @@ class Outputs(Criterion):
             leaves = _leaves(outputs)
             self.wanted.append(leaves)
 
-    def worth(self, graph: fx.GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
+    def worth(self, graph: GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
         """As a share; needs one run of the network for each layer."""
         return [self._change(graph, layer) for layer in layers]
 
-    def _change(self, graph: fx.GraphModule, layer: WholeLayer) -> float:
+    def _change(self, graph: GraphModule, layer: WholeLayer) -> float:
         apart = 0.0
         spread = 0.0
         without = Without(graph, layer)

@@ -5,7 +5,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import fx, nn
+from torch import nn
+from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.report import Step
@@ -24,7 +25,7 @@ def without_layers(
     criterion: str = OUTPUTS,
     asked: str,
     at_most: bool = False,
-) -> tuple[fx.GraphModule, list[Step]]:
+) -> tuple[GraphModule, list[Step]]:
     """The traced network without `count` layers or blocks; `network` stays as it is, and batch
     norms keep the statistics that they have.
 
@@ -63,7 +64,7 @@ def without_layers(
 
 
 def _take_least_out(
-    graph: fx.GraphModule, layers: list[WholeLayer], worth: list[float], judge: Criterion
+    graph: GraphModule, layers: list[WholeLayer], worth: list[float], judge: Criterion
 ) -> Step:
     """Takes out the layer that is worth least."""
     least = min(worth)

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer
 from slimfront.trainables.depth.base import Criterion, criterion, within
@@ -19,7 +20,7 @@ class Scales(Criterion):
 
     how = "the scales of their batch norms"
 
-    def worth(self, graph: fx.GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
+    def worth(self, graph: GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
         """In the unit of γ."""
         return [_last_scale(graph, layer) for layer in layers]
 
@@ -28,7 +29,7 @@ class Scales(Criterion):
         return f"the mean |γ| of its last batch norm is {worth:.3g}"
 
 
-def _last_scale(graph: fx.GraphModule, layer: WholeLayer) -> float:
+def _last_scale(graph: GraphModule, layer: WholeLayer) -> float:
     for node in reversed(within(layer)):
         if node.op != "call_module":
             continue

@@ -1,6 +1,7 @@
 """A trained candidate without some of its layers."""
 
-from torch import fx, nn
+from torch import nn
+from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.report import Step
 from slimfront.trainables.data import Dataset
@@ -16,7 +17,7 @@ _BATCH = 128
 
 def shallower(
     network: nn.Module, data: Dataset, options: Depth, *, at_most: bool = False
-) -> tuple[fx.GraphModule, list[Step]]:
+) -> tuple[GraphModule, list[Step]]:
     """The network without as many layers as the options say, its batch norms taken again on
     training examples; `network` stays as it is.
 

@@ -10,7 +10,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor
+from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer
 from slimfront.trainables.depth.base import (
@@ -29,7 +30,7 @@ class Similarity(Criterion):
     """1 less the similarity of beginning and end, the mean over batches; of a layer of several ends
     the largest."""
 
-    def worth(self, graph: fx.GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
+    def worth(self, graph: GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
         """From 0, for a layer that changes nothing."""
         of_layers = []
         nodes: Nodes = set()

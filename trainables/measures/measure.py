@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import GraphModule, Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -170,7 +171,7 @@ class _Watch(fx.Interpreter):
 
     peak = 0
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: Node) -> Any:
         """Runs one operation; what is not used after it is dropped afterwards."""
         made = super().run_node(n)
         sizes = {}
@@ -258,7 +259,7 @@ def _by_hand(module: nn.Module, x: Any) -> int:
     return 2 * steps * entries
 
 
-def _apart(traced: fx.GraphModule) -> fx.GraphModule:
+def _apart(traced: GraphModule) -> GraphModule:
     """The same with every attention split, so that what it keeps is seen."""
     has_attention = any(isinstance(module, nn.MultiheadAttention) for module in traced.modules())
     if not has_attention:

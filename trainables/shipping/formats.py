@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from slimfront.trainables.compaction import deserialise, serialise
 from slimfront.trainables.data import Dataset
@@ -319,7 +320,7 @@ def fed_to(known: Collection[str], inputs: Tensor) -> dict[str, Any]:
 def _save_safetensors(
     network: Shipped, inputs: Tensor, path: Path, *, sparse_kernels: Sequence[Kernel]
 ) -> None:
-    if not isinstance(network.network, fx.GraphModule):
+    if not isinstance(network.network, GraphModule):
         raise UserError(
             "the format safetensors holds networks that were compacted; this one was trained with "
             "compaction off"

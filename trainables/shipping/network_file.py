@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from slimfront.trainables.compaction import Compaction
 from slimfront.trainables.compaction.compact import relative_difference
@@ -51,7 +52,7 @@ def store(
 
     A network that is not a traced graph must be one that `model` builds.
     """
-    if isinstance(network, fx.GraphModule):
+    if isinstance(network, GraphModule):
         return serialise(network)
     state = _state(network)
     built = {

@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from slimfront.trainables.inputs import each, tensors
 from slimfront.trainables.structure.comparing import Compared, compare
@@ -146,7 +147,7 @@ def outputs(network: nn.Module, inputs: Tensor) -> Outputs:
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed all GPUs
         if gpus:
             torch.cuda.manual_seed(0)
-        if isinstance(network, fx.GraphModule):
+        if isinstance(network, GraphModule):
             # Called itself, and not its forward, it prints a traceback of its own for what it
             # raises.
             return network.forward(inputs)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.attention_modules import Attention
@@ -27,7 +28,7 @@ _SIGNATURE = inspect.signature(nn.MultiheadAttention.forward)
 
 
 @torch.no_grad()
-def split_attention(network: fx.GraphModule) -> list[str]:
+def split_attention(network: GraphModule) -> list[str]:
     """Replaces every `nn.MultiheadAttention` by linear layers query, key, value and out around
     `heads`, in place; names them.
 
@@ -59,7 +60,7 @@ def split_attention(network: fx.GraphModule) -> list[str]:
     return split
 
 
-def _called(graph: fx.Graph, name: str, arguments: dict[str, Any]) -> fx.Node:
+def _called(graph: fx.Graph, name: str, arguments: dict[str, Any]) -> Node:
     """Calls of the parts of an attention with the arguments that it was called with; the node of
     its output."""
     inputs = []
@@ -80,7 +81,7 @@ def _called(graph: fx.Graph, name: str, arguments: dict[str, Any]) -> fx.Node:
 def projections(network: nn.Module) -> set[nn.Module]:
     """The modules of a traced network that `Attention` reads the outputs of; none for a network
     that is not traced."""
-    if not isinstance(network, fx.GraphModule):
+    if not isinstance(network, GraphModule):
         return set()
     found = set()
     for node in network.graph.nodes:
@@ -94,7 +95,7 @@ def projections(network: nn.Module) -> set[nn.Module]:
 
 
 def _arguments(
-    network: fx.GraphModule, node: fx.Node, module: nn.MultiheadAttention, name: str
+    network: GraphModule, node: Node, module: nn.MultiheadAttention, name: str
 ) -> dict[str, Any]:
     """The arguments of a call by name, all of them ones that `Attention` can stand for; the outputs
     that are not used go."""
@@ -122,7 +123,7 @@ def _arguments(
     return bound.arguments
 
 
-def _takes_output(user: fx.Node) -> bool:
+def _takes_output(user: Node) -> bool:
     """Whether a node takes the first of the outputs of an attention, and not its weights."""
     if user.target is not operator.getitem:
         return False
@@ -130,9 +131,9 @@ def _takes_output(user: fx.Node) -> bool:
     return bool(place == 0)
 
 
-def _is_matrix(network: fx.GraphModule, mask: object) -> bool:
+def _is_matrix(network: GraphModule, mask: object) -> bool:
     """Whether a mask is a buffer or parameter of two axes."""
-    if not isinstance(mask, fx.Node):
+    if not isinstance(mask, Node):
         return False
     if mask.op != "get_attr":
         return False

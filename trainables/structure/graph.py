@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.copying import left_as_it_was
@@ -48,7 +49,7 @@ _NORM_OF: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def trace(model: nn.Module, sample: Tensor | None = None) -> fx.GraphModule:
+def trace(model: nn.Module, sample: Tensor | None = None) -> GraphModule:
     """The graph of a network; it shares the network's modules and parameters.
 
     With a `sample` (N, *input_shape) it is also known of how many axes the outputs are, as
@@ -58,8 +59,8 @@ def trace(model: nn.Module, sample: Tensor | None = None) -> fx.GraphModule:
     Raises:
         UserError: if the network's forward cannot be traced (data-dependent control flow, say).
     """
-    if isinstance(model, fx.GraphModule):
-        traced: fx.GraphModule = model
+    if isinstance(model, GraphModule):
+        traced: GraphModule = model
     else:
         with left_as_it_was(model):
             traced = _traced(model, sample)
@@ -68,8 +69,8 @@ def trace(model: nn.Module, sample: Tensor | None = None) -> fx.GraphModule:
     return traced
 
 
-def _traced(model: nn.Module, sample: Tensor | None) -> fx.GraphModule:
-    traced: fx.GraphModule | None = None
+def _traced(model: nn.Module, sample: Tensor | None) -> GraphModule:
+    traced: GraphModule | None = None
     reason: Exception | None = None
     try:
         traced = symbolically_traced(model)
@@ -92,7 +93,7 @@ def _traced(model: nn.Module, sample: Tensor | None) -> fx.GraphModule:
 class _Ranks(fx.Interpreter):
     """Runs a graph and notes in each node how many axes its output has."""
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: Node) -> Any:
         """Runs one operation."""
         made = super().run_node(n)
         n.meta[_RANK] = None
@@ -101,7 +102,7 @@ class _Ranks(fx.Interpreter):
         return made
 
 
-def note_ranks(graph: fx.GraphModule, inputs: Tensor) -> None:
+def note_ranks(graph: GraphModule, inputs: Tensor) -> None:
     """Notes in each node how many axes its output has for these inputs (N, *input_shape): linear
     layers take any number.
 
@@ -114,16 +115,16 @@ def note_ranks(graph: fx.GraphModule, inputs: Tensor) -> None:
         ranks.run(few.clone())
 
 
-def module_of(graph: fx.GraphModule, node: object) -> nn.Module | None:
+def module_of(graph: GraphModule, node: object) -> nn.Module | None:
     """The module that a node calls, or None if it does not call one."""
-    if not isinstance(node, fx.Node):
+    if not isinstance(node, Node):
         return None
     if node.op != "call_module":
         return None
     return submodule(graph, str(node.target))
 
 
-def submodule(graph: fx.GraphModule, name: str) -> nn.Module:
+def submodule(graph: GraphModule, name: str) -> nn.Module:
     """The module of that name, as `get_submodule` gives it, which takes ten times as long."""
     module: nn.Module | None = graph
     for part in name.split("."):
@@ -133,10 +134,10 @@ def submodule(graph: fx.GraphModule, name: str) -> nn.Module:
     return module
 
 
-def calls(graph: fx.GraphModule, node: object, kinds: tuple[object, ...]) -> bool:
+def calls(graph: GraphModule, node: object, kinds: tuple[object, ...]) -> bool:
     """Whether a node calls one of `kinds`: types of modules, functions, or names of tensor
     methods."""
-    if not isinstance(node, fx.Node):
+    if not isinstance(node, Node):
         return False
     module = module_of(graph, node)
     if module is not None:
@@ -155,31 +156,29 @@ def _types(kinds: tuple[object, ...]) -> tuple[type, ...]:
     return tuple(types)
 
 
-def is_relu(graph: fx.GraphModule, node: object) -> bool:
+def is_relu(graph: GraphModule, node: object) -> bool:
     """Whether the node applies a ReLU."""
     return calls(graph, node, _RELUS)
 
 
-def is_addition(graph: fx.GraphModule, node: object) -> bool:
+def is_addition(graph: GraphModule, node: object) -> bool:
     """Whether the node adds two outputs of the network."""
-    if not isinstance(node, fx.Node):
+    if not isinstance(node, Node):
         return False
     if not calls(graph, node, _ADDITIONS):
         return False
     if node.kwargs:  # torch.add has a factor, `alpha`
         return False
-    added = [argument for argument in node.args if isinstance(argument, fx.Node)]
+    added = [argument for argument in node.args if isinstance(argument, Node)]
     return len(added) == 2
 
 
-def is_flatten(graph: fx.GraphModule, node: object) -> bool:
+def is_flatten(graph: GraphModule, node: object) -> bool:
     """Whether the node only changes the shape."""
     return calls(graph, node, SHAPES)
 
 
-def weight_layer(
-    graph: fx.GraphModule, node: object, *, grouped: bool = False
-) -> WeightLayer | None:
+def weight_layer(graph: GraphModule, node: object, *, grouped: bool = False) -> WeightLayer | None:
     """The linear or convolutional layer that the node calls, if it does: of one group, unless
     `grouped` says otherwise."""
     module = module_of(graph, node)
@@ -190,7 +189,7 @@ def weight_layer(
     return None
 
 
-def batch_norm(graph: fx.GraphModule, node: object) -> BatchNorm | None:
+def batch_norm(graph: GraphModule, node: object) -> BatchNorm | None:
     """The batch norm with running statistics that the node calls, if it does."""
     module = module_of(graph, node)
     if isinstance(module, BatchNorm) and module.running_mean is not None:
@@ -198,7 +197,7 @@ def batch_norm(graph: fx.GraphModule, node: object) -> BatchNorm | None:
     return None
 
 
-def only_user(node: fx.Node) -> fx.Node | None:
+def only_user(node: Node) -> Node | None:
     """The one node that reads this node's output, or None if there are more or none."""
     if len(node.users) != 1:
         return None
@@ -206,7 +205,7 @@ def only_user(node: fx.Node) -> fx.Node | None:
     return user
 
 
-def call_counts(graph: fx.GraphModule) -> Counter[object]:
+def call_counts(graph: GraphModule) -> Counter[object]:
     """How often each module is called, by name: one that is called twice cannot be changed for one
     place only.
 
@@ -246,8 +245,8 @@ class Layer:
     name: str
     layer: WeightLayer
     norm: BatchNorm | None
-    node: fx.Node
-    last: fx.Node
+    node: Node
+    last: Node
     """The node of the batch norm, or of the layer itself."""
 
     @property
@@ -381,7 +380,7 @@ def rounding(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
     return relative * largest
 
 
-def layers_of(graph: fx.GraphModule, *, grouped: bool = False) -> list[Layer]:
+def layers_of(graph: GraphModule, *, grouped: bool = False) -> list[Layer]:
     """The weight layers of a network that are called once, in order of execution, each with its
     batch norm if any; convolutions of several groups too, where `grouped` says so.
 
@@ -414,7 +413,7 @@ def layers_of(graph: fx.GraphModule, *, grouped: bool = False) -> list[Layer]:
 
 
 def _norm_of_units(
-    graph: fx.GraphModule, node: fx.Node, layer: WeightLayer, after: fx.Node
+    graph: GraphModule, node: Node, layer: WeightLayer, after: Node
 ) -> BatchNorm | None:
     """The batch norm that `after` calls, if it has factors and its channels are a layer's units."""
     norm = batch_norm(graph, after)
@@ -430,7 +429,7 @@ def _norm_of_units(
     return norm
 
 
-def ancestors(node: fx.Node) -> set[fx.Node]:
+def ancestors(node: Node) -> set[Node]:
     """The node, and all that it is computed from."""
     found = {node}
     waiting = [node]
@@ -445,7 +444,7 @@ def ancestors(node: fx.Node) -> set[fx.Node]:
 
 def arguments(node: object) -> tuple[object, ...]:
     """All that a node is given, by place and by name."""
-    if not isinstance(node, fx.Node):
+    if not isinstance(node, Node):
         return ()
     by_name = node.kwargs.values()
     return (*node.args, *by_name)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.channel_groups import UnitGroup, relative_to_mean
@@ -98,7 +99,7 @@ def unknown_operations(network: nn.Module, inputs: Tensor) -> list[str]:
     return list(dict.fromkeys(walk.unknown))
 
 
-def _traced(network: nn.Module, inputs: Tensor) -> fx.GraphModule | None:
+def _traced(network: nn.Module, inputs: Tensor) -> GraphModule | None:
     """The graph of a network; None for one that cannot be traced."""
     try:
         with evaluating(network):
@@ -196,7 +197,7 @@ def _noted(walk: Walk) -> Iterator[tuple[str, int, Tensor]]:
                 yield name, axis, units
 
 
-def _is_parameter(graph: fx.GraphModule, name: str) -> bool:
+def _is_parameter(graph: GraphModule, name: str) -> bool:
     owner, _, leaf = name.rpartition(".")
     module = graph.get_submodule(owner)
     tensor = getattr(module, leaf)
@@ -253,7 +254,7 @@ def _places_of_units(walk: Walk) -> dict[int, list[str]]:
     return found
 
 
-def _tried(graph: fx.GraphModule, inputs: Tensor, groups: list[SharedUnits]) -> list[SharedUnits]:
+def _tried(graph: GraphModule, inputs: Tensor, groups: list[SharedUnits]) -> list[SharedUnits]:
     """Those groups of which a unit that is zero can go, tried with one of each."""
     zeroed = copied(graph)
     parameters = dict(zeroed.named_parameters())

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.structure.graph import SHAPES, arguments, calls, is_addition, is_relu
 
@@ -33,14 +34,14 @@ _SIGN_KEEPERS: tuple[object, ...] = (
 
 
 def nonnegative_nodes(
-    graph: fx.GraphModule, inactive: Callable[[fx.Node], bool] = lambda _: False
-) -> set[fx.Node]:
+    graph: GraphModule, inactive: Callable[[Node], bool] = lambda _: False
+) -> set[Node]:
     """Nodes whose output is non-negative for every input of the network.
 
     Only the structure counts, so that the answer holds for any weights, unless `inactive` says of a
     node that it calls a layer whose present weights keep a non-negative input non-negative.
     """
-    found: set[fx.Node] = set()
+    found: set[Node] = set()
     for node in graph.graph.nodes:
         if is_relu(graph, node):
             found.add(node)
@@ -51,16 +52,16 @@ def nonnegative_nodes(
     return found
 
 
-def _sources(node: fx.Node) -> list[fx.Node]:
+def _sources(node: Node) -> list[Node]:
     """The nodes among what a node is given."""
     found = []
     for argument in arguments(node):
-        if isinstance(argument, fx.Node):
+        if isinstance(argument, Node):
             found.append(argument)
     return found
 
 
-def _keeps_sign(graph: fx.GraphModule, node: fx.Node) -> bool:
+def _keeps_sign(graph: GraphModule, node: Node) -> bool:
     if calls(graph, node, _SIGN_KEEPERS):
         return True
     return is_addition(graph, node)

@@ -4,7 +4,8 @@
 from collections import Counter
 from typing import Literal
 
-from torch import fx, nn
+from torch import nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.layers import (
     bypass,
@@ -30,7 +31,7 @@ from slimfront.trainables.structure.graph import (
 MergePolicy = Literal["always", "smaller", "never"]
 
 
-def drop_idle_relus(graph: fx.GraphModule) -> list[str]:
+def drop_idle_relus(graph: GraphModule) -> list[str]:
     """Takes out every ReLU whose input is non-negative for every input of the network. Returns what
     fed them, by name."""
     nonnegative = nonnegative_when_trained(graph)
@@ -50,7 +51,7 @@ def drop_idle_relus(graph: fx.GraphModule) -> list[str]:
 
 
 def merge_layers(
-    graph: fx.GraphModule, policy: MergePolicy, *, approximate: bool = False
+    graph: GraphModule, policy: MergePolicy, *, approximate: bool = False
 ) -> tuple[list[str], list[str]]:
     """Replaces a layer that feeds only another layer by their product, where that is exact, as the
     policy says.
@@ -110,7 +111,7 @@ def _within(
     return combined
 
 
-def _next_layer(graph: fx.GraphModule, node: fx.Node, counts: Counter[object]) -> fx.Node | None:
+def _next_layer(graph: GraphModule, node: Node, counts: Counter[object]) -> Node | None:
     """The layer node that alone reads this layer node's output, seen through nodes that pass it on
     unchanged."""
     if weight_layer(graph, node, grouped=True) is None:

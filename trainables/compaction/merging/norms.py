@@ -4,7 +4,8 @@ ones among them, and transposed ones; and norms without factors."""
 import copy
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.layers import bypass, set_called
 from slimfront.trainables.structure.graph import (
@@ -26,7 +27,7 @@ _AXES_OF: dict[type[nn.Module], int] = {
 
 
 @torch.no_grad()
-def fold_remaining_norms(graph: fx.GraphModule) -> list[str]:
+def fold_remaining_norms(graph: GraphModule) -> list[str]:
     """Folds each into the convolution in front of it, which must feed nothing else, in float64;
     returns the names of the convolutions."""
     counts = call_counts(graph)

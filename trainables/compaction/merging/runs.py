@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.layers import (
     bypass,
@@ -36,8 +37,8 @@ _LONGEST = 4
 """So many layers become one at most."""
 
 
-IsActivation = Callable[[fx.GraphModule, fx.Node], bool]
-ShapesByNode = Mapping[fx.Node, object]
+IsActivation = Callable[[GraphModule, Node], bool]
+ShapesByNode = Mapping[Node, object]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Run:
     """Layers, each of which feeds the next alone, through an activation or nothing."""
 
     layers: tuple[Layer, ...]
-    activations: tuple[fx.Node, ...]
+    activations: tuple[Node, ...]
     moves_padding: bool
     """Whether they are one only if all padding stands in front of the first."""
 
@@ -56,7 +57,7 @@ class Run:
 
 
 def runs(
-    graph: fx.GraphModule,
+    graph: GraphModule,
     shapes: ShapesByNode,
     is_activation: IsActivation,
 ) -> Iterator[Run]:
@@ -80,9 +81,9 @@ def runs(
 
 
 def _longer(
-    graph: fx.GraphModule,
+    graph: GraphModule,
     run: Run,
-    layers: Mapping[fx.Node, Layer],
+    layers: Mapping[Node, Layer],
     is_activation: IsActivation,
 ) -> Run | None:
     """The run with the layer behind it; None if there is none that it feeds alone."""
@@ -145,7 +146,7 @@ def folded(layer: Layer) -> WeightLayer:
     return made
 
 
-def merge_run(graph: fx.GraphModule, run: Run) -> None:
+def merge_run(graph: GraphModule, run: Run) -> None:
     """Makes one layer of a run whose activations are gone, in place of its last."""
     combined = product_of(run.layers, moves_padding=run.moves_padding)
     assert combined is not None

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import nn
+from torch.fx import Node
 
 from slimfront.trainables.structure.graph import Conv
 
@@ -56,14 +57,14 @@ _NAMES: dict[object, tuple[str, ...]] = {
 }
 
 
-def is_known_function(node: fx.Node) -> bool:
+def is_known_function(node: Node) -> bool:
     """Whether a node calls a function whose arguments have names here."""
     if node.op != "call_function":
         return False
     return node.target in _NAMES
 
 
-def arguments_of(node: fx.Node) -> Arguments:
+def arguments_of(node: Node) -> Arguments:
     """The arguments of a known function."""
     names = _NAMES[node.target]
     pairs = zip(names, node.args, strict=False)
@@ -71,7 +72,7 @@ def arguments_of(node: fx.Node) -> Arguments:
     return by_place | dict(node.kwargs)
 
 
-def drops(node: fx.Node) -> bool:
+def drops(node: Node) -> bool:
     """Whether a function of dropout is on."""
     given = arguments_of(node)
     if given.get("p", 0.5) == 0:

@@ -9,7 +9,8 @@ warning names the module whose code it is.
 import logging
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from slimfront.trainables.compaction.modes.comparing import first_difference
@@ -23,7 +24,7 @@ from slimfront.trainables.tasks.evaluating import evaluating
 log = logging.getLogger(__name__)
 
 
-def traced_in_both_modes(model: nn.Module, sample: Tensor | None = None) -> fx.GraphModule:
+def traced_in_both_modes(model: nn.Module, sample: Tensor | None = None) -> GraphModule:
     """A traced copy of the model in evaluation mode, whose dropout follows the mode that it is in.
 
     With a `sample` (N, *input_shape) a network that torch.fx cannot trace is exported.
@@ -31,7 +32,7 @@ def traced_in_both_modes(model: nn.Module, sample: Tensor | None = None) -> fx.G
     Raises:
         UserError: if the model cannot be traced.
     """
-    if isinstance(model, fx.GraphModule):
+    if isinstance(model, GraphModule):
         return copied(model).eval()
     model = _with_plain_weights(model)
     with evaluating(model):

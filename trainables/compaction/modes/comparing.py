@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.modes.arguments import (
     ATTENTION,
@@ -28,7 +29,7 @@ _ATTENTION_DEFAULTS: Arguments = {
 class _Step:
     """What a node of a graph does."""
 
-    node: fx.Node
+    node: Node
     op: str
     target: object
     arguments: str
@@ -55,7 +56,7 @@ class _Step:
 
 
 def first_difference(
-    evaluated: fx.GraphModule, trained: fx.GraphModule, followed: set[str]
+    evaluated: GraphModule, trained: GraphModule, followed: set[str]
 ) -> str | None:
     """What does something else in training mode, dropout apart: a module's name and kind, "" for
     the network's own code.
@@ -73,12 +74,12 @@ def first_difference(
     return None
 
 
-def _steps(network: fx.GraphModule, followed: set[str]) -> list[_Step]:
+def _steps(network: GraphModule, followed: set[str]) -> list[_Step]:
     """What a graph does, step by step, with dropout left out."""
-    numbers: dict[fx.Node, str] = {}
+    numbers: dict[Node, str] = {}
     steps: list[_Step] = []
 
-    def number(node: fx.Node) -> Any:
+    def number(node: Node) -> Any:
         return _Number(numbers[node])
 
     for node in network.graph.nodes:
@@ -107,16 +108,14 @@ def _steps(network: fx.GraphModule, followed: set[str]) -> list[_Step]:
     return steps
 
 
-def _input_of(node: fx.Node) -> fx.Node:
+def _input_of(node: Node) -> Node:
     """The node whose output a dropout passes on."""
     source = node.args[0] if node.args else node.kwargs["input"]
-    assert isinstance(source, fx.Node)
+    assert isinstance(source, Node)
     return source
 
 
-def _followed_module(
-    network: fx.GraphModule, node: fx.Node, followed: set[str]
-) -> nn.Module | None:
+def _followed_module(network: GraphModule, node: Node, followed: set[str]) -> nn.Module | None:
     """The module that stands for a call which goes by the mode; None for other nodes."""
     if node.op != "call_module":
         return None
@@ -126,7 +125,7 @@ def _followed_module(
     return submodule(network, name)
 
 
-def _is_dropout(node: fx.Node, module: nn.Module | None) -> bool:
+def _is_dropout(node: Node, module: nn.Module | None) -> bool:
     """Whether a node passes on what it gets: dropout as a module, or a function that is off."""
     if module is not None:
         return not isinstance(module, ScaledDotProduct)
@@ -137,7 +136,7 @@ def _is_dropout(node: fx.Node, module: nn.Module | None) -> bool:
     return not drops(node)
 
 
-def _arguments(node: fx.Node, module: nn.Module | None) -> Any:
+def _arguments(node: Node, module: nn.Module | None) -> Any:
     """What a node is called with; attention as a function, without its dropout."""
     if isinstance(module, ScaledDotProduct):
         names = ("query", "key", "value", "attn_mask")

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.layers import delete_tensor, set_tensor, tensor_at
 from slimfront.trainables.structure.graph import ancestors
@@ -15,7 +16,7 @@ _LAYERS: dict[object, int] = {F.linear: 1, F.conv1d: 1, F.conv2d: 1, F.conv3d: 1
 
 
 @torch.no_grad()
-def compute_weights(network: fx.GraphModule) -> bool:
+def compute_weights(network: GraphModule) -> bool:
     """Has functions of layers read weights that are held, where the network's code computes them
     from parameters that nothing else reads, in place; whether there was any.
 
@@ -39,7 +40,7 @@ def compute_weights(network: fx.GraphModule) -> bool:
     return found
 
 
-def _weight_of(node: fx.Node) -> Any:
+def _weight_of(node: Node) -> Any:
     """What the function of a layer is given as its weight."""
     place = _LAYERS[node.target]
     if len(node.args) > place:
@@ -47,10 +48,10 @@ def _weight_of(node: fx.Node) -> Any:
     return node.kwargs.get("weight")
 
 
-def _steps(weight: Any, reader: fx.Node) -> list[fx.Node] | None:
+def _steps(weight: Any, reader: Node) -> list[Node] | None:
     """The nodes that make a weight, in the order of the graph, if they read nothing but parameters
     and only `reader` reads what they make; None if not, or if it is a parameter."""
-    if not isinstance(weight, fx.Node):
+    if not isinstance(weight, Node):
         return None
     if weight.op == "get_attr":
         return None
@@ -64,7 +65,7 @@ def _steps(weight: Any, reader: fx.Node) -> list[fx.Node] | None:
     return [node for node in reader.graph.nodes if node in found]
 
 
-def _held_alone(network: fx.GraphModule, steps: list[fx.Node]) -> bool:
+def _held_alone(network: GraphModule, steps: list[Node]) -> bool:
     """Whether nothing else reads what the weight is made of, and some of it is a parameter."""
     names = _parameters_read(network, steps)
     if not names:
@@ -82,9 +83,7 @@ def _held_alone(network: fx.GraphModule, steps: list[fx.Node]) -> bool:
     return True
 
 
-def _names_read_elsewhere(
-    network: fx.GraphModule, steps: list[fx.Node]
-) -> tuple[set[str], set[str]]:
+def _names_read_elsewhere(network: GraphModule, steps: list[Node]) -> tuple[set[str], set[str]]:
     """The modules that a network calls, and the parameters and buffers that its own code reads but
     in these steps."""
     modules = set()
@@ -97,7 +96,7 @@ def _names_read_elsewhere(
     return modules, tensors
 
 
-def _replace(network: fx.GraphModule, weight: fx.Node, steps: list[fx.Node]) -> bool:
+def _replace(network: GraphModule, weight: Node, steps: list[Node]) -> bool:
     """Holds the weight in the place of a parameter that it is made of, the first of its shape if
     there is one; whether that was done: only where the weight is the same each time that it is
     computed."""
@@ -123,7 +122,7 @@ def _replace(network: fx.GraphModule, weight: fx.Node, steps: list[fx.Node]) -> 
     return True
 
 
-def _first_of_shape(network: fx.GraphModule, names: list[str], shape: torch.Size) -> str:
+def _first_of_shape(network: GraphModule, names: list[str], shape: torch.Size) -> str:
     """The first of these parameters that is of this shape; the first of all if none is."""
     for name in names:
         parameter = tensor_at(network, name)
@@ -132,7 +131,7 @@ def _first_of_shape(network: fx.GraphModule, names: list[str], shape: torch.Size
     return names[0]
 
 
-def _parameters_read(network: fx.GraphModule, steps: list[fx.Node]) -> list[str]:
+def _parameters_read(network: GraphModule, steps: list[Node]) -> list[str]:
     """The names of the parameters that nodes read."""
     found = []
     for node in steps:
@@ -145,14 +144,14 @@ def _parameters_read(network: fx.GraphModule, steps: list[fx.Node]) -> list[str]
     return found
 
 
-def _computed(network: fx.GraphModule, weight: fx.Node, steps: list[fx.Node]) -> Any:
-    values: dict[fx.Node, Any] = {}
+def _computed(network: GraphModule, weight: Node, steps: list[Node]) -> Any:
+    values: dict[Node, Any] = {}
     for node in steps:
         values[node] = _result(network, node, values)
     return values[weight]
 
 
-def _result(network: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+def _result(network: GraphModule, node: Node, values: dict[Node, Any]) -> Any:
     """What a node makes of the `values` of others."""
     target = node.target
     if node.op == "get_attr":

@@ -4,7 +4,8 @@ mode that they are in."""
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.modes.arguments import ATTENTION, DROPOUTS, arguments_of, drops
 from slimfront.trainables.compaction.modes.replacing import add_module, replace_call
@@ -19,7 +20,7 @@ class _Following:
     inputs: tuple[Any, ...]
 
 
-def follow_mode(network: fx.GraphModule) -> set[str]:
+def follow_mode(network: GraphModule) -> set[str]:
     """Has modules do the dropout that functions do in a network traced in training mode, in place;
     the names of the modules."""
     made: set[str] = set()
@@ -35,7 +36,7 @@ def follow_mode(network: fx.GraphModule) -> set[str]:
     return made
 
 
-def _following(node: fx.Node) -> _Following | None:
+def _following(node: Node) -> _Following | None:
     """The module that does a function's dropout; None where the function does none."""
     if node.op != "call_function":
         return None
@@ -46,7 +47,7 @@ def _following(node: fx.Node) -> _Following | None:
     return None
 
 
-def _plain_dropout(node: fx.Node) -> _Following | None:
+def _plain_dropout(node: Node) -> _Following | None:
     given = arguments_of(node)
     share = given.get("p", 0.5)
     if not isinstance(share, float | int):
@@ -57,7 +58,7 @@ def _plain_dropout(node: fx.Node) -> _Following | None:
     return _Following(dropout, (given["input"],))
 
 
-def _attention(node: fx.Node) -> _Following | None:
+def _attention(node: Node) -> _Following | None:
     given = arguments_of(node)
     dropout = given.get("dropout_p", 0.0)
     causal = given.get("is_causal", False)

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.layers import delete_tensor, set_module, tensor_at
 from slimfront.trainables.compaction.modes.arguments import CONVS, Arguments, arguments_of
@@ -23,7 +24,7 @@ Tensors = dict[str, Any]
 """The parameters and buffers that a function is called with, by the names of its arguments."""
 
 
-def as_modules(network: fx.GraphModule) -> None:
+def as_modules(network: GraphModule) -> None:
     """Makes subclasses of torch's modules that compute what those do the modules that they are, and
     functions on parameters too.
 
@@ -44,7 +45,7 @@ def as_modules(network: fx.GraphModule) -> None:
         network.recompile()
 
 
-def _module_for(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+def _module_for(network: GraphModule, node: Node) -> nn.Module | None:
     """The module that does what a function does with parameters and buffers of the network; None if
     there is none."""
     if node.op != "call_function":
@@ -52,7 +53,7 @@ def _module_for(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     if node.target not in _LAYERS:
         return None
     given = arguments_of(node)
-    if not isinstance(given.get("input"), fx.Node):
+    if not isinstance(given.get("input"), Node):
         return None
     if _has_computed_options(given):
         return None
@@ -71,19 +72,19 @@ def _has_computed_options(given: Arguments) -> bool:
     """Whether the network computes an argument that a module would have as a setting."""
     for name, value in given.items():
         is_option = name not in ("input", *_TENSORS)
-        if is_option and isinstance(value, fx.Node):
+        if is_option and isinstance(value, Node):
             return True
     return False
 
 
-def _tensors_of(network: fx.GraphModule, given: Arguments) -> Tensors | None:
+def _tensors_of(network: GraphModule, given: Arguments) -> Tensors | None:
     """The parameters and buffers among the arguments of a function; None if one is computed."""
     found: Tensors = {}
     for name in _TENSORS:
         value = given.get(name)
         if value is None:
             continue
-        if not isinstance(value, fx.Node):
+        if not isinstance(value, Node):
             return None
         if value.op != "get_attr":
             return None
@@ -95,7 +96,7 @@ def _tensors_of(network: fx.GraphModule, given: Arguments) -> Tensors | None:
     return found
 
 
-def _built(node: fx.Node, given: Arguments, found: Tensors) -> nn.Module | None:
+def _built(node: Node, given: Arguments, found: Tensors) -> nn.Module | None:
     """The module of a function, its tensors still without memory; None if there is none."""
     with torch.device("meta"):
         if node.target is F.layer_norm:
@@ -147,7 +148,7 @@ def _convolution(kind: Any, given: Arguments, found: Tensors) -> nn.Module:
     return convolution
 
 
-def _batch_norm(node: fx.Node, given: Arguments, found: Tensors) -> nn.Module | None:
+def _batch_norm(node: Node, given: Arguments, found: Tensors) -> nn.Module | None:
     """The batch norm whose own code calls the function: another's number of axes is not known."""
     kind = _batch_norm_around(node)
     if kind is None or set(found) != set(_TENSORS):
@@ -162,7 +163,7 @@ def _batch_norm(node: fx.Node, given: Arguments, found: Tensors) -> nn.Module | 
     return norm
 
 
-def _batch_norm_around(node: fx.Node) -> type[nn.Module] | None:
+def _batch_norm_around(node: Node) -> type[nn.Module] | None:
     """The kind of batch norm whose code a node stands in."""
     stack = node.meta.get("nn_module_stack")
     if not stack:
@@ -176,12 +177,12 @@ def _batch_norm_around(node: fx.Node) -> type[nn.Module] | None:
     return None
 
 
-def _call_instead(network: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
+def _call_instead(network: GraphModule, node: Node, module: nn.Module) -> None:
     """Calls a module in the place of a function, by the name of what holds its parameters, where
     that has no other use."""
     given = arguments_of(node)
     values = [given.get(name) for name in _TENSORS]
-    tensors = [value for value in values if isinstance(value, fx.Node)]
+    tensors = [value for value in values if isinstance(value, Node)]
     owner = ""
     if tensors:
         owner = _holder(tensors[0])
@@ -199,7 +200,7 @@ def _call_instead(network: fx.GraphModule, node: fx.Node, module: nn.Module) -> 
         _delete_unread(network, {str(tensor.target) for tensor in tensors})
 
 
-def _delete_unread(network: fx.GraphModule, targets: set[str]) -> None:
+def _delete_unread(network: GraphModule, targets: set[str]) -> None:
     """Takes parameters and buffers out of the network that neither its code nor a module that it
     calls reads."""
     for node in network.graph.nodes:
@@ -211,10 +212,10 @@ def _delete_unread(network: fx.GraphModule, targets: set[str]) -> None:
             delete_tensor(network, target)
 
 
-def _serves_alone(network: fx.GraphModule, owner: str, node: fx.Node) -> bool:
+def _serves_alone(network: GraphModule, owner: str, node: Node) -> bool:
     """Whether only this node reads what is in a module that no node calls, and which has no
     parts."""
-    readers: set[fx.Node] = set()
+    readers: set[Node] = set()
     for each in network.graph.nodes:
         if each.op == "get_attr" and _holder(each) == owner:
             readers.update(each.users)
@@ -226,13 +227,13 @@ def _serves_alone(network: fx.GraphModule, owner: str, node: fx.Node) -> bool:
     return not list(parts)
 
 
-def _holder(node: fx.Node) -> str:
+def _holder(node: Node) -> str:
     """The name of the module that holds what a node reads."""
     holder, _, _ = str(node.target).rpartition(".")
     return holder
 
 
-def _is_called(network: fx.GraphModule, name: str) -> bool:
+def _is_called(network: GraphModule, name: str) -> bool:
     for node in network.graph.nodes:
         if node.op != "call_module":
             continue

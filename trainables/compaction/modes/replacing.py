@@ -3,10 +3,11 @@
 import copy
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
+from torch.fx import GraphModule, Node
 
 
-def replace_call(network: fx.GraphModule, node: fx.Node, name: str, inputs: Any) -> None:
+def replace_call(network: GraphModule, node: Node, name: str, inputs: Any) -> None:
     """Calls the module of this name with `inputs` in the place of a function, in place."""
     with network.graph.inserting_before(node):
         called = network.graph.call_module(name, inputs)
@@ -15,7 +16,7 @@ def replace_call(network: fx.GraphModule, node: fx.Node, name: str, inputs: Any)
     network.graph.erase_node(node)
 
 
-def add_module(network: fx.GraphModule, wanted: str, module: nn.Module) -> str:
+def add_module(network: GraphModule, wanted: str, module: nn.Module) -> str:
     """Adds a module by a `wanted` name, or one with a number behind it; the name."""
     name = wanted
     number = 0

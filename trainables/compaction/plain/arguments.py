@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch.fx import Node
 
 Plain = dict[str, Any]
 """Plain data and tensors, by name."""
@@ -46,7 +46,7 @@ def arguments_to_plain(values: Mapping[str, Any]) -> Plain:
     return found
 
 
-def arguments_from_plain(values: Plain, made: dict[str, fx.Node]) -> Plain:
+def arguments_from_plain(values: Plain, made: dict[str, Node]) -> Plain:
     """The same back; nodes among them were `made` before, by name."""
     found = {}
     for name, value in values.items():
@@ -74,7 +74,7 @@ def _form(value: Any) -> tuple[str, Any]:
     Raises:
         ValueError: if it cannot be stored.
     """
-    if isinstance(value, fx.Node):
+    if isinstance(value, Node):
         return "node", value.name
     if isinstance(value, tuple):
         return "tuple", argument_to_plain(list(value))
@@ -98,7 +98,7 @@ def _form(value: Any) -> tuple[str, Any]:
     raise ValueError(f"cannot store the argument {value!r} as plain data")
 
 
-def argument_from_plain(value: Any, made: dict[str, fx.Node]) -> Any:
+def argument_from_plain(value: Any, made: dict[str, Node]) -> Any:
     """What `argument_to_plain` stored; nodes were `made` before, by name."""
     if isinstance(value, list):
         return [argument_from_plain(item, made) for item in value]

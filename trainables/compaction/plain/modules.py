@@ -1,7 +1,8 @@
 """Modules, parameters and buffers as plain data and tensors."""
 
 import torch
-from torch import fx, nn
+from torch import nn
+from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.layers import tensor_at
 from slimfront.trainables.compaction.plain.arguments import (
@@ -69,7 +70,7 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     return shapes
 
 
-def tensor_to_plain(network: fx.GraphModule, name: str) -> Plain:
+def tensor_to_plain(network: GraphModule, name: str) -> Plain:
     """A parameter or buffer that the network's own code reads, such as an embedding of
     positions."""
     tensor = tensor_at(network, name)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import fx
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.plain.arguments import (
     Plain,
@@ -24,7 +25,7 @@ from slimfront.trainables.structure import operations
 FORMAT = 2
 
 
-def serialise(network: fx.GraphModule) -> Plain:
+def serialise(network: GraphModule) -> Plain:
     """A traced network as a dictionary of plain data and tensors.
 
     Raises:
@@ -56,7 +57,7 @@ def serialise(network: fx.GraphModule) -> Plain:
     }
 
 
-def _operation(node: fx.Node) -> tuple[str, tuple[Any, ...]]:
+def _operation(node: Node) -> tuple[str, tuple[Any, ...]]:
     """The name of what a node does, and what it does it with.
 
     Raises:
@@ -72,7 +73,7 @@ def _operation(node: fx.Node) -> tuple[str, tuple[Any, ...]]:
     return target, node.args
 
 
-def _function(node: fx.Node) -> tuple[str, tuple[Any, ...]]:
+def _function(node: Node) -> tuple[str, tuple[Any, ...]]:
     """The name of a function, and its arguments; of `getattr`, the name of the attribute."""
     target = node.target
     if target is getattr:
@@ -89,7 +90,7 @@ def _cannot_store(what: str) -> ValueError:
     return ValueError(f"cannot store {what} as plain data")
 
 
-def deserialise(plain: Plain) -> fx.GraphModule:
+def deserialise(plain: Plain) -> GraphModule:
     """The network that `serialise` stored, in evaluation mode on the CPU, with bit-identical
     weights.
 
@@ -105,14 +106,14 @@ def deserialise(plain: Plain) -> fx.GraphModule:
     check_plain(plain)
     root = modules_from_plain(plain["modules"])
     graph = fx.Graph()
-    made: dict[str, fx.Node] = {}
+    made: dict[str, Node] = {}
     for stored in plain["nodes"]:
         name = stored["name"]
         made[name] = _node_from_plain(graph, stored, made)
-    return make_quick(fx.GraphModule(root, graph)).eval()
+    return make_quick(GraphModule(root, graph)).eval()
 
 
-def _node_from_plain(graph: fx.Graph, stored: Plain, made: dict[str, fx.Node]) -> fx.Node:
+def _node_from_plain(graph: fx.Graph, stored: Plain, made: dict[str, Node]) -> Node:
     """Adds a node to a graph; those that it reads were `made` before, by name."""
     operation = stored["op"]
     target = stored["target"]

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor
+from torch.fx import Node
 
 from slimfront.trainables.compaction.slicing.stays import CannotSlice, Slices
 from slimfront.trainables.structure.coupling.known import Known
@@ -14,7 +15,7 @@ class Bounds:
     """Those that a node takes a part of a tensor by."""
 
     slices: Slices
-    node: fx.Node
+    node: Node
     known: Known
     """What is known of the tensor."""
 
@@ -103,7 +104,7 @@ class Bounds:
         """How many places before one stay."""
         if bound is None:
             return None
-        if isinstance(bound, fx.Node):
+        if isinstance(bound, Node):
             if bound in self.slices.by_batch:
                 raise CannotSlice(self.node)
             bound = self.slices.known(bound)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx import Node
 
 from slimfront.trainables.compaction.slicing.bounds import Bounds
 from slimfront.trainables.compaction.slicing.sizes import changed_numbers
@@ -28,7 +29,7 @@ class NewCall:
     kwargs: Any
 
     @classmethod
-    def of(cls, node: fx.Node, args: Any, kwargs: Any) -> "NewCall":
+    def of(cls, node: Node, args: Any, kwargs: Any) -> "NewCall":
         """What a node is already, called with other arguments."""
         return cls(
             op=node.op,
@@ -37,7 +38,7 @@ class NewCall:
             kwargs=kwargs,
         )
 
-    def write(self, node: fx.Node) -> None:
+    def write(self, node: Node) -> None:
         """Makes a node this call."""
         node.op = self.op
         node.target = self.target
@@ -45,7 +46,7 @@ class NewCall:
         node.kwargs = self.kwargs
 
 
-def new_calls(slices: Slices) -> dict[fx.Node, NewCall]:
+def new_calls(slices: Slices) -> dict[Node, NewCall]:
     """The calls that change, as they are without the units that go; nothing is changed.
 
     Raises:
@@ -67,7 +68,7 @@ class _Calls:
         self.slices = slices
         self.changed = changed_numbers(slices)
 
-    def rewritten(self, node: fx.Node) -> NewCall | None:
+    def rewritten(self, node: Node) -> NewCall | None:
         """A node's call without the units; None if it stays as it is."""
         if node.op == "placeholder":
             return None
@@ -87,7 +88,7 @@ class _Calls:
         _check_move(self.slices, node, call)
         return call
 
-    def _is_touched(self, node: fx.Node) -> bool:
+    def _is_touched(self, node: Node) -> bool:
         """Whether an input or output of a node becomes smaller."""
         values = []
         for around in (*node.all_input_nodes, node):
@@ -98,7 +99,7 @@ class _Calls:
                 return True
         return False
 
-    def _with_numbers(self, node: fx.Node) -> NewCall | None:
+    def _with_numbers(self, node: Node) -> NewCall | None:
         """Numbers that follow from sizes stay what they were."""
         before = (node.args, node.kwargs)
         after = fx.node.map_arg(before, self._number)
@@ -107,14 +108,14 @@ class _Calls:
         args, kwargs = after
         return NewCall.of(node, args, kwargs)
 
-    def _number(self, source: fx.Node) -> Any:
+    def _number(self, source: Node) -> Any:
         if source in self.slices.by_batch:
             return source
         if source in self.changed:
             return self.slices.known(source)
         return source
 
-    def _with_scale(self, node: fx.Node) -> NewCall | None:
+    def _with_scale(self, node: Node) -> NewCall | None:
         """Attention whose scale stays what it was by the width of its queries."""
         query = self.slices.known_input(node)
         width = self.slices.old_width(query)
@@ -125,7 +126,7 @@ class _Calls:
         kwargs["scale"] = width**-0.5
         return NewCall.of(node, node.args, kwargs)
 
-    def _moved(self, node: fx.Node, name: str) -> NewCall:
+    def _moved(self, node: Node, name: str) -> NewCall:
         """A call that only moves entries, with other sizes and bounds."""
         if name in _SPLITS:
             return self._split(node)
@@ -138,7 +139,7 @@ class _Calls:
         kwargs = dict(node.kwargs)
         return NewCall.of(node, tuple(args), kwargs)
 
-    def _resized(self, node: fx.Node, name: str, args: list[Any]) -> list[Any]:
+    def _resized(self, node: Node, name: str, args: list[Any]) -> list[Any]:
         """The arguments of a move that is given sizes."""
         made = self.slices.known(node)
         shape = self.slices.shape(made)
@@ -150,7 +151,7 @@ class _Calls:
         new = self._sizes(sizes, shape)
         return [tensor, *new]
 
-    def _bounded(self, node: fx.Node, name: str, args: list[Any]) -> list[Any]:
+    def _bounded(self, node: Node, name: str, args: list[Any]) -> list[Any]:
         """The arguments of a move that may be given an index or bounds."""
         known = self.slices.known_input(node)
         bounds = Bounds(self.slices, node, known)
@@ -162,7 +163,7 @@ class _Calls:
             return bounds.of_call(name, args)
         return args
 
-    def _split(self, node: fx.Node) -> NewCall:
+    def _split(self, node: Node) -> NewCall:
         """A split into parts of the sizes that they will have."""
         kwargs: dict[str, Any] = dict(node.kwargs)
         axis: Any = 0
@@ -217,7 +218,7 @@ class _Calls:
         return found
 
     def _size(self, size: Any, wanted: int) -> Any:
-        if isinstance(size, fx.Node):
+        if isinstance(size, Node):
             if self._will_be(size, wanted):
                 return size
             return wanted
@@ -225,7 +226,7 @@ class _Calls:
             return size
         return wanted
 
-    def _will_be(self, size: fx.Node, wanted: int) -> bool:
+    def _will_be(self, size: Node, wanted: int) -> bool:
         """Whether a node that makes a size will make the one that is wanted."""
         if size in self.slices.by_batch:
             return True
@@ -235,7 +236,7 @@ class _Calls:
         return bool(was == wanted)
 
 
-def _check_move(slices: Slices, node: fx.Node, call: NewCall) -> None:
+def _check_move(slices: Slices, node: Node, call: NewCall) -> None:
     """Moves the numbers of units that stay, as the changed call would, and compares.
 
     Raises:
@@ -245,7 +246,7 @@ def _check_move(slices: Slices, node: fx.Node, call: NewCall) -> None:
     if not isinstance(known, Known):
         return  # an item of several outputs
 
-    def value(source: fx.Node) -> Any:
+    def value(source: Node) -> Any:
         return _value(slices, source)
 
     _, *rest = call.args
@@ -266,7 +267,7 @@ def _check_move(slices: Slices, node: fx.Node, call: NewCall) -> None:
         _compare(slices, node, unit_map, moved)
 
 
-def _value(slices: Slices, node: fx.Node) -> Any:
+def _value(slices: Slices, node: Node) -> Any:
     """What a node makes: a number, or a tensor."""
     known = slices.known(node)
     if not isinstance(known, Known):
@@ -277,7 +278,7 @@ def _value(slices: Slices, node: fx.Node) -> Any:
     return torch.zeros(shape)
 
 
-def _compare(slices: Slices, node: fx.Node, unit_map: Tensor, moved: Any) -> None:
+def _compare(slices: Slices, node: Node, unit_map: Tensor, moved: Any) -> None:
     """Compares the `moved` numbers of units with those of what the node makes."""
     made = slices.known(node)
     outputs = list(found_in(made))

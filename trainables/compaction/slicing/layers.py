@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import Node
 
 from slimfront.trainables.compaction.layers import set_module, tensor_at
 from slimfront.trainables.compaction.slicing.resized import parameter_like, replace_tensors, settle
@@ -84,7 +85,7 @@ def settle_modules(slices: Slices) -> None:
             _settle(slices, str(node.target), module)
 
 
-def _settle_attention(slices: Slices, node: fx.Node, module: Attention | ScaledDotProduct) -> None:
+def _settle_attention(slices: Slices, node: Node, module: Attention | ScaledDotProduct) -> None:
     """Tells attention how many heads stay, and the scale that it had by their width."""
     before = 1
     heads = 1

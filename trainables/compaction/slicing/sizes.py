@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.slicing.stays import Slices, has_tensors
 from slimfront.trainables.structure.coupling.known import Known, mapped_known
@@ -11,7 +12,7 @@ from slimfront.trainables.structure.coupling.running import numbers_of
 from slimfront.trainables.structure.coupling.walk import Walk
 
 
-def follow_batch(network: fx.GraphModule, walk: Walk, inputs: Tensor) -> frozenset[fx.Node]:
+def follow_batch(network: GraphModule, walk: Walk, inputs: Tensor) -> frozenset[Node]:
     """The nodes that make other numbers for another number of inputs; the walk was of two."""
     three = torch.arange(3) % len(inputs)
     for_three = numbers_of(network, inputs[three])
@@ -24,9 +25,9 @@ def follow_batch(network: fx.GraphModule, walk: Walk, inputs: Tensor) -> frozens
     return frozenset(found)
 
 
-def changed_numbers(slices: Slices) -> frozenset[fx.Node]:
+def changed_numbers(slices: Slices) -> frozenset[Node]:
     """The nodes that would make other numbers than they made, from the sizes that change."""
-    new: dict[fx.Node, Any] = {}
+    new: dict[Node, Any] = {}
     changed = set()
     for node in slices.network.graph.nodes:
         before = slices.known(node)
@@ -40,7 +41,7 @@ def changed_numbers(slices: Slices) -> frozenset[fx.Node]:
     return frozenset(changed)
 
 
-def _made(slices: Slices, node: fx.Node, new: dict[fx.Node, Any]) -> Any:
+def _made(slices: Slices, node: Node, new: dict[Node, Any]) -> Any:
     """What a node makes of the `new` values of other nodes: tensors without memory, of the shapes
     that they will have, or numbers."""
 
@@ -60,7 +61,7 @@ def _made(slices: Slices, node: fx.Node, new: dict[fx.Node, Any]) -> Any:
         return value  # it stays as it is, and the outputs are compared in the end
 
 
-def _is_call(node: fx.Node) -> bool:
+def _is_call(node: Node) -> bool:
     return node.op in ("call_function", "call_method")
 
 

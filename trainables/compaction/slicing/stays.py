@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.structure.coupling.known import Known, found_in
 from slimfront.trainables.structure.coupling.units import NONE, packed_shape
@@ -15,7 +16,7 @@ from slimfront.trainables.structure.coupling.walk import Walk
 class CannotSlice(Exception):
     """The code of a node has a size in it that cannot be changed."""
 
-    def __init__(self, node: fx.Node) -> None:
+    def __init__(self, node: Node) -> None:
         super().__init__(node.name)
         self.node = node
 
@@ -24,18 +25,18 @@ class CannotSlice(Exception):
 class Slices:
     """A network, what is known of it, and which of its units go."""
 
-    network: fx.GraphModule
+    network: GraphModule
     walk: Walk
     gone: Tensor
     """(units,) bool."""
-    by_batch: frozenset[fx.Node]
+    by_batch: frozenset[Node]
     """The nodes that make numbers which follow from the number of inputs."""
 
-    def known(self, node: fx.Node) -> Any:
+    def known(self, node: Node) -> Any:
         """What is known of what a node makes: a number, or `Known` in the place of a tensor."""
         return self.walk.known[node]
 
-    def known_input(self, node: fx.Node) -> Any:
+    def known_input(self, node: Node) -> Any:
         """What is known of the first input of a node."""
         first = node.all_input_nodes[0]
         return self.known(first)

@@ -4,7 +4,8 @@ import operator
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.slicing.calls import new_calls
 from slimfront.trainables.compaction.slicing.layers import settle_modules, slice_tensors
@@ -18,7 +19,7 @@ from slimfront.trainables.structure.tracing.exported import writes_elsewhere
 
 
 def sliced(
-    network: fx.GraphModule, inputs: Tensor, agrees: Callable[[nn.Module], bool], multiple: int = 1
+    network: GraphModule, inputs: Tensor, agrees: Callable[[nn.Module], bool], multiple: int = 1
 ) -> dict[str, int] | None:
     """Takes out of a network, in place, all units that can go without a change of its outputs; how
     many rows each layer lost, by name; None if nothing was done, and not all of it is known.
@@ -115,7 +116,7 @@ def _take_out(slices: Slices) -> None:
     network.recompile()
 
 
-def _recount(slices: Slices, node: fx.Node) -> None:
+def _recount(slices: Slices, node: Node) -> None:
     """Has a mean over units count those that went."""
     share = 1.0
     for units in slices.counted_units(node.name):
@@ -128,13 +129,13 @@ def _recount(slices: Slices, node: fx.Node) -> None:
     with graph.inserting_after(node):
         scaled = graph.call_function(operator.mul, (node, share))
 
-    def reads_it_unscaled(user: fx.Node) -> bool:
+    def reads_it_unscaled(user: Node) -> bool:
         return user is not scaled
 
     node.replace_all_uses_with(scaled, reads_it_unscaled)
 
 
-def _take_over(network: fx.GraphModule, other: fx.GraphModule) -> None:
+def _take_over(network: GraphModule, other: GraphModule) -> None:
     """Makes a network what another one is."""
     for name, _ in list(network.named_children()):
         delattr(network, name)

@@ -1,7 +1,8 @@
 """The walk with all handlers there are: a new kind of layer or operation is added to one of their
 tables, or registered by its user."""
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from slimfront.trainables.structure.coupling import (
     attention,
@@ -53,7 +54,7 @@ def register_handler(kind: type[nn.Module] | str, handler: Handler) -> None:
         HANDLERS.modules[kind] = handler
 
 
-def units_of(graph: fx.GraphModule, inputs: Tensor) -> Walk:
+def units_of(graph: GraphModule, inputs: Tensor) -> Walk:
     """What is known of the units of a traced network, found with a few `inputs` (N, *input_shape)
     in evaluation mode."""
     return walked(graph, inputs, HANDLERS)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
+from torch.fx import Node
 
 from slimfront.trainables.structure.coupling.known import Known, along, compressed, varying
 from slimfront.trainables.structure.coupling.walk import Call, Walk
@@ -15,7 +16,7 @@ class CalledLayer:
     """A layer that a node calls, and the walk that is told of its units."""
 
     walk: Walk
-    node: fx.Node
+    node: Node
     name: str
     module: Any
 

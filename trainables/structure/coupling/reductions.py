@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import Node
 
 from slimfront.trainables.structure.coupling.known import Known, varying
 from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk
@@ -80,7 +81,7 @@ def _is_of_one_axis(unit_map: Tensor) -> bool:
     return len(varying(unit_map)) == 1
 
 
-def _read_sum(walk: Walk, node: fx.Node, known: Known, unit_map: Tensor) -> None:
+def _read_sum(walk: Walk, node: Node, known: Known, unit_map: Tensor) -> None:
     """Notes that a sum or mean reads units, which vary along one axis."""
     units = unit_map.reshape(-1)
     (axis,) = varying(unit_map)
@@ -167,7 +168,7 @@ def pool(walk: Walk, call: Call) -> Any:
     return made.with_zero(zero)
 
 
-def _first_position(walk: Walk, node: fx.Node, known: Known) -> int:
+def _first_position(walk: Walk, node: Node, known: Known) -> int:
     """The first axis of positions: a pool's number of them is in its name."""
     module = walk.module(node)
     name = function_name(node)

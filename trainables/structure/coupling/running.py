@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.structure.coupling.known import (
     Known,
@@ -28,7 +29,7 @@ class Handlers:
     modules: dict[type[nn.Module], Handler]
     functions: dict[str, Handler]
 
-    def of(self, graph: fx.GraphModule, node: fx.Node) -> Handler | None:
+    def of(self, graph: GraphModule, node: Node) -> Handler | None:
         """The handler of a node; None if there is none."""
         module = module_of(graph, node)
         if module is not None:
@@ -36,7 +37,7 @@ class Handlers:
         return self.functions.get(function_name(node))
 
 
-def walked(graph: fx.GraphModule, inputs: Tensor, handlers: Handlers) -> Walk:
+def walked(graph: GraphModule, inputs: Tensor, handlers: Handlers) -> Walk:
     """The walk over a network in evaluation mode on `inputs` (N, *input_shape), N ≥ 2."""
     walk = Walk(graph)
     with evaluating(graph), torch.no_grad():
@@ -48,7 +49,7 @@ def walked(graph: fx.GraphModule, inputs: Tensor, handlers: Handlers) -> Walk:
     return walk
 
 
-def numbers_of(graph: fx.GraphModule, inputs: Tensor) -> dict[str, Any]:
+def numbers_of(graph: GraphModule, inputs: Tensor) -> dict[str, Any]:
     """What each node makes that makes numbers and no tensors, by its name."""
     with evaluating(graph), torch.no_grad():
         run = _Run(graph)
@@ -66,12 +67,12 @@ class _Run(fx.Interpreter):
     """Runs a network, and keeps what is no tensor, the shapes of tensors, and those tensors that
     depend on no input."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph)
-        self.values: dict[fx.Node, Any] = {}
-        self._fixed: set[fx.Node] = set()
+        self.values: dict[Node, Any] = {}
+        self._fixed: set[Node] = set()
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: Node) -> Any:
         """Runs one operation."""
         made = super().run_node(n)
         is_fixed = self._is_fixed(n)
@@ -88,7 +89,7 @@ class _Run(fx.Interpreter):
         self.values[n] = mapped_tree(made, kept)
         return made
 
-    def _is_fixed(self, node: fx.Node) -> bool:
+    def _is_fixed(self, node: Node) -> bool:
         """Whether what a node makes depends on no input."""
         if node.op == "get_attr":
             return True
@@ -97,7 +98,7 @@ class _Run(fx.Interpreter):
         return self._fixed.issuperset(node.all_input_nodes)
 
 
-def _known(walk: Walk, node: fx.Node, handlers: Handlers) -> Any:
+def _known(walk: Walk, node: Node, handlers: Handlers) -> Any:
     """What is known of a node's output; where no more is known, what a run of it made: its shapes
     and numbers."""
     made = walk.made[node]
@@ -147,7 +148,7 @@ def _shapes(value: Any) -> list[torch.Size]:
     return shapes
 
 
-def _keep_whole(walk: Walk, node: fx.Node, inputs: Any) -> None:
+def _keep_whole(walk: Walk, node: Node, inputs: Any) -> None:
     """Has all stay that a node reads of which no handler knows what it does, and its parameters."""
     module = walk.module(node)
     title = node.name

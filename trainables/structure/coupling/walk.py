@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.structure.coupling.known import (
     Known,
@@ -27,7 +28,7 @@ Handler = Callable[["Walk", "Call"], Any]
 class Call:
     """What a node calls, and with what: `Known` in the places of tensors."""
 
-    node: fx.Node
+    node: Node
     args: Sequence[Any]
     kwargs: dict[str, Any]
 
@@ -57,15 +58,15 @@ class Call:
 class Walk:
     """A traced network, and what is known of each of its nodes."""
 
-    graph: fx.GraphModule
+    graph: GraphModule
     units: Units = field(default_factory=Units)
-    known: dict[fx.Node, Any] = field(default_factory=dict)
+    known: dict[Node, Any] = field(default_factory=dict)
     counts: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
     """The nodes and layers, by name, that count their inputs, as a mean and a layer norm do, with
     the axis and the units along it."""
     tensors: dict[str, list[Tensor | None]] = field(default_factory=dict)
     """The units along each axis of parameters and buffers, by name."""
-    made: dict[fx.Node, Any] = field(default_factory=dict)
+    made: dict[Node, Any] = field(default_factory=dict)
     """What each node makes: numbers, and the shapes of tensors."""
     groups: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """The units that grouped convolutions read and write, by name: (groups, in), (groups, out)."""
@@ -131,7 +132,7 @@ class Walk:
         noted = self.counts.setdefault(name, [])
         noted.append((axis, units))
 
-    def shape_of(self, node: fx.Node) -> torch.Size | None:
+    def shape_of(self, node: Node) -> torch.Size | None:
         """The shape of what a node makes; None if that is not one tensor."""
         made = self.made[node]
         if isinstance(made, Known):
@@ -278,11 +279,11 @@ class Walk:
             return False
         return not made.any()
 
-    def module(self, node: fx.Node) -> Any:
+    def module(self, node: Node) -> Any:
         """The module that a node calls; None if it does not call one."""
         return module_of(self.graph, node)
 
-    def called(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def called(self, node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """What a node computes for these arguments."""
         if node.op == "call_method":
             tensor, *rest = args
@@ -308,7 +309,7 @@ def by_place(unit_map: Tensor, axes: frozenset[int]) -> Tensor:
     return in_front.reshape(places, -1)
 
 
-def _get(graph: fx.GraphModule, name: str) -> Tensor:
+def _get(graph: GraphModule, name: str) -> Tensor:
     parent, _, leaf = name.rpartition(".")
     owner: nn.Module = graph
     if parent:

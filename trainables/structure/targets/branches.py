@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.structure.graph import (
     Layer,
@@ -45,15 +46,15 @@ class Branch:
     """A residual branch: `addition` adds it to `shortcut`; it is zero if all of `parameters` are,
     which are those of its last layer, or of the norm behind it."""
 
-    addition: fx.Node
-    shortcut: fx.Node
+    addition: Node
+    shortcut: Node
     name: str
     """Of its last layer."""
     parameters: tuple[str, ...]
     layer: Layer | None = None
     """That layer with its batch norm, where it is a linear or convolutional one."""
 
-    def is_zero(self, graph: fx.GraphModule) -> bool:
+    def is_zero(self, graph: GraphModule) -> bool:
         """Whether it adds nothing."""
         for name in self.parameters:
             tensor = _tensor(graph, name)
@@ -62,7 +63,7 @@ class Branch:
         return True
 
 
-def residual_branches(graph: fx.GraphModule) -> list[Branch]:
+def residual_branches(graph: GraphModule) -> list[Branch]:
     """The branches of additions whose two sides come from one node, in order of execution.
 
     The branch is the side with more weight layers; the other one is the shortcut. From its end back
@@ -110,7 +111,7 @@ def residual_branches(graph: fx.GraphModule) -> list[Branch]:
 class _Ends:
     """The layers of a network that a branch can end in."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: GraphModule) -> None:
         self.graph = graph
         self.counts: Counter[object] = call_counts(graph)
         self.reads: Counter[str] = Counter()
@@ -119,7 +120,7 @@ class _Ends:
                 self.reads[str(node.target)] += 1
         self.layers = {layer.last: layer for layer in layers_of(graph)}
 
-    def count_weights(self, nodes: set[fx.Node]) -> int:
+    def count_weights(self, nodes: set[Node]) -> int:
         """How many of these nodes have weights of their own."""
         kinds = (*_WEIGHTS, nn.MultiheadAttention)
         count = 0
@@ -130,7 +131,7 @@ class _Ends:
                 count += 1
         return count
 
-    def behind(self, node: fx.Node) -> Iterator[fx.Node]:
+    def behind(self, node: Node) -> Iterator[Node]:
         """The layers and norms that a tensor is zero with, the nearest first."""
         if self._parameters(node):
             yield node
@@ -142,10 +143,10 @@ class _Ends:
             return
         if passes_zeros(self.graph, node) and node.args:
             first = node.args[0]
-            if isinstance(first, fx.Node):
+            if isinstance(first, Node):
                 yield from self.behind(first)
 
-    def is_read_within(self, node: fx.Node, within: set[fx.Node], addition: fx.Node) -> bool:
+    def is_read_within(self, node: Node, within: set[Node], addition: Node) -> bool:
         """Whether what a node makes is read on the way to an addition alone."""
         waiting = [node]
         seen = {node}
@@ -160,7 +161,7 @@ class _Ends:
                 waiting.append(user)
         return True
 
-    def named(self, node: fx.Node) -> tuple[str, tuple[str, ...], Layer | None]:
+    def named(self, node: Node) -> tuple[str, tuple[str, ...], Layer | None]:
         """The name of the layer that a node calls, the parameters that it is zero with, and the
         layer."""
         parameters = self._parameters(node)
@@ -172,7 +173,7 @@ class _Ends:
         name = owner or first
         return name, parameters, None
 
-    def _parameters(self, node: fx.Node) -> tuple[str, ...]:
+    def _parameters(self, node: Node) -> tuple[str, ...]:
         """The parameters that what a node makes is zero with; none if it is no layer, or its
         parameters are read elsewhere too."""
         module = module_of(self.graph, node)
@@ -195,7 +196,7 @@ class _Ends:
                 return ()
         return tuple(f"{name}.{leaf}" for leaf in leaves)
 
-    def _of_function(self, node: fx.Node, kinds: dict[str, dict[str, int]]) -> tuple[str, ...]:
+    def _of_function(self, node: Node, kinds: dict[str, dict[str, int]]) -> tuple[str, ...]:
         """The same of a function that is given parameters."""
         if node.op != "call_function":
             return ()
@@ -212,9 +213,9 @@ class _Ends:
             found.append(str(argument.target))
         return tuple(found)
 
-    def _is_own_parameter(self, argument: object) -> TypeGuard[fx.Node]:
+    def _is_own_parameter(self, argument: object) -> TypeGuard[Node]:
         """Whether an argument is a parameter that nothing else reads."""
-        if not isinstance(argument, fx.Node):
+        if not isinstance(argument, Node):
             return False
         if argument.op != "get_attr":
             return False
@@ -227,7 +228,7 @@ class _Ends:
         return isinstance(tensor, nn.Parameter)
 
 
-def _tensor(graph: fx.GraphModule, name: str) -> Tensor:
+def _tensor(graph: GraphModule, name: str) -> Tensor:
     owner, _, leaf = name.rpartition(".")
     module = graph.get_submodule(owner)
     tensor: Tensor = getattr(module, leaf)

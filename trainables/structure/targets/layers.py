@@ -1,6 +1,6 @@
 """The layers that layer and node penalties act on."""
 
-from torch import fx
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.structure.graph import (
     Layer,
@@ -15,7 +15,7 @@ from slimfront.trainables.structure.signs import nonnegative_nodes
 from slimfront.trainables.structure.targets.zeros import is_activation, passes_units
 
 
-def inner_layers(graph: fx.GraphModule) -> list[Layer]:
+def inner_layers(graph: GraphModule) -> list[Layer]:
     """Layers that layer sparsity can make inactive: non-negative input, and an output that goes
     only into a ReLU."""
     nonnegative = nonnegative_nodes(graph)
@@ -28,7 +28,7 @@ def inner_layers(graph: fx.GraphModule) -> list[Layer]:
     return found
 
 
-def hidden_layers(graph: fx.GraphModule) -> list[Layer]:
+def hidden_layers(graph: GraphModule) -> list[Layer]:
     """Layers whose units can be removed one by one: their output goes only into a ReLU, or through
     another activation that makes 0 of 0 into one layer that reads all of them."""
     counts = call_counts(graph)
@@ -48,7 +48,7 @@ def hidden_layers(graph: fx.GraphModule) -> list[Layer]:
     return found
 
 
-def _reader(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+def _reader(graph: GraphModule, node: Node) -> Node | None:
     """The one node that reads a node's output, or what leaves that as it is but for its shape; None
     if there are more or none."""
     reader = only_user(node)

@@ -1,6 +1,7 @@
 """What makes 0 of 0: which operations a tensor of zeros passes through unchanged."""
 
-from torch import fx, nn
+from torch import nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.structure.graph import module_of
 from slimfront.trainables.torch_internals import function_name
@@ -34,19 +35,19 @@ _PASSING_NAMES = frozenset(
 """What moves, repeats, averages or scales entries by something else."""
 
 
-def is_activation(graph: fx.GraphModule, node: object) -> bool:
+def is_activation(graph: GraphModule, node: object) -> bool:
     """Whether a node applies an activation that makes 0 of 0, and of nothing else a constant."""
     return _is(graph, node, ACTIVATIONS, _ACTIVATION_NAMES)
 
 
-def passes_zeros(graph: fx.GraphModule, node: object) -> bool:
+def passes_zeros(graph: GraphModule, node: object) -> bool:
     """Whether a node makes zeros of a first argument that is all zeros."""
     if is_activation(graph, node):
         return True
     return _is(graph, node, _PASSING, _PASSING_NAMES)
 
 
-def passes_units(graph: fx.GraphModule, node: object) -> bool:
+def passes_units(graph: GraphModule, node: object) -> bool:
     """Whether a node leaves each entry where it is, and 0 where it was."""
     kinds = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
     names = frozenset(("dropout", "dropout1d", "dropout2d", "dropout3d", "contiguous", "clone"))
@@ -54,12 +55,12 @@ def passes_units(graph: fx.GraphModule, node: object) -> bool:
 
 
 def _is(
-    graph: fx.GraphModule,
+    graph: GraphModule,
     node: object,
     kinds: tuple[type[nn.Module], ...],
     names: frozenset[str],
 ) -> bool:
-    if not isinstance(node, fx.Node):
+    if not isinstance(node, Node):
         return False
     module = module_of(graph, node)
     if module is not None:

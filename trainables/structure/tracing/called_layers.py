@@ -5,7 +5,8 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
+from torch.fx import Node
 
 from slimfront.trainables.structure.tracing.encoders import plain_kind
 from slimfront.trainables.torch_internals import function_name
@@ -46,14 +47,14 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def input_place(node: fx.Node) -> int:
+def input_place(node: Node) -> int:
     """Where the input stands among the arguments of a layer's operation."""
     if function_name(node) == "embedding":
         return 1
     return 0
 
 
-def layer_of(node: fx.Node, args: Any, held: dict[str, Any]) -> str | None:
+def layer_of(node: Node, args: Any, held: dict[str, Any]) -> str | None:
     """The module which does an operation: one of that kind, with these parameters and settings;
     None if there is none.
 
@@ -89,12 +90,12 @@ def layer_of(node: fx.Node, args: Any, held: dict[str, Any]) -> str | None:
     return owner
 
 
-def _other_sources(args: Any, input_place: int) -> Iterator[fx.Node]:
+def _other_sources(args: Any, input_place: int) -> Iterator[Node]:
     """The nodes among the arguments of an operation, but for the input."""
     for place, argument in enumerate(args):
         if place == input_place:
             continue
-        if isinstance(argument, fx.Node):
+        if isinstance(argument, Node):
             yield argument
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.errors import first_line
 from slimfront.trainables.inputs import Several, joined, tensors
@@ -49,7 +50,7 @@ class CannotExport(Exception):
     """torch.export does not take a network."""
 
 
-def exported(model: nn.Module, sample: Tensor) -> fx.GraphModule:
+def exported(model: nn.Module, sample: Tensor) -> GraphModule:
     """The graph of a network in the mode that it is in, of its own modules and parameters.
 
     Args:
@@ -66,7 +67,7 @@ def exported(model: nn.Module, sample: Tensor) -> fx.GraphModule:
         raise CannotExport(first_line(error)) from error
 
 
-def writes_elsewhere(traced: fx.GraphModule) -> bool:
+def writes_elsewhere(traced: GraphModule) -> bool:
     """Whether an operation changes a tensor that is read again under another name: no graph shows
     that."""
     nodes = list(traced.graph.nodes)
@@ -75,7 +76,7 @@ def writes_elsewhere(traced: fx.GraphModule) -> bool:
         if not writes_in_place(node):
             continue
         written = node.args[0]
-        if not isinstance(written, fx.Node):
+        if not isinstance(written, Node):
             continue
         if not node.users:
             return True
@@ -131,7 +132,7 @@ def _program(model: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
 
 def _as_graph(
     model: nn.Module, program: torch.export.ExportedProgram, sample: Tensor
-) -> fx.GraphModule:
+) -> GraphModule:
     """An exported program with the network's own modules and parameters."""
     new = _NewGraph(model, program)
     new.add_inputs(sample)
@@ -143,7 +144,7 @@ def _as_graph(
         elif not _is_check(node):
             new.add(node)
     used = new.used()
-    network = fx.GraphModule(used, new.graph)
+    network = GraphModule(used, new.graph)
     network.graph.eliminate_dead_code()
     network.graph.lint()
     network.recompile()
@@ -158,11 +159,11 @@ class _NewGraph:
         self.model = model
         self.program = program
         self.graph = fx.Graph()
-        self.made: dict[fx.Node, fx.Node] = {}
+        self.made: dict[Node, Node] = {}
         """The new node of each."""
         self.held: dict[str, Any] = dict(model.named_modules())
         """Modules, and tensors that are no parameters or buffers of the model's, by name."""
-        self.device: fx.Node | None = None
+        self.device: Node | None = None
 
     def add_inputs(self, sample: Tensor) -> None:
         """Adds the inputs, parameters, buffers and constants."""
@@ -172,7 +173,7 @@ class _NewGraph:
             names = iter(tensors(sample))
         nodes = {node.name: node for node in self.program.graph_module.graph.nodes}
         user_input = torch.export.graph_signature.InputKind.USER_INPUT
-        held: dict[fx.Node, fx.Node] = {}
+        held: dict[Node, Node] = {}
         for spec in self.program.graph_signature.input_specs:
             node = nodes[spec.arg.name]
             if spec.kind != user_input:
@@ -187,7 +188,7 @@ class _NewGraph:
         # Behind the inputs: what follows asks the first of all for its device.
         self.made.update(held)
 
-    def _held(self, target: str | None) -> fx.Node:
+    def _held(self, target: str | None) -> Node:
         """The node of a parameter, buffer or constant."""
         assert target is not None
         name = target.removeprefix("network.")
@@ -200,7 +201,7 @@ class _NewGraph:
             self.held[name] = value
         return self.graph.get_attr(name)
 
-    def add(self, node: fx.Node) -> None:
+    def add(self, node: Node) -> None:
         """Adds what a node does."""
         if node.op == "get_attr":
             name = str(node.target)
@@ -211,12 +212,12 @@ class _NewGraph:
             self.device = self._device_of_inputs()
         self.made[node] = self._copied(node)
 
-    def _device_of_inputs(self) -> fx.Node:
+    def _device_of_inputs(self) -> Node:
         inputs = list(self.made.values())
         first = inputs[0]
         return self.graph.call_function(getattr, (first, "device"))
 
-    def _copied(self, node: fx.Node) -> fx.Node:
+    def _copied(self, node: Node) -> Node:
         """A node in the new graph: a call of a layer, or the same operation."""
         given = (node.args, node.kwargs)
         args, kwargs = fx.node.map_arg(given, self.made.__getitem__)
@@ -241,7 +242,7 @@ class _NewGraph:
             name=node.name,
         )
 
-    def add_outputs(self, node: fx.Node) -> None:
+    def add_outputs(self, node: Node) -> None:
         """Adds what the network returns, in its structure."""
         outputs: Any = node.args[0]
         written = _written_buffers(self.program)
@@ -281,7 +282,7 @@ def _written_buffers(program: torch.export.ExportedProgram) -> int:
     return count
 
 
-def _is_check(node: fx.Node) -> bool:
+def _is_check(node: Node) -> bool:
     target = node.target
     name = getattr(target, "__name__", str(target))
     return any(check in name for check in _CHECKS)

@@ -3,6 +3,7 @@
 import inspect
 
 from torch import fx, nn
+from torch.fx import GraphModule, Node
 
 from slimfront.trainables.structure import operations
 from slimfront.trainables.structure.tracing.encoders import Tracer
@@ -10,21 +11,21 @@ from slimfront.trainables.structure.tracing.exported import writes_elsewhere
 from slimfront.trainables.torch_internals import is_check
 
 
-def symbolically_traced(model: nn.Module) -> fx.GraphModule:
+def symbolically_traced(model: nn.Module) -> GraphModule:
     """The graph of a network by torch.fx, which raises errors of many kinds on one that it cannot
     trace."""
     tracer = Tracer()
     graph = tracer.trace(model, _defaults(model))
     _drop_optional(graph)
     _drop_checks(graph)
-    return fx.GraphModule(
+    return GraphModule(
         tracer.root,
         graph,
         class_name=type(model).__name__,
     )
 
 
-def is_known(traced: fx.GraphModule) -> bool:
+def is_known(traced: GraphModule) -> bool:
     """Whether all that a network's code calls is known: what torch.fx takes for one call can be a
     function of a library, which is of other operations."""
     if writes_elsewhere(traced):
@@ -37,7 +38,7 @@ def is_known(traced: fx.GraphModule) -> bool:
     return True
 
 
-def _is_known_function(node: fx.Node) -> bool:
+def _is_known_function(node: Node) -> bool:
     if operations.name_of(node.target) is not None:
         return True
     if node.target is not getattr:
@@ -77,7 +78,7 @@ def _drop_optional(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
-def _end_in_checks(nodes: list[fx.Node]) -> bool:
+def _end_in_checks(nodes: list[Node]) -> bool:
     """Whether nothing comes of these nodes but checks."""
     for node in nodes:
         if node.users:
@@ -87,7 +88,7 @@ def _end_in_checks(nodes: list[fx.Node]) -> bool:
     return True
 
 
-def _descendants(node: fx.Node) -> list[fx.Node]:
+def _descendants(node: Node) -> list[Node]:
     """What depends on a node, in the order of the graph."""
     within = {node}
     found = []

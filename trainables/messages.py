@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+Plain = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class TrialOrder:
@@ -39,14 +41,19 @@ class TrialOrder:
         """From Ray Tune's config of a trial."""
         known = {}
         for field_of in fields(cls):
-            if field_of.name in config:
-                known[field_of.name] = config[field_of.name]
-        known["report_at"] = tuple(known.get("report_at", ()))
+            name = field_of.name
+            if name in config:
+                known[name] = config[name]
+        report_at = known.get("report_at", ())
+        known["report_at"] = tuple(report_at)
         return cls(**known)
 
-    def as_config(self) -> dict[str, Any]:
+    def as_config(self) -> Plain:
         """As Ray Tune's config of a trial."""
-        plain = {field_of.name: getattr(self, field_of.name) for field_of in fields(self)}
+        plain: Plain = {}
+        for field_of in fields(self):
+            name = field_of.name
+            plain[name] = getattr(self, name)
         plain["report_at"] = list(self.report_at)
         return plain
 
@@ -61,10 +68,11 @@ class NetworkReport:
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "NetworkReport":
         """From what `as_plain` made."""
+        measures = dict(plain["measures"])
         compaction = [list(step) for step in plain["compaction"]]
-        return cls(dict(plain["measures"]), compaction)
+        return cls(measures, compaction)
 
-    def as_plain(self) -> dict[str, Any]:
+    def as_plain(self) -> Plain:
         """As plain data."""
         return {"measures": self.measures, "compaction": self.compaction}
 
@@ -107,7 +115,7 @@ class Report:
             finished=bool(result.get("finished", False)),
         )
 
-    def as_result(self) -> dict[str, Any]:
+    def as_result(self) -> Plain:
         """As Ray Tune's result of a trial: its measures stand beside the rest, where schedulers
         look for them."""
         if self.network is None:

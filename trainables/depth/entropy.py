@@ -24,9 +24,11 @@ class Entropy(Criterion):
 
     def worth(self, graph: GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
         """From 0 to 1; one run of the network judges all layers."""
-        read = [_read_by_activations(graph, layer) for layer in layers]
+        read = []
         nodes: Nodes = set()
-        for by_layer in read:
+        for layer in layers:
+            by_layer = _read_by_activations(graph, layer)
+            read.append(by_layer)
             nodes.update(by_layer)
         features = features_at(graph, nodes, self.batches)
         return [_entropy(by_layer, features) for by_layer in read]
@@ -57,8 +59,10 @@ def _entropy(nodes: Sequence[Node], features: Sequence[Features]) -> float:
             positive.append(by_unit > 0)
         of_all = torch.cat(positive, dim=1)
         share = of_all.double().mean(1)
-        found.append(_bits(share))
-    return float(torch.cat(found).mean())
+        bits = _bits(share)
+        found.append(bits)
+    of_units = torch.cat(found)
+    return float(of_units.mean())
 
 
 def _by_unit(features: Tensor) -> Tensor:
@@ -71,5 +75,7 @@ def _by_unit(features: Tensor) -> Tensor:
 def _bits(share: Tensor) -> Tensor:
     """The entropy of something that happens with these probabilities."""
     other = 1 - share
-    nats: Tensor = -torch.special.xlogy(share, share) - torch.special.xlogy(other, other)
+    of_share: Tensor = torch.special.xlogy(share, share)
+    of_other: Tensor = torch.special.xlogy(other, other)
+    nats = -of_share - of_other
     return nats / math.log(2)

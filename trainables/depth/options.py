@@ -63,5 +63,6 @@ class Depth(Options):
     @classmethod
     def _known(cls, criterion: str) -> str:
         if criterion not in CRITERIA:
-            raise ValueError(f"there is no criterion '{criterion}'; {suggest(criterion, CRITERIA)}")
+            hint = suggest(criterion, CRITERIA)
+            raise ValueError(f"there is no criterion '{criterion}'; {hint}")
         return criterion

@@ -28,7 +28,8 @@ class Outputs(Criterion):
         self.wanted = []
         for batch in batches:
             outputs = graph(batch.inputs)
-            self.wanted.append(_leaves(outputs))
+            leaves = _leaves(outputs)
+            self.wanted.append(leaves)
 
     def worth(self, graph: GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
         """As a share; needs one run of the network for each layer."""
@@ -40,10 +41,13 @@ class Outputs(Criterion):
         without = Without(graph, layer)
         for batch, whole in zip(self.batches, self.wanted, strict=True):
             outputs = without.run(batch.inputs)
-            for now, before in zip(_leaves(outputs), whole, strict=True):
-                apart += _sum_of_squares(now - before)
+            leaves = _leaves(outputs)
+            for now, before in zip(leaves, whole, strict=True):
+                change = now - before
+                apart += _sum_of_squares(change)
                 mean = before.mean(0, keepdim=True)
-                spread += _sum_of_squares(before - mean)
+                deviation = before - mean
+                spread += _sum_of_squares(deviation)
         divisor = max(spread, 1e-30)
         return finite(apart / divisor)
 
@@ -54,7 +58,8 @@ class Outputs(Criterion):
 
 
 def _sum_of_squares(tensor: Tensor) -> float:
-    return float(tensor.square().sum())
+    squares = tensor.square()
+    return float(squares.sum())
 
 
 def _leaves(outputs: Any) -> Leaves:

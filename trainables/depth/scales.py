@@ -34,7 +34,9 @@ def _last_scale(graph: GraphModule, layer: WholeLayer) -> float:
         if node.op != "call_module":
             continue
         module = graph.get_submodule(str(node.target))
-        if not isinstance(module, _NORMS) or module.weight is None:
+        if not isinstance(module, _NORMS):
+            continue
+        if module.weight is None:
             continue
         weight: Tensor = module.weight
         scales = weight.abs()

@@ -18,8 +18,11 @@ _BATCH = 128
 
 def judged_on(data: Dataset) -> list[Batch]:
     """The training examples that layers are judged on, as the network sees them."""
-    inputs = data.prepare(data.train.inputs[:_EXAMPLES])
-    targets = data.train.targets[:_EXAMPLES].to(data.device)
+    train = data.train
+    stored = train.inputs[:_EXAMPLES]
+    inputs = data.prepare(stored)
+    targets = train.targets[:_EXAMPLES]
+    targets = targets.to(data.device)
     pairs = zip(inputs.split(_BATCH), targets.split(_BATCH), strict=True)
     return [Batch(some, wanted) for some, wanted in pairs]
 

@@ -32,9 +32,11 @@ class Similarity(Criterion):
 
     def worth(self, graph: GraphModule, layers: Sequence[WholeLayer]) -> list[float]:
         """From 0, for a layer that changes nothing."""
-        of_layers = [list(ends(layer)) for layer in layers]
+        of_layers = []
         nodes: Nodes = set()
-        for pairs in of_layers:
+        for layer in layers:
+            pairs = list(ends(layer))
+            of_layers.append(pairs)
             for pair in pairs:
                 nodes.update(pair)
         features = features_at(graph, nodes, self.batches)
@@ -57,7 +59,8 @@ class Similarity(Criterion):
                 return math.inf
             size = len(before)
             similarity = self.similarity(before.flatten(1), after.flatten(1))
-            total += size * (1 - similarity)
+            change = 1 - similarity
+            total += size * change
             examples += size
         return finite(total / examples)
 

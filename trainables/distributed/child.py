@@ -21,6 +21,9 @@ from slimfront.trainables.errors import TrialFailure, UserError
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.ranks import Group, join
 
+State = dict[str, Any]
+"""Tensors and plain data."""
+
 
 @dataclass(frozen=True)
 class Welcome:
@@ -44,17 +47,18 @@ class Reply:
     broke: str | None = None
 
 
-def packed(state: dict[str, Any]) -> bytes:
+def packed(state: State) -> bytes:
     """Tensors and plain data as bytes."""
     file = io.BytesIO()
     torch.save(state, file)
     return file.getvalue()
 
 
-def unpacked(content: bytes, device: torch.device) -> dict[str, Any]:
+def unpacked(content: bytes, device: torch.device) -> State:
     """What `packed` made bytes of, its tensors on `device`: it may come from the device of another
     process."""
-    state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True, map_location=device)
+    file = io.BytesIO(content)
+    state: State = torch.load(file, weights_only=True, map_location=device)
     return state
 
 
@@ -72,20 +76,28 @@ class Child:
         self.training = None
         welcome = self.welcome
         group = Group(welcome.rank, welcome.size, welcome.device)
-        self.training = Training(Candidate.model_validate(candidate), welcome.device, group)
+        validated = Candidate.model_validate(candidate)
+        self.training = Training(validated, welcome.device, group)
 
     def load(self, state: bytes) -> None:
         """Continues from the state that rank 0 continues from."""
-        self._training().load_state_dict(unpacked(state, self.welcome.device))
+        training = self._training()
+        on_device = unpacked(state, self.welcome.device)
+        training.load_state_dict(on_device)
 
     def run_epoch(self, shuffler: bytes) -> None:
         """Trains one epoch on the batches that rank 0 draws."""
-        self._training().shuffler.set_state(unpacked(shuffler, torch.device("cpu"))["shuffler"])
-        self._training().run_epoch()
+        training = self._training()
+        cpu = torch.device("cpu")
+        state = unpacked(shuffler, cpu)
+        training.shuffler.set_state(state["shuffler"])
+        training.run_epoch()
 
     def state(self, _: None) -> bytes:
         """The state of the training here."""
-        return packed(self._training().state_dict())
+        training = self._training()
+        state = training.state_dict()
+        return packed(state)
 
     def _training(self) -> Training:
         assert self.training is not None, "begin comes first"
@@ -97,19 +109,24 @@ def serve(connection: Connection) -> None:
     connection.send("here")
     welcome: Welcome = connection.recv()
     commands: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(connection, commands), daemon=True).start()
+    listener = threading.Thread(target=_listen, args=(connection, commands), daemon=True)
+    listener.start()
     torch.set_num_threads(welcome.threads)
     join(welcome.rank, welcome.size, welcome.device, welcome.port, welcome.timeout_s)
     child = Child(welcome)
     while True:
         command, argument = commands.get()
         try:
-            reply = Reply(value=getattr(child, command)(argument))
+            act = getattr(child, command)
+            value = act(argument)
+            reply = Reply(value)
         except (TrialFailure, UserError) as error:
             reply = Reply(error=error)
         except Exception as error:
             # The others may wait for this rank: leaving tells them that they wait in vain.
-            connection.send(Reply(broke=f"{type(error).__name__}: {error}"))
+            kind = type(error).__name__
+            broken = Reply(broke=f"{kind}: {error}")
+            connection.send(broken)
             raise
         connection.send(reply)
 

@@ -46,9 +46,7 @@ def best_size(
     first = Training(candidate, device)
     if packable_training(first) is not None:
         return 1
-    train = first.taught.train
-    size = candidate.training.batch_size
-    batch = Split(train.inputs[:size], train.targets[:size])
+    batch = _first_batch(first)
     with threads_set(threads):
         if _alone(first, batch) > _LONG_S:
             return 1
@@ -66,8 +64,17 @@ def best_size(
             for size in sizes:
                 taken = _seconds_of_one(members[:size], batch)
                 seconds[size] = min(seconds[size], taken)
-    enough = _GAIN * min(seconds.values())
+    fastest = min(seconds.values())
+    enough = _GAIN * fastest
     return next(size for size in sizes if seconds[size] <= enough)
+
+
+def _first_batch(training: Training) -> Split:
+    train = training.taught.train
+    size = training.options.batch_size
+    inputs = train.inputs[:size]
+    targets = train.targets[:size]
+    return Split(inputs, targets)
 
 
 def _seconds_of_one(members: list[Training], batch: Split) -> float:

@@ -32,6 +32,10 @@ _NUMBERS = 2**24
 """At most so many numbers of inputs are taken at once, times members."""
 
 
+State = dict[str, Any]
+"""What a training continues from."""
+
+
 class Pack:
     """Candidates that are trained together: each result is that of `Training` alone, up to
     rounding.
@@ -55,9 +59,7 @@ class Pack:
         for candidate in candidates:
             self.join(candidate)
 
-    def join(
-        self, candidate: Candidate | Training, state: dict[str, Any] | None = None
-    ) -> Training:
+    def join(self, candidate: Candidate | Training, state: State | None = None) -> Training:
         """Takes in a candidate, or a training in progress, from the next epoch on; `state` is what
         it continues from.
 
@@ -70,13 +72,16 @@ class Pack:
             training = Training(candidate, self.device)
         if state is not None:
             training.load_state_dict(state)
-        check = packable_training if self.first is None else unpackable_setting
+        candidate = training.candidate
+        first = self.first
+        check = packable_training if first is None else unpackable_setting
         reason = check(training)
         if reason:
             raise UserError(reason)
-        if self.first is None:
-            self.first = training.candidate
-        check_together(self.first, training.candidate)
+        if first is None:
+            first = candidate
+        self.first = first
+        check_together(first, candidate)
         self.members.append(training)
         return training
 
@@ -103,11 +108,12 @@ class Pack:
         finally:
             self.members.insert(place, member)
 
-    def state_dict(self, member: Training) -> dict[str, Any]:
+    def state_dict(self, member: Training) -> State:
         """The state of a member, as `Training.state_dict` gives it; it does not change when
         training goes on."""
         with self.alone(member):
-            return copy.deepcopy(member.state_dict())
+            state = member.state_dict()
+            return copy.deepcopy(state)
 
     def finish(
         self, member: Training, refit_options: Refit | None = None, *, one_shot: bool = True
@@ -148,14 +154,11 @@ class Pack:
         if self.step is None:
             self.step = self._new_step(members[0])
         means = self._steps(stack, self.step)
-        counts = torch.stack([member.counts() for member in members])
+        counts_of_each = [member.counts() for member in members]
+        counts = torch.stack(counts_of_each)
         scores = self._scores(stack, self.step)
-        counted = torch.cat([counts, scores], 1)
-        numbers_of_each = []
-        for own_means, own_counted in zip(means.T.tolist(), counted.tolist(), strict=True):
-            numbers = [*own_means, *own_counted]
-            numbers_of_each.append(numbers)
-        return streams.end_epochs(members, numbers_of_each)
+        numbers = torch.cat([means, counts, scores], 1)
+        return streams.end_epochs(members, numbers.tolist())
 
     def _stack_of(self, members: list[Training]) -> Stack:
         stack = self.stack
@@ -181,8 +184,7 @@ class Pack:
         return step_of(member, sample)
 
     def _steps(self, stack: Stack, step: Step) -> Tensor:
-        """Trains an epoch; the mean task losses and the mean penalty losses of the members,
-        (2, K)."""
+        """Trains an epoch; the mean task loss and the mean penalty loss of each member, (K, 2)."""
         members = stack.members
         train = members[0].taught.train
         all_targets = train.targets
@@ -193,10 +195,12 @@ class Pack:
         penalty_losses = []
         for number, batch in enumerate(batches):
             inputs = self._inputs(members, batch)
-            targets = all_targets[batch].to(self.device)
+            chosen = all_targets[batch]
+            targets = chosen.to(self.device)
             task_loss, penalty_loss = stack.train_step(step, inputs, targets, plan, number)
             _, examples = batch.shape
-            task_losses.append(task_loss * examples)
+            of_batch = task_loss * examples
+            task_losses.append(of_batch)
             penalty_losses.append(penalty_loss)
         last_rates = plan.rates[-1]
         for member, rate in zip(members, last_rates, strict=True):
@@ -204,7 +208,7 @@ class Pack:
         task_totals = torch.stack(task_losses).sum(0)
         task_means = task_totals / count
         penalty_means = torch.stack(penalty_losses).mean(0)
-        return torch.stack([task_means, penalty_means])
+        return torch.stack([task_means, penalty_means], 1)
 
     def _inputs(self, members: Sequence[Training], batch: Tensor) -> Tensor:
         """The examples at `batch` (K, B), each row augmented by its member's own generator: (K, B,
@@ -229,11 +233,12 @@ class Pack:
         task = data.task
         inputs, targets = data.validation
         parameters = stack.named(stack.weights)
-        numbers = inputs[0].numel()
-        size = self._validation_batch(numbers, count)
+        first = inputs[0]
+        size = self._validation_batch(first.numel(), count)
         tally = task.tally(count)
-        batches = zip(inputs.split(size), targets.split(size), strict=True)
-        for stored, wanted in batches:
+        inputs_of_batches = inputs.split(size)
+        targets_of_batches = targets.split(size)
+        for stored, wanted in zip(inputs_of_batches, targets_of_batches, strict=True):
             prepared = data.prepare(stored)
             outputs = step.outputs(parameters, stack.buffers, prepared)
             task.count(tally, outputs, wanted)
@@ -241,10 +246,12 @@ class Pack:
 
     def _validation_batch(self, numbers: int, members: int) -> int:
         """How many validation examples of so many `numbers` are taken at once."""
-        most = _OUTPUTS[self.device.type]
+        kind = self.device.type
+        most = _OUTPUTS[kind]
         fitting = _NUMBERS // max(numbers, 1)
         at_once = min(most, fitting)
-        return max(1, at_once // members)
+        of_each = at_once // members
+        return max(1, of_each)
 
 
 def _shuffled_batches(members: Sequence[Training], targets: Tensor) -> Sequence[Tensor]:
@@ -255,6 +262,7 @@ def _shuffled_batches(members: Sequence[Training], targets: Tensor) -> Sequence[
     for member in members:
         order = torch.randperm(count, generator=member.shuffler)
         orders.append(order)
-    together = torch.stack(orders).to(targets.device)  # (K, N)
-    batches: Sequence[Tensor] = together.split(size, 1)
+    together = torch.stack(orders)  # (K, N)
+    beside_targets = together.to(targets.device)
+    batches: Sequence[Tensor] = beside_targets.split(size, 1)
     return batches

@@ -38,9 +38,11 @@ class Plan:
             rates = []
             proximal = []
             for member in members:
-                rate = member.learning_rate(member.step + number)
+                step_of_member = member.step + number
+                rate = member.learning_rate(step_of_member)
+                size = member.proximal_step(rate)
                 rates.append(rate)
-                proximal.append(member.proximal_step(rate))
+                proximal.append(size)
             self.rates.append(rates)
             sizes.append(proximal)
         for name in step.penalties:
@@ -84,14 +86,18 @@ def _scales(members: Sequence[Training], options: Sequence[object], batches: int
         for number in range(batches):
             step = member.step + number
             epoch = step / batches
-            scales.append(_scale(own, step, epoch))
+            scale = _scale(own, step, epoch)
+            scales.append(scale)
         by_member.append(scales)
-    return torch.tensor(by_member, dtype=torch.float64).T
+    table = torch.tensor(by_member, dtype=torch.float64)
+    return table.T
 
 
 def _scale(options: object, step: int, epoch: float) -> float:
     """The share of the full strength in a step; 0 where CKA-SR does not look."""
-    if isinstance(options, FeaturePenalty) and step % options.every != 0:
-        return 0.0
+    if isinstance(options, FeaturePenalty):
+        since_looked = step % options.every
+        if since_looked != 0:
+            return 0.0
     scale: float = options.scale(epoch)  # type: ignore[attr-defined]
     return scale

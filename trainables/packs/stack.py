@@ -17,6 +17,10 @@ from slimfront.trainables.packs.plan import Plan
 from slimfront.trainables.packs.step import Step, Tensors
 from slimfront.trainables.sparsifiers import ActiveSparsifier
 from slimfront.trainables.training.loop import Training
+from slimfront.trainables.training.losses import TwoLosses
+
+Moments = list[list[Tensor]]
+"""What an optimiser remembers, by kind and parameter."""
 
 
 class Stack:
@@ -32,43 +36,56 @@ class Stack:
         first = members[0].model
         for name, parameter in first.named_parameters():
             self.shapes[name] = parameter.shape
-            self.sizes.append(parameter.numel())
+            size = parameter.numel()
+            self.sizes.append(size)
         rows = [_row(member) for member in members]
-        self.weights = torch.stack(rows)
+        weights = torch.stack(rows)
+        self.weights = weights
         """(K, P)"""
-        device = self.weights.device
-        self.moments = self.weights.new_zeros(len(MOMENTS), *self.weights.shape)
+        kinds = len(MOMENTS)
+        self.moments = weights.new_zeros(kinds, *weights.shape)
         """(moments, K, P)"""
         count = len(self.sizes)
-        self.steps = torch.zeros(len(members), count, dtype=torch.float32, device=device)
+        self.steps = weights.new_zeros(len(rows), count, dtype=torch.float32)
         """(K, parameters)"""
         self.kept: Tensor | None = None
         """(K, P), 0 where a sparsifier dropped a weight; None where there is no sparsifier."""
-        if any(member.sparsifier for member in members):
-            self.kept = torch.ones_like(self.weights)
+        sparsifiers = [member.sparsifier for member in members]
+        if any(sparsifiers):
+            self.kept = torch.ones_like(weights)
         self.buffers = _stacked_buffers(members)
         """(K, …)"""
         for row in range(len(members)):
             self._take_over(row)
-        self.leaves = {}
+        self.leaves = self._leaves()
         """The weights as the parameters by name, (K, …) each: what a step is differentiated by,
         without putting it together."""
-        for name, tensor in self.named(self.weights).items():
-            leaf = tensor.detach()
-            self.leaves[name] = leaf.requires_grad_()
         self.rows = []
         """The same of each member alone."""
         self.updates = []
-        for row, weights in enumerate(self.weights):
-            self.rows.append(self._by_name(weights))
-            self.updates.append(self._update(row))
+        for row, of_member in enumerate(weights):
+            by_name = self._by_name(of_member)
+            self.rows.append(by_name)
+            update = self._update(row)
+            self.updates.append(update)
+
+    def _leaves(self) -> Tensors:
+        leaves = {}
+        named = self.named(self.weights)
+        for name, tensor in named.items():
+            leaf = tensor.detach()
+            leaf.requires_grad_()
+            leaves[name] = leaf
+        return leaves
 
     def _take_over(self, row: int) -> None:
         """Makes the member's tensors views of its row, and takes over what its optimiser and its
         sparsifier remember."""
         model = self.members[row].model
-        views = self._split(self.weights[row])
-        for parameter, view in zip(model.parameters(), views, strict=True):
+        weights = self.weights[row]
+        views = self._split(weights)
+        parameters = model.parameters()
+        for parameter, view in zip(parameters, views, strict=True):
             parameter.data = view
             parameter.grad = None
         for name, buffer in model.named_buffers():
@@ -78,16 +95,22 @@ class Stack:
         self.refresh(row)
 
     def _update(self, row: int) -> Update:
-        optimizer = self.members[row].optimizer
-        weights = list(self.rows[row].values())
+        member = self.members[row]
+        by_name = self.rows[row]
+        weights = list(by_name.values())
         moments = self._moments_of(row)
-        steps = self.steps[row].unbind()
-        return Update(optimizer, weights, moments, steps)
+        steps = self.steps[row]
+        of_parameters = steps.unbind()
+        return Update(member.optimizer, weights, moments, of_parameters)
 
-    def _moments_of(self, row: int) -> list[list[Tensor]]:
-        """The moments of a member, by kind and parameter."""
-        moments = self.moments[:, row]
-        return [self._split(moment) for moment in moments]
+    def _moments_of(self, row: int) -> Moments:
+        """The moments of a member."""
+        moments = []
+        of_member = self.moments[:, row]
+        for moment in of_member:
+            parts = self._split(moment)
+            moments.append(parts)
+        return moments
 
     def _split(self, row: Tensor) -> list[Tensor]:
         """A row (P,) as the parameters of its member."""
@@ -95,20 +118,23 @@ class Stack:
         shapes = self.shapes.values()
         views = []
         for part, shape in zip(parts, shapes, strict=True):
-            views.append(part.view(shape))
+            view = part.view(shape)
+            views.append(view)
         return views
 
     def _by_name(self, row: Tensor) -> Tensors:
         """The same by name."""
         views = self._split(row)
-        return dict(zip(self.shapes, views, strict=True))
+        pairs = zip(self.shapes, views, strict=True)
+        return dict(pairs)
 
     def named(self, weights: Tensor) -> Tensors:
         """Rows (K, P) as the parameters by name, (K, …) each."""
         named = {}
         shapes = self.shapes.items()
         parts = weights.split(self.sizes, 1)
-        for part, (name, shape) in zip(parts, shapes, strict=True):
+        for part, shape_of in zip(parts, shapes, strict=True):
+            name, shape = shape_of
             named[name] = part.view(-1, *shape)
         return named
 
@@ -122,21 +148,26 @@ class Stack:
         if not remembered:
             return
         moments = self._moments_of(row)
-        for number, parameter in enumerate(member.model.parameters()):
-            views = {"step": self.steps[row, number]}
+        steps = self.steps[row]
+        parameters = member.model.parameters()
+        states = member.optimizer.state
+        for number, parameter in enumerate(parameters):
+            views = {"step": steps[number]}
             for name, moment in zip(MOMENTS, moments, strict=True):
                 views[name] = moment[number]
             views["momentum_buffer"] = views["exp_avg"]
-            state = member.optimizer.state[parameter]
+            state = states[parameter]
             for name in remembered:
-                _replace(state, name, views[name])
+                view = views[name]
+                _replace(state, name, view)
 
     def lend_gradients(self, row: int, gradients: Sequence[Tensor]) -> None:
         """Gives the member its row of `gradients` (K, …) as the gradients of its parameters, until
         `refresh`."""
-        model = self.members[row].model
-        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-            parameter.grad = gradient[row]
+        member = self.members[row]
+        parameters = member.model.parameters()
+        for parameter, of_members in zip(parameters, gradients, strict=True):
+            parameter.grad = of_members[row]
 
     def refresh(self, row: int) -> None:
         """Takes over what the member's sparsifier changed: masks, and an optimiser that forgot
@@ -161,31 +192,31 @@ class Stack:
         model = member.model
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
-        for state in member.optimizer.state.values():
+        states = member.optimizer.state
+        for state in states.values():
             for name, value in state.items():
                 state[name] = value.clone()
 
     def train_step(
         self, step: Step, inputs: Tensor, targets: Tensor, plan: Plan, number: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> TwoLosses:
         """Step `number` of the plan's epoch, on inputs (K, B, …) with targets (K, B, …); task and
         penalty losses (K,)."""
         strengths = plan.strengths[number]
         task, extra = step.losses(self.leaves, self.buffers, inputs, targets, strengths)
         of_members = task + extra
         loss = of_members.sum()
-        leaves = list(self.leaves.values())
-        gradients: Sequence[Tensor] = torch.autograd.grad(loss, leaves)
-        # Contiguous, as the fused optimisers want them: vmap's rules give some transposed.
-        gradients = [gradient.contiguous() for gradient in gradients]
+        gradients = self._gradients(loss)
         with torch.no_grad():
             due = self._due()
             for row, sparsifier in due.items():
+                member = self.members[row]
                 self.lend_gradients(row, gradients)
-                sparsifier.before_step(self.members[row].step)
+                sparsifier.before_step(member.step)
             self._update_weights(step, gradients, plan, number)
             for row, sparsifier in due.items():
-                sparsifier.after_step(self.members[row].step)
+                member = self.members[row]
+                sparsifier.after_step(member.step)
                 self.refresh(row)
             if self.kept is not None:
                 self.weights *= self.kept
@@ -193,14 +224,19 @@ class Stack:
             member.step += 1
         return task.detach(), extra.detach()
 
-    def _update_weights(
-        self, step: Step, gradients: Sequence[Tensor], plan: Plan, number: int
-    ) -> None:
+    def _gradients(self, loss: Tensor) -> list[Tensor]:
+        """Those of a loss by the parameters, (K, …) each.
+
+        Contiguous, as the fused optimisers want them: vmap's rules give some transposed.
+        """
+        leaves = list(self.leaves.values())
+        gradients = torch.autograd.grad(loss, leaves)
+        return [gradient.contiguous() for gradient in gradients]
+
+    def _update_weights(self, step: Step, gradients: list[Tensor], plan: Plan, number: int) -> None:
         """The steps of the optimisers along `gradients` (K, …), and the proximal steps."""
         if self.kept is not None:
-            masks = self.named(self.kept).values()
-            # Not in place: two may be one tensor.
-            gradients = [gradient * mask for gradient, mask in zip(gradients, masks, strict=True)]
+            gradients = self._masked(gradients, self.kept)
         self.steps += 1
         rates = plan.rates[number]
         entries = plan.entries[number]
@@ -208,11 +244,25 @@ class Stack:
         by_parameter = [gradient.unbind() for gradient in gradients]
         by_member = zip(*by_parameter, strict=True)
         for row, own in enumerate(by_member):
-            self.updates[row](own, rates[row])
+            update = self.updates[row]
+            rate = rates[row]
+            update(own, rate)
             if entries is not None:
-                step.shrink_entries(self.rows[row], entries[row])
+                weights = self.rows[row]
+                step.shrink_entries(weights, entries[row])
         if thresholds:
-            step.proximal(self.named(self.weights), self.buffers, thresholds)
+            stacked = self.named(self.weights)
+            step.proximal(stacked, self.buffers, thresholds)
+
+    def _masked(self, gradients: list[Tensor], kept: Tensor) -> list[Tensor]:
+        """Gradients that are 0 where a weight was dropped."""
+        named = self.named(kept)
+        masked = []
+        for gradient, mask in zip(gradients, named.values(), strict=True):
+            # Not in place: two may be one tensor.
+            product = gradient * mask
+            masked.append(product)
+        return masked
 
     def _due(self) -> dict[int, ActiveSparsifier]:
         """The sparsifiers that act in this step, by the row of their member."""
@@ -228,7 +278,8 @@ def _row(member: Training) -> Tensor:
     """All parameters of the member, one behind the other (P,)."""
     parameters = []
     for parameter in member.model.parameters():
-        parameters.append(parameter.detach().flatten())
+        weights = parameter.detach()
+        parameters.append(weights.flatten())
     return torch.cat(parameters)
 
 
@@ -245,7 +296,10 @@ def _replace(state: dict[str, Any], name: str, view: Tensor) -> None:
 
 def _stacked_buffers(members: Sequence[Training]) -> Tensors:
     """The buffers of all members by name, (K, …) each."""
-    buffers = [dict(member.model.named_buffers()) for member in members]
+    buffers = []
+    for member in members:
+        named = member.model.named_buffers()
+        buffers.append(dict(named))
     stacked = {}
     for name in buffers[0]:
         of_members = [each[name] for each in buffers]

@@ -81,11 +81,15 @@ class Step:
             return None
         first = proximal[0]
         penalty = self.penalties[first]
-        if not isinstance(penalty, ActiveGroups) or penalty.shrink_entries is None:
+        if not isinstance(penalty, ActiveGroups):
+            return None
+        if penalty.shrink_entries is None:
             return None
         names = _names_by_id(self.model)
-        groups = penalty.groups.values()
-        acted_on = [names[id(group.tensor)] for group in groups]
+        acted_on = []
+        for group in penalty.groups.values():
+            identity = id(group.tensor)
+            acted_on.append(names[identity])
         return first, acted_on
 
     def shrink_entries(self, weights: Tensors, thresholds: Sequence[float]) -> None:
@@ -94,10 +98,12 @@ class Step:
         assert self.entries is not None
         name, parameters = self.entries
         penalty = self.penalties[name]
-        assert isinstance(penalty, ActiveGroups) and penalty.shrink_entries is not None
+        assert isinstance(penalty, ActiveGroups)
+        shrink = penalty.shrink_entries
+        assert shrink is not None
         for parameter, threshold in zip(parameters, thresholds, strict=True):
             if threshold > 0:
-                penalty.shrink_entries(weights[parameter], threshold)
+                shrink(weights[parameter], threshold)
 
     def losses(
         self,
@@ -143,7 +149,8 @@ class Step:
                 penalty = self.penalties[name]
                 assert isinstance(penalty, ActiveGroups)
                 groups = penalty.groups.values()
-                for group, own in zip(groups, threshold.unbind(), strict=True):
+                of_groups = threshold.unbind()
+                for group, own in zip(groups, of_groups, strict=True):
                     penalty.shrink(group, own)
             return thresholds
 
@@ -241,8 +248,10 @@ def _places(model: nn.Module) -> list[Place]:
 def _names_by_id(model: nn.Module) -> dict[int, str]:
     """The names of parameters and buffers, by identity."""
     names = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        names[id(tensor)] = name
+    named = (*model.named_parameters(), *model.named_buffers())
+    for name, tensor in named:
+        identity = id(tensor)
+        names[identity] = name
     return names
 
 

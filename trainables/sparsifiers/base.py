@@ -58,7 +58,9 @@ def prunable_weights(model: nn.Module) -> Tensors:
             weight = getattr(module, leaf)
             if weight is None:
                 continue
-            full_name = f"{name}.{leaf}" if name else leaf
+            full_name = leaf
+            if name:
+                full_name = f"{name}.{leaf}"
             found.setdefault(id(weight), (full_name, weight))
     return dict(found.values())
 
@@ -110,8 +112,9 @@ def out_of_reach(model: nn.Module) -> dict[str, int]:
         is_matrix = parameter.dim() > 1
         if not is_matrix:
             continue
-        if id(parameter) not in reached:
-            left[name] = parameter.numel()
+        if id(parameter) in reached:
+            continue
+        left[name] = parameter.numel()
     return left
 
 
@@ -196,17 +199,21 @@ class ActiveSparsifier:
     def __init__(self, options: Sparsifier, setting: Setting) -> None:
         self.setting = setting
         self.weights = taking_part(setting.model, options.exclude)
-        self.masks = {name: all_kept(weight) for name, weight in self.weights.items()}
-        seed = (setting.seed + _MASK_STREAM) % 2**63
-        self.generator = torch.Generator().manual_seed(seed)
+        self.masks = {}
+        for name, weight in self.weights.items():
+            self.masks[name] = all_kept(weight)
+        seed = setting.seed + _MASK_STREAM
+        self.generator = torch.Generator()
+        self.generator.manual_seed(seed % 2**63)
 
     def before_step(self, step: int) -> None:
         """Called between the backward pass and the optimiser's step of training step `step` (from
         0)."""
         with torch.no_grad():
             for name, weight in self.weights.items():
-                if weight.grad is not None:
-                    weight.grad.mul_(self.masks[name])
+                gradient = weight.grad
+                if gradient is not None:
+                    gradient.mul_(self.masks[name])
 
     def after_step(self, step: int) -> None:
         """Called after the optimiser's step: updates the masks when due, and zeroes what they
@@ -231,7 +238,8 @@ class ActiveSparsifier:
         self.setting.broadcast_from_rank0(masks.values())
         for name, mask in masks.items():
             weight = self.weights[name]
-            self.masks[name].copy_(mask)
+            own_mask = self.masks[name]
+            own_mask.copy_(mask)
             weight.mul_(mask)
             for moment in self._moments(weight):
                 moment.mul_(mask)
@@ -260,11 +268,14 @@ class ActiveSparsifier:
 
     def state_dict(self) -> State:
         """All that continuing needs: copies of the masks and the state of the random numbers."""
-        return {"masks": cloned(self.masks), "generator": self.generator.get_state()}
+        masks = cloned(self.masks)
+        random_state = self.generator.get_state()
+        return {"masks": masks, "generator": random_state}
 
     def load_state_dict(self, state: State) -> None:
         """Continues bit-exactly where `state_dict` was taken."""
         masks = state["masks"]
         for name, mask in self.masks.items():
             mask.copy_(masks[name])
-        self.generator.set_state(state["generator"].cpu())
+        random_state = state["generator"]
+        self.generator.set_state(random_state.cpu())

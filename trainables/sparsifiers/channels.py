@@ -37,6 +37,7 @@ from slimfront.trainables.sparsifiers.masks import Densities, Scores, Tensors, c
 from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
 from slimfront.trainables.sparsifiers.unit_costs import UnitCosts, worth_least
 from slimfront.trainables.structure.channel_groups import ChannelGroup
+from slimfront.trainables.structure.graph import rows
 from slimfront.trainables.structure.head_groups import HeadGroup, head_groups
 from slimfront.trainables.structure.removable import removable_units
 from slimfront.trainables.structure.shared_units import SharedUnits, added
@@ -200,16 +201,34 @@ def _all_groups(model: nn.Module, inputs: Tensor) -> list[AnyGroup]:
     return groups
 
 
+def _groups_taking_part(
+    model: nn.Module, inputs: Tensor, exclude: tuple[str, ...]
+) -> list[AnyGroup]:
+    """The groups that no excluded layer is part of. Raises UserError if there is none."""
+    every_weight = prunable_weights(model)
+    part = taking_part(model, exclude)
+    excluded = every_weight.keys() - part.keys()
+    groups = []
+    for group in _all_groups(model, inputs):
+        if excluded.isdisjoint(group.parameters):
+            groups.append(group)
+    if not groups:
+        reason = _nothing_to_remove(model)
+        raise UserError(reason)
+    return groups
+
+
 def _keep_units(group: AnyGroup, alive: Tensor, name: str, mask: Tensor) -> None:
     """Drops the rows of all units but those that are alive, (units,), from the `mask` of a
     parameter, in place; rows of no unit stay."""
     owners = group.writers[name]
-    of_owners = alive.cpu()[owners.clamp(min=0)]
-    stay = torch.where(owners >= 0, of_owners, True)
+    units = alive.cpu()
+    of_owners = units[owners.clamp(min=0)]
+    is_owned = owners >= 0
+    stay = torch.where(is_owned, of_owners, True)
     stay = stay.to(mask.device)
-    other_axes = [1] * (mask.dim() - 1)
     by_rows = group.rows(name, mask)
-    by_rows &= stay.view(-1, *other_axes)
+    by_rows &= rows(stay, mask)
 
 
 class ActiveChannels(ActiveSparsifier):
@@ -222,23 +241,18 @@ class ActiveChannels(ActiveSparsifier):
         self.updates = Updates(options, setting.total_steps)
         model = setting.model
         inputs, _ = setting.examples(2)
-        part = taking_part(model, options.exclude)
-        excluded = prunable_weights(model).keys() - part.keys()
-        self.groups = []
-        for group in _all_groups(model, inputs):
-            if excluded.isdisjoint(group.parameters):
-                self.groups.append(group)
-        if not self.groups:
-            raise UserError(_nothing_to_remove(model))
+        groups = _groups_taking_part(model, inputs, options.exclude)
+        self.groups = groups
         self.parameters = dict(model.named_parameters())
         ranked_by = _RANKS[options.importance]
-        self.rank = ranked_by(self.groups, self.parameters)
+        self.rank = ranked_by(groups, self.parameters)
         self.gates: Tensors = {}
         """The importance by gates that is remembered, (units,) by the name of the group."""
         self.costs: UnitCosts | None = None
         if options.of != "channels":
-            self.costs = UnitCosts(model, self.groups, inputs, options.of)
-            _say_what_can_go(self.costs, options)
+            costs = UnitCosts(model, groups, inputs, options.of)
+            _say_what_can_go(costs, options)
+            self.costs = costs
         self.weights = {}
         self.masks = {}
         for group in self.groups:
@@ -255,7 +269,8 @@ class ActiveChannels(ActiveSparsifier):
         """Zeroes the least important channels."""
         progress = self.updates.progress(step)
         sparsity = cubic_sparsity(progress, self.options.sparsity)
-        scores = self._remembered(self.scores())
+        now = self.scores()
+        scores = self._remembered(now)
         self.drop(scores, sparsity)
 
     def scores(self) -> Tensors:
@@ -279,7 +294,8 @@ class ActiveChannels(ActiveSparsifier):
         share_of_now = 1 - _REMEMBERED
         for name, now in scores.items():
             before = self.gates.get(name, now)
-            mean = _REMEMBERED * before + share_of_now * now
+            remembered = _REMEMBERED * before
+            mean = remembered + share_of_now * now
             is_gone = now < 0
             self.gates[name] = torch.where(is_gone, now, mean)
         return self.gates
@@ -305,7 +321,8 @@ class ActiveChannels(ActiveSparsifier):
         alive = {}
         for group in self.groups:
             alive[group.name] = group.alive(self.weights)
-        allowed = (1 - sparsity) * costs.whole
+        share = 1 - sparsity
+        allowed = share * costs.whole
         return worth_least(scores, costs, alive, allowed)
 
     def _kept_channels(self, scores: Scores, sparsity: float) -> Tensors:
@@ -317,8 +334,10 @@ class ActiveChannels(ActiveSparsifier):
             scores = {name: _relative(of_group) for name, of_group in scores.items()}
         kept = choose_masks(scores, sparsity, densities)
         for name, alive in kept.items():
-            if not alive.any():
-                alive[scores[name].argmax()] = True
+            if alive.any():
+                continue
+            best = scores[name].argmax()
+            alive[best] = True
         return kept
 
     def _ranked(self, group: AnyGroup) -> Tensor:

@@ -63,7 +63,8 @@ class ActiveGraNet(GradientGrowth):
         options = self.options
         progress = self.updates.progress(step)
         sparsity = cubic_sparsity(progress, options.sparsity, self.initial)
-        masks = choose_masks(magnitudes(self), sparsity, options.densities)
+        scores = magnitudes(self)
+        masks = choose_masks(scores, sparsity, options.densities)
         self.set_masks(masks)
         share = cosine_decay(progress, options.regrow)
         self.move(share)

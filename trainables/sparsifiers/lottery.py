@@ -90,9 +90,11 @@ class ActiveLotteryTicket(ActiveSparsifier):
         share_of_rounds = number / options.rounds
         kept = (1 - options.sparsity) ** share_of_rounds
         sparsity = 1 - kept
-        masks = choose_masks(magnitudes(self), sparsity, options.densities)
-        self.setting.model.load_state_dict(self.ticket)
-        self.setting.optimizer.state.clear()
+        scores = magnitudes(self)
+        masks = choose_masks(scores, sparsity, options.densities)
+        setting = self.setting
+        setting.model.load_state_dict(self.ticket)
+        setting.optimizer.state.clear()
         self.set_masks(masks)
 
     def progress(self, step: int) -> float:
@@ -120,7 +122,8 @@ class ActiveLotteryTicket(ActiveSparsifier):
         super().load_state_dict(state)
         own = self.setting.model.state_dict()
         self.ticket = {}
-        for name, value in state["ticket"].items():
+        ticket = state["ticket"]
+        for name, value in ticket.items():
             device = own[name].device
             copy = torch.clone(value)
             self.ticket[name] = copy.to(device)

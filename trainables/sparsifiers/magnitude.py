@@ -20,8 +20,9 @@ def magnitudes(active: ActiveSparsifier) -> Tensors:
     """|w| of the weights, −1 of those dropped, so that these stay dropped."""
     found = {}
     for name, weight in active.weights.items():
+        mask = active.masks[name]
         size = weight.detach().abs()
-        found[name] = torch.where(active.masks[name], size, -1.0)
+        found[name] = torch.where(mask, size, -1.0)
     return found
 
 
@@ -58,7 +59,9 @@ class ActiveMagnitude(ActiveSparsifier):
 
     def update(self, step: int) -> None:
         """Drops the smallest weights."""
+        options = self.options
         progress = self.updates.progress(step)
-        sparsity = cubic_sparsity(progress, self.options.sparsity)
-        masks = choose_masks(magnitudes(self), sparsity, self.options.densities)
+        sparsity = cubic_sparsity(progress, options.sparsity)
+        scores = magnitudes(self)
+        masks = choose_masks(scores, sparsity, options.densities)
         self.set_masks(masks)

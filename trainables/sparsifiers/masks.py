@@ -17,14 +17,19 @@ Densities = Literal["global", "uniform", "erk"]
 
 Shapes = Mapping[str, torch.Size]
 """By the name of the parameter."""
+Shares = dict[str, float]
+"""The share of the weights that is kept, by the name of the parameter."""
 
 
 def cloned(tensors: Mapping[str, Tensor]) -> Tensors:
     """Copies of tensors, by the same names."""
-    return {name: tensor.clone() for name, tensor in tensors.items()}
+    copies = {}
+    for name, tensor in tensors.items():
+        copies[name] = tensor.clone()
+    return copies
 
 
-def erdos_renyi_kernel(shapes: Shapes, sparsity: float) -> dict[str, float]:
+def erdos_renyi_kernel(shapes: Shapes, sparsity: float) -> Shares:
     """Densities of the Erdős–Rényi kernel: Evci et al. 2020, arXiv 1911.11134, section 3.
 
     The density of a layer of shape (out, in, height, width) is ε · (out + in + height + width) /
@@ -37,8 +42,9 @@ def erdos_renyi_kernel(shapes: Shapes, sparsity: float) -> dict[str, float]:
         size = math.prod(shape)
         sizes[name] = size
         raw[name] = sum(shape) / size
+    weights = sum(sizes.values())
     density = 1 - sparsity
-    kept = density * sum(sizes.values())
+    kept = density * weights
     dense: set[str] = set()
     while True:
         in_dense = sum(sizes[name] for name in dense)
@@ -48,19 +54,25 @@ def erdos_renyi_kernel(shapes: Shapes, sparsity: float) -> dict[str, float]:
         if free:
             by_raw = sum(raw[name] * sizes[name] for name in free)
             scale = wanted / by_raw
-        densities = {name: scale * raw[name] for name in free}
-        full = [name for name, density in densities.items() if density > 1]
+        densities = dict.fromkeys(shapes, 1.0)
+        full = []
+        for name in free:
+            of_layer = scale * raw[name]
+            densities[name] = of_layer
+            if of_layer > 1:
+                full.append(name)
         if not full:
-            return dict.fromkeys(shapes, 1.0) | densities
+            return densities
         dense.update(full)
 
 
-def layer_densities(shapes: Shapes, sparsity: float, densities: LayerDensities) -> dict[str, float]:
+def layer_densities(shapes: Shapes, sparsity: float, densities: LayerDensities) -> Shares:
     """The share of weights that each layer keeps: the same everywhere, or by the Erdős–Rényi
     kernel."""
     if densities == "erk":
         return erdos_renyi_kernel(shapes, sparsity)
-    return dict.fromkeys(shapes, 1 - sparsity)
+    share = 1 - sparsity
+    return dict.fromkeys(shapes, share)
 
 
 def top_mask(scores: Tensor, kept: int) -> Tensor:
@@ -68,9 +80,10 @@ def top_mask(scores: Tensor, kept: int) -> Tensor:
     them)."""
     mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     if kept:
+        row = scores.flatten()
         # Seven times as fast as sorting them.
-        highest = scores.flatten().topk(kept, sorted=False).indices
-        mask[highest] = True
+        highest = row.topk(kept, sorted=False)
+        mask[highest.indices] = True
     return mask.view_as(scores)
 
 
@@ -82,12 +95,14 @@ def choose_masks(scores: Scores, sparsity: float, densities: Densities) -> Tenso
     """
     if densities == "global":
         return _choose_globally(scores, sparsity)
-    shapes = {name: score.shape for name, score in scores.items()}
+    shapes = {}
+    for name, score in scores.items():
+        shapes[name] = score.shape
     shares = layer_densities(shapes, sparsity, densities)
     masks = {}
     for name, score in scores.items():
-        share_dropped = 1 - shares[name]
-        masks[name] = _mask_without(score, share_dropped)
+        share_kept = shares[name]
+        masks[name] = _mask_without(score, 1 - share_kept)
     return masks
 
 
@@ -95,17 +110,24 @@ def _mask_without(scores: Tensor, share: float) -> Tensor:
     """A mask that is False at a share of the scores, the lowest."""
     count = scores.numel()
     dropped = round(share * count)
-    return top_mask(scores, count - dropped)
+    kept = count - dropped
+    return top_mask(scores, kept)
 
 
 def _choose_globally(scores: Scores, sparsity: float) -> Tensors:
-    flat = [score.flatten() for score in scores.values()]
-    sizes = [len(row) for row in flat]
-    together = torch.cat(flat)
+    rows = []
+    sizes = []
+    for score in scores.values():
+        row = score.flatten()
+        rows.append(row)
+        sizes.append(len(row))
+    together = torch.cat(rows)
     mask = _mask_without(together, sparsity)
+    parts = mask.split(sizes)
     masks = {}
-    for name, part in zip(scores, mask.split(sizes), strict=True):
-        masks[name] = part.view_as(scores[name])
+    for name, part in zip(scores, parts, strict=True):
+        score = scores[name]
+        masks[name] = part.view_as(score)
     return masks
 
 
@@ -116,7 +138,8 @@ def drop_and_grow(mask: Tensor, magnitude: Tensor, growth: Tensor, count: int) -
     All three tensors have one shape. Growth is among all that are not True after the drop, so a
     dropped weight may come back.
     """
-    kept = int(mask.sum()) - count
+    before = int(mask.sum())
+    kept = before - count
     staying = torch.where(mask, magnitude, -1.0)
     after_drop = top_mask(staying, kept)
     growing = torch.where(after_drop, -torch.inf, growth)

@@ -20,15 +20,17 @@ from slimfront.trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier,
 def nm_mask(weight: Tensor, n: int, m: int) -> Tensor:
     """A mask of a weight (out, in, …), True at exactly the n largest |w| of every m neighbours
     along `in`, a multiple of m."""
-    sizes = weight.detach().abs()
+    values = weight.detach()
+    sizes = values.abs()
     rows = sizes.movedim(1, -1)  # (out, …, in)
     *others, _ = rows.shape
     groups = rows.reshape(*others, -1, m)  # (out, …, in / m, m)
-    largest = groups.topk(n, dim=-1).indices
+    largest = groups.topk(n)
     mask = torch.zeros_like(groups, dtype=torch.bool)
-    mask.scatter_(-1, largest, True)
+    mask.scatter_(-1, largest.indices, True)
     by_rows = mask.reshape(rows.shape)
-    return by_rows.movedim(-1, 1).contiguous()
+    by_outputs = by_rows.movedim(-1, 1)
+    return by_outputs.contiguous()
 
 
 @SPARSIFIERS.register("nm")
@@ -64,7 +66,8 @@ class ActiveNM(ActiveSparsifier):
         kept = {}
         for name, weight in self.weights.items():
             inputs = weight.shape[1]
-            if inputs % options.m == 0:
+            rest = inputs % options.m
+            if rest == 0:
                 kept[name] = weight
         if not kept:
             raise UserError(
@@ -81,7 +84,9 @@ class ActiveNM(ActiveSparsifier):
 
     def update(self, step: int) -> None:
         """Chooses the masks."""
+        options = self.options
         masks = {}
         for name, weight in self.weights.items():
-            masks[name] = nm_mask(weight, self.options.n, self.options.m)
+            mask = nm_mask(weight, options.n, options.m)
+            masks[name] = mask
         self.set_masks(masks)

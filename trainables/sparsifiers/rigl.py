@@ -26,8 +26,9 @@ class GradientGrowth(RandomStart):
     def __init__(
         self, options: Scheduled, setting: Setting, sparsity: float, densities: LayerDensities
     ) -> None:
-        self.updates = Updates(options, setting.total_steps)
-        self.updates.check_several(options.name)
+        updates = Updates(options, setting.total_steps)
+        updates.check_several(options.name)
+        self.updates = updates
         super().__init__(options, setting, sparsity, densities)
         self.gradients: Tensors = {}
 
@@ -39,13 +40,17 @@ class GradientGrowth(RandomStart):
         """Keeps the dense gradients if there is an update after this step, and then zeroes those of
         dropped weights."""
         if self.due(step):
-            self.gradients = {}
-            for name, weight in self.weights.items():
-                gradient = torch.zeros_like(weight)
-                if weight.grad is not None:
-                    gradient = weight.grad.abs()
-                self.gradients[name] = gradient
+            self._keep_gradients()
         super().before_step(step)
+
+    def _keep_gradients(self) -> None:
+        """The size of each entry's gradient."""
+        self.gradients = {}
+        for name, weight in self.weights.items():
+            gradient = weight.grad
+            if gradient is None:
+                gradient = torch.zeros_like(weight)
+            self.gradients[name] = gradient.abs()
 
     def move(self, share: float) -> None:
         """Moves the `share` of each layer's smallest weights to the largest gradients; what grows
@@ -55,8 +60,9 @@ class GradientGrowth(RandomStart):
             mask = self.masks[name]
             kept = int(mask.sum())
             count = int(share * kept)
+            size = weight.abs()
             growth = self.gradients[name]
-            moved[name] = drop_and_grow(mask, weight.abs(), growth, count)
+            moved[name] = drop_and_grow(mask, size, growth, count)
         self.set_masks(moved)
         self.gradients = {}
 

@@ -14,7 +14,8 @@ def cubic_sparsity(progress: float, target: float, initial: float = 0.0) -> floa
     is clipped to [0, 1]."""
     left = 1 - _clipped(progress)
     cubic = left**3
-    return target + (initial - target) * cubic
+    difference = initial - target
+    return target + difference * cubic
 
 
 def cosine_decay(progress: float, initial: float) -> float:
@@ -22,7 +23,8 @@ def cosine_decay(progress: float, initial: float) -> float:
     `progress` is clipped to [0, 1]."""
     angle = math.pi * _clipped(progress)
     raised = 1 + math.cos(angle)
-    return initial / 2 * raised
+    half = initial / 2
+    return half * raised
 
 
 def _clipped(progress: float) -> float:

@@ -40,13 +40,15 @@ class ActiveSET(RandomStart):
 
     def __init__(self, options: SET, setting: Setting) -> None:
         self.options = options
-        self.updates = Updates(options, setting.total_steps)
-        self.updates.check_several("set")
+        updates = Updates(options, setting.total_steps)
+        updates.check_several("set")
+        self.updates = updates
         super().__init__(options, setting, options.sparsity, options.densities)
         self.deviations = {}
         for name, weight in self.weights.items():
             mask = self.masks[name]
-            self.deviations[name] = _deviation(weight, mask)
+            deviation = _deviation(weight, mask)
+            self.deviations[name] = deviation
 
     def due(self, step: int) -> bool:
         """Whether weights move: not at the very end, for the last ones grown must be trained."""
@@ -58,22 +60,24 @@ class ActiveSET(RandomStart):
         """Moves weights."""
         growth = self.random_scores()
         for name, weight in self.weights.items():
-            before = self.masks[name].clone()
+            mask = self.masks[name]
+            before = mask.clone()
             kept = int(before.sum())
             count = int(self.options.drop * kept)
-            after = drop_and_grow(
-                mask=before,
-                magnitude=weight.abs(),
-                growth=growth[name],
-                count=count,
-            )
+            size = weight.abs()
+            after = drop_and_grow(before, size, growth[name], count)
             self.set_masks({name: after})
-            drawn = torch.randn(weight.shape, generator=self.generator)
-            values = drawn.to(weight)
-            values = values * self.deviations[name]
-            grown = self.masks[name] & ~before
+            values = self._new_values(name, weight)
+            was_zero = ~before
+            grown = mask & was_zero
             after_growth = torch.where(grown, values, weight)
             weight.copy_(after_growth)
+
+    def _new_values(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Random values for each entry of a weight, as its initial ones were drawn."""
+        drawn = torch.randn(weight.shape, generator=self.generator)
+        values = drawn.to(weight)
+        return values * self.deviations[name]
 
     def state_dict(self) -> State:
         """The masks, the state of the random numbers, and the deviations of new weights."""
@@ -92,6 +96,8 @@ def _deviation(weight: torch.Tensor, mask: torch.Tensor) -> float:
     weights have mean 0."""
     if not mask.any():
         return 0.0
-    kept = weight.detach()[mask]
-    mean_square = kept.square().mean()
+    values = weight.detach()
+    kept = values[mask]
+    squares = kept.square()
+    mean_square = squares.mean()
     return float(mean_square.sqrt())

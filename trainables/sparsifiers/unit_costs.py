@@ -15,6 +15,8 @@ Tensors = dict[str, Tensor]
 """Numbers of units, (units,), by the name of their group."""
 Alive = Mapping[str, Tensor]
 """Which units there are, (units,) bool, by the name of their group."""
+Arguments = tuple[Any, ...]
+"""What a layer is called with."""
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -33,7 +35,8 @@ class _Axis:
     def alive(self, alive: Alive) -> Tensor:
         """Which entries there are: all but those of units that are gone, (entries,) bool."""
         units = alive[self.group]
-        of_owners = units[self.owners.clamp(min=0)]
+        owners = self.owners.clamp(min=0)
+        of_owners = units[owners]
         of_none = self.owners < 0
         return of_owners | of_none
 
@@ -41,8 +44,9 @@ class _Axis:
         """What the entries of each unit cost, (units,), where each entry costs as much."""
         owned = self.owners >= 0
         owners = self.owners[owned]
-        entries = torch.bincount(owners, minlength=units)
-        return entries.double() * of_entry
+        counts = torch.bincount(owners, minlength=units)
+        entries = counts.double()
+        return entries * of_entry
 
 
 @dataclass
@@ -61,18 +65,22 @@ class _Priced:
 
     def entries(self, axis: int, alive: Alive) -> int:
         """How many entries there are along an axis."""
+        parts = self.axes.get(axis, ())
         length = self.shape[axis]
         there = torch.ones(length, dtype=torch.bool)
-        for part in self.axes.get(axis, ()):
+        for part in parts:
             there &= part.alive(alive)
-        return int(there.sum())
+        count = there.sum()
+        return int(count)
 
     def cost(self, alive: Alive, without: int | None = None) -> float:
         """What is there of it costs; `without` an axis, each entry along that."""
         cost = self.price
         for axis in range(len(self.shape)):
-            if axis != without:
-                cost *= self.entries(axis, alive)
+            if axis == without:
+                continue
+            entries = self.entries(axis, alive)
+            cost *= entries
         return cost
 
 
@@ -89,13 +97,15 @@ class UnitCosts:
         self, network: nn.Module, groups: Sequence[UnitGroup], inputs: Tensor, currency: Currency
     ) -> None:
         self.groups = groups
-        self.parameters: dict[str, _Priced] = {}
-        for name, parameter in network.named_parameters():
-            self.parameters[name] = _Priced(parameter.shape, price=1.0)
+        uses: dict[str, float] = {}
         if currency == "flops":
             uses = _uses(network, inputs)
-            for name, priced in self.parameters.items():
-                priced.price = uses.get(name, 0.0)
+        self.parameters = {}
+        for name, parameter in network.named_parameters():
+            price = 1.0
+            if currency == "flops":
+                price = uses.get(name, 0.0)
+            self.parameters[name] = _Priced(parameter.shape, price)
         everything = {}
         for group in groups:
             self._note_axes(group)
@@ -107,16 +117,22 @@ class UnitCosts:
         """Writes down along which axes of which parameters the entries are a group's."""
         for name, owners in group.writers.items():
             axis = group.axes.get(name, 0)
-            of_group = _Axis(group.name, owners.cpu())
-            self.parameters[name].note(axis, of_group)
+            self._note(name, axis, group, owners)
         for name, owners in group.readers.items():
             axis = group.read_axes[name]
-            of_group = _Axis(group.name, owners.cpu())
-            self.parameters[name].note(axis, of_group)
+            self._note(name, axis, group, owners)
+
+    def _note(self, name: str, axis: int, group: UnitGroup, owners: Tensor) -> None:
+        """The same along one axis of the parameter `name`."""
+        on_cpu = owners.cpu()
+        of_group = _Axis(group.name, on_cpu)
+        parameter = self.parameters[name]
+        parameter.note(axis, of_group)
 
     def total(self, alive: Alive) -> float:
         """What the network costs with these units."""
-        return sum(parameter.cost(alive) for parameter in self.parameters.values())
+        costs = [parameter.cost(alive) for parameter in self.parameters.values()]
+        return sum(costs)
 
     def of_units(self, alive: Alive) -> Tensors:
         """What each unit costs beside these others, (units,) by the name of the group."""
@@ -128,7 +144,8 @@ class UnitCosts:
                 of_entry = parameter.cost(alive, without=axis)
                 for part in parts:
                     of_group = costs[part.group]
-                    of_group += part.per_unit(of_entry, len(of_group))
+                    units = len(of_group)
+                    of_group += part.per_unit(of_entry, units)
         return costs
 
     def least(self) -> float:
@@ -150,16 +167,22 @@ def _uses(network: nn.Module, inputs: Tensor) -> dict[str, float]:
     handles = []
     for module in network.modules():
         weights = [names[weight] for weight in _weights(module) if weight in names]
-        if weights:
-            counter.weights[module] = weights
-            handles.append(module.register_forward_hook(counter))
+        if not weights:
+            continue
+        counter.weights[module] = weights
+        handle = module.register_forward_hook(counter)
+        handles.append(handle)
     try:
         with evaluating(network), torch.no_grad():
             network(inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: count / len(inputs) for name, count in counter.uses.items()}
+    examples = len(inputs)
+    uses = {}
+    for name, count in counter.uses.items():
+        uses[name] = count / examples
+    return uses
 
 
 @dataclass
@@ -169,9 +192,10 @@ class _Counter:
     weights: dict[nn.Module, list[str]] = field(default_factory=dict)
     uses: dict[str, float] = field(default_factory=dict)
 
-    def __call__(self, layer: nn.Module, arguments: tuple[Any, ...], outputs: Any) -> None:
+    def __call__(self, layer: nn.Module, arguments: Arguments, outputs: Any) -> None:
         positions = _positions(layer, arguments, outputs)
-        for weight in self.weights[layer]:
+        weights = self.weights[layer]
+        for weight in weights:
             before = self.uses.get(weight, 0.0)
             self.uses[weight] = before + positions
 
@@ -192,7 +216,7 @@ def _weights(module: nn.Module) -> list[Tensor]:
     return found
 
 
-def _positions(layer: nn.Module, arguments: tuple[Any, ...], outputs: Any) -> float:
+def _positions(layer: nn.Module, arguments: Arguments, outputs: Any) -> float:
     """How often a layer used its weight in one call, of all inputs of a batch together."""
     if isinstance(layer, _CONVOLUTIONS):
         used = outputs
@@ -242,27 +266,35 @@ def worth_least(
         worth = []
         prices = []
         for name, there in stay.items():
-            of_group = scores[name].cpu().double()
+            own_scores = scores[name].cpu()
             own_prices = costs_of_units[name]
+            own_worth = _worth(own_scores.double(), own_prices, there)
             prices.append(own_prices)
-            worth.append(_worth(of_group, own_prices, there))
-        going = _going(torch.cat(worth), torch.cat(prices), excess)
+            worth.append(own_worth)
+        all_worth = torch.cat(worth)
+        all_prices = torch.cat(prices)
+        going = _going(all_worth, all_prices, excess)
         if not going.any():
             return stay
-        for name, part in zip(stay, going.split(units), strict=True):
+        parts = going.split(units)
+        for name, part in zip(stay, parts, strict=True):
             stay[name] &= ~part
 
 
 def _going(worth: Tensor, prices: Tensor, excess: float) -> Tensor:
     """Which units go, (units,) bool, so that their `prices` together are at least `excess`: those
     that are worth least. None of infinite worth goes."""
-    may_go = int(torch.isfinite(worth).sum())
+    finite = torch.isfinite(worth)
+    may_go = int(finite.sum())
     order = worth.argsort()
-    saved = prices[order].cumsum(0)
+    in_order = prices[order]
+    saved = in_order.cumsum(0)
     too_little = saved < excess
     enough = int(too_little.sum()) + 1
-    first = order[: min(enough, may_go)]
-    going = torch.zeros(len(worth), dtype=torch.bool)
+    count = min(enough, may_go)
+    first = order[:count]
+    units = len(worth)
+    going = torch.zeros(units, dtype=torch.bool)
     going[first] = True
     return going
 
@@ -273,9 +305,11 @@ def _worth(scores: Tensor, prices: Tensor, alive: Tensor) -> Tensor:
 
     The root of the costs does better than the costs: see docs/shipping.md.
     """
-    tiny = torch.finfo(prices.dtype).tiny
-    worth = scores / prices.clamp_min(tiny).sqrt()
-    worth[~alive] = torch.inf
+    limits = torch.finfo(prices.dtype)
+    positive = prices.clamp_min(limits.tiny)
+    worth = scores / positive.sqrt()
+    gone = ~alive
+    worth[gone] = torch.inf
     there = torch.where(alive, scores, -torch.inf)
     best = there.argmax()
     worth[best] = torch.inf

@@ -22,6 +22,10 @@ Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 WeightLayer = nn.Linear | Conv
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
+_WeightAndBias = tuple[Tensor, Tensor]
+_ScaleAndShift = tuple[Tensor, Tensor]
+"""What a batch norm multiplies by, and what it adds then, (channels,) each."""
+
 _RANK = "rank"
 """Where a node says how many axes its output has."""
 
@@ -106,8 +110,9 @@ def note_ranks(graph: GraphModule, inputs: Tensor) -> None:
     """
     unknown = suppress(RuntimeError, ValueError, IndexError, TypeError)
     with unknown, evaluating(graph), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        few = inputs[:2].clone()
-        _Ranks(graph).run(few)
+        few = inputs[:2]
+        ranks = _Ranks(graph)
+        ranks.run(few.clone())
 
 
 def module_of(graph: GraphModule, node: object) -> nn.Module | None:
@@ -144,7 +149,11 @@ def calls(graph: GraphModule, node: object, kinds: tuple[object, ...]) -> bool:
 
 @functools.cache
 def _types(kinds: tuple[object, ...]) -> tuple[type, ...]:
-    return tuple(kind for kind in kinds if isinstance(kind, type))
+    types = []
+    for kind in kinds:
+        if isinstance(kind, type):
+            types.append(kind)
+    return tuple(types)
 
 
 def is_relu(graph: GraphModule, node: object) -> bool:
@@ -218,7 +227,8 @@ def tied_modules(network: nn.Module) -> set[str]:
     holders: dict[int, list[str]] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
         module, _, _ = name.rpartition(".")
-        names = holders.setdefault(id(parameter), [])
+        identity = id(parameter)
+        names = holders.setdefault(identity, [])
         names.append(module)
     found: set[str] = set()
     for names in holders.values():
@@ -242,23 +252,32 @@ class Layer:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """Its parameters, as they are now, with those of the batch norm."""
-        found = [self.layer.weight, self.layer.bias]
-        if self.norm is not None:
-            found += [self.norm.weight, self.norm.bias]
-        return tuple(tensor for tensor in found if tensor is not None)
+        layer = self.layer
+        norm = self.norm
+        found = [layer.weight]
+        if layer.bias is not None:
+            found.append(layer.bias)
+        if norm is None:
+            return tuple(found)
+        for tensor in (norm.weight, norm.bias):
+            if tensor is not None:
+                found.append(tensor)
+        return tuple(found)
 
-    def folded(self) -> tuple[Tensor, Tensor]:
+    def folded(self) -> _WeightAndBias:
         """Weight (out, in, …) and bias (out) as if the batch norm were folded in,
         differentiable."""
         weight = self.layer.weight
         bias = self.layer.bias
         if bias is None:
-            rows_of_weight = weight.shape[0]
-            bias = weight.new_zeros(rows_of_weight)
+            outputs = len(weight)
+            bias = weight.new_zeros(outputs)
         if self.norm is None:
             return weight, bias
         scale, shift = self._scale_and_shift()
-        return weight * rows(scale, weight), bias * scale + shift
+        folded_weight = weight * rows(scale, weight)
+        folded_bias = bias * scale + shift
+        return folded_weight, folded_bias
 
     @torch.no_grad()
     def write_folded(self, weight: Tensor, bias: Tensor) -> None:
@@ -277,12 +296,14 @@ class Layer:
         alive = scale != 0
         divisor = torch.where(alive, scale, 1)
         unscaled = weight / rows(divisor, weight)
-        new_weight = torch.where(rows(alive, weight), unscaled, own.weight)
+        alive_rows = rows(alive, weight)
+        new_weight = torch.where(alive_rows, unscaled, own.weight)
         own.weight.copy_(new_weight)
         old_bias = shift
         if own.bias is not None:
             old_bias = own.bias * scale + shift
-        change = torch.where(alive, bias - old_bias, 0)
+        missing = bias - old_bias
+        change = torch.where(alive, missing, 0)
         self.norm.bias.add_(change)
 
     @torch.no_grad()
@@ -293,20 +314,29 @@ class Layer:
         Scaling the weights in front of a batch norm would do nothing: it normalises them again in
         the next batch.
         """
-        if self.norm is not None:
-            self.norm.weight.mul_(factors)
-            self.norm.bias.mul_(factors)
-            return
-        self.layer.weight.mul_(rows(factors, self.layer.weight))
-        if self.layer.bias is not None:
-            self.layer.bias.mul_(factors)
-
-    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
         norm = self.norm
-        assert norm is not None and norm.running_var is not None and norm.running_mean is not None
+        if norm is not None:
+            norm.weight.mul_(factors)
+            norm.bias.mul_(factors)
+            return
+        weight = self.layer.weight
+        bias = self.layer.bias
+        by_row = rows(factors, weight)
+        weight.mul_(by_row)
+        if bias is not None:
+            bias.mul_(factors)
+
+    def _scale_and_shift(self) -> _ScaleAndShift:
+        norm = self.norm
+        assert norm is not None
+        mean = norm.running_mean
+        assert norm.running_var is not None
+        assert mean is not None
         variance = norm.running_var + norm.eps
-        scale = norm.weight / variance.sqrt()
-        shift = norm.bias - norm.running_mean * scale
+        deviation = variance.sqrt()
+        scale = norm.weight / deviation
+        centre = mean * scale
+        shift = norm.bias - centre
         return scale, shift
 
     def active(self) -> Tensor:
@@ -323,14 +353,17 @@ class Layer:
 
 def rows(per_row: Tensor, weight: Tensor) -> Tensor:
     """(out) reshaped so that it broadcasts over the rows of a weight (out, in, …)."""
-    others = [1] * (weight.dim() - 1)
+    axes = weight.dim() - 1
+    others = [1] * axes
     return per_row.view(-1, *others)
 
 
 def has_negative_entry(weight: Tensor, bias: Tensor, *, exact: bool = True) -> Tensor:
     """Whether [W | b] has a negative entry; without `exact`, one beyond `rounding`. A boolean
     scalar."""
-    lowest = torch.minimum(weight.min(), bias.min())
+    of_weight = weight.min()
+    of_bias = bias.min()
+    lowest = torch.minimum(of_weight, of_bias)
     if exact:
         return lowest < 0
     error = rounding(weight, bias, weight.dtype)
@@ -342,8 +375,9 @@ def rounding(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
     of_weight = weight.abs().max()
     of_bias = bias.abs().max()
     largest = torch.maximum(of_weight, of_bias)
-    eps = torch.finfo(dtype).eps
-    return _ROUNDING_EPS * eps * largest
+    limits = torch.finfo(dtype)
+    relative = _ROUNDING_EPS * limits.eps
+    return relative * largest
 
 
 def layers_of(graph: GraphModule, *, grouped: bool = False) -> list[Layer]:
@@ -412,4 +446,5 @@ def arguments(node: object) -> tuple[object, ...]:
     """All that a node is given, by place and by name."""
     if not isinstance(node, Node):
         return ()
-    return (*node.args, *node.kwargs.values())
+    by_name = node.kwargs.values()
+    return (*node.args, *by_name)

@@ -2,14 +2,14 @@
 act on it."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from slimfront.trainables.candidate import Candidate
-from slimfront.trainables.data import Dataset, Split, load_once
+from slimfront.trainables.data import Split, load_once
 from slimfront.trainables.depth import Closing, prepared
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.gpu import gpus_among, to_device
@@ -31,7 +31,7 @@ from slimfront.trainables.training.acceleration.layout import (
 )
 from slimfront.trainables.training.distillation import FeatureMatching, teacher_of
 from slimfront.trainables.training.freezing import check_names, freeze, frozen_names
-from slimfront.trainables.training.losses import Losses
+from slimfront.trainables.training.losses import Losses, TwoLosses
 from slimfront.trainables.training.optimizers import (
     LR_FACTOR,
     build_optimizer,
@@ -65,64 +65,62 @@ class BatchStep:
     def __init__(self, candidate: Candidate, device: torch.device | str, ranks: Solo) -> None:
         """Raises UserError as `Training`."""
         self.candidate = candidate
-        self.options = candidate.training
+        options = candidate.training
+        self.options = options
         self.device = torch.device(device)
-        if self.options.bf16:
+        if options.bf16:
             check_bf16(self.device)
         self.ranks = ranks
-        self.data: Dataset = load_once(candidate.data, self.device, candidate.task)
+        self.data = load_once(candidate.data, self.device, candidate.task)
         self.teacher = teacher_of(candidate, self.data)
-        self.taught: Dataset = self.data if self.teacher is None else self.teacher.data
+        self.taught = self.data
         """The data to train on, with the teacher's outputs beside the targets."""
+        if self.teacher is not None:
+            self.taught = self.teacher.data
         self.step = 0
         self.parts = 1
-        self.seed = self.options.seed or 0
+        self.seed = options.seed or 0
         self.augmenter = self._generator(_AUGMENTATION_STREAM)
-        self.model = self._built()
+        gpus = gpus_among(self.device)
+        with torch.random.fork_rng(devices=gpus):
+            torch.manual_seed(self.seed)  # torch's initialisers know only the global generator
+            self.model = built(candidate.model, self.data)
+            self.rng_state = self._rng_state()
+        self._prepare_network()
         self.frozen = frozen_names(self.model)
         """The parameters that are not trained, by all of their names."""
         sample = self.sample()
         self.closing = self._closing(sample)
         self.parameters = list(self.model.parameters())
         self.ambiguous: list[nn.Parameter] = []
-        if self.options.channels_last:
+        if options.channels_last:
             self.ambiguous = ambiguous_strides(self.parameters)
-        self.candidate = candidate.model_copy(
-            update={"penalties": self._absolute(candidate.penalties, sample)}
-        )
-        check_names(self.model, "training.lr_factors", list(self.options.lr_factors))
-        self.optimizer = build_optimizer(
-            name=self.options.optimizer,
-            parameters=trained_parameters(self.model, self.options.lr_factors),
-            lr=self.options.lr,
-            momentum=self.options.momentum,
-            weight_decay=self.options.weight_decay,
-        )
+        # With strengths as the steps take them.
+        penalties = absolute(candidate.penalties, self.model, sample, self._total_step)
+        self.candidate = candidate.model_copy(update={"penalties": penalties})
+        self.optimizer = self._build_optimizer()
         self.acting = self._acting(sample)
         self.matching = self._matching(sample)
         self.losses: nn.Module | None = None
         self.compiles: bool | None = None
         """Whether steps are compiled; None while that is not decided."""
-        if self.options.compile != "auto":
-            self.compiles = self.options.compile
+        if options.compile != "auto":
+            self.compiles = options.compile
         self._count_in_network()
         self.statistics = []
         for buffer in self.model.buffers():
             if buffer.is_floating_point():
                 self.statistics.append(buffer)
 
-    def _built(self) -> nn.Module:
-        """The network with its initial weights, on the device, some of them frozen."""
-        with torch.random.fork_rng(devices=gpus_among(self.device)):
-            torch.manual_seed(self.seed)  # torch's initialisers know only the global generator
-            model = built(self.candidate.model, self.data)
-            self.rng_state = self._rng_state()
+    def _prepare_network(self) -> None:
+        """Refuses a network that cannot be trained as asked, freezes what is to stay, and puts it
+        on the device."""
+        model = self.model
         _refuse_computed_weights(self.candidate, model)
         freeze(model, self.options.freeze)
         model.to(self.device)
         if self.options.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return model
 
     def _closing(self, sample: Tensor) -> Closing | None:
         """What closes layers, if any are to go while training: of the network as it is traced,
@@ -162,6 +160,20 @@ class BatchStep:
         prunable = prunable_weights(self.network)
         self.weights = list(prunable.values())
 
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        options = self.options
+        factors = options.lr_factors
+        names = list(factors)
+        check_names(self.model, "training.lr_factors", names)
+        trained = trained_parameters(self.model, factors)
+        return build_optimizer(
+            name=options.optimizer,
+            parameters=trained,
+            lr=options.lr,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+        )
+
     def _matching(self, sample: Tensor) -> FeatureMatching | None:
         """What compares features with the teacher's, if they count."""
         if self.teacher is None:
@@ -172,9 +184,10 @@ class BatchStep:
 
     def _generator(self, stream: int) -> torch.Generator:
         """A generator whose numbers repeat none of another stream's."""
+        seed = self.seed + stream
         generator = torch.Generator()
-        seed = (self.seed + stream) % 2**63
-        return generator.manual_seed(seed)
+        generator.manual_seed(seed % 2**63)
+        return generator
 
     def sample(self) -> Tensor:
         """A few inputs as the network sees them."""
@@ -196,21 +209,21 @@ class BatchStep:
         """The sparsifier, if there is one that is on."""
         return self.acting.sparsifier
 
-    def _absolute(self, penalties: Mapping[str, Penalty], sample: Tensor) -> dict[str, Penalty]:
-        """The penalties with strengths as the steps take them."""
-
-        def total_step(options: Penalty) -> float:
-            steps = self.total_steps()
-            per_epoch = self.steps_per_epoch()
-            total = 0.0
-            for step in range(steps):
-                progress = step / steps
-                lr = scheduled(self.options.lr, self.options.schedule, progress)
-                epoch = step / per_epoch
-                total += self.proximal_step(lr) * options.scale(epoch)
-            return total
-
-        return absolute(penalties, self.model, sample, total_step)
+    def _total_step(self, penalty: Penalty) -> float:
+        """The sum of a penalty's proximal steps in the whole training, for each unit of
+        strength."""
+        steps = self.total_steps()
+        per_epoch = self.steps_per_epoch()
+        options = self.options
+        total = 0.0
+        for step in range(steps):
+            progress = step / steps
+            lr = scheduled(options.lr, options.schedule, progress)
+            size = self.proximal_step(lr)
+            epoch = step / per_epoch
+            scale = penalty.scale(epoch)
+            total += size * scale
+        return total
 
     def _acting(self, sample: Tensor) -> Acting:
         asked = Asked(
@@ -228,15 +241,19 @@ class BatchStep:
         )
         return Acting(asked, self.model, sample, setting)
 
-    def _examples(self, count: int) -> tuple[Tensor, Tensor]:
+    def _examples(self, count: int) -> Split:
         """So many training examples, as they are without augmentation, drawn by the seed."""
-        inputs, targets = self.taught.train
+        train = self.taught.train
+        examples = len(train.targets)
         generator = self._generator(_EXAMPLES_STREAM)
-        order = torch.randperm(len(targets), generator=generator)
-        drawn = order[:count].to(targets.device)
-        seen = self.data.prepare(inputs[drawn])
-        wanted = targets[drawn].to(self.device)
-        return seen, wanted
+        order = torch.randperm(examples, generator=generator)
+        first = order[:count]
+        drawn = first.to(train.targets.device)
+        stored = train.inputs[drawn]
+        inputs = self.data.prepare(stored)
+        targets = train.targets[drawn]
+        on_device = targets.to(self.device)
+        return Split(inputs, on_device)
 
     def _rng_state(self) -> dict[str, Tensor]:
         """The state of torch's global generators, by kind of device."""
@@ -249,10 +266,12 @@ class BatchStep:
     def own_rng_state(self) -> Iterator[None]:
         """Lends torch's global generators the state of this training: dropout knows no other. They
         get theirs back."""
-        with torch.random.fork_rng(devices=gpus_among(self.device)):
-            torch.set_rng_state(self.rng_state["cpu"])
-            if "cuda" in self.rng_state:
-                torch.cuda.set_rng_state(self.rng_state["cuda"], self.device)
+        gpus = gpus_among(self.device)
+        own = self.rng_state
+        with torch.random.fork_rng(devices=gpus):
+            torch.set_rng_state(own["cpu"])
+            if "cuda" in own:
+                torch.cuda.set_rng_state(own["cuda"], self.device)
             yield
             self.rng_state = self._rng_state()
 
@@ -293,7 +312,8 @@ class BatchStep:
 
     def _share_of_batch(self) -> int:
         """How many examples of a full batch are this rank's."""
-        batch = torch.arange(self.options.batch_size)
+        size = self.options.batch_size
+        batch = torch.arange(size)
         mine, _ = self.ranks.share(batch)
         return len(mine)
 
@@ -328,9 +348,11 @@ class BatchStep:
     def learning_rate(self, step: int) -> float:
         """The learning rate of training step `step` (from 0)."""
         progress = step / self.total_steps()
-        if self.sparsifier:
-            progress = self.sparsifier.progress(step)
-        return scheduled(self.options.lr, self.options.schedule, progress)
+        sparsifier = self.sparsifier
+        if sparsifier:
+            progress = sparsifier.progress(step)
+        options = self.options
+        return scheduled(options.lr, options.schedule, progress)
 
     def proximal_step(self, lr: float) -> float:
         """The step size of proximal steps: lr, and lr / (1 − momentum) for SGD, whose gradients act
@@ -339,22 +361,23 @@ class BatchStep:
             return lr / (1 - self.options.momentum)
         return lr
 
-    def train_batch(self, batch: Split, weight: float) -> tuple[Tensor, Tensor]:
+    def train_batch(self, batch: Split, weight: float) -> TwoLosses:
         """One step on the examples of `batch`, as they are stored; returns task and penalty loss,
         scalars, times `weight`."""
         lr = self.learning_rate(self.step)
         set_lr(self.optimizer, lr)
         if self.closing is not None:
             self.closing.at(self.step)
-        task_loss, penalty_loss = self._gradients(batch, weight)
+        losses = self._gradients(batch, weight)
         self.ranks.average(self.statistics)
-        self._update(None, self.proximal_step(lr))
+        step_size = self.proximal_step(lr)
+        self._update(None, step_size)
         self.step += 1
-        return task_loss, penalty_loss
+        return losses
 
     def take_prepared_step(
         self, inputs: Tensor, targets: Tensor, lr: Tensor, step_size: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> TwoLosses:
         """One step of a single process that reads nothing but tensors; `step` is not counted.
 
         Args:
@@ -366,7 +389,8 @@ class BatchStep:
         Returns:
             Task and penalty loss, scalars.
         """
-        set_lr(self.optimizer, self.learning_rate(self.step))
+        rate = self.learning_rate(self.step)
+        set_lr(self.optimizer, rate)
         self.clear_gradients()
         losses = self._part_gradients(inputs, targets, 1.0)
         self._update(lr, step_size)
@@ -374,10 +398,12 @@ class BatchStep:
 
     def _update(self, lr: Tensor | None, step_size: float | Tensor) -> None:
         """What follows the backward pass; `lr` is that of the optimiser if None."""
-        self.acting.before_step(self.step)
+        acting = self.acting
+        acting.before_step(self.step)
         align_gradients(self.ambiguous)
         take_step(self.optimizer, lr)
-        self.acting.after_step(self.step, self._step_sizes(step_size))
+        sizes = self._step_sizes(step_size)
+        acting.after_step(self.step, sizes)
 
     def _step_sizes(self, size: float | Tensor) -> StepSizes:
         """The same for all parameters but those that are frozen, or have a factor of their own."""
@@ -385,7 +411,8 @@ class BatchStep:
             return StepSizes(size)
         sizes = {}
         for group in self.optimizer.param_groups:
-            own = size * group.get(LR_FACTOR, 1.0)
+            factor = group.get(LR_FACTOR, 1.0)
+            own = size * factor
             for parameter in group["params"]:
                 sizes[id(parameter)] = own
         return StepSizes(sizes)
@@ -399,11 +426,12 @@ class BatchStep:
         inputs, targets = self._examples(_SEEN)
         size = self.options.batch_size
         parts = zip(inputs.split(size), targets.split(size), strict=True)
+        task = self.taught.task
         with evaluating(self.model):
             for part, wanted in parts:
                 outputs = self.model(part)
                 share = len(wanted) / len(targets)
-                loss = share * self.taught.task.loss(outputs, wanted)
+                loss = share * task.loss(outputs, wanted)
                 loss.backward()
         self.acting.before_step(0)
         self.sparsifier.after_step(0)
@@ -414,7 +442,7 @@ class BatchStep:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def _gradients(self, batch: Split, weight: float) -> tuple[Tensor, Tensor]:
+    def _gradients(self, batch: Split, weight: float) -> TwoLosses:
         """Accumulates the gradients of the examples of `batch`, in `parts` parts; gives task and
         penalty loss, scalars.
 
@@ -446,41 +474,42 @@ class BatchStep:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _gradients_in_parts(self, batch: Split, weight: float) -> tuple[Tensor, Tensor]:
+    def _gradients_in_parts(self, batch: Split, weight: float) -> TwoLosses:
         """As `_gradients`, in as many parts as memory was found to allow."""
         count = len(batch.targets)
         parts = min(self.parts, count)
         inputs_of_parts = batch.inputs.tensor_split(parts)
         targets_of_parts = batch.targets.tensor_split(parts)
         task_total = torch.zeros((), device=self.device)
-        penalty_total = torch.zeros((), device=self.device)
+        penalty_total = torch.zeros_like(task_total)
         for part in map(Split, inputs_of_parts, targets_of_parts):
-            share = weight * (len(part.targets) / count)
+            part_of_batch = len(part.targets) / count
+            share = weight * part_of_batch
             inputs, targets = self._prepared(part)
             task_loss, penalty_loss = self._part_gradients(inputs, targets, share)
             task_total += task_loss
             penalty_total += penalty_loss
         return task_total, penalty_total
 
-    def _prepared(self, part: Split) -> tuple[Tensor, Tensor]:
+    def _prepared(self, part: Split) -> Split:
         """What the network sees of some examples, and their targets on the device."""
         inputs = self.data.augmented(part.inputs, self.augmenter)
         targets = to_device(part.targets, self.device)
-        if self.teacher is None:
-            return inputs, targets
+        teacher = self.teacher
+        if teacher is None:
+            return Split(inputs, targets)
         if self.matching is not None:
             self.matching.watch()
-        taught = self.teacher.beside(inputs, targets)
-        return inputs, taught
+        taught = teacher.beside(inputs, targets)
+        return Split(inputs, taught)
 
-    def _part_gradients(
-        self, inputs: Tensor, targets: Tensor, share: float
-    ) -> tuple[Tensor, Tensor]:
+    def _part_gradients(self, inputs: Tensor, targets: Tensor, share: float) -> TwoLosses:
         epoch = self.step / self.steps_per_epoch()
         self.acting.watch(self.step, epoch)
         if self.matching is not None:
             # The teacher has seen the batch already, and its features with it.
-            self.matching.own.watch(True)
+            own_features = self.matching.own
+            own_features.watch(True)
         if self.options.channels_last:
             inputs = channels_last(inputs)
         assert self.losses is not None

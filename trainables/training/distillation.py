@@ -22,7 +22,7 @@ from slimfront.trainables.gpu import gpus_among
 from slimfront.trainables.inputs import Several
 from slimfront.trainables.models import MODELS, Model, built
 from slimfront.trainables.options import Options, suggest
-from slimfront.trainables.penalties.features import Features, output_shapes
+from slimfront.trainables.penalties.features import Features, Shapes, output_shapes
 from slimfront.trainables.precision import to_float32
 from slimfront.trainables.shipping.network_file import load_tensors, restore
 from slimfront.trainables.tasks.active import ActiveTask
@@ -108,16 +108,18 @@ class DistilledTask(ActiveTask):
 
     def _from_teacher(self, outputs: Tensor, targets: Several) -> Tensor:
         options = self.options
-        own_outputs = to_float32(outputs)
-        teachers_outputs = to_float32(targets.named[TEACHER])
-        made = options.arrange(own_outputs)
-        wanted = options.arrange(teachers_outputs)
+        own_targets = targets.named[TARGETS]
+        teachers_outputs = targets.named[TEACHER]
+        made = options.arrange(to_float32(outputs))
+        wanted = options.arrange(to_float32(teachers_outputs))
         if made.shape != wanted.shape:
+            of_teacher = tuple(wanted.shape[1:])
+            of_network = tuple(made.shape[1:])
             raise UserError(
-                f"distill: the teacher gives {tuple(wanted.shape[1:])} for an example, and the "
-                f"network {tuple(made.shape[1:])}; take a teacher of the same task"
+                f"distill: the teacher gives {of_teacher} for an example, and the "
+                f"network {of_network}; take a teacher of the same task"
             )
-        return options.distillation(made, wanted, targets.named[TARGETS], self.temperature)
+        return options.distillation(made, wanted, own_targets, self.temperature)
 
 
 class Teacher:
@@ -125,7 +127,9 @@ class Teacher:
 
     def __init__(self, network: nn.Module, data: Dataset, options: Distill) -> None:
         """`network` takes what `data.prepare` makes, on the data's device."""
-        self.network = network.eval().requires_grad_(False)
+        network.eval()
+        network.requires_grad_(False)
+        self.network = network
         self.options = options
         own = {}
         for field in fields(ActiveTask):
@@ -143,7 +147,7 @@ class Teacher:
         self.cached = not inputs_vary and not options.features
         if self.cached:
             inputs, targets = data.train
-            outputs = data.task.outputs_of(self.network, inputs, data.prepare)
+            outputs = data.task.outputs_of(network, inputs, data.prepare)
             outputs = outputs.to(targets.device)
             taught = Several({TARGETS: targets, TEACHER: outputs})
             train = Split(inputs, taught)
@@ -155,7 +159,8 @@ class Teacher:
         them."""
         if isinstance(targets, Several):
             return targets
-        return Several({TARGETS: targets, TEACHER: self.network(inputs)})
+        outputs = self.network(inputs)
+        return Several({TARGETS: targets, TEACHER: outputs})
 
 
 class FeatureMatching:
@@ -185,17 +190,15 @@ class FeatureMatching:
         self.own = Features(network, self.weights)
         self.taught = Features(teacher.network, self.weights, any_pass=True)
 
-    def _shapes_in(
-        self, which: str, network: nn.Module, sample: Tensor
-    ) -> dict[str, tuple[int, ...]]:
+    def _shapes_in(self, which: str, network: nn.Module, sample: Tensor) -> Shapes:
         """The shapes of what the layers give for an example, by name."""
         known = output_shapes(network, sample)
         found = {}
         for name in self.weights:
             if name not in known:
+                hint = suggest(name, known)
                 raise UserError(
-                    f"distill.features: the {which} has no layer '{name}' with one output; "
-                    f"{suggest(name, known)}"
+                    f"distill.features: the {which} has no layer '{name}' with one output; {hint}"
                 )
             found[name] = known[name]
         return found
@@ -213,11 +216,14 @@ class FeatureMatching:
             return None
         terms = []
         for name, weight in self.weights.items():
+            own = to_float32(mine[name])
             target = to_float32(wanted[name])
-            difference = to_float32(mine[name]) - target
+            difference = own - target
             apart = difference.square().sum()
-            size = target.square().sum().clamp_min(1e-12)
-            terms.append(weight * apart / size)
+            length = target.square().sum()
+            size = length.clamp_min(1e-12)
+            term = weight * apart / size
+            terms.append(term)
         return torch.stack(terms).sum()
 
     def close(self) -> None:
@@ -245,7 +251,8 @@ def teacher_of(candidate: "Candidate", data: Dataset) -> Teacher | None:
             )
         given = candidate.model
     if isinstance(given, str):
-        given = candidate.model.model_copy(update={"weights": given, "strict": True})
+        changes = {"weights": given, "strict": True}
+        given = candidate.model.model_copy(update=changes)
     changed = 0
     if given.weights is not None:
         file = Path(given.weights)
@@ -271,18 +278,21 @@ class _Key:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Key):
             return False
-        if self.data is not other.data or self.changed != other.changed:
+        if self.data is not other.data:
+            return False
+        if self.changed != other.changed:
             return False
         return self.model == other.model and self.options == other.options
 
 
 @lru_cache(maxsize=2)
 def _teacher(key: _Key) -> Teacher:
-    device = key.data.device
-    with torch.random.fork_rng(devices=gpus_among(device)):
-        network = _network(key.model, key.data)
-    network = network.to(device)
-    return Teacher(network, key.data, key.options)
+    data = key.data
+    gpus = gpus_among(data.device)
+    with torch.random.fork_rng(devices=gpus):
+        network = _network(key.model, data)
+    network.to(data.device)
+    return Teacher(network, data, key.options)
 
 
 def _network(model: Model, data: Dataset) -> nn.Module:

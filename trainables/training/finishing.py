@@ -32,6 +32,11 @@ from slimfront.trainables.training.one_shot import Pruning
 log = logging.getLogger(__name__)
 
 Number = int | float
+Numbers = Mapping[str, float]
+Measures = dict[str, Number]
+"""What is known of a network, by name: its sizes, times and metrics."""
+History = list[dict[str, Number]]
+"""The metrics of each epoch."""
 FurtherTraining = Callable[[nn.Module], list[dict[str, float]]]
 """Trains a compact network further, in place, and gives the metrics of each epoch."""
 
@@ -47,9 +52,9 @@ class Trained:
     """A finished candidate: metrics of each epoch, the compact network, and its measures with the
     metrics of the validation split."""
 
-    history: list[dict[str, Number]]
+    history: History
     compacted: Compacted
-    measures: dict[str, Number]
+    measures: Measures
     pruned: tuple["Trained", ...] = ()
     """The same network pruned further and further in one shot, where the candidate asks for it;
     their histories are empty."""
@@ -99,7 +104,7 @@ class Finishing:
         inputs = self._checked_inputs(self.data.validation)
         if is_over and self.candidate.depth.cuts:
             compacted, history = self._shallower(model, inputs, epoch, refit)
-            sizes: Mapping[str, float] = compacted.report.after
+            sizes: Numbers = compacted.report.after
         else:
             compacted = compact(model, inputs, self.candidate.compaction, self.told)
             compacted = _told_first(gone, compacted)
@@ -120,7 +125,7 @@ class Finishing:
 
     def _shallower(
         self, model: nn.Module, inputs: Tensor, epoch: int, refit: FurtherTraining | None
-    ) -> tuple[Compacted, list[dict[str, Number]]]:
+    ) -> tuple[Compacted, History]:
         """The network without whole layers, refitted, and made compact then: while its batch norms
         are there, it bears the learning rates of training, and more of what went comes back."""
         depth = self.candidate.depth
@@ -192,12 +197,14 @@ class Finishing:
         """A finished network pruned in one shot to a share of its weights, compacted and measured,
         however bad it is. Raises TrialFailure if it cannot be compacted."""
         pruning = self._pruning(trained)
-        kept = round(pruning.alive * share)
-        return self._smaller(pruning, max(1, kept), trained, None)
+        wanted = round(pruning.alive * share)
+        kept = max(1, wanted)
+        return self._smaller(pruning, kept, trained, None)
 
-    def _as_good(self, scores: Mapping[str, float], trained: Trained) -> bool:
+    def _as_good(self, scores: Numbers, trained: Trained) -> bool:
+        task = self.data.task
         tolerance = self.candidate.tolerance
-        return self.data.task.about_as_good(scores, trained.measures, tolerance)
+        return task.about_as_good(scores, trained.measures, tolerance)
 
     def _worth_it(
         self,
@@ -242,10 +249,11 @@ class Finishing:
         compacted = compact(pruned, inputs, self.candidate.compaction, self.told)
         network = compacted.network
         report = compacted.report
-        sizes: Mapping[str, float] = report.after
+        sizes: Numbers = report.after
         epochs = 0
         if recover:
-            epochs = len(recover(network))
+            history = recover(network)
+            epochs = len(history)
         if epochs:
             sizes = measure(network, inputs)
         measures = self._measures(network, inputs, sizes)
@@ -259,14 +267,13 @@ class Finishing:
     def _scores(self, network: nn.Module) -> dict[str, float]:
         """The metrics on the validation split."""
         data = self.data
-        return data.task.evaluate(network, *data.validation, prepare=data.prepare)
+        task = data.task
+        return task.evaluate(network, *data.validation, prepare=data.prepare)
 
-    def _measures(
-        self, network: nn.Module, inputs: Tensor, sizes: Mapping[str, float]
-    ) -> dict[str, Number]:
+    def _measures(self, network: nn.Module, inputs: Tensor, sizes: Numbers) -> Measures:
         """Metrics, `sizes`, and what else the candidate asks for; of the int8 network, where that
         is to ship."""
-        found: dict[str, Number] = {}
+        found: Measures = {}
         if not self.candidate.int8:
             found |= self._scores(network)
             found |= sizes
@@ -278,19 +285,22 @@ class Finishing:
         found |= int8.sizes()
         speeds = self._asked_speeds()
         if speeds:
-            found |= self.stopwatch().measure_file(int8.file, speeds)
+            stopwatch = self.stopwatch()
+            found |= stopwatch.measure_file(int8.file, speeds)
         for own in self.candidate.own_measures():
             found[own.name] = int8.measure(own)
         return found
 
-    def _extra_measures(self, network: nn.Module, inputs: Tensor) -> dict[str, Number]:
+    def _extra_measures(self, network: nn.Module, inputs: Tensor) -> Measures:
         """The measures that the candidate asks for beyond those that are always taken; `inputs` (N,
         *input_shape)."""
-        names = self.candidate.asked_measures()
-        found: dict[str, Number] = {}
+        candidate = self.candidate
+        names = candidate.asked_measures()
+        found: Measures = {}
         if names:
-            found |= self.stopwatch().measure(network, inputs, names)
-        own = self.candidate.own_measures()
+            stopwatch = self.stopwatch()
+            found |= stopwatch.measure(network, inputs, names)
+        own = candidate.own_measures()
         if own:
             found |= measure_own(network, self.data, own)
         return found
@@ -330,49 +340,57 @@ class Finishing:
             return {}
         if self.candidate.int8:
             int8 = self._as_int8(network)
-            return self.stopwatch().measure_file(int8.file, speeds)
+            stopwatch = self.stopwatch()
+            return stopwatch.measure_file(int8.file, speeds)
         inputs = self._checked_inputs(self.data.validation)
-        return self.stopwatch().measure(network, inputs, speeds)
+        stopwatch = self.stopwatch()
+        return stopwatch.measure(network, inputs, speeds)
 
 
 def _told_first(gone: Sequence[Step], compacted: Compacted) -> Compacted:
     """With the layers that went as the first steps of its report."""
-    steps = (*gone, *compacted.report.steps)
-    report = replace(compacted.report, steps=steps)
+    report = compacted.report
+    steps = (*gone, *report.steps)
+    report = replace(report, steps=steps)
     return replace(compacted, report=report)
 
 
-def _refitted(
-    network: nn.Module, epoch: int, refit: FurtherTraining | None
-) -> list[dict[str, Number]]:
+def _refitted(network: nn.Module, epoch: int, refit: FurtherTraining | None) -> History:
     """Trains a network further in place, if asked to; the metrics of each epoch, counted on from
     those of training."""
-    history: list[dict[str, Number]] = []
-    if refit is not None:
-        for number, metrics in enumerate(refit(network), start=epoch + 1):
-            history.append({"epoch": number, **metrics})
+    if refit is None:
+        return []
+    history: History = []
+    number = epoch
+    for metrics in refit(network):
+        number += 1
+        history.append({"epoch": number, **metrics})
     return history
 
 
-def measure_own(network: nn.Module, data: Dataset, own: Sequence[OwnMeasure]) -> dict[str, Number]:
+def measure_own(network: nn.Module, data: Dataset, own: Sequence[OwnMeasure]) -> Measures:
     """The user's measures of a compact network.
 
     Raises:
         TrialFailure: if a function raises, or gives anything but a finite number.
         UserError: if one is on the ONNX file, and there can be none.
     """
-    inputs = data.prepare(data.validation.inputs[:CHECKED_INPUTS])
-    found: dict[str, Number] = {}
+    stored = data.validation.inputs[:CHECKED_INPUTS]
+    inputs = data.prepare(stored)
+    found: Measures = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.onnx")
+        file = str(path)
         if any(measure.on == "onnx" for measure in own):
             write_onnx(network, data, path)
         with evaluating(network):
             for measure_of in own:
+                name = measure_of.name
                 if measure_of.on == "onnx":
-                    value = measure_of.take(str(path))
-                else:
-                    # Of copies: the function is the user's, and may change what it is given.
-                    value = measure_of.take(copied(network), each(inputs, Tensor.clone))
-                found[measure_of.name] = value
+                    found[name] = measure_of.take(file)
+                    continue
+                # Of copies: the function is the user's, and may change what it is given.
+                twin = copied(network)
+                twins_inputs = each(inputs, Tensor.clone)
+                found[name] = measure_of.take(twin, twins_inputs)
     return found

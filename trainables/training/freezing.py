@@ -19,7 +19,8 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
     for name, parameter in network.named_parameters(remove_duplicate=False):
         if frozen(name, patterns):
             parameter.requires_grad_(False)
-    if patterns and not any(parameter.requires_grad for parameter in network.parameters()):
+    trained = [parameter.requires_grad for parameter in network.parameters()]
+    if patterns and not any(trained):
         raise UserError(
             "training.freeze: it names all parameters of the network, and none is left to train; "
             "set training.epochs: 0 to prune the network as it is"
@@ -31,17 +32,20 @@ def check_names(network: nn.Module, key: str, patterns: Sequence[str]) -> None:
     parameter."""
     names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(
-                f"{key}: no parameter of the network is called '{pattern}'; "
-                f"{suggest(pattern, names)}"
-            )
+        matches = [fnmatchcase(name, pattern) for name in names]
+        if any(matches):
+            continue
+        hint = suggest(pattern, names)
+        raise UserError(f"{key}: no parameter of the network is called '{pattern}'; {hint}")
 
 
 def frozen_names(network: nn.Module) -> tuple[str, ...]:
     """The parameters that require no gradient, by all of their names."""
-    named = network.named_parameters(remove_duplicate=False)
-    return tuple(name for name, parameter in named if not parameter.requires_grad)
+    names = []
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            names.append(name)
+    return tuple(names)
 
 
 def frozen(name: str, patterns: Sequence[str]) -> bool:
@@ -55,6 +59,11 @@ def training_mode(network: nn.Module, patterns: Sequence[str]) -> None:
     if not patterns:
         return
     for prefix, module in network.named_modules():
-        own = [f"{prefix}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)]
-        if hasattr(module, "running_mean") and own and all(frozen(n, patterns) for n in own):
+        if not hasattr(module, "running_mean"):
+            continue
+        stays = []
+        for name, _ in module.named_parameters(recurse=False):
+            full_name = f"{prefix}.{name}".lstrip(".")
+            stays.append(frozen(full_name, patterns))
+        if stays and all(stays):
             module.eval()

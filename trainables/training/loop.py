@@ -15,7 +15,7 @@ from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.gpu import to_device
 from slimfront.trainables.torch_internals import without_compiler
 from slimfront.trainables.training.acceleration.layout import align_state, contiguous_copy
-from slimfront.trainables.training.acceleration.step_graphs import StepGraphs, step_graphs
+from slimfront.trainables.training.acceleration.step_graphs import step_graphs
 from slimfront.trainables.training.batch_step import BatchStep
 from slimfront.trainables.training.finishing import Finishing, Number, Trained
 from slimfront.trainables.training.freezing import training_mode
@@ -44,15 +44,17 @@ class Training(BatchStep):
         Raises UserError if the candidate asks for what its network cannot do (a layer penalty on an
         untraceable one), or the device (bfloat16 on an old GPU).
         """
-        super().__init__(candidate, device, ranks or Solo())
+        ranks = ranks or Solo()
+        super().__init__(candidate, device, ranks)
         self.epoch = 0
         self.pruned = False
         """Whether a network that is not trained was pruned."""
         self.finishing = Finishing(candidate, self.data)
-        self.shuffler = torch.Generator().manual_seed(self.seed)
+        self.shuffler = torch.Generator()
+        self.shuffler.manual_seed(self.seed)
         self.means = torch.zeros(2, dtype=torch.float64, device=self.device)
         """The mean task loss and the mean penalty loss of the epoch whose steps were taken last."""
-        self.graphs: StepGraphs | None = step_graphs(self)
+        self.graphs = step_graphs(self)
 
     @property
     def report_every(self) -> int:
@@ -81,7 +83,8 @@ class Training(BatchStep):
         """
         for _ in self.steps():
             pass
-        return self.end_epoch(self.numbers().tolist())
+        numbers = self.numbers()
+        return self.end_epoch(numbers.tolist())
 
     def steps(self) -> Generator[None]:
         """Takes the steps of an epoch, one for each item that is asked for; then `means` are known.
@@ -96,41 +99,48 @@ class Training(BatchStep):
         targets = self.data.train.targets
         order = torch.randperm(len(targets), generator=self.shuffler)
         self.losses = self.losses or self.shared_losses()
-        if self.graphs is not None:
-            self.graphs.check_addresses()
-            yield from self.graphs.steps(order)
-            self.means = self.graphs.means()
-        else:
-            yield from self._steps(to_device(order, targets.device))
+        graphs = self.graphs
+        if graphs is None:
+            beside_targets = to_device(order, targets.device)
+            yield from self._steps(beside_targets)
+            return
+        graphs.check_addresses()
+        yield from graphs.steps(order)
+        self.means = graphs.means()
 
     def _steps(self, order: Tensor) -> Generator[None]:
+        ranks = self.ranks
         counts = []
         mine = []
         weights = []
         for batch in order.split(self.options.batch_size):
-            share, weight = self.ranks.share(batch)
-            counts.append(float(len(batch)))
+            share, weight = ranks.share(batch)
+            count = len(batch)
+            counts.append(float(count))
             mine.append(share)
             weights.append(weight)
         task_losses = []
         penalty_losses = []
         with self.own_rng_state(), closing(self.taught.batches(mine)) as batches:
-            self.ranks.reseed(self.seed, self.epoch, self.augmenter)
+            ranks.reseed(self.seed, self.epoch, self.augmenter)
             for weight, examples in zip(weights, batches, strict=True):
                 task_loss, penalty_loss = self.train_batch(examples, weight)
                 task_losses.append(task_loss)
                 penalty_losses.append(penalty_loss)
                 yield
         sizes = to_device(torch.tensor(counts), self.device)
-        total = (torch.stack(task_losses) * sizes).sum()
-        means = [total / len(order), torch.stack(penalty_losses).mean()]
-        self.ranks.average(means)
+        of_batches = torch.stack(task_losses) * sizes
+        task_mean = of_batches.sum() / len(order)
+        penalty_mean = torch.stack(penalty_losses).mean()
+        means = [task_mean, penalty_mean]
+        ranks.average(means)
         self.means = torch.stack(means).double()
 
     def numbers(self) -> Tensor:
         """What `end_epoch` is to know, (n,), float64, on the device: nothing waits for it yet."""
         scores = self.ranks.scores(self.network, self.data)
-        return torch.cat([self.means, self.counts(), scores])
+        counts = self.counts()
+        return torch.cat([self.means, counts, scores])
 
     @torch.no_grad()
     def counts(self) -> Tensor:
@@ -138,10 +148,13 @@ class Training(BatchStep):
         alive = torch.zeros((), dtype=torch.int64, device=self.device)
         active = torch.zeros_like(alive)
         for weight in self.weights:
-            alive = alive + weight.count_nonzero()
+            nonzero = weight.count_nonzero()
+            alive = alive + nonzero
         for layer in self.inner:
-            active = active + layer.active()
-        return torch.stack([alive, active]).double()
+            is_active = layer.active()
+            active = active + is_active
+        counts = torch.stack([alive, active])
+        return counts.double()
 
     def end_epoch(self, numbers: Sequence[float]) -> dict[str, Number]:
         """Counts an epoch whose steps were taken, and gives its metrics as `run_epoch` does.
@@ -207,15 +220,22 @@ class Training(BatchStep):
         model = self.network
         if self.options.channels_last:
             model = contiguous_copy(model)
-        recovery = Refit(epochs=self.candidate.one_shot.recover, lr=self.candidate.refit.lr)
+        refitted = None
+        if options.epochs:
+            refitted = partial(further, options=options)
+        candidate = self.candidate
+        recovery = Refit(epochs=candidate.one_shot.recover, lr=candidate.refit.lr)
+        recovered = None
+        if recovery.epochs and self.done:
+            recovered = partial(further, options=recovery)
         return self.finishing.finish(
             model,
             self.epoch,
-            partial(further, options=options) if options.epochs else None,
+            refitted,
             one_shot=one_shot,
             gone=self.closing.gone if self.closing else (),
             is_over=self.done,
-            recover=partial(further, options=recovery) if recovery.epochs and self.done else None,
+            recover=recovered,
         )
 
     def close(self) -> None:
@@ -228,6 +248,9 @@ class Training(BatchStep):
         """All that continuing needs: tensors and plain data only."""
         with without_compiler():
             optimizer = self.optimizer.state_dict()
+        sparsifier = {}
+        if self.sparsifier:
+            sparsifier = self.sparsifier.state_dict()
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -235,7 +258,7 @@ class Training(BatchStep):
             "compiles": self.compiles,
             "model": self.model.state_dict(),
             "optimizer": optimizer,
-            "sparsifier": self.sparsifier.state_dict() if self.sparsifier else {},
+            "sparsifier": sparsifier,
             "shuffler": self.shuffler.get_state(),
             "augmenter": self.augmenter.get_state(),
             "noise": self.rng_state,
@@ -257,8 +280,11 @@ class Training(BatchStep):
             self._count_in_network()
         if self.sparsifier:
             self.sparsifier.load_state_dict(state["sparsifier"])
-        self.shuffler.set_state(state["shuffler"].cpu())
-        self.augmenter.set_state(state["augmenter"].cpu())
-        for kind, rng_state in state["noise"].items():
+        shuffler = state["shuffler"]
+        augmenter = state["augmenter"]
+        self.shuffler.set_state(shuffler.cpu())
+        self.augmenter.set_state(augmenter.cpu())
+        noise = state["noise"]
+        for kind, rng_state in noise.items():
             if kind in self.rng_state:
                 self.rng_state[kind] = rng_state.cpu()

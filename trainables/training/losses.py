@@ -11,6 +11,9 @@ from slimfront.trainables.training.acceleration.compiled import Compiled
 from slimfront.trainables.training.distillation import FeatureMatching
 from slimfront.trainables.training.slimming import Acting
 
+TwoLosses = tuple[Tensor, Tensor]
+"""The task loss of some examples, and what the penalties add to it."""
+
 
 class Losses(nn.Module):
     """The task loss of some examples, and what the penalties add to it."""
@@ -35,7 +38,7 @@ class Losses(nn.Module):
         self.compiled = compiled
         self.matching = matching
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor, targets: Tensor) -> TwoLosses:
         """The task loss of `inputs` (N, …) with `targets` (N, …), and penalty loss; the latter
         without gradient where none acts."""
         watched = self.matching is not None or any(

@@ -1,6 +1,7 @@
 """One-shot pruning of a finished network: further, smaller candidates that cost no training."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,6 +10,10 @@ from torch import Tensor, nn
 
 from slimfront.trainables.options import Options
 from slimfront.trainables.structure.copying import copied
+
+Scores = dict[str, Tensor]
+"""What each weight is worth, in the shape of the weight, by the name of its layer."""
+_SCORED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class OneShot(Options):
@@ -40,14 +45,16 @@ class Pruning:
     def __init__(self, network: nn.Module, inputs: Tensor) -> None:
         """`network` is in evaluation mode; `inputs` (N, *input_shape) are training inputs that the
         norms are taken on."""
-        self.scores = weight_scores(network, inputs)
+        scores = weight_scores(network, inputs)
+        self.scores = scores
         self.ordered = torch.zeros(0)
-        if self.scores:
-            self.ordered = _largest_first(self.scores.values())
+        if scores:
+            self.ordered = _largest_first(scores.values())
         alive = self.ordered > 0
         self.alive = int(alive.sum())
         """How many weights are not zero."""
-        self.whole = dict(network.named_modules())
+        modules = network.named_modules()
+        self.whole = dict(modules)
         self.sparser = copied(network)
 
     def levels(self, options: OneShot) -> list[int]:
@@ -67,48 +74,59 @@ class Pruning:
     def at(self, kept: int) -> nn.Module:
         """The network with the `kept` weights of the largest scores, in evaluation mode: one and
         the same copy each time."""
-        least = float(self.ordered[kept - 1])
+        last = self.ordered[kept - 1]
+        least = float(last)
         modules = dict(self.sparser.named_modules())
         for name, score in self.scores.items():
+            whole = self.whole[name]
+            sparser = modules[name]
             stays = score >= least
-            weight: Tensor = modules[name].weight
-            before: Tensor = self.whole[name].weight
-            weight.copy_(before * stays)
+            weights = whole.weight * stays
+            sparser.weight.copy_(weights)
         return self.sparser
 
 
 def _largest_first(scores: Iterable[Tensor]) -> Tensor:
     """All scores in one row, float64, on the CPU."""
     rows = [score.flatten() for score in scores]
-    together = torch.cat(rows).double()
+    together = torch.cat(rows)
+    exact = together.double()
     # By numpy, which is ten times as fast: torch wants to know the places too.
-    ordered = np.sort(together.cpu().numpy())
+    numbers = exact.cpu().numpy()
+    ordered = np.sort(numbers)
     rising = torch.from_numpy(ordered)
     return rising.flip(0)
 
 
 @torch.no_grad()
-def weight_scores(network: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+def weight_scores(network: nn.Module, inputs: Tensor) -> Scores:
     """|w| · ‖x‖₂ of every weight of linear and convolutional layers, by the layer's name, in the
     shape of the weight."""
-    scores: dict[str, Tensor] = {}
+    scores: Scores = {}
     handles = []
-
-    def listen(name: str, layer: nn.Module) -> None:
-        def hook(_layer: nn.Module, seen: tuple[Tensor, ...]) -> None:
-            scores[name] = _score(layer, seen[0])
-
-        handles.append(layer.register_forward_pre_hook(hook))
-
     for name, module in network.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            listen(name, module)
+        if isinstance(module, _SCORED):
+            hook = _Scoring(name, scores)
+            handle = module.register_forward_pre_hook(hook)
+            handles.append(handle)
     try:
         network(inputs)
     finally:
         for handle in handles:
             handle.remove()
     return scores
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """A hook that writes down the scores of a layer's weights, by what the layer sees."""
+
+    name: str
+    scores: Scores
+
+    def __call__(self, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen = arguments[0]
+        self.scores[self.name] = _score(layer, seen)
 
 
 def _score(layer: nn.Module, seen: Tensor) -> Tensor:
@@ -119,7 +137,8 @@ def _score(layer: nn.Module, seen: Tensor) -> Tensor:
         examples = seen.reshape(-1, width)
         of_features: Tensor = examples.norm(dim=0)
         return size * of_features
-    channels: Tensor = seen.transpose(0, 1).flatten(1)
+    by_channel = seen.transpose(0, 1)
+    channels = by_channel.flatten(1)
     of_channels: Tensor = channels.norm(dim=1)
     groups: int = layer.groups  # type: ignore[assignment]
     # Weights are (out, in / groups, *kernel): the outputs of group g read the g-th part of the
@@ -127,6 +146,7 @@ def _score(layer: nn.Module, seen: Tensor) -> Tensor:
     norms = of_channels.view(groups, -1)
     outputs_of_group = len(size) // groups
     per_output = norms.repeat_interleave(outputs_of_group, dim=0)
-    kernel = [1] * (size.ndim - 2)
+    kernel_axes = size.ndim - 2
+    kernel = [1] * kernel_axes
     broadcast = per_output.view(*per_output.shape, *kernel)
     return size * broadcast

@@ -97,7 +97,9 @@ class Group(Solo):
             return batch, 1.0
         parts = batch.tensor_split(self.size)
         mine = parts[self.rank]
-        return mine, len(mine) * self.size / count
+        examples = len(mine)
+        weight = examples * self.size / count
+        return mine, weight
 
     def wrap(self, losses: Losses, sample: Tensor, *, overlap: bool) -> nn.Module:
         """In DistributedDataParallel, unless gradients must wait for `reduce`."""
@@ -105,12 +107,15 @@ class Group(Solo):
         self.broadcast_from_rank0([*losses.parameters(), *losses.buffers()])
         if not overlap:
             return losses
+        device_ids = None
+        if self.device.type == "cuda":
+            device_ids = [self.device]
         with warnings.catch_warnings():
             # A new name for broadcast_buffers, not known to all torch that we take.
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(
                 losses,
-                device_ids=[self.device] if self.device.type == "cuda" else None,
+                device_ids=device_ids,
                 broadcast_buffers=False,  # they are averaged instead
                 init_sync=False,
                 find_unused_parameters=_may_leave_out(losses.model, sample),
@@ -159,13 +164,17 @@ class Group(Solo):
             return
         of_rank = self.rank * _RANK_STREAM
         of_epoch = epoch * _EPOCH_STREAM
-        mixed = (seed + of_rank + of_epoch) % 2**63
+        mixed = seed + of_rank + of_epoch
+        mixed %= 2**63
         augmenter.manual_seed(mixed)
         torch.manual_seed(mixed + 1)
 
     def scores(self, network: nn.Module, data: Dataset) -> Tensor:
         """Each rank computes the outputs of a share of the examples."""
-        inputs, targets = (tensor[self.rank :: self.size] for tensor in data.validation)
+        own = slice(self.rank, None, self.size)
+        everything = data.validation
+        inputs = everything.inputs[own]
+        targets = everything.targets[own]
         task = data.task
         if task.mergeable:
             total = torch.zeros(task.width, dtype=torch.float64, device=self.device)
@@ -178,30 +187,38 @@ class Group(Solo):
         if len(targets):
             outputs = task.outputs_of(network, inputs, prepare=data.prepare)
         tally = task.tally()
-        everything = data.validation.targets
-        for rank, part in enumerate(self._gather(outputs, len(everything))):
+        count = len(everything.targets)
+        shares = self._gather(outputs, count)
+        for rank, part in enumerate(shares):
             if len(part):
-                task.count(tally, part, everything[rank :: self.size])
+                wanted = everything.targets[rank :: self.size]
+                task.count(tally, part, wanted)
         return tally.state()
 
     def _gather(self, outputs: Tensor | None, count: int) -> list[Tensor]:
         """The outputs (n, …) of each rank's share of `count` examples, None for no share."""
-        # Rank 0 has a share if any rank has.
-        shape = torch.zeros(8, dtype=torch.int64, device=self.device)
-        if outputs is not None and self.rank == 0:
-            shape[: outputs.dim()] = torch.tensor(outputs.shape)
-        dist.broadcast(shape, 0)
-        most, *rest = [size for size in shape.tolist() if size]
-        padded = torch.zeros((most, *rest), device=self.device)
+        shape = self._shape_at_rank0(outputs)
+        padded = torch.zeros(shape, device=self.device)
         if outputs is not None:
-            padded[: len(outputs)] = outputs
+            own = len(outputs)
+            padded[:own] = outputs
         gathered = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(gathered, padded)
         shares = []
         for rank, part in enumerate(gathered):
-            own = len(range(rank, count, self.size))
+            places = range(rank, count, self.size)
+            own = len(places)
             shares.append(part[:own])
         return shares
+
+    def _shape_at_rank0(self, outputs: Tensor | None) -> list[int]:
+        """That of rank 0's outputs: it has a share if any rank has, and none has more."""
+        shape = torch.zeros(8, dtype=torch.int64, device=self.device)
+        if self.rank == 0 and outputs is not None:
+            axes = outputs.dim()
+            shape[:axes] = torch.tensor(outputs.shape)
+        dist.broadcast(shape, 0)
+        return [size for size in shape.tolist() if size]
 
 
 def _may_leave_out(model: nn.Module, sample: Tensor) -> bool:
@@ -211,10 +228,13 @@ def _may_leave_out(model: nn.Module, sample: Tensor) -> bool:
         trace(model)
     except UserError:
         return True  # it may decide by its inputs what it computes
-    twin = copied(model).train()
+    twin = copied(model)
+    twin.train()
     trained = [parameter for parameter in twin.parameters() if parameter.requires_grad]
-    with torch.random.fork_rng(devices=gpus_among(sample.device)):
-        gradients = torch.autograd.grad(twin(sample).sum(), trained, allow_unused=True)
+    gpus = gpus_among(sample.device)
+    with torch.random.fork_rng(devices=gpus):
+        total = twin(sample).sum()
+        gradients = torch.autograd.grad(total, trained, allow_unused=True)
     return any(gradient is None for gradient in gradients)
 
 
@@ -224,18 +244,25 @@ def _flat(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     instead of many."""
     kinds: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
-        kinds.setdefault(tensor.dtype, []).append(tensor)
+        alike = kinds.setdefault(tensor.dtype, [])
+        alike.append(tensor)
     flats = []
     for alike in kinds.values():
         rows = [tensor.flatten() for tensor in alike]
-        flats.append(torch.cat(rows))
+        flat = torch.cat(rows)
+        flats.append(flat)
     yield flats
     for flat, alike in zip(flats, kinds.values(), strict=True):
-        begun = 0
-        for tensor in alike:
-            end = begun + tensor.numel()
-            tensor.copy_(flat[begun:end].view_as(tensor))
-            begun = end
+        _take_parts(alike, flat)
+
+
+def _take_parts(tensors: Sequence[Tensor], flat: Tensor) -> None:
+    """Gives tensors the entries of `flat`, one behind the other."""
+    sizes = [tensor.numel() for tensor in tensors]
+    parts = flat.split(sizes)
+    for tensor, part in zip(tensors, parts, strict=True):
+        values = part.view_as(tensor)
+        tensor.copy_(values)
 
 
 def listen() -> socket.socket:
@@ -295,5 +322,8 @@ def _environment() -> AbstractContextManager[None]:
         if name in ("lo", "lo0"):
             wanted["GLOO_SOCKET_IFNAME"] = name
             break
-    missing = {name: value for name, value in wanted.items() if name not in os.environ}
+    missing = {}
+    for name, value in wanted.items():
+        if name not in os.environ:
+            missing[name] = value
     return environment_set(missing)

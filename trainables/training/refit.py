@@ -64,45 +64,63 @@ def refit(
     """
     parameters = list(network.parameters())
     alive = [parameter.detach() != 0 for parameter in parameters]
-    network.requires_grad_(True)
-    for name, parameter in network.named_parameters(remove_duplicate=False):
-        if frozen(name, freeze):
-            parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in parameters):
-        raise TrialFailure("all that is left of the network is frozen, and refit.epochs is not 0")
+    _unfreeze_all_but(network, freeze)
     trained = trained_parameters(network, lr_factors or {})
     steps = build_optimizer(optimizer, trained, options.lr, momentum=momentum, weight_decay=0.0)
-    count = len(data.train.targets)
+    task = data.task
+    all_targets = data.train.targets
+    count = len(all_targets)
     history = []
     for epoch in range(options.epochs):
         training_mode(network, freeze)
         losses: list[Tensor] = []
         order = torch.randperm(count, generator=shuffler)
-        chosen = order.to(data.train.targets.device).split(batch_size)
+        beside_targets = order.to(all_targets.device)
+        chosen = beside_targets.split(batch_size)
         with closing(data.batches(chosen)) as batches:
-            for index, (stored, targets) in enumerate(batches):
-                progress = (epoch + index / len(chosen)) / options.epochs
+            for index, batch in enumerate(batches):
+                share_of_epoch = index / len(chosen)
+                progress = (epoch + share_of_epoch) / options.epochs
                 lr = scheduled(options.lr, "cosine", progress)
                 set_lr(steps, lr)
-                inputs = data.augmented(stored, augmenter)
-                wanted = targets.to(data.device)
+                inputs = data.augmented(batch.inputs, augmenter)
+                wanted = batch.targets.to(data.device)
                 if teacher is not None:
                     wanted = teacher.beside(inputs, wanted)
-                loss = data.task.loss(network(inputs), wanted)
+                outputs = network(inputs)
+                loss = task.loss(outputs, wanted)
                 for parameter in parameters:
                     parameter.grad = None
                 loss.backward()
                 take_step(steps)
-                with torch.no_grad():
-                    for parameter, mask in zip(parameters, alive, strict=True):
-                        parameter.mul_(mask)
-                losses.append(loss.detach() * len(targets))
-        train_loss = float(torch.stack(losses).sum() / count)
+                _zero(parameters, alive)
+                examples = len(batch.targets)
+                losses.append(loss.detach() * examples)
+        total = torch.stack(losses).sum()
+        train_loss = float(total / count)
         if not math.isfinite(train_loss):
             raise TrialFailure(
                 f"diverged: the loss of refit is {train_loss} in its epoch {epoch + 1}"
             )
-        scores = data.task.evaluate(network, *data.validation, prepare=data.prepare)
+        scores = task.evaluate(network, *data.validation, prepare=data.prepare)
         history.append({"train_loss": train_loss, **scores, "lr": lr})
-    network.eval().requires_grad_(True)
+    network.eval()
+    network.requires_grad_(True)
     return history
+
+
+def _unfreeze_all_but(network: nn.Module, freeze: Sequence[str]) -> None:
+    """Has all parameters trained but those that are frozen. Raises TrialFailure if none is left."""
+    network.requires_grad_(True)
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if frozen(name, freeze):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise TrialFailure("all that is left of the network is frozen, and refit.epochs is not 0")
+
+
+@torch.no_grad()
+def _zero(parameters: Sequence[Tensor], alive: Sequence[Tensor]) -> None:
+    """Sets what is not `alive` to zero."""
+    for parameter, mask in zip(parameters, alive, strict=True):
+        parameter.mul_(mask)

@@ -77,15 +77,20 @@ def _run_once(candidate: Candidate, data: Dataset) -> None:
     """Before sparsifiers and penalties look at the network, which fail in words of their own."""
     with torch.random.fork_rng():
         with _naming(None, "the network cannot be built"):
-            network = built(candidate.model, data).to(data.device).eval()
-        sample = data.prepare(data.train.inputs[:_SAMPLES])
+            network = built(candidate.model, data)
+            network.to(data.device)
+            network.eval()
+        stored = data.train.inputs[:_SAMPLES]
+        sample = data.prepare(stored)
         check_whole_numbers(network, sample)
         with _naming(network, "the network cannot be run"):
             found = network(sample)
-        _check_outputs(data, found, len(sample))
+        count = len(sample)
+        _check_outputs(data, found, count)
         with _naming(None, "a metric of the task cannot be taken"):
+            targets = data.train.targets[:count]
             tally = data.task.tally()
-            data.task.count(tally, found, data.train.targets[: len(sample)])
+            data.task.count(tally, found, targets)
             tally.state()
 
 
@@ -142,7 +147,9 @@ class _Rehearsal:
     def __init__(self, training: Training) -> None:
         self.training = training
         self.model = training.model
-        self.sample = training.data.prepare(training.data.train.inputs[:_SAMPLES])
+        data = training.data
+        stored = data.train.inputs[:_SAMPLES]
+        self.sample = data.prepare(stored)
 
     def run(self) -> None:
         """All of it, in the order in which training comes to it."""
@@ -292,8 +299,10 @@ class _Rehearsal:
         if examples > 1:
             plural = "s"
         problem = f"the network cannot be trained on{of} {examples} example{plural}"
-        inputs, targets = training.taught.train
-        batch = Split(inputs[:examples], targets[:examples])
+        train = training.taught.train
+        inputs = train.inputs[:examples]
+        targets = train.targets[:examples]
+        batch = Split(inputs, targets)
         with _naming(self.model, problem, advice), training.own_rng_state():
             training.step = step
             _check_outputs_of_step(training, batch)
@@ -305,8 +314,10 @@ class _Rehearsal:
         inputs = data.train.inputs
         if not isinstance(inputs, Several) or MASK not in inputs.named:
             return
-        shortest = inputs[MASK].flatten(1).sum(1).argsort()[:examples]
-        cut, targets = trimmed(inputs[shortest], data.train.targets[shortest])
+        lengths = inputs[MASK].flatten(1).sum(1)
+        shortest = lengths.argsort()[:examples]
+        targets = data.train.targets[shortest]
+        cut, targets = trimmed(inputs[shortest], targets)
         problem = (
             f"the network cannot be run on a batch whose padding was cut off, {described(cut)}"
         )
@@ -330,7 +341,8 @@ class _Rehearsal:
         with _naming(None, "the network cannot be made compact and kept"):
             network = compact(model, self.sample, candidate.compaction).network
             stored = store(network, candidate.model, data.input_shape, data.head, data.call)
-            back = restore(stored, candidate.model).to(self.sample.device)
+            back = restore(stored, candidate.model)
+            back = back.to(self.sample.device)
             made = outputs(network, self.sample)
             again = outputs(back, self.sample)
             if difference(made, again, _TOLERANCE, both_nan=True) > _TOLERANCE:
@@ -339,10 +351,12 @@ class _Rehearsal:
             _check_shippable(network, self.sample)
         if candidate.latency.of_file:
             with _naming(None, "the network cannot be timed"):
-                Finishing(candidate, data).timed(network)
+                finishing = Finishing(candidate, data)
+                finishing.timed(network)
         if candidate.int8:
             with _naming(None, "the network cannot be quantised to int8"):
-                int8 = as_int8(copied(network).cpu(), data)
+                on_cpu = copied(network).cpu()
+                int8 = as_int8(on_cpu, data)
                 int8.scores(data, "val")
         if own := candidate.own_measures():
             with _naming(None, "the network cannot be measured"):
@@ -362,10 +376,12 @@ def _check_shippable(network: nn.Module, sample: Tensor) -> None:
 
 def _zero_a_unit(layer: Layer) -> None:
     weight = layer.layer.weight
-    units = torch.arange(len(weight), device=weight.device)
-    kept = units != len(units) // 3
+    count = len(weight)
+    units = torch.arange(count, device=weight.device)
+    kept = units != count // 3
+    factors = kept.to(weight)
     with torch.no_grad():
-        layer.scale_rows(kept.to(weight))
+        layer.scale_rows(factors)
 
 
 def _quoted(names: Sequence[str]) -> str:
@@ -374,14 +390,19 @@ def _quoted(names: Sequence[str]) -> str:
 
 
 def _check_outputs(data: Dataset, found: object, count: int) -> None:
-    data.task.options.check_outputs(found, data.train.targets[:count], data.head)
+    targets = data.train.targets[:count]
+    options = data.task.options
+    options.check_outputs(found, targets, data.head)
 
 
 def _check_outputs_of_step(training: Training, batch: Split) -> None:
     """In training mode a network may return something else: auxiliary outputs, say."""
-    with torch.no_grad(), _statistics_kept(training.model):
-        found = training.model(training.data.prepare(batch.inputs))
-    _check_outputs(training.data, found, len(batch.targets))
+    data = training.data
+    model = training.model
+    inputs = data.prepare(batch.inputs)
+    with torch.no_grad(), _statistics_kept(model):
+        found = model(inputs)
+    _check_outputs(data, found, len(batch.targets))
 
 
 @contextmanager

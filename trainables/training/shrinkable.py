@@ -13,6 +13,8 @@ from slimfront.trainables.sparsifiers.base import computed_weights, prunable_wei
 from slimfront.trainables.structure.removable import removable_units
 from slimfront.trainables.structure.shared_units import unknown_operations
 
+_Acting = dict[str, list[str]]
+
 
 @dataclass
 class LayerReport:
@@ -46,8 +48,11 @@ class NetworkReport:
 
     def reached(self, by: str) -> int:
         """Parameters of the layers that something acts on."""
-        reached = [layer for layer in self.layers if by in layer.by]
-        return sum(layer.parameters for layer in reached)
+        count = 0
+        for layer in self.layers:
+            if by in layer.by:
+                count += layer.parameters
+        return count
 
 
 def what_can_shrink(network: nn.Module, sample: Tensor) -> NetworkReport:
@@ -58,38 +63,51 @@ def what_can_shrink(network: nn.Module, sample: Tensor) -> NetworkReport:
     """
     layers = {}
     for name, module in network.named_modules():
-        own = module.parameters(recurse=False)
-        count = sum(parameter.numel() for parameter in own)
+        count = _own_parameters(module)
         if count:
-            layers[name] = LayerReport(name, type(module).__name__, count)
+            kind = type(module).__name__
+            layers[name] = LayerReport(name, kind, count)
     problems: list[str] = []
     acting = _acting(network, sample, problems)
     removable = _removable(network, sample, problems)
-    computed = set(computed_weights(network))
+    computed = computed_weights(network)
     for name, layer in layers.items():
         layer.by = _distinct(acting[name])
         layer.units = name in removable or "node" in layer.by
         if not layer.by:
             layer.why_not = _why_not(name, layer.kind, computed)
     reports = list(layers.values())
-    return NetworkReport(reports, _distinct(problems))
+    distinct = _distinct(problems)
+    return NetworkReport(reports, distinct)
 
 
-def _acting(network: nn.Module, sample: Tensor, problems: list[str]) -> dict[str, list[str]]:
+def _own_parameters(module: nn.Module) -> int:
+    """How many there are in a module itself, those of the modules within it aside."""
+    count = 0
+    for parameter in module.parameters(recurse=False):
+        count += parameter.numel()
+    return count
+
+
+def _acting(network: nn.Module, sample: Tensor, problems: list[str]) -> _Acting:
     """By layer: the penalties that act on it, and `sparsifiers` where those do."""
-    acting: dict[str, list[str]] = defaultdict(list)
+    acting: _Acting = defaultdict(list)
     for penalty, kind in PENALTIES.items():
-        for name in _groups(penalty, kind, network, sample, problems):
-            acting[name].append(penalty)
+        names = _groups(penalty, kind, network, sample, problems)
+        for name in names:
+            of_layer = acting[name]
+            of_layer.append(penalty)
     for weight in prunable_weights(network):
         name, _, _ = weight.rpartition(".")
-        acting[name].append("sparsifiers")
+        of_layer = acting[name]
+        of_layer.append("sparsifiers")
     return acting
 
 
 def _distinct(names: list[str]) -> list[str]:
     """Each once, in order."""
-    return list(dict.fromkeys(names))
+    once = dict.fromkeys(names)
+    return list(once)
 
 
 def _groups(
@@ -128,7 +146,7 @@ def _removable(network: nn.Module, sample: Tensor, problems: list[str]) -> set[s
     return {group.name for group in groups}
 
 
-def _why_not(name: str, kind: str, computed: set[str]) -> str:
+def _why_not(name: str, kind: str, computed: list[str]) -> str:
     if name in computed:
         return "its weight is computed anew in every forward pass"
     if "Norm" in kind:

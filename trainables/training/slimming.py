@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor, nn
 
 from slimfront.trainables.compaction import Compacted, Compaction, compact
+from slimfront.trainables.data import Split
 from slimfront.trainables.errors import UserError, first_few
 from slimfront.trainables.inputs import Several, as_one, each
 from slimfront.trainables.models.adapted import as_called_with
@@ -33,6 +34,8 @@ from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.training.optimizers import check_optimizer, step_sizes
 
 Loss = Callable[[Any, Any], Tensor]
+Examples = Callable[[int], Split]
+"""Gives so many examples."""
 
 log = logging.getLogger(__name__)
 
@@ -61,23 +64,26 @@ class Acting:
         Raises:
             UserError: if what is asked for has nothing to act on, or cannot be done.
         """
-        on = {name: options for name, options in asked.penalties.items() if options.on}
-        self.penalty_options = list(on.values())
+        self.penalty_options = [options for options in asked.penalties.values() if options.on]
         self.penalties: list[ActivePenalty] = []
         self.sparsifier: ActiveSparsifier | None = None
+        sparsifier = asked.sparsifier
         try:
-            for options in on.values():
-                self.penalties.append(options.attach(network, sample))
-            if setting is not None and asked.sparsifier is not None and asked.sparsifier.on:
-                self.sparsifier = asked.sparsifier.attach(setting)
+            for options in self.penalty_options:
+                active = options.attach(network, sample)
+                self.penalties.append(active)
+            if setting is not None and sparsifier is not None and sparsifier.on:
+                self.sparsifier = sparsifier.attach(setting)
         except BaseException:
             self.close()
             raise
 
     def watch(self, step: int, epoch: float) -> None:
         """Tells the penalties which step comes: called before its forward pass."""
-        for penalty, options in zip(self.penalties, self.penalty_options, strict=True):
-            penalty.before_batch(step, options.scale(epoch))
+        pairs = zip(self.penalties, self.penalty_options, strict=True)
+        for penalty, options in pairs:
+            scale = options.scale(epoch)
+            penalty.before_batch(step, scale)
 
     def losses(self) -> list[Tensor]:
         """What the penalties add to the loss after a forward pass, a scalar each."""
@@ -182,9 +188,8 @@ class Slimming(AbstractContextManager["Slimming"]):
         self.output = output
         sample = as_one(inputs)
         view = as_called_with(self.network, sample, output)
-        asked = asked.model_copy(
-            update={"penalties": self._absolute(asked.penalties, view, sample)}
-        )
+        penalties_by_name = self._absolute(asked.penalties, view, sample)
+        asked = asked.model_copy(update={"penalties": penalties_by_name})
         setting = Setting(
             model=view,
             optimizer=optimizer,
@@ -216,22 +221,28 @@ class Slimming(AbstractContextManager["Slimming"]):
         self, penalties: Mapping[str, Penalty], view: nn.Module, sample: Tensor
     ) -> dict[str, Penalty]:
         """The penalties with strengths as the steps take them, for steps as long as now."""
-        size = float(step_sizes(self.optimizer).largest)
+        sizes = step_sizes(self.optimizer)
+        size = float(sizes.largest)
 
         def total_step(options: Penalty) -> float:
-            epochs = (step / self.steps_per_epoch for step in range(self.steps))
-            return sum(size * options.scale(epoch) for epoch in epochs)
+            taken = []
+            for step in range(self.steps):
+                epoch = step / self.steps_per_epoch
+                scale = options.scale(epoch)
+                taken.append(size * scale)
+            return sum(taken)
 
         return absolute(penalties, view, sample, total_step)
 
     @property
     def targets(self) -> dict[str, int]:
         """On how many groups of weights, or stages of layers, each penalty acts."""
-        names = [name for name, options in self._asked.penalties.items() if options.on]
-        return {
-            name: penalty.targets
-            for name, penalty in zip(names, self.acting.penalties, strict=True)
-        }
+        penalties = self._asked.penalties
+        names = [name for name, options in penalties.items() if options.on]
+        targets = {}
+        for name, penalty in zip(names, self.acting.penalties, strict=True):
+            targets[name] = penalty.targets
+        return targets
 
     def loss(self) -> Tensor:
         """What the penalties add to the loss of the batch that the network has just seen: a scalar,
@@ -276,25 +287,32 @@ class Slimming(AbstractContextManager["Slimming"]):
         twin = unwrapped(other)
         own = dict(self.network.named_parameters())
         theirs = dict(twin.named_parameters())
-        if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in theirs.items()}:
+        if _shapes(own) != _shapes(theirs):
             raise UserError(
                 "Slimming.apply_to: the parameters of the network given are others than those of "
                 "the network in training; give a copy of it"
             )
         for name, parameter in own.items():
-            theirs[name].mul_((parameter != 0).to(theirs[name].device))
+            copied_parameter = theirs[name]
+            alive = parameter != 0
+            copied_parameter.mul_(alive.to(copied_parameter.device))
         acting = self._acting_on(twin)
-        for penalty, twins in zip(self.acting.penalties, acting.penalties, strict=True):
+        pairs = zip(self.acting.penalties, acting.penalties, strict=True)
+        for penalty, twins in pairs:
             if isinstance(penalty, ActiveGroups) and isinstance(twins, ActiveGroups):
                 twins.finish_where(penalty)
 
     def _acting_on(self, twin: nn.Module) -> Acting:
         """The same penalties on a copy of the network; found once for the same copy."""
-        if self._copy is None or self._copy[0] is not twin:
-            sample = _beside(self._sample, twin)
-            view = as_called_with(twin, sample, self.output)
-            self._copy = twin, Acting(self._asked, view, sample, None)
-        return self._copy[1]
+        if self._copy is not None:
+            known, acting = self._copy
+            if known is twin:
+                return acting
+        sample = _beside(self._sample, twin)
+        view = as_called_with(twin, sample, self.output)
+        acting = Acting(self._asked, view, sample, None)
+        self._copy = twin, acting
+        return acting
 
     def compact(
         self,
@@ -324,14 +342,23 @@ class Slimming(AbstractContextManager["Slimming"]):
         if isinstance(options, Mapping):
             options = validated(Compaction, options, "Slimming")
         self._say_if_early()
-        given = self._sample if inputs is None else as_one(inputs)
-        twin = copied(self.network if network is None else unwrapped(network))
+        given = self._sample
+        if inputs is not None:
+            given = as_one(inputs)
+        whole = self.network
+        if network is not None:
+            whole = unwrapped(network)
+        twin = copied(whole)
         remove_hooks(twin)
         given = _beside(given, twin)
-        made = compact(as_called_with(twin, given, self.output), given, options)
+        view = as_called_with(twin, given, self.output)
+        made = compact(view, given, options)
         if not isinstance(given, Several):
             return made
-        return Compacted(ByArguments(made.network, list(given.named)).eval(), made.report)
+        names = list(given.named)
+        by_arguments = ByArguments(made.network, names)
+        by_arguments.eval()
+        return Compacted(by_arguments, made.report)
 
     def state_dict(self) -> dict[str, Any]:
         """All that continuing needs beside the network's and the optimiser's: plain data and
@@ -349,18 +376,22 @@ class Slimming(AbstractContextManager["Slimming"]):
         """Continues bit-exactly where `state_dict` was taken, once the network's and the
         optimiser's are loaded."""
         self.step = int(state["step"])
-        self._take_strengths(state.get("strengths", {}))
+        strengths = state.get("strengths", {})
+        self._take_strengths(strengths)
         if self.sparsifier is not None:
             self.sparsifier.load_state_dict(state["sparsifier"])
         self._watch()
 
     def _take_strengths(self, strengths: Mapping[str, Any]) -> None:
         """Those of the weights that the training began with, to which they may be relative."""
-        penalties = dict(self._asked.penalties)
+        asked = self._asked
+        penalties = dict(asked.penalties)
         for name, own in strengths.items():
-            penalties[name] = penalties[name].model_copy(update=dict(own))
-        self._asked = self._asked.model_copy(update={"penalties": penalties})
-        for name, penalty in zip(self.targets, self.acting.penalties, strict=True):
+            before = penalties[name]
+            penalties[name] = before.model_copy(update=dict(own))
+        self._asked = asked.model_copy(update={"penalties": penalties})
+        pairs = zip(self.targets, self.acting.penalties, strict=True)
+        for name, penalty in pairs:
             options = penalties[name]
             if isinstance(penalty, ActiveGroups) and isinstance(options, GroupPenalty):
                 penalty.options = options
@@ -380,7 +411,8 @@ class Slimming(AbstractContextManager["Slimming"]):
         self.close()
 
     def _watch(self) -> None:
-        self.acting.watch(self.step, self.step / self.steps_per_epoch)
+        epoch = self.step / self.steps_per_epoch
+        self.acting.watch(self.step, epoch)
 
     def _check_what_acts(self) -> None:
         """Refuses penalties without a target, and names what is left alone."""
@@ -462,6 +494,10 @@ _WRAPPERS = (
 )
 
 
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
 def _beside(inputs: Tensor, network: nn.Module) -> Tensor:
     """The inputs on the device of a network."""
     device = next(network.parameters()).device
@@ -470,7 +506,11 @@ def _beside(inputs: Tensor, network: nn.Module) -> Tensor:
 
 def _per_epoch(asked: Asked, steps_per_epoch: int | None) -> int:
     """How many steps an epoch has, for penalties that rise over epochs."""
-    rising = [name for name, one in asked.penalties.items() if one.on and (one.warmup or one.ramp)]
+    rising = []
+    for name, options in asked.penalties.items():
+        rises = options.warmup or options.ramp
+        if options.on and rises:
+            rising.append(name)
     if steps_per_epoch is None and rising:
         raise UserError(
             f"Slimming: penalties.{rising[0]} has a warmup or ramp, which is in epochs; give "
@@ -481,12 +521,15 @@ def _per_epoch(asked: Asked, steps_per_epoch: int | None) -> int:
     return steps_per_epoch or 1
 
 
-def _examples(sample: Tensor, targets: Tensor | None) -> Callable[[int], tuple[Tensor, Tensor]]:
-    def examples(count: int) -> tuple[Tensor, Tensor]:
+def _examples(sample: Tensor, targets: Tensor | None) -> Examples:
+    def examples(count: int) -> Split:
         inputs = sample[:count]
         if targets is not None:
-            return inputs, targets[:count]
-        return inputs, torch.zeros(len(inputs), dtype=torch.int64)
+            wanted = targets[:count]
+            return Split(inputs, wanted)
+        size = len(inputs)
+        none = torch.zeros(size, dtype=torch.int64)
+        return Split(inputs, none)
 
     return examples
 

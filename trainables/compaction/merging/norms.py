@@ -52,43 +52,60 @@ def fold_remaining_norms(graph: GraphModule) -> list[str]:
     return folded
 
 
-def _are_of_one_rank(layer: Conv | _Transposed, norm: BatchNorm) -> bool:
-    ranks = []
-    for module in (layer, norm):
-        for kind, axes in _AXES_OF.items():
-            if isinstance(module, kind):
-                ranks.append(axes)
-    return len(ranks) == 2 and ranks[0] == ranks[1]
+def _are_of_one_rank(layer: nn.Module, norm: nn.Module) -> bool:
+    of_layer = _axes_of(layer)
+    if of_layer is None:
+        return False
+    return of_layer == _axes_of(norm)
+
+
+def _axes_of(module: nn.Module) -> int | None:
+    """How many axes its positions have; None if that is not known of its kind."""
+    for kind, axes in _AXES_OF.items():
+        if isinstance(module, kind):
+            return axes
+    return None
 
 
 def _with_norm(layer: Conv | _Transposed, norm: BatchNorm) -> nn.Module:
     """The layer whose outputs are those of the norm behind it."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    variance = norm.running_var.double() + norm.eps
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    variance = norm.running_var.double()
+    variance = variance + norm.eps
     scale = variance.rsqrt()
     if norm.weight is not None:
-        scale = scale * norm.weight.double()
+        factor = norm.weight.double()
+        scale = scale * factor
     mean = norm.running_mean.double()
     if layer.bias is not None:
-        mean = mean - layer.bias.double()
+        own_bias = layer.bias.double()
+        mean = mean - own_bias
     bias = -mean * scale
     if norm.bias is not None:
-        bias = bias + norm.bias.double()
-    weight = _scaled(layer, scale)
+        shift = norm.bias.double()
+        bias = bias + shift
     made = copy.deepcopy(layer)
-    made.weight = nn.Parameter(weight.to(layer.weight))
-    made.bias = nn.Parameter(bias.to(layer.weight))
-    return made.eval()
+    made.eval()
+    weight = _scaled(layer, scale)
+    weight = weight.to(layer.weight)
+    bias = bias.to(layer.weight)
+    made.weight = nn.Parameter(weight)
+    made.bias = nn.Parameter(bias)
+    return made
 
 
 def _scaled(layer: Conv | _Transposed, scale: Tensor) -> Tensor:
     """Its weight, with each output multiplied by an entry of `scale` (out)."""
     weight = layer.weight.double()
     if isinstance(layer, Conv):
-        return weight * rows(scale, weight)
+        factors = rows(scale, weight)
+        return weight * factors
     # (in, out / groups, …): the inputs of a group see the outputs of that group alone.
     of_groups = scale.view(layer.groups, -1)
     inputs_of_group = layer.in_channels // layer.groups
     of_inputs = of_groups.repeat_interleave(inputs_of_group, dim=0)
-    kernel = [1] * (weight.dim() - 2)
-    return weight * of_inputs.view(*of_inputs.shape, *kernel)
+    kernel_axes = weight.dim() - 2
+    kernel = [1] * kernel_axes
+    factors = of_inputs.view(*of_inputs.shape, *kernel)
+    return weight * factors

@@ -11,6 +11,8 @@ from slimfront.trainables.compaction.layers import with_weights
 from slimfront.trainables.structure.graph import Conv, WeightLayer
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+PerAxis = tuple[int, ...]
+"""A number for each axis of a kernel."""
 
 
 @torch.no_grad()
@@ -49,8 +51,10 @@ def are_one(first: WeightLayer, second: WeightLayer, *, moves_padding: bool = Fa
 def fit(first: WeightLayer, second: WeightLayer) -> bool:
     """Whether the two are of one kind, and what they pad by is known: whether they are one layer,
     but for the border of images."""
-    if isinstance(first, nn.Linear) or isinstance(second, nn.Linear):
-        return isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+    if isinstance(first, nn.Linear):
+        return isinstance(second, nn.Linear)
+    if isinstance(second, nn.Linear):
+        return False
     for layer in (first, second):
         if layer.padding_mode != "zeros":
             return False
@@ -79,14 +83,15 @@ def parameters_of_product(first: WeightLayer, second: WeightLayer) -> int:
     entries = entries_of_product([first, second])
     if first.bias is None and second.bias is None:
         return entries
-    return entries + second.weight.shape[0]
+    outputs = len(second.weight)
+    return entries + outputs
 
 
 def entries_of_product(layers: Sequence[WeightLayer]) -> int:
     """How many weights layers would have as one, without multiplying them."""
     first = layers[0]
     last = layers[-1]
-    outputs: int = last.weight.shape[0]
+    outputs = len(last.weight)
     if isinstance(first, nn.Linear):
         inputs: int = first.weight.shape[1]
         return inputs * outputs
@@ -95,10 +100,12 @@ def entries_of_product(layers: Sequence[WeightLayer]) -> int:
     seen = first.in_channels
     if len(groups) == 1:
         seen //= first.groups
-    positions = 1
-    for axis in range(len(first.kernel_size)):
-        positions *= _length(convolutions, axis)
-    return seen * outputs * positions
+    entries = seen * outputs
+    axes = len(first.kernel_size)
+    for axis in range(axes):
+        length = _length(convolutions, axis)
+        entries *= length
+    return entries
 
 
 def _length(layers: Sequence[Conv], axis: int) -> int:
@@ -106,25 +113,29 @@ def _length(layers: Sequence[Conv], axis: int) -> int:
     wide = [layer for layer in layers if not _is_a_point(layer)]
     if not wide:
         return 1
+    first_wide = wide[0]
+    before = layers.index(first_wide)
     strides_before: set[int] = set()
-    for layer in layers[: layers.index(wide[0])]:
+    for layer in layers[:before]:
         strides_before.update(layer.stride)
     if len(wide) == 1 and strides_before <= {1}:
         # One that is dilated among pointwise ones stays so.
-        return wide[0].kernel_size[axis]
+        return first_wide.kernel_size[axis]
     span = 1
     stride = 1
     for layer in layers:
-        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+        gaps = layer.kernel_size[axis] - 1
+        reach = layer.dilation[axis] * gaps
         span += stride * reach
         stride *= layer.stride[axis]
     return span
 
 
 def _product_of_linear(first: nn.Linear, second: nn.Linear) -> WeightLayer:
-    matrix = second.weight.double()
-    weight = matrix @ first.weight.double()
-    bias = _bias(first, matrix, second.bias)
+    inner = first.weight.double()
+    outer = second.weight.double()
+    weight = outer @ inner
+    bias = _bias(first, outer, second.bias)
     return with_weights(second, weight, bias)
 
 
@@ -135,17 +146,21 @@ def _product_of_convolutions(first: Conv, second: Conv) -> WeightLayer:
     inner = _in_groups(first, groups)
     outer = _in_groups(second, groups)
     over_positions = outer.flatten(3).sum(3)
-    bias = _bias(first, torch.block_diag(*over_positions), second.bias)
+    matrix = torch.block_diag(*over_positions)
+    bias = _bias(first, matrix, second.bias)
     dilation = _common_dilation(first, second)
     if dilation is None:
-        dilation = (1,) * len(first.stride)
+        axes = len(first.stride)
+        dilation = (1,) * axes
         steps = times(first.stride, second.dilation)
         inner = _spread(inner, first.dilation)
         outer = _spread(outer, steps)
     kernels = []
     for before, behind in zip(inner, outer, strict=True):
-        kernels.append(_correlated(before, behind))
-    combined = with_weights(second, torch.cat(kernels), bias)
+        kernel = _correlated(before, behind)
+        kernels.append(kernel)
+    weight = torch.cat(kernels)
+    combined = with_weights(second, weight, bias)
     assert isinstance(combined, Conv)
     combined.groups = groups
     combined.in_channels = first.in_channels
@@ -155,24 +170,32 @@ def _product_of_convolutions(first: Conv, second: Conv) -> WeightLayer:
     return combined
 
 
-def times(some: Sequence[int], others: Sequence[int]) -> tuple[int, ...]:
+def times(some: PerAxis, others: PerAxis) -> PerAxis:
     """Entry by entry."""
-    pairs = zip(some, others, strict=True)
-    return tuple(one * other for one, other in pairs)
+    products = []
+    for one, other in zip(some, others, strict=True):
+        products.append(one * other)
+    return tuple(products)
 
 
-def plus(some: Sequence[int], others: Sequence[int]) -> tuple[int, ...]:
+def plus(some: PerAxis, others: PerAxis) -> PerAxis:
     """Entry by entry."""
-    pairs = zip(some, others, strict=True)
-    return tuple(one + other for one, other in pairs)
+    sums = []
+    for one, other in zip(some, others, strict=True):
+        sums.append(one + other)
+    return tuple(sums)
 
 
-def _padding(first: Conv, second: Conv) -> tuple[int, ...]:
+def _padding(first: Conv, second: Conv) -> PerAxis:
     """All of it, in front of the first layer."""
-    assert not isinstance(first.padding, str)
-    assert not isinstance(second.padding, str)
-    in_front = times(first.stride, second.padding)
-    return plus(first.padding, in_front)
+    in_front = times(first.stride, sizes(second.padding))
+    return plus(sizes(first.padding), in_front)
+
+
+def sizes(padding: str | PerAxis) -> PerAxis:
+    """The padding of a layer that is in a run: there it is not given by a name."""
+    assert not isinstance(padding, str)
+    return padding
 
 
 def _in_groups(layer: Conv, groups: int) -> Tensor:
@@ -184,33 +207,40 @@ def _in_groups(layer: Conv, groups: int) -> Tensor:
         return grouped
     assert groups == 1
     full = weight.new_zeros(layer.out_channels, layer.in_channels, *layer.kernel_size)
-    outputs = layer.out_channels // layer.groups
-    inputs = layer.in_channels // layer.groups
-    for group in range(layer.groups):
-        written = slice(group * outputs, (group + 1) * outputs)
-        read = slice(group * inputs, (group + 1) * inputs)
-        full[written, read] = weight[written]
+    parts = weight.chunk(layer.groups)
+    outputs = full.chunk(layer.groups)
+    for group, part in enumerate(parts):
+        of_group = outputs[group]
+        by_inputs = of_group.chunk(layer.groups, dim=1)
+        seen = by_inputs[group]
+        seen.copy_(part)
     return full.unsqueeze(0)
 
 
-def _common_dilation(first: Conv, second: Conv) -> tuple[int, ...] | None:
+def _common_dilation(first: Conv, second: Conv) -> PerAxis | None:
     """The dilation that the product has where one of the two is a single point; None where zeros
     have to be written out between the entries of both."""
     if _is_a_point(second):
         return tuple(first.dilation)
-    if _is_a_point(first) and set(first.stride) == {1}:
+    if not _is_a_point(first):
+        return None
+    strides = set(first.stride)
+    if strides == {1}:
         return tuple(second.dilation)
     return None
 
 
-def _spread(kernels: Tensor, steps: Sequence[int]) -> Tensor:
+def _spread(kernels: Tensor, steps: PerAxis) -> Tensor:
     """Kernels (groups, out, in, …) with `step` − 1 zeros between the entries of each axis."""
     for axis, step in enumerate(steps, start=3):
-        size = kernels.shape[axis]
         shape = list(kernels.shape)
-        shape[axis] = (size - 1) * step + 1
-        places = step * torch.arange(size, device=kernels.device)
-        kernels = kernels.new_zeros(shape).index_copy(axis, places, kernels)
+        size = shape[axis]
+        entries = torch.arange(size, device=kernels.device)
+        places = step * entries
+        last_place = step * (size - 1)
+        shape[axis] = last_place + 1
+        zeros = kernels.new_zeros(shape)
+        kernels = zeros.index_copy(axis, places, kernels)
     return kernels
 
 
@@ -218,10 +248,12 @@ def _correlated(inner: Tensor, outer: Tensor) -> Tensor:
     """The kernel (out, in, …) of correlating with `inner` (between, in, …), then with `outer` (out,
     between, …): the full convolution of the two."""
     sizes = inner.shape[2:]
-    positions = list(range(2, inner.dim()))
-    flipped = inner.transpose(0, 1).flip(positions)
     margin = [size - 1 for size in sizes]
-    convolve = _CONVOLVE[len(sizes)]
+    positions = list(range(2, inner.dim()))
+    by_inputs = inner.transpose(0, 1)
+    flipped = by_inputs.flip(positions)
+    axes = len(sizes)
+    convolve = _CONVOLVE[axes]
     full: Tensor = convolve(outer, flipped, padding=margin)
     return full
 
@@ -230,7 +262,8 @@ def _bias(first: WeightLayer, matrix: Tensor, bias: Tensor | None) -> Tensor | N
     """`matrix` (out₂, out₁) times the first bias plus the second; None if there is neither."""
     if first.bias is None:
         return bias
-    moved: Tensor = matrix @ first.bias.double()
+    before = first.bias.double()
+    moved = matrix @ before
     if bias is None:
         return moved
     return moved + bias.double()

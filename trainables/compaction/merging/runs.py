@@ -21,6 +21,7 @@ from slimfront.trainables.compaction.merging.products import (
     gives_zero_outside,
     plus,
     product,
+    sizes,
     times,
 )
 from slimfront.trainables.structure.graph import (
@@ -37,6 +38,10 @@ _UNCHANGED: tuple[object, ...] = (nn.Identity, nn.Dropout)
 
 _LONGEST = 4
 """So many layers become one at most."""
+
+
+IsActivation = Callable[[GraphModule, Node], bool]
+ShapesByNode = Mapping[Node, object]
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,8 @@ class Run:
 
 def runs(
     graph: GraphModule,
-    shapes: Mapping[Node, object],
-    is_activation: Callable[[GraphModule, Node], bool],
+    shapes: ShapesByNode,
+    is_activation: IsActivation,
 ) -> Iterator[Run]:
     """The runs whose layers, as one, have no more weights, no more that are not zero, and no more
     multiplications than they have now, in order of execution; each has an activation that goes.
@@ -78,7 +83,7 @@ def runs(
                 yield run
 
 
-def chain(graph: GraphModule, shapes: Callable[[], Mapping[Node, object]]) -> Run | None:
+def chain(graph: GraphModule, shapes: Callable[[], ShapesByNode]) -> Run | None:
     """The first run of layers with nothing between them that is exactly one layer, and costs no
     more as one; None if there is none. Two that merge by themselves are no such run.
 
@@ -106,7 +111,7 @@ def _longer(
     graph: GraphModule,
     run: Run,
     layers: Mapping[Node, Layer],
-    is_activation: Callable[[GraphModule, Node], bool],
+    is_activation: IsActivation,
 ) -> Run | None:
     """The run with the layer behind it; None if there is none that it feeds alone."""
     reader = only_user(run.last.last)
@@ -121,16 +126,21 @@ def _longer(
     following = layers[reader]
     if not fit(run.last.layer, following.layer):
         return None
+    layers_of_run = (*run.layers, following)
     inexact = run.moves_padding or _pads_what_is_not_zero(run, following)
-    return Run((*run.layers, following), activations, inexact)
+    return Run(layers_of_run, activations, inexact)
 
 
 def _pads_what_is_not_zero(run: Run, following: Layer) -> bool:
     """Whether the zeros that a layer pads by stand where what feeds it would not give zero."""
-    if isinstance(following.layer, nn.Linear) or not any(following.layer.padding):
+    if isinstance(following.layer, nn.Linear):
+        return False
+    if not any(following.layer.padding):
         return False
     for layer in run.layers:
-        if layer.norm is not None or not gives_zero_outside(layer.layer):
+        if layer.norm is not None:
+            return True
+        if not gives_zero_outside(layer.layer):
             return True
     return False
 
@@ -139,24 +149,27 @@ def _pads_what_is_not_zero(run: Run, following: Layer) -> bool:
 def product_of(layers: Sequence[Layer], *, moves_padding: bool) -> WeightLayer | None:
     """All layers as one, without the batch norm of the last; None where no single layer does
     that."""
-    combined = folded(layers[0])
-    for layer in layers[1:-1]:
-        further = product(combined, folded(layer), moves_padding=moves_padding)
+    first, *between, last = layers
+    combined = folded(first)
+    for layer in between:
+        own = folded(layer)
+        further = product(combined, own, moves_padding=moves_padding)
         if further is None:
             return None
         combined = further
-    return product(combined, layers[-1].layer, moves_padding=moves_padding)
+    return product(combined, last.layer, moves_padding=moves_padding)
 
 
 def folded(layer: Layer) -> WeightLayer:
     """A layer with its batch norm in its weights."""
+    own = layer.layer
     if layer.norm is None:
-        return layer.layer
+        return own
     weight, bias = layer.folded()
-    made = with_weights(layer.layer, weight, bias)
-    if isinstance(made, Conv) and isinstance(layer.layer, Conv):
-        made.groups = layer.layer.groups
-        made.in_channels = layer.layer.in_channels
+    made = with_weights(own, weight, bias)
+    if isinstance(made, Conv) and isinstance(own, Conv):
+        made.groups = own.groups
+        made.in_channels = own.in_channels
     return made
 
 
@@ -167,33 +180,29 @@ def move_padding(run: Run) -> None:
         return
     convolutions = [layer.layer for layer in run.layers if isinstance(layer.layer, Conv)]
     first = convolutions[0]
-    padding = _sizes(first.padding)
+    padding = sizes(first.padding)
     stride = first.stride
     for following in convolutions[1:]:
-        in_front = times(stride, _sizes(following.padding))
+        in_front = times(stride, sizes(following.padding))
         padding = plus(padding, in_front)
         stride = times(stride, following.stride)
         following.padding = (0,) * len(padding)
     first.padding = padding
 
 
-def _sizes(padding: str | Sequence[int]) -> tuple[int, ...]:
-    assert not isinstance(padding, str)  # such layers are in no run
-    return tuple(padding)
-
-
 def merge_run(graph: GraphModule, run: Run) -> None:
     """Makes one layer of a run whose activations are gone, in place of its last."""
     combined = product_of(run.layers, moves_padding=run.moves_padding)
     assert combined is not None
-    set_module(graph, run.last.name, combined)
-    for layer in run.layers[:-1]:
+    *gone, last = run.layers
+    set_module(graph, last.name, combined)
+    for layer in gone:
         if layer.last is not layer.node:
             bypass(graph, layer.last)
         bypass(graph, layer.node)
 
 
-def _pays(run: Run, shapes: Mapping[Node, object]) -> bool:
+def _pays(run: Run, shapes: ShapesByNode) -> bool:
     """Whether one layer costs no more than the run."""
     layers = [layer.layer for layer in run.layers]
     entries = entries_of_product(layers)
@@ -201,23 +210,29 @@ def _pays(run: Run, shapes: Mapping[Node, object]) -> bool:
     work_apart = 0
     for layer in run.layers:
         own = layer.layer.weight.numel()
-        positions = _positions(layer, shapes[layer.node])
+        made = shapes[layer.node]
+        positions = _positions(layer, made)
         entries_apart += own
         work_apart += own * positions
+    if entries > entries_apart:
+        return False
     # The positions of the last layer are those of all as one.
-    if entries > entries_apart or entries * positions > work_apart:
+    work = entries * positions
+    if work > work_apart:
         return False
     combined = product_of(run.layers, moves_padding=run.moves_padding)
     assert combined is not None
-    nonzero = sum(map(count_nonzeros, layers))
-    biases = combined.weight.shape[0]
-    return count_nonzeros(combined) <= nonzero + biases
+    nonzero_apart = sum(map(count_nonzeros, layers))
+    biases = len(combined.weight)
+    nonzero = count_nonzeros(combined)
+    return nonzero <= nonzero_apart + biases
 
 
 def _positions(layer: Layer, made: object) -> int:
     """For how many positions of its output a layer multiplies its weights."""
     assert isinstance(made, tuple)
     shape: Sequence[int] = made[0]
+    positions = shape[2:]
     if isinstance(layer.layer, nn.Linear):
-        return math.prod(shape[:-1])
-    return math.prod(shape[2:])
+        positions = shape[:-1]
+    return math.prod(positions)

@@ -22,7 +22,9 @@ def channels_last(inputs: Tensor) -> Tensor:
 
 def contiguous_copy(model: nn.Module) -> nn.Module:
     """A copy whose weights lie as torch lays them out by default."""
-    return copied(model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
+    twin = copied(model)
+    twin.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return twin
 
 
 def ambiguous_strides(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
@@ -40,8 +42,13 @@ def align_gradients(parameters: Iterable[nn.Parameter]) -> None:
     that mean the same."""
     for parameter in parameters:
         gradient = parameter.grad
-        if gradient is not None and gradient.stride() != parameter.stride():
-            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        if gradient is None:
+            continue
+        wanted = parameter.stride()
+        if gradient.stride() != wanted:
+            aligned = torch.empty_like(parameter)
+            aligned.copy_(gradient)
+            parameter.grad = aligned
 
 
 def align_state(optimizer: torch.optim.Optimizer) -> None:
@@ -49,7 +56,13 @@ def align_state(optimizer: torch.optim.Optimizer) -> None:
     their place in memory."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            if not isinstance(value, Tensor) or value.shape != parameter.shape:
+            if not isinstance(value, Tensor):
                 continue
-            if value.stride() != parameter.stride():
-                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            if value.shape != parameter.shape:
+                continue
+            wanted = parameter.stride()
+            if value.stride() == wanted:
+                continue
+            aligned = torch.empty_like(parameter, dtype=value.dtype)
+            aligned.copy_(value)
+            state[name] = aligned

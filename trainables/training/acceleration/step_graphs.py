@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.data.transforms import Draws, draw
+from slimfront.trainables.data.transforms import draw
 from slimfront.trainables.errors import UserError, first_line_of
-from slimfront.trainables.gpu import to_device
 from slimfront.trainables.penalties.base import ActiveGroups
 from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.torch_internals import Dropout
+from slimfront.trainables.training.acceleration.tables import Tables
 from slimfront.trainables.training.ranks import Solo
 
 if TYPE_CHECKING:
@@ -83,37 +83,17 @@ class StepGraphs:
         GPU."""
         self.training = training
         self.record = record
-        self.stream = torch.cuda.Stream(training.device) if training.device.type == "cuda" else None
+        self.stream: torch.cuda.Stream | None = None
+        if training.device.type == "cuda":
+            self.stream = torch.cuda.Stream(training.device)
         self.refusal: str | None = None
         """Why steps are no longer recorded."""
         self.recorded: dict[Hashable, _Recorded] = {}
         self.seen: Counter[Hashable] = Counter()
         self.replays = 0
-        self._make_tables()
-
-    def _make_tables(self) -> None:
-        device = self.training.device
-        count = len(self.training.data.train.targets)
-        augment = self.training.data.augment
-        self.size = self.training.options.batch_size
-        batches = -(-count // self.size)
-        self.order = torch.zeros(count, dtype=torch.int64, device=device)
-        self.mirrored = None
-        if augment.flip:
-            self.mirrored = torch.zeros(count, 1, dtype=torch.bool, device=device)
-        self.corner = None
-        if augment.crop:
-            self.corner = torch.zeros(2, count, 1, dtype=torch.int64, device=device)
-        # What fused optimisers take.
-        self.rates = torch.zeros(batches, dtype=torch.float32, device=device)
-        self.step_sizes = torch.zeros_like(self.rates)
-        self.first = torch.zeros((), dtype=torch.int64, device=device)
-        """The place in `order` where the coming batch begins."""
-        self.number = torch.zeros(1, dtype=torch.int64, device=device)
-        """Which step of the epoch comes."""
-        self.places = torch.arange(self.size, device=device)
-        self.totals = torch.zeros(2, dtype=torch.float64, device=device)
-        """The sums of task losses, each times the size of its batch, and of penalty losses."""
+        self.size = training.options.batch_size
+        steps = training.steps_per_epoch()
+        self.tables = Tables(training.data, self.size, steps, training.device)
 
     def on_stream(self) -> AbstractContextManager[object]:
         """Within, what is computed is queued behind the steps taken before, and beside what other
@@ -129,62 +109,59 @@ class StepGraphs:
         device = self.training.device
         ahead = _AHEAD * self.size
         if self.stream is not None:
-            self.stream.wait_stream(torch.cuda.current_stream(device))
+            current = torch.cuda.current_stream(device)
+            self.stream.wait_stream(current)
         with self.on_stream():
             self._begin(order)
         for first in range(0, count, self.size):
             with self.on_stream():
                 if first % ahead == 0:
-                    self._draw(first, min(first + ahead, count))
-                self._step(min(self.size, count - first))
+                    last = min(first + ahead, count)
+                    self._draw(first, last)
+                left = count - first
+                size = min(self.size, left)
+                self._step(size)
             yield
         if self.stream is not None:
-            torch.cuda.current_stream(device).wait_stream(self.stream)
+            current = torch.cuda.current_stream(device)
+            current.wait_stream(self.stream)
 
     def means(self) -> Tensor:
         """The mean task loss of the epoch's examples, and the mean penalty loss of its steps: (2,),
         float64."""
-        examples = len(self.order)
-        steps = len(self.rates)
-        counts = torch.tensor([examples, steps], dtype=torch.float64)
-        return self.totals / to_device(counts, self.totals.device)
+        return self.tables.means()
 
     def _begin(self, order: Tensor) -> None:
         training = self.training
         rates = []
         step_sizes = []
-        for step in range(training.step, training.step + len(self.rates)):
-            rate = training.learning_rate(step)
+        for number in range(training.steps_per_epoch()):
+            rate = training.learning_rate(training.step + number)
+            step_size = training.proximal_step(rate)
             rates.append(rate)
-            step_sizes.append(training.proximal_step(rate))
-        _fill(self.order, order)
-        _fill(self.rates, torch.tensor(rates))
-        _fill(self.step_sizes, torch.tensor(step_sizes))
-        for counter in (self.first, self.number, self.totals):
-            counter.zero_()
+            step_sizes.append(step_size)
+        self.tables.begin(order, rates, step_sizes)
 
     def _draw(self, first: int, last: int) -> None:
         """Draws the augmentation of the examples at places `first` to `last`, batch by batch, as
         without recording."""
-        augment = self.training.data.augment
+        training = self.training
+        augment = training.data.augment
         if not augment.active:
             return
-        mirrored = []
-        corner = []
+        draws = []
         for begin in range(first, last, self.size):
-            size = min(self.size, last - begin)
-            drawn = draw(size, augment, self.training.augmenter)
-            mirrored.append(drawn.mirrored)
-            corner.append(drawn.corner)
-        if self.mirrored is not None:
-            _fill(self.mirrored[first:last], torch.cat(mirrored))  # type: ignore[arg-type]
-        if self.corner is not None:
-            _fill(self.corner[:, first:last], torch.cat(corner, 1))  # type: ignore[arg-type]
+            left = last - begin
+            size = min(self.size, left)
+            drawn = draw(size, augment, training.augmenter)
+            draws.append(drawn)
+        self.tables.take_draws(first, last, draws)
 
     def _step(self, size: int) -> None:
         training = self.training
         phase = self._phase(training.step)
-        due = training.sparsifier is not None and training.sparsifier.due(training.step)
+        sparsifier = training.sparsifier
+        due = sparsifier is not None and sparsifier.due(training.step)
         recorded = self.recorded.get(phase)
         if due or size < self.size:
             self._take(size)
@@ -205,9 +182,11 @@ class StepGraphs:
         training = self.training
         epoch = step / training.steps_per_epoch()
         phases = []
-        for penalty, options in zip(training.penalties, training.penalty_options, strict=True):
+        pairs = zip(training.penalties, training.penalty_options, strict=True)
+        for penalty, options in pairs:
             scale = options.scale(epoch)
-            phases.append(penalty.phase(step, scale))  # type: ignore[attr-defined]
+            phase = penalty.phase(step, scale)  # type: ignore[attr-defined]
+            phases.append(phase)
         return tuple(phases)
 
     def _count(self, phase: Hashable) -> None:
@@ -216,7 +195,9 @@ class StepGraphs:
         self.seen[phase] += 1
 
     def _ready(self, phase: Hashable) -> bool:
-        if self.refusal is not None or len(self.recorded) >= _PHASES:
+        if self.refusal is not None:
+            return False
+        if len(self.recorded) >= _PHASES:
             return False
         return self.seen[phase] >= WARM_UP
 
@@ -228,30 +209,21 @@ class StepGraphs:
     def _compute(self, size: int) -> None:
         """One step of this training, which reads its examples and numbers from the tables, at the
         counters."""
-        data = self.training.data
-        places = self.first + self.places[:size]
-        chosen = self.order.index_select(0, places)
-        mirrored = None
-        if self.mirrored is not None:
-            mirrored = self.mirrored.index_select(0, places)
-        corner = None
-        if self.corner is not None:
-            corner = self.corner.index_select(1, places)
-        inputs = data.train.inputs.index_select(0, chosen)
-        inputs = data.varied(inputs, Draws(mirrored, corner))
-        targets = self.training.taught.train.targets.index_select(0, chosen)
-        lr = self._now(self.rates)
-        step_size = self._now(self.step_sizes)
-        losses = self.training.take_prepared_step(inputs, targets, lr, step_size)
+        training = self.training
+        data = training.data
+        tables = self.tables
+        places = tables.places(size)
+        chosen = tables.order.index_select(0, places)
+        drawn = tables.drawn(places)
+        stored = data.train.inputs.index_select(0, chosen)
+        inputs = data.varied(stored, drawn)
+        all_targets = training.taught.train.targets
+        targets = all_targets.index_select(0, chosen)
+        lr = tables.now(tables.rates)
+        step_size = tables.now(tables.step_sizes)
+        losses = training.take_prepared_step(inputs, targets, lr, step_size)
         task_loss, penalty_loss = (loss.double() for loss in losses)
-        with torch.no_grad():
-            self.totals += torch.stack([task_loss * size, penalty_loss])
-            self.first += size
-            self.number += 1
-
-    def _now(self, table: Tensor) -> Tensor:
-        """The number of a table that is of the coming step, a scalar."""
-        return table.index_select(0, self.number).squeeze(0)
+        tables.count(size, task_loss, penalty_loss)
 
     def _take_watched(self, size: int) -> None:
         """The same; finds out whether the network keeps anything in Python that a replay would not
@@ -276,7 +248,8 @@ class StepGraphs:
             self._take(size)
             return
         self.training.clear_gradients()  # they lie in the graph's memory
-        self.recorded[phase] = _Recorded(replay, self._addresses())
+        addresses = self._addresses()
+        self.recorded[phase] = _Recorded(replay, addresses)
         self.replays += 1
 
     def _refuse(self, reason: str) -> None:
@@ -305,12 +278,19 @@ class StepGraphs:
 
     def _addresses(self) -> tuple[int, ...]:
         training = self.training
-        held: list[Any] = [*training.model.parameters(), *training.model.buffers()]
+        model = training.model
+        held: list[Any] = [*model.parameters(), *model.buffers()]
         if training.sparsifier:
             held += training.sparsifier.masks.values()
-        for state in training.optimizer.state.values():
+        states = training.optimizer.state
+        for state in states.values():
             held += state.values()
-        return tuple(tensor.data_ptr() for tensor in held if isinstance(tensor, Tensor))
+        addresses = []
+        for value in held:
+            if isinstance(value, Tensor):
+                address = value.data_ptr()
+                addresses.append(address)
+        return tuple(addresses)
 
 
 def why_not(training: "Training") -> str | None:
@@ -366,27 +346,19 @@ def step_graphs(training: "Training") -> StepGraphs | None:
     return None
 
 
-def _fill(table: Tensor, values: Tensor) -> None:
-    """Copies `values` into a table on the GPU without waiting for it."""
-    pinned = values
-    if table.is_cuda and not values.is_cuda:
-        pinned = values.pin_memory()
-    table.copy_(pinned, non_blocking=True)
-
-
 def _outside(model: nn.Module, on_gpu: bool) -> tuple[object, ...]:
     """What a replay cannot change: random numbers of this process, and numbers that modules keep in
     Python."""
-    random_states = [
-        torch.get_rng_state().tolist(),
-        random.getstate(),
-        np.random.get_state()[1].tolist(),  # type: ignore[index]
-    ]
+    of_torch = torch.get_rng_state()
+    of_numpy: Any = np.random.get_state()[1]  # type: ignore[index]
+    random_states = [of_torch.tolist(), random.getstate(), of_numpy.tolist()]
     if on_gpu:
-        random_states.append(torch.cuda.get_rng_state().tolist())
+        of_gpu = torch.cuda.get_rng_state()
+        random_states.append(of_gpu.tolist())
     kept = []
     for name, module in model.named_modules():
-        for key, value in vars(module).items():
+        attributes = vars(module)
+        for key, value in attributes.items():
             if isinstance(value, (bool, int, float, str)):
                 kept.append((name, key, value))
     return (*random_states, kept)

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from benchmarks.common import KEEP, Goal, Kept, Outcome, Spread, at_least, at_most, run, spread
-from benchmarks.width import ROOT, made_splits, splits
+from benchmarks.width import ROOT, made_splits, splits, trained_as_peers
 from benchmarks.width_networks import (
     NETWORKS,
     Recipe,
@@ -184,35 +184,12 @@ def network_of(name: str, channels: int) -> nn.Module:
 
 def candidate(job: Job, channels: int, depth: dict[str, Any]) -> Candidate:
     """A training on one cosine, as long as the others with what follows."""
-    recipe = Recipe()
-    epochs = job.epochs + AFTERWARDS
-    tree = {
-        "data": {
-            "name": "factory",
-            "factory": "benchmarks.width:splits",
-            "args": {"file": job.data},
-            "normalise": "global",
-            "augment": {"crop": recipe.crop, "flip": True},
-        },
-        "model": {
-            "factory": "benchmarks.depth:network_of",
-            "args": {"name": job.network, "channels": channels},
-        },
-        "training": {
-            "epochs": epochs,
-            "batch_size": recipe.batch_size,
-            "optimizer": "sgd",
-            "momentum": recipe.momentum,
-            "weight_decay": recipe.weight_decay,
-            "lr": recipe.lr,
-            "schedule": "cosine",
-            "seed": job.seed,
-            "report_every": epochs,
-        },
-        "depth": depth,
-        "one_shot": {"steps": 0},
+    model = {
+        "factory": "benchmarks.depth:network_of",
+        "args": {"name": job.network, "channels": channels},
     }
-    return Candidate.model_validate(tree)
+    epochs = job.epochs + AFTERWARDS
+    return trained_as_peers(job.data, model, job.seed, epochs, {"depth": depth})
 
 
 def fit_while_training(job: Job) -> Measured:

@@ -135,7 +135,6 @@ def network_of(name: str, channels: int) -> nn.Module:
 
 def candidate(job: Job, channels: int) -> Candidate:
     """What ours trains."""
-    recipe = Recipe()
     sparsifiers: dict[str, dict[str, Any]] = {
         OURS: {"name": "channels", "of": "params"},
         OURS_FLOPS: {"name": "channels", "of": "flops"},
@@ -148,26 +147,37 @@ def candidate(job: Job, channels: int) -> Candidate:
         "factory": "benchmarks.width:network_of",
         "args": {"name": job.network, "channels": channels},
     }
-    training = {
-        "epochs": job.epochs,
-        "batch_size": recipe.batch_size,
-        "optimizer": "sgd",
-        "momentum": recipe.momentum,
-        "weight_decay": recipe.weight_decay,
-        "lr": recipe.lr,
-        "schedule": "cosine",
-        "seed": job.seed,
-        "report_every": job.epochs,
+    return trained_as_peers(job.data, model, job.seed, job.epochs, parts)
+
+
+def trained_as_peers(
+    data: str, model: dict[str, Any], seed: int, epochs: int, parts: dict[str, Any]
+) -> Candidate:
+    """A candidate with the recipe of all methods, and `parts` of its own; `data` is the file of the
+    splits."""
+    recipe = Recipe()
+    tree = {
+        "data": {
+            "name": "factory",
+            "factory": "benchmarks.width:splits",
+            "args": {"file": data},
+            "normalise": "global",
+            "augment": {"crop": recipe.crop, "flip": True},
+        },
+        "model": model,
+        "training": {
+            "epochs": epochs,
+            "batch_size": recipe.batch_size,
+            "optimizer": "sgd",
+            "momentum": recipe.momentum,
+            "weight_decay": recipe.weight_decay,
+            "lr": recipe.lr,
+            "schedule": "cosine",
+            "seed": seed,
+            "report_every": epochs,
+        },
+        "one_shot": {"steps": 0},
     }
-    data = {
-        "name": "factory",
-        "factory": "benchmarks.width:splits",
-        "args": {"file": job.data},
-        "normalise": "global",
-        "augment": {"crop": recipe.crop, "flip": True},
-    }
-    one_shot = {"steps": 0}
-    tree = {"data": data, "model": model, "training": training, "one_shot": one_shot}
     return Candidate.model_validate(tree | parts)
 
 

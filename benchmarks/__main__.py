@@ -22,7 +22,7 @@ BENCHMARKS = {
     "sparse_training": ["sparse_training"],
     "compact": ["compact"],
     "width": ["width", "--keep", "runs/width.jsonl"],
-    "depth": ["depth", "--keep", "runs/depth.jsonl"],
+    "depth": ["depth", "--keep", "runs/depth.jsonl", "--picture", "docs/images/depth.png"],
     "compaction_cost": ["compaction_cost"],
     "post_training": ["post_training"],
     "pretrained": ["pretrained"],

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from benchmarks.common import KEEP, Goal, Kept, Outcome, Spread, at_least, at_most, run, spread
+from benchmarks.pictures import depth_before_and_after
 from benchmarks.width import ROOT, made_splits, splits, trained_as_peers
 from benchmarks.width_networks import (
     NETWORKS,
@@ -55,6 +56,8 @@ CLOSING = {
 }
 """By what, and how many, layers are chosen that close while training: of blocks alone where nothing
 can merge. The first is compared with a network that is as shallow from the start."""
+DRAWN = {"ResNet-20": ("cosine", 4), "MobileNetV2": ("entropy", 3)}
+"""What closes in the networks of the picture."""
 WHILE_TRAINING = "{}, while training: {}"
 ONE_COSINE, FROM_SCRATCH = "dense, one cosine", "as shallow, from scratch"
 FAST = 1.6
@@ -230,6 +233,22 @@ def fit_while_training(job: Job) -> Measured:
     return found
 
 
+def draw(networks: Sequence[str], file: str, epochs: int, path: Path) -> None:
+    """One network of each kind before and after its layers have closed, trained for the picture."""
+    inputs = normalised(splits(file))["validation"][0]
+    pairs = {}
+    for network in networks:
+        job = Job(network, FIRST_SEED, epochs, file, while_training=True)
+        whole = network_of(network, inputs.shape[1]).eval()
+        criterion, count = DRAWN[network]
+        depth = {"layers": count, "criterion": criterion}
+        if network not in MERGED:
+            depth["exclude"] = blocks_of(whole, inputs[:3])[1]
+        made = train(candidate(job, inputs.shape[1], depth)).compacted
+        pairs[network] = (whole, made.network)
+    depth_before_and_after(pairs, inputs, path)
+
+
 def measured(network: nn.Module, dense: nn.Module, data: Splits) -> dict[str, float]:
     """Accuracy on the test split, sizes, and speed-ups over the dense network."""
     inputs = data["validation"][0][:256]
@@ -257,6 +276,8 @@ def depth(arguments: argparse.Namespace) -> Outcome:
             for while_training in (False, True)
             for seed in range(FIRST_SEED, FIRST_SEED + seeds)
         ]
+        if arguments.picture:
+            draw(networks, file, epochs, arguments.picture)
         todo = [job for job in work if job.key not in kept.results]
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
             for job, result in zip(todo, pool.map(fit, todo), strict=True):
@@ -342,4 +363,5 @@ if __name__ == "__main__":
         ("--data", {"default": str(ROOT.parent / "shared" / "data")}),
         ("--network", {"action": "append", "choices": list(DEEP), "help": "of these alone"}),
         KEEP,
+        ("--picture", {"type": Path, "help": "where to put networks before and after, as PNG"}),
     )

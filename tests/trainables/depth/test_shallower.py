@@ -103,7 +103,7 @@ def test_what_makes_no_sense_is_refused(changes: dict[str, Any], message: str) -
 
 def config(directory: Path, **changes: Any) -> Config:
     tree = {
-        "model": RESNET["model"],
+        "model": {"name": "mlp", "depth": 4, "width": 16},
         "training": {"epochs": 3, "batch_size": 256, "lr": 0.01},
         "penalties": {},
         "sparsifier": None,

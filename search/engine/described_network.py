@@ -7,7 +7,7 @@ from slimfront.search.config.schema import Config
 from slimfront.search.terminal import Column
 from slimfront.trainables.data.look import looked_at
 from slimfront.trainables.models import built
-from slimfront.trainables.training.shrinkable import LayerReport, what_can_shrink
+from slimfront.trainables.post_training.shrinkable import LayerReport, what_can_shrink
 
 _SAMPLES = 8
 

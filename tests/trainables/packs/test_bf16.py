@@ -20,7 +20,7 @@ PENALTIES = {"penalties": {"layer": {"strength": 0.1}, "cka": {"strength": 0.1, 
 
 @pytest.fixture(autouse=True)
 def floats(doubles: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slimfront.trainables.training.batch_step.load_once", load_once)
+    monkeypatch.setattr("slimfront.trainables.training.candidate_setup.load_once", load_once)
     torch.set_default_dtype(torch.float32)
 
 

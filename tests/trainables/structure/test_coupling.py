@@ -14,12 +14,12 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from slimfront.trainables.compaction import compact, deserialise, serialise
+from slimfront.trainables.post_training.shrinkable import what_can_shrink
 from slimfront.trainables.structure.agreement import Probe
 from slimfront.trainables.structure.coupling import graph_of_units
 from slimfront.trainables.structure.coupling.units import NONE, Units, packed, packed_shape
 from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.structure.shared_units import shared_units
-from slimfront.trainables.training.shrinkable import what_can_shrink
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TOKENS = torch.randint(0, 20, (6, 7), generator=torch.Generator().manual_seed(0))

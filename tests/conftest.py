@@ -43,6 +43,8 @@ SMALL_CONFIG: dict[str, Any] = {
         "sparsifier.sparsity": {"low": 0.1, "high": 0.9},
     },
     "objectives": ["val_accuracy", "nonzero_params"],
+    # A front of a few: each member is measured, tested, exported and logged at the end.
+    "one_shot": {"steps": 1, "refine": 0},
     "search": {"trials": 4, "concurrency": 1},
 }
 
@@ -76,10 +78,12 @@ def candidate() -> Candidate:
 
 @pytest.fixture
 def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The small config as a file, in an empty working directory."""
+    """The small config as a file, in a working directory with nothing else but an MLflow store
+    without experiments."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(SMALL_CONFIG))
+    Path("slimfront.db").write_bytes(empty_store())
     return path
 
 

@@ -101,6 +101,7 @@ def slimfront(project: Path, *arguments: str, path: Path = ROOT) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_project_may_call_its_modules_as_our_rooms(project: Path, wheel: Path) -> None:
     found = searched(project, wheel)

@@ -1,50 +1,62 @@
-"""Slimming in Lightning's real Trainer."""
+"""Slimming in Lightning's real Trainer.
 
+Lightning takes seconds to import, and is when a test here runs: every process of the suite
+collects this file.
+"""
+
+import functools
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import slimfront as sf
-from slimfront.integrations.lightning import SlimmingCallback
 
 INPUTS = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
 TARGETS = INPUTS[:, :3].argmax(1)
 
 
-class Classifier(lightning.LightningModule):
-    """A perceptron, as people write them."""
+@functools.cache
+def classifier() -> type:
+    """The class of the networks that are trained."""
+    import lightning
 
-    def __init__(self, by_hand: bool = False) -> None:
-        super().__init__()
-        self.model = nn.Sequential(
-            nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)
-        )
-        self.automatic_optimization = not by_hand
+    class Classifier(lightning.LightningModule):
+        """A perceptron, as people write them."""
 
-    def forward(self, x: Tensor) -> Any:
-        return self.model(x)
+        def __init__(self, by_hand: bool) -> None:
+            super().__init__()
+            self.model = nn.Sequential(
+                nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)
+            )
+            self.automatic_optimization = not by_hand
 
-    def training_step(self, batch: Any, _number: int) -> dict[str, Tensor]:
-        x, y = batch
-        loss = nn.functional.cross_entropy(self(x), y)
-        self.log("train_loss", loss)
-        return {"loss": loss}
+        def forward(self, x: Tensor) -> Any:
+            return self.model(x)
 
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
-        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 4, gamma=0.7)]
+        def training_step(self, batch: Any, _number: int) -> dict[str, Tensor]:
+            x, y = batch
+            loss = nn.functional.cross_entropy(self(x), y)
+            self.log("train_loss", loss)
+            return {"loss": loss}
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 4, gamma=0.7)]
+
+    return Classifier
 
 
 def loader() -> DataLoader[Any]:
     return DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=16)
 
 
-def trainer(folder: Path, callback: Any, epochs: int = 6, **options: Any) -> lightning.Trainer:
+def trainer(folder: Path, callback: Any, epochs: int = 6, **options: Any) -> Any:
+    import lightning
+
     return lightning.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -57,7 +69,9 @@ def trainer(folder: Path, callback: Any, epochs: int = 6, **options: Any) -> lig
     )
 
 
-def callback(**options: Any) -> SlimmingCallback:
+def callback(**options: Any) -> Any:
+    from slimfront.integrations.lightning import SlimmingCallback
+
     asked = {
         "penalties": {"layer": {"strength": 1.0}, "cka": {"strength": 0.1, "every": 2}},
         "sparsifier": {"name": "channels", "sparsity": 0.5, "every": 2},
@@ -65,9 +79,9 @@ def callback(**options: Any) -> SlimmingCallback:
     return SlimmingCallback(INPUTS, **(asked | options))
 
 
-def new() -> Classifier:
+def new(by_hand: bool = False) -> Any:
     torch.manual_seed(0)
-    return Classifier()
+    return classifier()(by_hand)
 
 
 @pytest.mark.parametrize("name", [None, "model"])
@@ -113,20 +127,24 @@ def test_it_trains_as_a_plain_loop_with_slimming(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sparsifier", ["channels", "rigl", "snip"])
 def test_it_goes_on_from_a_checkpoint_bit_exactly(tmp_path: Path, sparsifier: str) -> None:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
     asked: dict[str, Any] = {"name": sparsifier, "sparsity": 0.5}
     if sparsifier != "snip":
         asked["every"] = 2
 
-    def made() -> SlimmingCallback:
+    def made() -> Any:
         return callback(sparsifier=asked, targets=TARGETS, loss=nn.functional.cross_entropy)
 
     whole = new()
-    keeping = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1)
+    keeping = ModelCheckpoint(tmp_path, save_top_k=-1)
     first = trainer(tmp_path, made(), enable_checkpointing=True)
     first.callbacks.append(keeping)
     first.fit(whole, loader())
-    torch.manual_seed(7)
-    other = Classifier()
+    other = new()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
     trainer(tmp_path, made()).fit(other, loader(), ckpt_path=str(tmp_path / "epoch=2-step=12.ckpt"))
     for mine, theirs in zip(whole.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -134,7 +152,7 @@ def test_it_goes_on_from_a_checkpoint_bit_exactly(tmp_path: Path, sparsifier: st
 
 def test_what_cannot_be_is_refused_in_a_sentence(tmp_path: Path) -> None:
     for module, slimming, said in (
-        (Classifier(by_hand=True), callback(), "optimises by hand"),
+        (new(by_hand=True), callback(), "optimises by hand"),
         (new(), callback(network="net"), "has no network 'net'; it has model"),
         (new(), callback(penalties={"block": {"strength": 1.0}}), "no residual branch"),
     ):

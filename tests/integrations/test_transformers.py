@@ -1,15 +1,20 @@
-"""Slimming in Hugging Face's real Trainer, on a tiny model from a config."""
+"""Slimming in Hugging Face's real Trainer, on a tiny model from a config.
+
+Their library takes seconds to import, and is when a test here runs: every process of the suite
+collects this file.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 import slimfront as sf
-from slimfront.integrations.transformers import FILE, SlimmingCallback
+
+FILE = "slimming.pt"
+"""The file of a checkpoint that slimming goes on from."""
 
 
 def example(number: int) -> dict[str, Tensor]:
@@ -29,6 +34,8 @@ INPUTS = {
 
 
 def new() -> Any:
+    import transformers
+
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=30,
@@ -43,7 +50,9 @@ def new() -> Any:
     return transformers.BertForSequenceClassification(config)
 
 
-def trainer(folder: Path, model: Any, slimming: Any, **options: Any) -> transformers.Trainer:
+def trainer(folder: Path, model: Any, slimming: Any, **options: Any) -> Any:
+    import transformers
+
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
         "num_train_epochs": 4,
@@ -56,7 +65,7 @@ def trainer(folder: Path, model: Any, slimming: Any, **options: Any) -> transfor
         "seed": 1,
     }
     kind = options.pop("kind", transformers.Trainer)
-    return kind(  # type: ignore[no-any-return]
+    return kind(
         model=model,
         args=transformers.TrainingArguments(**(arguments | options)),
         train_dataset=EXAMPLES,
@@ -64,7 +73,9 @@ def trainer(folder: Path, model: Any, slimming: Any, **options: Any) -> transfor
     )
 
 
-def callback(**options: Any) -> SlimmingCallback:
+def callback(**options: Any) -> Any:
+    from slimfront.integrations.transformers import SlimmingCallback
+
     asked: dict[str, Any] = {
         "penalties": {"connection": {"strength": 0.01}},
         "sparsifier": {"name": "channels", "sparsity": 0.4, "every": 2},
@@ -110,15 +121,16 @@ def test_a_loss_of_the_penalties_is_added(tmp_path: Path) -> None:
     )
 
 
-class LossOfItsOwn(transformers.Trainer):
-    """Does not use the loss of the model."""
-
-    def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
-        labels = inputs["labels"]
-        return torch.nn.functional.cross_entropy(model(**inputs).logits, labels)
-
-
 def test_a_trainer_that_uses_another_loss_is_refused(tmp_path: Path) -> None:
+    import transformers
+
+    class LossOfItsOwn(transformers.Trainer):
+        """Does not use the loss of the model."""
+
+        def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
+            labels = inputs["labels"]
+            return torch.nn.functional.cross_entropy(model(**inputs).logits, labels)
+
     with pytest.raises(sf.UserError, match="the trainer has not used that"):
         trainer(tmp_path, new(), callback(penalties=CKA), kind=LossOfItsOwn).train()
 
@@ -134,8 +146,10 @@ def test_it_goes_on_from_a_checkpoint_bit_exactly(tmp_path: Path) -> None:
     whole = new()
     trainer(tmp_path / "whole", whole, callback(sparsifier=asked), **options).train()
     assert (tmp_path / "whole" / "checkpoint-6" / FILE).is_file()
-    torch.manual_seed(5)
-    other = transformers.BertForSequenceClassification(new().config)
+    other = new()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
     trainer(tmp_path / "whole", other, callback(sparsifier=asked), **options).train(
         resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6")
     )

@@ -4,7 +4,6 @@ shrinks, is stored, and is exported."""
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -45,17 +44,12 @@ KINDS = {
     "looped": 10,
 }
 """How many classes each tells apart."""
-OFTEN = ("gru",)
 
-pytestmark = pytest.mark.timeout(600)
-
-
-def often(name: str) -> Any:
-    return pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("name", [often(name) for name in KINDS])
+@pytest.mark.parametrize("name", list(KINDS))
 def test_a_search_of_such_networks_makes_them_smaller_and_exports_one(
     name: str,
     users_code: Path,

@@ -137,6 +137,7 @@ def test_the_front_has_a_small_network_as_good_as_the_dense_one_which_is_exporte
     assert callable(load(tmp_path / "net.pt2"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("job", ["upper"], indirect=True)
 def test_a_task_a_metric_a_measure_and_a_penalty_of_the_users_go_through_a_search(

@@ -243,6 +243,7 @@ def test_exit_code_1_if_all_trials_failed(
     assert json.loads(out)["trials"] == {"completed": 0, "stopped": 0, "failed": 2, "repeated": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_json_in_a_process_of_its_own_is_the_only_line_on_stdout(config_file: Path) -> None:
     command = [

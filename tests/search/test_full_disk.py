@@ -56,6 +56,7 @@ def on(disk: Disk, tmp_path: Path, **changes: Any) -> Config:
     config = small_config(
         tmp_path,
         model={"name": "mlp", "depth": 2, "width": 128},
+        one_shot={"steps": 8},
         search={"trials": 6, "concurrency": 2},
         **changes,
     )
@@ -172,6 +173,7 @@ def check_all_is_delivered(config: Config, result: Any) -> None:
     assert {str(model.status) for model in made} == {"READY"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(300)
 def test_a_tracking_store_on_a_full_disk_costs_nothing_and_gets_all_when_there_is_room(
@@ -200,6 +202,7 @@ def test_a_tracking_store_on_a_full_disk_costs_nothing_and_gets_all_when_there_i
     assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(240)
 def test_a_tracking_store_without_room_for_the_first_run_is_one_sentence_with_what_goes_on(

@@ -112,6 +112,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
         process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_search_listens_on_loopback_alone_and_nothing_of_it_stays_when_its_driver_is_killed(
     directory: Path,

@@ -188,6 +188,7 @@ def test_what_a_search_tells_beside_its_front_stays(saved: Search, finished: Fin
     assert saved.dense["val_accuracy"] == result.ledger.dense_network.measures["val_accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_search_gives_the_same_object_with_overrides_as_a_mapping_or_as_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -87,6 +87,7 @@ def test_an_exhausted_space_ends_the_search_with_a_sentence_and_trains_nothing_t
     check_told(tmp_path, again)
 
 
+@pytest.mark.slow
 def test_the_front_of_a_wider_space_is_tried_with_a_warning_by_name(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

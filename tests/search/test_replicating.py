@@ -98,6 +98,7 @@ def test_the_means_are_in_the_json_the_table_and_mlflow(replicated: Replicated) 
     assert metrics[f"{prefix}/seeds"] == 2
 
 
+@pytest.mark.slow
 def test_a_replicated_search_resumes_with_its_replicas(replicated: Replicated) -> None:
     directory, result, _ = replicated
     count = len(result.ledger.trials)
@@ -147,6 +148,7 @@ def test_the_recommendation_is_by_the_means() -> None:
     assert book.front.recommended() is lucky
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_search_repeats_what_somebody_may_ship_before_it_ends(tmp_path: Path) -> None:
     config = small_config(tmp_path, tolerance=0.2, search={"trials": 2, "repeats": 2})
@@ -164,6 +166,7 @@ def test_a_search_repeats_what_somebody_may_ship_before_it_ends(tmp_path: Path) 
     assert len(written(tmp_path, again)) == len(written(tmp_path, result))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_repeats_that_all_fail_cost_a_warning_and_not_the_search(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

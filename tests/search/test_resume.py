@@ -327,6 +327,7 @@ def test_sync_delivers_what_the_store_does_not_have(finished: Path) -> None:
     check_histories(finished, result, epochs=2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_the_front_of_an_earlier_search_and_given_values_are_tried_first(finished: Path) -> None:
     given = {"penalties.layer.strength": 2.5, "sparsifier.sparsity": 0.25}
@@ -342,6 +343,7 @@ def test_the_front_of_an_earlier_search_and_given_values_are_tried_first(finishe
         run_search(small_config(finished, search={"start_from": "nowhere"}))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_search_ends_after_its_time_and_after_trials_without_a_gain(tmp_path: Path) -> None:
     interrupt = Interrupt()

@@ -205,6 +205,7 @@ def data(url, password):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_no_file_of_a_search_has_what_its_factory_was_given_as_a_secret(tmp_path: Path) -> None:
     given = {"url": "https://me:hunter2@host/x", "password": "hunter2"}

@@ -244,6 +244,7 @@ def test_a_place_that_is_none_is_refused(
         journal_of("s3://nowhere/searches?" + bucket.partition("?")[2], database)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(180)
 def test_a_search_in_a_bucket_is_resumed_and_exported_on_another_machine(

@@ -260,7 +260,8 @@ def test_a_teacher_of_another_task_is_refused(tmp_path: Path) -> None:
         Training(candidate)
 
 
-@pytest.mark.parametrize("given", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [False, True])
 def test_the_baseline_of_a_search_teaches_the_others(given: bool, tmp_path: Path) -> None:
     """A baseline that is trained is trained first, and its network file is the teacher's."""
     model = {"name": "mlp", "depth": 2, "width": 16}

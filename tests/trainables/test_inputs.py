@@ -71,7 +71,7 @@ def kilobytes(path: str) -> float:
     return Path(path).stat().st_size / 1000
 
 
-@pytest.mark.parametrize("form", ["named", "placed"])
+@pytest.mark.parametrize("form", ["named", pytest.param("placed", marks=pytest.mark.slow)])
 def test_two_inputs_go_through_training_compaction_measures_and_storing(form: str) -> None:
     made = candidate(form)
     rehearse(made)

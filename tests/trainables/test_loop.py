@@ -293,6 +293,7 @@ def test_out_of_memory_fails_the_trial_unless_it_may_halve_as_one_too_large_exam
             training.run_epoch()
 
 
+@pytest.mark.slow
 def test_an_int8_candidate_is_measured_as_its_quantised_file() -> None:
     wide = {
         "model": {"name": "mlp", "depth": 2, "width": 128},

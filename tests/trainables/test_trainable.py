@@ -100,7 +100,9 @@ def fresh(ray_session: None) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "earlier", [[FIRST], [DIVERGING, SECOND]], ids=["another", "diverged and the same"]
+    "earlier",
+    [pytest.param([FIRST], marks=pytest.mark.slow), [DIVERGING, SECOND]],
+    ids=["another", "diverged and the same"],
 )
 def test_a_reused_process_and_a_fresh_one_give_bit_identical_results(
     fresh: list[dict[str, Any]], earlier: list[dict[str, Any]]

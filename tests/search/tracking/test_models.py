@@ -86,6 +86,7 @@ print("pytorch_lightning" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_mlflow_is_had_without_lightning_which_comes_when_it_is_asked_for() -> None:
     done = subprocess.run(
         [sys.executable, "-c", LIGHTNING], capture_output=True, text=True, check=True

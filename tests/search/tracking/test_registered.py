@@ -70,6 +70,7 @@ def config(folder: Path, uri: str, **changes: Any) -> Config:
     return from_mapping(tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("registered", ["models:/net/1", "models:/net@best", "models:/net/3"])
 def test_weights_of_the_registry_are_had_in_a_file(
     registry: tuple[str, MlflowClient],

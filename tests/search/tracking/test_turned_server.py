@@ -85,11 +85,12 @@ def on(server: Server, config: Config) -> Config:
     return config.model_copy(update={"tracking": tracking})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "body"),
     [
-        pytest.param(200, b"{}", marks=pytest.mark.slow),
-        pytest.param(200, b"<html>log in</html>", marks=pytest.mark.slow),
+        (200, b"{}"),
+        (200, b"<html>log in</html>"),
         (400, b"<html>not here</html>"),
     ],
     ids=["empty", "page", "refusal"],

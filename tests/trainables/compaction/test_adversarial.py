@@ -66,6 +66,7 @@ def hang(seed: int) -> Ended:
     return Ended(seed, (), "compacted")
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_end_is_a_fault_and_the_others_are_looked_at() -> None:
     began = time.monotonic()
     ends = {end.seed: end for end in examined(list(range(6)), seconds=5, examine=hang)}

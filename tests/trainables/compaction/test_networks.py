@@ -30,6 +30,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "resnet18": {"depth": 1, "width": 4},
 }
 NAMES = sorted(NETWORKS)
+SOME = [
+    pytest.param(name, marks=pytest.mark.slow if name in ("resnet18", "vgg") else ())
+    for name in NAMES
+]
+"""Those whose siblings are as good are looked at where there is time."""
 SHAPE = (1, 8, 8)
 
 
@@ -100,7 +105,7 @@ def real_and_random_inputs() -> Tensor:
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME)
 @settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 10_000),

@@ -55,6 +55,7 @@ def test_what_is_zeroed_is_what_torch_pruning_alone_removes() -> None:
     torch.testing.assert_close(pruned(inputs), network(inputs))
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_end_is_one_row() -> None:
     start = time.monotonic()
     rows = list(examined(["mlp", "unet"], seconds=0.01))

@@ -123,7 +123,14 @@ def test_batches_lose_the_padding_that_all_of_them_have(folder: Path) -> None:
     assert whole["input_ids"].shape == (3, 5)
 
 
-@pytest.mark.parametrize("kind", ["pt2", "onnx", "safetensors"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "pt2",
+        pytest.param("onnx", marks=pytest.mark.slow),
+        pytest.param("safetensors", marks=pytest.mark.slow),
+    ],
+)
 def test_a_network_is_trained_on_text_and_ships_with_its_mask(
     folder: Path, tmp_path: Path, kind: Any
 ) -> None:

@@ -114,6 +114,7 @@ def config(directory: Path, **changes: Any) -> Config:
     return small_config(directory, **tree | changes)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.usefixtures("ray_session")
 def test_a_search_has_networks_of_several_depths_on_its_front(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ WIDE = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(WIDE))
+@pytest.mark.parametrize("name", ["mlp", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_a_pack_in_bf16_learns_as_its_members_do_alone(name: str) -> None:
     sparse: dict[str, Any] = {
         "penalties": {"layer": {"strength": 0.1}},

@@ -87,6 +87,13 @@ def signature(operation: Any) -> tuple[str, list[str]]:
     return schema.name.removeprefix("aten::"), [str(one.type) for one in schema.arguments]
 
 
+def repeats_itself(node: Node) -> bool:
+    """Whether a node calls an operation of torch's own library that draws no numbers."""
+    if not isinstance(node.target, OpOverload):
+        return False
+    return torch.Tag.nondeterministic_seeded not in node.target.tags
+
+
 def writes_in_place(node: Node) -> bool:
     """Whether a node changes a tensor that it is given."""
     if node.op == "call_method":

@@ -7,7 +7,7 @@ modules again, so that all that is known of layers holds for them.
 
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from slimfront.trainables.errors import first_line
 from slimfront.trainables.inputs import Several, joined, tensors
 from slimfront.trainables.precision import as_torch_has_it
 from slimfront.trainables.structure.tracing.called_layers import input_place, layer_of
+from slimfront.trainables.structure.tracing.constants import ConstantRun
 from slimfront.trainables.torch_internals import (
     quiet_export,
     unflattened,
@@ -72,18 +73,20 @@ def writes_elsewhere(traced: GraphModule) -> bool:
     that."""
     nodes = list(traced.graph.nodes)
     order = {node: place for place, node in enumerate(nodes)}
-    for node in nodes:
-        if not writes_in_place(node):
-            continue
-        written = node.args[0]
-        if not isinstance(written, Node):
-            continue
-        if not node.users:
-            return True
-        for user in written.users:
-            if order[user] > order[node]:
-                return True
-    return False
+    return any(_is_read_elsewhere(node, order) for node in nodes)
+
+
+def _is_read_elsewhere(node: Node, order: Mapping[Node, int]) -> bool:
+    """Whether a node changes a tensor that is read again under another name; `order` has the places
+    of the nodes that may read it."""
+    if not writes_in_place(node):
+        return False
+    written = node.args[0]
+    if not isinstance(written, Node):
+        return False
+    if not node.users:
+        return True
+    return any(order[user] > order[node] for user in written.users)
 
 
 class _Apart(nn.Module):
@@ -123,11 +126,35 @@ def _program(model: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
                 args=(inputs,),
                 dynamic_shapes=(shapes,),
             )
-            if writes_elsewhere(program.graph_module):
-                program = program.run_decompositions({})  # which writes nowhere
-            return program
+            return _without_writing(program)
         except Exception as error:  # torch raises many kinds
             raise CannotExport(first_line(error)) from None
+
+
+def _without_writing(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The same without operations that change a tensor which is read again under another name."""
+    traced = program.graph_module
+    if not writes_elsewhere(traced):
+        return program
+    run = ConstantRun(traced, _constants(program))
+    rest = run.not_constant()
+    order = {node: place for place, node in enumerate(rest)}
+    if run.is_whole and not any(_is_read_elsewhere(node, order) for node in rest):
+        run.apply()
+        return program
+    anew: torch.export.ExportedProgram = program.run_decompositions({})  # which writes nowhere
+    return anew
+
+
+def _constants(program: torch.export.ExportedProgram) -> dict[Node, Tensor]:
+    """The constants of an exported program, by their placeholders."""
+    nodes = {node.name: node for node in program.graph_module.graph.nodes}
+    kind = torch.export.graph_signature.InputKind.CONSTANT_TENSOR
+    found = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind == kind:
+            found[nodes[spec.arg.name]] = program.constants[spec.target]
+    return found
 
 
 def _as_graph(
@@ -255,10 +282,13 @@ class _NewGraph:
         self.graph.output(returned)
 
     def used(self) -> dict[str, Any]:
-        """The modules and tensors that the graph uses, by name."""
+        """The modules and tensors that the graph uses, by name; what holds others goes."""
         found = {}
-        for node in self.graph.nodes:
+        for node in reversed(self.graph.nodes):
             if node.op not in ("get_attr", "call_module"):
+                continue
+            if node.op == "get_attr" and not node.users:
+                self.graph.erase_node(node)
                 continue
             name = str(node.target)
             found[name] = self._of_name(name)

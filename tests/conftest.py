@@ -19,6 +19,8 @@ import yaml
 from slimfront import Candidate
 from slimfront.search.config.schema import Config
 from slimfront.trainables.data.cache import FOLDER
+from slimfront.trainables.shipping import shipment
+from tests.warm import WarmReloader
 
 # In CI the same examples each time, elsewhere new ones: a change is not blamed for what luck finds.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
@@ -69,6 +71,23 @@ def same_conditions() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     numpy.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def warm_reloader() -> Iterator[WarmReloader]:
+    """What reloads files, for all tests of this process."""
+    warm = WarmReloader()
+    yield warm
+    warm.close()
+
+
+@pytest.fixture(autouse=True)
+def files_are_reloaded_in_forks(
+    request: pytest.FixtureRequest, warm_reloader: WarmReloader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the test is of reloading."""
+    if request.path.name != "test_shipment.py":
+        monkeypatch.setattr(shipment, "reload_afresh", warm_reloader)
 
 
 @pytest.fixture

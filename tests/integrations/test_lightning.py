@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import slimfront as sf
+from tests.marks import often
 
 INPUTS = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
 TARGETS = INPUTS[:, :3].argmax(1)
@@ -85,7 +86,7 @@ def new(by_hand: bool = False) -> Any:
 
 
 @pytest.mark.parametrize("name", [None, "model"])
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", often([1, 2], 2))
 def test_the_compact_network_comes_out(tmp_path: Path, name: str | None, parts: int) -> None:
     module, slimming = new(), callback(network=name)
     trainer(tmp_path, slimming, accumulate_grad_batches=parts).fit(module, loader())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import slimfront as sf
+from tests.marks import often
 
 FILE = "slimming.pt"
 """The file of a checkpoint that slimming goes on from."""
@@ -87,7 +88,7 @@ def size(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", often([1, 2], 2))
 def test_the_compact_network_comes_out(tmp_path: Path, parts: int) -> None:
     model, slimming = new(), callback()
     trainer(tmp_path, model, slimming, gradient_accumulation_steps=parts).train()

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @given(number=st.integers(0, 10**9))
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_broken_config_is_one_sentence_on_one_line(tmp_path: Path, number: int) -> None:
     broken = draw(number)
     file = tmp_path / "config.yaml"

@@ -154,6 +154,7 @@ def test_without_its_token_a_cluster_lets_nobody_in(cluster: RayCluster) -> None
     )
 
 
+@pytest.mark.slow
 def test_an_address_where_no_cluster_is_is_refused_at_once(
     cluster: RayCluster, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ import yaml
 from slimfront.search.cli import main
 from slimfront.trainables.data import Digits
 from slimfront.trainables.shipping import load as load_file
+from tests.marks import often
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -155,7 +156,7 @@ def test_compaction_is_as_the_config_says(compact: Any, here: Path) -> None:
     assert "compaction.enabled is false" in err
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("int8", often([False, True], False))
 def test_the_command_of_the_config_times_the_file_and_that_of_the_network_given(
     compact: Any, here: Path, int8: bool
 ) -> None:
@@ -340,6 +341,7 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(
     ]
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own_json_is_the_only_line_on_stdout(here: Path) -> None:
     command = [
         *(str(Path(sys.executable).with_name("slimfront")), "compact", "own_networks:load"),

@@ -79,6 +79,7 @@ def test_a_network_is_pruned_without_training(tmp_path: Path, trained: tuple[Pat
     assert all(point.measures["params"] < whole.measures["params"] for point in points)
 
 
+@pytest.mark.slow
 def test_a_network_that_is_not_trained_is_refitted(
     tmp_path: Path, trained: tuple[Path, float]
 ) -> None:

@@ -264,9 +264,8 @@ def test_a_state_that_cannot_be_read_is_refused_and_never_begun_again(untouched:
     journal.write_text("".join(lines))
 
 
-@pytest.mark.parametrize(
-    "keep", [pytest.param(2, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow), 9]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", [2, 5, 9])
 def test_a_journal_that_is_older_than_its_study_is_refused_and_the_study_can_be_made_anew(
     untouched: Path, keep: int
 ) -> None:

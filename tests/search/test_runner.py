@@ -416,6 +416,7 @@ def test_ctrl_c_ends_the_trials_and_keeps_the_finished_ones(tmp_path: Path) -> N
     assert {run.info.status for run in [parent, *children.values()]} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_a_front_member_whose_network_is_lost_stays_on_the_front(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -168,5 +168,6 @@ def test_a_runtime_that_is_not_installed_is_told_before_a_search(
         preflight(config)
 
 
+@pytest.mark.slow
 def test_the_dense_network_is_timed_by_the_command_too(tmp_path: Path) -> None:
     assert 5 < preflight(timed_by(tmp_path, SIZE))["latency_ms"] < 50  # its kilobytes

@@ -104,6 +104,7 @@ def test_a_pack_of_two_inputs_trains_as_each_does_alone(form: str) -> None:
     pack.close()
 
 
+@pytest.mark.slow
 def test_the_cache_of_the_node_holds_several_inputs_with_their_names_and_types(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

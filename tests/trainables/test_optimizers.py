@@ -166,6 +166,7 @@ optimizer.state_dict()
 """
 
 
+@pytest.mark.slow
 def test_a_training_loads_no_compiler_and_one_may_be_loaded_afterwards() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

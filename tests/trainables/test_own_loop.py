@@ -141,6 +141,7 @@ def test_it_is_not_packed() -> None:
     assert "a function of your own" in str(packable(candidate()))
 
 
+@pytest.mark.slow
 def test_a_search_of_a_function_has_a_front_that_ships(tmp_path: Path) -> None:
     config = small_config(
         tmp_path,

@@ -186,6 +186,7 @@ def test_nothing_can_be_compared_with_a_dense_network_of_0(scale: str) -> None:
     assert preflight(Config.model_validate(tree))["mine"] == 0
 
 
+@pytest.mark.slow
 def test_an_int8_network_has_measures_of_its_file_only() -> None:
     with pytest.raises(ValidationError, match=r"'mine' is of a network in torch, .*'on: onnx'"):
         candidate(own("weights"), int8=True)

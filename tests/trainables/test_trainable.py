@@ -185,6 +185,7 @@ def test_refit_is_for_the_last_report_only() -> None:
     assert (first["epoch"], last["epoch"]) == (2, 5)
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_trial_and_the_next_and_end_with_the_one_that_ray_started() -> None:
     shared = SECOND | {"resources": {"CPU": 2}, "processes": 2}
     process = Process.options(num_cpus=2).remote(shared)

@@ -180,22 +180,20 @@ def _in_a_fresh_process(path: Path, kind: Format, inputs: Tensor) -> Tensor:
         else:
             seen = Path(folder, "inputs.npy")
             np.save(seen, inputs.numpy())
-        # -P: the directory of reload.py is no place to import from.
-        command = [
-            sys.executable,
-            "-P",
-            str(reload.__file__),
-            kind,
-            str(path),
-            str(seen),
-            str(said),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines()
+        error = reload_afresh([kind, str(path), str(seen), str(said)])
+        if error is not None:
+            lines = error.strip().splitlines()
             why = lines[-1] if lines else "it said nothing"
             raise UserError(f"the {kind} file could not be loaded in a fresh process: {why}")
         return torch.from_numpy(np.load(said))
+
+
+def reload_afresh(arguments: list[str]) -> str | None:
+    """Runs `reload.py` in a new process; what that says on stderr if it fails."""
+    # -P: the directory of reload.py is no place to import from.
+    command = [sys.executable, "-P", str(reload.__file__), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stderr if done.returncode else None
 
 
 def _scores(outputs: Tensor, data: Dataset) -> dict[str, float]:

@@ -22,6 +22,7 @@ from slimfront.search.tracking.page import Page
 from slimfront.search.tracking.store import open_experiment
 from slimfront.trainables.data import DATA, load_once
 from slimfront.trainables.errors import UserError
+from tests.marks import often
 from tests.search.clusters import wait_for
 
 MEASURES = {
@@ -120,7 +121,7 @@ def test_a_search_is_recorded_with_params_metrics_tags_and_status(
     check_story(client)
 
 
-@pytest.mark.parametrize("earlier", range(9))
+@pytest.mark.parametrize("earlier", often(range(9), 0, 4, 7))
 def test_a_recorder_that_takes_over_after_any_event_doubles_nothing(
     config: Config, tmp_path: Path, earlier: int
 ) -> None:
@@ -130,7 +131,7 @@ def test_a_recorder_that_takes_over_after_any_event_doubles_nothing(
     check_story(client)
 
 
-@pytest.mark.parametrize("lost", [1, 3, 9])
+@pytest.mark.parametrize("lost", often([1, 3, 9], 3))
 def test_events_written_again_because_the_mark_was_lost_double_nothing(
     config: Config, tmp_path: Path, lost: int
 ) -> None:
@@ -498,7 +499,9 @@ def test_what_is_written_to_a_run_that_was_deleted_is_named(config: Config, tmp_
     assert any("trial-000" in name for name in again.refused)
 
 
-@pytest.mark.parametrize("content", ["", "x", "1.5", "-", "99999999999999999999x"])
+@pytest.mark.parametrize(
+    "content", often(["", "x", "1.5", "-", "99999999999999999999x"], "", "1.5")
+)
 def test_a_damaged_mark_only_delivers_again(config: Config, tmp_path: Path, content: str) -> None:
     client, events, directory = connect(config.tracking.uri), story(), tmp_path / "search-1"
     assert record(client, config, directory, events).close()

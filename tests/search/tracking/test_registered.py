@@ -90,6 +90,7 @@ def test_weights_of_the_registry_are_had_in_a_file(
     assert Path(str(made.model.weights)).stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [False, True])
 def test_a_teacher_may_be_of_the_registry(
     registry: tuple[str, MlflowClient], tmp_path: Path, own: bool

@@ -14,6 +14,7 @@ from slimfront.trainables.structure.channel_groups import channel_groups
 from slimfront.trainables.structure.coupling.units import put_back
 from slimfront.trainables.structure.graph import WeightLayer, trace
 from slimfront.trainables.training.rehearsal import rehearse
+from tests.marks import often
 from tests.trainables.networks import Mixed, Transformer, damage_batch_norms
 
 ROWS = torch.randn(16, 20, generator=torch.Generator().manual_seed(1))
@@ -110,7 +111,7 @@ def kill(model: nn.Module, inputs: Tensor, share: float, seed: int) -> None:
 
 
 @pytest.mark.parametrize("by_dependencies", [False, True])
-@pytest.mark.parametrize("multiple", [4, 8])
+@pytest.mark.parametrize("multiple", often([4, 8], 8))
 def test_channels_that_are_coupled_stay_at_multiples_in_every_layer(
     multiple: int,
     by_dependencies: bool,

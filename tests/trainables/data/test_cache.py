@@ -104,6 +104,7 @@ print(json.dumps([digest, maps[0].split()[3:]]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_ask_at_once_decode_once_and_share_the_file(tmp_path: Path) -> None:
     ready = [str(tmp_path / name) for name in ("first", "second")]
     options = counted(tmp_path, args={"wait_for": ready})  # so nobody is done before both are there

@@ -20,6 +20,7 @@ from slimfront.trainables.shipping import ship
 from slimfront.trainables.shipping.card import card
 from slimfront.trainables.shipping.formats import load
 from slimfront.trainables.training.rehearsal import rehearse
+from tests.marks import often
 
 CPU = torch.device("cpu")
 HERE = "tests.trainables.data.test_normalise"
@@ -206,7 +207,9 @@ def test_how_inputs_are_normalised_is_said_once(
     assert caplog.messages == [words]
 
 
-@pytest.mark.parametrize("how", ["auto", "global", "none", {"mean": [0, 0, 1, 5e4], "std": 10}])
+@pytest.mark.parametrize(
+    "how", often(["auto", "global", "none", {"mean": [0, 0, 1, 5e4], "std": 10}], "auto")
+)
 def test_the_card_says_how_inputs_are_normalised_and_the_file_takes_them_raw(
     how: Any, tmp_path: Path
 ) -> None:

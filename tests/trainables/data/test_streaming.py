@@ -157,6 +157,7 @@ def test_a_coloured_image_late_among_grey_ones_makes_all_rgb(tmp_path: Path) -> 
         assert {image.numpy().tobytes() for image in found} == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(images.usable_cores() == 1, reason="there is one core only")
 def test_what_takes_long_is_decoded_by_processes_with_the_same_result_and_none_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

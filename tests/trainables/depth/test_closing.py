@@ -15,6 +15,7 @@ from slimfront.trainables.packs.packable import packable
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.rehearsal import rehearse
 from slimfront.trainables.training.train import train
+from tests.marks import often
 
 EPOCHS = 6
 """Two of the whole network, one in which layers close, and three without them."""
@@ -128,7 +129,7 @@ def test_an_inverted_residual_block_is_one_convolution_at_the_end() -> None:
     assert found.measures["layers"] == 3
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 3, 4, EPOCHS])
+@pytest.mark.parametrize("epoch", often([1, 2, 3, 4, EPOCHS], 2, 4))
 @pytest.mark.parametrize("model", [RESNET, INVERTED], ids=["resnet", "inverted"])
 def test_a_training_goes_on_bit_exactly(epoch: int, model: dict[str, Any]) -> None:
     asked = candidate(
@@ -208,6 +209,7 @@ def measures_of(target: dict[str, Any] | None) -> dict[str, float]:
     return dict(train(candidate(depth={"target": target} if target else {})).measures)
 
 
+@pytest.mark.slow
 def test_as_many_layers_go_as_a_target_takes() -> None:
     whole = measures_of(None)
     for name in ("layers", "flops", "params"):

@@ -279,11 +279,12 @@ def test_a_loss_that_diverges_fails_the_trial_and_the_processes_take_the_next(te
 @pytest.mark.parametrize(
     ("trouble", "rank", "error", "message"),
     [
-        (
+        pytest.param(
             "memory",
             1,
             LostProcess,
             "process 1 of the 2 of a training is lost: OutOfMemoryError: out of memory",
+            marks=pytest.mark.slow,
         ),
         (
             "killed",
@@ -291,7 +292,7 @@ def test_a_loss_that_diverges_fails_the_trial_and_the_processes_take_the_next(te
             LostProcess,
             "process 1 of the 2 of a training is lost: it was ended by SIGKILL",
         ),
-        ("raises", 0, ValueError, "the network is moody"),
+        pytest.param("raises", 0, ValueError, "the network is moody", marks=pytest.mark.slow),
     ],
 )
 def test_a_process_that_is_lost_is_named_and_the_next_training_gets_new_ones(

@@ -18,6 +18,7 @@ from slimfront.trainables.models import MODELS
 from slimfront.trainables.shipping import FORMATS, Format, Shipped, load, save
 from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.structure.targets.layers import hidden_layers
+from tests.marks import each_once
 from tests.trainables.compaction.test_networks import NETWORKS as OURS
 from tests.trainables.networks import Mixed, Transformer, damage_batch_norms
 
@@ -46,8 +47,7 @@ def shipped(name: str, *, dead: float = 0.3, **options: Any) -> Shipped:
     return Shipped(network, mean, std).eval()
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "kind"), each_once(NETWORKS, FORMATS))
 @torch.no_grad()
 def test_every_network_comes_back_from_every_format_for_batches_of_any_size(
     tmp_path: Path, name: str, kind: Format
@@ -62,8 +62,7 @@ def test_every_network_comes_back_from_every_format_for_batches_of_any_size(
         assert float((got - wanted).abs().max() / wanted.abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize(("batch_first", "kind"), each_once([True, False], FORMATS))
 @torch.no_grad()
 def test_a_transformer_without_some_of_its_heads_comes_back_from_every_format(
     tmp_path: Path, batch_first: bool, kind: Format

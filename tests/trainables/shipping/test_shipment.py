@@ -153,7 +153,11 @@ def test_places_that_cannot_be_written_to_are_refused_before_any_work(
 
 @pytest.mark.parametrize(
     ("name", "faster", "uses"),
-    [("a.safetensors", True, ["CSR"]), ("b.safetensors", False, []), ("c.pt2", True, [])],
+    [
+        ("a.safetensors", True, ["CSR"]),
+        ("b.safetensors", False, []),
+        pytest.param("c.pt2", True, [], marks=pytest.mark.slow),
+    ],
 )
 def test_a_safetensors_file_gets_sparse_kernels_where_they_were_faster(
     tmp_path: Path,

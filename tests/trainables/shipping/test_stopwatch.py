@@ -115,7 +115,7 @@ def test_a_command_is_given_the_file_of_both_networks(
     watch = Stopwatch(data, by_python(tmp_path, SIZE), network(64))
     found = watch.measure(network(8), inputs, SPEEDS)
     small, dense = exported
-    assert found == {"latency_ms": small / 1000, "speedup": dense / small}
+    assert found == pytest.approx({"latency_ms": small / 1000, "speedup": dense / small})
     watch.measure(network(16), inputs, SPEEDS)
     assert len(exported) == 3  # the dense network is exported once
     assert Stopwatch(data, by_python(tmp_path, SIZE)).measure(network(8), inputs, SPEEDS) == {

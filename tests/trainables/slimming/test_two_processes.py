@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 MODULE = "tests.trainables.slimming.two_processes"
@@ -21,6 +22,7 @@ def run(size: int, folder: Path) -> list[dict[str, torch.Tensor]]:
     return [torch.load(f"{result}.{rank}", weights_only=True) for rank in range(size)]
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_network_of_one(tmp_path: Path) -> None:
     first, second = run(2, tmp_path)
     (alone,) = run(1, tmp_path)

@@ -27,6 +27,7 @@ from slimfront.trainables.models.factory import Factory
 from slimfront.trainables.penalties import PENALTIES
 from slimfront.trainables.shipping import formats, network_file
 from slimfront.trainables.structure.copying import copied
+from slimfront.trainables.structure.tracing.trace import traced_once
 
 Row = dict[str, Any]
 """What is known of one network: plain data."""
@@ -247,10 +248,11 @@ def _targets(zoo: Zoo, network: nn.Module) -> None:
     """How many groups each penalty acts on; the message where it finds none of any network."""
     zoo.row["targets"] = {}
     batch = zoo.inputs(2)
-    with zoo.step("targets", _TARGETS_S):
+    looked_at = copied(network)
+    with zoo.step("targets", _TARGETS_S), traced_once():
         for name, kind in PENALTIES.items():
             try:
-                active = kind(strength=1.0).attach(copied(network), batch)
+                active = kind(strength=1.0).attach(looked_at, batch)
                 zoo.row["targets"][name] = active.targets
                 active.close()
             except UserError as error:

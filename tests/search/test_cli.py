@@ -193,7 +193,7 @@ def test_check_asks_the_database_of_the_study_unless_it_is_told_not_to(
     assert check(postgres)[0] == 0
     assert check("sqlite:///nowhere/study.db")[0] == 2
     assert check("sqlite:///study.db")[0] == 0
-    assert sorted(path.name for path in Path().iterdir()) == ["small.yaml"]
+    assert sorted(path.name for path in Path().iterdir()) == ["slimfront.db", "small.yaml"]
     with create_engine(postgres).connect() as connection:
         assert inspect(connection).get_table_names() == []
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.attention_modules import Attention
-from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.structure.tracing.trace import trace
 from tests.trainables.networks import Transformer
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from slimfront.trainables.compaction import compact, deserialise, serialise
 from slimfront.trainables.shipping.network_file import check_storable
-from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.structure.targets.layers import hidden_layers
+from slimfront.trainables.structure.tracing.trace import trace
 
 
 class Encoded(nn.Module):

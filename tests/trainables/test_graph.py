@@ -4,13 +4,11 @@ from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.models.resnet import BasicBlock
-from slimfront.trainables.structure.graph import (
-    layers_of,
-    trace,
-)
+from slimfront.trainables.structure.graph import layers_of
 from slimfront.trainables.structure.signs import nonnegative_nodes
 from slimfront.trainables.structure.targets.branches import residual_branches
 from slimfront.trainables.structure.targets.layers import hidden_layers, inner_layers
+from slimfront.trainables.structure.tracing.trace import trace
 
 
 def names(model: nn.Module) -> list[str]:

@@ -10,7 +10,7 @@ from slimfront.trainables.measures.measure import (
     measure,
     measure_extra,
 )
-from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.structure.tracing.trace import trace
 from tests.trainables.networks import Transformer
 
 

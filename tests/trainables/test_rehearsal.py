@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slimfront import Candidate, train
 from slimfront.trainables.compaction import compact
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.structure.tracing.trace import trace
 from slimfront.trainables.training.rehearsal import rehearse
 
 

@@ -21,7 +21,8 @@ from slimfront.trainables.compaction.report import Action, Step
 from slimfront.trainables.compaction.units import Removed, remove_dead_units
 from slimfront.trainables.structure.agreement import EXACT, Probe
 from slimfront.trainables.structure.attention import split_attention
-from slimfront.trainables.structure.graph import layers_of, note_ranks
+from slimfront.trainables.structure.graph import layers_of
+from slimfront.trainables.structure.tracing.trace import note_ranks
 
 Removal = Literal["units", "heads", "blocks", "channels"]
 REMOVALS: tuple[Removal, ...] = ("units", "heads", "blocks", "channels")

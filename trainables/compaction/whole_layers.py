@@ -18,14 +18,9 @@ from torch.fx import GraphModule, Node
 from slimfront.trainables.compaction.blocks import Shapes
 from slimfront.trainables.compaction.merging.runs import Run, merge_run, runs
 from slimfront.trainables.structure.attention import split_attention
-from slimfront.trainables.structure.graph import (
-    Layer,
-    calls,
-    layers_of,
-    note_ranks,
-    only_user,
-)
+from slimfront.trainables.structure.graph import Layer, calls, layers_of, only_user
 from slimfront.trainables.structure.targets.branches import residual_branches
+from slimfront.trainables.structure.tracing.trace import note_ranks
 
 _ACTIVATIONS: tuple[object, ...] = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),

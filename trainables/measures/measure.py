@@ -20,7 +20,7 @@ from slimfront.trainables.measures.described import KNOWN
 from slimfront.trainables.measures.latency import Latency, time_networks
 from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.copying import copied
-from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.structure.tracing.trace import trace
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.torch_internals import without_compiler
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.options import Options, Registry, suggest
+from slimfront.trainables.structure.tracing.trace import traced_once
 
 
 class ActivePenalty(Protocol):
@@ -337,13 +338,15 @@ def check_penalties(penalties: Mapping[str, Penalty], model: nn.Module, sample: 
     Raises:
         UserError: if one has not, cannot trace the network, or names a layer that is not there.
     """
-    for name, options in penalties.items():
-        active = options.attach(model, sample)
-        active.close()
-        if active.targets == 0:
-            raise UserError(
-                f"penalties.{name}: {options.nothing_to_do}; leave it out, or choose another model"
-            )
+    with traced_once():
+        for name, options in penalties.items():
+            active = options.attach(model, sample)
+            active.close()
+            if active.targets == 0:
+                raise UserError(
+                    f"penalties.{name}: {options.nothing_to_do}; leave it out, or choose another "
+                    "model"
+                )
 
 
 def check_names(options: GroupPenalty, groups: dict[str, GroupT]) -> None:

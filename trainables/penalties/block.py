@@ -19,8 +19,8 @@ from slimfront.trainables.penalties.base import (
     root,
     shrink_factor,
 )
-from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.structure.targets.branches import residual_branches
+from slimfront.trainables.structure.tracing.trace import trace
 
 
 def group_norm(tensors: Tensors) -> Tensor:

@@ -19,8 +19,9 @@ from slimfront.trainables.penalties.base import (
     root,
     shrink_factor,
 )
-from slimfront.trainables.structure.graph import Layer, trace
+from slimfront.trainables.structure.graph import Layer
 from slimfront.trainables.structure.targets.layers import inner_layers
+from slimfront.trainables.structure.tracing.trace import trace
 
 
 def negative_norm(tensors: Tensors) -> Tensor:

@@ -12,6 +12,7 @@ from slimfront.trainables.penalties.base import ActiveGroups
 from slimfront.trainables.sparsifiers.base import computed_weights, prunable_weights
 from slimfront.trainables.structure.removable import removable_units
 from slimfront.trainables.structure.shared_units import unknown_operations
+from slimfront.trainables.structure.tracing.trace import traced_once
 
 _Acting = dict[str, list[str]]
 
@@ -68,8 +69,9 @@ def what_can_shrink(network: nn.Module, sample: Tensor) -> NetworkReport:
             kind = type(module).__name__
             layers[name] = LayerReport(name, kind, count)
     problems: list[str] = []
-    acting = _acting(network, sample, problems)
-    removable = _removable(network, sample, problems)
+    with traced_once():
+        acting = _acting(network, sample, problems)
+        removable = _removable(network, sample, problems)
     computed = computed_weights(network)
     for name, layer in layers.items():
         layer.by = _distinct(acting[name])

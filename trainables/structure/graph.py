@@ -3,20 +3,14 @@
 import functools
 import operator
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from slimfront.trainables.errors import UserError
-from slimfront.trainables.structure.copying import left_as_it_was
-from slimfront.trainables.structure.tracing.exported import CannotExport, exported
-from slimfront.trainables.structure.tracing.symbolic import is_known, symbolically_traced
-from slimfront.trainables.tasks.evaluating import evaluating
+from slimfront.trainables.structure.tracing.trace import RANK
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 WeightLayer = nn.Linear | Conv
@@ -25,9 +19,6 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 _WeightAndBias = tuple[Tensor, Tensor]
 _ScaleAndShift = tuple[Tensor, Tensor]
 """What a batch norm multiplies by, and what it adds then, (channels,) each."""
-
-_RANK = "rank"
-"""Where a node says how many axes its output has."""
 
 _RELUS: tuple[object, ...] = (nn.ReLU, torch.relu, F.relu, "relu", "relu_")
 _ADDITIONS: tuple[object, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -47,72 +38,6 @@ _NORM_OF: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: nn.BatchNorm2d,
     nn.Conv3d: nn.BatchNorm3d,
 }
-
-
-def trace(model: nn.Module, sample: Tensor | None = None) -> GraphModule:
-    """The graph of a network; it shares the network's modules and parameters.
-
-    With a `sample` (N, *input_shape) it is also known of how many axes the outputs are, as
-    `note_ranks` finds out; and a network that torch.fx cannot trace is exported, as it is in
-    evaluation mode.
-
-    Raises:
-        UserError: if the network's forward cannot be traced (data-dependent control flow, say).
-    """
-    if isinstance(model, GraphModule):
-        traced: GraphModule = model
-    else:
-        with left_as_it_was(model):
-            traced = _traced(model, sample)
-    if sample is not None:
-        note_ranks(traced, sample)
-    return traced
-
-
-def _traced(model: nn.Module, sample: Tensor | None) -> GraphModule:
-    traced: GraphModule | None = None
-    reason: Exception | None = None
-    try:
-        traced = symbolically_traced(model)
-    except Exception as error:
-        reason = error
-    if sample is not None and (traced is None or not is_known(traced)):
-        try:
-            return exported(model, sample)
-        except CannotExport as error:
-            reason = reason and error
-    if traced is not None:
-        return traced
-    raise UserError(
-        f"{type(model).__name__}.forward cannot be traced ({reason}); "
-        "layer, node and block penalties and compaction need a forward without data-dependent "
-        "control flow"
-    ) from reason
-
-
-class _Ranks(fx.Interpreter):
-    """Runs a graph and notes in each node how many axes its output has."""
-
-    def run_node(self, n: Node) -> Any:
-        """Runs one operation."""
-        made = super().run_node(n)
-        n.meta[_RANK] = None
-        if isinstance(made, Tensor):
-            n.meta[_RANK] = made.dim()
-        return made
-
-
-def note_ranks(graph: GraphModule, inputs: Tensor) -> None:
-    """Notes in each node how many axes its output has for these inputs (N, *input_shape): linear
-    layers take any number.
-
-    What cannot be run has no ranks: whoever runs the network says why.
-    """
-    unknown = suppress(RuntimeError, ValueError, IndexError, TypeError)
-    with unknown, evaluating(graph), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        few = inputs[:2]
-        ranks = _Ranks(graph)
-        ranks.run(few.clone())
 
 
 def module_of(graph: GraphModule, node: object) -> nn.Module | None:
@@ -423,7 +348,7 @@ def _norm_of_units(
         if isinstance(layer, kind) and not isinstance(norm, norm_kind):
             return None
     if isinstance(layer, nn.Linear):
-        rank = node.meta.get(_RANK)
+        rank = node.meta.get(RANK)
         if rank != 2:
             return None
     return norm

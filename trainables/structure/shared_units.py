@@ -19,8 +19,8 @@ from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.coupling.graph_of_units import units_of
 from slimfront.trainables.structure.coupling.units import NONE
 from slimfront.trainables.structure.coupling.walk import Walk
-from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.structure.tracing.exported import writes_elsewhere
+from slimfront.trainables.structure.tracing.trace import trace
 from slimfront.trainables.tasks.evaluating import evaluating
 
 

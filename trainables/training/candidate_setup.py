@@ -19,8 +19,9 @@ from slimfront.trainables.penalties.relative import absolute
 from slimfront.trainables.precision import check_bf16
 from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting
 from slimfront.trainables.sparsifiers.base import computed_weights, prunable_weights
-from slimfront.trainables.structure.graph import Layer, trace
+from slimfront.trainables.structure.graph import Layer
 from slimfront.trainables.structure.targets.layers import inner_layers
+from slimfront.trainables.structure.tracing.trace import trace
 from slimfront.trainables.training.acceleration.layout import (
     ambiguous_strides,
 )

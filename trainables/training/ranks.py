@@ -25,7 +25,7 @@ from slimfront.trainables.environment import environment_set
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.gpu import gpus_among
 from slimfront.trainables.structure.copying import copied
-from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.structure.tracing.trace import trace
 from slimfront.trainables.torch_internals import abort_process_group
 from slimfront.trainables.training.losses import Losses
 

@@ -30,7 +30,8 @@ from slimfront.trainables.shipping.network_file import check_storable, restore, 
 from slimfront.trainables.sparsifiers.base import out_of_reach
 from slimfront.trainables.structure.agreement import Probe, difference, outputs
 from slimfront.trainables.structure.copying import copied
-from slimfront.trainables.structure.graph import Layer, trace
+from slimfront.trainables.structure.graph import Layer
+from slimfront.trainables.structure.tracing.trace import trace
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.finishing import Finishing, measure_own
 from slimfront.trainables.training.freezing import training_mode

@@ -31,6 +31,7 @@ from slimfront.trainables.shipping.shipped import ByArguments
 from slimfront.trainables.sparsifiers import SPARSIFIERS, ActiveSparsifier, Setting, Sparsifier
 from slimfront.trainables.sparsifiers.base import out_of_reach
 from slimfront.trainables.structure.copying import copied
+from slimfront.trainables.structure.tracing.trace import traced_once
 from slimfront.trainables.training.optimizers import check_optimizer, step_sizes
 
 Loss = Callable[[Any, Any], Tensor]
@@ -69,9 +70,10 @@ class Acting:
         self.sparsifier: ActiveSparsifier | None = None
         sparsifier = asked.sparsifier
         try:
-            for options in self.penalty_options:
-                active = options.attach(network, sample)
-                self.penalties.append(active)
+            with traced_once():
+                for options in self.penalty_options:
+                    active = options.attach(network, sample)
+                    self.penalties.append(active)
             if setting is not None and sparsifier is not None and sparsifier.on:
                 self.sparsifier = sparsifier.attach(setting)
         except BaseException:

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.adversarial import examined
 from slimfront.trainables.compaction import compact
-from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.structure.tracing.trace import trace
 from tests.trainables.compaction.adversarial import Ended, draw, examine
 
 

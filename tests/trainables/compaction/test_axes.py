@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from slimfront.trainables.compaction import compact
 from slimfront.trainables.penalties.channel import ChannelSparsity
 from slimfront.trainables.penalties.node import NodeSparsity
-from slimfront.trainables.structure.graph import layers_of, trace
+from slimfront.trainables.structure.graph import layers_of
 from slimfront.trainables.structure.removable import removable_groups
 from slimfront.trainables.structure.targets.layers import hidden_layers
+from slimfront.trainables.structure.tracing.trace import trace
 
 INPUTS = torch.randn(16, 6, 5, generator=torch.Generator().manual_seed(1))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from slimfront.trainables.compaction import compact
 from slimfront.trainables.measures.measure import measure
 from slimfront.trainables.structure.channel_groups import channel_groups
-from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.structure.tracing.trace import trace
 from tests.trainables.networks import Mixed, damage_batch_norms
 
 INPUTS = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))

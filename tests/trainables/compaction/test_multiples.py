@@ -12,7 +12,8 @@ from slimfront.trainables.compaction import Compacted, Compaction, compact, coup
 from slimfront.trainables.structure.attention_modules import Attention
 from slimfront.trainables.structure.channel_groups import channel_groups
 from slimfront.trainables.structure.coupling.units import put_back
-from slimfront.trainables.structure.graph import WeightLayer, trace
+from slimfront.trainables.structure.graph import WeightLayer
+from slimfront.trainables.structure.tracing.trace import trace
 from slimfront.trainables.training.rehearsal import rehearse
 from tests.marks import often
 from tests.trainables.networks import Mixed, Transformer, damage_batch_norms

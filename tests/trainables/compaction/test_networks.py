@@ -16,11 +16,9 @@ from slimfront.trainables.data import Digits
 from slimfront.trainables.measures.measure import measure
 from slimfront.trainables.models import MODELS
 from slimfront.trainables.sparsifiers.base import prunable_weights
-from slimfront.trainables.structure.graph import (
-    trace,
-)
 from slimfront.trainables.structure.targets.branches import residual_branches
 from slimfront.trainables.structure.targets.layers import hidden_layers, inner_layers
+from slimfront.trainables.structure.tracing.trace import trace
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "mlp": {"depth": 4, "width": 8},

@@ -5,7 +5,7 @@ from torch import nn
 
 from slimfront.trainables.compaction import compact, deserialise, serialise
 from slimfront.trainables.compaction.quick import make_quick
-from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.structure.tracing.trace import trace
 
 
 def nested() -> nn.Module:

@@ -16,8 +16,8 @@ from slimfront.trainables.compaction import compact
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.models import MODELS
 from slimfront.trainables.shipping import FORMATS, Format, Shipped, load, save
-from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.structure.targets.layers import hidden_layers
+from slimfront.trainables.structure.tracing.trace import trace
 from tests.marks import each_once
 from tests.trainables.compaction.test_networks import NETWORKS as OURS
 from tests.trainables.networks import Mixed, Transformer, damage_batch_norms

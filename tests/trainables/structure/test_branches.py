@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from slimfront.trainables.compaction import compact
 from slimfront.trainables.penalties.block import BlockSparsity
-from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.structure.targets.branches import residual_branches
+from slimfront.trainables.structure.tracing.trace import trace
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 ROWS = torch.randn(6, 5, 16, generator=torch.Generator().manual_seed(0))

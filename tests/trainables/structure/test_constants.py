@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from slimfront.trainables.compaction import compact, deserialise, serialise
-from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.structure.tracing.exported import writes_elsewhere
+from slimfront.trainables.structure.tracing.trace import trace
 
 IMAGES = torch.randn(5, 4, 6, 6, generator=torch.Generator().manual_seed(1)).double()
 

@@ -18,8 +18,8 @@ from slimfront.trainables.post_training.shrinkable import what_can_shrink
 from slimfront.trainables.structure.agreement import Probe
 from slimfront.trainables.structure.coupling import graph_of_units
 from slimfront.trainables.structure.coupling.units import NONE, Units, packed, packed_shape
-from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.structure.shared_units import shared_units
+from slimfront.trainables.structure.tracing.trace import trace
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TOKENS = torch.randint(0, 20, (6, 7), generator=torch.Generator().manual_seed(0))

@@ -6,8 +6,8 @@ from torch import nn
 
 from slimfront.trainables.compaction import compact
 from slimfront.trainables.penalties.node import NodeSparsity
-from slimfront.trainables.structure.graph import trace
 from slimfront.trainables.structure.targets.layers import hidden_layers, inner_layers
+from slimfront.trainables.structure.tracing.trace import trace
 
 ROWS = torch.randn(6, 5, 12, generator=torch.Generator().manual_seed(0))
 

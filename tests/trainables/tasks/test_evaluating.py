@@ -11,7 +11,7 @@ from slimfront.trainables.measures.latency import Latency, time_networks
 from slimfront.trainables.measures.measure import measure
 from slimfront.trainables.shipping.network_file import check_storable
 from slimfront.trainables.structure.channel_groups import channel_groups
-from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.structure.tracing.trace import trace
 from slimfront.trainables.tasks import Classification
 from slimfront.trainables.tasks.evaluating import evaluating
 

@@ -18,7 +18,7 @@ from slimfront.trainables.compaction.modes.dropout import follow_mode
 from slimfront.trainables.compaction.modes.plain_modules import as_modules
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.copying import copied
-from slimfront.trainables.structure.graph import trace
+from slimfront.trainables.structure.tracing.trace import trace
 from slimfront.trainables.tasks.evaluating import evaluating
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,67 @@
+"""A network that several look at is traced once."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import slimfront as sf
+from slimfront.trainables.structure.tracing import trace as tracing
+from slimfront.trainables.structure.tracing.trace import trace, traced_once
+
+INPUTS = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    layers = [nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)]
+    return nn.Sequential(*layers)
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """The networks that are traced."""
+    found: list[nn.Module] = []
+    real = tracing.symbolically_traced
+
+    def count(model: nn.Module) -> Any:
+        found.append(model)
+        return real(model)
+
+    monkeypatch.setattr(tracing, "symbolically_traced", count)
+    return found
+
+
+def test_it_is_while_nobody_changes_it_in_one_mode_for_one_shape(
+    network: nn.Module, traces: list[nn.Module]
+) -> None:
+    with traced_once():
+        first = trace(network, INPUTS)
+        assert trace(network, INPUTS) is first
+        assert trace(network, INPUTS[:2]) is not first
+        assert trace(network, INPUTS.double()) is not first
+        network.eval()
+        assert trace(network, INPUTS) is not first
+        assert len(traces) == 4
+    assert trace(network, INPUTS) is not trace(network, INPUTS)
+
+
+def test_a_network_that_cannot_be_traced_is_refused_each_time(traces: list[nn.Module]) -> None:
+    class Moody(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    with traced_once():
+        for _ in range(2):
+            with pytest.raises(sf.UserError, match="cannot be traced"):
+                trace(Moody(), INPUTS)
+    assert len(traces) == 2
+
+
+def test_penalties_trace_their_network_once(network: nn.Module, traces: list[nn.Module]) -> None:
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    penalties = {name: {"strength": 1.0} for name in ("layer", "node", "connection")}
+    with sf.Slimming(network, optimizer, INPUTS, steps=10, penalties=penalties) as slim:
+        assert all(slim.targets.values())
+    assert len(traces) == 1

@@ -68,11 +68,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# torchvision can be imported beside the torch that it was made for, not beside the one of constraints.txt.
 .venv-zoo/.installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "slimfront needs Python 3.11; set PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv .venv-zoo
-	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx]' \
-	  torchvision timm transformers segmentation-models-pytorch
+	grep -v '^torch==' constraints.txt > .venv-zoo/constraints.txt
+	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-zoo/constraints.txt -e '.[onnx]' \
+	  torch==2.14.1 torchvision==0.29.1 timm transformers segmentation-models-pytorch
 	@touch $@
 
 .venv-oto/.installed: constraints.txt

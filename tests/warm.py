@@ -24,6 +24,7 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         try:
+            os.chdir(asked["directory"])
             torch.set_num_threads(1)
             reload.main(*asked["arguments"])
         except BaseException:
@@ -46,7 +47,8 @@ class WarmReloader:
         assert server.stdin is not None and server.stdout is not None
         with tempfile.TemporaryDirectory() as folder:
             said = Path(folder, "said")
-            print(json.dumps({"arguments": arguments, "said": str(said)}), file=server.stdin)
+            asked = {"arguments": arguments, "said": str(said), "directory": str(Path.cwd())}
+            print(json.dumps(asked), file=server.stdin)
             server.stdin.flush()
             assert server.stdout.readline() == "\n", "the process that reloads files has died"
             return said.read_text() if said.exists() else None

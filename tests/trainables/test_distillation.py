@@ -200,12 +200,12 @@ def test_what_a_teacher_says_is_kept_for_the_next_candidate(
     outputs_of = ActiveTask.outputs_of
 
     def counted(*arguments: Any) -> Tensor:
-        calls.append(1)
+        calls.append(len(arguments[2]))
         return outputs_of(*arguments)
 
     monkeypatch.setattr(ActiveTask, "outputs_of", counted)
     for seed in range(3):
-        Training(
+        training = Training(
             sf.Candidate.model_validate(
                 {
                     "model": MLP,
@@ -214,7 +214,8 @@ def test_what_a_teacher_says_is_kept_for_the_next_candidate(
                 }
             )
         )
-    assert len(calls) == 1
+    examples = len(training.data.train.targets)
+    assert calls == [256, examples]  # a few first, to see how long all will take
 
 
 def test_a_teacher_may_be_another_network(tmp_path: Path) -> None:

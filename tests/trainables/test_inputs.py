@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.data import load_once
-from slimfront.trainables.data.cache import _load_plain, load_shared
+from slimfront.trainables.data.cache import load_shared
+from slimfront.trainables.data.cache.datasets import _load_plain
 from slimfront.trainables.inputs import Call, Several, described, joined, repeated
 from slimfront.trainables.models import built
 from slimfront.trainables.packs import Pack, packable

@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
 from slimfront.trainables.data import Dataset, Split
+from slimfront.trainables.data.cache import outputs_once
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.gpu import gpus_among
 from slimfront.trainables.inputs import Several
@@ -147,8 +148,11 @@ class Teacher:
         self.cached = not inputs_vary and not options.features
         if self.cached:
             inputs, targets = data.train
-            outputs = data.task.outputs_of(network, inputs, data.prepare)
-            outputs = outputs.to(targets.device)
+
+            def made(some: Tensor) -> Tensor:
+                return data.task.outputs_of(network, some, data.prepare)
+
+            outputs = outputs_once(network, inputs, made).to(targets.device)
             taught = Several({TARGETS: targets, TEACHER: outputs})
             train = Split(inputs, taught)
             self.data = replace(self.data, train=train)

@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(cache.FOLDER, str(tmp_path / "cache"))
     monkeypatch.setenv(SESSION, "one")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
-    cache._warn_once.cache_clear()
+    cache.datasets._warn_once.cache_clear()
     return tmp_path / "cache"
 
 
@@ -342,7 +342,7 @@ def test_an_entry_in_use_stays_readable_when_it_is_thrown_away(
 def test_nothing_of_the_cache_is_left_open_or_locked(tmp_path: Path, folder: Path) -> None:
     load_shared(counted(tmp_path))
     (lock,) = folder.glob("*.lock")
-    with cache._locked(lock, wait=False):
+    with cache.entries.locked(lock, wait=False):
         pass
     opened = {str(file.readlink()) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()}
     assert not any(name.endswith((".lock", ".part")) for name in opened)
@@ -376,6 +376,6 @@ def test_making_room_deletes_nothing_but_entries_of_the_cache(
     link.symlink_to(outside)
     monkeypatch.setenv(cache.LIMIT, "0.000001")
     with pytest.raises(OSError, match="do not fit"):
-        cache._make_room(folder, 10**9)
+        cache.entries.make_room(folder, 10**9)
     assert mine.exists() and outside.exists() and link.is_symlink()
     assert not own.exists()

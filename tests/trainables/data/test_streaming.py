@@ -125,7 +125,7 @@ def test_data_of_more_than_half_of_the_memory_is_streamed_unless_told_otherwise(
     size = 90 * 64 + 90 * 8
     assert not cache.load_shared(options).streamed
     for memory, streamed in ((2 * size, False), (2 * size - 1, True)):
-        monkeypatch.setattr(cache, "memory_bytes", lambda memory=memory: memory)
+        monkeypatch.setattr(cache.datasets, "memory_bytes", lambda memory=memory: memory)
         assert cache.load_shared(options).streamed == streamed
         assert not cache.load_shared(options.model_copy(update={"in_memory": True})).streamed
 

@@ -5,21 +5,13 @@ that needs it writes it under a file lock, with another name, and renames it; th
 the lock. The kernel releases the lock of a process that dies.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import re
-import shutil
-import stat
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +19,21 @@ import torch
 from torch import Tensor
 
 from slimfront.trainables.data.base import CLASSIFICATION, Data, Dataset, Split, attach, nbytes
+from slimfront.trainables.data.cache.entries import (
+    FOLDER,
+    cache_folder,
+    code_version,
+    locked,
+    make_room,
+)
 from slimfront.trainables.data.tensor_file import TensorFile, in_process, read_tensors
 from slimfront.trainables.data.transforms import Augment
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.folders import own_folder
 from slimfront.trainables.inputs import Several
 from slimfront.trainables.inputs import tensors as tensors_of
 from slimfront.trainables.tasks import Task
 
-FOLDER = "SLIMFRONT_CACHE"
-"""The environment variable that names the folder of the cache."""
-
-LIMIT = "SLIMFRONT_CACHE_GB"
-"""The environment variable with its largest size, in 10⁹ bytes."""
-
 _SPLITS = ("train", "validation", "test")
-_ENTRY = re.compile(r"[0-9a-f]{32}\.(data|part)")
-"""The names of what is in the cache, beside locks."""
-
 log = logging.getLogger(__name__)
 
 
@@ -92,7 +81,7 @@ def load_shared(options: Data, task: Task = CLASSIFICATION) -> Dataset:
     try:
         folder = cache_folder()
         entry = folder / _key(options, task, fingerprint)
-        with _locked(entry.with_suffix(".lock")):
+        with locked(entry.with_suffix(".lock")):
             data = _read(entry.with_suffix(".data"))
             if data is None:
                 part = entry.with_suffix(".part")
@@ -103,23 +92,6 @@ def load_shared(options: Data, task: Task = CLASSIFICATION) -> Dataset:
     is_large = 2 * _size(data) > memory_bytes()
     streamed = options.in_memory is False or is_large
     return replace(data, streamed=streamed)
-
-
-def cache_folder() -> Path:
-    """The folder of the cache, made if it is not there.
-
-    Raises:
-        OSError: if it cannot be made, or is not this user's alone.
-    """
-    named = os.environ.get(FOLDER)
-    # Where memory holds /tmp, /var/tmp is on a disk; whoever sets TMPDIR knows better.
-    usual = "/var/tmp"  # noqa: S108 (it is made and checked by own_folder)
-    if "TMPDIR" in os.environ or not os.access(usual, os.W_OK):
-        usual = tempfile.gettempdir()
-    folder = Path(usual, f"slimfront-{os.getuid()}")
-    if named:
-        folder = Path(named)
-    return own_folder(folder, named=bool(named))
 
 
 def files_state(files: Iterable[Path]) -> str:
@@ -152,42 +124,13 @@ def _size(data: Dataset) -> int:
 def _key(options: Data, task: Task, fingerprint: str | None) -> str:
     """The name of the entry: of all that decides the content."""
     content: list[Any] = [
-        _version(),
+        code_version(),
         options.model_dump(mode="json", exclude={"augment", "in_memory"}),
         task.model_dump(mode="json"),
         os.getpid() if fingerprint is None else fingerprint,
     ]
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-@cache
-def _version() -> str:
-    """Changes with the code that decodes and splits."""
-    libraries = [version(name) for name in ("pillow", "datasets", "scikit-learn", "torch")]
-    digest = hashlib.sha256(" ".join(libraries).encode())
-    here = Path(__file__).parent
-    tasks = here.parent / "tasks"
-    for file in sorted([*here.glob("*.py"), *tasks.glob("*.py")]):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-@contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[Path]:
-    """Holds the lock at `path`, a file; raises BlockingIOError if another process holds it and
-    `wait` is false."""
-    how = fcntl.LOCK_EX
-    if not wait:
-        how |= fcntl.LOCK_NB
-    while True:
-        with path.open("ab") as file:
-            fcntl.flock(file, how)
-            held = os.fstat(file.fileno())
-            if not path.exists() or path.stat().st_ino != held.st_ino:
-                continue  # its entry was thrown away while this process waited
-            yield path
-            return
 
 
 def _read(entry: Path) -> Dataset | None:
@@ -240,7 +183,7 @@ def _fill(options: Data, task: Task, part: Path, *, keep: bool) -> Dataset:
     def allocate(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         size = torch.empty(tuple(shape), dtype=dtype, device="meta").nbytes
         try:
-            _make_room(part.parent, size)
+            make_room(part.parent, size)
             return file.allocate(shape, dtype)
         except OSError as error:
             troubles.append(error)
@@ -297,50 +240,6 @@ def _extra_in(data: Dataset) -> dict[str, Any]:
         "normalised": data.normalised,
         "augment": data.augment.model_dump(),
     }
-
-
-def _make_room(folder: Path, needed: int) -> None:
-    """Throws away the entries that were not used for longest, until the cache with `needed` more
-    bytes is within its limit.
-
-    Raises:
-        OSError: if that is not enough.
-    """
-    files = dict(_entries(folder))
-    used = sum(state.st_blocks * 512 for state in files.values())
-    named = os.environ.get(LIMIT)
-    if named:
-        limit = float(named) * 1e9
-    else:
-        free = shutil.disk_usage(folder).free
-        limit = (used + free) / 2
-    for file in sorted(files, key=lambda file: files[file].st_mtime):
-        if used + needed <= limit:
-            return
-        try:
-            with _locked(file.with_suffix(".lock"), wait=False) as lock:
-                file.unlink(missing_ok=True)
-                lock.unlink()
-                used -= files[file].st_blocks * 512
-        except BlockingIOError:
-            continue  # someone writes it, or this process does
-    if used + needed > limit:
-        what = (
-            f"{needed / 1e9:.3g} GB do not fit beside {used / 1e9:.3g} GB into its "
-            f"limit of {limit / 1e9:.3g} GB"
-        )
-        raise OSError(errno.ENOSPC, what, str(folder))
-
-
-def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """The files of the cache, finished or not, with their states; whatever else is in its folder is
-    none of ours."""
-    for entry in os.scandir(folder):
-        if _ENTRY.fullmatch(entry.name):
-            with suppress(FileNotFoundError):
-                state = entry.stat(follow_symlinks=False)
-                if stat.S_ISREG(state.st_mode) and state.st_uid == os.getuid():
-                    yield Path(entry.path), state
 
 
 def _complain(options: Data, error: OSError) -> None:

@@ -21,6 +21,7 @@ from slimfront.search.record.events import (
     EpochsReported,
     Event,
     NetworkMeasured,
+    NetworksPruned,
     ProposalRepeated,
     TrialBegan,
     TrialContinued,
@@ -105,7 +106,9 @@ class Observer(DriverOnly, tune.Callback):
         if record is not None and self._matters(record, report, done=bool(result.get("done"))):
             # Ray looks at it next; the network follows in `on_checkpoint`.
             result["should_checkpoint"] = True
-        elif record is not None and not _was_measured(record, report):
+        elif record is not None and _was_measured(record, report):
+            self._pruned_since(record, report)
+        elif record is not None:
             self._point(record, report, None)
         self._show()
 
@@ -144,6 +147,7 @@ class Observer(DriverOnly, tune.Callback):
                     checkpoint=self.relative(checkpoint.path),
                 )
             )
+            self._pruned_since(record, report)
             if old is not None and self.failure is None:
                 delete(old)
             return
@@ -167,6 +171,17 @@ class Observer(DriverOnly, tune.Callback):
                 pruned=[network.as_plain() for network in report.pruned],
             )
         )
+
+    def _pruned_since(self, record: TrialRecord, report: Report) -> None:
+        """A network that was measured before turns out to be the last of its trial: what was pruned
+        from it joins it."""
+        if not report.pruned or report.epoch is None:
+            return
+        if self.ledger.find(record, report.epoch).pruned:
+            return
+        pruned = [network.as_plain() for network in report.pruned]
+        event = NetworksPruned(number=record.number, epoch=report.epoch, pruned=pruned)
+        self.write(event)
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any

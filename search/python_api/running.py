@@ -64,7 +64,7 @@ def _loaded(config: str | Path | Mapping[str, Any], overrides: Iterable[str]) ->
     return load_config(Path(config), texts)
 
 
-def load(search: str, storage_path: str = "runs") -> Search:
+def load(search: str | Path, storage_path: str | Path = "runs") -> Search:
     """Reads a search by its name, or by the path of its directory.
 
     It may still be running: what was measured until now is there, and a later `load` has more.
@@ -76,5 +76,5 @@ def load(search: str, storage_path: str = "runs") -> Search:
     Raises:
         UserError: if there is no such search, or its journal cannot be read.
     """
-    name, place = locate(search, storage_path)
+    name, place = locate(str(search), str(storage_path))
     return Search(*read_result(name, place))

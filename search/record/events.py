@@ -108,6 +108,16 @@ class NetworkMeasured(OfTrial):
     """`measures` and `compaction` of each."""
 
 
+class NetworksPruned(OfTrial):
+    """A network that was measured before, without knowing that it was the trial's last, was pruned
+    in one shot."""
+
+    kind = "pruned"
+    epoch: int
+    pruned: list[dict[str, Any]]
+    """`measures` and `compaction` of each."""
+
+
 class CheckpointMoved(OfTrial):
     """The checkpoint of a network that was measured before is kept elsewhere."""
 
@@ -205,6 +215,7 @@ KINDS: dict[str, type[Event]] = {
         ProposalRepeated,
         EpochsReported,
         NetworkMeasured,
+        NetworksPruned,
         CheckpointMoved,
         TrialEnded,
         TrialInterrupted,

@@ -2,9 +2,9 @@
 that they passed through."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slimfront.search.config.objectives import OBJECTIVES, Constraint, Objective
 from slimfront.search.record.events import (
@@ -13,6 +13,7 @@ from slimfront.search.record.events import (
     Event,
     NetworkMeasured,
     NetworkReplicated,
+    NetworksPruned,
     NetworkTested,
     NetworkTimed,
     OfTrial,
@@ -114,6 +115,10 @@ class Ledger:
                 record.epoch = max([record.epoch, *epochs])
             case NetworkMeasured():
                 self._add_point(record, event)
+            case NetworksPruned():
+                point = self.find(record, event.epoch)
+                _add_pruned(point, event.pruned)
+                self.front.take_in(*point.pruned)
             case CheckpointMoved():
                 self.find(record, event.epoch).checkpoint = self._path(event.checkpoint)
             case TrialEnded():
@@ -185,17 +190,7 @@ class Ledger:
             compaction=event.compaction,
             checkpoint=self._path(event.checkpoint),
         )
-        for step, pruned in enumerate(event.pruned, start=1):
-            further = MeasuredNetwork(
-                record,
-                point.epoch,
-                pruned["measures"],
-                [*point.compaction, *pruned["compaction"]],
-                checkpoint=None,
-                step=step,
-                source=point,
-            )
-            point.pruned.append(further)
+        _add_pruned(point, event.pruned)
         record.points.append(point)
         if record.number is None:
             self.front.scale_by(point.measures)
@@ -206,6 +201,21 @@ class Ledger:
     def with_status(self, status: Status) -> list[TrialRecord]:
         """The trials of that status; the dense reference is not among them."""
         return [trial for trial in self.trials if trial.status == status]
+
+
+def _add_pruned(point: MeasuredNetwork, found: Iterable[Mapping[str, Any]]) -> None:
+    """Adds the networks that a network was pruned to in one shot, which are kept where it is."""
+    for step, pruned in enumerate(found, start=1):
+        further = MeasuredNetwork(
+            point.trial,
+            point.epoch,
+            pruned["measures"],
+            [*point.compaction, *pruned["compaction"]],
+            checkpoint=None,
+            step=step,
+            source=point,
+        )
+        point.pruned.append(further)
 
 
 def ledger_of(config: "Config", begun: SearchBegan, place: str) -> Ledger:

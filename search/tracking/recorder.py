@@ -25,6 +25,7 @@ from slimfront.search.record.events import (
     Event,
     NetworkMeasured,
     NetworkReplicated,
+    NetworksPruned,
     NetworkTested,
     NetworkTimed,
     SearchBegan,
@@ -255,7 +256,7 @@ class Recorder:
     def _remember(self, event: Event, ledger: Ledger) -> None:
         if isinstance(event, EpochsReported):
             self.epochs += len(event.history)
-        if isinstance(event, NetworkMeasured):
+        if isinstance(event, NetworkMeasured | NetworksPruned):
             for network in event.pruned:
                 measures = network["measures"]
                 recovery = measures.get("recovery_epochs", 0)

@@ -12,6 +12,7 @@ from slimfront.search.record.events import (
     EpochsReported,
     NetworkMeasured,
     NetworkReplicated,
+    NetworksPruned,
     NetworkTested,
     NetworkTimed,
     ProposalRepeated,
@@ -46,6 +47,7 @@ EXAMPLES = {
             checkpoint="c",
             pruned=[{"measures": {"params": 1.0}, "compaction": []}],
         ),
+        NetworksPruned(number=0, epoch=1, pruned=[{"measures": {"params": 1.0}, "compaction": []}]),
         CheckpointMoved(number=0, epoch=1, checkpoint="d"),
         TrialEnded(number=0, status="completed", reason=None),
         TrialInterrupted(number=0),
@@ -101,7 +103,7 @@ def test_an_event_of_a_kind_that_this_version_does_not_know_is_left_out_and_told
 
 
 def test_every_kind_of_event_is_read_back_as_it_was_written() -> None:
-    assert len(KINDS) == len({cls.__name__ for cls in KINDS.values()}) == 15
+    assert len(KINDS) == len({cls.__name__ for cls in KINDS.values()}) == 16
     for kind, cls in KINDS.items():
         example = EXAMPLES[kind]
         assert isinstance(example, cls)

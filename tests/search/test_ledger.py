@@ -8,6 +8,7 @@ from slimfront.search.record.events import (
     CheckpointMoved,
     EpochsReported,
     NetworkMeasured,
+    NetworksPruned,
     NetworkTested,
     TrialBegan,
     TrialContinued,
@@ -103,6 +104,16 @@ def test_networks_pruned_in_one_shot_are_candidates_of_their_own_that_share_a_ch
     assert [p.tested for p in book.front.members()] == [None, {"test_accuracy": 0.8}]
     book.apply(CheckpointMoved(number=0, epoch=4, checkpoint="there"))
     assert [str(p.file) for p in book.front.members()] == ["there/network.pt", "there/network-1.pt"]
+
+
+def test_a_network_that_turns_out_to_be_the_last_is_pruned_then() -> None:
+    book = ledger()
+    begin(book, 0)
+    point(book, 0, 4, 0.9, 100, "here")
+    pruned = {"measures": {"val_accuracy": 0.85, "nonzero_params": 50}, "compaction": []}
+    book.apply(NetworksPruned(number=0, epoch=4, pruned=[pruned]))
+    assert names(book) == ["trial-000@4", "trial-000@4/1"]
+    assert [str(p.file) for p in book.front.members()] == ["here/network.pt", "here/network-1.pt"]
 
 
 def test_a_network_with_nan_or_that_breaks_a_constraint_is_not_on_the_front() -> None:

@@ -167,3 +167,31 @@ def test_a_search_of_a_function_has_a_front_that_ships(tmp_path: Path) -> None:
     assert result.ledger.dense.status == "completed"
     exported = export(result.search, str(tmp_path / "runs"), "best", tmp_path / "best.onnx")
     assert exported.shipment.difference < 1e-4
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_function_that_returns_early_has_its_last_network_pruned(tmp_path: Path) -> None:
+    config = small_config(
+        tmp_path,
+        model=MLP,
+        training={
+            "factory": "tests.trainables.loops:train",
+            "args": {"stop_after": 2},
+            "epochs": 6,
+            "batch_size": 64,
+            "report_every": 1,
+        },
+        penalties={},
+        sparsifier=SPARSE,
+        space={"sparsifier.sparsity": {"low": 0.3, "high": 0.6}},
+        one_shot={"steps": 2, "refine": 0},
+        objectives=["val_accuracy", "nonzero_params"],
+        search={"trials": 1},
+    )
+    result = run_search(config)
+    (trial,) = result.ledger.trials
+    first, last = trial.points
+    assert [first.pruned, len(last.pruned)] == [[], 2]
+    assert all(point.file is not None for point in result.front)
+    again = sf.load(result.search, storage_path=tmp_path / "runs")
+    assert len(again.front) == len(result.front)

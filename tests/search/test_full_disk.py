@@ -68,6 +68,7 @@ def events(disk: Disk) -> list[dict[str, Any]]:
     return list(read_events(disk.place / "runs" / "full" / JOURNAL_FILE))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(240)
 def test_a_search_whose_disk_is_full_ends_in_one_sentence_and_goes_on_when_there_is_room(

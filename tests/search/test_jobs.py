@@ -145,6 +145,7 @@ def test_what_only_the_cluster_can_know_is_refused_there_and_said_here(
         assert problem in refused.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_without_its_token_a_cluster_lets_nobody_in(cluster: RayCluster) -> None:
     refused = cluster.run("list", "--address", cluster.jobs, RAY_AUTH_TOKEN="0" * 64)
     assert (refused.returncode, len(refused.stderr.strip().splitlines())) == (2, 1)

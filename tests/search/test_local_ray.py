@@ -260,6 +260,7 @@ def test_a_directory_that_is_too_long_for_sockets_is_refused_if_it_is_ray_s_and_
     assert "Ray keeps its logs and sockets in /tmp: TMPDIR has" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_the_longest_directory_that_is_taken_is_not_too_long_for_ray(tmp_path: Path) -> None:
     place = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))

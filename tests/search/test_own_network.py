@@ -156,7 +156,7 @@ def test_compaction_is_as_the_config_says(compact: Any, here: Path) -> None:
     assert "compaction.enabled is false" in err
 
 
-@pytest.mark.parametrize("int8", often([False, True], False))
+@pytest.mark.parametrize("int8", often([False, True]))
 def test_the_command_of_the_config_times_the_file_and_that_of_the_network_given(
     compact: Any, here: Path, int8: bool
 ) -> None:

@@ -67,6 +67,7 @@ def test_the_baseline_is_the_network_as_it_is_given(
     assert parent.data.params["model.weights"] == str(weights)
 
 
+@pytest.mark.slow
 def test_a_network_is_pruned_without_training(tmp_path: Path, trained: tuple[Path, float]) -> None:
     weights, accuracy = trained
     result = search(tmp_path, weights, training={"epochs": 0}, one_shot={"steps": 3})

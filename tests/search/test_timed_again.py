@@ -66,6 +66,7 @@ def recommended(ledger: Ledger) -> Any:
     return point
 
 
+@pytest.mark.slow
 def test_what_is_recommended_has_both_figures(timed: tuple[Path, SearchResult]) -> None:
     _, result = timed
     point = recommended(result.ledger)
@@ -78,6 +79,7 @@ def test_what_is_recommended_has_both_figures(timed: tuple[Path, SearchResult]) 
     assert all(other.timed_again is None for other in others)
 
 
+@pytest.mark.slow
 def test_json_table_and_mlflow_have_both_and_say_what_took_them(
     timed: tuple[Path, SearchResult],
 ) -> None:
@@ -103,6 +105,7 @@ def test_json_table_and_mlflow_have_both_and_say_what_took_them(
     assert label in page.read_text()
 
 
+@pytest.mark.slow
 def test_the_card_has_both(
     timed: tuple[Path, SearchResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +122,7 @@ def test_the_card_has_both(
     assert f"| `latency_ms` | {during:.4g} | {again:.4g} |" in card
 
 
+@pytest.mark.slow
 def test_a_search_that_is_read_or_resumed_knows_it_and_times_it_no_more(
     timed: tuple[Path, SearchResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -238,6 +238,7 @@ def test_a_share_of_a_gpu_is_a_limit_that_batches_can_be_halved_at() -> None:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
+@pytest.mark.slow
 def test_two_processes_of_a_node_share_what_a_factory_returns(tmp_path: Path) -> None:
     data = {
         "name": "factory",

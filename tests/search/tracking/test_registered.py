@@ -105,6 +105,7 @@ def test_a_teacher_may_be_of_the_registry(
     assert re.fullmatch(r"net-1-[0-9a-f]{8}\.safetensors", Path(path).name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("registered", "said"),
     [
@@ -123,6 +124,7 @@ def test_what_the_registry_does_not_have_is_one_sentence(
         with_weights_in_files(asked)
 
 
+@pytest.mark.slow
 def test_another_model_of_the_same_name_and_version_is_not_taken_for_it(
     registry: tuple[str, MlflowClient], tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 NAMES = sorted(NETWORKS)
 SOME = [
-    pytest.param(name, marks=pytest.mark.slow if name in ("resnet18", "vgg") else ())
+    pytest.param(name, marks=pytest.mark.slow if name in ("resnet18", "resnet20", "vgg") else ())
     for name in NAMES
 ]
 """Those whose siblings are as good are looked at where there is time."""

@@ -83,6 +83,7 @@ def test_a_transformer_without_some_of_its_heads_comes_back_from_every_format(
         assert float((got - wanted).abs().max() / wanted.abs().max()) < 1e-5
 
 
+@pytest.mark.slow
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -75,6 +75,7 @@ def test_a_shipped_file_takes_raw_inputs_and_has_the_accuracies_of_the_network(
     )
 
 
+@pytest.mark.slow
 def test_int8_is_smaller_and_its_accuracy_is_its_own(
     tmp_path: Path, data: Dataset, trained: nn.Module, dense: nn.Module
 ) -> None:

@@ -15,7 +15,6 @@ import yaml
 from slimfront.search.cli import main
 from slimfront.trainables.data import Digits
 from slimfront.trainables.shipping import load as load_file
-from tests.marks import often
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -156,7 +155,8 @@ def test_compaction_is_as_the_config_says(compact: Any, here: Path) -> None:
     assert "compaction.enabled is false" in err
 
 
-@pytest.mark.parametrize("int8", often([False, True]))
+@pytest.mark.slow
+@pytest.mark.parametrize("int8", [False, True])
 def test_the_command_of_the_config_times_the_file_and_that_of_the_network_given(
     compact: Any, here: Path, int8: bool
 ) -> None:

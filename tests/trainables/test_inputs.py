@@ -18,6 +18,7 @@ from slimfront.trainables.shipping.network_file import restore, store
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.rehearsal import rehearse
 from slimfront.trainables.training.train import train
+from tests.marks import often
 
 CPU = torch.device("cpu")
 HERE = "tests.trainables.test_inputs"
@@ -72,7 +73,7 @@ def kilobytes(path: str) -> float:
     return Path(path).stat().st_size / 1000
 
 
-@pytest.mark.parametrize("form", ["named", pytest.param("placed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", often(["named", "placed"], "named"))
 def test_two_inputs_go_through_training_compaction_measures_and_storing(form: str) -> None:
     made = candidate(form)
     rehearse(made)

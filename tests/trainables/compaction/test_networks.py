@@ -19,6 +19,7 @@ from slimfront.trainables.sparsifiers.base import prunable_weights
 from slimfront.trainables.structure.targets.branches import residual_branches
 from slimfront.trainables.structure.targets.layers import hidden_layers, inner_layers
 from slimfront.trainables.structure.tracing.trace import trace
+from tests.marks import often
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "mlp": {"depth": 4, "width": 8},
@@ -28,10 +29,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "resnet18": {"depth": 1, "width": 4},
 }
 NAMES = sorted(NETWORKS)
-SOME = [
-    pytest.param(name, marks=pytest.mark.slow if name in ("resnet18", "resnet20", "vgg") else ())
-    for name in NAMES
-]
+SOME = often(NAMES, *sorted(set(NAMES) - {"resnet18", "resnet20", "vgg"}))
 """Those whose siblings are as good are looked at where there is time."""
 SHAPE = (1, 8, 8)
 

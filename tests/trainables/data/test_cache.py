@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(cache.FOLDER, str(tmp_path / "cache"))
     monkeypatch.setenv(SESSION, "one")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
-    cache.datasets._warn_once.cache_clear()
+    cache.entries.warn_once.cache_clear()
     return tmp_path / "cache"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.data.cache import FOLDER, LIMIT, outputs, outputs_once
+from slimfront.trainables.data.cache import FOLDER, LIMIT, entries, outputs, outputs_once
 
 INPUTS = torch.randn(1000, 4, generator=torch.Generator().manual_seed(1))
 
@@ -16,7 +16,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the test's own, in which everything is worth being kept."""
     monkeypatch.setenv(FOLDER, str(tmp_path / "cache"))
     monkeypatch.setattr(outputs, "WORTHWHILE", 0.0)
-    outputs._warn_once.cache_clear()
+    entries.warn_once.cache_clear()
     return tmp_path / "cache"
 
 
@@ -83,5 +83,6 @@ def test_without_room_each_computes_it_and_one_is_told(
     for _ in range(2):
         teacher = Counted()
         assert torch.equal(teacher.of(), teacher(INPUTS))
+        assert teacher.asked == [256, 1000, 1000]  # the last by this test
     (said,) = caplog.messages
     assert "cannot be put into the cache on disk" in said

@@ -24,6 +24,7 @@ from slimfront.trainables.shipping import ship
 from slimfront.trainables.shipping.card import card
 from slimfront.trainables.shipping.formats import load
 from slimfront.trainables.training.rehearsal import rehearse
+from tests.marks import often
 
 CPU = torch.device("cpu")
 HERE = "tests.trainables.data.test_text"
@@ -125,11 +126,7 @@ def test_batches_lose_the_padding_that_all_of_them_have(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        "pt2",
-        pytest.param("onnx", marks=pytest.mark.slow),
-        pytest.param("safetensors", marks=pytest.mark.slow),
-    ],
+    often(["pt2", "onnx", "safetensors"], "pt2"),
 )
 def test_a_network_is_trained_on_text_and_ships_with_its_mask(
     folder: Path, tmp_path: Path, kind: Any

@@ -12,6 +12,7 @@ from slimfront.trainables.packs import Pack, best_size, pack_key, packable
 from slimfront.trainables.packs.stack import Stack
 from slimfront.trainables.packs.step import Step
 from slimfront.trainables.training.loop import Training
+from tests.marks import often
 from tests.trainables.packs.made import CONVOLUTIONS, MLP, TRANSFORMER, candidates, trained_together
 
 MODELS = {"mlp": MLP, "convolutions": CONVOLUTIONS, "transformer": TRANSFORMER}
@@ -91,7 +92,7 @@ WIDE = {
 }
 
 
-@pytest.mark.parametrize("name", ["mlp", pytest.param("resnet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", often(sorted(WIDE), "mlp"))
 def test_a_pack_in_bf16_learns_as_its_members_do_alone(name: str) -> None:
     sparse: dict[str, Any] = {
         "penalties": {"layer": {"strength": 0.1}},

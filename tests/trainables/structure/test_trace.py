@@ -47,6 +47,13 @@ def test_it_is_while_nobody_changes_it_in_one_mode_for_one_shape(
     assert trace(network, INPUTS) is not trace(network, INPUTS)
 
 
+def test_a_network_that_is_gone_is_not_taken_for_another() -> None:
+    with traced_once():
+        for width in range(1, 30):
+            graph = trace(nn.Sequential(nn.Linear(6, width)), INPUTS)
+            assert graph(INPUTS).shape == (5, width)
+
+
 def test_a_network_that_cannot_be_traced_is_refused_each_time(traces: list[nn.Module]) -> None:
     class Moody(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -126,7 +126,7 @@ KINDS = ("pt2", "onnx", "safetensors")
 OFTEN = {
     *(("regression", "pt2"), ("tokens", "pt2"), ("classification", "onnx"), ("sequence", "onnx")),
     *(("segmentation", "onnx"), ("multilabel", "safetensors"), ("weighted", "safetensors")),
-    *(("several", "safetensors"),),
+    ("several", "safetensors"),
 }
 """Each task, and each kind of file; the other pairs take long."""
 

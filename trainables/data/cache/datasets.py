@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from slimfront.trainables.data.cache.entries import (
     code_version,
     locked,
     make_room,
+    warn_once,
 )
 from slimfront.trainables.data.tensor_file import TensorFile, in_process, read_tensors
 from slimfront.trainables.data.transforms import Augment
@@ -250,9 +251,4 @@ def _complain(options: Data, error: OSError) -> None:
     )
     if options.in_memory is False:
         raise UserError(f"{reason}, or leave out 'in_memory: false'") from None
-    _warn_once(reason)
-
-
-@cache
-def _warn_once(reason: str) -> None:
-    log.warning("%s. Each process loads it for itself", reason)
+    warn_once(f"{reason}. Each process loads it for itself")

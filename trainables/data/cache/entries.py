@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -21,6 +22,8 @@ FOLDER = "SLIMFRONT_CACHE"
 
 LIMIT = "SLIMFRONT_CACHE_GB"
 """The environment variable with its largest size, in 10⁹ bytes."""
+
+log = logging.getLogger(__name__)
 
 _ENTRY = re.compile(r"[0-9a-f]{32}\.(data|part)")
 """The names of what is in the cache, beside locks."""
@@ -114,3 +117,9 @@ def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
                 state = entry.stat(follow_symlinks=False)
                 if stat.S_ISREG(state.st_mode) and state.st_uid == os.getuid():
                     yield Path(entry.path), state
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Warns, once in this process."""
+    log.warning(message)

@@ -5,10 +5,9 @@ makes of a few of them now. So a network whose code has changed gets another one
 """
 
 import hashlib
-import logging
+import os
 import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from slimfront.trainables.data.cache.entries import (
     code_version,
     locked,
     make_room,
+    warn_once,
 )
 from slimfront.trainables.data.tensor_file import TensorFile, read_tensors
 from slimfront.trainables.inputs import tensors as tensors_of
@@ -31,7 +31,6 @@ WORTHWHILE = 5.0
 
 _PROBED = 256
 _NAME = "outputs"
-log = logging.getLogger(__name__)
 
 
 def outputs_once(network: nn.Module, inputs: Tensor, made: Made) -> Tensor:
@@ -53,11 +52,11 @@ def outputs_once(network: nn.Module, inputs: Tensor, made: Made) -> Tensor:
             if kept is not None:
                 return kept.to(inputs.device)
             outputs = made(inputs)
-            _write(entry.with_suffix(".part"), outputs)
+            _keep(entry, outputs)
             return outputs
     except OSError as error:
-        _warn_once(str(error))
-        return made(inputs)
+        _complain(error)
+    return made(inputs)
 
 
 def _key(network: nn.Module, inputs: Tensor, probe: Tensor) -> str:
@@ -74,6 +73,7 @@ def _read(entry: Path) -> Tensor | None:
     """What is kept there; None if there is nothing, or it is damaged."""
     if not entry.exists():
         return None
+    os.utime(entry)  # what was used last is thrown away last
     found = read_tensors(entry)
     if found is None:
         return None
@@ -81,8 +81,16 @@ def _read(entry: Path) -> Tensor | None:
     return tensors[_NAME]
 
 
+def _keep(entry: Path, outputs: Tensor) -> None:
+    """Writes an entry; a warning where that is not possible."""
+    try:
+        make_room(entry.parent, outputs.nbytes)
+        _write(entry.with_suffix(".part"), outputs)
+    except OSError as error:
+        _complain(error)
+
+
 def _write(part: Path, outputs: Tensor) -> None:
-    make_room(part.parent, outputs.nbytes)
     file = TensorFile(part)
     try:
         file.finish({_NAME: outputs}, {})
@@ -92,10 +100,8 @@ def _write(part: Path, outputs: Tensor) -> None:
         part.unlink(missing_ok=True)
 
 
-@cache
-def _warn_once(reason: str) -> None:
-    log.warning(
-        "what the teacher makes of the data cannot be put into the cache on disk: %s. Each process "
-        "computes it for itself",
-        reason,
+def _complain(error: OSError) -> None:
+    warn_once(
+        f"what the teacher makes of the data cannot be put into the cache on disk: {error}. Each "
+        "process computes it for itself"
     )

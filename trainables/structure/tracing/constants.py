@@ -60,7 +60,8 @@ class ConstantRun:
             value = self.values[argument]
             if not isinstance(value, Tensor):
                 return False
-            self.read[node, argument] = value.clone()
+            device = argument.meta["val"].device
+            self.read[node, argument] = value.to(device, copy=True)
         written = node.args[0] if node.args else None
         return not (writes_in_place(node) and written in self.values)
 
@@ -104,7 +105,7 @@ class ConstantRun:
 
 
 def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Where constants are computed; they follow the network's other tensors later."""
+    """Where constants are computed; they are held where the network is."""
     if kwargs.get("device") is None:
         return {}
     return {"device": torch.device("cpu")}

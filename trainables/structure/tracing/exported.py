@@ -282,7 +282,8 @@ class _NewGraph:
         self.graph.output(returned)
 
     def used(self) -> dict[str, Any]:
-        """The modules and tensors that the graph uses, by name; what holds others goes."""
+        """The modules and tensors that the graph uses, by name; what reads a tensor for nobody is
+        taken out of it."""
         found = {}
         for node in reversed(self.graph.nodes):
             if node.op not in ("get_attr", "call_module"):

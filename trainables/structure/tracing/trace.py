@@ -21,7 +21,9 @@ RANK = "rank"
 
 _Key = tuple[int, tuple[bool, ...], Hashable]
 """The `id` of a network, the mode of each of its modules, and the shape of its inputs."""
-_KNOWN: ContextVar[dict[_Key, GraphModule] | None] = ContextVar("known graphs", default=None)
+_Known = dict[_Key, tuple[nn.Module, GraphModule]]
+"""Networks with their graphs: while a network is held, no other gets its `id`."""
+_KNOWN: ContextVar[_Known | None] = ContextVar("known graphs", default=None)
 
 
 def trace(model: nn.Module, sample: Tensor | None = None) -> GraphModule:
@@ -39,8 +41,9 @@ def trace(model: nn.Module, sample: Tensor | None = None) -> GraphModule:
         return _with_ranks(model, sample)
     key = _key(model, sample)
     if key not in known:
-        known[key] = _with_ranks(model, sample)
-    return known[key]
+        known[key] = model, _with_ranks(model, sample)
+    _, traced = known[key]
+    return traced
 
 
 @contextmanager

@@ -37,7 +37,8 @@ def trace(model: nn.Module, sample: Tensor | None = None) -> GraphModule:
         UserError: if the network's forward cannot be traced (data-dependent control flow, say).
     """
     known = _KNOWN.get()
-    if known is None:
+    is_traced = isinstance(model, GraphModule)
+    if known is None or is_traced:
         return _with_ranks(model, sample)
     key = _key(model, sample)
     if key not in known:

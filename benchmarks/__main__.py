@@ -14,6 +14,7 @@ BENCHMARKS = {
     "layer_sparsity_mnist": ["layer_sparsity", "--data", "mnist"],
     "block_sparsity": ["block_sparsity"],
     "penalty_steps": ["penalty_steps"],
+    "strength_path": ["strength_path"],
     "packs": ["packs"],
     "compiled": ["compiled"],
     "mapping": ["mapping"],

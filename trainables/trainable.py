@@ -24,7 +24,6 @@ from slimfront.trainables.shipping.network_file import load_tensors, network_fil
 from slimfront.trainables.training.finishing import Trained
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.own_loop import training_of
-from slimfront.trainables.training.refit import Refit
 
 TRAINING_FILE = "training.pt"
 
@@ -139,7 +138,7 @@ class CandidateTrainable(tune.Trainable):
                     break
             self.epoch_runner.leave(training)
             one_shot = training.done or training.epoch in self.order.report_at
-            finished = training.finish(None if training.done else Refit(), one_shot=one_shot)
+            finished = training.finish(one_shot=one_shot)
             data = training.data
             self.networks = [
                 store(

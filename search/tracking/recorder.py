@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -47,6 +47,7 @@ from slimfront.search.tracking.write_queue import (
     unless_impossible,
 )
 from slimfront.trainables.errors import first_line
+from slimfront.trainables.training.finishing import RECOVERY_EPOCHS
 
 log = logging.getLogger(__name__)
 
@@ -256,11 +257,11 @@ class Recorder:
     def _remember(self, event: Event, ledger: Ledger) -> None:
         if isinstance(event, EpochsReported):
             self.epochs += len(event.history)
+        if isinstance(event, NetworkMeasured):
+            self.epochs += _further_epochs(event.measures)
         if isinstance(event, NetworkMeasured | NetworksPruned):
             for network in event.pruned:
-                measures = network["measures"]
-                recovery = measures.get("recovery_epochs", 0)
-                self.epochs += int(recovery)
+                self.epochs += _further_epochs(network["measures"])
         if isinstance(event, TrialEnded) and event.number is not None:
             milliseconds = event.time - self.begun
             minutes = milliseconds / 60_000
@@ -476,3 +477,9 @@ def _number_in(file: Path) -> int:
         return int(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return 0
+
+
+def _further_epochs(measures: Mapping[str, float]) -> int:
+    """For how many epochs a network was trained beside the training that it comes from."""
+    epochs = measures.get(RECOVERY_EPOCHS, 0)
+    return int(epochs)

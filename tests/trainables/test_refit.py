@@ -7,6 +7,7 @@ from slimfront import Candidate, train
 from slimfront.trainables.data import Dataset, Digits, load_once
 from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.models import MLP
+from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.refit import Refit, refit
 from tests.conftest import SMALL_CANDIDATE
 
@@ -66,3 +67,34 @@ def test_a_candidate_is_refitted_after_compaction_and_measured_after_that() -> N
     assert trained.measures["layers"] == plain.measures["layers"] == 2
     assert trained.measures["val_accuracy"] > plain.measures["val_accuracy"]
     assert trained.measures["nonzero_params"] <= plain.measures["nonzero_params"]
+
+
+def test_networks_on_the_way_are_refitted_and_training_does_not_notice() -> None:
+    """A refit of what is reported before the end draws no random number of the training, and says
+    what it cost."""
+
+    def run(when: str) -> tuple[list[dict[str, float]], dict[str, float]]:
+        options = {"epochs": 2, "lr": 0.01, "when": when}
+        candidate = Candidate.model_validate(SMALL_CANDIDATE | {"refit": options})
+        training = Training(candidate)
+        reported = []
+        while not training.done:
+            training.run_epoch()
+            made = training.finish(one_shot=False)
+            reported.append(dict(made.measures))
+        return reported, made.history
+
+    (*early, last), history = run("end")
+    (*refitted, last_again), history_again = run("reports")
+    assert last == last_again
+    assert history == history_again
+    assert "recovery_epochs" not in last
+    for before, after in zip(early, refitted, strict=True):
+        assert "recovery_epochs" not in before
+        assert after["recovery_epochs"] == 2
+        assert after["val_accuracy"] > before["val_accuracy"]
+
+
+def test_a_refit_of_reports_without_epochs_is_refused() -> None:
+    with pytest.raises(ValueError, match="set epochs to 1 or more"):
+        Refit(when="reports")

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, ClassVar, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError
@@ -39,8 +39,9 @@ class ActivePenalty(Protocol):
 class Penalty(Options):
     """Options of a penalty. `strength` is its factor (λ or β); 0 switches it off.
 
-    It is 0 for the first `warmup` epochs, and rises linearly to the full strength over the next
-    `ramp` epochs.
+    It is 0 for the first `warmup` epochs, and rises to the full strength over the next `ramp`
+    epochs: linearly from 0, or by the same factor in each epoch from `ramp_from` of the full
+    strength, so that one training passes through a whole range of strengths.
     """
 
     nothing_to_do: ClassVar[str] = "there is no layer in this network that it acts on"
@@ -50,6 +51,16 @@ class Penalty(Options):
     strength: float = Field(0.0, ge=0)
     warmup: float = Field(0.0, ge=0)
     ramp: float = Field(0.0, ge=0)
+    ramp_from: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _a_ramp_has_a_length(self) -> Self:
+        if self.ramp_from and not self.ramp:
+            raise ValueError(
+                "ramp_from says where a ramp begins, and ramp is 0; set ramp to the epochs over "
+                "which the strength rises"
+            )
+        return self
 
     @property
     def on(self) -> bool:
@@ -63,8 +74,11 @@ class Penalty(Options):
         if self.ramp == 0:
             return 1.0
         since_warmup = epoch - self.warmup
-        risen = since_warmup / self.ramp
-        return min(risen, 1.0)
+        risen = min(since_warmup / self.ramp, 1.0)
+        if self.ramp_from:
+            left = 1 - risen
+            return float(self.ramp_from**left)
+        return risen
 
     def attach(self, model: nn.Module, sample: Tensor) -> ActivePenalty:
         """The penalty on `model`; `sample` (N, *input_shape) is a batch of real inputs to look at

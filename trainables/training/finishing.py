@@ -42,6 +42,9 @@ FurtherTraining = Callable[[nn.Module], list[dict[str, float]]]
 
 ONE_SHOT_SHARE = "one_shot_share"
 """The measure of a network that was pruned in one shot: the share of the weights that it kept."""
+RECOVERY_EPOCHS = "recovery_epochs"
+"""The measure of a network that was trained further by itself, beside the training that it comes
+from: for how many epochs."""
 CHECKED_INPUTS = 1024
 """Compaction is checked on at most so many validation inputs: the features of all of them at once
 would fill a memory."""
@@ -95,7 +98,8 @@ class Finishing:
 
         Returns:
             The compact network, its measures with metrics and `layers_merged`, and the metrics of
-            the refit, as epochs that go on counting from those of training.
+            the refit, as epochs that go on counting from those of training; of a refit on the way,
+            its measures have their number alone.
 
         Raises:
             TrialFailure: if compaction changed the outputs on the validation inputs, or refit
@@ -116,6 +120,9 @@ class Finishing:
         network = compacted.network
         report = compacted.report
         measures = self._measures(network, inputs, sizes)
+        if history and not is_over:
+            measures[RECOVERY_EPOCHS] = len(history)
+            history = []
         measures["layers_merged"] = report.count("merged")
         trained = Trained(history, compacted, measures)
         if not one_shot:
@@ -258,7 +265,7 @@ class Finishing:
             sizes = measure(network, inputs)
         measures = self._measures(network, inputs, sizes)
         if epochs:
-            measures["recovery_epochs"] = epochs
+            measures[RECOVERY_EPOCHS] = epochs
         merged = trained.measures["layers_merged"] + report.count("merged")
         measures["layers_merged"] = merged
         measures[ONE_SHOT_SHARE] = kept / pruning.alive

@@ -2,8 +2,8 @@
 `finishing` does."""
 
 import math
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -187,22 +187,23 @@ class Training(BatchStep):
         """Compacts the network as it is now, refits it if asked to, measures it, prunes it further;
         `self.model` stays as it is.
 
-        Training can go on afterwards: a network of any epoch can be measured as it would ship.
+        Training can go on afterwards, as if this had not been: a network of any epoch can be
+        measured as it would ship.
 
         Args:
-            refit_options: the candidate's if None.
+            refit_options: if None, the candidate's, at the end or where they ask for it.
             one_shot: whether to prune it further in one shot, as the candidate says.
 
         Returns:
             As `Finishing.finish`, and raises as it does.
         """
-        options = refit_options or self.candidate.refit
+        options = refit_options or self._refit_now()
         if self.options.epochs == 0 and not self.pruned:
             self.prune_untrained()
             self.pruned = True
 
         def further(network: nn.Module, options: Refit) -> list[dict[str, float]]:
-            with self.own_rng_state():
+            with self._aside(), self.own_rng_state():
                 return refit(
                     network,
                     self.taught,
@@ -237,6 +238,27 @@ class Training(BatchStep):
             is_over=self.done,
             recover=recovered,
         )
+
+    def _refit_now(self) -> Refit:
+        """How a network is refitted that is reported now."""
+        options = self.candidate.refit
+        if self.done or options.when == "reports":
+            return options
+        return Refit()
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """What draws random numbers here does not change the training that goes on after it."""
+        streams = (self.shuffler, self.augmenter)
+        states = [stream.get_state() for stream in streams]
+        noise = dict(self.rng_state)
+        try:
+            yield
+        finally:
+            if not self.done:
+                for stream, state in zip(streams, states, strict=True):
+                    stream.set_state(state)
+                self.rng_state = noise
 
     def close(self) -> None:
         """Takes the penalties' hooks off the network."""

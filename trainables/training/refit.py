@@ -4,9 +4,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from slimfront.trainables.data import Dataset
@@ -26,10 +27,25 @@ from slimfront.trainables.training.optimizers import (
 
 class Refit(Options):
     """How the compact network is trained further: `epochs` (0: not at all), from learning rate `lr`
-    down to 0 on a cosine."""
+    down to 0 on a cosine.
+
+    `when: end` refits the network at the end of training alone; `when: reports` a copy of each that
+    is reported on the way as well, which training itself does not notice: with a penalty that
+    rises (`ramp_from`), these are networks for a whole range of strengths.
+    """
 
     epochs: int = Field(0, ge=0)
     lr: float = Field(1e-3, gt=0)
+    when: Literal["end", "reports"] = "end"
+
+    @model_validator(mode="after")
+    def _what_is_refitted_has_epochs(self) -> Self:
+        if self.when == "reports" and self.epochs == 0:
+            raise ValueError(
+                "when: reports refits each network that is reported, and epochs is 0; set epochs "
+                "to 1 or more"
+            )
+        return self
 
 
 def refit(

@@ -19,7 +19,6 @@ from slimfront.trainables.data import Dataset
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.training.finishing import ONE_SHOT_SHARE, Trained
 from slimfront.trainables.training.own_loop import training_of
-from slimfront.trainables.training.refit import Refit
 
 log = logging.getLogger(__name__)
 
@@ -213,8 +212,7 @@ def train_again(
     try:
         while not training.done and training.epoch < epoch:
             training.run_epoch()
-        refit = None if training.done else Refit()
-        trained = training.finish(refit, one_shot=False)
+        trained = training.finish(one_shot=False)
         networks: dict[int, Trained] = {}
         for step, share in shares.items():
             networks[step] = trained

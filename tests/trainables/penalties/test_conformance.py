@@ -148,6 +148,15 @@ def test_the_strength_warms_up_and_ramps_up(name: str) -> None:
     assert PENALTIES[name](strength=1.0).scale(0) == 1
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_ramp_from_a_share_rises_by_the_same_factor_in_each_epoch(name: str) -> None:
+    options = PENALTIES[name](strength=3.0, warmup=1, ramp=2, ramp_from=0.01)
+    found = [options.scale(epoch) for epoch in (0, 1, 2, 3, 9)]
+    assert found == pytest.approx([0, 0.01, 0.1, 1, 1])
+    with pytest.raises(ValueError, match="set ramp to the epochs"):
+        PENALTIES[name](strength=3.0, ramp_from=0.01)
+
+
 @pytest.mark.parametrize("name", GROUP_NAMES)
 def test_exact_zeros_appear_under_the_proximal_form(name: str) -> None:
     before = int((parameters(network()) == 0).sum())

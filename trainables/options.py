@@ -48,6 +48,14 @@ class Options(BaseModel):
                     )
         return data
 
+    def range_of(self, name: str) -> dict[str, float | bool] | None:  # noqa: ARG002
+        """The range that a search tries for one of these options where it is left to them, as
+        `space` has it: `low`, `high` and `log`; None if they have none for it.
+
+        Raises ValueError, with what would be right, if it depends on another option.
+        """
+        return None
+
 
 @cache
 def _with_factory(what: str, path: str, base: type[Options]) -> type[Options]:

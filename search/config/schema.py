@@ -18,7 +18,7 @@ from slimfront.search.config.objectives import Constraint, Objective, known_obje
 from slimfront.search.config.paths import parts, spelt
 from slimfront.search.config.search_space import SearchSpace
 from slimfront.search.config.settings import Resources, SearchOptions, Tracking
-from slimfront.search.config.space import Parameter, set_paths
+from slimfront.search.config.space import Parameter, set_paths, with_own_ranges
 from slimfront.search.config.space_checks import check_nothing_secret, check_space, check_starts
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import shorten
@@ -60,8 +60,9 @@ class Config(Candidate):
 
     @field_validator("space", mode="before")
     @classmethod
-    def _paths_are_spelt_alike(cls, space: Any) -> Any:
-        """Quotes stand only where a key needs them, so that a path has one spelling."""
+    def _paths_are_spelt_alike(cls, space: Any, info: ValidationInfo) -> Any:
+        """Quotes stand only where a key needs them, so that a path has one spelling; and what is
+        `auto` becomes the range that the option at the path has of its own."""
         if not isinstance(space, Mapping):
             return space
         found: dict[Any, Any] = {}
@@ -70,7 +71,7 @@ class Config(Candidate):
             if name in found:
                 raise ValueError(f"the path {shorten(str(name))} stands twice")
             found[name] = parameter
-        return found
+        return with_own_ranges(found, info.data)
 
     @field_validator("space")
     @classmethod

@@ -17,6 +17,7 @@ from slimfront.search.config.paths import joined, parts, spelt
 from slimfront.search.config.yaml_files import write_value
 from slimfront.trainables.errors import shorten
 from slimfront.trainables.options import Options
+from slimfront.trainables.penalties import PENALTIES
 
 Scalar = bool | int | float | str
 Tree = Mapping[str, Any]
@@ -40,6 +41,11 @@ def _as_list(value: object) -> object:
 
 Allowed = Annotated[tuple[Scalar | None, ...], BeforeValidator(_as_list)]
 """The values of a condition: a list, or just one."""
+
+
+OWN_RANGE = "auto"
+"""In place of a range: that which the option has of its own."""
+_HAVE_ONE = "penalties.NAME.strength and sparsifier.sparsity"
 
 
 class Parameter(Options):
@@ -252,3 +258,48 @@ def _flatten(tree: Tree, above: tuple[str, ...]) -> dict[str, Any]:
             path = joined(keys)
             flat[path] = value
     return flat
+
+
+def with_own_ranges(space: Mapping[Any, Any], sections: Tree) -> dict[Any, Any]:
+    """A space as it is written, with the range of each option that is `auto`.
+
+    Args:
+        sections: of the config, read before.
+
+    Raises:
+        ValueError: for a path without such a range.
+    """
+    found = dict(space)
+    for path, parameter in space.items():
+        if parameter == OWN_RANGE and isinstance(path, str):
+            try:
+                found[path] = _own_range(path, sections)
+            except ValueError as error:
+                raise ValueError(f"'{path}' is auto, and {error}") from None
+    return found
+
+
+def _own_range(path: str, sections: Tree) -> dict[str, float | bool]:
+    """That of the option at a path. Raises ValueError if there is none."""
+    *outer, name = parts(path)
+    holder: Any = sections
+    section, *inside = outer
+    switched_on = section == "penalties" and inside and inside[0] not in sections.get(section, {})
+    if switched_on and inside[0] in PENALTIES:
+        holder = {section: {inside[0]: PENALTIES[inside[0]]()}}
+    for key in outer:
+        if isinstance(holder, Options):
+            holder = getattr(holder, key, None)
+        elif isinstance(holder, Mapping):
+            holder = holder.get(key)
+    if holder is None:
+        missing = joined(tuple(outer))
+        raise ValueError(f"the config has no {missing}, which would say that range; add it")
+    own = None
+    if isinstance(holder, Options):
+        own = holder.range_of(name)
+    if own is None:
+        raise ValueError(
+            f"it has no range of its own; give low and high. What has one: {_HAVE_ONE}"
+        )
+    return own

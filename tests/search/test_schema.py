@@ -20,6 +20,24 @@ from tests.conftest import SMALL_CONFIG
 ROOT = Path(__file__).parents[2]
 
 BAD_VALUES = [
+    (
+        "space",
+        {"penalties.node.strength": "auto"},
+        "'space': 'penalties.node.strength' is auto, and how strong is strong differs from "
+        "training to training; it has a range of its own in units of the training alone: set relative to true",
+    ),
+    (
+        "space",
+        {"training.lr": "auto"},
+        "'space': 'training.lr' is auto, and it has no range of its own; give low and high. What "
+        "has one: penalties.NAME.strength and sparsifier.sparsity",
+    ),
+    (
+        "space",
+        {"distill.weight": "auto"},
+        "'space': 'distill.weight' is auto, and the config has no distill, which would say that "
+        "range; add it",
+    ),
     ("trainings", {}, "unknown key 'trainings'; did you mean 'training'?"),
     ("training.epoch", 3, "in 'training': unknown key 'epoch'; did you mean 'epochs'?"),
     (
@@ -502,3 +520,19 @@ def test_what_came_after_a_config_was_recorded_is_off_when_it_goes_on() -> None:
     assert before.one_shot.refine == 0
     assert before.sparsifier.of == "channels"  # type: ignore[union-attr]
     assert load_recorded(dump(now)) == now
+
+
+def test_what_is_auto_varies_in_the_range_that_the_option_has_of_its_own() -> None:
+    tree = copy.deepcopy(SMALL_CONFIG)
+    tree["penalties"] = {"node": {"relative": True}}
+    tree["sparsifier"] = {"name": "magnitude"}
+    paths = ("penalties.node.strength", "penalties.cka.strength", "sparsifier.sparsity")
+    tree["space"] = dict.fromkeys(paths, "auto")
+    config = Config.model_validate(tree)
+    assert config.distributions() == {
+        "penalties.node.strength": FloatDistribution(0.3, 10, log=True),
+        "penalties.cka.strength": FloatDistribution(1e-5, 1e-2, log=True),
+        "sparsifier.sparsity": FloatDistribution(0.5, 0.98),
+    }
+    recorded = config.space["sparsifier.sparsity"]
+    assert (recorded.low, recorded.high) == (0.5, 0.98)

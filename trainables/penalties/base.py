@@ -159,6 +159,10 @@ def parameter_ref(model: nn.Module, name: str) -> ParameterRef:
     return ParameterRef(holder, leaf)
 
 
+RELATIVE_RANGE = {"low": 0.3, "high": 10.0, "log": True}
+"""Of strengths in units of the training: something begins to go at about 1."""
+
+
 class GroupPenalty(Penalty):
     """A penalty on groups of weights, by its closed-form proximal step (`form: proximal`) or its
     gradient.
@@ -177,6 +181,18 @@ class GroupPenalty(Penalty):
         of_layers = self.layers.values()
         strongest = max([self.strength, *of_layers])
         return strongest > 0
+
+    def range_of(self, name: str) -> dict[str, float | bool] | None:
+        """Of `strength`, in units of the training alone: from where nothing goes yet to where a
+        network of one's own is hardly left."""
+        if name != "strength":
+            return None
+        if not self.relative:
+            raise ValueError(
+                "how strong is strong differs from training to training; it has a range of its own "
+                "in units of the training alone: set relative to true"
+            )
+        return dict(RELATIVE_RANGE)
 
     def strength_of(self, layer: str) -> float:
         """The full strength for the group of a layer."""

@@ -192,6 +192,12 @@ class FeaturePenalty(Penalty):
     every: int = Field(5, ge=1)
     pair_weights: dict[str, dict[str, Annotated[float, Field(ge=0)]]] = Field(default_factory=dict)
 
+    def range_of(self, name: str) -> dict[str, float | bool] | None:
+        """Of `strength`: the one of the papers."""
+        if name != "strength":
+            return None
+        return {"low": 1e-5, "high": 1e-2, "log": True}
+
     @field_validator("samples")
     @classmethod
     def _enough_samples(cls, samples: int) -> int:

@@ -177,6 +177,12 @@ class TargetSparsifier(Sparsifier):
         """Whether the target is above 0."""
         return self.sparsity > 0
 
+    def range_of(self, name: str) -> dict[str, float | bool] | None:
+        """Of `sparsity`: from half of the weights on."""
+        if name != "sparsity":
+            return None
+        return {"low": 0.5, "high": 0.98}
+
 
 SPARSIFIERS: Registry[Sparsifier] = Registry("sparsifier")
 

@@ -24,7 +24,8 @@ BAD_VALUES = [
         "space",
         {"penalties.node.strength": "auto"},
         "'space': 'penalties.node.strength' is auto, and how strong is strong differs from "
-        "training to training; it has a range of its own in units of the training alone: set relative to true",
+        "training to training; it has a range of its own in units of the training "
+        "alone: set relative to true",
     ),
     (
         "space",

@@ -29,7 +29,7 @@ from benchmarks.scale import CONFIG, MEASURES, Nothing
 from slimfront.search.config.loading import load
 from slimfront.search.engine import runner
 from slimfront.search.engine.nodes import start_local_ray
-from slimfront.search.tracking import Recorder
+from slimfront.search.tracking.recorder import Recorder
 from slimfront.search.tracking.server import server_command, server_environment
 
 EPOCHS, METRICS = 20, 12

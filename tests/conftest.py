@@ -130,7 +130,7 @@ def small_config(directory: Path, **changes: Any) -> Config:
 def empty_store() -> bytes:
     """A new SQLite store of MLflow's, which takes a second to make: it replays all versions of its
     tables."""
-    from slimfront.search.tracking import connect
+    from slimfront.search.tracking.store import connect
 
     with tempfile.TemporaryDirectory() as folder:
         connect(f"sqlite:///{folder}/slimfront.db")

@@ -57,7 +57,8 @@ def front(
     tracking_uri: UriOption = "sqlite:///slimfront.db",
 ) -> None:
     """Show the fronts of searches, read from MLflow alone, with hypervolumes on one scale."""
-    from slimfront.search.tracking import compare, connect
+    from slimfront.search.tracking import compare
+    from slimfront.search.tracking.store import connect
 
     if kind is FrontFormat.png and output is None:
         raise UserError("--format png needs --output FILE")
@@ -82,7 +83,8 @@ def register(
     from slimfront.search.record.front.picks import pick as pick_member
     from slimfront.search.record.front.told import show_quality
     from slimfront.search.record.locate import name_in_store
-    from slimfront.search.tracking import compare, connect, models
+    from slimfront.search.tracking import compare, models
+    from slimfront.search.tracking.store import connect
 
     search = name_in_store(search)
     client = connect(_absolute(tracking_uri), writes=True)

@@ -31,7 +31,7 @@ from slimfront.search.record.journal import Journal
 from slimfront.search.record.ledger import Ledger
 from slimfront.search.record.storage import delete
 from slimfront.search.record.trials import MeasuredNetwork, TrialRecord, label
-from slimfront.search.tracking import Recorder
+from slimfront.search.tracking.recorder import Recorder
 from slimfront.trainables.messages import Report
 
 log = logging.getLogger(__name__)

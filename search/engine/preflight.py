@@ -8,7 +8,7 @@ import torch
 
 from slimfront.search.config.schema import Config
 from slimfront.search.record.study import check_database
-from slimfront.search.tracking import check_store
+from slimfront.search.tracking.store import check_store
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.data.look import looked_at

@@ -41,8 +41,9 @@ from slimfront.search.record.session import Session, begin, open_existing
 from slimfront.search.record.starts import starting_values
 from slimfront.search.record.study import open_study
 from slimfront.search.record.trials import label
-from slimfront.search.tracking import Client, Recorder, connect, taking_writes
+from slimfront.search.tracking.recorder import Recorder
 from slimfront.search.tracking.registered import with_weights_in_files
+from slimfront.search.tracking.store import Client, connect, taking_writes
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.messages import TrialOrder
 from slimfront.trainables.options import explain_first

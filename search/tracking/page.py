@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import distributions, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 from torch import nn
@@ -25,7 +25,6 @@ from slimfront.search.record.front.pareto import ranks
 from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.report import as_json
 from slimfront.search.record.trials import MeasuredNetwork, Status
-from slimfront.search.tracking import charts, figures
 from slimfront.search.tracking.models import log_model, mark_front
 from slimfront.search.tracking.story import describe
 from slimfront.search.tracking.write_queue import WriteQueue, making, param, unless_impossible
@@ -33,6 +32,11 @@ from slimfront.trainables.data import load_once
 from slimfront.trainables.redaction import redact_values
 from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.shipping.shipped import shipped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from slimfront.search.tracking.charts import History
 
 log = logging.getLogger(__name__)
 
@@ -174,8 +178,11 @@ class Page:
         as_input = DatasetInput(logged, [training])
         self.client.log_inputs(self.parent, [as_input])
 
-    def refresh(self, ledger: Ledger, history: charts.History) -> None:
+    def refresh(self, ledger: Ledger, history: "History") -> None:
         """What people look at while the search runs."""
+        # What draws is imported where it draws first: a search begins half a second earlier.
+        from slimfront.search.tracking import charts, figures
+
         text = describe(
             search=self.search,
             config=self.config,
@@ -190,7 +197,7 @@ class Page:
             self._draw("history.png", lambda: charts.history_png(history, self.search))
         self._log_json(ledger, 0.0, interrupted=False)
 
-    def _draw(self, name: str, make: Callable[[], Figure]) -> None:
+    def _draw(self, name: str, make: "Callable[[], Figure]") -> None:
         """Logs a picture; what cannot be drawn is left out with a warning, since the rest of the
         page does not depend on it."""
         with tempfile.TemporaryDirectory() as folder:
@@ -219,7 +226,7 @@ class Page:
     def finish(
         self,
         ledger: Ledger,
-        history: charts.History,
+        history: "History",
         seconds: float,
         *,
         interrupted: bool,
@@ -234,12 +241,16 @@ class Page:
             unless_impossible("models", lambda: self._log_networks(ledger, front))
 
     def _log_importances(self, ledger: Ledger) -> None:
+        from slimfront.search.tracking import charts
+
         with making("the importance of what varies"):
             shares = charts.importances(ledger, self.config.distributions())
         if shares:
             self._draw("importance.png", lambda: charts.importance_png(shares, self.search))
 
     def _log_front(self, ledger: Ledger) -> None:
+        from slimfront.search.tracking import figures
+
         uri = self.config.tracking.shown_uri()
         base_url = UI_URL
         if uri.startswith("http"):
@@ -252,13 +263,17 @@ class Page:
 
     def _draw_layers(
         self, stored: Sequence[tuple[MeasuredNetwork, nn.Module]], dense: nn.Module
-    ) -> Figure:
+    ) -> "Figure":
+        from slimfront.search.tracking import charts
+
         quality = self.config.quality()
         return charts.layers_png(stored, dense, self.search, quality.name)
 
     def _log_networks(self, ledger: Ledger, front: list[MeasuredNetwork]) -> None:
         """Models of the front's networks, and which layers they kept; those whose file is lost are
         left out."""
+        from slimfront.search.tracking import charts
+
         stored = []
         for point in front:
             network = charts.load(point, self.config)

@@ -19,6 +19,9 @@ from slimfront.trainables.environment import environment_set
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.redaction import without_secrets
 
+Client = MlflowClient
+"""What a store is used by."""
+
 # The tag that makes the UI open an experiment in its model-training mode, not the GenAI mode.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _CLIENTS = ("botocore", "boto3", "urllib3", "google", "azure")

@@ -9,7 +9,7 @@ from slimfront.search.config.schema import Config
 from slimfront.search.engine.runner import sync_search
 from slimfront.search.record.locate import locate, name_in_store
 from slimfront.search.record.session import begin, open_existing, read_search
-from slimfront.search.tracking import connect
+from slimfront.search.tracking.store import connect
 from slimfront.trainables.errors import UserError
 from tests.search.test_cli import slimfront
 

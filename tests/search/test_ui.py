@@ -11,7 +11,8 @@ import pytest
 
 from slimfront.search.config.schema import Config
 from slimfront.search.record.events import SearchBegan, SessionEnded
-from slimfront.search.tracking import Recorder, connect
+from slimfront.search.tracking.recorder import Recorder
+from slimfront.search.tracking.store import connect
 from slimfront.search.tracking.ui import open_ui
 from slimfront.trainables.errors import UserError
 

@@ -13,7 +13,7 @@ from slimfront.search.engine.progress import Progress
 from slimfront.search.record.events import SessionEnded, TrialInterrupted
 from slimfront.search.record.ledger import SearchResult
 from slimfront.search.record.session import Session
-from slimfront.search.tracking import Recorder
+from slimfront.search.tracking.recorder import Recorder
 from slimfront.trainables.errors import UserError
 
 log = logging.getLogger(__name__)

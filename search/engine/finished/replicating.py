@@ -12,7 +12,8 @@ from slimfront.search.engine.runner import session_recorder
 from slimfront.search.record.events import Event, SessionBegan, SessionEnded
 from slimfront.search.record.ledger import SearchResult
 from slimfront.search.record.session import Session, open_existing
-from slimfront.search.tracking import Recorder, connect, taking_writes
+from slimfront.search.tracking.recorder import Recorder
+from slimfront.search.tracking.store import connect, taking_writes
 from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.models import built

@@ -12,8 +12,8 @@ import torch
 from mlflow import MlflowClient
 
 from slimfront.search.record.trials import MeasuredNetwork, TrialRecord
-from slimfront.search.tracking import connect
 from slimfront.search.tracking.models import log_model
+from slimfront.search.tracking.store import connect
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.data import load_once
 from slimfront.trainables.inputs import Several

@@ -17,9 +17,10 @@ from slimfront.search.config.schema import Config
 from slimfront.search.record import fencing
 from slimfront.search.record.events import KINDS, Event
 from slimfront.search.record.fencing import Fence
-from slimfront.search.tracking import Recorder, connect, recorder, write_queue
+from slimfront.search.tracking import recorder, write_queue
 from slimfront.search.tracking.page import Page
-from slimfront.search.tracking.store import open_experiment
+from slimfront.search.tracking.recorder import Recorder
+from slimfront.search.tracking.store import connect, open_experiment
 from slimfront.trainables.data import DATA, load_once
 from slimfront.trainables.errors import UserError
 from tests.marks import often

@@ -13,7 +13,8 @@ from slimfront.search.config.schema import Config
 from slimfront.search.engine.progress import Progress
 from slimfront.search.engine.runner import run_search, sync_search
 from slimfront.search.record.ledger import Ledger
-from slimfront.search.tracking import connect, recorder, write_queue
+from slimfront.search.tracking import recorder, write_queue
+from slimfront.search.tracking.store import connect
 from tests.conftest import small_config
 from tests.search.servers import Server
 from tests.search.tracking.test_recorder import check_story, record, story

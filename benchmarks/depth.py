@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from benchmarks.common import KEEP, Goal, Kept, Outcome, Spread, at_least, at_most, run, spread
+from benchmarks.depth_rival import chosen, tables, without
 from benchmarks.pictures import depth_before_and_after
 from benchmarks.width import ROOT, made_splits, splits, trained_as_peers
 from benchmarks.width_networks import (
@@ -59,6 +60,11 @@ can merge. The first is compared with a network that is as shallow from the star
 DRAWN = {"ResNet-20": ("cosine", 4), "MobileNetV2": ("entropy", 3)}
 """What closes in the networks of the picture."""
 WHILE_TRAINING = "{}, while training: {}"
+BY_TABLES = {"ResNet-20": 1.6, "MobileNetV2": 1.8}
+"""The speed-up at batch 1 that the rival is asked for: that of what closes while training."""
+LAYERMERGE = "as LayerMerge, by tables"
+TABLE_STEPS = 25
+"""How long the rival trains each network of its tables: half of an epoch."""
 ONE_COSINE, FROM_SCRATCH = "dense, one cosine", "as shallow, from scratch"
 FAST = 1.6
 """The speed-up at batch 1 from which on accuracy is compared with that of the whole network."""
@@ -72,25 +78,32 @@ EXAMPLES = 512
 
 @dataclass(frozen=True)
 class Job:
-    """A network of a seed: from which each criterion takes out as many blocks, or in which, if
-    `while_training`, layers close."""
+    """A network of a seed: from which each criterion takes out as many blocks `afterwards`, in
+    which layers close `while training`, or from which a rival takes them out `by tables`."""
 
     network: str
     seed: int
     epochs: int
     data: str
     """The file of the splits."""
-    while_training: bool = False
+    kind: str = "afterwards"
 
     @property
     def key(self) -> str:
         """What its results are kept by."""
         of = f"{self.network}; {self.seed}; {self.epochs}"
-        return f"{of}; while training" if self.while_training else of
+        return of if self.kind == "afterwards" else f"{of}; {self.kind}"
 
 
-def trained(network: nn.Module, data: Splits, recipe: Recipe, seed: int, epochs: int) -> nn.Module:
-    """Trains a network in place."""
+def trained(
+    network: nn.Module,
+    data: Splits,
+    recipe: Recipe,
+    seed: int,
+    epochs: int,
+    most: int | None = None,
+) -> nn.Module:
+    """Trains a network in place, for so many steps at the `most`."""
     network.train()
     optimizer = torch.optim.SGD(
         network.parameters(),
@@ -99,7 +112,11 @@ def trained(network: nn.Module, data: Splits, recipe: Recipe, seed: int, epochs:
         weight_decay=recipe.weight_decay,
     )
     steps = steps_of(data, recipe, epochs)
+    if most is not None:
+        steps = min(steps, most)
     for step, inputs, labels in batches(data, recipe, seed, epochs):
+        if step == steps:
+            break
         for group in optimizer.param_groups:
             group["lr"] = cosine(recipe, step, steps)
         optimizer.zero_grad()
@@ -148,8 +165,10 @@ Measured = dict[str, dict[str, float]]
 def fit(job: Job) -> Measured:
     """What becomes of the network in each way, and of the whole one, trained as long."""
     torch.set_num_threads(1)
-    if job.while_training:
+    if job.kind == "while training":
         return fit_while_training(job)
+    if job.kind == "by tables":
+        return fit_by_tables(job)
     recipe = Recipe()
     data = normalised(torch.load(job.data))
     torch.manual_seed(job.seed)
@@ -233,12 +252,36 @@ def fit_while_training(job: Job) -> Measured:
     return found
 
 
+def fit_by_tables(job: Job) -> Measured:
+    """What a rival makes of the trained network, as fast as ours or faster."""
+    data = normalised(splits(job.data))
+    inputs = data["validation"][0][:256]
+    torch.manual_seed(job.seed)
+    network = network_of(job.network, inputs.shape[1])
+    trained(network, data, Recipe(), job.seed, job.epochs)
+    dense = compact(network, inputs).network.eval()
+    short = Recipe(lr=LR_AFTERWARDS)
+
+    def judge(smaller: nn.Module) -> float:
+        trained(smaller, data, short, job.seed + 1, epochs=1, most=TABLE_STEPS)
+        return accuracy(smaller, data["validation"])
+
+    entries = tables(network, inputs, judge)
+    wanted = BY_TABLES[job.network]
+    smaller = without(network, chosen(entries, wanted), inputs[:3])
+    assert smaller is not None
+    at_once = accuracy(smaller.eval(), data["test"])
+    trained(smaller, data, short, job.seed + 1, AFTERWARDS)
+    small = compact(smaller, inputs).network.eval()
+    return {LAYERMERGE: measured(small, dense, data) | {"at once": at_once}}
+
+
 def draw(networks: Sequence[str], file: str, epochs: int, path: Path) -> None:
     """One network of each kind before and after its layers have closed, trained for the picture."""
     inputs = normalised(splits(file))["validation"][0]
     pairs = {}
     for network in networks:
-        job = Job(network, FIRST_SEED, epochs, file, while_training=True)
+        job = Job(network, FIRST_SEED, epochs, file, "while training")
         whole = network_of(network, inputs.shape[1]).eval()
         criterion, count = DRAWN[network]
         depth = {"layers": count, "criterion": criterion}
@@ -271,9 +314,9 @@ def depth(arguments: argparse.Namespace) -> Outcome:
         file = str(Path(folder, "splits.pt"))
         torch.save(made_splits(Path(arguments.data, "cifar10")), file)
         work = [
-            Job(network, seed, epochs, file, while_training)
+            Job(network, seed, epochs, file, kind)
             for network in networks
-            for while_training in (False, True)
+            for kind in ("afterwards", "by tables", "while training")
             for seed in range(FIRST_SEED, FIRST_SEED + seeds)
         ]
         if arguments.picture:
@@ -338,6 +381,7 @@ def _closing_goals(network: str, found: Found) -> list[Goal]:
     for other in (afterwards, FROM_SCRATCH):
         above = _points(network, first, found) - _points(network, other, found)
         goals.append(at_least(f"{network}: points of '{first}' above '{other}'", above, 0.0))
+    goals += _beside_the_rival(network, found)
     fast = [way for way in closing if _mean(found[(network, way)], "speedup 1") >= FAST]
     if not fast:
         speed = max(_mean(found[(network, way)], "speedup 1") for way in closing)
@@ -345,6 +389,19 @@ def _closing_goals(network: str, found: Found) -> list[Goal]:
     best = _best(network, fast, found)
     below = _points(network, ONE_COSINE, found) - _points(network, best, found)
     return [*goals, at_most(f"{network}: points of '{best}' below '{ONE_COSINE}'", below, 1.0)]
+
+
+def _beside_the_rival(network: str, found: Found) -> list[Goal]:
+    """What closes while training beside what tables choose: as good, and faster."""
+    ours = WHILE_TRAINING.format(*DRAWN[network])
+    where = f"{network}: '{ours}' beside '{LAYERMERGE}'"
+    above = _points(network, ours, found) - _points(network, LAYERMERGE, found)
+    mine = _mean(found[(network, ours)], "speedup 1")
+    theirs = _mean(found[(network, LAYERMERGE)], "speedup 1")
+    return [
+        at_least(f"{where}: points above", above, 0.0),
+        at_least(f"{where}: times as fast at batch 1", mine / theirs, 1.0),
+    ]
 
 
 def _best(network: str, methods: Sequence[str], found: Found) -> str:

@@ -41,7 +41,8 @@ def outputs_once(network: nn.Module, inputs: Tensor, made: Made) -> Tensor:
         network: whose weights count; `made` is by this network.
     """
     started = time.perf_counter()
-    probe = made(inputs[:_PROBED])
+    of_few = made(inputs[:_PROBED])
+    probe = of_few.cpu()  # waits for a GPU
     seconds = time.perf_counter() - started
     if seconds * len(inputs) < WORTHWHILE * len(probe):
         return made(inputs)

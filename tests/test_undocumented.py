@@ -12,6 +12,7 @@ from importlib.metadata import version
 import optuna
 import pytest
 import torch
+from ray.tune.execution.tune_controller import TuneController
 from torch import Tensor, fx, nn
 from torch_pruning.dependency import index_mapping
 
@@ -235,3 +236,10 @@ def test_a_new_use_of_what_is_not_documented_is_found() -> None:
 def test_what_is_gone_is_told_with_the_version_and_who_needs_it() -> None:
     with pytest.raises(pytest.fail.Exception, match=r"torch \d.* has no torch:_gone .* mine\.py"):
         test_what_a_library_does_not_document_is_still_there("torch", "torch:_gone", "mine.py")
+
+
+def test_ray_tune_keeps_trials_where_they_are_let_go() -> None:
+    known = TuneController.__init__.__code__.co_names
+    for name in ("_trials", "_stopped_trials", "_trials_to_cache", "_trial_to_actor"):
+        if name not in known:
+            pytest.fail(gone("ray", f"TuneController has no {name}", f"{RAY}/controller.py"))

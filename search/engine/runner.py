@@ -25,6 +25,7 @@ from slimfront.search.engine.preflight import preflight
 from slimfront.search.engine.progress import Progress
 from slimfront.search.engine.proposals import Proposals
 from slimfront.search.engine.ray_internals.controller import starts_are_awaited
+from slimfront.search.engine.ray_internals.quiet import NothingPrinted
 from slimfront.search.engine.ray_internals.slots import shared_processes
 from slimfront.search.engine.ray_internals.snapshots import without_snapshots
 from slimfront.search.engine.room import (
@@ -363,7 +364,7 @@ def _run_trials(
             name=f"session-{session.number}",  # Ray numbers checkpoints from 0 in each
             storage_path=session.folder.root,
             storage_filesystem=session.folder.bucket,
-            callbacks=[observer],
+            callbacks=[observer, NothingPrinted()],
             stop=observer.interrupt,
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(

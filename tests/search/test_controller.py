@@ -1,13 +1,18 @@
 """Processes that take longer to start than a trial takes."""
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.experiment import Trial
 
+from benchmarks.scale import Nothing
+from slimfront.search.engine.progress import Progress
 from slimfront.search.engine.ray_internals.trial_actors import TrialActors
 from slimfront.search.engine.runner import run_search
+from slimfront.search.record.ledger import Ledger
 from slimfront.trainables.trainable import CandidateTrainable
 from tests.conftest import small_config
 from tests.search.clusters import wait_for
@@ -67,6 +72,28 @@ def test_a_process_that_starts_is_waited_for_although_another_could_take_its_tri
     assert min(trained) > 2
     # Of the processes that Ray began to start at once.
     assert {str(actor._default_options.get("runtime_env")) for actor in asked} == {"None"}
+
+
+class Held(Progress):
+    """How many trials Ray Tune holds at the most, when some have ended."""
+
+    most = 0
+
+    def update(self, ledger: Ledger) -> None:
+        if len(ledger.trials) > 12:
+            held = [thing for thing in gc.get_objects() if isinstance(thing, Trial)]
+            self.most = max(self.most, len(held))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_trials_that_have_ended_are_let_go(tmp_path: Path) -> None:
+    """Each would take a hundred kilobytes of the driver's memory until the search is over."""
+    search = {"trials": 24, "sampler": "random", "concurrency": 2}
+    config = small_config(tmp_path, resources={"pack": 1}, search=search)
+    held = Held()
+    result = run_search(config, held, trainable=Nothing)
+    assert len(result.ledger.trials) >= 24
+    assert 0 < held.most < 12
 
 
 @pytest.mark.usefixtures("ray_session")

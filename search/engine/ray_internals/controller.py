@@ -1,5 +1,5 @@
 """Ray Tune's controller, but for one decision: a trial whose own process is starting waits for it;
-and with `TrialActors`.
+with `TrialActors`; and without memory of trials that have ended, of which the journal has all.
 
 Ray Tune hands such a trial the first process that another trial leaves, and stops the one that
 starts. Where trials are shorter than the start of a process (imports on a busy node), no process
@@ -31,7 +31,7 @@ def starts_are_awaited() -> Iterator[None]:
 
 
 class Controller(TuneController):
-    """Ray Tune's, but for that."""
+    """Ray Tune's, but for those."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -46,6 +46,20 @@ class Controller(TuneController):
             return False
         given: bool = super()._maybe_reuse_cached_actor(trial)
         return given
+
+    def step(self) -> None:
+        """As Ray Tune's; whoever was to hear of trials that end in it has heard of them then."""
+        super().step()
+        for trial in list(self._stopped_trials):
+            has_process = trial in self._trial_to_actor
+            if not has_process and not trial.is_saving:
+                self._forget(trial)
+
+    def _forget(self, trial: Trial) -> None:
+        """Lets go of a trial with its reports, of which Ray Tune would keep a hundred kilobytes."""
+        self._stopped_trials.discard(trial)
+        self._trials_to_cache.discard(trial)
+        self._trials.remove(trial)
 
     def _starts(self, trial: Trial) -> bool:
         """Whether a process with the resources of the trial is on its way to it."""

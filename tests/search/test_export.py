@@ -117,7 +117,7 @@ def test_an_int8_network_of_a_search_is_measured_recorded_and_shipped_as_int8(
     data = Digits().load()
     logits = mlflow.pyfunc.load_model(f"models:/{model_id}").predict(
         data.raw(data.test.inputs).numpy()
-    )["logits"]
+    )["output"]
     right = torch.tensor(logits).argmax(1) == data.test.targets
     assert float(right.float().mean()) == pytest.approx(point.tested["test_accuracy"], abs=1e-6)
     monkeypatch.chdir(tmp_path)

@@ -200,7 +200,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Command, d
 def test_every_measure_is_an_objective_of_a_whole_search_with_pictures(searched: Any) -> None:
     folder, _, report = searched
     assert report["objectives"] == CONFIG["objectives"]
-    assert report["trials"] == {"completed": 2, "stopped": 0, "failed": 0}
+    assert report["trials"] == {"completed": 2, "stopped": 0, "failed": 0, "repeated": 0}
     own = report["described"]["energy_mj"]
     assert (own["better"], own["label"]) == ("smaller", "energy, mJ")
     for member in report["front"]:
@@ -253,7 +253,7 @@ def test_a_penalty_and_a_sparsifier_by_import_path_are_searched_over(searched: A
     done = run("search", "parts.yaml", "--json")
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout)
-    assert report["trials"] == {"completed": 3, "stopped": 0, "failed": 0}
+    assert report["trials"] == {"completed": 3, "stopped": 0, "failed": 0, "repeated": 0}
     mine = "penalties.mine.strength"
     strengths = {one["params"][mine] for one in report["front"]}
     assert strengths and all(1e-5 <= value <= 1e-3 for value in strengths)

@@ -435,7 +435,7 @@ def test_a_search_whose_database_goes_away_ends_with_a_sentence_and_goes_on_late
     with pytest.raises(
         UserError,
         match=r"left cannot be kept in .* \(the database of the study: "
-        r".*(terminat|not currently accepting).*\); what is "
+        r".*(terminat|not currently acc).*\); what is "
         r"there is safe: mend that, then `slimfront resume left`",
     ):
         run_search(config, GoesAway(), name="left")

@@ -200,6 +200,17 @@ def unflattened(leaves: list[Any], structure: Any) -> Any:
     return tree_unflatten(leaves, structure)
 
 
+def fixes_the_batch(error: Exception) -> bool:
+    """Whether torch.export says that the code of a network makes the number of inputs a
+    constant."""
+    return "Constraints violated" in str(error)
+
+
+def decides_by_values(error: Exception) -> bool:
+    """Whether torch.export says that the code of a network decides by the values of its inputs."""
+    return "data-dependent" in str(error)
+
+
 @contextmanager
 def quiet_export() -> Iterator[None]:
     """Within, torch.export says nothing: it logs the whole graph that it gave up on."""

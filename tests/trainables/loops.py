@@ -76,3 +76,14 @@ def cleans_up(trial: sf.Trial) -> None:
         ENDED.append("seen")
     finally:
         ENDED.append("cleaned up")
+
+
+def whole_average(trial: sf.Trial) -> None:
+    """Reports the average as torch wraps it."""
+    average = torch.optim.swa_utils.AveragedModel(trial.network)
+    for epoch in trial.epochs_to_come:
+        trial.report(epoch, network=average)
+
+
+def says_words(trial: sf.Trial) -> None:
+    trial.report(1, note="hello")

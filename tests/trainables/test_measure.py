@@ -146,3 +146,46 @@ def test_bilinear_layers_are_counted() -> None:
             return out
 
     assert measure(Pair(), torch.randn(2, 12))["flops"] == 2 * 3 * 5 * (7 + 1)
+
+
+class Queries(nn.Module):
+    """Learned queries, which are one tensor for any number of inputs, look at what is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(1, 4, 16))
+        self.into = nn.Linear(8, 16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.out = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x)
+        queries = self.queries.expand(x.shape[0], -1, -1)
+        seen, _ = self.attention(queries, x, x, need_weights=False)
+        return self.out(seen).mean(1)
+
+
+class LearnedState(nn.Module):
+    """A recurrent layer that begins with a state that is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = nn.Parameter(torch.zeros(1, 1, 16))
+        self.recurrent = nn.GRU(8, 16, batch_first=True)
+        self.out = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.state.expand(-1, x.shape[0], -1).contiguous()
+        _, last = self.recurrent(x, state)
+        return self.out(last[-1])
+
+
+@pytest.mark.parametrize("kind", [Queries, LearnedState])
+def test_a_parameter_may_be_what_a_layer_is_given(kind: type[nn.Module]) -> None:
+    network = kind()
+    inputs = torch.randn(6, 5, 8)
+    assert measure(network, inputs)["flops"] > 0
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    with torch.no_grad():
+        wanted = network.eval()(inputs)
+        assert torch.allclose(compact(network, inputs).network(inputs), wanted, atol=1e-5)

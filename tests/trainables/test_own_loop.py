@@ -46,6 +46,18 @@ def test_it_may_return_before_its_last_epoch() -> None:
     assert len(made.history) == 2
 
 
+def test_an_average_of_the_weights_may_be_reported_as_torch_wraps_it() -> None:
+    """What is kept of the network has the names of the network."""
+    wanted = candidate("whole_average", compaction={"enabled": False})
+    training = OwnTraining(wanted)
+    while not training.done:
+        training.run_epoch()
+    made = training.finish(one_shot=False)
+    training.close()
+    own = training.model.state_dict()
+    assert made.compacted.network.state_dict().keys() == own.keys()
+
+
 def test_it_resumes_bit_exactly(tmp_path: Path) -> None:
     penalties = {"layer": {"strength": 1.0}, "cka": {"strength": 0.01, "every": 2}}
     wanted = candidate(sparsifier=SPARSE | {"name": "rigl"}, penalties=penalties)
@@ -76,6 +88,7 @@ def test_it_resumes_bit_exactly(tmp_path: Path) -> None:
         ("backwards", {}, "epoch 1 comes after epoch 2"),
         ("diverges", {}, "diverged: train_loss is nan in epoch 1"),
         ("not_plain", {}, "state is no tensors and plain data"),
+        ("says_words", {}, "a metric is a number, and 'note' is 'hello' (str)"),
         ("nowhere", {}, "training factory 'tests.trainables.loops:nowhere'"),
     ],
 )

@@ -226,12 +226,28 @@ def _counted_flops(network: nn.Module, run: Callable[[], object]) -> int:
     with (
         plain_attention(),
         without_compiler(),
+        _without_gradients(network),
         FlopCounterMode(display=False) as counter,
         _uncounted(network, counter) as extra,
     ):
         run()
     counted: int = counter.get_total_flops()
     return counted + sum(extra)
+
+
+@contextmanager
+def _without_gradients(network: nn.Module) -> Iterator[None]:
+    """Within, no parameter asks for a gradient: torch's counter hooks on to what a module is given
+    that does, and a view of a parameter that was taken without gradients has nothing to hook on
+    to."""
+    asking = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

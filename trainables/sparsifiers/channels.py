@@ -204,13 +204,15 @@ def _all_groups(model: nn.Module, inputs: Tensor) -> list[AnyGroup]:
 def _groups_taking_part(
     model: nn.Module, inputs: Tensor, exclude: tuple[str, ...]
 ) -> list[AnyGroup]:
-    """The groups that no excluded layer is part of. Raises UserError if there is none."""
+    """The groups that no excluded layer is part of, and of whose units one can go: the last one of
+    a group stays. Raises UserError if there is none."""
     every_weight = prunable_weights(model)
     part = taking_part(model, exclude)
     excluded = every_weight.keys() - part.keys()
     groups = []
     for group in _all_groups(model, inputs):
-        if excluded.isdisjoint(group.parameters):
+        takes_part = excluded.isdisjoint(group.parameters)
+        if takes_part and group.units > 1:
             groups.append(group)
     if not groups:
         reason = _nothing_to_remove(model)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from slimfront.trainables.candidate import Candidate
-from slimfront.trainables.errors import TrialFailure, UserError
+from slimfront.trainables.errors import TrialFailure, UserError, shorten
 from slimfront.trainables.importing import import_by_path
 from slimfront.trainables.training.finishing import Number
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.ranks import Solo
-from slimfront.trainables.training.slimming import Slimming
+from slimfront.trainables.training.slimming import Slimming, unwrapped
 
 Function = Callable[..., object]
 
@@ -249,10 +249,13 @@ class OwnTraining(Training):
                 "and trial.epochs_to_come are those that are left"
             )
         _check_plain(state)
+        numbers = _numbers(metrics)
         self.epoch = epoch
         self.own_state = state
-        self.reporting = network
-        self.metrics = {"epoch": epoch, **{name: float(v) for name, v in metrics.items()}}
+        self.reporting = None
+        if network is not None:
+            self.reporting = unwrapped(network)
+        self.metrics = {"epoch": epoch, **numbers}
         self.reports.release()
         self.turn.acquire()
         if self.stopping:
@@ -312,6 +315,21 @@ class OwnTraining(Training):
         self.own_state = state["own"]
         if state["slimming"] is not None:
             self.resumed = {"model": state["model"], "slimming": state["slimming"]}
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of an epoch. Raises UserError for one that is no number, by name."""
+    found = {}
+    for name, value in metrics.items():
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            kind = type(value).__name__
+            raise UserError(
+                f"trial.report: a metric is a number, and '{name}' is {shorten(repr(value))} "
+                f"({kind})"
+            ) from None
+    return found
 
 
 def _check_plain(state: Any) -> None:

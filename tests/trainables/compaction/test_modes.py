@@ -127,3 +127,53 @@ def test_a_product_with_one_vector_is_no_layer() -> None:
     network, inputs = Scored(), torch.randn(8, 6)
     made = compact(network, inputs).network
     torch.testing.assert_close(made(inputs), network(inputs))
+
+
+class OddSizes(nn.Module):
+    """A batch norm beside a choice by the size of images, which torch.export sees through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.out = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, height, width) to (N, 5)."""
+        if x.shape[-1] % 2:
+            x = F.pad(x, (0, 1))
+        x = self.first(x)
+        x = x + self.second(self.norm(x).relu())
+        out: Tensor = self.out(x.relu().mean((2, 3)))
+        return out
+
+
+class Blurred(nn.Module):
+    """A constant is made in the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.out = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, height, width) to (N, 5)."""
+        x = self.first(x).relu()
+        box = torch.ones(3, 3)[None, None].repeat(8, 1, 1, 1)
+        out: Tensor = self.out(F.conv2d(x, box, groups=8).mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("kind", [OddSizes, Blurred])
+def test_what_does_the_same_in_training_mode_is_not_warned_of(
+    kind: type[nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    images = torch.randn(8, 3, 16, 16)
+    network = compact(model, images).network
+    assert "in training mode" not in caplog.text
+    model.train()
+    network.train()
+    assert torch.allclose(model(images), network(images), atol=1e-5)

@@ -16,6 +16,7 @@ from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting
 from slimfront.trainables.sparsifiers.channels import ActiveChannels
 from slimfront.trainables.structure.attention_modules import Attention
 from slimfront.trainables.structure.head_groups import HeadGroup
+from slimfront.trainables.training.slimming import Slimming
 from tests.trainables.networks import Mixed, Transformer, damage_batch_norms
 from tests.trainables.sparsifiers.made import STEPS, network, sgd, train, with_sparsity
 
@@ -311,3 +312,27 @@ def test_importance_by_gates_is_remembered_from_batch_to_batch_and_by_a_checkpoi
 def test_the_same_share_of_each_group_is_of_channels() -> None:
     with pytest.raises(ValidationError, match="compare: group drops the same share of the chan"):
         with_sparsity("channels", 0.5, compare="group")
+
+
+class OneMap(nn.Module):
+    """Attention to places: the one channel that could go is the last of its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Conv2d(3, 16, 3, padding=1)
+        self.places = nn.Conv2d(2, 1, 3, padding=1)
+        self.out = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x).relu()
+        seen = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+        return self.out((x * self.places(seen).sigmoid()).mean((2, 3)))
+
+
+@pytest.mark.parametrize("of", ["channels", "params", "flops"])
+def test_a_network_of_last_channels_alone_is_refused(of: str) -> None:
+    network = OneMap()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    sparsifier = {"name": "channels", "sparsity": 0.5, "of": of}
+    with pytest.raises(UserError, match="there is no channel in this network that can be removed"):
+        Slimming(network, optimizer, torch.randn(4, 3, 8, 8), steps=5, sparsifier=sparsifier)

@@ -72,3 +72,51 @@ def test_penalties_trace_their_network_once(network: nn.Module, traces: list[nn.
     with sf.Slimming(network, optimizer, INPUTS, steps=10, penalties=penalties) as slim:
         assert all(slim.targets.values())
     assert len(traces) == 1
+
+
+class Tokens(nn.Module):
+    """A learned token before what is given, as many times as there are inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.into = nn.Linear(8, 16)
+        self.out = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.token.expand(len(x), -1, -1)
+        return self.out(torch.cat([tokens, self.into(x)], 1).mean(1))
+
+
+def test_the_number_of_inputs_may_be_asked_for_by_len() -> None:
+    network = Tokens().eval()
+    graph = trace(network, torch.randn(5, 3, 8))
+    for count in (1, 7):
+        inputs = torch.randn(count, 3, 8)
+        assert torch.equal(graph(inputs), network(inputs))
+
+
+class Decides(nn.Module):
+    """Computes what its inputs ask for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) if x.sum() > 0 else x
+
+
+def test_why_a_network_cannot_be_traced_is_said_in_words() -> None:
+    why = r"Decides.forward cannot be traced \(its code decides by the values of its inputs\);"
+    with pytest.raises(sf.UserError, match=why):
+        trace(Decides(), INPUTS)
+
+
+def test_a_loop_is_told_before_it_trains_what_cannot_be_made_compact(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    network = Decides()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    sf.Slimming(network, optimizer, INPUTS, steps=5, sparsifier="magnitude").close()
+    assert "`compact` will not do for this network: Decides.forward cannot be" in caplog.text

@@ -1,9 +1,12 @@
 """What a network does in training mode and not in evaluation mode."""
 
+import hashlib
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.modes.arguments import (
@@ -91,7 +94,9 @@ def _steps(network: GraphModule, followed: set[str]) -> list[_Step]:
             numbers[node] = numbers[source]
             continue
         op = node.op
-        target = node.target
+        target: object = node.target
+        if op == "get_attr":
+            target = _held(network, str(node.target))
         if isinstance(module, ScaledDotProduct):
             op = "call_function"
             target = ATTENTION
@@ -106,6 +111,17 @@ def _steps(network: GraphModule, followed: set[str]) -> list[_Step]:
         )
         steps.append(step)
     return steps
+
+
+def _held(network: GraphModule, name: str) -> object:
+    """What a graph reads: a parameter by its name, and a constant, which is named anew each time
+    that a network is traced, by what it is."""
+    found = attrgetter(name)(network)
+    if not isinstance(found, Tensor) or isinstance(found, nn.Parameter):
+        return name
+    content = found.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    digest = hashlib.sha256(content.numpy().data).digest()
+    return found.dtype, found.shape, digest
 
 
 def _input_of(node: Node) -> Node:

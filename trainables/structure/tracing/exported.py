@@ -8,6 +8,7 @@ modules again, so that all that is known of layers holds for them.
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +21,10 @@ from slimfront.trainables.inputs import Several, joined, tensors
 from slimfront.trainables.precision import as_torch_has_it
 from slimfront.trainables.structure.tracing.called_layers import input_place, layer_of
 from slimfront.trainables.structure.tracing.constants import ConstantRun
+from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.torch_internals import (
+    decides_by_values,
+    fixes_the_batch,
     quiet_export,
     unflattened,
     writes_in_place,
@@ -44,6 +48,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     },
 }
 """Operations that are known by another name, with the same arguments."""
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CHECKS = ("_assert", "sym_constrain", "_guards_fn")
 
 
@@ -61,11 +66,24 @@ def exported(model: nn.Module, sample: Tensor) -> GraphModule:
         CannotExport: if torch.export does not take the network, as where its code decides by the
             values of its inputs.
     """
-    program = _program(model, sample)
+    with _own_statistics(model):
+        program = _program(model, sample)
     try:
         return _as_graph(model, program, sample)
     except (KeyError, ValueError, AttributeError, RuntimeError) as error:
         raise CannotExport(first_line(error)) from error
+
+
+@contextmanager
+def _own_statistics(model: nn.Module) -> Iterator[None]:
+    """Within, torch's batch norms go by the statistics that they have: those of the inputs, and
+    what is counted of them in training mode, would be written out as operations. In the graph they
+    are modules, which follow the mode that they are in."""
+    norms = [module for module in model.modules() if type(module) in _BATCH_NORMS]
+    with ExitStack() as stack:
+        for norm in norms:
+            stack.enter_context(evaluating(norm))
+        yield
 
 
 def writes_elsewhere(traced: GraphModule) -> bool:
@@ -118,17 +136,37 @@ def _program(model: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
     shapes = [{0: batch} for _ in inputs]
     apart = _Apart(model, named)
     apart.training = model.training
+    problem: Exception | None = None
     with quiet_export(), as_torch_has_it(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            program = torch.export.export(
-                apart,
-                args=(inputs,),
-                dynamic_shapes=(shapes,),
-            )
-            return _without_writing(program)
-        except Exception as error:  # torch raises many kinds
-            raise CannotExport(first_line(error)) from None
+        # Strictly, which takes longer, torch reads the code itself, and sees through len(x).
+        for strict in (False, True):
+            try:
+                program = torch.export.export(
+                    apart,
+                    args=(inputs,),
+                    dynamic_shapes=(shapes,),
+                    strict=strict,
+                )
+                return _without_writing(program)
+            except Exception as error:  # torch raises many kinds
+                problem = problem or error
+                if not fixes_the_batch(error):
+                    break
+    assert problem is not None
+    raise CannotExport(_in_words(problem))
+
+
+def _in_words(error: Exception) -> str:
+    """Why torch.export does not take a network, as far as it is known, in words of its author."""
+    if fixes_the_batch(error):
+        return (
+            "it takes no other number of inputs at once than it was traced with; have its code "
+            "take that from x.shape[0]"
+        )
+    if decides_by_values(error):
+        return "its code decides by the values of its inputs"
+    return first_line(error)
 
 
 def _without_writing(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

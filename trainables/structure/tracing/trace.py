@@ -51,6 +51,9 @@ def trace(model: nn.Module, sample: Tensor | None = None) -> GraphModule:
 def traced_once() -> Iterator[None]:
     """Within, a network is traced once for inputs of one shape, in one mode: for looking at a
     network that nobody changes, several times."""
+    if _KNOWN.get() is not None:
+        yield
+        return
     token = _KNOWN.set({})
     try:
         yield

@@ -71,6 +71,7 @@ USED = [
     ("torch", "torch.optim:Optimizer.load_state_dict.__wrapped__", TORCH),
     ("torch", "torch._dynamo.config:skip_nnmodule_hook_guards", TORCH),
     ("torch", "torch._dynamo.config:recompile_limit", TORCH),
+    ("torch", "torch.nn:Linear._register_load_state_dict_pre_hook", TORCH),
     ("torch", "torch._dynamo.exc:TorchDynamoException", TORCH),
     ("torch", "torch.nn.modules.dropout:_DropoutNd", TORCH),
     ("torch", "torch.nn.modules.batchnorm:_NormBase._check_input_dim", TORCH),

@@ -142,6 +142,12 @@ def of_any_rank(norm: nn.Module) -> Iterator[None]:
         del vars(norm)["_check_input_dim"]
 
 
+def forget_load_hooks(module: nn.Module) -> None:
+    """Takes away what translates state dicts when a module loads one, as `weight_norm` leaves it
+    behind: it cannot be pickled."""
+    module._load_state_dict_pre_hooks.clear()
+
+
 def forward_hooks(module: nn.Module) -> dict[int, Any]:
     """The forward hooks of a module, as it has them: what is deleted here is off the module.
 

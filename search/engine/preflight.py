@@ -19,7 +19,7 @@ from slimfront.trainables.penalties.base import check_penalties
 from slimfront.trainables.shipping.formats import need_onnx
 from slimfront.trainables.shipping.stopwatch import Stopwatch
 from slimfront.trainables.training.finishing import measure_own
-from slimfront.trainables.training.rehearsal import check_whole_numbers, rehearse
+from slimfront.trainables.training.rehearsal import rehearse, run_once
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ def preflight(config: Config) -> dict[str, float]:
         data = looked_at(base.data, torch.device("cpu"), base.task)
         _say_how_inputs_are_seen(config, data)
         network = built(base.model, data)
+        run_once(network, data)
         sample = data.prepare(data.validation.inputs[:8])
-        check_whole_numbers(network, sample)
         if base.int8 or "int8" in config.space:
             need_onnx()
         stopwatch = Stopwatch(data, base.latency)

@@ -483,6 +483,14 @@ def test_a_network_that_does_not_fit_is_refused_before_any_trial(tmp_path: Path)
         run_search(small_config(tmp_path, model={"name": "mlp", "width": 1_000_000}))
 
 
+def test_a_network_that_returns_a_mapping_is_refused_with_what_would_be_right(
+    tmp_path: Path,
+) -> None:
+    model = {"factory": "tests.trainables.test_rehearsal:Mapped"}
+    with pytest.raises(UserError, match="returns a dict; it must return one tensor, logits"):
+        run_search(small_config(tmp_path, model=model))
+
+
 @pytest.mark.parametrize(
     ("sparsifier", "space", "message"),
     [

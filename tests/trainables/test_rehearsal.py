@@ -35,6 +35,11 @@ class Mapped(Two):
         return {"logits": self.head(self.hidden(x))}
 
 
+class Forgotten(Two):
+    def forward(self, x: Tensor) -> Any:
+        self.head(self.hidden(x))
+
+
 class Pair(Two):
     def forward(self, x: Tensor) -> Any:
         return self.head(self.hidden(x)), x
@@ -112,6 +117,7 @@ def candidate(kind: str, **changes: Any) -> Candidate:
             {},
             "returns a dict; it must return one tensor, logits, \\(N, 10\\), or task.output",
         ),
+        ("Forgotten", {}, "returns None; its forward must return its outputs"),
         ("Pair", {}, "returns a tuple"),
         ("Auxiliary", {}, "returns a tuple"),
         (

@@ -40,7 +40,7 @@ from slimfront.trainables.structure.channel_groups import ChannelGroup
 from slimfront.trainables.structure.graph import rows
 from slimfront.trainables.structure.head_groups import HeadGroup, head_groups
 from slimfront.trainables.structure.removable import removable_units
-from slimfront.trainables.structure.shared_units import SharedUnits, added
+from slimfront.trainables.structure.shared_units import SharedUnits, added, unknown_operations
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,14 @@ class Channels(Scheduled):
         return ActiveChannels(self, setting)
 
 
-def _nothing_to_remove(model: nn.Module) -> str:
+def _nothing_to_remove(model: nn.Module, inputs: Tensor) -> str:
+    unknown = unknown_operations(model, inputs)
+    if unknown:
+        names = first_few([f"'{name}'" for name in unknown])
+        return (
+            "sparsifier: there is no channel in this network that can be removed, or all are "
+            f"excluded; it is not known here what becomes of channels in {names}"
+        )
     dense = set()
     for name in out_of_reach(model):
         layer, _, _ = name.rpartition(".")
@@ -215,7 +222,7 @@ def _groups_taking_part(
         if takes_part and group.units > 1:
             groups.append(group)
     if not groups:
-        reason = _nothing_to_remove(model)
+        reason = _nothing_to_remove(model, inputs)
         raise UserError(reason)
     return groups
 

@@ -12,14 +12,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_few
 from slimfront.trainables.inputs import in_float64
 from slimfront.trainables.precision import all_of_float32
 from slimfront.trainables.structure.agreement import EXACT, Probe
 from slimfront.trainables.structure.channel_groups import ChannelGroup, channel_groups, remove_units
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.graph import BatchNorm, WeightLayer
-from slimfront.trainables.structure.shared_units import SharedUnits, shared_units
+from slimfront.trainables.structure.shared_units import (
+    SharedUnits,
+    shared_units,
+    unknown_operations,
+)
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +57,7 @@ def removable_units(network: nn.Module, inputs: Tensor) -> list[ChannelGroup | S
         taken.update(group.writers)
     shared = shared_units(network, inputs, taken)
     if failure is not None and not shared:
-        raise failure
+        raise _told_what_is_unknown(failure, network, inputs)
     found = set()
     for units in shared:
         for parameter in units.writers:
@@ -69,6 +73,15 @@ def removable_units(network: nn.Module, inputs: Tensor) -> list[ChannelGroup | S
             ", ".join(stay),
         )
     return [*groups, *shared]
+
+
+def _told_what_is_unknown(failure: UserError, network: nn.Module, inputs: Tensor) -> UserError:
+    """The failure of Torch-Pruning, with what our own graph does not see through either."""
+    unknown = unknown_operations(network, inputs)
+    if not unknown:
+        return failure
+    names = first_few([f"'{name}'" for name in unknown])
+    return UserError(f"it is not known here what becomes of channels in {names}, and {failure}")
 
 
 def removable_groups(

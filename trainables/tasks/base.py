@@ -304,6 +304,8 @@ class Task(Options):
         Raises:
             UserError: if it is not what the task takes; the message says what would be right.
         """
+        if found is None:
+            raise UserError("the network returns None; its forward must return its outputs")
         if not isinstance(found, Tensor):
             kind = type(found).__name__
             wanted = self.shape_of_outputs(targets, outputs)

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 from torch import Tensor
 
-from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.errors import UserError, first_line, shorten
 from slimfront.trainables.importing import import_by_path
 from slimfront.trainables.options import Options
 
@@ -126,11 +126,18 @@ class OfFunction(Whole):
         targets = torch.cat(self.targets)
         try:
             given = self.function(outputs, targets)
-            found = torch.as_tensor(given)
         except Exception as error:
             kind = type(error).__name__
             reason = first_line(error)
             raise UserError(f"the metric '{self.name}' raised {kind}: {reason}") from error
+        try:
+            found = torch.as_tensor(given)
+        except (RuntimeError, TypeError, ValueError):
+            kind = type(given).__name__
+            raise UserError(
+                f"the metric '{self.name}' gave {shorten(repr(given))} ({kind}); it must give one "
+                "number"
+            ) from None
         if found.numel() != 1:
             shape = tuple(found.shape)
             raise UserError(f"the metric '{self.name}' gave {shape} numbers; it must give one")

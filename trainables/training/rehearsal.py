@@ -60,7 +60,7 @@ def rehearse(candidate: Candidate, device: torch.device | str = "cpu") -> None:
     if distill is not None and distill.waits(candidate.model):
         candidate = candidate.model_copy(update={"distill": distill.untrained(candidate.model)})
     data = looked_at(candidate.data, torch.device(device), candidate.task)
-    _run_once(candidate, data)
+    _build_and_run(candidate, data)
     # The network as the user wrote it: traced, it goes one way for all inputs.
     whole = candidate.model_copy(update={"depth": candidate.depth.when_trained()})
     with _naming(None, "the network cannot be trained"):
@@ -73,14 +73,23 @@ def rehearse(candidate: Candidate, device: torch.device | str = "cpu") -> None:
         _close_layers(candidate, device)
 
 
-@torch.no_grad()
-def _run_once(candidate: Candidate, data: Dataset) -> None:
+def _build_and_run(candidate: Candidate, data: Dataset) -> None:
     """Before sparsifiers and penalties look at the network, which fail in words of their own."""
     with torch.random.fork_rng():
         with _naming(None, "the network cannot be built"):
             network = built(candidate.model, data)
             network.to(data.device)
-            network.eval()
+        run_once(network, data)
+
+
+@torch.no_grad()
+def run_once(network: nn.Module, data: Dataset) -> None:
+    """Runs a network on a few training examples, and takes the metrics of what it makes of them.
+
+    Raises:
+        UserError: if it does not take them, or makes anything else than the task needs.
+    """
+    with evaluating(network), torch.random.fork_rng():
         stored = data.train.inputs[:_SAMPLES]
         sample = data.prepare(stored)
         check_whole_numbers(network, sample)

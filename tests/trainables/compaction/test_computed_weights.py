@@ -1,5 +1,7 @@
 """Weights that a network's own code computes from its parameters."""
 
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -72,3 +74,12 @@ def test_a_parameter_that_is_read_elsewhere_too_stays_one(count: int) -> None:
     made = compact(before, inputs).network
     assert sum(p.numel() for p in made.parameters()) == 64 + 27
     torch.testing.assert_close(made(inputs[:count]), before(inputs[:count]))
+
+
+def test_a_compact_network_of_computed_weights_can_be_pickled() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 16))
+    model = nn.Sequential(layer, nn.ReLU(), nn.Linear(16, 3)).eval()
+    inputs = torch.randn(6, 8)
+    network = pickle.loads(pickle.dumps(compact(model, inputs).network))
+    with torch.no_grad():
+        assert torch.allclose(network(inputs), model(inputs), atol=1e-6)

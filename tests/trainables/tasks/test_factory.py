@@ -92,6 +92,10 @@ def raises(outputs: Tensor, targets: Tensor) -> Tensor:
     raise ValueError("no such luck\nat all")
 
 
+def nothing(outputs: Tensor, targets: Tensor) -> None:
+    """A return that was forgotten."""
+
+
 def a_list(outputs: Tensor, targets: Tensor) -> list[float]:
     return [0.0]
 
@@ -289,6 +293,13 @@ def test_a_loss_and_metrics_of_the_users_own_are_taken() -> None:
                 "metrics": {"factory": f"{HERE}:per_class", "better": "larger"},
             },
             r"the metric 'per_class' gave \(3,\) numbers; it must give one",
+        ),
+        (
+            {
+                "name": "classification",
+                "metrics": {"factory": f"{HERE}:nothing", "better": "larger"},
+            },
+            r"the metric 'nothing' gave None \(NoneType\); it must give one number",
         ),
         (
             {

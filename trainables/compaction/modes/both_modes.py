@@ -20,6 +20,7 @@ from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.tracing.trace import trace
 from slimfront.trainables.tasks.evaluating import evaluating
+from slimfront.trainables.torch_internals import forget_load_hooks
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def _compute_weights(module: nn.Module) -> None:
         weights[name] = weight.detach()
     kind = type_before_parametrizations(module)
     del module.parametrizations
+    forget_load_hooks(module)
     module.__class__ = kind
     for name, values in weights.items():
         parameter = nn.Parameter(values.clone())

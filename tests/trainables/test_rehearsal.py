@@ -130,11 +130,6 @@ def candidate(kind: str, **changes: Any) -> Candidate:
         ("Draws", {}, "draws random numbers in evaluation mode"),
         ("Needs", {}, "Needs raised TypeError.*'mask'"),
         (
-            "Multiplied",
-            {"sparsifier": {"name": "channels", "sparsity": 0.5, "importance": "taylor"}},
-            r"'stem'.*sparsifier\.exclude: \[stem\]",
-        ),
-        (
             "normed",
             {"training": {"epochs": 1, "batch_size": 359}},
             r"last batch of an epoch, of 1 example: '2' \(BatchNorm1d\)",
@@ -152,16 +147,11 @@ def test_what_fails_is_one_sentence_before_training(
     assert capfd.readouterr() == ("", "")
 
 
-def test_channels_that_torch_pruning_cannot_rank_have_gates() -> None:
-    rehearse(candidate("Multiplied", sparsifier={"name": "channels", "sparsity": 0.5}))
-
-
-def test_the_advice_of_the_refusal_of_a_shared_channel_leads_somewhere() -> None:
-    rehearse(
-        candidate(
-            "Multiplied", sparsifier={"name": "channels", "sparsity": 0.5, "exclude": ["stem"]}
-        )
-    )
+@pytest.mark.parametrize("importance", ["gate", "taylor"])
+def test_channels_that_all_stay_need_no_rank(importance: str) -> None:
+    """The stem's go together, as one unit, which Torch-Pruning cannot rank: the last one stays."""
+    sparsifier = {"name": "channels", "sparsity": 0.5, "importance": importance}
+    rehearse(candidate("Multiplied", sparsifier=sparsifier))
 
 
 def test_a_built_in_network_with_a_last_batch_of_one_is_refused_and_other_batches_are_not() -> None:

@@ -173,27 +173,23 @@ class Channels(Scheduled):
 
 
 def _nothing_to_remove(model: nn.Module, inputs: Tensor) -> str:
-    unknown = unknown_operations(model, inputs)
-    if unknown:
-        names = first_few([f"'{name}'" for name in unknown])
-        return (
-            "sparsifier: there is no channel in this network that can be removed, or all are "
-            f"excluded; it is not known here what becomes of channels in {names}"
-        )
     dense = set()
     for name in out_of_reach(model):
         layer, _, _ = name.rpartition(".")
         dense.add(layer or name)
+    nothing = (
+        "sparsifier: there is no channel in this network that can be removed, or all are excluded"
+    )
+    unknown = unknown_operations(model, inputs)
+    if not dense and unknown:
+        names = first_few([f"'{name}'" for name in unknown])
+        return f"{nothing}; it is not known here what becomes of channels in {names}"
     if not dense:
-        return (
-            "sparsifier: there is no channel in this network that can be removed, "
-            "or all are excluded"
-        )
+        return nothing
     named = first_few([f"'{name}'" for name in sorted(dense)])
     return (
-        "sparsifier: there is no channel in this network that can be removed, or all are "
-        f"excluded; {named} has weights that no "
-        "sparsifier acts on, and what lies beside such a layer keeps its channels"
+        f"{nothing}; {named} has weights that no sparsifier acts on, and what lies beside such a "
+        "layer keeps its channels"
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.compaction import compact, deserialise, serialise
 from slimfront.trainables.shipping.network_file import check_storable
+from slimfront.trainables.structure.targets.branches import residual_branches
 from slimfront.trainables.structure.targets.layers import hidden_layers
 from slimfront.trainables.structure.tracing.trace import trace
 
@@ -69,3 +70,58 @@ def test_the_units_of_a_perceptron_in_an_encoder_can_be_removed() -> None:
         network.encoder.layers[0].linear1.weight[:7] = 0
     compacted = compact(network, inputs)
     assert dict(compacted.network.named_modules())["encoder.layers.0.linear1"].out_features == 13  # type: ignore[union-attr]
+
+
+class Translated(nn.Module):
+    """torch's transformer, from one sequence to another one."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.transformer = nn.Transformer(12, 3, 1, 2, 20, batch_first=True, **options)
+        self.head = nn.Linear(12, 4)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 5, 12) to (N, 5, 4)."""
+        made = self.transformer(x, x.flip(1), tgt_mask=self.mask, tgt_is_causal=True)
+        out: Tensor = self.head(made)
+        return out
+
+
+class Decoded(nn.Module):
+    """torch's decoder alone, without a norm at its end."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        layer = nn.TransformerDecoderLayer(12, 3, 20, batch_first=True, **options)
+        self.decoder = nn.TransformerDecoder(layer, 2)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, L, 12) to (N, L, 4)."""
+        out: Tensor = self.head(self.decoder(x, x * 2))
+        return out
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("kind", [Translated, Decoded])
+@torch.no_grad()
+def test_decoders_are_seen_through_too(kind: type[nn.Module], norm_first: bool) -> None:
+    torch.manual_seed(0)
+    network, inputs = kind(norm_first=norm_first).eval(), torch.randn(6, 5, 12)
+    check_storable(network, inputs)
+    traced = trace(network, inputs)
+    torch.testing.assert_close(traced(inputs), network(inputs), rtol=1e-4, atol=1e-5)
+    names = [branch.name for branch in residual_branches(traced)]
+    assert sum("multihead_attn" in name for name in names) == 2
+    for module in network.modules():
+        if isinstance(module, nn.TransformerDecoderLayer):
+            module.linear1.weight[:7] = 0
+            module.linear1.bias[:7] = 0
+    params = sum(parameter.numel() for parameter in network.parameters())
+    compacted = compact(network, inputs)
+    assert compacted.report.after["params"] == params - 2 * 7 * 25
+    again = deserialise(serialise(compacted.network))
+    for count in (1, 6):
+        some = inputs[:count]
+        torch.testing.assert_close(again(some), network(some), rtol=1e-4, atol=1e-5)

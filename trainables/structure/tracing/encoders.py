@@ -1,21 +1,28 @@
-"""Tracing through torch's transformer encoders, whose own code torch.fx cannot follow: it chooses
-between kernels."""
+"""Tracing through torch's transformers, encoders and decoders, whose own code torch.fx cannot
+follow: it chooses between kernels, and by masks."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
 from torch import Tensor, fx, nn
 
 from slimfront.trainables.torch_internals import FORWARD_HELPERS, NORM, of_any_rank
 
-_CONTAINERS = (nn.Sequential, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+Masks = dict[str, Any]
+"""The arguments of attention that say what it may look at."""
+
+_CONTAINERS = (
+    *(nn.Sequential, nn.Transformer),
+    *(nn.TransformerEncoder, nn.TransformerEncoderLayer),
+    *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
+)
 _OF_FORWARD = ("forward", "__call__", *FORWARD_HELPERS, "weight", "bias")
 """The forward of a module of torch.nn, and what it calls or reads of itself, which a subclass could
 change."""
 
 
 class Tracer(fx.Tracer):
-    """torch.fx's tracer, which sees the layers within `nn.TransformerEncoderLayer` and
-    `nn.TransformerEncoder`.
+    """torch.fx's tracer, which sees the layers within `nn.Transformer` and its parts.
 
     A subclass of a module of torch.nn that computes what that does is one of them; of any other it
     sees the code.
@@ -30,11 +37,10 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Follows an encoder by what it computes, and any other module as torch.fx does."""
-        if type(m) is nn.TransformerEncoderLayer:
-            return _layer(m, *args, **kwargs)
-        if type(m) is nn.TransformerEncoder:
-            return _encoder(m, *args, **kwargs)
+        """Follows a transformer by what it computes, and any other module as torch.fx does."""
+        computed = _COMPUTED.get(type(m))
+        if computed is not None:
+            return computed(m, *args, **kwargs)
         follow = super().call_module
         if isinstance(m, NORM):
             name = self.path_of_module(m)
@@ -100,27 +106,151 @@ def _layer(
     """Vaswani et al. 2017, arXiv 1706.03762, section 3.1; with `norm_first`, Xiong et al. 2020,
     arXiv 2002.04745, fig. 1b."""
 
+    masks: Masks = {
+        "attn_mask": src_mask,
+        "key_padding_mask": src_key_padding_mask,
+        "is_causal": is_causal,
+    }
+
     def attend(x: Tensor) -> Tensor:
-        masks: dict[str, Any] = {
-            "attn_mask": src_mask,
-            "key_padding_mask": src_key_padding_mask,
-            "is_causal": is_causal,
-        }
-        attended = layer.self_attn(x, x, x, need_weights=False, **masks)[0]
-        out: Tensor = layer.dropout1(attended)
-        return out
+        return _attended(layer.self_attn, layer.dropout1, x, x, masks)
 
     def feed_forward(x: Tensor) -> Tensor:
-        hidden = layer.activation(layer.linear1(x))
-        made = layer.linear2(layer.dropout(hidden))
-        out: Tensor = layer.dropout2(made)
-        return out
+        return _fed_forward(layer, layer.dropout2, x)
 
-    if layer.norm_first:
-        src = src + attend(layer.norm1(src))
-        return src + feed_forward(layer.norm2(src))
-    attended = src + attend(src)
-    src = layer.norm1(attended)
-    made = src + feed_forward(src)
-    out: Tensor = layer.norm2(made)
+    src = _branch(attend, layer.norm1, src, norm_first=layer.norm_first)
+    return _branch(feed_forward, layer.norm2, src, norm_first=layer.norm_first)
+
+
+def _decoder(
+    decoder: nn.TransformerDecoder,
+    tgt: Tensor,
+    memory: Tensor,
+    tgt_mask: Tensor | None = None,
+    memory_mask: Tensor | None = None,
+    tgt_key_padding_mask: Tensor | None = None,
+    memory_key_padding_mask: Tensor | None = None,
+    tgt_is_causal: bool | None = None,
+    memory_is_causal: bool = False,
+) -> Tensor:
+    for layer in decoder.layers:
+        tgt = layer(
+            tgt,
+            memory,
+            tgt_mask=tgt_mask,
+            memory_mask=memory_mask,
+            tgt_key_padding_mask=tgt_key_padding_mask,
+            memory_key_padding_mask=memory_key_padding_mask,
+            tgt_is_causal=bool(tgt_is_causal),
+            memory_is_causal=memory_is_causal,
+        )
+    if decoder.norm is None:
+        return tgt
+    normed: Tensor = decoder.norm(tgt)
+    return normed
+
+
+def _decoder_layer(
+    layer: nn.TransformerDecoderLayer,
+    tgt: Tensor,
+    memory: Tensor,
+    tgt_mask: Tensor | None = None,
+    memory_mask: Tensor | None = None,
+    tgt_key_padding_mask: Tensor | None = None,
+    memory_key_padding_mask: Tensor | None = None,
+    tgt_is_causal: bool = False,
+    memory_is_causal: bool = False,
+) -> Tensor:
+    """As `_layer`, with attention to `memory` between the two branches."""
+    own: Masks = {
+        "attn_mask": tgt_mask,
+        "key_padding_mask": tgt_key_padding_mask,
+        "is_causal": tgt_is_causal,
+    }
+    across: Masks = {
+        "attn_mask": memory_mask,
+        "key_padding_mask": memory_key_padding_mask,
+        "is_causal": memory_is_causal,
+    }
+
+    def attend(x: Tensor) -> Tensor:
+        return _attended(layer.self_attn, layer.dropout1, x, x, own)
+
+    def look(x: Tensor) -> Tensor:
+        return _attended(layer.multihead_attn, layer.dropout2, x, memory, across)
+
+    def feed_forward(x: Tensor) -> Tensor:
+        return _fed_forward(layer, layer.dropout3, x)
+
+    tgt = _branch(attend, layer.norm1, tgt, norm_first=layer.norm_first)
+    tgt = _branch(look, layer.norm2, tgt, norm_first=layer.norm_first)
+    return _branch(feed_forward, layer.norm3, tgt, norm_first=layer.norm_first)
+
+
+def _transformer(
+    transformer: nn.Transformer,
+    src: Tensor,
+    tgt: Tensor,
+    src_mask: Tensor | None = None,
+    tgt_mask: Tensor | None = None,
+    memory_mask: Tensor | None = None,
+    src_key_padding_mask: Tensor | None = None,
+    tgt_key_padding_mask: Tensor | None = None,
+    memory_key_padding_mask: Tensor | None = None,
+    src_is_causal: bool | None = None,
+    tgt_is_causal: bool | None = None,
+    memory_is_causal: bool = False,
+) -> Tensor:
+    memory = transformer.encoder(
+        src,
+        mask=src_mask,
+        src_key_padding_mask=src_key_padding_mask,
+        is_causal=src_is_causal,
+    )
+    made: Tensor = transformer.decoder(
+        tgt,
+        memory,
+        tgt_mask=tgt_mask,
+        memory_mask=memory_mask,
+        tgt_key_padding_mask=tgt_key_padding_mask,
+        memory_key_padding_mask=memory_key_padding_mask,
+        tgt_is_causal=tgt_is_causal,
+        memory_is_causal=memory_is_causal,
+    )
+    return made
+
+
+def _branch(
+    compute: Callable[[Tensor], Tensor], norm: nn.Module, x: Tensor, *, norm_first: bool
+) -> Tensor:
+    """A residual branch with its norm, before it or behind the addition."""
+    if norm_first:
+        return x + compute(norm(x))
+    added = x + compute(x)
+    normed: Tensor = norm(added)
+    return normed
+
+
+def _attended(
+    attention: nn.Module, dropout: nn.Module, x: Tensor, memory: Tensor, masks: Masks
+) -> Tensor:
+    attended = attention(x, memory, memory, need_weights=False, **masks)[0]
+    out: Tensor = dropout(attended)
     return out
+
+
+def _fed_forward(layer: Any, dropout: nn.Module, x: Tensor) -> Tensor:
+    hidden = layer.activation(layer.linear1(x))
+    made = layer.linear2(layer.dropout(hidden))
+    out: Tensor = dropout(made)
+    return out
+
+
+_COMPUTED: Mapping[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Transformer: _transformer,
+    nn.TransformerEncoder: _encoder,
+    nn.TransformerEncoderLayer: _layer,
+    nn.TransformerDecoder: _decoder,
+    nn.TransformerDecoderLayer: _decoder_layer,
+}
+"""What a transformer and its parts compute."""

@@ -23,7 +23,7 @@ from slimfront.trainables.data.normalise import (
 from slimfront.trainables.data.tensor_file import Allocator, in_process, pieces
 from slimfront.trainables.data.text import trimmed
 from slimfront.trainables.data.transforms import Augment, Draws, augment, varied
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.gpu import free_memory, to_device
 from slimfront.trainables.inputs import Call, Several, described, each, shape_of_one
 from slimfront.trainables.options import Options, Registry
@@ -407,15 +407,16 @@ def hold_out(
             indices.numpy(), test_size=count, random_state=options.seed, stratify=stratify
         )
     except ValueError as error:
-        share = "every kind of target"
-        rarest = ""
-        if strata is None:
-            share = "examples"
-        else:
-            rarest = _rarest(task, strata, names)
+        share = "examples"
+        reason = first_line(error)
+        if strata is not None:
+            share = "every kind of target"
+            reason = (
+                f"{_rarest(task, strata, names)}; leave that out, or set data.division to random"
+            )
         raise UserError(
             f"the data set '{options.name}' has too few examples to hold out a share of "
-            f"{fraction:.3g} of {share}: {rarest}{error}"
+            f"{fraction:.3g} of {share}: {reason}"
         ) from None
     return torch.from_numpy(left), torch.from_numpy(held)
 
@@ -441,7 +442,7 @@ def _rarest(task: Task, strata: Tensor, names: Sequence[str]) -> str:
     plural = ""
     if number > 1:
         plural = "s"
-    return f"{which} has {number} example{plural}; "
+    return f"{which} has {number} example{plural}"
 
 
 def _refuse_nothing_left(options: Data, available: int, held: int) -> None:

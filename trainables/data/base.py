@@ -412,7 +412,7 @@ def hold_out(
         if strata is not None:
             share = "every kind of target"
             reason = (
-                f"{_rarest(task, strata, names)}; leave that out, or set data.division to random"
+                f"{_rarest(task, strata, names)}; give more examples, or set data.division to random"
             )
         raise UserError(
             f"the data set '{options.name}' has too few examples to hold out a share of "
